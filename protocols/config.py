@@ -1,0 +1,301 @@
+"""The typed configuration of an experiment: one model for files, the command line, checkpoints and the wire.
+
+An experiment is a TOML file (or a preset's name) plus ``key=value`` overrides. Everything is checked when it is read:
+an unknown key or an impossible value is refused with the key, the value and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "LearnerConfig",
+    "ModelConfig",
+    "StrategyConfig",
+    "TrainConfig",
+    "differences",
+    "parse_override",
+    "read_config",
+]
+
+Scalar = bool | int | float | str
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the text names the key, the value and what would be right."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused and values never change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Component(BaseModel):
+    """A part chosen by ``name``, whose further keys are the chosen part's own settings.
+
+    A bare string stands for the name: ``strategy = "fedadam"``. The settings are checked by whoever builds the part.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(min_length=1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings besides the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class DataConfig(Section):
+    """Which data, cut into which tasks, shared among which clients."""
+
+    name: str = "digits"
+    """``digits`` (embedded), ``cifar100``, ``omniglot``, or ``module:callable``."""
+    dir: str = ""
+    """Folder that holds ``<name>/*.parquet``; empty: ``$FEDKNOW_DATA``."""
+    scenario: Literal["task-incremental", "class-incremental"] = "task-incremental"
+    """Whether a client knows which task a test sample belongs to (the head is sliced) or not."""
+    tasks: int = Field(5, ge=1)
+    classes_per_task: int = Field(0, ge=0)
+    """0: the data set's own groups where it has them (Omniglot's alphabets), else classes divided by tasks."""
+    class_order: Literal["natural", "shuffled"] = "natural"
+    task_order: Literal["same", "shuffled"] = "same"
+    """``shuffled``: every client meets the same tasks in an order of its own."""
+    clients: int = Field(20, ge=1)
+    partition: Literal["paper", "iid", "dirichlet"] = "paper"
+    """``paper``: each client draws some of a task's classes and a fraction of their samples."""
+    classes_min: int = Field(2, ge=1)
+    classes_max: int = Field(5, ge=1)
+    samples: float = Field(0.1, gt=0, le=1)
+    """``paper``: fraction of a class's training samples that one client holds."""
+    test_samples: float = Field(0.1, gt=0, le=1)
+    """Fraction of a class's test samples that one client is scored on."""
+    share: Literal["disjoint", "overlapping"] = "disjoint"
+    """``paper``: whether two clients may hold the same sample."""
+    alpha: float = Field(0.5, gt=0)
+    """``dirichlet``: concentration; small is skewed."""
+
+    @model_validator(mode="after")
+    def _order(self) -> DataConfig:
+        if self.classes_min > self.classes_max:
+            raise ValueError(
+                f"data.classes_min = {self.classes_min} is above data.classes_max = {self.classes_max}; "
+                "lower the first or raise the second"
+            )
+        return self
+
+
+class ModelConfig(Component):
+    """The network: ``cnn6``, ``cnn``, ``mlp``, ``resnet18`` or ``module:callable``; other keys are its settings."""
+
+    name: str = Field("cnn", min_length=1)
+
+
+class TrainConfig(Section):
+    """Local training: what every learner has in common."""
+
+    rounds: int = Field(3, ge=1)
+    """Rounds of each task."""
+    epochs: int = Field(2, ge=1)
+    """Local epochs of each round."""
+    batch_size: int = Field(16, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: float = Field(1e-3, gt=0, le=10)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """SGD's."""
+    weight_decay: float = Field(1e-4, ge=0, le=0.1)
+    """L2 term on the parameters that travel; above 0.1 it destroys training and is refused."""
+    clip_norm: float = Field(0.0, ge=0)
+    """Largest norm of a gradient; 0 leaves gradients alone."""
+    channels_last: bool = True
+    """Memory format of images and convolutions."""
+
+
+class LearnerConfig(Component):
+    """The client's method: ``finetune``, ``fedknow``, ...; other keys are its settings."""
+
+    name: str = Field("fedknow", min_length=1)
+
+
+class StrategyConfig(Component):
+    """The server's method: a Flower strategy by name or ``module:Class``; other keys go to its constructor."""
+
+    name: str = Field("fedavg", min_length=1)
+
+
+class EvaluationConfig(Section):
+    """When and how clients are scored. After each task always."""
+
+    every: int = Field(0, ge=0)
+    """Also after every so many rounds; 0: after each task only."""
+    batch_size: int = Field(256, ge=1)
+    global_model: bool = True
+    """Score the purely global model too (what did not travel is averaged for this purpose alone)."""
+    forward: bool = False
+    """Score tasks not learned yet as well, which forward transfer needs."""
+
+
+class EngineConfig(Section):
+    """How a simulation is run; none of this changes a result."""
+
+    backend: Literal["ray", "inline"] = "ray"
+    workers: int = Field(0, ge=0)
+    """0: one a core."""
+    address: str = ""
+    """Ray cluster to join; empty: a local one."""
+    memory_mb: int = Field(1024, ge=16)
+    """Memory for client states a worker keeps at hand; the rest is read back from the run folder."""
+    on_client_error: Literal["stop", "skip"] = "stop"
+    """What a failed client does to the run: end it, or leave that client's reply out and count it."""
+
+
+class ExperimentConfig(Section):
+    """One experiment, complete: the same configuration and seed give the same numbers wherever it runs."""
+
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: Annotated[DataConfig, BeforeValidator(_by_name)] = DataConfig()
+    model: Annotated[ModelConfig, BeforeValidator(_by_name)] = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    learner: Annotated[LearnerConfig, BeforeValidator(_by_name)] = LearnerConfig()
+    strategy: Annotated[StrategyConfig, BeforeValidator(_by_name)] = StrategyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+
+    def to_toml(self) -> str:
+        """The whole configuration, defaults included, as TOML."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def digest_fields(self) -> dict[str, Any]:
+        """What a result depends on: everything but the engine and the folder the data lie in."""
+        fields = self.model_dump(mode="json", exclude={"engine"})
+        del fields["data"]["dir"]
+        return fields
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Split ``a.b=value``; the value is read as TOML where it is TOML and as a string where it is not.
+
+    Raises
+    ------
+    ConfigError
+        If there is no ``=`` or the key is empty.
+    """
+    key, equals, value = text.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise ConfigError(f"--set {text!r}: write key=value, for example --set train.lr=0.01")
+    try:
+        return path, tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, value.strip()
+
+
+def read_config(source: Mapping[str, Any] | str | os.PathLike[str], overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Read an experiment from a TOML file (or a mapping) and apply ``key=value`` overrides in order.
+
+    Raises
+    ------
+    ConfigError
+        For a missing or malformed file, an unknown key or an impossible value; every problem is listed.
+    """
+    if isinstance(source, Mapping):
+        where, tree = "the configuration", _copy(source)
+    else:
+        where = str(source)
+        try:
+            tree = tomllib.loads(Path(source).read_text("utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{where}: no such file; give a .toml file or a preset (fedknow list presets)") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: not valid TOML: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{where}: cannot be read: {error.strerror}") from None
+    for text in overrides:
+        _assign(tree, *parse_override(text), text)
+    try:
+        return ExperimentConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ConfigError("\n".join([f"{where}:", *(f"  {line}" for line in lines)])) from None
+
+
+def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """The settings that change a result in which two configurations differ, one readable line each."""
+
+    def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in tree.items():
+            out.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+        return out
+
+    a, b = flat(old.digest_fields()), flat(new.digest_fields())
+    return [
+        f"{key}: was {a.get(key, 'not set')!r}, now {b.get(key, 'not set')!r}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, ...) != b.get(key, ...)
+    ]
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` where a known word is near, else nothing."""
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> None:
+    *parents, leaf = path
+    for key in parents:
+        child = tree.get(key, {})
+        if isinstance(child, str) and key in _COMPONENTS:  # learner = "gem", then --set learner.memory=20
+            child = {"name": child}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {text!r}: {key!r} is a value, not a section")
+        tree[key] = child
+        tree = child
+    if leaf in _COMPONENTS and not parents and isinstance(value, str) and isinstance(tree.get(leaf), dict):
+        # Another learner, strategy or model has settings of its own: those of the old one go with it.
+        value = {**tree[leaf], "name": value} if tree[leaf].get("name") == value else {"name": value}
+    if leaf == "data" and not parents and isinstance(value, str) and isinstance(tree.get(leaf), dict):
+        value = {**tree[leaf], "name": value}
+    tree[leaf] = value
+
+
+_COMPONENTS = ("learner", "strategy", "model")
+
+
+def _explain(problem: Any) -> str:
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        section: Any = ExperimentConfig
+        for part in place[:-1]:
+            annotation = section.model_fields[part].annotation
+            section = next((a for a in get_args(annotation) if isinstance(a, type)), annotation)
+        known = list(section.model_fields)
+        return f"{key}: unknown key{closest(place[-1], known)}; {'.'.join(place[:-1]) or 'the file'} has: {', '.join(known)}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{key} = {problem['input']!r}: {problem['msg']}"

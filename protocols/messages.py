@@ -1,0 +1,140 @@
+"""Typed messages between the server and its clients.
+
+A message carries named records. Three kinds of record exist, the same three that Flower has, so that conversion in
+either direction loses nothing (:mod:`fedknow.protocols.flower`); arrays are plain NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = [
+    "ARRAYS",
+    "CONFIG",
+    "END_TASK",
+    "EVALUATE",
+    "FIRST_NODE",
+    "KEPT",
+    "METRICS",
+    "TRAIN",
+    "Arrays",
+    "Config",
+    "Content",
+    "Failure",
+    "Message",
+    "Metrics",
+    "client_of",
+    "nbytes",
+    "node_of",
+]
+
+TRAIN = "train"
+"""One round of local training. Config: ``task``, ``round`` (both from the experiment) and the strategy's own keys."""
+END_TASK = "train.end_task"
+"""The task is over: take the final global parameters and keep what the method keeps. Config: ``task``."""
+EVALUATE = "evaluate"
+"""Score the model on tasks ``0..task``. Config: ``task``, ``scoring`` ("personal" or "global"), ``collect``."""
+
+ARRAYS = "arrays"
+"""Record that holds the parameters that travel (Flower's default key)."""
+KEPT = "kept"
+"""Record that holds parameters a client keeps to itself; sent for scoring the purely global model and nothing else."""
+CONFIG = "config"
+METRICS = "metrics"
+
+FIRST_NODE = 2
+"""Node id of client 0. Ids are stable from run to run; 0 and 1 are Flower's own."""
+
+
+class Arrays(dict[str, np.ndarray]):
+    """Named tensors, in the order of the model's state dict."""
+
+
+class Metrics(dict[str, int | float | list[int] | list[float]]):
+    """Named numbers or lists of numbers."""
+
+
+class Config(dict[str, bool | int | float | str | bytes | list[bool] | list[int] | list[float] | list[str] | list[bytes]]):
+    """Named settings: scalars, text, bytes, or lists of one of these."""
+
+
+Record = Arrays | Metrics | Config
+Content = dict[str, Record]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a client could not answer: a code (Flower's ``ErrorCode``) and a sentence a person can act on."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """One piece of work for a client, or its answer.
+
+    Attributes
+    ----------
+    kind : str
+        :data:`TRAIN`, :data:`END_TASK`, :data:`EVALUATE`, or another Flower message type.
+    node : int
+        Node id of the client: the receiver of work, the sender of an answer.
+    id : str
+        Unique within a run; an answer carries the id of the work in ``reply_to``.
+    group : str
+        The round, as Flower counts it.
+    content : dict
+        Records by name; empty where ``failure`` is set.
+    """
+
+    kind: str
+    node: int
+    id: str
+    reply_to: str = ""
+    group: str = ""
+    content: Mapping[str, Record] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def reply(self, content: Mapping[str, Record]) -> Message:
+        """The answer to this message."""
+        return Message(self.kind, self.node, f"{self.id}:reply", self.id, self.group, content)
+
+    def fail(self, code: int, reason: str) -> Message:
+        """The answer that says why there is none."""
+        return Message(self.kind, self.node, f"{self.id}:reply", self.id, self.group, {}, Failure(code, reason))
+
+    def config(self) -> Config:
+        """The first :class:`Config` record (empty if there is none)."""
+        return next((record for record in self.content.values() if isinstance(record, Config)), Config())
+
+    def arrays(self) -> Arrays:
+        """The first :class:`Arrays` record (empty if there is none)."""
+        return next((record for record in self.content.values() if isinstance(record, Arrays)), Arrays())
+
+
+def node_of(client: int) -> int:
+    """Node id of a client (clients count from 0)."""
+    return client + FIRST_NODE
+
+
+def client_of(node: int) -> int:
+    """Client number of a node id."""
+    return node - FIRST_NODE
+
+
+def nbytes(content: Mapping[str, Record]) -> int:
+    """Payload of a message in bytes: its tensors, and 8 bytes for each number beside them."""
+    total = 0
+    for record in content.values():
+        for value in record.values():
+            if isinstance(value, np.ndarray | bytes | str):
+                total += value.nbytes if isinstance(value, np.ndarray) else len(value)
+            elif isinstance(value, list):
+                total += sum(len(item) if isinstance(item, bytes | str) else 8 for item in value)
+            else:
+                total += 8
+    return total

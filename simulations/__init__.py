@@ -1,0 +1,1 @@
+"""Simulations: the Ray grid and its workers, presets and comparisons."""

@@ -1,0 +1,1 @@
+"""Experiments shipped with fedknow, one TOML file each."""
