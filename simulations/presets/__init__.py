@@ -1,1 +1,33 @@
 """Experiments shipped with fedknow, one TOML file each."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib.resources import files
+
+from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, read_config
+
+__all__ = ["list_presets", "load_preset"]
+
+
+def list_presets() -> dict[str, str]:
+    """Name of each preset and what it is: the comment on the first line of its file."""
+    found = sorted((path for path in files(__name__).iterdir() if path.name.endswith(".toml")), key=lambda p: p.name)
+    return {
+        path.name.removesuffix(".toml"): path.read_text("utf-8").partition("\n")[0].lstrip("# ") for path in found
+    }
+
+
+def load_preset(name: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """The preset of this name with ``key=value`` overrides applied in order.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such preset, or an override is refused.
+    """
+    known = list_presets()
+    if name not in known:
+        raise ConfigError(f"preset {name!r}: there is none of this name{closest(name, known)}; known: {', '.join(known)}")
+    return read_config(tomllib.loads((files(__name__) / f"{name}.toml").read_text("utf-8")), overrides)

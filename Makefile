@@ -1,0 +1,45 @@
+# make demo: install and watch FedKNOW beside FedAvg.   make test: install and run every check.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+SOURCES := pyproject.toml constraints.txt $(wildcard fedknow/* protocols/* client/* client/*/* strategies/* server/* \
+	simulations/* simulations/*/*)
+LEARNERS ?= fedavg,fedknow
+
+export FLWR_TELEMETRY_ENABLED ?= 0
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/fedknow compare digits --learners $(LEARNERS) --seeds 1 --out runs/demo
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p fedknow
+	$(BIN)/lint-imports
+
+# torch comes first and pinned, so that the build pip is configured for is the one that everything else is solved around.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+
+# The two ways to install replace each other, so each forgets the other's stamp.
+$(VENV)/installed: $(SOURCES) | $(BIN)/python
+	$(PIP) '.[sim]'
+	rm -f $(VENV)/installed-dev
+	touch $@
+
+# Strict: mypy and import-linter then see the folders as one package.
+$(VENV)/installed-dev: $(SOURCES) | $(BIN)/python
+	$(PIP) -e '.[dev]' --config-settings editable_mode=strict
+	rm -f $(VENV)/installed
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
