@@ -13,6 +13,7 @@ import numpy as np
 
 __all__ = [
     "ARRAYS",
+    "CLIENT_FAILED",
     "CONFIG",
     "END_TASK",
     "EVALUATE",
@@ -42,6 +43,8 @@ ARRAYS = "arrays"
 """Record that holds the parameters that travel (Flower's default key)."""
 KEPT = "kept"
 """Record that holds parameters a client keeps to itself; sent for scoring the purely global model and nothing else."""
+CLIENT_FAILED = 2
+"""Failure code of work that a client could not do (Flower's CLIENT_APP_RAISED_EXCEPTION)."""
 CONFIG = "config"
 METRICS = "metrics"
 
@@ -57,7 +60,11 @@ class Metrics(dict[str, int | float | list[int] | list[float]]):
     """Named numbers or lists of numbers."""
 
 
-class Config(dict[str, bool | int | float | str | bytes | list[bool] | list[int] | list[float] | list[str] | list[bytes]]):
+class Config(
+    dict[
+        str, bool | int | float | str | bytes | list[bool] | list[int] | list[float] | list[str] | list[bytes]
+    ]
+):
     """Named settings: scalars, text, bytes, or lists of one of these."""
 
 
@@ -105,7 +112,9 @@ class Message:
 
     def fail(self, code: int, reason: str) -> Message:
         """The answer that says why there is none."""
-        return Message(self.kind, self.node, f"{self.id}:reply", self.id, self.group, {}, Failure(code, reason))
+        return Message(
+            self.kind, self.node, f"{self.id}:reply", self.id, self.group, {}, Failure(code, reason)
+        )
 
     def config(self) -> Config:
         """The first :class:`Config` record (empty if there is none)."""

@@ -1,0 +1,111 @@
+"""Learners by name: the methods that run on a client."""
+
+from __future__ import annotations
+
+import importlib
+from inspect import getdoc
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedknow.client.learners.base import Learner, LearnerSettings
+from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
+from fedknow.client.learners.fedknow import FedKnow
+from fedknow.client.models import build_model
+from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, closest
+from fedknow.protocols.seeds import integer
+
+__all__ = ["Learner", "LearnerSettings", "build_learner", "learner_class", "list_learners", "resolve"]
+
+LEARNERS: dict[str, type[Learner]] = {
+    "fedknow": FedKnow,
+    "finetune": Finetune,
+    "fedavg": Finetune,  # the field's name for it
+    "fedper": FedPer,
+    "fedrep": FedRep,
+    "local": Local,
+}
+
+
+def list_learners() -> dict[str, str]:
+    """Name and one line of each learner."""
+    return {name: (getdoc(kind) or "").splitlines()[0] for name, kind in LEARNERS.items()}
+
+
+def learner_class(name: str) -> type[Learner]:
+    """The class behind a learner's name, or behind ``module:Class``.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    if name in LEARNERS:
+        return LEARNERS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"learner.name = {name!r}: no such learner{closest(name, LEARNERS)}; "
+            f"there are: {', '.join(LEARNERS)}, or your own as module:Class"
+        )
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"learner.name = {name!r}: {error}; the module must be importable") from error
+    if not (isinstance(kind, type) and issubclass(kind, Learner)):
+        raise ConfigError(f"learner.name = {name!r}: not a subclass of fedknow.client.learners.Learner")
+    return kind
+
+
+def _settings(config: LearnerConfig) -> LearnerSettings:
+    kind = learner_class(config.name).Settings
+    try:
+        return kind.model_validate(config.options)
+    except ValidationError as error:
+        known = list(kind.model_fields)
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                has = (
+                    f"learner {config.name} has: {', '.join(known)}"
+                    if known
+                    else f"learner {config.name} has none"
+                )
+                lines.append(f"learner.{key}: unknown setting{closest(key, known)}; {has}")
+            else:
+                lines.append(f"learner.{key} = {problem['input']!r}: {problem['msg']}")
+        raise ConfigError("\n".join(lines)) from None
+
+
+def resolve(config: ExperimentConfig) -> ExperimentConfig:
+    """The same experiment with every setting of its learner spelled out.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown learner, an unknown setting or an impossible value.
+    """
+    settings: dict[str, Any] = _settings(config.learner).model_dump()
+    return config.model_copy(update={"learner": LearnerConfig(name=config.learner.name, **settings)})
+
+
+def build_learner(config: ExperimentConfig, shape: tuple[int, int, int], classes: int) -> Learner:
+    """Build an experiment's learner with the initial weights that its seed stands for.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment.
+    shape : tuple of int
+        Shape of a sample: channels, height, width.
+    classes : int
+        Width of the head.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown learner or model, or settings that do not fit.
+    """
+    model = build_model(config.model, shape, classes, integer(config.seed, "model"))
+    return learner_class(config.learner.name)(model, config.train, _settings(config.learner))

@@ -1,0 +1,345 @@
+"""What every learner has in common: plain local training of one client, state in and state out.
+
+A learner is the method on a client. It is pure PyTorch and owns nothing that cannot be saved: between two messages a
+client is its :meth:`Learner.state_dict`, so a virtual client can live on any worker, a device can be rebooted and a
+run can be resumed. One learner object serves any number of clients, one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedknow.client.data.stream import Split, TaskData
+from fedknow.protocols.config import TrainConfig
+
+__all__ = [
+    "Batch",
+    "Diverged",
+    "HeadSlice",
+    "Learner",
+    "LearnerSettings",
+    "Round",
+    "State",
+    "Tensors",
+    "batches",
+]
+
+Tensors = dict[str, Tensor]
+State = dict[str, Any]
+"""Nested dict of tensors, JSON scalars and lists: what :func:`fedknow.client.state.save_state` can store."""
+
+
+class LearnerSettings(BaseModel):
+    """A learner's own settings; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Diverged(RuntimeError):
+    """Training produced a loss that is not a number."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which round of local training this is.
+
+    Attributes
+    ----------
+    number : int
+        Round within the task, from 1; 0 where a client trains for itself at the end of a task.
+    seed : int
+        Seeds the order of batches and dropout; depends on run, client, task and round only.
+    proximal_mu : float
+        Weight of FedProx's term ``mu / 2 * ||w - w_global||^2`` (Li et al., MLSys 2020); 0 without.
+    """
+
+    number: int
+    seed: int
+    proximal_mu: float = 0.0
+
+
+class HeadSlice:
+    """The columns of the head in use, and where each label stands among them.
+
+    Parameters
+    ----------
+    classes : sequence of int
+        Labels in use, in the order of the slice.
+    width : int
+        Number of classes of the whole head.
+    """
+
+    def __init__(self, classes: Sequence[int], width: int) -> None:
+        self.index = torch.tensor(classes, dtype=torch.int64)
+        self._position = torch.full((width,), -1, dtype=torch.int64)
+        self._position[self.index] = torch.arange(len(classes))
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Slice of the logits: float [n, width] -> [n, len(classes)]."""
+        return z.index_select(1, self.index)
+
+    def labels(self, y: Tensor) -> Tensor:
+        """Labels as positions in the slice: int64 [n] -> int64 [n]."""
+        return self._position[y]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step: inputs ``x`` [b, C, H, W], labels ``y`` [b] in the slice, their ``index`` [b] in the task."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    head: HeadSlice
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of one epoch in random order, int64 tensors of at most ``size``."""
+    yield from torch.randperm(count, generator=generator).split(size)
+
+
+class Learner:
+    """Plain local training (a FedAvg client), and the frame for every other method.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With a ``body`` and a ``head`` (:class:`torch.nn.Linear` over all classes).
+    train : TrainConfig
+        What all learners share: epochs, batch size, optimizer, ...
+    settings : LearnerSettings
+        The method's own.
+    """
+
+    Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
+    exchange: ClassVar[Literal["all", "body", "none"]] = "all"
+    """Which parameters are averaged over clients."""
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: LearnerSettings) -> None:
+        self.model = model.to(memory_format=torch.channels_last) if train.channels_last else model
+        self.train = train
+        self.settings = settings
+        self.body = cast(nn.Module, model.body)
+        self.head = cast(nn.Linear, model.head)
+        # Integer buffers (BatchNorm's counters) steer nothing and would come back from an average as fractions.
+        self._names = [name for name, value in model.state_dict().items() if value.is_floating_point()]
+        self._fresh = {
+            name: value.clone() for name, value in model.state_dict().items() if not self.travels(name)
+        }
+        self._trained_task = -1
+
+    # --- what travels ---------------------------------------------------------------------------------------------
+
+    @property
+    def ends_task(self) -> bool:
+        """Whether clients must be told that a task is over (all methods that keep something to themselves)."""
+        return self.exchange != "all"
+
+    def travels(self, name: str) -> bool:
+        """Whether an entry of the model's state dict is averaged over clients."""
+        return self.exchange == "all" or (self.exchange == "body" and name.startswith("body."))
+
+    def send(self) -> Tensors:
+        """Copies of the parameters that travel, in the order of the state dict."""
+        return self._copies(travelling=True)
+
+    def receive(self, arrays: Tensors) -> None:
+        """Put received parameters into the model; others stay.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown or missing, or a shape is another one.
+        """
+        wanted = {name for name in self._names if self.travels(name)}
+        if arrays.keys() != wanted:
+            odd = sorted(arrays.keys() ^ wanted)
+            raise ValueError(
+                f"received parameters do not fit the model: {', '.join(odd[:5])} are missing or unknown"
+            )
+        self._load(arrays)
+
+    def kept(self) -> Tensors:
+        """Copies of the parameters this client keeps to itself."""
+        return self._copies(travelling=False)
+
+    def load_kept(self, arrays: Tensors) -> None:
+        """Replace the parameters that do not travel (for scoring the purely global model)."""
+        self._load(arrays)
+
+    def _copies(self, travelling: bool) -> Tensors:
+        state = self.model.state_dict()
+        return {
+            name: state[name].clone(memory_format=torch.contiguous_format)
+            for name in self._names
+            if self.travels(name) is travelling
+        }
+
+    def _load(self, arrays: Tensors) -> None:
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for name, value in arrays.items():
+                if state[name].shape != value.shape:
+                    raise ValueError(
+                        f"{name} has shape {tuple(value.shape)}, the model's is {tuple(state[name].shape)}"
+                    )
+                state[name].copy_(value)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> State:
+        """All that this client must keep until its next message; empty if everything travels."""
+        kept = self.kept()
+        return {"kept": kept, "trained_task": self._trained_task} if kept else {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Become the client whose state this is; ``{}`` is a client that has never been heard of."""
+        self._load(state.get("kept", self._fresh))
+        self._trained_task = int(state.get("trained_task", -1))
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
+        """One round of local training.
+
+        Returns
+        -------
+        dict
+            ``loss`` and ``accuracy``: means over the samples of the last epoch; and the method's own counts. Every
+            client returns the same keys.
+
+        Raises
+        ------
+        Diverged
+            If the loss is not a number.
+        """
+        generator = torch.Generator().manual_seed(round.seed)
+        torch.manual_seed(round.seed)
+        head = HeadSlice(task.head, self.head.out_features)
+        labels = head.labels(task.train.y)
+        x = (
+            task.train.x.contiguous(memory_format=torch.channels_last)
+            if self.train.channels_last
+            else task.train.x
+        )
+        anchor = (
+            {n: p.detach().clone() for n, p in self.model.named_parameters()} if round.proximal_mu else {}
+        )
+        self.model.train()
+        self.begin(task, round)
+        total, correct = 0.0, 0
+        for epoch in range(self.epochs):
+            self.begin_epoch(epoch)
+            total, correct = 0.0, 0
+            for index in batches(len(labels), self.train.batch_size, generator):
+                batch = Batch(x[index], labels[index], index, head)
+                loss, hits = self.gradient(batch)
+                if not loss < float("inf"):
+                    raise Diverged(
+                        f"loss is {loss} in epoch {epoch + 1}; lower train.lr = {self.train.lr} or set train.clip_norm"
+                    )
+                self._proximal(anchor, round.proximal_mu)
+                if self.train.clip_norm:
+                    nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
+                self.optimizer.step()
+                total += loss * len(index)
+                correct += hits
+        self._trained_task = task.task
+        return {"loss": total / len(labels), "accuracy": correct / len(labels), **self.counts()}
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of one round."""
+        return self.train.epochs
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Before the first epoch of a round: a fresh optimizer, and whatever the method prepares."""
+        self.optimizer = make_optimizer(self.train, self.body.parameters(), self.head.parameters())
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Before each epoch (from 0)."""
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Leave the gradients of one batch in the parameters; return (mean loss, number classified rightly)."""
+        self.optimizer.zero_grad(set_to_none=True)
+        z = batch.head.logits(self.model(batch.x))
+        loss = F.cross_entropy(z, batch.y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+
+    def counts(self) -> dict[str, float]:
+        """The method's own numbers of the round just trained, the same keys from every client."""
+        return {}
+
+    def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
+        """The task is over.
+
+        A client that keeps something to itself but was never chosen in this task trains once now, for itself, so
+        that no method is judged by an untrained head; nothing is sent.
+
+        Returns
+        -------
+        dict
+            ``knowledge-bytes``: what the client keeps about its tasks, in bytes.
+        """
+        if self._trained_task < task.task:
+            self.fit(task, round)
+        return {"knowledge-bytes": 0.0}
+
+    def _proximal(self, anchor: Tensors, mu: float) -> None:
+        for name, parameter in self.model.named_parameters():
+            if name in anchor and parameter.grad is not None and self.travels(name):
+                parameter.grad.add_(parameter.detach() - anchor[name], alpha=mu)
+
+    # --- scoring --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def logits(self, x: Tensor, batch_size: int) -> Tensor:
+        """Logits over the whole head, in evaluation mode: float [n, C, H, W] -> [n, classes]."""
+        self.model.eval()
+        if self.train.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return torch.cat([self.model(part) for part in x.split(batch_size)])
+
+    def score(
+        self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int
+    ) -> list[tuple[int, int, float]]:
+        """Score several test sets with one pass over their samples.
+
+        Parameters
+        ----------
+        splits : sequence of Split
+            Test samples of each task.
+        heads : sequence of sequences of int
+            The classes a prediction may name, for each.
+
+        Returns
+        -------
+        list of (right, total, mean loss), one for each test set
+        """
+        z = self.logits(torch.cat([split.x for split in splits]), batch_size)
+        results = []
+        for part, split, classes in zip(z.split([len(s.y) for s in splits]), splits, heads, strict=True):
+            head = HeadSlice(classes, self.head.out_features)
+            sliced, labels = head.logits(part), head.labels(split.y)
+            loss = F.cross_entropy(sliced, labels).item()
+            results.append((int((sliced.argmax(1) == labels).sum()), len(labels), loss))
+        return results
+
+
+def make_optimizer(
+    train: TrainConfig, body: Iterator[nn.Parameter], head: Iterator[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink old tasks' rows."""
+    groups = [{"params": list(body)}, {"params": list(head), "weight_decay": 0.0}]
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=train.lr, weight_decay=train.weight_decay, foreach=True)

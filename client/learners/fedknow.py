@@ -1,0 +1,277 @@
+"""FedKNOW: federated continual learning with signature task knowledge integration.
+
+Luopan, Han, Zhang, Liu, Wang, Chen, ICDE 2023, arXiv 2212.01738. In three parts:
+
+*extract* (Sec. III-B)
+    at the end of a task keep its signature knowledge, a pruned and fine-tuned copy of the model
+    (:mod:`fedknow.client.learners.knowledge`);
+*restore* (Sec. III-C)
+    for a batch of the current task, the gradient g_i that would keep the model's answers for past task i as its
+    knowledge has them, without any stored sample;
+*integrate* (Sec. III-D)
+    turn the current gradient so that it hurts no signature task: the k past tasks most dissimilar to the current one
+    (:mod:`fedknow.client.learners.integrator`).
+
+The body is shared, the head is personal. What the paper leaves open is a setting with a documented default.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.base import Batch, Learner, LearnerSettings, Round, State, Tensors
+from fedknow.client.learners.integrator import integrate, integrate_one, most_dissimilar
+from fedknow.client.learners.knowledge import Knowledge, extract
+from fedknow.protocols.config import TrainConfig
+
+__all__ = ["FedKnow", "FedKnowSettings", "restored_cotangent", "soft_labels"]
+
+
+class FedKnowSettings(LearnerSettings):
+    """Settings of :class:`FedKnow`."""
+
+    rho: float = Field(0.1, gt=0, le=1)
+    """Fraction of the body's weights a task's knowledge keeps."""
+    k: int = Field(10, ge=1)
+    """Most signature tasks a gradient is integrated with."""
+    temperature: float = Field(2.0, gt=0)
+    """T of the restorer's soft labels."""
+    labels: Literal["soft", "hard"] = "soft"
+    """What the knowledge says of a sample: its distribution at T, or its most likely class."""
+    finetune_epochs: int = Field(3, ge=0)
+    """Epochs of fine-tuning the pruned weights."""
+    extract_from: Literal["local", "global"] = "local"
+    """The model to extract from: this client's own as it last trained it in the task, or the final shared one."""
+    wasserstein: Literal["values", "positions"] = "values"
+    """Reading of the distance that chooses signature tasks (:func:`~.integrator.wasserstein`)."""
+    select: Literal["round", "batch"] = "round"
+    """How often signature tasks are chosen; matters only with more than k past tasks."""
+    integrator: Literal["qp", "sum", "off"] = "qp"
+    """``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for ablation."""
+    post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
+    """Integration of the gradient at the received model, g_a, with that at the model last trained here, g_b: not at
+    all, in the first local epoch, or in an epoch of its own before it."""
+
+
+def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
+    """What knowledge says of samples, as a distribution: logits float [n, c] -> probabilities [n, c]."""
+    if settings.labels == "hard":
+        return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
+    return (logits / settings.temperature).softmax(1)
+
+
+def restored_cotangent(z: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Gradient, by the logits, of the loss that a past task's knowledge puts on a batch.
+
+    For ``l = -1/B sum_b sum_c target log softmax(z / T)`` it is ``(softmax(z / T) - target) / (T B)``.
+
+    Parameters
+    ----------
+    z : Tensor
+        The model's logits of the past task's classes, float [B, c].
+    target : Tensor
+        What the knowledge says, float [B, c] (:func:`soft_labels`).
+    temperature : float
+        T.
+    """
+    return ((z / temperature).softmax(1) - target) / (temperature * len(z))
+
+
+class FedKnow(Learner):
+    """A FedKNOW client.
+
+    Keeps its head, and of each finished task the signature knowledge; within a task also the knowledge's answers for
+    the task's samples (constants: they are computed once) and, where a setting needs it, the body it last trained.
+    """
+
+    exchange = "body"
+    Settings = FedKnowSettings
+    settings: FedKnowSettings
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings) -> None:
+        super().__init__(model, train, settings)
+        self._scratch = copy.deepcopy(
+            model
+        )  # teachers, extraction and the model before aggregation work in here
+        self._parameters = list(self.body.parameters())
+        self._become({})
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def _become(self, state: State) -> None:
+        self._knowledge = {
+            int(task): Knowledge.from_state(entry) for task, entry in state.get("knowledge", {}).items()
+        }
+        self._answers: dict[int, Tensor] = {
+            int(task): answer for task, answer in state.get("answers", {}).items()
+        }
+        self._answers_task = int(state.get("answers_task", -1))
+        self._local: Tensors = dict(state.get("local", {}))
+
+    def load_state_dict(self, state: State) -> None:
+        """See :meth:`Learner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._become(state)
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        return super().state_dict() | {
+            "knowledge": {str(task): knowledge.state_dict() for task, knowledge in self._knowledge.items()},
+            "answers": {str(task): answer for task, answer in self._answers.items()},
+            "answers_task": self._answers_task,
+            "local": self._local,
+        }
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
+        """One round of local training with integrated gradients."""
+        report = super().fit(task, round)
+        if self.settings.extract_from == "local" or self.settings.post_aggregation != "off":
+            self._local = self.send()
+        return report
+
+    @property
+    def epochs(self) -> int:
+        """Local epochs, and the extra one where a setting asks for it."""
+        return self.train.epochs + (self._revisiting and self.settings.post_aggregation == "extra-epoch")
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Restore what past tasks' knowledge says of the samples; keep the model before aggregation at hand."""
+        super().begin(task, round)
+        self._steps = self._violated = self._active = 0
+        self._chosen: list[int] | None = None
+        self._revisiting = bool(self._local) and self.settings.post_aggregation != "off"
+        if self._answers_task != task.task:
+            x = self._memory_format(task.train.x)
+            self._answers = {
+                past: soft_labels(knowledge.logits(self._scratch_body, x, 256), self.settings)
+                for past, knowledge in sorted(self._knowledge.items())
+                if past < task.task
+            }
+            self._answers_task = task.task
+        if self._revisiting:
+            self._scratch.load_state_dict(self.model.state_dict())
+            before = self._scratch.state_dict()
+            with torch.no_grad():
+                for name, value in self._local.items():
+                    before[name].copy_(value)
+            self._scratch.eval()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The first epoch after aggregation guards against negative transfer instead of forgetting."""
+        self._after_aggregation = self._revisiting and epoch == 0
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of one batch: of the head plainly, of the body integrated."""
+        if self._after_aggregation:
+            return self._gradient_after_aggregation(batch)
+        past = self._signature_tasks()
+        if not past or self.settings.integrator == "off":
+            return super().gradient(batch)
+        features = self.body(batch.x)
+        logits = self.head(features)
+        z = batch.head.logits(logits)
+        loss = F.cross_entropy(z, batch.y)
+        at_features, self.head.weight.grad, self.head.bias.grad = torch.autograd.grad(
+            loss, [features, self.head.weight, self.head.bias], retain_graph=True
+        )
+        g = self._body_gradient(features, at_features)
+        signature = g.new_empty(len(past), len(g))
+        for row, task in zip(signature, past, strict=True):
+            self._restore(features, logits.detach(), batch.index, task, out=row)
+        if self._chosen is None and len(past) > self.settings.k:
+            rows = most_dissimilar(g, signature, self.settings.k, self.settings.wasserstein)
+            signature, chosen = signature[rows], [past[row] for row in rows]
+            self._chosen = chosen if self.settings.select == "round" else None
+        if self.settings.integrator == "sum":
+            g = g + signature.sum(0)
+        else:
+            result = integrate(g, signature)
+            g = result.gradient
+            self._violated += result.violated
+            self._active += int((result.multipliers > 0).sum())
+        self._steps += 1
+        self._set_body_gradient(g)
+        return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+
+    def counts(self) -> dict[str, float]:
+        """``violated`` and ``active``: constraints a step, on average over the integrated steps of the round."""
+        steps = max(1, self._steps)
+        return {
+            "signature-tasks": float(len(self._chosen or self._answers)),
+            "violated": self._violated / steps,
+            "active": self._active / steps,
+        }
+
+    def _signature_tasks(self) -> list[int]:
+        """Past tasks to restore: those chosen for this round, or all where none were left out yet."""
+        return self._chosen if self._chosen is not None else list(self._answers)
+
+    def _restore(self, features: Tensor, logits: Tensor, index: Tensor, task: int, out: Tensor) -> None:
+        """g_i: the gradient that would keep the answers of a past task (Sec. III-C), float [p], into ``out``."""
+        classes = torch.tensor(self._knowledge[task].classes)
+        cotangent = restored_cotangent(
+            logits[:, classes], self._answers[task][index], self.settings.temperature
+        )
+        self._body_gradient(features, cotangent @ self.head.weight.detach()[classes], out)
+
+    def _body_gradient(self, features: Tensor, at_features: Tensor, out: Tensor | None = None) -> Tensor:
+        """Pull a gradient at the features back to the body: one vector-Jacobian product on the shared graph."""
+        parts = torch.autograd.grad(features, self._parameters, at_features, retain_graph=True)
+        return torch.cat([part.reshape(-1) for part in parts], out=out)
+
+    def _set_body_gradient(self, g: Tensor) -> None:
+        start = 0
+        for parameter in self._parameters:
+            parameter.grad = g[start : start + parameter.numel()].view(parameter.shape)
+            start += parameter.numel()
+
+    def _gradient_after_aggregation(self, batch: Batch) -> tuple[float, int]:
+        """Negative transfer (Sec. III-D): g_a at the received model, turned to agree with g_b at the own one."""
+        loss = F.cross_entropy(batch.head.logits(self._scratch(batch.x)), batch.y)
+        own = torch.autograd.grad(loss, list(self._scratch_body.parameters()))
+        g_b = torch.cat([part.reshape(-1) for part in own])
+        report = super().gradient(batch)
+        g_a = torch.cat([cast(Tensor, parameter.grad).reshape(-1) for parameter in self._parameters])
+        self._set_body_gradient(integrate_one(g_a, g_b))
+        return report
+
+    # --- the end of a task ----------------------------------------------------------------------------------------
+
+    def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Extract the task's signature knowledge; a client never chosen in the task trains first."""
+        super().end_task(task, round)
+        self._scratch.load_state_dict(self.model.state_dict())
+        if self.settings.extract_from == "local":
+            state = self._scratch.state_dict()
+            with torch.no_grad():
+                for name, value in self._local.items():
+                    state[name].copy_(value)
+        self._knowledge[task.task] = extract(
+            self._scratch,
+            self._memory_format(task.train.x),
+            task.train.y,
+            task.classes,
+            rho=self.settings.rho,
+            epochs=self.settings.finetune_epochs,
+            batch_size=self.train.batch_size,
+            lr=self.train.lr,
+            seed=round.seed,
+        )
+        self._local, self._answers, self._answers_task = {}, {}, -1
+        return {"knowledge-bytes": float(sum(knowledge.nbytes for knowledge in self._knowledge.values()))}
+
+    @property
+    def _scratch_body(self) -> nn.Module:
+        return cast(nn.Module, self._scratch.body)
+
+    def _memory_format(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.train.channels_last else x

@@ -1,0 +1,162 @@
+"""The node: what answers messages for a client. One function, message and state in, message and state out."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fedknow.client.data.stream import TaskData, TaskStream
+from fedknow.client.learners import build_learner
+from fedknow.client.learners.base import Round, State, Tensors
+from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.messages import (
+    ARRAYS,
+    CLIENT_FAILED,
+    END_TASK,
+    EVALUATE,
+    KEPT,
+    METRICS,
+    TRAIN,
+    Arrays,
+    Message,
+    Metrics,
+    Record,
+    client_of,
+)
+from fedknow.protocols.seeds import integer
+
+__all__ = ["Node"]
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """Answers messages for the clients of one experiment with one learner.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment.
+    stream : TaskStream
+        Where clients find their data.
+    """
+
+    def __init__(self, config: ExperimentConfig, stream: TaskStream) -> None:
+        self.config = config
+        self.stream = stream
+        self.learner = build_learner(config, stream.shape, stream.classes)
+
+    def handle(self, message: Message, state: State) -> tuple[Message, State]:
+        """Do what a message asks for.
+
+        Parameters
+        ----------
+        message : Message
+            Work of any kind in :mod:`fedknow.protocols.messages`.
+        state : State
+            What the client kept from its last message; ``{}`` for a fresh one.
+
+        Returns
+        -------
+        tuple
+            The answer, and the client's state from now on: the very object given where nothing changed. If the client
+            fails, the answer carries a :class:`~fedknow.protocols.messages.Failure` and the state is the old one.
+        """
+        work = {TRAIN: self._train, END_TASK: self._end_task, EVALUATE: self._evaluate}.get(message.kind)
+        if work is None:
+            return message.fail(CLIENT_FAILED, f"this client knows no work of kind {message.kind!r}"), state
+        started = time.perf_counter()
+        try:
+            content, state = work(message, state)
+        except (
+            Exception
+        ) as error:  # whatever a method or a user's model raises is this client's failure, not the run's
+            log.error(
+                "client %d failed in %s:\n%s", client_of(message.node), message.kind, traceback.format_exc()
+            )
+            return message.fail(CLIENT_FAILED, f"{type(error).__name__}: {error}"), state
+        metrics = content[METRICS]
+        if message.kind != EVALUATE and isinstance(metrics, Metrics):
+            metrics["seconds"] = time.perf_counter() - started
+        return message.reply(content), state
+
+    def _train(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
+        task, data = self._task(message)
+        self._become(state, message)
+        report = self.learner.fit(data, self._round(message, task, "train"))
+        arrays = Arrays((name, tensor.numpy()) for name, tensor in self.learner.send().items())
+        metrics = Metrics({"num-examples": len(data.train.y), **report})
+        return {ARRAYS: arrays, METRICS: metrics}, self.learner.state_dict()
+
+    def _end_task(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
+        task, data = self._task(message)
+        self._become(state, message)
+        report = self.learner.end_task(data, self._round(message, task, "end_task"))
+        return {METRICS: Metrics({"num-examples": len(data.train.y), **report})}, self.learner.state_dict()
+
+    def _evaluate(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
+        config = message.config()
+        task, current = self._task(message)
+        client = client_of(message.node)
+        self._become(state, message)
+        if config.get("scoring") == "global":
+            self.learner.load_kept(_tensors(_named(message, KEPT)))
+        last = self.stream.tasks if config.get("forward") else task + 1
+        scored = [self.stream.task(client, t) for t in range(last)]
+        heads = [
+            current.head if current.incremental and t <= task else data.head for t, data in enumerate(scored)
+        ]
+        results = self.learner.score([data.test for data in scored], heads, self.config.evaluation.batch_size)
+        right, total, losses = ([result[i] for result in results] for i in range(3))
+        metrics = Metrics(
+            {
+                "num-examples": sum(total[: task + 1]),
+                "accuracy": _mean([r / n for r, n in zip(right, total, strict=True)][: task + 1]),
+                "loss": _mean(losses[: task + 1]),
+            }
+        )
+        content: dict[str, Record] = {METRICS: metrics}
+        if config.get("scoring"):
+            metrics |= {"correct": right, "total": total, "losses": losses}
+        if config.get("collect"):
+            content[KEPT] = Arrays((name, tensor.numpy()) for name, tensor in self.learner.kept().items())
+        return content, state
+
+    def _task(self, message: Message) -> tuple[int, TaskData]:
+        task = int(_number(message, "task"))
+        return task, self.stream.task(client_of(message.node), task)
+
+    def _round(self, message: Message, task: int, purpose: str) -> Round:
+        number = int(_number(message, "round", 0))
+        seed = integer(self.config.seed, purpose, client_of(message.node), task, number)
+        return Round(number, seed, _number(message, "proximal-mu", 0.0))
+
+    def _become(self, state: State, message: Message) -> None:
+        self.learner.load_state_dict(state)
+        self.learner.receive(_tensors(_named(message, ARRAYS)))
+
+
+def _number(message: Message, key: str, default: float | None = None) -> float:
+    value = message.config().get(key, default)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{message.kind}: the config record needs a number under {key!r}, got {value!r}")
+    return value
+
+
+def _named(message: Message, name: str) -> Arrays:
+    record = message.content.get(name)
+    return record if isinstance(record, Arrays) else message.arrays()
+
+
+def _tensors(arrays: Arrays) -> Tensors:
+    # Received arrays may be shared with other clients and read-only; the learner copies them into its model.
+    return {name: torch.from_numpy(np.require(array, requirements="W")) for name, array in arrays.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
