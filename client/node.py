@@ -73,12 +73,8 @@ class Node:
         started = time.perf_counter()
         try:
             content, state = work(message, state)
-        except (
-            Exception
-        ) as error:  # whatever a method or a user's model raises is this client's failure, not the run's
-            log.error(
-                "client %d failed in %s:\n%s", client_of(message.node), message.kind, traceback.format_exc()
-            )
+        except Exception as error:  # whatever a method or a user's model raises is this client's failure, not the run's
+            log.error("client %d failed in %s:\n%s", client_of(message.node), message.kind, traceback.format_exc())
             return message.fail(CLIENT_FAILED, f"{type(error).__name__}: {error}"), state
         metrics = content[METRICS]
         if message.kind != EVALUATE and isinstance(metrics, Metrics):
@@ -108,9 +104,7 @@ class Node:
             self.learner.load_kept(_tensors(_named(message, KEPT)))
         last = self.stream.tasks if config.get("forward") else task + 1
         scored = [self.stream.task(client, t) for t in range(last)]
-        heads = [
-            current.head if current.incremental and t <= task else data.head for t, data in enumerate(scored)
-        ]
+        heads = [current.head if current.incremental and t <= task else data.head for t, data in enumerate(scored)]
         results = self.learner.score([data.test for data in scored], heads, self.config.evaluation.batch_size)
         right, total, losses = ([result[i] for result in results] for i in range(3))
         metrics = Metrics(

@@ -61,9 +61,7 @@ class Metrics(dict[str, int | float | list[int] | list[float]]):
 
 
 class Config(
-    dict[
-        str, bool | int | float | str | bytes | list[bool] | list[int] | list[float] | list[str] | list[bytes]
-    ]
+    dict[str, bool | int | float | str | bytes | list[bool] | list[int] | list[float] | list[str] | list[bytes]]
 ):
     """Named settings: scalars, text, bytes, or lists of one of these."""
 
@@ -112,9 +110,7 @@ class Message:
 
     def fail(self, code: int, reason: str) -> Message:
         """The answer that says why there is none."""
-        return Message(
-            self.kind, self.node, f"{self.id}:reply", self.id, self.group, {}, Failure(code, reason)
-        )
+        return Message(self.kind, self.node, f"{self.id}:reply", self.id, self.group, {}, Failure(code, reason))
 
     def config(self) -> Config:
         """The first :class:`Config` record (empty if there is none)."""

@@ -67,11 +67,7 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                has = (
-                    f"learner {config.name} has: {', '.join(known)}"
-                    if known
-                    else f"learner {config.name} has none"
-                )
+                has = f"learner {config.name} has: {', '.join(known)}" if known else f"learner {config.name} has none"
                 lines.append(f"learner.{key}: unknown setting{closest(key, known)}; {has}")
             else:
                 lines.append(f"learner.{key} = {problem['input']!r}: {problem['msg']}")

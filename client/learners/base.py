@@ -130,9 +130,7 @@ class Learner:
         self.head = cast(nn.Linear, model.head)
         # Integer buffers (BatchNorm's counters) steer nothing and would come back from an average as fractions.
         self._names = [name for name, value in model.state_dict().items() if value.is_floating_point()]
-        self._fresh = {
-            name: value.clone() for name, value in model.state_dict().items() if not self.travels(name)
-        }
+        self._fresh = {name: value.clone() for name, value in model.state_dict().items() if not self.travels(name)}
         self._trained_task = -1
 
     # --- what travels ---------------------------------------------------------------------------------------------
@@ -161,9 +159,7 @@ class Learner:
         wanted = {name for name in self._names if self.travels(name)}
         if arrays.keys() != wanted:
             odd = sorted(arrays.keys() ^ wanted)
-            raise ValueError(
-                f"received parameters do not fit the model: {', '.join(odd[:5])} are missing or unknown"
-            )
+            raise ValueError(f"received parameters do not fit the model: {', '.join(odd[:5])} are missing or unknown")
         self._load(arrays)
 
     def kept(self) -> Tensors:
@@ -224,14 +220,8 @@ class Learner:
         torch.manual_seed(round.seed)
         head = HeadSlice(task.head, self.head.out_features)
         labels = head.labels(task.train.y)
-        x = (
-            task.train.x.contiguous(memory_format=torch.channels_last)
-            if self.train.channels_last
-            else task.train.x
-        )
-        anchor = (
-            {n: p.detach().clone() for n, p in self.model.named_parameters()} if round.proximal_mu else {}
-        )
+        x = task.train.x.contiguous(memory_format=torch.channels_last) if self.train.channels_last else task.train.x
+        anchor = {n: p.detach().clone() for n, p in self.model.named_parameters()} if round.proximal_mu else {}
         self.model.train()
         self.begin(task, round)
         total, correct = 0.0, 0

@@ -97,21 +97,15 @@ class FedKnow(Learner):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings) -> None:
         super().__init__(model, train, settings)
-        self._scratch = copy.deepcopy(
-            model
-        )  # teachers, extraction and the model before aggregation work in here
+        self._scratch = copy.deepcopy(model)  # teachers, extraction and the model before aggregation work in here
         self._parameters = list(self.body.parameters())
         self._become({})
 
     # --- state ----------------------------------------------------------------------------------------------------
 
     def _become(self, state: State) -> None:
-        self._knowledge = {
-            int(task): Knowledge.from_state(entry) for task, entry in state.get("knowledge", {}).items()
-        }
-        self._answers: dict[int, Tensor] = {
-            int(task): answer for task, answer in state.get("answers", {}).items()
-        }
+        self._knowledge = {int(task): Knowledge.from_state(entry) for task, entry in state.get("knowledge", {}).items()}
+        self._answers: dict[int, Tensor] = {int(task): answer for task, answer in state.get("answers", {}).items()}
         self._answers_task = int(state.get("answers_task", -1))
         self._local: Tensors = dict(state.get("local", {}))
 
@@ -218,9 +212,7 @@ class FedKnow(Learner):
     def _restore(self, features: Tensor, logits: Tensor, index: Tensor, task: int, out: Tensor) -> None:
         """g_i: the gradient that would keep the answers of a past task (Sec. III-C), float [p], into ``out``."""
         classes = torch.tensor(self._knowledge[task].classes)
-        cotangent = restored_cotangent(
-            logits[:, classes], self._answers[task][index], self.settings.temperature
-        )
+        cotangent = restored_cotangent(logits[:, classes], self._answers[task][index], self.settings.temperature)
         self._body_gradient(features, cotangent @ self.head.weight.detach()[classes], out)
 
     def _body_gradient(self, features: Tensor, at_features: Tensor, out: Tensor | None = None) -> Tensor:

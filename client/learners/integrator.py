@@ -100,9 +100,7 @@ def solve_dual(gram: Vector, products: Vector) -> Vector:
         If an input is not finite.
     """
     if not (np.isfinite(gram).all() and np.isfinite(products).all()):
-        raise FloatingPointError(
-            "the gradients to integrate are not finite; lower train.lr or set train.clip_norm"
-        )
+        raise FloatingPointError("the gradients to integrate are not finite; lower train.lr or set train.clip_norm")
     length = np.sqrt(np.clip(np.diag(gram), 0, None))
     solution = np.zeros(len(products))
     live = np.flatnonzero(length > 0)  # a gradient of zero forbids nothing
@@ -151,9 +149,7 @@ def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:
     return np.clip(v, 0, None)
 
 
-def _coordinate_descent(
-    q: Vector, b: Vector, v: Vector, sweeps: int = 1000, tolerance: float = 1e-10
-) -> Vector:
+def _coordinate_descent(q: Vector, b: Vector, v: Vector, sweeps: int = 1000, tolerance: float = 1e-10) -> Vector:
     slope = q @ v + b
     for _ in range(sweeps):
         if slope.min() >= -tolerance:

@@ -178,9 +178,7 @@ def extract(
     with torch.no_grad():
         for weight, mask in zip(weights, masks, strict=True):
             weight.mul_(mask)
-    _finetune(
-        model, weights, masks, HeadSlice(classes, head.out_features), x, y, epochs, batch_size, lr, seed
-    )
+    _finetune(model, weights, masks, HeadSlice(classes, head.out_features), x, y, epochs, batch_size, lr, seed)
     chosen = torch.cat([mask.flatten() for mask in masks])
     flat = torch.cat([weight.detach().flatten() for weight in weights])
     pruned = set(prunable(body))
