@@ -1,1 +1,209 @@
-"""Aggregation strategies: any of Flower's, a user's own, or ours, found by name."""
+"""Aggregation strategies: any of Flower's by name, a user's own by ``module:Class``, each of them untouched."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from fedknow.protocols.config import ConfigError, StrategyConfig, closest
+
+__all__ = ["build_strategy", "list_strategies", "quiet_flower"]
+
+GROUP = "fedknow.strategies"
+"""Entry-point group in which an installed package offers strategies."""
+
+
+@dataclass(frozen=True)
+class _Builtin:
+    """One of Flower's strategies, and the defaults that suit an experiment of ours."""
+
+    strategy: Callable[..., Strategy]
+    summary: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    wrapper: Callable[..., Strategy] | None = None
+    """Wraps the strategy; options that are the wrapper's own go to it."""
+
+
+_DEFAULTS = {
+    # The experiment scores every client itself, on every task; and one client is enough to start with.
+    "fraction_evaluate": 0.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+}
+
+_BUILTIN = {
+    "fedavg": _Builtin(flower.FedAvg, "weighted mean of the clients' parameters (McMahan et al. 2017)"),
+    "fedprox": _Builtin(
+        flower.FedProx, "FedAvg, clients pulled towards the global model by proximal_mu (Li et al. 2020)"
+    ),
+    "fedavgm": _Builtin(flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"),
+    "fedadam": _Builtin(flower.FedAdam, "Adam on the server (Reddi et al. 2021)"),
+    "fedadagrad": _Builtin(flower.FedAdagrad, "Adagrad on the server (Reddi et al. 2021)"),
+    "fedyogi": _Builtin(flower.FedYogi, "Yogi on the server (Reddi et al. 2021)"),
+    "fedmedian": _Builtin(flower.FedMedian, "median of each parameter, robust to outliers (Yin et al. 2018)"),
+    "fedtrimmedavg": _Builtin(
+        flower.FedTrimmedAvg, "mean without the extreme shares beta of each parameter (Yin et al. 2018)"
+    ),
+    "krum": _Builtin(flower.Krum, "the one client nearest to the others (Blanchard et al. 2017)"),
+    "multikrum": _Builtin(flower.MultiKrum, "mean of the clients nearest to the others (Blanchard et al. 2017)"),
+    "bulyan": _Builtin(flower.Bulyan, "Krum's choice, then a trimmed mean (El Mhamdi et al. 2018)"),
+    "qfedavg": _Builtin(
+        flower.QFedAvg, "fairness: clients with a high loss count for more (Li et al. 2020)", {"train_loss_key": "loss"}
+    ),
+    "dp-fixed-clipping": _Builtin(
+        flower.FedAvg,
+        "FedAvg with central differential privacy, updates clipped to clipping_norm",
+        wrapper=flower.DifferentialPrivacyServerSideFixedClipping,
+    ),
+    "dp-adaptive-clipping": _Builtin(
+        flower.FedAvg,
+        "FedAvg with central differential privacy, clipped to a quantile of the updates' norms",
+        wrapper=flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    ),
+}
+
+
+@contextmanager
+def quiet_flower() -> Iterator[None]:
+    """Keep Flower's log to errors while it works for us, then leave the logger as it was."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def list_strategies() -> dict[str, str]:
+    """All strategies that have a name, with one line about each; installed packages' own included."""
+    plugins = {entry.name: f"from {entry.value}" for entry in importlib.metadata.entry_points(group=GROUP)}
+    return {name: builtin.summary for name, builtin in _BUILTIN.items()} | plugins
+
+
+def build_strategy(config: StrategyConfig) -> Strategy:
+    """Make the strategy that the configuration names.
+
+    Parameters
+    ----------
+    config : StrategyConfig
+        ``name``: one of :func:`list_strategies`, or ``module:Class`` for a class in an importable file (the current
+        folder counts). Its other keys are arguments of the constructor; ``fraction`` is short for
+        ``fraction_train``, the share of clients that train in a round.
+
+    Returns
+    -------
+    flwr.serverapp.strategy.Strategy
+        A new one, as Flower or its author made it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such strategy, an option is unknown or missing, or the constructor refuses a value.
+    """
+    name, options = config.name, config.options
+    builtin = _BUILTIN.get(name)
+    factory: Callable[..., Any] = builtin.strategy if builtin else _find(name)
+    inner = _arguments(factory)
+    outer = _arguments(builtin.wrapper) if builtin and builtin.wrapper else {}
+    outer.pop("strategy", None)
+    known = outer | inner
+    if "fraction" in options and "fraction" not in known and "fraction_train" in known:
+        options["fraction_train"] = options.pop("fraction")
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    for key, value in options.items():
+        if key not in known and not open_ended:
+            raise ConfigError(
+                f"strategy.{key} = {value!r}: {name} has no such option{closest(key, known)}; "
+                f"it has: {', '.join(known)}"
+            )
+    given = ", ".join(f"strategy.{key} = {value!r}" for key, value in options.items())
+    if builtin:
+        _check_values(options, known)
+        options = {key: value for key, value in _DEFAULTS.items() if key in inner} | dict(builtin.defaults) | options
+    missing = [key for key, parameter in known.items() if _required(parameter) and key not in options]
+    if missing:
+        raise ConfigError(f"strategy {name} needs {' and '.join(f'strategy.{key}' for key in missing)}; set it")
+    try:
+        with quiet_flower():
+            strategy = factory(**{key: value for key, value in options.items() if key not in outer})
+            if builtin and builtin.wrapper:
+                strategy = builtin.wrapper(strategy, **{k: v for k, v in options.items() if k in outer})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"strategy {name} refused {given or 'its defaults'}: {error}") from error
+    if not isinstance(strategy, Strategy):
+        raise ConfigError(
+            f"strategy.name = {name!r}: made a {type(strategy).__name__}, which is no flwr.serverapp.strategy.Strategy"
+        )
+    return strategy
+
+
+def _check_values(options: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse what a built-in strategy's constructor would take and choke on later."""
+    for key, value in options.items():
+        default = known[key].default
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(default, str):
+            fits, right = isinstance(value, str), "must be text"
+        elif default is None:
+            fits, right = False, "takes a function: subclass the strategy and name your class as module:Class"
+        else:  # numbers are all that is left; what is required is a number too
+            fits, right = number, "must be a number"
+        if key == "fraction_train":
+            fits, right = (
+                number and 0 < value <= 1,
+                "must be above 0 and at most 1, the share of clients that train in a round",
+            )
+        if not fits:
+            raise ConfigError(f"strategy.{key} = {value!r}: {right}")
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """A strategy's class from an installed package's entry point or from ``module:Class``."""
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        if entry.name == name:
+            loaded: Callable[..., Any] = entry.load()
+            return loaded
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        known = list_strategies()
+        raise ConfigError(
+            f"strategy.name = {name!r}: no such strategy{closest(name, known)}; there are: {', '.join(known)}, "
+            "or module:Class for your own"
+        )
+    if os.getcwd() not in sys.path:  # a console script does not look into the current folder by itself
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(
+            f"strategy.name = {name!r}: cannot import {module!r} from here or an installed package: {error}"
+        ) from error
+    except AttributeError:
+        raise ConfigError(f"strategy.name = {name!r}: {module!r} has no {attribute!r}") from None
+    if not callable(found):
+        raise ConfigError(f"strategy.name = {name!r}: {attribute!r} is a {type(found).__name__}, not a class")
+    return found  # type: ignore[no-any-return]
+
+
+def _arguments(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(factory).parameters)
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_KEYWORD,
+        parameter.VAR_POSITIONAL,
+    )
