@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import inspect
 import logging
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +14,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError, StrategyConfig, closest
+from fedknow.protocols.plugins import is_reference, load_object
 
 __all__ = ["build_strategy", "list_strategies", "quiet_flower"]
 
@@ -42,6 +40,9 @@ _DEFAULTS = {
     "min_evaluate_nodes": 1,
     "min_available_nodes": 1,
 }
+
+# What no file can hold: whoever needs these subclasses the strategy and names the class.
+_OBJECTS = ("strategy", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn", "selection_rule", "accountant")
 
 _BUILTIN = {
     "fedavg": _Builtin(flower.FedAvg, "weighted mean of the clients' parameters (McMahan et al. 2017)"),
@@ -118,7 +119,6 @@ def build_strategy(config: StrategyConfig) -> Strategy:
     factory: Callable[..., Any] = builtin.strategy if builtin else _find(name)
     inner = _arguments(factory)
     outer = _arguments(builtin.wrapper) if builtin and builtin.wrapper else {}
-    outer.pop("strategy", None)
     known = outer | inner
     if "fraction" in options and "fraction" not in known and "fraction_train" in known:
         options["fraction_train"] = options.pop("fraction")
@@ -153,53 +153,40 @@ def build_strategy(config: StrategyConfig) -> Strategy:
 def _check_values(options: Mapping[str, Any], known: Mapping[str, inspect.Parameter]) -> None:
     """Refuse what a built-in strategy's constructor would take and choke on later."""
     for key, value in options.items():
-        default = known[key].default
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if isinstance(default, str):
-            fits, right = isinstance(value, str), "must be text"
-        elif default is None:
-            fits, right = False, "takes a function: subclass the strategy and name your class as module:Class"
-        else:  # numbers are all that is left; what is required is a number too
-            fits, right = number, "must be a number"
         if key == "fraction_train":
-            fits, right = (
-                number and 0 < value <= 1,
-                "must be above 0 and at most 1, the share of clients that train in a round",
-            )
+            fits, right = number and 0 < value <= 1, "above 0 and at most 1: the share of clients in a round"
+        elif isinstance(known[key].default, str):
+            fits, right = isinstance(value, str), "text"
+        else:
+            fits, right = number, "a number"
         if not fits:
-            raise ConfigError(f"strategy.{key} = {value!r}: {right}")
+            raise ConfigError(f"strategy.{key} = {value!r}: must be {right}")
 
 
 def _find(name: str) -> Callable[..., Any]:
     """A strategy's class from an installed package's entry point or from ``module:Class``."""
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        if entry.name == name:
-            loaded: Callable[..., Any] = entry.load()
-            return loaded
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        known = list_strategies()
+    if is_reference(name):
+        found = load_object(name, "strategy.name")
+    else:
+        entries = importlib.metadata.entry_points(group=GROUP, name=name)
+        if not entries:
+            known = list_strategies()
+            raise ConfigError(
+                f"strategy.name = {name!r}: no such strategy{closest(name, known)}; there are: {', '.join(known)}, "
+                "or your own as module:Class"
+            )
+        found = next(iter(entries)).load()
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, Strategy)):
         raise ConfigError(
-            f"strategy.name = {name!r}: no such strategy{closest(name, known)}; there are: {', '.join(known)}, "
-            "or module:Class for your own"
+            f"strategy.name = {name!r}: neither a class derived from flwr.serverapp.strategy.Strategy nor a function "
+            "that makes one (strategies of the older flwr.server.strategy must be ported)"
         )
-    if os.getcwd() not in sys.path:  # a console script does not look into the current folder by itself
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ConfigError(
-            f"strategy.name = {name!r}: cannot import {module!r} from here or an installed package: {error}"
-        ) from error
-    except AttributeError:
-        raise ConfigError(f"strategy.name = {name!r}: {module!r} has no {attribute!r}") from None
-    if not callable(found):
-        raise ConfigError(f"strategy.name = {name!r}: {attribute!r} is a {type(found).__name__}, not a class")
     return found  # type: ignore[no-any-return]
 
 
 def _arguments(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(factory).parameters)
+    return {k: p for k, p in inspect.signature(factory).parameters.items() if k not in _OBJECTS}
 
 
 def _required(parameter: inspect.Parameter) -> bool:
