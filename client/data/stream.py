@@ -1,0 +1,88 @@
+"""What a client sees of the data: one task after another. Light: no data set is read here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["Split", "TaskData", "TaskStream"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples ready for a model.
+
+    Attributes
+    ----------
+    x : Tensor of float32, shape (n, C, H, W)
+        Images, normalised per channel.
+    y : Tensor of int64, shape (n,)
+        Labels of the whole head.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """One client's share of one task.
+
+    Attributes
+    ----------
+    task : int
+        Position in this client's order, from 0.
+    classes : tuple of int
+        The task's classes: its slice of the head, whichever of them the client has samples of.
+    seen : tuple of int
+        Classes of this task and all earlier ones, in the order met.
+    train, test : Split
+        The client's samples.
+    incremental : bool
+        Class-incremental: a test sample may be of any class seen, so the head's slice grows.
+    """
+
+    task: int
+    classes: tuple[int, ...]
+    seen: tuple[int, ...]
+    train: Split
+    test: Split
+    incremental: bool = False
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """The slice of the head in use: ``seen`` when class-incremental, else ``classes``."""
+        return self.seen if self.incremental else self.classes
+
+
+class TaskStream(Protocol):
+    """The tasks of all clients."""
+
+    @property
+    def tasks(self) -> int:
+        """Length of the stream."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Width of the head."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image: channels, height, width."""
+        ...
+
+    @property
+    def clients(self) -> int:
+        """Number of clients."""
+        ...
+
+    def task(self, client: int, task: int) -> TaskData:
+        """One client's share of the task at a position of its own order."""
+        ...

@@ -1,0 +1,101 @@
+"""Plain convolutional networks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from fedknow.client.models.split import Body, Shape
+from fedknow.protocols.config import ConfigError
+
+__all__ = ["cnn", "cnn6"]
+
+Width = Annotated[float, Field(gt=0, le=8)]
+Count = Annotated[int, Field(ge=1, le=65536)]
+
+
+def cnn6(shape: Shape, width: Width = 1.0, dropout: bool = True) -> Body:
+    """The 6-layer CNN of the FedKNOW paper, 2.4 M parameters at 32x32; settings: width, dropout.
+
+    Three blocks of two 3x3 convolutions, each followed by 2x2 max pooling, then one fully connected layer.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Channels, height, width; at least 8x8.
+    width : float
+        Factor on all channel counts; 1 is the paper's 32, 64, 128 and 1024.
+    dropout : bool
+        Dropout of 0.25 after each block and 0.5 after the fully connected layer.
+
+    Raises
+    ------
+    ConfigError
+        If the image is smaller than 8x8.
+
+    References
+    ----------
+    Luopan et al., FedKNOW, ICDE 2023; the authors' ``models/Nets.py``.
+    """
+    channels, height, wide = shape
+    _at_least("cnn6", shape, 8)
+    layers: list[nn.Module] = []
+    for block in (32, 64, 128):
+        out = max(1, round(block * width))
+        layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(), nn.Conv2d(out, out, 3, padding=1), nn.ReLU()]
+        layers += [nn.MaxPool2d(2), *([nn.Dropout(0.25)] if dropout else [])]
+        channels = out
+    features = max(1, round(1024 * width))
+    layers += [nn.Flatten(), nn.Linear(channels * (height // 8) * (wide // 8), features), nn.ReLU()]
+    layers += [nn.Dropout(0.5)] if dropout else []
+    return nn.Sequential(*layers), features
+
+
+def cnn(shape: Shape, channels: Count = 16, hidden: Count = 64) -> Body:
+    """A small CNN for small images (8x8, 28x28): two convolutions, one hidden layer; settings: channels, hidden.
+
+    The second pooling leaves about 4x4 places, so that the size of the hidden layer hardly grows with the image:
+    13,056 body parameters at 1x8x8, 37,632 at 1x28x28.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Channels, height, width; at least 4x4.
+    channels : int
+        Filters of the first convolution; the second has twice as many.
+    hidden : int
+        Features.
+
+    Raises
+    ------
+    ConfigError
+        If the image is smaller than 4x4.
+    """
+    colours, height, wide = shape
+    _at_least("cnn", shape, 4)
+    # Half the image is left after the first pooling; the second takes it to 4 places a side, or halves it.
+    pool = (max(2, height // 2 // 4), max(2, wide // 2 // 4))
+    places = (height // 2 // pool[0]) * (wide // 2 // pool[1])
+    body = nn.Sequential(
+        nn.Conv2d(colours, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(channels, 2 * channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(pool),
+        nn.Flatten(),
+        nn.Linear(2 * channels * places, hidden),
+        nn.ReLU(),
+    )
+    return body, hidden
+
+
+def _at_least(model: str, shape: Shape, side: int) -> None:
+    _, height, width = shape
+    if min(height, width) < side:
+        raise ConfigError(
+            f"model.name = {model!r}: images of {height}x{width} are too small; it needs {side}x{side} or more, "
+            "for example model.name = 'mlp' takes any size"
+        )

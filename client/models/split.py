@@ -1,0 +1,36 @@
+"""A network in two parts: what clients share and what a client may keep."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+__all__ = ["Body", "Shape", "SplitModel"]
+
+Shape = tuple[int, int, int]
+"""Channels, height, width of an image."""
+
+Body = tuple[nn.Module, int]
+"""A body and the number of features it ends in."""
+
+
+class SplitModel(nn.Module):
+    """Features, then logits: ``head(body(x))``.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Images ``[n, C, H, W]`` to features ``[n, f]``.
+    head : nn.Linear
+        Features to logits ``[n, classes]``.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[n, classes]`` of images ``[n, C, H, W]``."""
+        return cast(Tensor, self.head(self.body(x)))
