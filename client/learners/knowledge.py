@@ -82,7 +82,7 @@ class Knowledge:
         """Make a body the pruned one: kept weights in their places, all other prunable weights zero."""
         bits = np.unpackbits(self.mask.numpy())
         places = torch.from_numpy(np.flatnonzero(bits))
-        flat = torch.zeros(sum(weight.numel() for weight in prunable(body).values()))
+        flat = self.values.new_zeros(sum(weight.numel() for weight in prunable(body).values()))
         flat[places] = self.values
         state = body.state_dict()
         with torch.no_grad():
