@@ -1,0 +1,269 @@
+"""What a client keeps between messages: on disk, versioned, without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+__all__ = ["State", "StateError", "StateStore", "load_state", "save_state", "write_atomic"]
+
+State = dict[str, Any]
+"""A tree of dictionaries (with text as keys) and lists, whose leaves are ``torch.Tensor`` (dense, on the CPU),
+``numpy.ndarray`` (of a type that torch has too), ``None``, ``bool``, ``int``, ``float`` or ``str``. Tuples, bytes and
+NumPy scalars are refused.
+
+A state is never changed once it was handed to a store or received from one: make a new one instead.
+"""
+
+_TENSOR, _ARRAY, _LIST = "tensor", "array", "list"
+
+
+class StateError(RuntimeError):
+    """A client's state that cannot be kept or read; the text names the file or the entry and what is wrong."""
+
+
+def save_state(path: str | os.PathLike[str], state: State) -> None:
+    """Write a state to a file, whole or not at all.
+
+    The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of the tensors' bytes.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file; one that exists is replaced only once the new one is safe on disk.
+    state : State
+        Tensors may be of any type and shape, 0-d and empty ones included. Memory formats are not kept.
+
+    Raises
+    ------
+    StateError
+        If the state holds something that is no part of a :data:`State`, or the file cannot be written.
+    """
+    _write(Path(path), *_pack(state))
+
+
+def load_state(path: str | os.PathLike[str]) -> State:
+    """Read a state that :func:`save_state` wrote.
+
+    Raises
+    ------
+    StateError
+        If the file is missing, cannot be read, or is not what was written.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        tensors = {name: tensors[name] for name in sorted(tensors, key=int)}
+        if int(about["crc32"]) != _checksum(tensors):
+            raise ValueError("the checksum of its tensors is wrong")
+        state: State = _join(json.loads(about["state"]), tensors)
+        return state
+    except FileNotFoundError:
+        raise StateError(f"{path}: no such client state; was the folder changed by hand?") from None
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise StateError(f"{path}: not a readable client state: {error}") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, safe against loss of power: a neighbour is written, synced and renamed.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written (a full disk, for example); what was there before is intact.
+    """
+    neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(neighbour, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(neighbour, path)
+    except BaseException:
+        neighbour.unlink(missing_ok=True)
+        raise
+
+
+class StateStore:
+    """The states of many clients: files in a folder, and the latest ones in memory as far as they fit.
+
+    A state's version is a number its owner chooses (:class:`~fedknow.client.host.Host`); 0 is a fresh client, whose
+    state is empty and has no file. The files are the truth: several stores, in several processes, may share a folder
+    as long as one client is in one process's hands at a time.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        Where the files lie; made if missing.
+    memory_bytes : int
+        Budget for states kept in memory, in bytes of tensors; 0 keeps none.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], memory_bytes: int) -> None:
+        self.folder = Path(folder)
+        self.memory_bytes = memory_bytes
+        self._memory: OrderedDict[int, tuple[int, State, int]] = OrderedDict()
+        self._used = 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"{folder}: cannot be made: {error.strerror}") from error
+
+    def load(self, client: int, version: int) -> State:
+        """The state of a client at a version.
+
+        Raises
+        ------
+        StateError
+            If that version was not saved, or its file is damaged.
+        """
+        if version == 0:
+            return {}
+        if client in self._memory and self._memory[client][0] == version:
+            self._memory.move_to_end(client)
+            return self._memory[client][1]
+        state = load_state(self.path(client, version))
+        self._remember(client, version, state)
+        return state
+
+    def save(self, client: int, version: int, state: State) -> None:
+        """Keep a client's state under a version; other versions of it stay on disk until :meth:`prune`.
+
+        Raises
+        ------
+        StateError
+            As :func:`save_state`.
+        """
+        tree, tensors = _pack(state)
+        _write(self.path(client, version), tree, tensors)
+        # What memory holds is what the file would give: dense copies of views, fresh containers.
+        self._remember(client, version, _join(tree, tensors))
+
+    def prune(self, keep: Mapping[int, int]) -> None:
+        """Delete the files of all versions but those given, by client.
+
+        Raises
+        ------
+        StateError
+            If a file cannot be deleted.
+        """
+        kept = {self.path(client, version).name for client, version in keep.items()}
+        try:
+            for path in self.folder.glob("*.safetensors*"):
+                if path.name not in kept:
+                    path.unlink()
+        except OSError as error:
+            raise StateError(f"{self.folder}: old client states cannot be deleted: {error}") from error
+
+    def path(self, client: int, version: int) -> Path:
+        """The file of one version."""
+        return self.folder / f"{client:06d}-{version:x}.safetensors"
+
+    def _remember(self, client: int, version: int, state: State) -> None:
+        if client in self._memory:
+            self._used -= self._memory.pop(client)[2]
+        size = sum(tensor.nbytes for tensor in _leaves(state))
+        if size > self.memory_bytes or self.memory_bytes == 0:
+            return
+        self._memory[client] = version, state, size
+        self._used += size
+        while self._used > self.memory_bytes:
+            self._used -= self._memory.popitem(last=False)[1][2]
+
+
+def _pack(state: State) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Take a state apart: a JSON tree in which tensors are numbered, and the tensors."""
+    tensors: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+
+    def place(tensor: torch.Tensor, kind: str) -> list[Any]:
+        tensor = tensor.detach()
+        storage = tensor.untyped_storage()
+        # safetensors wants tensors dense and apart; a view would also keep all that it is a view of in memory.
+        if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        storages.add(tensor.untyped_storage().data_ptr())
+        tensors[str(len(tensors))] = tensor
+        return [kind, len(tensors) - 1]
+
+    def split(value: Any, where: str) -> Any:
+        if value is None or type(value) in (
+            bool,
+            int,
+            float,
+            str,
+        ):  # not a NumPy scalar, which would come back as another type
+            return value
+        if isinstance(value, torch.Tensor):
+            if value.layout is not torch.strided or value.device.type != "cpu":
+                raise StateError(f"state{where}: a {value.layout} tensor on {value.device}; keep dense ones on the CPU")
+            return place(value, _TENSOR)
+        if isinstance(value, np.ndarray):
+            try:
+                return place(torch.from_numpy(np.array(value, order="C")), _ARRAY)
+            except (TypeError, ValueError):
+                raise StateError(f"state{where}: an array of type {value.dtype} cannot be kept") from None
+        if isinstance(value, list):
+            return [_LIST, *(split(item, f"{where}[{index}]") for index, item in enumerate(value))]
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {key: split(item, f"{where}[{key!r}]") for key, item in value.items()}
+        raise StateError(
+            f"state{where}: a {type(value).__name__} cannot be kept; use tensors, arrays, None, bool, int, float, str, "
+            "lists or dictionaries with text as keys"
+        )
+
+    if not isinstance(state, dict):
+        raise StateError(f"a state is a dictionary, not a {type(state).__name__}")
+    return split(state, ""), tensors
+
+
+def _join(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Put together what :func:`_pack` took apart."""
+    if isinstance(tree, dict):
+        return {key: _join(value, tensors) for key, value in tree.items()}
+    if isinstance(tree, list):
+        kind, *items = tree
+        if kind == _LIST:
+            return [_join(item, tensors) for item in items]
+        tensor = tensors[str(items[0])]
+        return tensor.numpy() if kind == _ARRAY else tensor
+    return tree
+
+
+def _write(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    about = {"state": json.dumps(tree), "crc32": str(_checksum(tensors))}
+    try:
+        write_atomic(path, save(dict(tensors), about))
+    except KeyError as error:
+        raise StateError(f"{path}: a tensor of type {error} cannot be kept; safetensors has no such type") from None
+    except OSError as error:
+        raise StateError(
+            f"{path}: the client's state cannot be written: {error.strerror or error}; the state before is intact"
+        ) from error
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
+    value = 0
+    for tensor in tensors.values():
+        if tensor.numel():
+            value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return value
+
+
+def _leaves(value: Any) -> Iterator[torch.Tensor | np.ndarray]:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)

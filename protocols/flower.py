@@ -1,0 +1,173 @@
+"""Conversion between our messages and Flower's, record by record, without loss.
+
+This is the only module that touches Flower's private parts: the identity a message takes its sender from, the id of a
+message and the layout of an array. ``tests/protocols/test_flower.py`` fails if a release of Flower moves one of them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from flwr.app import Message as FlowerMessage
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedknow.protocols.messages import Arrays, Config, Content, Failure, Message, Metrics, Record
+
+__all__ = [
+    "Cache",
+    "Run",
+    "empty_run",
+    "from_flower",
+    "identify",
+    "set_id",
+    "to_arrays",
+    "to_flower",
+    "to_record",
+]
+
+SERVER_NODE = 1
+"""Node id of the server, Flower's ``SUPERLINK_NODE_ID``."""
+NUMPY = "numpy.ndarray"
+"""How Flower calls an array stored as ``numpy.save`` writes it."""
+
+Cache = dict[int, tuple[object, "Record"]]
+"""Records already converted, by the identity of the Flower record; holds that record, so an identity stays its own."""
+
+
+def identify(run_id: int = 1) -> None:
+    """Say who sends the messages made in this process: the server of a run.
+
+    Flower keeps this in class attributes, one run a process, and refuses to make a message before it is set.
+    """
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SERVER_NODE
+    TaskIdentity.task_id = run_id
+
+
+def empty_run(run_id: int = 1) -> Run:
+    """A run's description with nothing in it but its id, for code that reads ``grid.run``."""
+    return Run.create_empty(run_id)
+
+
+def set_id(message: FlowerMessage, id: str) -> None:
+    """Give a message its id, which Flower leaves to the grid that sends it."""
+    message.metadata.__dict__["_message_id"] = id
+
+
+def to_flower(message: Message, reply_to: FlowerMessage | None = None) -> FlowerMessage:
+    """Our message as Flower's.
+
+    Parameters
+    ----------
+    message : Message
+        Work, or an answer.
+    reply_to : flwr.app.Message, optional
+        The work that an answer answers; Flower takes an answer's sender, receiver, kind and group from it.
+
+    Raises
+    ------
+    ValueError
+        If an answer comes without the work it answers, or with other work.
+    TypeError
+        If a record holds a value that Flower cannot carry (named by Flower).
+    """
+    asked = reply_to.metadata.message_id if reply_to is not None else ""
+    if message.reply_to != asked:
+        raise ValueError(f"message {message.id!r} answers {message.reply_to!r}, but was given the work {asked!r}")
+    if reply_to is None:
+        if message.failure is not None:
+            raise ValueError(f"message {message.id!r} is a failure, but answers nothing")
+        made = FlowerMessage(_records(message.content), message.node, message.kind, group_id=message.group)
+    elif message.failure is not None:
+        made = FlowerMessage(Error(message.failure.code, message.failure.reason), reply_to=reply_to)
+    else:
+        made = FlowerMessage(_records(message.content), reply_to=reply_to)
+    set_id(made, message.id)
+    return made
+
+
+def from_flower(message: FlowerMessage, cache: Cache | None = None) -> Message:
+    """Flower's message as ours; its arrays are read-only.
+
+    Parameters
+    ----------
+    message : flwr.app.Message
+        Work, or an answer. An error without a reason gets an empty one.
+    cache : dict, optional
+        Where converted records are kept, so that a record which many messages share is converted once and is one
+        object for all of them. Use a new one for each wave: Flower's records can be changed.
+    """
+    about = message.metadata
+    content: Content = {}
+    failure = None
+    if message.has_error():
+        failure = Failure(message.error.code, message.error.reason or "")
+    else:
+        cache = {} if cache is None else cache
+        for name, record in message.content.items():
+            if id(record) not in cache:
+                cache[id(record)] = record, _from_record(record)
+            content[name] = cache[id(record)][1]
+    return Message(
+        kind=about.message_type,
+        node=about.src_node_id if about.reply_to_message_id else about.dst_node_id,
+        id=about.message_id,
+        reply_to=about.reply_to_message_id,
+        group=about.group_id,
+        content=content,
+        failure=failure,
+    )
+
+
+def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Named arrays as Flower's record, in the same order."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = _to_array(array)
+    return record
+
+
+def to_arrays(record: ArrayRecord) -> Arrays:
+    """Flower's record as named arrays (read-only), in the same order."""
+    arrays = Arrays()
+    for name, array in record.items():
+        value = array.numpy()
+        value.flags.writeable = False  # many clients share it
+        arrays[name] = value
+    return arrays
+
+
+def _from_record(record: ArrayRecord | MetricRecord | ConfigRecord) -> Record:
+    if isinstance(record, ArrayRecord):
+        return to_arrays(record)
+    return Metrics(record) if isinstance(record, MetricRecord) else Config(record)
+
+
+def _records(content: Mapping[str, Record]) -> RecordDict:
+    records = RecordDict()
+    for name, record in content.items():
+        if isinstance(record, Arrays):
+            records[name] = to_record(record)
+        else:
+            records[name] = MetricRecord(record) if isinstance(record, Metrics) else ConfigRecord(record)
+    return records
+
+
+def _to_array(array: np.ndarray) -> Array:
+    if array.dtype.kind not in "biufc":
+        return Array(array)  # Flower's own way, which refuses what it cannot store
+    # The bytes numpy.save would write, with one copy of the data instead of several and the header made once a shape.
+    data = b"".join((_header(array.dtype.str, array.shape), np.asarray(array, order="C").data))
+    return Array(dtype=str(array.dtype), shape=tuple(array.shape), stype=NUMPY, data=data)
+
+
+@lru_cache(maxsize=4096)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return header.getvalue()

@@ -1,0 +1,263 @@
+"""Grids: how messages reach clients. What all grids share, and the one that runs clients in this process."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from flwr.app import Message as FlowerMessage
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedknow.client.host import one_thread
+from fedknow.client.state import StateStore
+from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
+from fedknow.protocols.messages import Message, client_of, nbytes, node_of
+
+__all__ = ["Hosting", "InlineGrid", "MessageGrid"]
+
+T = TypeVar("T")
+
+
+class Hosting(Protocol):
+    """Answers messages and keeps client states by version (:class:`fedknow.client.host.Host`)."""
+
+    def handle(self, message: Message, version: int) -> tuple[Message, int]:
+        """Answer a message for a client whose state has this version; give the version after it too."""
+        ...
+
+
+class MessageGrid(Grid):
+    """A Flower grid over our messages: everything but the delivery.
+
+    Any Flower strategy runs on it unchanged. Answers come back in the order of the node ids, whatever the order of
+    arrival, so that sums over them are the same from run to run. One grid at a time is in use in a process (Flower
+    keeps the identity of a run in class attributes).
+
+    Parameters
+    ----------
+    clients : int
+        Number of clients; their node ids are 2, 3, ...
+    store : StateStore, optional
+        Where the states of clients lie, for :meth:`prune`; nothing is pruned without.
+
+    Attributes
+    ----------
+    traffic : dict
+        Bytes (``down`` to clients, ``up`` from them) and ``messages`` sent so far, by kind of message.
+    versions : dict
+        Version of each client's state; clients that are not in it are fresh.
+    inspect : callable, optional
+        Sees each answer and gives it back, or a failure in its stead; the client's state is then what it was before.
+    """
+
+    def __init__(self, clients: int, store: StateStore | None = None) -> None:
+        self.clients = clients
+        self.store = store
+        self.traffic: dict[str, dict[str, int]] = {}
+        self.versions: dict[int, int] = {}
+        self.inspect: Callable[[Message], Message] | None = None
+        self._pushed: dict[str, FlowerMessage] = {}
+        self._sent = 0
+        self._run = empty_run()
+        identify(self._run.run_id)
+
+    @abstractmethod
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Iterable[tuple[Message, int]]:
+        """Have clients do the work, each from the state that ``versions`` says.
+
+        Work for one client is done in the order given, each piece from the state the one before left.
+
+        Parameters
+        ----------
+        work : sequence of Message
+            The work.
+        timeout : float or None
+            Seconds after which what was not answered is given up.
+
+        Yields
+        ------
+        tuple of Message and int
+            The answers as they arrive, each with the version of the client's state after it.
+        """
+
+    # --- our messages ---------------------------------------------------------------------------------------------
+
+    def exchange(
+        self, messages: Sequence[Message], timeout: float | None = None, label: str | None = None
+    ) -> list[Message]:
+        """Send our own messages and wait for the answers.
+
+        Parameters
+        ----------
+        messages : sequence of Message
+            Work; the grid gives it ids of its own.
+        timeout : float, optional
+            Seconds to wait; clients that did not answer by then are missing from the list.
+        label : str, optional
+            The name under which traffic is counted; by default the kind of each message.
+
+        Returns
+        -------
+        list of Message
+            The answers (failures too), ordered by node id, then as sent.
+
+        Raises
+        ------
+        ValueError
+            If a message goes to a node that does not exist.
+        """
+        work = [replace(message, id=self._next_id()) for message in messages]
+        return _in_order(work, self._answers(work, timeout, label), lambda reply: reply.reply_to)
+
+    def _answers(self, work: Sequence[Message], timeout: float | None, label: str | None) -> Iterator[Message]:
+        strangers = sorted({message.node for message in work} - set(self.get_node_ids()))
+        if strangers:
+            raise ValueError(f"no such nodes: {strangers}; they are {node_of(0)} to {node_of(self.clients - 1)}")
+        for message in work:
+            count = self.traffic.setdefault(label or message.kind, {"down": 0, "up": 0, "messages": 0})
+            count["down"] += nbytes(message.content)
+            count["messages"] += 1
+        for reply, version in self.deliver(work, timeout):
+            self.traffic[label or reply.kind]["up"] += nbytes(reply.content)
+            checked = self.inspect(reply) if self.inspect else reply
+            if checked.failure is None:
+                self.versions[client_of(reply.node)] = version
+            yield checked
+
+    def _next_id(self) -> str:
+        self._sent += 1
+        return str(self._sent)
+
+    # --- Flower's messages ----------------------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that this grid works for."""
+        self._run = run
+        identify(run.run_id)
+
+    @property
+    def run(self) -> Run:
+        """The run, as Flower describes it."""
+        return self._run
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of all clients, ascending."""
+        return [node_of(client) for client in range(self.clients)]
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> FlowerMessage:
+        """A Flower message (Flower's own constructor does the same)."""
+        return FlowerMessage(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[FlowerMessage]) -> list[str]:
+        """Take messages in; they are worked on when their answers are pulled.
+
+        Returns
+        -------
+        list of str
+            Ids under which to pull the answers.
+        """
+        ids = []
+        for message in messages:
+            set_id(message, self._next_id())
+            self._pushed[message.metadata.message_id] = message
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[FlowerMessage]:
+        """Answers to messages pushed before; an id that was pulled already or never pushed gives none."""
+        return self._flower([self._pushed.pop(id) for id in message_ids if id in self._pushed], None)
+
+    def send_and_receive(
+        self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
+    ) -> list[FlowerMessage]:
+        """Send Flower's messages and wait for the answers, at most ``timeout`` seconds.
+
+        Returns
+        -------
+        list of flwr.app.Message
+            The answers (errors too), ordered by node id, then as sent; after a timeout those that arrived.
+        """
+        sent = list(messages)
+        for message in sent:
+            set_id(message, self._next_id())
+        return self._flower(sent, timeout)
+
+    def _flower(self, sent: Sequence[FlowerMessage], timeout: float | None) -> list[FlowerMessage]:
+        cache: Cache = {}
+        work = [from_flower(message, cache) for message in sent]
+        asked = {message.metadata.message_id: message for message in sent}
+        # Converted as they arrive, while other clients still work.
+        replies = (to_flower(reply, asked[reply.reply_to]) for reply in self._answers(work, timeout, None))
+        return _in_order(work, replies, lambda reply: reply.metadata.reply_to_message_id)
+
+    # --- client states --------------------------------------------------------------------------------------------
+
+    def restore(self, versions: Mapping[int, int], traffic: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        """Go back to the client states, and the traffic, of a checkpoint."""
+        self.versions = dict(versions)
+        if traffic is not None:
+            self.traffic = {kind: dict(count) for kind, count in traffic.items()}
+
+    def prune(self) -> None:
+        """Delete all client states but the present ones; call it when a checkpoint of these is safe on disk.
+
+        States are never overwritten by others (each version has its own file), so that the last checkpoint stays whole
+        until then.
+        """
+        if self.store is not None:
+            self.store.prune(self.versions)
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of what the grid holds; it is of no use afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class InlineGrid(MessageGrid):
+    """Clients in this process, one after the other, with one thread as in a worker: tests, debugging, tiny runs.
+
+    Parameters
+    ----------
+    clients : int
+        Number of clients.
+    host : Hosting
+        What answers (:class:`fedknow.client.host.Host`).
+    store : StateStore, optional
+        Where the host keeps states; by default the host's own ``store``, where it has one.
+    """
+
+    def __init__(self, clients: int, host: Hosting, store: StateStore | None = None) -> None:
+        super().__init__(clients, store if store is not None else getattr(host, "store", None))
+        self.host = host
+
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Iterator[tuple[Message, int]]:
+        """Do the work in the order given; see :meth:`MessageGrid.deliver`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        versions = dict(self.versions)
+        for message in work:
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+            client = client_of(message.node)
+            with one_thread():
+                reply, versions[client] = self.host.handle(message, versions.get(client, 0))
+            yield reply, versions[client]
+
+
+def _in_order(work: Sequence[Message], replies: Iterable[T], asked: Callable[[T], str]) -> list[T]:
+    rank = {message.id: (message.node, place) for place, message in enumerate(work)}
+    return sorted(replies, key=lambda reply: rank[asked(reply)])

@@ -1,0 +1,234 @@
+"""Virtual clients on Ray workers: one process a core, work in batches, states that outlive the workers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+
+from fedknow.client.data.stream import TaskStream
+from fedknow.client.state import StateStore
+from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.messages import Message, client_of
+from fedknow.server.grid import MessageGrid
+from fedknow.simulations.worker import Job, NodeFactory, Worker, share
+
+__all__ = ["WORKER_DIED", "RayGrid"]
+
+log = logging.getLogger(__name__)
+
+WORKER_DIED = 8
+"""Failure code of work on which workers died (Flower's ``CLIENT_APP_CRASHED``)."""
+PATIENCE = 3
+"""Workers that may die on one client's work before it fails."""
+
+_Batch = tuple[int, list[Job]]
+
+
+class RayGrid(MessageGrid):
+    """Clients on Ray workers. Answers do not depend on the number of workers, their speed, or what dies on the way.
+
+    A wave is cut into one queue a worker, each client going to the worker that has its state in memory as far as
+    that keeps the queues equally long. A worker takes half of its queue at a time, and half of the longest queue when
+    its own is empty: few, large batches first, small ones to even out the end. What messages of a wave share is put
+    into Ray's object store once.
+
+    A worker that dies is replaced, and what it had not answered is done again from the recorded states, client by
+    client, so that a client which kills its worker is told from those that were with it; after three deaths it gets a
+    failure.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment; ``engine.address`` names a Ray cluster to join, else Ray is started here (unless it is running
+        in this process already) and stopped by :meth:`close`.
+    stream : TaskStream
+        The clients' data; put into the object store once.
+    folder : str or PathLike
+        Where client states lie. On a cluster all machines must see it.
+    workers : int
+        Number of workers; 0: ``engine.workers``, and if that is 0 too, one a core of the cluster.
+    node : callable, optional
+        ``node(config, stream)`` makes what answers in a worker; by default :class:`fedknow.client.node.Node`.
+
+    Raises
+    ------
+    ConfigError
+        If the experiment's node cannot be built.
+    ConnectionError
+        If there is no Ray cluster at the address.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        stream: TaskStream,
+        folder: str | os.PathLike[str],
+        workers: int = 0,
+        node: NodeFactory | None = None,
+    ) -> None:
+        super().__init__(stream.clients, StateStore(folder, memory_bytes=0))
+        self._started_ray = not ray.is_initialized()
+        self._workers: list[ActorHandle[Worker]] = []
+        try:
+            if self._started_ray:
+                _start_ray(config.engine.address)
+            cores = cast(float, ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
+            count = min(workers or config.engine.workers or max(1, int(cores)), stream.clients)
+            # More workers than cores share them; Ray counts in ten-thousandths.
+            self._cores = min(1.0, math.floor(1e4 * cores / count) / 1e4)
+            self._made_from = (ray.put(config), ray.put(stream), Path(folder).absolute(), node)
+            self._workers = [self._spawn() for _ in range(count)]
+            self._home: dict[int, int] = {}
+            _get([worker.start.remote() for worker in self._workers])
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return len(self._workers)
+
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Iterator[tuple[Message, int]]:
+        """Have workers do the work; see :meth:`MessageGrid.deliver`.
+
+        Raises
+        ------
+        StateError
+            If a worker cannot read or write a client's state.
+        Exception
+            Whatever else is raised in a worker outside the node, which answers its own faults with failures.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        jobs: dict[int, Job] = {}
+        for message in work:
+            client = client_of(message.node)
+            jobs.setdefault(client, Job(client, self.versions.get(client, 0))).work.append(message)
+        light, arrays = share(list(jobs.values()))
+        shared = [ray.put(record) for record in arrays]
+        queues = self._queues(light)
+        running: dict[ray.ObjectRef, _Batch] = {}
+
+        def submit(index: int) -> None:
+            batch = _take(queues[index] or max(queues, key=len))
+            if batch:
+                self._home.update((job.client, index) for job in batch)
+                running[self._workers[index].work.remote(batch, shared)] = index, batch
+
+        try:
+            for index in range(self.workers):
+                submit(index)
+            while running:
+                left = deadline - time.monotonic()
+                done, _ = ray.wait(list(running), timeout=None if left == math.inf else max(0.0, left))
+                if not done:
+                    return
+                index, batch = running.pop(done[0])
+                try:
+                    answers: list[tuple[Message, int]] = _get(done[0])
+                except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
+                    self._replace([index])
+                    again, failures = _after_death(batch, error)
+                    queues[index].extendleft(reversed(again))
+                    submit(index)
+                    yield from failures
+                else:
+                    submit(index)  # before the answers are looked at, so that no worker waits for us
+                    yield from answers
+        finally:
+            # Given up by timeout, interrupted, or left by an error: what still runs must not write states any more.
+            self._replace({index for index, _ in running.values()})
+
+    def close(self) -> None:
+        """Stop the workers, and Ray if this grid started it."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
+        if self._started_ray:
+            ray.shutdown()
+            self._started_ray = False
+
+    def _spawn(self) -> ActorHandle[Worker]:
+        config, stream, folder, node = self._made_from
+        actor = ray.remote(Worker).options(num_cpus=self._cores, max_restarts=0)
+        return cast("ActorHandle[Worker]", actor.remote(config, stream, folder, node))
+
+    def _replace(self, indices: Collection[int]) -> None:
+        for index in indices:
+            ray.kill(self._workers[index])  # certainly dead now, whatever Ray thought
+            self._workers[index] = self._spawn()
+
+    def _queues(self, jobs: Sequence[Job]) -> list[deque[Job]]:
+        """One queue a worker, of lengths that differ by one at most, clients where they were as far as possible."""
+        queues: list[deque[Job]] = [deque() for _ in self._workers]
+        most = math.ceil(len(jobs) / len(queues))
+        moving = []
+        for job in jobs:
+            home = self._home.get(job.client)
+            if home is not None and len(queues[home]) < most:
+                queues[home].append(job)
+            else:
+                moving.append(job)
+        for job in moving:
+            min(queues, key=len).append(job)
+        return queues
+
+
+def _take(queue: deque[Job]) -> list[Job]:
+    # What a worker died on is at the front, and is tried alone.
+    size = 1 if queue and queue[0].deaths else (len(queue) + 1) // 2
+    return [queue.popleft() for _ in range(size)]
+
+
+def _after_death(batch: Sequence[Job], error: Exception) -> tuple[list[Job], list[tuple[Message, int]]]:
+    """What to try again after a worker died on a batch, and failures for what has been tried often enough."""
+    log.warning("a worker died and is replaced; %d clients' work is done again: %s", len(batch), _first_line(error))
+    again, failures = [], []
+    for job in batch:
+        job.deaths += 1
+        if job.deaths < PATIENCE:
+            again.append(job)
+            continue
+        reason = (
+            f"client {job.client}: {job.deaths} workers died on its {job.work[0].kind!r} work ({_first_line(error)}); "
+            "if memory ran out, lower engine.workers or train.batch_size"
+        )
+        failures += [(message.fail(WORKER_DIED, reason), job.version) for message in job.work]
+    return again, failures
+
+
+def _get(refs: Any) -> Any:
+    """``ray.get`` that raises what was raised in the worker, as it was raised there."""
+    try:
+        return ray.get(refs)
+    except RayTaskError as error:
+        raise (error.cause or error) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _start_ray(address: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to anyone
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; without, Ray warns about it
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **options)
+        return
+    # Room for the data and the answers of a wave; Ray spills the rest to disk.
+    room = psutil.virtual_memory().total * 3 // 10
+    if os.path.isdir("/dev/shm"):
+        room = min(room, psutil.disk_usage("/dev/shm").free * 9 // 10)
+    ray.init(include_dashboard=False, object_store_memory=max(100 * 2**20, min(room, 4 * 2**30)), **options)
