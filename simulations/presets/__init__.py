@@ -13,10 +13,9 @@ __all__ = ["list_presets", "load_preset"]
 
 def list_presets() -> dict[str, str]:
     """Name of each preset and what it is: the comment on the first line of its file."""
-    found = sorted((path for path in files(__name__).iterdir() if path.name.endswith(".toml")), key=lambda p: p.name)
-    return {
-        path.name.removesuffix(".toml"): path.read_text("utf-8").partition("\n")[0].lstrip("# ") for path in found
-    }
+    texts = {path.name: path.read_text("utf-8") for path in files(__name__).iterdir() if path.name.endswith(".toml")}
+    comments = {name.removesuffix(".toml"): text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
+    return dict(sorted(comments.items()))
 
 
 def load_preset(name: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
@@ -29,5 +28,7 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """
     known = list_presets()
     if name not in known:
-        raise ConfigError(f"preset {name!r}: there is none of this name{closest(name, known)}; known: {', '.join(known)}")
+        raise ConfigError(
+            f"preset {name!r}: there is none of this name{closest(name, known)}; known: {', '.join(known)}"
+        )
     return read_config(tomllib.loads((files(__name__) / f"{name}.toml").read_text("utf-8")), overrides)

@@ -1,0 +1,351 @@
+"""The command line: each command reads its arguments, calls the rest of the package and shows what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedknow import __version__
+from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+
+if TYPE_CHECKING:
+    from fedknow.server.run_folder import RunFolder
+
+__all__ = ["main"]
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+"""Exit codes: the run failed; the command or the configuration cannot be run; Ctrl-C. 0 is success."""
+
+EXTRAS = {"flwr": "sim", "ray": "sim", "psutil": "sim", "matplotlib": "sim", "scipy": "sim"}
+"""Libraries that an edge installation lacks, and the extra that brings them."""
+
+out = Console()
+err = Console(stderr=True)
+
+app = typer.Typer(
+    name="fedknow",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXPERIMENT = typer.Argument(
+    help="A preset's name (`fedknow list presets`) or a TOML file.", show_default=True, metavar="EXPERIMENT"
+)
+SET = typer.Option(
+    "--set",
+    metavar="KEY=VALUE",
+    help="Change one setting; may be given many times. `fedknow show` prints them all.",
+)
+DATA_DIR = typer.Option(
+    "--data-dir",
+    metavar="DIR",
+    help="Folder with `cifar100/*.parquet`, `omniglot/*.parquet` as on the Hugging Face hub. "
+    "Without it `FEDKNOW_DATA` is used; `digits` needs neither.",
+)
+QUIET = typer.Option("--quiet", "-q", help="Print nothing but errors and where the report is.")
+
+
+class Listed(StrEnum):
+    """What ``fedknow list`` lists."""
+
+    learners = "learners"
+    strategies = "strategies"
+    models = "models"
+    datasets = "datasets"
+    presets = "presets"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"fedknow {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _fedknow(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated continual learning: clients learn a stream of tasks together without sharing data.
+
+    An experiment says which data, clients, tasks, model, learner (the method on the clients) and strategy (the method
+    on the server). It is a preset or a TOML file, and every setting can be changed with `--set`.
+
+    Examples:
+
+    - `fedknow compare digits --learners fedavg,fedknow` puts FedKNOW beside FedAvg.
+
+    - `fedknow simulate digits --set data.clients=50 --set train.rounds=5` runs one experiment.
+
+    - `fedknow simulate digits --set strategy=my_strategy:MyStrategy` uses your own strategy from `my_strategy.py`.
+
+    - `fedknow show digits` prints every setting with its value, ready to be saved as a TOML file.
+    """
+
+
+@app.command()
+def simulate(
+    experiment: Annotated[str, EXPERIMENT] = "digits",
+    changes: Annotated[list[str] | None, SET] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Run folder.  [default: runs/NAME-LEARNER-seedN]", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in the run folder, from its last round.")
+    ] = False,
+    data_dir: Annotated[Path | None, DATA_DIR] = None,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Run one experiment with virtual clients on this machine and write a report.
+
+    The run folder gets `report.html`, `plots/`, `config.toml`, `metrics.jsonl`, `accuracy.npz` and a checkpoint after
+    each round. Ctrl-C is safe: go on later with `--resume`.
+
+    Examples:
+
+    - `fedknow simulate digits --set seed=1`
+
+    - `fedknow simulate paper-cifar100-small --data-dir ~/data --out runs/paper`
+
+    - `fedknow simulate runs/paper/config.toml --data-dir ~/data --out runs/paper --resume`
+    """
+    with _explained(folder):
+        config = _read(experiment, changes, data_dir)
+        run = folder or Path("runs") / f"{config.name}-{_file_name(config.learner.name)}-seed{config.seed}"
+    with _explained(run):
+        from fedknow.progress import RunProgress, result_tables
+        from fedknow.server.run_folder import RunFolder
+        from fedknow.server.summary import summarise
+        from fedknow.simulations.simulate import simulate as run_experiment
+
+        with nullcontext() if quiet else RunProgress(config, out) as progress:
+            run_experiment(config, run, resume, [] if progress is None else [progress])
+        if not quiet:
+            for table in result_tables(summarise(RunFolder.open(run))):
+                out.print(table)
+        _point_to(run / "report.html")
+
+
+@app.command()
+def compare(
+    experiment: Annotated[str, EXPERIMENT] = "digits",
+    learners: Annotated[
+        str, typer.Option("--learners", metavar="NAME,NAME", help="Which to compare (`fedknow list learners`).")
+    ] = "fedavg,fedknow",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on.")] = 3,
+    changes: Annotated[list[str] | None, SET] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of all runs.  [default: runs/NAME-compare]", show_default=False
+        ),
+    ] = None,
+    data_dir: Annotated[Path | None, DATA_DIR] = None,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Run several learners with several seeds and put them side by side.
+
+    With one seed all learners get the same data and start from the same weights. Given the same command again, finished
+    runs are read and unfinished ones go on. The folder gets a run folder for each run, `report.html`, `compare.json`,
+    `compare.csv` and `plots/`.
+
+    Example:
+
+    - `fedknow compare digits --learners fedavg,fedrep,fedknow --seeds 5`
+    """
+    with _explained(folder):
+        config = _read(experiment, changes, data_dir)
+        names = [name.strip() for name in learners.split(",") if name.strip()]
+        place = folder or Path("runs") / f"{config.name}-compare"
+    with _explained(place):
+        from fedknow.progress import RunProgress, comparison_table
+        from fedknow.simulations.compare import compare as run_all
+
+        watch = None if quiet else lambda plan, title: RunProgress(plan, out, title)
+        result = run_all(config, names, seeds, place, watch)
+        if result.groups and not quiet:
+            out.print(comparison_table(result.groups))
+        if result.report:
+            _point_to(result.report)
+        for name, reason in result.failures.items():
+            err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}", highlight=False)
+        if result.failures:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders that hold run folders.")
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where to write.  [default: the folder of the run or runs]", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write report.html and plots again from what is in run folders: one run, or several side by side.
+
+    Interrupted runs and runs that are still going on can be reported too.
+    """
+    with _explained(None):
+        from fedknow.server.report import write_report
+
+        found = [run for path in runs for run in _runs_in(path)]
+        target = folder or Path(os.path.commonpath([run.path.absolute() for run in found]))
+        _point_to(write_report(found, target))
+
+
+@app.command()
+def show(
+    experiment: Annotated[str, EXPERIMENT] = "digits",
+    changes: Annotated[list[str] | None, SET] = None,
+    data_dir: Annotated[Path | None, DATA_DIR] = None,
+) -> None:
+    """Print an experiment with every setting spelled out, as TOML.
+
+    Example:
+
+    - `fedknow show digits --set learner=fedrep > mine.toml`
+    """
+    with _explained(None):
+        from fedknow.client.learners import resolve
+
+        typer.echo(resolve(_read(experiment, changes, data_dir)).to_toml(), nl=False)
+
+
+@app.command("list")
+def list_(what: Annotated[Listed, typer.Argument(metavar="|".join(Listed), help="What to list.")]) -> None:
+    """List what can be named in an experiment."""
+    with _explained(None):
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, line in _known(what).items():
+            table.add_row(escape(name), escape(line), style="")
+        out.print(table, highlight=False)
+
+
+def main() -> None:
+    """Entry point of the ``fedknow`` command."""
+    app()
+
+
+def _known(what: Listed) -> dict[str, str]:
+    if what is Listed.learners:
+        from fedknow.client.learners import list_learners
+
+        return list_learners()
+    if what is Listed.strategies:
+        from fedknow.strategies import list_strategies
+
+        return list_strategies()
+    if what is Listed.models:
+        from fedknow.client.models import list_models
+
+        return list_models()
+    if what is Listed.datasets:
+        from fedknow.client.data import list_datasets
+
+        return list_datasets()
+    from fedknow.simulations.presets import list_presets
+
+    return list_presets()
+
+
+def _read(experiment: str, changes: Sequence[str] | None, data_dir: Path | None) -> ExperimentConfig:
+    """A preset by its name, else a TOML file, with the changes applied in the order given."""
+    from fedknow.simulations.presets import load_preset
+
+    # A JSON string is a TOML string, so no folder's name can be taken for a number.
+    overrides = [*(changes or []), *([f"data.dir={json.dumps(str(data_dir))}"] if data_dir else [])]
+    is_file = experiment.endswith(".toml") or os.sep in experiment
+    return read_config(experiment, overrides) if is_file else load_preset(experiment, overrides)
+
+
+def _runs_in(path: Path) -> list[RunFolder]:
+    """The run in a folder, or the runs in the folders it holds."""
+    from fedknow.server.run_folder import RunFolder
+
+    if (path / "config.toml").is_file():
+        return [RunFolder.open(path)]
+    found = [RunFolder.open(file.parent) for file in sorted(path.glob("*/config.toml"))]
+    if not found:
+        raise ConfigError(
+            f"{path}: no run here (a run folder has a config.toml); give a run folder or a folder of them"
+        )
+    return found
+
+
+@contextmanager
+def _explained(run: Path | None) -> Iterator[None]:
+    """Turn what may go wrong into a sentence on stderr and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("[yellow]Interrupted.[/]")
+        _kept(run)
+        raise typer.Exit(INTERRUPTED) from None
+    except ConfigError as error:
+        err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(REFUSED) from None
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        err.print(
+            f"[red]Error:[/] this command needs {error.name}, which is not installed: "
+            f"pip install 'fedknow\\[{EXTRAS[error.name]}]'",
+            highlight=False,
+        )
+        raise typer.Exit(REFUSED) from None
+    except Exception as error:
+        if not _expected(error):
+            raise
+        err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _kept(run)
+        raise typer.Exit(FAILED) from None
+
+
+def _expected(error: Exception) -> bool:
+    """Whether an exception tells of the run or the machine; any other is a fault of this program, shown in full."""
+    from fedknow.client.state import StateError
+    from fedknow.server.checks import RunError
+
+    return isinstance(error, RunError | StateError | OSError)
+
+
+def _kept(run: Path | None) -> None:
+    """Say what is kept, and how to go on."""
+    if run is not None and (run / "config.toml").is_file():
+        command = f"fedknow simulate {run / 'config.toml'} --out {run} --resume"
+        text = f"All up to the last complete round is kept in {run}. Go on with:\n  {command}"
+    elif run is not None and any(run.glob("*/config.toml")):
+        text = f"What was done is kept in {run}. Go on by giving the same command again."
+    else:
+        return
+    err.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _point_to(page: Path) -> None:
+    out.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)

@@ -1,0 +1,300 @@
+"""The plots of a report: each is one figure, drawn without a display, saved as PNG or put inline as SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedknow.server.summary import Array, Group, Scoring, Summary
+
+__all__ = ["Plot", "comparison_plots", "run_plots"]
+
+INK = "#1c2127"
+"""Text and lines. In an inline SVG it becomes the page's own text colour, so that plots follow light and dark."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+"""Okabe and Ito's palette: told apart by colour-blind readers too."""
+MARKERS = "osD^vP*"
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: the reader's own font, and it can be searched
+    "svg.hashsalt": "fedknow",  # the same run gives the same file
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: its file name without ending, a title, a sentence that says what is seen, and how to draw it."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Figure], None]
+    wide: bool = False
+
+    def png(self) -> bytes:
+        """The figure as a PNG file: white background, 160 dots an inch."""
+        buffer = io.BytesIO()
+        with self._drawn() as figure:
+            figure.suptitle(self.title)
+            figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+        return buffer.getvalue()
+
+    def svg(self) -> str:
+        """The figure as an ``<svg>`` element without ids or colours of text that could clash with a page."""
+        buffer = io.StringIO()
+        with self._drawn() as figure:
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :].replace(INK, "currentColor")
+        return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
+
+    @contextmanager
+    def _drawn(self) -> Iterator[Figure]:
+        with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+            figure = Figure(figsize=(9.6 if self.wide else 5.6, 3.6), layout="constrained")
+            self.draw(figure)
+            yield figure
+
+
+def run_plots(run: Summary) -> list[Plot]:
+    """The plots of one run; those of which it has no numbers yet are left out."""
+    plots = []
+    if run.tasks:
+        tasks = np.arange(1, run.tasks + 1)
+        plots += [
+            Plot(
+                "accuracy",
+                "Average accuracy",
+                "Mean over the tasks learned so far, after each task. Personal: the shared body with each client's "
+                "own head. Global: one model for everyone.",
+                lambda figure: _scorings(figure, run, tasks, lambda scoring: scoring.average, "average accuracy (%)"),
+            ),
+            Plot(
+                "forgetting",
+                "Forgetting",
+                "Accuracy lost since a task was learned, mean over earlier tasks; relative: as a share of what was "
+                "learned. Below zero, old tasks got better.",
+                lambda figure: _forgetting(figure, run, tasks),
+            ),
+            Plot(
+                "matrix",
+                "Accuracy on each task after each task (%)",
+                "Read along a row: what becomes of one task as later ones are learned. The diagonal is the accuracy "
+                "when learned.",
+                lambda figure: _matrix(figure, run),
+            ),
+            Plot(
+                "tasks",
+                "Each task over time",
+                "Accuracy of each task (its number at the end of its line) after it and every later task.",
+                lambda figure: _tasks(figure, run),
+            ),
+        ]
+    if run.traffic:
+        plots.append(
+            Plot(
+                "traffic",
+                "Bytes by kind of message",
+                "Down: from the server to clients. Up: from clients to the server. Scoring is measurement, not part "
+                "of the method.",
+                lambda figure: _traffic(figure, run),
+            )
+        )
+    if run.rounds:
+        plots += [
+            Plot(
+                "loss",
+                "Training loss",
+                "Mean loss the clients report for a round; dotted lines begin a new task.",
+                lambda figure: _by_round(figure, run, "loss", "training loss"),
+            ),
+            Plot(
+                "seconds",
+                "Seconds a round",
+                "Real time of each round of training, aggregation included; dotted lines begin a new task.",
+                lambda figure: _by_round(figure, run, "seconds", "time of a round (s)"),
+            ),
+        ]
+    return plots
+
+
+def comparison_plots(groups: Sequence[Group]) -> list[Plot]:
+    """The plots of several methods side by side; bands and whiskers are 95 % intervals over seeds."""
+    plots = [
+        Plot(
+            "accuracy",
+            "Average accuracy",
+            "Shared body with personal heads: mean over the tasks learned so far.",
+            lambda figure: _curves(figure, groups, "average", False, "average accuracy (%)"),
+        ),
+        Plot(
+            "forgetting",
+            "Forgetting",
+            "Accuracy lost since a task was learned, mean over earlier tasks.",
+            lambda figure: _curves(figure, groups, "forgetting", False, "forgetting (points)"),
+        ),
+    ]
+    if any(run.global_model for group in groups for run in group.runs):
+        plots.append(
+            Plot(
+                "accuracy-global",
+                "Average accuracy of the global model",
+                "One model for everyone, heads averaged: what a client without a past would get.",
+                lambda figure: _curves(figure, groups, "average", True, "average accuracy (%)"),
+            )
+        )
+    return [
+        *plots,
+        Plot(
+            "relative",
+            "Relative forgetting",
+            "Share of the accuracy when learned that was lost, mean over earlier tasks.",
+            lambda figure: _curves(figure, groups, "relative", False, "relative forgetting (%)"),
+        ),
+        Plot(
+            "traffic",
+            "Training traffic",
+            "Bytes down and up for training, whole run, mean over seeds.",
+            lambda figure: _bars(figure, groups, "bytes", 1e6, "training traffic (MB)"),
+        ),
+        Plot(
+            "seconds",
+            "Time",
+            "Real time of the whole run, scoring included, mean over seeds.",
+            lambda figure: _bars(figure, groups, "seconds", 1.0, "time (s)"),
+        ),
+    ]
+
+
+def _scorings(figure: Figure, run: Summary, tasks: Array, pick: Callable[[Scoring], Array], label: str) -> None:
+    axes = _axes(figure, "tasks learned", label)
+    axes.plot(tasks, 100 * pick(run.personal)[: run.tasks], marker="o", color=COLOURS[0], label="personal")
+    if run.global_model:
+        values = 100 * pick(run.global_model)[: run.tasks]
+        axes.plot(tasks, values, marker="s", ls="--", color=COLOURS[1], label="global")
+    axes.set_ylim(0, 100)
+    axes.legend()
+
+
+def _forgetting(figure: Figure, run: Summary, tasks: Array) -> None:
+    axes = _axes(figure, "tasks learned", "forgetting (points, % if relative)")
+    scoring = run.personal
+    axes.plot(tasks, 100 * scoring.forgetting[: run.tasks], marker="o", color=COLOURS[0], label="absolute")
+    axes.plot(tasks, 100 * scoring.relative[: run.tasks], marker="D", ls="--", color=COLOURS[2], label="relative")
+    if run.global_model:
+        values = 100 * run.global_model.forgetting[: run.tasks]
+        axes.plot(tasks, values, marker="s", ls=":", color=COLOURS[1], label="absolute, global model")
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.set_xlim(0.8, run.tasks + 0.2)
+    axes.legend()
+
+
+def _matrix(figure: Figure, run: Summary) -> None:
+    axes = _axes(figure, "after learning task", "accuracy on task")
+    axes.grid(False)
+    values = 100 * run.personal.matrix[: run.tasks, : run.tasks]
+    mesh = axes.pcolormesh(
+        np.arange(run.tasks + 1) + 0.5, np.arange(run.tasks + 1) + 0.5, values, cmap="cividis", vmin=0, vmax=100
+    )
+    axes.invert_yaxis()
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if run.tasks <= 12:  # more numbers would not be legible
+        for seen, trained in np.argwhere(~np.isnan(values)):
+            value = values[seen, trained]
+            colour = "#ffffff" if value < 55 else "#000000"
+            axes.text(trained + 1, seen + 1, f"{value:.0f}", ha="center", va="center", color=colour, size=8)
+    figure.colorbar(mesh, label="accuracy (%)").outline.set_visible(False)  # type: ignore[operator]
+
+
+def _tasks(figure: Figure, run: Summary) -> None:
+    axes = _axes(figure, "tasks learned", "accuracy (%)")
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, run.tasks))
+    for task, colour in enumerate(colours):
+        steps = np.arange(task, run.tasks)
+        values = 100 * run.personal.matrix[task, steps]
+        axes.plot(steps + 1, values, marker=".", color=colour)
+        axes.annotate(
+            str(task + 1), (steps[-1] + 1, values[-1]), (5, 0), textcoords="offset points", color=colour, va="center"
+        )
+    axes.set_ylim(0, 100)
+
+
+def _traffic(figure: Figure, run: Summary) -> None:
+    axes = _axes(figure, "bytes (MB)", "", whole=False)
+    kinds = sorted(run.traffic, reverse=True)
+    places = np.arange(len(kinds))
+    for shift, way, colour in ((0.19, "down", COLOURS[0]), (-0.19, "up", COLOURS[1])):
+        values = [run.traffic[kind][way] / 1e6 for kind in kinds]
+        bars = axes.barh(places + shift, values, height=0.36, color=colour, label=way)
+        axes.bar_label(bars, fmt="{:,.1f}", padding=3, color=INK, size=8)
+    axes.set_yticks(places, kinds)
+    axes.margins(x=0.15)
+    axes.grid(False, axis="y")
+    axes.legend()
+
+
+def _by_round(figure: Figure, run: Summary, key: str, label: str) -> None:
+    axes = _axes(figure, "round", label)
+    rounds = [event["server_round"] for event in run.rounds]
+    values = [math.nan if event.get(key) is None else event[key] for event in run.rounds]
+    axes.plot(rounds, values, color=COLOURS[0], marker="." if len(rounds) < 40 else "")
+    for event in run.rounds:
+        if event["round"] == 1 and event["server_round"] > 1:
+            axes.axvline(event["server_round"] - 0.5, color=INK, lw=0.8, ls=":", alpha=0.5)
+    axes.set_ylim(bottom=0)
+
+
+def _curves(figure: Figure, groups: Sequence[Group], pick: str, global_model: bool, label: str) -> None:
+    axes = _axes(figure, "tasks learned", label)
+    for index, group in enumerate(groups):
+        mean, half = (100 * values for values in group.curve(pick, global_model))
+        colour, tasks = COLOURS[index % len(COLOURS)], np.arange(1, len(mean) + 1)
+        axes.plot(tasks, mean, marker=MARKERS[index % len(MARKERS)], color=colour, label=group.label, ms=5)
+        axes.fill_between(tasks, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+    if pick == "average":
+        axes.set_ylim(0, 100)
+    else:  # nothing can be forgotten after the first task: the axis has its place all the same
+        axes.axhline(0, color=INK, lw=0.8)
+        axes.set_xlim(0.8, max(run.tasks for group in groups for run in group.runs) + 0.2)
+    axes.legend()
+
+
+def _bars(figure: Figure, groups: Sequence[Group], key: str, unit: float, label: str) -> None:
+    axes = _axes(figure, label, "", whole=False)
+    estimates = [group.estimate(key) for group in groups]
+    means = [point.mean / unit for point in estimates]
+    halves = [0.0 if math.isnan(point.half) else point.half / unit for point in estimates]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(groups))]
+    bars = axes.barh([group.label for group in groups], means, xerr=halves, color=colours, height=0.5, ecolor=INK)
+    axes.bar_label(bars, [f"{mean:,.1f}" for mean in means], padding=4, color=INK)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.grid(False, axis="y")
+
+
+def _axes(figure: Figure, x: str, y: str, whole: bool = True) -> Axes:
+    axes: Any = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if whole:  # tasks and rounds are counted: no ticks between them
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return axes  # type: ignore[no-any-return]

@@ -1,0 +1,266 @@
+"""Reports: one HTML file that needs no network, and its plots as PNG beside it, for one run or for a comparison."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fedknow.server.plots import Plot, comparison_plots, run_plots
+from fedknow.server.run_folder import RunFolder, replace_file, running_out_of_disk
+from fedknow.server.summary import MEASURES, Group, Summary, group, size, summarise
+
+__all__ = ["write_report"]
+
+LIBRARIES = ("fedknow", "torch", "numpy", "flwr", "ray")
+
+
+def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
+    """Write ``<out>/report.html`` and ``<out>/plots/*.png`` about what is there, be the runs complete or not.
+
+    Parameters
+    ----------
+    runs : sequence of RunFolder
+        One: a report of that run. Several: methods side by side, runs that differ in nothing but the seed together.
+    out : Path
+        A folder; made if need be.
+
+    Returns
+    -------
+    Path
+        The HTML file: plots, tables, styles and all in one, with no reference to anything outside.
+
+    Raises
+    ------
+    RunError
+        If the disk is full; a report that was there before is left whole.
+    """
+    if not runs:
+        raise ValueError("a report needs at least one run")
+    summaries = [summarise(run) for run in runs]
+    if len(summaries) == 1:
+        plots = run_plots(summaries[0])
+        page = _run_page(summaries[0], plots)
+    else:
+        groups = group(summaries)
+        plots = comparison_plots(groups)
+        page = _comparison_page(groups, plots)
+    with running_out_of_disk(out):
+        (out / "plots").mkdir(parents=True, exist_ok=True)
+        for plot in plots:
+            replace_file(out / "plots" / f"{plot.name}.png", plot.png())
+        replace_file(out / "report.html", page.encode())
+    return out / "report.html"
+
+
+def _run_page(run: Summary, plots: Sequence[Plot]) -> str:
+    config = run.config
+    where = f"{run.tasks} of {config.data.tasks} tasks"
+    facts = [
+        f"{config.data.clients} clients",
+        where,
+        f"{len(run.rounds)} rounds",
+        f"data {config.data.name}, {config.data.scenario}",
+        f"model {config.model.name}",
+        f"strategy {config.strategy.name}",
+        f"seed {config.seed}",
+    ]
+    values = run.measures()
+    cards = [(measure.title, measure.text(values[measure.key])) for measure in MEASURES]
+    return _page(
+        f"{config.name}: {config.learner.name}",
+        [
+            f'<p class="facts"><span class="status {run.status}">{run.status}</span> {escape(" · ".join(facts))}</p>',
+            '<div class="cards">'
+            + "".join(f"<div><b>{value}</b><span>{escape(title)}</span></div>" for title, value in cards)
+            + "</div>",
+            _figures(plots),
+            _section("Task by task", _task_table(run)) if run.tasks else "",
+            _section("Messages", _traffic_table(run.traffic)) if run.traffic else "",
+            _section("Failures and warnings", _troubles(run)),
+            _section("Partition", _definitions(run.start)) if run.start else "",
+            _section(
+                "Configuration",
+                f"<details open><summary>config.toml</summary><pre>{escape(config.to_toml())}</pre></details>",
+            ),
+        ],
+    )
+
+
+def _comparison_page(groups: Sequence[Group], plots: Sequence[Plot]) -> str:
+    first = groups[0].runs[0].config
+    several = min(len(members.runs) for members in groups) > 1
+    facts = [
+        f"{first.data.clients} clients",
+        f"{first.data.tasks} tasks",
+        f"data {first.data.name}, {first.data.scenario}",
+        f"model {first.model.name}",
+        "mean ± 95 % interval over seeds (Student's t)" if several else "one seed a method: no interval can be given",
+    ]
+    return _page(
+        f"{first.name}: {', '.join(members.label for members in groups)}",
+        [
+            f'<p class="facts">{escape(" · ".join(facts))}</p>',
+            _section("Side by side", _comparison_table(groups)),
+            _figures(plots),
+            _section("Run by run", _runs_table(groups)),
+            _section(
+                "Failures and warnings",
+                "".join(_troubles(run, True) for g in groups for run in g.runs) or "<p>None.</p>",
+            ),
+            _section(
+                "Configuration",
+                "".join(
+                    f"<details><summary>{escape(members.label)}</summary>"
+                    f"<pre>{escape(members.runs[0].config.to_toml())}</pre></details>"
+                    for members in groups
+                ),
+            ),
+        ],
+    )
+
+
+def _task_table(run: Summary) -> str:
+    names = ["when learned", "now", "forgotten"]
+    head = ["Task", *names, *(f"global model: {name}" for name in names if run.global_model)]
+    rows = []
+    for task in range(run.tasks):
+        row = [str(task + 1)]
+        for scoring in (run.personal, run.global_model):
+            if scoring is not None:
+                learned, now = scoring.learned[task], scoring.now[task]
+                row += [_percent(learned), _percent(now), _percent(learned - now) if task < run.tasks - 1 else "–"]
+        rows.append(row)
+    return _table(head, rows)
+
+
+def _traffic_table(traffic: Mapping[str, Mapping[str, int]]) -> str:
+    rows = [
+        [kind, f"{count['messages']:,}", size(count["down"]), size(count["up"])]
+        for kind, count in sorted(traffic.items())
+    ]
+    return _table(["Kind", "Messages", "Down", "Up"], rows)
+
+
+def _comparison_table(groups: Sequence[Group]) -> str:
+    head = ["", *(members.label for members in groups)]
+    seeds = ["Seeds", *(str(len(members.runs)) for members in groups)]
+    rows = [
+        [measure.title, *(members.estimate(measure.key).text(measure) for members in groups)] for measure in MEASURES
+    ]
+    return _table(head, [seeds, *rows])
+
+
+def _runs_table(groups: Sequence[Group]) -> str:
+    head = ["Method", "Seed", "State", "Tasks", *(measure.title for measure in MEASURES)]
+    rows = []
+    for members in groups:
+        for run in members.runs:
+            values = run.measures()
+            tasks = f"{run.tasks}/{run.config.data.tasks}"
+            numbers = [measure.text(values[measure.key]) for measure in MEASURES]
+            rows.append([members.label, str(run.config.seed), run.status, tasks, *numbers])
+    return _table(head, rows)
+
+
+def _troubles(run: Summary, name: bool = False) -> str:
+    if not run.troubles:
+        return "" if name else "<p>None.</p>"
+    items = []
+    for event in run.troubles:
+        details = {key: value for key, value in event.items() if key not in ("event", "time")}
+        text = "; ".join(f"{key} {value}" for key, value in details.items())
+        items.append(f"<li><b>{escape(event['event'])}</b> {escape(text)}</li>")
+    title = f"<h3>{escape(run.config.learner.name)}, seed {run.config.seed}</h3>" if name else ""
+    return f"{title}<ul>{''.join(items)}</ul>"
+
+
+def _definitions(start: Mapping[str, Any]) -> str:
+    rows = [[key, str(value)] for key, value in start.items() if key not in ("event", "time") and value is not None]
+    return _table(["", ""], rows)
+
+
+def _figures(plots: Iterable[Plot]) -> str:
+    return (
+        '<div class="plots">'
+        + "".join(
+            f"<figure><figcaption><b>{escape(plot.title)}</b><br>{escape(plot.caption)}</figcaption>{plot.svg()}</figure>"
+            for plot in plots
+        )
+        + "</div>"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _page(title: str, parts: Iterable[str]) -> str:
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES if _installed(name))
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
+        f"<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
+        + "\n".join(part for part in parts if part)
+        + f"\n<footer>Written {made} with {versions}, Python {sys.version.split()[0]}.</footer>\n"
+        + "</main>\n</body>\n</html>\n"
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _percent(value: float) -> str:
+    return MEASURES[0].text(value)
+
+
+CSS = """
+:root { color-scheme: light dark; --page: #fff; --ink: #1c2127; --soft: #5b6570; --line: #d9dee3; --card: #f5f7f9;
+  --good: #00664b; --warn: #a34700 }
+@media (prefers-color-scheme: dark) { :root { --page: #14171b; --ink: #e4e8ec; --soft: #9aa5b1; --line: #333a42;
+  --card: #1c2126; --good: #4cc9a0; --warn: #f0994d } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
+main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px }
+h1 { font-size: 26px; margin: 0 0 4px }
+h2 { font-size: 18px; margin: 36px 0 10px } h3 { font-size: 15px; margin: 14px 0 4px }
+.facts, figcaption, footer, .cards span { color: var(--soft) }
+.facts { margin: 0 0 20px }
+.status { border: 1px solid currentColor; border-radius: 4px; padding: 0 6px; color: var(--warn) }
+.status.complete { color: var(--good) }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 10px }
+.cards div { background: var(--card); border-radius: 8px; padding: 12px 14px }
+.cards b { display: block; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums }
+.cards span { font-size: 13px }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 18px;
+  margin-top: 24px }
+figure { margin: 0; padding: 14px 16px; background: var(--card); border-radius: 8px }
+figcaption { font-size: 13px; min-height: 60px } figcaption b { color: var(--ink); font-size: 15px }
+figure svg { display: block; width: 100%; height: auto }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+th { font-weight: 600; font-size: 13px; color: var(--soft); vertical-align: bottom }
+tbody tr:hover { background: var(--card) }
+pre { background: var(--card); border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px }
+summary { cursor: pointer }
+footer { margin-top: 40px; font-size: 13px }
+@media print { figure { break-inside: avoid } }
+"""

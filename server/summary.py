@@ -1,0 +1,304 @@
+"""What a run came to, computed from its raw accuracies and its events; tables, reports and comparisons show it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fedknow.protocols.config import ExperimentConfig
+from fedknow.server import metrics
+from fedknow.server.run_folder import RunFolder
+
+__all__ = [
+    "MEASURES",
+    "Estimate",
+    "Group",
+    "Measure",
+    "Scoring",
+    "Summary",
+    "duration",
+    "estimate",
+    "group",
+    "size",
+    "summarise",
+]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One way of scoring every client; all numbers are fractions, NaN where nothing was measured.
+
+    Attributes
+    ----------
+    matrix : float64 [seen, trained]
+        Accuracy on each task after each task, weighted by the clients' test samples.
+    average : float64 [trained]
+        Average accuracy after each task (:func:`fedknow.server.metrics.average_accuracy`).
+    learned, now : float64 [seen]
+        Accuracy on each task when it was learned, and after the last task that was.
+    forgetting, relative, backward : float64 [trained]
+        Absolute and relative forgetting and backward transfer after each task; 0 after the first.
+    """
+
+    matrix: Array
+    average: Array
+    learned: Array
+    now: Array
+    forgetting: Array
+    relative: Array
+    backward: Array
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run.
+
+    Attributes
+    ----------
+    tasks : int
+        Tasks that were learned and scored so far.
+    status : str
+        ``"complete"``, ``"interrupted"`` or ``"unfinished"``.
+    global_model : Scoring or None
+        The purely global model's scores; ``None`` where it was not scored.
+    traffic : mapping
+        ``{kind: {"down", "up", "messages"}}``, bytes and counts.
+    rounds : list of dict
+        The run's ``round`` events, oldest first.
+    peak_memory_mb : float
+        Largest resident memory of the main process, MB.
+    """
+
+    config: ExperimentConfig
+    status: str
+    tasks: int
+    start: Mapping[str, Any]
+    personal: Scoring
+    global_model: Scoring | None
+    traffic: Mapping[str, Mapping[str, int]]
+    rounds: Sequence[Mapping[str, Any]]
+    troubles: Sequence[Mapping[str, Any]]
+    seconds: float
+    peak_memory_mb: float
+
+    @property
+    def training_bytes(self) -> int:
+        """Bytes moved for training, both ways; scoring is the experimenter's and is not counted."""
+        return sum(count["down"] + count["up"] for kind, count in self.traffic.items() if kind.startswith("train"))
+
+    def measures(self) -> dict[str, float]:
+        """The run's numbers by the keys of :data:`MEASURES`; NaN where one does not exist."""
+        last = self.tasks - 1
+        global_model = self.global_model
+
+        def at(values: Array) -> float:
+            return float(values[last]) if last >= 0 else math.nan
+
+        return {
+            "accuracy": at(self.personal.average),
+            "accuracy_global": at(global_model.average) if global_model else math.nan,
+            "forgetting": at(self.personal.forgetting),
+            "forgetting_relative": at(self.personal.relative),
+            "backward_transfer": at(self.personal.backward),
+            "forgetting_global": at(global_model.forgetting) if global_model else math.nan,
+            "bytes": float(self.training_bytes),
+            "seconds": self.seconds,
+            "peak_memory_mb": self.peak_memory_mb,
+        }
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a run: its key, what to call it, and how to write it."""
+
+    key: str
+    title: str
+    kind: str  # "percent", "bytes", "seconds" or "megabytes"
+
+    def text(self, value: float) -> str:
+        """The value as a person reads it; a dash where there is none."""
+        if math.isnan(value):
+            return "–"
+        if self.kind == "percent":
+            return f"{100 * value:.1f} %"
+        if self.kind == "bytes":
+            return size(value)
+        return duration(value) if self.kind == "seconds" else f"{value:,.0f} MB"
+
+
+MEASURES = (
+    Measure("accuracy", "Average accuracy", "percent"),
+    Measure("accuracy_global", "... of the global model", "percent"),
+    Measure("forgetting", "Forgetting", "percent"),
+    Measure("forgetting_relative", "Forgetting, relative", "percent"),
+    Measure("forgetting_global", "Forgetting of the global model", "percent"),
+    Measure("backward_transfer", "Backward transfer", "percent"),
+    Measure("bytes", "Training traffic", "bytes"),
+    Measure("seconds", "Time", "seconds"),
+    Measure("peak_memory_mb", "Peak memory, main process", "megabytes"),
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds; ``half`` is half the width of its 95 % interval, NaN with fewer than two values."""
+
+    mean: float
+    half: float
+    count: int
+
+    def text(self, measure: Measure) -> str:
+        """``mean ± half`` in the measure's unit."""
+        if math.isnan(self.half):
+            return measure.text(self.mean)
+        return f"{measure.text(self.mean)} ± {measure.text(self.half)}"
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Mean and Student's 95 % interval of independent values; NaNs are left out.
+
+    ``half = t(0.975, n - 1) * s / sqrt(n)`` with the sample standard deviation ``s``.
+    """
+    known = np.asarray([value for value in values if not math.isnan(value)], dtype=np.float64)
+    if known.size == 0:
+        return Estimate(math.nan, math.nan, 0)
+    if known.size == 1:
+        return Estimate(float(known[0]), math.nan, 1)
+    half = stats.t.ppf(0.975, known.size - 1) * known.std(ddof=1) / math.sqrt(known.size)
+    return Estimate(float(known.mean()), float(half), known.size)
+
+
+def summarise(run: RunFolder) -> Summary:
+    """What a run folder holds, complete or not."""
+    arrays, events = run.accuracy(), run.events()
+    nothing = np.full((1, 1, 1), np.nan)
+    personal, shared = arrays.get("personal", nothing), arrays.get("global", nothing)
+    weights = arrays.get("weights", nothing[:, 0])
+    tasks = int(np.isfinite(personal).any(axis=(0, 1)).sum())
+    rounds = [event for event in events if event["event"] == "round"]
+    kinds = {event["event"] for event in events}
+    traffic = next((event["traffic"] for event in reversed(events) if "traffic" in event), {})
+    return Summary(
+        config=run.config,
+        status="complete" if "end" in kinds else "interrupted" if "interrupted" in kinds else "unfinished",
+        tasks=tasks,
+        start=next((event for event in events if event["event"] == "start"), {}),
+        personal=_score(personal, weights, tasks),
+        global_model=_score(shared, weights, tasks) if np.isfinite(shared).any() else None,
+        traffic=traffic,
+        rounds=rounds,
+        troubles=[event for event in events if event["event"] in ("failure", "warning")],
+        seconds=_seconds(events),
+        peak_memory_mb=max((event["peak_memory_mb"] for event in rounds), default=math.nan),
+    )
+
+
+def _score(accuracy: Array, weights: Array, tasks: int) -> Scoring:
+    accuracy, weights = accuracy[:, :tasks, :tasks], weights[:, :tasks]
+    matrix = metrics.task_accuracy(accuracy, weights)
+    return Scoring(
+        matrix=matrix,
+        average=metrics.average_accuracy(accuracy, weights),
+        learned=metrics.learned(accuracy, weights),
+        now=matrix[:, -1] if tasks else np.array([]),
+        forgetting=metrics.forgetting(accuracy, weights),
+        relative=metrics.relative_forgetting(accuracy, weights),
+        backward=metrics.backward_transfer(accuracy, weights),
+    )
+
+
+def _seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Time spent running: from each start (or resumption) to the last event before the next."""
+    total = began = last = 0.0
+    for event in events:
+        if event["event"] == "start":
+            total, began = total + last - began, event["time"]
+        last = event["time"]
+    return total + last - began
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method, one a seed."""
+
+    label: str
+    runs: Sequence[Summary]
+
+    def estimate(self, key: str) -> Estimate:
+        """One of :data:`MEASURES` over the group's runs."""
+        return estimate(run.measures()[key] for run in self.runs)
+
+    def curve(self, pick: str, global_model: bool = False) -> tuple[Array, Array]:
+        """Mean and half interval, float64 [trained] each, of a field of :class:`Scoring` such as ``"average"``."""
+        scorings = [run.global_model if global_model else run.personal for run in self.runs]
+        curves = [getattr(scoring, pick) for scoring in scorings if scoring is not None]
+        points = [estimate(values) for values in zip(*curves, strict=True)]
+        return np.array([point.mean for point in points]), np.array([point.half for point in points])
+
+
+def group(runs: Iterable[Summary]) -> list[Group]:
+    """Runs that differ in the seed alone, together; labelled by what tells the groups apart, in order of appearance."""
+    groups: list[list[Summary]] = []
+    for run in runs:
+        for members in groups:
+            if _method(members[0]) == _method(run):
+                members.append(run)
+                break
+        else:
+            groups.append([run])
+    return [
+        Group(label, members)
+        for label, members in zip(_labels([members[0] for members in groups]), groups, strict=True)
+    ]
+
+
+def _method(run: Summary) -> dict[str, Any]:
+    fields = _flat(run.config.digest_fields())
+    return {key: value for key, value in fields.items() if key not in ("seed", "name")}
+
+
+def _labels(firsts: Sequence[Summary]) -> list[str]:
+    """The learner's name; the strategy's where it differs; further settings where these two are not enough."""
+    methods = [_method(run) for run in firsts]
+    several = len({method["strategy.name"] for method in methods}) > 1
+    names = [m["learner.name"] + (f" + {m['strategy.name']}" if several else "") for m in methods]
+    labels = []
+    for name, method in zip(names, methods, strict=True):
+        rivals = [other for other_name, other in zip(names, methods, strict=True) if other_name == name]
+        telling = [key for key in method if any(other.get(key, ...) != method[key] for other in rivals)]
+        settings = ", ".join(f"{key.removeprefix('learner.')}={method[key]}" for key in telling)
+        labels.append(f"{name} ({settings})" if settings else name)
+    return labels
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them: ``size(1_234_567) == "1.2 MB"`` (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError  # the loop ends at GB
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: ``"8.3 s"``, ``"2 min 5 s"``, ``"3 h 20 min"``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

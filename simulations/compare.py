@@ -1,0 +1,180 @@
+"""Several learners, several seeds, one partition a seed: a table with intervals, and a report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedknow.client.learners import resolve
+from fedknow.protocols.config import ConfigError, ExperimentConfig, differences, read_config
+from fedknow.server.checks import RunError
+from fedknow.server.report import write_report
+from fedknow.server.run_folder import RunFolder, replace_file, running_out_of_disk
+from fedknow.server.summary import MEASURES, Group, Summary, group, summarise
+from fedknow.simulations.simulate import Observer, simulate
+
+__all__ = ["Comparison", "Watch", "compare"]
+
+Watch = Callable[[ExperimentConfig, str], AbstractContextManager[Observer]]
+"""Given a run's configuration and a title such as ``"fedknow seed 0 (1/6)"``: who watches that run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of a comparison.
+
+    Attributes
+    ----------
+    groups : list of Group
+        One a learner, of the runs that ended, in the order the learners were given.
+    failures : dict
+        Folder name of each run that failed, and why.
+    report : Path or None
+        The comparing page; ``None`` if no run ended.
+    """
+
+    groups: list[Group]
+    failures: dict[str, str]
+    report: Path | None
+
+
+def compare(
+    config: ExperimentConfig, learners: Sequence[str], seeds: int, out: Path, watch: Watch | None = None
+) -> Comparison:
+    """Run every learner with every seed; what an earlier call left in ``out`` is read, or resumed.
+
+    For one seed all learners see the same partition and start from the same weights. Seeds count from
+    ``config.seed``. The configured learner's settings go with its name; another learner has its defaults.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        All but learner and seed.
+    learners : sequence of str
+        Names, without repetition.
+    seeds : int
+        How many.
+    out : Path
+        Gets a run folder ``<learner>-seed<seed>`` for each run, ``compare.json`` (means, intervals and every run's
+        numbers), ``compare.csv`` (one line a run), ``report.html`` and ``plots/``.
+    watch : callable, optional
+        Gives each run its observer.
+
+    Returns
+    -------
+    Comparison
+        A run that fails is named in ``failures`` and does not stop the others.
+
+    Raises
+    ------
+    ConfigError
+        Before anything is run, if a learner, a setting or a folder does not fit.
+    """
+    plans = _plan(config, learners, seeds, out)
+    states = {path: _state(path, plan) for path, plan in plans.items()}
+    failures: dict[str, str] = {}
+    for number, (path, plan) in enumerate(plans.items(), start=1):
+        if states[path] == "complete":
+            continue
+        title = f"{plan.learner.name} seed {plan.seed} ({number}/{len(plans)})"
+        with watch(plan, title) if watch else nullcontext(_ignore) as observer:
+            try:
+                simulate(plan, path, resume=states[path] == "unfinished", observers=[observer])
+            except RunError as error:
+                failures[path.name] = str(error)
+    folders = [RunFolder.open(path) for path in plans if path.name not in failures]
+    if not folders:
+        return Comparison([], failures, None)
+    runs = {folder.path.name: summarise(folder) for folder in sorted(folders, key=lambda f: _rank(f, learners))}
+    groups = group(runs.values())
+    with running_out_of_disk(out):
+        replace_file(out / "compare.json", _as_json(groups, runs, failures))
+        replace_file(out / "compare.csv", _as_csv(runs))
+    return Comparison(groups, failures, write_report(folders, out))
+
+
+def _ignore(event: Mapping[str, Any]) -> None:
+    """Watch nothing."""
+
+
+def _plan(config: ExperimentConfig, learners: Sequence[str], seeds: int, out: Path) -> dict[Path, ExperimentConfig]:
+    """Run folder and configuration of each run; seed by seed, so that what is there early can be compared early."""
+    if not learners or len(set(learners)) < len(learners):
+        raise ConfigError(f"learners = {', '.join(learners)!r}: give one or more names, none of them twice")
+    if seeds < 1:
+        raise ConfigError(f"seeds = {seeds}: give 1 or more")
+    tree = config.model_dump(mode="json")
+    plans = {}
+    for seed in range(config.seed, config.seed + seeds):
+        for learner in learners:
+            plan = resolve(read_config(tree, [f"learner={learner}", f"seed={seed}"]))
+            plans[out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', learner)}-seed{seed}"] = plan
+    return plans
+
+
+def _state(path: Path, plan: ExperimentConfig) -> Literal["new", "unfinished", "complete"]:
+    if not (path / "config.toml").is_file():
+        return "new"
+    folder = RunFolder.open(path)
+    changed = differences(folder.config, plan)
+    if changed:
+        text = f"{path} was run with other settings; choose another --out or delete it:"
+        raise ConfigError("\n  ".join([text, *changed]))
+    return "complete" if folder.complete else "unfinished"
+
+
+def _rank(folder: RunFolder, learners: Sequence[str]) -> tuple[int, int]:
+    return learners.index(folder.config.learner.name), folder.config.seed
+
+
+def _as_json(groups: Sequence[Group], runs: Mapping[str, Summary], failures: Mapping[str, str]) -> bytes:
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    tree = {
+        "name": groups[0].runs[0].config.name,
+        "units": {measure.key: measure.kind for measure in MEASURES},
+        "learners": {
+            members.label: {
+                measure.key: {
+                    "mean": number(members.estimate(measure.key).mean),
+                    "half_interval_95": number(members.estimate(measure.key).half),
+                    "seeds": members.estimate(measure.key).count,
+                }
+                for measure in MEASURES
+            }
+            for members in groups
+        },
+        "runs": {
+            name: {
+                "learner": run.config.learner.name,
+                "seed": run.config.seed,
+                "partition": run.start.get("partition"),
+                **{key: number(value) for key, value in run.measures().items()},
+                "accuracy_after_each_task": [number(value) for value in run.personal.average.tolist()],
+            }
+            for name, run in runs.items()
+        },
+        "failures": dict(failures),
+    }
+    return json.dumps(tree, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _as_csv(runs: Mapping[str, Summary]) -> bytes:
+    """One line a run; fractions, bytes, seconds and MB as plain numbers, empty where there is none."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["run", "learner", "seed", *(measure.key for measure in MEASURES)])
+    for name, run in runs.items():
+        values = run.measures()
+        numbers = ["" if math.isnan(values[measure.key]) else repr(values[measure.key]) for measure in MEASURES]
+        table.writerow([name, run.config.learner.name, run.config.seed, *numbers])
+    return text.getvalue().encode()

@@ -1,0 +1,78 @@
+"""One experiment, from its configuration to its report."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fedknow.client.data import Benchmark, make_benchmark
+from fedknow.client.host import Host
+from fedknow.client.learners import build_learner, resolve
+from fedknow.client.state import StateStore
+from fedknow.protocols.config import ExperimentConfig
+from fedknow.server.experiment import Experiment, RunResult
+from fedknow.server.grid import InlineGrid, MessageGrid
+from fedknow.server.report import write_report
+from fedknow.server.run_folder import RunFolder
+from fedknow.simulations.ray_grid import RayGrid
+from fedknow.strategies import build_strategy
+
+__all__ = ["Observer", "simulate"]
+
+Observer = Callable[[Mapping[str, Any]], None]
+
+
+def simulate(
+    config: ExperimentConfig, out: Path, resume: bool = False, observers: Sequence[Observer] = ()
+) -> RunResult:
+    """Run an experiment with virtual clients and write everything it yields, report included, to ``out``.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment; its learner's settings may be left to their defaults.
+    out : Path
+        The run folder: a new one, or with ``resume`` one that an earlier, unfinished run left.
+    resume : bool
+        Go on from the last complete round.
+    observers : sequence of callable
+        Called with each event of the experiment.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration cannot be run, or ``out`` holds another or a finished run.
+    RunError
+        If the run fails; what it earned until then is kept and can be resumed.
+    """
+    config = resolve(config)
+    benchmark = make_benchmark(config)
+    # Whatever a configuration can be refused for is refused before there is a folder.
+    build_learner(config, benchmark.shape, benchmark.classes)
+    build_strategy(config.strategy)
+    with RunFolder.resume(out, config) if resume else RunFolder.create(out, config) as folder:
+        try:
+            with _grid(config, benchmark, folder) as grid:
+                result = Experiment(config, grid, folder, observers, benchmark.partition.summary()).run()
+        except Exception:
+            _log(folder)
+            raise
+        write_report([folder], folder.path)
+    return result
+
+
+def _grid(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:
+    if config.engine.backend == "ray":
+        return RayGrid(config, benchmark, folder.clients)
+    store = StateStore(folder.clients, config.engine.memory_mb * 2**20)
+    return InlineGrid(config.data.clients, Host(config, benchmark, store), store)
+
+
+def _log(folder: RunFolder) -> None:
+    """Keep the traceback of the exception being handled in ``error.log``, for whom one sentence is not enough."""
+    # A disk too full for the run is too full for its log; the run's own error is the one to be seen.
+    with suppress(OSError):
+        (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")
