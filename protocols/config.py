@@ -295,7 +295,8 @@ def _explain(problem: Any) -> str:
             annotation = section.model_fields[part].annotation
             section = next((a for a in get_args(annotation) if isinstance(a, type)), annotation)
         known = list(section.model_fields)
-        return f"{key}: unknown key{closest(place[-1], known)}; {'.'.join(place[:-1]) or 'the file'} has: {', '.join(known)}"
+        owner = ".".join(place[:-1]) or "an experiment"
+        return f"{key}: unknown key{closest(place[-1], known)}; {owner} has: {', '.join(known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     return f"{key} = {problem['input']!r}: {problem['msg']}"

@@ -92,7 +92,7 @@ class HeadSlice:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step: inputs ``x`` [b, C, H, W], labels ``y`` [b] in the slice, their ``index`` [b] in the task."""
+    """Samples of one step: ``x`` [b, C, H, W], labels ``y`` [b] in the slice, their ``index`` [b] in the task."""
 
     x: Tensor
     y: Tensor

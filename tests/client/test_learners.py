@@ -1,0 +1,230 @@
+"""What all learners share: what travels, what is kept, and updates a person can check by hand."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fedknow.client.data.stream import Split
+from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
+from fedknow.client.learners.base import Diverged, HeadSlice, Learner, LearnerSettings, Round, batches
+from fedknow.client.learners.baselines import FedPer, FedRep, FedRepSettings, Finetune, Local
+from fedknow.protocols.config import ConfigError, TrainConfig, read_config
+
+SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.5, weight_decay=0.0, channels_last=False)
+
+
+def weights(learner):
+    return {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
+
+
+def test_one_sgd_step_by_hand(tiny_model, tiny_task):
+    """A single full batch: w <- w - lr * dL/dw of the mean cross-entropy over the task's two classes."""
+    model, task = tiny_model(), tiny_task(1)
+    before = weights(learner := Finetune(model, SGD, LearnerSettings()))
+    z = model(task.train.x)[:, [2, 3]]
+    probability = z.softmax(1)
+    truth = torch.nn.functional.one_hot(task.train.y - 2, 2)
+    features = model.body(task.train.x)
+    expected = (probability - truth).T @ features / len(truth)
+    report = learner.fit(task, Round(1, 0))
+    moved = (before["head.weight"] - learner.head.weight.detach()) / 0.5
+    assert torch.allclose(moved[[2, 3]], expected.detach(), atol=1e-6)
+    assert torch.equal(moved[[0, 1, 4, 5]], torch.zeros(4, 8))
+    assert report["loss"] == pytest.approx(torch.nn.functional.cross_entropy(z, task.train.y - 2).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "travelling"), [(Finetune, {"body", "head"}), (FedPer, {"body"}), (FedRep, {"body"}), (Local, set())]
+)
+def test_what_travels(tiny_model, kind, travelling):
+    learner = kind(tiny_model(norm=True), SGD, kind.Settings())
+    assert {name.split(".")[0] for name in learner.send()} == travelling
+    everything = {n for n, v in learner.model.state_dict().items() if v.is_floating_point()}
+    assert learner.send().keys() | learner.kept().keys() == everything
+    assert not learner.send().keys() & learner.kept().keys()
+    assert learner.ends_task is (kind is not Finetune)
+
+
+def test_integer_buffers_neither_travel_nor_stay(tiny_model):
+    learner = FedPer(tiny_model(norm=True), SGD, LearnerSettings())
+    names = learner.send().keys() | learner.kept().keys()
+    assert not any("num_batches_tracked" in name for name in names)
+    assert any("running_mean" in name for name in names)
+
+
+def test_returning_clients_body_equals_the_broadcast_and_its_head_its_own(tiny_model, tiny_task):
+    learner = FedPer(tiny_model(), SGD, LearnerSettings())
+    learner.fit(tiny_task(0), Round(1, 1))
+    state = learner.state_dict()
+    broadcast = {name: torch.full_like(value, 0.25) for name, value in learner.send().items()}
+    learner.load_state_dict({})  # somebody else
+    learner.load_state_dict(state)
+    learner.receive(broadcast)
+    assert all(torch.equal(value, broadcast[name]) for name, value in learner.send().items())
+    assert all(torch.equal(value, state["kept"][name]) for name, value in learner.kept().items())
+
+
+def test_a_fresh_client_has_the_initial_head(tiny_model, tiny_task):
+    learner = FedPer(tiny_model(), SGD, LearnerSettings())
+    initial = learner.kept()
+    learner.fit(tiny_task(0), Round(1, 1))
+    assert not torch.equal(learner.kept()["head.weight"], initial["head.weight"])
+    learner.load_state_dict({})
+    assert torch.equal(learner.kept()["head.weight"], initial["head.weight"])
+
+
+def test_what_is_sent_does_not_change_with_later_training(tiny_model, tiny_task):
+    learner = Finetune(tiny_model(), SGD, LearnerSettings())
+    sent = learner.send()
+    before = {name: value.clone() for name, value in sent.items()}
+    learner.fit(tiny_task(0), Round(1, 1))
+    assert all(torch.equal(value, before[name]) for name, value in sent.items())
+    assert all(value.is_contiguous() for value in sent.values())
+
+
+def test_parameters_that_do_not_fit_are_refused(tiny_model):
+    learner = Finetune(tiny_model(), SGD, LearnerSettings())
+    arrays = learner.send()
+    with pytest.raises(ValueError, match=r"head\.bias"):
+        learner.receive({name: value for name, value in arrays.items() if name != "head.bias"})
+    with pytest.raises(ValueError, match=r"head\.bias has shape \(5,\)"):
+        learner.receive(arrays | {"head.bias": torch.zeros(5)})
+
+
+def test_same_seed_same_numbers_whoever_was_here_before(tiny_model, tiny_task):
+    train = TrainConfig(epochs=3, batch_size=4)
+    results = []
+    for others in (0, 2):
+        learner = FedPer(tiny_model(dropout=0.5, norm=True), train, LearnerSettings())
+        arrays = learner.send()
+        for other in range(others):
+            learner.load_state_dict({})
+            learner.receive(arrays)
+            learner.fit(tiny_task(1, seed=other), Round(1, other))
+        learner.load_state_dict({})
+        learner.receive(arrays)
+        learner.fit(tiny_task(0), Round(1, 7))
+        results.append(learner.send() | learner.kept())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
+    learner = FedRep(tiny_model(), TrainConfig(epochs=2, batch_size=64), FedRepSettings(head_epochs=2))
+    seen = []
+    plain = learner.gradient
+
+    def watched(batch):
+        seen.append({name.split(".")[0] for name, p in learner.model.named_parameters() if p.requires_grad})
+        return plain(batch)
+
+    learner.gradient = watched
+    learner.fit(tiny_task(0), Round(1, 1))
+    assert seen == [{"head"}, {"head"}, {"body"}]  # one body epoch at least
+    assert all(p.requires_grad for p in learner.model.parameters())
+    assert FedRep(tiny_model(), TrainConfig(epochs=8), FedRepSettings()).head_epochs == 4
+
+
+def test_proximal_term_by_hand(tiny_model, tiny_task):
+    """FedProx: the second step's gradient carries mu (w - w_global); the first has none, for w = w_global."""
+    plain, proximal = (Finetune(tiny_model(), SGD, LearnerSettings()) for _ in range(2))
+    one_step = Round(1, 1)
+    plain.fit(tiny_task(0), one_step)
+    proximal.fit(tiny_task(0), Round(1, 1, proximal_mu=10.0))
+    assert all(torch.equal(value, proximal.send()[name]) for name, value in plain.send().items())
+    two = SGD.model_copy(update={"epochs": 2, "lr": 0.1})
+    start = weights(plain := Finetune(tiny_model(), two, LearnerSettings()))
+    near = Finetune(tiny_model(), two, LearnerSettings())
+    plain.fit(tiny_task(0), one_step)
+    near.fit(tiny_task(0), Round(1, 1, proximal_mu=1.0))
+
+    def distance(learner):
+        return sum((value - start[name]).square().sum() for name, value in learner.send().items())
+
+    assert distance(near) < distance(plain)
+
+
+def test_l2_term_leaves_the_head_alone(tiny_model, tiny_task):
+    train = TrainConfig(epochs=5, batch_size=8, weight_decay=0.1)
+    learner = Finetune(tiny_model(), train, LearnerSettings())
+    before = learner.head.weight.detach().clone()
+    learner.fit(tiny_task(0), Round(1, 1))
+    assert torch.equal(learner.head.weight.detach()[2:], before[2:])
+
+
+def test_divergence_is_said_not_averaged(tiny_model, tiny_task):
+    learner = Finetune(tiny_model(), TrainConfig(optimizer="sgd", lr=10, epochs=60, batch_size=4), LearnerSettings())
+    task = tiny_task(0)
+    task.train.x.mul_(1e18)
+    with pytest.raises(Diverged, match=r"lower train\.lr = 10"):
+        learner.fit(task, Round(1, 1))
+
+
+def test_scoring_by_hand(tiny_model):
+
+    model = tiny_model()
+    learner = Finetune(model, SGD, LearnerSettings())
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor([0.0, 1.0, 5.0, 0.0, 0.0, 0.0]))
+    x = torch.zeros(4, 1, 2, 2)
+    split = Split(x, torch.tensor([0, 1, 1, 1]))
+    (right, total, loss), (right_all, _, _) = learner.score([split, split], [(0, 1), (0, 1, 2)], 3)
+    assert (right, total) == (3, 4)  # the slice knows classes 0 and 1 only, and 1 wins
+    assert right_all == 0  # with class 2 allowed, 2 wins
+    assert loss == pytest.approx(torch.log1p(torch.e * torch.ones(())).item() - 0.75)
+
+
+def test_batches_cover_every_sample_once():
+    generator = torch.Generator().manual_seed(0)
+    parts = list(batches(10, 4, generator))
+    assert [len(part) for part in parts] == [4, 4, 2]
+    assert sorted(torch.cat(parts).tolist()) == list(range(10))
+
+
+def test_head_slice_maps_labels_to_positions():
+    head = HeadSlice((7, 2, 5), 9)
+    assert head.labels(torch.tensor([5, 7, 2])).tolist() == [2, 0, 1]
+    assert head.logits(torch.arange(9.0)[None]).tolist() == [[7.0, 2.0, 5.0]]
+
+
+class Mine(Learner):
+    """A user's own learner."""
+
+
+def test_learners_by_name_and_by_path():
+    assert learner_class("fedavg") is Finetune
+    assert learner_class("fedknow.client.learners.baselines:Local") is Local
+    assert {"fedknow", "fedavg", "fedper", "fedrep", "local", "finetune"} <= list_learners().keys()
+    with pytest.raises(ConfigError, match=r"learner\.name = 'fedknwo'.*did you mean 'fedknow'"):
+        learner_class("fedknwo")
+    with pytest.raises(ConfigError, match="not a subclass"):
+        learner_class("collections:OrderedDict")
+    with pytest.raises(ConfigError, match="importable"):
+        learner_class("no_such_module:X")
+
+
+def test_settings_are_checked_and_spelled_out():
+    config = resolve(read_config({}, ["learner=fedknow", "learner.rho=0.2"]))
+    assert config.learner.options["rho"] == 0.2
+    assert config.learner.options["k"] == 10
+    with pytest.raises(ConfigError, match=r"learner\.rhoo: unknown setting \(did you mean 'rho'\?\)"):
+        resolve(read_config({}, ["learner.rhoo=0.2"]))
+    with pytest.raises(ConfigError, match=r"learner\.rho = 0: .*greater than 0"):
+        resolve(read_config({}, ["learner.rho=0"]))
+    with pytest.raises(ConfigError, match="learner local has none"):
+        resolve(read_config({}, ["learner=local", "learner.rho=0.2"]))
+
+
+def test_same_seed_builds_the_same_weights_for_every_learner():
+    def build(*overrides):
+        config = read_config({}, overrides)
+        return build_learner(config, (1, 8, 8), 10).model.state_dict()
+
+    one, other, third = build("learner=fedknow"), build("learner=local"), build("seed=1")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert not all(torch.equal(value, third[name]) for name, value in one.items())
+
+
+def test_settings_never_change():
+    with pytest.raises(ValidationError):
+        FedRepSettings().head_epochs = 3
