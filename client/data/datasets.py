@@ -71,12 +71,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
-            if x.dtype != np.uint8 or x.ndim != 4:
-                raise self._wrong(f"{part}_x is {x.dtype} {list(x.shape)}; it must be uint8 [N, C, H, W]")
-            if y.dtype != np.int64 or y.shape != x.shape[:1]:
-                raise self._wrong(f"{part}_y is {y.dtype} {list(y.shape)}; it must be int64 [{len(x)}]")
-            if len(y) == 0:
-                raise self._wrong(f"{part}_x holds no samples")
+            _check_arrays(self.name, part, x, y)
             if y.min() < 0 or y.max() >= self.classes:
                 raise self._wrong(
                     f"{part}_y runs from {y.min()} to {y.max()}; "
@@ -103,6 +98,7 @@ class Dataset:
         groups: Sequence[Sequence[int]] = (),
     ) -> Dataset:
         """A data set whose channel statistics, and class names unless given, come from the arrays themselves."""
+        _check_arrays(name, "train", train_x, train_y)
         names = tuple(class_names) if class_names is not None else tuple(map(str, range(int(train_y.max()) + 1)))
         mean, std = _channel_statistics(train_x)
         return cls(name, train_x, train_y, test_x, test_y, names, mean, std, tuple(map(tuple, groups)))
@@ -120,6 +116,20 @@ class Dataset:
 
     def _wrong(self, what: str) -> ConfigError:
         return ConfigError(f"data set {self.name!r}: {what}")
+
+
+def _check_arrays(name: str, part: str, x: Any, y: Any) -> None:
+    def wrong(what: str, array: Any, right: str) -> ConfigError:
+        is_array = isinstance(array, np.ndarray)
+        found = f"{array.dtype} {list(array.shape)}" if is_array else type(array).__name__
+        return ConfigError(f"data set {name!r}: {part}_{what} is {found}; it must be a NumPy array, {right}")
+
+    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
+        raise wrong("x", x, "uint8 [N, C, H, W]")
+    if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape != x.shape[:1]:
+        raise wrong("y", y, f"int64 [{len(x)}]")
+    if len(y) == 0:
+        raise ConfigError(f"data set {name!r}: {part}_x holds no samples")
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -245,8 +255,8 @@ def _load_parquet(name: str, layout: _Layout, folder: str) -> Dataset:
 
 
 def _find_files(name: str, layout: _Layout, folder: str) -> dict[str, list[Path]]:
-    setting = "data.dir" if folder else "FEDKNOW_DATA"
     given = folder or os.environ.get("FEDKNOW_DATA", "")
+    setting = "data.dir" if folder else "FEDKNOW_DATA" if given else "downloaded copy"
     root = Path(given).expanduser() if given else _download(name, layout)
     if not root.is_dir():
         raise ConfigError(f"{setting} = {str(root)!r}: no such folder; it must hold {name}/train-*.parquet")
@@ -388,7 +398,7 @@ def _channel_statistics(x: Images) -> tuple[tuple[float, ...], tuple[float, ...]
     levels = np.arange(256) / 255
     means, stds = [], []
     for channel in range(x.shape[1]):
-        weight = np.bincount(x[:, channel].ravel(), minlength=256) / max(x[:, channel].size, 1)
+        weight = np.bincount(x[:, channel].ravel(), minlength=256) / x[:, channel].size
         mean = float(weight @ levels)
         means.append(mean)
         stds.append(float(np.sqrt(weight @ (levels - mean) ** 2)) or 1.0)  # a constant channel stays as it is
