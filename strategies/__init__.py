@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,8 +117,9 @@ def build_strategy(config: StrategyConfig) -> Strategy:
     name, options = config.name, config.options
     builtin = _BUILTIN.get(name)
     factory: Callable[..., Any] = builtin.strategy if builtin else _find(name)
-    inner = _arguments(factory)
-    outer = _arguments(builtin.wrapper) if builtin and builtin.wrapper else {}
+    hidden = _OBJECTS if builtin else ()
+    inner = _arguments(factory, hidden)
+    outer = _arguments(builtin.wrapper, hidden) if builtin and builtin.wrapper else {}
     known = outer | inner
     if "fraction" in options and "fraction" not in known and "fraction_train" in known:
         options["fraction_train"] = options.pop("fraction")
@@ -185,8 +186,8 @@ def _find(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _arguments(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return {k: p for k, p in inspect.signature(factory).parameters.items() if k not in _OBJECTS}
+def _arguments(factory: Callable[..., Any], hidden: Collection[str]) -> dict[str, inspect.Parameter]:
+    return {k: p for k, p in inspect.signature(factory).parameters.items() if k not in hidden}
 
 
 def _required(parameter: inspect.Parameter) -> bool:

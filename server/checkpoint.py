@@ -1,0 +1,278 @@
+"""Checkpoints: all that a run needs to go on as if nothing had happened, without pickle.
+
+A checkpoint is a folder ``checkpoint-<n>`` (n: rounds done) with the global parameters under their own names
+(``arrays.safetensors``), what the strategy remembers (``strategy.safetensors``), the scores so far
+(``scores.safetensors``) and everything else (``state.json``). The one-line file ``latest`` names the one that counts;
+it is replaced only when the new checkpoint is complete on the disk, and older ones are deleted after that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Strategy
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from fedknow.client.state import StateError, load_state, save_state, write_atomic
+from fedknow.protocols.flower import to_arrays, to_record
+from fedknow.protocols.messages import Arrays
+from fedknow.server.checks import RunError
+
+__all__ = ["Checkpoint", "load_checkpoint", "restore_strategy", "save_checkpoint", "strategy_state"]
+
+_LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run between two rounds.
+
+    Attributes
+    ----------
+    task, round, server_round : int
+        The last complete round: its task (from 0), its number in the task and in the run (from 1).
+    arrays : Arrays
+        Global parameters.
+    strategy : dict
+        See :func:`strategy_state`.
+    scores : dict of str to ndarray
+        See :meth:`fedknow.server.evaluation.Scores.arrays`.
+    versions : dict of int to int
+        Version of each client's state.
+    traffic : dict
+        Bytes and messages so far, by kind.
+    position : int
+        Length of ``metrics.jsonl``, bytes.
+    seconds : float
+        Time the run has taken so far.
+    """
+
+    task: int
+    round: int
+    server_round: int
+    arrays: Arrays
+    strategy: dict[str, Any]
+    scores: dict[str, np.ndarray]
+    versions: dict[int, int]
+    traffic: dict[str, dict[str, int]]
+    position: int
+    seconds: float
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint and let it take the place of the one before.
+
+    Raises
+    ------
+    OSError, StateError
+        If it cannot be written, for example because the disk is full; the one before then still counts.
+    """
+    name = f"checkpoint-{checkpoint.server_round}"
+    folder.mkdir(exist_ok=True)
+    target = folder / name
+    if target.exists():  # left by a run that ended just before it counted
+        shutil.rmtree(target)
+    target.mkdir()
+    try:
+        write_atomic(target / "arrays.safetensors", safetensors.save(checkpoint.arrays))
+        save_state(target / "strategy.safetensors", checkpoint.strategy)
+        save_state(target / "scores.safetensors", dict(checkpoint.scores))
+        state = {
+            "task": checkpoint.task,
+            "round": checkpoint.round,
+            "server_round": checkpoint.server_round,
+            "names": list(checkpoint.arrays),  # in order, which safetensors does not keep
+            "versions": {str(client): version for client, version in checkpoint.versions.items()},
+            "traffic": checkpoint.traffic,
+            "position": checkpoint.position,
+            "seconds": checkpoint.seconds,
+        }
+        write_atomic(target / "state.json", json.dumps(state).encode())
+        _sync(target)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    write_atomic(folder / _LATEST, name.encode() + b"\n")
+    _sync(folder)
+    for old in folder.glob("checkpoint-*"):
+        if old.name != name:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The last complete checkpoint; ``None`` if there is none yet.
+
+    Raises
+    ------
+    RunError
+        If it cannot be read.
+    """
+    try:
+        target = folder / (folder / _LATEST).read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    try:
+        state = json.loads((target / "state.json").read_text("utf-8"))
+        arrays = safetensors.load_file(target / "arrays.safetensors")
+        return Checkpoint(
+            task=state["task"],
+            round=state["round"],
+            server_round=state["server_round"],
+            arrays=Arrays((name, arrays[name]) for name in state["names"]),
+            strategy=load_state(target / "strategy.safetensors"),
+            scores=load_state(target / "scores.safetensors"),
+            versions={int(client): version for client, version in state["versions"].items()},
+            traffic=state["traffic"],
+            position=state["position"],
+            seconds=state["seconds"],
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
+        raise RunError(f"{target}: the checkpoint cannot be read: {error}") from error
+
+
+def strategy_state(strategy: Strategy) -> tuple[dict[str, Any], list[str]]:
+    """What a strategy remembers from round to round, in a form that can be stored.
+
+    A strategy that has ``state_dict`` and ``load_state_dict`` is asked; of any other all attributes are taken that
+    are numbers, text, NumPy arrays, torch tensors, generators of random numbers, Flower's records, strategies it
+    wraps, or lists, tuples and dictionaries of these. Functions are code and are left out.
+
+    Returns
+    -------
+    tuple
+        A :data:`fedknow.client.state.State` for :func:`restore_strategy`, and the names of what could not be stored.
+    """
+    if hasattr(strategy, "state_dict") and hasattr(strategy, "load_state_dict"):
+        try:
+            return {"own": _freeze(strategy.state_dict())}, []
+        except _CannotFreeze as error:
+            return {}, [f"what state_dict gives ({error})"]
+    frozen, lost = _attributes(strategy, "")
+    return {"attributes": frozen}, lost
+
+
+def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Give a new strategy what :func:`strategy_state` took from an old one."""
+    if "own" in state:
+        strategy.load_state_dict(_thaw(state["own"], None))  # type: ignore[attr-defined]
+    for name, value in state.get("attributes", {}).items():
+        setattr(strategy, name, _thaw(value, getattr(strategy, name, None)))
+
+
+class _CannotFreeze(Exception):
+    pass
+
+
+def _attributes(strategy: Strategy, prefix: str) -> tuple[dict[str, Any], list[str]]:
+    frozen: dict[str, Any] = {}
+    lost: list[str] = []
+    for name, value in vars(strategy).items():
+        if isinstance(value, Strategy):  # what a wrapper wraps
+            inner, inner_lost = _attributes(value, f"{prefix}{name}.")
+            frozen[name] = {"is": "strategy", "attributes": inner}
+            lost += inner_lost
+        elif not callable(value):
+            try:
+                frozen[name] = _freeze(value)
+            except _CannotFreeze as error:
+                lost.append(f"{prefix}{name} ({error})")
+    return frozen, lost
+
+
+def _freeze(value: Any) -> Any:
+    """A tree of what ``save_state`` can store; dictionaries carry under ``is`` what a value was."""
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor):
+        return value
+    match value:
+        case np.generic():
+            return {"is": "scalar", "value": _freeze(np.asarray(value))}
+        case np.ndarray():
+            if value.dtype.kind not in "biufc":
+                raise _CannotFreeze(f"an array of {value.dtype}")
+            return value
+        case bytes():
+            return {"is": "bytes", "value": np.frombuffer(value, np.uint8)}
+        case list():
+            return [_freeze(item) for item in value]
+        case tuple() if type(value) is tuple:
+            return {"is": "tuple", "items": [_freeze(item) for item in value]}
+        case Array():
+            return {"is": "array", "value": _freeze(value.numpy())}
+        case ArrayRecord():
+            return {"is": "ArrayRecord", "items": _items(to_arrays(value))}
+        case MetricRecord() | ConfigRecord() | RecordDict():
+            return {"is": type(value).__name__, "items": _items(value)}
+        case dict() if type(value) is dict:
+            return {"is": "dict", "items": _items(value)}
+        case np.random.Generator():
+            return {
+                "is": "generator",
+                "kind": type(value.bit_generator).__name__,
+                "state": _freeze(value.bit_generator.state),
+            }
+        case random.Random():
+            return {"is": "random", "state": _freeze(value.getstate())}
+        case _:
+            raise _CannotFreeze(f"a {type(value).__name__}")
+
+
+def _items(mapping: Mapping[Any, Any]) -> list[Any]:
+    return [[_freeze(key), _freeze(value)] for key, value in mapping.items()]
+
+
+_RECORDS = {kind.__name__: kind for kind in (MetricRecord, ConfigRecord, RecordDict)}
+
+
+def _thaw(value: Any, current: Any) -> Any:
+    """Undo :func:`_freeze`; a wrapped strategy is filled in where it stands."""
+    if isinstance(value, list):
+        return [_thaw(item, None) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value["is"]:
+        case "scalar":
+            return value["value"][()]
+        case "bytes":
+            return value["value"].tobytes()
+        case "tuple":
+            return tuple(_thaw(value["items"], None))
+        case "array":
+            return Array(value["value"])
+        case "dict":
+            return {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
+        case "ArrayRecord":
+            return to_record(dict(value["items"]))
+        case "generator":
+            bits = getattr(np.random, value["kind"])()
+            bits.state = _thaw(value["state"], None)
+            return np.random.Generator(bits)
+        case "random":
+            generator = random.Random()
+            generator.setstate(_thaw(value["state"], None))
+            return generator
+        case "strategy":
+            restore_strategy(current, value)
+            return current
+        case kind:
+            return _RECORDS[kind]({_thaw(key, None): _thaw(item, None) for key, item in value["items"]})
+
+
+def _sync(folder: Path) -> None:
+    """Make sure that a folder's entries are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,261 @@
+"""What passes between clients and strategy is checked here, so that a fault is named where it happens.
+
+Flower's strategies trust what they are given: one reply with other names ends the run with a puzzle, one NaN poisons
+the model for good. So replies are checked before a strategy sees them, and its answer before the experiment uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedknow.protocols.flower import to_arrays
+from fedknow.protocols.messages import (
+    CLIENT_FAILED,
+    TRAIN,
+    Arrays,
+    Failure,
+    Message,
+    Metrics,
+    client_of,
+)
+
+__all__ = ["ClientFailure", "Fault", "Inspector", "RunError", "check_aggregate"]
+
+NUM_EXAMPLES = "num-examples"
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the text says who failed, when and why. What was earned until then is kept."""
+
+
+class Fault(StrEnum):
+    """What is wrong with a reply."""
+
+    FAILED = "the client failed"
+    NOT_FINITE = "not finite"
+    NAMES = "other names"
+    SHAPE = "another shape"
+    DTYPE = "another dtype"
+    METRICS = "unusable metrics"
+
+
+@dataclass(frozen=True)
+class ClientFailure:
+    """A reply that cannot be used.
+
+    Attributes
+    ----------
+    fault : Fault
+    client, task, round : int
+        Whose reply, and when; the client counts from 0.
+    kind : str
+        Kind of the message.
+    tensor : str
+        Name of the tensor or metric at fault, where it is one.
+    reason : str
+        A sentence with the particulars.
+    """
+
+    fault: Fault
+    client: int
+    task: int
+    round: int
+    kind: str
+    tensor: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"client {self.client}, task {self.task + 1}, round {self.round} ({self.kind}): {self.reason}"
+
+    def event(self) -> dict[str, Any]:
+        """The failure as the payload of an event."""
+        return asdict(self) | {"fault": self.fault.name.lower(), "reason": str(self)}
+
+
+class _Unusable(Exception):
+    def __init__(self, fault: Fault, tensor: str, reason: str) -> None:
+        super().__init__(reason)
+        self.fault, self.tensor = fault, tensor
+
+
+class Inspector:
+    """Looks at every reply as it arrives (a grid's ``inspect`` hook), and turns a bad one into a failure.
+
+    Every array and number must be finite. Replies to ``train`` messages must moreover hold just the arrays that were
+    sent, with their shapes and dtypes, a positive ``num-examples``, and the same metrics from every client.
+
+    Parameters
+    ----------
+    on_failure : callable
+        Told of each failure; may raise to end the run.
+
+    Attributes
+    ----------
+    failures : int
+        Failures since :meth:`begin`.
+    trained : list of (int, Metrics)
+        Node and metrics of each good reply to a ``train`` message since :meth:`begin`, in the order of arrival.
+    """
+
+    def __init__(self, on_failure: Callable[[ClientFailure], None]) -> None:
+        self._on_failure = on_failure
+        self._task = self._round = 0
+        self._expected = Arrays()
+        self._metrics: set[str] | None = None
+        self.failures = 0
+        self.trained: list[tuple[int, Metrics]] = []
+
+    def begin(self, task: int, round: int, arrays: Arrays) -> None:
+        """A round begins in which ``arrays`` are sent."""
+        self._task, self._round, self._expected = task, round, arrays
+        self.failures = 0
+        self.trained = []
+
+    def __call__(self, reply: Message) -> Message:
+        """The reply itself, or a failure in its place."""
+        try:
+            self._check(reply)
+        except _Unusable as problem:
+            failure = ClientFailure(
+                problem.fault, client_of(reply.node), self._task, self._round, reply.kind, problem.tensor, str(problem)
+            )
+            self.failures += 1
+            self._on_failure(failure)
+            return replace(reply, content={}, failure=Failure(CLIENT_FAILED, str(failure)))
+        return reply
+
+    def mean(self, metric: str) -> float:
+        """Mean of a metric over the good replies to ``train`` messages, weighted by ``num-examples``; NaN without."""
+        pairs = [
+            (_number(metrics[NUM_EXAMPLES]), _number(metrics[metric]))
+            for _, metrics in sorted(self.trained, key=lambda entry: entry[0])
+            if isinstance(metrics.get(metric), int | float)
+        ]
+        total = sum(weight for weight, _ in pairs)
+        return sum(weight * value for weight, value in pairs) / total if total else float("nan")
+
+    def _check(self, reply: Message) -> None:
+        if reply.failure is not None:
+            raise _Unusable(Fault.FAILED, "", reply.failure.reason)
+        for record in reply.content.values():
+            if isinstance(record, Arrays):
+                for name, array in record.items():
+                    _check_finite(name, array)
+        if reply.kind == TRAIN:
+            _check_like(reply.arrays(), self._expected)
+            self.trained.append((reply.node, self._check_metrics(reply)))
+
+    def _check_metrics(self, reply: Message) -> Metrics:
+        metrics = next((record for record in reply.content.values() if isinstance(record, Metrics)), Metrics())
+        for name, value in metrics.items():
+            if not np.isfinite(value).all():
+                raise _Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")
+        examples = metrics.get(NUM_EXAMPLES)
+        if not isinstance(examples, int | float) or examples <= 0:
+            raise _Unusable(Fault.METRICS, NUM_EXAMPLES, f"{NUM_EXAMPLES} must be a positive number, got {examples!r}")
+        if self._metrics is None:
+            self._metrics = set(metrics)
+        odd = sorted(self._metrics ^ metrics.keys())
+        if odd:
+            raise _Unusable(
+                Fault.METRICS,
+                odd[0],
+                f"metrics {', '.join(odd)} are missing or not reported by other clients; all must report the same",
+            )
+        return metrics
+
+
+def check_aggregate(returned: object, current: Arrays, strategy: str) -> tuple[Arrays | None, dict[str, Any]]:
+    """Take what a strategy's ``aggregate_train`` returned.
+
+    Parameters
+    ----------
+    returned : object
+        Should be ``(ArrayRecord or None, MetricRecord or None)``.
+    current : Arrays
+        The present parameters: the new ones must have the same names, shapes and, once cast, dtypes (Flower's mean
+        turns integers into floats; they are rounded back).
+    strategy : str
+        Who is to be named if something is wrong.
+
+    Returns
+    -------
+    tuple
+        The new parameters in the order of the present ones (``None``: nothing was aggregated), and the metrics.
+
+    Raises
+    ------
+    RunError
+        If it is something else, or a number is not finite.
+    """
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise RunError(
+            f"strategy {strategy}: aggregate_train returned {_what(returned)}; it must return a pair, an ArrayRecord "
+            "(or None) and a MetricRecord (or None)"
+        )
+    arrays, metrics = returned
+    for value, kind in ((arrays, ArrayRecord), (metrics, MetricRecord)):
+        if value is not None and not isinstance(value, kind):
+            raise RunError(
+                f"strategy {strategy}: aggregate_train returned {_what(value)} where a {kind.__name__} belongs"
+            )
+    numbers = dict(metrics) if metrics is not None else {}
+    return (None if arrays is None else check_arrays(arrays, current, strategy)), numbers
+
+
+def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
+    """Take parameters from a strategy; see :func:`check_aggregate`."""
+    arrays = to_arrays(record)
+    try:
+        for name, array in arrays.items():
+            _check_finite(name, array)
+        _check_like(arrays, current, dtypes=False)
+        arrays = Arrays((name, _cast(arrays[name], current[name].dtype)) for name in current)
+        for name, array in arrays.items():  # a float64 may be too large for a float32
+            _check_finite(name, array)
+    except _Unusable as problem:
+        raise RunError(f"strategy {strategy} returned unusable parameters: {problem}") from None
+    return arrays
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise _Unusable(Fault.NOT_FINITE, name, f"{bad} of {array.size} values of {name} are NaN or infinite")
+
+
+def _check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True) -> None:
+    odd = sorted(arrays.keys() ^ expected.keys())
+    if odd:
+        lacking = [name for name in odd if name in expected]
+        raise _Unusable(
+            Fault.NAMES,
+            odd[0],
+            f"arrays {', '.join(odd[:5])} are {'missing' if lacking == odd else 'missing or unknown'}",
+        )
+    for name, array in arrays.items():
+        if array.shape != expected[name].shape:
+            raise _Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {expected[name].shape}")
+        if dtypes and array.dtype != expected[name].dtype:
+            raise _Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {expected[name].dtype}")
+
+
+def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        return (np.rint(array) if dtype.kind in "iub" and array.dtype.kind == "f" else array).astype(dtype)
+
+
+def _number(value: int | float | list[int] | list[float]) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _what(value: object) -> str:
+    return "nothing (None)" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,530 @@
+"""The experiment: tasks, rounds, scoring and checkpoints around any Flower strategy.
+
+Each event is a mapping with ``event`` (its kind) and ``time`` (seconds since 1970), is passed to every observer and
+becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what was not measured is ``None``.
+
+================  ====================================================================================================
+``start``         ``clients``, ``tasks``, ``rounds``, ``travelling`` (number of parameters exchanged), ``bytes``
+                  (theirs), ``learner``, ``strategy``, ``partition`` (digest), ``resumed_from`` (server round)
+``round``         ``task``, ``round``, ``server_round``, ``clients`` (good replies), ``loss``, ``accuracy`` (means over
+                  clients), ``metrics`` (what the strategy aggregated), ``seconds``, ``traffic`` (so far),
+                  ``peak_memory_mb`` (this process), ``failures``
+``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``per_task`` (accuracy on each
+                  task so far), ``metrics`` (what the strategy aggregated), ``seconds``
+``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``seconds`` (the whole task's)
+``failure``       ``fault``, ``client``, ``task``, ``round``, ``kind``, ``tensor``, ``reason``
+``warning``       ``reason``, and where it belongs ``task``, ``round``
+``interrupted``   ``task``, ``round`` of the last complete round
+``end``           ``seconds``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``forgetting_relative``,
+                  ``forgetting_max``, ``backward_transfer``, ``forward_transfer``, ``gap``, ``traffic``
+================  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Message as FlowerMessage
+from flwr.serverapp.strategy import Strategy
+
+from fedknow.client.state import StateError
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.flower import to_record
+from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, METRICS, Arrays, Config, Message, Metrics, Record
+from fedknow.protocols.seeds import integer
+from fedknow.server import metrics
+from fedknow.server.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    restore_strategy,
+    save_checkpoint,
+    strategy_state,
+)
+from fedknow.server.checks import ClientFailure, Inspector, RunError, check_aggregate, check_arrays
+from fedknow.server.evaluation import Scores, score_clients
+from fedknow.server.grid import MessageGrid
+from fedknow.server.run_folder import RunFolder, is_disk_full, running_out_of_disk
+from fedknow.strategies import build_strategy, quiet_flower
+
+__all__ = ["Experiment", "Observer", "RunError", "RunResult", "ServerLearner"]
+
+Observer = Callable[[Mapping[str, Any]], None]
+
+
+class ServerLearner(Protocol):
+    """What the server must know of the clients' method (:class:`fedknow.client.learners.Learner`)."""
+
+    @property
+    def ends_task(self) -> bool:
+        """Whether clients must be told that a task is over."""
+        ...
+
+    def send(self) -> dict[str, torch.Tensor]:
+        """Initial values of the parameters that travel."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes
+    ----------
+    folder : Path
+        The run folder.
+    accuracy : dict of str to ndarray
+        Raw accuracies, as :meth:`fedknow.server.run_folder.RunFolder.accuracy` gives them.
+    arrays : Arrays
+        Final global parameters.
+    summary : dict
+        The ``end`` event.
+    """
+
+    folder: Path
+    accuracy: dict[str, np.ndarray]
+    arrays: Arrays
+    summary: dict[str, Any]
+
+
+class Experiment:
+    """One run of one configuration on one grid.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment.
+    grid : MessageGrid
+        How clients are reached.
+    folder : RunFolder
+        Created, or opened to be resumed: then the run goes on after its last complete round.
+    learner : ServerLearner
+        A freshly built one; its initial parameters are the global model's.
+    observers : sequence of callable
+        Called with each event.
+    partition : mapping, optional
+        Which client holds what; written to the run folder. A resumed run must have the same.
+
+    Raises
+    ------
+    ConfigError
+        If the strategy cannot be built, or wants more clients than there are.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        grid: MessageGrid,
+        folder: RunFolder,
+        learner: ServerLearner,
+        observers: Sequence[Observer] = (),
+        partition: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config = config
+        self.grid = grid
+        self.folder = folder
+        self.learner = learner
+        self.observers = observers
+        self.partition = dict(partition or {})
+        self.strategy = build_strategy(config.strategy)
+        self.scores = Scores(config.data.clients, config.data.tasks)
+        self.arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
+        self.inspector = Inspector(self._client_failed)
+        self._last: Checkpoint | None = None
+        self._server_round = 0
+        self._seconds_before = 0.0
+        self._task_began = 0.0
+        self._lost_told = False
+        _check_enough_clients(self.strategy, config.data.clients, config.strategy.name)
+
+    # --- the run --------------------------------------------------------------------------------------------------
+
+    def run(self) -> RunResult:
+        """Run to the end, from the beginning or from the last checkpoint.
+
+        Raises
+        ------
+        RunError
+            If the run cannot go on: a client failed (under ``engine.on_client_error = "stop"``), all clients failed,
+            the strategy failed or gave something unusable, or the disk is full. The last checkpoint stays.
+        KeyboardInterrupt
+            If the user interrupts; likewise.
+        """
+        rounds = self.config.train.rounds
+        self._began = self._task_began = time.perf_counter()
+        self.grid.inspect = self.inspector
+        try:
+            with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):
+                self._begin()
+                for task, first in self._remaining():
+                    self._task_began = time.perf_counter()
+                    if type(self.strategy).start is not Strategy.start:
+                        self._start_strategy(task)
+                        self._finish_round(task, rounds)
+                    else:
+                        for round in range(first, rounds + 1):
+                            self._train(task, round)
+                            self._finish_round(task, round)
+                return self._end()
+        except KeyboardInterrupt:
+            last = self._last
+            self._emit("interrupted", task=last.task if last else None, round=last.round if last else None)
+            raise
+        finally:
+            self.grid.inspect = None
+
+    def _remaining(self) -> Iterator[tuple[int, int]]:
+        """Tasks still to do, each with its first round still to do."""
+        task, round = (self._last.task, self._last.round + 1) if self._last else (0, 1)
+        if round > self.config.train.rounds:
+            task, round = task + 1, 1
+        for later in range(task, self.config.data.tasks):
+            yield later, round if later == task else 1
+
+    def _begin(self) -> None:
+        checkpoint = load_checkpoint(self.folder.checkpoints)
+        digest = self.partition.get("digest") or _digest(self.partition)
+        before = self.folder.partition
+        if checkpoint is not None and before is not None and (before.get("digest") or _digest(before)) != digest:
+            raise ConfigError(
+                f"{self.folder.path} was started with other data: its clients held other samples (digest differs); "
+                "use the same data, or choose another --out"
+            )
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        self.folder.cut_back(checkpoint.position if checkpoint else 0)
+        self.folder.write_partition(self.partition)
+        self._emit(
+            "start",
+            clients=self.config.data.clients,
+            tasks=self.config.data.tasks,
+            rounds=self.config.train.rounds,
+            travelling=sum(array.size for array in self.arrays.values()),
+            bytes=sum(array.nbytes for array in self.arrays.values()),
+            learner=self.config.learner.name,
+            strategy=self.config.strategy.name,
+            partition=digest,
+            resumed_from=checkpoint.server_round if checkpoint else None,
+        )
+        if checkpoint is None and self.config.evaluation.forward:
+            correct, total = score_clients(self.grid, self.arrays, 0, self.config.data.tasks, both=False, forward=True)
+            self.scores.add_untrained(correct["personal"], total)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        check = {name: (array.shape, array.dtype) for name, array in checkpoint.arrays.items()}
+        if check != {name: (array.shape, array.dtype) for name, array in self.arrays.items()}:
+            raise RunError(f"{self.folder.checkpoints}: the checkpoint holds another model's parameters")
+        self.arrays = checkpoint.arrays
+        self.scores = Scores.from_arrays(checkpoint.scores)
+        self.grid.restore(checkpoint.versions, checkpoint.traffic)
+        restore_strategy(self.strategy, checkpoint.strategy)
+        self._last = checkpoint
+        self._server_round = checkpoint.server_round
+        self._seconds_before = checkpoint.seconds
+
+    def _end(self) -> RunResult:
+        weights = self.scores.sizes()
+        personal, shared = self.scores.accuracy("personal"), self.scores.accuracy("global")
+        untrained = self.scores.untrained / self.scores.weights
+        summary = self._emit(
+            "end",
+            seconds=self._elapsed(),
+            accuracy=metrics.average_accuracy(personal, weights)[-1],
+            accuracy_global=metrics.average_accuracy(shared, weights)[-1],
+            forgetting=metrics.forgetting(personal, weights)[-1],
+            forgetting_relative=metrics.relative_forgetting(personal, weights)[-1],
+            forgetting_max=metrics.max_forgetting(personal, weights)[-1],
+            backward_transfer=metrics.backward_transfer(personal, weights)[-1],
+            forward_transfer=metrics.forward_transfer(personal, weights, untrained)[-1],
+            gap=metrics.local_global_gap(personal, shared, weights)[-1],
+            traffic=self.grid.traffic,
+        )
+        return RunResult(self.folder.path, self.scores.arrays(), self.arrays, summary)
+
+    # --- a round --------------------------------------------------------------------------------------------------
+
+    def _train(self, task: int, round: int) -> None:
+        """One round through the strategy's hooks."""
+        began = time.perf_counter()
+        self._server_round += 1
+        self.inspector.begin(task, round, self.arrays)
+        config = self._settings(task, round)
+        with self._strategy_acts("configure_train", 0, task, round):
+            record = to_record(self.arrays)
+            messages = _messages(self.strategy.configure_train(self._server_round, record, config, self.grid))
+        replies = _good(self.grid.send_and_receive(messages))
+        if messages and not replies:
+            raise RunError(f"task {task + 1}, round {round}: all {len(messages)} clients failed; see metrics.jsonl")
+        with self._strategy_acts("aggregate_train", 1, task, round):
+            returned = self.strategy.aggregate_train(self._server_round, replies)
+        arrays, aggregated = check_aggregate(returned, self.arrays, self.config.strategy.name)
+        if arrays is None:
+            why = "chose no clients" if not messages else "aggregated nothing"
+            self._emit("warning", task=task, round=round, reason=f"strategy {why}; the global model stays as it is")
+        else:
+            self.arrays = arrays
+        self._emit_round(task, round, aggregated, time.perf_counter() - began)
+
+    def _start_strategy(self, task: int) -> None:
+        """All rounds of a task through a strategy that has a loop of its own.
+
+        Flower's contract has ``start`` call ``evaluate_fn`` before the first round and after each; that is when we
+        count rounds, and tell clients of the next through the settings that all of a task's messages share.
+        """
+        rounds = self.config.train.rounds
+        base = self._server_round
+        train_config, evaluate_config = self._settings(task, 1), self._settings(task, 1)
+        began = time.perf_counter()
+        calls = 0
+
+        def evaluate_fn(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+            nonlocal began, calls
+            calls += 1
+            current = check_arrays(arrays, self.arrays, self.config.strategy.name)
+            if number > 0:
+                self._server_round = base + number
+                self._emit_round(task, number, {}, time.perf_counter() - began)
+            began = time.perf_counter()
+            self.inspector.begin(task, number + 1, current)
+            for config in (train_config, evaluate_config):
+                config["round"] = number + 1
+            self._seed(base + number + 1, 0)
+            return None
+
+        self.inspector.begin(task, 1, self.arrays)
+        with self._strategy_acts("start", 0, task, 1):
+            result = self.strategy.start(
+                grid=self.grid,
+                initial_arrays=to_record(self.arrays),
+                num_rounds=rounds,
+                train_config=train_config,
+                evaluate_config=evaluate_config,
+                evaluate_fn=evaluate_fn,
+            )
+        if not calls:
+            reason = "its start never called evaluate_fn: its rounds could not be told apart"
+            self._emit("warning", task=task, round=rounds, reason=f"strategy {self.config.strategy.name}: {reason}")
+        if not isinstance(getattr(result, "arrays", None), ArrayRecord):
+            raise RunError(f"strategy {self.config.strategy.name}: start must return a Result, not {result!r}")
+        if self.arrays and not result.arrays:
+            reason = "strategy aggregated nothing; the global model stays as it is"
+            self._emit("warning", task=task, round=rounds, reason=reason)
+        else:
+            self.arrays = check_arrays(result.arrays, self.arrays, self.config.strategy.name)
+        self._server_round = base + rounds
+
+    def _finish_round(self, task: int, round: int) -> None:
+        """All that follows a round of training, up to the checkpoint."""
+        every = self.config.evaluation.every
+        if round == self.config.train.rounds:
+            knowledge = self._end_task(task, round)
+            self._evaluate(task, round)
+            self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=time.perf_counter() - self._task_began)
+        elif every and round % every == 0:
+            self._evaluate(task, round)
+        self._commit(task, round)
+
+    def _end_task(self, task: int, round: int) -> float:
+        """Tell every client that the task is over; mean size in bytes of what clients keep about their tasks."""
+        if not self.learner.ends_task:
+            return 0.0
+        self.inspector.begin(task, round, self.arrays)
+        content: dict[str, Record] = {ARRAYS: self.arrays, CONFIG: Config(task=task)}
+        work = [Message(END_TASK, node, "", group=str(task), content=content) for node in self.grid.get_node_ids()]
+        replies = [reply for reply in self.grid.exchange(work) if reply.failure is None]
+        sizes = [_scalar(reply.content.get(METRICS), "knowledge-bytes") for reply in replies]
+        if not sizes:
+            raise RunError(f"task {task + 1}: all clients failed to end it; see metrics.jsonl")
+        return sum(sizes) / len(sizes)
+
+    def _evaluate(self, task: int, round: int) -> None:
+        """Score every client, and let the strategy do the evaluation of its own, if it has one."""
+        began = time.perf_counter()
+        self.inspector.begin(task, round, self.arrays)
+        aggregated = None
+        if type(self.strategy).start is Strategy.start:
+            config = self._settings(task, round)
+            with self._strategy_acts("configure_evaluate", 2, task, round):
+                record = to_record(self.arrays)
+                messages = _messages(self.strategy.configure_evaluate(self._server_round, record, config, self.grid))
+            replies = _good(self.grid.send_and_receive(messages))
+            with self._strategy_acts("aggregate_evaluate", 3, task, round):
+                aggregated = self.strategy.aggregate_evaluate(self._server_round, replies)
+        evaluation = self.config.evaluation
+        correct, total = score_clients(
+            self.grid,
+            self.arrays,
+            task,
+            self.config.data.tasks,
+            both=evaluation.global_model,
+            forward=evaluation.forward,
+        )
+        if round == self.config.train.rounds:
+            self.scores.add_task(task, correct, total)
+        else:
+            self.scores.add_round((self._server_round, task, round), correct, total)
+        self.folder.write_accuracy(self.scores.arrays())
+        now = {}
+        for scoring, values in correct.items():
+            now[scoring] = self.scores.accuracy(scoring)
+            now[scoring][:, :, task] = values / self.scores.weights
+        weights = self.scores.sizes()
+        self._emit(
+            "evaluation",
+            task=task,
+            round=round,
+            accuracy=metrics.average_accuracy(now["personal"], weights)[task],
+            accuracy_global=metrics.average_accuracy(now["global"], weights)[task],
+            forgetting=metrics.forgetting(now["personal"], weights)[task],
+            per_task=metrics.task_accuracy(now["personal"], weights)[: task + 1, task],
+            metrics=dict(aggregated or {}),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _commit(self, task: int, round: int) -> None:
+        """Make the round just finished the one that a resumed run goes on from."""
+        state, lost = strategy_state(self.strategy)
+        if lost and not self._lost_told:
+            reason = f"strategy {self.config.strategy.name}: not in checkpoints, so reset if resumed: {', '.join(lost)}"
+            self._emit("warning", task=task, round=round, reason=reason)
+            self._lost_told = True
+        self._last = Checkpoint(
+            task=task,
+            round=round,
+            server_round=self._server_round,
+            arrays=self.arrays,
+            strategy=state,
+            scores=self.scores.arrays(),
+            versions=dict(self.grid.versions),
+            traffic=self.grid.traffic,
+            position=self.folder.position(),
+            seconds=self._elapsed(),
+        )
+        save_checkpoint(self.folder.checkpoints, self._last)
+        self.grid.prune()
+
+    # --- helpers --------------------------------------------------------------------------------------------------
+
+    def _settings(self, task: int, round: int) -> ConfigRecord:
+        return ConfigRecord(
+            {
+                "task": task,
+                "round": round,
+                "rounds": self.config.train.rounds,
+                "tasks": self.config.data.tasks,
+                "server-round": self._server_round,
+            }
+        )
+
+    @contextmanager
+    def _strategy_acts(self, hook: str, stage: int, task: int, round: int) -> Iterator[None]:
+        """Seed what strategies draw from, and name the strategy if it fails."""
+        self._seed(self._server_round, stage)
+        try:
+            yield
+        except (RunError, StateError):  # these name somebody else
+            raise
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            raise RunError(
+                f"strategy {self.config.strategy.name} failed in {hook}, task {task + 1}, round {round}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _seed(self, server_round: int, stage: int) -> None:
+        # Flower samples clients with Python's global generator and draws noise from NumPy's.
+        random.seed(integer(self.config.seed, "strategy", server_round, stage))
+        np.random.seed(integer(self.config.seed, "strategy.numpy", server_round, stage) % 2**32)  # noqa: NPY002
+
+    def _client_failed(self, failure: ClientFailure) -> None:
+        self._emit("failure", **failure.event())
+        if self.config.engine.on_client_error == "stop":
+            raise RunError(f"{failure}; to leave such clients out of the round: --set engine.on_client_error=skip")
+
+    def _emit_round(self, task: int, round: int, aggregated: Mapping[str, Any], seconds: float) -> None:
+        self._emit(
+            "round",
+            task=task,
+            round=round,
+            server_round=self._server_round,
+            clients=len(self.inspector.trained),
+            loss=self.inspector.mean("loss"),
+            accuracy=self.inspector.mean("accuracy"),
+            metrics=dict(aggregated),
+            seconds=seconds,
+            traffic=self.grid.traffic,
+            peak_memory_mb=_peak_memory_mb(),
+            failures=self.inspector.failures,
+        )
+
+    def _emit(self, event: str, **fields: Any) -> dict[str, Any]:
+        line = self.folder.append({"event": event, "time": time.time(), **fields})
+        for observer in self.observers:
+            observer(line)
+        return line
+
+    def _elapsed(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._began
+
+
+def _messages(messages: object) -> list[FlowerMessage]:
+    if messages is None:
+        raise TypeError("it returned nothing (None); it must return messages, an empty list for no clients")
+    return list(messages)  # type: ignore[call-overload, no-any-return]
+
+
+def _good(replies: Any) -> list[FlowerMessage]:
+    """Replies without errors; these have been counted and reported when they arrived."""
+    return [reply for reply in replies if not reply.has_error()]
+
+
+def _scalar(record: Record | None, name: str) -> float:
+    value = record.get(name, 0.0) if isinstance(record, Metrics) else 0.0
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _digest(partition: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(partition, sort_keys=True).encode()).hexdigest()
+
+
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux, bytes on macOS
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _check_enough_clients(strategy: Strategy, clients: int, name: str) -> None:
+    """A strategy that waits for more clients than there are would wait for ever."""
+    inner: object = strategy
+    while isinstance(inner, Strategy):
+        for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            wanted = getattr(inner, key, 0)
+            if isinstance(wanted, int) and wanted > clients:
+                raise ConfigError(
+                    f"strategy {name} waits for {key} = {wanted} clients, but data.clients = {clients}; "
+                    f"lower strategy.{key} or raise data.clients"
+                )
+        inner = getattr(inner, "strategy", None)
+
+
+@contextmanager
+def _restored_randomness() -> Iterator[None]:
+    """Leave the process's global generators as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
