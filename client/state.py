@@ -35,7 +35,7 @@ class StateError(RuntimeError):
 def save_state(path: str | os.PathLike[str], state: State) -> None:
     """Write a state to a file, whole or not at all.
 
-    The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of the tensors' bytes.
+    The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of it and the tensors' bytes.
 
     Parameters
     ----------
@@ -62,12 +62,12 @@ def load_state(path: str | os.PathLike[str]) -> State:
     """
     try:
         with safe_open(str(path), "pt") as file:
-            about = file.metadata() or {}
+            checksum, _, text = (file.metadata() or {})["state"].partition(" ")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         tensors = {name: tensors[name] for name in sorted(tensors, key=int)}
-        if int(about["crc32"]) != _checksum(tensors):
-            raise ValueError("the checksum of its tensors is wrong")
-        state: State = _join(json.loads(about["state"]), tensors)
+        if checksum != _checksum(text, tensors):
+            raise ValueError("its checksum is wrong")
+        state: State = _join(json.loads(text), tensors)
         return state
     except FileNotFoundError:
         raise StateError(f"{path}: no such client state; was the folder changed by hand?") from None
@@ -242,7 +242,9 @@ def _join(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _write(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-    about = {"state": json.dumps(tree), "crc32": str(_checksum(tensors))}
+    text = json.dumps(tree)
+    # One entry: safetensors writes several in an order that changes from run to run.
+    about = {"state": f"{_checksum(text, tensors)} {text}"}
     try:
         write_atomic(path, save(dict(tensors), about))
     except KeyError as error:
@@ -253,12 +255,12 @@ def _write(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         ) from error
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
-    value = 0
+def _checksum(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    value = zlib.crc32(text.encode())
     for tensor in tensors.values():
         if tensor.numel():
             value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
-    return value
+    return f"{value:08x}"
 
 
 def _leaves(value: Any) -> Iterator[torch.Tensor | np.ndarray]:

@@ -1,0 +1,241 @@
+"""Client states: what is kept comes back, whole or not at all, within a budget of memory."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as stnp
+
+from fedknow.client import state as module
+from fedknow.client.state import StateError, StateStore, load_state, save_state
+
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+DTYPES = st.sampled_from(["bool", *INTEGERS, "float16", "float32", "float64", "complex64"])
+ARRAYS = DTYPES.flatmap(lambda t: stnp.arrays(t, stnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)))
+TENSORS = ARRAYS.map(lambda a: torch.from_numpy(a.copy()))
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | ARRAYS | TENSORS
+KEYS = st.text(max_size=5)
+STATES = st.dictionaries(
+    KEYS,
+    st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=3), max_leaves=8),
+    max_size=4,
+)
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert bytes(a.reshape(-1).contiguous().untyped_storage())[: a.nbytes] == bytes(
+            b.reshape(-1).contiguous().untyped_storage()
+        )
+    elif isinstance(a, np.ndarray):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    else:
+        assert a == b
+
+
+@given(STATES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_saved_comes_back(tmp_path, state):
+    save_state(tmp_path / "state", state)
+    assert_same(load_state(tmp_path / "state"), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.bool])
+def test_types_that_numpy_lacks_come_back(tmp_path, dtype):
+    state = {"x": torch.tensor([[0.0, 1.0], [2.0, -3.0]]).to(dtype)}
+    save_state(tmp_path / "state", state)
+    assert_same(load_state(tmp_path / "state"), state)
+
+
+def test_views_parameters_and_twins_come_back_dense_and_apart(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    state = {"base": base, "row": base[1], "t": base.t(), "again": base, "p": torch.nn.Parameter(base * 2)}
+    save_state(tmp_path / "state", state)
+    back = load_state(tmp_path / "state")
+    for name, value in state.items():
+        assert torch.equal(back[name], value)
+        assert back[name].is_contiguous()
+        assert not back[name].requires_grad
+    back["base"] += 1
+    assert torch.equal(back["again"], base)
+
+
+def test_special_numbers_come_back(tmp_path):
+    save_state(tmp_path / "state", {"x": [float("inf"), -0.0, float("nan"), 2**200, 5e-324]})
+    inf, zero, nan, big, small = load_state(tmp_path / "state")["x"]
+    assert (inf, str(zero), nan != nan, big, small) == (float("inf"), "-0.0", True, 2**200, 5e-324)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"a": {"b": (1, 2)}}, r"state\['a'\]\['b'\]: a tuple cannot be kept"),
+        ({"a": [1, b"x"]}, r"state\['a'\]\[1\]: a bytes cannot be kept"),
+        ({"a": {1: 2}}, r"state\['a'\]: a dict cannot be kept"),
+        ({"a": np.float64(1)}, r"a float64 cannot be kept"),
+        ({"a": np.array(["x"])}, r"state\['a'\]: an array of type <U1 cannot be kept"),
+        ({"a": np.arange(2, dtype=">f4")}, r"an array of type >f4 cannot be kept"),
+        ({"a": torch.eye(2).to_sparse()}, r"state\['a'\]: a torch.sparse_coo tensor"),
+        ({"a": torch.zeros(2, dtype=torch.complex128)}, r"type torch.complex128 cannot be kept"),
+        ([1], "a state is a dictionary, not a list"),
+    ],
+)
+def test_what_cannot_be_kept_is_named(tmp_path, state, says):
+    save_state(tmp_path / "state", {"old": 1})
+    with pytest.raises(StateError, match=says):
+        save_state(tmp_path / "state", state)
+    assert load_state(tmp_path / "state") == {"old": 1}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, call):
+    save_state(tmp_path / "state", {"x": torch.ones(3)})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, call, full)
+    with pytest.raises(StateError, match=r"state: .* cannot be written: No space left on device; .* is intact"):
+        save_state(tmp_path / "state", {"x": torch.zeros(3)})
+    monkeypatch.undo()
+    assert torch.equal(load_state(tmp_path / "state")["x"], torch.ones(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    save_state(tmp_path / "state", {"x": 1})
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(tmp_path / "state", {"x": 2})
+    assert load_state(tmp_path / "state") == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_file_cut_short_anywhere_is_refused(tmp_path):
+    path = tmp_path / "state"
+    save_state(path, {"x": torch.arange(10), "n": 3})
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(StateError, match="not a readable client state"):
+            load_state(path)
+
+
+def test_a_byte_changed_anywhere_is_noticed(tmp_path):
+    path, state = tmp_path / "state", {"x": torch.arange(4), "n": 3}
+    save_state(path, state)
+    data = path.read_bytes()
+    unnoticed = 0
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            assert_same(load_state(path), state)
+            unnoticed += 1  # padding
+        except StateError:
+            pass
+    assert unnoticed < 10
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StateError, match="its checksum is wrong"):
+        load_state(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(StateError, match=r"000003-7\.safetensors: no such client state"):
+        StateStore(tmp_path, 1000).load(3, 7)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match="file/clients: cannot be made: Not a directory"):
+        StateStore(tmp_path / "file" / "clients", 0)
+
+
+def test_a_fresh_client_has_an_empty_state(tmp_path):
+    assert StateStore(tmp_path, 1000).load(0, 0) == {}
+
+
+def test_versions_lie_side_by_side_until_pruned(tmp_path):
+    store = StateStore(tmp_path, 0)
+    for version in (5, 9):
+        for client in (0, 1):
+            store.save(client, version, {"x": version * 10 + client})
+    assert store.load(1, 5) == {"x": 51}
+    (tmp_path / "000007-1.safetensors.123.tmp").write_text("left by a process that died")
+    store.prune({0: 9, 1: 5, 2: 0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000-9.safetensors", "000001-5.safetensors"]
+    assert store.load(0, 9) == {"x": 90}
+    with pytest.raises(StateError, match="no such client state"):
+        store.load(0, 5)
+
+
+def test_memory_holds_the_latest_states_within_the_budget(tmp_path, monkeypatch):
+    store = StateStore(tmp_path, memory_bytes=100)
+    read = []
+    monkeypatch.setattr(module, "load_state", lambda path: read.append(path.name) or load_state(path))
+    for client in range(3):  # 40 bytes each: two fit
+        store.save(client, 1, {"x": torch.full((10,), float(client))})
+    for client in (1, 2):
+        assert store.load(client, 1)["x"][0] == client
+    assert read == []
+    assert store.load(0, 1)["x"][0] == 0
+    assert read == ["000000-1.safetensors"]
+    store.load(2, 1)  # 0 and 2 are at hand now, 1 was used longest ago
+    assert read == ["000000-1.safetensors"]
+    store.load(1, 1)
+    assert read == ["000000-1.safetensors", "000001-1.safetensors"]
+
+
+def test_memory_never_serves_another_version(tmp_path):
+    store = StateStore(tmp_path, 1000)
+    store.save(0, 1, {"x": 1})
+    store.save(0, 2, {"x": 2})
+    assert store.load(0, 1) == {"x": 1}
+    assert store.load(0, 2) == {"x": 2}
+
+
+def test_a_state_larger_than_the_budget_is_read_from_disk(tmp_path):
+    store = StateStore(tmp_path, memory_bytes=100)
+    store.save(0, 1, {"x": torch.ones(10)})
+    store.save(1, 1, {"x": torch.ones(1000)})
+    (tmp_path / "000000-1.safetensors").unlink()
+    (tmp_path / "000001-1.safetensors").unlink()
+    assert torch.equal(store.load(0, 1)["x"], torch.ones(10))  # not driven out by it
+    with pytest.raises(StateError):
+        store.load(1, 1)
+
+
+def test_memory_gives_what_disk_would_give(tmp_path):
+    image = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    view = torch.zeros(1000)[:3]
+    warm, cold = StateStore(tmp_path, 10**6), StateStore(tmp_path, 0)
+    warm.save(0, 1, {"image": image, "view": view, "array": np.arange(4)[::2]})
+    a, b = warm.load(0, 1), cold.load(0, 1)
+    assert_same(a, b)
+    for name in ("image", "view"):
+        assert a[name].stride() == b[name].stride()
+        assert a[name].untyped_storage().nbytes() == b[name].nbytes
+
+
+def test_memory_keeps_tensors_by_reference(tmp_path):
+    store = StateStore(tmp_path, 1000)
+    tensor = torch.ones(4)
+    store.save(0, 1, {"x": tensor})
+    assert store.load(0, 1)["x"].data_ptr() == tensor.data_ptr()
