@@ -56,7 +56,9 @@ def simulate(
     with RunFolder.resume(out, config) if resume else RunFolder.create(out, config) as folder:
         try:
             with _grid(config, benchmark, folder) as grid:
-                result = Experiment(config, grid, folder, observers, benchmark.partition.summary()).run()
+                learner = build_learner(config, benchmark.shape, benchmark.classes)
+                partition = benchmark.partition.summary()
+                result = Experiment(config, grid, folder, learner, observers, partition).run()
         except Exception:
             _log(folder)
             raise
