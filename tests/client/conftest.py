@@ -25,7 +25,7 @@ class TinyModel(nn.Module):
         return self.head(self.body(x))
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_model() -> Callable[..., TinyModel]:
     def build(seed: int = 0, **settings: object) -> TinyModel:
         with torch.random.fork_rng():
@@ -35,7 +35,7 @@ def tiny_model() -> Callable[..., TinyModel]:
     return build
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_task() -> Callable[..., TaskData]:
     """Task t has classes 2t and 2t + 1, told apart by the sign of the first pixel."""
 

@@ -51,7 +51,9 @@ def test_cotangent_by_hand():
 def test_soft_and_hard_labels_by_hand():
     logits = torch.tensor([[2.0, 0.0]])
     e = torch.e
-    assert soft_labels(logits, FedKnowSettings(temperature=2.0))[0].tolist() == pytest.approx([e / (1 + e), 1 / (1 + e)])
+    assert soft_labels(logits, FedKnowSettings(temperature=2.0))[0].tolist() == pytest.approx(
+        [e / (1 + e), 1 / (1 + e)]
+    )
     assert soft_labels(logits, FedKnowSettings(labels="hard")).tolist() == [[1.0, 0.0]]
 
 
@@ -118,7 +120,9 @@ def test_every_step_satisfies_every_signature_task(tiny_model, tiny_task, monkey
 def test_knowledge_is_bit_identical_after_later_tasks(tiny_model, tiny_task):
     client = live_through(learner(tiny_model), [tiny_task(0)])
     before = client.state_dict()["knowledge"]["0"]
-    copies = {key: value.clone() if torch.is_tensor(value) else value for key, value in before.items() if key != "whole"}
+    copies = {
+        key: value.clone() if torch.is_tensor(value) else value for key, value in before.items() if key != "whole"
+    }
     live_through(client, [tiny_task(1), tiny_task(2)])
     after = client.state_dict()["knowledge"]["0"]
     assert torch.equal(after["mask"], copies["mask"])

@@ -59,7 +59,7 @@ class Raises(Learner):
         raise RuntimeError("the disk of my dreams is full")
 
 
-@pytest.fixture()
+@pytest.fixture
 def node(tiny_task, monkeypatch):
     def build(*overrides, incremental=False):
         import fedknow.client.learners as learners
