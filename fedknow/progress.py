@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.server.summary import MEASURES, Group, Summary, duration, size
+from fedknow.server.summary import Group, Summary, duration, known, size
 
 __all__ = ["RunProgress", "comparison_table", "result_tables"]
 
@@ -97,12 +97,12 @@ class RunProgress:
         self._say(event, f"{place}: {', '.join(parts)}{f'; {left}' if left else ''}")
 
     def _on_evaluation(self, event: Mapping[str, Any]) -> None:
-        self._accuracy = f"accuracy {_percent(event['accuracy'])}"
+        self._accuracy = f"accuracy {100 * event['accuracy']:.1f} %"
         text = f"task {event['task'] + 1}/{self._tasks} after round {event['round']}/{self._rounds}: {self._accuracy}"
         for key, name in (("accuracy_global", "global model"), ("forgetting", "forgetting")):
             value = event.get(key)
-            if value is not None and not math.isnan(value):
-                text += f", {name} {_percent(value)}"
+            if value is not None:
+                text += f", {name} {100 * value:.1f} %"
         self._say(event, text)
 
     def _on_failure(self, event: Mapping[str, Any]) -> None:
@@ -135,13 +135,12 @@ class RunProgress:
 
 def result_tables(run: Summary) -> list[Table]:
     """A finished (or interrupted) run as two tables: task by task, and over all tasks."""
-    percent = "percent of a client's test samples, mean over clients"
-    tasks = Table(title=f"{_name(run)}, seed {run.config.seed}: task by task", caption=percent, title_justify="left")
+    tasks = Table(title=f"{_name(run)}, seed {run.config.seed}: accuracy on each task", title_justify="left")
     tasks.add_column("task", justify="right")
-    scorings = [("", run.personal)] + ([("global model: ", run.global_model)] if run.global_model else [])
-    for prefix, _ in scorings:
-        for name in ("when learned", "now", "forgotten"):
-            tasks.add_column(f"{prefix}{name}", justify="right")
+    scorings = [("personal", run.personal)] + ([("global", run.global_model)] if run.global_model else [])
+    for scoring_name, _ in scorings:
+        for name in ("learned", "now", "forgotten"):
+            tasks.add_column(f"{scoring_name}\n{name}", justify="right")
     for task in range(run.tasks):
         cells = [str(task + 1)]
         for _, scoring in scorings:
@@ -155,7 +154,7 @@ def result_tables(run: Summary) -> list[Table]:
     overall.add_column()
     overall.add_column(justify="right")
     values = run.measures()
-    for measure in MEASURES:
+    for measure in known([values]):
         overall.add_row(measure.title, measure.text(values[measure.key]))
     for kind, count in sorted(run.traffic.items()):
         overall.add_row(f"Bytes, {kind}", f"{size(count['down'])} down, {size(count['up'])} up")
@@ -170,7 +169,7 @@ def comparison_table(groups: list[Group]) -> Table:
     table.add_column("")
     for group in groups:
         table.add_column(f"{group.label}\n{len(group.runs)} seed{'s' * (len(group.runs) > 1)}", justify="right")
-    for measure in MEASURES:
+    for measure in known(run.measures() for group in groups for run in group.runs):
         table.add_row(measure.title, *(group.estimate(measure.key).text(measure) for group in groups))
     return table
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -79,7 +78,7 @@ def run_plots(run: Summary) -> list[Plot]:
     """The plots of one run; those of which it has no numbers yet are left out."""
     plots = []
     if run.tasks:
-        tasks = np.arange(1, run.tasks + 1)
+        tasks = np.arange(1.0, run.tasks + 1)
         plots += [
             Plot(
                 "accuracy",
@@ -109,6 +108,15 @@ def run_plots(run: Summary) -> list[Plot]:
                 lambda figure: _tasks(figure, run),
             ),
         ]
+    if len(run.evaluations) > run.tasks:
+        plots.append(
+            Plot(
+                "rounds",
+                "Accuracy over rounds",
+                "Mean over the tasks begun so far, whenever clients were scored; dotted lines begin a new task.",
+                lambda figure: _over_rounds(figure, run),
+            )
+        )
     if run.traffic:
         plots.append(
             Plot(
@@ -222,7 +230,7 @@ def _matrix(figure: Figure, run: Summary) -> None:
             value = values[seen, trained]
             colour = "#ffffff" if value < 55 else "#000000"
             axes.text(trained + 1, seen + 1, f"{value:.0f}", ha="center", va="center", color=colour, size=8)
-    figure.colorbar(mesh, label="accuracy (%)").outline.set_visible(False)  # type: ignore[operator]
+    figure.colorbar(mesh, label="accuracy (%)").outline.set_visible(False)
 
 
 def _tasks(figure: Figure, run: Summary) -> None:
@@ -263,6 +271,21 @@ def _by_round(figure: Figure, run: Summary, key: str, label: str) -> None:
     axes.set_ylim(bottom=0)
 
 
+def _over_rounds(figure: Figure, run: Summary) -> None:
+    axes = _axes(figure, "round", "average accuracy (%)")
+    length = run.config.train.rounds
+    places = [event["task"] * length + event["round"] for event in run.evaluations]
+    for key, style, colour in (("accuracy", "o-", COLOURS[0]), ("accuracy_global", "s--", COLOURS[1])):
+        values = [math.nan if event.get(key) is None else 100 * event[key] for event in run.evaluations]
+        if not all(map(math.isnan, values)):
+            label = "global" if key == "accuracy_global" else "personal"
+            axes.plot(places, values, style, color=colour, ms=4, label=label)
+    for task in range(1, run.config.data.tasks):
+        axes.axvline(task * length + 0.5, color=INK, lw=0.8, ls=":", alpha=0.5)
+    axes.set_ylim(0, 100)
+    axes.legend()
+
+
 def _curves(figure: Figure, groups: Sequence[Group], pick: str, global_model: bool, label: str) -> None:
     axes = _axes(figure, "tasks learned", label)
     for index, group in enumerate(groups):
@@ -292,9 +315,9 @@ def _bars(figure: Figure, groups: Sequence[Group], key: str, unit: float, label:
 
 
 def _axes(figure: Figure, x: str, y: str, whole: bool = True) -> Axes:
-    axes: Any = figure.add_subplot()
+    axes: Axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if whole:  # tasks and rounds are counted: no ticks between them
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return axes  # type: ignore[no-any-return]
+    return axes

@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fedknow.client.state import write_atomic
 from fedknow.server.plots import Plot, comparison_plots, run_plots
-from fedknow.server.run_folder import RunFolder, replace_file, running_out_of_disk
-from fedknow.server.summary import MEASURES, Group, Summary, group, size, summarise
+from fedknow.server.run_folder import RunFolder, running_out_of_disk
+from fedknow.server.summary import MEASURES, Group, Summary, group, known, size, summarise
 
 __all__ = ["write_report"]
 
@@ -52,8 +53,8 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     with running_out_of_disk(out):
         (out / "plots").mkdir(parents=True, exist_ok=True)
         for plot in plots:
-            replace_file(out / "plots" / f"{plot.name}.png", plot.png())
-        replace_file(out / "report.html", page.encode())
+            write_atomic(out / "plots" / f"{plot.name}.png", plot.png())
+        write_atomic(out / "report.html", page.encode())
     return out / "report.html"
 
 
@@ -70,7 +71,7 @@ def _run_page(run: Summary, plots: Sequence[Plot]) -> str:
         f"seed {config.seed}",
     ]
     values = run.measures()
-    cards = [(measure.title, measure.text(values[measure.key])) for measure in MEASURES]
+    cards = [(measure.title, measure.text(values[measure.key])) for measure in known([values])]
     return _page(
         f"{config.name}: {config.learner.name}",
         [
@@ -82,7 +83,7 @@ def _run_page(run: Summary, plots: Sequence[Plot]) -> str:
             _section("Task by task", _task_table(run)) if run.tasks else "",
             _section("Messages", _traffic_table(run.traffic)) if run.traffic else "",
             _section("Failures and warnings", _troubles(run)),
-            _section("Partition", _definitions(run.start)) if run.start else "",
+            _section("What travels, and how much", _definitions(run.start)) if run.start else "",
             _section(
                 "Configuration",
                 f"<details open><summary>config.toml</summary><pre>{escape(config.to_toml())}</pre></details>",
@@ -150,19 +151,21 @@ def _comparison_table(groups: Sequence[Group]) -> str:
     head = ["", *(members.label for members in groups)]
     seeds = ["Seeds", *(str(len(members.runs)) for members in groups)]
     rows = [
-        [measure.title, *(members.estimate(measure.key).text(measure) for members in groups)] for measure in MEASURES
+        [measure.title, *(members.estimate(measure.key).text(measure) for members in groups)]
+        for measure in known(run.measures() for members in groups for run in members.runs)
     ]
     return _table(head, [seeds, *rows])
 
 
 def _runs_table(groups: Sequence[Group]) -> str:
-    head = ["Method", "Seed", "State", "Tasks", *(measure.title for measure in MEASURES)]
+    shown = known(run.measures() for members in groups for run in members.runs)
+    head = ["Method", "Seed", "State", "Tasks", *(measure.title for measure in shown)]
     rows = []
     for members in groups:
         for run in members.runs:
             values = run.measures()
             tasks = f"{run.tasks}/{run.config.data.tasks}"
-            numbers = [measure.text(values[measure.key]) for measure in MEASURES]
+            numbers = [measure.text(values[measure.key]) for measure in shown]
             rows.append([members.label, str(run.config.seed), run.status, tasks, *numbers])
     return _table(head, rows)
 

@@ -24,6 +24,7 @@ __all__ = [
     "duration",
     "estimate",
     "group",
+    "known",
     "size",
     "summarise",
 ]
@@ -40,11 +41,11 @@ class Scoring:
     matrix : float64 [seen, trained]
         Accuracy on each task after each task, weighted by the clients' test samples.
     average : float64 [trained]
-        Average accuracy after each task (:func:`fedknow.server.metrics.average_accuracy`).
+        Average accuracy after each task (:func:`~fedknow.server.metrics.average_accuracy`).
     learned, now : float64 [seen]
         Accuracy on each task when it was learned, and after the last task that was.
-    forgetting, relative, backward : float64 [trained]
-        Absolute and relative forgetting and backward transfer after each task; 0 after the first.
+    forgetting, relative, backward, forward : float64 [trained]
+        Absolute and relative forgetting, backward and forward transfer after each task; NaN after the first.
     """
 
     matrix: Array
@@ -54,6 +55,7 @@ class Scoring:
     forgetting: Array
     relative: Array
     backward: Array
+    forward: Array
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Summary:
         The purely global model's scores; ``None`` where it was not scored.
     traffic : mapping
         ``{kind: {"down", "up", "messages"}}``, bytes and counts.
-    rounds : list of dict
-        The run's ``round`` events, oldest first.
+    rounds, evaluations, troubles : sequence of dict
+        The run's ``round``, ``evaluation``, and ``failure`` or ``warning`` events, oldest first.
     peak_memory_mb : float
         Largest resident memory of the main process, MB.
     """
@@ -84,6 +86,7 @@ class Summary:
     global_model: Scoring | None
     traffic: Mapping[str, Mapping[str, int]]
     rounds: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
     troubles: Sequence[Mapping[str, Any]]
     seconds: float
     peak_memory_mb: float
@@ -104,9 +107,11 @@ class Summary:
         return {
             "accuracy": at(self.personal.average),
             "accuracy_global": at(global_model.average) if global_model else math.nan,
+            "gap": at(self.personal.average - global_model.average) if global_model else math.nan,
             "forgetting": at(self.personal.forgetting),
             "forgetting_relative": at(self.personal.relative),
             "backward_transfer": at(self.personal.backward),
+            "forward_transfer": at(self.personal.forward),
             "forgetting_global": at(global_model.forgetting) if global_model else math.nan,
             "bytes": float(self.training_bytes),
             "seconds": self.seconds,
@@ -116,34 +121,44 @@ class Summary:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of a run: its key, what to call it, and how to write it."""
+    """A number of a run: its key, what to call it, and the scales it is written in, smallest first."""
 
     key: str
     title: str
-    kind: str  # "percent", "bytes", "seconds" or "megabytes"
+    scales: tuple[tuple[float, str], ...]
 
-    def text(self, value: float) -> str:
-        """The value as a person reads it; a dash where there is none."""
+    def text(self, value: float, half: float = math.nan) -> str:
+        """``value`` or ``value ± half`` as a person reads it, in one unit; a dash where there is none."""
         if math.isnan(value):
             return "–"
-        if self.kind == "percent":
-            return f"{100 * value:.1f} %"
-        if self.kind == "bytes":
-            return size(value)
-        return duration(value) if self.kind == "seconds" else f"{value:,.0f} MB"
+        scale, unit = next((pair for pair in reversed(self.scales) if abs(value) >= pair[0]), self.scales[0])
+        margin = "" if math.isnan(half) else f" ± {half / scale:,.1f}"
+        return f"{value / scale:,.1f}{margin} {unit}"
 
+
+_PERCENT = ((0.01, "%"),)
+_BYTES = ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
+_SECONDS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
 
 MEASURES = (
-    Measure("accuracy", "Average accuracy", "percent"),
-    Measure("accuracy_global", "... of the global model", "percent"),
-    Measure("forgetting", "Forgetting", "percent"),
-    Measure("forgetting_relative", "Forgetting, relative", "percent"),
-    Measure("forgetting_global", "Forgetting of the global model", "percent"),
-    Measure("backward_transfer", "Backward transfer", "percent"),
-    Measure("bytes", "Training traffic", "bytes"),
-    Measure("seconds", "Time", "seconds"),
-    Measure("peak_memory_mb", "Peak memory, main process", "megabytes"),
+    Measure("accuracy", "Average accuracy", _PERCENT),
+    Measure("accuracy_global", "Average accuracy, global model", _PERCENT),
+    Measure("gap", "Personal minus global", _PERCENT),
+    Measure("forgetting", "Forgetting", _PERCENT),
+    Measure("forgetting_relative", "Forgetting, relative", _PERCENT),
+    Measure("forgetting_global", "Forgetting, global model", _PERCENT),
+    Measure("backward_transfer", "Backward transfer", _PERCENT),
+    Measure("forward_transfer", "Forward transfer", _PERCENT),
+    Measure("bytes", "Training traffic", _BYTES),
+    Measure("seconds", "Time", _SECONDS),
+    Measure("peak_memory_mb", "Peak memory, main process", ((1.0, "MB"),)),
 )
+
+
+def known(values: Iterable[Mapping[str, float]]) -> list[Measure]:
+    """The measures that at least one of these runs has (:meth:`Summary.measures`)."""
+    runs = list(values)
+    return [measure for measure in MEASURES if any(not math.isnan(run[measure.key]) for run in runs)]
 
 
 @dataclass(frozen=True)
@@ -156,9 +171,7 @@ class Estimate:
 
     def text(self, measure: Measure) -> str:
         """``mean ± half`` in the measure's unit."""
-        if math.isnan(self.half):
-            return measure.text(self.mean)
-        return f"{measure.text(self.mean)} ± {measure.text(self.half)}"
+        return measure.text(self.mean, self.half)
 
 
 def estimate(values: Iterable[float]) -> Estimate:
@@ -178,30 +191,32 @@ def estimate(values: Iterable[float]) -> Estimate:
 def summarise(run: RunFolder) -> Summary:
     """What a run folder holds, complete or not."""
     arrays, events = run.accuracy(), run.events()
-    nothing = np.full((1, 1, 1), np.nan)
-    personal, shared = arrays.get("personal", nothing), arrays.get("global", nothing)
-    weights = arrays.get("weights", nothing[:, 0])
+    personal, shared = arrays["personal"], arrays["global"]
+    others = arrays["weights"], arrays["untrained"]
     tasks = int(np.isfinite(personal).any(axis=(0, 1)).sum())
     rounds = [event for event in events if event["event"] == "round"]
     kinds = {event["event"] for event in events}
-    traffic = next((event["traffic"] for event in reversed(events) if "traffic" in event), {})
+    traffic: Mapping[str, Mapping[str, int]] = next(
+        (event["traffic"] for event in reversed(events) if "traffic" in event), {}
+    )
     return Summary(
         config=run.config,
         status="complete" if "end" in kinds else "interrupted" if "interrupted" in kinds else "unfinished",
         tasks=tasks,
         start=next((event for event in events if event["event"] == "start"), {}),
-        personal=_score(personal, weights, tasks),
-        global_model=_score(shared, weights, tasks) if np.isfinite(shared).any() else None,
+        personal=_score(personal, *others, tasks),
+        global_model=_score(shared, *others, tasks) if np.isfinite(shared).any() else None,
         traffic=traffic,
         rounds=rounds,
+        evaluations=[event for event in events if event["event"] == "evaluation"],
         troubles=[event for event in events if event["event"] in ("failure", "warning")],
-        seconds=_seconds(events),
+        seconds=next((event["seconds"] for event in events if event["event"] == "end"), _seconds(events)),
         peak_memory_mb=max((event["peak_memory_mb"] for event in rounds), default=math.nan),
     )
 
 
-def _score(accuracy: Array, weights: Array, tasks: int) -> Scoring:
-    accuracy, weights = accuracy[:, :tasks, :tasks], weights[:, :tasks]
+def _score(accuracy: Array, weights: Array, untrained: Array, tasks: int) -> Scoring:
+    accuracy, weights, untrained = accuracy[:, :tasks, :tasks], weights[:, :tasks], untrained[:, :tasks]
     matrix = metrics.task_accuracy(accuracy, weights)
     return Scoring(
         matrix=matrix,
@@ -211,6 +226,7 @@ def _score(accuracy: Array, weights: Array, tasks: int) -> Scoring:
         forgetting=metrics.forgetting(accuracy, weights),
         relative=metrics.relative_forgetting(accuracy, weights),
         backward=metrics.backward_transfer(accuracy, weights),
+        forward=metrics.forward_transfer(accuracy, weights, untrained),
     )
 
 
@@ -287,11 +303,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def size(count: float) -> str:
     """Bytes as a person reads them: ``size(1_234_567) == "1.2 MB"`` (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000 or unit == "GB":
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError  # the loop ends at GB
+    return Measure("", "", _BYTES).text(count) if count >= 1000 else f"{count:.0f} B"
 
 
 def duration(seconds: float) -> str:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedknow.client.learners import resolve
+from fedknow.client.state import write_atomic
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences, read_config
 from fedknow.server.checks import RunError
 from fedknow.server.report import write_report
-from fedknow.server.run_folder import RunFolder, replace_file, running_out_of_disk
+from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, group, summarise
 from fedknow.simulations.simulate import Observer, simulate
 
@@ -96,8 +97,8 @@ def compare(
     runs = {folder.path.name: summarise(folder) for folder in sorted(folders, key=lambda f: _rank(f, learners))}
     groups = group(runs.values())
     with running_out_of_disk(out):
-        replace_file(out / "compare.json", _as_json(groups, runs, failures))
-        replace_file(out / "compare.csv", _as_csv(runs))
+        write_atomic(out / "compare.json", _as_json(groups, runs, failures))
+        write_atomic(out / "compare.csv", _as_csv(runs))
     return Comparison(groups, failures, write_report(folders, out))
 
 
@@ -141,7 +142,7 @@ def _as_json(groups: Sequence[Group], runs: Mapping[str, Summary], failures: Map
 
     tree = {
         "name": groups[0].runs[0].config.name,
-        "units": {measure.key: measure.kind for measure in MEASURES},
+        "units": "fractions, bytes, seconds, MB; half_interval_95: half the width of Student's 95 % interval",
         "learners": {
             members.label: {
                 measure.key: {

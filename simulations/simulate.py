@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.host import Host
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.state import StateStore
-from fedknow.protocols.config import ExperimentConfig
-from fedknow.server.experiment import Experiment, RunResult
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grid import InlineGrid, MessageGrid
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
@@ -21,8 +21,6 @@ from fedknow.simulations.ray_grid import RayGrid
 from fedknow.strategies import build_strategy
 
 __all__ = ["Observer", "simulate"]
-
-Observer = Callable[[Mapping[str, Any]], None]
 
 
 def simulate(
@@ -51,16 +49,18 @@ def simulate(
     config = resolve(config)
     benchmark = make_benchmark(config)
     # Whatever a configuration can be refused for is refused before there is a folder.
-    build_learner(config, benchmark.shape, benchmark.classes)
+    learner = build_learner(config, benchmark.shape, benchmark.classes)
     build_strategy(config.strategy)
     with RunFolder.resume(out, config) if resume else RunFolder.create(out, config) as folder:
         try:
             with _grid(config, benchmark, folder) as grid:
-                learner = build_learner(config, benchmark.shape, benchmark.classes)
                 partition = benchmark.partition.summary()
                 result = Experiment(config, grid, folder, learner, observers, partition).run()
-        except Exception:
-            _log(folder)
+        except Exception as error:
+            if isinstance(error, ConfigError) and not resume and not folder.events():
+                shutil.rmtree(folder.path)  # nothing was run: the corrected experiment may have the name
+            else:
+                _log(folder)
             raise
         write_report([folder], folder.path)
     return result
