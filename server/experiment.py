@@ -138,7 +138,7 @@ class Experiment:
         self.learner = learner
         self.observers = observers
         self.partition = dict(partition or {})
-        self.strategy = build_strategy(config.strategy)
+        self.strategy = build_strategy(config.strategy, config.data.clients)
         self.scores = Scores(config.data.clients, config.data.tasks)
         self.arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
         self.inspector = Inspector(self._client_failed)
@@ -147,7 +147,6 @@ class Experiment:
         self._seconds_before = 0.0
         self._task_began = 0.0
         self._lost_told = False
-        _check_enough_clients(self.strategy, config.data.clients, config.strategy.name)
 
     # --- the run --------------------------------------------------------------------------------------------------
 
@@ -503,20 +502,6 @@ def _digest(partition: Mapping[str, Any]) -> str:
 def _peak_memory_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux, bytes on macOS
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _check_enough_clients(strategy: Strategy, clients: int, name: str) -> None:
-    """A strategy that waits for more clients than there are would wait for ever."""
-    inner: object = strategy
-    while isinstance(inner, Strategy):
-        for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
-            wanted = getattr(inner, key, 0)
-            if isinstance(wanted, int) and wanted > clients:
-                raise ConfigError(
-                    f"strategy {name} waits for {key} = {wanted} clients, but data.clients = {clients}; "
-                    f"lower strategy.{key} or raise data.clients"
-                )
-        inner = getattr(inner, "strategy", None)
 
 
 @contextmanager

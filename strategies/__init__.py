@@ -94,7 +94,7 @@ def list_strategies() -> dict[str, str]:
     return {name: builtin.summary for name, builtin in _BUILTIN.items()} | plugins
 
 
-def build_strategy(config: StrategyConfig) -> Strategy:
+def build_strategy(config: StrategyConfig, clients: int | None = None) -> Strategy:
     """Make the strategy that the configuration names.
 
     Parameters
@@ -103,6 +103,8 @@ def build_strategy(config: StrategyConfig) -> Strategy:
         ``name``: one of :func:`list_strategies`, or ``module:Class`` for a class in an importable file (the current
         folder counts). Its other keys are arguments of the constructor; ``fraction`` is short for
         ``fraction_train``, the share of clients that train in a round.
+    clients : int, optional
+        How many clients there are; a strategy that waits for more is refused.
 
     Returns
     -------
@@ -148,6 +150,8 @@ def build_strategy(config: StrategyConfig) -> Strategy:
         raise ConfigError(
             f"strategy.name = {name!r}: made a {type(strategy).__name__}, which is no flwr.serverapp.strategy.Strategy"
         )
+    if clients is not None:
+        _check_enough_clients(strategy, clients, name)
     return strategy
 
 
@@ -184,6 +188,20 @@ def _find(name: str) -> Callable[..., Any]:
             "that makes one (strategies of the older flwr.server.strategy must be ported)"
         )
     return found  # type: ignore[no-any-return]
+
+
+def _check_enough_clients(strategy: Strategy, clients: int, name: str) -> None:
+    """A strategy that waits for more clients than there are would wait for ever."""
+    inner: object = strategy
+    while isinstance(inner, Strategy):
+        for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            wanted = getattr(inner, key, 0)
+            if isinstance(wanted, int) and wanted > clients:
+                raise ConfigError(
+                    f"strategy {name} waits for {key} = {wanted} clients, but data.clients = {clients}; "
+                    f"lower strategy.{key} or raise data.clients"
+                )
+        inner = getattr(inner, "strategy", None)
 
 
 def _arguments(factory: Callable[..., Any], hidden: Collection[str]) -> dict[str, inspect.Parameter]:
