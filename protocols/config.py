@@ -87,9 +87,9 @@ class DataConfig(Section):
     samples: float = Field(0.1, gt=0, le=1)
     """``paper``: fraction of a class's training samples that one client holds."""
     test_samples: float = Field(0.1, gt=0, le=1)
-    """Fraction of a class's test samples that one client is scored on."""
-    share: Literal["disjoint", "overlapping"] = "disjoint"
-    """``paper``: whether two clients may hold the same sample."""
+    """``paper``: fraction of a class's test samples that one client is scored on; the others share out all of them."""
+    share: Literal["disjoint", "overlapping"] = "overlapping"
+    """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples for all clients."""
     alpha: float = Field(0.5, gt=0)
     """``dirichlet``: concentration; small is skewed."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from inspect import getdoc
 from typing import Any
 
@@ -13,6 +12,7 @@ from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
 from fedknow.client.learners.fedknow import FedKnow
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, closest
+from fedknow.protocols.plugins import is_reference, load_object
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Learner", "LearnerSettings", "build_learner", "learner_class", "list_learners", "resolve"]
@@ -42,16 +42,12 @@ def learner_class(name: str) -> type[Learner]:
     """
     if name in LEARNERS:
         return LEARNERS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if not is_reference(name):
         raise ConfigError(
             f"learner.name = {name!r}: no such learner{closest(name, LEARNERS)}; "
             f"there are: {', '.join(LEARNERS)}, or your own as module:Class"
         )
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"learner.name = {name!r}: {error}; the module must be importable") from error
+    kind = load_object(name, "learner.name")
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise ConfigError(f"learner.name = {name!r}: not a subclass of fedknow.client.learners.Learner")
     return kind

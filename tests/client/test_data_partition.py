@@ -89,7 +89,7 @@ def test_paper(config: DataConfig, seed: int) -> None:
 
 def test_paper_protocol_on_cifar_sizes() -> None:
     data = synthetic([500] * 100, [100] * 100)
-    config = DataConfig(tasks=10, clients=20)
+    config = DataConfig(tasks=10, clients=20, share="disjoint")
     partition = make_partition(data, config, 0)
     check_always(partition, config, data)
     shares = [share for client in partition.tasks for share in client]
@@ -119,7 +119,7 @@ def test_digest_is_pinned() -> None:
 
 
 def test_summary_is_json_with_sizes_and_classes() -> None:
-    config = DataConfig(tasks=2, clients=3)
+    config = DataConfig(tasks=2, clients=3, share="disjoint")
     partition = make_partition(DATA, config, 4)
     summary = json.loads(json.dumps(partition.summary()))
     assert summary["digest"] == partition.digest
@@ -260,7 +260,7 @@ def test_errors_say_what_to_change() -> None:
     fails(DATA, DataConfig(tasks=13), "data.tasks = 13", "13 classes", "has 12")
     fails(DATA, DataConfig(tasks=12), "data.classes_min = 2", "has 1 classes", "data.tasks")
     # 40 samples make 10 shares of 4, 10 test samples 10 shares of 1; 4 classes of 10 shares, 4 a client.
-    full = DataConfig(tasks=3, clients=11, classes_min=4, classes_max=4)
+    full = DataConfig(tasks=3, clients=11, classes_min=4, classes_max=4, share="disjoint")
     fails(DATA, full, "data.clients = 11", "only 10 clients fit", "data.samples = 0.1", 'data.share = "overlapping"')
     assert len(make_partition(DATA, full.model_copy(update={"clients": 10}), 0).tasks) == 10
     for kind in ("iid", "dirichlet"):
