@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -18,9 +19,12 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
 from fedknow.protocols.messages import Message, client_of, nbytes, node_of
 
-__all__ = ["Hosting", "InlineGrid", "MessageGrid"]
+__all__ = ["Answers", "Hosting", "InlineGrid", "MessageGrid"]
 
 T = TypeVar("T")
+
+Answers = Generator[tuple[Message, int], None, None]
+"""Answers, each with the version of the client's state after it."""
 
 
 class Hosting(Protocol):
@@ -67,7 +71,7 @@ class MessageGrid(Grid):
         identify(self._run.run_id)
 
     @abstractmethod
-    def deliver(self, work: Sequence[Message], timeout: float | None) -> Iterable[tuple[Message, int]]:
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
         """Have clients do the work, each from the state that ``versions`` says.
 
         Work for one client is done in the order given, each piece from the state the one before left.
@@ -112,9 +116,11 @@ class MessageGrid(Grid):
             If a message goes to a node that does not exist.
         """
         work = [replace(message, id=self._next_id()) for message in messages]
-        return _in_order(work, self._answers(work, timeout, label), lambda reply: reply.reply_to)
+        return self._collect(work, timeout, label, lambda reply: reply)
 
-    def _answers(self, work: Sequence[Message], timeout: float | None, label: str | None) -> Iterator[Message]:
+    def _collect(
+        self, work: Sequence[Message], timeout: float | None, label: str | None, convert: Callable[[Message], T]
+    ) -> list[T]:
         strangers = sorted({message.node for message in work} - set(self.get_node_ids()))
         if strangers:
             raise ValueError(f"no such nodes: {strangers}; they are {node_of(0)} to {node_of(self.clients - 1)}")
@@ -122,12 +128,16 @@ class MessageGrid(Grid):
             count = self.traffic.setdefault(label or message.kind, {"down": 0, "up": 0, "messages": 0})
             count["down"] += nbytes(message.content)
             count["messages"] += 1
-        for reply, version in self.deliver(work, timeout):
-            self.traffic[label or reply.kind]["up"] += nbytes(reply.content)
-            checked = self.inspect(reply) if self.inspect else reply
-            if checked.failure is None:
-                self.versions[client_of(reply.node)] = version
-            yield checked
+        replies: dict[str, T] = {}
+        with closing(self.deliver(work, timeout)) as answers:
+            for reply, version in answers:  # each is dealt with as it arrives, while other clients still work
+                self.traffic[label or reply.kind]["up"] += nbytes(reply.content)
+                checked = self.inspect(reply) if self.inspect else reply
+                if checked.failure is None:
+                    self.versions[client_of(reply.node)] = version
+                replies[reply.reply_to] = convert(checked)
+        by_node = sorted(work, key=lambda message: message.node)
+        return [replies[message.id] for message in by_node if message.id in replies]
 
     def _next_id(self) -> str:
         self._sent += 1
@@ -193,9 +203,7 @@ class MessageGrid(Grid):
         cache: Cache = {}
         work = [from_flower(message, cache) for message in sent]
         asked = {message.metadata.message_id: message for message in sent}
-        # Converted as they arrive, while other clients still work.
-        replies = (to_flower(reply, asked[reply.reply_to]) for reply in self._answers(work, timeout, None))
-        return _in_order(work, replies, lambda reply: reply.metadata.reply_to_message_id)
+        return self._collect(work, timeout, None, lambda reply: to_flower(reply, asked[reply.reply_to]))
 
     # --- client states --------------------------------------------------------------------------------------------
 
@@ -245,7 +253,7 @@ class InlineGrid(MessageGrid):
         super().__init__(clients, store if store is not None else getattr(host, "store", None))
         self.host = host
 
-    def deliver(self, work: Sequence[Message], timeout: float | None) -> Iterator[tuple[Message, int]]:
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
         """Do the work in the order given; see :meth:`MessageGrid.deliver`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         versions = dict(self.versions)
@@ -256,8 +264,3 @@ class InlineGrid(MessageGrid):
             with one_thread():
                 reply, versions[client] = self.host.handle(message, versions.get(client, 0))
             yield reply, versions[client]
-
-
-def _in_order(work: Sequence[Message], replies: Iterable[T], asked: Callable[[T], str]) -> list[T]:
-    rank = {message.id: (message.node, place) for place, message in enumerate(work)}
-    return sorted(replies, key=lambda reply: rank[asked(reply)])

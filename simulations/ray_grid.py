@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Message, client_of
-from fedknow.server.grid import MessageGrid
+from fedknow.server.grid import Answers, MessageGrid
 from fedknow.simulations.worker import Job, NodeFactory, Worker, share
 
 __all__ = ["WORKER_DIED", "RayGrid"]
@@ -100,7 +100,7 @@ class RayGrid(MessageGrid):
         """Number of worker processes."""
         return len(self._workers)
 
-    def deliver(self, work: Sequence[Message], timeout: float | None) -> Iterator[tuple[Message, int]]:
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
         """Have workers do the work; see :meth:`MessageGrid.deliver`.
 
         Raises
