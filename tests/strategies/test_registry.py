@@ -1,0 +1,156 @@
+import importlib.metadata
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.serverapp import strategy as flower
+
+from fedknow.protocols.config import ConfigError, StrategyConfig
+from fedknow.strategies import build_strategy, list_strategies, quiet_flower
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NEEDED = {
+    "qfedavg": {"client_learning_rate": 0.1},
+    "dp-fixed-clipping": {"noise_multiplier": 0.5, "clipping_norm": 1.0, "num_sampled_clients": 4},
+    "dp-adaptive-clipping": {"noise_multiplier": 0.5, "num_sampled_clients": 4, "clipped_count_stddev": 2.0},
+}
+
+
+def build(name, **options):
+    return build_strategy(StrategyConfig(name=name, **options))
+
+
+@pytest.mark.parametrize("name", list_strategies())
+def test_every_name_makes_a_strategy_that_works_with_one_client(name):
+    strategy = build(name, **NEEDED.get(name, {}))
+    assert isinstance(strategy, flower.Strategy)
+    inner = getattr(strategy, "strategy", strategy)
+    assert (inner.min_train_nodes, inner.min_available_nodes, inner.fraction_evaluate) == (1, 1, 0.0)
+    assert list_strategies()[name]
+
+
+def test_the_names_the_documentation_promises():
+    assert {
+        "fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedmedian", "fedtrimmedavg", "krum",
+        "multikrum", "bulyan", "qfedavg",
+    } <= list_strategies().keys()  # fmt: skip
+
+
+def test_options_reach_the_constructor():
+    strategy = build("fedadam", eta=0.25, fraction=0.4, min_train_nodes=3)
+    assert type(strategy) is flower.FedAdam
+    assert (strategy.eta, strategy.fraction_train, strategy.min_train_nodes) == (0.25, 0.4, 3)
+
+
+def test_privacy_wraps_fedavg_and_shares_the_options_out():
+    strategy = build("dp-fixed-clipping", fraction=0.5, **NEEDED["dp-fixed-clipping"])
+    assert type(strategy) is flower.DifferentialPrivacyServerSideFixedClipping
+    assert strategy.clipping_norm == 1.0
+    assert strategy.strategy.fraction_train == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("fedagv", {}, ["'fedagv'", "'fedavg'", "fedmedian", "module:Class"]),
+        ("fedavg", {"fractoin": 0.5}, ["strategy.fractoin = 0.5", "'fraction_train'", "min_train_nodes"]),
+        ("fedavg", {"fraction": 0}, ["strategy.fraction_train = 0", "above 0"]),
+        ("fedavg", {"fraction": 1.5}, ["strategy.fraction_train = 1.5", "at most 1"]),
+        ("fedadam", {"eta": "fast"}, ["strategy.eta = 'fast'", "a number"]),
+        ("fedadam", {"eta": True}, ["strategy.eta = True", "a number"]),
+        ("fedavg", {"weighted_by_key": 3}, ["strategy.weighted_by_key = 3", "text"]),
+        ("fedavg", {"train_metrics_aggr_fn": "f"}, ["strategy.train_metrics_aggr_fn", "no such option"]),
+        ("qfedavg", {}, ["needs strategy.client_learning_rate"]),
+        ("dp-fixed-clipping", {"noise_multiplier": 1}, ["strategy.clipping_norm", "strategy.num_sampled_clients"]),
+        ("fedtrimmedavg", {"beta": 0.7}, ["strategy.beta = 0.7", "[0, 0.5)"]),
+        ("no_such_module:X", {}, ["no_such_module", "ModuleNotFoundError"]),
+        ("json:NoSuch", {}, ["'NoSuch'"]),
+        ("collections:OrderedDict", {}, ["flwr.serverapp.strategy.Strategy"]),
+        ("json:loads", {"s": "1"}, ["made a int"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_built_says_why(name, options, words):
+    with pytest.raises(ConfigError) as error:
+        build(name, **options)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_strategy_that_would_wait_for_ever_is_refused():
+    config = StrategyConfig(name="fedavg", min_train_nodes=30)
+    with pytest.raises(ConfigError, match=r"min_train_nodes = 30 .*data\.clients = 20"):
+        build_strategy(config, clients=20)
+    assert build_strategy(config, clients=30)
+    private = StrategyConfig(name="dp-fixed-clipping", min_available_nodes=30, **NEEDED["dp-fixed-clipping"])
+    with pytest.raises(ConfigError, match="min_available_nodes = 30"):
+        build_strategy(private, clients=20)
+
+
+def test_a_users_file_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "theirs_by_file.py").write_text(
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Theirs(FedAvg):\n"
+        "    def __init__(self, strength, fraction=1.0, **rest):\n"
+        "        super().__init__(fraction_train=fraction, **rest)\n"
+        "        self.strength = strength\n"
+        "def make():\n    return Theirs(7)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    strategy = build("theirs_by_file:Theirs", strength=2, fraction=0.5, fraction_evaluate=0.3)
+    assert (strategy.strength, strategy.fraction_train, strategy.fraction_evaluate) == (2, 0.5, 0.3)
+    assert strategy.min_train_nodes == 2  # untouched: the user's class has Flower's defaults
+    assert build("theirs_by_file:make").strength == 7
+    with pytest.raises(ConfigError, match=r"needs strategy\.strength"):
+        build("theirs_by_file:Theirs")
+
+
+def test_installed_packages_offer_strategies(monkeypatch):
+    entry = importlib.metadata.EntryPoint("from-afar", "flwr.serverapp.strategy:FedMedian", "fedknow.strategies")
+
+    def entry_points(*, group, name=None):
+        return [entry] if group == "fedknow.strategies" and name in (None, "from-afar") else []
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    assert "from-afar" in list_strategies()
+    assert type(build("from-afar")) is flower.FedMedian
+
+
+def test_building_is_quiet_and_leaves_flowers_log_alone(caplog):
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    with caplog.at_level(logging.INFO, "flwr"):
+        build("fedavg")
+        assert logger.level == logging.INFO
+    assert caplog.records == []
+    with quiet_flower():
+        assert logger.level == logging.ERROR
+    assert logger.level == before
+
+
+def test_the_example_shortens_long_updates(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+    from fedknow.protocols.flower import set_id
+    from fedknow.server.grid import InlineGrid
+
+    grid = InlineGrid(3, host=None)
+    strategy = build("my_strategy:MyStrategy")
+    start = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
+    sent = list(strategy.configure_train(1, start, ConfigRecord(), grid))
+    for place, message in enumerate(sent):
+        set_id(message, str(place))
+
+    def reply(message, vector):
+        arrays = ArrayRecord({"w": Array(np.array(vector, np.float32))})
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
+        return Message(content, reply_to=message)
+
+    replies = [reply(m, v) for m, v in zip(sent, [(1, 0), (0, 2), (30, 40)], strict=True)]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    # the median norm is 2: (30, 40) of norm 50 becomes (1.2, 1.6)
+    np.testing.assert_allclose(arrays["w"].numpy(), [(1 + 1.2) / 3, (2 + 1.6) / 3], rtol=1e-6)
+    assert arrays["w"].numpy().dtype == np.float32
