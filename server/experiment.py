@@ -399,7 +399,7 @@ class Experiment:
             reason = f"strategy {self.config.strategy.name}: not in checkpoints, so reset if resumed: {', '.join(lost)}"
             self._emit("warning", task=task, round=round, reason=reason)
             self._lost_told = True
-        self._last = Checkpoint(
+        checkpoint = Checkpoint(
             task=task,
             round=round,
             server_round=self._server_round,
@@ -411,7 +411,8 @@ class Experiment:
             position=self.folder.position(),
             seconds=self._elapsed(),
         )
-        save_checkpoint(self.folder.checkpoints, self._last)
+        save_checkpoint(self.folder.checkpoints, checkpoint)
+        self._last = checkpoint
         self.grid.prune()
 
     # --- helpers --------------------------------------------------------------------------------------------------

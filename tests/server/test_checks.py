@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, MetricRecord
+
+from fedknow.protocols.flower import to_record
+from fedknow.protocols.messages import EVALUATE, KEPT, TRAIN, Arrays, Message, Metrics, node_of
+from fedknow.server.checks import Fault, Inspector, RunError, check_aggregate
+
+CURRENT = Arrays(w=np.zeros((2, 3), np.float32), n=np.array(4, np.int64))
+
+
+def reply(arrays=None, metrics=None, kind=TRAIN, client=3, **records):
+    arrays = CURRENT if arrays is None else arrays
+    metrics = Metrics({"num-examples": 5, "loss": 1.0}) if metrics is None else metrics
+    return Message(kind, node_of(client), "9", "8", content={"arrays": arrays, "metrics": metrics, **records})
+
+
+@pytest.fixture
+def inspector():
+    failures = []
+    inspector = Inspector(failures.append)
+    inspector.seen = failures
+    inspector.begin(1, 2, CURRENT)
+    return inspector
+
+
+def with_value(value):
+    w = np.zeros((2, 3), np.float32)
+    w[1, 2] = value
+    return Arrays(CURRENT, w=w)
+
+
+@pytest.mark.parametrize(
+    ("bad", "fault", "tensor", "words"),
+    [
+        (reply(with_value(np.nan)), Fault.NOT_FINITE, "w", "1 of 6 values of w"),
+        (reply(with_value(-np.inf)), Fault.NOT_FINITE, "w", "NaN or infinite"),
+        (reply(Arrays(w=CURRENT["w"])), Fault.NAMES, "n", "arrays n are missing"),
+        (reply(Arrays(CURRENT, extra=np.zeros(1))), Fault.NAMES, "extra", "missing or unknown"),
+        (reply(Arrays(CURRENT, w=np.zeros((3, 2), np.float32))), Fault.SHAPE, "w", "(3, 2), not (2, 3)"),
+        (reply(Arrays(CURRENT, w=np.zeros((2, 3)))), Fault.DTYPE, "w", "float64, not float32"),
+        (reply(metrics=Metrics(loss=1.0)), Fault.METRICS, "num-examples", "got None"),
+        (reply(metrics=Metrics({"num-examples": 0, "loss": 1.0})), Fault.METRICS, "num-examples", "got 0"),
+        (reply(metrics=Metrics({"num-examples": [1], "loss": 1.0})), Fault.METRICS, "num-examples", "got [1]"),
+        (reply(metrics=Metrics({"num-examples": 5, "loss": np.nan})), Fault.NOT_FINITE, "loss", "metric loss is nan"),
+        (reply(kind=EVALUATE, kept=Arrays(h=np.array([np.nan]))), Fault.NOT_FINITE, "h", "values of h"),
+        (reply().fail(2, "ValueError: no"), Fault.FAILED, "", "ValueError: no"),
+    ],
+)
+def test_bad_replies_become_failures_that_name_everything(inspector, bad, fault, tensor, words):
+    answer = inspector(bad)
+    assert answer.failure is not None
+    assert not answer.content
+    assert (answer.node, answer.reply_to) == (bad.node, bad.reply_to)
+    [failure] = inspector.seen
+    assert (failure.fault, failure.tensor, failure.client, failure.task, failure.round) == (fault, tensor, 3, 1, 2)
+    assert words in str(failure)
+    assert "client 3, task 2, round 2" in answer.failure.reason
+    event = failure.event()
+    assert event["fault"] == fault.name.lower()
+    assert event["reason"] == str(failure)
+    assert inspector.failures == 1
+    assert inspector.trained == []
+
+
+def test_good_replies_pass_untouched_and_are_counted(inspector):
+    good = reply()
+    assert inspector(good) is good
+    other = reply(metrics=Metrics({"num-examples": 15, "loss": 3.0}), client=0)
+    assert inspector(other) is other
+    assert inspector.failures == 0
+    assert inspector.mean("loss") == pytest.approx((5 * 1 + 15 * 3) / 20)
+    assert np.isnan(inspector.mean("accuracy"))
+    inspector.begin(1, 3, CURRENT)
+    assert np.isnan(inspector.mean("loss"))
+
+
+def test_the_mean_does_not_depend_on_the_order_of_arrival():
+    values = [0.1, 0.7, 1e9, -1e9, 0.3]
+    replies = [reply(metrics=Metrics({"num-examples": 1, "loss": v}), client=c) for c, v in enumerate(values)]
+    means = set()
+    for order in (replies, replies[::-1], replies[2:] + replies[:2]):
+        inspector = Inspector(lambda failure: None)
+        inspector.begin(0, 1, CURRENT)
+        for message in order:
+            inspector(message)
+        means.add(inspector.mean("loss"))
+    assert len(means) == 1
+
+
+def test_metrics_must_be_the_same_from_every_client(inspector):
+    inspector(reply())
+    inspector(reply(metrics=Metrics({"num-examples": 5, "loss": 1.0, "mine": 2.0})))
+    assert inspector.seen[0].fault is Fault.METRICS
+    assert "mine" in str(inspector.seen[0])
+
+
+def test_evaluation_replies_need_not_look_like_training(inspector):
+    answer = reply(kind=EVALUATE, arrays=Arrays(), metrics=Metrics(correct=[1, 2]))
+    assert inspector(answer) is answer
+    assert KEPT not in answer.content
+
+
+def test_raising_ends_the_wave():
+    def stop(failure):
+        raise RunError(str(failure))
+
+    inspector = Inspector(stop)
+    inspector.begin(0, 1, CURRENT)
+    with pytest.raises(RunError, match="client 3"):
+        inspector(reply(with_value(np.nan)))
+
+
+def aggregate(returned):
+    return check_aggregate(returned, CURRENT, "mine")
+
+
+def test_aggregates_keep_order_and_dtype():
+    returned = to_record({"n": np.array(6.5000001), "w": np.full((2, 3), 0.25)})
+    arrays, metrics = aggregate((returned, MetricRecord({"loss": 0.5})))
+    assert list(arrays) == ["w", "n"]
+    assert (arrays["w"].dtype, arrays["n"].dtype) == (np.float32, np.int64)
+    assert arrays["n"] == 7
+    np.testing.assert_array_equal(arrays["w"], np.full((2, 3), 0.25, np.float32))
+    assert metrics == {"loss": 0.5}
+
+
+def test_nothing_aggregated_is_allowed():
+    assert aggregate((None, None)) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "returned nothing (None); it must return a pair"),
+        (to_record(CURRENT), "a ArrayRecord; it must return a pair"),
+        (({"w": 1}, None), "a dict where a ArrayRecord belongs"),
+        ((to_record(CURRENT), {"loss": 1}), "a dict where a MetricRecord belongs"),
+        ((to_record({"w": CURRENT["w"]}), None), "arrays n are missing"),
+        ((to_record({"w": np.zeros(6), "n": CURRENT["n"]}), None), "shape (6,), not (2, 3)"),
+        ((to_record(with_value(np.nan)), None), "NaN or infinite"),
+        ((to_record({"w": np.full((2, 3), 1e300), "n": CURRENT["n"]}), None), "6 of 6 values of w"),
+        ((ArrayRecord({"w": Array(np.zeros((2, 3)))}), None), "arrays n are missing"),
+    ],
+)
+def test_unusable_aggregates_name_the_strategy(returned, words):
+    with pytest.raises(RunError) as error:
+        aggregate(returned)
+    assert "strategy mine" in str(error.value)
+    assert words in str(error.value)
