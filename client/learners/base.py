@@ -238,7 +238,7 @@ class Learner:
                 self._proximal(anchor, round.proximal_mu)
                 if self.train.clip_norm:
                     nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
-                self.step()
+                self.optimizer.step()
                 total += loss * len(index)
                 correct += hits
         self._trained_task = task.task
@@ -263,10 +263,6 @@ class Learner:
         loss = F.cross_entropy(z, batch.y)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
-
-    def step(self) -> None:
-        """Move the parameters by their gradients."""
-        self.optimizer.step()
 
     def counts(self) -> dict[str, float]:
         """The method's own numbers of the round just trained, the same keys from every client."""

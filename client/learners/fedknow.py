@@ -55,11 +55,6 @@ class FedKnowSettings(LearnerSettings):
     """How often signature tasks are chosen; matters only with more than k past tasks."""
     integrator: Literal["qp", "sum", "off"] = "qp"
     """``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for ablation."""
-    integrate: Literal["gradient", "step", "both"] = "gradient"
-    """What no signature task may be hurt by: the gradient, as in the paper, the optimizer's step, or both. An
-    optimizer such as Adam does not step along the gradient it is given."""
-    restore_heads: bool = False
-    """Also let past tasks' rows of the head follow their knowledge."""
     post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
     """Integration of the gradient at the received model, g_a, with that at the model last trained here, g_b: not at
     all, in the first local epoch, or in an epoch of its own before it."""
@@ -146,7 +141,6 @@ class FedKnow(Learner):
         """Restore what past tasks' knowledge says of the samples; keep the model before aggregation at hand."""
         super().begin(task, round)
         self._steps = self._violated = self._active = 0
-        self._signature: Tensor | None = None
         self._chosen: list[int] | None = None
         self._revisiting = bool(self._local) and self.settings.post_aggregation != "off"
         if self._answers_task != task.task:
@@ -187,7 +181,6 @@ class FedKnow(Learner):
         signature = g.new_empty(len(past), len(g))
         for row, task in zip(signature, past, strict=True):
             self._restore(features, logits.detach(), batch.index, task, out=row)
-        self._signature = None
         if self._chosen is None and len(past) > self.settings.k:
             rows = most_dissimilar(g, signature, self.settings.k, self.settings.wasserstein)
             signature, chosen = signature[rows], [past[row] for row in rows]
@@ -195,29 +188,13 @@ class FedKnow(Learner):
         if self.settings.integrator == "sum":
             g = g + signature.sum(0)
         else:
-            self._signature = signature if self.settings.integrate != "gradient" else None
             result = integrate(g, signature)
-            g = result.gradient if self.settings.integrate != "step" else g
+            g = result.gradient
             self._violated += result.violated
             self._active += int((result.multipliers > 0).sum())
         self._steps += 1
         self._set_body_gradient(g)
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
-
-    def step(self) -> None:
-        """Move the parameters; where a setting asks for it, by a step integrated with the signature gradients."""
-        if self._signature is None:
-            return super().step()
-        before = torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
-        super().step()
-        descent = before - torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
-        after = before - integrate(descent, self._signature).gradient
-        self._signature = None
-        start = 0
-        with torch.no_grad():
-            for parameter in self._parameters:
-                parameter.copy_(after[start : start + parameter.numel()].view(parameter.shape))
-                start += parameter.numel()
 
     def counts(self) -> dict[str, float]:
         """``violated`` and ``active``: constraints a step, on average over the integrated steps of the round."""
@@ -237,9 +214,6 @@ class FedKnow(Learner):
         classes = torch.tensor(self._knowledge[task].classes)
         cotangent = restored_cotangent(logits[:, classes], self._answers[task][index], self.settings.temperature)
         self._body_gradient(features, cotangent @ self.head.weight.detach()[classes], out)
-        if self.settings.restore_heads:
-            cast(Tensor, self.head.weight.grad)[classes] += cotangent.T @ features.detach()
-            cast(Tensor, self.head.bias.grad)[classes] += cotangent.sum(0)
 
     def _body_gradient(self, features: Tensor, at_features: Tensor, out: Tensor | None = None) -> Tensor:
         """Pull a gradient at the features back to the body: one vector-Jacobian product on the shared graph."""
