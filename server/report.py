@@ -102,6 +102,8 @@ def _comparison_page(groups: Sequence[Group], plots: Sequence[Plot]) -> str:
         f"model {first.model.name}",
         "mean ± 95 % interval over seeds (Student's t)" if several else "one seed a method: no interval can be given",
     ]
+    if any(run.status != "complete" for members in groups for run in members.runs):
+        facts.append("unfinished runs count with what they have")
     return _page(
         f"{first.name}: {', '.join(members.label for members in groups)}",
         [

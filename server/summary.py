@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -252,10 +253,13 @@ class Group:
         return estimate(run.measures()[key] for run in self.runs)
 
     def curve(self, pick: str, global_model: bool = False) -> tuple[Array, Array]:
-        """Mean and half interval, float64 [trained] each, of a field of :class:`Scoring` such as ``"average"``."""
+        """Mean and half interval, float64 [trained] each, of a field of :class:`Scoring` such as ``"average"``.
+
+        A run that has not come to a task does not count there.
+        """
         scorings = [run.global_model if global_model else run.personal for run in self.runs]
         curves = [getattr(scoring, pick) for scoring in scorings if scoring is not None]
-        points = [estimate(values) for values in zip(*curves, strict=True)]
+        points = [estimate(values) for values in zip_longest(*curves, fillvalue=math.nan)]
         return np.array([point.mean for point in points]), np.array([point.half for point in points])
 
 

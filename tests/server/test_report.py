@@ -1,0 +1,291 @@
+import json
+import math
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedknow.protocols.config import read_config
+from fedknow.server.checks import RunError
+from fedknow.server.evaluation import Scores
+from fedknow.server.report import write_report
+from fedknow.server.run_folder import RunFolder
+from fedknow.server.summary import MEASURES, duration, estimate, group, known, size, summarise
+
+TASKS, ROUNDS, CLIENTS = 3, 2, 2
+TRAFFIC = {
+    "train": {"down": 3_000_000, "up": 2_000_000, "messages": 12},
+    "train.end_task": {"down": 500_000, "up": 0, "messages": 6},
+    "evaluate": {"down": 7_000_000, "up": 10, "messages": 6},
+}
+
+
+def make_run(
+    path: Path, tree: Mapping[str, Any] | None = None, done: int = TASKS, lost: float = 0.1, shared: bool = True
+) -> RunFolder:
+    """A run in which 90 of 100 test samples are right when learned, and a task loses ``lost`` with each later one."""
+    config = read_config(
+        {"name": "made", "data": {"tasks": TASKS, "clients": CLIENTS}, "train": {"rounds": ROUNDS}, **(tree or {})}
+    )
+    run = RunFolder.create(path, config)
+    scores = Scores(CLIENTS, TASKS)
+    time = 1e9
+    run.append({"event": "start", "time": time, "clients": CLIENTS, "travelling": 60_000, "partition": "abc"})
+    for task in range(done):
+        for round in range(1, ROUNDS + 1):
+            time += 10
+            run.append(
+                {
+                    "event": "round", "time": time, "task": task, "round": round,
+                    "server_round": task * ROUNDS + round, "clients": CLIENTS, "loss": 0.5, "accuracy": 0.5,
+                    "seconds": 9.0, "traffic": TRAFFIC, "peak_memory_mb": 300.0 + task, "failures": 0,
+                }
+            )  # fmt: skip
+        right = np.full((CLIENTS, TASKS), np.nan)
+        right[:, : task + 1] = 100 * (0.9 - lost * np.arange(task, -1, -1))
+        nothing = np.full((CLIENTS, TASKS), np.nan)
+        total = np.where(np.isnan(right), np.nan, 100.0)
+        scores.add_task(task, {"personal": right, "global": right / 2 if shared else nothing}, total)
+        run.append(
+            {"event": "evaluation", "time": time, "task": task, "round": ROUNDS, "accuracy": 0.9, "seconds": 0.1}
+        )
+    run.write_accuracy(scores.arrays())
+    run.append(
+        {"event": "end", "time": time, "seconds": 61.0} if done == TASKS else {"event": "interrupted", "time": time}
+    )
+    run.close()
+    return RunFolder.open(path)
+
+
+class Page(HTMLParser):
+    """Reads a page: is it well formed, and what does it refer to?"""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self._attributes(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._attributes(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.open[-1:] != ["style"]:
+            self.words.append(data.strip())
+
+    def _attributes(self, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                self.references.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+            self.references += re.findall(r"url\((.*?)\)", value or "")
+
+
+def test_the_numbers_of_a_run(tmp_path):
+    run = summarise(make_run(tmp_path / "run"))
+    assert (run.status, run.tasks, run.seconds, run.peak_memory_mb) == ("complete", 3, 61.0, 302.0)
+    np.testing.assert_allclose(run.personal.average, [0.9, 0.85, 0.8])
+    np.testing.assert_allclose(run.personal.learned, [0.9, 0.9, 0.9])
+    np.testing.assert_allclose(run.personal.now, [0.7, 0.8, 0.9])
+    values = run.measures()
+    assert values["accuracy"] == pytest.approx(0.8)
+    assert values["accuracy_global"] == pytest.approx(0.4)
+    assert values["gap"] == pytest.approx(0.4)
+    assert values["forgetting"] == pytest.approx(0.15)
+    assert values["forgetting_relative"] == pytest.approx(0.15 / 0.9)
+    assert values["backward_transfer"] == pytest.approx(-0.15)
+    assert values["bytes"] == 5_500_000  # scoring is measurement: it is not the method's traffic
+    assert math.isnan(values["forward_transfer"])
+    assert "forward_transfer" not in [measure.key for measure in known([values])]
+    assert values.keys() == {measure.key for measure in MEASURES}
+
+
+def test_report_of_a_run(tmp_path):
+    run = make_run(tmp_path / "run")
+    page_path = write_report([run], run.path)
+    text = page_path.read_text("utf-8")
+    page = Page(text)
+    assert page_path == run.path / "report.html"
+    for shown in ("80.0 %", "40.0 %", "15.0 %", "5.5 MB", "1.0 min", "complete", "train.end_task", "302.0 MB"):
+        assert shown in page.words, shown
+    assert "config.toml" in text
+    assert 'name = "made"' in " ".join(page.words)
+    names = {path.name for path in (run.path / "plots").iterdir()}
+    assert names == {f"{n}.png" for n in ("accuracy", "forgetting", "matrix", "tasks", "traffic", "loss", "seconds")}
+    for path in (run.path / "plots").iterdir():
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert image.width > 600
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_report_needs_nothing_from_outside(tmp_path, runs):
+    made = [make_run(tmp_path / str(seed), {"seed": seed}) for seed in range(runs)]
+    text = write_report(made, tmp_path / "out").read_text("utf-8")
+    page = Page(text)
+    inside = [reference[1:] for reference in page.references if reference.startswith("#")]
+    outside = [reference for reference in page.references if not reference.startswith(("#", "data:image/png;base64,"))]
+    assert not outside
+    assert inside
+    assert not page.tags & {"script", "link", "img", "iframe", "object"}
+    assert "@import" not in text
+    assert set(inside) <= set(page.ids)
+    assert len(set(page.ids)) == len(page.ids)
+
+
+def test_plots_take_the_colour_of_the_page(tmp_path):
+    run = make_run(tmp_path / "run")
+    text = write_report([run], run.path).read_text("utf-8")
+    assert "currentColor" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_an_interrupted_run_is_reported_as_far_as_it_got(tmp_path, done):
+    run = make_run(tmp_path / "run", done=done)
+    page = Page(write_report([run], run.path).read_text("utf-8"))
+    assert "interrupted" in page.words
+    assert any(f"{done} of 3 tasks" in words for words in page.words)
+    assert summarise(run).tasks == done
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    with RunFolder.create(tmp_path / "run", read_config({})) as run:
+        assert "unfinished" in Page(write_report([run], run.path).read_text("utf-8")).words
+
+
+def test_text_from_a_run_cannot_become_markup(tmp_path):
+    run = make_run(tmp_path / "run", done=1)
+    run.append({"event": "warning", "time": 1e9, "reason": "<script>alert(1)</script> & more"})
+    page = Page(write_report([run], run.path).read_text("utf-8"))
+    assert "script" not in page.tags
+    assert any("<script>alert(1)</script> & more" in words for words in page.words)
+
+
+def test_more_tasks_than_a_plot_has_room_to_number(tmp_path):
+    config = read_config({"data": {"tasks": 30, "clients": 1}})
+    scores = Scores(1, 30)
+    for task in range(30):
+        right = np.where(np.arange(30) <= task, 5.0, np.nan)[None]
+        scores.add_task(task, {"personal": right, "global": right * np.nan}, np.where(np.isnan(right), np.nan, 10.0))
+    with RunFolder.create(tmp_path / "run", config) as run:
+        run.write_accuracy(scores.arrays())
+        assert "50.0 %" in Page(write_report([run], run.path).read_text("utf-8")).words
+
+
+def test_comparison(tmp_path):
+    runs = [
+        make_run(tmp_path / f"{learner}-{seed}", {"learner": learner, "seed": seed}, lost=lost + 0.01 * seed)
+        for learner, lost in (("fedavg", 0.2), ("fedknow", 0.0))
+        for seed in range(3)
+    ]
+    page = Page(write_report(runs, tmp_path / "out").read_text("utf-8"))
+    # Average accuracy after the last task is 0.9 - lost: 70, 69, 68 % and so on; t(0.975, 2) = 4.302653.
+    half = 4.302653 * 1.0 / math.sqrt(3)
+    assert f"69.0 ± {half:.1f} %" in page.words
+    assert f"89.0 ± {half:.1f} %" in page.words
+    assert any("95 % interval" in words for words in page.words)
+    assert (tmp_path / "out" / "plots" / "accuracy-global.png").is_file()
+
+
+def test_comparison_without_global_scores_and_with_one_seed(tmp_path):
+    runs = [make_run(tmp_path / name, {"learner": name}, shared=False) for name in ("fedavg", "fedknow")]
+    page = Page(write_report(runs, tmp_path / "out").read_text("utf-8"))
+    assert any("no interval" in words for words in page.words)
+    assert not any("±" in words and "interval" not in words for words in page.words)
+    assert not (tmp_path / "out" / "plots" / "accuracy-global.png").exists()
+
+
+def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(tmp_path):
+    trees = [
+        {"learner": "fedavg", "seed": 0},
+        {"learner": "fedavg", "seed": 1, "engine": {"workers": 7}},
+        {"learner": "fedavg", "train": {"rounds": ROUNDS, "lr": 0.1}},
+        {"learner": {"name": "fedknow", "k": 3}, "strategy": "fedadam"},
+    ]
+    groups = group(summarise(make_run(tmp_path / str(i), tree)) for i, tree in enumerate(trees))
+    assert [(members.label, len(members.runs)) for members in groups] == [
+        ("fedavg + fedavg (train.lr=0.001)", 2),
+        ("fedavg + fedavg (train.lr=0.1)", 1),
+        ("fedknow + fedadam", 1),
+    ]
+
+
+def test_runs_of_different_lengths_are_compared_as_far_as_both_go(tmp_path):
+    runs = [make_run(tmp_path / "0", {"seed": 0}), make_run(tmp_path / "1", {"seed": 1}, done=2)]
+    (members,) = group(map(summarise, runs))
+    mean, half = members.curve("average")
+    np.testing.assert_allclose(mean, [0.9, 0.85, 0.8])
+    np.testing.assert_allclose(half, [0.0, 0.0, np.nan], atol=1e-12)
+    write_report(runs, tmp_path / "out")
+
+
+def test_a_full_disk_leaves_the_report_that_was_there(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    before = write_report([run], run.path).read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="full"):
+        write_report([run], run.path)
+    assert (run.path / "report.html").read_bytes() == before
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_the_same_run_gives_the_same_plots(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_report([run], tmp_path / "a")
+    write_report([run], tmp_path / "b")
+    for path in (tmp_path / "a" / "plots").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / "plots" / path.name).read_bytes()
+    made = re.compile(r"Written .* UTC")
+    first, second = (made.sub("", (tmp_path / name / "report.html").read_text("utf-8")) for name in "ab")
+    assert first == second
+
+
+def test_estimate():
+    point = estimate([1.0, 2.0, 3.0, 4.0, math.nan])
+    assert (point.mean, point.count) == (2.5, 4)
+    assert point.half == pytest.approx(3.182446 * math.sqrt(5 / 3) / 2, rel=1e-6)
+    assert math.isnan(estimate([0.5]).half)
+    assert math.isnan(estimate([]).mean)
+    assert MEASURES[0].text(math.nan) == "–"
+    assert json.dumps(estimate([0.25, 0.75]).mean) == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e6, "2.5 MB"), (7.25e12, "7,250.0 GB")]
+)
+def test_size(bytes_, text):
+    assert size(bytes_) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (3599.9, "1 h 0 min"), (7380, "2 h 3 min")],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
