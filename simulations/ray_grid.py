@@ -90,7 +90,7 @@ class RayGrid(MessageGrid):
             self._made_from = (ray.put(config), ray.put(stream), Path(folder).absolute(), node)
             self._workers = [self._spawn() for _ in range(count)]
             self._home: dict[int, int] = {}
-            _get([worker.start.remote() for worker in self._workers])
+            self._wait([worker.start.remote() for worker in self._workers])
         except BaseException:
             self.close()
             raise
@@ -163,6 +163,16 @@ class RayGrid(MessageGrid):
         config, stream, folder, node = self._made_from
         actor = ray.remote(Worker).options(num_cpus=self._cores, max_restarts=0)
         return cast("ActorHandle[Worker]", actor.remote(config, stream, folder, node))
+
+    def _wait(self, starting: list[ray.ObjectRef]) -> None:
+        while starting:
+            done, starting = ray.wait(starting, num_returns=len(starting), timeout=20)
+            _get(done)
+            if starting:
+                free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+                log.warning(
+                    "%d of %d workers wait for a core of the Ray cluster (%g free)", len(starting), self.workers, free
+                )
 
     def _replace(self, indices: Collection[int]) -> None:
         for index in indices:
