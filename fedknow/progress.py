@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from fedknow.protocols.config import ExperimentConfig
@@ -50,13 +50,11 @@ class RunProgress:
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("rounds"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:.0f} % {task.fields[left]}"),
                 console=console,
                 transient=True,
+                expand=True,
             )
             self._row = self._bar.add_task(self._prefix("starting"), total=self._tasks * self._rounds, left="")
 

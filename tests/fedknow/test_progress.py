@@ -1,0 +1,89 @@
+import io
+
+from rich.console import Console
+
+from fedknow.progress import RunProgress, comparison_table, result_tables
+from fedknow.protocols.config import read_config
+
+CONFIG = read_config({"data": {"tasks": 2}, "train": {"rounds": 2}})
+
+
+def events():
+    yield {"event": "start", "time": 100.0, "resumed_from": None}
+    done = 0
+    for task in range(2):
+        for round in (1, 2):
+            done += 1
+            yield {
+                "event": "round", "time": 100.0 + 10 * done, "task": task, "round": round, "server_round": done,
+                "clients": 8, "loss": 0.5, "accuracy": None, "seconds": 9.5, "failures": 0,
+            }  # fmt: skip
+        yield {
+            "event": "evaluation", "time": 101.0 + 10 * done, "task": task, "round": 2, "accuracy": 0.75,
+            "accuracy_global": 0.5 if task else None, "forgetting": 0.125 if task else None,
+        }  # fmt: skip
+    yield {"event": "failure", "time": 150.0, "reason": "client 3, task 1, round 2 (train): [boom]"}
+    yield {"event": "warning", "time": 151.0, "reason": "nothing aggregated"}
+    yield {"event": "something_new", "time": 151.0}
+    yield {"event": "interrupted", "time": 152.0, "task": 1, "round": 2}
+
+
+def shown(terminal: bool, title: str = "") -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=80)
+    with RunProgress(CONFIG, console, title) as progress:
+        for event in events():
+            progress(event)
+    return stream.getvalue()
+
+
+def test_a_log_gets_one_plain_line_an_event():
+    assert shown(terminal=False).splitlines() == [
+        "[   10.0 s] task 1/2 round 1/2: loss 0.500, 8 clients, 9.5 s",
+        "[   20.0 s] task 1/2 round 2/2: loss 0.500, 8 clients, 9.5 s; about 20.0 s left",
+        "[   21.0 s] task 1/2 after round 2/2: accuracy 75.0 %",
+        "[   30.0 s] task 2/2 round 1/2: loss 0.500, 8 clients, 9.5 s; about 10.0 s left",
+        "[   40.0 s] task 2/2 round 2/2: loss 0.500, 8 clients, 9.5 s; about 0.0 s left",
+        "[   41.0 s] task 2/2 after round 2/2: accuracy 75.0 %, global model 50.0 %, forgetting 12.5 %",
+        "[   50.0 s] failed: client 3, task 1, round 2 (train): [boom]",
+        "[   51.0 s] warning: nothing aggregated",
+        "[   52.0 s] interrupted",
+    ]
+
+
+def test_runs_of_a_comparison_are_told_apart():
+    assert all(line.startswith("fedknow seed 1 (4/6): [") for line in shown(False, "fedknow seed 1 (4/6)").splitlines())
+
+
+def test_a_terminal_gets_a_bar_and_the_evaluations():
+    text = shown(terminal=True)
+    assert "\x1b[" in text
+    assert "100 %" in text
+    assert "task 2/2 round 2/2 accuracy 75.0 %" in text
+    assert "accuracy 75.0 %" in text
+    assert "[boom]" in text
+
+
+def test_tables_of_a_run(tmp_path):
+    from fedknow.server.summary import group, summarise
+    from fedknow.simulations.simulate import simulate
+
+    config = read_config(
+        {
+            "data": {"tasks": 2, "clients": 2, "classes_max": 2, "share": "overlapping"},
+            "train": {"rounds": 1, "epochs": 1},
+            "engine": {"backend": "inline"},
+        }
+    )
+    result = simulate(config, tmp_path)
+    from fedknow.server.run_folder import RunFolder
+
+    run = summarise(RunFolder.open(tmp_path))
+    stream = io.StringIO()
+    console = Console(file=stream, width=100)
+    for table in [*result_tables(run), comparison_table(group([run]))]:
+        console.print(table)
+    text = stream.getvalue()
+    assert f"{100 * result.summary['accuracy']:.1f} %" in text
+    assert "train.end_task" in text
+    assert "one seed: no interval" in text

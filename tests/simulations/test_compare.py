@@ -1,0 +1,150 @@
+import csv
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+from fedknow.server.run_folder import RunFolder
+from fedknow.simulations.compare import compare
+from fedknow.simulations.simulate import Observer, simulate
+
+SMALL = {
+    "name": "small",
+    "data": {"tasks": 2, "clients": 3, "classes_min": 2, "classes_max": 2, "share": "overlapping"},
+    "model": {"name": "mlp", "hidden": 16},
+    "train": {"rounds": 1, "epochs": 1},
+    "engine": {"backend": "inline"},
+}
+
+BROKEN = """
+from fedknow.client.learners import Learner
+
+class Broken(Learner):
+    def fit(self, data, round):
+        raise ValueError("out of ideas")
+"""
+
+
+class Watched:
+    """Counts the runs that were really made."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+        self.events: list[str] = []
+
+    @contextmanager
+    def __call__(self, config: ExperimentConfig, title: str) -> Iterator[Observer]:
+        self.titles.append(title)
+        yield lambda event: self.events.append(event["event"])
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare")
+    watch = Watched()
+    result = compare(read_config(SMALL), ["fedavg", "fedrep"], 2, out, watch)
+    return out, watch, result
+
+
+def test_every_learner_runs_with_every_seed(compared):
+    out, watch, result = compared
+    assert watch.titles == ["fedavg seed 0 (1/4)", "fedrep seed 0 (2/4)", "fedavg seed 1 (3/4)", "fedrep seed 1 (4/4)"]
+    assert watch.events.count("end") == 4
+    assert [(members.label, len(members.runs)) for members in result.groups] == [("fedavg", 2), ("fedrep", 2)]
+    assert result.failures == {}
+    assert result.report == out / "report.html"
+    assert result.report.is_file()
+
+
+def test_one_partition_a_seed(compared):
+    out, _, _ = compared
+    digest = {
+        (learner, seed): RunFolder.open(out / f"{learner}-seed{seed}").events()[0]["partition"]
+        for learner in ("fedavg", "fedrep")
+        for seed in (0, 1)
+    }
+    assert digest["fedavg", 0] == digest["fedrep", 0] != digest["fedavg", 1] == digest["fedrep", 1]
+
+
+def test_files_hold_the_numbers(compared):
+    out, _, result = compared
+    tree = json.loads((out / "compare.json").read_text())
+    rows = list(csv.DictReader((out / "compare.csv").open()))
+    assert [row["run"] for row in rows] == ["fedavg-seed0", "fedavg-seed1", "fedrep-seed0", "fedrep-seed1"]
+    values = np.array([float(row["accuracy"]) for row in rows[:2]])
+    written = tree["learners"]["fedavg"]["accuracy"]
+    assert written["mean"] == pytest.approx(values.mean())
+    assert written["half_interval_95"] == pytest.approx(12.7062047 * values.std(ddof=1) / math.sqrt(2))
+    assert written["seeds"] == 2
+    end = RunFolder.open(out / "fedavg-seed1").events()[-1]
+    assert tree["runs"]["fedavg-seed1"]["accuracy"] == pytest.approx(end["accuracy"])
+    assert tree["runs"]["fedavg-seed1"]["forgetting_relative"] == pytest.approx(end["forgetting_relative"])
+    assert result.groups[0].estimate("accuracy").mean == pytest.approx(values.mean())
+
+
+def test_finished_runs_are_read(compared):
+    out, _, before = compared
+    watch = Watched()
+    again = compare(read_config(SMALL), ["fedavg", "fedrep"], 2, out, watch)
+    assert watch.titles == []
+    assert again.groups[0].estimate("accuracy") == before.groups[0].estimate("accuracy")
+
+
+def test_a_half_finished_run_goes_on(compared, tmp_path):
+    _, _, undisturbed = compared
+
+    def stop(event):
+        if event["event"] == "task_end":
+            raise KeyboardInterrupt
+
+    plan = read_config(SMALL, ["learner=fedrep"])
+    with pytest.raises(KeyboardInterrupt):
+        simulate(plan, tmp_path / "fedrep-seed0", observers=[stop])
+    result = compare(read_config(SMALL), ["fedrep"], 1, tmp_path)
+    assert result.groups[0].estimate("accuracy").mean == undisturbed.groups[1].runs[0].measures()["accuracy"]
+    assert math.isnan(result.groups[0].estimate("accuracy").half)
+
+
+def test_runs_with_other_settings_are_refused(compared):
+    out, _, _ = compared
+    with pytest.raises(
+        ConfigError, match=r"fedavg-seed0 was run with other settings(?s:.*)train.lr: was 0.001, now 0.01"
+    ):
+        compare(read_config(SMALL, ["train.lr=0.01"]), ["fedavg"], 1, out)
+
+
+def test_a_failing_learner_costs_the_others_nothing(tmp_path, monkeypatch):
+    (tmp_path / "own_learner.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = compare(read_config(SMALL), ["own_learner:Broken", "fedavg"], 1, tmp_path / "out")
+    assert list(result.failures) == ["own_learner-Broken-seed0"]
+    assert "out of ideas" in result.failures["own_learner-Broken-seed0"]
+    assert [members.label for members in result.groups] == ["fedavg"]
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["failures"] == result.failures
+    assert "out of ideas" in (tmp_path / "out" / "own_learner-Broken-seed0" / "error.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("learners", "seeds", "message"),
+    [
+        ([], 1, "give one or more names"),
+        (["fedavg", "fedavg"], 1, "none of them twice"),
+        (["fedavg", "fedknwo"], 1, "did you mean 'fedknow'"),
+        (["fedavg"], 0, "seeds = 0"),
+    ],
+)
+def test_refused_before_anything_is_run(tmp_path, learners, seeds, message):
+    with pytest.raises(ConfigError, match=message):
+        compare(read_config(SMALL), learners, seeds, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_stay_with_their_learner(tmp_path):
+    config = read_config(SMALL, ["learner.name=fedknow", "learner.k=3"])
+    compare(config, ["fedknow", "fedavg"], 1, tmp_path)
+    assert RunFolder.open(tmp_path / "fedknow-seed0").config.learner.options["k"] == 3
+    assert "k" not in RunFolder.open(tmp_path / "fedavg-seed0").config.learner.options
