@@ -48,6 +48,17 @@ def test_settings_change_the_size() -> None:
     assert sum(isinstance(m, nn.Dropout) for m in build("cnn6", dropout=False).modules()) == 0
 
 
+def test_kaiming_weights_keep_the_signal_through_six_layers() -> None:
+    """With variance 2 / fan-in a ReLU network's features are as large as its input; PyTorch's own shrink them."""
+    x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    size = {init: float(build("cnn6", init=init).eval().body(x).square().mean().sqrt()) for init in INITS}
+    assert 0.5 < size["kaiming"] < 4
+    assert size["default"] < 0.1
+
+
+INITS = ("default", "kaiming")
+
+
 @pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "resnet18"])
 @pytest.mark.parametrize("shape", [RGB, GREY8, GREY28, (2, 9, 13)])
 def test_head_of_body(name: str, shape: tuple[int, int, int]) -> None:
@@ -83,7 +94,7 @@ def test_list_models() -> None:
     ("name", "shape", "settings", "text"),
     [
         ("resnet", RGB, {}, r"model.name = 'resnet': no such model \(did you mean 'resnet18'\?\)"),
-        ("cnn6", RGB, {"widht": 2}, r"model.widht = 2: .*did you mean 'width'.*it has: width, dropout"),
+        ("cnn6", RGB, {"widht": 2}, r"model.widht = 2: .*did you mean 'width'.*it has: width, dropout, init"),
         ("cnn6", RGB, {"width": -1.0}, r"model.width = -1.0: .*greater than 0"),
         ("mlp", RGB, {"hidden": "many"}, r"model.hidden = 'many': .*integer"),
         ("mlp", RGB, {"layers": 0}, r"model.layers = 0: .*greater than or equal to 1"),
