@@ -47,7 +47,7 @@ class Checkpoint:
     strategy : dict
         See :func:`strategy_state`.
     scores : dict of str to ndarray
-        See :meth:`fedknow.server.evaluation.Scores.arrays`.
+        See :meth:`fedknow.server.evaluation.Scores.raw`.
     versions : dict of int to int
         Version of each client's state.
     traffic : dict

@@ -84,26 +84,31 @@ class Scores:
         """Sizes of the test sets, float64 [client, seen]; 0 where they are not known yet."""
         return np.nan_to_num(self.weights)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything, as arrays by name (:meth:`fedknow.server.run_folder.RunFolder.accuracy` says which)."""
-        within = {
-            scoring: np.array(results).reshape(-1, *self.weights.shape) for scoring, results in self._within.items()
-        }
+    def raw(self) -> dict[str, np.ndarray]:
+        """All that was counted, as arrays by name: enough to make the scores again."""
+        shape = (-1, *self.weights.shape)
         return {
-            **{scoring: self.accuracy(scoring) for scoring in SCORINGS},
-            **{f"correct_{scoring}": self.correct[scoring] for scoring in SCORINGS},
             "weights": self.sizes(),
-            "untrained": self.untrained / self.weights,
             "correct_untrained": self.untrained,
             "round_steps": np.array(self._steps, dtype=np.int64).reshape(-1, 3),
-            **{f"round_{scoring}": within[scoring] / self.weights for scoring in SCORINGS},
-            **{f"round_correct_{scoring}": within[scoring] for scoring in SCORINGS},
+            **{f"correct_{scoring}": self.correct[scoring] for scoring in SCORINGS},
+            **{f"round_correct_{scoring}": np.reshape(self._within[scoring], shape) for scoring in SCORINGS},
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Accuracies and counts by name (:meth:`fedknow.server.run_folder.RunFolder.accuracy` says which)."""
+        raw = self.raw()
+        return {
+            **{scoring: self.accuracy(scoring) for scoring in SCORINGS},
+            **{f"round_{scoring}": raw[f"round_correct_{scoring}"] / self.weights for scoring in SCORINGS},
+            "untrained": self.untrained / self.weights,
+            **raw,
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Undo :meth:`arrays`."""
-        clients, tasks, _ = arrays["personal"].shape
+    def from_raw(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Undo :meth:`raw`."""
+        clients, tasks = arrays["weights"].shape
         scores = cls(clients, tasks)
         scores.weights = np.where(arrays["weights"] > 0, arrays["weights"], np.nan)
         scores.untrained = arrays["correct_untrained"]

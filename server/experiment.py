@@ -226,7 +226,7 @@ class Experiment:
         if check != {name: (array.shape, array.dtype) for name, array in self.arrays.items()}:
             raise RunError(f"{self.folder.checkpoints}: the checkpoint holds another model's parameters")
         self.arrays = checkpoint.arrays
-        self.scores = Scores.from_arrays(checkpoint.scores)
+        self.scores = Scores.from_raw(checkpoint.scores)
         self.grid.restore(checkpoint.versions, checkpoint.traffic)
         restore_strategy(self.strategy, checkpoint.strategy)
         self._last = checkpoint
@@ -266,9 +266,13 @@ class Experiment:
         replies = _good(self.grid.send_and_receive(messages))
         if messages and not replies:
             raise RunError(f"task {task + 1}, round {round}: all {len(messages)} clients failed; see metrics.jsonl")
-        with self._strategy_acts("aggregate_train", 1, task, round):
-            returned = self.strategy.aggregate_train(self._server_round, replies)
-        arrays, aggregated = check_aggregate(returned, self.arrays, self.config.strategy.name)
+        aggregated: dict[str, Any] = {}
+        if self.arrays:  # where nothing travels there is nothing to aggregate, and some strategies stumble over it
+            with self._strategy_acts("aggregate_train", 1, task, round):
+                returned = self.strategy.aggregate_train(self._server_round, replies)
+            arrays, aggregated = check_aggregate(returned, self.arrays, self.config.strategy.name)
+        else:
+            arrays = self.arrays
         if arrays is None:
             why = "chose no clients" if not messages else "aggregated nothing"
             self._emit("warning", task=task, round=round, reason=f"strategy {why}; the global model stays as it is")
@@ -405,7 +409,7 @@ class Experiment:
             server_round=self._server_round,
             arrays=self.arrays,
             strategy=state,
-            scores=self.scores.arrays(),
+            scores=self.scores.raw(),
             versions=dict(self.grid.versions),
             traffic=self.grid.traffic,
             position=self.folder.position(),
