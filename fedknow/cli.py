@@ -42,9 +42,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXPERIMENT = typer.Argument(
-    help="A preset's name (`fedknow list presets`) or a TOML file.", show_default=True, metavar="EXPERIMENT"
-)
+# Arguments are explained in the commands' texts: typer and click do not agree on how to show an argument's own help.
+EXPERIMENT = typer.Argument(metavar="EXPERIMENT")
 SET = typer.Option(
     "--set",
     metavar="KEY=VALUE",
@@ -116,6 +115,8 @@ def simulate(
 ) -> None:
     """Run one experiment with virtual clients on this machine and write a report.
 
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+
     The run folder gets `report.html`, `plots/`, `config.toml`, `metrics.jsonl`, `accuracy.npz` and a checkpoint after
     each round. Ctrl-C is safe: go on later with `--resume`.
 
@@ -163,6 +164,8 @@ def compare(
 ) -> None:
     """Run several learners with several seeds and put them side by side.
 
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+
     With one seed all learners get the same data and start from the same weights. Given the same command again, finished
     runs are read and unfinished ones go on. The folder gets a run folder for each run, `report.html`, `compare.json`,
     `compare.csv` and `plots/`.
@@ -193,9 +196,7 @@ def compare(
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders that hold run folders.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -205,7 +206,8 @@ def report(
 ) -> None:
     """Write report.html and plots again from what is in run folders: one run, or several side by side.
 
-    Interrupted runs and runs that are still going on can be reported too.
+    RUN is a run folder or a folder that holds run folders. Interrupted runs, and runs that are still going on, can be
+    reported too.
     """
     with _explained(None):
         from fedknow.server.report import write_report
@@ -223,6 +225,8 @@ def show(
 ) -> None:
     """Print an experiment with every setting spelled out, as TOML.
 
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+
     Example:
 
     - `fedknow show digits --set learner=fedrep > mine.toml`
@@ -234,7 +238,7 @@ def show(
 
 
 @app.command("list")
-def list_(what: Annotated[Listed, typer.Argument(metavar="|".join(Listed), help="What to list.")]) -> None:
+def list_(what: Annotated[Listed, typer.Argument(metavar="|".join(Listed))]) -> None:
     """List what can be named in an experiment."""
     with _explained(None):
         table = Table(show_header=False, box=None, pad_edge=False)

@@ -1,0 +1,254 @@
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from fedknow import __version__
+from fedknow.cli import app
+from fedknow.protocols.config import read_config
+from fedknow.server.run_folder import RunFolder
+
+TINY = [
+    part
+    for change in (
+        "data.tasks=2", "data.clients=3", "train.rounds=2", "train.epochs=1",
+        "model=mlp", "model.hidden=16", "engine.backend=inline",
+    )
+    for part in ("--set", change)
+]  # fmt: skip
+
+CTRL_C = """
+import os
+import signal
+
+from flwr.serverapp.strategy import FedAvg
+
+class CtrlC(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        if server_round == 3 and "CTRL_C" in os.environ:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().aggregate_train(server_round, replies)
+"""
+
+OWN_LEARNER = """
+from fedknow.client.learners import Learner
+
+class Broken(Learner):
+    def fit(self, data, round):
+        raise ValueError("out of ideas")
+"""
+
+
+def fedknow(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    result = fedknow("simulate", "digits", *TINY, "--out", path)
+    assert result.exit_code == 0, result.output
+    return path, result
+
+
+def test_version():
+    result = fedknow("--version")
+    assert (result.exit_code, result.stdout) == (0, f"fedknow {__version__}\n")
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "fedknow", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fedknow {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["simulate", "compare", "report", "show", "list"])
+def test_help_teaches(command):
+    result = fedknow(command, "--help")
+    assert result.exit_code == 0
+    assert len(result.stdout) > 300
+    assert command in fedknow("--help").stdout
+    if command in ("simulate", "compare", "show"):
+        assert f"fedknow {command} " in result.stdout  # an example
+        assert "fedknow list presets" in result.stdout
+
+
+def test_simulate_shows_progress_results_and_the_report(run):
+    path, result = run
+    assert len(re.findall(r"^\[ .*round \d/2: loss", result.stdout, re.M)) == 4
+    assert "accuracy on each task" in result.stdout
+    assert f"Report: {path / 'report.html'}" in result.stdout
+    assert (path / "report.html").is_file()
+    assert (path / "plots" / "accuracy.png").is_file()
+    assert RunFolder.open(path).complete
+
+
+def test_a_finished_run_is_refused_with_what_to_do(run):
+    path, _ = run
+    result = fedknow("simulate", "digits", *TINY, "--out", path)
+    assert result.exit_code == 2
+    assert "holds a finished run" in result.stderr
+    assert "--out" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_report_again(run, tmp_path):
+    path, _ = run
+    (path / "report.html").unlink()
+    assert fedknow("report", path).exit_code == 0
+    assert (path / "report.html").is_file()
+    result = fedknow("report", path, "--out", tmp_path / "elsewhere")
+    assert result.exit_code == 0
+    assert (tmp_path / "elsewhere" / "report.html").is_file()
+
+
+def test_report_without_a_run(tmp_path):
+    result = fedknow("report", tmp_path)
+    assert result.exit_code == 2
+    assert "no run here" in result.stderr
+
+
+def test_compare(tmp_path, run):
+    arguments = ["compare", "digits", *TINY, "--learners", "fedavg, fedknow", "--seeds", "1", "--out", tmp_path / "c"]
+    result = fedknow(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "fedknow seed 0 (2/2)" in result.stdout
+    assert "one seed: no interval" in result.stdout
+    for name in ("report.html", "compare.json", "compare.csv", "fedavg-seed0/report.html", "plots/accuracy.png"):
+        assert (tmp_path / "c" / name).is_file(), name
+    quiet = fedknow(*arguments, "--quiet")
+    assert (quiet.exit_code, quiet.stdout) == (0, f"Report: {tmp_path / 'c' / 'report.html'}\n")
+    (tmp_path / "c" / "report.html").unlink()
+    assert fedknow("report", tmp_path / "c").exit_code == 0
+    assert "fedknow" in (tmp_path / "c" / "report.html").read_text("utf-8")
+
+
+def test_the_numbers_of_a_comparison_are_those_of_single_runs(tmp_path, run):
+    path, _ = run
+    assert (
+        fedknow("compare", "digits", *TINY, "--learners", "fedknow", "--seeds", "1", "--out", tmp_path).exit_code == 0
+    )
+    np.testing.assert_array_equal(
+        RunFolder.open(tmp_path / "fedknow-seed0").accuracy()["personal"], RunFolder.open(path).accuracy()["personal"]
+    )
+
+
+def test_a_failing_learner(tmp_path, monkeypatch):
+    (tmp_path / "own_learner.py").write_text(OWN_LEARNER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = fedknow("simulate", "digits", *TINY, "--set", "learner=own_learner:Broken")
+    path = Path("runs/digits-own_learner-Broken-seed0")
+    assert result.exit_code == 1
+    assert "out of ideas" in result.stderr
+    assert f"fedknow simulate {path}/config.toml --out {path} --resume" in result.stderr
+    assert "Traceback" not in result.output
+    assert "Traceback" in (path / "error.log").read_text()
+
+    result = fedknow("compare", "digits", *TINY, "--learners", "own_learner:Broken,fedavg", "--seeds", "1")
+    assert result.exit_code == 1
+    assert "own_learner-Broken-seed0 failed" in result.stderr
+    assert "Report: runs/digits-compare/report.html" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "digit"], "did you mean 'digits'"),
+        (["show", "nowhere.toml"], "no such file"),
+        (["show", "digits", "--set", "train.lrr=1"], "did you mean 'lr'"),
+        (["show", "digits", "--set", "train.lr=1000"], "train.lr = 1000"),
+        (["show", "digits", "--set", "learner.rhoo=1"], "did you mean 'rho'"),
+        (["show", "digits", "--set", "train.lr"], "write key=value"),
+        (["simulate", "digits", "--see", "train.lr=1"], "No such option"),
+        (["simulate", "digits", "--se", "train.lr=1"], "No such option"),
+        (["compare", "digits", "--learners", "fedavg,nobody"], "nobody"),
+        (["compare", "digits", "--seeds", "0"], "0"),
+        (["simulate", "paper-cifar100", "--data-dir", "/nowhere"], "/nowhere"),
+        (["list", "planets"], "planets"),
+        (["nothing"], "No such command"),
+    ],
+)
+def test_refused_with_a_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = fedknow(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_show_prints_a_file_that_can_be_run(tmp_path):
+    result = fedknow("show", "digits", "--set", "learner.k=3", "--data-dir", "0123")
+    assert result.exit_code == 0
+    tree = tomllib.loads(result.stdout)
+    assert tree["learner"]["k"] == 3
+    assert tree["data"]["dir"] == "0123"
+    assert "temperature" in tree["learner"]  # every setting, not only those given
+    file = tmp_path / "mine.toml"
+    file.write_text(result.stdout)
+    assert fedknow("show", file).stdout == result.stdout
+    assert read_config(file).learner.options["k"] == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("learners", "fedknow"),
+        ("strategies", "fedadam"),
+        ("models", "cnn6"),
+        ("datasets", "omniglot"),
+        ("presets", "paper-cifar100-small"),
+    ],
+)
+def test_list(what, name):
+    result = fedknow("list", what)
+    assert result.exit_code == 0
+    assert re.search(rf"^{name} +\S", result.stdout, re.M)
+
+
+def test_what_is_missing_on_an_edge_box_is_named(monkeypatch):
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'flwr'", name="flwr")
+
+    monkeypatch.setattr("fedknow.cli._known", missing)
+    result = fedknow("list", "strategies")
+    assert result.exit_code == 2
+    assert "pip install 'fedknow[sim]'" in result.stderr
+
+
+def test_interrupted_and_resumed(tmp_path, monkeypatch):
+    (tmp_path / "own_strategy.py").write_text(CTRL_C)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = [
+        "simulate",
+        "digits",
+        *TINY,
+        "--set",
+        "strategy=own_strategy:CtrlC",
+        "--set",
+        "strategy.fraction_evaluate=0",
+    ]
+    assert fedknow(*arguments, "--out", "undisturbed").exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "fedknow", *arguments, "--out", "run"],
+        capture_output=True, text=True, env={**os.environ, "CTRL_C": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "interrupted" in done.stdout
+    hint = re.search(r"fedknow (simulate .*--resume)", done.stderr)
+    assert hint is not None, done.stderr
+    assert RunFolder.open("run").events()[-1]["event"] == "interrupted"
+    result = fedknow(*hint[1].split())
+    assert result.exit_code == 0, result.output
+    assert "resumed after round 2" in result.stdout
+    expected = RunFolder.open("undisturbed").accuracy()
+    for name, array in RunFolder.open("run").accuracy().items():
+        np.testing.assert_array_equal(array, expected[name])
