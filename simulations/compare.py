@@ -20,6 +20,7 @@ from fedknow.server.checks import RunError
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, group, summarise
+from fedknow.simulations.ray_grid import one_ray
 from fedknow.simulations.simulate import Observer, simulate
 
 __all__ = ["Comparison", "Watch", "compare"]
@@ -82,15 +83,17 @@ def compare(
     plans = _plan(config, learners, seeds, out)
     states = {path: _state(path, plan) for path, plan in plans.items()}
     failures: dict[str, str] = {}
-    for number, (path, plan) in enumerate(plans.items(), start=1):
-        if states[path] == "complete":
-            continue
-        title = f"{plan.learner.name} seed {plan.seed} ({number}/{len(plans)})"
-        with watch(plan, title) if watch else nullcontext(_ignore) as observer:
-            try:
-                simulate(plan, path, resume=states[path] == "unfinished", observers=[observer])
-            except RunError as error:
-                failures[path.name] = str(error)
+    todo = [path for path, state in states.items() if state != "complete"]
+    with one_ray(config.engine.address) if todo and config.engine.backend == "ray" else nullcontext():
+        for number, (path, plan) in enumerate(plans.items(), start=1):
+            if path not in todo:
+                continue
+            title = f"{plan.learner.name} seed {plan.seed} ({number}/{len(plans)})"
+            with watch(plan, title) if watch else nullcontext(_ignore) as observer:
+                try:
+                    simulate(plan, path, resume=states[path] == "unfinished", observers=[observer])
+                except RunError as error:
+                    failures[path.name] = str(error)
     folders = [RunFolder.open(path) for path in plans if path.name not in failures]
     if not folders:
         return Comparison([], failures, None)

@@ -7,7 +7,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from fedknow.protocols.messages import Message, client_of
 from fedknow.server.grid import Answers, MessageGrid
 from fedknow.simulations.worker import Job, NodeFactory, Worker, share
 
-__all__ = ["WORKER_DIED", "RayGrid"]
+__all__ = ["WORKER_DIED", "RayGrid", "one_ray"]
 
 log = logging.getLogger(__name__)
 
@@ -228,6 +229,25 @@ def _get(refs: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+@contextmanager
+def one_ray(address: str) -> Iterator[None]:
+    """Let the grids made within share one Ray, which each of them would start for itself otherwise.
+
+    Parameters
+    ----------
+    address : str
+        As ``engine.address``: a cluster to join; empty: a Ray of our own.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _start_ray(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _start_ray(address: str) -> None:
