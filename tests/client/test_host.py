@@ -94,6 +94,7 @@ def test_a_lost_state_is_an_error_and_no_answer(tmp_path):
 
 def test_one_thread_is_restored():
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
 
     def fail_inside():
         with one_thread():
@@ -102,4 +103,6 @@ def test_one_thread_is_restored():
 
     with pytest.raises(RuntimeError, match="inside"):
         fail_inside()
-    assert torch.get_num_threads() == before
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == 2

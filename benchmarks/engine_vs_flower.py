@@ -1,0 +1,206 @@
+"""Seconds a round: our grids against Flower's own simulation, with the same client code and the same strategy.
+
+    python benchmarks/engine_vs_flower.py                          # the whole table, about a quarter of an hour
+    python benchmarks/engine_vs_flower.py --clients 10 --rounds 3 --repeats 1 --workloads echo:62000
+
+Every case runs in a process of its own, the engines in turn, so that what else the machine does meets them alike.
+Flower's own ``FedAvg.start`` drives all of them; a round ends when it calls ``evaluate_fn``. The first round is
+start-up (processes, imports, data) and is reported apart; the rest is warm. Medians over the warm rounds of all
+repeats, with the medians of the single repeats beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+ENGINES = ("flower", "ray", "inline")
+RESULT = "RESULT "
+
+
+def main() -> None:
+    """Run the cases asked for, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", default=[10, 100])
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        default=["echo:62000", "echo:1000000", "finetune", "fedknow"],
+        help="echo:PARAMETERS, or the name of a learner, which then trains on digits",
+    )
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--rounds", type=int, default=8, help="warm rounds, after the first")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes of Flower and of Ray")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine_vs_flower.json")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        print(RESULT + json.dumps(measure(**json.loads(args.case))))
+        return
+    cases = []
+    print(f"{'workload':14} {'clients':>7} {'engine':8} {'s/round':>9} {'of each repeat':24} {'first':>7} {'ratio':>7}")
+    for workload in args.workloads:
+        for clients in args.clients:
+            found = compare(workload, clients, args)
+            cases += found
+            for case in found:
+                each = " ".join(f"{value:.4f}" for value in case["medians"])
+                ratio = f"{case['times_faster_than_flower']:6.1f}x" if "times_faster_than_flower" in case else ""
+                print(
+                    f"{workload:14} {clients:7} {case['engine']:8} {case['median']:9.4f} {each:24} "
+                    f"{case['first']:7.2f} {ratio:>7}",
+                    flush=True,
+                )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"about": about(args), "cases": cases}, indent=1) + "\n", "utf-8")
+    print(f"written to {args.out}")
+
+
+def compare(workload: str, clients: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One case on each engine, the engines in turn; the same result is asked of all of them."""
+    runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in args.engines}
+    for _ in range(args.repeats):
+        for engine in args.engines:
+            case = {
+                "engine": engine,
+                "workload": workload,
+                "clients": clients,
+                "rounds": args.rounds,
+                "workers": args.workers,
+            }
+            command = [sys.executable, __file__, "--case", json.dumps(case)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+            lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+            if not lines:
+                raise SystemExit(f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+            runs[engine].append(json.loads(lines[-1].removeprefix(RESULT)))
+    checks = [run["check"] for found in runs.values() for run in found]
+    if max(checks) - min(checks) > 1e-3 * max(map(abs, checks)):
+        raise SystemExit(f"{workload}, {clients} clients: the engines do not agree: {checks}")
+    results = []
+    for engine, found in runs.items():
+        result: dict[str, Any] = {
+            "workload": workload,
+            "clients": clients,
+            "engine": engine,
+            "median": statistics.median(value for run in found for value in run["warm"]),
+            "medians": [statistics.median(run["warm"]) for run in found],
+            "first": statistics.median(run["first"] for run in found),
+            "check": found[0]["check"],
+            "runs": [{"first": run["first"], "warm": run["warm"]} for run in found],
+        }
+        results.append(result)
+    flower = next((result["median"] for result in results if result["engine"] == "flower"), None)
+    for result in results:
+        if flower is not None and result["engine"] != "flower":
+            result["times_faster_than_flower"] = flower / result["median"]
+    return results
+
+
+def measure(engine: str, workload: str, clients: int, rounds: int, workers: int) -> dict[str, Any]:
+    """Seconds of the first round and of each later one, and the norm of the arrays at the end."""
+    started = time.perf_counter()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    import engine_clients as code
+    import numpy as np
+    from flwr.app import ArrayRecord, ConfigRecord
+    from flwr.serverapp.strategy import FedAvg
+
+    from fedknow.client.host import Host
+    from fedknow.client.state import StateStore
+    from fedknow.protocols.flower import to_arrays, to_record
+
+    kind, _, parameters = workload.partition(":")
+    arrays = code.first_arrays(kind, clients, int(parameters or 0))
+    times: list[float] = []
+    last: list[ArrayRecord] = []
+
+    def round_done(server_round: int, record: ArrayRecord) -> None:
+        times.append(time.perf_counter())
+        last[:] = [record]
+
+    def drive(grid: Any) -> None:
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        strategy.start(
+            grid,
+            to_record(arrays),
+            num_rounds=rounds + 1,
+            train_config=ConfigRecord({"task": 0, "round": 1}),
+            evaluate_fn=round_done,
+        )
+
+    with code.scratch() as folder:
+        if engine == "flower":
+            from flwr.serverapp import ServerApp
+            from flwr.simulation import run_simulation
+
+            server = ServerApp()
+            server.main()(lambda grid, context: drive(grid))
+            backend: dict[str, Any] = {
+                "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},
+                "init_args": {"include_dashboard": False, "log_to_driver": False},
+            }
+            run_simulation(server, code.flower_app(kind, clients, folder), clients, backend_config=backend)
+        else:
+            config = code.digits(clients, "finetune" if kind == "echo" else kind)
+            stream = code.Nothing(clients) if kind == "echo" else code.make_benchmark(config)
+            node = code.Echo if kind == "echo" else None
+            if engine == "ray":
+                from fedknow.simulations.ray_grid import RayGrid
+
+                with RayGrid(config, stream, folder, workers, node) as grid:
+                    drive(grid)
+            else:
+                from fedknow.server.grid import InlineGrid
+
+                store = StateStore(folder, config.engine.memory_mb * 2**20)
+                drive(InlineGrid(clients, Host(config, stream, store, node(config, stream) if node else None)))
+    if len(times) != rounds + 2:
+        raise SystemExit(f"{len(times)} calls of evaluate_fn instead of {rounds + 2}")
+    norm = float(np.sqrt(sum(float((array.astype(float) ** 2).sum()) for array in to_arrays(last[0]).values())))
+    warm = [after - before for before, after in pairwise(times[1:])]
+    return {"first": times[1] - started, "warm": warm, "check": norm}
+
+
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    """Where and how the figures were taken."""
+    import psutil
+
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    packages = ("fedknow", "flwr", "ray", "torch", "numpy")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "benchmarks/engine_vs_flower.py", *sys.argv[1:]]),
+        "rounds": args.rounds,
+        "repeats": args.repeats,
+        "workers": args.workers,
+        "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_at_end": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+if __name__ == "__main__":
+    main()
