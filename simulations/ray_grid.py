@@ -153,8 +153,9 @@ class RayGrid(MessageGrid):
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it."""
-        for worker in self._workers:
-            ray.kill(worker)
+        if ray.is_initialized():  # else they are gone, and asking Ray for anything would start it again
+            for worker in self._workers:
+                ray.kill(worker)
         self._workers = []
         if self._started_ray:
             ray.shutdown()

@@ -149,6 +149,7 @@ def test_a_grid_starts_and_stops_its_own_ray(tmp_path):
         assert metric(grid.exchange(work(range(3))), "count") == {0: 1, 1: 1, 2: 1}
     assert not ray.is_initialized()
     grid.close()
+    assert not ray.is_initialized()
 
 
 def test_answers_do_not_depend_on_the_number_of_workers(cluster, grid, inline, tmp_path):
