@@ -1,10 +1,9 @@
 # make demo: install and watch FedKNOW beside FedAvg.   make test: install and run every check.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-SOURCES := pyproject.toml constraints.txt $(wildcard fedknow/* protocols/* client/* client/*/* strategies/* server/* \
-	simulations/* simulations/*/*)
+SOURCES := pyproject.toml constraints.txt $(foreach room,fedknow protocols client strategies server simulations,$(wildcard $(room)/*.* $(room)/*/*.*))
 LEARNERS ?= fedavg,fedknow
 
 export FLWR_TELEMETRY_ENABLED ?= 0
@@ -18,25 +17,26 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest -q
 
+# These two take the current folder for the package first; from build/ they see all rooms of it, as installed.
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p fedknow
-	$(BIN)/lint-imports
+	cd build && $(BIN)/mypy --config-file ../pyproject.toml -p fedknow
+	cd build && $(BIN)/lint-imports --config ../pyproject.toml
 
 # torch comes first and pinned, so that the build pip is configured for is the one that everything else is solved around.
-$(BIN)/python:
+$(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 
 # The two ways to install replace each other, so each forgets the other's stamp.
-$(VENV)/installed: $(SOURCES) | $(BIN)/python
+$(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
 	$(PIP) '.[sim]'
 	rm -f $(VENV)/installed-dev
 	touch $@
 
 # Strict: mypy and import-linter then see the folders as one package.
-$(VENV)/installed-dev: $(SOURCES) | $(BIN)/python
+$(VENV)/installed-dev: $(SOURCES) | $(VENV)/bin/python
 	$(PIP) -e '.[dev]' --config-settings editable_mode=strict
 	rm -f $(VENV)/installed
 	touch $@

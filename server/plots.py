@@ -61,7 +61,8 @@ class Plot:
         """The figure as an ``<svg>`` element without ids or colours of text that could clash with a page."""
         buffer = io.StringIO()
         with self._drawn() as figure:
-            figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
         text = buffer.getvalue()
         text = text[text.index("<svg") :].replace(INK, "currentColor")
         return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
