@@ -199,7 +199,7 @@ def test_learners_by_name_and_by_path():
         learner_class("fedknwo")
     with pytest.raises(ConfigError, match="not a subclass"):
         learner_class("collections:OrderedDict")
-    with pytest.raises(ConfigError, match="No module named .no_such_module"):
+    with pytest.raises(ConfigError, match=r"No module named .no_such_module"):
         learner_class("no_such_module:X")
 
 

@@ -66,7 +66,7 @@ def test_every_problem_is_listed_at_once():
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="no such file.*fedknow list presets"):
+    with pytest.raises(ConfigError, match=r"no such file.*fedknow list presets"):
         read_config(tmp_path / "none.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("name = \n")
