@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +27,7 @@ from fedknow.protocols.messages import (
     Record,
     client_of,
 )
+from fedknow.protocols.plugins import explain
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Node"]
@@ -74,8 +74,8 @@ class Node:
         try:
             content, state = work(message, state)
         except Exception as error:  # whatever a method or a user's model raises is this client's failure, not the run's
-            log.error("client %d failed in %s:\n%s", client_of(message.node), message.kind, traceback.format_exc())
-            return message.fail(CLIENT_FAILED, f"{type(error).__name__}: {error}"), state
+            log.info("client %d failed in %s", client_of(message.node), message.kind, exc_info=True)
+            return message.fail(CLIENT_FAILED, explain(error)), state
         metrics = content[METRICS]
         if message.kind != EVALUATE and isinstance(metrics, Metrics):
             metrics["seconds"] = time.perf_counter() - started

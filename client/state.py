@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-__all__ = ["State", "StateError", "StateStore", "load_state", "save_state", "write_atomic"]
+__all__ = ["State", "StateError", "StateLost", "StateStore", "load_state", "save_state", "write_atomic"]
 
 State = dict[str, Any]
 """A tree of dictionaries (with text as keys) and lists, whose leaves are ``torch.Tensor`` (dense, on the CPU),
@@ -30,6 +30,10 @@ _TENSOR, _ARRAY, _LIST = "tensor", "array", "list"
 
 class StateError(RuntimeError):
     """A client's state that cannot be kept or read; the text names the file or the entry and what is wrong."""
+
+
+class StateLost(StateError):
+    """A client's state that was kept and is not there, or not as it was."""
 
 
 def save_state(path: str | os.PathLike[str], state: State) -> None:
@@ -57,7 +61,7 @@ def load_state(path: str | os.PathLike[str]) -> State:
 
     Raises
     ------
-    StateError
+    StateLost
         If the file is missing, cannot be read, or is not what was written.
     """
     try:
@@ -70,9 +74,9 @@ def load_state(path: str | os.PathLike[str]) -> State:
         state: State = _join(json.loads(text), tensors)
         return state
     except FileNotFoundError:
-        raise StateError(f"{path}: no such client state; was the folder changed by hand?") from None
+        raise StateLost(f"{path}: no such client state; was the folder changed by hand?") from None
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise StateError(f"{path}: not a readable client state: {error}") from error
+        raise StateLost(f"{path}: not a readable client state: {error}") from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -125,7 +129,7 @@ class StateStore:
 
         Raises
         ------
-        StateError
+        StateLost
             If that version was not saved, or its file is damaged.
         """
         if version == 0:

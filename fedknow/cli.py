@@ -323,7 +323,8 @@ def _explained(run: Path | None) -> Iterator[None]:
         if not _expected(error):
             raise
         err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        _kept(run)
+        if not _lost(error):
+            _kept(run)
         raise typer.Exit(FAILED) from None
 
 
@@ -333,6 +334,14 @@ def _expected(error: Exception) -> bool:
     from fedknow.server.checks import RunError
 
     return isinstance(error, RunError | StateError | OSError)
+
+
+def _lost(error: Exception) -> bool:
+    """Whether what a run would go on from is damaged, so that resuming it would fail again."""
+    from fedknow.client.state import StateLost
+    from fedknow.server.checkpoint import CheckpointError
+
+    return isinstance(error, StateLost | CheckpointError)
 
 
 def _kept(run: Path | None) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fedknow.protocols.config import ConfigError, closest
 
-__all__ = ["is_reference", "load_object"]
+__all__ = ["calling", "explain", "is_reference", "load_object"]
 
 
 def is_reference(name: str) -> bool:
@@ -53,3 +56,30 @@ def load_object(reference: str, key: str) -> Any:
                 f"{key} = {reference!r}: {module_name!r} has no {name!r}{closest(name, dir(found))}"
             ) from None
     return found
+
+
+@contextmanager
+def calling(reference: str, key: str) -> Iterator[None]:
+    """Around a call of a user's part while an experiment is set up: says which part failed, where and why.
+
+    Raises
+    ------
+    ConfigError
+        Whatever else the part raises becomes one that names ``key`` and ``reference``.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{key} = {reference!r}: failed: {explain(error)}") from error
+
+
+def explain(error: Exception) -> str:
+    """An exception's type and text, and where in a user's code it arose, or the call that led to it."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file, module = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
+        if "site-packages" not in file and not module.startswith("fedknow."):
+            place = f" ({os.path.basename(file)}, line {line})"
+    return f"{type(error).__name__}: {error}{place}"

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,13 @@ from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import Arrays
 from fedknow.server.checks import RunError
 
-__all__ = ["Checkpoint", "load_checkpoint", "restore_strategy", "save_checkpoint", "strategy_state"]
+__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "restore_strategy", "save_checkpoint", "strategy_state"]
 
 _LATEST = "latest"
+
+
+class CheckpointError(RunError):
+    """A checkpoint that a run cannot go on from."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(target)
     target.mkdir()
     try:
-        write_atomic(target / "arrays.safetensors", safetensors.save(checkpoint.arrays))
+        arrays = safetensors.save(checkpoint.arrays)
+        write_atomic(target / "arrays.safetensors", arrays)
         save_state(target / "strategy.safetensors", checkpoint.strategy)
         save_state(target / "scores.safetensors", dict(checkpoint.scores))
         state = {
@@ -93,6 +99,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "round": checkpoint.round,
             "server_round": checkpoint.server_round,
             "names": list(checkpoint.arrays),  # in order, which safetensors does not keep
+            "crc32": zlib.crc32(arrays),  # nor a checksum
             "versions": {str(client): version for client, version in checkpoint.versions.items()},
             "traffic": checkpoint.traffic,
             "position": checkpoint.position,
@@ -116,8 +123,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
     Raises
     ------
-    RunError
-        If it cannot be read.
+    CheckpointError
+        If it cannot be read, or is not what was written.
     """
     try:
         target = folder / (folder / _LATEST).read_text("utf-8").strip()
@@ -125,7 +132,10 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     try:
         state = json.loads((target / "state.json").read_text("utf-8"))
-        arrays = safetensors.load_file(target / "arrays.safetensors")
+        data = (target / "arrays.safetensors").read_bytes()
+        if zlib.crc32(data) != state["crc32"]:
+            raise ValueError("the checksum of arrays.safetensors is wrong")
+        arrays = safetensors.load(data)
         return Checkpoint(
             task=state["task"],
             round=state["round"],
@@ -139,7 +149,10 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             seconds=state["seconds"],
         )
     except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
-        raise RunError(f"{target}: the checkpoint cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{target}: the checkpoint cannot be read: {type(error).__name__}: {error}; put the folder back from a "
+            "copy, or start again with another --out"
+        ) from error
 
 
 def strategy_state(strategy: Strategy) -> tuple[dict[str, Any], list[str]]:

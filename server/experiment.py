@@ -44,10 +44,12 @@ from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, METRICS, Arrays, Config, Message, Metrics, Record
+from fedknow.protocols.plugins import explain
 from fedknow.protocols.seeds import integer
 from fedknow.server import metrics
 from fedknow.server.checkpoint import (
     Checkpoint,
+    CheckpointError,
     load_checkpoint,
     restore_strategy,
     save_checkpoint,
@@ -224,11 +226,15 @@ class Experiment:
     def _resume(self, checkpoint: Checkpoint) -> None:
         check = {name: (array.shape, array.dtype) for name, array in checkpoint.arrays.items()}
         if check != {name: (array.shape, array.dtype) for name, array in self.arrays.items()}:
-            raise RunError(f"{self.folder.checkpoints}: the checkpoint holds another model's parameters")
+            raise CheckpointError(
+                f"{self.folder.checkpoints}: the checkpoint holds another model's parameters; use the model it was "
+                "started with, or choose another --out"
+            )
         self.arrays = checkpoint.arrays
         self.scores = Scores.from_raw(checkpoint.scores)
         self.grid.restore(checkpoint.versions, checkpoint.traffic)
-        restore_strategy(self.strategy, checkpoint.strategy)
+        with self._strategy_acts("load_state_dict", 0, checkpoint.task, checkpoint.round):
+            restore_strategy(self.strategy, checkpoint.strategy)
         self._last = checkpoint
         self._server_round = checkpoint.server_round
         self._seconds_before = checkpoint.seconds
@@ -398,7 +404,8 @@ class Experiment:
 
     def _commit(self, task: int, round: int) -> None:
         """Make the round just finished the one that a resumed run goes on from."""
-        state, lost = strategy_state(self.strategy)
+        with self._strategy_acts("state_dict", 4, task, round):
+            state, lost = strategy_state(self.strategy)
         if lost and not self._lost_told:
             reason = f"strategy {self.config.strategy.name}: not in checkpoints, so reset if resumed: {', '.join(lost)}"
             self._emit("warning", task=task, round=round, reason=reason)
@@ -445,7 +452,7 @@ class Experiment:
                 raise
             raise RunError(
                 f"strategy {self.config.strategy.name} failed in {hook}, task {task + 1}, round {round}: "
-                f"{type(error).__name__}: {error}"
+                f"{explain(error)}"
             ) from error
 
     def _seed(self, server_round: int, stage: int) -> None:

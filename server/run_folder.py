@@ -75,6 +75,7 @@ class RunFolder:
         if (path / _CONFIG).is_file():
             if cls(path, config).complete:
                 raise ConfigError(f"{path} holds a finished run; choose another folder with --out, or delete this one")
+            _locked(path).close()  # refused in other words while that run is going on
             raise ConfigError(f"{path} holds an unfinished run; go on with it by --resume, or choose another --out")
         if path.exists() and (not path.is_dir() or any(name.name != _LOCK for name in path.iterdir())):
             raise ConfigError(f"{path} is no empty folder; choose another with --out")
@@ -105,7 +106,9 @@ class RunFolder:
                 )
             )
         if folder.complete:
-            raise ConfigError(f"{path} holds a finished run: there is nothing to resume")
+            raise ConfigError(
+                f"{path} holds a finished run: there is nothing to resume (its report: fedknow report {path})"
+            )
         return cls(folder.path, config, _locked(folder.path))
 
     @classmethod

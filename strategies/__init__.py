@@ -14,7 +14,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError, StrategyConfig, closest
-from fedknow.protocols.plugins import is_reference, load_object
+from fedknow.protocols.plugins import explain, is_reference, load_object
 
 __all__ = ["build_strategy", "list_strategies", "quiet_flower"]
 
@@ -144,8 +144,8 @@ def build_strategy(config: StrategyConfig, clients: int | None = None) -> Strate
             strategy = factory(**{key: value for key, value in options.items() if key not in outer})
             if builtin and builtin.wrapper:
                 strategy = builtin.wrapper(strategy, **{k: v for k, v in options.items() if k in outer})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"strategy {name} refused {given or 'its defaults'}: {error}") from error
+    except Exception as error:  # Flower's refuse by TypeError and ValueError, a user's by whatever it likes
+        raise ConfigError(f"strategy {name} refused {given or 'its defaults'}: {explain(error)}") from error
     if not isinstance(strategy, Strategy):
         raise ConfigError(
             f"strategy.name = {name!r}: made a {type(strategy).__name__}, which is no flwr.serverapp.strategy.Strategy"

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedknow.protocols.config import ConfigError, DataConfig, closest
-from fedknow.protocols.plugins import is_reference, load_object
+from fedknow.protocols.plugins import calling, is_reference, load_object
 
 __all__ = ["Dataset", "list_datasets", "load_dataset", "require"]
 
@@ -141,7 +141,9 @@ def load_dataset(config: DataConfig) -> Dataset:
         If the name is unknown, a folder, file, column or package is missing, or an image cannot be decoded.
     """
     if is_reference(config.name):
-        dataset = load_object(config.name, "data.name")(config)
+        build = load_object(config.name, "data.name")
+        with calling(config.name, "data.name"):
+            dataset = build(config)
         if not isinstance(dataset, Dataset):
             raise ConfigError(
                 f"data.name = {config.name!r}: returned {type(dataset).__name__}; "

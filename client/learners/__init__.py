@@ -12,7 +12,7 @@ from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
 from fedknow.client.learners.fedknow import FedKnow
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, closest
-from fedknow.protocols.plugins import is_reference, load_object
+from fedknow.protocols.plugins import calling, is_reference, load_object
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Learner", "LearnerSettings", "build_learner", "learner_class", "list_learners", "resolve"]
@@ -100,4 +100,6 @@ def build_learner(config: ExperimentConfig, shape: tuple[int, int, int], classes
         For an unknown learner or model, or settings that do not fit.
     """
     model = build_model(config.model, shape, classes, integer(config.seed, "model"))
-    return learner_class(config.learner.name)(model, config.train, _settings(config.learner))
+    kind, settings = learner_class(config.learner.name), _settings(config.learner)
+    with calling(config.learner.name, "learner.name"):
+        return kind(model, config.train, settings)

@@ -128,8 +128,10 @@ class Learner:
         self.settings = settings
         self.body = cast(nn.Module, model.body)
         self.head = cast(nn.Linear, model.head)
-        # Integer buffers (BatchNorm's counters) steer nothing and would come back from an average as fractions.
+        # Integer buffers (BatchNorm's counters) would come back from an average as fractions: they do not travel, and
+        # start anew with each message, as they steer BatchNorm without momentum and must not tell who came before.
         self._names = [name for name, value in model.state_dict().items() if value.is_floating_point()]
+        self._counters = {n: value.clone() for n, value in model.state_dict().items() if n not in self._names}
         self._fresh = {name: value.clone() for name, value in model.state_dict().items() if not self.travels(name)}
         self._trained_task = -1
 
@@ -197,7 +199,7 @@ class Learner:
 
     def load_state_dict(self, state: State) -> None:
         """Become the client whose state this is; ``{}`` is a client that has never been heard of."""
-        self._load(state.get("kept", self._fresh))
+        self._load(self._counters | state.get("kept", self._fresh))
         self._trained_task = int(state.get("trained_task", -1))
 
     # --- training -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from fedknow.client.models.mlp import mlp
 from fedknow.client.models.resnet import resnet18
 from fedknow.client.models.split import Body, Shape, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
-from fedknow.protocols.plugins import is_reference, load_object
+from fedknow.protocols.plugins import calling, is_reference, load_object
 
 __all__ = ["SplitModel", "build_model", "list_models"]
 
@@ -94,7 +94,8 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
             f"model.name = {config.name!r}: cannot be called as callable(shape=..., classes=..., settings) "
             f"with the settings given ({settings}): {error}"
         ) from None
-    model = build(shape=shape, classes=classes, **config.options)
+    with calling(config.name, "model.name"):
+        model = build(shape=shape, classes=classes, **config.options)
     head = getattr(model, "head", None)
     if not (
         isinstance(model, nn.Module)

@@ -113,4 +113,4 @@ def test_seed_is_the_experiments(digits: Benchmark) -> None:
 
 def test_default_data_with_too_many_disjoint_clients_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.clients = 60"):
-        make_benchmark(ExperimentConfig.model_validate({"data": {"clients": 60}}))
+        make_benchmark(ExperimentConfig.model_validate({"data": {"clients": 60, "share": "disjoint"}}))
