@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.host import Host
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.state import StateStore
-from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grid import InlineGrid, MessageGrid
 from fedknow.server.report import write_report
@@ -50,17 +49,14 @@ def simulate(
     benchmark = make_benchmark(config)
     # Whatever a configuration can be refused for is refused before there is a folder.
     learner = build_learner(config, benchmark.shape, benchmark.classes)
-    build_strategy(config.strategy)
+    build_strategy(config.strategy, config.data.clients)
     with RunFolder.resume(out, config) if resume else RunFolder.create(out, config) as folder:
         try:
             with _grid(config, benchmark, folder) as grid:
                 partition = benchmark.partition.summary()
                 result = Experiment(config, grid, folder, learner, observers, partition).run()
-        except Exception as error:
-            if isinstance(error, ConfigError) and not resume and not folder.events():
-                shutil.rmtree(folder.path)  # nothing was run: the corrected experiment may have the name
-            else:
-                _log(folder)
+        except Exception:
+            _log(folder)
             raise
         write_report([folder], folder.path)
     return result
