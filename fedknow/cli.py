@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -149,7 +150,12 @@ def simulate(
 def compare(
     experiment: Annotated[str, EXPERIMENT] = "digits",
     learners: Annotated[
-        str, typer.Option("--learners", metavar="NAME,NAME", help="Which to compare (`fedknow list learners`).")
+        str,
+        typer.Option(
+            "--learners",
+            metavar="NAME,NAME",
+            help="Which to compare (`fedknow list learners`); settings may follow: fedknow@rho=0.2+k=5.",
+        ),
     ] = "fedavg,fedknow",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on.")] = 3,
     changes: Annotated[list[str] | None, SET] = None,
@@ -346,9 +352,15 @@ def _lost(error: Exception) -> bool:
 
 def _kept(run: Path | None) -> None:
     """Say what is kept, and how to go on."""
+    from fedknow.server.run_folder import RunFolder
+
     if run is not None and (run / "config.toml").is_file():
-        command = f"fedknow simulate {run / 'config.toml'} --out {run} --resume"
-        text = f"All up to the last complete round is kept in {run}. Go on with:\n  {command}"
+        if RunFolder.open(run).complete:
+            command, what = ["report", str(run)], f"The run in {run} is finished. Write its report with:"
+        else:
+            command = ["simulate", str(run / "config.toml"), "--out", str(run), "--resume"]
+            what = f"All up to the last complete round is kept in {run}. Go on with:"
+        text = f"{what}\n  fedknow {shlex.join(command)}"
     elif run is not None and any(run.glob("*/config.toml")):
         text = f"What was done is kept in {run}. Go on by giving the same command again."
     else:

@@ -61,7 +61,7 @@ def compare(
     config : ExperimentConfig
         All but learner and seed.
     learners : sequence of str
-        Names, without repetition.
+        Names, without repetition; settings of its own may follow a name: ``fedknow@rho=0.2+k=5``.
     seeds : int
         How many.
     out : Path
@@ -88,7 +88,7 @@ def compare(
         for number, (path, plan) in enumerate(plans.items(), start=1):
             if path not in todo:
                 continue
-            title = f"{plan.learner.name} seed {plan.seed} ({number}/{len(plans)})"
+            title = f"{path.name.replace('-seed', ' seed ')} ({number}/{len(plans)})"
             with watch(plan, title) if watch else nullcontext(_ignore) as observer:
                 try:
                     simulate(plan, path, resume=states[path] == "unfinished", observers=[observer])
@@ -97,12 +97,14 @@ def compare(
     folders = [RunFolder.open(path) for path in plans if path.name not in failures]
     if not folders:
         return Comparison([], failures, None)
-    runs = {folder.path.name: summarise(folder) for folder in sorted(folders, key=lambda f: _rank(f, learners))}
+    # Plans go seed by seed, tables learner by learner.
+    by_learner = sorted(folders, key=lambda folder: list(plans).index(folder.path) % len(learners))
+    runs = {folder.path.name: summarise(folder) for folder in by_learner}
     groups = group(runs.values())
     with running_out_of_disk(out):
         write_atomic(out / "compare.json", _as_json(groups, runs, failures))
         write_atomic(out / "compare.csv", _as_csv(runs))
-    return Comparison(groups, failures, write_report(folders, out))
+    return Comparison(groups, failures, write_report(by_learner, out))
 
 
 def _ignore(event: Mapping[str, Any]) -> None:
@@ -119,7 +121,9 @@ def _plan(config: ExperimentConfig, learners: Sequence[str], seeds: int, out: Pa
     plans = {}
     for seed in range(config.seed, config.seed + seeds):
         for learner in learners:
-            plan = resolve(read_config(tree, [f"learner={learner}", f"seed={seed}"]))
+            name, _, settings = learner.partition("@")
+            changes = [f"learner.{setting}" for setting in settings.split("+") if setting]
+            plan = resolve(read_config(tree, [f"learner={name}", *changes, f"seed={seed}"]))
             plans[out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', learner)}-seed{seed}"] = plan
     return plans
 
@@ -133,10 +137,6 @@ def _state(path: Path, plan: ExperimentConfig) -> Literal["new", "unfinished", "
         text = f"{path} was run with other settings; choose another --out or delete it:"
         raise ConfigError("\n  ".join([text, *changed]))
     return "complete" if folder.complete else "unfinished"
-
-
-def _rank(folder: RunFolder, learners: Sequence[str]) -> tuple[int, int]:
-    return learners.index(folder.config.learner.name), folder.config.seed
 
 
 def _as_json(groups: Sequence[Group], runs: Mapping[str, Summary], failures: Mapping[str, str]) -> bytes:

@@ -143,6 +143,20 @@ def test_refused_before_anything_is_run(tmp_path, learners, seeds, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_learner_with_other_settings_is_another_method(tmp_path):
+    learners = ["fedknow@rho=0.5+k=2", "fedknow", "fedknow@integrator=off"]
+    result = compare(read_config(SMALL), learners, 1, tmp_path)
+    labels = [members.label for members in result.groups]
+    assert labels == [
+        "fedknow (rho=0.5, k=2, integrator=qp)",
+        "fedknow (rho=0.1, k=10, integrator=qp)",
+        "fedknow (rho=0.1, k=10, integrator=off)",
+    ]
+    assert (tmp_path / "fedknow-rho-0.5-k-2-seed0" / "report.html").is_file()
+    with pytest.raises(ConfigError, match=r"learner\.rhoo: unknown setting"):
+        compare(read_config(SMALL), ["fedknow@rhoo=0.5"], 1, tmp_path / "other")
+
+
 def test_settings_stay_with_their_learner(tmp_path):
     config = read_config(SMALL, ["learner.name=fedknow", "learner.k=3"])
     compare(config, ["fedknow", "fedavg"], 1, tmp_path)
