@@ -85,7 +85,7 @@ def restored_cotangent(z: Tensor, target: Tensor, temperature: float) -> Tensor:
 
 
 class FedKnow(Learner):
-    """A FedKNOW client.
+    """Signature task knowledge, extracted, restored, integrated (Luopan et al., ICDE 2023).
 
     Keeps its head, and of each finished task the signature knowledge; within a task also the knowledge's answers for
     the task's samples (constants: they are computed once) and, where a setting needs it, the body it last trained.
