@@ -102,7 +102,7 @@ class Batch:
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of one epoch in random order, int64 tensors of at most ``size``."""
-    yield from torch.randperm(count, generator=generator).split(size)
+    yield from torch.split(torch.randperm(count, generator=generator), size)
 
 
 class Learner:
@@ -123,7 +123,9 @@ class Learner:
     """Which parameters are averaged over clients."""
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: LearnerSettings) -> None:
-        self.model = model.to(memory_format=torch.channels_last) if train.channels_last else model
+        if train.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in place; not in torch's types
+        self.model = model
         self.train = train
         self.settings = settings
         self.body = cast(nn.Module, model.body)
@@ -298,7 +300,7 @@ class Learner:
         self.model.eval()
         if self.train.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        return torch.cat([self.model(part) for part in x.split(batch_size)])
+        return torch.cat([self.model(part) for part in torch.split(x, batch_size)])
 
     def score(
         self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int
@@ -318,7 +320,7 @@ class Learner:
         """
         z = self.logits(torch.cat([split.x for split in splits]), batch_size)
         results = []
-        for part, split, classes in zip(z.split([len(s.y) for s in splits]), splits, heads, strict=True):
+        for part, split, classes in zip(torch.split(z, [len(s.y) for s in splits]), splits, heads, strict=True):
             head = HeadSlice(classes, self.head.out_features)
             sliced, labels = head.logits(part), head.labels(split.y)
             loss = F.cross_entropy(sliced, labels).item()
@@ -330,7 +332,7 @@ def make_optimizer(
     train: TrainConfig, body: Iterator[nn.Parameter], head: Iterator[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink old tasks' rows."""
-    groups = [{"params": list(body)}, {"params": list(head), "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": list(body)}, {"params": list(head), "weight_decay": 0.0}]
     if train.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam

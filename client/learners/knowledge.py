@@ -111,7 +111,7 @@ class Knowledge:
         """
         self.restore_into(body)
         body.eval()
-        return torch.cat([F.linear(body(part), *self.head) for part in x.split(batch_size)])
+        return torch.cat([F.linear(body(part), *self.head) for part in torch.split(x, batch_size)])
 
 
 def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
@@ -136,7 +136,7 @@ def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
     above = flat > threshold
     ties = torch.nonzero(flat == threshold).flatten()[: count - int(above.sum())]
     above[ties] = True
-    parts = above.split([weight.numel() for weight in weights])
+    parts = torch.split(above, [weight.numel() for weight in weights])
     return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
 
