@@ -1,0 +1,270 @@
+"""Throw hostile bytes at every decoder of the wire: ``python benchmarks/fuzz_wire.py --seconds 60``.
+
+Valid messages in every encoding are mutated - bits, bytes, numbers, lengths, order, pieces of one in another - and
+read; in most ways of reading the checksums are put right first, so that the mutation gets past them. Anything but a
+:class:`WireError` is a fault: it is raised, and the input is written to ``fuzz-<crc>.bin``, which ``--input`` reads
+again. Prints what came of the inputs and how far the process grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import random
+import resource
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from fedknow.protocols.messages import Arrays, Config, Message, Metrics
+from fedknow.protocols.wire import (
+    HEARTBEAT,
+    Assembler,
+    Code,
+    Encoding,
+    Limits,
+    Parcel,
+    WireError,
+    check_version,
+    hello,
+    pack,
+    parse,
+    refusal,
+    refused,
+    unpack,
+    welcome,
+)
+from fedknow.protocols.wire.fedknow_pb2 import Header
+
+LIMITS = Limits(
+    message_bytes=1 << 20, header_bytes=1 << 16, decoded_bytes=1 << 20, streams=4, tensors=64, elements=1 << 18
+)
+"""Small, so that an input that gets around one shows."""
+
+
+def fuzz(data: bytes) -> str:
+    """Read ``data`` in the way that its first byte chooses; returns what came of it.
+
+    Raises
+    ------
+    Exception
+        Any but a :class:`WireError`: a fault of the decoder.
+    """
+    try:
+        return _WAYS[data[0] % len(_WAYS)](data[1:]) if data else "empty"
+    except WireError as error:
+        return error.code.name
+
+
+def _read_frame(data: bytes) -> str:
+    frame = parse(data)
+    kind = frame.WhichOneof("kind")
+    if kind == "chunk":
+        Assembler(LIMITS).add(frame)
+    elif kind == "refusal":
+        raise refused(frame.refusal)
+    elif kind in ("hello", "welcome"):
+        check_version(getattr(frame, kind))
+    return "read"
+
+
+def _read_stream(data: bytes, repair: bool = False) -> str:
+    assembler, outcome = Assembler(LIMITS), "nothing whole"
+    for piece in _split(data):
+        frame = parse(piece)
+        if frame.WhichOneof("kind") == "chunk":
+            if repair:
+                frame.chunk.crc32 = zlib.crc32(frame.data)
+            if parcel := assembler.add(frame):
+                unpack(parcel, LIMITS)
+                outcome = "read"
+    return outcome
+
+
+def _read_repaired_stream(data: bytes) -> str:
+    return _read_stream(data, repair=True)
+
+
+def _read_message(data: bytes, repair: bool = False) -> str:
+    """A header behind its length, and a payload."""
+    size = int.from_bytes(data[:2], "little")
+    text, payload = data[2 : 2 + size], bytearray(data[2 + size :])
+    if repair:
+        try:
+            header = Header.FromString(text)
+        except DecodeError:
+            return "no header"
+        for record in header.records:
+            for tensor in record.arrays.tensors:
+                tensor.crc32 = zlib.crc32(payload[tensor.offset : tensor.offset + tensor.length])
+        text = header.SerializeToString()
+    unpack(Parcel(2, "1", "", memoryview(text), memoryview(payload)), LIMITS)
+    return "read"
+
+
+def _read_repaired_message(data: bytes) -> str:
+    return _read_message(data, repair=True)
+
+
+_WAYS: tuple[Callable[[bytes], str], ...] = (
+    _read_frame,
+    _read_stream,
+    _read_repaired_stream,
+    _read_message,
+    _read_repaired_message,
+)
+
+
+def corpus() -> list[bytes]:
+    """Inputs of :func:`fuzz` that are valid, in every way and encoding."""
+    rng = np.random.default_rng(0)
+    sparse = np.where(rng.random((40, 30)) < 0.02, rng.standard_normal((40, 30)), 0).astype(np.float32)
+    arrays = Arrays(
+        weight=rng.standard_normal((7, 5)).astype(np.float32),
+        sparse=sparse,
+        half=np.where(rng.random(200) < 0.5, rng.standard_normal(200), 0),
+        mask=rng.random(70) < 0.3,
+        count=np.array(12, np.int64),
+        empty=np.empty((0, 3), np.uint16),
+    )
+    config = Config(flag=True, task=-3, lr=0.1, name="é", blob=b"\0\1", none=[], texts=["a", "b"], flags=[True])
+    metrics = Metrics(loss=float("nan"), correct=[1, 2, 3], losses=[0.5])
+    work = Message("train", 7, "id", "", "3", {"arrays": arrays, "config": config, "metrics": metrics})
+    failed = work.fail(2, "no such data")
+    frames = [hello(3), welcome(3, "[data]\n"), HEARTBEAT, refusal(WireError(Code.MALFORMED, "bad"))]
+    inputs = [bytes([_WAYS.index(_read_frame)]) + frame for frame in frames]
+    for message in (work, failed):
+        for encoding in Encoding:
+            sent = list(pack(message, encoding, chunk_bytes=4096).frames())
+            inputs.append(bytes([_WAYS.index(_read_frame)]) + sent[0])
+            stream = b"".join(struct.pack("<I", len(frame)) + frame for frame in (*sent[:1], HEARTBEAT, *sent[1:]))
+            inputs += [bytes([way]) + stream for way in (1, 2)]
+            assembler = Assembler()
+            (parcel,) = [whole for frame in sent if (whole := assembler.add(parse(frame)))]
+            body = len(parcel.header).to_bytes(2, "little") + bytes(parcel.header) + bytes(parcel.payload)
+            inputs += [bytes([way]) + body for way in (3, 4)]
+    return inputs
+
+
+_NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 40, 1 << 62, (1 << 64) - 1)
+
+
+def mutate(draw: random.Random, data: bytes, other: bytes) -> bytes:
+    """``data`` with one to four things wrong; ``other`` is where foreign pieces come from."""
+    text = bytearray(data)
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(1, len(text)) if len(text) > 1 else 0
+        choice = draw.randrange(9)
+        if choice == 0 and text:
+            text[at] ^= 1 << draw.randrange(8)
+        elif choice == 1 and text:
+            text[at] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)))
+        elif choice == 2:
+            del text[at:]
+        elif choice == 3:
+            del text[at : at + draw.randint(1, 16)]
+        elif choice == 4:
+            text[at:at] = draw.randbytes(draw.randint(1, 16))
+        elif choice == 5:
+            start = draw.randrange(len(other))
+            text[at:at] = other[start : start + draw.randint(1, 256)]
+        elif choice == 6:
+            text[at : at + 8] = draw.choice(_NUMBERS).to_bytes(8, "little")
+        elif choice == 7:
+            text = bytearray(_mutate_header(draw, bytes(text)))
+        else:
+            text = bytearray(_mutate_order(draw, bytes(text), other))
+    return bytes(text)
+
+
+def _mutate_order(draw: random.Random, data: bytes, other: bytes) -> bytes:
+    """An input of :func:`_read_stream` with frames dropped, doubled or moved, or some of another stream between."""
+    frames = _split(data[1:])
+    for _ in range(draw.randint(1, 3)):
+        frames.insert(draw.randint(0, len(frames)), draw.choice([*frames, *_split(other[1:]), b""]))
+        if draw.random() < 0.5:
+            frames.pop(draw.randrange(len(frames)))
+    return data[:1] + b"".join(struct.pack("<I", len(frame)) + frame for frame in frames)
+
+
+def _split(data: bytes) -> list[bytes]:
+    """Frames one after another, each behind its length."""
+    frames = []
+    while len(data) >= 4:
+        size = struct.unpack("<I", data[:4])[0] % (1 << 21)
+        frames.append(data[4 : 4 + size])
+        data = data[4 + size :]
+    return frames
+
+
+def _mutate_header(draw: random.Random, data: bytes) -> bytes:
+    """An input of :func:`_read_message` with another number in the description of a tensor."""
+    size = int.from_bytes(data[1:3], "little")
+    try:
+        header = Header.FromString(data[3 : 3 + size])
+    except DecodeError:
+        return data
+    tensors = [tensor for record in header.records for tensor in record.arrays.tensors]
+    if not tensors:
+        return data
+    tensor, number = draw.choice(tensors), draw.choice((*_NUMBERS, draw.randrange(1 << 12)))
+    field = draw.choice(("type", "layout", "offset", "length", "count", "scale", "shape", "shape", "nudge"))
+    if field == "shape":
+        tensor.shape[:] = [*list(tensor.shape)[draw.randrange(2) :], *[number] * draw.randrange(3)]
+    elif field == "nudge":
+        tensor.length = (tensor.length + 1) % (1 << 64)
+        tensor.count = (tensor.count + draw.randrange(2)) % (1 << 64)
+    elif field == "scale":
+        tensor.scale = draw.choice((0.0, -1.0, float("nan"), float("inf"), 1e300, 5e-324))
+    elif field in ("type", "layout"):
+        setattr(tensor, field, number % 15)
+    else:
+        setattr(tensor, field, number)
+    text = header.SerializeToString()
+    return data[:1] + (len(text) & 0xFFFF).to_bytes(2, "little") + text + data[3 + size :]
+
+
+def run(inputs: int | None, seconds: float, seed: int) -> collections.Counter[str]:
+    """Fuzz with mutated inputs until so many are read or so much time is over; returns how often what came of them."""
+    draw, seeds = random.Random(seed), corpus()
+    outcomes: collections.Counter[str] = collections.Counter()
+    end = time.monotonic() + seconds
+    with warnings.catch_warnings(action="error"):  # a decoder has nothing to print
+        while (inputs is None or outcomes.total() < inputs) and time.monotonic() < end:
+            data = mutate(draw, draw.choice(seeds), draw.choice(seeds))
+            try:
+                outcomes[fuzz(data)] += 1
+            except Exception:
+                path = Path(f"fuzz-{zlib.crc32(data):08x}.bin")
+                path.write_bytes(data)
+                print(f"fault, after {outcomes.total()} inputs: {path}")
+                raise
+    return outcomes
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--seconds", type=float, default=60)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--input", type=Path, help="read this one input and no other")
+    chosen = options.parse_args()
+    if chosen.input:
+        print(fuzz(chosen.input.read_bytes()))
+        return
+    run(2000, chosen.seconds, chosen.seed)  # what is loaded once is loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = run(None, chosen.seconds, chosen.seed + 1)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"{outcomes.total()} inputs in {chosen.seconds:g} s; the peak of memory grew by {grown / 1024:.1f} MiB")
+    for outcome, times in outcomes.most_common():
+        print(f"{times:>10} {outcome}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The frames that carry no message: greeting, refusal, heartbeat."""
+
+from __future__ import annotations
+
+from fedknow import __version__
+from fedknow.protocols.wire import fedknow_pb2 as pb
+from fedknow.protocols.wire.errors import Code, WireError
+
+__all__ = ["HEARTBEAT", "PROTOCOL", "check_version", "hello", "refusal", "refused", "welcome"]
+
+PROTOCOL = 1
+"""The version of ``fedknow.proto`` that this code speaks. A change that an older peer would misread makes it 2."""
+HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
+"""The frame that says nothing but that the sender is there."""
+
+
+def hello(node: int = 0) -> bytes:
+    """A client's first frame; ``node`` is the id it had before, if it had one."""
+    return _serialised(pb.Frame(hello=pb.Hello(protocol=PROTOCOL, package=__version__, node=node)))
+
+
+def welcome(node: int, config: str) -> bytes:
+    """The server's answer: the client's node id and the experiment's configuration (TOML)."""
+    return _serialised(pb.Frame(welcome=pb.Welcome(protocol=PROTOCOL, package=__version__, node=node, config=config)))
+
+
+def refusal(error: WireError) -> bytes:
+    """The last frame of a stream: why it ends."""
+    return _serialised(pb.Frame(refusal=pb.Refusal(code=error.code.name, reason=error.reason)))
+
+
+def refused(refusal: pb.Refusal) -> WireError:
+    """The error that the other side refused us with, to raise or to log."""
+    known = refusal.code in Code._value2member_map_
+    return WireError(Code(refusal.code) if known else Code.CODE_UNSPECIFIED, refusal.reason)
+
+
+def check_version(peer: pb.Hello | pb.Welcome) -> None:
+    """Whether the two sides understand each other.
+
+    Raises
+    ------
+    WireError
+        ``VERSION``, with the versions of both sides.
+    """
+    if peer.protocol != PROTOCOL:
+        raise WireError(
+            Code.VERSION,
+            f"this side speaks protocol {PROTOCOL} (fedknow {__version__}), the other side protocol {peer.protocol} "
+            f"(fedknow {peer.package[:64]!r}); install the same version of fedknow on both",
+        )
+
+
+def _serialised(frame: pb.Frame) -> bytes:
+    data: bytes = frame.SerializeToString()
+    return data
