@@ -28,7 +28,7 @@ __all__ = ["main"]
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 """Exit codes: the run failed; the command or the configuration cannot be run; Ctrl-C. 0 is success."""
 
-EXTRAS = {"flwr": "sim", "ray": "sim", "psutil": "sim", "matplotlib": "sim", "scipy": "sim"}
+EXTRAS = {"cryptography": "server", "flwr": "sim", "ray": "sim", "psutil": "sim", "matplotlib": "sim", "scipy": "sim"}
 """Libraries that an edge installation lacks, and the extra that brings them."""
 
 out = Console()
@@ -198,6 +198,32 @@ def compare(
             err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}", highlight=False)
         if result.failures:
             raise typer.Exit(FAILED)
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    clients: Annotated[int, typer.Option("--clients", min=1, help="How many clients there shall be.")],
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME", help="Name or address of the server; may be given many times."),
+    ] = None,
+    days: Annotated[int, typer.Option("--days", min=1, help="How long certificates are valid.")] = 365,
+) -> None:
+    """Make the certificates and tokens of a run: its CA, one folder for the server and one for each client.
+
+    Give `DIR/server` to the server and `DIR/clients/NNN` to client NNN; `DIR/ca.key` stays where it is. What is there
+    is never changed, so the same command with more clients adds the new ones.
+
+    Example:
+
+    - `fedknow certs certs --clients 20 --host fl.example.org --host 192.0.2.7`
+    """
+    with _explained(None):
+        from fedknow.server.certs import make_certificates
+
+        for made in make_certificates(folder, clients, hosts or [], days):
+            out.print(escape(str(made)), highlight=False, soft_wrap=True)
 
 
 @app.command()
