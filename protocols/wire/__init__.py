@@ -19,9 +19,27 @@ Whatever the bytes, a receiver raises :class:`WireError` and nothing else, and t
 
 from fedknow.protocols.wire.codec import Encoding
 from fedknow.protocols.wire.errors import Code, WireError
-from fedknow.protocols.wire.fedknow_pb2 import DESCRIPTOR, Frame, Hello, Refusal, Welcome
+from fedknow.protocols.wire.fedknow_pb2 import (
+    DESCRIPTOR,
+    Frame,
+    Goodbye,
+    Hello,
+    Refusal,
+    StatusReply,
+    StatusRequest,
+    Welcome,
+)
 from fedknow.protocols.wire.frames import CHUNK_BYTES, Assembler, Packed, Parcel, parse
-from fedknow.protocols.wire.handshake import HEARTBEAT, PROTOCOL, check_version, hello, refusal, refused, welcome
+from fedknow.protocols.wire.handshake import (
+    HEARTBEAT,
+    PROTOCOL,
+    check_version,
+    goodbye,
+    hello,
+    refusal,
+    refused,
+    welcome,
+)
 from fedknow.protocols.wire.limits import Limits
 from fedknow.protocols.wire.message import pack, unpack
 
@@ -31,18 +49,23 @@ __all__ = [
     "JOIN",
     "PROTOCOL",
     "SERVICE",
+    "STATUS",
     "Assembler",
     "Code",
     "Encoding",
     "Frame",
+    "Goodbye",
     "Hello",
     "Limits",
     "Packed",
     "Parcel",
     "Refusal",
+    "StatusReply",
+    "StatusRequest",
     "Welcome",
     "WireError",
     "check_version",
+    "goodbye",
     "hello",
     "pack",
     "parse",
@@ -55,4 +78,6 @@ __all__ = [
 SERVICE = DESCRIPTOR.services_by_name["Fedknow"].full_name
 """The gRPC service's name."""
 JOIN = f"/{SERVICE}/Join"
-"""The path of its one method. Register it without serialisers, so that frames pass as the bytes they are."""
+"""The path of the stream. Register it without serialisers, so that frames pass as the bytes they are."""
+STATUS = f"/{SERVICE}/Status"
+"""The path of the question how the run stands: :class:`StatusRequest`, :class:`StatusReply`."""

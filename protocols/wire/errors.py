@@ -29,6 +29,14 @@ class Code(enum.IntEnum):
     """A chunk that is missing, comes twice, or belongs to no message."""
     VERSION = 9
     """The other side speaks another version of the protocol."""
+    CREDENTIAL = 10
+    """The other side cannot prove to be who it says it is."""
+    REPLACED = 11
+    """Another stream of the same client took this one's place."""
+    FOREIGN = 12
+    """An answer in another client's name."""
+    NO_ROOM = 13
+    """The experiment has no such client, or none left."""
 
 
 class WireError(ValueError):

@@ -6,21 +6,33 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...
+
 class Frame(_message.Message):
-    __slots__ = ("hello", "welcome", "refusal", "heartbeat", "chunk", "data")
+    __slots__ = ("hello", "welcome", "refusal", "heartbeat", "chunk", "goodbye", "data")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     welcome: Welcome
     refusal: Refusal
     heartbeat: Heartbeat
     chunk: Chunk
+    goodbye: Goodbye
     data: bytes
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "package", "node")
@@ -33,16 +45,18 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., package: _Optional[str] = ..., node: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "package", "node", "config")
+    __slots__ = ("protocol", "package", "node", "config", "run")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package: str
     node: int
     config: str
-    def __init__(self, protocol: _Optional[int] = ..., package: _Optional[str] = ..., node: _Optional[int] = ..., config: _Optional[str] = ...) -> None: ...
+    run: str
+    def __init__(self, protocol: _Optional[int] = ..., package: _Optional[str] = ..., node: _Optional[int] = ..., config: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "reason")
@@ -58,6 +72,10 @@ class Refusal(_message.Message):
         BAD_VALUE: _ClassVar[Refusal.Code]
         OUT_OF_ORDER: _ClassVar[Refusal.Code]
         VERSION: _ClassVar[Refusal.Code]
+        CREDENTIAL: _ClassVar[Refusal.Code]
+        REPLACED: _ClassVar[Refusal.Code]
+        FOREIGN: _ClassVar[Refusal.Code]
+        NO_ROOM: _ClassVar[Refusal.Code]
     CODE_UNSPECIFIED: Refusal.Code
     MALFORMED: Refusal.Code
     TRUNCATED: Refusal.Code
@@ -68,11 +86,23 @@ class Refusal(_message.Message):
     BAD_VALUE: Refusal.Code
     OUT_OF_ORDER: Refusal.Code
     VERSION: Refusal.Code
+    CREDENTIAL: Refusal.Code
+    REPLACED: Refusal.Code
+    FOREIGN: Refusal.Code
+    NO_ROOM: Refusal.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     code: Refusal.Code
     reason: str
     def __init__(self, code: _Optional[_Union[Refusal.Code, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Goodbye(_message.Message):
+    __slots__ = ("finished", "reason")
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    finished: bool
+    reason: str
+    def __init__(self, finished: bool = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -91,20 +121,24 @@ class Chunk(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., sequence: _Optional[int] = ..., crc32: _Optional[int] = ..., envelope: _Optional[_Union[Envelope, _Mapping]] = ...) -> None: ...
 
 class Envelope(_message.Message):
-    __slots__ = ("node", "id", "reply_to", "size", "header_size", "chunk_size")
+    __slots__ = ("node", "id", "reply_to", "size", "header_size", "chunk_size", "version", "committed")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     REPLY_TO_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     HEADER_SIZE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
     node: int
     id: str
     reply_to: str
     size: int
     header_size: int
     chunk_size: int
-    def __init__(self, node: _Optional[int] = ..., id: _Optional[str] = ..., reply_to: _Optional[str] = ..., size: _Optional[int] = ..., header_size: _Optional[int] = ..., chunk_size: _Optional[int] = ...) -> None: ...
+    version: int
+    committed: int
+    def __init__(self, node: _Optional[int] = ..., id: _Optional[str] = ..., reply_to: _Optional[str] = ..., size: _Optional[int] = ..., header_size: _Optional[int] = ..., chunk_size: _Optional[int] = ..., version: _Optional[int] = ..., committed: _Optional[int] = ...) -> None: ...
 
 class Header(_message.Message):
     __slots__ = ("protocol", "kind", "group", "failure", "records")

@@ -55,20 +55,31 @@ class Packed:
         """Bytes of all frames, but for the few that differ from receiver to receiver."""
         return len(self._first) + sum(map(len, self._rest))
 
-    def frames(self, node: int | None = None, id: str | None = None) -> Iterator[bytes]:
+    def frames(
+        self,
+        node: int | None = None,
+        id: str | None = None,
+        reply_to: str | None = None,
+        version: int = 0,
+        committed: int = 0,
+    ) -> Iterator[bytes]:
         """The frames, in order, as serialised ``Frame`` messages.
 
         Parameters
         ----------
-        node, id : optional
-            Another receiver and message id than the packed message's own.
+        node, id, reply_to : optional
+            Others than the packed message's own.
+        version, committed : int
+            Versions of the client's state; see ``Envelope`` in ``fedknow.proto``.
         """
-        envelope = pb.Envelope()
-        envelope.CopyFrom(self.envelope)
+        envelope = pb.Envelope(version=version, committed=committed)
+        envelope.MergeFrom(self.envelope)
         if node is not None:
             envelope.node = node
         if id is not None:
             envelope.id = id
+        if reply_to is not None:
+            envelope.reply_to = reply_to
         chunk = pb.Chunk(stream=self._stream, crc32=self._crc32, envelope=envelope)
         yield _frame(chunk, [memoryview(self._first)])
         yield from self._rest
@@ -84,6 +95,8 @@ class Parcel:
         As in :class:`~fedknow.protocols.messages.Message`.
     header, payload : memoryview
         Two parts of one buffer, which lives as long as any part of it is in use.
+    version, committed : int
+        Versions of the client's state; see ``Envelope`` in ``fedknow.proto``.
     """
 
     node: int
@@ -91,6 +104,8 @@ class Parcel:
     reply_to: str
     header: memoryview = field(repr=False)
     payload: memoryview = field(repr=False)
+    version: int = 0
+    committed: int = 0
 
 
 def cut(
@@ -250,6 +265,8 @@ class Assembler:
             envelope.reply_to,
             body[: envelope.header_size].toreadonly(),
             body[envelope.header_size + padding(envelope.header_size) :],
+            envelope.version,
+            envelope.committed,
         )
 
 

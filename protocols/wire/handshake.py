@@ -1,4 +1,4 @@
-"""The frames that carry no message: greeting, refusal, heartbeat."""
+"""The frames that carry no message: greeting, refusal, farewell, heartbeat."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fedknow import __version__
 from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.errors import Code, WireError
 
-__all__ = ["HEARTBEAT", "PROTOCOL", "check_version", "hello", "refusal", "refused", "welcome"]
+__all__ = ["HEARTBEAT", "PROTOCOL", "check_version", "goodbye", "hello", "refusal", "refused", "welcome"]
 
 PROTOCOL = 1
 """The version of ``fedknow.proto`` that this code speaks. A change that an older peer would misread makes it 2."""
@@ -19,14 +19,20 @@ def hello(node: int = 0) -> bytes:
     return _serialised(pb.Frame(hello=pb.Hello(protocol=PROTOCOL, package=__version__, node=node)))
 
 
-def welcome(node: int, config: str) -> bytes:
-    """The server's answer: the client's node id and the experiment's configuration (TOML)."""
-    return _serialised(pb.Frame(welcome=pb.Welcome(protocol=PROTOCOL, package=__version__, node=node, config=config)))
+def welcome(node: int, config: str, run: str = "") -> bytes:
+    """The server's answer: the client's node id, the experiment's configuration (TOML) and the run's id."""
+    greeting = pb.Welcome(protocol=PROTOCOL, package=__version__, node=node, config=config, run=run)
+    return _serialised(pb.Frame(welcome=greeting))
 
 
 def refusal(error: WireError) -> bytes:
     """The last frame of a stream: why it ends."""
     return _serialised(pb.Frame(refusal=pb.Refusal(code=error.code.name, reason=error.reason)))
+
+
+def goodbye(finished: bool, reason: str) -> bytes:
+    """The last frame of a stream with which nothing is wrong: the run is over, or the server means to come back."""
+    return _serialised(pb.Frame(goodbye=pb.Goodbye(finished=finished, reason=reason)))
 
 
 def refused(refusal: pb.Refusal) -> WireError:
