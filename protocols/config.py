@@ -163,6 +163,9 @@ class EngineConfig(Section):
     """Ray cluster to join; empty: a local one."""
     memory_mb: int = Field(1024, ge=16)
     """Memory for client states a worker keeps at hand; the rest is read back from the run folder."""
+    max_update_norm: float = Field(100.0, ge=0)
+    """A client's update whose L2 norm is above so many times that of the model it was sent (or above so much, where the
+    model's norm is below 1) is refused as that client's failure; 0: any finite update will do."""
     on_client_error: Literal["stop", "skip"] = "stop"
     """What a failed client does to the run: end it, or leave that client's reply out and count it."""
 

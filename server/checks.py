@@ -6,7 +6,8 @@ the model for good. So replies are checked before a strategy sees them, and its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -42,6 +43,7 @@ class Fault(StrEnum):
     NAMES = "other names"
     SHAPE = "another shape"
     DTYPE = "another dtype"
+    NORM = "an absurd norm"
     METRICS = "unusable metrics"
 
 
@@ -88,12 +90,16 @@ class Inspector:
     """Looks at every reply as it arrives (a grid's ``inspect`` hook), and turns a bad one into a failure.
 
     Every array and number must be finite. Replies to ``train`` messages must moreover hold just the arrays that were
-    sent, with their shapes and dtypes, a positive ``num-examples``, and the same metrics from every client.
+    sent, with their shapes and dtypes, at no absurd distance, a positive ``num-examples``, and the same metrics from
+    every client.
 
     Parameters
     ----------
     on_failure : callable
         Told of each failure; may raise to end the run.
+    max_update_norm : float
+        Largest L2 norm of an update (what came back minus what was sent), as a multiple of the norm of what was sent,
+        or of 1 where that is less; 0: no bound. Integers (counters) are left out.
 
     Attributes
     ----------
@@ -103,8 +109,10 @@ class Inspector:
         Node and metrics of each good reply to a ``train`` message since :meth:`begin`, in the order of arrival.
     """
 
-    def __init__(self, on_failure: Callable[[ClientFailure], None]) -> None:
+    def __init__(self, on_failure: Callable[[ClientFailure], None], max_update_norm: float = 0.0) -> None:
         self._on_failure = on_failure
+        self._max_update_norm = max_update_norm
+        self._expected_norm = 0.0
         self._task = self._round = 0
         self._expected = Arrays()
         self._metrics: set[str] | None = None
@@ -114,6 +122,7 @@ class Inspector:
     def begin(self, task: int, round: int, arrays: Arrays) -> None:
         """A round begins in which ``arrays`` are sent."""
         self._task, self._round, self._expected = task, round, arrays
+        self._expected_norm = _norm(arrays.values())
         self.failures = 0
         self.trained = []
 
@@ -149,7 +158,23 @@ class Inspector:
                     _check_finite(name, array)
         if reply.kind == TRAIN:
             _check_like(reply.arrays(), self._expected)
+            self._check_norm(reply.arrays())
             self.trained.append((reply.node, self._check_metrics(reply)))
+
+    def _check_norm(self, arrays: Arrays) -> None:
+        limit = self._max_update_norm * max(self._expected_norm, 1.0)
+        # The sum of two norms is above that of the difference, and takes no copy.
+        if not limit or _norm(arrays.values()) + self._expected_norm <= limit:
+            return
+        with np.errstate(over="ignore"):
+            update = _norm(array - self._expected[name] for name, array in arrays.items() if array.dtype.kind == "f")
+        if update > limit:
+            raise _Unusable(
+                Fault.NORM,
+                "",
+                f"the update's norm is {update:.4g}, that of the model sent {self._expected_norm:.4g}; "
+                f"engine.max_update_norm = {self._max_update_norm:g} allows {limit:.4g}",
+            )
 
     def _check_metrics(self, reply: Message) -> Metrics:
         metrics = next((record for record in reply.content.values() if isinstance(record, Metrics)), Metrics())
@@ -244,6 +269,13 @@ def _check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool
             raise _Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {expected[name].shape}")
         if dtypes and array.dtype != expected[name].dtype:
             raise _Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {expected[name].dtype}")
+
+
+def _norm(arrays: Iterable[np.ndarray]) -> float:
+    """L2 norm of all numbers but integers; infinite where its square is above what a float32 holds."""
+    floats = (array if array.itemsize >= 4 else array.astype(np.float32) for array in arrays if array.dtype.kind == "f")
+    with np.errstate(over="ignore"):
+        return math.hypot(*(float(np.linalg.norm(array)) for array in floats))
 
 
 def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

@@ -143,7 +143,7 @@ class Experiment:
         self.strategy = build_strategy(config.strategy, config.data.clients)
         self.scores = Scores(config.data.clients, config.data.tasks)
         self.arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
-        self.inspector = Inspector(self._client_failed)
+        self.inspector = Inspector(self._client_failed, config.engine.max_update_norm)
         self._last: Checkpoint | None = None
         self._server_round = 0
         self._seconds_before = 0.0

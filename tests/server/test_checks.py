@@ -75,6 +75,38 @@ def test_good_replies_pass_untouched_and_are_counted(inspector):
     assert np.isnan(inspector.mean("loss"))
 
 
+@pytest.mark.parametrize(
+    ("sent", "value", "refused"),
+    [
+        (0.0, 10.0, False),  # a model of zeros has norm 0: measured against 1
+        (0.0, 10.1, True),
+        (3.0, 33.0, False),  # the update's norm is 30, ten times the model's
+        (3.0, -27.0, False),
+        (3.0, 33.1, True),
+        (3.0, -27.1, True),
+        (3.0, 1e30, True),  # whose square no float32 holds
+    ],
+)
+def test_an_update_far_beyond_the_model_is_refused(sent, value, refused):
+    def arrays(first):
+        w = np.zeros((2, 3), np.float32)
+        w[0, 0] = first
+        return Arrays(w=w, n=np.array(10**9 * int(first != sent)))  # a counter may be anything
+
+    failures = []
+    inspector = Inspector(failures.append, max_update_norm=10)
+    inspector.begin(0, 1, arrays(sent))
+    answer = inspector(reply(arrays(value)))
+    assert (answer.failure is not None) == refused == bool(failures)
+    if refused:
+        assert failures[0].fault is Fault.NORM
+        assert "engine.max_update_norm = 10 allows" in failures[0].reason
+        assert inspector.trained == []
+    unbounded = Inspector(failures.append)
+    unbounded.begin(0, 1, arrays(sent))
+    assert unbounded(reply(arrays(value))).failure is None
+
+
 def test_the_mean_does_not_depend_on_the_order_of_arrival():
     values = [0.1, 0.7, 1e9, -1e9, 0.3]
     replies = [reply(metrics=Metrics({"num-examples": 1, "loss": v}), client=c) for c, v in enumerate(values)]
