@@ -68,7 +68,8 @@ def test_knowledge_answers_as_the_pruned_model_did(tiny_model, tiny_task, norm):
     with torch.no_grad():
         expected = model.eval()(task.test.x)[:, list(task.classes)]
     other = tiny_model(seed=9, norm=norm)  # another body, whose own weights must not shine through
-    assert torch.equal(knowledge.logits(other.body, task.test.x, 7), expected)
+    # Up to rounding: matrix products of other sizes (batches of 7, a slice of the head) may sum in another order.
+    torch.testing.assert_close(knowledge.logits(other.body, task.test.x, 7), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_size_is_a_bit_a_weight_and_the_kept_values(tiny_model, tiny_task):
