@@ -2,8 +2,9 @@
 
 A checkpoint is a folder ``checkpoint-<n>`` (n: rounds done) with the global parameters under their own names
 (``arrays.safetensors``), what the strategy remembers (``strategy.safetensors``), the scores so far
-(``scores.safetensors``) and everything else (``state.json``). The one-line file ``latest`` names the one that counts;
-it is replaced only when the new checkpoint is complete on the disk, and older ones are deleted after that.
+(``scores.safetensors``) and everything else (``state.json``). The one-line file ``latest`` names the one that counts,
+with a checksum; it is replaced only when the new checkpoint is complete on the disk, and older ones are deleted after
+that.
 """
 
 from __future__ import annotations
@@ -105,13 +106,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "position": checkpoint.position,
             "seconds": checkpoint.seconds,
         }
-        write_atomic(target / "state.json", json.dumps(state).encode())
+        text = json.dumps(state).encode()
+        write_atomic(target / "state.json", text)
         _sync(target)
         _sync(folder)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    write_atomic(folder / _LATEST, name.encode() + b"\n")
+    write_atomic(folder / _LATEST, f"{name} {zlib.crc32(text)}\n".encode())
     _sync(folder)
     for old in folder.glob("checkpoint-*"):
         if old.name != name:
@@ -127,11 +129,15 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         If it cannot be read, or is not what was written.
     """
     try:
-        target = folder / (folder / _LATEST).read_text("utf-8").strip()
+        name, _, checksum = (folder / _LATEST).read_text("utf-8", "replace").strip().partition(" ")
     except FileNotFoundError:
         return None
+    target = folder / name
     try:
-        state = json.loads((target / "state.json").read_text("utf-8"))
+        text = (target / "state.json").read_bytes()
+        if str(zlib.crc32(text)) != checksum:
+            raise ValueError("the checksum of state.json is wrong")
+        state = json.loads(text)
         data = (target / "arrays.safetensors").read_bytes()
         if zlib.crc32(data) != state["crc32"]:
             raise ValueError("the checksum of arrays.safetensors is wrong")

@@ -77,7 +77,7 @@ class RunFolder:
                 raise ConfigError(f"{path} holds a finished run; choose another folder with --out, or delete this one")
             _locked(path).close()  # refused in other words while that run is going on
             raise ConfigError(f"{path} holds an unfinished run; go on with it by --resume, or choose another --out")
-        if path.exists() and (not path.is_dir() or any(name.name != _LOCK for name in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not _leftover(entry) for entry in path.iterdir())):
             raise ConfigError(f"{path} is no empty folder; choose another with --out")
         with running_out_of_disk(path):
             try:
@@ -85,7 +85,11 @@ class RunFolder:
             except PermissionError as error:
                 raise ConfigError(f"{path} cannot be made: {error.strerror}; choose another --out") from None
             folder = cls(path, config, _locked(path))
-            write_atomic(path / _CONFIG, config.to_toml().encode())
+            try:
+                write_atomic(path / _CONFIG, config.to_toml().encode())
+            except BaseException:
+                folder.close()
+                raise
         return folder
 
     @classmethod
@@ -109,7 +113,11 @@ class RunFolder:
             raise ConfigError(
                 f"{path} holds a finished run: there is nothing to resume (its report: fedknow report {path})"
             )
-        return cls(folder.path, config, _locked(folder.path))
+        lock = _locked(folder.path)
+        for place in (folder.path, folder.checkpoints):
+            for unfinished in place.glob("*.tmp"):
+                unfinished.unlink()
+        return cls(folder.path, config, lock)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -261,6 +269,11 @@ def _locked(path: Path) -> BinaryIO:
         lock.close()
         raise ConfigError(f"{path} is in use by a run that is going on; choose another --out") from None
     return lock
+
+
+def _leftover(path: Path) -> bool:
+    """Whether a file is what a run leaves that was killed before it began."""
+    return path.name == _LOCK or (path.name.startswith(_CONFIG) and path.suffix == ".tmp")
 
 
 def _plain(value: Any) -> Any:

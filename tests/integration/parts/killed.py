@@ -1,0 +1,56 @@
+"""Runs the command again and again, each time in a process that dies in the middle of writing a file.
+
+``python killed.py ARGUMENTS KILLS``: both JSON lists. Process i goes on with the run where one is left, and kills
+itself half way through the KILLS[i]-th file it writes (0: never). One line is printed for each: its exit code.
+"""
+
+import json
+import os
+import signal
+import sys
+
+from fedknow import cli
+from fedknow.client import state
+from fedknow.simulations import simulate
+
+
+class Fatal:
+    """A file in the middle of whose writing the process dies."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        self.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def command(arguments, kill):
+    written = 0
+
+    def opened(path, mode):
+        nonlocal written
+        written += 1
+        file = open(path, mode)  # noqa: SIM115 (whoever asked closes it)
+        return Fatal(file) if written == kill else file
+
+    state.open = opened
+    cli.app(arguments)
+
+
+arguments = json.loads(sys.argv[1])
+simulate.write_report = lambda *_: None
+# A run in this process first: all that is imported on the way is imported once.
+cli.app([*arguments, "--out", "warm"], standalone_mode=False)
+for kill in json.loads(sys.argv[2]):
+    pid = os.fork()
+    if pid == 0:
+        command([*arguments, "--out", "run", *["--resume"] * os.path.exists("run/config.toml")], kill)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
