@@ -34,8 +34,8 @@ class Host:
     ----------
     config : ExperimentConfig
         The experiment.
-    stream : TaskStream
-        The clients' data.
+    stream : TaskStream or None
+        The clients' data; ``None`` where a node is given.
     store : StateStore
         The clients' states.
     node : Answerer, optional
@@ -43,11 +43,12 @@ class Host:
     """
 
     def __init__(
-        self, config: ExperimentConfig, stream: TaskStream, store: StateStore, node: Answerer | None = None
+        self, config: ExperimentConfig, stream: TaskStream | None, store: StateStore, node: Answerer | None = None
     ) -> None:
         if node is None:
             from fedknow.client.node import Node
 
+            assert stream is not None  # as said above
             node = Node(config, stream)
         self.node = node
         self.store = store

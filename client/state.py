@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +162,25 @@ class StateStore:
         StateError
             If a file cannot be deleted.
         """
-        kept = {self.path(client, version).name for client, version in keep.items()}
+        self._delete_but({self.path(client, version).name for client, version in keep.items()})
+
+    def _delete_but(self, kept: Collection[str]) -> None:
         try:
             for path in self.folder.glob("*.safetensors*"):
                 if path.name not in kept:
                     path.unlink()
         except OSError as error:
             raise StateError(f"{self.folder}: old client states cannot be deleted: {error}") from error
+
+    def retain(self, client: int | None, versions: Collection[int]) -> None:
+        """Delete all files but those of some versions of one client; ``None``: all files.
+
+        Raises
+        ------
+        StateError
+            If a file cannot be deleted.
+        """
+        self._delete_but(set() if client is None else {self.path(client, version).name for version in versions})
 
     def path(self, client: int, version: int) -> Path:
         """The file of one version."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -56,6 +58,9 @@ DATA_DIR = typer.Option(
     help="Folder with `cifar100/*.parquet`, `omniglot/*.parquet` as on the Hugging Face hub. "
     "Without it `FEDKNOW_DATA` is used; `digits` needs neither.",
 )
+SERVER = typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")
+CLIENT_TLS = typer.Option("--tls", metavar="DIR", help="`clients/NNN/` of a folder that `fedknow certs` made.")
+INSECURE = typer.Option("--insecure", help="Without TLS although the address is not on this machine alone.")
 QUIET = typer.Option("--quiet", "-q", help="Print nothing but errors and where the report is.")
 
 
@@ -227,6 +232,154 @@ def certs(
 
 
 @app.command()
+def server(
+    experiment: Annotated[str, EXPERIMENT] = "digits",
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where clients connect; port 0 is any free one.")
+    ] = "127.0.0.1:8700",
+    tls: Annotated[
+        Path | None, typer.Option("--tls", metavar="DIR", help="`server/` of a folder that `fedknow certs` made.")
+    ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Let clients in by their tokens instead of their certificates.")
+    ] = False,
+    insecure: Annotated[bool, INSECURE] = False,
+    changes: Annotated[list[str] | None, SET] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Run folder.  [default: runs/NAME-LEARNER-seedN]", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the run folder, from its last round; else begin.")
+    ] = False,
+    data_dir: Annotated[Path | None, DATA_DIR] = None,
+    port_file: Annotated[
+        Path | None, typer.Option("--port-file", metavar="FILE", help="Write the port here when clients can connect.")
+    ] = None,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Run one experiment with real clients (`fedknow client`) and write a report.
+
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`. The run begins
+    when all `data.clients` clients are connected (`engine.min_clients`), and waits for those that drop, or with
+    `engine.round_timeout` goes on without them.
+
+    Clients that lose the server come back by themselves. Ctrl-C and SIGTERM are safe: go on later with `--resume`.
+
+    Examples:
+
+    - `fedknow server digits --set data.clients=4` with four `fedknow client` on this machine
+
+    - `fedknow server digits --listen 0.0.0.0:8700 --tls certs/server --out runs/field --resume`
+    """
+    with _explained(folder, "server"):
+        config = _read(experiment, changes, data_dir)
+        run = folder or Path("runs") / f"{config.name}-{_file_name(config.learner.name)}-seed{config.seed}"
+    with _explained(run, "server"):
+        from fedknow.client.state import write_atomic
+        from fedknow.progress import RunProgress, result_tables
+        from fedknow.server.run_folder import RunFolder
+        from fedknow.server.serve import serve
+        from fedknow.server.summary import summarise
+
+        def ready(port: int) -> None:
+            logging.getLogger("fedknow").info("listening on %s:%d", listen.rpartition(":")[0], port)
+            if port_file is not None:
+                write_atomic(port_file, f"{port}\n".encode())
+
+        _log_plainly(quiet)
+        signal.signal(signal.SIGTERM, _interrupt)
+        with nullcontext() if quiet else RunProgress(config, out) as progress:
+            serve(
+                config,
+                run,
+                listen,
+                tls=tls,
+                tokens=tokens,
+                insecure=insecure,
+                resume=resume,
+                observers=[] if progress is None else [progress],
+                ready=ready,
+            )
+        if not quiet:
+            for table in result_tables(summarise(RunFolder.open(run))):
+                out.print(table)
+        _point_to(run / "report.html")
+
+
+@app.command()
+def client(
+    server: Annotated[str, SERVER],
+    tls: Annotated[Path | None, CLIENT_TLS] = None,
+    insecure: Annotated[bool, INSECURE] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="This client's own data (`task-000.npz`, ...) where the experiment says `data.name = local`; else the "
+            "folder of the experiment's data set. Without it `FEDKNOW_DATA` is used; `digits` needs neither.",
+        ),
+    ] = None,
+    state: Annotated[
+        Path, typer.Option("--state", metavar="DIR", help="What this client keeps; a folder of its own.")
+    ] = Path("fedknow-state"),
+    number: Annotated[
+        int | None,
+        typer.Option("--client", metavar="N", min=0, help="Which client this is; a certificate says it by itself."),
+    ] = None,
+    give_up: Annotated[
+        float | None,
+        typer.Option("--give-up", metavar="SECONDS", min=0, help="End after so long without a connection.  [never]"),
+    ] = None,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Take part in the experiment of a server (`fedknow server`) until it is over.
+
+    All that this machine needs is the server's address, its certificate and its data; the server says what the
+    experiment is. What is kept in `--state` survives a reboot in any second. The exit code is 0 when the run is over,
+    1 when the client gave up, 2 when the server refuses it or the command cannot be run.
+
+    Examples:
+
+    - `fedknow client --server 127.0.0.1:8700 --state state/0`
+
+    - `fedknow client --server fl.example.org:8700 --tls certs/clients/003 --data ~/data --state ~/fedknow-state`
+    """
+    with _explained(None):
+        from fedknow.client.edge import EdgeClient, run_client
+        from fedknow.protocols.transport import check_address
+
+        check_address(server, tls, insecure)
+        _log_plainly(quiet)
+        edge = EdgeClient(server, state, tls=tls, data=data, client=number, give_up=give_up)
+        try:
+            run_client(edge)
+        except KeyboardInterrupt:
+            if edge.busy:  # nothing can interrupt training, and what it is at is done again next time
+                err.print("[yellow]Interrupted.[/]")
+                os._exit(INTERRUPTED)
+            raise
+
+
+@app.command()
+def status(
+    server: Annotated[str, SERVER],
+    tls: Annotated[Path | None, CLIENT_TLS] = None,
+    insecure: Annotated[bool, INSECURE] = False,
+) -> None:
+    """Print how the run of a server stands, as JSON: who is connected, what is being done, bytes, refusals."""
+    with _explained(None):
+        from fedknow.client.edge import fetch_status
+        from fedknow.protocols.transport import check_address
+
+        check_address(server, tls, insecure)
+        typer.echo(json.dumps(json.loads(fetch_status(server, tls)), indent=1))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
     folder: Annotated[
@@ -330,14 +483,24 @@ def _runs_in(path: Path) -> list[RunFolder]:
     return found
 
 
+def _log_plainly(quiet: bool) -> None:
+    """Write our log as plain lines, with the time, to stderr."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", force=True)
+    logging.getLogger("fedknow").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _interrupt(signal_: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def _explained(run: Path | None) -> Iterator[None]:
-    """Turn what may go wrong into a sentence on stderr and an exit code."""
+def _explained(run: Path | None, command: str = "simulate") -> Iterator[None]:
+    """Turn what may go wrong into a sentence on stderr and an exit code; ``command`` is what goes on with a run."""
     try:
         yield
     except KeyboardInterrupt:
         err.print("[yellow]Interrupted.[/]")
-        _kept(run)
+        _kept(run, command)
         raise typer.Exit(INTERRUPTED) from None
     except ConfigError as error:
         err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -356,27 +519,30 @@ def _explained(run: Path | None) -> Iterator[None]:
             raise
         err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         if not _lost(error):
-            _kept(run)
+            _kept(run, command)
         raise typer.Exit(FAILED) from None
 
 
 def _expected(error: Exception) -> bool:
     """Whether an exception tells of the run or the machine; any other is a fault of this program, shown in full."""
     from fedknow.client.state import StateError
-    from fedknow.server.checks import RunError
 
-    return isinstance(error, RunError | StateError | OSError)
+    return isinstance(error, StateError | OSError) or _is(error, "server.checks.RunError", "client.edge.EdgeError")
 
 
 def _lost(error: Exception) -> bool:
     """Whether what a run would go on from is damaged, so that resuming it would fail again."""
-    from fedknow.client.state import StateLost
-    from fedknow.server.checkpoint import CheckpointError
-
-    return isinstance(error, StateLost | CheckpointError)
+    return _is(error, "client.state.StateLost", "server.checkpoint.CheckpointError")
 
 
-def _kept(run: Path | None) -> None:
+def _is(error: Exception, *kinds: str) -> bool:
+    """Whether an exception is of one of these kinds; imports nothing, as an edge box lacks what a server imports."""
+    return any(
+        f"{kind.__module__}.{kind.__name__}" in {f"fedknow.{name}" for name in kinds} for kind in type(error).mro()
+    )
+
+
+def _kept(run: Path | None, verb: str) -> None:
     """Say what is kept, and how to go on."""
     from fedknow.server.run_folder import RunFolder
 
@@ -384,7 +550,7 @@ def _kept(run: Path | None) -> None:
         if RunFolder.open(run).complete:
             command, what = ["report", str(run)], f"The run in {run} is finished. Write its report with:"
         else:
-            command = ["simulate", str(run / "config.toml"), "--out", str(run), "--resume"]
+            command = [verb, str(run / "config.toml"), "--out", str(run), "--resume"]
             what = f"All up to the last complete round is kept in {run}. Go on with:"
         text = f"{what}\n  fedknow {shlex.join(command)}"
     elif run is not None and any(run.glob("*/config.toml")):

@@ -68,7 +68,7 @@ class DataConfig(Section):
     """Which data, cut into which tasks, shared among which clients."""
 
     name: str = "digits"
-    """``digits`` (embedded), ``cifar100``, ``omniglot``, or ``module:callable``."""
+    """``digits`` (embedded), ``cifar100``, ``omniglot``, ``module:callable``, or ``local``: each real client's own."""
     dir: str = ""
     """Folder that holds ``<name>/*.parquet``; empty: ``$FEDKNOW_DATA``."""
     scenario: Literal["task-incremental", "class-incremental"] = "task-incremental"
@@ -92,6 +92,11 @@ class DataConfig(Section):
     """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples for all clients."""
     alpha: float = Field(0.5, gt=0)
     """``dirichlet``: concentration; small is skewed."""
+
+    shape: list[int] = Field(default=[], max_length=3)
+    """``local``: channels, height and width of the clients' images."""
+    classes: int = Field(0, ge=0)
+    """``local``: classes of all tasks together."""
 
     @model_validator(mode="after")
     def _order(self) -> DataConfig:
@@ -154,7 +159,7 @@ class EvaluationConfig(Section):
 
 
 class EngineConfig(Section):
-    """How a simulation is run; none of this changes a result."""
+    """How a run is carried out; none of this changes a result, as long as no client is left out."""
 
     backend: Literal["ray", "inline"] = "ray"
     workers: int = Field(0, ge=0)
@@ -163,6 +168,11 @@ class EngineConfig(Section):
     """Ray cluster to join; empty: a local one."""
     memory_mb: int = Field(1024, ge=16)
     """Memory for client states a worker keeps at hand; the rest is read back from the run folder."""
+    round_timeout: float = Field(0.0, ge=0)
+    """Real clients: seconds after which a wave of work goes on without those that have not answered; 0: it waits."""
+    min_clients: int = Field(0, ge=0)
+    """Real clients: how many must be connected before work is given out. 0: all of them before the first round; after
+    that as many as there are where ``round_timeout`` is set, and all of them where it is not."""
     max_update_norm: float = Field(100.0, ge=0)
     """A client's update whose L2 norm is above so many times that of the model it was sent (or above so much, where the
     model's norm is below 1) is refused as that client's failure; 0: any finite update will do."""

@@ -121,7 +121,7 @@ class MessageGrid(Grid):
     def _collect(
         self, work: Sequence[Message], timeout: float | None, label: str | None, convert: Callable[[Message], T]
     ) -> list[T]:
-        strangers = sorted({message.node for message in work} - set(self.get_node_ids()))
+        strangers = sorted({message.node for message in work} - {node_of(client) for client in range(self.clients)})
         if strangers:
             raise ValueError(f"no such nodes: {strangers}; they are {node_of(0)} to {node_of(self.clients - 1)}")
         for message in work:

@@ -5,6 +5,7 @@
     config.toml      the complete configuration
     partition.json   which client holds what (sizes, classes, digest)
     metrics.jsonl    one event a line
+    run-id           by which real clients know the run again (fedknow.server.serve)
     accuracy.npz     raw accuracies, from which every metric can be computed again
     checkpoint/      what the run needs to go on (see fedknow.server.checkpoint)
     clients/         the clients' states (owned by the grid)
@@ -21,6 +22,7 @@ import io
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,11 +37,12 @@ from fedknow.server.evaluation import Scores
 
 __all__ = ["RunFolder", "is_disk_full", "running_out_of_disk"]
 
-_CONFIG, _PARTITION, _METRICS, _ACCURACY, _LOCK = (
+_CONFIG, _PARTITION, _METRICS, _ACCURACY, _RUN_ID, _LOCK = (
     "config.toml",
     "partition.json",
     "metrics.jsonl",
     "accuracy.npz",
+    "run-id",
     ".lock",
 )
 
@@ -198,6 +201,14 @@ class RunFolder:
                 return {name: arrays[name] for name in arrays.files}
         except FileNotFoundError:
             return Scores(self.config.data.clients, self.config.data.tasks).arrays()
+
+    @property
+    def run_id(self) -> str:
+        """A name that no other run has, and that a resumed run keeps: clients keep their states under it."""
+        path = self.path / _RUN_ID
+        if not path.exists():
+            write_atomic(path, secrets.token_hex(8).encode())
+        return path.read_text("ascii")
 
     # --- writing --------------------------------------------------------------------------------------------------
 

@@ -154,6 +154,11 @@ def load_dataset(config: DataConfig) -> Dataset:
         return _digits()
     if config.name in _PARQUET:
         return _load_parquet(config.name, _PARQUET[config.name], config.dir)
+    if config.name == "local":
+        raise ConfigError(
+            "data.name = 'local': the data are with real clients (fedknow server, fedknow client --data DIR); "
+            "a simulation needs a data set: set data.name"
+        )
     known = list_datasets()
     raise ConfigError(
         f"data.name = {config.name!r}: no such data set{closest(config.name, known)}; "

@@ -1,0 +1,160 @@
+"""A real client's own data: one file a task in a folder of its own."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedknow.client.data.stream import Split, TaskData
+from fedknow.protocols.config import ConfigError, DataConfig
+
+__all__ = ["LOCAL", "LocalStream", "local_shape"]
+
+LOCAL = "local"
+"""``data.name`` of an experiment whose clients bring their own data."""
+
+
+def local_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
+    """Shape of an image and number of classes, which the server cannot learn from data that it does not have.
+
+    Raises
+    ------
+    ConfigError
+        If ``data.shape`` or ``data.classes`` is missing.
+    """
+    if len(config.shape) != 3 or min(config.shape) < 1:
+        raise ConfigError(
+            f"data.shape = {config.shape}: with data.name = {LOCAL!r} give channels, height and width of the clients' "
+            "images, for example data.shape = [3, 32, 32]"
+        )
+    if config.classes < 1:
+        raise ConfigError(
+            f"data.classes = {config.classes}: with data.name = {LOCAL!r} give the number of classes of all tasks "
+            "together, for example data.classes = 10"
+        )
+    channels, height, width = config.shape
+    return (channels, height, width), config.classes
+
+
+class LocalStream:
+    """The tasks of one client, from ``task-000.npz``, ... (a :class:`~fedknow.client.data.TaskStream`).
+
+    Each file holds ``train_x``, ``train_y``, ``test_x`` and ``test_y``: images ``[n, C, H, W]``, of uint8 (0..255,
+    which become -1..1) or of float32 (taken as they are), and integer labels ``[n]``, 0 to ``data.classes - 1``. An
+    array ``classes`` may say which classes the task is about; without, these are block number ``task`` of
+    ``data.classes_per_task`` classes, or where that is 0 the labels in the file. A file is read when its task is
+    first asked for, so that tasks may arrive while the run goes on.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files lie.
+    config : DataConfig
+        The experiment's ``data``.
+
+    Raises
+    ------
+    ConfigError
+        If the first task's file is missing or not as described.
+    """
+
+    def __init__(self, folder: Path, config: DataConfig) -> None:
+        self.folder = folder
+        self.tasks = config.tasks
+        self.clients = config.clients
+        self.shape, self.classes = local_shape(config)
+        self._block = config.classes_per_task
+        self._incremental = config.scenario == "class-incremental"
+        self._slices: dict[int, tuple[int, ...]] = {}
+        self._recent: tuple[int, dict[str, np.ndarray]] = -1, {}
+        self._slice(0)
+
+    def task(self, client: int, task: int) -> TaskData:
+        """The task at a position of the client's own order; all of the folder is one client's, whichever it is.
+
+        Raises
+        ------
+        ConfigError
+            If the task's file is missing or not as described.
+        """
+        arrays = self._read(task)
+        return TaskData(
+            task=task,
+            classes=self._slice(task),
+            seen=tuple(dict.fromkeys(label for earlier in range(task + 1) for label in self._slice(earlier))),
+            train=_split(arrays["train_x"], arrays["train_y"]),
+            test=_split(arrays["test_x"], arrays["test_y"]),
+            incremental=self._incremental,
+        )
+
+    def _slice(self, task: int) -> tuple[int, ...]:
+        """The task's classes."""
+        if task not in self._slices:
+            arrays = self._read(task)
+            if "classes" in arrays:
+                classes = [int(label) for label in arrays["classes"]]
+            elif self._block:
+                classes = list(range(task * self._block, (task + 1) * self._block))
+            else:
+                classes = np.unique(np.concatenate([arrays["train_y"], arrays["test_y"]])).tolist()
+            strange = sorted({*arrays["train_y"].tolist(), *arrays["test_y"].tolist()} - set(classes))
+            if strange or not all(0 <= label < self.classes for label in classes):
+                raise self._wrong(
+                    task,
+                    f"labels {strange[:5] or classes[:5]} are none of the task's; its classes are {classes}, out of "
+                    f"0..{self.classes - 1} (data.classes, data.classes_per_task, or an array 'classes' in the file)",
+                )
+            self._slices[task] = tuple(classes)
+        return self._slices[task]
+
+    def _read(self, task: int) -> dict[str, np.ndarray]:
+        if not 0 <= task < self.tasks:
+            raise IndexError(f"task {task}: there are {self.tasks} tasks, from 0")
+        if self._recent[0] != task:
+            try:
+                with np.load(self._path(task), allow_pickle=False) as file:
+                    arrays = {name: file[name] for name in file.files}
+            except FileNotFoundError:
+                there = ", ".join(sorted(path.name for path in self.folder.glob("*"))[:8]) or "nothing"
+                raise self._wrong(task, f"no such file; the folder holds {there}") from None
+            except (OSError, ValueError, zipfile.BadZipFile) as error:
+                raise self._wrong(task, f"not a file that numpy.savez wrote: {error}") from None
+            self._check(task, arrays)
+            self._recent = task, arrays
+        return self._recent[1]
+
+    def _check(self, task: int, arrays: dict[str, np.ndarray]) -> None:
+        for part in ("train", "test"):
+            x, y = arrays.get(f"{part}_x"), arrays.get(f"{part}_y")
+            if x is None or x.dtype not in (np.uint8, np.float32) or x.shape[1:] != self.shape or len(x) == 0:
+                raise self._wrong(
+                    task, f"{part}_x is {_what(x)}; it must be uint8 or float32 [n, {', '.join(map(str, self.shape))}]"
+                )
+            if not np.isfinite(x).all():
+                raise self._wrong(task, f"{part}_x holds NaN or infinity")
+            if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+                raise self._wrong(task, f"{part}_y is {_what(y)}; it must be integers [{len(x)}]")
+        classes = arrays.get("classes")
+        if classes is not None and (classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) == 0):
+            raise self._wrong(task, f"classes is {_what(classes)}; it must be a list of integers")
+
+    def _path(self, task: int) -> Path:
+        return self.folder / f"task-{task:03d}.npz"
+
+    def _wrong(self, task: int, what: str) -> ConfigError:
+        return ConfigError(f"{self._path(task)}: {what}")
+
+
+def _split(x: np.ndarray, y: np.ndarray) -> Split:
+    images = torch.from_numpy(x.astype(np.float32))
+    if x.dtype == np.uint8:
+        images.div_(127.5).sub_(1)
+    return Split(images, torch.from_numpy(y.astype(np.int64)))
+
+
+def _what(array: Any) -> str:
+    return "missing" if array is None else f"{array.dtype} {list(array.shape)}"

@@ -1,0 +1,179 @@
+"""What a real client has done since the server's last checkpoint, on disk: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fedknow.client.state import StateError, StateStore, write_atomic
+from fedknow.protocols.config import ConfigError
+from fedknow.protocols.messages import Message
+from fedknow.protocols.wire import Assembler, Packed, Parcel, WireError, parse, unpack
+
+__all__ = ["Journal", "key_of"]
+
+log = logging.getLogger(__name__)
+
+_ANSWERS = 8
+"""Answers kept on disk at most. A round of training, a task's end and its scoring make four."""
+
+
+def key_of(work: Parcel) -> str:
+    """What tells work from other work: the same work from the same state has the same key, whoever sends it, and when.
+
+    A server that was killed and resumed asks again for what its last run asked for, under other message ids. The
+    header says all about the work but its tensors' bytes, and these it gives the checksums of.
+    """
+    return hashlib.blake2b(bytes(work.header) + work.version.to_bytes(8, "big"), digest_size=12).hexdigest()
+
+
+class Journal:
+    """The states and the answers of one client, in a folder of its own.
+
+    The server says with each piece of work from which version of the client's state it starts, and which version is
+    in the last checkpoint: the *committed* one. Whatever happens to either side, no other work will be asked for than
+    from the committed version on; so that version, and what was made of it, is kept, and the rest is deleted.
+
+    ::
+
+        run                       the node and the id of the run that all this belongs to
+        states/                   a StateStore
+        answers/COMMITTED/        KEY-VERSION: the answer to the work of that key, and the version after it
+        .lock
+
+    A state is on disk before its answer is given out. An answer need not be: one that is lost is made again.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if missing.
+    memory_bytes : int
+        See :class:`~fedknow.client.state.StateStore`.
+
+    Raises
+    ------
+    ConfigError
+        If another process uses the folder, or it cannot be made.
+    """
+
+    def __init__(self, folder: Path, memory_bytes: int = 256 * 2**20) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder)
+            self.store = StateStore(folder / "states", memory_bytes)
+        except OSError as error:
+            raise ConfigError(f"--state {folder}: cannot be used: {error.strerror or error}") from None
+
+    @property
+    def node(self) -> int:
+        """The node id that the client had last; 0: none yet."""
+        return self._mark()[1]
+
+    def begin(self, run: str, node: int) -> None:
+        """A run's work for a node follows: what belongs to another run or node is deleted."""
+        before = self._mark()
+        if before == (run, node):
+            return
+        if before[0]:
+            log.info("another run, or another client: what was kept of the one before is deleted")
+        shutil.rmtree(self._answers, ignore_errors=True)
+        self.store.retain(None, ())
+        write_atomic(self.folder / "run", f"{node} {run}".encode())
+
+    def _mark(self) -> tuple[str, int]:
+        try:
+            node, _, run = (self.folder / "run").read_text("utf-8").partition(" ")
+        except FileNotFoundError:
+            return "", 0
+        return run, int(node)
+
+    def commit(self, client: int, version: int, committed: int) -> None:
+        """Work comes that starts from a version: delete what no server will ask for any more.
+
+        Raises
+        ------
+        StateError
+            If a file cannot be deleted.
+        """
+        here = self._answers / f"{committed:x}"
+        for other in self._answers.glob("*"):
+            if other != here:
+                shutil.rmtree(other, ignore_errors=True)
+        after = {int(path.name.partition("-")[2], 16) for path in self._kept(committed)}
+        self.store.retain(client, {version, committed} | after)
+
+    def find(self, key: str, committed: int) -> tuple[Message, int] | None:
+        """The answer to work that was done already, and the version of the state after it."""
+        for path in (self._answers / f"{committed:x}").glob(f"{key}-*"):
+            try:
+                parcel = _read(path.read_bytes())
+                return unpack(parcel), parcel.version
+            except (WireError, OSError) as error:  # it was not synced; made again from the state, which was
+                log.info("%s: %s; the work is done again", path.name, error)
+                path.unlink(missing_ok=True)
+        return None
+
+    def keep(self, key: str, committed: int, answer: Packed, version: int) -> None:
+        """Keep an answer, until the next checkpoint or until there are many newer ones.
+
+        Raises
+        ------
+        StateError
+            If the disk is full.
+        """
+        folder = self._answers / f"{committed:x}"
+        target = folder / f"{key}-{version:x}"
+        neighbour = target.with_suffix(".tmp")
+        frames = b"".join(len(frame).to_bytes(4, "big") + frame for frame in answer.frames(version=version))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            neighbour.write_bytes(frames)
+            os.replace(neighbour, target)
+        except OSError as error:
+            neighbour.unlink(missing_ok=True)
+            raise StateError(f"{target}: the answer cannot be written: {error.strerror or error}") from error
+        for old in sorted(self._kept(committed), key=lambda path: path.stat().st_mtime_ns)[:-_ANSWERS]:
+            old.unlink()
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        self._lock.close()
+
+    @property
+    def _answers(self) -> Path:
+        return self.folder / "answers"
+
+    def _kept(self, committed: int) -> Iterator[Path]:
+        folder = self._answers / f"{committed:x}"
+        return (path for path in folder.glob("*-*") if path.suffix != ".tmp")
+
+
+def _read(data: bytes) -> Parcel:
+    assembler = Assembler()
+    position = 0
+    while position < len(data):
+        size = int.from_bytes(data[position : position + 4], "big")
+        parcel = assembler.add(parse(data[position + 4 : position + 4 + size]))
+        position += 4 + size
+        if parcel is not None:
+            return parcel
+    raise OSError("it ends too early")
+
+
+def _locked(folder: Path) -> BinaryIO:
+    lock = (folder / ".lock").open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(
+            f"--state {folder} is in use by another client on this machine; give each client a folder of its own"
+        ) from None
+    return lock

@@ -1,0 +1,70 @@
+"""What both ends of a gRPC connection must agree on: how often to speak, how long to listen, how to cut messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedknow.protocols.config import ConfigError
+from fedknow.protocols.security import is_loopback
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "CHUNK_BYTES",
+    "HEARTBEAT_SECONDS",
+    "HELLO_SECONDS",
+    "SERVER_OPTIONS",
+    "SILENCE_SECONDS",
+    "check_address",
+]
+
+HEARTBEAT_SECONDS = 3.0
+"""A side that has nothing to say sends a heartbeat that often: proxies do not cut the stream, and the peer knows."""
+SILENCE_SECONDS = 10.0
+"""A side that has heard nothing for so long takes the peer for dead."""
+HELLO_SECONDS = 10.0
+"""How long the greeting may take, on either side."""
+CHUNK_BYTES = 1 << 18
+"""Chunks of messages: at 50 kB/s one takes 5 s, so that a slow link is not taken for a dead one."""
+
+_KEEPALIVE = [
+    # Beneath the heartbeats, which find a dead peer sooner: pings by gRPC itself, which find a dead connection even
+    # where this process is too busy to look.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+CHANNEL_OPTIONS = [
+    *_KEEPALIVE,
+    # Each attempt to connect is a channel of its own, so that waiting between attempts is ours to decide.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+]
+"""Of a client's channel."""
+SERVER_OPTIONS = [
+    *_KEEPALIVE,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # Two servers on one port would each get some of the clients.
+    ("grpc.so_reuseport", 0),
+]
+"""Of the server."""
+
+
+def check_address(address: str, tls: Path | None, insecure: bool) -> None:
+    """Whether an address may be used as it is asked for: off this machine in the clear by ``--insecure`` alone.
+
+    Raises
+    ------
+    ConfigError
+        If not, or if the address is no ``HOST:PORT``.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"address {address!r}: write HOST:PORT, for example 127.0.0.1:8700 or [::1]:8700")
+    if tls is not None and insecure:
+        raise ConfigError("--tls and --insecure: one or the other")
+    if tls is None and not insecure and not is_loopback(address):
+        raise ConfigError(
+            f"{address} is not on this machine alone: give --tls DIR (`fedknow certs` makes one), or --insecure to let "
+            "everything travel in the clear and believe everyone"
+        )

@@ -1,0 +1,293 @@
+"""Real clients: a Flower grid whose messages travel over gRPC, one stream a client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
+from fedknow.protocols.security import Tokens
+from fedknow.protocols.transport import CHUNK_BYTES, SILENCE_SECONDS
+from fedknow.protocols.wire import Code, Limits, Packed, WireError, pack, unpack
+from fedknow.server.grid import Answers, MessageGrid
+from fedknow.server.grpc_service import Answer, Service, Work
+
+__all__ = ["GrpcGrid"]
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 3
+"""Answers to one piece of work that cannot be read before it fails."""
+REMIND_SECONDS = 30.0
+"""How often the log says who is waited for."""
+
+
+class GrpcGrid(MessageGrid):
+    """Clients on other machines, each with a stream to the gRPC server that this grid runs in a thread of its own.
+
+    What messages of a wave share is serialised once. A client that drops comes back as itself and is sent its work
+    again; its answer counts once. It keeps its state by version, from the one in the last checkpoint on
+    (:class:`fedknow.client.journal.Journal`), so a run that is resumed asks it to go back, and the numbers are those
+    of a run that nothing happened to.
+
+    Work is given out when ``engine.min_clients`` are connected; see there. With ``engine.round_timeout`` a wave goes on
+    without those that have not answered by then, and only connected clients are counted as the grid's nodes, late ones
+    from the next wave on. Without, all clients are its nodes, and are waited for.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment, which clients are given.
+    listen : str
+        ``HOST:PORT``; port 0 is one of the system's choice.
+    run : str
+        The run's id; a resumed run has the same.
+    credentials : grpc.ServerCredentials, optional
+        Without, clients are believed who they are and all travels in the clear.
+    tokens : Tokens, optional
+        Clients prove who they are by these instead of certificates.
+    limits : Limits, optional
+        What a client may send.
+
+    Attributes
+    ----------
+    port : int
+        Where it listens.
+
+    Raises
+    ------
+    ConfigError
+        If the address cannot be had, or ``engine.min_clients`` is more than there are.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        listen: str,
+        run: str = "",
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+        tokens: Tokens | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(config.data.clients)
+        if config.engine.min_clients > self.clients:
+            raise ConfigError(
+                f"engine.min_clients = {config.engine.min_clients}: there are {self.clients} clients (data.clients)"
+            )
+        self._engine = config.engine
+        self._limits = limits or Limits()
+        # Ids of this process's messages: an answer to what an earlier one asked for is none to ours.
+        self._session = secrets.token_hex(4)
+        self._committed: dict[int, int] = {}
+        self._begun = False
+        self._service = Service(
+            self.clients,
+            config.to_toml(),
+            run or self._session,
+            secure=credentials is not None,
+            tokens=tokens,
+            limits=self._limits,
+        )
+        self._farewell: tuple[bool, str, float] = False, "the server stops", 0.0
+        self._loop = asyncio.new_event_loop()
+        started: Future[int] = Future()
+        self._thread = threading.Thread(
+            target=self._serve, args=(listen, credentials, started), name="fedknow-grpc", daemon=True
+        )
+        self._thread.start()
+        try:
+            self.port = started.result()
+        except RuntimeError as error:
+            raise ConfigError(f"--listen {listen}: cannot be had: {error}") from None
+
+    # --- the work -------------------------------------------------------------------------------------------------
+
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
+        """Have clients do the work; see :meth:`MessageGrid.deliver`.
+
+        An answer that cannot be read ends its sender's stream; the work is sent again when it is back, three times.
+
+        Raises
+        ------
+        RuntimeError
+            If the gRPC server has broken down.
+        """
+        self._wait()
+        limits = [seconds for seconds in (timeout, self._engine.round_timeout or None) if seconds is not None]
+        deadline = time.monotonic() + min(limits) if limits else None
+        queues: dict[int, deque[Message]] = {}
+        for message in work:
+            queues.setdefault(message.node, deque()).append(message)
+        packed = _Packer(self._limits)
+        faults: dict[str, int] = {}
+        left = len(work)
+
+        def next_of(node: int, version: int) -> Work:
+            message = queues[node][0]
+            return Work(message.id, node, packed(message), version, self._committed.get(client_of(node), 0))
+
+        first = [next_of(node, self.versions.get(client_of(node), 0)) for node in queues]
+        self._call(self._service.assign, first, _progress(work))
+        try:
+            while left:
+                answer = self._next(deadline, queues)
+                if answer is None:
+                    return
+                node, asked = answer.work.node, queues.get(answer.work.node)
+                if not asked or asked[0].id != answer.work.id:
+                    self._call(self._service.count, "late")
+                    continue
+                message = asked[0]
+                try:
+                    reply, version = self._read(answer, message), answer.parcel.version
+                except WireError as error:
+                    faults[message.id] = faults.get(message.id, 0) + 1
+                    self._call(self._service.reject, answer.work, error)
+                    if faults[message.id] < PATIENCE:
+                        continue
+                    reason = f"its answer could not be read {PATIENCE} times: {error}"
+                    reply, version = message.fail(CLIENT_FAILED, reason), answer.work.version
+                asked.popleft()
+                left -= 1
+                if asked:
+                    self._call(self._service.assign, [next_of(node, version)])
+                yield reply, version
+        finally:
+            self._call(self._service.withdraw)
+
+    def _next(self, deadline: float | None, queues: Mapping[int, deque[Message]]) -> Answer | None:
+        """The next answer, or ``None`` when the time is over."""
+        while True:
+            until = REMIND_SECONDS if deadline is None else min(REMIND_SECONDS, deadline - time.monotonic())
+            try:
+                answer = self._service.answers.get(timeout=max(0.0, until))
+            except queue.Empty:
+                late = [client_of(node) for node, messages in queues.items() if messages]
+                if deadline is not None and time.monotonic() >= deadline:
+                    self._call(self._service.count, "left_out", sum(map(len, queues.values())))
+                    log.warning("clients %s did not answer in time and are left out", late)
+                    return None
+                log.info("waiting for clients %s", late)
+                continue
+            if isinstance(answer, Exception):
+                raise RuntimeError("the gRPC server has broken down") from answer
+            return answer
+
+    def _read(self, answer: Answer, message: Message) -> Message:
+        reply = unpack(answer.parcel, self._limits)
+        if reply.kind != message.kind:
+            raise WireError(Code.MALFORMED, f"a {reply.kind!r} answer to {message.kind!r} work")
+        return replace(reply, id=f"{message.id}:reply", group=message.group)
+
+    # --- who is there ---------------------------------------------------------------------------------------------
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of the clients, ascending: all, or with ``engine.round_timeout`` those connected."""
+        if not self._engine.round_timeout:
+            return super().get_node_ids()
+        self._wait()
+        return self._service.connected()
+
+    def _wait(self) -> None:
+        """Wait for the clients without whom no work is given out."""
+        needed = self._engine.min_clients or (1 if self._begun else self.clients)
+        while not self._service.wait_for(needed, REMIND_SECONDS):
+            there = [client_of(node) for node in self._service.connected()]
+            log.info("%d clients are connected (%s); the run waits for %d", len(there), there, needed)
+        self._begun = True
+
+    def status(self) -> dict[str, Any]:
+        """How the run stands: see :meth:`fedknow.server.grpc_service.Service.status`."""
+        return self._service.status()
+
+    # --- client states --------------------------------------------------------------------------------------------
+
+    def restore(self, versions: Mapping[int, int], traffic: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        """Go back to the client states, and the traffic, of a checkpoint."""
+        super().restore(versions, traffic)
+        self._committed = dict(versions)
+
+    def prune(self) -> None:
+        """Tell clients, with their next work, that the present states are in a checkpoint."""
+        self._committed = dict(self.versions)
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def finish(self, reason: str = "the run is over", linger: float = SILENCE_SECONDS) -> None:
+        """Close, telling clients that nothing follows; those that are away have ``linger`` seconds to hear it."""
+        self._farewell = True, reason, linger
+        self.close()
+
+    def close(self) -> None:
+        """Stop the server; clients that were not told by :meth:`finish` that the run is over try to come back."""
+        if self._thread.is_alive():
+            self._call(self._ended.set)
+            self._thread.join()
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _next_id(self) -> str:
+        return f"{self._session}.{super()._next_id()}"
+
+    def _serve(self, listen: str, credentials: grpc.ServerCredentials | None, started: Future[int]) -> None:
+        """The thread of the server."""
+
+        async def main() -> None:
+            self._ended = asyncio.Event()
+            try:
+                port = await self._service.start(listen, credentials)
+            except RuntimeError as error:
+                started.set_exception(error)
+                return
+            started.set_result(port)
+            await self._ended.wait()
+            await self._service.stop(*self._farewell)
+
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(main())
+        except Exception as error:  # whoever waits for answers must hear of it
+            log.exception("the gRPC server has broken down")
+            self._service.answers.put(error)
+            if not started.done():
+                started.set_exception(error)
+
+
+class _Packer:
+    """Serialises the messages of a wave, those of the same content once."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._packed: dict[tuple[Any, ...], Packed] = {}
+
+    def __call__(self, message: Message) -> Packed:
+        # Records are kept alive by the wave's messages, so an identity stays its own.
+        records = tuple((name, id(record)) for name, record in message.content.items())
+        key = message.kind, message.group, records
+        if key not in self._packed:
+            self._packed[key] = pack(message, limits=self._limits, chunk_bytes=CHUNK_BYTES)
+        return self._packed[key]
+
+
+def _progress(work: Sequence[Message]) -> dict[str, Any]:
+    """What the status tells of a wave."""
+    if not work:
+        return {}
+    config = work[0].config()
+    about = {key: config[key] for key in ("task", "round", "server-round") if key in config}
+    return {"kind": work[0].kind, **about, "messages": len(work), "since": round(time.time(), 1)}

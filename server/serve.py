@@ -1,0 +1,106 @@
+"""One experiment with real clients, from its configuration to its report."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fedknow.client.data import make_benchmark
+from fedknow.client.data.local import LOCAL, local_shape
+from fedknow.client.learners import build_learner, resolve
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.security import Tokens, server_credentials
+from fedknow.protocols.transport import check_address
+from fedknow.protocols.wire import Limits
+from fedknow.server.experiment import Experiment, Observer, RunResult
+from fedknow.server.grpc_grid import GrpcGrid
+from fedknow.server.report import write_report
+from fedknow.server.run_folder import RunFolder
+from fedknow.strategies import build_strategy
+
+__all__ = ["serve"]
+
+log = logging.getLogger(__name__)
+
+
+def serve(
+    config: ExperimentConfig,
+    out: Path,
+    listen: str,
+    *,
+    tls: Path | None = None,
+    tokens: bool = False,
+    insecure: bool = False,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+    ready: Callable[[int], None] = lambda port: None,
+) -> RunResult:
+    """Run an experiment with the clients that connect, and write everything it yields, report included, to ``out``.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment; its learner's settings may be left to their defaults.
+    out : Path
+        The run folder.
+    listen : str
+        ``HOST:PORT``; port 0 is one of the system's choice.
+    tls : Path, optional
+        The server's certificates (:func:`~fedknow.protocols.security.server_credentials`).
+    tokens : bool
+        Let clients in by their tokens, over TLS, instead of by certificates.
+    insecure : bool
+        Listen in the clear although others than this machine can connect.
+    resume : bool
+        Go on with the run in ``out`` after its last complete round; if there is none yet, begin.
+    observers : sequence of callable
+        Called with each event of the experiment.
+    ready : callable
+        Called with the port when clients can connect.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration cannot be run, the address cannot be had, or ``out`` holds another or a finished run.
+    RunError
+        If the run fails; what it earned until then is kept and can be resumed.
+    """
+    check_address(listen, tls, insecure)
+    if tls is None and tokens:
+        raise ConfigError("--tokens needs --tls: a token in the clear is anybody's")
+    credentials = None if tls is None else server_credentials(tls, client_certificates=not tokens)
+    bearers = Tokens.load(tls) if tls is not None and tokens else None
+    config = resolve(config)
+    if config.data.name == LOCAL:
+        (shape, classes), partition = local_shape(config.data), None
+    else:
+        benchmark = make_benchmark(config)
+        shape, classes, partition = benchmark.shape, benchmark.classes, benchmark.partition.summary()
+    learner = build_learner(config, shape, classes)
+    build_strategy(config.strategy, config.data.clients)
+    again = resume and (out / "config.toml").is_file()
+    with RunFolder.resume(out, config) if again else RunFolder.create(out, config) as folder:
+        try:
+            limits = _limits(
+                sum(tensor.nbytes for part in (learner.send(), learner.kept()) for tensor in part.values())
+            )
+            grid = GrpcGrid(config, listen, folder.run_id, credentials=credentials, tokens=bearers, limits=limits)
+            with grid:
+                ready(grid.port)
+                result = Experiment(config, grid, folder, learner, observers, partition).run()
+                grid.finish()
+        except Exception:
+            with suppress(OSError):  # a disk too full for the run is too full for its log
+                (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")
+            raise
+        write_report([folder], folder.path)
+    return result
+
+
+def _limits(model: int) -> Limits:
+    """What a client may send: answers of a few models' size; a model's bytes are given."""
+    size = max(64 * 2**20, 4 * model)
+    return Limits(message_bytes=size, decoded_bytes=size)
