@@ -7,7 +7,8 @@ message and the layout of an array. ``tests/protocols/test_flower.py`` fails if 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -20,14 +21,17 @@ from fedknow.protocols.messages import Arrays, Config, Content, Failure, Message
 
 __all__ = [
     "Cache",
+    "FlowerCache",
     "Run",
     "empty_run",
     "from_flower",
     "identify",
+    "keep_identity",
     "set_id",
     "to_arrays",
     "to_flower",
     "to_record",
+    "to_records",
 ]
 
 SERVER_NODE = 1
@@ -38,6 +42,11 @@ NUMPY = "numpy.ndarray"
 Cache = dict[int, tuple[object, "Record"]]
 """Records already converted, by the identity of the Flower record; holds that record, so an identity stays its own."""
 
+FlowerRecord = ArrayRecord | MetricRecord | ConfigRecord
+
+FlowerCache = dict[int, tuple[Record, FlowerRecord]]
+"""The same the other way: by the identity of our record."""
+
 
 def identify(run_id: int = 1) -> None:
     """Say who sends the messages made in this process: the server of a run.
@@ -47,6 +56,16 @@ def identify(run_id: int = 1) -> None:
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
     TaskIdentity.task_id = run_id
+
+
+@contextmanager
+def keep_identity() -> Iterator[None]:
+    """Leave what :func:`identify` sets as it was: in a process that Flower itself has told who it is."""
+    before = vars(TaskIdentity)["_run_id"], vars(TaskIdentity)["_node_id"], vars(TaskIdentity)["_task_id"]
+    try:
+        yield
+    finally:
+        TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 
 
 def empty_run(run_id: int = 1) -> Run:
@@ -82,11 +101,13 @@ def to_flower(message: Message, reply_to: FlowerMessage | None = None) -> Flower
     if reply_to is None:
         if message.failure is not None:
             raise ValueError(f"message {message.id!r} is a failure, but answers nothing")
-        made = FlowerMessage(_records(message.content), message.node, message.kind, group_id=message.group)
+        made = FlowerMessage(
+            RecordDict(to_records(message.content)), message.node, message.kind, group_id=message.group
+        )
     elif message.failure is not None:
         made = FlowerMessage(Error(message.failure.code, message.failure.reason), reply_to=reply_to)
     else:
-        made = FlowerMessage(_records(message.content), reply_to=reply_to)
+        made = FlowerMessage(RecordDict(to_records(message.content)), reply_to=reply_to)
     set_id(made, message.id)
     return made
 
@@ -142,20 +163,25 @@ def to_arrays(record: ArrayRecord) -> Arrays:
     return arrays
 
 
-def _from_record(record: ArrayRecord | MetricRecord | ConfigRecord) -> Record:
+def to_records(content: Mapping[str, Record], cache: FlowerCache | None = None) -> dict[str, FlowerRecord]:
+    """Our records as Flower's; with a cache, a record that many messages share is converted once."""
+    cache = {} if cache is None else cache
+    for record in content.values():
+        if id(record) not in cache:
+            cache[id(record)] = record, _to_record(record)
+    return {name: cache[id(record)][1] for name, record in content.items()}
+
+
+def _from_record(record: FlowerRecord) -> Record:
     if isinstance(record, ArrayRecord):
         return to_arrays(record)
     return Metrics(record) if isinstance(record, MetricRecord) else Config(record)
 
 
-def _records(content: Mapping[str, Record]) -> RecordDict:
-    records = RecordDict()
-    for name, record in content.items():
-        if isinstance(record, Arrays):
-            records[name] = to_record(record)
-        else:
-            records[name] = MetricRecord(record) if isinstance(record, Metrics) else ConfigRecord(record)
-    return records
+def _to_record(record: Record) -> FlowerRecord:
+    if isinstance(record, Arrays):
+        return to_record(record)
+    return MetricRecord(record) if isinstance(record, Metrics) else ConfigRecord(record)
 
 
 def _to_array(array: np.ndarray) -> Array:

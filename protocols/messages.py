@@ -16,6 +16,7 @@ __all__ = [
     "CLIENT_FAILED",
     "CONFIG",
     "END_TASK",
+    "ENVELOPE",
     "EVALUATE",
     "FIRST_NODE",
     "KEPT",
@@ -43,6 +44,8 @@ ARRAYS = "arrays"
 """Record that holds the parameters that travel (Flower's default key)."""
 KEPT = "kept"
 """Record that holds parameters a client keeps to itself; sent for scoring the purely global model and nothing else."""
+ENVELOPE = "fedknow"
+"""Record beside all others where a message travels as Flower's: what a client needs to know besides the work."""
 CLIENT_FAILED = 2
 """Failure code of work that a client could not do (Flower's CLIENT_APP_RAISED_EXCEPTION)."""
 CONFIG = "config"

@@ -1,0 +1,105 @@
+"""The client as a Flower ``ClientApp``: what a SuperNode, or Flower's simulation, runs.
+
+Flower starts a process for a message as it pleases, and keeps its ``context.state`` in memory for one run. So the
+client's state lies on disk, as everywhere (:class:`fedknow.client.state.StateStore`), in a folder a client; the
+experiment itself comes with each message (:class:`fedknow.server.flower_grid.FlowerGrid`). A node says which client it
+is by its ``partition-id``. Its ``state-dir`` is where states are kept (by default ``$FEDKNOW_STATE``, else
+``~/.fedknow/flower``), and its ``data-dir`` where the data lie (by default ``$FEDKNOW_DATA``)::
+
+    flower-supernode --superlink HOST:PORT --node-config "partition-id=0 num-partitions=4 state-dir='/var/lib/fedknow'"
+
+The one module of the client that imports Flower.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import Message as FlowerMessage
+from flwr.clientapp import ClientApp
+
+from fedknow.client.data import make_benchmark
+from fedknow.client.data.local import LOCAL, LocalStream
+from fedknow.client.host import Host, one_thread
+from fedknow.client.node import Node
+from fedknow.client.state import StateStore
+from fedknow.protocols.config import read_config
+from fedknow.protocols.flower import from_flower, to_flower
+from fedknow.protocols.messages import ENVELOPE, Config, node_of
+
+__all__ = ["app"]
+
+app = ClientApp()
+
+
+@app.train()
+@app.train("end_task")
+@app.evaluate()
+def work(message: FlowerMessage, context: Context) -> FlowerMessage:
+    """Do a piece of work from the state that the server names, and answer with the version of the state after it."""
+    ours = from_flower(message)
+    content = dict(ours.content)
+    envelope = content.pop(ENVELOPE, None)
+    if not isinstance(envelope, Config):
+        raise ValueError(f"this app does the work of fedknow.server.flower_app; the message has no {ENVELOPE} record")
+    client, version = _number(envelope, "client"), _number(envelope, "version")
+    store = StateStore(_state_folder(context, envelope) / f"{client:06d}", 0)
+    store.retain(client, {version, _number(envelope, "committed")})
+    node = _node(_text(envelope, "config"), str(context.node_config.get("data-dir", "")))
+    host = Host(node.config, node.stream, store, node)
+    mine = replace(ours, id=_text(envelope, "id"), node=node_of(client), content=content)
+    with one_thread():
+        reply, version = host.handle(mine, version)
+    answer = to_flower(replace(reply, reply_to=ours.id), message)
+    if not answer.has_error():
+        answer.content[ENVELOPE] = ConfigRecord({"version": version})
+    return answer
+
+
+@app.query()
+def who(message: FlowerMessage, context: Context) -> FlowerMessage:
+    """Say which client this node is."""
+    known = ConfigRecord()
+    for key in ("partition-id", "num-partitions"):
+        if key in context.node_config:
+            known[key] = context.node_config[key]
+    return FlowerMessage(RecordDict({ENVELOPE: known}), reply_to=message)
+
+
+@lru_cache(maxsize=1)
+def _node(text: str, folder: str) -> Node:
+    """What answers; made once a process, for one experiment and one folder of data."""
+    config = read_config(tomllib.loads(text))
+    if config.data.name == LOCAL:
+        return Node(config, LocalStream(Path(folder), config.data))
+    # The server's data lie where they lie on the server.
+    config = config.model_copy(update={"data": config.data.model_copy(update={"dir": folder})})
+    return Node(config, make_benchmark(config))
+
+
+def _state_folder(context: Context, envelope: Config) -> Path:
+    run = _text(envelope, "run")
+    if not re.fullmatch(r"[0-9a-f]{1,32}", run):
+        raise ValueError(f"run = {run!r}: a run's name is up to 32 hexadecimal digits")
+    place = context.node_config.get("state-dir") or os.environ.get("FEDKNOW_STATE")
+    return (Path(str(place)) if place else Path.home() / ".fedknow" / "flower") / run
+
+
+def _number(envelope: Config, key: str) -> int:
+    value = envelope.get(key)
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{ENVELOPE} record: {key} = {value!r}; it must be a number from 0")
+    return value
+
+
+def _text(envelope: Config, key: str) -> str:
+    value = envelope.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"{ENVELOPE} record: {key} = {value!r}; it must be text")
+    return value

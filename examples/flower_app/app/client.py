@@ -1,0 +1,5 @@
+"""What a SuperNode runs."""
+
+from fedknow.client.flower_app import app
+
+__all__ = ["app"]

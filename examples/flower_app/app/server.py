@@ -1,0 +1,5 @@
+"""What the SuperLink runs."""
+
+from fedknow.server.flower_app import app
+
+__all__ = ["app"]

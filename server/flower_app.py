@@ -1,0 +1,107 @@
+"""The server as a Flower ``ServerApp``: our experiment on whatever Flower runs, a SuperLink or its simulation.
+
+The experiment is the app's configuration (``[tool.flwr.app.config]``, ``flwr run --run-config``), with the keys of
+``fedknow show``: ``data.clients = 4``, ``learner.name = "fedknow"``. Two keys are the app's own:
+
+``out``
+    The run folder; by default ``~/.fedknow/runs/NAME-LEARNER-RUN``, with Flower's number of the run.
+``resume``
+    Whether to go on with the unfinished run in ``out``, if there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedknow.client.data import make_benchmark
+from fedknow.client.data.local import LOCAL, local_shape
+from fedknow.client.learners import build_learner, resolve
+from fedknow.protocols.config import ConfigError, read_config
+from fedknow.server.experiment import Experiment, RunResult
+from fedknow.server.flower_grid import FlowerGrid
+from fedknow.server.report import write_report
+from fedknow.server.run_folder import RunFolder
+from fedknow.strategies import build_strategy
+
+__all__ = ["app", "run_on_flower"]
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the app's configuration describes."""
+    run_on_flower(grid, context.run_config, context.run_id)
+
+
+def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> RunResult:
+    """Run an experiment with the clients that a Flower grid reaches, and write everything it yields, report included.
+
+    Parameters
+    ----------
+    grid : flwr.serverapp.Grid
+        Flower's; its nodes run :mod:`fedknow.client.flower_app`.
+    settings : mapping
+        The experiment as flat keys (``data.clients``), ``out`` and ``resume``.
+    run_id : int
+        Flower's number of the run, for the name of the run folder.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration cannot be run, or ``out`` holds another or a finished run.
+    RunError
+        If the run fails; what it earned until then is kept and can be resumed.
+    """
+    tree = dict(settings)
+    out, resume = str(tree.pop("out", "")), tree.pop("resume", False)
+    config = resolve(read_config(_nested(tree)))
+    place = Path(out) if out else Path.home() / ".fedknow" / "runs" / f"{config.name}-{config.learner.name}-{run_id}"
+    if config.data.name == LOCAL:
+        (shape, classes), partition = local_shape(config.data), None
+    else:
+        benchmark = make_benchmark(config)
+        shape, classes, partition = benchmark.shape, benchmark.classes, benchmark.partition.summary()
+    learner = build_learner(config, shape, classes)
+    build_strategy(config.strategy, config.data.clients)
+
+    def show(event: Mapping[str, Any]) -> None:
+        line = _line(event)
+        if line:
+            print(line, flush=True)  # what a ServerApp prints is what `flwr log` shows
+
+    def waiting(there: int) -> None:
+        print(f"{there} of {config.data.clients} clients are there", flush=True)
+
+    again = resume and (place / "config.toml").is_file()
+    with RunFolder.resume(place, config) if again else RunFolder.create(place, config) as folder:
+        with FlowerGrid(grid, config.data.clients, config.to_toml(), folder.run_id, waiting) as ours:
+            result = Experiment(config, ours, folder, learner, [show], partition).run()
+        print(f"Report: {write_report([folder], folder.path)}", flush=True)
+    return result
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{key}: {parent} is set to a value and has settings too; write {parent}.name = ...")
+        place[leaf] = value
+    return tree
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    if event["event"] == "round":
+        return f"task {event['task'] + 1}, round {event['round']}: {event['clients']} clients, {event['seconds']:.2f} s"
+    if event["event"] == "evaluation":
+        return f"task {event['task'] + 1}, round {event['round']}: accuracy {event['accuracy']:.4f}"
+    return str(event["reason"]) if event["event"] in ("failure", "warning") else ""

@@ -1,0 +1,94 @@
+"""The Flower app under Flower itself: the same numbers as our own grids, bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedknow.protocols.config import read_config
+from fedknow.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "flower_app"
+CHANGES = ["data.tasks=2", "train.rounds=2", "train.epochs=1"]
+BASE = {
+    "data": {"name": "digits", "clients": 2},
+    "model": "mlp",
+    "train": {"lr": 1e-3},
+    "learner": "fedknow",
+    "engine": {"backend": "inline"},
+}  # the example's pyproject.toml, in which CHANGES are made
+
+SIMULATION = """
+import sys
+from flwr.serverapp import ServerApp
+from flwr.simulation import run_simulation
+from fedknow.client.flower_app import app as client_app
+from fedknow.server.flower_app import run_on_flower
+
+settings = {"data.clients": 2, "data.tasks": 2, "train.rounds": 2, "train.epochs": 1, "train.lr": 1e-3,
+            "model.name": "mlp", "learner.name": "fedknow", "out": sys.argv[1]}
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    run_on_flower(grid, settings, context.run_id)
+
+ray = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 * 2**20}
+run_simulation(app, client_app, 2, backend_config={"client_resources": {"num_cpus": 1}, "init_args": ray})
+"""
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, numbers):
+    place = tmp_path_factory.mktemp("inline") / "run"
+    return numbers(simulate(read_config(BASE, CHANGES), place).folder)
+
+
+@pytest.fixture
+def environment(tmp_path):
+    quiet = {
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    (tmp_path / "flwr").mkdir()
+    return os.environ | quiet
+
+
+def test_flowers_simulation_gives_our_numbers(tmp_path, environment, expected, numbers):
+    command = [sys.executable, "-c", SIMULATION, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "run") == expected
+
+
+@pytest.mark.slow
+def test_flwr_run_gives_our_numbers(tmp_path, environment, expected, numbers):
+    app = shutil.copytree(EXAMPLE, tmp_path / "app")
+    changes = " ".join([*CHANGES, f'out="{tmp_path / "run"}"'])
+    command = ["flwr", "run", str(app), "--stream", "--run-config", changes]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+        assert "Report: " in done.stdout, done.stdout + done.stderr
+        assert numbers(tmp_path / "run") == expected
+    finally:
+        _end_superlink(tmp_path / "flwr")
+
+
+def _end_superlink(home):
+    """``flwr run`` leaves a SuperLink behind; end the one that has this home, with its children."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(home).encode() in command and b"flower-superlink" in command:
+            os.killpg(os.getpgid(int(process.name)), signal.SIGTERM)
