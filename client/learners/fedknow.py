@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import Batch, Learner, LearnerSettings, Round, State, Tensors
 from fedknow.client.learners.integrator import integrate, integrate_one, most_dissimilar
-from fedknow.client.learners.knowledge import Knowledge, extract
-from fedknow.protocols.config import TrainConfig
+from fedknow.client.learners.knowledge import Knowledge, extract, prunable
+from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["FedKnow", "FedKnowSettings", "restored_cotangent", "soft_labels"]
 
@@ -97,6 +97,8 @@ class FedKnow(Learner):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings) -> None:
         super().__init__(model, train, settings)
+        if not prunable(self.body):
+            raise ConfigError("learner.name = 'fedknow': the model's body has no weight matrices to keep a fraction of")
         self._scratch = copy.deepcopy(model)  # teachers, extraction and the model before aggregation work in here
         self._parameters = list(self.body.parameters())
         self._become({})

@@ -13,7 +13,7 @@ from fedknow.client.learners.base import Batch, HeadSlice, Round
 from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings, restored_cotangent, soft_labels
 from fedknow.client.learners.knowledge import Knowledge
 from fedknow.client.state import load_state, save_state
-from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.config import ConfigError, TrainConfig
 
 TRAIN = TrainConfig(epochs=2, batch_size=8, lr=0.01, weight_decay=1e-2)
 
@@ -260,3 +260,13 @@ def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_tas
 
     assert drift("qp") < drift("off")
     assert drift("sum") < drift("off")
+
+
+def test_a_body_without_weights_is_refused():
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = torch.nn.Flatten(), torch.nn.Linear(4, 6)
+
+    with pytest.raises(ConfigError, match="no weight matrices"):
+        FedKnow(Flat(), TRAIN, FedKnowSettings())
