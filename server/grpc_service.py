@@ -267,7 +267,7 @@ class Service:
 
     async def _status(self, request: StatusRequest, context: Any) -> StatusReply:
         try:
-            self._identify(context, None)
+            self._prove(context, None)
         except WireError as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.reason)
         return StatusReply(json=json.dumps(self.status()))
@@ -319,16 +319,18 @@ class Service:
         self._attach(peer, link)
         return link
 
+    def _prove(self, context: Any, claimed: int | None) -> int | None:
+        """The client that a call comes from, as its credential proves; in the clear, the one it claims to be."""
+        if not self._secure:
+            return claimed
+        try:
+            return authenticate(context.auth_context(), context.invocation_metadata() or (), self._tokens, claimed)
+        except CredentialError as error:
+            raise WireError(Code.CREDENTIAL, error.reason) from None
+
     def _identify(self, context: Any, claimed: int | None) -> _Peer:
         """Whose stream this is."""
-        client = claimed
-        if self._secure:
-            try:
-                client = authenticate(
-                    context.auth_context(), context.invocation_metadata() or (), self._tokens, claimed
-                )
-            except CredentialError as error:
-                raise WireError(Code.CREDENTIAL, error.reason) from None
+        client = self._prove(context, claimed)
         if client is None:  # in the clear, a client that comes for the first time takes any free place
             free = [peer for peer in self.peers.values() if peer.link is None]
             if not free:
