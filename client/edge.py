@@ -69,7 +69,7 @@ KEEP_AFTER = 1.0
 """Seconds of work from which on an answer is kept on disk: the rest is as well done again."""
 
 _FINAL = (Code.VERSION, Code.CREDENTIAL, Code.NO_ROOM)
-"""Refusals that trying again does not change."""
+"""Faults that trying again does not change, on whichever side they are seen."""
 
 
 class EdgeError(RuntimeError):
@@ -293,6 +293,8 @@ class EdgeClient:
                     raise EdgeError(f"{self.server}: {refusal_.error.reason}") from None
                 reason = f"refused: {refusal_.error}"
             except (WireError, _Gone) as error:
+                if isinstance(error, WireError) and error.code in _FINAL:
+                    raise ConfigError(f"{self.server}: {error.reason}") from None
                 reason = str(error)
             except grpc.aio.AioRpcError as error:
                 reason = await self._why(error)

@@ -125,6 +125,8 @@ class GrpcGrid(MessageGrid):
         RuntimeError
             If the gRPC server has broken down.
         """
+        if not work:
+            return
         self._wait()
         limits = [seconds for seconds in (timeout, self._engine.round_timeout or None) if seconds is not None]
         deadline = time.monotonic() + min(limits) if limits else None
