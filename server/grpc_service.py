@@ -287,6 +287,7 @@ class Service:
         log.info("%s is here (%s)", name, context.peer())
         reason = "the connection broke"
         try:
+            await context.write(welcome(link.peer.node, self._config, self._run))
             reason = await link.run()
         finally:
             if link.peer.link is link:
@@ -306,18 +307,17 @@ class Service:
             raise WireError(Code.OUT_OF_ORDER, f"a {frame.WhichOneof('kind')} frame where hello was expected")
         check_version(frame.hello)
         peer = self._identify(context, client_of(frame.hello.node) if frame.hello.node else None)
-        await context.write(welcome(peer.node, self._config, self._run))
         if peer.link is not None:
             error = WireError(Code.REPLACED, f"client {client_of(peer.node)} has connected anew, from {context.peer()}")
             self._refuse(f"client {client_of(peer.node)}", error)
             peer.link.end(refusal(error))
         link = _Link(self, peer, context)
+        self._attach(peer, link)  # with nothing awaited since it was found, so that nobody else is given the same place
         if self._farewell is not None:
             link.end(self._farewell)
             self._away.discard(peer.node)
             if not self._away:
                 self._all_told.set()
-        self._attach(peer, link)
         return link
 
     def _prove(self, context: Any, claimed: int | None) -> int | None:
