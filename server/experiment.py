@@ -8,7 +8,7 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
                   (theirs), ``learner``, ``strategy``, ``partition`` (digest), ``resumed_from`` (server round)
 ``round``         ``task``, ``round``, ``server_round``, ``clients`` (good replies), ``loss``, ``accuracy`` (means over
                   clients), ``metrics`` (what the strategy aggregated), ``seconds``, ``traffic`` (so far),
-                  ``peak_memory_mb`` (this process), ``failures``
+                  ``peak_memory_mb`` (all processes), ``failures``
 ``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``per_task`` (accuracy on each
                   task so far), ``metrics`` (what the strategy aggregated), ``seconds``
 ``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``seconds`` (the whole task's)
@@ -25,8 +25,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -477,7 +475,7 @@ class Experiment:
             metrics=dict(aggregated),
             seconds=seconds,
             traffic=self.grid.traffic,
-            peak_memory_mb=_peak_memory_mb(),
+            peak_memory_mb=self.grid.peak_memory_mb(),
             failures=self.inspector.failures,
         )
 
@@ -509,11 +507,6 @@ def _scalar(record: Record | None, name: str) -> float:
 
 def _digest(partition: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(partition, sort_keys=True).encode()).hexdigest()
-
-
-def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux, bytes on macOS
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 @contextmanager

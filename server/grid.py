@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -19,7 +21,7 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
 from fedknow.protocols.messages import Message, client_of, nbytes, node_of
 
-__all__ = ["Answers", "Hosting", "InlineGrid", "MessageGrid"]
+__all__ = ["Answers", "Hosting", "InlineGrid", "MessageGrid", "process_peak_mb"]
 
 T = TypeVar("T")
 
@@ -222,6 +224,13 @@ class MessageGrid(Grid):
         if self.store is not None:
             self.store.prune(self.versions)
 
+    def peak_memory_mb(self) -> float:
+        """Largest resident memory so far of the processes at work, MB (1e6 bytes).
+
+        Each process's own peak, added up; memory they share (Ray's object store) counts in each that has touched it.
+        """
+        return process_peak_mb()
+
     # --- life -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -234,6 +243,12 @@ class MessageGrid(Grid):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def process_peak_mb() -> float:
+    """Largest resident memory that this process ever had, MB (1e6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 class InlineGrid(MessageGrid):

@@ -76,7 +76,7 @@ class Summary:
     rounds, evaluations, troubles : sequence of dict
         The run's ``round``, ``evaluation``, and ``failure`` or ``warning`` events, oldest first.
     peak_memory_mb : float
-        Largest resident memory of the main process, MB.
+        Largest resident memory of all processes together, MB.
     """
 
     config: ExperimentConfig
@@ -152,7 +152,7 @@ MEASURES = (
     Measure("forward_transfer", "Forward transfer", _PERCENT),
     Measure("bytes", "Training traffic", _BYTES),
     Measure("seconds", "Time", _SECONDS),
-    Measure("peak_memory_mb", "Peak memory, main process", ((1.0, "MB"),)),
+    Measure("peak_memory_mb", "Peak memory, all processes", ((1.0, "MB"),)),
 )
 
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -150,6 +150,14 @@ class RayGrid(MessageGrid):
         finally:
             # Given up by timeout, interrupted, or left by an error: what still runs must not write states any more.
             self._replace({index for index, _ in running.values()})
+
+    def peak_memory_mb(self) -> float:
+        """Largest resident memory of this process and of the present workers, MB; see :class:`MessageGrid`."""
+        total = super().peak_memory_mb()
+        for answer in [worker.peak_memory_mb.remote() for worker in self._workers]:
+            with suppress(RayActorError):  # it died since the last wave, and the next one replaces it
+                total += _get(answer)
+        return total
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it."""

@@ -14,6 +14,7 @@ from fedknow.client.host import Answerer, Host
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Arrays, Message, Record
+from fedknow.server.grid import process_peak_mb
 
 __all__ = ["Job", "NodeFactory", "Shared", "Worker", "share", "unshare"]
 
@@ -106,6 +107,10 @@ class Worker:
             config, stream, folder, node = self._made_from
             store = StateStore(folder, config.engine.memory_mb * 2**20)
             self._host = Host(config, stream, store, node(config, stream) if node else None)
+
+    def peak_memory_mb(self) -> float:
+        """Largest resident memory of this process so far, MB."""
+        return process_peak_mb()
 
     def work(self, jobs: Sequence[Job], shared: Sequence[ray.ObjectRef]) -> list[tuple[Message, int]]:
         """Do jobs one after the other.
