@@ -41,6 +41,7 @@ __all__ = [
     "client_uri",
     "handshake",
     "is_loopback",
+    "is_server",
     "new_token",
     "server_credentials",
 ]
@@ -48,6 +49,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 CA, CERTIFICATE, KEY, TOKEN, TOKENS = "ca.pem", "cert.pem", "key.pem", "token", "tokens.json"
+
+SERVER_URI = "fedknow://server"
+"""The name by which a certificate says that it is the server's."""
 
 _URI = "fedknow://client/"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -212,6 +216,11 @@ def client_of_peer(peer: Mapping[str, Iterable[bytes]]) -> int | None:
         return None
     number = numbers.pop()
     return int(number) if _NUMBER.fullmatch(number) else None
+
+
+def is_server(peer: Mapping[str, Iterable[bytes]]) -> bool:
+    """Whether a verified certificate is the server's own: whoever looks after the server may ask how it stands."""
+    return SERVER_URI.encode() in peer.get("x509_subject_alternative_name", ())
 
 
 class Tokens:

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedknow.client.state import write_atomic
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.security import CA, CERTIFICATE, KEY, TOKEN, TOKENS, Tokens, client_uri, new_token
+from fedknow.protocols.security import CA, CERTIFICATE, KEY, SERVER_URI, TOKEN, TOKENS, Tokens, client_uri, new_token
 
 __all__ = ["make_certificates"]
 
@@ -86,8 +86,11 @@ def _make(folder: Path, clients: int, hosts: Sequence[str], life: dt.timedelta, 
         tokens = Tokens.load(server)
     else:
         names = [_host(host) for host in dict.fromkeys((*LOCAL, *hosts))]
+        names.append(x509.UniformResourceIdentifier(SERVER_URI))
         tokens = Tokens({})
-        files = authority.issue("fedknow server", names, ExtendedKeyUsageOID.SERVER_AUTH, now, life)
+        # It may also ask the server it is for how it stands (`fedknow status`), which is a client's part.
+        usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        files = authority.issue("fedknow server", names, usage, now, life)
         _write_folder(server, files | {TOKENS: tokens.to_json()})
         made.append(server)
     for client in range(clients):
@@ -98,7 +101,7 @@ def _make(folder: Path, clients: int, hosts: Sequence[str], life: dt.timedelta, 
         elif client not in tokens.digests:
             token = new_token(client)
             name = x509.UniformResourceIdentifier(client_uri(client))
-            files = authority.issue(f"fedknow client {client}", [name], ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
+            files = authority.issue(f"fedknow client {client}", [name], [ExtendedKeyUsageOID.CLIENT_AUTH], now, life)
             _write_folder(place, files | {TOKEN: token.encode() + b"\n"})
             tokens.add(token)
             made.append(place)
@@ -158,9 +161,13 @@ class _Authority:
         return cls(certificate, key)
 
     def issue(
-        self, name: str, names: Sequence[x509.GeneralName], usage: x509.ObjectIdentifier, now: dt.datetime,
+        self,
+        name: str,
+        names: Sequence[x509.GeneralName],
+        usage: Sequence[x509.ObjectIdentifier],
+        now: dt.datetime,
         life: dt.timedelta,
-    ) -> dict[str, bytes]:  # fmt: skip
+    ) -> dict[str, bytes]:
         """The three files of one side."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -171,7 +178,7 @@ class _Authority:
             .not_valid_after(min(now + life, self.certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)

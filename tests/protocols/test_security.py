@@ -27,6 +27,7 @@ from fedknow.protocols.security import (
     client_uri,
     handshake,
     is_loopback,
+    is_server,
     new_token,
     server_credentials,
 )
@@ -269,6 +270,13 @@ def test_a_token_with_another_clients_number_is_nobodys():
 def test_only_one_plain_number_in_the_certificate_counts(names, client):
     assert client_of_peer({"x509_subject_alternative_name": [name.encode() for name in names]}) == client
     assert client_of_peer({"x509_common_name": [client_uri(1).encode()]}) is None
+
+
+def test_the_server_may_be_asked_with_its_own_certificate(server, certs):
+    assert server.refuses(certs / "server") is grpc.StatusCode.UNAUTHENTICATED  # but it is no client
+    assert is_server({"x509_subject_alternative_name": [b"localhost", b"fedknow://server"]})
+    assert not is_server({"x509_subject_alternative_name": [b"fedknow://client/1", b"server"]})
+    assert not is_server({})
 
 
 def test_the_server_has_no_identity_and_strangers_are_told_apart():
