@@ -224,7 +224,7 @@ class Learner:
         torch.manual_seed(round.seed)
         head = HeadSlice(task.head, self.head.out_features)
         labels = head.labels(task.train.y)
-        x = task.train.x.contiguous(memory_format=torch.channels_last) if self.train.channels_last else task.train.x
+        x = self.images(task.train.x)
         anchor = {n: p.detach().clone() for n, p in self.model.named_parameters()} if round.proximal_mu else {}
         self.model.train()
         self.begin(task, round)
@@ -287,6 +287,10 @@ class Learner:
             self.fit(task, round)
         return {"knowledge-bytes": 0.0}
 
+    def images(self, x: Tensor) -> Tensor:
+        """The same samples in the memory format that ``train.channels_last`` asks for."""
+        return x.contiguous(memory_format=torch.channels_last) if self.train.channels_last else x
+
     def _proximal(self, anchor: Tensors, mu: float) -> None:
         for name, parameter in self.model.named_parameters():
             if name in anchor and parameter.grad is not None and self.travels(name):
@@ -298,9 +302,7 @@ class Learner:
     def logits(self, x: Tensor, batch_size: int) -> Tensor:
         """Logits over the whole head, in evaluation mode: float [n, C, H, W] -> [n, classes]."""
         self.model.eval()
-        if self.train.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return torch.cat([self.model(part) for part in torch.split(x, batch_size)])
+        return torch.cat([self.model(part) for part in torch.split(self.images(x), batch_size)])
 
     def score(
         self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pydantic import Field
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import Learner, LearnerSettings, Round
+from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["FedPer", "FedRep", "FedRepSettings", "Finetune", "Local"]
 
@@ -46,12 +49,25 @@ class FedRep(Learner):
     """Shared body, personal head, trained in turn (Collins et al., ICML 2021, Algorithm 1).
 
     The first epochs of a round train the head on the frozen body, the others the body under the frozen head. Keeps
-    the head. A round of one epoch has no room for both; it trains the head in one epoch and the body in another.
+    the head. Where a round has one epoch there is no room for both: it trains the head in one and the body in another.
+
+    Raises
+    ------
+    ConfigError
+        If ``head_epochs`` leaves no epoch for the body.
     """
 
     exchange = "body"
     Settings = FedRepSettings
     settings: FedRepSettings
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: FedRepSettings) -> None:
+        super().__init__(model, train, settings)
+        if settings.head_epochs >= max(2, train.epochs):
+            raise ConfigError(
+                f"learner.head_epochs = {settings.head_epochs} leaves none of train.epochs = {train.epochs} for the "
+                "body; lower it, or 0 for half of them"
+            )
 
     @property
     def head_epochs(self) -> int:
@@ -68,6 +84,9 @@ class FedRep(Learner):
         on_head = epoch < self.head_epochs
         self.head.requires_grad_(on_head)
         self.body.requires_grad_(not on_head)
+        for module in self.body.modules():  # a frozen body's running statistics stand still too
+            if isinstance(module, _BatchNorm):
+                module.train(not on_head)
 
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round, see :class:`FedRep`."""

@@ -47,6 +47,8 @@ class FedKnowSettings(LearnerSettings):
     """What the knowledge says of a sample: its distribution at T, or its most likely class."""
     finetune_epochs: int = Field(3, ge=0)
     """Epochs of fine-tuning the pruned weights."""
+    finetune_lr: float = Field(1e-3, gt=0, le=1)
+    """Adam's learning rate in fine-tuning, whatever optimizer and rate the training has."""
     extract_from: Literal["local", "global"] = "local"
     """The model to extract from: this client's own as it last trained it in the task, or the final shared one."""
     wasserstein: Literal["values", "positions"] = "values"
@@ -57,7 +59,7 @@ class FedKnowSettings(LearnerSettings):
     """``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for ablation."""
     post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
     """Integration of the gradient at the received model, g_a, with that at the model last trained here, g_b: not at
-    all, in the first local epoch, or in an epoch of its own before it."""
+    all, in the first local epoch, or in an epoch of its own before it. g_b is taken without dropout."""
 
 
 def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
@@ -97,8 +99,7 @@ class FedKnow(Learner):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings) -> None:
         super().__init__(model, train, settings)
-        if not prunable(self.body):
-            raise ConfigError("learner.name = 'fedknow': the model's body has no weight matrices to keep a fraction of")
+        _check_model(self)
         self._scratch = copy.deepcopy(model)  # teachers, extraction and the model before aggregation work in here
         self._parameters = list(self.body.parameters())
         self._become({})
@@ -110,6 +111,10 @@ class FedKnow(Learner):
         self._answers: dict[int, Tensor] = {int(task): answer for task, answer in state.get("answers", {}).items()}
         self._answers_task = int(state.get("answers_task", -1))
         self._local: Tensors = dict(state.get("local", {}))
+        self._chosen: list[int] | None = None
+        self._revisiting = self._after_aggregation = False
+        self._steps = self._signatures = self._violated = self._active = 0
+        self._revisits = self._opposed = 0
 
     def load_state_dict(self, state: State) -> None:
         """See :meth:`Learner.load_state_dict`."""
@@ -142,11 +147,11 @@ class FedKnow(Learner):
     def begin(self, task: TaskData, round: Round) -> None:
         """Restore what past tasks' knowledge says of the samples; keep the model before aggregation at hand."""
         super().begin(task, round)
-        self._steps = self._violated = self._active = 0
-        self._chosen: list[int] | None = None
+        self._steps = self._signatures = self._violated = self._active = self._revisits = self._opposed = 0
+        self._chosen = None
         self._revisiting = bool(self._local) and self.settings.post_aggregation != "off"
-        if self._answers_task != task.task:
-            x = self._memory_format(task.train.x)
+        if self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values()):
+            x = self.images(task.train.x)
             self._answers = {
                 past: soft_labels(knowledge.logits(self._scratch_body, x, 256), self.settings)
                 for past, knowledge in sorted(self._knowledge.items())
@@ -154,11 +159,7 @@ class FedKnow(Learner):
             }
             self._answers_task = task.task
         if self._revisiting:
-            self._scratch.load_state_dict(self.model.state_dict())
-            before = self._scratch.state_dict()
-            with torch.no_grad():
-                for name, value in self._local.items():
-                    before[name].copy_(value)
+            self._own_model_into_scratch()
             self._scratch.eval()
 
     def begin_epoch(self, epoch: int) -> None:
@@ -187,6 +188,7 @@ class FedKnow(Learner):
             rows = most_dissimilar(g, signature, self.settings.k, self.settings.wasserstein)
             signature, chosen = signature[rows], [past[row] for row in rows]
             self._chosen = chosen if self.settings.select == "round" else None
+        self._signatures += len(signature)
         if self.settings.integrator == "sum":
             g = g + signature.sum(0)
         else:
@@ -199,12 +201,17 @@ class FedKnow(Learner):
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
 
     def counts(self) -> dict[str, float]:
-        """``violated`` and ``active``: constraints a step, on average over the integrated steps of the round."""
+        """Means over the integrated steps of the round.
+
+        ``signature-tasks``, ``violated``, ``active``: constraints there were, that g violated, and that bind g'.
+        ``opposed``: share of the steps after aggregation in which g_a and g_b were at an obtuse angle.
+        """
         steps = max(1, self._steps)
         return {
-            "signature-tasks": float(len(self._chosen or self._answers)),
+            "signature-tasks": self._signatures / steps,
             "violated": self._violated / steps,
             "active": self._active / steps,
+            "opposed": self._opposed / max(1, self._revisits),
         }
 
     def _signature_tasks(self) -> list[int]:
@@ -235,7 +242,10 @@ class FedKnow(Learner):
         g_b = torch.cat([part.reshape(-1) for part in own])
         report = super().gradient(batch)
         g_a = torch.cat([cast(Tensor, parameter.grad).reshape(-1) for parameter in self._parameters])
-        self._set_body_gradient(integrate_one(g_a, g_b))
+        integrated = integrate_one(g_a, g_b)
+        self._revisits += 1
+        self._opposed += integrated is not g_a
+        self._set_body_gradient(integrated)
         return report
 
     # --- the end of a task ----------------------------------------------------------------------------------------
@@ -243,29 +253,47 @@ class FedKnow(Learner):
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Extract the task's signature knowledge; a client never chosen in the task trains first."""
         super().end_task(task, round)
-        self._scratch.load_state_dict(self.model.state_dict())
         if self.settings.extract_from == "local":
-            state = self._scratch.state_dict()
-            with torch.no_grad():
-                for name, value in self._local.items():
-                    state[name].copy_(value)
+            self._own_model_into_scratch()
+        else:
+            self._scratch.load_state_dict(self.model.state_dict())
         self._knowledge[task.task] = extract(
             self._scratch,
-            self._memory_format(task.train.x),
+            self.images(task.train.x),
             task.train.y,
             task.classes,
             rho=self.settings.rho,
             epochs=self.settings.finetune_epochs,
             batch_size=self.train.batch_size,
-            lr=self.train.lr,
+            lr=self.settings.finetune_lr,
             seed=round.seed,
         )
         self._local, self._answers, self._answers_task = {}, {}, -1
         return {"knowledge-bytes": float(sum(knowledge.nbytes for knowledge in self._knowledge.values()))}
 
+    def _own_model_into_scratch(self) -> None:
+        """The model as this client last trained it: its own body under its head."""
+        self._scratch.load_state_dict(self.model.state_dict() | self._local)
+
     @property
     def _scratch_body(self) -> nn.Module:
         return cast(nn.Module, self._scratch.body)
 
-    def _memory_format(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if self.train.channels_last else x
+
+def _check_model(learner: FedKnow) -> None:
+    """Refuse a user's model that this method cannot work with.
+
+    Raises
+    ------
+    ConfigError
+        Saying what the model must have.
+    """
+    fault = None
+    if not prunable(learner.body):
+        fault = "its body has no weight matrices to keep a fraction of"
+    elif learner.head.bias is None:
+        fault = "its head needs a bias"
+    elif frozen := [name for name, parameter in learner.body.named_parameters() if not parameter.requires_grad]:
+        fault = f"parameters of its body are frozen ({', '.join(frozen[:3])}); make them buffers"
+    if fault:
+        raise ConfigError(f"learner.name = 'fedknow' cannot train this model: {fault}")

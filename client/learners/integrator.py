@@ -9,7 +9,8 @@ G in R^{k x p},
 
 Only the k x k matrix G G^T and the k products G g enter the dual, which is solved in double precision by an active
 set after each g_i is brought to unit length. So the answer does not depend on the gradients' scale, needs no constant
-added to the diagonal, and no input makes it fail.
+added to the diagonal, and every finite input has one. In single precision a gradient shorter than about 1e-19, whose
+square vanishes, counts as zero and forbids nothing.
 """
 
 from __future__ import annotations
@@ -57,8 +58,14 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     -------
     Integration
         With ``<g', g_i> >= -1e-5 |g| |g_i|`` for float32 input; g itself where no constraint is violated.
+
+    Raises
+    ------
+    FloatingPointError
+        If a gradient is not finite.
     """
     products = (signature @ g).double().cpu().numpy()
+    _check_finite(products)
     violated = int((products < 0).sum())
     if not violated:
         return Integration(g, np.zeros(len(products)), 0)
@@ -68,11 +75,18 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
 
 
 def integrate_one(g: Tensor, other: Tensor) -> Tensor:
-    """Eq. (3) with one constraint, in closed form: g - min(0, <g, o>) / ||o||^2 o."""
-    product = torch.dot(g, other)
-    if not product < 0:
+    """Eq. (3) with one constraint, in closed form: g - min(0, <g, o>) / ||o||^2 o, float [p].
+
+    Raises
+    ------
+    FloatingPointError
+        If a gradient is not finite.
+    """
+    product, square = torch.dot(g, other).item(), torch.dot(other, other).item()
+    _check_finite(np.array([product, square]))
+    if product >= 0 or square == 0:
         return g
-    return g - (product / torch.dot(other, other)) * other
+    return g - (product / square) * other
 
 
 def solve_dual(gram: Vector, products: Vector) -> Vector:
@@ -99,8 +113,7 @@ def solve_dual(gram: Vector, products: Vector) -> Vector:
     FloatingPointError
         If an input is not finite.
     """
-    if not (np.isfinite(gram).all() and np.isfinite(products).all()):
-        raise FloatingPointError("the gradients to integrate are not finite; lower train.lr or set train.clip_norm")
+    _check_finite(gram, products)
     length = np.sqrt(np.clip(np.diag(gram), 0, None))
     solution = np.zeros(len(products))
     live = np.flatnonzero(length > 0)  # a gradient of zero forbids nothing
@@ -117,6 +130,11 @@ def solve_dual(gram: Vector, products: Vector) -> Vector:
     v = _coordinate_descent(q, b, v)
     solution[live] = v * size / unit
     return solution
+
+
+def _check_finite(*arrays: Vector) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise FloatingPointError("the gradients to integrate are not finite; lower train.lr or set train.clip_norm")
 
 
 def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:

@@ -12,6 +12,7 @@ are kept whole (a normalisation's scale near one would otherwise crowd out the f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.learners.base import Batch, HeadSlice, State, Tensors, batches
+from fedknow.client.learners.base import Batch, Diverged, HeadSlice, State, Tensors, batches
 
 __all__ = ["Knowledge", "extract", "prunable", "top_fraction"]
 
@@ -171,6 +172,11 @@ def extract(
     -------
     Knowledge
         With every weight outside the mask exactly zero.
+
+    Raises
+    ------
+    Diverged
+        If the loss is not a number.
     """
     body, head = cast(nn.Module, model.body), cast(nn.Linear, model.head)
     weights = list(prunable(body).values())
@@ -220,6 +226,8 @@ def _finetune(
             batch = Batch(x[index], labels[index], index, head)
             optimizer.zero_grad(set_to_none=True)
             loss: Any = F.cross_entropy(head.logits(model(batch.x)), batch.y)
+            if not math.isfinite(loss.item()):
+                raise Diverged(f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}")
             loss.backward()
             for weight, mask in zip(weights, masks, strict=True):
                 cast(Tensor, weight.grad).mul_(mask)

@@ -108,4 +108,15 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
             f"nn.Module with a module `body` and a `head` that is nn.Linear(..., {classes}), so that "
             "model(x) = model.head(model.body(x))"
         )
+    with calling(config.name, "model.name"), torch.no_grad():
+        x = torch.randn(2, *shape)
+        training = model.training
+        features = model.eval().body(x)
+        agrees = features.dim() == 2 and torch.allclose(model(x), head(features), equal_nan=True)
+        model.train(training)
+    if not agrees:
+        raise ConfigError(
+            f"model.name = {config.name!r}: model(x) must be model.head(model.body(x)), with features [n, features] "
+            f"between them; its body gives {list(features.shape)} for {list(x.shape)}"
+        )
     return model

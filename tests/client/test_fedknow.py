@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split
 from fedknow.client.learners import fedknow
-from fedknow.client.learners.base import Batch, HeadSlice, Round
+from fedknow.client.learners.base import Batch, Diverged, HeadSlice, Round
 from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings, restored_cotangent, soft_labels
 from fedknow.client.learners.knowledge import Knowledge
 from fedknow.client.state import load_state, save_state
@@ -117,17 +117,64 @@ def test_every_step_satisfies_every_signature_task(tiny_model, tiny_task, monkey
     assert min(products) >= -1e-5
 
 
-def test_knowledge_is_bit_identical_after_later_tasks(tiny_model, tiny_task):
-    client = live_through(learner(tiny_model), [tiny_task(0)])
-    before = client.state_dict()["knowledge"]["0"]
-    copies = {
-        key: value.clone() if torch.is_tensor(value) else value for key, value in before.items() if key != "whole"
-    }
+def flat(state, prefix=""):
+    """A state as one level of copies."""
+    out = {}
+    for key, value in state.items():
+        deeper = flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        out.update({name: v.clone() if torch.is_tensor(v) else v for name, v in deeper.items()})
+    return out
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) if torch.is_tensor(v) else v == b[k] for k, v in a.items())
+
+
+@pytest.mark.parametrize("kind", [{}, {"norm": True, "dropout": 0.5}])
+def test_knowledge_is_bit_identical_after_later_tasks(tiny_model, tiny_task, kind):
+    client = live_through(learner(tiny_model, model=tiny_model(**kind)), [tiny_task(0)])
+    before = flat(client.state_dict()["knowledge"]["0"])
+    assert ("whole/3.running_mean" in before) is bool(kind)
     live_through(client, [tiny_task(1), tiny_task(2)])
-    after = client.state_dict()["knowledge"]["0"]
-    assert torch.equal(after["mask"], copies["mask"])
-    assert torch.equal(after["values"], copies["values"])
-    assert torch.equal(after["head_weight"], copies["head_weight"])
+    assert same(flat(client.state_dict()["knowledge"]["0"]), before)
+
+
+def test_a_step_changes_neither_task_nor_batch_nor_answers(tiny_model, tiny_task):
+    """The authors' loop overwrote the task's index and drew new teacher outputs in every step."""
+    client = live_through(learner(tiny_model, k=1, model=tiny_model(dropout=0.5)), [tiny_task(0), tiny_task(1)])
+    task = tiny_task(2)
+    copies = task.task, task.train.x.clone(), task.train.y.clone()
+    client.fit(task, Round(1, 1))
+    before = flat(client.state_dict()["answers"])
+    client.fit(task, Round(2, 2))
+    assert (task.task, client.state_dict()["answers_task"]) == (copies[0], 2)
+    assert torch.equal(task.train.x, copies[1])
+    assert torch.equal(task.train.y, copies[2])
+    assert same(flat(client.state_dict()["answers"]), before)
+
+
+def test_answers_for_other_samples_are_not_used(tiny_model, tiny_task):
+    client = live_through(learner(tiny_model), [tiny_task(0)])
+    client.fit(tiny_task(1), Round(1, 1))
+    client.fit(tiny_task(1, samples=26), Round(2, 2))  # more data arrived
+    assert len(client.state_dict()["answers"]["0"]) == 26
+
+
+def test_knowledge_survives_any_training_rate(tiny_model, tiny_task):
+    """Fine-tuning has a rate of its own: with SGD's 0.5 given to Adam the knowledge would be noise."""
+    train = TrainConfig(epochs=5, batch_size=8, optimizer="sgd", lr=0.5, weight_decay=0.0)
+    client = live_through(learner(tiny_model, train=train), [tiny_task(0)])
+    knowledge, task = client._knowledge[0], tiny_task(0)
+    right = (knowledge.logits(tiny_model(seed=3).body, task.train.x, 64).argmax(1) == task.train.y).float().mean()
+    assert right == 1.0
+
+
+def test_fine_tuning_that_diverges_is_said(tiny_model, tiny_task):
+    client, task = learner(tiny_model), tiny_task(0)
+    client.fit(task, Round(1, 1))
+    task.train.x.fill_(float("nan"))
+    with pytest.raises(Diverged, match="knowledge"):
+        client.end_task(task, Round(0, 1))
 
 
 def test_teacher_answers_are_constant_within_a_task(tiny_model, tiny_task):
@@ -182,7 +229,12 @@ def test_extraction_from_the_own_or_the_shared_model(tiny_model, tiny_task):
 def test_at_most_k_signature_tasks_are_restored(tiny_model, tiny_task):
     client = live_through(learner(tiny_model, k=1), [tiny_task(0), tiny_task(1)])
     report = client.fit(tiny_task(2), Round(1, 1))
+    # The first batch chooses among both; all of them are integrated with one.
     assert report["signature-tasks"] == 1
+    every_batch = live_through(learner(tiny_model, k=1, select="batch"), [tiny_task(0), tiny_task(1)])
+    assert every_batch.fit(tiny_task(2), Round(1, 1))["signature-tasks"] == 1
+    ignored = live_through(learner(tiny_model, integrator="off"), [tiny_task(0)])
+    assert ignored.fit(tiny_task(1), Round(1, 1))["signature-tasks"] == 0
     assert learner(tiny_model, k=10).fit(tiny_task(0), Round(1, 1)).keys() == report.keys()
 
 
@@ -217,6 +269,7 @@ def test_post_aggregation_turns_g_a_towards_g_b(tiny_model, tiny_task, monkeypat
     client.receive({name: -value for name, value in client.send().items()})
     client.fit(tiny_task(0), Round(2, 2))
     assert len(calls) == (0 if form == "off" else 3)
+    assert 0 <= client.counts()["opposed"] <= 1
     assert all(cosine >= -1e-5 for cosine in calls)
     assert client.epochs == TRAIN.epochs + (form == "extra-epoch")
 
@@ -262,11 +315,14 @@ def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_tas
     assert drift("sum") < drift("off")
 
 
-def test_a_body_without_weights_is_refused():
-    class Flat(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = torch.nn.Flatten(), torch.nn.Linear(4, 6)
-
-    with pytest.raises(ConfigError, match="no weight matrices"):
-        FedKnow(Flat(), TRAIN, FedKnowSettings())
+@pytest.mark.parametrize("fault", ["no weight matrices", "needs a bias", "are frozen"])
+def test_models_it_cannot_train_are_refused(tiny_model, fault):
+    model = tiny_model()
+    if fault == "no weight matrices":
+        model.body = torch.nn.Flatten()
+    elif fault == "needs a bias":
+        model.head = torch.nn.Linear(8, 6, bias=False)
+    else:
+        model.body[0].requires_grad_(False)
+    with pytest.raises(ConfigError, match=fault):
+        FedKnow(model, TRAIN, FedKnowSettings())

@@ -125,9 +125,27 @@ def test_vanishing_gradients_forbid_nothing() -> None:
     assert solve_dual(np.zeros((2, 2)), np.zeros(2)).tolist() == [0, 0]
 
 
-def test_gradients_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(FloatingPointError, match="not finite"):
-        solve_dual(np.array([[np.nan]]), np.array([-1.0]))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_are_refused(bad: float) -> None:
+    g, odd = torch.tensor([1.0, -1.0]), torch.tensor([bad, 0.0])
+    for call in (
+        lambda: integrate(g, odd[None]),
+        lambda: integrate(odd, g[None]),
+        lambda: integrate_one(g, odd),
+        lambda: integrate_one(odd, g),
+        lambda: solve_dual(np.array([[bad]]), np.array([-1.0])),
+    ):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            call()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1.0, 1e15])
+def test_single_precision_scales(scale: float) -> None:
+    """Down to where squares vanish the constraint holds; below, a gradient counts as none."""
+    g, other = torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0]) * scale
+    expected = [1.0, -1.0] if scale < 1e-19 else [1.0, 0.0]
+    assert integrate(g, other[None]).gradient.tolist() == pytest.approx(expected, abs=1e-6)
+    assert integrate_one(g, other).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @settings(deadline=None, max_examples=50)

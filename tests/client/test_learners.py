@@ -109,7 +109,7 @@ def test_same_seed_same_numbers_whoever_was_here_before(tiny_model, tiny_task):
 
 
 def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
-    learner = FedRep(tiny_model(), TrainConfig(epochs=2, batch_size=64), FedRepSettings(head_epochs=2))
+    learner = FedRep(tiny_model(norm=True), TrainConfig(epochs=3, batch_size=64), FedRepSettings(head_epochs=2))
     seen = []
     plain = learner.gradient
 
@@ -118,10 +118,15 @@ def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
         return plain(batch)
 
     learner.gradient = watched
+    counted = learner.model.state_dict()["body.3.num_batches_tracked"]
     learner.fit(tiny_task(0), Round(1, 1))
-    assert seen == [{"head"}, {"head"}, {"body"}]  # one body epoch at least
+    assert seen == [{"head"}, {"head"}, {"body"}]
+    assert counted == 1  # running statistics moved in the body's epoch alone
     assert all(p.requires_grad for p in learner.model.parameters())
     assert FedRep(tiny_model(), TrainConfig(epochs=8), FedRepSettings()).head_epochs == 4
+    assert FedRep(tiny_model(), TrainConfig(epochs=1), FedRepSettings()).epochs == 2
+    with pytest.raises(ConfigError, match=r"learner\.head_epochs = 3 leaves none of train\.epochs = 3"):
+        FedRep(tiny_model(), TrainConfig(epochs=3), FedRepSettings(head_epochs=3))
 
 
 def test_proximal_term_by_hand(tiny_model, tiny_task):
