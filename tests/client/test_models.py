@@ -129,6 +129,9 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "    return nn.Flatten()\n"
         "def narrow(shape, classes):\n"
         "    return Linear(shape, classes - 1)\n"
+        "class Doubled(Linear):\n"
+        "    def forward(self, x):\n"
+        "        return 2 * super().forward(x)\n"
     )
     model = build("own_model_for_test:Linear", GREY8, 5, bias=False)
     assert model(torch.zeros(2, *GREY8)).shape == (2, 5)
@@ -138,6 +141,7 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, settings, text in (
         ("headless", {}, r"returned Flatten with head None.*nn.Linear\(..., 5\)"),
         ("narrow", {}, r"out_features=4.*nn.Linear\(..., 5\)"),
+        ("Doubled", {}, r"model\(x\) must be model.head\(model.body\(x\)\)"),
         ("Linear", {"depth": 2}, r"settings given \(depth\).*depth"),
     ):
         with pytest.raises(ConfigError, match=text):
