@@ -1,7 +1,8 @@
 """Runs the command again and again, each time in a process that dies in the middle of writing a file.
 
-``python killed.py ARGUMENTS KILLS``: both JSON lists. Process i goes on with the run where one is left, and kills
-itself half way through the KILLS[i]-th file it writes (0: never). One line is printed for each: its exit code.
+``python killed.py ARGUMENTS KILLS``: both JSON lists, the second of pairs of a run folder and a number n. For each pair
+a process begins the run, or goes on with it, and kills itself half way through the n-th file it writes (0: never). One
+line is printed for each: its exit code.
 """
 
 import json
@@ -42,15 +43,18 @@ def command(arguments, kill):
         return Fatal(file) if written == kill else file
 
     state.open = opened
-    cli.app(arguments)
+    try:
+        cli.app(arguments)
+    except SystemExit as done:
+        os._exit(done.code or 0)  # taking apart all that was imported takes longer than the run
 
 
 arguments = json.loads(sys.argv[1])
 simulate.write_report = lambda *_: None
 # A run in this process first: all that is imported on the way is imported once.
 cli.app([*arguments, "--out", "warm"], standalone_mode=False)
-for kill in json.loads(sys.argv[2]):
+for out, kill in json.loads(sys.argv[2]):
     pid = os.fork()
     if pid == 0:
-        command([*arguments, "--out", "run", *["--resume"] * os.path.exists("run/config.toml")], kill)
+        command([*arguments, "--out", out, *["--resume"] * os.path.exists(f"{out}/config.toml")], kill)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
