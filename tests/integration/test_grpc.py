@@ -1,0 +1,421 @@
+"""Real processes over real sockets and TLS: whatever dies on the way, the numbers are those of an undisturbed run."""
+
+import json
+import os
+import queue
+import random
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from fedknow.client.edge import fetch_status
+from fedknow.protocols.config import read_config
+from fedknow.protocols.messages import Message, Metrics, node_of
+from fedknow.protocols.wire import JOIN, PROTOCOL, Frame, hello, pack, parse, refused
+from fedknow.server.certs import make_certificates
+from fedknow.server.run_folder import RunFolder
+from fedknow.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+CLIENTS = 3
+BASE = {
+    "data": {"clients": CLIENTS, "tasks": 2, "classes_max": 2, "test_samples": 0.5},
+    "train": {"rounds": 3, "epochs": 2, "batch_size": 8, "lr": 3e-3},
+    "strategy": {"name": "fedadam"},  # with a memory of its own
+}
+WAIT = 120
+"""Seconds that nothing here takes, on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def zygote(parts):
+    """Starts commands: gives a function of arguments and the current folder."""
+    process = subprocess.Popen(
+        [sys.executable, parts / "zygote.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(parts)},
+    )  # fmt: skip
+    born, dead, lock = queue.SimpleQueue(), {}, threading.Condition()
+
+    def listen():
+        for line in process.stdout:
+            told = json.loads(line)
+            if "code" in told:
+                with lock:
+                    dead[told["pid"]] = told["code"]
+                    lock.notify_all()
+            else:
+                born.put(told["pid"])
+
+    threading.Thread(target=listen, daemon=True).start()
+
+    class Command:
+        def __init__(self, cwd, name, *arguments):
+            self.log = Path(cwd) / f"{name}.log"
+            order = {"arguments": [str(a) for a in arguments], "log": str(self.log), "cwd": str(cwd)}
+            process.stdin.write(json.dumps(order) + "\n")
+            self.pid = born.get(timeout=WAIT)
+
+        @property
+        def alive(self):
+            return self.pid not in dead
+
+        def end(self, timeout=WAIT):
+            """Its exit code, once it has ended."""
+            with lock:
+                assert lock.wait_for(lambda: not self.alive, timeout), self.log.read_text()
+            return dead[self.pid]
+
+        def kill(self, how=signal.SIGKILL):
+            if self.alive:
+                os.kill(self.pid, how)
+            return self.end()
+
+        def text(self):
+            return self.log.read_text()
+
+    yield Command
+    process.stdin.close()
+    assert process.wait(WAIT) == 0
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory, numbers):
+    """The numbers of the undisturbed run, in one process."""
+    out = tmp_path_factory.mktemp("expected") / "run"
+    simulate(read_config(BASE, ["engine.backend=inline"]), out)
+    accuracy = RunFolder.open(out).accuracy()["personal"][:, :, -1]
+    assert accuracy.max() > 0.55
+    assert len(np.unique(accuracy)) > 2
+    return numbers(out)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder, CLIENTS + 1, [])
+    return folder
+
+
+@pytest.fixture
+def stage(zygote, certificates, tmp_path):
+    it = Stage(zygote, certificates, tmp_path)
+    yield it
+    it.clear()
+
+
+class Stage:
+    """A server, its clients, and where they live."""
+
+    def __init__(self, command, certificates, folder):
+        self.command, self.certificates, self.folder = command, certificates, folder
+        self.clients = {}
+        self.server = None
+        self.port = 0
+        (folder / "experiment.toml").write_text(read_config(BASE).to_toml())
+
+    @property
+    def address(self):
+        return f"127.0.0.1:{self.port}"
+
+    def start_server(self, *changes, arguments=()):
+        port_file = self.folder / "port"
+        port_file.unlink(missing_ok=True)
+        self.server = self.command(
+            self.folder, "server", "server", "experiment.toml", "--listen", self.address, "--out", "run", "--resume",
+            "--tls", self.certificates / "server", "--port-file", port_file, *arguments,
+            *(part for change in changes for part in ("--set", change)),
+        )  # fmt: skip
+        until = time.monotonic() + WAIT
+        while not port_file.exists():
+            assert self.server.alive, self.server.text()
+            assert time.monotonic() < until, self.server.text()
+            time.sleep(0.01)
+        self.port = int(port_file.read_text())
+
+    def start_client(self, client, *arguments):
+        home = self.folder / f"client{client}"
+        home.mkdir(exist_ok=True)
+        self.clients[client] = self.command(
+            home, "client", "client", "--server", self.address, "--state", "state",
+            "--tls", self.certificates / "clients" / f"{client:03d}", *arguments,
+        )  # fmt: skip
+        return self.clients[client]
+
+    def start(self, *changes):
+        self.start_server(*changes)
+        for client in range(CLIENTS):
+            self.start_client(client)
+
+    def end(self):
+        """Wait for all to end well."""
+        assert self.server.end() == 0, self.server.text()
+        for client in self.clients.values():
+            assert client.end() == 0, client.text()
+        return self.folder / "run"
+
+    def status(self):
+        return json.loads(fetch_status(self.address, self.certificates / "clients" / "000"))
+
+    def log(self):
+        return self.server.text()
+
+    def clear(self):
+        for process in [self.server, *self.clients.values()]:
+            if process is not None:
+                process.kill()
+
+
+def bearer(stage, client):
+    """A channel with a client's certificate."""
+    folder = stage.certificates / "clients" / f"{client:03d}"
+    files = [(folder / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem")]
+    return grpc.secure_channel(stage.address, grpc.ssl_channel_credentials(*files))
+
+
+def talk(channel, *frames):
+    """Say frames on a stream of one's own, and hear how it ends."""
+    with channel:
+        outgoing = queue.SimpleQueue()
+        for frame in frames:
+            outgoing.put(frame)
+        heard = [parse(data) for data in channel.stream_stream(JOIN)(iter(outgoing.get, None), timeout=WAIT)]
+        outgoing.put(None)
+    return refused(heard[-1].refusal)
+
+
+# --- undisturbed ------------------------------------------------------------------------------------------------------
+
+
+def test_real_processes_over_tls_give_the_numbers_of_one_process(stage, expected, numbers):
+    stage.start()
+    assert numbers(stage.end()) == expected
+    logs = stage.clients[0].text()
+    assert re.search(r"connected to 127\.0\.0\.1:\d+ as client 0\n", logs)
+    assert re.search(r"task 1, round 3: train in \d+\.\d s, 0\.05 MB in, 0\.05 MB out\n", logs)
+    assert logs.endswith("done: the run is over\n")
+
+
+def test_tokens_in_the_stead_of_certificates(stage, expected, numbers):
+    stage.start_server(arguments=["--tokens"])
+    for client in range(CLIENTS):
+        folder = stage.certificates / "clients" / f"{client:03d}"
+        here = stage.folder / "tokens" / folder.name
+        here.mkdir(parents=True)
+        for name in ("ca.pem", "token"):
+            shutil.copy(folder / name, here / name)
+        home = stage.folder / f"client{client}"
+        home.mkdir()
+        stage.clients[client] = stage.command(
+            home, "client", "client", "--server", stage.address, "--tls", here, "--state", "state"
+        )
+    assert numbers(stage.end()) == expected
+
+
+def test_clients_with_data_of_their_own(stage):
+    generator = np.random.default_rng(1)
+    stage.start_server(
+        "data.name=local",
+        "data.shape=[1,8,8]",
+        "data.classes=4",
+        "data.classes_per_task=2",
+        "learner=fedper",
+        "strategy=fedavg",
+    )
+    for client in range(CLIENTS):
+        data = stage.folder / f"data{client}"
+        data.mkdir()
+        for task in range(2):
+            y = np.tile([2 * task, 2 * task + 1], 20)
+            x = (generator.integers(0, 100, (40, 1, 8, 8)) + 100 * (y % 2)[:, None, None, None]).astype(np.uint8)
+            np.savez(data / f"task-{task:03d}.npz", train_x=x, train_y=y, test_x=x[:10], test_y=y[:10])
+        stage.start_client(client, "--data", data)
+    accuracy = RunFolder.open(stage.end()).accuracy()["personal"]
+    assert accuracy[:, :, -1].min() > 0.9  # bright or dark is easy to tell
+
+
+# --- disturbed --------------------------------------------------------------------------------------------------------
+
+
+def gate(stage, client):
+    """The FIFOs of a client that trains behind a gate; gives a function that waits until it is there."""
+    home = stage.folder / f"client{client}"
+    home.mkdir()
+    os.mkfifo(home / "waiting")
+    os.mkfifo(home / "go")
+    end = os.open(home / "waiting", os.O_RDWR)
+
+    def wait():
+        ready, _, _ = select.select([end], [], [], WAIT)
+        assert ready, stage.log()
+        pid = int(os.read(end, 32))
+        os.close(end)
+        assert pid == stage.clients[client].pid
+        return pid
+
+    return wait
+
+
+def test_a_client_killed_while_it_trains_does_not_matter(stage, expected, numbers):
+    wait = gate(stage, 1)
+    stage.start("learner=edge_parts:Gated")
+    wait()
+    assert stage.clients[1].kill() == -signal.SIGKILL
+    stage.start_client(1)
+    assert numbers(stage.end()) == expected
+
+
+def test_a_server_killed_while_a_client_trains_does_not_matter(stage, expected, numbers):
+    wait = gate(stage, 1)
+    stage.start("learner=edge_parts:Gated")
+    wait()
+    assert stage.server.kill() == -signal.SIGKILL
+    stage.start_server("learner=edge_parts:Gated")
+    (stage.folder / "client1" / "go").write_text("")  # the client was at it all the time
+    assert numbers(stage.end()) == expected
+    assert stage.clients[1].text().count("task 1, round 2: train") == 1  # and what it did was of use
+
+
+def test_sigterm_is_a_pause(stage, expected, numbers):
+    wait = gate(stage, 2)
+    stage.start("learner=edge_parts:Gated")
+    wait()
+    assert stage.server.kill(signal.SIGTERM) == 130
+    assert "Interrupted." in stage.log()
+    assert "fedknow server run/config.toml --out run --resume" in stage.log()
+    assert stage.clients[2].kill(signal.SIGTERM) == 130  # in the midst of training
+    stage.start_server("learner=edge_parts:Gated")
+    stage.start_client(2)
+    assert numbers(stage.end()) == expected
+    assert "the server says goodbye" in stage.clients[0].text()
+
+
+def test_a_late_client_a_deadline_and_who_was_left_out(stage):
+    """Client 2 comes after the beginning, and is killed for good after that: rounds go on without it."""
+    wait = gate(stage, 2)
+    stage.start_server("learner=edge_parts:Gated", "engine.min_clients=2", "engine.round_timeout=2.0")
+    for client in (0, 1):
+        stage.start_client(client)
+    while stage.status()["work"] == {}:
+        time.sleep(0.01)
+    stage.start_client(2)
+    wait()
+    stage.clients.pop(2).kill()
+    run = stage.end()
+    rounds = [event["clients"] for event in RunFolder.open(run).events() if event["event"] == "round"]
+    assert len(rounds) == 6
+    assert rounds[-1] == 2
+    assert set(rounds) <= {2, 3}
+    accuracy = RunFolder.open(run).accuracy()["personal"]
+    assert np.isfinite(accuracy[:2, :, -1]).all()
+    assert np.isnan(accuracy[2, :, -1]).all()
+
+
+def test_hostile_bytes_do_not_matter(stage, expected, numbers):
+    """Somebody with a certificate of client 3's, and of client 1's, says all kinds of things while the run goes on."""
+    wait = gate(stage, 1)
+    stage.start("learner=edge_parts:Gated")
+    wait()
+    reply = Message("train", node_of(2), "x").reply({"metrics": Metrics({"num-examples": 1})})
+    frame = next(pack(reply).frames())
+    corrupt = parse(frame)
+    corrupt.chunk.crc32 ^= 1
+    huge = parse(frame)
+    huge.chunk.envelope.size = 1 << 50
+    version = Frame()
+    version.hello.protocol = PROTOCOL + 1
+    codes = [
+        talk(bearer(stage, 3), hello()).code.name,
+        talk(bearer(stage, 2), version.SerializeToString()).code.name,
+        talk(bearer(stage, 2), hello(node_of(0))).code.name,
+        talk(bearer(stage, 2), b"\xff" * 100).code.name,
+        talk(bearer(stage, 2), frame).code.name,
+    ]
+    assert codes == ["NO_ROOM", "VERSION", "CREDENTIAL", "MALFORMED", "OUT_OF_ORDER"]
+    generator = random.Random(3)
+    for number in range(60):
+        noise = generator.randbytes(generator.randrange(1, 200_000))
+        assert talk(bearer(stage, 2), noise if number % 2 else version.SerializeToString()[:-1] + noise)
+    before = stage.status()["refusals"]
+    assert sum(before.values()) >= 65
+    # In client 1's name, whose stream it takes; that one is told, and ends.
+    for bad in (corrupt, huge, Frame(hello={})):
+        talk(bearer(stage, 1), hello(), bad.SerializeToString())
+    talk(bearer(stage, 1), hello(), *pack(reply).frames())  # client 2's answer
+    refusals = stage.status()["refusals"]
+    for code in ("BAD_CHECKSUM", "TOO_LARGE", "FOREIGN"):
+        assert refusals[code] == before.get(code, 0) + 1
+    (stage.folder / "client1" / "go").write_text("")
+    assert stage.clients[1].end() == 1
+    assert "has connected anew" in stage.clients[1].text()
+    stage.start_client(1)
+    assert numbers(stage.end()) == expected
+
+
+def test_wrong_credentials_do_not_get_in(stage, tmp_path_factory):
+    stage.start_server()
+    other = tmp_path_factory.mktemp("other")
+    make_certificates(other, 1, [])
+    right = stage.certificates / "clients" / "000"
+
+    def attempt(tls, name, *arguments):
+        (stage.folder / name).mkdir()
+        client = stage.command(
+            stage.folder / name, "client", "client", "--server", stage.address, "--tls", tls, "--state", "state",
+            "--give-up", "1", *arguments,
+        )  # fmt: skip
+        return client.end(), client.text()
+
+    code, text = attempt(other / "clients" / "000", "a")
+    assert code == 1, text
+    assert "issued by another CA" in text
+    code, text = attempt(right, "b", "--client", "1")
+    assert code == 2, text
+    assert "the credential is client 0's, but the peer says it is client 1" in text.replace("\n", " ")
+    assert stage.status()["refusals"] == {"CREDENTIAL": 1}
+
+
+def test_off_loopback_in_the_clear_takes_a_word(stage):
+    off = "192.0.2.1:1"
+    for arguments in (("server", "--listen", "0.0.0.0:0"), ("client", "--server", off), ("status", "--server", off)):
+        command = stage.command(stage.folder, "refused", *arguments)
+        assert command.end() == 2
+        assert "give --tls DIR" in command.text()
+
+
+# --- chaos ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(1, 4), *(pytest.param(seed, 25, marks=pytest.mark.slow) for seed in range(2, 6))]
+)
+def test_chaos(stage, expected, numbers, seed, kills, record_property):
+    """Server and clients are killed at random moments and started again; the run comes to the same numbers."""
+    generator = random.Random(seed)
+    stage.start()
+    killed = []
+    while len(killed) < kills and stage.server.alive:
+        time.sleep(generator.uniform(0.0, 1.0))  # the moment is the matter of this test
+        victim = generator.choice(["server", *range(CLIENTS)])
+        if victim == "server":
+            if stage.server.kill() == 0:
+                break
+            stage.start_server()
+        else:
+            if stage.clients[victim].kill() == 0:
+                break
+            stage.start_client(victim)
+        killed.append(victim)
+    assert numbers(stage.end()) == expected
+    record_property("kills", len(killed))
+    print(f"kills: {len(killed)} of {kills}, the server {killed.count('server')} times")
