@@ -1,0 +1,304 @@
+"""Seconds a round with clients that return what they got: our gRPC server against Flower's own deployment.
+
+    python benchmarks/grpc_vs_flower.py                                              # the table, about half an hour
+    python benchmarks/grpc_vs_flower.py --clients 2 --parameters 62000 --rounds 3 --repeats 1
+
+Everything is on this machine, over loopback: ours with TLS both ways, Flower's in the clear (``flower-superlink
+--insecure``, a ``flower-supernode`` a client, ``flwr run``). Flower's own ``FedAvg.start`` drives both, and a round
+ends when it calls ``evaluate_fn``. The first round, in which ours waits for its clients, is reported apart; medians
+over the warm rounds of all repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+RESULT = "RESULT "
+BIN = Path(sys.executable).parent
+
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "echo"
+version = "0.1.0"
+description = "clients that return what they got"
+license = "Apache-2.0"
+dependencies = ["flwr>=1.41,<1.42"]
+
+[tool.flwr.app]
+publisher = "fedknow"
+
+[tool.flwr.app.components]
+serverapp = "echo.apps:server"
+clientapp = "echo.apps:client"
+
+[tool.flwr.app.config]
+clients = 2
+parameters = 1
+rounds = 1
+out = ""
+"""
+
+APPS = '''
+"""As one writes it for Flower: nothing of ours."""
+import json
+import time
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+client = ClientApp()
+server = ServerApp()
+
+@client.train()
+def train(message, context):
+    arrays = next(iter(message.content.array_records.values()))
+    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+@server.main()
+def main(grid, context):
+    config = context.run_config
+    while len(list(grid.get_node_ids())) < config["clients"]:
+        time.sleep(0.5)
+    rng = np.random.default_rng(0)
+    parts = np.array_split(rng.random(config["parameters"], np.float32), 10)
+    arrays = ArrayRecord({f"w{i}": Array(part) for i, part in enumerate(parts)})
+    times = [time.time()]
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=config["clients"], min_available_nodes=config["clients"])
+    strategy.start(grid, arrays, num_rounds=config["rounds"] + 1, evaluate_fn=lambda *_: times.append(time.time()))
+    with open(config["out"], "w") as file:
+        json.dump(times[1:], file)
+'''
+
+
+def main() -> None:
+    """Run the cases asked for, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", default=[2, 10])
+    parser.add_argument("--parameters", type=int, nargs="+", default=[62_000, 1_000_000])
+    parser.add_argument("--systems", nargs="+", choices=["fedknow", "flower"], default=["fedknow", "flower"])
+    parser.add_argument("--rounds", type=int, default=6, help="warm rounds, after the first")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "grpc_vs_flower.json")
+    parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--echo", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.drive:
+        clients, parameters, rounds, folder = args.drive
+        drive(int(clients), int(parameters), int(rounds), Path(folder))
+    elif args.echo:
+        server, tls, state = args.echo
+        echo(server, Path(tls), Path(state))
+    else:
+        table(args)
+
+
+def table(args: argparse.Namespace) -> None:
+    """All cases, the systems in turn, so that what else the machine does meets both alike."""
+    from engine_vs_flower import about
+
+    run = {"fedknow": ours, "flower": flowers}
+    cases = []
+    print(
+        f"{'parameters':>10} {'clients':>7} {'system':8} {'s/round':>9} {'of each repeat':24} {'first':>7} {'ratio':>8}"
+    )
+    for parameters in args.parameters:
+        for clients in args.clients:
+            found: dict[str, list[list[float]]] = {system: [] for system in args.systems}
+            for _ in range(args.repeats):
+                for system in args.systems:
+                    with tempfile.TemporaryDirectory(prefix="fedknow-benchmark-") as folder:
+                        found[system].append(run[system](clients, parameters, args.rounds, Path(folder)))
+            medians = {
+                system: statistics.median(seconds for times in each for seconds in times[1:])
+                for system, each in found.items()
+            }
+            for system, each in found.items():
+                case: dict[str, Any] = {
+                    "parameters": parameters,
+                    "clients": clients,
+                    "system": system,
+                    "median": medians[system],
+                    "medians": [statistics.median(times[1:]) for times in each],
+                    "first": statistics.median(times[0] for times in each),
+                    "rounds": each,
+                }
+                if system == "fedknow" and "flower" in medians:
+                    case["times_faster_than_flower"] = medians["flower"] / medians["fedknow"]
+                cases.append(case)
+                ratio = f"{case['times_faster_than_flower']:7.0f}x" if "times_faster_than_flower" in case else ""
+                print(
+                    f"{parameters:10} {clients:7} {system:8} {case['median']:9.4f} "
+                    f"{' '.join(f'{value:.4f}' for value in case['medians']):24} {case['first']:7.2f} {ratio:>8}",
+                    flush=True,
+                )
+    args.workers = None
+    description = about(args)
+    description["command"] = " ".join(["python", "benchmarks/grpc_vs_flower.py", *sys.argv[1:]])
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"about": description, "cases": cases}, indent=1) + "\n", "utf-8")
+    print(f"written to {args.out}")
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def ours(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
+    """Seconds of each round with our server and clients, each in a process of its own."""
+    from fedknow.server.certs import make_certificates
+
+    make_certificates(folder / "certs", clients)
+    command = [sys.executable, __file__, "--drive", str(clients), str(parameters), str(rounds), str(folder)]
+    with ExitStack() as stack:
+        server = stack.enter_context(_process(command, folder / "server.log", stdout=subprocess.PIPE))
+        assert server.stdout is not None
+        port = server.stdout.readline().decode().strip()
+        if not port:
+            raise SystemExit((folder / "server.log").read_text())
+        for client in range(clients):
+            tls = folder / "certs" / "clients" / f"{client:03d}"
+            line = [sys.executable, __file__, "--echo", f"localhost:{port}", str(tls), str(folder / f"state-{client}")]
+            stack.enter_context(_process(line, folder / f"client-{client}.log"))
+        result = server.stdout.read().decode()
+        if not result.startswith(RESULT):
+            raise SystemExit(_logs(folder))
+        times: list[float] = json.loads(result.removeprefix(RESULT))
+        return [after - before for before, after in pairwise(times)]
+
+
+def drive(clients: int, parameters: int, rounds: int, folder: Path) -> None:
+    """The server's process."""
+    from engine_clients import digits, first_arrays
+    from flwr.serverapp.strategy import FedAvg
+
+    from fedknow.protocols.flower import to_record
+    from fedknow.protocols.security import server_credentials
+    from fedknow.server.grpc_grid import GrpcGrid
+
+    credentials = server_credentials(folder / "certs" / "server")
+    times: list[float] = []
+    with GrpcGrid(digits(clients, "finetune"), "127.0.0.1:0", credentials=credentials) as grid:
+        print(grid.port, flush=True)
+        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        arrays = to_record(first_arrays("echo", clients, parameters))
+        strategy.start(grid, arrays, num_rounds=rounds + 1, evaluate_fn=lambda *_: times.append(time.time()))
+        grid.finish()
+    print(RESULT + json.dumps(times), flush=True)
+
+
+def echo(server: str, tls: Path, state: Path) -> None:
+    """A client's process."""
+    from engine_clients import Echo, Nothing
+
+    from fedknow.client.edge import EdgeClient, run_client
+
+    run_client(EdgeClient(server, state, tls=tls, node=lambda config: Echo(config, Nothing(config.data.clients))))
+
+
+# --- Flower's ---------------------------------------------------------------------------------------------------------
+
+
+def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
+    """Seconds of each round with Flower's deployment."""
+    app, home, out = folder / "app", folder / "flwr", folder / "times.json"
+    (app / "echo").mkdir(parents=True)
+    home.mkdir()
+    (app / "pyproject.toml").write_text(PROJECT)
+    (app / "echo" / "__init__.py").write_text("")
+    (app / "echo" / "apps.py").write_text(APPS)
+    link, *own = _ports(1 + clients)
+    address = f"127.0.0.1:{link}"
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
+    )
+    os.environ["FLWR_HOME"] = str(home)
+    settings = f'clients={clients} parameters={parameters} rounds={rounds} out="{out}"'
+    with ExitStack() as stack:
+        line = [str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(link)]
+        stack.enter_context(_process(line, folder / "superlink.log"))
+        _answers(link, folder)
+        for client, port in enumerate(own):
+            line = [str(BIN / "flower-supernode"), "--insecure", "--superlink", address, "--port", str(port)]
+            line += ["--node-config", f"partition-id={client} num-partitions={clients}"]
+            stack.enter_context(_process(line, folder / f"supernode-{client}.log"))
+        command = [str(BIN / "flwr"), "run", str(app), "here", "--stream", "--run-config", settings]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+        if not out.exists():
+            raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:] + _logs(folder))
+    times: list[float] = json.loads(out.read_text())
+    return [after - before for before, after in pairwise(times)]
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _process(command: Sequence[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, ended with all that it started."""
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    with log.open("wb") as file:
+        options = {"stdout": file, "stderr": file} | options
+        process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, kind)
+                process.wait(10)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+        process.wait()
+
+
+def _ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _answers(port: int, folder: Path) -> None:
+    """Wait until something listens; Flower has no other way to tell."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise SystemExit(_logs(folder))
+
+
+def _logs(folder: Path) -> str:
+    return "\n".join(f"== {file.name}\n{file.read_text('utf-8')[-2000:]}" for file in sorted(folder.glob("*.log")))
+
+
+if __name__ == "__main__":
+    main()
