@@ -18,6 +18,10 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedknow.protocols.flower import to_arrays
 from fedknow.protocols.messages import (
     CLIENT_FAILED,
+    END_TASK,
+    EVALUATE,
+    KEPT,
+    METRICS,
     TRAIN,
     Arrays,
     Failure,
@@ -29,6 +33,7 @@ from fedknow.protocols.messages import (
 __all__ = ["ClientFailure", "Fault", "Inspector", "RunError", "check_aggregate"]
 
 NUM_EXAMPLES = "num-examples"
+KNOWLEDGE_BYTES = "knowledge-bytes"
 
 
 class RunError(RuntimeError):
@@ -89,9 +94,16 @@ class _Unusable(Exception):
 class Inspector:
     """Looks at every reply as it arrives (a grid's ``inspect`` hook), and turns a bad one into a failure.
 
-    Every array and number must be finite. Replies to ``train`` messages must moreover hold just the arrays that were
-    sent, with their shapes and dtypes, at no absurd distance, a positive ``num-examples``, and the same metrics from
-    every client.
+    Every array and number must be finite. Moreover,
+
+    * replies to ``train`` messages hold just the arrays that were sent, with their shapes and dtypes, at no absurd
+      distance, a positive ``num-examples``, and the same metrics from every client;
+    * replies to ``train.end_task`` have a positive ``num-examples`` and a ``knowledge-bytes`` not below 0;
+    * replies to our own scoring (:meth:`expect_scores`) have a positive ``num-examples``, ``correct``, ``total`` and
+      ``losses`` of as many tasks as are scored, ``0 <= correct <= total`` in whole numbers with ``total`` above 0, and
+      where they are asked for, what clients keep: the same names, shapes and dtypes from every client.
+
+    Replies to an evaluation of the strategy's own may say what they like.
 
     Parameters
     ----------
@@ -116,6 +128,9 @@ class Inspector:
         self._task = self._round = 0
         self._expected = Arrays()
         self._metrics: set[str] | None = None
+        self._scored = 0
+        self._collect = False
+        self._kept: Arrays | None = None
         self.failures = 0
         self.trained: list[tuple[int, Metrics]] = []
 
@@ -123,8 +138,13 @@ class Inspector:
         """A round begins in which ``arrays`` are sent."""
         self._task, self._round, self._expected = task, round, arrays
         self._expected_norm = _norm(arrays.values())
+        self._scored = 0
         self.failures = 0
         self.trained = []
+
+    def expect_scores(self, tasks: int, collect: bool) -> None:
+        """From now on ``evaluate`` is our own scoring, of so many tasks; with ``collect`` also what clients keep."""
+        self._scored, self._collect, self._kept = tasks, collect, None
 
     def __call__(self, reply: Message) -> Message:
         """The reply itself, or a failure in its place."""
@@ -156,10 +176,22 @@ class Inspector:
             if isinstance(record, Arrays):
                 for name, array in record.items():
                     _check_finite(name, array)
+            elif isinstance(record, Metrics):
+                for name, value in record.items():
+                    _check_number(name, value)
         if reply.kind == TRAIN:
             _check_like(reply.arrays(), self._expected)
             self._check_norm(reply.arrays())
             self.trained.append((reply.node, self._check_metrics(reply)))
+        elif reply.kind == END_TASK:
+            metrics = _own_metrics(reply)
+            size = metrics.get(KNOWLEDGE_BYTES)
+            if not isinstance(size, int | float) or size < 0:
+                raise _Unusable(
+                    Fault.METRICS, KNOWLEDGE_BYTES, f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r}"
+                )
+        elif reply.kind == EVALUATE and self._scored:
+            self._check_scores(reply)
 
     def _check_norm(self, arrays: Arrays) -> None:
         limit = self._max_update_norm * max(self._expected_norm, 1.0)
@@ -178,12 +210,7 @@ class Inspector:
 
     def _check_metrics(self, reply: Message) -> Metrics:
         metrics = next((record for record in reply.content.values() if isinstance(record, Metrics)), Metrics())
-        for name, value in metrics.items():
-            if not np.isfinite(value).all():
-                raise _Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")
-        examples = metrics.get(NUM_EXAMPLES)
-        if not isinstance(examples, int | float) or examples <= 0:
-            raise _Unusable(Fault.METRICS, NUM_EXAMPLES, f"{NUM_EXAMPLES} must be a positive number, got {examples!r}")
+        _check_examples(metrics)
         if self._metrics is None:
             self._metrics = set(metrics)
         odd = sorted(self._metrics ^ metrics.keys())
@@ -194,6 +221,32 @@ class Inspector:
                 f"metrics {', '.join(odd)} are missing or not reported by other clients; all must report the same",
             )
         return metrics
+
+    def _check_scores(self, reply: Message) -> None:
+        metrics = _own_metrics(reply)
+        lists = {name: np.asarray(metrics.get(name)) for name in ("correct", "total", "losses")}
+        for name, values in lists.items():
+            if values.shape != (self._scored,) or values.dtype.kind not in ("if" if name == "losses" else "i"):
+                kind = "numbers" if name == "losses" else "whole numbers"
+                raise _Unusable(
+                    Fault.METRICS,
+                    name,
+                    f"{name} must be a list of {self._scored} {kind}, one a task, got {metrics.get(name)!r}",
+                )
+        correct, total = lists["correct"], lists["total"]
+        if not ((correct >= 0) & (correct <= total) & (total > 0)).all():
+            raise _Unusable(
+                Fault.METRICS,
+                "correct",
+                f"correct must lie between 0 and total, and total above 0; got {correct.tolist()} of {total.tolist()}",
+            )
+        if self._collect:
+            kept = reply.content.get(KEPT)
+            if not isinstance(kept, Arrays):
+                raise _Unusable(Fault.NAMES, KEPT, "what the client keeps was asked for and is missing")
+            if self._kept is None:
+                self._kept = kept
+            _check_like(kept, self._kept)
 
 
 def check_aggregate(returned: object, current: Arrays, strategy: str) -> tuple[Arrays | None, dict[str, Any]]:
@@ -247,6 +300,32 @@ def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
     except _Unusable as problem:
         raise RunError(f"strategy {strategy} returned unusable parameters: {problem}") from None
     return arrays
+
+
+def _own_metrics(reply: Message) -> Metrics:
+    """The metrics of an answer to a message of ours."""
+    metrics = reply.content.get(METRICS)
+    if not isinstance(metrics, Metrics):
+        raise _Unusable(Fault.METRICS, METRICS, f"the record {METRICS!r} is missing")
+    _check_examples(metrics)
+    return metrics
+
+
+def _check_examples(metrics: Metrics) -> None:
+    examples = metrics.get(NUM_EXAMPLES)
+    if not isinstance(examples, int | float) or examples <= 0:
+        raise _Unusable(Fault.METRICS, NUM_EXAMPLES, f"{NUM_EXAMPLES} must be a positive number, got {examples!r}")
+
+
+def _check_number(name: str, value: object) -> None:
+    try:
+        finite = np.isfinite(np.asarray(value, dtype=np.float64)).all()  # type: ignore[arg-type]  # anything may come
+    except (TypeError, ValueError, OverflowError):
+        raise _Unusable(
+            Fault.METRICS, name, f"metric {name} must be a number or a list of numbers, got {value!r}"
+        ) from None
+    if not finite:
+        raise _Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

@@ -22,7 +22,7 @@ from fedknow.protocols.messages import (
     client_of,
     nbytes,
 )
-from fedknow.server.checks import RunError
+from fedknow.server.checks import Inspector, RunError
 from fedknow.server.grid import MessageGrid
 
 __all__ = ["GLOBAL_TRAFFIC", "SCORINGS", "Scores", "score_clients"]
@@ -123,7 +123,7 @@ class Scores:
 
 
 def score_clients(
-    grid: MessageGrid, arrays: Arrays, task: int, tasks: int, *, both: bool, forward: bool = False
+    grid: MessageGrid, inspector: Inspector, arrays: Arrays, task: int, tasks: int, *, both: bool, forward: bool = False
 ) -> tuple[dict[str, Floats], Floats]:
     """Have every client score the model on the test samples of its tasks.
 
@@ -134,6 +134,8 @@ def score_clients(
     Parameters
     ----------
     grid : MessageGrid
+    inspector : Inspector
+        Is told what the answers must be; the grid's ``inspect`` hook.
     arrays : Arrays
         Global parameters.
     task : int
@@ -159,6 +161,7 @@ def score_clients(
     """
 
     def wave(scoring: str, extra: Mapping[str, Record], label: str | None, collect: bool) -> list[Message]:
+        inspector.expect_scores(tasks if forward else task + 1, collect)
         settings = Config(task=task, scoring=scoring, collect=collect, forward=forward)
         content: dict[str, Record] = {ARRAYS: arrays, **extra, CONFIG: settings}
         work = [Message(EVALUATE, node, "", group=str(task), content=content) for node in grid.get_node_ids()]
@@ -206,5 +209,5 @@ def _mean_kept(replies: list[Message]) -> Arrays:
 
 def _metrics(reply: Message) -> Metrics:
     record = reply.content[METRICS]
-    assert isinstance(record, Metrics)  # what a client of ours answers
+    assert isinstance(record, Metrics)  # the inspector saw to it
     return record

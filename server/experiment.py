@@ -5,7 +5,8 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
 
 ================  ====================================================================================================
 ``start``         ``clients``, ``tasks``, ``rounds``, ``travelling`` (number of parameters exchanged), ``bytes``
-                  (theirs), ``learner``, ``strategy``, ``partition`` (digest), ``resumed_from`` (server round)
+                  (theirs), ``learner``, ``strategy``, ``partition`` (digest), ``resumed_from`` (server round),
+                  ``versions`` (of what is installed where the experiment runs)
 ``round``         ``task``, ``round``, ``server_round``, ``clients`` (good replies), ``loss``, ``accuracy`` (means over
                   clients), ``metrics`` (what the strategy aggregated), ``seconds``, ``traffic`` (so far),
                   ``peak_memory_mb`` (all processes), ``failures``
@@ -24,11 +25,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +44,7 @@ from flwr.serverapp.strategy import Strategy
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
-from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, METRICS, Arrays, Config, Message, Metrics, Record
+from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, METRICS, Arrays, Config, Message, Record
 from fedknow.protocols.plugins import explain
 from fedknow.protocols.seeds import integer
 from fedknow.server import metrics
@@ -53,7 +56,7 @@ from fedknow.server.checkpoint import (
     save_checkpoint,
     strategy_state,
 )
-from fedknow.server.checks import ClientFailure, Inspector, RunError, check_aggregate, check_arrays
+from fedknow.server.checks import KNOWLEDGE_BYTES, ClientFailure, Inspector, RunError, check_aggregate, check_arrays
 from fedknow.server.evaluation import Scores, score_clients
 from fedknow.server.grid import MessageGrid
 from fedknow.server.run_folder import RunFolder, is_disk_full, running_out_of_disk
@@ -62,6 +65,9 @@ from fedknow.strategies import build_strategy, quiet_flower
 __all__ = ["Experiment", "Observer", "RunError", "RunResult", "ServerLearner"]
 
 Observer = Callable[[Mapping[str, Any]], None]
+
+LIBRARIES = ("fedknow", "flwr", "torch", "ray", "numpy")
+"""What a result may depend on besides our own code."""
 
 
 class ServerLearner(Protocol):
@@ -169,7 +175,7 @@ class Experiment:
                 self._begin()
                 for task, first in self._remaining():
                     self._task_began = time.perf_counter()
-                    if type(self.strategy).start is not Strategy.start:
+                    if self._own_loop:
                         self._start_strategy(task)
                         self._finish_round(task, rounds)
                     else:
@@ -216,9 +222,19 @@ class Experiment:
             strategy=self.config.strategy.name,
             partition=digest,
             resumed_from=checkpoint.server_round if checkpoint else None,
+            versions=_versions(),
         )
+        every = self.config.evaluation.every
+        if every and self._own_loop:
+            self._emit(
+                "warning",
+                reason=f"strategy {self.config.strategy.name} has a loop of its own, one call a task: "
+                f"evaluation.every = {every} is ignored, and clients are scored after each task only",
+            )
         if checkpoint is None and self.config.evaluation.forward:
-            correct, total = score_clients(self.grid, self.arrays, 0, self.config.data.tasks, both=False, forward=True)
+            self.inspector.begin(0, 0, self.arrays)
+            tasks = self.config.data.tasks
+            correct, total = score_clients(self.grid, self.inspector, self.arrays, 0, tasks, both=False, forward=True)
             self.scores.add_untrained(correct["personal"], total)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -287,6 +303,7 @@ class Experiment:
     def _start_strategy(self, task: int) -> None:
         """All rounds of a task through a strategy that has a loop of its own.
 
+        Between its rounds it cannot be stopped or saved: clients are scored, and a checkpoint is written, once a task.
         Flower's contract has ``start`` call ``evaluate_fn`` before the first round and after each; that is when we
         count rounds, and tell clients of the next through the settings that all of a task's messages share.
         """
@@ -351,7 +368,7 @@ class Experiment:
         content: dict[str, Record] = {ARRAYS: self.arrays, CONFIG: Config(task=task)}
         work = [Message(END_TASK, node, "", group=str(task), content=content) for node in self.grid.get_node_ids()]
         replies = [reply for reply in self.grid.exchange(work) if reply.failure is None]
-        sizes = [_scalar(reply.content.get(METRICS), "knowledge-bytes") for reply in replies]
+        sizes = [_scalar(reply.content[METRICS], KNOWLEDGE_BYTES) for reply in replies]
         if not sizes:
             raise RunError(f"task {task + 1}: all clients failed to end it; see metrics.jsonl")
         return sum(sizes) / len(sizes)
@@ -361,7 +378,7 @@ class Experiment:
         began = time.perf_counter()
         self.inspector.begin(task, round, self.arrays)
         aggregated = None
-        if type(self.strategy).start is Strategy.start:
+        if not self._own_loop:
             config = self._settings(task, round)
             with self._strategy_acts("configure_evaluate", 2, task, round):
                 record = to_record(self.arrays)
@@ -372,6 +389,7 @@ class Experiment:
         evaluation = self.config.evaluation
         correct, total = score_clients(
             self.grid,
+            self.inspector,
             self.arrays,
             task,
             self.config.data.tasks,
@@ -425,6 +443,10 @@ class Experiment:
         self.grid.prune()
 
     # --- helpers --------------------------------------------------------------------------------------------------
+
+    @property
+    def _own_loop(self) -> bool:
+        return type(self.strategy).start is not Strategy.start
 
     def _settings(self, task: int, round: int) -> ConfigRecord:
         return ConfigRecord(
@@ -500,9 +522,18 @@ def _good(replies: Any) -> list[FlowerMessage]:
     return [reply for reply in replies if not reply.has_error()]
 
 
-def _scalar(record: Record | None, name: str) -> float:
-    value = record.get(name, 0.0) if isinstance(record, Metrics) else 0.0
-    return float(value) if isinstance(value, int | float) else float("nan")
+def _scalar(record: Record, name: str) -> float:
+    value = record[name]
+    assert isinstance(value, int | float)  # the inspector saw to it
+    return float(value)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):  # real clients need no Ray
+            found[name] = metadata.version(name)
+    return found
 
 
 def _digest(partition: Mapping[str, Any]) -> str:
@@ -512,9 +543,10 @@ def _digest(partition: Mapping[str, Any]) -> str:
 @contextmanager
 def _restored_randomness() -> Iterator[None]:
     """Leave the process's global generators as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(pytorch)

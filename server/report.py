@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,6 @@ from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, group, known, size, summarise
 
 __all__ = ["write_report"]
-
-LIBRARIES = ("fedknow", "torch", "numpy", "flwr", "ray")
 
 
 def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
@@ -89,6 +85,7 @@ def _run_page(run: Summary, plots: Sequence[Plot]) -> str:
                 f"<details open><summary>config.toml</summary><pre>{escape(config.to_toml())}</pre></details>",
             ),
         ],
+        [run],
     )
 
 
@@ -124,6 +121,7 @@ def _comparison_page(groups: Sequence[Group], plots: Sequence[Plot]) -> str:
                 ),
             ),
         ],
+        [run for members in groups for run in members.runs],
     )
 
 
@@ -185,7 +183,8 @@ def _troubles(run: Summary, name: bool = False) -> str:
 
 
 def _definitions(start: Mapping[str, Any]) -> str:
-    rows = [[key, str(value)] for key, value in start.items() if key not in ("event", "time") and value is not None]
+    left_out = ("event", "time", "versions")  # the versions stand at the foot of the page
+    rows = [[key, str(value)] for key, value in start.items() if key not in left_out and value is not None]
     return _table(["", ""], rows)
 
 
@@ -210,25 +209,19 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
 
 
-def _page(title: str, parts: Iterable[str]) -> str:
+def _page(title: str, parts: Iterable[str], runs: Iterable[Summary]) -> str:
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES if _installed(name))
+    # What each run was made with, which need not be what is installed where its report is written.
+    made_with = {", ".join(f"{name} {v}" for name, v in run.start.get("versions", {}).items()) for run in runs} - {""}
+    with_ = f"; run with {escape('; or with '.join(sorted(made_with)))}" if made_with else ""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
         f"<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{escape(title)}</h1>\n"
         + "\n".join(part for part in parts if part)
-        + f"\n<footer>Written {made} with {versions}, Python {sys.version.split()[0]}.</footer>\n"
+        + f"\n<footer>Written {made}{with_}.</footer>\n"
         + "</main>\n</body>\n</html>\n"
     )
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _percent(value: float) -> str:

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 
 from fedknow.protocols.flower import to_record
-from fedknow.protocols.messages import EVALUATE, KEPT, TRAIN, Arrays, Message, Metrics, node_of
+from fedknow.protocols.messages import END_TASK, EVALUATE, KEPT, TRAIN, Arrays, Message, Metrics, node_of
 from fedknow.server.checks import Fault, Inspector, RunError, check_aggregate
 
 CURRENT = Arrays(w=np.zeros((2, 3), np.float32), n=np.array(4, np.int64))
@@ -131,6 +133,71 @@ def test_evaluation_replies_need_not_look_like_training(inspector):
     answer = reply(kind=EVALUATE, arrays=Arrays(), metrics=Metrics(correct=[1, 2]))
     assert inspector(answer) is answer
     assert KEPT not in answer.content
+
+
+def scores(**changes):
+    metrics = {"num-examples": 9, "correct": [0, 5], "total": [4, 5], "losses": [1.5, 0.25]}
+    metrics = {name: value for name, value in (metrics | changes).items() if value is not None}
+    return reply(kind=EVALUATE, arrays=Arrays(), metrics=Metrics(metrics), kept=Arrays(h=np.zeros(2)))
+
+
+@pytest.mark.parametrize(
+    ("bad", "fault", "tensor", "words"),
+    [
+        (scores(correct=None), Fault.METRICS, "correct", "a list of 2 whole numbers, one a task, got None"),
+        (scores(total=[4]), Fault.METRICS, "total", "got [4]"),
+        (scores(total=[4, 5, 6]), Fault.METRICS, "total", "got [4, 5, 6]"),
+        (scores(correct=[0.0, 5.0]), Fault.METRICS, "correct", "whole numbers"),
+        (scores(correct=5), Fault.METRICS, "correct", "got 5"),
+        (scores(losses=[1.0]), Fault.METRICS, "losses", "a list of 2 numbers"),
+        (scores(losses=[1.0, np.inf]), Fault.NOT_FINITE, "losses", "metric losses is [1.0, inf]"),
+        (scores(correct=[5, 5]), Fault.METRICS, "correct", "got [5, 5] of [4, 5]"),
+        (scores(correct=[-1, 5]), Fault.METRICS, "correct", "between 0 and total"),
+        (scores(correct=[0, 0], total=[0, 5]), Fault.METRICS, "correct", "total above 0"),
+        (scores(**{"num-examples": 0}), Fault.METRICS, "num-examples", "got 0"),
+        (scores(mine="good"), Fault.METRICS, "mine", "a number or a list of numbers, got 'good'"),
+        (replace(scores(), content={}), Fault.METRICS, "metrics", "'metrics' is missing"),
+        (replace(scores(), content={"metrics": scores().content["metrics"]}), Fault.NAMES, KEPT, "asked for"),
+    ],
+)
+def test_scores_are_not_believed(inspector, bad, fault, tensor, words):
+    inspector.expect_scores(2, collect=True)
+    assert inspector(bad).failure is not None
+    [failure] = inspector.seen
+    assert (failure.fault, failure.tensor, failure.client, failure.kind) == (fault, tensor, 3, EVALUATE)
+    assert words in str(failure)
+
+
+def test_good_scores_pass(inspector):
+    inspector.expect_scores(2, collect=True)
+    good = scores()
+    assert inspector(good) is good
+    other = replace(good, content={**good.content, KEPT: Arrays(h=np.zeros(3))})
+    assert inspector(other).failure is not None  # an average over clients could not be taken
+    assert inspector.seen[0].fault is Fault.SHAPE
+    inspector.expect_scores(2, collect=False)
+    without = replace(good, content={"metrics": good.content["metrics"]})
+    assert inspector(without) is without
+    inspector.begin(1, 3, CURRENT)  # a strategy's own evaluation may say what it likes
+    free = reply(kind=EVALUATE, arrays=Arrays(), metrics=Metrics(mine=0.5))
+    assert inspector(free) is free
+
+
+@pytest.mark.parametrize(
+    ("metrics", "tensor"),
+    [
+        (Metrics({"num-examples": 1}), "knowledge-bytes"),
+        (Metrics({"num-examples": 1, "knowledge-bytes": -1.0}), "knowledge-bytes"),
+        (Metrics({"num-examples": 1, "knowledge-bytes": np.nan}), "knowledge-bytes"),
+        (Metrics({"num-examples": 1, "knowledge-bytes": [1.0]}), "knowledge-bytes"),
+        (Metrics({"knowledge-bytes": 1.0}), "num-examples"),
+    ],
+)
+def test_what_clients_say_at_the_end_of_a_task_is_not_believed(inspector, metrics, tensor):
+    assert inspector(reply(kind=END_TASK, arrays=Arrays(), metrics=metrics)).failure is not None
+    assert inspector.seen[0].tensor == tensor
+    good = reply(kind=END_TASK, arrays=Arrays(), metrics=Metrics({"num-examples": 1, "knowledge-bytes": 0.0}))
+    assert inspector(good) is good
 
 
 def test_raising_ends_the_wave():

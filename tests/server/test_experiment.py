@@ -40,7 +40,7 @@ class FakeNode:
         self.config = config
         self.personal = personal
         self.seen = []
-        self.spoil = {}  # (client, task, round) -> function of the reply's arrays and metrics
+        self.spoil = {}  # (client, task, round) -> function of the reply's arrays and metrics, or with scoring: metrics
 
     def handle(self, message, state):
         client, config = client_of(message.node), message.config()
@@ -71,6 +71,11 @@ class FakeNode:
         metrics = Metrics(
             {"num-examples": sum(total), "accuracy": 0.5, "loss": 1.0, "correct": correct, "total": total}
         )
+        if config.get("scoring"):
+            metrics["losses"] = [1.0] * last
+            spoil = self.spoil.get((client, config["task"], config["scoring"]))
+            if spoil is not None:
+                spoil(metrics)
         content = {"metrics": metrics}
         if config.get("collect"):
             head = np.array([client], np.float32)
@@ -152,6 +157,8 @@ def test_events_come_in_order_and_go_to_observers_too(rig):
     assert (start["clients"], start["tasks"], start["rounds"]) == (4, 2, 3)
     assert (start["travelling"], start["bytes"], start["partition"]) == (3, 12, "abc")
     assert start["resumed_from"] is None
+    assert start["versions"]["torch"] == torch.__version__
+    assert start["versions"].keys() == {"fedknow", "flwr", "torch", "ray", "numpy", "python"}
     rounds = [event for event in run.events if event["event"] == "round"]
     assert [(e["task"], e["round"], e["server_round"]) for e in rounds] == [
         (0, 1, 1), (0, 2, 2), (0, 3, 3), (1, 1, 4), (1, 2, 5), (1, 3, 6),
@@ -287,7 +294,9 @@ def test_sampling_depends_on_the_seed_alone_and_leaves_no_trace(tmp_path):
         np.random.seed(before)  # noqa: NPY002
         states = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
         run = Rig(tmp_path / name, "strategy.fraction=0.5", *overrides)
-        run.run()
+        torchs = torch.get_rng_state().tolist()
+        run.run(lambda event: torch.rand(1))  # as a client in this process does
+        assert torch.get_rng_state().tolist() == torchs
         assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # noqa: NPY002
         return [client for kind, client, _ in run.node.seen if kind == TRAIN]
 
@@ -461,6 +470,23 @@ def test_or_it_is_left_out_and_counted(rig, spoil):
     assert kinds(run.events).count("failure") == 1
 
 
+def test_scores_that_cannot_be_are_a_failure_of_that_client(tmp_path):
+    def boast(metrics):
+        metrics["correct"] = [total + 1 for total in metrics["total"]]
+
+    run = Rig(tmp_path / "stops")
+    run.spoil = {(2, 0, "global"): boast}
+    with pytest.raises(RunError, match=r"client 2, task 1, round 3 \(evaluate\): correct must lie between"):
+        run.run()
+    run = Rig(tmp_path / "skips", "engine.on_client_error=skip", "evaluation.forward=true")
+    run.spoil = {(2, 0, "personal"): boast}
+    accuracy = run.run().accuracy
+    assert np.isnan(accuracy["personal"][2, 0, 0])
+    assert np.isfinite(accuracy["personal"][[0, 1, 3], 0, 0]).all()
+    failures = [event for event in run.events if event["event"] == "failure"]
+    assert [(event["client"], event["task"], event["round"]) for event in failures] == [(2, 0, 0), (2, 0, 3)]
+
+
 def test_a_refused_update_leaves_the_clients_state_as_it_was(rig):
     run = rig("engine.on_client_error=skip", "data.tasks=1", "train.rounds=2")
     run.spoil = {(0, 0, 1): nan}
@@ -578,6 +604,15 @@ def test_a_strategy_with_a_loop_of_its_own_is_called_once_a_task(tmp_path):
     assert [event["server_round"] for event in rounds] == [1, 2, 3, 4, 5, 6]
     assert rounds[4]["loss"] == pytest.approx(5.0)
     assert not [event for event in theirs.events if event["event"] == "warning"]
+
+
+def test_what_a_loop_of_its_own_leaves_out_is_said_at_the_start(rig):
+    run = rig("evaluation.every=1")
+    run.run(strategy=OwnLoop())
+    assert kinds(run.events)[:2] == ["start", "warning"]
+    assert "evaluation.every = 1 is ignored" in run.events[1]["reason"]
+    assert kinds(run.events).count("warning") == 1
+    assert kinds(run.events).count("evaluation") == 2
 
 
 def test_it_is_resumed_at_the_task(tmp_path):

@@ -35,7 +35,9 @@ def make_run(
     run = RunFolder.create(path, config)
     scores = Scores(CLIENTS, TASKS)
     time = 1e9
-    run.append({"event": "start", "time": time, "clients": CLIENTS, "travelling": 60_000, "partition": "abc"})
+    versions = {"python": "3.99", "torch": "9.9"}
+    start = {"clients": CLIENTS, "travelling": 60_000, "partition": "abc", "versions": versions}
+    run.append({"event": "start", "time": time, **start})
     for task in range(done):
         for round in range(1, ROUNDS + 1):
             time += 10
@@ -131,6 +133,7 @@ def test_report_of_a_run(tmp_path):
         assert shown in page.words, shown
     assert "config.toml" in text
     assert 'name = "made"' in " ".join(page.words)
+    assert text.count("run with python 3.99, torch 9.9.</footer>") == 1
     names = {path.name for path in (run.path / "plots").iterdir()}
     assert names == {f"{n}.png" for n in ("accuracy", "forgetting", "matrix", "tasks", "traffic", "loss", "seconds")}
     for path in (run.path / "plots").iterdir():
