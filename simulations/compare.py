@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedknow.client.data import make_benchmark
 from fedknow.client.learners import resolve
-from fedknow.client.state import write_atomic
+from fedknow.client.state import StateError, write_atomic
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences, read_config
 from fedknow.server.checks import RunError
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, group, summarise
 from fedknow.simulations.ray_grid import one_ray
-from fedknow.simulations.simulate import Observer, simulate
+from fedknow.simulations.simulate import Observer, prepare, simulate
 
 __all__ = ["Comparison", "Watch", "compare"]
 
@@ -78,12 +79,13 @@ def compare(
     Raises
     ------
     ConfigError
-        Before anything is run, if a learner, a setting or a folder does not fit.
+        Before anything is run, if a learner, a model, a setting or a folder does not fit.
     """
     plans = _plan(config, learners, seeds, out)
     states = {path: _state(path, plan) for path, plan in plans.items()}
     failures: dict[str, str] = {}
     todo = [path for path, state in states.items() if state != "complete"]
+    _check([plans[path] for path in todo])
     with one_ray(config.engine.address) if todo and config.engine.backend == "ray" else nullcontext():
         for number, (path, plan) in enumerate(plans.items(), start=1):
             if path not in todo:
@@ -92,7 +94,7 @@ def compare(
             with watch(plan, title) if watch else nullcontext(_ignore) as observer:
                 try:
                     simulate(plan, path, resume=states[path] == "unfinished", observers=[observer])
-                except RunError as error:
+                except (RunError, StateError) as error:
                     failures[path.name] = str(error)
     folders = [RunFolder.open(path) for path in plans if path.name not in failures]
     if not folders:
@@ -126,6 +128,15 @@ def _plan(config: ExperimentConfig, learners: Sequence[str], seeds: int, out: Pa
             plan = resolve(read_config(tree, [f"learner={name}", *changes, f"seed={seed}"]))
             plans[out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', learner)}-seed{seed}"] = plan
     return plans
+
+
+def _check(plans: Sequence[ExperimentConfig]) -> None:
+    """Build every part of every run once: what the last of them is refused for must not cost the others' hours."""
+    for seed in sorted({plan.seed for plan in plans}):
+        same = [plan for plan in plans if plan.seed == seed]
+        benchmark = make_benchmark(same[0])  # learners do not change the data
+        for plan in same:
+            prepare(plan, benchmark)
 
 
 def _state(path: Path, plan: ExperimentConfig) -> Literal["new", "unfinished", "complete"]:

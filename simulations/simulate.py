@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.host import Host
-from fedknow.client.learners import build_learner, resolve
+from fedknow.client.learners import Learner, build_learner, resolve
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.experiment import Experiment, Observer, RunResult
@@ -19,7 +19,7 @@ from fedknow.server.run_folder import RunFolder
 from fedknow.simulations.ray_grid import RayGrid
 from fedknow.strategies import build_strategy
 
-__all__ = ["Observer", "simulate"]
+__all__ = ["Observer", "prepare", "simulate"]
 
 
 def simulate(
@@ -47,9 +47,7 @@ def simulate(
     """
     config = resolve(config)
     benchmark = make_benchmark(config)
-    # Whatever a configuration can be refused for is refused before there is a folder.
-    learner = build_learner(config, benchmark.shape, benchmark.classes)
-    build_strategy(config.strategy, config.data.clients)
+    learner = prepare(config, benchmark)
     with RunFolder.resume(out, config) if resume else RunFolder.create(out, config) as folder:
         try:
             with _grid(config, benchmark, folder) as grid:
@@ -60,6 +58,18 @@ def simulate(
             raise
         write_report([folder], folder.path)
     return result
+
+
+def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
+    """The learner of an experiment; whatever its parts can be refused for is refused here, before there is a folder.
+
+    Raises
+    ------
+    ConfigError
+        If the learner, its model or the strategy cannot be built.
+    """
+    build_strategy(config.strategy, config.data.clients)
+    return build_learner(config, benchmark.shape, benchmark.classes)
 
 
 def _grid(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:

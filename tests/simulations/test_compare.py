@@ -1,12 +1,14 @@
 import csv
 import json
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+from fedknow.client.state import StateLost, StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.server.run_folder import RunFolder
 from fedknow.simulations.compare import compare
@@ -26,6 +28,15 @@ from fedknow.client.learners import Learner
 class Broken(Learner):
     def fit(self, data, round):
         raise ValueError("out of ideas")
+"""
+
+
+PICKY = """
+from fedknow.client.learners import Learner
+
+class Picky(Learner):
+    def __init__(self, model, train, settings):
+        raise ValueError("not with this model")
 """
 
 
@@ -126,6 +137,37 @@ def test_a_failing_learner_costs_the_others_nothing(tmp_path, monkeypatch):
     assert [members.label for members in result.groups] == ["fedavg"]
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["failures"] == result.failures
     assert "out of ideas" in (tmp_path / "out" / "own_learner-Broken-seed0" / "error.log").read_text()
+
+
+def test_a_lost_state_costs_the_others_nothing(tmp_path, monkeypatch):
+    load = StateStore.load
+
+    def lose(store, client, version):
+        if "fedrep" in str(store.folder) and version:
+            raise StateLost("client 1's state is gone")
+        return load(store, client, version)
+
+    monkeypatch.setattr(StateStore, "load", lose)
+    result = compare(read_config(SMALL), ["fedrep", "fedavg"], 1, tmp_path / "out")
+    assert result.failures == {"fedrep-seed0": "client 1's state is gone"}
+    assert [members.label for members in result.groups] == ["fedavg"]
+
+
+@pytest.mark.parametrize(
+    ("learner", "change", "message"),
+    [
+        ("own_learner:Picky", "train.rounds=1", r"learner.name = 'own_learner:Picky': failed: .*not with this model"),
+        ("fedrep", "model.hiden=3", r"mlp has no such setting \(did you mean 'hidden'\?\)"),
+        ("fedrep", "strategy.fraction=2", r"fraction"),
+    ],
+)
+def test_parts_are_built_before_anything_is_run(tmp_path, monkeypatch, learner, change, message):
+    (tmp_path / "own_learner.py").write_text(PICKY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_learner", raising=False)  # another test's
+    with pytest.raises(ConfigError, match=message):
+        compare(read_config(SMALL, [change]), ["fedavg", learner], 2, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
