@@ -91,7 +91,7 @@ class DataConfig(Section):
     share: Literal["disjoint", "overlapping"] = "overlapping"
     """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples for all clients."""
     alpha: float = Field(0.5, gt=0)
-    """``dirichlet``: concentration; small is skewed."""
+    """``dirichlet``: concentration; small is skewed. With another partition it must be left as it is."""
 
     shape: list[int] = Field(default=[], max_length=3)
     """``local``: channels, height and width of the clients' images."""
@@ -99,11 +99,16 @@ class DataConfig(Section):
     """``local``: classes of all tasks together."""
 
     @model_validator(mode="after")
-    def _order(self) -> DataConfig:
+    def _fit(self) -> DataConfig:
         if self.classes_min > self.classes_max:
             raise ValueError(
                 f"data.classes_min = {self.classes_min} is above data.classes_max = {self.classes_max}; "
                 "lower the first or raise the second"
+            )
+        if self.partition != "dirichlet" and self.alpha != (default := DataConfig.model_fields["alpha"].default):
+            raise ValueError(
+                f"data.alpha = {self.alpha:g} does nothing with data.partition = {self.partition!r}; "
+                f"set data.partition = 'dirichlet', or leave data.alpha at {default:g}"
             )
         return self
 
@@ -125,13 +130,23 @@ class TrainConfig(Section):
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     lr: float = Field(1e-3, gt=0, le=10)
     momentum: float = Field(0.0, ge=0, lt=1)
-    """SGD's."""
+    """SGD's; with another optimizer it must be 0."""
     weight_decay: float = Field(1e-4, ge=0, le=0.1)
-    """L2 term on the parameters that travel; above 0.1 it destroys training and is refused."""
+    """L2 term on the body, in every learner, and never on the head, where it would shrink the rows of other tasks;
+    above 0.1 it destroys training and is refused."""
     clip_norm: float = Field(0.0, ge=0)
     """Largest norm of a gradient; 0 leaves gradients alone."""
     channels_last: bool = True
     """Memory format of images and convolutions."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainConfig:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f"train.momentum = {self.momentum:g} does nothing with train.optimizer = {self.optimizer!r}; "
+                "set train.optimizer = 'sgd', or train.momentum = 0"
+            )
+        return self
 
 
 class LearnerConfig(Component):
@@ -222,8 +237,21 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         return path, value.strip()
 
 
-def read_config(source: Mapping[str, Any] | str | os.PathLike[str], overrides: Iterable[str] = ()) -> ExperimentConfig:
+def read_config(
+    source: Mapping[str, Any] | str | os.PathLike[str],
+    overrides: Iterable[str] = (),
+    called: str = "the configuration",
+) -> ExperimentConfig:
     """Read an experiment from a TOML file (or a mapping) and apply ``key=value`` overrides in order.
+
+    Parameters
+    ----------
+    source : mapping, str or path
+        The experiment, or the file it stands in.
+    overrides : iterable of str
+        Changes.
+    called : str
+        What errors call a mapping; a file is called by its name.
 
     Raises
     ------
@@ -231,7 +259,7 @@ def read_config(source: Mapping[str, Any] | str | os.PathLike[str], overrides: I
         For a missing or malformed file, an unknown key or an impossible value; every problem is listed.
     """
     if isinstance(source, Mapping):
-        where, tree = "the configuration", _copy(source)
+        where, tree = called, _copy(source)
     else:
         where = str(source)
         try:

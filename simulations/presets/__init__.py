@@ -31,4 +31,5 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
         raise ConfigError(
             f"preset {name!r}: there is none of this name{closest(name, known)}; known: {', '.join(known)}"
         )
-    return read_config(tomllib.loads((files(__name__) / f"{name}.toml").read_text("utf-8")), overrides)
+    tree = tomllib.loads((files(__name__) / f"{name}.toml").read_text("utf-8"))
+    return read_config(tree, overrides, called=f"preset {name}")

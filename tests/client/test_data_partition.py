@@ -181,7 +181,7 @@ def test_groups_are_natural_tasks() -> None:
 def test_iid_and_dirichlet_give_every_sample_to_one_client(
     clients: int, tasks: int, seed: int, kind: str, alpha: float
 ) -> None:
-    config = DataConfig(clients=clients, tasks=tasks, partition=kind, alpha=alpha)
+    config = DataConfig(clients=clients, tasks=tasks, partition=kind, **({"alpha": alpha} if kind != "iid" else {}))
     partition = make_partition(DATA, config, seed)
     check_always(partition, config)
     assert all_places(partition, "train").tolist() == list(range(480))

@@ -47,6 +47,11 @@ def test_toml_holds_everything_and_reads_back_the_same():
         ("train.rounds=two", r"train\.rounds = 'two': .*integer"),
         ("data.partition=fair", r"data\.partition = 'fair': .*'paper', 'iid' or 'dirichlet'"),
         ("data.classes_min=9", r"data\.classes_min = 9 is above data\.classes_max = 5; lower"),
+        (
+            "data.alpha=0.1",
+            r"data\.alpha = 0\.1 does nothing with data\.partition = 'paper'; set .*'dirichlet', or .* 0\.5",
+        ),
+        ("train.momentum=0.9", r"train\.momentum = 0\.9 does nothing with train\.optimizer = 'adam'; set .* 'sgd', or"),
         ("name=a/b", r"name = 'a/b': .*pattern"),
         ("seed=-1", r"seed = -1"),
         ("train.lr", r"--set 'train\.lr': write key=value"),
@@ -56,6 +61,21 @@ def test_toml_holds_everything_and_reads_back_the_same():
 def test_what_cannot_be_is_refused_with_key_value_and_remedy(override, message):
     with pytest.raises(ConfigError, match=message):
         read_config({"train": {"lr": 0.1}}, [override])
+
+
+def test_settings_that_do_something_where_they_stand():
+    config = read_config(
+        {}, ["data.alpha=0.1", "data.partition=dirichlet", "train.momentum=0.9", "train.optimizer=sgd"]
+    )
+    assert (config.data.alpha, config.train.momentum) == (0.1, 0.9)
+    assert read_config(tomllib.loads(config.to_toml())) == config
+
+
+def test_a_mapping_is_called_by_the_name_it_is_given():
+    with pytest.raises(ConfigError, match=r"^the configuration:\n  train\.lr = 0"):
+        read_config({}, ["train.lr=0"])
+    with pytest.raises(ConfigError, match=r"^preset mine:\n  train\.lr = 0"):
+        read_config({}, ["train.lr=0"], called="preset mine")
 
 
 def test_every_problem_is_listed_at_once():

@@ -71,3 +71,8 @@ def test_the_paper_preset_is_the_papers_protocol():
 def test_a_preset_that_is_not_there():
     with pytest.raises(ConfigError, match=r"preset 'digit'.*did you mean 'digits'"):
         load_preset("digit")
+
+
+def test_a_faulty_change_names_the_preset():
+    with pytest.raises(ConfigError, match=r"^preset digits:\n  train\.lr = 0: "):
+        load_preset("digits", ["train.lr=0"])
