@@ -58,6 +58,7 @@ DATA_DIR = typer.Option(
     help="Folder with `cifar100/*.parquet`, `omniglot/*.parquet` as on the Hugging Face hub. "
     "Without it `FEDKNOW_DATA` is used; `digits` needs neither.",
 )
+OUT = typer.Option("--out", metavar="DIR", help="Run folder.  [default: runs/NAME-LEARNER-seedN]", show_default=False)
 SERVER = typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")
 CLIENT_TLS = typer.Option("--tls", metavar="DIR", help="`clients/NNN/` of a folder that `fedknow certs` made.")
 INSECURE = typer.Option("--insecure", help="Without TLS although the address is not on this machine alone.")
@@ -107,12 +108,7 @@ def _fedknow(
 def simulate(
     experiment: Annotated[str, EXPERIMENT] = "digits",
     changes: Annotated[list[str] | None, SET] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Run folder.  [default: runs/NAME-LEARNER-seedN]", show_default=False
-        ),
-    ] = None,
+    folder: Annotated[Path | None, OUT] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run in the run folder, from its last round.")
     ] = False,
@@ -136,19 +132,14 @@ def simulate(
     """
     with _explained(folder):
         config = _read(experiment, changes, data_dir)
-        run = folder or Path("runs") / f"{config.name}-{_file_name(config.learner.name)}-seed{config.seed}"
+        run = folder or _run_folder(config)
     with _explained(run):
-        from fedknow.progress import RunProgress, result_tables
-        from fedknow.server.run_folder import RunFolder
-        from fedknow.server.summary import summarise
+        from fedknow.progress import RunProgress
         from fedknow.simulations.simulate import simulate as run_experiment
 
         with nullcontext() if quiet else RunProgress(config, out) as progress:
             run_experiment(config, run, resume, [] if progress is None else [progress])
-        if not quiet:
-            for table in result_tables(summarise(RunFolder.open(run))):
-                out.print(table)
-        _point_to(run / "report.html")
+        _show_run(run, quiet)
 
 
 @app.command()
@@ -245,12 +236,7 @@ def server(
     ] = False,
     insecure: Annotated[bool, INSECURE] = False,
     changes: Annotated[list[str] | None, SET] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Run folder.  [default: runs/NAME-LEARNER-seedN]", show_default=False
-        ),
-    ] = None,
+    folder: Annotated[Path | None, OUT] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the run folder, from its last round; else begin.")
     ] = False,
@@ -276,13 +262,11 @@ def server(
     """
     with _explained(folder, "server"):
         config = _read(experiment, changes, data_dir)
-        run = folder or Path("runs") / f"{config.name}-{_file_name(config.learner.name)}-seed{config.seed}"
+        run = folder or _run_folder(config)
     with _explained(run, "server"):
         from fedknow.client.state import write_atomic
-        from fedknow.progress import RunProgress, result_tables
-        from fedknow.server.run_folder import RunFolder
+        from fedknow.progress import RunProgress
         from fedknow.server.serve import serve
-        from fedknow.server.summary import summarise
 
         def ready(port: int) -> None:
             logging.getLogger("fedknow").info("listening on %s:%d", listen.rpartition(":")[0], port)
@@ -303,10 +287,7 @@ def server(
                 observers=[] if progress is None else [progress],
                 ready=ready,
             )
-        if not quiet:
-            for table in result_tables(summarise(RunFolder.open(run))):
-                out.print(table)
-        _point_to(run / "report.html")
+        _show_run(run, quiet)
 
 
 @app.command()
@@ -469,6 +450,11 @@ def _read(experiment: str, changes: Sequence[str] | None, data_dir: Path | None)
     return read_config(experiment, overrides) if is_file else load_preset(experiment, overrides)
 
 
+def _run_folder(config: ExperimentConfig) -> Path:
+    """Where a run goes that nobody gave a folder."""
+    return Path("runs") / f"{config.name}-{_file_name(config.learner.name)}-seed{config.seed}"
+
+
 def _runs_in(path: Path) -> list[RunFolder]:
     """The run in a folder, or the runs in the folders it holds."""
     from fedknow.server.run_folder import RunFolder
@@ -558,6 +544,18 @@ def _kept(run: Path | None, verb: str) -> None:
     else:
         return
     err.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _show_run(run: Path, quiet: bool) -> None:
+    """What a finished run came to."""
+    from fedknow.progress import result_tables
+    from fedknow.server.run_folder import RunFolder
+    from fedknow.server.summary import summarise
+
+    if not quiet:
+        for table in result_tables(summarise(RunFolder.open(run))):
+            out.print(table)
+    _point_to(run / "report.html")
 
 
 def _point_to(page: Path) -> None:
