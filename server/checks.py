@@ -319,7 +319,7 @@ def _check_examples(metrics: Metrics) -> None:
 
 def _check_number(name: str, value: object) -> None:
     try:
-        finite = np.isfinite(np.asarray(value, dtype=np.float64)).all()  # type: ignore[arg-type]  # anything may come
+        finite = np.isfinite(np.asarray(value, dtype=np.float64)).all()
     except (TypeError, ValueError, OverflowError):
         raise _Unusable(
             Fault.METRICS, name, f"metric {name} must be a number or a list of numbers, got {value!r}"

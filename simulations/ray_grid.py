@@ -154,7 +154,8 @@ class RayGrid(MessageGrid):
     def peak_memory_mb(self) -> float:
         """Largest resident memory of this process and of the present workers, MB; see :class:`MessageGrid`."""
         total = super().peak_memory_mb()
-        for answer in [worker.peak_memory_mb.remote() for worker in self._workers]:
+        answers: list[Any] = [worker.peak_memory_mb.remote() for worker in self._workers]
+        for answer in answers:
             with suppress(RayActorError):  # it died since the last wave, and the next one replaces it
                 total += _get(answer)
         return total
