@@ -1,0 +1,159 @@
+"""Seconds a round of the same experiment as a Flower app under Flower's simulation, and on our own grids.
+
+    python benchmarks/flower_app.py                                    # the whole table, a few minutes
+    python benchmarks/flower_app.py --clients 4 --rounds 3 --repeats 1 --learners finetune
+
+The same clients train on digits, and come to the same numbers; what differs is what carries the messages. Every case
+runs in a process of its own, the engines in turn. The seconds are those of the run's own ``round`` events; the first
+round is start-up and reported apart, medians are over the warm rounds of all repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+ENGINES = ("flower", "ray", "inline")
+RESULT = "RESULT "
+
+
+def main() -> None:
+    """Run the cases asked for, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--learners", nargs="+", default=["finetune", "fedknow"])
+    parser.add_argument("--rounds", type=int, default=8, help="warm rounds, after the first")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes of Flower and of Ray")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "flower_app.json")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        print(RESULT + json.dumps(measure(**json.loads(args.case))))
+        return
+    from engine_vs_flower import about
+
+    cases = []
+    print(f"{'learner':10} {'clients':>7} {'engine':8} {'s/round':>9} {'of each repeat':24} {'first':>7} {'ratio':>7}")
+    for learner in args.learners:
+        for clients in args.clients:
+            for case in compare(learner, clients, args):
+                cases.append(case)
+                each = " ".join(f"{value:.4f}" for value in case["medians"])
+                ratio = f"{case['times_faster_than_flower']:6.1f}x" if "times_faster_than_flower" in case else ""
+                print(
+                    f"{learner:10} {clients:7} {case['engine']:8} {case['median']:9.4f} {each:24} "
+                    f"{case['first']:7.2f} {ratio:>7}",
+                    flush=True,
+                )
+    description = about(args) | {"command": " ".join(["python", "benchmarks/flower_app.py", *sys.argv[1:]])}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"about": description, "cases": cases}, indent=1) + "\n", "utf-8")
+    print(f"written to {args.out}")
+
+
+def compare(learner: str, clients: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One case on each engine, the engines in turn; the same numbers, bit for bit, are asked of all of them."""
+    runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
+    for _ in range(args.repeats):
+        for engine in ENGINES:
+            case = {
+                "engine": engine,
+                "learner": learner,
+                "clients": clients,
+                "rounds": args.rounds,
+                "workers": args.workers,
+            }
+            command = [sys.executable, __file__, "--case", json.dumps(case)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+            lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+            if not lines:
+                raise SystemExit(f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+            runs[engine].append(json.loads(lines[-1].removeprefix(RESULT)))
+    digests = {run["digest"] for found in runs.values() for run in found}
+    if len(digests) != 1:
+        raise SystemExit(f"{learner}, {clients} clients: the engines came to different numbers")
+    medians = {
+        engine: statistics.median(seconds for run in found for seconds in run["seconds"][1:])
+        for engine, found in runs.items()
+    }
+    return [
+        {
+            "learner": learner,
+            "clients": clients,
+            "engine": engine,
+            "median": medians[engine],
+            "medians": [statistics.median(run["seconds"][1:]) for run in found],
+            "first": statistics.median(run["seconds"][0] for run in found),
+            "whole_run": statistics.median(run["whole"] for run in found),
+            "digest": found[0]["digest"],
+            "seconds": [run["seconds"] for run in found],
+        }
+        | ({} if engine == "flower" else {"times_faster_than_flower": medians["flower"] / medians[engine]})
+        for engine, found in runs.items()
+    ]
+
+
+def measure(engine: str, learner: str, clients: int, rounds: int, workers: int) -> dict[str, Any]:
+    """Seconds of each round and of the whole run, and a digest of the accuracies."""
+    warnings.filterwarnings("ignore")
+    from engine_clients import scratch
+
+    from fedknow.server.run_folder import RunFolder
+
+    settings = {
+        "data.clients": clients,
+        "data.tasks": 1,
+        "train.rounds": rounds + 1,
+        "train.epochs": 1,
+        "learner.name": learner,
+    }
+    with scratch() as place:
+        out = Path(place) / "run"
+        began = time.perf_counter()
+        if engine == "flower":
+            os.environ["FEDKNOW_STATE"] = str(Path(place) / "state")
+            _on_flower({**settings, "out": str(out)}, clients, workers)
+        else:
+            from fedknow.protocols.config import read_config
+            from fedknow.simulations.simulate import simulate
+
+            changes = [f"{key}={value}" for key, value in settings.items()]
+            simulate(read_config({}, [*changes, f"engine.backend={engine}", f"engine.workers={workers}"]), out)
+        whole = time.perf_counter() - began
+        folder = RunFolder.open(out)
+        seconds = [event["seconds"] for event in folder.events() if event["event"] == "round"]
+        arrays = folder.accuracy()
+        digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+    return {"seconds": seconds, "whole": whole, "digest": digest}
+
+
+def _on_flower(settings: dict[str, Any], clients: int, workers: int) -> None:
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    from fedknow.client.flower_app import app as client
+    from fedknow.server.flower_app import run_on_flower
+
+    server = ServerApp()
+    server.main()(lambda grid, context: run_on_flower(grid, settings, context.run_id) and None)
+    backend: dict[str, Any] = {
+        "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},
+        "init_args": {"include_dashboard": False, "log_to_driver": False},
+    }
+    run_simulation(server, client, clients, backend_config=backend)
+
+
+if __name__ == "__main__":
+    main()
