@@ -96,10 +96,10 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
         ) from None
     with calling(config.name, "model.name"):
         model = build(shape=shape, classes=classes, **config.options)
-    head = getattr(model, "head", None)
+    body, head = getattr(model, "body", None), getattr(model, "head", None)
     if not (
         isinstance(model, nn.Module)
-        and isinstance(getattr(model, "body", None), nn.Module)
+        and isinstance(body, nn.Module)
         and isinstance(head, nn.Linear)
         and head.out_features == classes
     ):
@@ -111,7 +111,8 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
     with calling(config.name, "model.name"), torch.no_grad():
         x = torch.randn(2, *shape)
         training = model.training
-        features = model.eval().body(x)
+        model.eval()
+        features = body(x)
         agrees = features.dim() == 2 and torch.allclose(model(x), head(features), equal_nan=True)
         model.train(training)
     if not agrees:
