@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from fedknow.client.data import make_benchmark
+from fedknow.client.learners import list_learners
 from fedknow.client.state import StateLost, StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.server.run_folder import RunFolder
@@ -73,11 +75,16 @@ def test_every_learner_runs_with_every_seed(compared):
 
 def test_one_partition_a_seed(compared):
     out, _, _ = compared
-    digest = {
-        (learner, seed): RunFolder.open(out / f"{learner}-seed{seed}").events()[0]["partition"]
+    runs = {
+        (learner, seed): RunFolder.open(out / f"{learner}-seed{seed}")
         for learner in ("fedavg", "fedrep")
         for seed in (0, 1)
     }
+    digest = {key: run.events()[0]["partition"] for key, run in runs.items()}
+    assert digest == {key: run.partition["digest"] for key, run in runs.items()}
+    assert {
+        make_benchmark(read_config(SMALL, [f"learner={learner}"])).partition.digest for learner in list_learners()
+    } == {digest["fedavg", 0]}
     assert digest["fedavg", 0] == digest["fedrep", 0] != digest["fedavg", 1] == digest["fedrep", 1]
 
 
