@@ -1,0 +1,190 @@
+"""How long a round takes over gRPC, with clients that send back what they got.
+
+    python benchmarks/grpc_round.py [--quick] [--tls] [--out FILE]
+
+Each setting is one server (a process of its own, as all of them) and so many clients over loopback; a round is one
+wave: serialise, send, read, work through the clients' own code, answer, read, check that the answers are finite. 100
+connections are in 4 processes with 25 clients each: this machine has not the memory for 100 interpreters. Prints a line
+a setting; ``--out`` writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+RESNET = [*[(512, 512, 3, 3)] * 3, (512, 256, 3, 3), *[(256, 256, 3, 3)] * 3, (256, 128, 3, 3), *[(128, 128, 3, 3)] * 3]
+"""The large tensors of a ResNet-18; small ones make up the rest of 122 tensors and 47 MB."""
+
+SETTINGS = {
+    "2 clients, 62 k": (2, 2, "62k", 100),
+    "10 clients, 62 k": (10, 10, "62k", 100),
+    "2 clients, 1 M": (2, 2, "1M", 50),
+    "10 clients, 1 M": (10, 10, "1M", 30),
+    "2 clients, 47 MB in 122 tensors": (2, 2, "resnet", 10),
+    "100 connections, 62 k": (100, 4, "62k", 20),
+    "100 connections, 1 M": (100, 4, "1M", 10),
+}
+"""Clients, processes that they are in, model, rounds."""
+
+
+def model(name: str) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    if name == "resnet":
+        shapes: list[tuple[int, ...]] = [*RESNET]
+        left = 47_000_000 // 4 - sum(int(np.prod(shape)) for shape in shapes)
+        rest = 122 - len(shapes)
+        shapes += [(left // rest + (number < left % rest),) for number in range(rest)]
+    elif name == "62k":  # ten tensors, as a small convolutional network has
+        shapes = [(6, 3, 5, 5), (6,), (16, 6, 5, 5), (16,), (120, 400), (120,), (84, 120), (84,), (10, 84), (10,)]
+    else:
+        shapes = [(500, 500)] * 4
+    return {f"w{number}": generator.normal(size=shape).astype(np.float32) for number, shape in enumerate(shapes)}
+
+
+class Echo:
+    """Answers with what it got."""
+
+    def handle(self, message: Any, state: Any) -> tuple[Any, Any]:
+        """Give the arrays back."""
+        from fedknow.protocols.messages import ARRAYS, METRICS, Metrics
+
+        return message.reply({ARRAYS: message.arrays(), METRICS: Metrics({"num-examples": 1})}), state
+
+
+def serve(clients: int, name: str, rounds: int, tls: str) -> None:
+    """The server's process: the times of its rounds as JSON on stdout."""
+    from fedknow.protocols.config import read_config
+    from fedknow.protocols.messages import ARRAYS, CONFIG, TRAIN, Arrays, Config, Message
+    from fedknow.protocols.security import server_credentials
+    from fedknow.server.grpc_grid import GrpcGrid
+
+    arrays = Arrays(model(name))
+    config = read_config({"data": {"clients": clients}})
+    credentials = server_credentials(Path(tls) / "server") if tls else None
+    with GrpcGrid(config, "127.0.0.1:0", credentials=credentials) as grid:
+        print(grid.port, flush=True)
+        seconds = []
+        for number in range(rounds + 3):
+            content = {ARRAYS: arrays, CONFIG: Config({"task": 0, "round": number})}
+            work = [Message(TRAIN, node, "", content=content) for node in range(2, clients + 2)]
+            began = time.perf_counter()
+            replies = grid.exchange(work)
+            finite = all(np.isfinite(array).all() for reply in replies for array in reply.arrays().values())
+            seconds.append(time.perf_counter() - began)
+            assert finite
+            assert len(replies) == clients
+            del replies, content, work
+        used = time.process_time()
+        time.sleep(3)
+        idle = (time.process_time() - used) / 3
+        print(json.dumps({
+            "seconds": seconds[3:], "idle": idle, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        }), flush=True)  # fmt: skip
+        grid.finish()
+
+
+def take_part(port: int, first: int, count: int, tls: str) -> None:
+    """A process of clients."""
+    import torch
+
+    from fedknow.client.edge import EdgeClient
+
+    torch.set_num_threads(1)
+
+    async def main(folder: Path) -> None:
+        clients = []
+        for number in range(first, first + count):
+            mine = Path(tls) / "clients" / f"{number:03d}" if tls else None
+            clients.append(
+                EdgeClient(f"127.0.0.1:{port}", folder / str(number), tls=mine, client=number, node=lambda _: Echo())
+            )
+        await asyncio.gather(*(client.run() for client in clients))
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(main(Path(folder)))
+
+
+def measure(clients: int, processes: int, name: str, rounds: int, tls: str) -> dict[str, Any]:
+    me = [sys.executable, __file__]
+    server = subprocess.Popen(
+        [*me, "--serve", str(clients), name, str(rounds), tls], stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert server.stdout is not None
+    port = int(server.stdout.readline())
+    share = clients // processes
+    parts = [
+        subprocess.Popen([*me, "--take-part", str(port), str(number * share), str(share), tls])
+        for number in range(processes)
+    ]
+    result: dict[str, Any] = json.loads(server.stdout.readline())
+    for process in (*parts, server):
+        assert process.wait(60) == 0
+    seconds = result.pop("seconds")
+    return {
+        "clients": clients,
+        "processes": processes,
+        "model": name,
+        "tls": bool(tls),
+        "rounds": len(seconds),
+        "median_seconds": statistics.median(seconds),
+        "p90_seconds": sorted(seconds)[int(0.9 * len(seconds))],
+        "min_seconds": min(seconds),
+        "server_idle_cpu": result["idle"],
+        "server_peak_mb": result["memory"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
+    parser.add_argument("--tls", action="store_true", help="over TLS, as between machines")
+    parser.add_argument("--only", default="", help="settings that contain this text")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--take-part", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve(int(given.serve[0]), given.serve[1], int(given.serve[2]), given.serve[3])
+        return
+    if given.take_part:
+        take_part(*map(int, given.take_part[:3]), given.take_part[3])
+        return
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if given.tls:
+            from fedknow.server.certs import make_certificates
+
+            make_certificates(Path(folder), 100, [])
+        for title, (clients, processes, name, rounds) in SETTINGS.items():
+            if given.only not in title:
+                continue
+            rounds = max(5, rounds // 10) if given.quick else rounds
+            result = measure(clients, processes, name, rounds, folder if given.tls else "")
+            result["load_before"] = os.getloadavg()[0]
+            results[title] = result
+            print(
+                f"{title}: {1e3 * result['median_seconds']:.0f} ms (90 %: {1e3 * result['p90_seconds']:.0f}), "
+                f"idle CPU {100 * result['server_idle_cpu']:.1f} %, {result['server_peak_mb']:.0f} MB",
+                flush=True,
+            )
+    if given.out:
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
