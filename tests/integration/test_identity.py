@@ -12,11 +12,14 @@ import threading
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
+from fedknow.client.state import StateStore
 from fedknow.protocols.config import read_config
 from fedknow.server.run_folder import RunFolder
+from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -118,8 +121,7 @@ def test_the_command_gives_the_same_numbers(expected, tmp_path, place, numbers, 
 @pytest.mark.parametrize(
     ("name", "workers"),
     [
-        # The same with another experiment: tests/simulations/test_same_numbers.py. The killed worker's is with two.
-        *(pytest.param("fedknow", workers, marks=pytest.mark.slow) for workers in (1, 2, 4)),
+        *(("fedknow", workers) for workers in (1, 4)),  # and with two, of which some are killed, below
         *((name, 2) for name in EXPERIMENTS if name != "fedknow"),
     ],
 )
@@ -128,19 +130,33 @@ def test_workers_do_not_matter(cluster, expected, tmp_path, numbers, name, worke
     assert numbers(result.folder) == expected(name)
 
 
-def test_a_worker_killed_while_a_client_trains_does_not_matter(cluster, expected, tmp_path, place, numbers):
-    killed = []
+def test_whether_states_are_at_hand_or_read_back_does_not_matter(expected, tmp_path, numbers, monkeypatch):
+    monkeypatch.setattr(simulations, "StateStore", lambda folder, memory: StateStore(folder, 0))
+    result = simulate(experiment("fedknow", "engine.backend=inline"), tmp_path / "run")
+    assert numbers(result.folder) == expected("fedknow")
+
+
+def test_workers_killed_at_work_and_between_rounds_do_not_matter(cluster, expected, tmp_path, place, numbers):
+    at_work, idle = [], []
 
     def kill(end):
-        killed.append(told(end))
-        os.kill(killed[0], signal.SIGKILL)
+        at_work.append(told(end))
+        os.kill(at_work[0], signal.SIGKILL)
+
+    def kill_one(event):
+        if event["event"] == "round" and event["server_round"] in (2, 5):  # the one at work is killed in round 4
+            family = psutil.Process().children(recursive=True)
+            idle.append(next(process.pid for process in family if process.name().startswith("ray::Worker")))
+            os.kill(idle[-1], signal.SIGKILL)
 
     with fifo(place / "waiting") as end:
         killer = threading.Thread(target=kill, args=[end], daemon=True)
         killer.start()
-        result = simulate(experiment("fedknow", "learner=odd_parts:Waits", "engine.workers=2"), tmp_path / "run")
+        config = experiment("fedknow", "learner=odd_parts:Waits", "engine.workers=2")
+        result = simulate(config, tmp_path / "run", observers=[kill_one])
         killer.join()
-    assert killed != [os.getpid()]
+    assert at_work != [os.getpid()]
+    assert len({*at_work, *idle}) == 3
     assert not os.path.exists(place / "waiting")
     assert numbers(result.folder) == expected("fedknow")
 
@@ -186,21 +202,3 @@ def test_ctrl_c_on_a_real_run_does_not_matter(expected, tmp_path, parts, numbers
     assert resumed.exit_code == 0, resumed.output
     assert "resumed after round 3" in resumed.stdout
     assert numbers("run") == expected("fedknow")
-
-
-def test_all_learners_of_a_seed_get_the_same_data(folder, fedknow):
-    changes = ["data.clients=4", "data.tasks=2", "train.rounds=1", "train.epochs=1", "engine.backend=inline"]
-    done = fedknow(
-        "compare", "digits", "--learners", "fedavg,fedper,fedrep,local,fedknow", "--seeds", "2", "--out", "all", "-q",
-        changes=changes,
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    digests = {}
-    for path in (folder / "all").glob("*/partition.json"):
-        learner, seed = path.parent.name.split("-seed")
-        start = RunFolder.open(path.parent).events()[0]
-        assert start["partition"] == RunFolder.open(path.parent).partition["digest"]
-        digests[learner, seed] = start["partition"]
-    assert len(digests) == 10
-    assert len({digest for (_, seed), digest in digests.items() if seed == "0"}) == 1
-    assert len(set(digests.values())) == 2
