@@ -31,6 +31,7 @@ from fedknow.protocols.transport import (
     CHUNK_BYTES,
     HEARTBEAT_SECONDS,
     HELLO_SECONDS,
+    LONGEST_DELAY,
     SILENCE_SECONDS,
 )
 from fedknow.protocols.wire import (
@@ -63,8 +64,8 @@ log = logging.getLogger(__name__)
 NodeFactory = Callable[[ExperimentConfig], Answerer]
 """Makes what answers messages, once the server has said what the experiment is."""
 
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
-"""Seconds that an attempt to connect waits at most: the first bound, doubled after each failure, and the last one."""
+FIRST_DELAY = 0.5
+"""Seconds that an attempt to connect waits at most; doubled after each failure, up to :data:`LONGEST_DELAY`."""
 KEEP_AFTER = 1.0
 """Seconds of work from which on an answer is kept on disk: the rest is as well done again."""
 

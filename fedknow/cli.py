@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -23,6 +24,7 @@ from fedknow import __version__
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 
 if TYPE_CHECKING:
+    from fedknow.client.edge import EdgeClient
     from fedknow.server.run_folder import RunFolder
 
 __all__ = ["main"]
@@ -336,13 +338,8 @@ def client(
         check_address(server, tls, insecure)
         _log_plainly(quiet)
         edge = EdgeClient(server, state, tls=tls, data=data, client=number, give_up=give_up)
-        try:
+        with _not_waiting_for(edge), _explained(None):
             run_client(edge)
-        except KeyboardInterrupt:
-            if edge.busy:  # nothing can interrupt training, and what it is at is done again next time
-                err.print("[yellow]Interrupted.[/]")
-                os._exit(INTERRUPTED)
-            raise
 
 
 @app.command()
@@ -473,6 +470,18 @@ def _log_plainly(quiet: bool) -> None:
     """Write our log as plain lines, with the time, to stderr."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", force=True)
     logging.getLogger("fedknow").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+@contextmanager
+def _not_waiting_for(edge: EdgeClient) -> Iterator[None]:
+    """End the process although a client trains: nothing can interrupt that, and it is done again next time."""
+    try:
+        yield
+    except typer.Exit as end:
+        if edge.busy:
+            sys.stderr.flush()
+            os._exit(end.exit_code)
+        raise
 
 
 def _interrupt(signal_: int, frame: object) -> None:

@@ -12,6 +12,7 @@ __all__ = [
     "CHUNK_BYTES",
     "HEARTBEAT_SECONDS",
     "HELLO_SECONDS",
+    "LONGEST_DELAY",
     "SERVER_OPTIONS",
     "SILENCE_SECONDS",
     "check_address",
@@ -23,6 +24,8 @@ SILENCE_SECONDS = 10.0
 """A side that has heard nothing for so long takes the peer for dead."""
 HELLO_SECONDS = 10.0
 """How long the greeting may take, on either side."""
+LONGEST_DELAY = 30.0
+"""Seconds between a client's attempts to connect, at most."""
 CHUNK_BYTES = 1 << 18
 """Chunks of messages: at 50 kB/s one takes 5 s, so that a slow link is not taken for a dead one."""
 

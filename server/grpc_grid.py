@@ -101,7 +101,7 @@ class GrpcGrid(MessageGrid):
             tokens=tokens,
             limits=self._limits,
         )
-        self._farewell: tuple[bool, str, float] = False, "the server stops", 0.0
+        self._farewell = False, "the server stops", 0.0, False
         self._loop = asyncio.new_event_loop()
         started: Future[int] = Future()
         self._thread = threading.Thread(
@@ -228,9 +228,17 @@ class GrpcGrid(MessageGrid):
 
     # --- life -----------------------------------------------------------------------------------------------------
 
-    def finish(self, reason: str = "the run is over", linger: float = SILENCE_SECONDS) -> None:
-        """Close, telling clients that nothing follows; those that are away have ``linger`` seconds to hear it."""
-        self._farewell = True, reason, linger
+    def finish(self, linger: float = SILENCE_SECONDS, everyone: bool = False) -> None:
+        """Close, telling clients that nothing follows.
+
+        Parameters
+        ----------
+        linger : float
+            Seconds that clients have to come and hear it, if they were here and are away.
+        everyone : bool
+            Also if they were never here.
+        """
+        self._farewell = True, "the run is over", linger, everyone
         self.close()
 
     def close(self) -> None:

@@ -167,11 +167,14 @@ class Service:
         await self._server.start()
         return port
 
-    async def stop(self, finished: bool, reason: str, linger: float) -> None:
-        """Say goodbye to all clients, also to those that come back within ``linger`` seconds, and stop."""
+    async def stop(self, finished: bool, reason: str, linger: float, everyone: bool) -> None:
+        """Say goodbye to all clients, also to those that come back within ``linger`` seconds, and stop.
+
+        ``everyone``: also to those that this process has never seen.
+        """
         await self._health.enter_graceful_shutdown()
         self._farewell = goodbye(finished, reason)
-        self._away = {node for node, peer in self.peers.items() if peer.joined and peer.link is None}
+        self._away = {node for node, peer in self.peers.items() if (peer.joined or everyone) and not peer.link}
         for peer in self.peers.values():
             if peer.link is not None:
                 peer.link.end(self._farewell)

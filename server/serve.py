@@ -11,9 +11,9 @@ from pathlib import Path
 from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LOCAL, local_shape
 from fedknow.client.learners import build_learner, resolve
-from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
-from fedknow.protocols.transport import check_address
+from fedknow.protocols.transport import LONGEST_DELAY, check_address
 from fedknow.protocols.wire import Limits
 from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grpc_grid import GrpcGrid
@@ -37,8 +37,10 @@ def serve(
     resume: bool = False,
     observers: Sequence[Observer] = (),
     ready: Callable[[int], None] = lambda port: None,
-) -> RunResult:
+) -> RunResult | None:
     """Run an experiment with the clients that connect, and write everything it yields, report included, to ``out``.
+
+    A run in ``out`` that is finished already is not run again: the clients that come within half a minute are told so.
 
     Parameters
     ----------
@@ -64,7 +66,7 @@ def serve(
     Raises
     ------
     ConfigError
-        If the configuration cannot be run, the address cannot be had, or ``out`` holds another or a finished run.
+        If the configuration cannot be run, the address cannot be had, or ``out`` holds another run.
     RunError
         If the run fails; what it earned until then is kept and can be resumed.
     """
@@ -82,6 +84,13 @@ def serve(
     learner = build_learner(config, shape, classes)
     build_strategy(config.strategy, config.data.clients)
     again = resume and (out / "config.toml").is_file()
+    if again and (done := RunFolder.open(out)).complete and not differences(done.config, config):
+        with GrpcGrid(config, listen, done.run_id, credentials=credentials, tokens=bearers) as grid:
+            ready(grid.port)
+            log.info("the run in %s is finished", out)
+            grid.finish(linger=LONGEST_DELAY, everyone=True)
+        write_report([done], done.path)
+        return None
     with RunFolder.resume(out, config) if again else RunFolder.create(out, config) as folder:
         try:
             limits = _limits(

@@ -1,5 +1,6 @@
 """Real processes over real sockets and TLS: whatever dies on the way, the numbers are those of an undisturbed run."""
 
+import functools
 import json
 import os
 import queue
@@ -90,14 +91,24 @@ def zygote(parts):
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory, numbers):
-    """The numbers of the undisturbed run, in one process."""
-    out = tmp_path_factory.mktemp("expected") / "run"
-    simulate(read_config(BASE, ["engine.backend=inline"]), out)
-    accuracy = RunFolder.open(out).accuracy()["personal"][:, :, -1]
-    assert accuracy.max() > 0.55
-    assert len(np.unique(accuracy)) > 2
-    return numbers(out)
+def expected_of(tmp_path_factory, numbers):
+    """The numbers of an undisturbed run in one process, by what is changed in the experiment."""
+
+    @functools.cache
+    def of(*changes):
+        out = tmp_path_factory.mktemp("expected") / "run"
+        simulate(read_config(BASE, ["engine.backend=inline", *changes]), out)
+        accuracy = RunFolder.open(out).accuracy()["personal"][:, :, -1]
+        assert accuracy.max() > 0.55
+        assert len(np.unique(accuracy)) > 2
+        return numbers(out)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def expected(expected_of):
+    return expected_of()
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +292,7 @@ def test_a_server_killed_while_a_client_trains_does_not_matter(stage, expected, 
     wait()
     assert stage.server.kill() == -signal.SIGKILL
     stage.start_server("learner=edge_parts:Gated")
-    (stage.folder / "client1" / "go").write_text("")  # the client was at it all the time
+    (stage.folder / "client1" / "go").write_text("")  # waits for the client, which was at it all the time
     assert numbers(stage.end()) == expected
     assert stage.clients[1].text().count("task 1, round 2: train") == 1  # and what it did was of use
 
@@ -298,6 +309,14 @@ def test_sigterm_is_a_pause(stage, expected, numbers):
     stage.start_client(2)
     assert numbers(stage.end()) == expected
     assert "the server says goodbye" in stage.clients[0].text()
+
+
+def test_a_server_killed_after_the_end_tells_clients_that_it_is_over(stage, expected, numbers):
+    stage.start()
+    assert numbers(stage.end()) == expected
+    stage.start()  # with --resume, as a service manager does
+    assert numbers(stage.end()) == expected
+    assert "the run in run is finished" in stage.log()
 
 
 def test_a_late_client_a_deadline_and_who_was_left_out(stage):
@@ -355,7 +374,6 @@ def test_hostile_bytes_do_not_matter(stage, expected, numbers):
     refusals = stage.status()["refusals"]
     for code in ("BAD_CHECKSUM", "TOO_LARGE", "FOREIGN"):
         assert refusals[code] == before.get(code, 0) + 1
-    (stage.folder / "client1" / "go").write_text("")
     assert stage.clients[1].end() == 1
     assert "has connected anew" in stage.clients[1].text()
     stage.start_client(1)
@@ -396,26 +414,31 @@ def test_off_loopback_in_the_clear_takes_a_word(stage):
 # --- chaos ------------------------------------------------------------------------------------------------------------
 
 
+LONG = "data.tasks=3", "train.rounds=40"
+
+
 @pytest.mark.parametrize(
-    ("seed", "kills"), [(1, 4), *(pytest.param(seed, 25, marks=pytest.mark.slow) for seed in range(2, 6))]
+    ("seed", "kills", "changes"),
+    [(1, 3, ()), *(pytest.param(seed, 30, LONG, marks=pytest.mark.slow) for seed in range(2, 6))],
 )
-def test_chaos(stage, expected, numbers, seed, kills, record_property):
+def test_chaos(stage, expected_of, numbers, seed, kills, changes, record_property):
     """Server and clients are killed at random moments and started again; the run comes to the same numbers."""
+    numbers_of_peace = expected_of(*changes)
     generator = random.Random(seed)
-    stage.start()
+    stage.start(*changes)
     killed = []
     while len(killed) < kills and stage.server.alive:
-        time.sleep(generator.uniform(0.0, 1.0))  # the moment is the matter of this test
+        time.sleep(generator.uniform(0.0, 0.5))  # the moment is the matter of this test
         victim = generator.choice(["server", *range(CLIENTS)])
         if victim == "server":
             if stage.server.kill() == 0:
                 break
-            stage.start_server()
+            stage.start_server(*changes)
         else:
             if stage.clients[victim].kill() == 0:
                 break
             stage.start_client(victim)
         killed.append(victim)
-    assert numbers(stage.end()) == expected
+    assert numbers(stage.end()) == numbers_of_peace
     record_property("kills", len(killed))
     print(f"kills: {len(killed)} of {kills}, the server {killed.count('server')} times")
