@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -89,6 +90,7 @@ def serve(clients: int, name: str, rounds: int, tls: str) -> None:
             assert finite
             assert len(replies) == clients
             del replies, content, work
+        print("idle", flush=True)
         used = time.process_time()
         time.sleep(3)
         idle = (time.process_time() - used) / 3
@@ -131,7 +133,11 @@ def measure(clients: int, processes: int, name: str, rounds: int, tls: str) -> d
         subprocess.Popen([*me, "--take-part", str(port), str(number * share), str(share), tls])
         for number in range(processes)
     ]
+    assert server.stdout.readline() == "idle\n"
+    used = sum(_cpu_seconds(part.pid) for part in parts)
+    began = time.perf_counter()
     result: dict[str, Any] = json.loads(server.stdout.readline())
+    idle = (sum(_cpu_seconds(part.pid) for part in parts) - used) / (time.perf_counter() - began) / clients
     for process in (*parts, server):
         assert process.wait(60) == 0
     seconds = result.pop("seconds")
@@ -145,8 +151,14 @@ def measure(clients: int, processes: int, name: str, rounds: int, tls: str) -> d
         "p90_seconds": sorted(seconds)[int(0.9 * len(seconds))],
         "min_seconds": min(seconds),
         "server_idle_cpu": result["idle"],
+        "client_idle_cpu": idle,
         "server_peak_mb": result["memory"],
     }
+
+
+def _cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def main() -> None:
@@ -179,7 +191,8 @@ def main() -> None:
             results[title] = result
             print(
                 f"{title}: {1e3 * result['median_seconds']:.0f} ms (90 %: {1e3 * result['p90_seconds']:.0f}), "
-                f"idle CPU {100 * result['server_idle_cpu']:.1f} %, {result['server_peak_mb']:.0f} MB",
+                f"idle CPU: server {100 * result['server_idle_cpu']:.1f} %, a client "
+                f"{100 * result['client_idle_cpu']:.1f} %; server {result['server_peak_mb']:.0f} MB",
                 flush=True,
             )
     if given.out:

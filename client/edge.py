@@ -12,6 +12,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -390,6 +391,9 @@ class EdgeClient:
                         self._complain(error)
                     else:
                         if goodbye is not None:
+                            with suppress(grpc.aio.AioRpcError):
+                                while await stream.read() is not grpc.aio.EOF:  # the server ends the stream, not we
+                                    pass
                             return goodbye
         except TimeoutError:
             raise _Gone(f"{self.server} was not heard for {SILENCE_SECONDS:.0f} s") from None

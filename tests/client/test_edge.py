@@ -2,6 +2,8 @@
 
 import asyncio
 import queue
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -281,6 +283,15 @@ def test_it_comes_back_to_its_place_without_being_told_which(grid, client):
     assert sorted(node.done()) == [1, 1, 2, 2]
     it.finish()
     assert [one.result() for one in back] == [None, None]
+
+
+def test_the_edge_is_light():
+    """What a client's process imports, data and learners included."""
+    code = (
+        "import sys, fedknow.cli, fedknow.client.edge, fedknow.client.node, fedknow.client.data;"
+        "print({'flwr', 'ray', 'matplotlib', 'scipy', 'sklearn', 'pyarrow', 'cryptography'} & sys.modules.keys())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------
