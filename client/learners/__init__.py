@@ -76,8 +76,14 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
     Raises
     ------
     ConfigError
-        For an unknown learner, an unknown setting or an impossible value.
+        For an unknown learner, an unknown setting, an impossible value or a scenario the method is not made for.
     """
+    kind, scenario = learner_class(config.learner.name), config.data.scenario
+    if scenario not in kind.scenarios:
+        raise ConfigError(
+            f"learner.name = {config.learner.name!r} is not made for data.scenario = {scenario!r}; "
+            f"set data.scenario = {' or '.join(repr(name) for name in kind.scenarios)}"
+        )
     settings: dict[str, Any] = _settings(config.learner).model_dump()
     return config.model_copy(update={"learner": LearnerConfig(name=config.learner.name, **settings)})
 

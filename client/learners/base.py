@@ -21,7 +21,9 @@ from fedknow.protocols.config import TrainConfig
 
 __all__ = [
     "Batch",
+    "ContinualSettings",
     "Diverged",
+    "Exchange",
     "HeadSlice",
     "Learner",
     "LearnerSettings",
@@ -31,6 +33,7 @@ __all__ = [
     "batches",
 ]
 
+Exchange = Literal["all", "body", "none"]
 Tensors = dict[str, Tensor]
 State = dict[str, Any]
 """Nested dict of tensors, JSON scalars and lists: what :func:`fedknow.client.state.save_state` can store."""
@@ -40,6 +43,14 @@ class LearnerSettings(BaseModel):
     """A learner's own settings; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ContinualSettings(LearnerSettings):
+    """Settings of a method made for one machine, which is federated by averaging."""
+
+    exchange: Exchange = "body"
+    """What is averaged over clients. ``body`` gives each client a head of its own, as FedKNOW and FedRep have, so that
+    methods are compared on equal terms; ``all`` is plain FedAvg around the method, ``none`` the method on its own."""
 
 
 class Diverged(RuntimeError):
@@ -119,10 +130,13 @@ class Learner:
     """
 
     Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
-    exchange: ClassVar[Literal["all", "body", "none"]] = "all"
-    """Which parameters are averaged over clients."""
+    exchange: Exchange = "all"
+    """Which parameters are averaged over clients; a setting of that name, where the method has one, decides."""
+    scenarios: ClassVar[tuple[str, ...]] = ("task-incremental", "class-incremental")
+    """Values of ``data.scenario`` that the method is made for; others are refused."""
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: LearnerSettings) -> None:
+        self.exchange = getattr(settings, "exchange", self.exchange)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in place; not in torch's types
         self.model = model
@@ -242,7 +256,7 @@ class Learner:
                 self._proximal(anchor, round.proximal_mu)
                 if self.train.clip_norm:
                     nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
-                self.optimizer.step()
+                self.step()
                 total += loss * len(index)
                 correct += hits
         self._trained_task = task.task
@@ -267,6 +281,10 @@ class Learner:
         loss = F.cross_entropy(z, batch.y)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+
+    def step(self) -> None:
+        """Move the parameters along the gradients that :meth:`gradient` left in them."""
+        self.optimizer.step()
 
     def counts(self) -> dict[str, float]:
         """The method's own numbers of the round just trained, the same keys from every client."""
