@@ -138,6 +138,9 @@ class TrainConfig(Section):
     """Largest norm of a gradient; 0 leaves gradients alone."""
     channels_last: bool = True
     """Memory format of images and convolutions."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What layers compute in; weights, losses and optimizer stay float32. ``bf16`` is faster where the processor has
+    instructions for it, and its results are those of its own kind of processor."""
 
     @model_validator(mode="after")
     def _fit(self) -> TrainConfig:

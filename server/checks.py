@@ -142,6 +142,11 @@ class Inspector:
         self.failures = 0
         self.trained = []
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """Task and round that are under way."""
+        return self._task, self._round
+
     def expect_scores(self, tasks: int, collect: bool) -> None:
         """From now on ``evaluate`` is our own scoring, of so many tasks; with ``collect`` also what clients keep."""
         self._scored, self._collect, self._kept = tasks, collect, None

@@ -14,7 +14,7 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
                   task so far), ``metrics`` (what the strategy aggregated), ``seconds``
 ``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``seconds`` (the whole task's)
 ``failure``       ``fault``, ``client``, ``task``, ``round``, ``kind``, ``tensor``, ``reason``
-``warning``       ``reason``, and where it belongs ``task``, ``round``
+``warning``       ``reason``, and where it belongs ``task``, ``round``, ``clients`` (left out of a wave)
 ``interrupted``   ``task``, ``round`` of the last complete round
 ``end``           ``seconds``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``forgetting_relative``,
                   ``forgetting_max``, ``backward_transfer``, ``forward_transfer``, ``gap``, ``traffic``
@@ -44,7 +44,7 @@ from flwr.serverapp.strategy import Strategy
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
-from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, METRICS, Arrays, Config, Message, Record
+from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, METRICS, Arrays, Config, Message, Record, client_of
 from fedknow.protocols.plugins import explain
 from fedknow.protocols.seeds import integer
 from fedknow.server import metrics
@@ -169,7 +169,7 @@ class Experiment:
         """
         rounds = self.config.train.rounds
         self._began = self._task_began = time.perf_counter()
-        self.grid.inspect = self.inspector
+        self.grid.inspect, self.grid.missed = self.inspector, self._missed
         try:
             with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):
                 self._begin()
@@ -188,7 +188,7 @@ class Experiment:
             self._emit("interrupted", task=last.task if last else None, round=last.round if last else None)
             raise
         finally:
-            self.grid.inspect = None
+            self.grid.inspect = self.grid.missed = None
 
     def _remaining(self) -> Iterator[tuple[int, int]]:
         """Tasks still to do, each with its first round still to do."""
@@ -443,6 +443,13 @@ class Experiment:
         self.grid.prune()
 
     # --- helpers --------------------------------------------------------------------------------------------------
+
+    def _missed(self, work: Sequence[Message]) -> None:
+        """Put on record which clients a wave went on without."""
+        clients = sorted({client_of(message.node) for message in work})
+        task, round = self.inspector.position
+        reason = f"no answer to {work[0].kind!r} in time from clients {clients}; the run goes on without them"
+        self._emit("warning", task=task, round=round, clients=clients, reason=reason)
 
     @property
     def _own_loop(self) -> bool:

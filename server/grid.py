@@ -59,6 +59,8 @@ class MessageGrid(Grid):
         Version of each client's state; clients that are not in it are fresh.
     inspect : callable, optional
         Sees each answer and gives it back, or a failure in its stead; the client's state is then what it was before.
+    missed : callable, optional
+        Told of the work of a wave that was not answered in time, where any was not.
     """
 
     def __init__(self, clients: int, store: StateStore | None = None) -> None:
@@ -67,6 +69,7 @@ class MessageGrid(Grid):
         self.traffic: dict[str, dict[str, int]] = {}
         self.versions: dict[int, int] = {}
         self.inspect: Callable[[Message], Message] | None = None
+        self.missed: Callable[[Sequence[Message]], None] | None = None
         self._pushed: dict[str, FlowerMessage] = {}
         self._sent = 0
         self._run = empty_run()
@@ -138,6 +141,9 @@ class MessageGrid(Grid):
                 if checked.failure is None:
                     self.versions[client_of(reply.node)] = version
                 replies[reply.reply_to] = convert(checked)
+        missing = [message for message in work if message.id not in replies]
+        if missing and self.missed:
+            self.missed(missing)
         by_node = sorted(work, key=lambda message: message.node)
         return [replies[message.id] for message in by_node if message.id in replies]
 

@@ -7,7 +7,10 @@ run can be resumed. One learner object serves any number of clients, one after a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -20,6 +23,7 @@ from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import TrainConfig
 
 __all__ = [
+    "Autocast",
     "Batch",
     "ContinualSettings",
     "Diverged",
@@ -33,6 +37,10 @@ __all__ = [
     "batches",
 ]
 
+log = logging.getLogger(__name__)
+
+Autocast = Callable[[], AbstractContextManager[None]]
+"""Makes the context that a forward pass runs in: :meth:`Learner.autocast`."""
 Exchange = Literal["all", "body", "none"]
 Tensors = dict[str, Tensor]
 State = dict[str, Any]
@@ -139,6 +147,8 @@ class Learner:
         self.exchange = getattr(settings, "exchange", self.exchange)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in place; not in torch's types
+        if train.precision == "bf16":
+            _warn_of_slow_bf16()
         self.model = model
         self.train = train
         self.settings = settings
@@ -277,7 +287,9 @@ class Learner:
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Leave the gradients of one batch in the parameters; return (mean loss, number classified rightly)."""
         self.optimizer.zero_grad(set_to_none=True)
-        z = batch.head.logits(self.model(batch.x))
+        with self.autocast():
+            logits = self.model(batch.x)
+        z = batch.head.logits(logits.float())
         loss = F.cross_entropy(z, batch.y)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
@@ -305,6 +317,15 @@ class Learner:
             self.fit(task, round)
         return {"knowledge-bytes": 0.0}
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context that forward passes run in, as ``train.precision`` asks for.
+
+        With ``bf16`` the products of layers are taken in bfloat16, from weights that stay float32. What comes out is
+        bfloat16: take it to ``.float()`` before a loss. A context of its own for each pass, left before the weights
+        move: weights are cast once a context.
+        """
+        return torch.autocast("cpu", torch.bfloat16) if self.train.precision == "bf16" else nullcontext()
+
     def images(self, x: Tensor) -> Tensor:
         """The same samples in the memory format that ``train.channels_last`` asks for."""
         return x.contiguous(memory_format=torch.channels_last) if self.train.channels_last else x
@@ -320,7 +341,8 @@ class Learner:
     def logits(self, x: Tensor, batch_size: int) -> Tensor:
         """Logits over the whole head, in evaluation mode: float [n, C, H, W] -> [n, classes]."""
         self.model.eval()
-        return torch.cat([self.model(part) for part in torch.split(self.images(x), batch_size)])
+        with self.autocast():
+            return torch.cat([self.model(part).float() for part in torch.split(self.images(x), batch_size)])
 
     def score(
         self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int
@@ -346,6 +368,14 @@ class Learner:
             loss = F.cross_entropy(sliced, labels).item()
             results.append((int((sliced.argmax(1) == labels).sum()), len(labels), loss))
         return results
+
+
+@functools.cache
+def _warn_of_slow_bf16() -> None:
+    """Say once a process that this machine has no instructions for bfloat16."""
+    mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        log.warning("train.precision = 'bf16': this processor computes bfloat16 by emulation; 'fp32' will be faster")
 
 
 def make_optimizer(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.learners.base import Batch, Diverged, HeadSlice, State, Tensors, batches
+from fedknow.client.learners.base import Autocast, Batch, Diverged, HeadSlice, State, Tensors, batches
 
 __all__ = ["Knowledge", "extract", "prunable", "top_fraction"]
 
@@ -95,7 +96,7 @@ class Knowledge:
                 state[name].copy_(value)
 
     @torch.inference_mode()
-    def logits(self, body: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    def logits(self, body: nn.Module, x: Tensor, batch_size: int, autocast: Autocast = nullcontext) -> Tensor:
         """What the task's knowledge says of samples of any task, in evaluation mode.
 
         Parameters
@@ -104,6 +105,8 @@ class Knowledge:
             A body to work in; its weights are overwritten.
         x : Tensor
             Samples, float [n, C, H, W].
+        autocast : callable
+            The context of the forward pass (:meth:`~fedknow.client.learners.base.Learner.autocast`).
 
         Returns
         -------
@@ -112,7 +115,8 @@ class Knowledge:
         """
         self.restore_into(body)
         body.eval()
-        return torch.cat([F.linear(body(part), *self.head) for part in torch.split(x, batch_size)])
+        with autocast():
+            return torch.cat([F.linear(body(part), *self.head).float() for part in torch.split(x, batch_size)])
 
 
 def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
@@ -152,6 +156,7 @@ def extract(
     batch_size: int,
     lr: float,
     seed: int,
+    autocast: Autocast = nullcontext,
 ) -> Knowledge:
     """Extract a task's knowledge from a trained model.
 
@@ -167,6 +172,8 @@ def extract(
         Fraction of the prunable weights to keep, in (0, 1].
     epochs, batch_size, lr, seed
         Of the fine-tuning, which uses Adam without an L2 term.
+    autocast : callable
+        The context of its forward passes.
 
     Returns
     -------
@@ -184,7 +191,9 @@ def extract(
     with torch.no_grad():
         for weight, mask in zip(weights, masks, strict=True):
             weight.mul_(mask)
-    _finetune(model, weights, masks, HeadSlice(classes, head.out_features), x, y, epochs, batch_size, lr, seed)
+    _finetune(
+        model, weights, masks, HeadSlice(classes, head.out_features), x, y, epochs, batch_size, lr, seed, autocast
+    )
     chosen = torch.cat([mask.flatten() for mask in masks])
     flat = torch.cat([weight.detach().flatten() for weight in weights])
     pruned = set(prunable(body))
@@ -213,6 +222,7 @@ def _finetune(
     batch_size: int,
     lr: float,
     seed: int,
+    autocast: Autocast,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -225,7 +235,9 @@ def _finetune(
         for index in batches(len(labels), batch_size, generator):
             batch = Batch(x[index], labels[index], index, head)
             optimizer.zero_grad(set_to_none=True)
-            loss: Any = F.cross_entropy(head.logits(model(batch.x)), batch.y)
+            with autocast():
+                logits = model(batch.x)
+            loss: Any = F.cross_entropy(head.logits(logits.float()), batch.y)
             if not math.isfinite(loss.item()):
                 raise Diverged(f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}")
             loss.backward()

@@ -331,9 +331,12 @@ def test_a_late_client_a_deadline_and_who_was_left_out(stage):
     wait()
     stage.clients.pop(2).kill()
     run = stage.end()
-    rounds = [event["clients"] for event in RunFolder.open(run).events() if event["event"] == "round"]
+    events = RunFolder.open(run).events()
+    rounds = [event["clients"] for event in events if event["event"] == "round"]
     assert len(rounds) == 6
     assert rounds[-1] == 2
+    # It was at work when it was killed: that wave ended by the deadline, and says so.
+    assert any(event["event"] == "warning" and event.get("clients") == [2] for event in events)
     assert set(rounds) <= {2, 3}
     accuracy = RunFolder.open(run).accuracy()["personal"]
     assert np.isfinite(accuracy[:2, :, -1]).all()

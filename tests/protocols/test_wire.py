@@ -484,7 +484,7 @@ def test_the_generated_code_is_up_to_date():
     from fedknow.protocols.wire.generate import HERE, compiled
 
     for name, text in compiled().items():
-        assert (HERE / name).read_text() == text, f"{name}: python -m fedknow.protocols.wire.generate"
+        assert (HERE / name).read_text() == text, f"{name}: python protocols/wire/generate.py"
 
 
 # Hostile bytes
