@@ -11,7 +11,7 @@ from pydantic import ValidationError, validate_call
 from torch import nn
 
 from fedknow.client.models.cnn import cnn, cnn6
-from fedknow.client.models.mlp import mlp
+from fedknow.client.models.mlp import linear, mlp
 from fedknow.client.models.resnet import resnet18
 from fedknow.client.models.split import Body, Shape, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
@@ -19,7 +19,13 @@ from fedknow.protocols.plugins import calling, is_reference, load_object
 
 __all__ = ["SplitModel", "build_model", "list_models"]
 
-_MODELS: Mapping[str, Callable[..., Body]] = {"cnn6": cnn6, "cnn": cnn, "mlp": mlp, "resnet18": resnet18}
+_MODELS: Mapping[str, Callable[..., Body]] = {
+    "cnn6": cnn6,
+    "cnn": cnn,
+    "mlp": mlp,
+    "linear": linear,
+    "resnet18": resnet18,
+}
 
 
 def build_model(config: ModelConfig, shape: Shape, classes: int, seed: int) -> nn.Module:

@@ -11,7 +11,18 @@ from torch import nn
 
 from fedknow.client.models.split import Body, Shape
 
-__all__ = ["mlp"]
+__all__ = ["linear", "mlp"]
+
+
+def linear(shape: Shape) -> Body:
+    """Logistic regression: no body, the head sees the pixels; no settings.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Channels, height, width.
+    """
+    return nn.Sequential(nn.Flatten()), prod(shape)
 
 
 def mlp(

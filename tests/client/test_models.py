@@ -30,6 +30,7 @@ def count(module: nn.Module) -> int:
         ("cnn", GREY8, 13_056, 6_500),
         ("cnn", GREY28, 37_632, 6_500),
         ("mlp", GREY8, 8_320, 6_500),
+        ("linear", GREY28, 0, 78_500),
     ],
 )
 def test_parameter_counts(name: str, shape: tuple[int, int, int], body: int, head: int) -> None:
@@ -59,7 +60,7 @@ def test_kaiming_weights_keep_the_signal_through_six_layers() -> None:
 INITS = ("default", "kaiming")
 
 
-@pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "linear", "resnet18"])
 @pytest.mark.parametrize("shape", [RGB, GREY8, GREY28, (2, 9, 13)])
 def test_head_of_body(name: str, shape: tuple[int, int, int]) -> None:
     model = build(name, shape, classes=7).eval()
@@ -86,7 +87,7 @@ def test_weights_depend_on_the_seed_only() -> None:
 
 
 def test_list_models() -> None:
-    assert list(list_models()) == ["cnn6", "cnn", "mlp", "resnet18"]
+    assert list(list_models()) == ["cnn6", "cnn", "mlp", "linear", "resnet18"]
     assert all("settings: " in text for text in list_models().values())
 
 
@@ -148,7 +149,7 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             build(f"own_model_for_test:{name}", GREY8, 5, **settings)
 
 
-@pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "linear", "resnet18"])
 def test_every_parameter_learns(name: str) -> None:
     model = build(name, (1, 8, 8), classes=3)
     x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
