@@ -114,7 +114,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Component):
-    """The network: ``cnn6``, ``cnn``, ``mlp``, ``linear``, ``resnet18`` or ``module:callable``; other keys set it up."""
+    """The network: ``cnn6``, ``cnn``, ``mlp``, ``linear``, ``resnet18`` or ``module:callable``; others set it up."""
 
     name: str = Field("cnn", min_length=1)
 

@@ -15,7 +15,7 @@ __all__ = ["linear", "mlp"]
 
 
 def linear(shape: Shape) -> Body:
-    """Logistic regression: no body, the head sees the pixels; no settings.
+    """Logistic regression: no body, the head sees the pixels; settings: none.
 
     Parameters
     ----------
