@@ -35,6 +35,7 @@ __all__ = [
     "State",
     "Tensors",
     "batches",
+    "widen",
 ]
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,11 @@ class Batch:
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of one epoch in random order, int64 tensors of at most ``size``."""
     yield from torch.split(torch.randperm(count, generator=generator), size)
+
+
+def widen(z: Tensor) -> Tensor:
+    """What a forward pass gave, in a dtype that losses can be taken in: bfloat16 becomes float32, others stay."""
+    return z.float() if z.dtype is torch.bfloat16 else z
 
 
 class Learner:
@@ -289,7 +295,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self.model(batch.x)
-        z = batch.head.logits(logits.float())
+        z = batch.head.logits(widen(logits))
         loss = F.cross_entropy(z, batch.y)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
@@ -321,7 +327,7 @@ class Learner:
         """The context that forward passes run in, as ``train.precision`` asks for.
 
         With ``bf16`` the products of layers are taken in bfloat16, from weights that stay float32. What comes out is
-        bfloat16: take it to ``.float()`` before a loss. A context of its own for each pass, left before the weights
+        bfloat16: :func:`widen` it before a loss. A context of its own for each pass, left before the weights
         move: weights are cast once a context.
         """
         return torch.autocast("cpu", torch.bfloat16) if self.train.precision == "bf16" else nullcontext()
@@ -342,7 +348,7 @@ class Learner:
         """Logits over the whole head, in evaluation mode: float [n, C, H, W] -> [n, classes]."""
         self.model.eval()
         with self.autocast():
-            return torch.cat([self.model(part).float() for part in torch.split(self.images(x), batch_size)])
+            return torch.cat([widen(self.model(part)) for part in torch.split(self.images(x), batch_size)])
 
     def score(
         self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.learners.base import Autocast, Batch, Diverged, HeadSlice, State, Tensors, batches
+from fedknow.client.learners.base import Autocast, Batch, Diverged, HeadSlice, State, Tensors, batches, widen
 
 __all__ = ["Knowledge", "extract", "prunable", "top_fraction"]
 
@@ -116,7 +116,7 @@ class Knowledge:
         self.restore_into(body)
         body.eval()
         with autocast():
-            return torch.cat([F.linear(body(part), *self.head).float() for part in torch.split(x, batch_size)])
+            return torch.cat([widen(F.linear(body(part), *self.head)) for part in torch.split(x, batch_size)])
 
 
 def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
@@ -237,7 +237,7 @@ def _finetune(
             optimizer.zero_grad(set_to_none=True)
             with autocast():
                 logits = model(batch.x)
-            loss: Any = F.cross_entropy(head.logits(logits.float()), batch.y)
+            loss: Any = F.cross_entropy(head.logits(widen(logits)), batch.y)
             if not math.isfinite(loss.item()):
                 raise Diverged(f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}")
             loss.backward()
