@@ -1,0 +1,127 @@
+"""What every learner must do, whoever wrote it: a learner is in here as soon as it has a name.
+
+Each runs a small experiment undisturbed in one process, where one learner object serves all clients. It comes to the
+same numbers, bit for bit, with states that are read back from safetensors before each message and a run that is
+interrupted twice; and with real clients over real sockets, each of which has a learner object of its own, so that what
+leaks from one client to the next shows.
+"""
+
+import asyncio
+import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from fedknow.client.data import make_benchmark
+from fedknow.client.edge import EdgeClient
+from fedknow.client.learners import learner_class, list_learners, resolve
+from fedknow.client.node import Node
+from fedknow.client.state import StateStore
+from fedknow.protocols.config import read_config
+from fedknow.server.run_folder import RunFolder
+from fedknow.server.serve import serve
+from fedknow.simulations import simulate as simulations
+from fedknow.simulations.simulate import simulate
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+CLIENTS, TASKS, ROUNDS = 3, 3, 2
+BASE = {
+    "data": {"clients": CLIENTS, "tasks": TASKS, "classes_per_task": 2, "classes_max": 2, "test_samples": 0.5},
+    "model": {"name": "cnn"},
+    "train": {"rounds": ROUNDS, "epochs": 2, "batch_size": 16, "lr": 1e-3},
+    "strategy": {"name": "fedavg", "fraction": 0.5},  # one of the three: some are never chosen in a task
+    "engine": {"backend": "inline"},
+}
+MATRIX = [(name, scenario) for name in list_learners() for scenario in learner_class(name).scenarios]
+FIRST = [(name, learner_class(name).scenarios[0]) for name in list_learners()]
+WAIT = 120
+"""Seconds that nothing here takes, on a busy machine."""
+
+
+def experiment(name, scenario, *changes):
+    return resolve(read_config(BASE, [f"learner={name}", f"data.scenario={scenario}", *changes]))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The folder of a learner's undisturbed run."""
+
+    @functools.cache
+    def of(name, scenario):
+        return simulate(experiment(name, scenario), tmp_path_factory.mktemp("matrix") / "run").folder
+
+    return of
+
+
+def interrupt(kind, task):
+    """An observer that interrupts at a task's first event of a kind."""
+    left = [True]
+
+    def observe(event):
+        if event["event"] == kind and event["task"] == task and left:
+            left.clear()
+            raise KeyboardInterrupt
+
+    return observe
+
+
+@pytest.mark.parametrize(("name", "scenario"), MATRIX)
+def test_it_runs_and_is_scored_both_ways(expected, name, scenario):
+    run = RunFolder.open(expected(name, scenario))
+    events, accuracy = run.events(), run.accuracy()
+    learned = np.triu(np.ones((TASKS, TASKS), bool))  # seen by trained
+    for scoring in ("personal", "global"):
+        assert np.isfinite(accuracy[scoring][:, learned]).all()
+        assert np.isnan(accuracy[scoring][:, ~learned]).all()
+        assert len(np.unique(accuracy[scoring][:, learned])) > 1
+    rounds = [event for event in events if event["event"] == "round"]
+    assert len(rounds) == TASKS * ROUNDS
+    assert all(event["loss"] is not None for event in rounds)
+    assert not [event for event in events if event["event"] in ("failure", "warning")]
+    kept = [event["knowledge_bytes"] for event in events if event["event"] == "task_end"]
+    assert kept == sorted(kept)  # what is known of past tasks does not become less
+    # A client that was just trained on two classes tells them apart better than a coin does.
+    assert np.diagonal(accuracy["personal"], axis1=1, axis2=2).max() > 0.5
+
+
+@pytest.mark.parametrize(("name", "scenario"), MATRIX)
+def test_interrupts_and_states_read_back_do_not_matter(expected, tmp_path, numbers, monkeypatch, name, scenario):
+    monkeypatch.setattr(simulations, "StateStore", lambda folder, memory: StateStore(folder, 0))
+    config = experiment(name, scenario)
+    for kind, task, resume in (("task_end", 0, False), ("round", 1, True)):
+        with pytest.raises(KeyboardInterrupt):
+            simulate(config, tmp_path / "run", resume, [interrupt(kind, task)])
+    simulate(config, tmp_path / "run", resume=True)
+    assert numbers(tmp_path / "run") == numbers(expected(name, scenario))
+
+
+@pytest.mark.parametrize(("name", "scenario"), FIRST)
+def test_real_clients_do_not_matter(expected, tmp_path, numbers, name, scenario):
+    at_work = threading.Lock()
+
+    class OneAtATime:
+        """A node; the clients are threads here, which share torch's generator."""
+
+        def __init__(self, config):
+            with at_work:
+                self.node = Node(config, make_benchmark(config))
+
+        def handle(self, message, state):
+            with at_work:
+                return self.node.handle(message, state)
+
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        clients = []
+
+        def start(port):
+            for client in range(CLIENTS):
+                edge = EdgeClient(f"127.0.0.1:{port}", tmp_path / f"state{client}", client=client, node=OneAtATime)
+                clients.append(threads.submit(asyncio.run, edge.run()))
+
+        serve(experiment(name, scenario), tmp_path / "run", "127.0.0.1:0", ready=start)
+        for client in clients:
+            client.result(WAIT)
+    assert numbers(tmp_path / "run") == numbers(expected(name, scenario))
