@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.base import Learner, LearnerSettings
 from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
 from fedknow.client.learners.fedknow import FedKnow
@@ -24,6 +25,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "fedper": FedPer,
     "fedrep": FedRep,
     "local": Local,
+    "agscl": AgsCl,
 }
 
 

@@ -1,0 +1,267 @@
+"""AGS-CL: continual learning with adaptive group sparse regularization.
+
+Jung, Ahn, Cha, Moon, NeurIPS 2020, arXiv 2003.13726. A *node* is a filter of a convolution or a unit of a linear
+layer, theta_n its incoming weights, Omega_n >= 0 its importance to past tasks: its mean activation after ReLU, decayed
+by eta from task to task, so that Omega_n = 0 says that past tasks do not use it. A task is learned by proximal gradient
+steps on
+
+    L(theta) + mu sum_{n: Omega_n = 0} |theta_n| + lambda sum_{n: Omega_n > 0} Omega_n |theta_n - theta_n_old|  (Eq. 2)
+
+whose first penalty leaves nodes at exactly zero, for later tasks, and whose second freezes important ones exactly.
+Against negative transfer, what an unimportant node gives to an important one is held at zero, and before a task the
+weights out of unimportant nodes are zeroed and a fraction of those nodes starts anew.
+
+The optimizer minimises L batch by batch and the proximal step follows each epoch with step size ``train.lr``, as in the
+authors' experiments. Around it FedAvg (``exchange``) undoes a part of the sparsity in each round; the anchor theta_old
+is the model all clients had at the task's end, so that they pull towards the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.base import ContinualSettings, Learner, Round, State
+from fedknow.protocols.config import ConfigError, TrainConfig
+
+__all__ = ["AgsCl", "AgsClSettings", "shrink"]
+
+_PASSIVE = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Flatten, nn.Identity)
+
+
+class AgsClSettings(ContinualSettings):
+    """Settings of :class:`AgsCl`; defaults are the paper's for CIFAR-100, as far as known."""
+
+    mu: float = Field(10.0, ge=0)
+    """Weight of the penalty that empties unimportant nodes."""
+    lam: float = Field(400.0, ge=0)
+    """lambda, weight of the penalty that holds important nodes where they were."""
+    eta: float = Field(0.9, gt=0, le=1)
+    """Decay of importance from task to task."""
+    rho: float = Field(0.3, ge=0, le=1)
+    """Fraction of the unimportant nodes that starts anew before a task."""
+
+
+def shrink(rows: Tensor, towards: Tensor, threshold: Tensor) -> Tensor:
+    """Proximal operator of ``threshold_n |row_n - towards_n|``, row by row (Eqs. 3 and 4).
+
+    Parameters
+    ----------
+    rows, towards : Tensor
+        Float [n, p].
+    threshold : Tensor
+        Float [n], not negative; a row at most so far away lands on its ``towards`` exactly.
+    """
+    away = rows - towards
+    norm = away.norm(dim=1)
+    left = 1 - threshold / torch.maximum(norm, threshold).clamp_min(torch.finfo(rows.dtype).tiny)
+    return towards + left[:, None] * away
+
+
+class AgsCl(Learner):
+    """Group-sparse nodes, the important ones frozen (Jung et al., NeurIPS 2020, Eqs. 2-5).
+
+    Keeps one number a node and the weights of important nodes, at most one copy of the body; sends what ``exchange``
+    says. Needs one forward pass over a task's samples at its end, and no replay memory. Task-incremental, as in the
+    paper; networks whose body is a chain of convolutions and linear layers, each followed by ReLU.
+
+    Where authors' code and paper leave a choice: the bias belongs to a node's incoming weights, as in the code; nodes
+    that start anew get the weights the run began with, a draw of the model's own initialiser that clients share.
+
+    Raises
+    ------
+    ConfigError
+        If the body is another kind of network.
+    """
+
+    Settings = AgsClSettings
+    settings: AgsClSettings
+    scenarios = ("task-incremental",)
+    search: ClassVar[dict[str, list[Any]]] = {"lam": [1.0, 8.0, 100.0, 400.0], "mu": [0.1, 1.0, 10.0]}
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: AgsClSettings) -> None:
+        super().__init__(model, train, settings)
+        self._layers = _layers(self.body)
+        self._initial = [_rows(layer) for layer in self._layers]
+        self._become({})
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def ends_task(self) -> bool:
+        """Always: importance is taken when a task is over."""
+        return True
+
+    def _become(self, state: State) -> None:
+        self._importance = [torch.zeros(len(rows)) for rows in self._initial]
+        self._anchor = [torch.zeros_like(rows) for rows in self._initial]
+        for i, layer in state.get("nodes", {}).items():
+            self._importance[int(i)] = omega = layer["importance"]
+            self._anchor[int(i)][omega > 0] = layer["anchor"]
+        self._prepared = int(state.get("prepared", 0))
+
+    def load_state_dict(self, state: State) -> None:
+        """See :meth:`Learner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._become(state)
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        nodes = enumerate(zip(self._importance, self._anchor, strict=True))
+        return super().state_dict() | {
+            "nodes": {str(i): {"importance": omega, "anchor": rows[omega > 0]} for i, (omega, rows) in nodes},
+            "trained_task": self._trained_task,
+            "prepared": self._prepared,
+        }
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Before the first round of a later task, cut unimportant nodes off and let some of them start anew."""
+        super().begin(task, round)
+        if task.task > self._prepared:
+            self._start_anew(round.seed)
+            self._prepared = task.task
+
+    def step(self) -> None:
+        """An optimizer step that leaves at zero what unimportant nodes would give to important ones."""
+        super().step()
+        with torch.no_grad():
+            for (_, below), (layer, above) in pairwise(zip(self._layers, self._importance, strict=True)):
+                _by_node(layer.weight, below)[(above > 0)[:, None] & (below == 0)] = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The proximal step of the epoch before."""
+        if epoch:
+            self._proximal_step()
+
+    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
+        """One round, ending on the last epoch's proximal step."""
+        report = super().fit(task, round)
+        self._proximal_step()
+        return report
+
+    def counts(self) -> dict[str, float]:
+        """``important``: share of the nodes that past tasks use."""
+        nodes = torch.cat(self._importance)
+        return {"important": float((nodes > 0).float().mean())}
+
+    def _proximal_step(self) -> None:
+        """Empty unimportant nodes and hold important ones, each by its own threshold (Eqs. 3 and 4)."""
+        for layer, omega, anchor in zip(self._layers, self._importance, self._anchor, strict=True):
+            weight = torch.where(omega > 0, self.settings.lam * omega, self.settings.mu)
+            _set_rows(layer, shrink(_rows(layer), anchor, self.train.lr * weight))
+
+    def _start_anew(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._cut_off(self._importance)
+        for layer, omega, initial in zip(self._layers, self._importance, self._initial, strict=True):
+            unused = torch.nonzero(omega == 0).flatten()
+            chosen = unused[torch.randperm(len(unused), generator=generator)[: int(self.settings.rho * len(unused))]]
+            _set_rows(layer, _rows(layer).index_copy(0, chosen, initial[chosen]))
+
+    def _cut_off(self, importance: list[Tensor]) -> None:
+        """Zero the weights out of unimportant nodes, within the body."""
+        with torch.no_grad():
+            for below, layer in zip(importance[:-1], self._layers[1:], strict=True):
+                _by_node(layer.weight, below)[:, below == 0] = 0
+
+    # --- the end of a task ----------------------------------------------------------------------------------------
+
+    def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Add the task's mean activations to the importance of nodes and keep the weights of important ones (Eq. 5)."""
+        shared = self.send()
+        super().end_task(task, round)
+        self._load(shared)  # a client that had to train first: its anchor is the shared model like everybody's
+        active = self._mean_activations(self.images(task.train.x))
+        self._importance = [self.settings.eta * old + new for old, new in zip(self._importance, active, strict=True)]
+        body = {name: value.clone() for name, value in self.body.state_dict().items()}
+        self._cut_off(self._importance)
+        self._anchor = [
+            torch.where((omega > 0)[:, None], _rows(layer), 0.0)
+            for layer, omega in zip(self._layers, self._importance, strict=True)
+        ]
+        self.body.load_state_dict(body)  # scored as it was trained; the next task begins with the cut
+        with torch.no_grad():
+            rows = torch.tensor(task.classes)[:, None]
+            self.head.weight[rows, torch.nonzero(self._importance[-1] == 0).T] = 0
+        kept = [t for layer in self.state_dict()["nodes"].values() for t in layer.values()]
+        return {"knowledge-bytes": float(sum(t.nbytes for t in kept))}
+
+    @torch.no_grad()
+    def _mean_activations(self, x: Tensor) -> list[Tensor]:
+        """Mean output of each node after ReLU, over samples and places: a list of float [nodes], layer by layer."""
+        self.body.eval()
+        totals = [torch.zeros_like(omega) for omega in self._importance]
+        for part in torch.split(x, 256):
+            nodes = iter(totals)
+            for module in _chain(self.body):
+                part = module(part)
+                if isinstance(module, nn.ReLU):
+                    next(nodes).add_(part.flatten(2).mean(2).sum(0) if part.dim() > 2 else part.sum(0))
+        return [total / len(x) for total in totals]
+
+
+def _chain(body: nn.Module) -> Iterator[nn.Module]:
+    """The modules of nested sequences, in order."""
+    if isinstance(body, nn.Sequential):
+        for child in body:
+            yield from _chain(child)
+    else:
+        yield body
+
+
+def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """The body's layers of nodes.
+
+    Raises
+    ------
+    ConfigError
+        If they are not a chain of convolutions and linear layers with a ReLU after each.
+    """
+    layers: list[nn.Conv2d | nn.Linear] = []
+    rectified = True
+    for module in _chain(body):
+        fits = isinstance(module, _PASSIVE)
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            fits, rectified = rectified, False
+            layers.append(module)
+        elif isinstance(module, nn.ReLU):
+            fits, rectified = not rectified, True
+        if not fits:
+            raise ConfigError(
+                f"learner.name = 'agscl' cannot train this model: it has no use for {type(module).__name__} in its "
+                "place; the body must be a chain of convolutions and linear layers with a ReLU after each, as in "
+                "model.name = 'cnn', 'cnn6' or 'mlp'"
+            )
+    if not (layers and rectified):
+        raise ConfigError(
+            "learner.name = 'agscl' cannot train this model: its body must end in a ReLU after a convolution or a "
+            "linear layer"
+        )
+    return layers
+
+
+def _rows(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """A copy of the incoming weights of a layer's nodes, bias last: float [nodes, p]."""
+    parts = [layer.weight.detach().flatten(1), *([] if layer.bias is None else [layer.bias.detach()[:, None]])]
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def _set_rows(layer: nn.Conv2d | nn.Linear, rows: Tensor) -> None:
+    if layer.bias is not None:
+        layer.bias.copy_(rows[:, -1])
+        rows = rows[:, :-1]
+    layer.weight.copy_(rows.view(layer.weight.shape))
+
+
+def _by_node(weight: Tensor, below: Tensor) -> Tensor:
+    """A layer's weights as a view [nodes, nodes below, kernel places or those of a flattened image]."""
+    return weight.view(len(weight), len(below), -1)
