@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.learners import build_learner
@@ -18,6 +20,7 @@ from fedknow.protocols.messages import (
     CLIENT_FAILED,
     END_TASK,
     EVALUATE,
+    EXTRA,
     KEPT,
     METRICS,
     TRAIN,
@@ -84,16 +87,26 @@ class Node:
     def _train(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
         task, data = self._task(message)
         self._become(state, message)
-        report = self.learner.fit(data, self._round(message, task, "train"))
-        arrays = Arrays((name, tensor.numpy()) for name, tensor in self.learner.send().items())
-        metrics = Metrics({"num-examples": len(data.train.y), **report})
-        return {ARRAYS: arrays, METRICS: metrics}, self.learner.state_dict()
+        round = self._round(message, task, "train")
+        with _samples_through(self.learner.body) as samples:
+            report = self.learner.fit(data, round)
+        content: dict[str, Record] = {
+            ARRAYS: _arrays(self.learner.send()),
+            METRICS: Metrics({"num-examples": len(data.train.y), "samples": sum(samples), **report}),
+        }
+        if extra := self.learner.share(data, round, ended=False):
+            content[EXTRA] = _arrays(extra)
+        return content, self.learner.state_dict()
 
     def _end_task(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
         task, data = self._task(message)
         self._become(state, message)
-        report = self.learner.end_task(data, self._round(message, task, "end_task"))
-        return {METRICS: Metrics({"num-examples": len(data.train.y), **report})}, self.learner.state_dict()
+        round = self._round(message, task, "end_task")
+        report = self.learner.end_task(data, round)
+        content: dict[str, Record] = {METRICS: Metrics({"num-examples": len(data.train.y), **report})}
+        if extra := self.learner.share(data, round, ended=True):
+            content[EXTRA] = _arrays(extra)
+        return content, self.learner.state_dict()
 
     def _evaluate(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
         config = message.config()
@@ -118,7 +131,7 @@ class Node:
         if config.get("scoring"):
             metrics |= {"correct": right, "total": total, "losses": losses}
         if config.get("collect"):
-            content[KEPT] = Arrays((name, tensor.numpy()) for name, tensor in self.learner.kept().items())
+            content[KEPT] = _arrays(self.learner.kept())
         return content, state
 
     def _task(self, message: Message) -> tuple[int, TaskData]:
@@ -133,6 +146,24 @@ class Node:
     def _become(self, state: State, message: Message) -> None:
         self.learner.load_state_dict(state)
         self.learner.receive(_tensors(_named(message, ARRAYS)))
+        if isinstance(extra := message.content.get(EXTRA), Arrays):
+            self.learner.receive_extra(_tensors(extra))
+
+
+@contextmanager
+def _samples_through(body: nn.Module) -> Iterator[list[int]]:
+    """Sizes of the batches that go through a body to be learned from: extra epochs and replayed samples count too."""
+    sizes: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            sizes.append(len(inputs[0]))
+
+    hook = body.register_forward_pre_hook(note)
+    try:
+        yield sizes
+    finally:
+        hook.remove()
 
 
 def _number(message: Message, key: str, default: float | None = None) -> float:
@@ -145,6 +176,10 @@ def _number(message: Message, key: str, default: float | None = None) -> float:
 def _named(message: Message, name: str) -> Arrays:
     record = message.content.get(name)
     return record if isinstance(record, Arrays) else message.arrays()
+
+
+def _arrays(tensors: Tensors) -> Arrays:
+    return Arrays((name, tensor.numpy()) for name, tensor in tensors.items())
 
 
 def _tensors(arrays: Arrays) -> Tensors:

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedknow.client.learners.base import Layout
 from fedknow.protocols.flower import to_arrays
 from fedknow.protocols.messages import (
     CLIENT_FAILED,
     END_TASK,
     EVALUATE,
+    EXTRA,
     KEPT,
     METRICS,
     TRAIN,
@@ -27,6 +29,7 @@ from fedknow.protocols.messages import (
     Failure,
     Message,
     Metrics,
+    Record,
     client_of,
 )
 
@@ -99,6 +102,7 @@ class Inspector:
     * replies to ``train`` messages hold just the arrays that were sent, with their shapes and dtypes, at no absurd
       distance, a positive ``num-examples``, and the same metrics from every client;
     * replies to ``train.end_task`` have a positive ``num-examples`` and a ``knowledge-bytes`` not below 0;
+    * what either brings beside the parameters has the names, dtypes and shapes that the method declares;
     * replies to our own scoring (:meth:`expect_scores`) have a positive ``num-examples``, ``correct``, ``total`` and
       ``losses`` of as many tasks as are scored, ``0 <= correct <= total`` in whole numbers with ``total`` above 0, and
       where they are asked for, what clients keep: the same names, shapes and dtypes from every client.
@@ -112,6 +116,9 @@ class Inspector:
     max_update_norm : float
         Largest L2 norm of an update (what came back minus what was sent), as a multiple of the norm of what was sent,
         or of 1 where that is less; 0: no bound. Integers (counters) are left out.
+    extras : mapping, optional
+        Dtype and shape (-1: any size) by name of what replies of a kind may bring in their ``extra`` record, by kind;
+        by default there must be none.
 
     Attributes
     ----------
@@ -121,8 +128,14 @@ class Inspector:
         Node and metrics of each good reply to a ``train`` message since :meth:`begin`, in the order of arrival.
     """
 
-    def __init__(self, on_failure: Callable[[ClientFailure], None], max_update_norm: float = 0.0) -> None:
+    def __init__(
+        self,
+        on_failure: Callable[[ClientFailure], None],
+        max_update_norm: float = 0.0,
+        extras: Mapping[str, Layout] | None = None,
+    ) -> None:
         self._on_failure = on_failure
+        self._extras = extras or {}
         self._max_update_norm = max_update_norm
         self._expected_norm = 0.0
         self._task = self._round = 0
@@ -174,6 +187,11 @@ class Inspector:
         total = sum(weight for weight, _ in pairs)
         return sum(weight * value for weight, value in pairs) / total if total else float("nan")
 
+    def total(self, metric: str) -> float:
+        """Sum of a metric over the good replies to ``train`` messages; NaN where one of them lacks it."""
+        values = [metrics.get(metric) for _, metrics in self.trained]
+        return sum(float(value) if isinstance(value, int | float) else float("nan") for value in values)
+
     def _check(self, reply: Message) -> None:
         if reply.failure is not None:
             raise _Unusable(Fault.FAILED, "", reply.failure.reason)
@@ -184,6 +202,8 @@ class Inspector:
             elif isinstance(record, Metrics):
                 for name, value in record.items():
                     _check_number(name, value)
+        if reply.kind in (TRAIN, END_TASK) and EXTRA in reply.content:
+            _check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
         if reply.kind == TRAIN:
             _check_like(reply.arrays(), self._expected)
             self._check_norm(reply.arrays())
@@ -353,6 +373,20 @@ def _check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool
             raise _Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {expected[name].shape}")
         if dtypes and array.dtype != expected[name].dtype:
             raise _Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {expected[name].dtype}")
+
+
+def _check_layout(record: Record, layout: Layout) -> None:
+    if not isinstance(record, Arrays):
+        raise _Unusable(Fault.NAMES, EXTRA, f"the record {EXTRA!r} must hold arrays, not {type(record).__name__}")
+    odd = sorted(record.keys() ^ layout.keys())
+    if odd:
+        raise _Unusable(Fault.NAMES, odd[0], f"extra arrays {', '.join(odd[:5])} are missing, or not the method's")
+    for name, array in record.items():
+        dtype, shape = layout[name]
+        if array.dtype.name != dtype:
+            raise _Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {dtype}")
+        if len(array.shape) != len(shape) or any(b not in (-1, a) for a, b in zip(array.shape, shape, strict=True)):
+            raise _Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {shape} (-1: any size)")
 
 
 def _norm(arrays: Iterable[np.ndarray]) -> float:

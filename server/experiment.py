@@ -8,8 +8,8 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
                   (theirs), ``learner``, ``strategy``, ``partition`` (digest), ``resumed_from`` (server round),
                   ``versions`` (of what is installed where the experiment runs)
 ``round``         ``task``, ``round``, ``server_round``, ``clients`` (good replies), ``loss``, ``accuracy`` (means over
-                  clients), ``metrics`` (what the strategy aggregated), ``seconds``, ``traffic`` (so far),
-                  ``peak_memory_mb`` (all processes), ``failures``
+                  clients), ``samples`` (that went forward to be learned from, all clients), ``metrics`` (what the
+                  strategy aggregated), ``seconds``, ``traffic`` (so far), ``peak_memory_mb`` (all processes), ``failures``
 ``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``per_task`` (accuracy on each
                   task so far), ``metrics`` (what the strategy aggregated), ``seconds``
 ``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``seconds`` (the whole task's)
@@ -41,10 +41,23 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp.strategy import Strategy
 
+from fedknow.client.data.stream import TaskStream
+from fedknow.client.learners.base import Layout
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
-from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, METRICS, Arrays, Config, Message, Record, client_of
+from fedknow.protocols.messages import (
+    ARRAYS,
+    CONFIG,
+    END_TASK,
+    METRICS,
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+    Record,
+    client_of,
+)
 from fedknow.protocols.plugins import explain
 from fedknow.protocols.seeds import integer
 from fedknow.server import metrics
@@ -61,6 +74,7 @@ from fedknow.server.evaluation import Scores, score_clients
 from fedknow.server.grid import MessageGrid
 from fedknow.server.run_folder import RunFolder, is_disk_full, running_out_of_disk
 from fedknow.strategies import build_strategy, quiet_flower
+from fedknow.strategies.counterpart import Counterpart, Setup
 
 __all__ = ["Experiment", "Observer", "RunError", "RunResult", "ServerLearner"]
 
@@ -78,8 +92,17 @@ class ServerLearner(Protocol):
         """Whether clients must be told that a task is over."""
         ...
 
+    @property
+    def sparse(self) -> bool:
+        """Whether zeros are left out on the way."""
+        ...
+
     def send(self) -> dict[str, torch.Tensor]:
         """Initial values of the parameters that travel."""
+        ...
+
+    def shares(self, ended: bool) -> Layout:
+        """What clients may send to the strategy beside them, in a round or when a task has ended."""
         ...
 
 
@@ -122,6 +145,8 @@ class Experiment:
         Called with each event.
     partition : mapping, optional
         Which client holds what; written to the run folder. A resumed run must have the same.
+    stream : TaskStream, optional
+        The clients' data, for a strategy that trains on them itself; unknown here where clients have their own.
 
     Raises
     ------
@@ -137,6 +162,7 @@ class Experiment:
         learner: ServerLearner,
         observers: Sequence[Observer] = (),
         partition: Mapping[str, Any] | None = None,
+        stream: TaskStream | None = None,
     ) -> None:
         self.config = config
         self.grid = grid
@@ -145,9 +171,12 @@ class Experiment:
         self.observers = observers
         self.partition = dict(partition or {})
         self.strategy = build_strategy(config.strategy, config.data.clients)
+        if isinstance(self.strategy, Counterpart):
+            self.strategy.prepare(Setup(config, learner, stream))
         self.scores = Scores(config.data.clients, config.data.tasks)
         self.arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
-        self.inspector = Inspector(self._client_failed, config.engine.max_update_norm)
+        extras = {TRAIN: learner.shares(ended=False), END_TASK: learner.shares(ended=True)}
+        self.inspector = Inspector(self._client_failed, config.engine.max_update_norm, extras)
         self._last: Checkpoint | None = None
         self._server_round = 0
         self._seconds_before = 0.0
@@ -170,6 +199,7 @@ class Experiment:
         rounds = self.config.train.rounds
         self._began = self._task_began = time.perf_counter()
         self.grid.inspect, self.grid.missed = self.inspector, self._missed
+        self.grid.sparse = self.learner.sparse
         try:
             with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):
                 self._begin()
@@ -371,6 +401,9 @@ class Experiment:
         sizes = [_scalar(reply.content[METRICS], KNOWLEDGE_BYTES) for reply in replies]
         if not sizes:
             raise RunError(f"task {task + 1}: all clients failed to end it; see metrics.jsonl")
+        if isinstance(self.strategy, Counterpart):
+            with self._strategy_acts("aggregate_end_task", 5, task, round):
+                self.strategy.aggregate_end_task(task, self.arrays, replies)
         return sum(sizes) / len(sizes)
 
     def _evaluate(self, task: int, round: int) -> None:
@@ -501,6 +534,7 @@ class Experiment:
             clients=len(self.inspector.trained),
             loss=self.inspector.mean("loss"),
             accuracy=self.inspector.mean("accuracy"),
+            samples=self.inspector.total("samples"),
             metrics=dict(aggregated),
             seconds=seconds,
             traffic=self.grid.traffic,

@@ -7,8 +7,9 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -19,9 +20,10 @@ from flwr.serverapp import Grid
 from fedknow.client.host import one_thread
 from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
-from fedknow.protocols.messages import Message, client_of, nbytes, node_of
+from fedknow.protocols.messages import EXTRA, Arrays, Message, Record, client_of, nbytes, node_of
+from fedknow.protocols.wire.codec import Encoding, encode
 
-__all__ = ["Answers", "Hosting", "InlineGrid", "MessageGrid", "process_peak_mb"]
+__all__ = ["Answers", "Hosting", "InlineGrid", "MessageGrid", "forget_process_peak", "process_peak_mb"]
 
 T = TypeVar("T")
 
@@ -61,6 +63,8 @@ class MessageGrid(Grid):
         Sees each answer and gives it back, or a failure in its stead; the client's state is then what it was before.
     missed : callable, optional
         Told of the work of a wave that was not answered in time, where any was not.
+    sparse : bool
+        Whether zeros are left out on the way (:attr:`fedknow.client.learners.Learner.sparse`) and not counted.
     """
 
     def __init__(self, clients: int, store: StateStore | None = None) -> None:
@@ -69,6 +73,7 @@ class MessageGrid(Grid):
         self.traffic: dict[str, dict[str, int]] = {}
         self.versions: dict[int, int] = {}
         self.inspect: Callable[[Message], Message] | None = None
+        self.sparse = False
         self.missed: Callable[[Sequence[Message]], None] | None = None
         self._pushed: dict[str, FlowerMessage] = {}
         self._sent = 0
@@ -129,14 +134,14 @@ class MessageGrid(Grid):
         strangers = sorted({message.node for message in work} - {node_of(client) for client in range(self.clients)})
         if strangers:
             raise ValueError(f"no such nodes: {strangers}; they are {node_of(0)} to {node_of(self.clients - 1)}")
+        sizes: dict[int, int] = {}
         for message in work:
-            count = self.traffic.setdefault(label or message.kind, {"down": 0, "up": 0, "messages": 0})
-            count["down"] += nbytes(message.content)
-            count["messages"] += 1
+            self._book(label or message.kind, "down", message.content, sizes)
+            self.traffic[label or message.kind]["messages"] += 1
         replies: dict[str, T] = {}
         with closing(self.deliver(work, timeout)) as answers:
             for reply, version in answers:  # each is dealt with as it arrives, while other clients still work
-                self.traffic[label or reply.kind]["up"] += nbytes(reply.content)
+                self._book(label or reply.kind, "up", reply.content, {})
                 checked = self.inspect(reply) if self.inspect else reply
                 if checked.failure is None:
                     self.versions[client_of(reply.node)] = version
@@ -146,6 +151,17 @@ class MessageGrid(Grid):
             self.missed(missing)
         by_node = sorted(work, key=lambda message: message.node)
         return [replies[message.id] for message in by_node if message.id in replies]
+
+    def _book(self, kind: str, way: str, content: Mapping[str, Record], sizes: dict[int, int]) -> None:
+        """Count a message's bytes, those of its ``extra`` record apart; ``sizes`` remembers what messages share."""
+        self.traffic.setdefault(kind, {"down": 0, "up": 0, "messages": 0})
+        for name, record in content.items():
+            if id(record) not in sizes:
+                sizes[id(record)] = _sparse_bytes(record) if self.sparse else nbytes({name: record})
+            label = f"{kind}.{EXTRA}" if name == EXTRA else kind
+            count = self.traffic.setdefault(label, {"down": 0, "up": 0, "messages": 0})
+            count[way] += sizes[id(record)]
+            count["messages"] += name == EXTRA
 
     def _next_id(self) -> str:
         self._sent += 1
@@ -251,8 +267,21 @@ class MessageGrid(Grid):
         self.close()
 
 
+def _sparse_bytes(record: Record) -> int:
+    """Bytes of a record whose arrays travel without their zeros."""
+    if not isinstance(record, Arrays):
+        return nbytes({"": record})
+    return sum(encode(name, array, Encoding.SPARSE)[0].length for name, array in record.items())
+
+
+def forget_process_peak() -> None:
+    """Measure this process's peak anew from here on, where the system can (Linux), so that each run has its own."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def process_peak_mb() -> float:
-    """Largest resident memory that this process ever had, MB (1e6 bytes)."""
+    """Largest resident memory that this process ever had, or had since :func:`forget_process_peak`; MB (1e6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 

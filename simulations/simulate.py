@@ -13,7 +13,7 @@ from fedknow.client.learners import Learner, build_learner, resolve
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.experiment import Experiment, Observer, RunResult
-from fedknow.server.grid import InlineGrid, MessageGrid
+from fedknow.server.grid import InlineGrid, MessageGrid, forget_process_peak
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
 from fedknow.simulations.ray_grid import RayGrid
@@ -46,13 +46,14 @@ def simulate(
         If the run fails; what it earned until then is kept and can be resumed.
     """
     config = resolve(config)
+    forget_process_peak()
     benchmark = make_benchmark(config)
     learner = prepare(config, benchmark)
     with RunFolder.resume(out, config) if resume else RunFolder.create(out, config) as folder:
         try:
             with _grid(config, benchmark, folder) as grid:
                 partition = benchmark.partition.summary()
-                result = Experiment(config, grid, folder, learner, observers, partition).run()
+                result = Experiment(config, grid, folder, learner, observers, partition, benchmark).run()
         except Exception:
             _log(folder)
             raise
