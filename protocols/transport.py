@@ -29,7 +29,7 @@ LONGEST_DELAY = 30.0
 CHUNK_BYTES = 1 << 16
 """Chunks of messages: five clients behind one 50 kB/s link still get one each in 7 s, so that slow is not taken for
 dead. Larger ones cost less between fast machines: a round of ten clients with 1 M parameters takes 82 ms with 256 KiB
-and 153 ms with 64 KiB (``benchmarks/grpc_round.py``)."""
+and 131 ms with 64 KiB (``benchmarks/grpc_round.py``)."""
 
 _KEEPALIVE = [
     # Beneath the heartbeats, which find a dead peer sooner: pings by gRPC itself, which find a dead connection even
