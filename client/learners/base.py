@@ -29,6 +29,7 @@ __all__ = [
     "Diverged",
     "Exchange",
     "HeadSlice",
+    "Layout",
     "Learner",
     "LearnerSettings",
     "Round",
@@ -44,6 +45,8 @@ Autocast = Callable[[], AbstractContextManager[None]]
 """Makes the context that a forward pass runs in: :meth:`Learner.autocast`."""
 Exchange = Literal["all", "body", "none"]
 Tensors = dict[str, Tensor]
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of tensors by name; -1 stands for any size."""
 State = dict[str, Any]
 """Nested dict of tensors, JSON scalars and lists: what :func:`fedknow.client.state.save_state` can store."""
 
@@ -148,6 +151,10 @@ class Learner:
     """Which parameters are averaged over clients; a setting of that name, where the method has one, decides."""
     scenarios: ClassVar[tuple[str, ...]] = ("task-incremental", "class-incremental")
     """Values of ``data.scenario`` that the method is made for; others are refused."""
+    strategy: ClassVar[str] = ""
+    """Name of the strategy that is this method's half on the server, which then takes the place of plain FedAvg."""
+    sparse: ClassVar[bool] = False
+    """Whether what travels holds many zeros by design: then zeros are left out on the way."""
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: LearnerSettings) -> None:
         self.exchange = getattr(settings, "exchange", self.exchange)
@@ -195,6 +202,35 @@ class Learner:
             odd = sorted(arrays.keys() ^ wanted)
             raise ValueError(f"received parameters do not fit the model: {', '.join(odd[:5])} are missing or unknown")
         self._load(arrays)
+
+    @classmethod
+    def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
+        """The method's settings that its :attr:`strategy` is made with, by the names of the latter's arguments."""
+        return {}
+
+    def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
+        """What goes to the strategy beside the parameters, after :meth:`fit` or, with ``ended``, :meth:`end_task`.
+
+        Nothing, or just the tensors that :meth:`shares` lists.
+        """
+        return {}
+
+    def shares(self, ended: bool) -> Layout:
+        """What :meth:`share` may give: the server refuses anything else."""
+        return {}
+
+    def receive_extra(self, extra: Tensors) -> None:
+        """What the strategy sends beside the parameters, before :meth:`fit`; not in every round.
+
+        Raises
+        ------
+        ValueError
+            If it is not what this method's strategy would send.
+        """
+        raise ValueError(
+            f"{type(self).__name__} takes nothing but parameters, and was sent {', '.join(list(extra)[:5])}; "
+            "choose the strategy that fits the learner"
+        )
 
     def kept(self) -> Tensors:
         """Copies of the parameters this client keeps to itself."""
@@ -269,7 +305,8 @@ class Learner:
                     raise Diverged(
                         f"loss is {loss} in epoch {epoch + 1}; lower train.lr = {self.train.lr} or set train.clip_norm"
                     )
-                self._proximal(anchor, round.proximal_mu)
+                if anchor:
+                    self._proximal(anchor, round.proximal_mu)
                 if self.train.clip_norm:
                     nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
                 self.step()
@@ -389,7 +426,20 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink old tasks' rows."""
     groups: list[dict[str, Any]] = [{"params": list(body)}, {"params": list(head), "weight_decay": 0.0}]
+    settings: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
+    optimizer: torch.optim.Optimizer
     if train.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
-    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=train.lr, weight_decay=train.weight_decay, foreach=True)
+        optimizer = torch.optim.SGD(groups, momentum=train.momentum, **settings)
+    else:
+        optimizer = (torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam)(groups, **settings)
+    optimizer.register_step_pre_hook(_align_gradients)
+    return optimizer
+
+
+def _align_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Put gradients that a method has set itself into their parameters' memory format, which fused steps rely on."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)

@@ -228,7 +228,7 @@ def _finetune(
     torch.manual_seed(seed)
     # Without an L2 term and with masked gradients Adam leaves pruned weights alone: their moments stay zero. They are
     # masked again all the same, since everything later rests on their being exactly zero.
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, foreach=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     labels = head.labels(y)
     model.train()
     for _ in range(epochs):

@@ -6,7 +6,15 @@ from pydantic import ValidationError
 
 from fedknow.client.data.stream import Split
 from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
-from fedknow.client.learners.base import Diverged, HeadSlice, Learner, LearnerSettings, Round, batches
+from fedknow.client.learners.base import (
+    Diverged,
+    HeadSlice,
+    Learner,
+    LearnerSettings,
+    Round,
+    batches,
+    make_optimizer,
+)
 from fedknow.client.learners.baselines import FedPer, FedRep, FedRepSettings, Finetune, Local
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 
@@ -233,3 +241,37 @@ def test_same_seed_builds_the_same_weights_for_every_learner():
 def test_settings_never_change():
     with pytest.raises(ValidationError):
         FedRepSettings().head_epochs = 3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_gradient_in_another_memory_format_is_the_same_gradient(optimizer):
+    """Fused steps walk through memory; a method may set gradients of any format."""
+    train = TrainConfig(optimizer=optimizer, lr=0.1)
+    weight = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    moved = []
+    for given in (gradient, gradient.to(memory_format=torch.channels_last)):
+        parameter = torch.nn.Parameter(weight.to(memory_format=torch.channels_last, copy=True))
+        parameter.grad = given.clone()
+        make_optimizer(train, iter([parameter]), iter([torch.nn.Parameter(torch.zeros(1))])).step()
+        moved.append(parameter.detach())
+    assert not torch.equal(moved[0], weight)
+    assert torch.equal(*moved)
+
+
+def test_bf16_trains_float32_weights_to_nearly_the_same(tiny_model, tiny_task):
+    plain, half = (
+        FedPer(tiny_model(), SGD.model_copy(update={"epochs": 5, "lr": 0.1, "precision": precision}), LearnerSettings())
+        for precision in ("fp32", "bf16")
+    )
+    reports = [learner.fit(tiny_task(0), Round(1, 0)) for learner in (plain, half)]
+    for name, value in half.send().items():
+        assert value.dtype is torch.float32
+        assert not torch.equal(value, plain.send()[name])
+        assert torch.allclose(value, plain.send()[name], atol=0.02)
+    assert reports[1]["loss"] == pytest.approx(reports[0]["loss"], rel=0.02)
+    again = FedPer(tiny_model(), half.train, LearnerSettings())
+    assert again.fit(tiny_task(0), Round(1, 0)) == reports[1]
+    x = tiny_task(0).test.x
+    assert half.logits(x, 8).dtype is torch.float32
+    assert not torch.equal(half.logits(x, 8), half.model(x))
