@@ -12,26 +12,44 @@ Luopan, Han, Zhang, Liu, Wang, Chen, ICDE 2023, arXiv 2212.01738. In three parts
     turn the current gradient so that it hurts no signature task: the k past tasks most dissimilar to the current one
     (:mod:`fedknow.client.learners.integrator`).
 
+All gradients of a batch belong to one forward pass (:mod:`fedknow.client.learners.linearization`), and which of them
+the integration needs is found out before they are computed.
+
 The body is shared, the head is personal. What the paper leaves open is a setting with a documented default.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
+import math
+from dataclasses import replace
 from typing import Literal, cast
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, Learner, LearnerSettings, Round, State, Tensors
-from fedknow.client.learners.integrator import integrate, integrate_one, most_dissimilar
+from fedknow.client.learners.base import Batch, Learner, LearnerSettings, Round, State, Tensors, widen
+from fedknow.client.learners.integrator import (
+    Integration,
+    integrate,
+    integrate_lazily,
+    integrate_one,
+    integrate_surrogate,
+    most_dissimilar,
+)
 from fedknow.client.learners.knowledge import Knowledge, extract, prunable
+from fedknow.client.learners.linearization import Linearization, flatten, views
+from fedknow.client.learners.restorer import Restorer, restored_cotangent
 from fedknow.protocols.config import ConfigError, TrainConfig
 
-__all__ = ["FedKnow", "FedKnowSettings", "restored_cotangent", "soft_labels"]
+log = logging.getLogger(__name__)
+
+__all__ = ["FedKnow", "FedKnowSettings", "soft_labels"]
 
 
 class FedKnowSettings(LearnerSettings):
@@ -55,8 +73,15 @@ class FedKnowSettings(LearnerSettings):
     """Reading of the distance that chooses signature tasks (:func:`~.integrator.wasserstein`)."""
     select: Literal["round", "batch"] = "round"
     """How often signature tasks are chosen; matters only with more than k past tasks."""
-    integrator: Literal["qp", "sum", "off"] = "qp"
-    """``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for ablation."""
+    integrator: Literal["qp", "surrogate", "sum", "off"] = "qp"
+    """``qp`` is the paper's. ``surrogate`` takes all violated constraints as one, their weighted sum: an approximation
+    whose cost does not grow with the tasks. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores
+    them: for ablation."""
+    path: Literal["adaptive", "full"] = "adaptive"
+    """How ``qp`` comes to its result, which is the same up to rounding: from the restored gradients it needs, or from
+    all of them."""
+    every: int = Field(1, ge=1)
+    """Integrate one batch in so many; the others take the plain gradient. More than 1 is an approximation."""
     post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
     """Integration of the gradient at the received model, g_a, with that at the model last trained here, g_b: not at
     all, in the first local epoch, or in an epoch of its own before it. g_b is taken without dropout."""
@@ -67,23 +92,6 @@ def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
     if settings.labels == "hard":
         return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
     return (logits / settings.temperature).softmax(1)
-
-
-def restored_cotangent(z: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Gradient, by the logits, of the loss that a past task's knowledge puts on a batch.
-
-    For ``l = -1/B sum_b sum_c target log softmax(z / T)`` it is ``(softmax(z / T) - target) / (T B)``.
-
-    Parameters
-    ----------
-    z : Tensor
-        The model's logits of the past task's classes, float [B, c].
-    target : Tensor
-        What the knowledge says, float [B, c] (:func:`soft_labels`).
-    temperature : float
-        T.
-    """
-    return ((z / temperature).softmax(1) - target) / (temperature * len(z))
 
 
 class FedKnow(Learner):
@@ -102,6 +110,9 @@ class FedKnow(Learner):
         _check_model(self)
         self._scratch = copy.deepcopy(model)  # teachers, extraction and the model before aggregation work in here
         self._parameters = list(self.body.parameters())
+        self._width = sum(parameter.numel() for parameter in self._parameters)
+        self._rows = torch.empty(0, self._width)
+        self._lazy: bool | None = None  # not known before the first batch
         self._become({})
 
     # --- state ----------------------------------------------------------------------------------------------------
@@ -113,8 +124,11 @@ class FedKnow(Learner):
         self._local: Tensors = dict(state.get("local", {}))
         self._chosen: list[int] | None = None
         self._revisiting = self._after_aggregation = False
-        self._steps = self._signatures = self._violated = self._active = 0
-        self._revisits = self._opposed = 0
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self._batches = self._steps = self._signatures = self._violated = self._active = 0
+        self._pullbacks = self._pushforwards = self._revisits = self._opposed = 0
 
     def load_state_dict(self, state: State) -> None:
         """See :meth:`Learner.load_state_dict`."""
@@ -147,13 +161,13 @@ class FedKnow(Learner):
     def begin(self, task: TaskData, round: Round) -> None:
         """Restore what past tasks' knowledge says of the samples; keep the model before aggregation at hand."""
         super().begin(task, round)
-        self._steps = self._signatures = self._violated = self._active = self._revisits = self._opposed = 0
+        self._start_counting()
         self._chosen = None
         self._revisiting = bool(self._local) and self.settings.post_aggregation != "off"
         if self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values()):
             x = self.images(task.train.x)
             self._answers = {
-                past: soft_labels(knowledge.logits(self._scratch_body, x, 256), self.settings)
+                past: soft_labels(knowledge.logits(self._scratch_body, x, 256, self.autocast), self.settings)
                 for past, knowledge in sorted(self._knowledge.items())
                 if past < task.task
             }
@@ -171,39 +185,95 @@ class FedKnow(Learner):
         if self._after_aggregation:
             return self._gradient_after_aggregation(batch)
         past = self._signature_tasks()
-        if not past or self.settings.integrator == "off":
+        self._batches += 1
+        if not past or self.settings.integrator == "off" or self._batches % self.settings.every:
             return super().gradient(batch)
-        features = self.body(batch.x)
-        logits = self.head(features)
+        at_body = Linearization(self.body, batch.x, self._parameters, self.autocast())
+        features = at_body.features.requires_grad_()
+        with self.autocast():
+            logits = widen(self.head(features))
         z = batch.head.logits(logits)
         loss = F.cross_entropy(z, batch.y)
-        at_features, self.head.weight.grad, self.head.bias.grad = torch.autograd.grad(
-            loss, [features, self.head.weight, self.head.bias], retain_graph=True
+        own, self.head.weight.grad, self.head.bias.grad = torch.autograd.grad(
+            loss, [features, self.head.weight, self.head.bias]
         )
-        g = self._body_gradient(features, at_features)
-        signature = g.new_empty(len(past), len(g))
-        for row, task in zip(signature, past, strict=True):
-            self._restore(features, logits.detach(), batch.index, task, out=row)
-        if self._chosen is None and len(past) > self.settings.k:
-            rows = most_dissimilar(g, signature, self.settings.k, self.settings.wasserstein)
-            signature, chosen = signature[rows], [past[row] for row in rows]
-            self._chosen = chosen if self.settings.select == "round" else None
-        self._signatures += len(signature)
-        if self.settings.integrator == "sum":
-            g = g + signature.sum(0)
-        else:
-            result = integrate(g, signature)
-            g = result.gradient
-            self._violated += result.violated
-            self._active += int((result.multipliers > 0).sum())
+        restored = torch.stack([self._restored(logits.detach(), batch.index, task) for task in past])
+        result = self._integrated(at_body, own, restored, past)
         self._steps += 1
-        self._set_body_gradient(g)
+        self._violated += result.violated
+        self._active += int((result.multipliers > 0).sum())
+        self._pullbacks += 1 + result.built
+        self._pushforwards += result.asked
+        self._set_body_gradient(result.gradient)
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+
+    def _integrated(self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]) -> Integration:
+        """Integrate the gradients of one batch, given by what they are at the features.
+
+        Parameters
+        ----------
+        at_body : Linearization
+            The body at the batch: g = J^T c.
+        own : Tensor
+            Gradient of the loss by the features, float [n, f].
+        restored : Tensor
+            Gradients, by the features, of the losses that past tasks' knowledge puts on the batch, float [k, n, f].
+        past : list of int
+            Their tasks.
+        """
+        s = self.settings
+        choosing = self._chosen is None and len(past) > s.k
+        self._signatures += min(len(past), s.k)
+        if len(self._rows) <= len(past):
+            self._rows = self._parameters[0].new_empty(1 + len(past), self._width)
+        g, rows = self._rows[0], self._rows[1:]
+        if s.integrator == "sum" and not choosing:
+            return Integration(at_body.pullback(own + restored.sum(0), g), np.zeros(len(past)), 0)
+        lazily = not choosing and self._may_be_lazy(len(past))
+        at_body.pullback(own, g, forward=lazily)
+        restorer = Restorer(at_body, restored, rows)
+        if lazily and self._can_push_forward(at_body, own, g):
+            if s.integrator == "qp":
+                return integrate_lazily(g, len(past), restorer.build, restorer.products)
+            return integrate_surrogate(
+                g, restorer.lengths.double().cpu().numpy(), restorer.products(g)[0], restorer.combine
+            )
+        signature = restorer.build(range(len(past)))
+        if choosing:
+            chosen = most_dissimilar(g, signature, s.k, s.wasserstein)
+            signature = signature[chosen]
+            if s.select == "round":
+                self._chosen = [past[row] for row in chosen]
+        if s.integrator == "sum":
+            return Integration(g + signature.sum(0), np.zeros(len(signature)), 0, len(past))
+        return replace(integrate(g, signature), built=len(past))
+
+    def _may_be_lazy(self, count: int) -> bool:
+        """Whether the gradients an integration needs are to be found out before they are computed."""
+        wanted = self.settings.integrator == "surrogate" or self.settings.path == "adaptive"
+        return wanted and count > 1 and self._lazy is not False
+
+    def _can_push_forward(self, at_body: Linearization, own: Tensor, g: Tensor) -> bool:
+        """Whether the body's operations can be differentiated twice: found out once, by ``<c, J g> = <g, g>``."""
+        if self._lazy is None:
+            square = torch.dot(g, g).item()
+            try:
+                product = (own * at_body.pushforward(g)).sum().item()
+                fault = f"<c, J g> = {product:g} where <J^T c, g> = {square:g}"
+            except RuntimeError as error:
+                product, fault = math.nan, str(error).splitlines()[0]
+            tolerance = 1e-3 if self.train.precision == "fp32" else 5e-2
+            self._lazy = abs(product - square) <= tolerance * square
+            if not self._lazy:
+                log.warning("all restored gradients will be computed, as this body's cannot be asked for: %s", fault)
+        return self._lazy
 
     def counts(self) -> dict[str, float]:
         """Means over the integrated steps of the round.
 
         ``signature-tasks``, ``violated``, ``active``: constraints there were, that g violated, and that bind g'.
+        ``pullbacks``, ``pushforwards``: backward passes, and products of the body's Jacobian with a vector (about as
+        dear), that a step took.
         ``opposed``: share of the steps after aggregation in which g_a and g_b were at an obtuse angle.
         """
         steps = max(1, self._steps)
@@ -211,6 +281,8 @@ class FedKnow(Learner):
             "signature-tasks": self._signatures / steps,
             "violated": self._violated / steps,
             "active": self._active / steps,
+            "pullbacks": self._pullbacks / steps,
+            "pushforwards": self._pushforwards / steps,
             "opposed": self._opposed / max(1, self._revisits),
         }
 
@@ -218,30 +290,24 @@ class FedKnow(Learner):
         """Past tasks to restore: those chosen for this round, or all where none were left out yet."""
         return self._chosen if self._chosen is not None else list(self._answers)
 
-    def _restore(self, features: Tensor, logits: Tensor, index: Tensor, task: int, out: Tensor) -> None:
-        """g_i: the gradient that would keep the answers of a past task (Sec. III-C), float [p], into ``out``."""
+    def _restored(self, logits: Tensor, index: Tensor, task: int) -> Tensor:
+        """Gradient by the features of what a past task's knowledge asks of a batch (Sec. III-C), float [n, f]."""
         classes = torch.tensor(self._knowledge[task].classes)
         cotangent = restored_cotangent(logits[:, classes], self._answers[task][index], self.settings.temperature)
-        self._body_gradient(features, cotangent @ self.head.weight.detach()[classes], out)
-
-    def _body_gradient(self, features: Tensor, at_features: Tensor, out: Tensor | None = None) -> Tensor:
-        """Pull a gradient at the features back to the body: one vector-Jacobian product on the shared graph."""
-        parts = torch.autograd.grad(features, self._parameters, at_features, retain_graph=True)
-        return torch.cat([part.reshape(-1) for part in parts], out=out)
+        return cotangent @ self.head.weight.detach()[classes]
 
     def _set_body_gradient(self, g: Tensor) -> None:
-        start = 0
-        for parameter in self._parameters:
-            parameter.grad = g[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
+        for parameter, part in zip(self._parameters, views(g, self._parameters), strict=True):
+            parameter.grad = part
 
     def _gradient_after_aggregation(self, batch: Batch) -> tuple[float, int]:
         """Negative transfer (Sec. III-D): g_a at the received model, turned to agree with g_b at the own one."""
-        loss = F.cross_entropy(batch.head.logits(self._scratch(batch.x)), batch.y)
-        own = torch.autograd.grad(loss, list(self._scratch_body.parameters()))
-        g_b = torch.cat([part.reshape(-1) for part in own])
+        with self.autocast():
+            logits = self._scratch(batch.x)
+        loss = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
+        g_b = flatten(torch.autograd.grad(loss, list(self._scratch_body.parameters())), self._parameters)
         report = super().gradient(batch)
-        g_a = torch.cat([cast(Tensor, parameter.grad).reshape(-1) for parameter in self._parameters])
+        g_a = flatten([cast(Tensor, parameter.grad) for parameter in self._parameters], self._parameters)
         integrated = integrate_one(g_a, g_b)
         self._revisits += 1
         self._opposed += integrated is not g_a

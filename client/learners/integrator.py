@@ -15,16 +15,30 @@ square vanishes, counts as zero and forbids nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Integration", "integrate", "integrate_one", "most_dissimilar", "solve_dual", "wasserstein"]
+__all__ = [
+    "Integration",
+    "Vector",
+    "integrate",
+    "integrate_lazily",
+    "integrate_one",
+    "integrate_surrogate",
+    "most_dissimilar",
+    "solve_dual",
+    "wasserstein",
+]
 
 Vector = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
 class Integration:
     """Result of one integration.
 
@@ -36,12 +50,17 @@ class Integration:
         v*, float64 [k]; zero where a constraint does not bind.
     violated : int
         How many constraints the current gradient violated.
+    built : int
+        How many vectors of R^p were made of signature gradients for it.
+    asked : int
+        How many times the products of one vector with all signature gradients were asked for.
     """
 
-    def __init__(self, gradient: Tensor, multipliers: Vector, violated: int) -> None:
-        self.gradient = gradient
-        self.multipliers = multipliers
-        self.violated = violated
+    gradient: Tensor
+    multipliers: Vector
+    violated: int
+    built: int = 0
+    asked: int = 0
 
 
 def integrate(g: Tensor, signature: Tensor) -> Integration:
@@ -68,10 +87,97 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     _check_finite(products)
     violated = int((products < 0).sum())
     if not violated:
-        return Integration(g, np.zeros(len(products)), 0)
+        return Integration(g, np.zeros(len(products)), 0, len(signature))
     gram = (signature @ signature.T).double().cpu().numpy()
     v = solve_dual(gram, products)
-    return Integration(g + torch.from_numpy(v).to(signature) @ signature, v, violated)
+    return Integration(g + torch.from_numpy(v).to(signature) @ signature, v, violated, len(signature))
+
+
+def integrate_lazily(
+    g: Tensor,
+    count: int,
+    build: Callable[[Sequence[int]], Tensor],
+    products: Callable[[Tensor], tuple[Vector, Vector]],
+) -> Integration:
+    """Solve Eq. (3) from the signature gradients that it needs: as a rule those that g violates.
+
+    A working set (Gill, Murray and Wright, Practical Optimization, 1981, ch. 5): solve for the gradients built so far,
+    ask for the products of the result with all of them, build those it violates, and so on. What comes out meets all
+    constraints with multipliers on some of them, which is optimal for all of them: it is the g' of :func:`integrate`.
+
+    Parameters
+    ----------
+    g : Tensor
+        Current gradient, float [p].
+    count : int
+        How many signature gradients there are, k.
+    build : callable
+        Indices [n] to G's rows float [m, p], where m counts all indices asked for so far, in that order.
+    products : callable
+        u, float [p], to the products ``<g_i, u>`` and the sizes of the terms that they are sums of, float64 [k] each:
+        a product is as good as zero where it is of the size of its rounding. About as dear as building one row.
+
+    Raises
+    ------
+    FloatingPointError
+        If a gradient is not finite.
+    """
+    rounding = 10 * torch.finfo(g.dtype).eps
+    rows: list[int] = []
+    result, asked, violated = Integration(g, np.zeros(0), 0), 0, 0
+    while len(rows) < count:
+        missing = np.setdiff1d(np.arange(count), rows)
+        if len(missing) > 1:  # one row is built as fast as it is found not to be needed
+            values, sizes = products(result.gradient)
+            _check_finite(values, sizes)
+            asked += 1
+            violated = violated if rows else int((values < 0).sum())
+            missing = missing[values[missing] < -rounding * sizes[missing]]
+            if not len(missing):
+                break
+        rows.extend(missing.tolist())
+        result = integrate(g, build(missing.tolist()))
+        violated = violated if asked else result.violated
+    multipliers = np.zeros(count)
+    multipliers[rows] = result.multipliers
+    return Integration(result.gradient, multipliers, violated, len(rows), asked)
+
+
+def integrate_surrogate(
+    g: Tensor, lengths: Vector, products: Vector, combine: Callable[[Vector], Tensor]
+) -> Integration:
+    """An approximation of Eq. (3) from one vector: all violated constraints as one, their weighted sum.
+
+    A surrogate constraint (Glover, Operations Research 16, 1968): with ``w_i >= 0``, ``<g', sum_i w_i g_i> >= 0``
+    is a consequence of Eq. (3)'s constraints, and g' the nearest gradient that meets it, in closed form. Exact where
+    one constraint is violated and stays the only one.
+
+    Parameters
+    ----------
+    g : Tensor
+        Current gradient, float [p].
+    lengths : ndarray
+        Estimates of |g_i| up to a common factor, float64 [k]: a violated constraint is weighted by its multiplier if
+        it stood alone, ``-<g, g_i> / |g_i|^2``.
+    products : ndarray
+        ``<g, g_i>``, float64 [k].
+    combine : callable
+        w, float64 [k], to ``sum_i w_i g_i``, float [p].
+
+    Raises
+    ------
+    FloatingPointError
+        If a gradient is not finite.
+    """
+    _check_finite(products, lengths)
+    w = np.maximum(-products, 0) / np.maximum(lengths, 1e-150) ** 2
+    if not w.any():
+        return Integration(g, w, 0, asked=1)
+    surrogate = combine(w)
+    square = torch.dot(surrogate, surrogate).item()
+    _check_finite(np.array([square]))
+    scale = -(w @ products) / square if square else 0.0
+    return Integration(g + scale * surrogate, scale * w, int((products < 0).sum()), 1, 1)
 
 
 def integrate_one(g: Tensor, other: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import Split
 from fedknow.client.learners import fedknow
 from fedknow.client.learners.base import Batch, Diverged, HeadSlice, Round
-from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings, restored_cotangent, soft_labels
+from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings, soft_labels
 from fedknow.client.learners.knowledge import Knowledge
+from fedknow.client.learners.restorer import restored_cotangent
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import ConfigError, TrainConfig
 
@@ -112,7 +113,7 @@ def test_every_step_satisfies_every_signature_task(tiny_model, tiny_task, monkey
 
     integrate = fedknow.integrate
     monkeypatch.setattr(fedknow, "integrate", watched)
-    live_through(learner(tiny_model), [tiny_task(t) for t in range(3)])
+    live_through(learner(tiny_model, path="full"), [tiny_task(t) for t in range(3)])
     assert len(products) == 2 * 2 * 2 * 3  # tasks 1 and 2, rounds, epochs, batches
     assert min(products) >= -1e-5
 
