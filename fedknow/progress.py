@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.server.summary import Group, Summary, duration, known, size
+from fedknow.server.summary import Group, Summary, duration, known, ranked, size
 
 __all__ = ["RunProgress", "comparison_table", "result_tables"]
 
@@ -160,15 +161,21 @@ def result_tables(run: Summary) -> list[Table]:
 
 
 def comparison_table(groups: list[Group]) -> Table:
-    """Methods side by side: mean and 95 % interval over seeds."""
+    """One line a method, the most accurate first: mean and 95 % interval over seeds; 100 columns are enough."""
     fewest = min(len(group.runs) for group in groups)
     caption = "mean ± 95 % interval over seeds (Student's t)" if fewest > 1 else "one seed: no interval"
-    table = Table(title="Comparison", caption=caption, title_justify="left")
-    table.add_column("")
-    for group in groups:
-        table.add_column(f"{group.label}\n{len(group.runs)} seed{'s' * (len(group.runs) > 1)}", justify="right")
-    for measure in known(run.measures() for group in groups for run in group.runs):
-        table.add_row(measure.title, *(group.estimate(measure.key).text(measure) for group in groups))
+    measures = [m for m in known(run.measures() for group in groups for run in group.runs) if m.short]
+    table = Table(title="Comparison", caption=caption, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", overflow="fold")
+    for measure in measures:
+        table.add_column(f"{measure.short}\n{'%' if measure.percent else ''}", justify="right", no_wrap=True)
+    for group in ranked(groups):
+        cells = [
+            measure.text(point.mean, point.half, unit=False) if measure.percent else measure.text(point.mean)
+            for measure, point in ((measure, group.estimate(measure.key)) for measure in measures)
+        ]
+        seeds = "" if len(group.runs) == fewest else f" ({len(group.runs)} seeds)"
+        table.add_row(f"{group.label}{seeds}", *cells)
     return table
 
 

@@ -21,8 +21,10 @@ __all__ = ["Plot", "comparison_plots", "run_plots"]
 
 INK = "#1c2127"
 """Text and lines. In an inline SVG it becomes the page's own text colour, so that plots follow light and dark."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a")
 """Okabe and Ito's palette: told apart by colour-blind readers too."""
+GREY = "#b4b9bf"
+"""Methods beyond the colours."""
 MARKERS = "osD^vP*"
 STYLE = {
     "svg.fonttype": "none",  # text stays text: the reader's own font, and it can be searched
@@ -48,6 +50,7 @@ class Plot:
     caption: str
     draw: Callable[[Figure], None]
     wide: bool = False
+    height: float = 3.6
 
     def png(self) -> bytes:
         """The figure as a PNG file: white background, 160 dots an inch."""
@@ -70,7 +73,7 @@ class Plot:
     @contextmanager
     def _drawn(self) -> Iterator[Figure]:
         with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-            figure = Figure(figsize=(9.6 if self.wide else 5.6, 3.6), layout="constrained")
+            figure = Figure(figsize=(9.6 if self.wide else 5.6, self.height), layout="constrained")
             self.draw(figure)
             yield figure
 
@@ -147,50 +150,88 @@ def run_plots(run: Summary) -> list[Plot]:
 
 
 def comparison_plots(groups: Sequence[Group]) -> list[Plot]:
-    """The plots of several methods side by side; bands and whiskers are 95 % intervals over seeds."""
+    """The plots of several methods side by side; bands and whiskers are 95 % intervals over seeds.
+
+    With more methods than there are colours, the first ones have them, so put the best first; the others are grey,
+    every line has its name at its end, and the intervals are left to the table.
+    """
+    many = len(groups) > len(COLOURS)
+    curves, bars = max(3.6, 0.19 * len(groups) + 1), max(3.6, 0.26 * len(groups) + 1)
+
+    def curve(name: str, title: str, caption: str, pick: str, label: str, global_model: bool = False) -> Plot:
+        def draw(figure: Figure) -> None:
+            _curves(figure, groups, pick, global_model, label)
+
+        return Plot(name, title, caption, draw, wide=many, height=curves)
+
+    def bar(name: str, title: str, caption: str, unit: float, label: str) -> Plot:
+        return Plot(name, title, caption, lambda figure: _bars(figure, groups, name, unit, label), height=bars)
+
     plots = [
-        Plot(
+        curve(
             "accuracy",
             "Average accuracy",
-            "Shared body with personal heads: mean over the tasks learned so far.",
-            lambda figure: _curves(figure, groups, "average", False, "average accuracy (%)"),
+            "Each client with all it keeps to itself: mean over the tasks learned so far.",
+            "average",
+            "average accuracy (%)",
         ),
-        Plot(
+        curve(
             "forgetting",
             "Forgetting",
             "Accuracy lost since a task was learned, mean over earlier tasks.",
-            lambda figure: _curves(figure, groups, "forgetting", False, "forgetting (points)"),
+            "forgetting",
+            "forgetting (points)",
         ),
     ]
     if any(run.global_model for group in groups for run in group.runs):
         plots.append(
-            Plot(
+            curve(
                 "accuracy-global",
                 "Average accuracy of the global model",
                 "One model for everyone, heads averaged: what a client without a past would get.",
-                lambda figure: _curves(figure, groups, "average", True, "average accuracy (%)"),
+                "average",
+                "average accuracy (%)",
+                global_model=True,
             )
         )
-    return [
-        *plots,
-        Plot(
+    plots.append(
+        curve(
             "relative",
             "Relative forgetting",
             "Share of the accuracy when learned that was lost, mean over earlier tasks.",
-            lambda figure: _curves(figure, groups, "relative", False, "relative forgetting (%)"),
+            "relative",
+            "relative forgetting (%)",
+        )
+    )
+    costs = [
+        ("bytes", "Training traffic", "Bytes down and up for training, whole run.", 1e6, "training traffic (MB)"),
+        (
+            "knowledge_bytes",
+            "What a client keeps about past tasks",
+            "After the last task, mean over clients: knowledge, importances, stored samples.",
+            1e6,
+            "kept by a client (MB)",
         ),
-        Plot(
-            "traffic",
-            "Training traffic",
-            "Bytes down and up for training, whole run, mean over seeds.",
-            lambda figure: _bars(figure, groups, "bytes", 1e6, "training traffic (MB)"),
+        (
+            "samples",
+            "Samples learned from",
+            "Samples that went forward to be learned from: extra epochs and replayed samples count.",
+            1e3,
+            "samples (thousands)",
         ),
-        Plot(
-            "seconds",
-            "Time",
-            "Real time of the whole run, scoring included, mean over seeds.",
-            lambda figure: _bars(figure, groups, "seconds", 1.0, "time (s)"),
+        ("seconds", "Time", "Real time of the whole run, scoring included.", 1.0, "time (s)"),
+        (
+            "peak_memory_mb",
+            "Peak memory",
+            "Largest resident memory of all processes together.",
+            1.0,
+            "peak memory (MB)",
         ),
+    ]
+    return plots + [
+        bar(name, title, f"{caption} Mean over seeds.", unit, label)
+        for name, title, caption, unit, label in costs
+        if any(not math.isnan(group.estimate(name).mean) for group in groups)
     ]
 
 
@@ -289,17 +330,73 @@ def _over_rounds(figure: Figure, run: Summary) -> None:
 
 def _curves(figure: Figure, groups: Sequence[Group], pick: str, global_model: bool, label: str) -> None:
     axes = _axes(figure, "tasks learned", label)
-    for index, group in enumerate(groups):
+    many = len(groups) > len(COLOURS)
+    ends = []
+    for index, group in reversed(list(enumerate(groups))):  # the first on top
         mean, half = (100 * values for values in group.curve(pick, global_model))
-        colour, tasks = COLOURS[index % len(COLOURS)], np.arange(1, len(mean) + 1)
-        axes.plot(tasks, mean, marker=MARKERS[index % len(MARKERS)], color=colour, label=group.label, ms=5)
-        axes.fill_between(tasks, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
-    if pick == "average":
+        colour, tasks = _colour(index), np.arange(1, len(mean) + 1)
+        grey = index >= len(COLOURS)
+        axes.plot(
+            tasks,
+            mean,
+            marker="" if grey else MARKERS[index],
+            color=colour,
+            label=group.label,
+            ms=5,
+            lw=0.9 if grey else 1.6,
+        )
+        if not many:
+            axes.fill_between(tasks, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+        if np.isfinite(mean).any():
+            last = np.flatnonzero(np.isfinite(mean))[-1]
+            ends.append((float(mean[last]), float(last + 1), group.label, colour))
+    if pick == "average" and not many:
         axes.set_ylim(0, 100)
-    else:  # nothing can be forgotten after the first task: the axis has its place all the same
+    elif pick != "average":  # nothing can be forgotten after the first task: the axis has its place all the same
         axes.axhline(0, color=INK, lw=0.8)
         axes.set_xlim(0.8, max(run.tasks for group in groups for run in group.runs) + 0.2)
-    axes.legend()
+    if many:
+        _name_lines(figure, axes, ends)
+    else:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1])
+
+
+def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names beside the ends of lines (height, place, name, colour), moved apart where they would touch."""
+    low, high = axes.get_ylim()
+    ordered = sorted(ends, reverse=True)
+    gap, places = min(0.15 / (figure.get_figheight() - 1), 1 / len(ordered)), list[float]()
+    for value, *_ in ordered:
+        places.append(min([(value - low) / (high - low), *(place - gap for place in places[-1:])]))
+    floor = 0.0
+    for index in reversed(range(len(places))):  # those that were pushed out at the bottom push back
+        places[index] = max(places[index], floor)
+        floor = places[index] + gap
+    for (value, end, name, colour), place in zip(ordered, places, strict=True):
+        axes.annotate(
+            name,
+            (end, value),
+            (1.04, place),
+            xycoords="data",
+            textcoords="axes fraction",
+            color=INK,
+            size=8,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 4,
+                "relpos": (0.0, 0.5),
+            },
+        )
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index] if index < len(COLOURS) else GREY
 
 
 def _bars(figure: Figure, groups: Sequence[Group], key: str, unit: float, label: str) -> None:
@@ -307,7 +404,7 @@ def _bars(figure: Figure, groups: Sequence[Group], key: str, unit: float, label:
     estimates = [group.estimate(key) for group in groups]
     means = [point.mean / unit for point in estimates]
     halves = [0.0 if math.isnan(point.half) else point.half / unit for point in estimates]
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(groups))]
+    colours = [_colour(index) for index in range(len(groups))]
     bars = axes.barh([group.label for group in groups], means, xerr=halves, color=colours, height=0.5, ecolor=INK)
     axes.bar_label(bars, [f"{mean:,.1f}" for mean in means], padding=4, color=INK)
     axes.invert_yaxis()

@@ -11,7 +11,7 @@ from typing import Any
 from fedknow.client.state import write_atomic
 from fedknow.server.plots import Plot, comparison_plots, run_plots
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
-from fedknow.server.summary import MEASURES, Group, Summary, group, known, size, summarise
+from fedknow.server.summary import MEASURES, Group, Summary, group, known, ranked, size, summarise
 
 __all__ = ["write_report"]
 
@@ -43,7 +43,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         plots = run_plots(summaries[0])
         page = _run_page(summaries[0], plots)
     else:
-        groups = group(summaries)
+        groups = ranked(group(summaries))
         plots = comparison_plots(groups)
         page = _comparison_page(groups, plots)
     with running_out_of_disk(out):
@@ -148,13 +148,11 @@ def _traffic_table(traffic: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _comparison_table(groups: Sequence[Group]) -> str:
-    head = ["", *(members.label for members in groups)]
-    seeds = ["Seeds", *(str(len(members.runs)) for members in groups)]
+    shown = known(run.measures() for members in groups for run in members.runs)
     rows = [
-        [measure.title, *(members.estimate(measure.key).text(measure) for members in groups)]
-        for measure in known(run.measures() for members in groups for run in members.runs)
+        [members.label, str(len(members.runs)), *(members.estimate(m.key).text(m) for m in shown)] for members in groups
     ]
-    return _table(head, [seeds, *rows])
+    return _table(["", "Seeds", *(measure.title for measure in shown)], rows)
 
 
 def _runs_table(groups: Sequence[Group]) -> str:
@@ -254,7 +252,8 @@ figure svg { display: block; width: 100%; height: auto }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page) }
+th { white-space: normal; min-width: 86px }
 th { font-weight: 600; font-size: 13px; color: var(--soft); vertical-align: bottom }
 tbody tr:hover { background: var(--card) }
 pre { background: var(--card); border-radius: 8px; padding: 14px; overflow-x: auto; font-size: 13px }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from fedknow.client.learners import learner_class, list_learners
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server import metrics
 from fedknow.server.run_folder import RunFolder
@@ -26,6 +27,7 @@ __all__ = [
     "estimate",
     "group",
     "known",
+    "ranked",
     "size",
     "summarise",
 ]
@@ -75,6 +77,11 @@ class Summary:
         ``{kind: {"down", "up", "messages"}}``, bytes and counts.
     rounds, evaluations, troubles : sequence of dict
         The run's ``round``, ``evaluation``, and ``failure`` or ``warning`` events, oldest first.
+    knowledge_bytes : float
+        What a client keeps about past tasks after the last task that ended, mean over clients.
+    samples : float
+        Samples that went forward to be learned from, all clients and rounds together: extra epochs and replayed
+        samples count; NaN where clients did not say.
     peak_memory_mb : float
         Largest resident memory of all processes together, MB.
     """
@@ -90,12 +97,17 @@ class Summary:
     evaluations: Sequence[Mapping[str, Any]]
     troubles: Sequence[Mapping[str, Any]]
     seconds: float
+    knowledge_bytes: float
+    samples: float
     peak_memory_mb: float
 
-    @property
-    def training_bytes(self) -> int:
-        """Bytes moved for training, both ways; scoring is the experimenter's and is not counted."""
-        return sum(count["down"] + count["up"] for kind, count in self.traffic.items() if kind.startswith("train"))
+    def bytes_of(self, start: str, end: str = "") -> int:
+        """Bytes moved both ways in messages whose kind starts and ends so: ``"train"``, ``"evaluate"``."""
+        return sum(
+            count["down"] + count["up"]
+            for kind, count in self.traffic.items()
+            if kind.startswith(start) and kind.endswith(end)
+        )
 
     def measures(self) -> dict[str, float]:
         """The run's numbers by the keys of :data:`MEASURES`; NaN where one does not exist."""
@@ -114,7 +126,11 @@ class Summary:
             "backward_transfer": at(self.personal.backward),
             "forward_transfer": at(self.personal.forward),
             "forgetting_global": at(global_model.forgetting) if global_model else math.nan,
-            "bytes": float(self.training_bytes),
+            "bytes": float(self.bytes_of("train")),
+            "bytes_extra": float(self.bytes_of("train", ".extra")) or math.nan,
+            "bytes_evaluate": float(self.bytes_of("evaluate")),
+            "knowledge_bytes": self.knowledge_bytes,
+            "samples": self.samples,
             "seconds": self.seconds,
             "peak_memory_mb": self.peak_memory_mb,
         }
@@ -127,31 +143,43 @@ class Measure:
     key: str
     title: str
     scales: tuple[tuple[float, str], ...]
+    short: str = ""
+    """Heading of a narrow column; a measure without one is left to the wide tables."""
 
-    def text(self, value: float, half: float = math.nan) -> str:
+    @property
+    def percent(self) -> bool:
+        """Whether it is a share of something."""
+        return self.scales is _PERCENT
+
+    def text(self, value: float, half: float = math.nan, unit: bool = True) -> str:
         """``value`` or ``value ± half`` as a person reads it, in one unit; a dash where there is none."""
         if math.isnan(value):
             return "–"
-        scale, unit = next((pair for pair in reversed(self.scales) if abs(value) >= pair[0]), self.scales[0])
+        scale, name = next((pair for pair in reversed(self.scales) if abs(value) >= pair[0]), self.scales[0])
         margin = "" if math.isnan(half) else f" ± {half / scale:,.1f}"
-        return f"{value / scale:,.1f}{margin} {unit}"
+        return f"{value / scale:,.1f}{margin}{f' {name}' if unit else ''}"
 
 
 _PERCENT = ((0.01, "%"),)
 _BYTES = ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
+_COUNTS = ((1e3, "k"), (1e6, "M"))
 _SECONDS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
 
 MEASURES = (
-    Measure("accuracy", "Average accuracy", _PERCENT),
-    Measure("accuracy_global", "Average accuracy, global model", _PERCENT),
+    Measure("accuracy", "Average accuracy", _PERCENT, "accuracy"),
+    Measure("accuracy_global", "Average accuracy, global model", _PERCENT, "global"),
     Measure("gap", "Personal minus global", _PERCENT),
-    Measure("forgetting", "Forgetting", _PERCENT),
-    Measure("forgetting_relative", "Forgetting, relative", _PERCENT),
+    Measure("forgetting", "Forgetting", _PERCENT, "forgotten"),
+    Measure("forgetting_relative", "Forgetting, relative", _PERCENT, "relative"),
     Measure("forgetting_global", "Forgetting, global model", _PERCENT),
     Measure("backward_transfer", "Backward transfer", _PERCENT),
     Measure("forward_transfer", "Forward transfer", _PERCENT),
-    Measure("bytes", "Training traffic", _BYTES),
-    Measure("seconds", "Time", _SECONDS),
+    Measure("bytes", "Training traffic", _BYTES, "traffic"),
+    Measure("bytes_extra", "of it beside the model", _BYTES),
+    Measure("bytes_evaluate", "Traffic of scoring", _BYTES),
+    Measure("knowledge_bytes", "Kept about past tasks, a client", _BYTES, "kept"),
+    Measure("samples", "Samples learned from, extra epochs and replay included", _COUNTS, "samples"),
+    Measure("seconds", "Time", _SECONDS, "time"),
     Measure("peak_memory_mb", "Peak memory, all processes", ((1.0, "MB"),)),
 )
 
@@ -212,6 +240,10 @@ def summarise(run: RunFolder) -> Summary:
         evaluations=[event for event in events if event["event"] == "evaluation"],
         troubles=[event for event in events if event["event"] in ("failure", "warning")],
         seconds=next((event["seconds"] for event in events if event["event"] == "end"), _seconds(events)),
+        knowledge_bytes=next(
+            (event["knowledge_bytes"] for event in reversed(events) if event["event"] == "task_end"), math.nan
+        ),
+        samples=sum(_or_nan(event.get("samples")) for event in rounds) if rounds else math.nan,
         peak_memory_mb=max((event["peak_memory_mb"] for event in rounds), default=math.nan),
     )
 
@@ -229,6 +261,10 @@ def _score(accuracy: Array, weights: Array, untrained: Array, tasks: int) -> Sco
         backward=metrics.backward_transfer(accuracy, weights),
         forward=metrics.forward_transfer(accuracy, weights, untrained),
     )
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _seconds(events: Sequence[Mapping[str, Any]]) -> float:
@@ -279,6 +315,16 @@ def group(runs: Iterable[Summary]) -> list[Group]:
     ]
 
 
+def ranked(groups: Iterable[Group]) -> list[Group]:
+    """The groups with the most accurate first; those without a score last."""
+
+    def place(members: Group) -> tuple[bool, float]:
+        mean = members.estimate("accuracy").mean
+        return math.isnan(mean), -mean
+
+    return sorted(groups, key=place)
+
+
 def _method(run: Summary) -> dict[str, Any]:
     fields = _flat(run.config.digest_fields())
     return {key: value for key, value in fields.items() if key not in ("seed", "name")}
@@ -287,8 +333,12 @@ def _method(run: Summary) -> dict[str, Any]:
 def _labels(firsts: Sequence[Summary]) -> list[str]:
     """The learner's name; the strategy's where it differs; further settings where these two are not enough."""
     methods = [_method(run) for run in firsts]
-    several = len({method["strategy.name"] for method in methods}) > 1
-    names = [m["learner.name"] + (f" + {m['strategy.name']}" if several else "") for m in methods]
+    chosen = [m["strategy.name"] if m["strategy.name"] != _counterpart(m["learner.name"]) else "" for m in methods]
+    several = len(set(chosen) - {""}) > 1
+    names = [
+        m["learner.name"] + (f" + {strategy}" if several and strategy else "")
+        for m, strategy in zip(methods, chosen, strict=True)
+    ]
     labels = []
     for name, method in zip(names, methods, strict=True):
         rivals = [other for other_name, other in zip(names, methods, strict=True) if other_name == name]
@@ -296,6 +346,11 @@ def _labels(firsts: Sequence[Summary]) -> list[str]:
         settings = ", ".join(f"{key.removeprefix('learner.')}={method[key]}" for key in telling)
         labels.append(f"{name} ({settings})" if settings else name)
     return labels
+
+
+def _counterpart(learner: str) -> str:
+    """The strategy that comes with one of our learners and need not be told; empty where none does."""
+    return learner_class(learner).strategy if learner in list_learners() else ""
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

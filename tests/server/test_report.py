@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import re
@@ -9,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from fedknow.client.learners.baselines import Local
+from fedknow.progress import comparison_table
 from fedknow.protocols.config import read_config
 from fedknow.server.checks import RunError
 from fedknow.server.evaluation import Scores
@@ -210,6 +214,58 @@ def test_comparison(tmp_path):
     assert f"89.0 ± {half:.1f} %" in page.words
     assert any("95 % interval" in words for words in page.words)
     assert (tmp_path / "out" / "plots" / "accuracy-global.png").is_file()
+
+
+def test_what_a_run_cost(tmp_path):
+    run = make_run(tmp_path / "run", done=2)
+    extra = TRAFFIC | {"train.extra": {"down": 1000, "up": 500, "messages": 4}}
+    for knowledge in (100.0, 300.0):
+        run.append({"event": "task_end", "time": 2e9, "task": 0, "knowledge_bytes": knowledge, "seconds": 1.0})
+    values = summarise(run).measures()
+    assert values["knowledge_bytes"] == 300.0
+    assert math.isnan(values["samples"])  # these clients did not say
+    assert math.isnan(values["bytes_extra"])
+    assert values["bytes_evaluate"] == 7_000_010
+    for samples in (40.0, 50.0):
+        run.append({"event": "round", "samples": samples, "traffic": extra, "peak_memory_mb": 1.0, "time": 3e9})
+    assert math.isnan(summarise(run).measures()["samples"])  # one round's are not known: neither is the sum
+    (run.path / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"event": "round", "samples": samples, "traffic": extra, "peak_memory_mb": 1.0, "time": 1.0})
+            + "\n"
+            for samples in (40.0, 50.0)
+        )
+    )
+    values = summarise(run).measures()
+    assert (values["samples"], values["bytes"], values["bytes_extra"]) == (90.0, 5_501_500, 1500)
+
+
+def test_twenty_methods_side_by_side(tmp_path):
+    names = [f"method-number-{number}" for number in range(20)]
+    runs = [
+        make_run(tmp_path / f"{name}-{seed}", {"learner": name, "seed": seed}, lost=0.01 * place + 0.002 * seed)
+        for place, name in enumerate(reversed(names))
+        for seed in range(2)
+    ]
+    page = Page(write_report(runs, tmp_path / "out").read_text("utf-8"))
+    rows = [page.words.index(name) for name in names]
+    assert rows == sorted(rows, reverse=True)  # the best first
+    drawn = (tmp_path / "out" / "report.html").read_text("utf-8").partition("<figure>")[2].partition("</figure>")[0]
+    assert all(name in drawn for name in names)  # each line has its name
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(comparison_table(group(map(summarise, runs))))
+    lines = stream.getvalue().splitlines()
+    cells = [line.split() for line in lines if "method-number" in line]
+    assert [row[0] for row in cells] == names[::-1]  # in one piece each, in 100 columns
+    assert cells[0][1:4] == ["89.9", "±", "1.3"]
+    assert "…" not in stream.getvalue()
+
+
+def test_a_method_that_comes_with_its_strategy_is_called_by_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(Local, "strategy", "fedyogi")
+    trees = [{"learner": "local", "strategy": "fedyogi"}, {"learner": "fedrep"}, {"learner": "fedper"}]
+    groups = group(summarise(make_run(tmp_path / str(i), tree)) for i, tree in enumerate(trees))
+    assert [members.label for members in groups] == ["local", "fedrep", "fedper"]
 
 
 def test_comparison_without_global_scores_and_with_one_seed(tmp_path):
