@@ -198,7 +198,18 @@ def test_iid_and_dirichlet_give_every_sample_to_one_client(
     assert make_partition(DATA, config, seed).digest == partition.digest
 
 
-def test_seed_reaches_flwr_datasets() -> None:
+@pytest.mark.parametrize(("rows", "clients"), [(480, 7), (10, 10), (100, 1)])
+def test_iid_parts_are_those_of_flwr_datasets(rows: int, clients: int) -> None:
+    from datasets import Dataset as Table
+    from flwr_datasets.partitioner import IidPartitioner
+
+    partitioner = IidPartitioner(clients)
+    partitioner.dataset = Table.from_dict({"place": np.arange(rows)})
+    theirs = [partitioner.load_partition(part)["place"][:] for part in range(clients)]
+    assert [part.tolist() for part in np.array_split(np.arange(rows), clients)] == theirs
+
+
+def test_seed_reaches_every_draw() -> None:
     for kind in ("iid", "dirichlet"):
         config = DataConfig(clients=5, tasks=2, partition=kind)
         assert len({make_partition(DATA, config, seed).digest for seed in range(4)}) == 4
