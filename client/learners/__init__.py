@@ -10,7 +10,12 @@ from pydantic import ValidationError
 from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.base import Learner, LearnerSettings
 from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
+from fedknow.client.learners.er import ExperienceReplay
+from fedknow.client.learners.ewc import Ewc, OnlineEwc
 from fedknow.client.learners.fedknow import FedKnow
+from fedknow.client.learners.gem import AGem, Gem
+from fedknow.client.learners.lwf import Lwf
+from fedknow.client.learners.mas import Mas
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, closest
 from fedknow.protocols.plugins import calling, is_reference, load_object
@@ -26,6 +31,13 @@ LEARNERS: dict[str, type[Learner]] = {
     "fedrep": FedRep,
     "local": Local,
     "agscl": AgsCl,
+    "gem": Gem,
+    "agem": AGem,
+    "er": ExperienceReplay,
+    "ewc": Ewc,
+    "online-ewc": OnlineEwc,
+    "mas": Mas,
+    "lwf": Lwf,
 }
 
 

@@ -6,7 +6,7 @@ images has one, and is what :attr:`Memory.nbytes` counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,7 @@ class Replay:
         return F.cross_entropy(logits.masked_fill(~self.head, -torch.inf), self.y, reduction=reduction)
 
 
-def columns(classes: tuple[int, ...], width: int) -> Tensor:
+def columns(classes: Sequence[int], width: int) -> Tensor:
     """Which columns of a head of that width belong to a slice: bool [width]."""
     mask = torch.zeros(width, dtype=torch.bool)
     mask[list(classes)] = True
@@ -104,7 +104,7 @@ def choose(y: Tensor, count: int, generator: torch.Generator, balanced: bool = T
     order = torch.randperm(len(y), generator=generator)
     if balanced:
         grouped = y[order].argsort(stable=True)
-        sizes = y.unique(return_counts=True)[1]
+        sizes = torch.bincount(y)
         rank = torch.empty_like(order)  # how many of its class come before each
         rank[grouped] = torch.arange(len(y)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         order = order[rank.argsort(stable=True)]

@@ -1,0 +1,67 @@
+"""Experience replay, the method that a more elaborate one has to beat.
+
+Chaudhry, Rohrbach, Elhoseiny, Ajanthan, Dokania, Torr and Ranzato, "On Tiny Episodic Memories in Continual Learning",
+2019, arXiv 1902.10486.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from fedknow.client.learners.base import Batch, widen
+from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay, columns
+from fedknow.protocols.config import TrainConfig
+
+__all__ = ["ExperienceReplay", "ExperienceReplaySettings"]
+
+
+class ExperienceReplaySettings(MemorySettings):
+    """Settings of :class:`ExperienceReplay`."""
+
+    memory_batch: int = Field(0, ge=0)
+    """Stored samples that join each batch; 0: as many as a batch has, the paper's choice."""
+    keep: Literal["ring", "reservoir"] = "ring"
+    """``ring``: as many of each class; ``reservoir``: a uniform sample of what the task had."""
+
+
+class ExperienceReplay(Rehearsal):
+    """Experience replay: every step trains on a batch and on stored samples of past tasks together (2019).
+
+    Algorithm 1: draw B_M uniformly from the memory and step along the gradient of the mean loss over B_n and B_M
+    together. Tasks are passed over more than once here, so the memory takes a task's samples when the task is over,
+    not as they stream by: a ring buffer then holds a random part of each class, a reservoir of the task.
+
+    Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing more. Needs: a forward
+    and backward pass over ``memory_batch`` more samples for each step. Valid: any model, task- or class-incremental.
+    """
+
+    Settings = ExperienceReplaySettings
+    settings: ExperienceReplaySettings
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: ExperienceReplaySettings) -> None:
+        super().__init__(model, train, settings)
+        self.balanced = settings.keep == "ring"
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of the mean loss over the batch and the stored samples that join it."""
+        if self.past is None:
+            return super().gradient(batch)
+        stored = self.draw(self.past, self.settings.memory_batch or self.train.batch_size)
+        count = len(batch.y)
+        here = columns(batch.head.index.tolist(), self.head.out_features).expand(count, -1)
+        both = Replay(
+            self.images(torch.cat([batch.x, stored.x])),
+            torch.cat([batch.head.index[batch.y], stored.y]),
+            torch.cat([here, stored.head]),
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            z = widen(self.model(both.x))
+        losses = both.loss(z, reduction="none")
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+        hits = batch.head.logits(z.detach()[:count]).argmax(1) == batch.y
+        return losses[:count].mean().item(), int(hits.sum())

@@ -1,0 +1,139 @@
+"""Methods that keep the gradient from hurting a replay memory: GEM and A-GEM.
+
+GEM: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv 1706.08840. A-GEM:
+Chaudhry, Ranzato, Rohrbach and Elhoseiny, "Efficient Lifelong Learning with A-GEM", ICLR 2019, arXiv 1812.00420.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.base import Batch, Round, widen
+from fedknow.client.learners.integrator import integrate, integrate_one
+from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay
+from fedknow.protocols.config import TrainConfig
+
+__all__ = ["AGem", "AGemSettings", "Gem", "GemSettings"]
+
+
+class GemSettings(MemorySettings):
+    """Settings of :class:`Gem`."""
+
+    margin: float = Field(0.5, ge=0)
+    """gamma, which is added to the multipliers of a projection: it favours updates that help past tasks."""
+
+
+class AGemSettings(MemorySettings):
+    """Settings of :class:`AGem`."""
+
+    memory_batch: int = Field(256, ge=1)
+    """Samples of the memory, of all past tasks together, behind each reference gradient."""
+
+
+class _Projecting(Rehearsal):
+    """What GEM and A-GEM share: the whole gradient as one vector, and how often it was turned."""
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: MemorySettings) -> None:
+        super().__init__(model, train, settings)
+        self._parameters = list(model.parameters())
+        self._sizes = [p.numel() for p in self._parameters]
+        self._steps = self._violated = 0
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Start counting."""
+        super().begin(task, round)
+        self._steps = self._violated = 0
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """The gradient of the batch, turned where it would hurt the memory."""
+        report = super().gradient(batch)
+        if self.past is not None:
+            g = torch.cat([_or_zero(p.grad, p) for p in self._parameters])
+            self._set_gradient(self._turned(g, self.past))
+            self._steps += 1
+        return report
+
+    def counts(self) -> dict[str, float]:
+        """``violated``: mean number of constraints that the gradient of a batch violated."""
+        return {"violated": self._violated / max(1, self._steps)}
+
+    def _turned(self, g: Tensor, past: Replay) -> Tensor:
+        raise NotImplementedError
+
+    def _gradient_of(self, replay: Replay) -> Tensor:
+        """Gradient of the mean loss on samples of the memory, float [p]; zero where a parameter has no part in it."""
+        with self.autocast():
+            logits = self.model(replay.x)
+        parts = torch.autograd.grad(replay.loss(widen(logits)), self._parameters, allow_unused=True)
+        return torch.cat([_or_zero(part, p) for part, p in zip(parts, self._parameters, strict=True)])
+
+    def _set_gradient(self, g: Tensor) -> None:
+        for part, parameter in zip(torch.split(g, self._sizes), self._parameters, strict=True):
+            parameter.grad = part.view(parameter.shape)
+
+
+def _or_zero(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    return (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
+
+
+class Gem(_Projecting):
+    """GEM: the gradient nearest to the batch's that raises no past task's loss on its memory (NeurIPS 2017).
+
+    Before each step, with g_k the gradient on all of past task k's memory, the rows of G:
+
+        (7)   min_{g'} 1/2 ||g - g'||^2   subject to  <g', g_k> >= 0  for all k < t
+        (11)  min_{v >= 0} 1/2 v^T G G^T v + (G g)^T v,    g' = G^T v* + g
+
+    and, where a constraint was violated, ``g' = G^T (v* + gamma) + g`` (the end of their Section 3). The gradient of
+    all parameters is projected, the head's included, as in the paper. Without gamma no past task's loss on its memory
+    rises, to first order; with it that holds as long as past tasks do not oppose one another. The authors' program
+    solves Eq. (11) under ``v >= gamma`` instead; this follows the paper.
+
+    Keeps: its samples of each task (setting ``memory``), as many of each class. Sends: what ``exchange`` says, nothing
+    more. Needs: one forward and backward pass over the whole memory for each step, and a gradient of the model's size
+    for each past task while it trains. Valid: any model; made for task-incremental streams, and where
+    class-incremental a stored sample is scored among all classes seen.
+    """
+
+    Settings = GemSettings
+    settings: GemSettings
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Lay out each past task's memory."""
+        super().begin(task, round)
+        stored = [self.memory.of(past, task, self.head.out_features) for past in sorted(self.memory.tasks)]
+        self._tasks = [Replay(self.images(replay.x), replay.y, replay.head) for replay in stored]
+
+    def _turned(self, g: Tensor, past: Replay) -> Tensor:
+        memories = torch.stack([self._gradient_of(replay) for replay in self._tasks])
+        result = integrate(g, memories)
+        self._violated += result.violated
+        return result.gradient + self.settings.margin * memories.sum(0) if result.violated else g
+
+
+class AGem(_Projecting):
+    """A-GEM: the gradient nearest to the batch's that does not raise the mean loss over the memory (ICLR 2019).
+
+    With g_ref the gradient on samples drawn from all of the memory, where <g, g_ref> < 0,
+
+        (11)  g' = g - <g, g_ref> / <g_ref, g_ref> g_ref
+
+    The gradient of all parameters is projected, the head's included.
+
+    Keeps: its samples of each task (setting ``memory``), as many of each class. Sends: what ``exchange`` says, nothing
+    more. Needs: one forward and backward pass over ``memory_batch`` stored samples for each step. Valid: any model;
+    the paper reads a task descriptor, as a task-incremental head does; where class-incremental a stored sample is
+    scored among all classes seen.
+    """
+
+    Settings = AGemSettings
+    settings: AGemSettings
+
+    def _turned(self, g: Tensor, past: Replay) -> Tensor:
+        reference = self._gradient_of(self.draw(past, self.settings.memory_batch))
+        turned = integrate_one(g, reference)
+        self._violated += turned is not g
+        return turned

@@ -1,0 +1,144 @@
+"""Learning without forgetting: the old model's answers to new samples stand in for old samples.
+
+Li and Hoiem, "Learning without Forgetting", ECCV 2016 and TPAMI 2018, arXiv 1606.09282.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.base import Batch, ContinualSettings, Learner, Round, State, Tensors, widen
+from fedknow.protocols.config import TrainConfig
+
+__all__ = ["Lwf", "LwfSettings", "distillation"]
+
+
+class LwfSettings(ContinualSettings):
+    """Settings of :class:`Lwf`."""
+
+    strength: float = Field(1.0, ge=0)
+    """lambda_o: weight of the old tasks' losses."""
+    temperature: float = Field(2.0, gt=0)
+    """T."""
+    warmup_epochs: int = Field(0, ge=0)
+    """Of the local epochs in which a client first meets a task, so many train its head alone; the paper's warm-up."""
+
+
+def distillation(z: Tensor, old: Tensor, temperature: float) -> Tensor:
+    """Eq. (2): cross-entropy of the answers z with the recorded ones, both at a temperature; mean over samples.
+
+    Parameters
+    ----------
+    z, old : Tensor
+        Logits of one slice of the head, float [n, c].
+    temperature : float
+        T. ``softmax(z / T)`` is the paper's ``y^(1/T)`` brought to sum 1, Eq. (3).
+    """
+    return F.cross_entropy(z / temperature, (old / temperature).softmax(1))
+
+
+class Lwf(Learner):
+    """Learning without forgetting: old tasks' answers to the new samples are distilled from the old model (2016).
+
+    With Y_o the old model's answers to the new task's samples, recorded before it is trained on them,
+
+        L = lambda_o sum_{o < t} L_old(Y_o, Yhat_o) + L_new(Y_n, Yhat_n)
+
+    over each old task's slice of the head; where class-incremental, over one slice of all classes seen before. There is
+    no factor T^2, as in the paper. The old model is the one that the last task ended with: the shared one, with the
+    client's own head.
+
+    Keeps: the old model. Sends: what ``exchange`` says, nothing more. Needs: no stored sample; one more forward pass a
+    round over the task's samples. Valid: any model, task- or class-incremental.
+    """
+
+    Settings = LwfSettings
+    settings: LwfSettings
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: LwfSettings) -> None:
+        super().__init__(model, train, settings)
+        self._scratch = copy.deepcopy(model)  # the old model speaks in here
+        self._become({})
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def ends_task(self) -> bool:
+        """Always: the old model is kept when a task is over."""
+        return True
+
+    def _become(self, state: State) -> None:
+        self.old: Tensors = dict(state.get("old", {}))
+        self.slices = [list(classes) for classes in state.get("slices", [])]
+        self._answers = torch.zeros(0)
+        self._first_met = self._warming = False
+        self._steps, self._distilled = 0, 0.0
+
+    def load_state_dict(self, state: State) -> None:
+        """See :meth:`Learner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._become(state)
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        own = {"trained_task": self._trained_task, "old": self.old, "slices": self.slices}
+        return super().state_dict() | own
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Record the old model's answers to the task's samples."""
+        super().begin(task, round)
+        self._steps, self._distilled = 0, 0.0
+        self._first_met = self._trained_task < task.task
+        if self.old:
+            self._scratch.load_state_dict(self.model.state_dict() | self.old)
+            self._scratch.eval()
+            parts = torch.split(self.images(task.train.x), 256)
+            with torch.no_grad(), self.autocast():
+                self._answers = torch.cat([widen(self._scratch(part)) for part in parts])
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The first epochs of a task may be its warm-up."""
+        self._warming = self._first_met and epoch < self.settings.warmup_epochs
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of the batch's loss and of the old tasks'."""
+        if self._warming or not self.old:
+            report = super().gradient(batch)
+            if self._warming:
+                for parameter in self.body.parameters():
+                    parameter.grad = None
+            return report
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = widen(self.model(batch.x))
+        answers = self._answers[batch.index]
+        z = batch.head.logits(logits)
+        new = F.cross_entropy(z, batch.y)
+        old = torch.stack(
+            [distillation(logits[:, s], answers[:, s], self.settings.temperature) for s in self.slices]
+        ).sum()
+        (new + self.settings.strength * old).backward()  # type: ignore[no-untyped-call]
+        self._steps += 1
+        self._distilled += old.item()
+        return new.item(), int((z.detach().argmax(1) == batch.y).sum())
+
+    def counts(self) -> dict[str, float]:
+        """``distillation``: the old tasks' losses together, without lambda_o; mean over the steps of the round."""
+        return {"distillation": self._distilled / max(1, self._steps)}
+
+    def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Keep the model that the task ended with."""
+        shared = self.send()
+        super().end_task(task, round)
+        self._load(shared)
+        self.old = self.send() | self.kept()
+        self.slices = [list(task.head)] if task.incremental else [*self.slices, list(task.classes)]
+        return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in self.old.values()))}
