@@ -1,0 +1,55 @@
+"""Settings of learners that were found by a recorded search, one TOML file a preset.
+
+``learner = "ewc@best"`` stands for what is in there under ``[ewc.settings]`` of the experiment's ``name``. Beside it
+stand the space that was searched, the score on held-out training samples and the command (``fedknow search``).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig
+
+__all__ = ["SUFFIX", "best_settings", "found", "with_best"]
+
+SUFFIX = "@best"
+"""What follows a learner's name where its best settings are meant."""
+
+
+def found(preset: str) -> Mapping[str, Any]:
+    """All that a search found for a preset, by learner; nothing where there was none."""
+    file = files(__name__) / f"{preset}.toml"
+    return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def best_settings(preset: str, learner: str) -> dict[str, Any]:
+    """The best settings of a learner in a preset.
+
+    Raises
+    ------
+    ConfigError
+        If none are shipped; says for what there are some.
+    """
+    known = found(preset)
+    if learner not in known:
+        presets = sorted(file.name.removesuffix(".toml") for file in files(__name__).iterdir() if ".toml" in file.name)
+        others = ", ".join(name for name in presets if learner in found(name))
+        there = f"for {preset!r} there are those of {', '.join(known)}" if known else f"there are none for {preset!r}"
+        raise ConfigError(
+            f"learner.name = '{learner}{SUFFIX}': no best settings are shipped for name = {preset!r}; {there}"
+            f"{f', and {learner} has some for {others}' if others else ''}; search them with: "
+            f"fedknow search {preset} --learners {learner}"
+        )
+    return dict(known[learner]["settings"])
+
+
+def with_best(config: ExperimentConfig) -> ExperimentConfig:
+    """The same experiment with ``@best`` replaced by settings; those that were given besides go before them."""
+    name, suffix, rest = config.learner.name.rpartition(SUFFIX)
+    if not suffix or rest:
+        return config
+    settings = best_settings(config.name, name) | config.learner.options
+    return config.model_copy(update={"learner": LearnerConfig(name=name, **settings)})
