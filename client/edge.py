@@ -23,6 +23,7 @@ import grpc.aio
 from fedknow.client.data.local import LOCAL, LocalStream
 from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.journal import Journal, key_of
+from fedknow.client.learners import learner_class
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of, node_of
@@ -41,6 +42,7 @@ from fedknow.protocols.wire import (
     STATUS,
     Assembler,
     Code,
+    Encoding,
     Frame,
     Goodbye,
     Packed,
@@ -165,6 +167,7 @@ class EdgeClient:
         self._journal = Journal(state)
         self._hand = _Hand()
         self._host: Host | None = None
+        self._encoding = Encoding.DENSE
         self._settled: tuple[str, str] | None = None
         self._node = 0
         self._job: _Job | None = None
@@ -224,7 +227,7 @@ class EdgeClient:
         kept = self._journal.find(job.key, parcel.committed)
         reply, version = kept or self._work(message, parcel)
         try:
-            answer = pack(reply, chunk_bytes=CHUNK_BYTES)
+            answer = pack(reply, self._encoding, chunk_bytes=CHUNK_BYTES)
         except WireError as error:
             reply, version = message.fail(CLIENT_FAILED, f"the answer cannot be sent: {error}"), parcel.version
             answer = pack(reply)
@@ -263,6 +266,7 @@ class EdgeClient:
         self._done = None
         experiment = read_config(_toml(config))
         self._host = Host(experiment, None, self._journal.store, self._make_node(experiment))
+        self._encoding = Encoding.SPARSE if learner_class(experiment.learner.name).sparse else Encoding.DENSE
         self._settled = config, run
 
     def _real_node(self, config: ExperimentConfig) -> Answerer:

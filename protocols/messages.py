@@ -18,6 +18,7 @@ __all__ = [
     "END_TASK",
     "ENVELOPE",
     "EVALUATE",
+    "EXTRA",
     "FIRST_NODE",
     "KEPT",
     "METRICS",
@@ -44,6 +45,8 @@ ARRAYS = "arrays"
 """Record that holds the parameters that travel (Flower's default key)."""
 KEPT = "kept"
 """Record that holds parameters a client keeps to itself; sent for scoring the purely global model and nothing else."""
+EXTRA = "extra"
+"""Record of arrays beside the parameters: what the two halves of a method, learner and strategy, tell each other."""
 ENVELOPE = "fedknow"
 """Record beside all others where a message travels as Flower's: what a client needs to know besides the work."""
 CLIENT_FAILED = 2

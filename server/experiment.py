@@ -9,7 +9,8 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
                   ``versions`` (of what is installed where the experiment runs)
 ``round``         ``task``, ``round``, ``server_round``, ``clients`` (good replies), ``loss``, ``accuracy`` (means over
                   clients), ``samples`` (that went forward to be learned from, all clients), ``metrics`` (what the
-                  strategy aggregated), ``seconds``, ``traffic`` (so far), ``peak_memory_mb`` (all processes), ``failures``
+                  strategy aggregated), ``seconds``, ``traffic`` (so far), ``peak_memory_mb`` (all processes),
+                  ``failures``
 ``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``per_task`` (accuracy on each
                   task so far), ``metrics`` (what the strategy aggregated), ``seconds``
 ``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``seconds`` (the whole task's)

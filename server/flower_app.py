@@ -63,10 +63,10 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
     config = resolve(read_config(_nested(tree)))
     place = Path(out) if out else Path.home() / ".fedknow" / "runs" / f"{config.name}-{config.learner.name}-{run_id}"
     if config.data.name == LOCAL:
-        (shape, classes), partition = local_shape(config.data), None
+        (shape, classes), partition, stream = local_shape(config.data), None, None
     else:
-        benchmark = make_benchmark(config)
-        shape, classes, partition = benchmark.shape, benchmark.classes, benchmark.partition.summary()
+        stream = make_benchmark(config)
+        shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
     build_strategy(config.strategy, config.data.clients)
 
@@ -81,7 +81,7 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
     again = resume and (place / "config.toml").is_file()
     with RunFolder.resume(place, config) if again else RunFolder.create(place, config) as folder:
         with FlowerGrid(grid, config.data.clients, config.to_toml(), folder.run_id, waiting) as ours:
-            result = Experiment(config, ours, folder, learner, [show], partition).run()
+            result = Experiment(config, ours, folder, learner, [show], partition, stream).run()
         print(f"Report: {write_report([folder], folder.path)}", flush=True)
     return result
 

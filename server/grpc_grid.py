@@ -20,7 +20,7 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
 from fedknow.protocols.security import Tokens
 from fedknow.protocols.transport import CHUNK_BYTES, SILENCE_SECONDS
-from fedknow.protocols.wire import Code, Limits, Packed, WireError, pack, unpack
+from fedknow.protocols.wire import Code, Encoding, Limits, Packed, WireError, pack, unpack
 from fedknow.server.grid import Answers, MessageGrid
 from fedknow.server.grpc_service import Answer, Service, Work
 
@@ -133,7 +133,7 @@ class GrpcGrid(MessageGrid):
         queues: dict[int, deque[Message]] = {}
         for message in work:
             queues.setdefault(message.node, deque()).append(message)
-        packed = _Packer(self._limits)
+        packed = _Packer(self._limits, Encoding.SPARSE if self.sparse else Encoding.DENSE)
         faults: dict[str, int] = {}
         left = len(work)
 
@@ -281,8 +281,9 @@ class GrpcGrid(MessageGrid):
 class _Packer:
     """Serialises the messages of a wave, those of the same content once."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, encoding: Encoding) -> None:
         self._limits = limits
+        self._encoding = encoding
         self._packed: dict[tuple[Any, ...], Packed] = {}
 
     def __call__(self, message: Message) -> Packed:
@@ -290,7 +291,7 @@ class _Packer:
         records = tuple((name, id(record)) for name, record in message.content.items())
         key = message.kind, message.group, records
         if key not in self._packed:
-            self._packed[key] = pack(message, limits=self._limits, chunk_bytes=CHUNK_BYTES)
+            self._packed[key] = pack(message, self._encoding, limits=self._limits, chunk_bytes=CHUNK_BYTES)
         return self._packed[key]
 
 

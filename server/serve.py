@@ -77,10 +77,10 @@ def serve(
     bearers = Tokens.load(tls) if tls is not None and tokens else None
     config = resolve(config)
     if config.data.name == LOCAL:
-        (shape, classes), partition = local_shape(config.data), None
+        (shape, classes), partition, stream = local_shape(config.data), None, None
     else:
-        benchmark = make_benchmark(config)
-        shape, classes, partition = benchmark.shape, benchmark.classes, benchmark.partition.summary()
+        stream = make_benchmark(config)
+        shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
     build_strategy(config.strategy, config.data.clients)
     again = resume and (out / "config.toml").is_file()
@@ -99,7 +99,7 @@ def serve(
             grid = GrpcGrid(config, listen, folder.run_id, credentials=credentials, tokens=bearers, limits=limits)
             with grid:
                 ready(grid.port)
-                result = Experiment(config, grid, folder, learner, observers, partition).run()
+                result = Experiment(config, grid, folder, learner, observers, partition, stream).run()
                 grid.finish()
         except Exception:
             with suppress(OSError):  # a disk too full for the run is too full for its log

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from inspect import getdoc
-from typing import Any
 
 from pydantic import ValidationError
 
 from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.base import Learner, LearnerSettings
 from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
+from fedknow.client.learners.best import with_best
 from fedknow.client.learners.er import ExperienceReplay
 from fedknow.client.learners.ewc import Ewc, OnlineEwc
 from fedknow.client.learners.fedknow import FedKnow
@@ -17,7 +17,7 @@ from fedknow.client.learners.gem import AGem, Gem
 from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
 from fedknow.client.models import build_model
-from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, closest
+from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, StrategyConfig, closest
 from fedknow.protocols.plugins import calling, is_reference, load_object
 from fedknow.protocols.seeds import integer
 
@@ -85,21 +85,46 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with every setting of its learner spelled out.
+    """The same experiment with every setting of its learner spelled out, and the strategy that the learner needs.
 
     Raises
     ------
     ConfigError
-        For an unknown learner, an unknown setting, an impossible value or a scenario the method is not made for.
+        For an unknown learner, an unknown setting, an impossible value, a scenario the method is not made for or a
+        strategy that is not its own.
     """
+    config = with_best(config)
     kind, scenario = learner_class(config.learner.name), config.data.scenario
     if scenario not in kind.scenarios:
         raise ConfigError(
             f"learner.name = {config.learner.name!r} is not made for data.scenario = {scenario!r}; "
             f"set data.scenario = {' or '.join(repr(name) for name in kind.scenarios)}"
         )
-    settings: dict[str, Any] = _settings(config.learner).model_dump()
-    return config.model_copy(update={"learner": LearnerConfig(name=config.learner.name, **settings)})
+    settings = _settings(config.learner)
+    learner = LearnerConfig(name=config.learner.name, **settings.model_dump())
+    strategy = _with_counterpart(config, kind, settings)
+    return config.model_copy(update={"learner": learner, "strategy": strategy})
+
+
+def _with_counterpart(config: ExperimentConfig, kind: type[Learner], settings: LearnerSettings) -> StrategyConfig:
+    """The strategy that a learner needs, with the options that are the learner's settings; otherwise as configured."""
+    strategy = config.strategy
+    if not kind.strategy:
+        return strategy
+    if strategy.name not in ("fedavg", kind.strategy) and not is_reference(strategy.name):
+        raise ConfigError(
+            f"strategy.name = {strategy.name!r} does not fit learner.name = {config.learner.name!r}, whose half on the "
+            f"server is {kind.strategy!r}; leave strategy.name out"
+        )
+    options = kind.strategy_options(settings)
+    for key, value in options.items():
+        if strategy.options.get(key, value) != value:
+            raise ConfigError(
+                f"strategy.{key} = {strategy.options[key]!r} contradicts learner.{key} = {value!r}, which decides; "
+                f"set learner.{key} alone"
+            )
+    name = strategy.name if is_reference(strategy.name) else kind.strategy
+    return StrategyConfig(name=name, **strategy.options | options)
 
 
 def build_learner(config: ExperimentConfig, shape: tuple[int, int, int], classes: int) -> Learner:
