@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.base import Learner, LearnerSettings
 from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
+from fedknow.client.learners.bcn import Bcn
 from fedknow.client.learners.best import with_best
 from fedknow.client.learners.er import ExperienceReplay
 from fedknow.client.learners.ewc import Ewc, OnlineEwc
@@ -38,6 +39,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "online-ewc": OnlineEwc,
     "mas": Mas,
     "lwf": Lwf,
+    "bcn": Bcn,
 }
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import nn
 
 from fedknow.client.learners.base import Batch, widen
-from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay, columns
+from fedknow.client.learners.memory import MemorySettings, Rehearsal
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["ExperienceReplay", "ExperienceReplaySettings"]
@@ -52,12 +51,7 @@ class ExperienceReplay(Rehearsal):
             return super().gradient(batch)
         stored = self.draw(self.past, self.settings.memory_batch or self.train.batch_size)
         count = len(batch.y)
-        here = columns(batch.head.index.tolist(), self.head.out_features).expand(count, -1)
-        both = Replay(
-            self.images(torch.cat([batch.x, stored.x])),
-            torch.cat([batch.head.index[batch.y], stored.y]),
-            torch.cat([here, stored.head]),
-        )
+        both = self.join(batch, stored)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             z = widen(self.model(both.x))

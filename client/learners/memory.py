@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import ContinualSettings, Learner, Round, State
+from fedknow.client.learners.base import Batch, ContinualSettings, Learner, Round, State
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
@@ -216,6 +216,15 @@ class Rehearsal(Learner):
         """At most ``count`` samples, uniformly at random without replacement."""
         index = torch.randperm(len(past), generator=self.draws)[:count]
         return Replay(past.x[index], past.y[index], past.head[index])
+
+    def join(self, batch: Batch, stored: Replay) -> Replay:
+        """A batch, first, and stored samples together."""
+        here = columns(tuple(batch.head.index.tolist()), self.head.out_features).expand(len(batch.y), -1)
+        return Replay(
+            self.images(torch.cat([batch.x, stored.x])),
+            torch.cat([batch.head.index[batch.y], stored.y]),
+            torch.cat([here, stored.head]),
+        )
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep a part of the task's samples."""
