@@ -7,9 +7,11 @@ message and the layout of an array. ``tests/protocols/test_flower.py`` fails if 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
@@ -22,6 +24,7 @@ from fedknow.protocols.messages import Arrays, Config, Content, Failure, Message
 __all__ = [
     "Cache",
     "FlowerCache",
+    "LazyArray",
     "Run",
     "empty_run",
     "from_flower",
@@ -146,21 +149,20 @@ def from_flower(message: FlowerMessage, cache: Cache | None = None) -> Message:
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Named arrays as Flower's record, in the same order."""
+    """Named arrays as Flower's record, in the same order.
+
+    Read-only arrays must not be changed any more: the record refers to them. Others are copied.
+    """
     record = ArrayRecord()
     for name, array in arrays.items():
-        record[name] = _to_array(array)
+        # Flower's own way refuses what it cannot store
+        record[name] = LazyArray(array) if array.dtype.kind in "biufc" else Array(array)
     return record
 
 
 def to_arrays(record: ArrayRecord) -> Arrays:
-    """Flower's record as named arrays (read-only), in the same order."""
-    arrays = Arrays()
-    for name, array in record.items():
-        value = array.numpy()
-        value.flags.writeable = False  # many clients share it
-        arrays[name] = value
-    return arrays
+    """Flower's record as named arrays (read-only), in the same order; without a copy where Flower's layout allows."""
+    return Arrays((name, _view(array)) for name, array in record.items())
 
 
 def to_records(content: Mapping[str, Record], cache: FlowerCache | None = None) -> dict[str, FlowerRecord]:
@@ -184,12 +186,75 @@ def _to_record(record: Record) -> FlowerRecord:
     return MetricRecord(record) if isinstance(record, Metrics) else ConfigRecord(record)
 
 
-def _to_array(array: np.ndarray) -> Array:
-    if array.dtype.kind not in "biufc":
-        return Array(array)  # Flower's own way, which refuses what it cannot store
-    # The bytes numpy.save would write, with one copy of the data instead of several and the header made once a shape.
-    data = b"".join((_header(array.dtype.str, array.shape), np.asarray(array, order="C").data))
-    return Array(dtype=str(array.dtype), shape=tuple(array.shape), stype=NUMPY, data=data)
+class LazyArray(Array):  # type: ignore[misc]
+    """Flower's array, of which the bytes are made when somebody asks for them.
+
+    Flower keeps arrays as ``numpy.save`` writes them, and a strategy that averages reads them back: two passes of
+    parsing and copying a tensor and client, for bytes that nobody sees where clients run in the server's process or
+    beside it. To whoever uses it this is a plain ``Array``, and pickle makes one of it.
+
+    Parameters
+    ----------
+    array : ndarray
+        Of numbers or booleans. Copied if it is writeable, as its owner could change it.
+    """
+
+    __qualname__ = Array.__qualname__  # by which Flower tells kinds of objects on its wire
+
+    def __init__(self, array: np.ndarray) -> None:
+        if array.flags.writeable:
+            array = array.copy()
+            array.flags.writeable = False
+        self.__dict__.update(dtype=_name(array.dtype), shape=array.shape, stype=NUMPY, array=array)
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """What ``numpy.save`` would write."""
+        made: bytes | None = self.__dict__.get("bytes")
+        if made is None:
+            array = self.__dict__["array"]
+            # One copy of the data instead of several, and the header made once a shape.
+            made = b"".join((_header(array.dtype.str, array.shape), np.asarray(array, order="C").data))
+            self.data = made
+        return made
+
+    @data.setter
+    def data(self, value: bytes) -> None:
+        self.__dict__.update(bytes=value, array=None)  # the bytes hold it now
+
+    def numpy(self) -> np.ndarray:
+        """A copy, as Flower's method gives one."""
+        array: np.ndarray | None = self.__dict__["array"]
+        return array.copy() if array is not None and self.stype == NUMPY else super().numpy()
+
+    def __eq__(self, other: object) -> bool:
+        fields = ("dtype", "shape", "stype", "data")
+        return isinstance(other, Array) and all(getattr(self, name) == getattr(other, name) for name in fields)
+
+    __hash__ = None  # type: ignore[assignment]  # as Flower's
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def _view(array: Array) -> np.ndarray:
+    """The numbers of a Flower array, read-only, in place where they lie as :class:`LazyArray` would write them."""
+    held: np.ndarray | None = vars(array).get("array")
+    if held is not None and array.stype == NUMPY:
+        return held
+    if array.stype == NUMPY and array.dtype in np.sctypeDict:
+        header = _header(np.dtype(array.dtype).str, tuple(array.shape))
+        if array.data.startswith(header):
+            flat = np.frombuffer(array.data, array.dtype, math.prod(array.shape), len(header))
+            return flat.reshape(array.shape)
+    value = array.numpy()
+    value.flags.writeable = False  # many clients share it
+    return value
+
+
+@lru_cache(maxsize=64)
+def _name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,8 @@
 """Conversion to Flower's messages and back, and a watch on the private parts of Flower that it touches."""
 
+import copy
 import io
+import pickle
 import random
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
 from fedknow.protocols import flower
-from fedknow.protocols.flower import from_flower, identify, set_id, to_arrays, to_flower, to_record
+from fedknow.protocols.flower import LazyArray, from_flower, identify, set_id, to_arrays, to_flower, to_record
 from fedknow.protocols.messages import CLIENT_FAILED, Arrays, Config, Failure, Message, Metrics
 
 NAMES = st.text(min_size=1, max_size=8)
@@ -111,6 +113,46 @@ def test_arrays_are_the_bytes_that_flower_would_store(array):
     mine, theirs = to_record({"x": array})["x"], Array(array)
     assert (mine.dtype, mine.shape, mine.stype) == (theirs.dtype, theirs.shape, theirs.stype)
     assert mine.data == theirs.data
+
+
+@given(ARRAYS)
+def test_a_lazy_array_is_flowers_to_whoever_uses_it(array):
+    theirs = Array(array)
+    for lazy in (LazyArray(array), pickle.loads(pickle.dumps(LazyArray(array))), copy.deepcopy(LazyArray(array))):
+        assert lazy == theirs
+        assert theirs == lazy
+        assert lazy.object_id == theirs.object_id
+        assert lazy.deflate() == theirs.deflate()
+        found = lazy.numpy()
+        assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
+        assert found.flags.writeable  # a strategy may compute in place
+
+
+def test_a_lazy_array_changes_with_its_bytes_and_with_nothing_else():
+    values = np.arange(3, dtype=np.float32)
+    lazy = LazyArray(values)
+    values[0] = 7
+    lazy.numpy()[1] = 7
+    np.testing.assert_array_equal(lazy.numpy(), [0, 1, 2])
+    id = lazy.object_id
+    lazy.data = Array(values).data
+    np.testing.assert_array_equal(lazy.numpy(), [7, 1, 2])
+    assert lazy.object_id != id
+
+
+def test_read_only_arrays_travel_through_flowers_records_without_a_copy():
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    values.flags.writeable = False
+    assert to_arrays(to_record({"x": values}))["x"] is values
+
+
+@given(ARRAYS)
+def test_flowers_own_arrays_are_read_where_they_lie(array):
+    theirs = Array(array)
+    found = to_arrays(ArrayRecord({"x": theirs}))["x"]
+    assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert not found.flags.writeable
+    assert array.size == 0 or np.shares_memory(found, np.frombuffer(theirs.data, np.uint8))
 
 
 def test_arrays_in_another_order_or_byte_order_keep_their_values():
