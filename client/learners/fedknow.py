@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -43,7 +44,7 @@ from fedknow.client.learners.integrator import (
     most_dissimilar,
 )
 from fedknow.client.learners.knowledge import Knowledge, extract, prunable
-from fedknow.client.learners.linearization import Linearization, flatten, views
+from fedknow.client.learners.linearization import Linearization, factorable, flatten, views
 from fedknow.client.learners.restorer import Restorer, restored_cotangent
 from fedknow.protocols.config import ConfigError, TrainConfig
 
@@ -110,9 +111,9 @@ class FedKnow(Learner):
         _check_model(self)
         self._scratch = copy.deepcopy(model)  # teachers, extraction and the model before aggregation work in here
         self._parameters = list(self.body.parameters())
-        self._width = sum(parameter.numel() for parameter in self._parameters)
-        self._rows = torch.empty(0, self._width)
-        self._lazy: bool | None = None  # not known before the first batch
+        self._memory = torch.empty(0)  # for the gradients of a batch
+        self._factored: frozenset[nn.Parameter] | None = None  # what the body allows is not known before it meets data
+        self._lazy: bool | None = None
         self._become({})
 
     # --- state ----------------------------------------------------------------------------------------------------
@@ -164,6 +165,10 @@ class FedKnow(Learner):
         self._start_counting()
         self._chosen = None
         self._revisiting = bool(self._local) and self.settings.post_aggregation != "off"
+        if self._factored is None and self._knowledge:
+            found = factorable(self._scratch_body, self.images(task.train.x[:2]))
+            pairs = zip(self._parameters, self._scratch_body.parameters(), strict=True)
+            self._factored = frozenset(parameter for parameter, scratch in pairs if scratch in found)
         if self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values()):
             x = self.images(task.train.x)
             self._answers = {
@@ -188,7 +193,7 @@ class FedKnow(Learner):
         self._batches += 1
         if not past or self.settings.integrator == "off" or self._batches % self.settings.every:
             return super().gradient(batch)
-        at_body = Linearization(self.body, batch.x, self._parameters, self.autocast())
+        at_body = Linearization(self.body, batch.x, self.autocast(), self._factored or frozenset())
         features = at_body.features.requires_grad_()
         with self.autocast():
             logits = widen(self.head(features))
@@ -204,7 +209,7 @@ class FedKnow(Learner):
         self._active += int((result.multipliers > 0).sum())
         self._pullbacks += 1 + result.built
         self._pushforwards += result.asked
-        self._set_body_gradient(result.gradient)
+        self._set_body_gradient(at_body.expand(result.gradient))
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
 
     def _integrated(self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]) -> Integration:
@@ -224,9 +229,8 @@ class FedKnow(Learner):
         s = self.settings
         choosing = self._chosen is None and len(past) > s.k
         self._signatures += min(len(past), s.k)
-        if len(self._rows) <= len(past):
-            self._rows = self._parameters[0].new_empty(1 + len(past), self._width)
-        g, rows = self._rows[0], self._rows[1:]
+        room = self._room(1 + len(past), at_body.size)
+        g, rows = room[0], room[1:]
         if s.integrator == "sum" and not choosing:
             return Integration(at_body.pullback(own + restored.sum(0), g), np.zeros(len(past)), 0)
         lazily = not choosing and self._may_be_lazy(len(past))
@@ -240,13 +244,20 @@ class FedKnow(Learner):
             )
         signature = restorer.build(range(len(past)))
         if choosing:
-            chosen = most_dissimilar(g, signature, s.k, s.wasserstein)
+            full = [flatten(at_body.expand(row), self._parameters) for row in (g, *signature)]
+            chosen = most_dissimilar(full[0], full[1:], s.k, s.wasserstein)
             signature = signature[chosen]
             if s.select == "round":
                 self._chosen = [past[row] for row in chosen]
         if s.integrator == "sum":
             return Integration(g + signature.sum(0), np.zeros(len(signature)), 0, len(past))
         return replace(integrate(g, signature), built=len(past))
+
+    def _room(self, count: int, size: int) -> Tensor:
+        """Memory for so many gradients, float [count, size]; what is not written to takes up none."""
+        if self._memory.numel() < count * size:
+            self._memory = self._parameters[0].new_empty(count * size)
+        return self._memory[: count * size].view(count, size)
 
     def _may_be_lazy(self, count: int) -> bool:
         """Whether the gradients an integration needs are to be found out before they are computed."""
@@ -296,8 +307,8 @@ class FedKnow(Learner):
         cotangent = restored_cotangent(logits[:, classes], self._answers[task][index], self.settings.temperature)
         return cotangent @ self.head.weight.detach()[classes]
 
-    def _set_body_gradient(self, g: Tensor) -> None:
-        for parameter, part in zip(self._parameters, views(g, self._parameters), strict=True):
+    def _set_body_gradient(self, parts: Sequence[Tensor]) -> None:
+        for parameter, part in zip(self._parameters, parts, strict=True):
             parameter.grad = part
 
     def _gradient_after_aggregation(self, batch: Batch) -> tuple[float, int]:
@@ -311,7 +322,7 @@ class FedKnow(Learner):
         integrated = integrate_one(g_a, g_b)
         self._revisits += 1
         self._opposed += integrated is not g_a
-        self._set_body_gradient(integrated)
+        self._set_body_gradient(views(integrated, self._parameters))
         return report
 
     # --- the end of a task ----------------------------------------------------------------------------------------

@@ -302,8 +302,8 @@ def wasserstein(a: Tensor, b: Tensor, form: str = "values") -> float:
     return float((mass[0] - mass[1]).abs().mean())
 
 
-def most_dissimilar(g: Tensor, candidates: Tensor, k: int, form: str = "values") -> list[int]:
-    """The k rows of ``candidates`` [t, p] farthest from g [p] by :func:`wasserstein`, in ascending order of index."""
+def most_dissimilar(g: Tensor, candidates: Sequence[Tensor], k: int, form: str = "values") -> list[int]:
+    """The k of ``candidates`` [p] farthest from g [p] by :func:`wasserstein`, in ascending order of index."""
     if len(candidates) <= k:
         return list(range(len(candidates)))
     distance = np.array([wasserstein(g, row, form) for row in candidates])

@@ -11,7 +11,7 @@ the same batch statistics as the pullbacks, and moves no running statistics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -23,13 +23,13 @@ from torch.overrides import TorchFunctionMode
 
 from fedknow.client.learners.base import widen
 
-__all__ = ["Linearization", "flatten", "views"]
+__all__ = ["Linearization", "factorable", "flatten", "views"]
 
 _Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 """Stride, padding, dilation, groups of a convolution."""
 
 
-def views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """A flat vector as tensors of the parameters' shapes and strides, which share its memory.
 
     In the order of memory, that is: an optimizer is fast only where gradients are laid out as parameters are.
@@ -38,7 +38,7 @@ def views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     ----------
     flat : Tensor
         Float [p].
-    parameters : sequence of Parameter
+    parameters : sequence of Tensor
         With p entries in all.
     """
     parts, start = [], flat.storage_offset()
@@ -49,7 +49,7 @@ def views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return parts
 
 
-def flatten(parts: Sequence[Tensor], parameters: Sequence[nn.Parameter], out: Tensor | None = None) -> Tensor:
+def flatten(parts: Sequence[Tensor], parameters: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
     """The reverse of :func:`views`: tensors of the parameters' shapes as one flat vector, float [p]."""
     flat = parts[0].new_empty(sum(parameter.numel() for parameter in parameters)) if out is None else out
     with torch.no_grad():
@@ -57,8 +57,37 @@ def flatten(parts: Sequence[Tensor], parameters: Sequence[nn.Parameter], out: Te
     return flat
 
 
+def factorable(body: nn.Module, x: Tensor, threshold: int = 1 << 16) -> frozenset[nn.Parameter]:
+    """The large weights that a body multiplies a matrix by, once, and does nothing else with.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Images to features; it is put in evaluation mode.
+    x : Tensor
+        A few samples to try it on.
+    threshold : int
+        Entries from which on a weight is large.
+    """
+    body.eval()
+    weights = {p for p in body.parameters() if p.dim() == 2 and p.numel() >= threshold}
+    tracer = _Tracer(weights, probe=True)
+    with tracer:
+        features = body(x)
+    if not (weights and features.requires_grad):
+        return frozenset()
+    elsewhere = torch.autograd.grad(features.sum(), list(weights), allow_unused=True)
+    once = {w for w, gradient in zip(weights, elsewhere, strict=True) if gradient is None}
+    return frozenset(once & tracer.factors.keys() - tracer.again)
+
+
 class Linearization:
     """The body at one batch.
+
+    A vector of R^p, such as a gradient, is one flat tensor, and inner products are those of R^p. It may be shorter: a
+    gradient by the weight of a linear layer is ``D^T A`` with the layer's inputs A, float [n, inputs], so all gradients
+    of the batch lie in the span of A's rows. With A^T = Q R, Q's columns orthonormal, they are kept as coordinates
+    ``(R D)^T``, float [outputs, n], which have the same inner products.
 
     Parameters
     ----------
@@ -66,32 +95,38 @@ class Linearization:
         Images to features ``[n, f]``.
     x : Tensor
         The batch, float [n, C, H, W].
-    parameters : sequence of Parameter
-        What the Jacobian is taken by: p entries in all. Every vector of R^p is laid out as :func:`views` says.
     context : context manager
         That of the forward pass (:meth:`~fedknow.client.learners.base.Learner.autocast`).
+    factored : set of Parameter
+        The weights to keep coordinates of, where that is shorter (:func:`factorable`).
 
     Attributes
     ----------
     features : Tensor
         f(x; w), float [n, f], without a graph.
+    size : int
+        Length of a flat vector.
     """
 
     def __init__(
         self,
         body: nn.Module,
         x: Tensor,
-        parameters: Sequence[nn.Parameter],
         context: AbstractContextManager[Any] | None = None,
+        factored: Set[nn.Parameter] = frozenset(),
     ) -> None:
-        self._parameters = list(parameters)
-        with context or nullcontext(), _LeanConvolutions():
+        tracer = _Tracer(factored)
+        with context or nullcontext(), tracer:
             self._features = widen(body(x))
         self.features = self._features.detach()
+        self._parameters = list(body.parameters())
+        self._factors = tracer.factors
+        self._leaves = [tracer.factors[p][0] if p in tracer.factors else p for p in self._parameters]
+        self.size = sum(leaf.numel() for leaf in self._leaves)
         self._transpose: tuple[Tensor, list[Tensor]] | None = None
 
     def pullback(self, cotangent: Tensor, out: Tensor, forward: bool = False) -> Tensor:
-        """J^T c into ``out``: float [n, f] -> float [p].
+        """J^T c into ``out``: float [n, f] -> float [size].
 
         Parameters
         ----------
@@ -104,14 +139,14 @@ class Linearization:
         """
         cotangent = cotangent.detach().requires_grad_(forward)
         parts = torch.autograd.grad(
-            self._features, self._parameters, cotangent, retain_graph=True, create_graph=forward, materialize_grads=True
+            self._features, self._leaves, cotangent, retain_graph=True, create_graph=forward, materialize_grads=True
         )
         if forward:
             self._transpose = cotangent, list(parts)
-        return flatten(parts, self._parameters, out)
+        return flatten(parts, self._leaves, out)
 
     def pushforward(self, direction: Tensor) -> Tensor:
-        """J u: float [p] -> float [n, f]. After a pullback with ``forward=True``.
+        """J u: float [size] -> float [n, f]. After a pullback with ``forward=True``.
 
         Raises
         ------
@@ -121,7 +156,7 @@ class Linearization:
         if self._transpose is None:
             raise RuntimeError("pushforward needs a pullback with forward=True before it")
         cotangent, parts = self._transpose
-        steps = views(direction, self._parameters)
+        steps = views(direction, self._leaves)
         pairs = [(part, step) for part, step in zip(parts, steps, strict=True) if part.requires_grad]
         (result,) = torch.autograd.grad(
             [part for part, _ in pairs],
@@ -132,15 +167,47 @@ class Linearization:
         )
         return result
 
+    def expand(self, flat: Tensor) -> list[Tensor]:
+        """A flat vector as tensors of the parameters' shapes and strides, which may share its memory."""
+        parts = views(flat, self._leaves)
+        return [
+            part @ self._factors[parameter][1].T if parameter in self._factors else part
+            for parameter, part in zip(self._parameters, parts, strict=True)
+        ]
 
-class _LeanConvolutions(TorchFunctionMode):
-    """Has convolutions differentiated twice in two convolutions each.
 
-    Torch's own formula takes five, for it also derives by the image and by the filter, asked or not.
+class _Tracer(TorchFunctionMode):
+    """Has a body's layers do what its linearization needs.
+
+    Convolutions are differentiated twice in two convolutions each: torch's own formula takes five, for it also derives
+    by the image and by the filter, asked or not. Linear layers get coordinates of their weights' gradients: a leaf of
+    zeros, by which the layer's output is derived as by the weight.
     """
 
+    def __init__(self, factored: Set[nn.Parameter], probe: bool = False) -> None:
+        super().__init__()
+        self._factored = factored
+        self._probe = probe
+        self.factors: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
+        self.again: set[nn.Parameter] = set()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_convolve if func is F.conv2d else func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is F.conv2d:
+            return _convolve(*args, **kwargs)
+        if func is F.linear and len(args) > 1 and args[1] in self._factored:
+            return self._linear(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _linear(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None = None) -> Tensor:
+        if weight in self.factors:
+            self.again.add(weight)
+        if x.dim() != 2 or not (self._probe or 2 * len(x) <= weight.shape[1]):
+            return F.linear(x, weight, bias)
+        q, r = torch.linalg.qr(widen(x.detach()).T)
+        coordinates = r.new_zeros(len(weight), len(r)).requires_grad_()
+        self.factors[weight] = coordinates, q
+        return F.linear(x, weight.detach(), bias) + F.linear(r.T, coordinates)
 
 
 def _convolve(
