@@ -152,7 +152,8 @@ def compare(
         typer.Option(
             "--learners",
             metavar="NAME,NAME",
-            help="Which to compare (`fedknow list learners`); settings may follow: fedknow@rho=0.2+k=5.",
+            help="Which to compare (`fedknow list learners`), or `all`; settings may follow: fedknow@rho=0.2+k=5; "
+            "ewc@best, all@best: the settings a search found; all,-gem: without one.",
         ),
     ] = "fedavg,fedknow",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on.")] = 3,
@@ -177,6 +178,8 @@ def compare(
     Example:
 
     - `fedknow compare digits --learners fedavg,fedrep,fedknow --seeds 5`
+
+    - `fedknow compare digits --learners all,fedknow@rho=0.2` also says which learners do not fit the experiment.
     """
     with _explained(folder):
         config = _read(experiment, changes, data_dir)
@@ -190,6 +193,9 @@ def compare(
         result = run_all(config, names, seeds, place, watch)
         if result.groups and not quiet:
             out.print(comparison_table(result.groups))
+        if not quiet:
+            for name, reason in result.left_out.items():
+                out.print(f"[dim]left out: {escape(name)}: {escape(reason)}[/]", highlight=False)
         if result.report:
             _point_to(result.report)
         for name, reason in result.failures.items():

@@ -16,7 +16,7 @@ from fedknow.server.summary import MEASURES, Group, Summary, group, known, ranke
 __all__ = ["write_report"]
 
 
-def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
+def write_report(runs: Sequence[RunFolder], out: Path, left_out: Mapping[str, str] | None = None) -> Path:
     """Write ``<out>/report.html`` and ``<out>/plots/*.png`` about what is there, be the runs complete or not.
 
     Parameters
@@ -25,6 +25,8 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
         One: a report of that run. Several: methods side by side, runs that differ in nothing but the seed together.
     out : Path
         A folder; made if need be.
+    left_out : mapping, optional
+        Methods that a comparison does not include, and why.
 
     Returns
     -------
@@ -45,7 +47,7 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> Path:
     else:
         groups = ranked(group(summaries))
         plots = comparison_plots(groups)
-        page = _comparison_page(groups, plots)
+        page = _comparison_page(groups, plots, left_out or {})
     with running_out_of_disk(out):
         (out / "plots").mkdir(parents=True, exist_ok=True)
         for plot in plots:
@@ -89,7 +91,7 @@ def _run_page(run: Summary, plots: Sequence[Plot]) -> str:
     )
 
 
-def _comparison_page(groups: Sequence[Group], plots: Sequence[Plot]) -> str:
+def _comparison_page(groups: Sequence[Group], plots: Sequence[Plot], left_out: Mapping[str, str]) -> str:
     first = groups[0].runs[0].config
     several = min(len(members.runs) for members in groups) > 1
     facts = [
@@ -107,6 +109,7 @@ def _comparison_page(groups: Sequence[Group], plots: Sequence[Plot]) -> str:
             f'<p class="facts">{escape(" · ".join(facts))}</p>',
             _section("Side by side", _comparison_table(groups)),
             _figures(plots),
+            _section("Left out", _table(["", ""], [list(pair) for pair in left_out.items()])) if left_out else "",
             _section("Run by run", _runs_table(groups)),
             _section(
                 "Failures and warnings",

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedknow.client.data import make_benchmark
-from fedknow.client.learners import resolve
 from fedknow.client.state import StateError, write_atomic
-from fedknow.protocols.config import ConfigError, ExperimentConfig, differences, read_config
+from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.server.checks import RunError
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, group, summarise
+from fedknow.simulations.contenders import contenders, plan
 from fedknow.simulations.ray_grid import one_ray
 from fedknow.simulations.simulate import Observer, prepare, simulate
 
@@ -40,17 +40,25 @@ class Comparison:
         One a learner, of the runs that ended, in the order the learners were given.
     failures : dict
         Folder name of each run that failed, and why.
+    left_out : dict
+        Learners that ``all`` does not include here, and why.
     report : Path or None
         The comparing page; ``None`` if no run ended.
     """
 
     groups: list[Group]
     failures: dict[str, str]
+    left_out: dict[str, str]
     report: Path | None
 
 
 def compare(
-    config: ExperimentConfig, learners: Sequence[str], seeds: int, out: Path, watch: Watch | None = None
+    config: ExperimentConfig,
+    learners: Sequence[str],
+    seeds: int,
+    out: Path,
+    watch: Watch | None = None,
+    reports: bool = True,
 ) -> Comparison:
     """Run every learner with every seed; what an earlier call left in ``out`` is read, or resumed.
 
@@ -62,7 +70,8 @@ def compare(
     config : ExperimentConfig
         All but learner and seed.
     learners : sequence of str
-        Names, without repetition; settings of its own may follow a name: ``fedknow@rho=0.2+k=5``.
+        Names, without repetition; settings of its own may follow a name: ``fedknow@rho=0.2+k=5``; ``all`` and what
+        else :func:`~fedknow.simulations.contenders.contenders` knows.
     seeds : int
         How many.
     out : Path
@@ -70,6 +79,8 @@ def compare(
         numbers), ``compare.csv`` (one line a run), ``report.html`` and ``plots/``.
     watch : callable, optional
         Gives each run its observer.
+    reports : bool
+        Whether each run, and the comparison, gets its page and plots.
 
     Returns
     -------
@@ -81,76 +92,74 @@ def compare(
     ConfigError
         Before anything is run, if a learner, a model, a setting or a folder does not fit.
     """
-    plans = _plan(config, learners, seeds, out)
-    states = {path: _state(path, plan) for path, plan in plans.items()}
+    methods, left_out = contenders(config, learners)
+    plans = _plan(config, methods, seeds, out)
+    states = {path: _state(path, run) for path, run in plans.items()}
     failures: dict[str, str] = {}
     todo = [path for path, state in states.items() if state != "complete"]
     _check([plans[path] for path in todo])
     with one_ray(config.engine.address) if todo and config.engine.backend == "ray" else nullcontext():
-        for number, (path, plan) in enumerate(plans.items(), start=1):
+        for number, (path, run) in enumerate(plans.items(), start=1):
             if path not in todo:
                 continue
             title = f"{path.name.replace('-seed', ' seed ')} ({number}/{len(plans)})"
-            with watch(plan, title) if watch else nullcontext(_ignore) as observer:
+            with watch(run, title) if watch else nullcontext(_ignore) as observer:
                 try:
-                    simulate(plan, path, resume=states[path] == "unfinished", observers=[observer])
+                    simulate(run, path, resume=states[path] == "unfinished", observers=[observer], report=reports)
                 except (RunError, StateError) as error:
                     failures[path.name] = str(error)
     folders = [RunFolder.open(path) for path in plans if path.name not in failures]
     if not folders:
-        return Comparison([], failures, None)
+        return Comparison([], failures, left_out, None)
     # Plans go seed by seed, tables learner by learner.
-    by_learner = sorted(folders, key=lambda folder: list(plans).index(folder.path) % len(learners))
+    by_learner = sorted(folders, key=lambda folder: list(plans).index(folder.path) % len(methods))
     runs = {folder.path.name: summarise(folder) for folder in by_learner}
     groups = group(runs.values())
     with running_out_of_disk(out):
-        write_atomic(out / "compare.json", _as_json(groups, runs, failures))
+        write_atomic(out / "compare.json", _as_json(groups, runs, failures, left_out))
         write_atomic(out / "compare.csv", _as_csv(runs))
-    return Comparison(groups, failures, write_report(by_learner, out))
+    page = write_report(by_learner, out, left_out) if reports else None
+    return Comparison(groups, failures, left_out, page)
 
 
 def _ignore(event: Mapping[str, Any]) -> None:
     """Watch nothing."""
 
 
-def _plan(config: ExperimentConfig, learners: Sequence[str], seeds: int, out: Path) -> dict[Path, ExperimentConfig]:
+def _plan(config: ExperimentConfig, methods: Sequence[str], seeds: int, out: Path) -> dict[Path, ExperimentConfig]:
     """Run folder and configuration of each run; seed by seed, so that what is there early can be compared early."""
-    if not learners or len(set(learners)) < len(learners):
-        raise ConfigError(f"learners = {', '.join(learners)!r}: give one or more names, none of them twice")
     if seeds < 1:
         raise ConfigError(f"seeds = {seeds}: give 1 or more")
-    tree = config.model_dump(mode="json")
-    plans = {}
-    for seed in range(config.seed, config.seed + seeds):
-        for learner in learners:
-            name, _, settings = learner.partition("@")
-            changes = [f"learner.{setting}" for setting in settings.split("+") if setting]
-            plan = resolve(read_config(tree, [f"learner={name}", *changes, f"seed={seed}"]))
-            plans[out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', learner)}-seed{seed}"] = plan
-    return plans
+    return {
+        out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', method)}-seed{seed}": plan(config, method, seed)
+        for seed in range(config.seed, config.seed + seeds)
+        for method in methods
+    }
 
 
 def _check(plans: Sequence[ExperimentConfig]) -> None:
     """Build every part of every run once: what the last of them is refused for must not cost the others' hours."""
-    for seed in sorted({plan.seed for plan in plans}):
-        same = [plan for plan in plans if plan.seed == seed]
+    for seed in sorted({run.seed for run in plans}):
+        same = [run for run in plans if run.seed == seed]
         benchmark = make_benchmark(same[0])  # learners do not change the data
-        for plan in same:
-            prepare(plan, benchmark)
+        for run in same:
+            prepare(run, benchmark)
 
 
-def _state(path: Path, plan: ExperimentConfig) -> Literal["new", "unfinished", "complete"]:
+def _state(path: Path, run: ExperimentConfig) -> Literal["new", "unfinished", "complete"]:
     if not (path / "config.toml").is_file():
         return "new"
     folder = RunFolder.open(path)
-    changed = differences(folder.config, plan)
+    changed = differences(folder.config, run)
     if changed:
         text = f"{path} was run with other settings; choose another --out or delete it:"
         raise ConfigError("\n  ".join([text, *changed]))
     return "complete" if folder.complete else "unfinished"
 
 
-def _as_json(groups: Sequence[Group], runs: Mapping[str, Summary], failures: Mapping[str, str]) -> bytes:
+def _as_json(
+    groups: Sequence[Group], runs: Mapping[str, Summary], failures: Mapping[str, str], left_out: Mapping[str, str]
+) -> bytes:
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
@@ -179,6 +188,7 @@ def _as_json(groups: Sequence[Group], runs: Mapping[str, Summary], failures: Map
             for name, run in runs.items()
         },
         "failures": dict(failures),
+        "left_out": dict(left_out),
     }
     return json.dumps(tree, indent=1, allow_nan=False).encode() + b"\n"
 

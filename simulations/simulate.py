@@ -23,9 +23,13 @@ __all__ = ["Observer", "prepare", "simulate"]
 
 
 def simulate(
-    config: ExperimentConfig, out: Path, resume: bool = False, observers: Sequence[Observer] = ()
+    config: ExperimentConfig,
+    out: Path,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+    report: bool = True,
 ) -> RunResult:
-    """Run an experiment with virtual clients and write everything it yields, report included, to ``out``.
+    """Run an experiment with virtual clients and write everything it yields to ``out``.
 
     Parameters
     ----------
@@ -37,6 +41,8 @@ def simulate(
         Go on from the last complete round.
     observers : sequence of callable
         Called with each event of the experiment.
+    report : bool
+        Whether to write the page and the plots too, which take longer than a very small run.
 
     Raises
     ------
@@ -57,7 +63,8 @@ def simulate(
         except Exception:
             _log(folder)
             raise
-        write_report([folder], folder.path)
+        if report:
+            write_report([folder], folder.path)
     return result
 
 
