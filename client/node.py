@@ -140,8 +140,9 @@ class Node:
 
     def _round(self, message: Message, task: int, purpose: str) -> Round:
         number = int(_number(message, "round", 0))
-        seed = integer(self.config.seed, purpose, client_of(message.node), task, number)
-        return Round(number, seed, _number(message, "proximal-mu", 0.0))
+        client = client_of(message.node)
+        seed = integer(self.config.seed, purpose, client, task, number)
+        return Round(number, seed, _number(message, "proximal-mu", 0.0), client)
 
     def _become(self, state: State, message: Message) -> None:
         self.learner.load_state_dict(state)

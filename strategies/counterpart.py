@@ -81,9 +81,14 @@ class Counterpart(FedAvg):
             If the method cannot be run in this experiment.
         """
 
-    def extra(self, task: int, client: int, arrays: Arrays) -> Arrays | None:
-        """What goes to a client (from 0) with its next work, besides the global parameters; give the same object to
-        all clients that are told the same, so that it is prepared once."""
+    def begin_round(self, task: int, arrays: Arrays) -> None:
+        """Before a round's work is handed out, with the global parameters."""
+
+    def extra(self, task: int, client: int) -> Arrays | None:
+        """What goes to a client (from 0) with its work of the round, besides the global parameters.
+
+        Give the same object to all clients that are told the same, so that it is prepared once.
+        """
         return None
 
     def collect(self, task: int, extras: Mapping[int, Arrays]) -> None:
@@ -116,11 +121,11 @@ class Counterpart(FedAvg):
     ) -> Iterable[FlowerMessage]:
         """Flower's FedAvg, and the ``extra`` record for each client that gets one."""
         self._task = int(config["task"])  # type: ignore[arg-type]
+        self.begin_round(self._task, to_arrays(arrays))
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        parameters = to_arrays(arrays)
         records: dict[int, tuple[Arrays, ArrayRecord]] = {}
         for message in messages:
-            extra = self.extra(self._task, client_of(message.metadata.dst_node_id), parameters)
+            extra = self.extra(self._task, client_of(message.metadata.dst_node_id))
             if extra is not None:
                 if id(extra) not in records:
                     records[id(extra)] = extra, to_record(extra)

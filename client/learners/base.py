@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -68,6 +68,11 @@ class ContinualSettings(LearnerSettings):
 class Diverged(RuntimeError):
     """Training produced a loss that is not a number."""
 
+    @classmethod
+    def in_epoch(cls, loss: float, epoch: int, train: TrainConfig) -> Self:
+        """Say in which epoch (from 0), and what to do about it."""
+        return cls(f"loss is {loss} in epoch {epoch + 1}; lower train.lr = {train.lr} or set train.clip_norm")
+
 
 @dataclass(frozen=True)
 class Round:
@@ -81,11 +86,14 @@ class Round:
         Seeds the order of batches and dropout; depends on run, client, task and round only.
     proximal_mu : float
         Weight of FedProx's term ``mu / 2 * ||w - w_global||^2`` (Li et al., MLSys 2020); 0 without.
+    client : int
+        Which client this is, from 0: its place in what the server sends of all clients.
     """
 
     number: int
     seed: int
     proximal_mu: float = 0.0
+    client: int = 0
 
 
 class HeadSlice:
@@ -302,9 +310,7 @@ class Learner:
                 batch = Batch(x[index], labels[index], index, head)
                 loss, hits = self.gradient(batch)
                 if not loss < float("inf"):
-                    raise Diverged(
-                        f"loss is {loss} in epoch {epoch + 1}; lower train.lr = {self.train.lr} or set train.clip_norm"
-                    )
+                    raise Diverged.in_epoch(loss, epoch, self.train)
                 if anchor:
                     self._proximal(anchor, round.proximal_mu)
                 if self.train.clip_norm:
@@ -367,7 +373,9 @@ class Learner:
         bfloat16: :func:`widen` it before a loss. A context of its own for each pass, left before the weights
         move: weights are cast once a context.
         """
-        return torch.autocast("cpu", torch.bfloat16) if self.train.precision == "bf16" else nullcontext()
+        if self.train.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.head.weight.device.type, torch.bfloat16)
 
     def images(self, x: Tensor) -> Tensor:
         """The same samples in the memory format that ``train.channels_last`` asks for."""
