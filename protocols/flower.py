@@ -186,7 +186,7 @@ def _to_record(record: Record) -> FlowerRecord:
     return MetricRecord(record) if isinstance(record, Metrics) else ConfigRecord(record)
 
 
-class LazyArray(Array):  # type: ignore[misc]
+class LazyArray(Array):
     """Flower's array, of which the bytes are made when somebody asks for them.
 
     Flower keeps arrays as ``numpy.save`` writes them, and a strategy that averages reads them back: two passes of
@@ -208,7 +208,7 @@ class LazyArray(Array):  # type: ignore[misc]
         self.__dict__.update(dtype=_name(array.dtype), shape=array.shape, stype=NUMPY, array=array)
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:
         """What ``numpy.save`` would write."""
         made: bytes | None = self.__dict__.get("bytes")
         if made is None:

@@ -195,18 +195,19 @@ class Inspector:
     def _check(self, reply: Message) -> None:
         if reply.failure is not None:
             raise _Unusable(Fault.FAILED, "", reply.failure.reason)
+        norms: dict[int, float] = {}
         for record in reply.content.values():
             if isinstance(record, Arrays):
-                for name, array in record.items():
-                    _check_finite(name, array)
+                norms[id(record)] = _finite_norm(record)
             elif isinstance(record, Metrics):
                 for name, value in record.items():
                     _check_number(name, value)
         if reply.kind in (TRAIN, END_TASK) and EXTRA in reply.content:
             _check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
         if reply.kind == TRAIN:
-            _check_like(reply.arrays(), self._expected)
-            self._check_norm(reply.arrays())
+            arrays = reply.arrays()
+            _check_like(arrays, self._expected)
+            self._check_norm(arrays, norms.get(id(arrays), 0.0))
             self.trained.append((reply.node, self._check_metrics(reply)))
         elif reply.kind == END_TASK:
             metrics = _own_metrics(reply)
@@ -218,12 +219,12 @@ class Inspector:
         elif reply.kind == EVALUATE and self._scored:
             self._check_scores(reply)
 
-    def _check_norm(self, arrays: Arrays) -> None:
+    def _check_norm(self, arrays: Arrays, norm: float) -> None:
         limit = self._max_update_norm * max(self._expected_norm, 1.0)
         # The sum of two norms is above that of the difference, and takes no copy.
-        if not limit or _norm(arrays.values()) + self._expected_norm <= limit:
+        if not limit or norm + self._expected_norm <= limit:
             return
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # of the differences
             update = _norm(array - self._expected[name] for name, array in arrays.items() if array.dtype.kind == "f")
         if update > limit:
             raise _Unusable(
@@ -344,7 +345,8 @@ def _check_examples(metrics: Metrics) -> None:
 
 def _check_number(name: str, value: object) -> None:
     try:
-        finite = np.isfinite(np.asarray(value, dtype=np.float64)).all()
+        plain = isinstance(value, int | float)
+        finite = math.isfinite(value) if plain else np.isfinite(np.asarray(value, dtype=np.float64)).all()
     except (TypeError, ValueError, OverflowError):
         raise _Unusable(
             Fault.METRICS, name, f"metric {name} must be a number or a list of numbers, got {value!r}"
@@ -360,8 +362,8 @@ def _check_finite(name: str, array: np.ndarray) -> None:
 
 
 def _check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True) -> None:
-    odd = sorted(arrays.keys() ^ expected.keys())
-    if odd:
+    if arrays.keys() != expected.keys():
+        odd = sorted(arrays.keys() ^ expected.keys())
         lacking = [name for name in odd if name in expected]
         raise _Unusable(
             Fault.NAMES,
@@ -390,10 +392,25 @@ def _check_layout(record: Record, layout: Layout) -> None:
 
 
 def _norm(arrays: Iterable[np.ndarray]) -> float:
-    """L2 norm of all numbers but integers; infinite where its square is above what a float32 holds."""
-    floats = (array if array.itemsize >= 4 else array.astype(np.float32) for array in arrays if array.dtype.kind == "f")
-    with np.errstate(over="ignore"):
-        return math.hypot(*(float(np.linalg.norm(array)) for array in floats))
+    """L2 norm of all real numbers but integers; infinite where its square is above what a float32 holds."""
+    return math.hypot(*(_length(array) for array in arrays if array.dtype.kind == "f"))
+
+
+def _finite_norm(arrays: Arrays) -> float:
+    """:func:`_norm` of arrays whose numbers must all be finite, in one pass over them."""
+    lengths = {name: _length(array) for name, array in arrays.items() if array.dtype.kind in "fc"}
+    for name, length in lengths.items():
+        if not math.isfinite(length):  # or its square was too large for a float32
+            _check_finite(name, arrays[name])
+    return math.hypot(*(length for name, length in lengths.items() if arrays[name].dtype.kind == "f"))
+
+
+def _length(array: np.ndarray) -> float:
+    flat = array.ravel(order="K")
+    if flat.dtype == np.float16:
+        flat = flat.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.sqrt(abs(np.vdot(flat, flat)))
 
 
 def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
