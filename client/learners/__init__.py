@@ -11,6 +11,7 @@ from fedknow.client.learners.base import Learner, LearnerSettings
 from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
 from fedknow.client.learners.bcn import Bcn
 from fedknow.client.learners.best import with_best
+from fedknow.client.learners.co2l import Co2L
 from fedknow.client.learners.er import ExperienceReplay
 from fedknow.client.learners.ewc import Ewc, OnlineEwc
 from fedknow.client.learners.fedknow import FedKnow
@@ -40,6 +41,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "mas": Mas,
     "lwf": Lwf,
     "bcn": Bcn,
+    "co2l": Co2L,
 }
 
 
