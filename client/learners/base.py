@@ -131,6 +131,17 @@ class Batch:
     head: HeadSlice
 
 
+def seed_torch(seed: int) -> None:
+    """Seed PyTorch's generators of the devices in use, from which dropout draws.
+
+    ``torch.manual_seed`` does the same, and formats a stack trace for each kind of device that is not in use: 0.3 ms,
+    a tenth of a small client's round.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of one epoch in random order, int64 tensors of at most ``size``."""
     yield from torch.split(torch.randperm(count, generator=generator), size)
@@ -295,7 +306,7 @@ class Learner:
             If the loss is not a number.
         """
         generator = torch.Generator().manual_seed(round.seed)
-        torch.manual_seed(round.seed)
+        seed_torch(round.seed)
         head = HeadSlice(task.head, self.head.out_features)
         labels = head.labels(task.train.y)
         x = self.images(task.train.x)
