@@ -81,7 +81,7 @@ class Bcn(Rehearsal):
             return super().gradient(batch)
         joint = self.join(batch, self.draw(self.past, len(batch.y)))
         worse, better = self._worse_samples(joint), self._better_weights(joint)
-        here = self._parameters
+        here: Tensors = dict(self._parameters)
         z = self._logits(here, joint.x)
         cost, cost_worse = joint.loss(z), joint.loss(self._logits(here, worse))
         cost_better = joint.loss(self._logits(better, joint.x))
