@@ -19,7 +19,7 @@ def build(tiny_model, name, **settings):
 
 
 def live(learner, tasks, between):
-    """Two rounds a task, the last one's second skipped; ``between`` is called between messages and gives a learner."""
+    """Two rounds a task; ``between`` is called before each message and gives the learner that answers it."""
     reports = []
     for task in tasks:
         for number in (1, 2):
