@@ -205,6 +205,60 @@ def compare(
 
 
 @app.command()
+def search(
+    experiment: Annotated[str, EXPERIMENT] = "digits",
+    learners: Annotated[
+        str,
+        typer.Option(
+            "--learners", metavar="NAME,NAME", help="Whose settings to search, or `all`; all,-gem: without one."
+        ),
+    ] = "all",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Most candidates a learner; its defaults are one.")] = 8,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on.")] = 1,
+    changes: Annotated[list[str] | None, SET] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of all runs.  [default: runs/NAME-search]", show_default=False
+        ),
+    ] = None,
+    data_dir: Annotated[Path | None, DATA_DIR] = None,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Search the settings of learners over the values their papers give, on training samples that are held out.
+
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+
+    A fifth of each class's training samples (`data.holdout`) is trained on by nobody and scores the candidates; the
+    test samples are not touched. Given the same command again, finished runs are read and unfinished ones go on. The
+    folder gets `search.jsonl`, one line a candidate, and `best.toml`.
+
+    Example:
+
+    - `fedknow search digits --learners ewc,fedknow --runs 12 --seeds 2`
+    """
+    with _explained(folder):
+        config = _read(experiment, changes, data_dir)
+        names = [name.strip() for name in learners.split(",") if name.strip()]
+        place = folder or Path("runs") / f"{config.name}-search"
+    with _explained(place):
+        from fedknow.progress import RunProgress, found_table
+        from fedknow.simulations.search import search as search_all
+
+        given = ["fedknow", "search", experiment, "--learners", learners, "--runs", str(runs), "--seeds", str(seeds)]
+        command = shlex.join([*given, *(part for change in changes or [] for part in ("--set", change))])
+        watch = None if quiet else lambda plan, title: RunProgress(plan, out, title)
+        found, failures = search_all(config, names, runs, seeds, place, command, watch)
+        if found and not quiet:
+            out.print(found_table(found))
+        out.print(f"Found: {escape(str(place / 'best.toml'))}", highlight=False, soft_wrap=True)
+        for name, reason in failures.items():
+            err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}", highlight=False)
+        if not found:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
 def certs(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     clients: Annotated[int, typer.Option("--clients", min=1, help="How many clients there shall be.")],

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,9 +15,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.server.summary import Group, Summary, duration, known, ranked, size
+from fedknow.server.summary import MEASURES, Group, Summary, duration, known, ranked, size
 
-__all__ = ["RunProgress", "comparison_table", "result_tables"]
+if TYPE_CHECKING:
+    from fedknow.simulations.search import Found
+
+__all__ = ["RunProgress", "comparison_table", "found_table", "result_tables"]
 
 WINDOW = 12
 """Rounds whose pace the time left is told from: later tasks are slower, so only the latest count."""
@@ -176,6 +179,19 @@ def comparison_table(groups: list[Group]) -> Table:
         ]
         seeds = "" if len(group.runs) == fewest else f" ({len(group.runs)} seeds)"
         table.add_row(f"{group.label}{seeds}", *cells)
+    return table
+
+
+def found_table(found: Mapping[str, Found]) -> Table:
+    """One line a learner: what a search of settings found."""
+    table = Table(title="Best settings, on held-out training samples", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("", "accuracy\n%", "with defaults\n%", "forgotten\n%", "runs"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_column("settings")
+    for name, best in found.items():
+        numbers = [MEASURES[0].text(value, unit=False) for value in (best.accuracy, best.default, best.forgetting)]
+        settings = ", ".join(f"{key}={value}" for key, value in best.settings.items()) or "–"
+        table.add_row(name, *numbers, str(best.runs), settings)
     return table
 
 

@@ -92,6 +92,9 @@ class DataConfig(Section):
     """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples for all clients."""
     alpha: float = Field(0.5, gt=0)
     """``dirichlet``: concentration; small is skewed. With another partition it must be left as it is."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Fraction of each class's training samples that takes the place of the test samples, which are then not touched:
+    for choosing settings."""
 
     shape: list[int] = Field(default=[], max_length=3)
     """``local``: channels, height and width of the clients' images."""
@@ -109,6 +112,11 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.alpha = {self.alpha:g} does nothing with data.partition = {self.partition!r}; "
                 f"set data.partition = 'dirichlet', or leave data.alpha at {default:g}"
+            )
+        if self.holdout and self.name == "local":
+            raise ValueError(
+                f"data.holdout = {self.holdout:g}: with data.name = 'local' clients bring test samples of their own; "
+                "leave data.holdout at 0"
             )
         return self
 
@@ -177,7 +185,8 @@ class EvaluationConfig(Section):
 
 
 class EngineConfig(Section):
-    """How a run is carried out; none of this changes a result, as long as no client is left out."""
+    """How a run is carried out; none of this changes a result, as long as no client is left out (and, by rounding
+    errors, ``vectorize``)."""
 
     backend: Literal["ray", "inline"] = "ray"
     workers: int = Field(0, ge=0)
@@ -186,6 +195,10 @@ class EngineConfig(Section):
     """Ray cluster to join; empty: a local one."""
     memory_mb: int = Field(1024, ge=16)
     """Memory for client states a worker keeps at hand; the rest is read back from the run folder."""
+    vectorize: Literal["off", "auto", "on"] = "off"
+    """Simulations: train many clients at once, their weights stacked, where the method is plain local training and the
+    model has neither dropout nor BatchNorm. ``auto``: where it was measured to be faster. Equal to one by one up to
+    rounding; which clients are stacked depends on the workers, so numbers are no longer the same bit for bit."""
     round_timeout: float = Field(0.0, ge=0)
     """Real clients: seconds after which a wave of work goes on without those that have not answered; 0: it waits."""
     min_clients: int = Field(0, ge=0)

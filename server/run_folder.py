@@ -23,6 +23,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -240,6 +241,11 @@ class RunFolder:
         with (self.path / _METRICS).open("rb") as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
+
+    def forget_models(self) -> None:
+        """Delete checkpoints and clients' states, which nobody needs of a run that ended; the numbers stay."""
+        for place in (self.checkpoints, self.clients):
+            shutil.rmtree(place, ignore_errors=True)
 
     def cut_back(self, position: int) -> None:
         """Forget the events after a position, which a resumed run will produce again."""

@@ -58,7 +58,7 @@ def compare(
     seeds: int,
     out: Path,
     watch: Watch | None = None,
-    reports: bool = True,
+    lean: bool = False,
 ) -> Comparison:
     """Run every learner with every seed; what an earlier call left in ``out`` is read, or resumed.
 
@@ -79,8 +79,8 @@ def compare(
         numbers), ``compare.csv`` (one line a run), ``report.html`` and ``plots/``.
     watch : callable, optional
         Gives each run its observer.
-    reports : bool
-        Whether each run, and the comparison, gets its page and plots.
+    lean : bool
+        For many runs: no pages and plots are made, and of a run that ended only its numbers are kept.
 
     Returns
     -------
@@ -105,9 +105,12 @@ def compare(
             title = f"{path.name.replace('-seed', ' seed ')} ({number}/{len(plans)})"
             with watch(run, title) if watch else nullcontext(_ignore) as observer:
                 try:
-                    simulate(run, path, resume=states[path] == "unfinished", observers=[observer], report=reports)
+                    simulate(run, path, resume=states[path] == "unfinished", observers=[observer], report=not lean)
                 except (RunError, StateError) as error:
                     failures[path.name] = str(error)
+                else:
+                    if lean:
+                        RunFolder.open(path).forget_models()
     folders = [RunFolder.open(path) for path in plans if path.name not in failures]
     if not folders:
         return Comparison([], failures, left_out, None)
@@ -118,7 +121,7 @@ def compare(
     with running_out_of_disk(out):
         write_atomic(out / "compare.json", _as_json(groups, runs, failures, left_out))
         write_atomic(out / "compare.csv", _as_csv(runs))
-    page = write_report(by_learner, out, left_out) if reports else None
+    page = None if lean else write_report(by_learner, out, left_out)
     return Comparison(groups, failures, left_out, page)
 
 

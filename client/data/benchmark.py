@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from fedknow.client.data.datasets import Dataset, Images, Labels, load_dataset
 from fedknow.client.data.partition import Indices, Partition, make_partition
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.seeds import generator
 
-__all__ = ["Benchmark", "make_benchmark"]
+__all__ = ["Benchmark", "hold_out", "make_benchmark"]
 
 _REMEMBERED = 8
 """Shares kept ready made: a client meets the same one in all rounds of a task."""
@@ -101,6 +103,40 @@ class Benchmark:
         return self.__dict__ | {"_recent": OrderedDict()}  # what is remembered can be made again: it does not travel
 
 
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """The training samples alone, a part of each class (at least one sample, at most all but one) held out for testing.
+
+    Who chooses settings by these scores has neither trained on the samples scored, on any client, nor seen the test
+    samples. The normalisation stays that of all training samples.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Its test samples are put aside.
+    fraction : float
+        How much to hold out.
+    seed : int
+        Decides which.
+
+    Raises
+    ------
+    ConfigError
+        If a class has one training sample only.
+    """
+    held = np.zeros(len(dataset.train_y), bool)
+    for label in np.unique(dataset.train_y):
+        places = np.flatnonzero(dataset.train_y == label)
+        if len(places) < 2:
+            raise ConfigError(
+                f"data.holdout = {fraction:g}: class {dataset.class_names[label]!r} of {dataset.name} has one training "
+                "sample, of which nothing can be held out; set data.holdout = 0"
+            )
+        count = min(max(round(fraction * len(places)), 1), len(places) - 1)
+        held[generator(seed, "holdout", int(label)).permutation(places)[:count]] = True
+    x, y = dataset.train_x, dataset.train_y
+    return replace(dataset, train_x=x[~held], train_y=y[~held], test_x=x[held], test_y=y[held])
+
+
 def make_benchmark(config: ExperimentConfig) -> Benchmark:
     """Load the data that a configuration names and share them among its clients by its seed.
 
@@ -110,4 +146,6 @@ def make_benchmark(config: ExperimentConfig) -> Benchmark:
         See :func:`~fedknow.client.data.load_dataset` and :func:`~fedknow.client.data.make_partition`.
     """
     dataset = load_dataset(config.data)
+    if config.data.holdout:
+        dataset = hold_out(dataset, config.data.holdout, config.seed)
     return Benchmark(dataset, make_partition(dataset, config.data, config.seed), config.data.scenario)

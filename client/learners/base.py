@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, cast
@@ -174,6 +174,8 @@ class Learner:
     """Name of the strategy that is this method's half on the server, which then takes the place of plain FedAvg."""
     sparse: ClassVar[bool] = False
     """Whether what travels holds many zeros by design: then zeros are left out on the way."""
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {}
+    """Settings worth searching, and the values to try of each: those of the paper, where it gives any."""
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: LearnerSettings) -> None:
         self.exchange = getattr(settings, "exchange", self.exchange)
@@ -288,6 +290,11 @@ class Learner:
         """Become the client whose state this is; ``{}`` is a client that has never been heard of."""
         self._load(self._counters | state.get("kept", self._fresh))
         self._trained_task = int(state.get("trained_task", -1))
+
+    def adopt(self, parameters: Tensors, task: int) -> None:
+        """Take over parameters that were trained in a task outside of :meth:`fit`."""
+        self._load(parameters)
+        self._trained_task = task
 
     # --- training -------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedknow.client.data import Benchmark, Dataset, Partition, Share, TaskStream, make_benchmark
+from fedknow.client.data import Benchmark, Dataset, Partition, Share, TaskStream, load_dataset, make_benchmark
+from fedknow.client.data.benchmark import hold_out
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 
 
@@ -114,3 +117,34 @@ def test_seed_is_the_experiments(digits: Benchmark) -> None:
 def test_default_data_with_too_many_disjoint_clients_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.clients = 60"):
         make_benchmark(ExperimentConfig.model_validate({"data": {"clients": 60, "share": "disjoint"}}))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.01, 0.99), st.integers(0, 5))
+def test_what_is_held_out_is_neither_trained_on_nor_test_data(fraction, seed):
+    config = read_config({"data": {"clients": 3, "holdout": fraction}, "seed": seed})
+    whole, part = load_dataset(config.data), hold_out(load_dataset(config.data), fraction, seed)
+    assert len(part.train_y) + len(part.test_y) == len(whole.train_y)
+    sizes = np.bincount(whole.train_y)
+    held = np.bincount(part.test_y, minlength=10)
+    np.testing.assert_array_equal(held, np.clip(np.round(fraction * sizes), 1, sizes - 1))
+    together = np.concatenate([part.train_x, part.test_x]).reshape(len(whole.train_y), -1)
+    np.testing.assert_array_equal(
+        np.sort(together @ np.arange(1, 65)), np.sort(whole.train_x.reshape(len(together), -1) @ np.arange(1, 65))
+    )
+    assert (part.mean, part.std) == (whole.mean, whole.std)
+    benchmark = make_benchmark(config)
+    for share in benchmark.partition.tasks[0]:
+        assert share.test.max() < len(part.test_y)
+
+
+def test_a_class_of_one_sample_cannot_be_held_out_of():
+    x = np.zeros((3, 1, 2, 2), np.uint8)
+    data = Dataset.from_arrays("tiny", x, np.array([0, 0, 1]), x, np.array([0, 1, 1]))
+    with pytest.raises(ConfigError, match=r"data.holdout = 0.5: class '1' of tiny has one training sample"):
+        hold_out(data, 0.5, 0)
+
+
+def test_holding_out_of_clients_own_data_is_refused():
+    with pytest.raises(ConfigError, match=r"data.holdout = 0.2: with data.name = 'local'"):
+        read_config({"data": {"name": "local", "holdout": 0.2}})

@@ -1,0 +1,104 @@
+import json
+import math
+import tomllib
+
+import pytest
+
+from fedknow.client.learners.baselines import FedPer, FedRep
+from fedknow.client.learners.fedknow import FedKnow
+from fedknow.protocols.config import ConfigError, read_config
+from fedknow.server.run_folder import RunFolder
+from fedknow.simulations.search import candidates, search
+
+SMALL = {
+    "name": "small",
+    "data": {"tasks": 2, "clients": 3, "classes_min": 2, "classes_max": 2},
+    "model": {"name": "mlp", "hidden": 16},
+    "train": {"rounds": 1, "epochs": 3},
+    "engine": {"backend": "inline"},
+}
+
+
+@pytest.fixture
+def spaces(monkeypatch):
+    monkeypatch.setattr(FedRep, "search", {"head_epochs": [0, 1, 2]})
+    monkeypatch.setattr(FedKnow, "search", {"rho": [0.05, 0.1], "labels": ["soft", "hard"], "k": [1, 10]})
+
+
+@pytest.mark.usefixtures("spaces")
+def test_candidates_are_the_defaults_and_the_grid_or_a_part_of_it():
+    assert candidates("fedper", 5, 0) == [{}]
+    assert candidates("fedrep", 5, 0) == [{"head_epochs": 0}, {"head_epochs": 1}, {"head_epochs": 2}]
+    whole = candidates("fedknow", 8, 0)
+    assert whole[0] == {"rho": 0.1, "labels": "soft", "k": 10}
+    assert len({json.dumps(settings) for settings in whole}) == 8
+    some = candidates("fedknow", 4, 0)
+    assert len(some) == 4
+    assert some[0] == whole[0]
+    assert all(settings in whole for settings in some)
+    assert some == candidates("fedknow", 4, 0) != candidates("fedknow", 4, 2)
+    assert candidates("fedknow", 1, 0) == whole[:1]
+
+
+def test_defaults_off_the_grid_are_tried_too(monkeypatch):
+    monkeypatch.setattr(FedRep, "search", {"head_epochs": [1, 2]})
+    assert candidates("fedrep", 9, 0) == [{"head_epochs": 0}, {"head_epochs": 1}, {"head_epochs": 2}]
+
+
+@pytest.mark.usefixtures("spaces")
+def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
+    config = read_config(SMALL)
+    found, failures = search(config, ["fedrep", "fedper"], 3, 1, tmp_path, "fedknow search small")
+    assert failures == {}
+    lines = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    assert [(line["learner"], line["settings"]) for line in lines] == [
+        *(("fedrep", {"head_epochs": epochs}) for epochs in (0, 1, 2)), ("fedper", {}),
+    ]  # fmt: skip
+    best = max(lines[:3], key=lambda line: (line["accuracy"], -line["forgetting"]))
+    assert (found["fedrep"].settings, found["fedrep"].accuracy) == (best["settings"], best["accuracy"])
+    assert found["fedrep"].default == lines[0]["accuracy"]
+    assert found["fedrep"].runs == 3
+    run = RunFolder.open(tmp_path / "fedrep-head_epochs-1-seed0")
+    assert run.config.data.holdout == 0.2
+    assert run.complete
+    written = tomllib.loads((tmp_path / "best.toml").read_text())
+    assert written["fedrep"]["settings"] == best["settings"]
+    assert written["fedrep"]["space"] == {"head_epochs": [0, 1, 2]}
+    assert written["fedper"]["settings"] == {}
+    assert written["fedper"]["command"] == "fedknow search small"
+
+    seen = []
+    again, _ = search(config, ["fedrep"], 3, 1, tmp_path, "another", lambda *watched: seen.append(watched))
+    assert seen == []  # what is finished is read
+    assert again["fedrep"] == found["fedrep"]
+    assert tomllib.loads((tmp_path / "best.toml").read_text())["fedper"] == written["fedper"]
+
+
+def test_what_fails_is_not_the_best(tmp_path, monkeypatch):
+    fit = FedPer.fit
+
+    def sometimes(learner, task, round):
+        if learner.settings.amount == 2:
+            raise ValueError("out of ideas")
+        return fit(learner, task, round)
+
+    class Settings(FedPer.Settings):
+        amount: int = 2
+
+    monkeypatch.setattr(FedPer, "Settings", Settings)
+    monkeypatch.setattr(FedPer, "fit", sometimes)
+    monkeypatch.setattr(FedPer, "search", {"amount": [1, 2]})
+    found, failures = search(read_config(SMALL), ["fedper"], 3, 1, tmp_path, "")
+    assert list(failures) == ["fedper-amount-2-seed0"]
+    assert found["fedper"].settings == {"amount": 1}
+    assert math.isnan(found["fedper"].default)
+
+
+@pytest.mark.parametrize(
+    ("learners", "limit", "message"),
+    [(["fedper"], 0, "runs = 0"), (["fedper@best"], 1, "settings are what is searched"), ([], 1, "one or more")],
+)
+def test_refused(tmp_path, learners, limit, message):
+    with pytest.raises(ConfigError, match=message):
+        search(read_config(SMALL), learners, limit, 1, tmp_path / "out", "")
+    assert not (tmp_path / "out").exists()
