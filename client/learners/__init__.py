@@ -18,6 +18,7 @@ from fedknow.client.learners.fedknow import FedKnow
 from fedknow.client.learners.gem import AGem, Gem
 from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
+from fedknow.client.learners.refed import ReFed
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, StrategyConfig, closest
 from fedknow.protocols.plugins import calling, is_reference, load_object
@@ -42,6 +43,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "lwf": Lwf,
     "bcn": Bcn,
     "co2l": Co2L,
+    "refed": ReFed,
 }
 
 

@@ -15,19 +15,46 @@ from fedknow.client.learners.base import Batch, widen
 from fedknow.client.learners.memory import MemorySettings, Rehearsal
 from fedknow.protocols.config import TrainConfig
 
-__all__ = ["ExperienceReplay", "ExperienceReplaySettings"]
+__all__ = ["ExperienceReplay", "ExperienceReplaySettings", "JointReplay", "JointReplaySettings"]
 
 
-class ExperienceReplaySettings(MemorySettings):
-    """Settings of :class:`ExperienceReplay`."""
+class JointReplaySettings(MemorySettings):
+    """Settings of :class:`JointReplay`."""
 
     memory_batch: int = Field(0, ge=0)
     """Stored samples that join each batch; 0: as many as a batch has, the paper's choice."""
+
+
+class ExperienceReplaySettings(JointReplaySettings):
+    """Settings of :class:`ExperienceReplay`."""
+
     keep: Literal["ring", "reservoir"] = "ring"
     """``ring``: as many of each class; ``reservoir``: a uniform sample of what the task had."""
 
 
-class ExperienceReplay(Rehearsal):
+class JointReplay(Rehearsal):
+    """A learner whose every step trains on a batch and on stored samples together."""
+
+    Settings = JointReplaySettings
+    settings: JointReplaySettings
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of the mean loss over the batch and the stored samples that join it."""
+        if self.past is None:
+            return super().gradient(batch)
+        stored = self.draw(self.past, self.settings.memory_batch or self.train.batch_size)
+        count = len(batch.y)
+        both = self.join(batch, stored)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            z = widen(self.model(both.x))
+        losses = both.loss(z, reduction="none")
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+        hits = batch.head.logits(z.detach()[:count]).argmax(1) == batch.y
+        return losses[:count].mean().item(), int(hits.sum())
+
+
+class ExperienceReplay(JointReplay):
     """Experience replay: every step trains on a batch and on stored samples of past tasks together (2019).
 
     Algorithm 1: draw B_M uniformly from the memory and step along the gradient of the mean loss over B_n and B_M
@@ -44,18 +71,3 @@ class ExperienceReplay(Rehearsal):
     def __init__(self, model: nn.Module, train: TrainConfig, settings: ExperienceReplaySettings) -> None:
         super().__init__(model, train, settings)
         self.balanced = settings.keep == "ring"
-
-    def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of the mean loss over the batch and the stored samples that join it."""
-        if self.past is None:
-            return super().gradient(batch)
-        stored = self.draw(self.past, self.settings.memory_batch or self.train.batch_size)
-        count = len(batch.y)
-        both = self.join(batch, stored)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            z = widen(self.model(both.x))
-        losses = both.loss(z, reduction="none")
-        losses.mean().backward()  # type: ignore[no-untyped-call]
-        hits = batch.head.logits(z.detach()[:count]).argmax(1) == batch.y
-        return losses[:count].mean().item(), int(hits.sum())

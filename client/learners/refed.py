@@ -1,0 +1,121 @@
+"""Re-Fed: each client replays the samples that matter most, to itself and to everybody.
+
+Li, Li, Wang, Li, Zhong and Zhang, "Towards Efficient Replay in Federated Incremental Learning", CVPR 2024, arXiv
+2403.05890. When a task is over, a client scores all samples it has, cached ones and the task's, and caches the best. A
+*personalized informative model* v starts at the global model w and takes s steps towards the client's own samples,
+
+    v_p = v_{p-1} - eta (grad sum_i l(v_{p-1}; x_i) + q(lambda) (v_{p-1} - w)),    q(lambda) = (1 - lambda) / (2 lambda)
+
+(Eq. 3): lambda near 0 keeps it global, near 1 lets it become local. The score of a sample is how hard it pulls on the
+way, early steps, at which v is still global, counting more (Eqs. 4 and 5):
+
+    I(x) = sum_{p=1}^{s} 1/p |grad l(v_{p-1}; x)|
+
+How sure this is. Equations and roles are known from public summaries of the paper. Not known is where v starts for the
+next task (here: at the then global model, so that no further model is kept) and the value of s. The sum in Eq. 3 is
+taken as a mean, so that eta does not depend on the number of samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.base import Learner, Round, State
+from fedknow.client.learners.er import JointReplay, JointReplaySettings
+from fedknow.client.learners.memory import Replay, Stored
+from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.seeds import integer
+
+__all__ = ["ReFed", "ReFedSettings"]
+
+
+class ReFedSettings(JointReplaySettings):
+    """Settings of :class:`ReFed`."""
+
+    balance: float = Field(0.5, gt=0, lt=1)
+    """lambda: how far the informative model follows the client's own samples."""
+    pim_steps: int = Field(3, ge=1)
+    """s: steps of the informative model, each a pass over all samples."""
+    pim_lr: float = Field(1e-2, gt=0)
+    """eta: its learning rate."""
+
+
+class ReFed(JointReplay):
+    """Replay of the samples that pull most on a model between global and local (Li et al., CVPR 2024).
+
+    Keeps: samples (setting ``memory``: that fraction of all samples seen, which the paper gives as a number M), chosen
+    afresh from all of them after each task, so that of some tasks and classes none may be left. Sends: what
+    ``exchange`` says, nothing more; the paper averages everything, ``exchange = "all"``. Needs: what experience replay
+    needs, and when a task is over s forward and backward passes for each sample. Valid: any model, task- or
+    class-incremental.
+    """
+
+    Settings = ReFedSettings
+    settings: ReFedSettings
+    search: ClassVar[dict[str, list[Any]]] = {"balance": [0.1, 0.5, 0.9], "pim_lr": [1e-3, 1e-2, 1e-1]}
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: ReFedSettings) -> None:
+        super().__init__(model, train, settings)
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def _remember(self, state: State) -> None:
+        super()._remember(state)
+        self._seen = int(state.get("seen", 0))
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        return super().state_dict() | {"seen": self._seen}
+
+    @property
+    def budget(self) -> int:
+        """M: how many samples may be cached, after those seen so far."""
+        return max(1, round(self.settings.memory * self._seen))
+
+    # --- the end of a task ----------------------------------------------------------------------------------------
+
+    def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Cache the most important of all samples."""
+        shared = self.send()
+        Learner.end_task(self, task, round)  # not Rehearsal's: samples are not drawn
+        self._load(shared)
+        self.memory.keep(task, 1.0, integer(round.seed, "memory"))
+        everything = self.memory.all(task, self.head.out_features)
+        self._seen += len(task.train)
+        best = self.importance(everything).argsort(descending=True, stable=True)[: self.budget]
+        self._cache(torch.zeros(len(everything), dtype=torch.bool).index_fill(0, best, True))
+        return {"knowledge-bytes": float(self.memory.nbytes)}
+
+    def importance(self, samples: Replay) -> Tensor:
+        """I(x) of each sample (Eqs. 3 to 5), with w the model as it is, in evaluation mode: float [n]."""
+        self.model.eval()
+        w = {name: p.detach() for name, p in self._parameters.items()}
+        v = {name: p.clone().requires_grad_() for name, p in w.items()}
+        q = (1 - self.settings.balance) / (2 * self.settings.balance)
+        images, score = self.images(samples.x), torch.zeros(len(samples))
+        for step in range(1, self.settings.pim_steps + 1):
+            pull = {name: q * (v[name].detach() - w[name]) for name in v}
+            for i in range(len(samples)):
+                one = Replay(images[i : i + 1], samples.y[i : i + 1], samples.head[i : i + 1])
+                loss = one.loss(functional_call(self.model, v, (one.x,)))
+                parts = torch.autograd.grad(loss, list(v.values()), allow_unused=True, materialize_grads=True)
+                score[i] += torch.stack([part.norm() for part in parts]).norm() / step
+                for name, part in zip(pull, parts, strict=True):
+                    pull[name].add_(part, alpha=1 / len(samples))
+            v = {name: (v[name].detach() - self.settings.pim_lr * pull[name]).requires_grad_() for name in v}
+        return score
+
+    def _cache(self, chosen: Tensor) -> None:
+        """Keep those of the memory's samples, in the order of tasks, that are chosen: bool [n]."""
+        tasks = sorted(self.memory.tasks.items())
+        for (task, stored), keep in zip(tasks, torch.split(chosen, [len(s.y) for _, s in tasks]), strict=True):
+            self.memory.tasks[task] = Stored(stored.classes, stored.x[keep], stored.y[keep])
+            if not keep.any():
+                del self.memory.tasks[task]
