@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
 from fedknow.client.state import State, StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import Message, client_of
+from fedknow.protocols.messages import TRAIN, Message, client_of
 
 if TYPE_CHECKING:
     from fedknow.client.data.stream import TaskStream
+    from fedknow.client.node import Node
 
 __all__ = ["Answerer", "Host", "one_thread", "successor"]
 
@@ -66,14 +67,62 @@ class Host:
         StateError
             If the state cannot be read or written.
         """
-        client = client_of(message.node)
-        state = self.store.load(client, version)
+        state = self.store.load(client_of(message.node), version)
         reply, after = self.node.handle(message, state)
-        if after is state or not (after or state):
-            return reply, version
+        return reply, self._keep(message, version, state, after)
+
+    def handle_many(self, messages: Sequence[Message], versions: Mapping[int, int]) -> Iterator[tuple[Message, int]]:
+        """Answer messages, each from the state that the client's last one left.
+
+        Clients that the node can train at once (:attr:`fedknow.client.node.Node.at_once`) are.
+
+        Parameters
+        ----------
+        messages : sequence of Message
+            The work.
+        versions : mapping of int to int
+            Versions of the clients' states; clients that are not in it are fresh.
+
+        Yields
+        ------
+        tuple of Message and int
+            The answers, in the order of the messages, as :meth:`handle` gives them.
+        """
+        now = dict(versions)
+        for group in self._groups(messages):
+            clients = [client_of(message.node) for message in group]
+            if len(group) == 1:
+                answers = [self.handle(group[0], now.get(clients[0], 0))]
+            else:
+                states = [self.store.load(client, now.get(client, 0)) for client in clients]
+                together: list[tuple[Message, State]] = cast("Node", self.node).train_together(group, states)
+                answers = [
+                    (reply, self._keep(message, now.get(client, 0), state, after))
+                    for message, client, state, (reply, after) in zip(group, clients, states, together, strict=True)
+                ]
+            now.update((client, version) for client, (_, version) in zip(clients, answers, strict=True))
+            yield from answers
+
+    def _groups(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
+        """Neighbouring messages that the node answers at once: training, of different clients."""
+        most = getattr(self.node, "at_once", 1)
+        group: list[Message] = []
+        for message in messages:
+            fits = message.kind == TRAIN and message.node not in {other.node for other in group}
+            if group and not (fits and group[0].kind == TRAIN and len(group) < most):
+                yield group
+                group = []
+            group.append(message)
+        if group:
+            yield group
+
+    def _keep(self, message: Message, version: int, before: State, after: State) -> int:
+        """Store a client's state where it has changed; gives its version from now on."""
+        if after is before or not (after or before):
+            return version
         version = successor(version, message.id)
-        self.store.save(client, version, after)
-        return reply, version
+        self.store.save(client_of(message.node), version, after)
+        return version
 
 
 def successor(version: int, id: str) -> int:

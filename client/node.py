@@ -14,6 +14,7 @@ from torch import nn
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.base import Round, State, Tensors
+from fedknow.client.learners.vectorized import Start, Trained, clients_at_once, fit_together
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import (
     ARRAYS,
@@ -47,12 +48,23 @@ class Node:
         The experiment.
     stream : TaskStream
         Where clients find their data.
+
+    Attributes
+    ----------
+    at_once : int
+        How many clients :meth:`train_together` takes (``engine.vectorize``); 1: none, they train one by one.
+
+    Raises
+    ------
+    ConfigError
+        If the learner cannot be built, or its clients cannot train at once where that is asked for.
     """
 
     def __init__(self, config: ExperimentConfig, stream: TaskStream) -> None:
         self.config = config
         self.stream = stream
         self.learner = build_learner(config, stream.shape, stream.classes)
+        self.at_once = clients_at_once(self.learner, config.engine.vectorize, stream.shape)
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
         """Do what a message asks for.
@@ -77,12 +89,54 @@ class Node:
         try:
             content, state = work(message, state)
         except Exception as error:  # whatever a method or a user's model raises is this client's failure, not the run's
-            log.info("client %d failed in %s", client_of(message.node), message.kind, exc_info=True)
-            return message.fail(CLIENT_FAILED, explain(error)), state
+            return _failed(message, error), state
         metrics = content[METRICS]
         if message.kind != EVALUATE and isinstance(metrics, Metrics):
             metrics["seconds"] = time.perf_counter() - started
         return message.reply(content), state
+
+    def train_together(self, messages: Sequence[Message], states: Sequence[State]) -> list[tuple[Message, State]]:
+        """Have several clients train at once.
+
+        Parameters
+        ----------
+        messages : sequence of Message
+            Of kind ``train``, each of another client.
+        states : sequence of State
+            Of these clients.
+
+        Returns
+        -------
+        list of tuple
+            As :meth:`handle` gives them, up to rounding; ``seconds`` are shared out evenly.
+        """
+        started = time.perf_counter()
+        answers: dict[int, tuple[Message, State]] = {}
+        starts: dict[int, Start] = {}
+        for i, (message, state) in enumerate(zip(messages, states, strict=True)):
+            try:
+                task, data = self._task(message)
+                self._become(state, message)
+                starts[i] = Start(self.learner.send() | self.learner.kept(), data, self._round(message, task, "train"))
+            except Exception as error:  # as in handle
+                answers[i] = _failed(message, error), state
+        try:
+            trained = fit_together(self.learner, list(starts.values())) if starts else []
+        except Exception as error:  # the failure of all of them
+            trained = [Trained({}, error) for _ in starts]
+        for (i, start), result in zip(starts.items(), trained, strict=True):
+            if isinstance(result.report, Exception):
+                answers[i] = _failed(messages[i], result.report), states[i]
+                continue
+            self.learner.adopt(result.parameters, start.task.task)
+            samples = self.learner.epochs * len(start.task.train)
+            content, state = self._trained(start.task, start.round, result.report, samples)
+            answers[i] = messages[i].reply(content), state
+        seconds = (time.perf_counter() - started) / len(messages)
+        for reply, _ in answers.values():
+            if isinstance(metrics := reply.content.get(METRICS), Metrics):
+                metrics["seconds"] = seconds
+        return [answers[i] for i in range(len(messages))]
 
     def _train(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
         task, data = self._task(message)
@@ -90,9 +144,14 @@ class Node:
         round = self._round(message, task, "train")
         with _samples_through(self.learner.body) as samples:
             report = self.learner.fit(data, round)
+        return self._trained(data, round, report, sum(samples))
+
+    def _trained(
+        self, data: TaskData, round: Round, report: dict[str, float], samples: int
+    ) -> tuple[dict[str, Record], State]:
         content: dict[str, Record] = {
             ARRAYS: _arrays(self.learner.send()),
-            METRICS: Metrics({"num-examples": len(data.train.y), "samples": sum(samples), **report}),
+            METRICS: Metrics({"num-examples": len(data.train.y), "samples": samples, **report}),
         }
         if extra := self.learner.share(data, round, ended=False):
             content[EXTRA] = _arrays(extra)
@@ -165,6 +224,11 @@ def _samples_through(body: nn.Module) -> Iterator[list[int]]:
         yield sizes
     finally:
         hook.remove()
+
+
+def _failed(message: Message, error: Exception) -> Message:
+    log.info("client %d failed in %s", client_of(message.node), message.kind, exc_info=error)
+    return message.fail(CLIENT_FAILED, explain(error))
 
 
 def _number(message: Message, key: str, default: float | None = None) -> float:

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +34,11 @@ Answers = Generator[tuple[Message, int], None, None]
 class Hosting(Protocol):
     """Answers messages and keeps client states by version (:class:`fedknow.client.host.Host`)."""
 
-    def handle(self, message: Message, version: int) -> tuple[Message, int]:
-        """Answer a message for a client whose state has this version; give the version after it too."""
+    def handle_many(self, messages: Sequence[Message], versions: Mapping[int, int]) -> Iterator[tuple[Message, int]]:
+        """Answer messages to clients whose states have these versions (0 where none is given), in order.
+
+        Gives the version of the client's state after each, too.
+        """
         ...
 
 
@@ -306,11 +309,10 @@ class InlineGrid(MessageGrid):
     def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
         """Do the work in the order given; see :meth:`MessageGrid.deliver`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        versions = dict(self.versions)
-        for message in work:
-            if deadline is not None and time.monotonic() >= deadline:
-                return
-            client = client_of(message.node)
+        answers = self.host.handle_many(work, self.versions)
+        while deadline is None or time.monotonic() < deadline:
             with one_thread():
-                reply, versions[client] = self.host.handle(message, versions.get(client, 0))
-            yield reply, versions[client]
+                answer = next(answers, None)
+            if answer is None:
+                return
+            yield answer

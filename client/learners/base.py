@@ -138,7 +138,7 @@ def seed_torch(seed: int) -> None:
     a tenth of a small client's round.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 

@@ -181,8 +181,8 @@ def test_restore_goes_back_and_prune_keeps_what_is_present(tmp_path):
 
 def test_prune_does_nothing_without_a_store():
     class Plain:
-        def handle(self, message, version):
-            return message.reply({}), version + 1
+        def handle_many(self, messages, versions):
+            return ((message.reply({}), versions.get(0, 0) + 1) for message in messages)
 
     it = InlineGrid(2, Plain())
     it.exchange(work(0))
