@@ -535,7 +535,8 @@ class Experiment:
             clients=len(self.inspector.trained),
             loss=self.inspector.mean("loss"),
             accuracy=self.inspector.mean("accuracy"),
-            samples=self.inspector.total("samples"),
+            # Where no client trains, a strategy that does may say how many it has learned from itself.
+            samples=self.inspector.total("samples") if self.inspector.trained else aggregated.get("samples", 0.0),
             metrics=dict(aggregated),
             seconds=seconds,
             traffic=self.grid.traffic,

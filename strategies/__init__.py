@@ -15,6 +15,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError, StrategyConfig, closest
 from fedknow.protocols.plugins import explain, is_reference, load_object
+from fedknow.strategies.flcn import Flcn
+from fedknow.strategies.joint import JointCentral
 
 __all__ = ["build_strategy", "list_strategies", "quiet_flower"]
 
@@ -49,6 +51,8 @@ _BUILTIN = {
     "fedprox": _Builtin(
         flower.FedProx, "FedAvg, clients pulled towards the global model by proximal_mu (Li et al. 2020)"
     ),
+    "flcn": _Builtin(Flcn, "FedAvg with importance weights from proxy data, for the learner flcn (Yao and Sun 2020)"),
+    "joint-central": _Builtin(JointCentral, "training on all data in one place, for the learner joint-central"),
     "fedavgm": _Builtin(flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"),
     "fedadam": _Builtin(flower.FedAdam, "Adam on the server (Reddi et al. 2021)"),
     "fedadagrad": _Builtin(flower.FedAdagrad, "Adagrad on the server (Reddi et al. 2021)"),

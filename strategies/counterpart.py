@@ -82,7 +82,7 @@ class Counterpart(FedAvg):
         """
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
-        """Before a round's work is handed out, with the global parameters."""
+        """Before a round's work is handed out, when its clients have been drawn; with the global parameters."""
 
     def extra(self, task: int, client: int) -> Arrays | None:
         """What goes to a client (from 0) with its work of the round, besides the global parameters.
@@ -121,8 +121,8 @@ class Counterpart(FedAvg):
     ) -> Iterable[FlowerMessage]:
         """Flower's FedAvg, and the ``extra`` record for each client that gets one."""
         self._task = int(config["task"])  # type: ignore[arg-type]
-        self.begin_round(self._task, to_arrays(arrays))
         messages = list(super().configure_train(server_round, arrays, config, grid))
+        self.begin_round(self._task, to_arrays(arrays))  # after the draw of clients, which is then FedAvg's
         records: dict[int, tuple[Arrays, ArrayRecord]] = {}
         for message in messages:
             extra = self.extra(self._task, client_of(message.metadata.dst_node_id))

@@ -7,15 +7,18 @@ from inspect import getdoc
 from pydantic import ValidationError
 
 from fedknow.client.learners.agscl import AgsCl
+from fedknow.client.learners.apfl import Apfl
 from fedknow.client.learners.base import Learner, LearnerSettings
-from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
+from fedknow.client.learners.baselines import FedPer, FedProx, FedRep, Finetune, Local
 from fedknow.client.learners.bcn import Bcn
 from fedknow.client.learners.best import with_best
 from fedknow.client.learners.co2l import Co2L
 from fedknow.client.learners.er import ExperienceReplay
 from fedknow.client.learners.ewc import Ewc, OnlineEwc
 from fedknow.client.learners.fedknow import FedKnow
+from fedknow.client.learners.flcn import Flcn
 from fedknow.client.learners.gem import AGem, Gem
+from fedknow.client.learners.joint import Joint, JointCentral
 from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
 from fedknow.client.learners.refed import ReFed
@@ -33,6 +36,11 @@ LEARNERS: dict[str, type[Learner]] = {
     "fedper": FedPer,
     "fedrep": FedRep,
     "local": Local,
+    "fedprox": FedProx,
+    "apfl": Apfl,
+    "flcn": Flcn,
+    "joint": Joint,
+    "joint-central": JointCentral,
     "agscl": AgsCl,
     "gem": Gem,
     "agem": AGem,

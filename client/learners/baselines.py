@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -10,7 +12,7 @@ from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import Learner, LearnerSettings, Round
 from fedknow.protocols.config import ConfigError, TrainConfig
 
-__all__ = ["FedPer", "FedRep", "FedRepSettings", "Finetune", "Local"]
+__all__ = ["FedPer", "FedProx", "FedProxSettings", "FedRep", "FedRepSettings", "Finetune", "Local"]
 
 
 class Finetune(Learner):
@@ -94,3 +96,26 @@ class FedRep(Learner):
             return super().fit(task, round)
         finally:
             self.model.requires_grad_(True)
+
+
+class FedProxSettings(LearnerSettings):
+    """Settings of :class:`FedProx`."""
+
+    proximal_mu: float = Field(0.01, ge=0)
+    """mu."""
+
+
+class FedProx(Learner):
+    """FedAvg whose clients are pulled towards the global model by mu / 2 ||w - w_G||^2 (Li et al., MLSys 2020, Eq. 2).
+
+    Flower's strategy tells clients mu; the term itself is in :meth:`Learner.fit`. Keeps nothing.
+    """
+
+    Settings = FedProxSettings
+    strategy = "fedprox"
+    search: ClassVar[dict[str, list[Any]]] = {"proximal_mu": [0.001, 0.01, 0.1, 1.0]}
+
+    @classmethod
+    def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
+        """The strategy's mu."""
+        return settings.model_dump()

@@ -1,0 +1,165 @@
+"""APFL: a personal model that is mixed with the shared one, by a share that each client learns.
+
+Deng, Kamani and Mahdavi, "Adaptive Personalized Federated Learning", 2020, arXiv 2003.13461.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.base import (
+    Batch,
+    Learner,
+    LearnerSettings,
+    Round,
+    State,
+    Tensors,
+    make_optimizer,
+    widen,
+)
+from fedknow.protocols.config import TrainConfig
+
+__all__ = ["Apfl", "ApflSettings"]
+
+
+class ApflSettings(LearnerSettings):
+    """Settings of :class:`Apfl`."""
+
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Share of the personal model in the mixture, to begin with."""
+    adaptive: bool = True
+    """Whether the share is learned."""
+    alpha_lr: float = Field(0.0, ge=0)
+    """Step size of the share; 0: ``train.lr``, as in the paper."""
+
+
+class Apfl(Learner):
+    """Adaptive personalised federated learning: predict with a mixture of a shared and a personal model (2020).
+
+    Algorithm 1: for the shared model w, the personal v and the mixture m = alpha v + (1 - alpha) w, each step is
+
+        w <- w - eta grad f(w),    v <- v - eta grad_v f(m) = v - eta alpha grad f(m)
+
+    and in the first step of each round, Eq. (10), alpha <- alpha - eta <v - w, grad f(m)>, kept within [0, 1]. Models
+    are mixed by their parameters, not by their answers; the term that the authors' code adds to alpha's gradient is not
+    in the paper, and is left out.
+
+    Keeps: v and alpha, one model, which knows nothing of tasks. Sends: w. Needs: two forward and backward passes a
+    step. Valid: any model, task- or class-incremental. Scored as the purely global model it is w alone.
+    """
+
+    Settings = ApflSettings
+    settings: ApflSettings
+    search: ClassVar[dict[str, list[Any]]] = {"alpha": [0.25, 0.5, 0.75], "alpha_lr": [0.0, 0.01, 0.1]}
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: ApflSettings) -> None:
+        super().__init__(model, train, settings)
+        self._initial = {name: value.clone() for name, value in model.state_dict().items()}
+        self._become({})
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def ends_task(self) -> bool:
+        """Always: a client that was not chosen trains its personal model when the task ends."""
+        return True
+
+    def _become(self, state: State) -> None:
+        own: Tensors = self._initial | state.get("own", {})
+        names = dict(self.model.named_parameters())
+        self._own = {name: nn.Parameter(own[name].clone()) for name in names}
+        self._own_buffers = {name: value.clone() for name, value in own.items() if name not in names}
+        self.alpha = float(state.get("alpha", self.settings.alpha))
+        self._alpha_gradient: float | None = None
+        self._mixed = True
+
+    def load_state_dict(self, state: State) -> None:
+        """See :meth:`Learner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._become(state)
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        own = {n: p.detach().clone() for n, p in self._own.items()}
+        own |= {n: b.clone() for n, b in self._own_buffers.items() if n not in self._counters}
+        return {"own": own, "alpha": self.alpha, "trained_task": self._trained_task}
+
+    def kept(self) -> Tensors:
+        """The share of the personal model; that model itself has no place in a purely global one."""
+        return {"alpha": torch.tensor(self.alpha)}
+
+    def load_kept(self, arrays: Tensors) -> None:
+        """From now on predict with the shared model alone."""
+        self._mixed = False
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """An optimizer for either model."""
+        super().begin(task, round)
+        self._own_optimizer = make_optimizer(self.train, self._own_part("body."), self._own_part("head."))
+        self._alpha_gradient = None
+        self._first = True
+
+    def _own_part(self, prefix: str) -> Iterator[nn.Parameter]:
+        return (parameter for name, parameter in self._own.items() if name.startswith(prefix))
+
+    def mixture(self) -> Tensors:
+        """Parameters of the mixture, alpha v + (1 - alpha) w."""
+        shared = dict(self.model.named_parameters())
+        return {name: torch.lerp(shared[name].detach(), own.detach(), self.alpha) for name, own in self._own.items()}
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of the shared model at itself, of the personal one at the mixture."""
+        super().gradient(batch)
+        mixture = {name: value.requires_grad_() for name, value in self.mixture().items()}
+        with self.autocast():
+            logits = functional_call(self.model, mixture | self._own_buffers, (batch.x,))
+        z = batch.head.logits(widen(logits))
+        loss = F.cross_entropy(z, batch.y)
+        gradients = dict(zip(mixture, torch.autograd.grad(loss, list(mixture.values())), strict=True))
+        if self._first:
+            shared = dict(self.model.named_parameters())
+            self._alpha_gradient = sum(
+                float(((self._own[name] - shared[name]).detach() * g).sum()) for name, g in gradients.items()
+            )
+            self._first = False
+        for name, g in gradients.items():
+            self._own[name].grad = self.alpha * g
+        return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+
+    def step(self) -> None:
+        """Move both models, and in the first step of a round the share."""
+        super().step()
+        if self.train.clip_norm:
+            nn.utils.clip_grad_norm_(self._own.values(), self.train.clip_norm)
+        self._own_optimizer.step()
+        if self._alpha_gradient is not None and self.settings.adaptive:
+            moved = self.alpha - (self.settings.alpha_lr or self.train.lr) * self._alpha_gradient
+            self.alpha = min(1.0, max(0.0, moved))
+        self._alpha_gradient = None
+
+    def counts(self) -> dict[str, float]:
+        """``alpha``: the share of the personal model."""
+        return {"alpha": self.alpha}
+
+    # --- scoring --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def logits(self, x: Tensor, batch_size: int) -> Tensor:
+        """Logits of the mixture; see :meth:`Learner.logits`."""
+        if not self._mixed:
+            return super().logits(x, batch_size)
+        self.model.eval()
+        mixture = self.mixture() | self._own_buffers
+        with self.autocast():
+            parts = [functional_call(self.model, mixture, (part,)) for part in torch.split(self.images(x), batch_size)]
+        return torch.cat([widen(part) for part in parts])

@@ -1,0 +1,118 @@
+"""FLCN: local training that is held back where the server's proxy data say the shared model is sensitive.
+
+Yao and Sun, "Continual Local Training for Better Initialization of Federated Models", ICIP 2020, arXiv 2005.12657 (the
+authors call it FedCL; comparisons in federated continual learning call it FLCN). The client's half; the server's is
+:class:`fedknow.strategies.flcn.Flcn`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.base import Batch, Layout, Learner, LearnerSettings, Round, State, Tensors
+from fedknow.client.learners.memory import choose
+from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.seeds import integer
+
+__all__ = ["Flcn", "FlcnSettings"]
+
+
+class FlcnSettings(LearnerSettings):
+    """Settings of :class:`Flcn`."""
+
+    strength: float = Field(100.0, ge=0)
+    """lambda."""
+    proxy: float = Field(0.1, gt=0, le=1)
+    """Fraction of each task's training samples that a client gives to the server, at least one."""
+    proxy_samples: int = Field(256, ge=1)
+    """Most proxy samples that the importance is estimated on in a round; drawn anew for each."""
+
+
+class Flcn(Learner):
+    """Continual local training: a penalty weighted by importance that the server takes on proxy data (ICIP 2020).
+
+    The paper's local objective, around the global model w_G that the round began with:
+
+        L(w) + lambda sum_j Omega_j (w_j - w_G,j)^2
+
+    where Omega is the diagonal Fisher information of w_G on proxy data, at their labels. The paper assumes that the
+    server has such data; here each client gives a fraction of a task's samples away with its first answer in that task,
+    and the bytes are counted. Until the first have come Omega is zero.
+
+    Keeps: nothing (a number: the last task it gave samples of). Sends: the model, and once a task its share of the
+    proxy data, float32 as the client trains on them. Gets: the model and Omega, as much again. Needs: the server's
+    time, a forward and backward pass for each proxy sample and round, and a server that samples may be shown to. Valid:
+    any model, task- or class-incremental.
+    """
+
+    Settings = FlcnSettings
+    settings: FlcnSettings
+    strategy = "flcn"
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 10.0, 100.0, 1000.0], "proxy": [0.05, 0.1, 0.15]}
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: FlcnSettings) -> None:
+        super().__init__(model, train, settings)
+        self._parameters = dict(model.named_parameters())
+        self._shape: tuple[int, ...] = ()
+        self.load_state_dict({})
+
+    @classmethod
+    def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
+        """How many proxy samples the server looks at."""
+        assert isinstance(settings, FlcnSettings)
+        return {"proxy_samples": settings.proxy_samples}
+
+    def load_state_dict(self, state: State) -> None:
+        """See :meth:`Learner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._shown_task = int(state.get("shown_task", -1))
+        self._importance: Tensors = {}
+        self._anchor: Tensors = {}
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        return super().state_dict() | {"shown_task": self._shown_task}
+
+    # --- what travels ---------------------------------------------------------------------------------------------
+
+    def receive_extra(self, extra: Tensors) -> None:
+        """Omega, for every parameter."""
+        if {n: v.shape for n, v in extra.items()} != {n: p.shape for n, p in self._parameters.items()}:
+            raise ValueError(f"importance weights of {len(extra)} tensors do not fit the model's parameters")
+        self._importance = extra
+
+    def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
+        """With the first answer in a task: samples for the server, their labels, and the classes they are told from."""
+        if ended or self._shown_task >= task.task:
+            return {}
+        self._shown_task = task.task
+        count = max(1, int(self.settings.proxy * len(task.train)))
+        index = choose(task.train.y, count, torch.Generator().manual_seed(integer(round.seed, "proxy")))
+        return {"x": task.train.x[index], "y": task.train.y[index], "classes": torch.tensor(task.head)}
+
+    def shares(self, ended: bool) -> Layout:
+        """Samples, labels and classes, any number of them."""
+        return {} if ended else {"x": ("float32", (-1, -1, -1, -1)), "y": ("int64", (-1,)), "classes": ("int64", (-1,))}
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Note the global model."""
+        super().begin(task, round)
+        self._anchor = {name: self._parameters[name].detach().clone() for name in self._importance}
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of the loss and of the penalty."""
+        report = super().gradient(batch)
+        for name, omega in self._importance.items():
+            parameter = self._parameters[name]
+            if parameter.grad is not None:
+                parameter.grad.addcmul_(
+                    omega, parameter.detach() - self._anchor[name], value=2 * self.settings.strength
+                )
+        return report
