@@ -1,0 +1,268 @@
+"""What a FedKNOW step costs, in FedAvg steps, while really training on CIFAR-100.
+
+``FEDKNOW_DATA=... python benchmarks/fedknow_step.py`` trains two clients of the paper's protocol (10 tasks, 2 to 5 of
+10 classes each, batch 40) whose bodies are averaged after each round, with the exact integrator. In the last
+round of each task every batch of the first client is also given, at the very same weights and with the same dropout
+mask, to the other ways of making a step; each step (gradient and optimizer) is timed on its own:
+
+``fedavg``     plain local training
+``exact``      the default: restored gradients as far as they are needed
+``full``       all restored gradients, one forward pass (``path = "full"``)
+``surrogate``  violated constraints as one (``integrator = "surrogate"``)
+``naive``      the same arithmetic as ``full`` with a forward pass of the model and of its teacher for each past task
+
+``--past 19 39 79`` goes on to longer streams, where the classes of CIFAR-100 are met again: the first client lives
+through the shares of one client after another, and only steps at the places asked for are integrated and timed
+(k = 100; without ``naive``). Ratios are taken batch by batch; ``mean`` is the ratio of sums.
+
+Times are CPU time of one thread on a CPU (the wall clock of a core that is not shared), wall-clock time on a GPU.
+Results are put into ``--out`` under the model, precision and device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedknow.client.data import TaskData
+from fedknow.client.data.benchmark import Benchmark, make_benchmark
+from fedknow.client.learners import build_learner
+from fedknow.client.learners.base import Batch, HeadSlice, Learner, Round, batches, widen
+from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings
+from fedknow.client.learners.integrator import integrate
+from fedknow.client.learners.linearization import flatten, views
+from fedknow.protocols.config import ExperimentConfig
+from fedknow.simulations.presets import load_preset
+
+ROOT = Path(__file__).parent
+CLIENTS = 2
+
+
+class Naive(FedKnow):
+    """One forward pass of the model, one of the teacher and one backward pass for each past task."""
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Get the teachers ready."""
+        super().begin(task, round)
+        self._teachers = {}
+        for past, knowledge in self._knowledge.items():
+            self._teachers[past] = copy.deepcopy(self._scratch_body).eval()
+            knowledge.restore_into(self._teachers[past])
+
+    def _plain(self, loss: Tensor) -> Tensor:
+        return flatten(torch.autograd.grad(loss, self._parameters), self._parameters)
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """See :meth:`Learner.gradient`."""
+        report = Learner.gradient(self, batch)
+        g = flatten([p.grad for p in self._parameters if p.grad is not None], self._parameters)
+        rows = []
+        for past, teacher in self._teachers.items():
+            knowledge = self._knowledge[past]
+            with torch.no_grad(), self.autocast():
+                answer = F.linear(teacher(batch.x), *knowledge.head)
+            with self.autocast():
+                logits = self.model(batch.x)
+            z = widen(logits)[:, list(knowledge.classes)] / self.settings.temperature
+            target = (widen(answer) / self.settings.temperature).softmax(1)
+            rows.append(self._plain(-(target * z.log_softmax(1)).sum(1).mean()))
+        g = integrate(g, torch.stack(rows)).gradient if rows else g
+        self._set_body_gradient(views(g, self._parameters))
+        return report
+
+
+class Stopwatch:
+    """Times the ways of making a step on the same weights and batches."""
+
+    def __init__(self, config: ExperimentConfig, stream: Benchmark, device: str, naive: bool) -> None:
+        self.device = torch.device(device)
+        plain = type(config.learner)(name="fedavg")
+        self.ways: dict[str, Learner] = {
+            "fedavg": build_learner(config.model_copy(update={"learner": plain}), stream.shape, stream.classes)
+        }
+        known = FedKnowSettings(k=100)
+        kinds = {"exact": known, "full": known.model_copy(update={"path": "full"})}
+        kinds |= {"surrogate": known.model_copy(update={"integrator": "surrogate"})}
+        for name, settings in kinds.items():
+            self.ways[name] = FedKnow(copy.deepcopy(self.ways["fedavg"].model), config.train, settings)
+        if naive:
+            self.ways["naive"] = Naive(copy.deepcopy(self.ways["fedavg"].model), config.train, known)
+        for way in self.ways.values():
+            way.model.to(self.device)
+
+    def _now(self) -> float:
+        if self.device.type == "cpu":
+            return time.thread_time()
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def round(self, main: FedKnow, task: TaskData, round: Round, slow_every: int) -> list[dict[str, float]]:
+        """Train ``main`` for a round as :meth:`Learner.fit` does, and time every way on each of its batches."""
+        state, seconds = main.state_dict(), []
+        for name, way in self.ways.items():
+            way.load_state_dict(state if name != "fedavg" else {})
+            way.model.load_state_dict(main.model.state_dict())
+            way.begin(task, round)
+            if isinstance(way, FedKnow):
+                way._answers = {past: answer.to(self.device) for past, answer in way._answers.items()}
+            way.model.train()
+        main.model.train()
+        main.begin(task, round)
+        head = HeadSlice(task.head, main.head.out_features)
+        x, labels = main.images(task.train.x), head.labels(task.train.y)
+        generator = torch.Generator().manual_seed(round.seed)
+        count = 0
+        for _ in range(main.epochs):
+            for index in batches(len(labels), main.train.batch_size, generator):
+                batch = Batch(x[index], labels[index], index, head)
+                seconds.append({})
+                for name, way in self.ways.items():
+                    if name in ("full", "naive") and count % slow_every:
+                        continue
+                    way.model.load_state_dict(main.model.state_dict())
+                    torch.manual_seed(1000 * round.seed + count)
+                    seconds[-1][name] = self._time(way, batch)
+                torch.manual_seed(1000 * round.seed + count)
+                main.gradient(batch)
+                main.step()
+                count += 1
+        main._trained_task, main._local = task.task, main.send()
+        return seconds
+
+    def _time(self, way: Learner, batch: Batch) -> float:
+        with self.device:
+            head = copy.copy(batch.head)
+            head.index, head._position = head.index.to(self.device), head._position.to(self.device)
+            batch = Batch(*(part.to(self.device) for part in (batch.x, batch.y, batch.index)), head)
+            start = self._now()
+            way.gradient(batch)
+            way.step()
+            return self._now() - start
+
+
+def row(past: int, main: FedKnow, seconds: list[dict[str, float]]) -> dict[str, object]:
+    """Figures of one round."""
+    ms, ratio = {}, {}
+    for name in seconds[0]:
+        pairs = [(step[name], step["fedavg"]) for step in seconds if name in step]
+        ms[name] = round(1e3 * statistics.median(mine for mine, _ in pairs), 2)
+        if name != "fedavg":
+            ratio[name] = {
+                "median": round(statistics.median(mine / plain for mine, plain in pairs), 3),
+                "mean": round(sum(mine for mine, _ in pairs) / sum(plain for _, plain in pairs), 3),
+            }
+    counts = {name: round(value, 3) for name, value in main.counts().items() if name != "opposed"}
+    return {
+        "past": past,
+        "steps": len(seconds),
+        **counts,
+        "ratio": ratio,
+        "ms": ms,
+    }
+
+
+def paper(config: ExperimentConfig, stream: Benchmark, watch: Stopwatch, last: int, note: Callable[..., None]) -> None:
+    """Two clients live through their own tasks together; client 0 is timed in the last round of each."""
+    learner = build_learner(config, stream.shape, stream.classes)
+    assert isinstance(learner, FedKnow)
+    states: list[dict[str, object]] = [{} for _ in range(CLIENTS)]
+    body = learner.send()
+    for task in range(last + 1):
+        for number in range(1, config.train.rounds + 1):
+            sent = []
+            for client in range(CLIENTS):
+                learner.load_state_dict(states[client])
+                learner.receive(body)
+                share, round = stream.task(client, task), Round(number, 1000 * task + 10 * number + client)
+                if client == 0 and number == config.train.rounds:
+                    note(task, learner, watch.round(learner, share, round, 3))
+                else:
+                    learner.fit(share, round)
+                sent.append(learner.send())
+                states[client] = learner.state_dict()
+            body = {name: sum(part[name] for part in sent) / CLIENTS for name in body}
+        for client in range(CLIENTS):
+            learner.load_state_dict(states[client])
+            learner.receive(body)
+            learner.end_task(stream.task(client, task), Round(0, 77 + task))
+            states[client] = learner.state_dict()
+
+
+def longer(
+    config: ExperimentConfig, stream: Benchmark, watch: Stopwatch, places: list[int], note: Callable[..., None]
+) -> None:
+    """One client lives through the shares of all; timed at the places asked for, plainly trained between them."""
+    exact = FedKnow(watch.ways["fedavg"].model, config.train, FedKnowSettings(k=100))
+    main = FedKnow(copy.deepcopy(exact.model), config.train, FedKnowSettings(k=100, integrator="off"))
+    for place in range(max(places) + 1):
+        share = stream.task(place // stream.tasks, place % stream.tasks)
+        share = TaskData(place, share.classes, share.seen, share.train, share.test, share.incremental)
+        if place in places:
+            exact = FedKnow(copy.deepcopy(main.model), config.train, FedKnowSettings(k=100))
+            exact.load_state_dict(main.state_dict())
+            exact.fit(share, Round(1, place))
+            note(place, exact, watch.round(exact, share, Round(2, 500 + place), 3))
+        main.fit(share, Round(1, place))
+        main.end_task(share, Round(0, 77 + place))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--model", choices=("cnn6", "resnet18"), default="cnn6")
+    options.add_argument("--width", type=float, default=1.0)
+    options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--last", type=int, default=9, help="number of past tasks to end with")
+    options.add_argument(
+        "--past", type=int, nargs="*", default=[], help="longer streams instead, timed at these places"
+    )
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--epochs", type=int, default=3)
+    options.add_argument("--out", type=Path, default=ROOT / "results" / "fedknow_step.json")
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    changes = [f"model.name={chosen.model}", f"train.precision={chosen.precision}", "learner.k=100"]
+    changes += [f"train.rounds={chosen.rounds}", f"train.epochs={chosen.epochs}"]
+    if chosen.model == "resnet18":
+        config = load_preset("paper-cifar100", changes)
+    else:
+        config = load_preset("paper-cifar100-small", [*changes, f"model.width={chosen.width}"])
+    stream = make_benchmark(config)
+    watch = Stopwatch(config, stream, chosen.device, naive=not chosen.past)
+    rows: list[dict[str, object]] = []
+
+    def note(past: int, learner: FedKnow, seconds: list[dict[str, float]]) -> None:
+        rows.append(row(past, learner, seconds))
+        print(json.dumps(rows[-1]), flush=True)
+
+    if chosen.past:
+        longer(config, stream, watch, chosen.past, note)
+    else:
+        paper(config, stream, watch, chosen.last, note)
+    key = f"{chosen.model}-{chosen.precision}-{chosen.device}" + ("-longer" if chosen.past else "")
+    results = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    results[key] = {
+        "command": " ".join(["python", "benchmarks/fedknow_step.py", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "settings": {"width": chosen.width, "rounds": chosen.rounds, "epochs": chosen.epochs, "batch": 40},
+        "rows": rows,
+    }
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
