@@ -202,8 +202,7 @@ class FedKnow(Learner):
         own, self.head.weight.grad, self.head.bias.grad = torch.autograd.grad(
             loss, [features, self.head.weight, self.head.bias]
         )
-        restored = torch.stack([self._restored(logits.detach(), batch.index, task) for task in past])
-        result = self._integrated(at_body, own, restored, past)
+        result = self._integrated(at_body, own, self._restored(logits.detach(), batch.index, past), past)
         self._steps += 1
         self._violated += result.violated
         self._active += int((result.multipliers > 0).sum())
@@ -213,7 +212,7 @@ class FedKnow(Learner):
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
 
     def _integrated(self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]) -> Integration:
-        """Integrate the gradients of one batch, given by what they are at the features.
+        """Integrate the gradients of one batch.
 
         Parameters
         ----------
@@ -222,7 +221,7 @@ class FedKnow(Learner):
         own : Tensor
             Gradient of the loss by the features, float [n, f].
         restored : Tensor
-            Gradients, by the features, of the losses that past tasks' knowledge puts on the batch, float [k, n, f].
+            Gradients of the restored losses by the logits (:meth:`_restored`).
         past : list of int
             Their tasks.
         """
@@ -231,17 +230,16 @@ class FedKnow(Learner):
         self._signatures += min(len(past), s.k)
         room = self._room(1 + len(past), at_body.size)
         g, rows = room[0], room[1:]
+        head = self.head.weight.detach()
         if s.integrator == "sum" and not choosing:
-            return Integration(at_body.pullback(own + restored.sum(0), g), np.zeros(len(past)), 0)
+            return Integration(at_body.pullback(own + restored.sum(0) @ head, g), np.zeros(len(past)), 0)
         lazily = not choosing and self._may_be_lazy(len(past))
         at_body.pullback(own, g, forward=lazily)
-        restorer = Restorer(at_body, restored, rows)
+        restorer = Restorer(at_body, restored, head, rows)
         if lazily and self._can_push_forward(at_body, own, g):
             if s.integrator == "qp":
                 return integrate_lazily(g, len(past), restorer.build, restorer.products)
-            return integrate_surrogate(
-                g, restorer.lengths.double().cpu().numpy(), restorer.products(g)[0], restorer.combine
-            )
+            return integrate_surrogate(g, restorer.lengths(), restorer.products(g)[0], restorer.combine)
         signature = restorer.build(range(len(past)))
         if choosing:
             full = [flatten(at_body.expand(row), self._parameters) for row in (g, *signature)]
@@ -301,11 +299,17 @@ class FedKnow(Learner):
         """Past tasks to restore: those chosen for this round, or all where none were left out yet."""
         return self._chosen if self._chosen is not None else list(self._answers)
 
-    def _restored(self, logits: Tensor, index: Tensor, task: int) -> Tensor:
-        """Gradient by the features of what a past task's knowledge asks of a batch (Sec. III-C), float [n, f]."""
-        classes = torch.tensor(self._knowledge[task].classes)
-        cotangent = restored_cotangent(logits[:, classes], self._answers[task][index], self.settings.temperature)
-        return cotangent @ self.head.weight.detach()[classes]
+    def _restored(self, logits: Tensor, index: Tensor, past: list[int]) -> Tensor:
+        """Gradients by the logits of what past tasks' knowledge asks of a batch (Sec. III-C).
+
+        Logits float [n, classes], the samples' places in the task int64 [n] -> float [k, n, classes].
+        """
+        at_logits = logits.new_zeros(len(past), *logits.shape)
+        for restored, task in zip(at_logits, past, strict=True):
+            classes = torch.tensor(self._knowledge[task].classes)
+            answers = self._answers[task][index]
+            restored[:, classes] = restored_cotangent(logits[:, classes], answers, self.settings.temperature)
+        return at_logits
 
     def _set_body_gradient(self, parts: Sequence[Tensor]) -> None:
         for parameter, part in zip(self._parameters, parts, strict=True):

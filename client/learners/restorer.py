@@ -43,36 +43,45 @@ class Restorer:
     ----------
     at_body : Linearization
         The body at the batch.
-    cotangents : Tensor
-        Gradients of the restored losses by the features, float [k, B, f].
+    at_logits : Tensor
+        Gradients of the restored losses by the logits, p_i: float [k, B, classes], zero outside a task's classes.
+    head : Tensor
+        The head's weight W, float [classes, f]: at the features a gradient is ``c_i = p_i W``.
     rows : Tensor
-        Memory for the gradients, float [k, p] or more; what is not written to is not taken up.
+        Memory for the gradients, float [k, size] or more; what is not written to is not taken up.
     """
 
-    def __init__(self, at_body: Linearization, cotangents: Tensor, rows: Tensor) -> None:
+    def __init__(self, at_body: Linearization, at_logits: Tensor, head: Tensor, rows: Tensor) -> None:
         self._at_body = at_body
-        self._cotangents = cotangents
+        self._at_logits = at_logits
+        self._head = head
         self._rows = rows
         self._built = 0
-        self.lengths = cotangents.flatten(1).norm(dim=1)
-
-    def __len__(self) -> int:
-        return len(self._cotangents)
 
     def build(self, tasks: Sequence[int]) -> Tensor:
-        """The gradients built so far, float [m, p], in the order in which they were asked for."""
+        """The gradients built so far, float [m, size], in the order in which they were asked for."""
         for task in tasks:
-            self._at_body.pullback(self._cotangents[task], self._rows[self._built])
+            self._at_body.pullback(self._at_logits[task] @ self._head, self._rows[self._built])
             self._built += 1
         return self._rows[: self._built]
 
-    def products(self, u: Tensor) -> tuple[Vector, Vector]:
-        """``<g_i, u>`` for u float [p], as ``<c_i, J u>``, and ``|c_i| |J u|``: float64 [k] each."""
-        moved = self._at_body.pushforward(u)
-        values = self._cotangents.flatten(1) @ moved.flatten()
-        return values.double().cpu().numpy(), (self.lengths * moved.norm()).double().cpu().numpy()
-
     def combine(self, weights: Vector) -> Tensor:
-        """``sum_i w_i g_i`` by one backward pass: float64 [k] to float [p]."""
-        weights_ = torch.from_numpy(weights).to(self._cotangents)
-        return self._at_body.pullback(torch.tensordot(weights_, self._cotangents, 1), self._rows[0])
+        """``sum_i w_i g_i`` by one backward pass: float64 [k] to float [size]."""
+        combined = torch.tensordot(torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1)
+        return self._at_body.pullback(combined @ self._head, self._rows[0])
+
+    def products(self, u: Tensor) -> tuple[Vector, Vector]:
+        """``<g_i, u>`` for u float [size], as ``<p_i, J u W^T>``, and ``|p_i| |J u W^T|``: float64 [k] each."""
+        moved = (self._at_body.pushforward(u) @ self._head.T).flatten()
+        p = self._at_logits.flatten(1)
+        return _numbers(p @ moved), _numbers(p.norm(dim=1) * moved.norm())
+
+    def lengths(self) -> Vector:
+        """``|c_i|``, from which a gradient's length differs by what the body does: float64 [k]."""
+        squares = (self._at_logits @ (self._head @ self._head.T)).mul_(self._at_logits).flatten(1).sum(1)
+        return _numbers(squares.clamp_min(0).sqrt())
+
+
+def _numbers(x: Tensor) -> Vector:
+    numbers: Vector = x.double().cpu().numpy()
+    return numbers
