@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import random
 import time
@@ -527,16 +528,17 @@ class Experiment:
             raise RunError(f"{failure}; to leave such clients out of the round: --set engine.on_client_error=skip")
 
     def _emit_round(self, task: int, round: int, aggregated: Mapping[str, Any], seconds: float) -> None:
+        clients = self.inspector
+        # Where no client trains, a strategy that does says in its metrics how it went.
         self._emit(
             "round",
             task=task,
             round=round,
             server_round=self._server_round,
-            clients=len(self.inspector.trained),
-            loss=self.inspector.mean("loss"),
-            accuracy=self.inspector.mean("accuracy"),
-            # Where no client trains, a strategy that does may say how many it has learned from itself.
-            samples=self.inspector.total("samples") if self.inspector.trained else aggregated.get("samples", 0.0),
+            clients=len(clients.trained),
+            loss=clients.mean("loss") if clients.trained else aggregated.get("loss", math.nan),
+            accuracy=clients.mean("accuracy") if clients.trained else aggregated.get("accuracy", math.nan),
+            samples=clients.total("samples") if clients.trained else aggregated.get("samples", 0.0),
             metrics=dict(aggregated),
             seconds=seconds,
             traffic=self.grid.traffic,
