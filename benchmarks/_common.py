@@ -1,0 +1,94 @@
+"""What the benchmarks share: one case a process, cases in turn, medians, and where and how figures were taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+"""Nobody is told, and a process computes with one thread."""
+os.environ |= QUIET
+
+_RESULT = "RESULT "
+
+
+def give(result: Mapping[str, Any]) -> None:
+    """In a case's process: hand the result to :func:`measure`."""
+    print(_RESULT + json.dumps(result), flush=True)
+
+
+def measure(command: Sequence[str], timeout: float = 1800, **environment: str) -> dict[str, Any]:
+    """Run a case in a process of its own, in this folder, and return what it gave.
+
+    Raises
+    ------
+    SystemExit
+        If it gave nothing; with the end of what it wrote.
+    """
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, cwd=HERE, env=os.environ | QUIET | environment
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(_RESULT)]
+    if done.returncode or not lines:
+        raise SystemExit(
+            f"{' '.join(command)} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix(_RESULT))
+    return found
+
+
+def in_turn(cases: Mapping[str, Sequence[str]], repeats: int, **environment: str) -> dict[str, list[dict[str, Any]]]:
+    """Measure each case so many times, the cases in turn, so that what else the machine does meets them alike."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, command in cases.items():
+            found[name].append(measure(command, **environment))
+    return found
+
+
+def median(runs: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Median of one figure over the repeats of a case."""
+    return statistics.median(float(run[key]) for run in runs)
+
+
+def ratio(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Median over the repeats of the ratio to the other case's run of the same turn."""
+    return statistics.median(a[key] / b[key] for a, b in zip(runs, base, strict=True))
+
+
+def write(path: Path, results: Any, **about: Any) -> None:
+    """Write results as JSON, with :func:`machine` and whatever else is to be said ``about`` them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"about": machine() | about, "results": results}, indent=1) + "\n", "utf-8")
+    print(f"written to {path}")
+
+
+def machine() -> dict[str, Any]:
+    """The command given, and where: processor, memory, system, versions, and the load just now."""
+    import psutil
+    import torch
+
+    processor = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "cpu": processor[0].partition(":")[2].strip() if processor else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_at_end": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {name: version(name) for name in ("fedknow", "flwr", "ray", "torch", "numpy")},
+    }

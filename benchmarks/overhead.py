@@ -1,0 +1,264 @@
+"""What the framework costs: a whole simulated run beside a raw PyTorch loop that takes the same steps.
+
+    FEDKNOW_DATA=DIR python benchmarks/overhead.py                # mlp, cnn (digits) and cnn6 (CIFAR-100)
+    python benchmarks/overhead.py --quick --workloads mlp cnn
+
+The run is FedAvg of all clients, one task: rounds, checks, aggregation, events, a checkpoint after every round, and
+scoring all clients at the end. The raw loop is what one writes without a framework: for each client put the global
+weights into the model, make the optimizer, draw the same batches, forward, loss, backward, step; then the weighted
+mean; at the end each client's test samples. Model, optimizer, memory format and order of samples are the run's, and
+both must end with the same weights, but for rounding. Each process computes with one thread. `1` is one process (our
+`inline` grid), `2` is two workers (Ray) beside a pool of two processes. Both are timed from the end of the first round,
+which is warm-up, to the end of the scoring; what we take before the first round and after the end (start of processes,
+data; report) is `start` and `report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _common import RESULTS, give, in_turn, median, ratio, write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from fedknow.protocols.config import ExperimentConfig
+
+TRAIN = {"weight_decay": 0.0, "epochs": 1}
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "mlp": {
+        "data": {"name": "digits", "tasks": 1, "clients": 10, "partition": "iid"},
+        "model": "mlp",
+        "train": {"rounds": 101, "batch_size": 10, "optimizer": "sgd", "lr": 0.05, **TRAIN},
+    },
+    "cnn": {
+        "data": {"name": "digits", "tasks": 1, "clients": 10, "partition": "iid"},
+        "model": "cnn",
+        "train": {"rounds": 61, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, **TRAIN},
+    },
+    "cnn6": {
+        "data": {
+            "name": "cifar100",
+            "tasks": 1,
+            "clients": 4,
+            "classes_min": 100,
+            "classes_max": 100,
+            "samples": 0.016,
+        },
+        "model": {"name": "cnn6", "init": "kaiming"},
+        "train": {"rounds": 5, "batch_size": 40, "optimizer": "adam", "lr": 1e-3, **TRAIN},
+    },
+}
+"""Settings of each run; the others are the defaults."""
+
+
+def main() -> None:
+    """Run all cases, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="three rounds, one repeat")
+    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        how, processes, settings = args.case[0], int(args.case[1]), json.loads(args.case[2])
+        give((ours if how == "ours" else raw)(settings, processes))
+        return
+    results = {}
+    print(f"{'workload':8} {'processes':>9} {'raw':>8} {'ours':>8} {'ratio':>6} {'start':>6} {'report':>6}")
+    for workload in args.workloads:
+        settings = WORKLOADS[workload]
+        if args.quick:
+            settings = {**settings, "train": {**settings["train"], "rounds": 3}}
+        for processes in args.processes:
+            cases = {
+                how: [sys.executable, __file__, "--case", how, str(processes), json.dumps(settings)]
+                for how in ("raw", "ours")
+            }
+            runs = in_turn(cases, 1 if args.quick else args.repeats)
+            check(workload, runs)
+            row = {"raw": median(runs["raw"], "seconds"), "ours": median(runs["ours"], "seconds")}
+            row |= {"ratio": ratio(runs["ours"], runs["raw"], "seconds"), "steps": runs["raw"][0]["steps"]}
+            row |= {key: median(runs["ours"], key) for key in ("start", "report")}
+            results[f"{workload}, {processes}"] = row | {"settings": settings, "runs": runs}
+            print(
+                f"{workload:8} {processes:9} {row['raw']:8.2f} {row['ours']:8.2f} {row['ratio']:6.3f} "
+                f"{row['start']:6.2f} {row['report']:6.2f}",
+                flush=True,
+            )
+    write(args.out, results)
+
+
+def check(workload: str, runs: dict[str, list[dict[str, Any]]]) -> None:
+    """The same weights and the same samples classified rightly, or the steps were not the same."""
+    norms = [run["norm"] for found in runs.values() for run in found]
+    right = {run["right"] for found in runs.values() for run in found}
+    if max(norms) - min(norms) > 1e-3 * max(norms) or max(right) - min(right) > 0.01:
+        raise SystemExit(f"{workload}: the runs do not agree: norms {norms}, accuracies {right}")
+
+
+def ours(settings: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The whole run."""
+    from fedknow.client.host import one_thread
+    from fedknow.simulations.simulate import simulate
+
+    began, events = time.perf_counter(), []
+
+    def happened(event: Mapping[str, Any]) -> None:
+        events.append((event["event"], time.perf_counter()))
+
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        config = configuration(settings, processes)
+        result = simulate(config, Path(folder) / "run", observers=[happened])
+    first = next(at for name, at in events if name == "round")
+    return {
+        "seconds": events[-1][1] - first,
+        "start": events[0][1] - began,
+        "report": time.perf_counter() - events[-1][1],
+        "norm": norm(result.arrays),
+        "right": result.summary["accuracy"],
+    }
+
+
+def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The same steps without a framework."""
+    import torch
+
+    config = configuration(settings, 1)
+    loop = Loop(config)
+    weights, began = loop.initial(), 0.0
+    if processes == 1:
+        for round in range(1, config.train.rounds + 1):
+            weights = mean([loop.train(weights, range(config.data.clients), round)])
+            began = time.perf_counter() if round == 1 else began
+        right = loop.score(weights, range(config.data.clients))
+        seconds = time.perf_counter() - began
+    else:
+        shares = [range(first, config.data.clients, processes) for first in range(processes)]
+        with ProcessPoolExecutor(processes, get_context("spawn"), start, (config,)) as pool:
+            for round in range(1, config.train.rounds + 1):
+                weights = mean(
+                    list(pool.map(work, ["train"] * processes, [weights] * processes, shares, [round] * processes))
+                )
+                began = time.perf_counter() if round == 1 else began
+            found = list(pool.map(work, ["score"] * processes, [weights] * processes, shares, [0] * processes))
+            seconds = time.perf_counter() - began
+        right = [sum(part) for part in zip(*found, strict=True)]
+    steps = sum(-(-len(y) // config.train.batch_size) for _, y in loop.data) * config.train.rounds * config.train.epochs
+    arrays = {name: torch.as_tensor(value).numpy() for name, value in weights.items()}
+    return {"seconds": seconds, "norm": norm(arrays), "right": right[0] / right[1], "steps": steps}
+
+
+class Loop:
+    """The raw loop of one process: a model, and all clients' samples as tensors."""
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        import torch
+
+        from fedknow.client.data import make_benchmark
+        from fedknow.client.models import build_model
+        from fedknow.protocols.seeds import integer
+
+        torch.set_num_threads(1)
+        self.config = config
+        benchmark = make_benchmark(config)
+        self.model = build_model(config.model, benchmark.shape, benchmark.classes, integer(config.seed, "model"))
+        self.format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.format)
+        tasks = [benchmark.task(client, 0) for client in range(config.data.clients)]
+        self.data = [(task.train.x.contiguous(memory_format=self.format), task.train.y) for task in tasks]
+        self.test = [(task.test.x.contiguous(memory_format=self.format), task.test.y) for task in tasks]
+
+    def initial(self) -> dict[str, Tensor]:
+        """The first global weights."""
+        return {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def train(self, weights: dict[str, Tensor], clients: range, round: int) -> tuple[dict[str, Tensor], int]:
+        """One round of these clients: the sum of their weights times their samples, and the samples."""
+        import torch
+        from torch.nn import functional as F
+
+        from fedknow.client.learners.base import make_optimizer
+        from fedknow.protocols.seeds import integer
+
+        train, model = self.config.train, self.model
+        total = {name: torch.zeros_like(value) for name, value in weights.items()}
+        samples = 0
+        for client in clients:
+            x, y = self.data[client]
+            model.load_state_dict(weights)
+            model.train()
+            optimizer = make_optimizer(train, model.body.parameters(), model.head.parameters())
+            seed = integer(self.config.seed, "train", client, 0, round)
+            generator = torch.Generator().manual_seed(seed)
+            torch.manual_seed(seed)
+            for _ in range(train.epochs):
+                for index in torch.randperm(len(y), generator=generator).split(train.batch_size):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x[index]), y[index]).backward()
+                    optimizer.step()
+            for name, value in model.state_dict().items():
+                total[name].add_(value, alpha=len(y))
+            samples += len(y)
+        return total, samples
+
+    def score(self, weights: dict[str, Tensor], clients: range) -> tuple[int, int]:
+        """Test samples that the model classifies rightly, and all of them."""
+        import torch
+
+        self.model.load_state_dict(weights)
+        self.model.eval()
+        right = 0
+        with torch.inference_mode():
+            for client in clients:
+                x, y = self.test[client]
+                parts = x.split(self.config.evaluation.batch_size)
+                right += int((torch.cat([self.model(part) for part in parts]).argmax(1) == y).sum())
+        return right, sum(len(self.test[client][1]) for client in clients)
+
+
+def start(config: ExperimentConfig) -> None:
+    """Make this process of the pool ready."""
+    global _loop
+    _loop = Loop(config)
+
+
+def work(what: str, weights: dict[str, Tensor], clients: range, round: int) -> Any:
+    """A share of a round, in a process of the pool."""
+    return _loop.train(weights, clients, round) if what == "train" else _loop.score(weights, clients)
+
+
+def mean(parts: list[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
+    """The weighted mean of all clients, from sums over some of them."""
+    samples = sum(part[1] for part in parts)
+    return {name: sum(part[0][name] for part in parts) / samples for name in parts[0][0]}
+
+
+def configuration(settings: dict[str, Any], processes: int) -> ExperimentConfig:
+    """The experiment."""
+    from fedknow.client.learners import resolve
+    from fedknow.protocols.config import read_config
+
+    engine = {"backend": "inline" if processes == 1 else "ray", "workers": processes}
+    return resolve(read_config({**settings, "learner": "finetune", "engine": engine}))
+
+
+def norm(arrays: Any) -> float:
+    """L2 norm of all weights together."""
+    return float(sum(float((array.astype(float) ** 2).sum()) for array in arrays.values()) ** 0.5)
+
+
+if __name__ == "__main__":
+    main()

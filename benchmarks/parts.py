@@ -1,0 +1,85 @@
+"""Data sets and a model that several benchmarks name as ``parts:...``; pixels and sizes matter here, not accuracy.
+
+Imports our package only where a data set is asked for: ``pfl_client.py`` takes the model, and runs without us.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import nn
+
+if TYPE_CHECKING:
+    from fedknow.client.data import Dataset
+    from fedknow.protocols.config import DataConfig
+
+__all__ = ["TwoLayerCNN", "cifar10_like", "like_images", "mnist_like", "two_layer_cnn"]
+
+
+def like_images(shape: tuple[int, int, int], samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Ten smooth patterns under heavy noise: uint8 [n, C, H, W] and labels int64 [n], each class equally often."""
+    rng = np.random.default_rng(seed)
+    channels, height, width = shape
+    coarse = rng.normal(size=(10, channels, 4, 4))
+    patterns = np.kron(coarse, np.ones((-(-height // 4), -(-width // 4))))[:, :, :height, :width]
+    labels = rng.permutation(np.arange(samples) % 10)
+    images = np.empty((samples, *shape), np.uint8)
+    for part in np.array_split(np.arange(samples), max(1, samples // 5000)):
+        noisy = 128 + 6 * patterns[labels[part]] + 60 * rng.standard_normal((len(part), *shape), np.float32)
+        images[part] = noisy.clip(0, 255)
+    return images, labels.astype(np.int64)
+
+
+def mnist_like(config: DataConfig) -> Dataset:
+    """60,000 training and 10,000 test images of 1x28x28, ten classes: MNIST's shape and size."""
+    return _dataset("mnist-like", (1, 28, 28), 60_000, 10_000)
+
+
+def cifar10_like(config: DataConfig) -> Dataset:
+    """50,000 training and 10,000 test images of 3x32x32, ten classes: CIFAR-10's shape and size."""
+    return _dataset("cifar10-like", (3, 32, 32), 50_000, 10_000)
+
+
+def _dataset(name: str, shape: tuple[int, int, int], train: int, test: int) -> Dataset:
+    from fedknow.client.data import Dataset
+
+    images, labels = like_images(shape, train + test)
+    return Dataset.from_arrays(name, images[:train], labels[:train], images[train:], labels[train:])
+
+
+class TwoLayerCNN(nn.Module):
+    """The two-layer CNN of pfl-research's CIFAR-10 benchmark: two 3x3 convolutions, one pooling, two dense layers.
+
+    Glorot-uniform weights; dropout of 0.25 and 0.5 as there; 1,626,442 parameters at 3x32x32 and ten classes.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        places = ((height - 4) // 2) * ((width - 4) // 2)
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Dropout(0.25),
+            nn.Flatten(),
+            nn.Linear(64 * places, 128),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+        )
+        self.head = nn.Linear(128, classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        """Images [n, C, H, W] to logits [n, classes]."""
+        return self.head(self.body(x))
+
+
+def two_layer_cnn(shape: tuple[int, int, int], classes: int) -> TwoLayerCNN:
+    """:class:`TwoLayerCNN`, as ``model.name = "parts:two_layer_cnn"``."""
+    return TwoLayerCNN(shape, classes)

@@ -1,0 +1,90 @@
+"""The small-model race: logistic regression, 1,000 clients, 10 a round, 100 rounds, batches of 10.
+
+    python benchmarks/small_models.py            # three runs in one process, three on Ray
+    python benchmarks/small_models.py --quick    # 50 clients, 5 rounds, one run
+
+Each run is `fedknow simulate` in a process of its own, timed from its start to its end: imports, data, rounds, a
+checkpoint after each of them, scoring all clients, report. Data are synthetic, of MNIST's shape and size (60 training
+images a client). FLUTE's authors give 200 s for this set-up, and 1,814 s for Flower 1.0 (Garcia et al.,
+arXiv:2203.13789): on another machine, so of orders of magnitude only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from _common import HERE, QUIET, RESULTS, median, write
+
+CONFIG = """
+name = "small-models"
+data = {name = "parts:mnist_like", tasks = 1, clients = %(clients)d, partition = "iid"}
+model = "linear"
+train = {rounds = %(rounds)d, epochs = 1, batch_size = 10, optimizer = "sgd", lr = 0.03, weight_decay = 0.0}
+learner = "finetune"
+strategy = {name = "fedavg", fraction_train = %(fraction)g}
+engine = {backend = "%(backend)s"}
+"""
+PHASES = ("start", "rounds", "scoring", "end")
+
+
+def main() -> None:
+    """Run all cases, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backends", nargs="+", default=["inline", "ray"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS / "small_models.json")
+    args = parser.parse_args()
+    size = {"clients": 50, "rounds": 5, "chosen": 10} if args.quick else {"clients": 1000, "rounds": 100, "chosen": 10}
+    runs: dict[str, list[dict[str, Any]]] = {backend: [] for backend in args.backends}
+    for _ in range(1 if args.quick else args.repeats):
+        for backend in args.backends:
+            runs[backend].append(run(backend, **size))
+    results = {}
+    print(f"{'backend':8} {'seconds':>8} {'CPU':>6}   {' '.join(f'{phase:>8}' for phase in PHASES)}  accuracy")
+    for backend, found in runs.items():
+        results[backend] = {key: median(found, key) for key in ("seconds", "cpu", *PHASES, "accuracy")}
+        results[backend] |= {"updates_per_second": size["rounds"] * size["chosen"] / results[backend]["seconds"]}
+        results[backend] |= {"runs": found}
+        phases = " ".join(f"{results[backend][phase]:8.2f}" for phase in PHASES)
+        row = results[backend]
+        print(f"{backend:8} {row['seconds']:8.2f} {row['cpu']:6.2f}   {phases}  {row['accuracy']:.3f}")
+    write(args.out, results, **size, batch=10, published={"FLUTE": 200, "Flower 1.0": 1814})
+
+
+def run(backend: str, clients: int, rounds: int, chosen: int) -> dict[str, Any]:
+    """One run: its seconds from start to end, its processor time, and where the seconds went."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, out = Path(folder) / "config.toml", Path(folder) / "run"
+        values = {"clients": clients, "rounds": rounds, "fraction": chosen / clients, "backend": backend}
+        config.write_text(CONFIG % values)
+        cpu, began, clock = os.times(), time.time(), time.perf_counter()
+        command = [sys.executable, "-m", "fedknow", "simulate", str(config), "--out", str(out)]
+        subprocess.run(command, check=True, cwd=HERE, env=os.environ | QUIET, stdout=subprocess.DEVNULL)
+        seconds, after = time.perf_counter() - clock, os.times()
+        events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    at = {event["event"]: event["time"] for event in events}
+    first = next(event for event in events if event["event"] == "round")
+    started = first["time"] - first["seconds"]  # the first round's warm-up belongs to the rounds
+    return {
+        "seconds": seconds,
+        # Ray's processes are not children of ours: theirs is not in it.
+        "cpu": after.children_user - cpu.children_user + after.children_system - cpu.children_system,
+        "start": started - began,
+        "rounds": at["round"] - started,
+        "scoring": at["end"] - at["round"],
+        "end": seconds - (at["end"] - began),
+        "accuracy": next(event["accuracy"] for event in events if event["event"] == "end"),
+    }
+
+
+if __name__ == "__main__":
+    main()
