@@ -235,10 +235,8 @@ def main() -> None:
     torch.set_num_threads(1)
     changes = [f"model.name={chosen.model}", f"train.precision={chosen.precision}", "learner.k=100"]
     changes += [f"train.rounds={chosen.rounds}", f"train.epochs={chosen.epochs}"]
-    if chosen.model == "resnet18":
-        config = load_preset("paper-cifar100", changes)
-    else:
-        config = load_preset("paper-cifar100-small", [*changes, f"model.width={chosen.width}"])
+    changes += [f"model.width={chosen.width}"]
+    config = load_preset("paper-cifar100-small" if chosen.model == "cnn6" else "paper-cifar100", changes)
     stream = make_benchmark(config)
     watch = Stopwatch(config, stream, chosen.device, naive=not chosen.past)
     rows: list[dict[str, object]] = []
