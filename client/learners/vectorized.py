@@ -72,7 +72,10 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
     clients = [starts[i] for i in order]
     schedule = _Schedule(learner, clients)
     model, train = learner.model, learner.train
-    rows = {name: torch.stack([client.parameters[name] for client in clients]) for name in clients[0].parameters}
+    rows = {
+        name: _turned(torch.stack([client.parameters[name] for client in clients])).contiguous()
+        for name in clients[0].parameters
+    }
     moving = {name: nn.Parameter(rows[name], p.requires_grad) for name, p in model.named_parameters()}
     mu = torch.tensor([client.round.proximal_mu for client in clients], device=schedule.weights.device)
     anchors = {name: rows[name].clone() for name in moving if learner.travels(name)} if mu.any() else {}
@@ -88,7 +91,8 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         x, y, weight, outside = schedule.batch(step)
         optimizer.zero_grad(set_to_none=True)
         with learner.autocast():
-            logits = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(moving, x)
+            natural = {name: _turned(parameter) for name, parameter in moving.items()}
+            logits = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(natural, x)
         z = widen(logits).masked_fill(outside, -torch.inf)
         loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
         loss = (loss * weight).sum(1)
@@ -102,7 +106,9 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         losses[:count, step] = loss.detach()
         right[:count, step] = ((z.detach().argmax(2) == y) & (weight > 0)).sum(1)
     trained = [
-        Trained({name: value[row] for name, value in rows.items()}, schedule.report(row, losses[row], right[row]))
+        Trained(
+            {name: _turned(value)[row] for name, value in rows.items()}, schedule.report(row, losses[row], right[row])
+        )
         for row in range(len(clients))
     ]
     return [trained[order.index(i)] for i in range(len(order))]
@@ -231,6 +237,11 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
 
 def _only_linear(model: nn.Module) -> bool:
     return all(isinstance(m, nn.Linear) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+
+
+def _turned(stacked: Tensor) -> Tensor:
+    """Stacked matrices are kept transposed, as products of stacked matrices leave their gradients; and back."""
+    return stacked.mT if stacked.dim() == 3 else stacked
 
 
 def _first(rows: Tensors, moving: _Moving, optimizer: torch.optim.Optimizer, count: int) -> _Moving:
