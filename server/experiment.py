@@ -35,7 +35,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.serverapp.strategy import Strategy
 
 from fedknow.client.data.stream import TaskStream
-from fedknow.client.learners.base import Layout
+from fedknow.client.learners.base import Layout, Learner
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
@@ -174,7 +174,7 @@ class Experiment:
         self.partition = dict(partition or {})
         self.strategy = build_strategy(config.strategy, config.data.clients)
         if isinstance(self.strategy, Counterpart):
-            self.strategy.prepare(Setup(config, learner, stream))
+            self.strategy.prepare(Setup(config, cast(Learner, learner), stream))
         self.scores = Scores(config.data.clients, config.data.tasks)
         self.arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
         extras = {TRAIN: learner.shares(ended=False), END_TASK: learner.shares(ended=True)}

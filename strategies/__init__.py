@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError, StrategyConfig, closest
 from fedknow.protocols.plugins import explain, is_reference, load_object
+from fedknow.strategies.fedweit import FedWeit
 from fedknow.strategies.flcn import Flcn
 from fedknow.strategies.joint import JointCentral
 
@@ -52,6 +53,9 @@ _BUILTIN = {
         flower.FedProx, "FedAvg, clients pulled towards the global model by proximal_mu (Li et al. 2020)"
     ),
     "flcn": _Builtin(Flcn, "FedAvg with importance weights from proxy data, for the learner flcn (Yao and Sun 2020)"),
+    "fedweit": _Builtin(
+        FedWeit, "sparse bases and everybody's adaptive parameters, for the learner fedweit (Yoon et al. 2021)"
+    ),
     "joint-central": _Builtin(JointCentral, "training on all data in one place, for the learner joint-central"),
     "fedavgm": _Builtin(flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"),
     "fedadam": _Builtin(flower.FedAdam, "Adam on the server (Reddi et al. 2021)"),

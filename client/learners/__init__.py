@@ -16,6 +16,7 @@ from fedknow.client.learners.co2l import Co2L
 from fedknow.client.learners.er import ExperienceReplay
 from fedknow.client.learners.ewc import Ewc, OnlineEwc
 from fedknow.client.learners.fedknow import FedKnow
+from fedknow.client.learners.fedweit import FedWeit
 from fedknow.client.learners.flcn import Flcn
 from fedknow.client.learners.gem import AGem, Gem
 from fedknow.client.learners.joint import Joint, JointCentral
@@ -39,6 +40,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "fedprox": FedProx,
     "apfl": Apfl,
     "flcn": Flcn,
+    "fedweit": FedWeit,
     "joint": Joint,
     "joint-central": JointCentral,
     "agscl": AgsCl,

@@ -447,9 +447,7 @@ def _warn_of_slow_bf16() -> None:
         log.warning("train.precision = 'bf16': this processor computes bfloat16 by emulation; 'fp32' will be faster")
 
 
-def make_optimizer(
-    train: TrainConfig, body: Iterator[nn.Parameter], head: Iterator[nn.Parameter]
-) -> torch.optim.Optimizer:
+def make_optimizer(train: TrainConfig, body: Iterator[Tensor], head: Iterator[Tensor]) -> torch.optim.Optimizer:
     """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink old tasks' rows."""
     groups: list[dict[str, Any]] = [{"params": list(body)}, {"params": list(head), "weight_decay": 0.0}]
     settings: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
