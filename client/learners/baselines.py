@@ -62,6 +62,7 @@ class FedRep(Learner):
     exchange = "body"
     Settings = FedRepSettings
     settings: FedRepSettings
+    search: ClassVar[dict[str, list[Any]]] = {"head_epochs": [0, 1]}
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: FedRepSettings) -> None:
         super().__init__(model, train, settings)

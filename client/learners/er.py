@@ -6,7 +6,7 @@ Chaudhry, Rohrbach, Elhoseiny, Ajanthan, Dokania, Torr and Ranzato, "On Tiny Epi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -67,6 +67,7 @@ class ExperienceReplay(JointReplay):
 
     Settings = ExperienceReplaySettings
     settings: ExperienceReplaySettings
+    search: ClassVar[dict[str, list[Any]]] = {"memory_batch": [0, 32], "keep": ["ring", "reservoir"]}
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: ExperienceReplaySettings) -> None:
         super().__init__(model, train, settings)

@@ -8,7 +8,7 @@ al., "Progress & Compress", ICML 2018, arXiv 1805.06370.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -114,6 +114,8 @@ class OnlineEwc(_Fisher):
 
     Settings = OnlineEwcSettings
     settings: OnlineEwcSettings
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 100.0, 10000.0, 40000.0], "gamma": [0.95, 1.0]}
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 100.0, 10000.0, 40000.0], "anchor": ["global", "local"]}
 
     @property
     def decay(self) -> float:

@@ -25,7 +25,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -105,6 +105,16 @@ class FedKnow(Learner):
     exchange = "body"
     Settings = FedKnowSettings
     settings: FedKnowSettings
+    search: ClassVar[dict[str, list[Any]]] = {
+        "rho": [0.05, 0.1, 0.2],
+        "labels": ["soft", "hard"],
+        "temperature": [1.0, 2.0, 4.0],
+        "finetune_epochs": [0, 3, 10],
+        "extract_from": ["local", "global"],
+        "wasserstein": ["values", "positions"],
+        "k": [3, 10],
+        "post_aggregation": ["off", "first-epoch", "extra-epoch"],
+    }
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings) -> None:
         super().__init__(model, train, settings)

@@ -6,6 +6,8 @@ Chaudhry, Ranzato, Rohrbach and Elhoseiny, "Efficient Lifelong Learning with A-G
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -100,6 +102,7 @@ class Gem(_Projecting):
 
     Settings = GemSettings
     settings: GemSettings
+    search: ClassVar[dict[str, list[Any]]] = {"margin": [0.0, 0.5, 1.0]}
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out each past task's memory."""

@@ -6,6 +6,7 @@ Li and Hoiem, "Learning without Forgetting", ECCV 2016 and TPAMI 2018, arXiv 160
 from __future__ import annotations
 
 import copy
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -60,6 +61,7 @@ class Lwf(Learner):
 
     Settings = LwfSettings
     settings: LwfSettings
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [0.1, 1.0, 10.0], "warmup_epochs": [0, 1]}
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: LwfSettings) -> None:
         super().__init__(model, train, settings)
@@ -140,5 +142,8 @@ class Lwf(Learner):
         super().end_task(task, round)
         self._load(shared)
         self.old = self.send() | self.kept()
-        self.slices = [list(task.head)] if task.incremental else [*self.slices, list(task.classes)]
+        if task.incremental:
+            self.slices = [list(task.head)]
+        elif list(task.classes) not in self.slices:
+            self.slices = [*self.slices, list(task.classes)]
         return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in self.old.values()))}

@@ -6,6 +6,8 @@ Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars, "Memory Aware Synapses: L
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from pydantic import Field
 
@@ -40,6 +42,7 @@ class Mas(Consolidation):
 
     Settings = MasSettings
     settings: MasSettings
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [0.1, 1.0, 10.0, 400.0], "anchor": ["global", "local"]}
 
     @property
     def strength(self) -> float:

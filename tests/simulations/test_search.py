@@ -4,10 +4,12 @@ import tomllib
 
 import pytest
 
+from fedknow.client.learners import learner_class, list_learners
 from fedknow.client.learners.baselines import FedPer, FedRep
 from fedknow.client.learners.fedknow import FedKnow
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.run_folder import RunFolder
+from fedknow.simulations.contenders import plan
 from fedknow.simulations.search import candidates, search
 
 SMALL = {
@@ -102,3 +104,12 @@ def test_refused(tmp_path, learners, limit, message):
     with pytest.raises(ConfigError, match=message):
         search(read_config(SMALL), learners, limit, 1, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("learner", list_learners())
+def test_what_is_to_be_searched_are_settings_there_are(learner):
+    config = read_config({"data": {"scenario": learner_class(learner).scenarios[0]}})
+    for name, values in learner_class(learner).search.items():
+        assert len(set(values)) == len(values) > 1
+        for value in values:
+            plan(config, f"{learner}@{name}={value}", 0)
