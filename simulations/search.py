@@ -105,7 +105,7 @@ def search(
         Runs of each candidate, with seeds from ``config.seed`` on.
     out : Path
         Gets a run folder each run, ``search.jsonl`` (one line a candidate) and ``best.toml``, whose entries belong into
-        ``client/learners/best/<preset>.toml``. Those of other learners that are in ``best.toml`` already stay.
+        ``client/learners/best/<preset>.toml``. What the two hold of other learners already stays.
     command : str
         What was called, for the record.
     watch : callable, optional
@@ -131,7 +131,9 @@ def search(
     tried = {name: candidates(name, limit, config.seed) for name in names}
     result = compare(config, [_spelled(n, s) for n in names for s in tried[n]], seeds, out, watch, lean=True)
     found: dict[str, Found] = {}
-    lines = []
+    record = out / "search.jsonl"
+    before = record.read_text("utf-8").splitlines() if record.is_file() else []
+    lines = [line for line in map(json.loads, before) if line["learner"] not in names]
     for name in names:
         scored = [
             (settings, members.estimate("accuracy").mean, members.estimate("forgetting").mean)
@@ -149,7 +151,7 @@ def search(
             space = {key: list(values) for key, values in learner_class(name).search.items()}
             found[name] = Found(best, accuracy, forgetting, default, len(scored), space)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "search.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    write_atomic(record, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     write_atomic(out / "best.toml", _as_toml(found, command, out / "best.toml"))
     return found, result.failures
 

@@ -73,6 +73,7 @@ def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
     again, _ = search(config, ["fedrep"], 3, 1, tmp_path, "another", lambda *watched: seen.append(watched))
     assert seen == []  # what is finished is read
     assert again["fedrep"] == found["fedrep"]
+    assert len((tmp_path / "search.jsonl").read_text().splitlines()) == 4
     assert tomllib.loads((tmp_path / "best.toml").read_text())["fedper"] == written["fedper"]
 
 
