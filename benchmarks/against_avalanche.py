@@ -1,0 +1,213 @@
+"""GEM, A-GEM, ER, EWC, online EWC, MAS and LwF against Avalanche's: do both come to the same weights?
+
+    pip install avalanche-lib            # 0.6.0 here, in an environment of its own, beside fedknow
+    python benchmarks/against_avalanche.py
+
+Three tasks (scikit-learn's digits, with other pixels shuffled in each), one head, a small network, full batches and
+plain SGD, so that nothing is left to chance: the same learner alone, once ours and once Avalanche's plugin on its
+``Naive`` strategy, from the same weights. The distance of the final weights is given relative to how far the method
+itself moves them: to the distance between ours and plain fine-tuning.
+
+Where Avalanche's choice is another one it is brought to ours, and each place is marked below: GEM's constant on the
+diagonal, EWC's squares of batch means, its lack of the half, MAS's average over tasks. GEM is compared without a
+margin, where the paper (ours) and its authors' code (Avalanche's) differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import write
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from fedknow.client.data.stream import Split, TaskData
+from fedknow.client.learners import learner_class
+from fedknow.client.learners.base import Round
+from fedknow.client.models import build_model
+from fedknow.protocols.config import ModelConfig, TrainConfig
+
+try:
+    torch.ops.torchvision.nms  # noqa: B018  (an operator is looked up by asking for it)
+except AttributeError:  # a torchvision whose compiled part does not fit a CPU build of torch cannot even be imported
+    for name in ("nms", "qnms"):  # nothing here calls them
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from avalanche.benchmarks import tensors_benchmark
+from avalanche.training.plugins import (
+    AGEMPlugin,
+    EvaluationPlugin,
+    EWCPlugin,
+    GEMPlugin,
+    LwFPlugin,
+    MASPlugin,
+    ReplayPlugin,
+    SupervisedPlugin,
+)
+from avalanche.training.supervised import Naive
+
+SAMPLES, TASKS, EPOCHS, LR = 150, 3, 40, 0.2
+STRENGTH = {"ewc": 0.5, "online-ewc": 0.5, "mas": 0.05, "lwf": 1.0}
+TOLERANCE = 1e-3
+
+Task = tuple[Tensor, Tensor]
+
+
+class Hook(SupervisedPlugin):  # type: ignore[misc]
+    """Changes the strategy before a task and after it, ahead of the plugins that follow."""
+
+    def __init__(self, before: Callable[[Any], None] | None = None, after: Callable[[Any], None] | None = None) -> None:
+        super().__init__()
+        self.at_start, self.at_end = before, after
+
+    def before_training_exp(self, strategy: Any, **_: Any) -> None:
+        """Start of a task."""
+        if self.at_start:
+            self.at_start(strategy)
+
+    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+        """End of a task."""
+        if self.at_end:
+            self.at_end(strategy)
+
+
+def tasks() -> list[Task]:
+    """Digits in another permutation of their pixels each."""
+    digits = load_digits()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.tensor(digits.data, dtype=torch.float32) / 8 - 1
+    y = torch.tensor(digits.target)
+    found = []
+    for task in range(TASKS):
+        part = slice(task * SAMPLES, (task + 1) * SAMPLES)
+        found.append((x[part][:, torch.randperm(64, generator=generator)].view(-1, 1, 8, 8), y[part]))
+    return found
+
+
+def ours(name: str, model: nn.Module, data: Sequence[Task], **settings: Any) -> nn.Module:
+    """Train with a learner of ours, alone."""
+    kind = learner_class(name)
+    train = TrainConfig(
+        epochs=EPOCHS, batch_size=SAMPLES, optimizer="sgd", lr=LR, weight_decay=0.0, channels_last=False
+    )
+    learner = kind(copy.deepcopy(model), train, kind.Settings(**settings))
+    classes = tuple(range(10))
+    for number, (x, y) in enumerate(data):
+        task = TaskData(number, classes, classes, Split(x, y), Split(x, y))
+        learner.fit(task, Round(1, number))
+        learner.end_task(task, Round(0, number))
+    return learner.model
+
+
+def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
+    """Train with Avalanche's plugin."""
+    model = copy.deepcopy(model)
+    scale = 1.0
+    plugins: list[Any]
+    if name == "gem":
+        # Its quadratic program has 1e-3 added to the diagonal: so the loss is made large, and the rate small.
+        scale = 1e3
+        plugins = [GEMPlugin(SAMPLES, 0.0)]
+    elif name == "agem":  # as many of each past task: the whole memory, whose parts are alike
+        agem = AGEMPlugin(SAMPLES, SAMPLES)
+        plugins = [Hook(before=lambda strategy: _all_of(agem, strategy)), agem]
+    elif name == "er":  # the whole memory joins each batch
+        replay = ReplayPlugin(mem_size=SAMPLES * TASKS, batch_size=SAMPLES)
+        plugins = [
+            Hook(before=lambda s: setattr(replay, "batch_size_mem", SAMPLES * s.clock.train_exp_counter)),
+            replay,
+        ]
+    elif name == "lwf":
+        plugins = [LwFPlugin(STRENGTH[name], 2.0)]
+    elif name == "mas":
+        mas = MASPlugin(STRENGTH[name], alpha=0.5)
+        # It keeps the mean of the old importance and the new one, which after the second task is half the sum.
+        double = Hook(
+            before=lambda s: setattr(mas, "_lambda", STRENGTH[name] * (2 if s.clock.train_exp_counter == 2 else 1))
+        )
+        plugins = [double, *_per_sample(mas)]
+    else:
+        # Its penalty has no half, and its importance squares the gradient of a batch: here, of one sample.
+        options = {} if name == "ewc" else {"mode": "online", "decay_factor": 0.5}
+        plugins = _per_sample(EWCPlugin(STRENGTH[name] / 2, **options))
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return scale * nn.functional.cross_entropy(z, y)
+
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=LR / scale),
+        criterion=loss,
+        train_mb_size=SAMPLES,
+        train_epochs=EPOCHS,
+        plugins=plugins,
+        evaluator=EvaluationPlugin(loggers=[]),
+    )
+    stream = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[0] * TASKS).train_stream
+    for experience in stream:
+        strategy.train(experience, num_workers=0)
+    return model
+
+
+def _per_sample(plugin: Any) -> list[Any]:
+    """Batches of one while a plugin measures importance."""
+    return [
+        Hook(after=lambda strategy: setattr(strategy, "train_mb_size", 1)),
+        plugin,
+        Hook(after=lambda strategy: setattr(strategy, "train_mb_size", SAMPLES)),
+    ]
+
+
+def _all_of(agem: Any, strategy: Any) -> None:
+    past = strategy.clock.train_exp_counter
+    if past:  # the loader shares its sample size out among tasks: make it the whole memory, as it is built anew
+        agem.sample_size = SAMPLES * (past + 1)
+
+
+def distance(a: nn.Module, b: nn.Module) -> float:
+    """Between the weights of two models."""
+    return torch.cat([(p - q).flatten() for p, q in zip(a.parameters(), b.parameters(), strict=True)]).norm().item()
+
+
+def main() -> None:
+    """Compare, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "against_avalanche.json")
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    data = tasks()
+    start = build_model(ModelConfig(name="mlp", hidden=32), (1, 8, 8), 10, 0)
+    plain = ours("finetune", start, data)
+    everything = {"exchange": "none", "memory": 1.0}
+    settings: dict[str, dict[str, Any]] = {
+        "gem": everything | {"margin": 0.0},
+        "agem": everything | {"memory_batch": SAMPLES * TASKS},
+        "er": everything | {"memory_batch": SAMPLES * TASKS},
+        "ewc": {"exchange": "none", "strength": STRENGTH["ewc"], "labels": "true"},
+        "online-ewc": {"exchange": "none", "strength": STRENGTH["online-ewc"], "labels": "true", "gamma": 0.5},
+        "mas": {"exchange": "none", "strength": STRENGTH["mas"]},
+        "lwf": {"exchange": "none", "strength": STRENGTH["lwf"], "temperature": 2.0},
+    }
+    rows = {}
+    for name, options in settings.items():
+        mine, other = ours(name, start, data, **options), theirs(name, start, data)
+        moved = distance(mine, plain)
+        rows[name] = {"relative": distance(mine, other) / moved, "method_moves": moved, "settings": options}
+        same = rows[name]["relative"] < TOLERANCE
+        print(
+            f"{name:11s} {rows[name]['relative']:9.1e} of {moved:6.3f}  {'same' if same else 'DIFFERENT'}", flush=True
+        )
+    versions = {package: version(package) for package in ("avalanche-lib", "torchvision", "qpsolvers")}
+    write(out, rows, compared_with=versions, tolerance=TOLERANCE)
+    if any(row["relative"] >= TOLERANCE for row in rows.values()):
+        raise SystemExit("not the same weights")
+
+
+if __name__ == "__main__":
+    main()
