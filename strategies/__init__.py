@@ -17,6 +17,7 @@ from fedknow.protocols.config import ConfigError, StrategyConfig, closest
 from fedknow.protocols.plugins import explain, is_reference, load_object
 from fedknow.strategies.fedweit import FedWeit
 from fedknow.strategies.flcn import Flcn
+from fedknow.strategies.fot import Fot
 from fedknow.strategies.joint import JointCentral
 
 __all__ = ["build_strategy", "list_strategies", "quiet_flower"]
@@ -56,6 +57,7 @@ _BUILTIN = {
     "fedweit": _Builtin(
         FedWeit, "sparse bases and everybody's adaptive parameters, for the learner fedweit (Yoon et al. 2021)"
     ),
+    "fot": _Builtin(Fot, "FedAvg orthogonal to past tasks' inputs, for the learner fot (Bakman et al. 2024)"),
     "joint-central": _Builtin(JointCentral, "training on all data in one place, for the learner joint-central"),
     "fedavgm": _Builtin(flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"),
     "fedadam": _Builtin(flower.FedAdam, "Adam on the server (Reddi et al. 2021)"),

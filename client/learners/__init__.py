@@ -18,6 +18,7 @@ from fedknow.client.learners.ewc import Ewc, OnlineEwc
 from fedknow.client.learners.fedknow import FedKnow
 from fedknow.client.learners.fedweit import FedWeit
 from fedknow.client.learners.flcn import Flcn
+from fedknow.client.learners.fot import Fot
 from fedknow.client.learners.gem import AGem, Gem
 from fedknow.client.learners.joint import Joint, JointCentral
 from fedknow.client.learners.lwf import Lwf
@@ -54,6 +55,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "bcn": Bcn,
     "co2l": Co2L,
     "refed": ReFed,
+    "fot": Fot,
 }
 
 

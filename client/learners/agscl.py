@@ -18,9 +18,9 @@ is the model all clients had at the task's end, so that they pull towards the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -83,7 +83,7 @@ class AgsCl(Learner):
     Settings = AgsClSettings
     settings: AgsClSettings
     scenarios = ("task-incremental",)
-    search: ClassVar[dict[str, list[Any]]] = {"lam": [1.0, 8.0, 100.0, 400.0], "mu": [0.1, 1.0, 10.0]}
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"lam": [1.0, 8.0, 100.0, 400.0], "mu": [0.1, 1.0, 10.0]}
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: AgsClSettings) -> None:
         super().__init__(model, train, settings)

@@ -18,7 +18,8 @@ first-order meta-learning does: it is the gradient of J at theta_B.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -58,7 +59,7 @@ class Bcn(Rehearsal):
 
     Settings = BcnSettings
     settings: BcnSettings
-    search: ClassVar[dict[str, list[Any]]] = {"beta": [2.0, 3.0, 5.0], "epsilon": [0.01, 0.1, 1.0]}
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"beta": [2.0, 3.0, 5.0], "epsilon": [0.01, 0.1, 1.0]}
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: BcnSettings) -> None:
         super().__init__(model, train, settings)

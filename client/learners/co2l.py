@@ -24,7 +24,8 @@ of :func:`~fedknow.client.learners.augment.view`, which has neither hue nor grey
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -109,7 +110,7 @@ class Co2L(Rehearsal):
 
     Settings = Co2LSettings
     settings: Co2LSettings
-    search: ClassVar[dict[str, list[Any]]] = {
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {
         "distill": [0.1, 1.0],
         "temperature": [0.1, 0.5, 1.0],
         "head_epochs": [20, 100],

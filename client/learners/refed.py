@@ -18,7 +18,8 @@ taken as a mean, so that eta does not depend on the number of samples.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -58,7 +59,7 @@ class ReFed(JointReplay):
 
     Settings = ReFedSettings
     settings: ReFedSettings
-    search: ClassVar[dict[str, list[Any]]] = {"balance": [0.1, 0.5, 0.9], "pim_lr": [1e-3, 1e-2, 1e-1]}
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"balance": [0.1, 0.5, 0.9], "pim_lr": [1e-3, 1e-2, 1e-1]}
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: ReFedSettings) -> None:
         super().__init__(model, train, settings)
