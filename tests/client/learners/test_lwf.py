@@ -71,6 +71,14 @@ def test_the_old_model_is_the_shared_one_with_the_own_head(tiny_model, tiny_task
     assert report == {"knowledge-bytes": 4.0 * sum(p.numel() for p in learner.model.parameters())}
 
 
+def test_tasks_of_the_same_classes_are_distilled_once(tiny_model, tiny_task):
+    learner = Lwf(tiny_model(), SGD, LwfSettings())
+    for number in (0, 1):
+        learner.end_task(tiny_task(number), Round(0, 1))
+        learner.end_task(tiny_task(number), Round(0, 1))
+    assert learner.slices == [[0, 1], [2, 3]]
+
+
 def test_the_warm_up_trains_the_head_alone_when_a_task_is_first_met(tiny_model, tiny_task):
     train = SGD.model_copy(update={"epochs": 2})
     for warmup_epochs in (1, 2):
