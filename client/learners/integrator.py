@@ -102,8 +102,9 @@ def integrate_lazily(
     """Solve Eq. (3) from the signature gradients that it needs: as a rule those that g violates.
 
     A working set (Gill, Murray and Wright, Practical Optimization, 1981, ch. 5): solve for the gradients built so far,
-    ask for the products of the result with all of them, build those it violates, and so on. What comes out meets all
-    constraints with multipliers on some of them, which is optimal for all of them: it is the g' of :func:`integrate`.
+    ask for the products of the result with all of them, build those of the violated ones that are likely to bind, and
+    so on. What comes out meets all constraints with multipliers on some of them, which is optimal for all of them: it
+    is the g' of :func:`integrate`.
 
     Parameters
     ----------
@@ -135,12 +136,25 @@ def integrate_lazily(
             missing = missing[values[missing] < -rounding * sizes[missing]]
             if not len(missing):
                 break
+            if asked == 1:  # but a second wrong guess would cost more than it can save
+                missing = missing[_likely_to_bind(values[missing], sizes[missing])]
         rows.extend(missing.tolist())
         result = integrate(g, build(missing.tolist()))
         violated = violated if asked else result.violated
     multipliers = np.zeros(count)
     multipliers[rows] = result.multipliers
     return Integration(result.gradient, multipliers, violated, len(rows), asked)
+
+
+def _likely_to_bind(products: Vector, lengths: Vector, cosine: float = 0.2) -> NDArray[np.bool_]:
+    """Which of some violated constraints would bind if their gradients were at this cosine to one another.
+
+    Turning from one restored gradient often turns from others too: on CIFAR-100 with ten tasks their cosines are 0.1
+    to 0.5. A wrong guess costs time and changes no result. At least one is named.
+    """
+    q = np.outer(lengths, lengths) * (cosine + (1 - cosine) * np.eye(len(lengths)))
+    binding: NDArray[np.bool_] = solve_dual(q, products) > 0
+    return binding if binding.any() else np.ones(len(lengths), dtype=bool)
 
 
 def integrate_surrogate(

@@ -351,7 +351,7 @@ def test_both_paths_train_the_same_client(tiny_model, tiny_task, dtype, kind):
     (full, all_), (lazy, some) = reports["full"], reports["adaptive"]
     assert float((full - lazy).norm() / full.norm()) < {torch.float64: 1e-8, torch.float32: 2e-2}[dtype]
     assert (all_["pullbacks"], all_["pushforwards"]) == (7, 0)
-    assert some["pullbacks"] < 7 or kind
+    assert some["pullbacks"] <= 7
     assert some["pushforwards"] >= 1
     assert all_.keys() == some.keys()
     assert {name: all_[name] for name in ("violated", "active")} == {
