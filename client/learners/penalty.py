@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, ContinualSettings, Learner, Round, State, Tensors
+from fedknow.client.learners.base import Batch, ContinualSettings, Diverged, Learner, Round, State, Tensors
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["Consolidation", "ConsolidationSettings"]
@@ -95,8 +95,17 @@ class Consolidation(Learner):
     # --- training -------------------------------------------------------------------------------------------------
 
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """One round of local training, held by the penalty; ``loss`` is without it."""
-        report = super().fit(task, round)
+        """One round of local training, held by the penalty; ``loss`` is without it.
+
+        Raises
+        ------
+        Diverged
+            If the loss is not a number, which too large a lambda brings about as well.
+        """
+        try:
+            report = super().fit(task, round)
+        except Diverged as error:
+            raise Diverged(f"{error}, or lower learner.strength = {self.strength:g}") from None
         if self.settings.anchor == "local":
             self._local = self.send()
         return report

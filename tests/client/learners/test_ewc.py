@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.base import Diverged, Round
 from fedknow.client.learners.ewc import Ewc, EwcSettings, OnlineEwc, OnlineEwcSettings
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
@@ -146,6 +146,15 @@ def test_a_huge_lambda_holds_what_matters(tiny_model, tiny_task):
         old = F.cross_entropy(learner.model(x)[:, :2], tiny_task(0).test.y).item()
         drift[strength] = (learner.penalty() if strength else None, old)
     assert drift[1e4][1] < drift[0.0][1]
+
+
+def test_too_large_a_lambda_is_named_when_training_diverges(tiny_model, tiny_task):
+    train = SGD.model_copy(update={"epochs": 50})
+    learner = Ewc(tiny_model(), train, EwcSettings(strength=1e9, exchange="none"))
+    learner.fit(tiny_task(0), Round(1, 1))
+    learner.end_task(tiny_task(0), Round(0, 1))
+    with pytest.raises(Diverged, match=r"lower train\.lr = 0\.1 .* or lower learner\.strength = 1e\+09"):
+        learner.fit(tiny_task(1), Round(1, 1))
 
 
 @pytest.mark.parametrize("anchor", ["global", "local"])
