@@ -92,6 +92,8 @@ class Ewc(_Fisher):
     (where it is known to be weak).
     """
 
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 100.0, 10000.0, 40000.0], "anchor": ["global", "local"]}
+
     def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
         """The sum of the penalties as one: F = sum_k F_k, w* = sum_k F_k w*_k / F, the new one where F is zero."""
         if not self.importance:
@@ -115,7 +117,6 @@ class OnlineEwc(_Fisher):
     Settings = OnlineEwcSettings
     settings: OnlineEwcSettings
     search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 100.0, 10000.0, 40000.0], "gamma": [0.95, 1.0]}
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 100.0, 10000.0, 40000.0], "anchor": ["global", "local"]}
 
     @property
     def decay(self) -> float:
