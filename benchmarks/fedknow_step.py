@@ -1,9 +1,9 @@
 """What a FedKNOW step costs, in FedAvg steps, while really training on CIFAR-100.
 
 ``FEDKNOW_DATA=... python benchmarks/fedknow_step.py`` trains two clients of the paper's protocol (10 tasks, 2 to 5 of
-10 classes each, batch 40) whose bodies are averaged after each round, with the exact integrator. In the last
-round of each task every batch of the first client is also given, at the very same weights and with the same dropout
-mask, to the other ways of making a step; each step (gradient and optimizer) is timed on its own:
+10 classes each, batch 40) whose bodies are averaged after each round, with the exact integrator. Many batches of the
+first client are also given, at the very same weights and with the same dropout mask, to the other ways of making a
+step; each step (gradient and optimizer) is timed on its own:
 
 ``fedavg``     plain local training
 ``exact``      the default: restored gradients as far as they are needed
@@ -48,6 +48,8 @@ from fedknow.simulations.presets import load_preset
 
 ROOT = Path(__file__).parent
 CLIENTS = 2
+EVERY = {"fedavg": 2, "exact": 2, "surrogate": 4, "full": 12, "naive": 12}
+"""Which of the batches each way is timed on: one in so many."""
 
 
 class Naive(FedKnow):
@@ -101,6 +103,11 @@ class Stopwatch:
             self.ways["naive"] = Naive(copy.deepcopy(self.ways["fedavg"].model), config.train, known)
         for way in self.ways.values():
             way.model.to(self.device)
+        self._count = 0
+
+    def restart(self) -> None:
+        """Have every way timed on the next batch."""
+        self._count = 0
 
     def _now(self) -> float:
         if self.device.type == "cpu":
@@ -108,8 +115,14 @@ class Stopwatch:
         torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def round(self, main: FedKnow, task: TaskData, round: Round, slow_every: int) -> list[dict[str, float]]:
-        """Train ``main`` for a round as :meth:`Learner.fit` does, and time every way on each of its batches."""
+    def round(self, main: FedKnow, task: TaskData, round: Round) -> tuple[list[dict[str, float]], dict[str, float]]:
+        """Train ``main`` for a round as :meth:`Learner.fit` does, and time every way on some of its batches.
+
+        Returns
+        -------
+        tuple
+            Seconds of each step, by way; and what ``main`` counted, summed over its steps.
+        """
         state, seconds = main.state_dict(), []
         for name, way in self.ways.items():
             way.load_state_dict(state if name != "fedavg" else {})
@@ -123,25 +136,25 @@ class Stopwatch:
         head = HeadSlice(task.head, main.head.out_features)
         x, labels = main.images(task.train.x), head.labels(task.train.y)
         generator = torch.Generator().manual_seed(round.seed)
-        count = 0
         for _ in range(main.epochs):
             for index in batches(len(labels), main.train.batch_size, generator):
                 batch = Batch(x[index], labels[index], index, head)
-                seconds.append({})
+                seed = 1000 * round.seed + len(seconds)
+                step = {}
                 for name, way in self.ways.items():
-                    if name in ("full", "naive") and count % slow_every:
-                        continue
-                    way.model.load_state_dict(main.model.state_dict())
-                    torch.manual_seed(1000 * round.seed + count)
-                    seconds[-1][name] = self._time(way, batch)
-                torch.manual_seed(1000 * round.seed + count)
+                    if self._count % EVERY[name] == 0:
+                        way.model.load_state_dict(main.model.state_dict())
+                        step[name] = self._time(way, batch, seed)
+                seconds.append(step)
+                self._count += 1
+                torch.manual_seed(seed)
                 main.gradient(batch)
                 main.step()
-                count += 1
         main._trained_task, main._local = task.task, main.send()
-        return seconds
+        return seconds, {name: value * len(seconds) for name, value in main.counts().items()}
 
-    def _time(self, way: Learner, batch: Batch) -> float:
+    def _time(self, way: Learner, batch: Batch, seed: int) -> float:
+        torch.manual_seed(seed)
         with self.device:
             head = copy.copy(batch.head)
             head.index, head._position = head.index.to(self.device), head._position.to(self.device)
@@ -152,8 +165,12 @@ class Stopwatch:
             return self._now() - start
 
 
-def row(past: int, main: FedKnow, seconds: list[dict[str, float]]) -> dict[str, object]:
-    """Figures of one round."""
+Rounds = list[tuple[list[dict[str, float]], dict[str, float]]]
+
+
+def row(past: int, rounds: Rounds) -> dict[str, object]:
+    """Figures of one number of past tasks."""
+    seconds = [step for steps, _ in rounds for step in steps]
     ms, ratio = {}, {}
     for name in seconds[0]:
         pairs = [(step[name], step["fedavg"]) for step in seconds if name in step]
@@ -162,37 +179,37 @@ def row(past: int, main: FedKnow, seconds: list[dict[str, float]]) -> dict[str, 
             ratio[name] = {
                 "median": round(statistics.median(mine / plain for mine, plain in pairs), 3),
                 "mean": round(sum(mine for mine, _ in pairs) / sum(plain for _, plain in pairs), 3),
+                "steps": len(pairs),
             }
-    counts = {name: round(value, 3) for name, value in main.counts().items() if name != "opposed"}
-    return {
-        "past": past,
-        "steps": len(seconds),
-        **counts,
-        "ratio": ratio,
-        "ms": ms,
-    }
+    counts = {name: round(sum(sums[name] for _, sums in rounds) / len(seconds), 3) for name in rounds[0][1]}
+    return {"past": past, "steps": len(seconds), **counts, "ratio": ratio, "ms": ms}
 
 
-def paper(config: ExperimentConfig, stream: Benchmark, watch: Stopwatch, last: int, note: Callable[..., None]) -> None:
-    """Two clients live through their own tasks together; client 0 is timed in the last round of each."""
+def paper(
+    config: ExperimentConfig, stream: Benchmark, watch: Stopwatch, last: int, note: Callable[[dict[str, object]], None]
+) -> None:
+    """Two clients live through their own tasks together; client 0 is timed."""
     learner = build_learner(config, stream.shape, stream.classes)
     assert isinstance(learner, FedKnow)
     states: list[dict[str, object]] = [{} for _ in range(CLIENTS)]
     body = learner.send()
     for task in range(last + 1):
+        rounds: Rounds = []
+        watch.restart()
         for number in range(1, config.train.rounds + 1):
             sent = []
             for client in range(CLIENTS):
                 learner.load_state_dict(states[client])
                 learner.receive(body)
                 share, round = stream.task(client, task), Round(number, 1000 * task + 10 * number + client)
-                if client == 0 and number == config.train.rounds:
-                    note(task, learner, watch.round(learner, share, round, 3))
+                if client == 0:
+                    rounds.append(watch.round(learner, share, round))
                 else:
                     learner.fit(share, round)
                 sent.append(learner.send())
                 states[client] = learner.state_dict()
             body = {name: sum(part[name] for part in sent) / CLIENTS for name in body}
+        note(row(task, rounds))
         for client in range(CLIENTS):
             learner.load_state_dict(states[client])
             learner.receive(body)
@@ -201,7 +218,11 @@ def paper(config: ExperimentConfig, stream: Benchmark, watch: Stopwatch, last: i
 
 
 def longer(
-    config: ExperimentConfig, stream: Benchmark, watch: Stopwatch, places: list[int], note: Callable[..., None]
+    config: ExperimentConfig,
+    stream: Benchmark,
+    watch: Stopwatch,
+    places: list[int],
+    note: Callable[[dict[str, object]], None],
 ) -> None:
     """One client lives through the shares of all; timed at the places asked for, plainly trained between them."""
     exact = FedKnow(watch.ways["fedavg"].model, config.train, FedKnowSettings(k=100))
@@ -212,8 +233,13 @@ def longer(
         if place in places:
             exact = FedKnow(copy.deepcopy(main.model), config.train, FedKnowSettings(k=100))
             exact.load_state_dict(main.state_dict())
-            exact.fit(share, Round(1, place))
-            note(place, exact, watch.round(exact, share, Round(2, 500 + place), 3))
+            watch.restart()
+            note(
+                row(
+                    place,
+                    [watch.round(exact, share, Round(n, 500 + place + n)) for n in range(1, 1 + config.train.rounds)],
+                )
+            )
         main.fit(share, Round(1, place))
         main.end_task(share, Round(0, 77 + place))
 
@@ -241,8 +267,8 @@ def main() -> None:
     watch = Stopwatch(config, stream, chosen.device, naive=not chosen.past)
     rows: list[dict[str, object]] = []
 
-    def note(past: int, learner: FedKnow, seconds: list[dict[str, float]]) -> None:
-        rows.append(row(past, learner, seconds))
+    def note(row: dict[str, object]) -> None:
+        rows.append(row)
         print(json.dumps(rows[-1]), flush=True)
 
     if chosen.past:
