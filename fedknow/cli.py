@@ -429,6 +429,8 @@ def report(
 ) -> None:
     """Write report.html and plots again from what is in run folders: one run, or several side by side.
 
+    Of several, `compare.json` and `compare.csv` too: of a comparison that is going on, or of several together.
+
     RUN is a run folder or a folder that holds run folders. Interrupted runs, and runs that are still going on, can be
     reported too.
     """
@@ -437,7 +439,14 @@ def report(
 
         found = [run for path in runs for run in _runs_in(path)]
         target = folder or Path(os.path.commonpath([run.path.absolute() for run in found]))
-        _point_to(write_report(found, target))
+        if len(found) > 1:
+            from fedknow.simulations.compare import left_out_before, write_numbers
+
+            left_out = left_out_before(target)
+            write_numbers(found, target, left_out=left_out)
+            _point_to(write_report(found, target, left_out))
+        else:
+            _point_to(write_report(found, target))
 
 
 @app.command()

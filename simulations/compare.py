@@ -24,7 +24,7 @@ from fedknow.simulations.contenders import contenders, plan
 from fedknow.simulations.ray_grid import one_ray
 from fedknow.simulations.simulate import Observer, prepare, simulate
 
-__all__ = ["Comparison", "Watch", "compare"]
+__all__ = ["Comparison", "Watch", "compare", "left_out_before", "write_numbers"]
 
 Watch = Callable[[ExperimentConfig, str], AbstractContextManager[Observer]]
 """Given a run's configuration and a title such as ``"fedknow seed 0 (1/6)"``: who watches that run."""
@@ -116,13 +116,33 @@ def compare(
         return Comparison([], failures, left_out, None)
     # Plans go seed by seed, tables learner by learner.
     by_learner = sorted(folders, key=lambda folder: list(plans).index(folder.path) % len(methods))
-    runs = {folder.path.name: summarise(folder) for folder in by_learner}
-    groups = group(runs.values())
-    with running_out_of_disk(out):
-        write_atomic(out / "compare.json", _as_json(groups, runs, failures, left_out))
-        write_atomic(out / "compare.csv", _as_csv(runs))
+    groups = write_numbers(by_learner, out, failures, left_out)
     page = None if lean else write_report(by_learner, out, left_out)
     return Comparison(groups, failures, left_out, page)
+
+
+def write_numbers(
+    runs: Sequence[RunFolder],
+    out: Path,
+    failures: Mapping[str, str] | None = None,
+    left_out: Mapping[str, str] | None = None,
+) -> list[Group]:
+    """Write ``compare.json`` and ``compare.csv`` about runs, in the order given; the groups that they fall into."""
+    summaries = {run.path.name: summarise(run) for run in runs}
+    groups = group(summaries.values())
+    with running_out_of_disk(out):
+        write_atomic(out / "compare.json", _as_json(groups, summaries, failures or {}, left_out or {}))
+        write_atomic(out / "compare.csv", _as_csv(summaries))
+    return groups
+
+
+def left_out_before(out: Path) -> dict[str, str]:
+    """Who was left out of the comparison whose ``compare.json`` lies in a folder, and why."""
+    try:
+        left_out: dict[str, str] = json.loads((out / "compare.json").read_text("utf-8")).get("left_out", {})
+    except FileNotFoundError:
+        return {}
+    return left_out
 
 
 def _ignore(event: Mapping[str, Any]) -> None:

@@ -123,8 +123,12 @@ def test_compare(tmp_path, run):
         assert (tmp_path / "c" / name).is_file(), name
     quiet = fedknow(*arguments, "--quiet")
     assert (quiet.exit_code, quiet.stdout) == (0, f"Report: {tmp_path / 'c' / 'report.html'}\n")
-    (tmp_path / "c" / "report.html").unlink()
+    written = [(tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")]
+    for name in ("report.html", "compare.json", "compare.csv"):
+        (tmp_path / "c" / name).unlink()
     assert fedknow("report", tmp_path / "c").exit_code == 0
+    again = [(tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")]
+    assert again == written
     assert "fedknow" in (tmp_path / "c" / "report.html").read_text("utf-8")
 
 
