@@ -32,6 +32,7 @@ EXPERIMENTS = {
     "fedknow": ["data.tasks=3", "strategy.fraction=0.5"],
     "fedper, normed": ["learner=fedper", "model=odd_parts:Normed"],
     "fedavg, normed": ["learner=fedavg", "model=odd_parts:Normed", "strategy=fedadam"],
+    "fedweit": ["learner=fedweit", "strategy.fraction=0.5"],  # more than parameters passes, and not to all
     "class-incremental": ["data.scenario=class-incremental", "data.task_order=shuffled"],
 }
 
@@ -60,11 +61,14 @@ def experiment(name, *changes):
 
 @pytest.fixture(scope="module")
 def expected(place, numbers):
-    """Numbers of an experiment that ran undisturbed in one process."""
+    """Numbers of an experiment that ran undisturbed in one process.
+
+    Its folder is called otherwise than the package, which it would stand before on the workers' path.
+    """
 
     @functools.cache
     def of(name):
-        return numbers(simulate(experiment(name, "engine.backend=inline"), place / name).folder)
+        return numbers(simulate(experiment(name, "engine.backend=inline"), place / f"{name}, inline").folder)
 
     return of
 
@@ -102,7 +106,7 @@ def once(kind, task):
 def test_the_experiments_say_something(expected, place):
     for name in EXPERIMENTS:
         expected(name)
-        accuracy = RunFolder.open(place / name).accuracy()
+        accuracy = RunFolder.open(place / f"{name}, inline").accuracy()
         assert accuracy["personal"][:, :, -1].max() > 0.55  # guessing gives 0.5
         assert len(np.unique(accuracy["personal"][:, :, -1])) > 2
     assert len({expected(name)["parameters"] for name in EXPERIMENTS}) == len(EXPERIMENTS)

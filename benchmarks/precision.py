@@ -1,0 +1,89 @@
+"""Whether bfloat16 keeps the accuracy: the same experiments with `train.precision` "fp32" and "bf16".
+
+    FEDKNOW_DATA=DIR python benchmarks/precision.py
+    FEDKNOW_DATA=DIR python benchmarks/precision.py --pairs 1      # one pair of runs more than the file has
+
+A pair is one learner and seed in both precisions, one after the other, in processes of their own. Pairs that the
+results have already are not run again, so a long series may be run in pieces; `--fresh` forgets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _common import RESULTS, give, measure, write
+
+from fedknow.server.run_folder import RunFolder
+from fedknow.server.summary import estimate, summarise
+from fedknow.simulations.presets import load_preset
+from fedknow.simulations.simulate import simulate
+
+PRECISIONS = ("fp32", "bf16")
+FIGURES = ("accuracy", "accuracy_global", "forgetting", "seconds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="cifar100-mini")
+    parser.add_argument("--learners", nargs="+", default=["fedknow", "fedrep"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the preset")
+    parser.add_argument("--pairs", type=int, default=10**6, help="most pairs to run now")
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
+    parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        give(run(args.preset, args.case))
+        return
+    known = json.loads(args.out.read_text())["results"]["runs"] if args.out.exists() and not args.fresh else []
+    wanted = [pair for pair in itertools.product(range(args.seeds), args.learners) if not any(found(known, *pair))]
+    for seed, learner in wanted[: args.pairs]:
+        for precision in PRECISIONS:
+            changes = [f"learner={learner}", f"seed={seed}", f"train.precision={precision}", *args.set]
+            command = [sys.executable, __file__, "--preset", args.preset, "--case", *changes]
+            figures = measure(command)
+            known.append({"learner": learner, "seed": seed, "precision": precision, **figures})
+            print(known[-1], flush=True)
+        write(args.out, {"runs": known, "table": table(known)}, preset=args.preset, changes=args.set)
+    for row in table(known):
+        print(row)
+
+
+def found(runs: list[dict[str, Any]], seed: int, learner: str) -> list[bool]:
+    return [run["seed"] == seed and run["learner"] == learner for run in runs]
+
+
+def run(preset: str, changes: list[str]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        simulate(load_preset(preset, changes), Path(folder) / "run", report=False)
+        figures = summarise(RunFolder.open(Path(folder) / "run")).measures()
+    return {name: figures[name] for name in FIGURES}
+
+
+def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and 95 % interval over seeds: of each precision, and of bf16 minus fp32 seed by seed."""
+    rows: list[dict[str, Any]] = []
+    for learner in dict.fromkeys(run["learner"] for run in runs):
+        both = [[r for r in runs if (r["learner"], r["precision"]) == (learner, name)] for name in PRECISIONS]
+        for name, own in zip(PRECISIONS, both, strict=True):
+            rows.append({"learner": learner, "what": name} | summary([{f: r[f] for f in FIGURES} for r in own]))
+        differences = [{f: b[f] - a[f] for f in FIGURES} for a, b in zip(*both, strict=True)]
+        rows.append({"learner": learner, "what": "bf16 - fp32"} | summary(differences))
+        rows[-1]["speedup"] = estimate([a["seconds"] / b["seconds"] for a, b in zip(*both, strict=True)]).mean
+    return rows
+
+
+def summary(figures: list[dict[str, float]]) -> dict[str, Any]:
+    estimates = {name: estimate(row[name] for row in figures) for name in FIGURES}
+    return {name: [e.mean, e.half if e.count > 1 else None] for name, e in estimates.items()}
+
+
+if __name__ == "__main__":
+    main()
