@@ -24,7 +24,6 @@ import copy
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -236,30 +235,33 @@ class FedKnow(Learner):
             Their tasks.
         """
         s = self.settings
+        head, count = self.head.weight.detach(), min(len(past), s.k)
         choosing = self._chosen is None and len(past) > s.k
-        self._signatures += min(len(past), s.k)
-        room = self._room(1 + len(past), at_body.size)
+        self._signatures += count
+        room = self._room(1 + count, at_body.size)
         g, rows = room[0], room[1:]
-        head = self.head.weight.detach()
-        if s.integrator == "sum" and not choosing:
-            return Integration(at_body.pullback(own + restored.sum(0) @ head, g), np.zeros(len(past)), 0)
-        lazily = not choosing and self._may_be_lazy(len(past))
+        lazily = self._may_be_lazy(count)
         at_body.pullback(own, g, forward=lazily)
+        if choosing:
+            restored = restored[self._choose(at_body, g, restored @ head, past, rows[0])]
         restorer = Restorer(at_body, restored, head, rows)
+        if s.integrator == "sum":
+            return Integration(g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1)
         if lazily and self._can_push_forward(at_body, own, g):
             if s.integrator == "qp":
-                return integrate_lazily(g, len(past), restorer.build, restorer.products)
+                return integrate_lazily(g, count, restorer.build, restorer.products)
             return integrate_surrogate(g, restorer.lengths(), restorer.products(g)[0], restorer.combine)
-        signature = restorer.build(range(len(past)))
-        if choosing:
-            full = [flatten(at_body.expand(row), self._parameters) for row in (g, *signature)]
-            chosen = most_dissimilar(full[0], full[1:], s.k, s.wasserstein)
-            signature = signature[chosen]
-            if s.select == "round":
-                self._chosen = [past[row] for row in chosen]
-        if s.integrator == "sum":
-            return Integration(g + signature.sum(0), np.zeros(len(signature)), 0, len(past))
-        return replace(integrate(g, signature), built=len(past))
+        return integrate(g, restorer.build(range(count)))
+
+    def _choose(self, at_body: Linearization, g: Tensor, restored: Tensor, past: list[int], row: Tensor) -> list[int]:
+        """Places, among past tasks, of the signature tasks: those farthest from g. One restored gradient at a time."""
+        self._pullbacks += len(past)
+        candidates = (flatten(at_body.expand(at_body.pullback(c, row)), self._parameters) for c in restored)
+        own = flatten(at_body.expand(g), self._parameters)
+        chosen = most_dissimilar(own, candidates, self.settings.k, self.settings.wasserstein)
+        if self.settings.select == "round":
+            self._chosen = [past[place] for place in chosen]
+        return chosen
 
     def _room(self, count: int, size: int) -> Tensor:
         """Memory for so many gradients, float [count, size]; what is not written to takes up none."""
@@ -269,8 +271,9 @@ class FedKnow(Learner):
 
     def _may_be_lazy(self, count: int) -> bool:
         """Whether the gradients an integration needs are to be found out before they are computed."""
-        wanted = self.settings.integrator == "surrogate" or self.settings.path == "adaptive"
-        return wanted and count > 1 and self._lazy is not False
+        if self.settings.integrator == "qp" and self.settings.path == "full":
+            return False
+        return self.settings.integrator != "sum" and count > 1 and self._lazy is not False
 
     def _can_push_forward(self, at_body: Linearization, own: Tensor, g: Tensor) -> bool:
         """Whether the body's operations can be differentiated twice: found out once, by ``<c, J g> = <g, g>``."""

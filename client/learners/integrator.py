@@ -15,7 +15,7 @@ square vanishes, counts as zero and forbids nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -310,15 +310,17 @@ def wasserstein(a: Tensor, b: Tensor, form: str = "values") -> float:
     ``positions``
         of the mass |a| over the parameter index, mean |cdf_a - cdf_b|.
     """
-    if form == "values":
-        return float((a.sort().values - b.sort().values).abs().mean())
-    mass = [(x.abs() / x.abs().sum().clamp_min(torch.finfo(x.dtype).tiny)).cumsum(0) for x in (a, b)]
-    return float((mass[0] - mass[1]).abs().mean())
+    return float((_quantiles_or_cdf(a, form) - _quantiles_or_cdf(b, form)).abs().mean())
 
 
-def most_dissimilar(g: Tensor, candidates: Sequence[Tensor], k: int, form: str = "values") -> list[int]:
-    """The k of ``candidates`` [p] farthest from g [p] by :func:`wasserstein`, in ascending order of index."""
-    if len(candidates) <= k:
-        return list(range(len(candidates)))
-    distance = np.array([wasserstein(g, row, form) for row in candidates])
-    return sorted(int(i) for i in np.argsort(-distance, kind="stable")[:k])
+def _quantiles_or_cdf(x: Tensor, form: str) -> Tensor:
+    if form == "values":  # NumPy sorts some twenty times as fast as torch on a processor with AVX-512
+        return x.sort().values if x.is_cuda else torch.from_numpy(np.sort(x.numpy()))
+    return (x.abs() / x.abs().sum().clamp_min(torch.finfo(x.dtype).tiny)).cumsum(0)
+
+
+def most_dissimilar(g: Tensor, candidates: Iterable[Tensor], k: int, form: str = "values") -> list[int]:
+    """Places of the k ``candidates`` [p] farthest from g [p] by :func:`wasserstein`, in ascending order."""
+    own = _quantiles_or_cdf(g, form)
+    distance = [float((own - _quantiles_or_cdf(candidate, form)).abs().mean()) for candidate in candidates]
+    return sorted(int(i) for i in np.argsort(-np.array(distance), kind="stable")[:k])

@@ -288,6 +288,11 @@ def live(learner, tasks, rounds=1):
 def step(learner, task):
     """One integrated step; the gradient of the body."""
     learner.begin(task, Round(1, 5))
+    return step_again(learner, task)
+
+
+def step_again(learner, task):
+    """The same, later in the round."""
     learner.model.train()
     head = HeadSlice(task.head, learner.head.out_features)
     index = torch.arange(8)
@@ -448,6 +453,19 @@ def test_other_integrators_by_their_definition(tiny_model, tiny_task):
     v = np.linalg.lstsq(signature[violated].T, ours - g, rcond=None)[0]
     assert (v > 0).all()
     assert g + signature[violated].T @ v == pytest.approx(ours, abs=1e-10)
+
+
+@pytest.mark.parametrize("integrator", ["qp", "surrogate", "sum"])
+def test_signature_tasks_are_chosen_before_they_are_integrated(tiny_model, tiny_task, integrator):
+    """The batch that chooses among all past tasks makes the step that the chosen ones alone would make."""
+    tasks = [as_double(tiny_task(number)) for number in range(6)]
+    learner = live(client(tiny_model(classes=12).double(), integrator=integrator, k=2), tasks[:-1])
+    ours = step(learner, tasks[-1])
+    assert learner.counts()["signature-tasks"] == 2
+    assert 1 + 5 <= learner.counts()["pullbacks"] <= 1 + 5 + 2
+    assert len(learner._chosen) == 2
+    learner._answers = {task: learner._answers[task] for task in learner._chosen}
+    assert torch.allclose(step_again(learner, tasks[-1]), ours, atol=1e-12)
 
 
 def test_one_batch_in_so_many_is_integrated(tiny_model, tiny_task):

@@ -243,7 +243,9 @@ def test_signature_tasks_chosen_every_batch_come_from_all_past_tasks(tiny_model,
     offered = []
     choose = fedknow.most_dissimilar
     monkeypatch.setattr(
-        fedknow, "most_dissimilar", lambda g, rows, k, form: offered.append(len(rows)) or choose(g, rows, k, form)
+        fedknow,
+        "most_dissimilar",
+        lambda g, rows, k, form: offered.append(len(rows := list(rows))) or choose(g, rows, k, form),
     )
     for select, times in (("batch", 2 * 3), ("round", 1)):
         offered.clear()
