@@ -276,9 +276,14 @@ class FedKnow(Learner):
         return self.settings.integrator != "sum" and count > 1 and self._lazy is not False
 
     def _can_push_forward(self, at_body: Linearization, own: Tensor, g: Tensor) -> bool:
-        """Whether the body's operations can be differentiated twice: found out once, by ``<c, J g> = <g, g>``."""
+        """Whether the body's operations can be differentiated twice: found out once, by ``<c, J g> = <g, g>``.
+
+        A property of the model alone, so clients that share a learner do not influence each other.
+        """
         if self._lazy is None:
             square = torch.dot(g, g).item()
+            if not 0 < square < math.inf:
+                return True  # nothing can be told from this batch
             try:
                 product = (own * at_body.pushforward(g)).sum().item()
                 fault = f"<c, J g> = {product:g} where <J^T c, g> = {square:g}"
