@@ -67,13 +67,13 @@ def test_as_a_module():
     assert done.stdout == f"fedknow {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["simulate", "compare", "report", "show", "list"])
+@pytest.mark.parametrize("command", ["simulate", "compare", "search", "report", "show", "list"])
 def test_help_teaches(command):
     result = fedknow(command, "--help")
     assert result.exit_code == 0
     assert len(result.stdout) > 300
     assert command in fedknow("--help").stdout
-    if command in ("simulate", "compare", "show"):
+    if command in ("simulate", "compare", "search", "show"):
         assert f"fedknow {command} " in result.stdout  # an example
         assert "fedknow list presets" in result.stdout
 
@@ -130,6 +130,21 @@ def test_compare(tmp_path, run):
     again = [(tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")]
     assert again == written
     assert "fedknow" in (tmp_path / "c" / "report.html").read_text("utf-8")
+
+
+def test_search(tmp_path):
+    arguments = ["search", "digits", *TINY, "--set", "train.epochs=2", "--learners", "fedrep", "--out", tmp_path]
+    result = fedknow(*arguments, "--runs", "2")
+    assert result.exit_code == 0, result.output
+    assert "fedrep@head_epochs=1" not in result.stdout
+    assert re.search(r"fedrep +\d+\.\d +\d+\.\d .* head_epochs=", result.stdout)
+    best = tomllib.loads((tmp_path / "best.toml").read_text())["fedrep"]
+    changes = [part for part in TINY if part != "--set"]
+    expected = ["fedknow search digits --learners fedrep --runs 2 --seeds 1", *changes, "train.epochs=2"]
+    assert best["command"] == " --set ".join(expected)
+    refused = fedknow("search", "digits", "--learners", "fedrp", "--out", tmp_path / "none")
+    assert refused.exit_code == 2
+    assert "did you mean 'fedrep'" in refused.stderr
 
 
 def test_the_numbers_of_a_comparison_are_those_of_single_runs(tmp_path, run):
