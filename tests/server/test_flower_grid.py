@@ -24,6 +24,7 @@ from fedknow.server.flower_app import run_on_flower
 from fedknow.server.flower_grid import FlowerGrid
 from fedknow.server.grid import InlineGrid
 from fedknow.server.run_folder import RunFolder
+from fedknow.simulations import simulate as simulations
 
 CLIENTS = 3
 SETTINGS = {
@@ -124,6 +125,17 @@ def test_the_numbers_are_our_own_grids(tmp_path, expected, capsys):
     kept = [len(list(folder.iterdir())) for folder in (tmp_path / "state").glob("*/*")]
     assert len(kept) == CLIENTS
     assert all(1 <= count <= 2 for count in kept)
+
+
+def test_what_passes_beside_the_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulations, "write_report", lambda *_: None)
+    changes = {"learner.name": "fedweit", "strategy.name": "fedavg"}
+    on_flower = run(FlowerLike(), tmp_path / "run", **changes)
+    config = read_config(flower_app._nested(SETTINGS | changes), ["engine.backend=inline"])
+    inline = simulations.simulate(config, tmp_path / "inline")
+    assert same(on_flower.accuracy, inline.accuracy)
+    assert on_flower.summary["traffic"] == inline.summary["traffic"]
+    assert inline.summary["traffic"]["train.extra"]["down"] > 0
 
 
 @pytest.mark.parametrize("kill_at", [2, 5, 11, 18])
