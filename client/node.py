@@ -14,7 +14,7 @@ from torch import nn
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.base import Round, State, Tensors
-from fedknow.client.learners.vectorized import Start, Trained, clients_at_once, fit_together
+from fedknow.client.learners.vectorized import FEWEST, Start, Trained, clients_at_once, fit_together
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import (
     ARRAYS,
@@ -96,7 +96,7 @@ class Node:
         return message.reply(content), state
 
     def train_together(self, messages: Sequence[Message], states: Sequence[State]) -> list[tuple[Message, State]]:
-        """Have several clients train at once.
+        """Have several clients train at once; where they are too few for it, one by one.
 
         Parameters
         ----------
@@ -110,6 +110,8 @@ class Node:
         list of tuple
             As :meth:`handle` gives them, up to rounding; ``seconds`` are shared out evenly.
         """
+        if len(messages) < FEWEST:
+            return [self.handle(message, state) for message, state in zip(messages, states, strict=True)]
         started = time.perf_counter()
         answers: dict[int, tuple[Message, State]] = {}
         starts: dict[int, Start] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.host import Host
 from fedknow.client.learners import Learner, build_learner, resolve
+from fedknow.client.learners.vectorized import clients_at_once
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.experiment import Experiment, Observer, RunResult
@@ -74,10 +75,12 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
     Raises
     ------
     ConfigError
-        If the learner, its model or the strategy cannot be built.
+        If the learner, its model or the strategy cannot be built, or clients cannot train at once as asked for.
     """
     build_strategy(config.strategy, config.data.clients)
-    return build_learner(config, benchmark.shape, benchmark.classes)
+    learner = build_learner(config, benchmark.shape, benchmark.classes)
+    clients_at_once(learner, config.engine.vectorize, benchmark.shape)
+    return learner
 
 
 def _grid(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:

@@ -18,20 +18,24 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import Diverged, Learner, Round, Tensors, batches, make_optimizer, widen
 from fedknow.protocols.config import ConfigError
 
-__all__ = ["Start", "Trained", "clients_at_once", "fit_together"]
+__all__ = ["FEWEST", "Start", "Trained", "clients_at_once", "fit_together"]
 
 _Moving = dict[str, nn.Parameter]
-_BYTES = 256 * 2**20
-"""Memory for stacked parameters, their gradients and two moments."""
+# Measured by benchmarks/vmap_clients.py:
 _MOST = 128
-"""More clients at once gain nothing (benchmarks/vmap_clients.py)."""
-_SMALL = 200_000
-"""``auto``: parameters up to which stacked linear layers win (benchmarks/vmap_clients.py)."""
+"""More clients at once gain nothing,"""
+_BYTES = 8 * 2**20
+"""and nor do more stacked weights than a processor's cache holds."""
+_SMALL = 128 * 1024
+"""``auto``: multiply-adds a sample up to which clients at once win; of larger models one client fills a core."""
+FEWEST = 4
+"""Fewer clients are trained faster one by one."""
 _DROPOUT = (nn.modules.dropout._DropoutNd,)
 
 
@@ -190,8 +194,7 @@ def clients_at_once(learner: Learner, vectorize: Literal["off", "auto", "on"], s
     learner : Learner
         Of the clients.
     vectorize : {"off", "auto", "on"}
-        ``engine.vectorize``. ``auto``: where it was measured to win, which on a processor is for small models whose
-        only layers with weights are linear.
+        ``engine.vectorize``. ``auto``: where it was measured to win, which on a processor is for small models.
     shape : tuple of int
         Of a sample: channels, height, width.
 
@@ -200,14 +203,16 @@ def clients_at_once(learner: Learner, vectorize: Literal["off", "auto", "on"], s
     ConfigError
         If it is ``on`` and cannot be done, and why not.
     """
-    size = sum(parameter.numel() for parameter in learner.model.parameters())
-    if vectorize == "off" or (vectorize == "auto" and not (size <= _SMALL and _only_linear(learner.model))):
+    if vectorize == "off":
         return 1
     if fault := _fault(learner, shape):
         if vectorize == "auto":
             return 1
         raise ConfigError(f"engine.vectorize = 'on': {fault}; set engine.vectorize = 'auto' or 'off'")
-    return max(2, min(_MOST, _BYTES // (4 * 4 * size)))
+    if vectorize == "auto" and _multiply_adds(learner.model, shape) > _SMALL:
+        return 1
+    size = sum(parameter.numel() for parameter in learner.model.parameters())
+    return max(FEWEST, min(_MOST, _BYTES // (4 * size)))
 
 
 def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
@@ -235,8 +240,11 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     return None
 
 
-def _only_linear(model: nn.Module) -> bool:
-    return all(isinstance(m, nn.Linear) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+def _multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Of one sample's forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *shape))
+    return counter.get_total_flops() // 2
 
 
 def _turned(stacked: Tensor) -> Tensor:

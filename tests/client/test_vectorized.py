@@ -161,14 +161,14 @@ def test_a_model_that_vmap_cannot_take(tiny_model):
         clients_at_once(Finetune(model, TrainConfig(), LearnerSettings()), "on", SHAPE)
 
 
-def test_auto_is_for_small_linear_models():
+def test_auto_is_for_small_models():
     def at_once(model, vectorize):
         return clients_at_once(
             build_learner(read_config({}, ["learner=fedper", *model]), (1, 8, 8), 10), vectorize, (1, 8, 8)
         )
 
-    small, large, convolutions = ["model=mlp"], ["model=mlp", "model.hidden=2048"], ["model=cnn"]
-    assert at_once(small, "auto") == at_once(small, "on") == 128
-    assert [at_once(model, "auto") for model in (large, convolutions)] == [1, 1]
-    assert [at_once(model, "on") for model in (large, convolutions)] == [3, 128]
-    assert at_once(small, "off") == 1
+    small, convolutions, large = ["model=mlp"], ["model=cnn"], ["model=mlp", "model.hidden=2048"]
+    assert [at_once(model, "off") for model in (small, convolutions, large)] == [1, 1, 1]
+    assert [at_once(model, "auto") for model in (small, convolutions, large)] == [128, 128, 1]
+    assert [at_once(model, "on") for model in (small, convolutions, large)] == [128, 128, 4]
+    assert at_once(["model=cnn", "model.channels=64"], "auto") == 1

@@ -25,6 +25,20 @@ def no_report(monkeypatch):
     monkeypatch.setattr(simulations, "write_report", lambda *_: None)
 
 
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many clients trained at once, each time."""
+    seen = []
+    together = Node.train_together
+
+    def counted(self, messages, states):
+        seen.append(len(messages))
+        return together(self, messages, states)
+
+    monkeypatch.setattr(Node, "train_together", counted)
+    return seen
+
+
 def train_events(folder):
     return [event for event in RunFolder.open(folder).events() if event["event"] == "round"]
 
@@ -33,15 +47,7 @@ def train_events(folder):
     "changes",
     [["strategy=fedprox", "strategy.proximal_mu=0.1"], ["learner=fedavg", "data.scenario=class-incremental"]],
 )
-def test_a_run_is_the_same_up_to_rounding(tmp_path, changes, monkeypatch):
-    sizes = []
-    together = Node.train_together
-
-    def counted(self, messages, states):
-        sizes.append(len(messages))
-        return together(self, messages, states)
-
-    monkeypatch.setattr(Node, "train_together", counted)
+def test_a_run_is_the_same_up_to_rounding(tmp_path, changes, sizes):
     for vectorize in ("off", "auto"):
         simulate(read_config(BASE, [*changes, f"engine.vectorize={vectorize}"]), tmp_path / vectorize)
     assert sizes == [7] * 4  # two tasks of two rounds, and none of them where it is off
@@ -51,7 +57,7 @@ def test_a_run_is_the_same_up_to_rounding(tmp_path, changes, monkeypatch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_messages_in_any_order_and_number(tmp_path):
+def test_messages_in_any_order_and_number(tmp_path, sizes):
     """A client twice in a wave, other work in between, and a client that fails: as one after the other."""
     from fedknow.client.data.benchmark import make_benchmark
     from fedknow.protocols.messages import ARRAYS, CONFIG, EVALUATE, TRAIN, Arrays, Config, Message, node_of
@@ -63,12 +69,22 @@ def test_messages_in_any_order_and_number(tmp_path):
         node = Node(read_config(config.model_dump(), [f"engine.vectorize={vectorize}"]), benchmark)
         arrays = Arrays((name, value.numpy()) for name, value in node.learner.send().items())
         host = Host(config, None, StateStore(tmp_path / vectorize, 10**6), node)
-        asked = [(0, TRAIN, 0), (1, TRAIN, 0), (0, TRAIN, 0), (2, TRAIN, 9), (3, TRAIN, 0), (0, EVALUATE, 0)]
+        asked = [
+            (0, TRAIN, 0),
+            (1, TRAIN, 0),
+            (0, TRAIN, 0),
+            (2, TRAIN, 9),
+            (1, TRAIN, 0),
+            (3, TRAIN, 0),
+            (4, TRAIN, 0),
+        ]
+        asked += [(4, TRAIN, 0), (0, EVALUATE, 0)]
         messages = [
             Message(kind, node_of(client), str(i), "0", content={ARRAYS: arrays, CONFIG: Config(task=task, round=1)})
             for i, (client, kind, task) in enumerate(asked)
         ]
         replies[vectorize] = list(host.handle_many(messages, {}))
+    assert sizes == [2, 5]
     for (expected, version), (reply, same) in zip(*replies.values(), strict=True):
         assert (reply.reply_to, reply.node, reply.kind, same) == (
             expected.reply_to, expected.node, expected.kind, version,
@@ -83,3 +99,4 @@ def test_messages_in_any_order_and_number(tmp_path):
 def test_on_where_it_cannot_be_is_said_before_the_run(tmp_path):
     with pytest.raises(ConfigError, match=r"engine\.vectorize = 'on': FedRep trains in a way of its own"):
         simulate(read_config(BASE, ["learner=fedrep", "engine.vectorize=on"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
