@@ -67,6 +67,11 @@ def ratio(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], 
     return statistics.median(a[key] / b[key] for a, b in zip(runs, base, strict=True))
 
 
+def spent(ends: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Seconds, and processor seconds of this process, from the first to the last of (perf_counter, process_time)."""
+    return {"seconds": ends[-1][0] - ends[0][0], "cpu": ends[-1][1] - ends[0][1]}
+
+
 def write(path: Path, results: Any, **about: Any) -> None:
     """Write results as JSON, with :func:`machine` and whatever else is to be said ``about`` them."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,12 @@ import numpy as np
 from torch import nn
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedknow.client.data import Dataset
     from fedknow.protocols.config import DataConfig
 
-__all__ = ["TwoLayerCNN", "cifar10_like", "like_images", "mnist_like", "two_layer_cnn"]
+__all__ = ["Split", "cifar10_like", "dnn", "like_images", "mnist_like", "two_layer_cnn"]
 
 
 def like_images(shape: tuple[int, int, int], samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -48,38 +50,46 @@ def _dataset(name: str, shape: tuple[int, int, int], train: int, test: int) -> D
     return Dataset.from_arrays(name, images[:train], labels[:train], images[train:], labels[train:])
 
 
-class TwoLayerCNN(nn.Module):
-    """The two-layer CNN of pfl-research's CIFAR-10 benchmark: two 3x3 convolutions, one pooling, two dense layers.
+class Split(nn.Module):
+    """Body and head; Glorot-uniform weights, as in pfl-research's benchmarks."""
 
-    Glorot-uniform weights; dropout of 0.25 and 0.5 as there; 1,626,442 parameters at 3x32x32 and ten classes.
-    """
-
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
         super().__init__()
-        channels, height, width = shape
-        places = ((height - 4) // 2) * ((width - 4) // 2)
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Dropout(0.25),
-            nn.Flatten(),
-            nn.Linear(64 * places, 128),
-            nn.ReLU(),
-            nn.Dropout(0.5),
-        )
-        self.head = nn.Linear(128, classes)
+        self.body, self.head = body, head
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, x):  # type: ignore[no-untyped-def]
+    def forward(self, x: Tensor) -> Tensor:
         """Images [n, C, H, W] to logits [n, classes]."""
-        return self.head(self.body(x))
+        z: Tensor = self.head(self.body(x))
+        return z
 
 
-def two_layer_cnn(shape: tuple[int, int, int], classes: int) -> TwoLayerCNN:
-    """:class:`TwoLayerCNN`, as ``model.name = "parts:two_layer_cnn"``."""
-    return TwoLayerCNN(shape, classes)
+def two_layer_cnn(shape: tuple[int, int, int], classes: int, dropout: bool = True) -> Split:
+    """pfl-research's CNN for CIFAR-10: two 3x3 convolutions, one pooling, two dense layers, dropout of 0.25 and 0.5.
+
+    1,626,442 parameters at 3x32x32 and ten classes.
+    """
+    channels, height, width = shape
+    places = ((height - 4) // 2) * ((width - 4) // 2)
+    body = nn.Sequential(
+        nn.Conv2d(channels, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25 if dropout else 0.0),
+        nn.Flatten(),
+        nn.Linear(64 * places, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5 if dropout else 0.0),
+    )
+    return Split(body, nn.Linear(128, classes))
+
+
+def dnn(shape: tuple[int, int, int], classes: int, dropout: bool = False) -> Split:
+    """Two dense hidden layers of 200 (McMahan et al. 2017), without dropout: 199,210 parameters at 1x28x28."""
+    inputs = shape[0] * shape[1] * shape[2]
+    body = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU())
+    return Split(body, nn.Linear(200, classes))

@@ -1,0 +1,183 @@
+"""Client updates a second beside pfl-research, on its CIFAR-10 set-up: 1,000 users of 50 images, cohorts of 50.
+
+    python3 -m venv /tmp/pfl && /tmp/pfl/bin/pip install torch==2.13.0 pfl==0.6.0
+    python benchmarks/pfl_race.py --pfl /tmp/pfl/bin/python
+    python benchmarks/pfl_race.py --pfl /tmp/pfl/bin/python --device cuda
+    python benchmarks/pfl_race.py --pfl /tmp/pfl/bin/python --quick
+
+Both: the same synthetic images of CIFAR-10's shape, pfl's two-layer CNN (1.6 M parameters, dropout), one local epoch in
+batches of 10, SGD at 0.1, the mean of the cohort, the same PyTorch, one thread a process, in turn on the same machine;
+and the same with a dense network of 199,210 parameters on images of MNIST's shape (60 a user), where frameworks cost
+more than arithmetic and ours may train clients at once (`engine.vectorize = "auto"`). The first round is warm-up and
+not counted; neither is scoring. What is not alike: pfl takes a user's samples in order and reports nothing of its
+training; we shuffle them, check each update, report loss and accuracy of the training, and write a checkpoint after
+every round. We use channels-last convolutions (our default); `--channels-last` gives them to pfl too. Two processes are
+our Ray workers and pfl's own torch.distributed. `cpu_ratio` is that of processor seconds, which other work on the
+machine disturbs less.
+
+With ``--device cuda`` one simulated client is too small for a GPU, so there the cohort trains at once with its weights
+stacked (`engine.vectorize`'s function, without the message layer, which has no GPU setting yet), and neither side has
+dropout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _common import HERE, RESULTS, give, in_turn, median, ratio, spent, write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fedknow.protocols.config import ExperimentConfig
+
+SIZE = {"users": 1000, "cohort": 50}
+MODELS: dict[str, dict[str, Any]] = {
+    "two_layer_cnn": {"data": "cifar10_like", "shape": (3, 32, 32), "samples": 50, "rounds": 6},
+    "dnn": {"data": "mnist_like", "shape": (1, 28, 28), "samples": 60, "rounds": 30},
+}
+"""Of ``parts.py``: the data of each, how many images a user has of them, and the rounds that are counted."""
+
+
+def main() -> None:
+    """Run all cases, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pfl", type=Path, help="the Python of an environment that has pfl; without, we run alone")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--channels-last", action="store_true", help="for pfl too")
+    parser.add_argument("--quick", action="store_true", help="cohorts of 4, two rounds, one repeat, one process")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        case = json.loads(args.case)
+        give(ours(**case) if case.pop("device") == "cpu" else stacked(**case))
+        return
+    results = {}
+    print(f"{'model':14} {'processes':>9} {'':16} {'updates/s':>10} {'ratio':>6}  accuracy")
+    for model in args.models:
+        for processes in [1] if args.quick or args.device == "cuda" else args.processes:
+            size = SIZE | {"rounds": 2, "cohort": 4} if args.quick else SIZE | {"rounds": MODELS[model]["rounds"]}
+            cases = commands(args, model, processes, size)
+            runs = in_turn(cases, 1 if args.quick else args.repeats, **environment(args.device))
+            updates = size["cohort"] * size["rounds"]
+            results[f"{model}, {processes}"] = size | {"samples": MODELS[model]["samples"], "contenders": {}}
+            for name, found in runs.items():
+                row: dict[str, Any] = {"updates_per_second": updates / median(found, "seconds"), "runs": found}
+                row |= {"ratio": ratio(runs["pfl"], found, "seconds")} if "pfl" in runs else {}
+                row |= {"cpu_ratio": ratio(runs["pfl"], found, "cpu")} if "pfl" in runs and processes == 1 else {}
+                row |= {"accuracy": median(found, "accuracy")}
+                results[f"{model}, {processes}"]["contenders"][name] = row
+                times, rate = (f"{row['ratio']:6.2f}" if "ratio" in row else " " * 6), row["updates_per_second"]
+                print(f"{model:14} {processes:9} {name:16} {rate:10.1f} {times}  {row['accuracy']:.3f}", flush=True)
+    name = "pfl_race.json" if args.device == "cpu" else f"pfl_race_{args.device}.json"
+    write(args.out or RESULTS / name, results, device=args.device, channels_last_for_pfl=args.channels_last)
+
+
+def commands(args: argparse.Namespace, model: str, processes: int, size: Mapping[str, int]) -> dict[str, list[str]]:
+    """The case of each contender."""
+    cases = {}
+    if args.pfl:
+        many = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+        options = [text for key, value in size.items() for text in (f"--{key}", str(value))]
+        options += ["--model", model, "--samples", str(MODELS[model]["samples"])]
+        options += ["--shape", *map(str, MODELS[model]["shape"])]
+        options += ["--channels-last"] * args.channels_last + ["--no-dropout"] * (args.device == "cuda")
+        cases["pfl"] = [str(args.pfl), *many, str(HERE / "pfl_client.py"), *options]
+    ways = {"ours": "off"} | ({"ours, vectorized": "auto"} if args.device == "cpu" and model == "dnn" else {})
+    for name, vectorize in ways.items():
+        case = {"device": args.device, "model": model, "processes": processes, "vectorize": vectorize, **size}
+        cases[name] = [sys.executable, __file__, "--case", json.dumps(case)]
+    return cases
+
+
+def environment(device: str) -> dict[str, str]:
+    """Pfl takes a GPU wherever it sees one."""
+    return {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+
+
+def configuration(
+    model: str, processes: int, users: int, cohort: int, rounds: int, vectorize: str, dropout: bool = True
+) -> ExperimentConfig:
+    """The experiment; all of its data set is dealt to the users."""
+    from fedknow.client.learners import resolve
+    from fedknow.protocols.config import read_config
+
+    changes = [
+        f"data={{name = 'parts:{MODELS[model]['data']}', tasks = 1, clients = {users}, partition = 'iid'}}",
+        f"model={{name = 'parts:{model}', dropout = {str(dropout).lower()}}}",
+        f"train={{rounds = {rounds + 1}, epochs = 1, batch_size = 10, optimizer = 'sgd', lr = 0.1, weight_decay = 0}}",
+        f"strategy={{name = 'fedavg', fraction_train = {cohort / users}}}",
+        f"engine={{backend = '{'inline' if processes == 1 else 'ray'}', workers = {processes}}}",
+        f"engine.vectorize={vectorize}",
+        "learner=finetune",
+    ]
+    return resolve(read_config({}, changes))
+
+
+def ours(model: str, processes: int, users: int, cohort: int, rounds: int, vectorize: str) -> dict[str, Any]:
+    """A whole run of ours; what is counted is from the end of the first round to that of the last."""
+    from fedknow.client.host import one_thread
+    from fedknow.simulations.simulate import simulate
+
+    ends: list[tuple[float, float]] = []
+
+    def happened(event: Mapping[str, Any]) -> None:
+        if event["event"] == "round":
+            ends.append((time.perf_counter(), time.process_time()))
+
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        config = configuration(model, processes, users, cohort, rounds, vectorize)
+        result = simulate(config, Path(folder) / "run", observers=[happened])
+    return spent(ends) | {"accuracy": result.summary["accuracy"]}
+
+
+def stacked(
+    model: str, processes: int, users: int, cohort: int, rounds: int, vectorize: str, device: str = "cuda"
+) -> dict[str, Any]:
+    """Rounds of cohorts that train at once, all on one device; without the message layer."""
+    import numpy as np
+    import torch
+
+    from fedknow.client.data import make_benchmark
+    from fedknow.client.data.stream import Split, TaskData
+    from fedknow.client.learners import build_learner
+    from fedknow.client.learners.base import Round
+    from fedknow.client.learners.vectorized import Start, fit_together
+
+    config = configuration(model, 1, users, cohort, rounds, "off", dropout=False)
+    benchmark = make_benchmark(config)
+    learner = build_learner(config, benchmark.shape, benchmark.classes)
+    learner.model.to(device)
+    tasks = []
+    for client in range(users):
+        task = benchmark.task(client, 0)
+        train, test = (Split(part.x.to(device), part.y.to(device)) for part in (task.train, task.test))
+        tasks.append(TaskData(0, task.classes, task.seen, train, test))
+    choose = np.random.default_rng(config.seed)
+    ends = []
+    for number in range(rounds + 1):
+        weights = learner.send()
+        chosen = choose.choice(users, cohort, replace=False)
+        starts = [Start(weights, tasks[user], Round(number, int(user))) for user in chosen]
+        trained = fit_together(learner, starts)
+        mean = {name: torch.stack([one.parameters[name] for one in trained]).mean(0) for name in weights}
+        learner.adopt(mean, 0)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        ends.append((time.perf_counter(), time.process_time()))
+    scored = [learner.score([task.test], [task.head], 256)[0] for task in tasks]
+    return spent(ends) | {"accuracy": sum(s[0] for s in scored) / sum(s[1] for s in scored)}
+
+
+if __name__ == "__main__":
+    main()
