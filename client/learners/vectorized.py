@@ -244,7 +244,7 @@ def _multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Of one sample's forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *shape))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def _turned(stacked: Tensor) -> Tensor:
