@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -301,3 +302,21 @@ def test_joint_training_in_one_place_needs_the_data():
 
     with pytest.raises(ConfigError, match=r"data\.name = 'local'"):
         build_strategy(config.strategy).prepare(Setup(config, None, None))
+
+
+def test_a_round_in_one_place_by_hand(tmp_path):
+    """One full batch: w <- w - lr * gradient of the mean loss over all clients' samples, each in its own slice."""
+    changes = ["train.rounds=1", "train.optimizer=sgd", "train.lr=0.5", "train.weight_decay=0.0"]
+    config = experiment("learner=joint-central", "data.tasks=1", "train.batch_size=10000", *changes)
+    benchmark = make_benchmark(config)
+    model = build_learner(config, benchmark.shape, benchmark.classes).model
+    shares = [benchmark.task(client, 0) for client in range(CLIENTS)]
+    total = sum(len(share.train) for share in shares)
+    for share in shares:
+        z = model(share.train.x)[:, list(share.classes)].log_softmax(1)
+        truth = torch.tensor([share.classes.index(int(label)) for label in share.train.y])
+        (-z[range(len(truth)), truth].sum() / total).backward()
+    result = simulate(config, tmp_path / "run")
+    for name, parameter in model.named_parameters():
+        expected = (parameter - 0.5 * parameter.grad).detach().numpy()
+        np.testing.assert_allclose(result.arrays[name], expected, rtol=1e-4, atol=1e-6)
