@@ -37,6 +37,7 @@ BASE = {
 }
 MATRIX = [(name, scenario) for name in list_learners() for scenario in learner_class(name).scenarios]
 FIRST = [(name, learner_class(name).scenarios[0]) for name in list_learners()]
+LONG = [pair if pair in FIRST else pytest.param(*pair, marks=pytest.mark.slow) for pair in MATRIX]
 WAIT = 120
 """Seconds that nothing here takes, on a busy machine."""
 
@@ -87,7 +88,7 @@ def test_it_runs_and_is_scored_both_ways(expected, name, scenario):
     assert np.diagonal(accuracy["personal"], axis1=1, axis2=2).max() > 0.5
 
 
-@pytest.mark.parametrize(("name", "scenario"), MATRIX)
+@pytest.mark.parametrize(("name", "scenario"), LONG)
 def test_interrupts_and_states_read_back_do_not_matter(expected, tmp_path, numbers, monkeypatch, name, scenario):
     monkeypatch.setattr(simulations, "StateStore", lambda folder, memory: StateStore(folder, 0))
     config = experiment(name, scenario)
@@ -98,7 +99,7 @@ def test_interrupts_and_states_read_back_do_not_matter(expected, tmp_path, numbe
     assert numbers(tmp_path / "run") == numbers(expected(name, scenario))
 
 
-@pytest.mark.parametrize(("name", "scenario"), FIRST)
+@pytest.mark.parametrize(("name", "scenario"), LONG)
 def test_real_clients_do_not_matter(expected, tmp_path, numbers, name, scenario):
     at_work = threading.Lock()
 
