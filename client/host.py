@@ -11,7 +11,7 @@ import torch
 
 from fedknow.client.state import State, StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import TRAIN, Message, client_of
+from fedknow.protocols.messages import END_TASK, TRAIN, Message, client_of
 
 if TYPE_CHECKING:
     from fedknow.client.data.stream import TaskStream
@@ -104,12 +104,12 @@ class Host:
             yield from answers
 
     def _groups(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
-        """Neighbouring messages that the node answers at once: training, of different clients."""
+        """Neighbouring messages that the node answers at once: of one kind of training, and different clients."""
         most = getattr(self.node, "at_once", 1)
         group: list[Message] = []
         for message in messages:
-            fits = message.kind == TRAIN and message.node not in {other.node for other in group}
-            if group and not (fits and group[0].kind == TRAIN and len(group) < most):
+            fits = message.kind in (TRAIN, END_TASK) and message.node not in {other.node for other in group}
+            if group and not (fits and group[0].kind == message.kind and len(group) < most):
                 yield group
                 group = []
             group.append(message)

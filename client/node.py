@@ -101,7 +101,7 @@ class Node:
         Parameters
         ----------
         messages : sequence of Message
-            Of kind ``train``, each of another client.
+            All of kind ``train`` or all of ``train.end_task``, each of another client.
         states : sequence of State
             Of these clients.
 
@@ -119,7 +119,11 @@ class Node:
             try:
                 task, data = self._task(message)
                 self._become(state, message)
-                starts[i] = Start(self.learner.send() | self.learner.kept(), data, self._round(message, task, "train"))
+                if message.kind == END_TASK and self.learner.has_trained(task):
+                    answers[i] = self.handle(message, state)
+                    continue
+                round = self._round(message, task, "train" if message.kind == TRAIN else "end_task")
+                starts[i] = Start(self.learner.send() | self.learner.kept(), data, round)
             except Exception as error:  # as in handle
                 answers[i] = _failed(message, error), state
         try:
@@ -131,8 +135,11 @@ class Node:
                 answers[i] = _failed(messages[i], result.report), states[i]
                 continue
             self.learner.adopt(result.parameters, start.task.task)
-            samples = self.learner.epochs * len(start.task.train)
-            content, state = self._trained(start.task, start.round, result.report, samples)
+            if messages[i].kind == TRAIN:
+                samples = self.learner.epochs * len(start.task.train)
+                content, state = self._trained(start.task, start.round, result.report, samples)
+            else:
+                content, state = self._ended(start.task, start.round)
             answers[i] = messages[i].reply(content), state
         seconds = (time.perf_counter() - started) / len(messages)
         for reply, _ in answers.values():
@@ -162,7 +169,9 @@ class Node:
     def _end_task(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
         task, data = self._task(message)
         self._become(state, message)
-        round = self._round(message, task, "end_task")
+        return self._ended(data, self._round(message, task, "end_task"))
+
+    def _ended(self, data: TaskData, round: Round) -> tuple[dict[str, Record], State]:
         report = self.learner.end_task(data, round)
         content: dict[str, Record] = {METRICS: Metrics({"num-examples": len(data.train.y), **report})}
         if extra := self.learner.share(data, round, ended=True):

@@ -296,6 +296,10 @@ class Learner:
         self._load(parameters)
         self._trained_task = task
 
+    def has_trained(self, task: int) -> bool:
+        """Whether this client has trained in a task, or a later one."""
+        return self._trained_task >= task
+
     # --- training -------------------------------------------------------------------------------------------------
 
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
@@ -380,7 +384,7 @@ class Learner:
         dict
             ``knowledge-bytes``: what the client keeps about its tasks, in bytes.
         """
-        if self._trained_task < task.task:
+        if not self.has_trained(task.task):
             self.fit(task, round)
         return {"knowledge-bytes": 0.0}
 

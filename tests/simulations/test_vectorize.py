@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fedknow.client.host import Host
 from fedknow.client.node import Node
-from fedknow.client.state import StateStore
+from fedknow.client.state import StateStore, load_state
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.run_folder import RunFolder
 from fedknow.simulations import simulate as simulations
@@ -50,7 +51,8 @@ def train_events(folder):
 def test_a_run_is_the_same_up_to_rounding(tmp_path, changes, sizes):
     for vectorize in ("off", "auto"):
         simulate(read_config(BASE, [*changes, f"engine.vectorize={vectorize}"]), tmp_path / vectorize)
-    assert sizes == [7] * 4  # two tasks of two rounds, and none of them where it is off
+    waves = 2 * [2 if "learner=fedavg" in changes else 3]  # a task's two rounds, and its end where heads are personal
+    assert sizes == [7] * sum(waves)  # none of them where it is off
     one_by_one, at_once = (RunFolder.open(tmp_path / name).accuracy() for name in ("off", "auto"))
     assert np.nanmax(np.abs(one_by_one["personal"] - at_once["personal"])) < 0.05
     losses = [[event["metrics"]["loss"] for event in train_events(tmp_path / name)] for name in ("off", "auto")]
@@ -94,6 +96,20 @@ def test_messages_in_any_order_and_number(tmp_path, sizes):
         for name, array in (reply.arrays() if reply.kind == TRAIN and reply.failure is None else {}).items():
             assert np.allclose(array, expected.arrays()[name], rtol=1e-4, atol=1e-5)
             assert not np.array_equal(array, arrays[name])
+
+
+def test_clients_never_chosen_train_when_the_task_ends(tmp_path):
+    """Those that were are left as they are."""
+    for vectorize in ("off", "auto"):
+        changes = ["data.clients=12", "strategy.fraction=0.3", "train.rounds=1", f"engine.vectorize={vectorize}"]
+        simulate(read_config(BASE, changes), tmp_path / vectorize)
+    one_by_one, at_once = (
+        {path.name: load_state(path)["kept"]["head.weight"] for path in sorted((tmp_path / name / "clients").iterdir())}
+        for name in ("off", "auto")
+    )
+    assert one_by_one.keys() == at_once.keys()
+    for name, head in one_by_one.items():
+        assert torch.allclose(head, at_once[name], rtol=1e-3, atol=1e-5)
 
 
 def test_on_where_it_cannot_be_is_said_before_the_run(tmp_path):
