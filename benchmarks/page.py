@@ -1,0 +1,192 @@
+"""Put the figures of ``results/*.json`` into the tables of ``docs/benchmarks.md``, which so says what was measured.
+
+    python benchmarks/page.py            # rewrite the tables
+    python benchmarks/page.py --check    # say whether they are those of the results; exit with 1 if not
+
+A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; everything else on the page is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+Json = Any
+
+
+def main() -> int:
+    """Rewrite or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    before = args.page.read_text("utf-8")
+    after = render(before, args.results)
+    if args.check:
+        print("the tables are those of the results" if before == after else f"{args.page}: run benchmarks/page.py")
+        return int(before != after)
+    args.page.write_text(after, "utf-8")
+    return 0
+
+
+def render(page: str, results: Path) -> str:
+    """The page with all of its tables made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        path = results / f"{name}.json"
+        text = TABLES[name](json.loads(path.read_text("utf-8"))) if path.exists() else "Not measured yet."
+        return f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", fill, page, flags=re.DOTALL)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; a number that is given as such gets three digits."""
+    lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "–" if value is None else str(value)
+
+
+def taken(about: Mapping[str, Any]) -> str:
+    """Where, when and how: one line below a table."""
+    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
+    where = about.get("gpu") or about.get("machine") or f"{about.get('cpu')}, {about.get('cores')} cores"
+    load = about.get("load_at_end")
+    parts = [f"`{about['command']}`", where, versions, about.get("date", "")[:10]]
+    return "; ".join(part for part in parts if part) + ("" if load is None else f"; load at the end {load:.1f}")
+
+
+def fedknow_step(found: Json) -> str:
+    """(a)"""
+    parts = []
+    for name, case in found.items():
+        ways = list(case["rows"][0]["ratio"])
+        head = ["past tasks", *ways, "violated", "active", "VJPs", "JVPs"]
+        keys = ("violated", "active", "pullbacks", "pushforwards")
+        rows = [
+            [row["past"], *(_median(row["ratio"].get(way)) for way in ways), *(float(row[key]) for key in keys)]
+            for row in case["rows"]
+        ]
+        parts.append(f"{name}:\n\n{table(head, rows)}\n\n{taken(case)}")
+    return "\n\n".join(parts)
+
+
+def _median(ratio: Mapping[str, float] | None) -> float | None:
+    return ratio["median"] if ratio else None
+
+
+def overhead(found: Json) -> str:
+    """(b)"""
+    head = ["model, processes", "steps", "raw, s", "ours, s", "ratio", "start, s", "report, s"]
+    keys = ("steps", "raw", "ours", "ratio", "start", "report")
+    rows = [[name, *(row[key] for key in keys)] for name, row in found["results"].items()]
+    return f"{table(head, rows)}\n\n{taken(found['about'])}"
+
+
+def engine_vs_flower(found: Json) -> str:
+    """(c)"""
+    cases = found["cases"]
+    engines = [engine for engine in ("ray", "inline") if any(case["engine"] == engine for case in cases)]
+    by = {(case["workload"], case["clients"], case["engine"]): case for case in cases}
+    rows = []
+    for workload, clients in dict.fromkeys((case["workload"], case["clients"]) for case in cases):
+        flower = by.get((workload, clients, "flower"), {}).get("median")
+        ours = [by.get((workload, clients, engine)) for engine in engines]
+        rows.append([workload, clients, flower, *(_faster(case) for case in ours)])
+    head = ["clients do", "clients", "Flower, s a round", *(f"ours, {engine}" for engine in engines)]
+    return f"{table(head, rows)}\n\n{taken(found['about'])}"
+
+
+def _faster(case: Mapping[str, Any] | None) -> str | None:
+    if case is None:
+        return None
+    times = case.get("times_faster_than_flower")
+    return f"{_cell(case['median'])}" + (f" ({_cell(times)}x)" if times else "")
+
+
+def pfl_race(found: Json) -> str:
+    """(d)"""
+    head = ["model, processes", "contender", "client updates/s", "times pfl", "times pfl, CPU seconds"]
+    rows = [
+        [name, contender, row["updates_per_second"], row.get("ratio"), row.get("cpu_ratio")]
+        for name, case in found["results"].items()
+        for contender, row in case["contenders"].items()
+    ]
+    return f"{table(head, rows)}\n\n{taken(found['about'])}"
+
+
+def small_models(found: Json) -> str:
+    """(e)"""
+    phases = ("start", "rounds", "scoring", "end")
+    rows = [
+        [backend, row["seconds"], *(row[phase] for phase in phases), row["updates_per_second"]]
+        for backend, row in found["results"].items()
+    ]
+    rows += [
+        [name, float(seconds), None, None, None, None, None] for name, seconds in found["about"]["published"].items()
+    ]
+    head = ["", "whole run, s", *(f"{phase}, s" for phase in phases), "client updates/s"]
+    return f"{table(head, rows)}\n\n{taken(found['about'])}"
+
+
+def vmap_clients(found: Json) -> str:
+    """Clients at once: the gain."""
+    counts = list(dict.fromkeys(case["clients"] for case in found["results"]))
+    gains = {(case["model"], case["clients"]): case["gain"] for case in found["results"]}
+    sizes = {case["model"]: case["parameters"] for case in found["results"]}
+    rows = [[model, f"{size:,}", *(gains.get((model, count)) for count in counts)] for model, size in sizes.items()]
+    return f"{table(['model', 'parameters', *counts], rows)}\n\n{taken(found['about'])}"
+
+
+def grpc_round(found: Json) -> str:
+    """Rounds over gRPC."""
+    head = ["", "s a round", "90 %, s", "server, peak MB"]
+    rows = [[name, row["median_seconds"], row["p90_seconds"], row["server_peak_mb"]] for name, row in found.items()]
+    return table(head, rows)
+
+
+def grpc_vs_flower(found: Json) -> str:
+    """Rounds over gRPC, beside Flower's."""
+    by = {(case["parameters"], case["clients"], case["system"]): case for case in found["cases"]}
+    settings = dict.fromkeys((case["parameters"], case["clients"]) for case in found["cases"])
+    rows = [
+        [f"{size:,}", clients, by[size, clients, "flower"]["median"], _faster(by[size, clients, "fedknow"])]
+        for size, clients in settings
+    ]
+    head = ["parameters", "clients", "Flower, s a round", "ours"]
+    return f"{table(head, rows)}\n\n{taken(found['about'])}"
+
+
+TABLES: dict[str, Callable[[Json], str]] = {
+    "fedknow_step": fedknow_step,
+    "overhead": overhead,
+    "engine_vs_flower": engine_vs_flower,
+    "flower_app": lambda found: engine_vs_flower(
+        {**found, "cases": [{**case, "workload": case["learner"]} for case in found["cases"]]}
+    ),
+    "pfl_race": pfl_race,
+    "pfl_race_cuda": pfl_race,
+    "small_models": small_models,
+    "vmap_clients": vmap_clients,
+    "vmap_clients_cuda": vmap_clients,
+    "grpc_round": grpc_round,
+    "grpc_round_tls": grpc_round,
+    "grpc_vs_flower": grpc_vs_flower,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

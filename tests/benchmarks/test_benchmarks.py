@@ -1,0 +1,84 @@
+"""Each benchmark's quick form runs and gives figures; the page shows those of the results."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ECHO = ["--clients", "3", "--rounds", "1", "--repeats", "1", "--workloads", "echo:100", "--engines", "inline"]
+
+
+@pytest.fixture(autouse=True)
+def _found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks import one another by name, and experiments name ``parts:...``."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("overhead.py", ["--quick", "--workloads", "mlp", "--processes", "1"]),
+        ("small_models.py", ["--quick", "--backends", "inline"]),
+        ("pfl_race.py", ["--quick", "--models", "dnn"]),
+        ("engine_vs_flower.py", ECHO),
+        ("vmap_clients.py", ["--models", "linear", "--clients", "2", "--repeats", "1"]),
+    ],
+)
+def test_quick_form(script: str, options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = run(script, *options, "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert found["about"]["command"].startswith(f"python benchmarks/{script}")
+    assert set(found["about"]["versions"]) >= {"fedknow", "torch"}
+    assert found.get("results") or found["cases"]
+    assert page().TABLES[script.removesuffix(".py")](found).count("|") > 10
+
+
+def test_stacked_cohorts_learn() -> None:
+    """What ``--device cuda`` times, here on the processor."""
+    race = load("pfl_race")
+    few, more = (race.stacked("dnn", 1, 1000, 5, rounds, "off", "cpu") for rounds in (1, 30))
+    assert few["accuracy"] < 0.3 < 0.6 < more["accuracy"]
+    assert more["seconds"] > 0
+
+
+def test_the_page_shows_the_results() -> None:
+    done = run("page.py", "--check")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_table_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
+    case = {"raw": 2.0, "ours": 2.2, "ratio": 1.104, "steps": 12000, "start": 0.5, "report": 1.0}
+    about = {"command": "python x.py", "cpu": "C", "cores": 2, "versions": {"torch": "2"}, "load_at_end": 0.25}
+    (tmp_path / "overhead.json").write_text(json.dumps({"about": about, "results": {"mlp, 1": case}}))
+    before = "a\n<!-- overhead -->\nold\n<!-- /overhead -->\nb\n<!-- pfl_race -->\n<!-- /pfl_race -->\n"
+    after = page().render(before, tmp_path)
+    assert "| mlp, 1 | 12000 | 2 | 2.2 | 1.1 | 0.5 | 1 |" in after
+    assert "`python x.py`; C, 2 cores; torch 2; load at the end 0.2" in after
+    assert "old" not in after
+    assert after.endswith("<!-- pfl_race -->\nNot measured yet.\n<!-- /pfl_race -->\n")
+    assert page().render(after, tmp_path) == after
+
+
+def page() -> ModuleType:
+    return load("page")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
