@@ -19,6 +19,7 @@ from fedknow.strategies.fedweit import FedWeit
 from fedknow.strategies.flcn import Flcn
 from fedknow.strategies.fot import Fot
 from fedknow.strategies.joint import JointCentral
+from fedknow.strategies.target import Target
 
 __all__ = ["build_strategy", "list_strategies", "quiet_flower"]
 
@@ -59,6 +60,7 @@ _BUILTIN = {
     ),
     "fot": _Builtin(Fot, "FedAvg orthogonal to past tasks' inputs, for the learner fot (Bakman et al. 2024)"),
     "joint-central": _Builtin(JointCentral, "training on all data in one place, for the learner joint-central"),
+    "target": _Builtin(Target, "FedAvg and images made of the model, for the learner target (Zhang et al. 2023)"),
     "fedavgm": _Builtin(flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"),
     "fedadam": _Builtin(flower.FedAdam, "Adam on the server (Reddi et al. 2021)"),
     "fedadagrad": _Builtin(flower.FedAdagrad, "Adagrad on the server (Reddi et al. 2021)"),

@@ -24,6 +24,7 @@ from fedknow.client.learners.joint import Joint, JointCentral
 from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
 from fedknow.client.learners.refed import ReFed
+from fedknow.client.learners.target import Target
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, StrategyConfig, closest
 from fedknow.protocols.plugins import calling, is_reference, load_object
@@ -56,6 +57,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "co2l": Co2L,
     "refed": ReFed,
     "fot": Fot,
+    "target": Target,
 }
 
 

@@ -1,0 +1,163 @@
+"""TARGET: federated class-continual learning by exemplar-free distillation.
+
+Zhang, Chen, Zhuang and Lyu, ICCV 2023, arXiv 2303.06937. When a task is over the server, without any data, makes images
+that the global model takes for its classes (:class:`fedknow.strategies.target.Target`). In the next task each client
+has them with the global model's answers, and learns its own samples while it keeps those answers:
+
+    L(w) = CE(current task's classes) + alpha sum_x -softmax(z_old(x) / T) . log softmax(z(x) / T)
+
+the second over a batch of synthetic images x and the logits of the classes of past tasks. This is the client's half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.base import (
+    Batch,
+    HeadSlice,
+    Layout,
+    Learner,
+    LearnerSettings,
+    Round,
+    State,
+    Tensors,
+    widen,
+)
+from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.seeds import integer
+
+__all__ = ["Target", "TargetSettings", "distillation"]
+
+
+class TargetSettings(LearnerSettings):
+    """Settings of :class:`Target`; the first two are the authors' for CIFAR-100, as far as known."""
+
+    distill: float = Field(25.0, ge=0)
+    """alpha."""
+    temperature: float = Field(2.0, gt=0)
+    """T."""
+    samples: int = Field(256, ge=1)
+    """Synthetic images after each task, of all past classes together; the authors make 8000."""
+    generator_steps: int = Field(30, ge=1)
+    """Steps of the generator for each batch of images."""
+    student_steps: int = Field(20, ge=0)
+    """Steps of the student that the generator is to find weak spots of, after each batch of images."""
+
+
+def distillation(z: Tensor, target: Tensor, slices: Sequence[Tensor], temperature: float) -> Tensor:
+    """Cross-entropy of softened answers, the mean over samples and over slices of the head.
+
+    Parameters
+    ----------
+    z, target : Tensor
+        Logits of the model that learns and of the one to keep, float [n, classes].
+    slices : sequence of Tensor
+        Columns that belong together, int64 [k] each; a softmax is taken in each.
+    temperature : float
+        T.
+    """
+    losses = [
+        -((target[:, columns] / temperature).softmax(1) * (z[:, columns] / temperature).log_softmax(1)).sum(1).mean()
+        for columns in slices
+    ]
+    return torch.stack(losses).mean()
+
+
+class Target(Learner):
+    """Distillation on images the server makes of the global model (TARGET; Zhang et al., ICCV 2023).
+
+    Keeps: the synthetic images it was last sent, and the answers to them. Sends: the model, and at the end of a task
+    its classes. Gets: the model, and once a task the images with their answers, float32. Needs: the server's time, and
+    a forward and backward pass over as many synthetic images as a batch has for each step. No real sample is kept or
+    sent. Valid: any model; made for class-incremental streams. Where task-incremental, answers are distilled in each
+    past task's slice. Everything is averaged: the server must have the whole model.
+
+    As in the authors' program, the first term is taken among the current task's classes alone, also where all classes
+    seen compete in the end, and the paper's images are augmented again on the clients, which is left out here.
+    """
+
+    Settings = TargetSettings
+    settings: TargetSettings
+    strategy = "target"
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"distill": [1.0, 5.0, 25.0]}
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: TargetSettings) -> None:
+        super().__init__(model, train, settings)
+        self.load_state_dict({})
+
+    @classmethod
+    def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
+        """How the server makes images."""
+        return settings.model_dump(include={"samples", "temperature", "generator_steps", "student_steps"})
+
+    # --- state, and what travels ----------------------------------------------------------------------------------
+
+    @property
+    def ends_task(self) -> bool:
+        """Always: the server must learn which classes the task had."""
+        return True
+
+    def load_state_dict(self, state: State) -> None:
+        """See :meth:`Learner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._pool: Tensors = dict(state.get("pool", {}))
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        return super().state_dict() | {"pool": self._pool}
+
+    def receive_extra(self, extra: Tensors) -> None:
+        """Images ``x`` float [n, C, H, W], ``logits`` [n, k] of ``classes`` int64 [k], and the ``slice`` each is in."""
+        fits = extra.keys() == {"x", "logits", "classes", "slice"}
+        if not fits or extra["logits"].shape != (len(extra["x"]), len(extra["classes"])):
+            raise ValueError(f"synthetic images with {', '.join(extra)} do not fit together")
+        self._pool = {name: value.clone() for name, value in extra.items()}
+
+    def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
+        """When a task is over, its classes."""
+        return {"classes": torch.tensor(task.classes)} if ended else {}
+
+    def shares(self, ended: bool) -> Layout:
+        """The classes of a task."""
+        return {"classes": ("int64", (-1,))} if ended else {}
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Lay out the synthetic images."""
+        super().begin(task, round)
+        self._draws = torch.Generator().manual_seed(integer(round.seed, "synthetic"))
+        self._current = HeadSlice(task.classes, self.head.out_features)
+        if self._pool:
+            self._images = self.images(self._pool["x"])
+            self._answers = torch.zeros(len(self._images), self.head.out_features)
+            self._answers[:, self._pool["classes"]] = self._pool["logits"]
+            group = self._pool["slice"]
+            self._slices = [self._pool["classes"][group == number] for number in range(int(group.max()) + 1)]
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of the batch's loss and of the distillation on as many synthetic images."""
+        if not self._pool:
+            return super().gradient(batch)
+        count = len(batch.y)
+        index = torch.randperm(len(self._images), generator=self._draws)[:count]
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = widen(self.model(self.images(torch.cat([batch.x, self._images[index]]))))
+        own = logits[:count]
+        loss = F.cross_entropy(self._current.logits(own), self._current.labels(batch.head.index[batch.y]))
+        kept = distillation(logits[count:], self._answers[index], self._slices, self.settings.temperature)
+        (loss + self.settings.distill * kept).backward()  # type: ignore[no-untyped-call]
+        return loss.item(), int((batch.head.logits(own.detach()).argmax(1) == batch.y).sum())
+
+    def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Nothing to do: nothing is personal, so a client never chosen in the task need not train for itself."""
+        return {"knowledge-bytes": float(sum(value.nbytes for value in self._pool.values()))}
