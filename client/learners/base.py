@@ -111,10 +111,11 @@ class HeadSlice:
         self.index = torch.tensor(classes, dtype=torch.int64)
         self._position = torch.full((width,), -1, dtype=torch.int64)
         self._position[self.index] = torch.arange(len(classes))
+        self._whole = list(classes) == list(range(width))
 
     def logits(self, z: Tensor) -> Tensor:
-        """Slice of the logits: float [n, width] -> [n, len(classes)]."""
-        return z.index_select(1, self.index)
+        """Slice of the logits: float [n, width] -> [n, len(classes)]; the very tensor where the head is whole."""
+        return z if self._whole else z.index_select(1, self.index)
 
     def labels(self, y: Tensor) -> Tensor:
         """Labels as positions in the slice: int64 [n] -> int64 [n]."""
@@ -454,6 +455,8 @@ def _warn_of_slow_bf16() -> None:
 def make_optimizer(train: TrainConfig, body: Iterator[Tensor], head: Iterator[Tensor]) -> torch.optim.Optimizer:
     """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink old tasks' rows."""
     groups: list[dict[str, Any]] = [{"params": list(body)}, {"params": list(head), "weight_decay": 0.0}]
+    if not train.weight_decay:  # one group: a fused step of each would be a call of its own
+        groups = [{"params": [parameter for group in groups for parameter in group["params"]]}]
     settings: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
     optimizer: torch.optim.Optimizer
     if train.optimizer == "sgd":
