@@ -25,7 +25,8 @@ def extend(basis: Tensor, sketch: Tensor, threshold: float) -> Tensor:
 
     With A the sketch of the inputs and U the basis, directions of ``A - U U^T A`` are added, the strongest first, until
     ``|U U^T A|^2 >= threshold |A|^2`` for the new U. (The authors' clients project their inputs before they sketch
-    them, and are sent U for it; as a sketch is linear in the inputs, the server can do it afterwards.)
+    them, and are sent U for it; as a sketch is linear in the inputs, the server can do it afterwards. They also compare
+    clients' ratios of norms, averaged; here it is the energies of everybody's inputs, as a principal subspace asks.)
 
     Parameters
     ----------
