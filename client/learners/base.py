@@ -191,9 +191,14 @@ class Learner:
         self.head = cast(nn.Linear, model.head)
         # Integer buffers (BatchNorm's counters) would come back from an average as fractions: they do not travel, and
         # start anew with each message, as they steer BatchNorm without momentum and must not tell who came before.
-        self._names = [name for name, value in model.state_dict().items() if value.is_floating_point()]
-        self._counters = {n: value.clone() for n, value in model.state_dict().items() if n not in self._names}
-        self._fresh = {name: value.clone() for name, value in model.state_dict().items() if not self.travels(name)}
+        initial = model.state_dict()
+        self._names = [name for name, value in initial.items() if value.is_floating_point()]
+        self._counters = {n: value.clone() for n, value in initial.items() if n not in self._names}
+        self._fresh = {name: value.clone() for name, value in initial.items() if not self.travels(name)}
+        # Where each entry lies; state_dict() walks through all modules, a tenth of a small client's round.
+        self._places = {
+            name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in initial
+        }
         self._trained_task = -1
 
     # --- what travels ---------------------------------------------------------------------------------------------
@@ -263,22 +268,25 @@ class Learner:
         self._load(arrays)
 
     def _copies(self, travelling: bool) -> Tensors:
-        state = self.model.state_dict()
-        return {
-            name: state[name].clone(memory_format=torch.contiguous_format)
-            for name in self._names
-            if self.travels(name) is travelling
-        }
+        with torch.no_grad():
+            return {
+                name: self._entry(name).clone(memory_format=torch.contiguous_format)
+                for name in self._names
+                if self.travels(name) is travelling
+            }
 
     def _load(self, arrays: Tensors) -> None:
-        state = self.model.state_dict()
         with torch.no_grad():
             for name, value in arrays.items():
-                if state[name].shape != value.shape:
-                    raise ValueError(
-                        f"{name} has shape {tuple(value.shape)}, the model's is {tuple(state[name].shape)}"
-                    )
-                state[name].copy_(value)
+                entry = self._entry(name)
+                if entry.shape != value.shape:
+                    raise ValueError(f"{name} has shape {tuple(value.shape)}, the model's is {tuple(entry.shape)}")
+                entry.copy_(value)
+
+    def _entry(self, name: str) -> Tensor:
+        """An entry of the model's state dict: a parameter or buffer itself."""
+        module, attribute = self._places[name]
+        return cast(Tensor, getattr(module, attribute))
 
     # --- state ----------------------------------------------------------------------------------------------------
 
