@@ -178,7 +178,8 @@ class FedKnow(Learner):
             found = factorable(self._scratch_body, self.images(task.train.x[:2]))
             pairs = zip(self._parameters, self._scratch_body.parameters(), strict=True)
             self._factored = frozenset(parameter for parameter, scratch in pairs if scratch in found)
-        if self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values()):
+        stale = self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values())
+        if stale and self.settings.integrator != "off":
             x = self.images(task.train.x)
             self._answers = {
                 past: soft_labels(knowledge.logits(self._scratch_body, x, 256, self.autocast), self.settings)
