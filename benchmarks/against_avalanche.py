@@ -189,8 +189,8 @@ def main() -> None:
         "gem": everything | {"margin": 0.0},
         "agem": everything | {"memory_batch": SAMPLES * TASKS},
         "er": everything | {"memory_batch": SAMPLES * TASKS},
-        "ewc": {"exchange": "none", "strength": STRENGTH["ewc"], "labels": "true"},
-        "online-ewc": {"exchange": "none", "strength": STRENGTH["online-ewc"], "labels": "true", "gamma": 0.5},
+        "ewc": {"exchange": "none", "strength": STRENGTH["ewc"], "labels": "data"},
+        "online-ewc": {"exchange": "none", "strength": STRENGTH["online-ewc"], "labels": "data", "gamma": 0.5},
         "mas": {"exchange": "none", "strength": STRENGTH["mas"]},
         "lwf": {"exchange": "none", "strength": STRENGTH["lwf"], "temperature": 2.0},
     }

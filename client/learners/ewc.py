@@ -25,9 +25,9 @@ __all__ = ["Ewc", "EwcSettings", "OnlineEwc", "OnlineEwcSettings"]
 class EwcSettings(ConsolidationSettings):
     """Settings of :class:`Ewc`."""
 
-    strength: float = Field(100.0, ge=0)
+    strength: float = Field(1000.0, ge=0)
     """lambda."""
-    labels: Literal["sampled", "expected", "true"] = "sampled"
+    labels: Literal["sampled", "expected", "data"] = "sampled"
     """Whose labels the Fisher information is taken over: one drawn from the model's own answer to each sample; all of
     them, weighted by that answer (exact, and as many backward passes as the slice of the head has classes); or the
     data's, which is the empirical Fisher information and vanishes where the model fits."""
@@ -92,7 +92,7 @@ class Ewc(_Fisher):
     (where it is known to be weak).
     """
 
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 100.0, 10000.0, 40000.0], "anchor": ["global", "local"]}
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [100.0, 1000.0, 10000.0, 40000.0], "anchor": ["global", "local"]}
 
     def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
         """The sum of the penalties as one: F = sum_k F_k, w* = sum_k F_k w*_k / F, the new one where F is zero."""
@@ -116,7 +116,7 @@ class OnlineEwc(_Fisher):
 
     Settings = OnlineEwcSettings
     settings: OnlineEwcSettings
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 100.0, 10000.0, 40000.0], "gamma": [0.95, 1.0]}
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [100.0, 1000.0, 10000.0, 40000.0], "gamma": [0.95, 1.0]}
 
     @property
     def decay(self) -> float:

@@ -33,7 +33,7 @@ def samples(task: int, *pairs: tuple[float, int]) -> TaskData:
     return TaskData(task, (0, 1), (0, 1), split, split)
 
 
-@pytest.mark.parametrize("labels", ["sampled", "expected", "true"])
+@pytest.mark.parametrize("labels", ["sampled", "expected", "data"])
 def test_fisher_information_and_step_by_hand(labels):
     """At logits of zero either label gives the same squares: (1/2 * 2 x)^2 for the head, with features 2 x.
 
@@ -65,7 +65,7 @@ def test_fisher_information_is_the_mean_square_of_per_sample_gradients(tiny_mode
     def log_p(model, x):
         return model(x)[:, slice_].log_softmax(1)
 
-    for labels in ("true", "expected"):
+    for labels in ("data", "expected"):
         learner = Ewc(tiny_model(norm=True, dropout=0.5), SGD, EwcSettings(labels=labels, exchange="none"))
         learner.fit(task, Round(1, 1))
         learner.end_task(task, Round(0, 1))
