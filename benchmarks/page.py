@@ -91,9 +91,9 @@ def _median(ratio: Mapping[str, float] | None) -> float | None:
 
 def overhead(found: Json) -> str:
     """(b)"""
-    head = ["model, processes", "steps", "raw, s", "ours, s", "ratio", "start, s", "report, s"]
-    keys = ("steps", "raw", "ours", "ratio", "start", "report")
-    rows = [[name, *(row[key] for key in keys)] for name, row in found["results"].items()]
+    head = ["model, processes", "steps", "raw, s", "ours, s", "ratio", "CPU seconds", "start, s", "report, s"]
+    keys = ("steps", "raw", "ours", "ratio", "cpu_ratio", "start", "report")
+    rows = [[name, *(row.get(key) for key in keys)] for name, row in found["results"].items()]
     return f"{table(head, rows)}\n\n{taken(found['about'])}"
 
 
