@@ -143,6 +143,32 @@ def small_models(found: Json) -> str:
     return f"{table(head, rows)}\n\n{taken(found['about'])}"
 
 
+def precision(found: Json) -> str:
+    """Accuracy with bfloat16."""
+
+    def figure(row: Mapping[str, Any], name: str, scale: float = 100) -> str:
+        mean, half = row[name]
+        return f"{scale * mean:.1f}" + ("" if half is None else f" ± {scale * half:.1f}")
+
+    head = ["learner", "", "accuracy, %", "forgetting, points", "time, s", "fp32 / bf16 time"]
+    rows = [
+        [row["learner"], row["what"], figure(row, "accuracy"), figure(row, "forgetting"), figure(row, "seconds", 1)]
+        + [row.get("speedup")]
+        for row in found["results"]["table"]
+    ]
+    return f"{table(head, rows)}\n\n{taken(found['about'])}"
+
+
+def growth(found: Json) -> str:
+    """(f): each series of results as it is."""
+    results = found["results"]
+    parts = []
+    for name, rows in results.items() if isinstance(results, dict) else [("", results)]:
+        head = [key for key, value in rows[0].items() if isinstance(value, int | float | str)]
+        parts.append(f"{name}\n\n{table(head, [[row.get(key) for key in head] for row in rows])}".strip())
+    return "\n\n".join([*parts, taken(found["about"])])
+
+
 def vmap_clients(found: Json) -> str:
     """Clients at once: the gain."""
     counts = list(dict.fromkeys(case["clients"] for case in found["results"]))
@@ -178,6 +204,8 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "flower_app": lambda found: engine_vs_flower(
         {**found, "cases": [{**case, "workload": case["learner"]} for case in found["cases"]]}
     ),
+    "growth": growth,
+    "precision": precision,
     "pfl_race": pfl_race,
     "pfl_race_cuda": pfl_race,
     "small_models": small_models,
