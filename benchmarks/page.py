@@ -146,14 +146,14 @@ def small_models(found: Json) -> str:
 def precision(found: Json) -> str:
     """Accuracy with bfloat16."""
 
-    def figure(row: Mapping[str, Any], name: str, scale: float = 100) -> str:
+    def figure(row: Mapping[str, Any], name: str, scale: float) -> str:
         mean, half = row[name]
         return f"{scale * mean:.1f}" + ("" if half is None else f" ± {scale * half:.1f}")
 
     head = ["learner", "", "accuracy, %", "forgetting, points", "time, s", "fp32 / bf16 time"]
+    figures = (("accuracy", 100), ("forgetting", 100), ("seconds", 1))
     rows = [
-        [row["learner"], row["what"], figure(row, "accuracy"), figure(row, "forgetting"), figure(row, "seconds", 1)]
-        + [row.get("speedup")]
+        [row["learner"], row["what"], *(figure(row, *of) for of in figures), row.get("speedup")]
         for row in found["results"]["table"]
     ]
     return f"{table(head, rows)}\n\n{taken(found['about'])}"

@@ -71,6 +71,15 @@ def test_a_table_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
     assert page().render(after, tmp_path) == after
 
 
+def test_tables_of_series() -> None:
+    about = {"command": "python x.py", "cpu": "C", "cores": 2}
+    row = {"learner": "l", "what": "bf16", "accuracy": [0.5, 0.01], "forgetting": [0.1, None], "seconds": [40, 2]}
+    found = {"about": about, "results": {"table": [row | {"speedup": 1.5}]}}
+    assert "| l | bf16 | 50.0 ± 1.0 | 10.0 | 40.0 ± 2.0 | 1.5 |" in page().precision(found)
+    found = {"about": about, "results": {"clients": [{"clients": 20, "seconds": 1.25, "runs": []}]}}
+    assert page().growth(found).splitlines()[2:5] == ["| clients | seconds |", "| --- | --- |", "| 20 | 1.25 |"]
+
+
 def page() -> ModuleType:
     return load("page")
 
