@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import zlib
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-__all__ = ["State", "StateError", "StateLost", "StateStore", "load_state", "save_state", "write_atomic"]
+__all__ = ["State", "StateError", "StateLost", "StateStore", "load_state", "save_state", "sync_disk", "write_atomic"]
 
 State = dict[str, Any]
 """A tree of dictionaries (with text as keys) and lists, whose leaves are ``torch.Tensor`` (dense, on the CPU),
@@ -36,7 +37,7 @@ class StateLost(StateError):
     """A client's state that was kept and is not there, or not as it was."""
 
 
-def save_state(path: str | os.PathLike[str], state: State) -> None:
+def save_state(path: str | os.PathLike[str], state: State, durable: bool = True) -> None:
     """Write a state to a file, whole or not at all.
 
     The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of it and the tensors' bytes.
@@ -47,13 +48,15 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
         The file; one that exists is replaced only once the new one is safe on disk.
     state : State
         Tensors may be of any type and shape, 0-d and empty ones included. Memory formats are not kept.
+    durable : bool
+        As in :func:`write_atomic`.
 
     Raises
     ------
     StateError
         If the state holds something that is no part of a :data:`State`, or the file cannot be written.
     """
-    _write(Path(path), *_pack(state))
+    _write(Path(path), *_pack(state), durable)
 
 
 def load_state(path: str | os.PathLike[str]) -> State:
@@ -79,8 +82,18 @@ def load_state(path: str | os.PathLike[str]) -> State:
         raise StateLost(f"{path}: not a readable client state: {error}") from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, safe against loss of power: a neighbour is written, synced and renamed.
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file whole or not at all: a neighbour is written and renamed.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    data : bytes
+        What it is to hold.
+    durable : bool
+        Whether it is to be safe against loss of power from now on, which takes a disk some milliseconds. Otherwise it
+        is after :func:`sync_disk`, and until then only against the end of the process.
 
     Raises
     ------
@@ -91,12 +104,33 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         with open(neighbour, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(neighbour, path)
     except BaseException:
         neighbour.unlink(missing_ok=True)
         raise
+
+
+def sync_disk(folder: Path) -> None:
+    """Make all that was written to the file system of a folder safe against loss of power: many files at once.
+
+    Raises
+    ------
+    OSError
+        If something could not be written.
+    """
+    system = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(system, "syncfs"):  # it is Linux's; elsewhere all file systems are synced
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if system.syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+    finally:
+        os.close(descriptor)
 
 
 class StateStore:
@@ -112,10 +146,13 @@ class StateStore:
         Where the files lie; made if missing.
     memory_bytes : int
         Budget for states kept in memory, in bytes of tensors; 0 keeps none.
+    durable : bool
+        Whether a saved state is safe against loss of power at once, or only after :func:`sync_disk`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], memory_bytes: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], memory_bytes: int, durable: bool = True) -> None:
         self.folder = Path(folder)
+        self.durable = durable
         self.memory_bytes = memory_bytes
         self._memory: OrderedDict[int, tuple[int, State, int]] = OrderedDict()
         self._used = 0
@@ -150,7 +187,7 @@ class StateStore:
             As :func:`save_state`.
         """
         tree, tensors = _pack(state)
-        _write(self.path(client, version), tree, tensors)
+        _write(self.path(client, version), tree, tensors, self.durable)
         # What memory holds is what the file would give: dense copies of views, fresh containers.
         self._remember(client, version, _join(tree, tensors))
 
@@ -257,12 +294,12 @@ def _join(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return tree
 
 
-def _write(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor], durable: bool) -> None:
     text = json.dumps(tree)
     # One entry: safetensors writes several in an order that changes from run to run.
     about = {"state": f"{_checksum(text, tensors)} {text}"}
     try:
-        write_atomic(path, save(dict(tensors), about))
+        write_atomic(path, save(dict(tensors), about), durable)
     except KeyError as error:
         raise StateError(f"{path}: a tensor of type {error} cannot be kept; safetensors has no such type") from None
     except OSError as error:

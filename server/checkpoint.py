@@ -3,8 +3,8 @@
 A checkpoint is a folder ``checkpoint-<n>`` (n: rounds done) with the global parameters under their own names
 (``arrays.safetensors``), what the strategy remembers (``strategy.safetensors``), the scores so far
 (``scores.safetensors``) and everything else (``state.json``). The one-line file ``latest`` names the one that counts,
-with a checksum; it is replaced only when the new checkpoint is complete on the disk, and older ones are deleted after
-that.
+with a checksum; it is replaced only when the new checkpoint is complete on the disk, with the clients' states and the
+events that belong to it, and older ones are deleted after that. The disk is waited for once, for all of these together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from fedknow.client.state import StateError, load_state, save_state, write_atomic
+from fedknow.client.state import StateError, load_state, save_state, sync_disk, write_atomic
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import Arrays
 from fedknow.server.checks import RunError
@@ -92,9 +92,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     target.mkdir()
     try:
         arrays = safetensors.save(checkpoint.arrays)
-        write_atomic(target / "arrays.safetensors", arrays)
-        save_state(target / "strategy.safetensors", checkpoint.strategy)
-        save_state(target / "scores.safetensors", dict(checkpoint.scores))
+        write_atomic(target / "arrays.safetensors", arrays, durable=False)
+        save_state(target / "strategy.safetensors", checkpoint.strategy, durable=False)
+        save_state(target / "scores.safetensors", dict(checkpoint.scores), durable=False)
         state = {
             "task": checkpoint.task,
             "round": checkpoint.round,
@@ -107,9 +107,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "seconds": checkpoint.seconds,
         }
         text = json.dumps(state).encode()
-        write_atomic(target / "state.json", text)
-        _sync(target)
-        _sync(folder)
+        write_atomic(target / "state.json", text, durable=False)
+        sync_disk(folder)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise

@@ -224,7 +224,7 @@ class Inspector:
         # The sum of two norms is above that of the difference, and takes no copy.
         if not limit or norm + self._expected_norm <= limit:
             return
-        with np.errstate(over="ignore"):  # of the differences
+        with np.errstate(over="ignore"):
             update = _norm(array - self._expected[name] for name, array in arrays.items() if array.dtype.kind == "f")
         if update > limit:
             raise _Unusable(
@@ -393,12 +393,14 @@ def _check_layout(record: Record, layout: Layout) -> None:
 
 def _norm(arrays: Iterable[np.ndarray]) -> float:
     """L2 norm of all real numbers but integers; infinite where its square is above what a float32 holds."""
-    return math.hypot(*(_length(array) for array in arrays if array.dtype.kind == "f"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.hypot(*(_length(array) for array in arrays if array.dtype.kind == "f"))
 
 
 def _finite_norm(arrays: Arrays) -> float:
     """:func:`_norm` of arrays whose numbers must all be finite, in one pass over them."""
-    lengths = {name: _length(array) for name, array in arrays.items() if array.dtype.kind in "fc"}
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = {name: _length(array) for name, array in arrays.items() if array.dtype.kind in "fc"}
     for name, length in lengths.items():
         if not math.isfinite(length):  # or its square was too large for a float32
             _check_finite(name, arrays[name])
@@ -409,8 +411,7 @@ def _length(array: np.ndarray) -> float:
     flat = array.ravel(order="K")
     if flat.dtype == np.float16:
         flat = flat.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.sqrt(abs(np.vdot(flat, flat)))
+    return math.sqrt(abs(np.vdot(flat, flat)))
 
 
 def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

@@ -22,7 +22,7 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Message, client_of
 from fedknow.server.grid import Answers, MessageGrid
-from fedknow.simulations.worker import Job, NodeFactory, Worker, share
+from fedknow.simulations.worker import Answered, Job, NodeFactory, Worker, share, unpack
 
 __all__ = ["WORKER_DIED", "RayGrid", "one_ray"]
 
@@ -33,6 +33,9 @@ WORKER_DIED = 8
 PATIENCE = 3
 """Workers that may die on one client's work before it fails."""
 
+SHORTEST = 0.02
+"""Seconds of work below which a batch is not cut for the end's sake: asking a worker and being answered takes 3 ms."""
+
 _Batch = tuple[int, list[Job]]
 
 
@@ -41,8 +44,9 @@ class RayGrid(MessageGrid):
 
     A wave is cut into one queue a worker, each client going to the worker that has its state in memory as far as
     that keeps the queues equally long. A worker takes half of its queue at a time, and half of the longest queue when
-    its own is empty: few, large batches first, small ones to even out the end. What messages of a wave share is put
-    into Ray's object store once.
+    its own is empty: few, large batches first, small ones to even out the end; where clients are quick, all at once.
+    What messages of a wave share is put into Ray's object store once, and the arrays of a batch's answers are one
+    buffer there, which strategies read where it lies.
 
     A worker that dies is replaced, and what it had not answered is done again from the recorded states, client by
     client, so that a client which kills its worker is told from those that were with it; after three deaths it gets a
@@ -88,6 +92,9 @@ class RayGrid(MessageGrid):
             count = min(workers or config.engine.workers or max(1, int(cores)), stream.clients)
             # More workers than cores share them; Ray counts in ten-thousandths.
             self._cores = min(1.0, math.floor(1e4 * cores / count) / 1e4)
+            room = cast(float, ray.cluster_resources().get("object_store_memory", 0.0))  # type: ignore[no-untyped-call]
+            self._room = room / (4 * len(ray.nodes()))  # type: ignore[no-untyped-call]
+            self._pace: dict[str, float] = {}
             self._made_from = (ray.put(config), ray.put(stream), Path(folder).absolute(), node)
             self._workers = [self._spawn() for _ in range(count)]
             self._home: dict[int, int] = {}
@@ -119,10 +126,12 @@ class RayGrid(MessageGrid):
         light, arrays = share(list(jobs.values()))
         shared = [ray.put(record) for record in arrays]
         queues = self._queues(light)
+        least = int(SHORTEST / max((self._pace.get(message.kind, math.inf) for message in work), default=1.0))
         running: dict[ray.ObjectRef, _Batch] = {}
+        held = 0
 
         def submit(index: int) -> None:
-            batch = _take(queues[index] or max(queues, key=len))
+            batch = _take(queues[index] or max(queues, key=len), least)
             if batch:
                 self._home.update((job.client, index) for job in batch)
                 running[self._workers[index].work.remote(batch, shared)] = index, batch
@@ -137,7 +146,7 @@ class RayGrid(MessageGrid):
                     return
                 index, batch = running.pop(done[0])
                 try:
-                    answers: list[tuple[Message, int]] = _get(done[0])
+                    answered: Answered = _get(done[0])
                 except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
                     self._replace([index])
                     again, failures = _after_death(batch, error)
@@ -146,7 +155,12 @@ class RayGrid(MessageGrid):
                     yield from failures
                 else:
                     submit(index)  # before the answers are looked at, so that no worker waits for us
-                    yield from answers
+                    self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
+                    held += answered.arrays.nbytes
+                    # What is read where it lies keeps its place in the store until the strategy is done with it.
+                    arrays = answered.arrays if held <= self._room else answered.arrays.copy()
+                    for reply, version in answered.answers:
+                        yield unpack(reply, arrays), version
         finally:
             # Given up by timeout, interrupted, or left by an error: what still runs must not write states any more.
             self._replace({index for index, _ in running.values()})
@@ -162,6 +176,7 @@ class RayGrid(MessageGrid):
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it."""
+        super().close()
         if ray.is_initialized():  # else they are gone, and asking Ray for anything would start it again
             for worker in self._workers:
                 ray.kill(worker)
@@ -206,9 +221,10 @@ class RayGrid(MessageGrid):
         return queues
 
 
-def _take(queue: deque[Job]) -> list[Job]:
+def _take(queue: deque[Job], least: int = 1) -> list[Job]:
+    """Half of a queue, or ``least`` if that is more."""
     # What a worker died on is at the front, and is tried alone.
-    size = 1 if queue and queue[0].deaths else (len(queue) + 1) // 2
+    size = 1 if queue and queue[0].deaths else min(len(queue), max((len(queue) + 1) // 2, least))
     return [queue.popleft() for _ in range(size)]
 
 

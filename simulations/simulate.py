@@ -86,7 +86,7 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
 def _grid(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:
     if config.engine.backend == "ray":
         return RayGrid(config, benchmark, folder.clients)
-    store = StateStore(folder.clients, config.engine.memory_mb * 2**20)
+    store = StateStore(folder.clients, config.engine.memory_mb * 2**20, durable=False)  # checkpoints see to it
     return InlineGrid(config.data.clients, Host(config, benchmark, store), store)
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -16,7 +21,7 @@ from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Arrays, Message, Record
 from fedknow.server.grid import process_peak_mb
 
-__all__ = ["Job", "NodeFactory", "Shared", "Worker", "share", "unshare"]
+__all__ = ["Answered", "Job", "NodeFactory", "Packed", "Shared", "Worker", "pack", "share", "unpack", "unshare"]
 
 NodeFactory = Callable[[ExperimentConfig, TaskStream], Answerer]
 """Makes what answers messages in a worker; cloudpickle must be able to carry it."""
@@ -64,8 +69,7 @@ def share(jobs: Sequence[Job]) -> tuple[list[Job], list[Arrays]]:
         return places[id(record)]
 
     def strip(message: Message) -> Message:
-        content = {name: light(record) for name, record in message.content.items()}
-        return replace(message, content=content)  # type: ignore[arg-type]
+        return _with(message, {name: light(record) for name, record in message.content.items()})
 
     return [replace(job, work=[strip(message) for message in job.work]) for job in jobs], arrays
 
@@ -73,8 +77,93 @@ def share(jobs: Sequence[Job]) -> tuple[list[Job], list[Arrays]]:
 def unshare(message: Message, arrays: Sequence[Arrays]) -> Message:
     """Put the arrays that :func:`share` took out back into a message."""
     content: Mapping[str, Record | Shared] = message.content
-    full = {name: arrays[r.place] if isinstance(r, Shared) else r for name, r in content.items()}
-    return replace(message, content=full)
+    return _with(message, {name: arrays[r.place] if isinstance(r, Shared) else r for name, r in content.items()})
+
+
+_Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+_ALIGNMENT = 64
+"""Bytes; what vector instructions and torch like best."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Stands in an answer for arrays that lie in its batch's buffer: from where on, and what they are, in order."""
+
+    start: int
+    layout: _Layout
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a worker gives back for a batch.
+
+    Attributes
+    ----------
+    answers : list of (Message, int)
+        An answer to each message, in order, with :class:`Packed` in the arrays' stead, and the version of the client's
+        state after it.
+    arrays : ndarray
+        uint8: the arrays of all answers.
+    seconds : float
+        How long the work took.
+    """
+
+    answers: list[tuple[Message, int]]
+    arrays: np.ndarray
+    seconds: float
+
+
+def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
+    """Put the arrays of messages one after the other, so that they travel as one and not tensor by tensor.
+
+    Returns
+    -------
+    tuple
+        The messages with :class:`Packed` in the arrays' stead, and the bytes of the arrays (uint8).
+    """
+    size = 0
+    todo: list[tuple[int, np.ndarray]] = []
+    layouts: dict[_Layout, _Layout] = {}  # one object for all messages, which pickle then writes once
+
+    def stow(record: Record) -> Record | Packed:
+        nonlocal size
+        if not isinstance(record, Arrays) or any(array.dtype.hasobject for array in record.values()):
+            return record
+        layout = tuple((name, array.dtype, array.shape) for name, array in record.items())
+        packed = Packed(size, layouts.setdefault(layout, layout))
+        for array in record.values():
+            todo.append((size, array))
+            size += _room(array.nbytes)
+        return packed
+
+    light = [_with(message, {name: stow(record) for name, record in message.content.items()}) for message in messages]
+    buffer = np.empty(size, np.uint8)
+    for start, array in todo:
+        np.ndarray(array.shape, array.dtype, buffer.data, start)[...] = array
+    return light, buffer
+
+
+def unpack(message: Message, buffer: np.ndarray) -> Message:
+    """Put back the arrays that :func:`pack` took out of a message: read-only views of the bytes."""
+
+    def arrays(packed: Packed) -> Arrays:
+        found, start = Arrays(), packed.start
+        for name, dtype, shape in packed.layout:
+            found[name] = array = np.ndarray(shape, dtype, buffer.data, start)
+            array.flags.writeable = False
+            start += _room(array.nbytes)
+        return found
+
+    content: Mapping[str, Record | Packed] = message.content
+    return _with(message, {name: arrays(r) if isinstance(r, Packed) else r for name, r in content.items()})
+
+
+def _room(size: int) -> int:
+    return math.ceil(size / _ALIGNMENT) * _ALIGNMENT
+
+
+def _with(message: Message, content: Mapping[str, Any]) -> Message:
+    return replace(message, content=content)
 
 
 class Worker:
@@ -105,15 +194,17 @@ class Worker:
         # Not in the constructor: there, Ray turns an error into the actor's death.
         if self._host is None:
             config, stream, folder, node = self._made_from
-            store = StateStore(folder, config.engine.memory_mb * 2**20)
+            # The server's checkpoints wait for this machine's disk, but not for that of others.
+            store = StateStore(folder, config.engine.memory_mb * 2**20, durable=bool(config.engine.address))
             self._host = Host(config, stream, store, node(config, stream) if node else None)
+            gc.freeze()  # as the grid does in its process
 
     def peak_memory_mb(self) -> float:
         """Largest resident memory of this process so far, MB."""
         return process_peak_mb()
 
-    def work(self, jobs: Sequence[Job], shared: Sequence[ray.ObjectRef]) -> list[tuple[Message, int]]:
-        """Do jobs one after the other.
+    def work(self, jobs: Sequence[Job], shared: Sequence[ray.ObjectRef]) -> Answered:
+        """Do jobs, one after the other or many at once (``engine.vectorize``).
 
         Parameters
         ----------
@@ -121,11 +212,6 @@ class Worker:
             The work.
         shared : sequence of ObjectRef
             The arrays that :class:`Shared` stands for; each is taken from the store once a wave.
-
-        Returns
-        -------
-        list of (Message, int)
-            An answer to each message, in order, and the version of the client's state after it.
         """
         self.start()
         assert self._host is not None
@@ -133,10 +219,9 @@ class Worker:
             ref.hex(): self._shared[ref.hex()] if ref.hex() in self._shared else ray.get(ref) for ref in shared
         }
         arrays = list(self._shared.values())
-        answers = []
-        for job in jobs:
-            version = job.version
-            for message in job.work:
-                reply, version = self._host.handle(unshare(message, arrays), version)
-                answers.append((reply, version))
-        return answers
+        work = [unshare(message, arrays) for job in jobs for message in job.work]
+        began = time.perf_counter()
+        answers = list(self._host.handle_many(work, {job.client: job.version for job in jobs}))
+        seconds = time.perf_counter() - began
+        light, packed = pack([reply for reply, _ in answers])
+        return Answered([(reply, version) for reply, (_, version) in zip(light, answers, strict=True)], packed, seconds)

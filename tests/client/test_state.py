@@ -116,6 +116,18 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, call
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_the_disk_is_waited_for_where_that_is_asked_for(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(module.os, "fsync", synced.append)
+    StateStore(tmp_path, 0, durable=False).save(0, 1, {"x": 1})
+    assert not synced
+    module.sync_disk(tmp_path)
+    StateStore(tmp_path, 0).save(0, 2, {"x": 2})
+    assert len(synced) == 1
+    with pytest.raises(OSError, match="No such file"):
+        module.sync_disk(tmp_path / "missing")
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     save_state(tmp_path / "state", {"x": 1})
 

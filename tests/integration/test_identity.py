@@ -135,7 +135,7 @@ def test_workers_do_not_matter(cluster, expected, tmp_path, numbers, name, worke
 
 
 def test_whether_states_are_at_hand_or_read_back_does_not_matter(expected, tmp_path, numbers, monkeypatch):
-    monkeypatch.setattr(simulations, "StateStore", lambda folder, memory: StateStore(folder, 0))
+    monkeypatch.setattr(simulations, "StateStore", lambda folder, memory, durable: StateStore(folder, 0, durable))
     result = simulate(experiment("fedknow", "engine.backend=inline"), tmp_path / "run")
     assert numbers(result.folder) == expected("fedknow")
 

@@ -90,7 +90,7 @@ def test_it_runs_and_is_scored_both_ways(expected, name, scenario):
 
 @pytest.mark.parametrize(("name", "scenario"), LONG)
 def test_interrupts_and_states_read_back_do_not_matter(expected, tmp_path, numbers, monkeypatch, name, scenario):
-    monkeypatch.setattr(simulations, "StateStore", lambda folder, memory: StateStore(folder, 0))
+    monkeypatch.setattr(simulations, "StateStore", lambda folder, memory, durable: StateStore(folder, 0, durable))
     config = experiment(name, scenario)
     for kind, task, resume in (("task_end", 0, False), ("round", 1, True)):
         with pytest.raises(KeyboardInterrupt):

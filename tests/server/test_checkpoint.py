@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from fedknow.protocols.config import StrategyConfig
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import Arrays
+from fedknow.server import checkpoint as module
 from fedknow.server.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -63,6 +64,25 @@ def test_only_the_latest_is_kept(tmp_path):
     assert load_checkpoint(tmp_path).server_round == 10
 
 
+def test_the_disk_is_waited_for_before_a_checkpoint_counts_and_before_older_ones_go(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, checkpoint(1))
+    seen = []
+
+    def look(name, real):
+        def call(*args):
+            files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+            seen.append((name, (tmp_path / "latest").read_text().split()[0], len(files)))
+            real(*args)
+
+        return call
+
+    monkeypatch.setattr(module, "sync_disk", look("all", module.sync_disk))
+    monkeypatch.setattr(os, "fsync", look("one", os.fsync))
+    save_checkpoint(tmp_path, checkpoint(2))
+    # Both checkpoints' four files and the old name; then the new name beside the old; then the folder with the new one.
+    assert seen == [("all", "checkpoint-1", 9), ("one", "checkpoint-1", 10), ("one", "checkpoint-2", 9)]
+
+
 def test_what_an_interrupted_write_left_behind_does_no_harm(tmp_path):
     save_checkpoint(tmp_path, checkpoint(1))
     (tmp_path / "checkpoint-2").mkdir()
@@ -75,15 +95,20 @@ def test_what_an_interrupted_write_left_behind_does_no_harm(tmp_path):
 @pytest.mark.parametrize("writes", range(7))
 def test_a_full_disk_at_any_moment_leaves_the_last_one(tmp_path, monkeypatch, writes):
     save_checkpoint(tmp_path, checkpoint(1))
-    real, done = os.fsync, []
+    done = []
 
-    def full(descriptor):
-        if len(done) == writes:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        done.append(descriptor)
-        real(descriptor)
+    def full(real):
+        def call(*args):
+            if len(done) == writes:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            done.append(args)
+            real(*args)
 
-    monkeypatch.setattr(os, "fsync", full)
+        return call
+
+    monkeypatch.setattr(os, "fsync", full(os.fsync))
+    monkeypatch.setattr(os, "replace", full(os.replace))
+    monkeypatch.setattr(module, "sync_disk", full(module.sync_disk))
     with pytest.raises(Exception, match="No space left"):
         save_checkpoint(tmp_path, checkpoint(2))
     monkeypatch.undo()

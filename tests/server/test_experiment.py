@@ -124,6 +124,7 @@ class Rig:
 def quick_disk(monkeypatch):
     """No test here cuts the power, so nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr("fedknow.server.checkpoint.sync_disk", lambda folder: None)
 
 
 @pytest.fixture

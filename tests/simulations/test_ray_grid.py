@@ -24,7 +24,7 @@ from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import CLIENT_FAILED, TRAIN, Arrays, Config, Message, Metrics, client_of, node_of
 from fedknow.server.grid import InlineGrid
 from fedknow.simulations.ray_grid import WORKER_DIED, RayGrid, _take
-from fedknow.simulations.worker import Job, Shared, share, unshare
+from fedknow.simulations.worker import Job, Shared, pack, share, unpack, unshare
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 
@@ -99,6 +99,7 @@ def grid(pair):
     ray.get([worker.start.remote() for worker in pair._workers])  # those that the last test had replaced are up
     pair.restore({}, {})
     pair._home = {client: client % 2 for client in range(CLIENTS)}
+    pair._pace = {}
     return pair
 
 
@@ -272,9 +273,48 @@ def test_arrays_that_messages_share_are_taken_out_and_put_back():
             assert list(message.content) == list(full.content)
 
 
+def test_arrays_of_answers_travel_as_one_and_are_read_where_they_lie():
+    own = Arrays({"x": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)), "none": np.empty((0, 3)), "n": 0})
+    own["n"] = np.array(2.5, np.float16)
+    odd = Arrays({"o": np.array([None])})
+    first, second = work([0, 1])
+    messages = [first.reply({"a": START, "b": own, "m": Metrics(loss=1.0)}), second.reply({"b": own, "odd": odd})]
+    light, buffer = pack(messages)
+    assert light[0].content["b"].layout is light[1].content["b"].layout
+    assert light[1].content["odd"] is odd
+    assert buffer.nbytes == 256 + 2 * (64 + 64)
+    for message, original in zip(light, messages, strict=True):
+        full = unpack(message, buffer)
+        assert list(full.content) == list(original.content)
+        assert full.content.get("m") == original.content.get("m")
+        for name, record in original.content.items():
+            for key, array in record.items() if isinstance(record, Arrays) and record is not odd else ():
+                found = full.content[name][key]
+                assert (found.dtype, found.shape, found.tolist()) == (array.dtype, array.shape, array.tolist())
+                assert not found.flags.writeable
+                assert array.size == 0 or np.shares_memory(found, buffer)
+
+
+def test_how_long_work_took_says_how_much_is_asked_for_at_once(grid, inline):
+    grid.exchange(work(range(CLIENTS)))
+    assert grid._pace[TRAIN] > 0
+    grid.exchange(work(range(CLIENTS), seconds=[0.01] * CLIENTS))
+    assert grid._pace[TRAIN] > 0.01
+    assert numbers(grid.exchange(work([3, 4]))) == numbers([inline.exchange(work([3, 4])) for _ in range(3)][-1])
+
+
+def test_answers_that_fill_the_store_are_copied_out_of_it(grid, inline):
+    expected, room = numbers(inline.exchange(work(range(CLIENTS)))), grid._room
+    grid._room = 0
+    assert numbers(grid.exchange(work(range(CLIENTS)))) == expected
+    grid._room = room
+
+
 def test_batches_get_smaller_and_what_a_worker_died_on_is_tried_alone():
     queue = deque(Job(client, 0) for client in range(11))
     assert [len(_take(queue)) for _ in range(5)] == [6, 3, 1, 1, 0]
     queue = deque([Job(0, 0, deaths=1), Job(1, 0, deaths=2), *(Job(client, 0) for client in range(2, 6))])
     taken = itertools.takewhile(bool, (_take(queue) for _ in range(9)))
     assert clients_of(taken) == [[0], [1], [2, 3], [4], [5]]
+    queue = deque(Job(client, 0) for client in range(11))
+    assert [len(_take(queue, 4)) for _ in range(4)] == [6, 4, 1, 0]
