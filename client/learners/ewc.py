@@ -92,7 +92,10 @@ class Ewc(_Fisher):
     (where it is known to be weak).
     """
 
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [100.0, 1000.0, 10000.0, 40000.0], "anchor": ["global", "local"]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "strength": [100.0, 1000.0, 10000.0, 40000.0],
+        "anchor": ["global", "local"],
+    }
 
     def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
         """The sum of the penalties as one: F = sum_k F_k, w* = sum_k F_k w*_k / F, the new one where F is zero."""

@@ -21,8 +21,8 @@ __all__ = ["Mas", "MasSettings"]
 class MasSettings(ConsolidationSettings):
     """Settings of :class:`Mas`."""
 
-    strength: float = Field(1.0, ge=0)
-    """lambda."""
+    strength: float = Field(0.1, ge=0)
+    """lambda; the paper has 1 throughout."""
 
 
 class Mas(Consolidation):
