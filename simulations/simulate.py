@@ -17,7 +17,6 @@ from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grid import InlineGrid, MessageGrid, forget_process_peak
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
-from fedknow.simulations.ray_grid import RayGrid
 from fedknow.strategies import build_strategy
 
 __all__ = ["Observer", "prepare", "simulate"]
@@ -85,6 +84,8 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
 
 def _grid(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:
     if config.engine.backend == "ray":
+        from fedknow.simulations.ray_grid import RayGrid  # a run without Ray does not wait for its import
+
         return RayGrid(config, benchmark, folder.clients)
     store = StateStore(folder.clients, config.engine.memory_mb * 2**20, durable=False)  # checkpoints see to it
     return InlineGrid(config.data.clients, Host(config, benchmark, store), store)
