@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
@@ -23,8 +20,9 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
 from fedknow.protocols.messages import EXTRA, Arrays, Message, Record, client_of, nbytes, node_of
 from fedknow.protocols.wire.codec import Encoding, encode
+from fedknow.server.memory import process_peak_mb
 
-__all__ = ["Answers", "Hosting", "InlineGrid", "MessageGrid", "forget_process_peak", "process_peak_mb"]
+__all__ = ["Answers", "Hosting", "InlineGrid", "MessageGrid"]
 
 T = TypeVar("T")
 
@@ -280,18 +278,6 @@ def _sparse_bytes(record: Record) -> int:
     if not isinstance(record, Arrays):
         return nbytes({"": record})
     return sum(encode(name, array, Encoding.SPARSE)[0].length for name, array in record.items())
-
-
-def forget_process_peak() -> None:
-    """Measure this process's peak anew from here on, where the system can (Linux), so that each run has its own."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def process_peak_mb() -> float:
-    """Largest resident memory that this process ever had, or had since :func:`forget_process_peak`; MB (1e6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 class InlineGrid(MessageGrid):

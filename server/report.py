@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedknow.client.state import write_atomic
-from fedknow.server.plots import Plot, comparison_plots, run_plots
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, group, known, ranked, size, summarise
+
+if TYPE_CHECKING:
+    from fedknow.server.plots import Plot
 
 __all__ = ["write_report"]
 
@@ -38,6 +40,8 @@ def write_report(runs: Sequence[RunFolder], out: Path, left_out: Mapping[str, st
     RunError
         If the disk is full; a report that was there before is left whole.
     """
+    from fedknow.server.plots import comparison_plots, run_plots  # matplotlib, which a run is not to wait for
+
     if not runs:
         raise ValueError("a report needs at least one run")
     summaries = [summarise(run) for run in runs]

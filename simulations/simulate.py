@@ -14,7 +14,8 @@ from fedknow.client.learners.vectorized import clients_at_once
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.experiment import Experiment, Observer, RunResult
-from fedknow.server.grid import InlineGrid, MessageGrid, forget_process_peak
+from fedknow.server.grid import InlineGrid, MessageGrid
+from fedknow.server.memory import forget_process_peak
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
 from fedknow.strategies import build_strategy

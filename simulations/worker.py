@@ -19,7 +19,7 @@ from fedknow.client.host import Answerer, Host
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Arrays, Message, Record
-from fedknow.server.grid import process_peak_mb
+from fedknow.server.memory import process_peak_mb
 
 __all__ = ["Answered", "Job", "NodeFactory", "Packed", "Shared", "Worker", "pack", "share", "unpack", "unshare"]
 
