@@ -178,6 +178,14 @@ def vmap_clients(found: Json) -> str:
     return f"{table(['model', 'parameters', *counts], rows)}\n\n{taken(found['about'])}"
 
 
+def numerics(found: Json) -> str:
+    """Milliseconds of a step by its settings."""
+    models = list(found["results"])
+    ways = list(found["results"][models[0]])
+    rows = [[way, *(found["results"][model][way] for model in models)] for way in ways]
+    return f"{table(['ms', *models], rows)}\n\n{taken(found['about'])}"
+
+
 def grpc_round(found: Json) -> str:
     """Rounds over gRPC."""
     head = ["", "s a round", "90 %, s", "server, peak MB"]
@@ -209,6 +217,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "pfl_race": pfl_race,
     "pfl_race_cuda": pfl_race,
     "small_models": small_models,
+    "numerics": numerics,
     "vmap_clients": vmap_clients,
     "vmap_clients_cuda": vmap_clients,
     "grpc_round": grpc_round,

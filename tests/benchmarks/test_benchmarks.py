@@ -31,6 +31,7 @@ def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
         ("small_models.py", ["--quick", "--backends", "inline"]),
         ("pfl_race.py", ["--quick", "--models", "dnn"]),
         ("engine_vs_flower.py", ECHO),
+        ("numerics.py", ["--models", "mlp", "--repeats", "1"]),
         ("vmap_clients.py", ["--models", "linear", "--clients", "2", "--repeats", "1"]),
     ],
 )
