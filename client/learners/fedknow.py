@@ -367,6 +367,7 @@ class FedKnow(Learner):
             batch_size=self.train.batch_size,
             lr=self.settings.finetune_lr,
             seed=round.seed,
+            autocast=self.autocast,
         )
         self._local, self._answers, self._answers_task = {}, {}, -1
         return {"knowledge-bytes": float(sum(knowledge.nbytes for knowledge in self._knowledge.values()))}
