@@ -92,8 +92,8 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
     data : bytes
         What it is to hold.
     durable : bool
-        Whether it is to be safe against loss of power from now on, which takes a disk some milliseconds. Otherwise it
-        is after :func:`sync_disk`, and until then only against the end of the process.
+        Whether it is to be safe against loss of power from now on, its name included, which takes a disk some
+        milliseconds. Otherwise it is after :func:`sync_disk`, and until then only against the end of the process.
 
     Raises
     ------
@@ -111,6 +111,8 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
     except BaseException:
         neighbour.unlink(missing_ok=True)
         raise
+    if durable:
+        _sync(path.parent)
 
 
 def sync_disk(folder: Path) -> None:
@@ -306,6 +308,15 @@ def _write(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor], durable: 
         raise StateError(
             f"{path}: the client's state cannot be written: {error.strerror or error}; the state before is intact"
         ) from error
+
+
+def _sync(folder: Path) -> None:
+    """Make sure that a folder's entries are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _checksum(text: str, tensors: Mapping[str, torch.Tensor]) -> str:

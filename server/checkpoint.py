@@ -10,7 +10,6 @@ events that belong to it, and older ones are deleted after that. The disk is wai
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import zlib
@@ -113,7 +112,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(target, ignore_errors=True)
         raise
     write_atomic(folder / _LATEST, f"{name} {zlib.crc32(text)}\n".encode())
-    _sync(folder)
     for old in folder.glob("checkpoint-*"):
         if old.name != name:
             shutil.rmtree(old, ignore_errors=True)
@@ -285,12 +283,3 @@ def _thaw(value: Any, current: Any) -> Any:
             return current
         case kind:
             return _RECORDS[kind]({_thaw(key, None): _thaw(item, None) for key, item in value["items"]})
-
-
-def _sync(folder: Path) -> None:
-    """Make sure that a folder's entries are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,6 +21,7 @@ from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
 from fedknow.protocols.security import Tokens
 from fedknow.protocols.transport import CHUNK_BYTES, SILENCE_SECONDS
 from fedknow.protocols.wire import Code, Encoding, Limits, Packed, WireError, pack, unpack
+from fedknow.server.checks import RunError
 from fedknow.server.grid import Answers, MessageGrid
 from fedknow.server.grpc_service import Answer, Service, Work
 
@@ -122,6 +123,8 @@ class GrpcGrid(MessageGrid):
 
         Raises
         ------
+        RunError
+            If the work is more than a client takes in one message.
         RuntimeError
             If the gRPC server has broken down.
         """
@@ -133,7 +136,7 @@ class GrpcGrid(MessageGrid):
         queues: dict[int, deque[Message]] = {}
         for message in work:
             queues.setdefault(message.node, deque()).append(message)
-        packed = _Packer(self._limits, Encoding.SPARSE if self.sparse else Encoding.DENSE)
+        packed = _Packer(Encoding.SPARSE if self.sparse else Encoding.DENSE)
         faults: dict[str, int] = {}
         left = len(work)
 
@@ -281,8 +284,7 @@ class GrpcGrid(MessageGrid):
 class _Packer:
     """Serialises the messages of a wave, those of the same content once."""
 
-    def __init__(self, limits: Limits, encoding: Encoding) -> None:
-        self._limits = limits
+    def __init__(self, encoding: Encoding) -> None:
         self._encoding = encoding
         self._packed: dict[tuple[Any, ...], Packed] = {}
 
@@ -291,7 +293,10 @@ class _Packer:
         records = tuple((name, id(record)) for name, record in message.content.items())
         key = message.kind, message.group, records
         if key not in self._packed:
-            self._packed[key] = pack(message, self._encoding, limits=self._limits, chunk_bytes=CHUNK_BYTES)
+            try:
+                self._packed[key] = pack(message, self._encoding, chunk_bytes=CHUNK_BYTES)
+            except WireError as error:
+                raise RunError(f"the {message.kind} work for client {client_of(message.node)}: {error}") from None
         return self._packed[key]
 
 

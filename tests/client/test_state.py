@@ -118,12 +118,15 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, call
 
 def test_the_disk_is_waited_for_where_that_is_asked_for(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(module.os, "fsync", synced.append)
+    monkeypatch.setattr(
+        module.os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
     StateStore(tmp_path, 0, durable=False).save(0, 1, {"x": 1})
     assert not synced
     module.sync_disk(tmp_path)
-    StateStore(tmp_path, 0).save(0, 2, {"x": 2})
-    assert len(synced) == 1
+    store = StateStore(tmp_path, 0)
+    store.save(0, 2, {"x": 2})
+    assert synced == [f"{store.path(0, 2)}.{os.getpid()}.tmp", str(tmp_path)]  # what it holds, then its name
     with pytest.raises(OSError, match="No such file"):
         module.sync_disk(tmp_path / "missing")
 

@@ -205,6 +205,11 @@ def talk(channel, *frames):
     return refused(heard[-1].refusal)
 
 
+def peak_kb(pid):
+    """The most memory that a process ever had."""
+    return int(re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
+
+
 # --- undisturbed ------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +220,11 @@ def test_real_processes_over_tls_give_the_numbers_of_one_process(stage, expected
     assert re.search(r"connected to 127\.0\.0\.1:\d+ as client 0\n", logs)
     assert re.search(r"task 1, round 3: train in \d+\.\d s, 0\.05 MB in, 0\.05 MB out\n", logs)
     assert logs.endswith("done: the run is over\n")
+
+
+def test_ray_gives_the_numbers_of_one_process_too(tmp_path, expected, numbers):
+    changes = ["engine.backend=ray", "engine.workers=2"]
+    assert numbers(simulate(read_config(BASE, changes), tmp_path / "run").folder) == expected
 
 
 def test_tokens_in_the_stead_of_certificates(stage, expected, numbers):
@@ -348,6 +358,7 @@ def test_hostile_bytes_do_not_matter(stage, expected, numbers):
     wait = gate(stage, 1)
     stage.start("learner=edge_parts:Gated")
     wait()
+    memory = peak_kb(stage.server.pid)
     reply = Message("train", node_of(2), "x").reply({"metrics": Metrics({"num-examples": 1})})
     frame = next(pack(reply).frames())
     corrupt = parse(frame)
@@ -377,6 +388,8 @@ def test_hostile_bytes_do_not_matter(stage, expected, numbers):
     refusals = stage.status()["refusals"]
     for code in ("BAD_CHECKSUM", "TOO_LARGE", "FOREIGN"):
         assert refusals[code] == before.get(code, 0) + 1
+    grown = peak_kb(stage.server.pid) - memory
+    assert grown < 50_000, grown
     assert stage.clients[1].end() == 1
     assert "has connected anew" in stage.clients[1].text()
     stage.start_client(1)

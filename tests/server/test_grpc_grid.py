@@ -21,6 +21,7 @@ from fedknow.protocols.wire import (
     SERVICE,
     Assembler,
     Frame,
+    Limits,
     WireError,
     hello,
     pack,
@@ -30,6 +31,7 @@ from fedknow.protocols.wire import (
 )
 from fedknow.server import grpc_grid, grpc_service
 from fedknow.server.certs import make_certificates
+from fedknow.server.checks import RunError
 from fedknow.server.grpc_grid import GrpcGrid
 
 WAIT = 30
@@ -182,6 +184,20 @@ def test_a_broadcast_is_serialised_once_and_answers_are_in_order(grid, puppet, m
     assert len(packs) == 1
     assert it.traffic == {"train": {"down": 3 * 28, "up": 3 * 20, "messages": 3}}
     assert it.versions == {0: 7, 1: 7, 2: 7}
+
+
+def test_what_clients_may_send_does_not_bound_what_they_are_sent(grid, puppet):
+    it = grid(1, limits=Limits(decoded_bytes=1000))
+    (one,) = all_in(it, puppet, 1)
+    large = Message(TRAIN, node_of(0), "", content={"arrays": Arrays({"w": np.ones(1000, np.float32)})})
+    exchange = Exchange(it, [large])
+    parcel = one.parcel()
+    assert unpack(parcel).arrays()["w"].sum() == 1000
+    small = Message(TRAIN, parcel.node, f"{parcel.id}:reply", parcel.id)
+    one.say(*pack(small).frames())
+    assert exchange.replies()[0].failure is None
+    with pytest.raises(RunError, match="the train work for client 0: TOO_LARGE"):
+        it.exchange([replace(large, group="x" * 1000)])
 
 
 def test_the_first_wave_waits_for_all_clients(grid, puppet):
