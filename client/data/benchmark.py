@@ -17,8 +17,8 @@ from fedknow.protocols.seeds import generator
 
 __all__ = ["Benchmark", "hold_out", "make_benchmark"]
 
-_REMEMBERED = 8
-"""Shares kept ready made: a client meets the same one in all rounds of a task."""
+_REMEMBERED = 64 * 2**20
+"""Bytes of shares kept ready made: a client meets the same one in all rounds of a task."""
 
 
 class Benchmark:
@@ -52,6 +52,7 @@ class Benchmark:
         # Classes that no task uses need no place in the head, as long as they come last.
         self.classes = 1 + max(max(share.classes) for share in partition.tasks[0])
         self._recent: OrderedDict[tuple[int, int], TaskData] = OrderedDict()
+        self._bytes = 0
 
     def task(self, client: int, task: int) -> TaskData:
         """One client's share of the task at a position of its own order.
@@ -64,11 +65,12 @@ class Benchmark:
         key = (client, task)
         if key in self._recent:
             self._recent.move_to_end(key)
-        else:
-            self._recent[key] = self._make(*key)
-            if len(self._recent) > _REMEMBERED:
-                self._recent.popitem(last=False)
-        return self._recent[key]
+            return self._recent[key]
+        made = self._recent[key] = self._make(*key)
+        self._bytes += _nbytes(made)
+        while self._bytes > _REMEMBERED:
+            self._bytes -= _nbytes(self._recent.popitem(last=False)[1])
+        return made
 
     def train_size(self, client: int, task: int) -> int:
         """How many training samples a client has of a task; makes no tensors."""
@@ -100,7 +102,12 @@ class Benchmark:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_recent": OrderedDict()}  # what is remembered can be made again: it does not travel
+        # What is remembered can be made again: it does not travel.
+        return self.__dict__ | {"_recent": OrderedDict(), "_bytes": 0}
+
+
+def _nbytes(data: TaskData) -> int:
+    return sum(split.x.nbytes + split.y.nbytes for split in (data.train, data.test))
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:

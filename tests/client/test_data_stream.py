@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedknow.client.data import Benchmark, Dataset, Partition, Share, TaskStream, load_dataset, make_benchmark
+from fedknow.client.data import (
+    Benchmark,
+    Dataset,
+    Partition,
+    Share,
+    TaskStream,
+    benchmark,
+    load_dataset,
+    make_benchmark,
+)
 from fedknow.client.data.benchmark import hold_out
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 
@@ -70,15 +79,21 @@ def test_tensors_are_copies_and_warn_of_nothing(recwarn: pytest.WarningsRecorder
     assert len(recwarn) == 0
 
 
-def test_recent_shares_are_kept_and_others_made_again(digits: Benchmark) -> None:
-    first = digits.task(0, 0)
-    assert digits.task(0, 0) is first
-    for client in range(1, 12):
-        digits.task(client, 0)
-    again = digits.task(0, 0)
+def test_recent_shares_are_kept_up_to_a_size_and_others_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = tiny()
+    first = stream.task(0, 0)
+    size = sum(t.nbytes for split in (first.train, first.test) for t in (split.x, split.y))
+    monkeypatch.setattr(benchmark, "_REMEMBERED", size)
+    assert stream.task(0, 0) is first
+    other = stream.task(0, 1)
+    assert list(stream._recent) == [(0, 1)]
+    assert stream._bytes == sum(t.nbytes for split in (other.train, other.test) for t in (split.x, split.y))
+    again = stream.task(0, 0)
     assert again is not first
     assert torch.equal(again.train.x, first.train.x)
-    assert len(digits._recent) <= 8
+    monkeypatch.setattr(benchmark, "_REMEMBERED", 0)  # not even one fits
+    assert torch.equal(stream.task(0, 1).train.x, other.train.x)
+    assert (len(stream._recent), stream._bytes) == (0, 0)
 
 
 def test_travels_without_what_it_remembers(digits: Benchmark) -> None:
