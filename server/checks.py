@@ -345,8 +345,10 @@ def _check_examples(metrics: Metrics) -> None:
 
 def _check_number(name: str, value: object) -> None:
     try:
-        plain = isinstance(value, int | float)
-        finite = math.isfinite(value) if plain else np.isfinite(np.asarray(value, dtype=np.float64)).all()
+        if isinstance(value, int | float):
+            finite = math.isfinite(value)
+        else:
+            finite = bool(np.isfinite(np.asarray(value, dtype=np.float64)).all())
     except (TypeError, ValueError, OverflowError):
         raise _Unusable(
             Fault.METRICS, name, f"metric {name} must be a number or a list of numbers, got {value!r}"
