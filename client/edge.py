@@ -107,6 +107,13 @@ class _Done:
     key: str
     answer: Packed
     version: int
+    work: Message
+    """What was asked for, without its content."""
+    before: int
+
+    def failed(self, reason: str) -> _Done:
+        """A failure in the answer's stead."""
+        return replace(self, answer=pack(self.work.fail(CLIENT_FAILED, reason)), version=self.before)
 
 
 class EdgeClient:
@@ -247,7 +254,7 @@ class EdgeClient:
             _size(answer.size),
             "" if reply.failure is None else f"; failed: {reply.failure.reason}",
         )
-        return _Done(job.key, answer, version)
+        return _Done(job.key, answer, version, replace(message, content={}), parcel.version)
 
     def _work(self, message: Message, parcel: Parcel) -> tuple[Message, int]:
         assert self._host is not None
@@ -297,6 +304,8 @@ class EdgeClient:
                     raise ConfigError(f"{self.server} refuses this client: {refusal_.error.reason}") from None
                 if refusal_.error.code is Code.REPLACED:
                     raise EdgeError(f"{self.server}: {refusal_.error.reason}") from None
+                if refusal_.error.code is Code.TOO_LARGE and self._done is not None:  # and would be each time
+                    self._done = self._done.failed(f"the server does not take the answer: {refusal_.error.reason}")
                 reason = f"refused: {refusal_.error}"
             except (WireError, _Gone) as error:
                 if isinstance(error, WireError) and error.code in _FINAL:

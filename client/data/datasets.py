@@ -196,7 +196,7 @@ _DIGITS_ABOUT = "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in sci
 def _digits() -> Dataset:
     found = importlib.util.find_spec("sklearn") or require("sklearn")
     # What its load_digits reads; to import scikit-learn takes a second.
-    table = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    table = np.loadtxt(Path(str(found.origin)).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     x = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0..16
     y = table[:, -1].astype(np.int64)
     # Every fifth sample of each class is for testing: stratified, and the same whatever the seed or library version.

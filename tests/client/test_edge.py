@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -15,7 +16,7 @@ from fedknow.client import edge
 from fedknow.client.edge import EdgeClient, EdgeError, fetch_status
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.messages import TRAIN, Arrays, Config, Message, Metrics, node_of
-from fedknow.protocols.wire import JOIN, SERVICE, Frame, goodbye, pack, parse, refused, welcome
+from fedknow.protocols.wire import JOIN, SERVICE, Frame, Limits, goodbye, pack, parse, refused, welcome
 from fedknow.server.grpc_grid import GrpcGrid
 
 WAIT = 30
@@ -89,8 +90,9 @@ class Running:
 def grid():
     made = []
 
-    def make(clients=1, *changes, port=0, run="run"):
-        made.append(GrpcGrid(read_config({"data": {"clients": clients}}, changes), f"127.0.0.1:{port}", run))
+    def make(clients=1, *changes, port=0, run="run", **options):
+        config = read_config({"data": {"clients": clients}}, changes)
+        made.append(GrpcGrid(config, f"127.0.0.1:{port}", run, **options))
         return made[-1]
 
     yield make
@@ -115,6 +117,10 @@ def client(tmp_path):
 def work(*clients, round=1):
     content = {"arrays": Arrays({"w": np.zeros(200_000, np.float32)}), "config": Config({"task": 0, "round": round})}
     return [Message(TRAIN, node_of(client), "", content=content) for client in clients]
+
+
+def small(message):
+    return message.content | {"arrays": Arrays({"w": np.zeros(2, np.float32)})}
 
 
 def exchange(it, messages):
@@ -175,6 +181,19 @@ def test_an_answer_that_was_lost_is_sent_again(grid, client):
     assert node.done() == [1, 2]
     again.finish()
     assert one.result() is None
+
+
+def test_an_answer_that_the_server_finds_too_large_is_a_failure(grid, client):
+    it = grid(1, limits=Limits(message_bytes=500_000))
+    node = Counter()
+    client(it, node)
+    (reply,) = exchange(it, work(0))()
+    assert "the server does not take the answer: messages under way of 8" in reply.failure.reason
+    assert it.status()["refusals"] == {"TOO_LARGE": 1}
+    assert it.versions == {}
+    it = exchange(it, [replace(message, content=small(message)) for message in work(0, round=2)])
+    assert counts(it()) == [1]  # it went on from the state before
+    assert node.done() == [1, 2]
 
 
 def test_a_client_that_was_restarted_has_its_answers_still(grid, client):
