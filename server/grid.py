@@ -104,6 +104,9 @@ class MessageGrid(Grid):
             The answers as they arrive, each with the version of the client's state after it.
         """
 
+    def refused(self, reply: Message) -> None:
+        """An answer could be read but not used, and ``reply`` is the failure in its stead; nothing more by default."""
+
     # --- our messages ---------------------------------------------------------------------------------------------
 
     def exchange(
@@ -150,6 +153,8 @@ class MessageGrid(Grid):
                 checked = self.inspect(reply) if self.inspect else reply
                 if checked.failure is None:
                     self.versions[client_of(reply.node)] = version
+                elif reply.failure is None:
+                    self.refused(checked)
                 replies[reply.reply_to] = convert(checked)
         missing = [message for message in work if message.id not in replies]
         if missing and self.missed:

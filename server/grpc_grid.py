@@ -173,6 +173,10 @@ class GrpcGrid(MessageGrid):
         finally:
             self._call(self._service.withdraw)
 
+    def refused(self, reply: Message) -> None:
+        """Count an answer that could be read but not used: not finite, of another shape, absurdly far."""
+        self._call(self._service.count, "refused")
+
     def _next(self, deadline: float | None, queues: Mapping[int, deque[Message]]) -> Answer | None:
         """The next answer, or ``None`` when the time is over."""
         while True:

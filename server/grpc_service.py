@@ -215,7 +215,7 @@ class Service:
             peer.link.end(refusal(error))
 
     def count(self, kind: str, number: int = 1) -> None:
-        """Count what the grid saw: answers that came ``late``, work that was ``left_out``."""
+        """Count what the grid saw: answers that came ``late``, work that was ``left_out``, answers ``refused``."""
         self.counts[kind] += number
 
     def wait_for(self, clients: int, timeout: float) -> bool:
@@ -237,7 +237,7 @@ class Service:
             how many belong to the experiment; ``connected``; ``waiting_for``: clients that have work; ``bytes_in`` and
             ``bytes_out`` of messages, so far; ``refusals``: by code; ``dropped``: answers by why (``duplicate``:
             answered before; ``late``: of no work that is going on); ``left_out``: pieces of work given up at a
-            deadline; ``each``: by client ``connected``, ``since`` (seconds since 1970), ``joined`` (times),
+            deadline; ``refused``: answers that could be read but not used (NaN, other shapes, absurd norms); ``each``: by client ``connected``, ``since`` (seconds since 1970), ``joined`` (times),
             ``bytes_in`` and ``bytes_out``.
         """
         peers = self.peers.values()
@@ -253,6 +253,7 @@ class Service:
             "refusals": dict(self.refusals),
             "dropped": {kind: self.counts[kind] for kind in ("duplicate", "late")},
             "left_out": self.counts["left_out"],
+            "refused": self.counts["refused"],
             "each": {
                 str(client_of(peer.node)): {
                     "connected": peer.link is not None,

@@ -263,6 +263,7 @@ def test_an_inspector_that_refuses_an_answer_leaves_the_client_where_it_was(grid
     one.answer(one.parcel(), version=5)
     exchange.replies()
     it.inspect = None
+    eventually(lambda: it.status()["refused"] == 1)
     exchange = Exchange(it, work(0))
     parcel = one.parcel()
     assert parcel.version == 0
