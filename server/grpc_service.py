@@ -238,7 +238,8 @@ class Service:
             ``bytes_out`` of messages, so far; ``refusals``: by code; ``dropped``: answers by why (``duplicate``:
             answered before; ``late``: of no work that is going on); ``left_out``: pieces of work given up at a
             deadline; ``refused``: answers that could be read but not used (NaN, other shapes, absurd norms);
-            ``each``: by client ``connected``, ``since`` (seconds since 1970), ``joined`` (times), ``bytes_in`` and ``bytes_out``.
+            ``each``: by client ``connected``, ``since`` (seconds since 1970), ``joined`` (times), ``bytes_in`` and
+            ``bytes_out``.
         """
         peers = self.peers.values()
         return {
