@@ -135,7 +135,7 @@ def simulate(
     with _explained(folder):
         config = _read(experiment, changes, data_dir)
         run = folder or _run_folder(config)
-    with _explained(run):
+    with _explained(run), _ray_started(config):
         from fedknow.progress import RunProgress
         from fedknow.simulations.simulate import simulate as run_experiment
 
@@ -634,6 +634,18 @@ def _show_run(run: Path, quiet: bool) -> None:
         for table in result_tables(summarise(RunFolder.open(run))):
             out.print(table)
     _point_to(run / "report.html")
+
+
+@contextmanager
+def _ray_started(config: ExperimentConfig) -> Iterator[None]:
+    """Have Ray start, where a run needs it, while what else the run needs is imported."""
+    if config.engine.backend != "ray":
+        yield
+        return
+    from fedknow.simulations.cluster import one_ray
+
+    with one_ray(config.engine.address, meanwhile="fedknow.simulations.simulate"):
+        yield
 
 
 def _point_to(page: Path) -> None:

@@ -20,8 +20,8 @@ from fedknow.server.checks import RunError
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, group, summarise
+from fedknow.simulations.cluster import one_ray
 from fedknow.simulations.contenders import contenders, plan
-from fedknow.simulations.ray_grid import one_ray
 from fedknow.simulations.simulate import Observer, prepare, simulate
 
 __all__ = ["Comparison", "Watch", "compare", "left_out_before", "write_numbers"]

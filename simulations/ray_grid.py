@@ -7,12 +7,11 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
@@ -22,9 +21,10 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Message, client_of
 from fedknow.server.grid import Answers, MessageGrid
+from fedknow.simulations.cluster import start_ray
 from fedknow.simulations.worker import Answered, Job, NodeFactory, Worker, share, unpack
 
-__all__ = ["WORKER_DIED", "RayGrid", "one_ray"]
+__all__ = ["WORKER_DIED", "RayGrid"]
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class RayGrid(MessageGrid):
         self._workers: list[ActorHandle[Worker]] = []
         try:
             if self._started_ray:
-                _start_ray(config.engine.address)
+                start_ray(config.engine.address)
             cores = cast(float, ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
             count = min(workers or config.engine.workers or max(1, int(cores)), stream.clients)
             # More workers than cores share them; Ray counts in ten-thousandths.
@@ -255,36 +255,3 @@ def _get(refs: Any) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-@contextmanager
-def one_ray(address: str) -> Iterator[None]:
-    """Let the grids made within share one Ray, which each of them would start for itself otherwise.
-
-    Parameters
-    ----------
-    address : str
-        As ``engine.address``: a cluster to join; empty: a Ray of our own.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    _start_ray(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start_ray(address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to anyone
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; without, Ray warns about it
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        ray.init(address=address, **options)
-        return
-    # Room for the data and the answers of a wave; Ray spills the rest to disk.
-    room = psutil.virtual_memory().total * 3 // 10
-    if os.path.isdir("/dev/shm"):
-        room = min(room, psutil.disk_usage("/dev/shm").free * 9 // 10)
-    ray.init(include_dashboard=False, object_store_memory=max(100 * 2**20, min(room, 4 * 2**30)), **options)
