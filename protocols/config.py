@@ -122,7 +122,8 @@ class DataConfig(Section):
 
 
 class ModelConfig(Component):
-    """The network: ``cnn6``, ``cnn``, ``mlp``, ``linear``, ``resnet18`` or ``module:callable``; others set it up."""
+    """The network: ``cnn6``, ``cnn``, ``resnet18``, ... (``fedknow list models``) or ``module:callable``; others set it
+    up."""
 
     name: str = Field("cnn", min_length=1)
 

@@ -11,8 +11,11 @@ from pydantic import ValidationError, validate_call
 from torch import nn
 
 from fedknow.client.models.cnn import cnn, cnn6
+from fedknow.client.models.densenet import densenet121
+from fedknow.client.models.inception import inception_v3
 from fedknow.client.models.mlp import linear, mlp
-from fedknow.client.models.resnet import resnet18
+from fedknow.client.models.mobile import mobilenet_v2, shufflenet_v2
+from fedknow.client.models.resnet import resnet18, resnet152, resnext50, senet18, wide_resnet50
 from fedknow.client.models.split import Body, Shape, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
 from fedknow.protocols.plugins import calling, is_reference, load_object
@@ -25,6 +28,14 @@ _MODELS: Mapping[str, Callable[..., Body]] = {
     "mlp": mlp,
     "linear": linear,
     "resnet18": resnet18,
+    "resnet152": resnet152,
+    "wide_resnet50": wide_resnet50,
+    "resnext50": resnext50,
+    "senet18": senet18,
+    "mobilenet_v2": mobilenet_v2,
+    "shufflenet_v2": shufflenet_v2,
+    "inception_v3": inception_v3,
+    "densenet121": densenet121,
 }
 
 

@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from fedknow.client.models.layers import Width, at_least
 from fedknow.client.models.split import Body, Shape
-from fedknow.protocols.config import ConfigError
 
 __all__ = ["cnn", "cnn6"]
 
-Width = Annotated[float, Field(gt=0, le=8)]
 Count = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -46,7 +45,7 @@ def cnn6(
     Luopan et al., FedKNOW, ICDE 2023; the authors' ``models/Nets.py``.
     """
     channels, height, wide = shape
-    _at_least("cnn6", shape, 8)
+    at_least("cnn6", shape, 8)
     layers: list[nn.Module] = []
     for block in (32, 64, 128):
         out = max(1, round(block * width))
@@ -86,7 +85,7 @@ def cnn(shape: Shape, channels: Count = 16, hidden: Count = 64) -> Body:
         If the image is smaller than 4x4.
     """
     colours, height, wide = shape
-    _at_least("cnn", shape, 4)
+    at_least("cnn", shape, 4)
     # Half the image is left after the first pooling; the second takes it to 4 places a side, or halves it.
     pool = (max(2, height // 2 // 4), max(2, wide // 2 // 4))
     places = (height // 2 // pool[0]) * (wide // 2 // pool[1])
@@ -102,12 +101,3 @@ def cnn(shape: Shape, channels: Count = 16, hidden: Count = 64) -> Body:
         nn.ReLU(),
     )
     return body, hidden
-
-
-def _at_least(model: str, shape: Shape, side: int) -> None:
-    _, height, width = shape
-    if min(height, width) < side:
-        raise ConfigError(
-            f"model.name = {model!r}: images of {height}x{width} are too small; it needs {side}x{side} or more, "
-            "for example model.name = 'mlp' takes any size"
-        )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedknow.client.learners.linearization import Linearization
 from fedknow.client.models import build_model, list_models
 from fedknow.protocols.config import ConfigError, ModelConfig
 
@@ -38,6 +39,78 @@ def test_parameter_counts(name: str, shape: tuple[int, int, int], body: int, hea
     assert (count(model.body), count(model.head)) == (body, head)
 
 
+PUBLISHED = {
+    # torchvision's documented numbers of parameters at 1000 classes; SE-ResNet-18 by hand: 2 c^2 / 16 + c / 16 + c for
+    # each of two blocks with c = 64, 128, 256 and 512 channels, beside ResNet-18's.
+    ("resnet18", 1.0): 11_689_512,
+    ("resnet152", 1.0): 60_192_808,
+    ("wide_resnet50", 1.0): 68_883_240,
+    ("resnext50", 1.0): 25_028_904,
+    ("senet18", 1.0): 11_689_512 + 89_080,
+    ("mobilenet_v2", 1.0): 3_504_872,
+    ("shufflenet_v2", 0.5): 1_366_792,
+    ("shufflenet_v2", 1.0): 2_278_604,
+    ("shufflenet_v2", 1.5): 3_503_624,
+    ("shufflenet_v2", 2.0): 7_393_996,
+    ("inception_v3", 1.0): 27_161_264 - 3_326_696,  # less the auxiliary classifier
+    ("densenet121", 1.0): 7_978_856,
+}
+BIG = sorted({name for name, _ in PUBLISHED})
+
+
+@pytest.mark.parametrize(("name", "width"), PUBLISHED)
+def test_published_parameter_counts(name: str, width: float) -> None:
+    with torch.device("meta"):  # shapes without numbers
+        model = build(name, (3, 224, 224), classes=1000, width=width)
+    assert count(model) == PUBLISHED[name, width]
+
+
+@pytest.mark.parametrize("name", BIG)
+@pytest.mark.parametrize(
+    ("side", "last"),
+    # Sides of the last features, before they are averaged: 5 halvings, 3 with the small stem (below 64). Inception
+    # has 5 and 2 (below 75), without padding.
+    [(224, 7), (84, 3), (64, 2), (32, 4)],
+)
+def test_sizes_of_images(name: str, side: int, last: int) -> None:
+    if name == "inception_v3":
+        last = {224: 5, 84: 1, 64: 15, 32: 7}[side]
+    with torch.device("meta"):
+        model = build(name, (3, side, side), classes=10)
+        seen: list[tuple[int, ...]] = []
+        pool = next(m for m in reversed(list(model.body)) if isinstance(m, nn.AdaptiveAvgPool2d))  # type: ignore[arg-type]
+        pool.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+        assert model(torch.empty(2, 3, side, side)).shape == (2, 10)
+    if name == "densenet121" and side == 84:
+        last = 2  # its halvings cut off odd sides
+    assert seen == [(2, model.head.in_features, last, last)]
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_pushforward_is_the_pullbacks_transpose(name: str) -> None:
+    """What FedKNOW's short path needs of a network: <c, J J^T c> = |J^T c|^2, in training mode."""
+    body = build(name, (3, 16, 16), width=0.125, **({"dropout": 0.0} if "dropout" in list_models()[name] else {})).body
+    draw = torch.Generator().manual_seed(0)
+    linear = Linearization(body.double(), torch.randn(3, 3, 16, 16, generator=draw, dtype=torch.float64))
+    c = torch.randn(linear.features.shape, generator=draw, dtype=torch.float64)
+    g = linear.pullback(c, torch.empty(linear.size, dtype=torch.float64), forward=True)
+    assert float((c * linear.pushforward(g)).sum()) == pytest.approx(float(g @ g), rel=1e-9)
+    assert float(g @ g) > 0
+
+
+def test_stem_is_a_setting() -> None:
+    strides = {
+        (side, stem): build("resnet18", (3, side, side), width=0.125, stem=stem).body[0].stride
+        for side in (32, 64)
+        for stem in ("auto", "small", "large")
+    }
+    assert [pair for pair, stride in strides.items() if stride == (2, 2)] == [
+        (32, "large"),
+        (64, "auto"),
+        (64, "large"),
+    ]
+
+
 def test_settings_change_the_size() -> None:
     convolutions = 448 + 2320 + 4640 + 9248 + 18496 + 36928
     assert count(build("cnn6", width=0.5).body) == convolutions + (1024 + 1) * 512
@@ -60,10 +133,10 @@ def test_kaiming_weights_keep_the_signal_through_six_layers() -> None:
 INITS = ("default", "kaiming")
 
 
-@pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "linear", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "linear", "resnet18", "resnext50", "shufflenet_v2"])
 @pytest.mark.parametrize("shape", [RGB, GREY8, GREY28, (2, 9, 13)])
 def test_head_of_body(name: str, shape: tuple[int, int, int]) -> None:
-    model = build(name, shape, classes=7).eval()
+    model = build(name, shape, classes=7, **({"width": 0.125} if name[-1].isdigit() else {})).eval()
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     features = model.body(x)
     assert features.shape == (3, model.head.in_features)
@@ -87,7 +160,8 @@ def test_weights_depend_on_the_seed_only() -> None:
 
 
 def test_list_models() -> None:
-    assert list(list_models()) == ["cnn6", "cnn", "mlp", "linear", "resnet18"]
+    assert list(list_models())[:5] == ["cnn6", "cnn", "mlp", "linear", "resnet18"]
+    assert sorted(list(list_models())[4:]) == BIG
     assert all("settings: " in text for text in list_models().values())
 
 
@@ -101,6 +175,9 @@ def test_list_models() -> None:
         ("mlp", RGB, {"layers": 0}, r"model.layers = 0: .*greater than or equal to 1"),
         ("cnn6", (3, 7, 32), {}, r"7x32 are too small; it needs 8x8"),
         ("resnet18", (3, 8, 4), {}, r"8x4 are too small; it needs 8x8"),
+        ("mobilenet_v2", (3, 12, 16), {}, r"12x16 are too small; it needs 16x16"),
+        ("inception_v3", (3, 64, 64), {"stem": "large"}, r"64x64 are too small; it needs 75x75.*stem = 'small'"),
+        ("resnext50", RGB, {"stem": "tiny"}, r"model.stem = 'tiny': .*'auto', 'small' or 'large'"),
         ("cnn", (1, 3, 3), {}, r"3x3 are too small; it needs 4x4"),
         ("no_such_module_here:f", RGB, {}, r"model.name = 'no_such_module_here:f': importing"),
     ],
@@ -149,9 +226,10 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             build(f"own_model_for_test:{name}", GREY8, 5, **settings)
 
 
-@pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "linear", "resnet18"])
+@pytest.mark.parametrize("name", ["cnn6", "cnn", "mlp", "linear", *BIG])
 def test_every_parameter_learns(name: str) -> None:
-    model = build(name, (1, 8, 8), classes=3)
-    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    side = 16 if name in BIG else 8
+    model = build(name, (1, side, side), classes=3, **({"width": 0.125} if name in BIG else {}))
+    x = torch.randn(8, 1, side, side, generator=torch.Generator().manual_seed(0))
     nn.functional.cross_entropy(model(x), torch.arange(8) % 3).backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())

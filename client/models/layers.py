@@ -1,0 +1,74 @@
+"""What the convolutional networks have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedknow.client.models.split import Shape
+from fedknow.protocols.config import ConfigError
+
+__all__ = ["Branches", "Chance", "Stem", "Width", "at_least", "convolution", "pooled", "scaled", "small_stem"]
+
+Width = Annotated[float, Field(gt=0, le=8)]
+Chance = Annotated[float, Field(ge=0, lt=1)]
+Stem = Literal["auto", "small", "large"]
+"""How a network made for 224x224 begins. ``large``: as published, sides shrink 4 times before the first block.
+``small``: with a 3x3 convolution of stride 1 and no pooling, as is usual at 32x32. ``auto``: ``small`` below 64x64."""
+
+
+class Branches(nn.Module):
+    """Several ways to look at one input, side by side: their channels in a row."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [n, c, H, W] -> [n, sum of the branches' channels, H', W']."""
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+def convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, activation: type[nn.Module] | None = None
+) -> list[nn.Module]:
+    """A convolution that keeps the image's size (or halves it, with stride 2), batch normalisation, an activation."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return layers if activation is None else [*layers, activation()]
+
+
+def pooled() -> list[nn.Module]:
+    """Images of features to flat features: the mean over all places."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+
+
+def scaled(channels: int, width: float, multiple: int = 1) -> int:
+    """So many channels times ``width``: at least one, and a whole multiple."""
+    return max(multiple, multiple * round(channels * width / multiple))
+
+
+def small_stem(stem: Stem, shape: Shape, below: int = 64) -> bool:
+    """Whether a network for images of this shape begins the small way."""
+    return stem == "small" or (stem == "auto" and min(shape[1:]) < below)
+
+
+def at_least(model: str, shape: Shape, side: int, advice: str = "model.name = 'mlp' takes any size") -> None:
+    """Refuse images with a side shorter than this.
+
+    Raises
+    ------
+    ConfigError
+        Names the model, and what to do.
+    """
+    _, height, width = shape
+    if min(height, width) < side:
+        raise ConfigError(
+            f"model.name = {model!r}: images of {height}x{width} are too small; it needs {side}x{side} or more, "
+            f"for example {advice}"
+        )
