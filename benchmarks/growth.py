@@ -1,0 +1,177 @@
+"""How FedKNOW's runs grow: with clients (seconds a round, memory) and with tasks (seconds a task, knowledge).
+
+    FEDKNOW_DATA=... python benchmarks/growth.py                                   # all of it, a quarter of an hour
+    FEDKNOW_DATA=... python benchmarks/growth.py --clients 20 --series clients     # one case
+
+Clients: whole runs of ten tasks on CIFAR-100 with the 6-layer network, on Ray, ten clients chosen a round; the others
+train once when a task ends, so every client has all its knowledge. A client has four images a task: it is the number
+of clients that is measured here, not their training. Tasks: one run on Omniglot, ten characters a task, with k = 10.
+
+Memory is the sum over all processes of a run (Ray's too) of their proportional set size, in which what processes
+share counts once, looked at once a second; ``peak_mb`` is the most that was seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from _common import RESULTS, give, measure, write
+
+TASKS = 10
+
+CLIENTS = [
+    "data.classes_min=2",
+    "data.classes_max=2",
+    "data.samples=0.004",
+    "data.test_samples=0.01",
+    "train.rounds=1",
+    "train.epochs=1",
+    "learner.finetune_epochs=0",
+    "evaluation.global_model=false",
+]
+"""Changes to the preset ``paper-cifar100-small``: two classes and four images a client and task, one step, and none of
+fine-tuning."""
+
+LONG = [
+    "data.name=omniglot",
+    "data.classes_per_task=10",
+    "data.clients=2",
+    "data.classes_min=2",
+    "data.classes_max=2",
+    "data.samples=0.5",
+    "data.test_samples=1.0",
+    "data.share=overlapping",
+    "train.rounds=1",
+    "train.epochs=1",
+    "train.batch_size=10",
+    "learner.finetune_epochs=1",
+    "learner.k=10",
+    "strategy.fraction=1.0",
+    "evaluation.global_model=false",
+    "engine.backend=inline",
+]
+"""Changes to the same preset for many tasks: two clients, two characters each a task, two steps."""
+
+
+def main() -> None:
+    """Run the series asked for, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--series", nargs="+", choices=("clients", "tasks"), default=["clients", "tasks"])
+    parser.add_argument("--clients", type=int, nargs="+", default=[20, 100, 500])
+    parser.add_argument("--tasks", type=int, default=80, help="length of the long run")
+    parser.add_argument("--preset", default="paper-cifar100-small", help="what the runs are made from")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=RESULTS / "growth.json")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        run(**json.loads(args.case))
+        return
+    results: dict[str, list[dict[str, Any]]] = {}
+    if "clients" in args.series:
+        results["clients"] = [by_clients(count, args) for count in args.clients]
+    if "tasks" in args.series:
+        results["tasks"] = by_tasks(args)
+    write(args.out, results, preset=args.preset, clients=CLIENTS, tasks=LONG, changes=args.changes)
+
+
+def by_clients(count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A run of so many clients: what its last task took, and how much memory the whole run."""
+    chosen = min(1.0, 10 / count)
+    changes = [*CLIENTS, f"data.tasks={TASKS}", f"data.clients={count}", f"strategy.fraction={chosen}", *args.changes]
+    found = measured(args.preset, changes)
+    row = {"clients": count} | found["tasks"][-1] | {key: found[key] for key in ("peak_mb", "disk_mb", "seconds")}
+    row["ms_a_client_and_task"] = 1000 * found["seconds"] / (count * len(found["tasks"]))
+    print(json.dumps(row), flush=True)
+    return row | {"by_task": found["tasks"]}
+
+
+def by_tasks(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One long run: means over every ten of its tasks, per task."""
+    found = measured(args.preset, [*LONG, f"data.tasks={args.tasks}", *args.changes])
+    rows = []
+    for first in range(0, len(found["tasks"]), 10):
+        ten = found["tasks"][first : first + 10]
+        row = {"tasks": f"{first + 1} to {first + len(ten)}"}
+        for key in ("round_s", "end_s", "scoring_s"):
+            row[key] = sum(task[key] for task in ten) / len(ten)
+        row |= {"knowledge_mb_a_client": ten[-1]["knowledge_mb_a_client"]}
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def measured(preset: str, changes: list[str]) -> dict[str, Any]:
+    """A run in a process of its own, watched from here."""
+    with watching() as seen:
+        found = measure([sys.executable, __file__, "--case", json.dumps({"preset": preset, "changes": changes})])
+    return found | {"peak_mb": max(seen)}
+
+
+@contextmanager
+def watching() -> Iterator[list[float]]:
+    """Memory of all processes that this one has started, MB (1e6 bytes), once a second."""
+    import psutil
+
+    seen: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:  # it has ended meanwhile
+                    continue
+            seen.append(total / 1e6)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def run(preset: str, changes: list[str]) -> None:
+    """In the case's process: the run, and how long its parts took, task by task."""
+    from fedknow.simulations.presets import load_preset
+    from fedknow.simulations.simulate import simulate
+
+    tasks: list[dict[str, float]] = []
+    parts: dict[str, float] = {}
+
+    def see(event: Any) -> None:
+        if event["event"] in ("round", "evaluation"):
+            parts[event["event"]] = event["seconds"]
+        elif event["event"] == "task_end":
+            tasks.append(
+                {
+                    "round_s": parts["round"],  # one round a task
+                    "end_s": event["seconds"] - parts["round"] - parts["evaluation"],
+                    "scoring_s": parts["evaluation"],
+                    "knowledge_mb_a_client": event["knowledge_bytes"] / 1e6,
+                }
+            )
+            print(tasks[-1], file=sys.stderr, flush=True)
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        simulate(load_preset(preset, changes), Path(folder) / "run", observers=[see], report=False)
+        disk = sum(path.stat().st_size for path in (Path(folder) / "run" / "clients").iterdir())
+        give({"seconds": time.perf_counter() - began, "tasks": tasks, "disk_mb": disk / 1e6})
+
+
+if __name__ == "__main__":
+    main()
