@@ -22,6 +22,7 @@ __all__ = [
     "FIRST_NODE",
     "KEPT",
     "METRICS",
+    "NO_ANSWER",
     "TRAIN",
     "Arrays",
     "Config",
@@ -51,6 +52,8 @@ ENVELOPE = "fedknow"
 """Record beside all others where a message travels as Flower's: what a client needs to know besides the work."""
 CLIENT_FAILED = 2
 """Failure code of work that a client could not do (Flower's CLIENT_APP_RAISED_EXCEPTION)."""
+NO_ANSWER = 4
+"""Failure code of work that is given up, as no answer came in time (Flower's REPLY_MESSAGE_UNAVAILABLE)."""
 CONFIG = "config"
 METRICS = "metrics"
 

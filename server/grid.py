@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from fedknow.client.host import one_thread
 from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
-from fedknow.protocols.messages import EXTRA, Arrays, Message, Record, client_of, nbytes, node_of
+from fedknow.protocols.messages import EXTRA, NO_ANSWER, Arrays, Message, Record, client_of, nbytes, node_of
 from fedknow.protocols.wire.codec import Encoding, encode
 from fedknow.server.memory import process_peak_mb
 
@@ -77,7 +77,7 @@ class MessageGrid(Grid):
         self.inspect: Callable[[Message], Message] | None = None
         self.sparse = False
         self.missed: Callable[[Sequence[Message]], None] | None = None
-        self._pushed: dict[str, FlowerMessage] = {}
+        self._pushed: dict[str, tuple[FlowerMessage, Message]] = {}
         self._sent = 0
         self._run = empty_run()
         identify(self._run.run_id)
@@ -103,6 +103,33 @@ class MessageGrid(Grid):
         tuple of Message and int
             The answers as they arrive, each with the version of the client's state after it.
         """
+
+    @property
+    def now(self) -> float:
+        """Seconds on the clock by which pulls wait; it stands still where no client is slower than another."""
+        return 0.0
+
+    def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
+        """Answers to work that was pushed, as far as they are there; where there is none, wait for the first.
+
+        Here clients are equally fast, so all answers arrive at once. A grid with a clock gives those that are due, in
+        the order in which they arrive, and is asked again for the others.
+
+        Parameters
+        ----------
+        work : sequence of Message
+            Work pushed and not answered yet. What of it was pushed since the last call is to be begun.
+        timeout : float or None
+            Seconds, on the clock of :attr:`now`, to wait for the first; None: as long as it takes.
+
+        Returns
+        -------
+        sequence of tuple of Message and int
+            Answers, each with the version of the client's state after it. A failure with the code ``NO_ANSWER`` is
+            work that is given up. Empty: none came in time, or none can come any more.
+        """
+        with closing(self.deliver(work, None)) as answers:
+            return sorted(answers, key=lambda answer: answer[0].node)
 
     def refused(self, reply: Message) -> None:
         """An answer could be read but not used, and ``reply`` is the failure in its stead; nothing more by default."""
@@ -139,6 +166,19 @@ class MessageGrid(Grid):
     def _collect(
         self, work: Sequence[Message], timeout: float | None, label: str | None, convert: Callable[[Message], T]
     ) -> list[T]:
+        self._give_out(work, label)
+        replies: dict[str, T] = {}
+        with closing(self.deliver(work, timeout)) as answers:
+            for reply, version in answers:  # each is dealt with as it arrives, while other clients still work
+                replies[reply.reply_to] = convert(self._take_in(reply, version, label))
+        missing = [message for message in work if message.id not in replies]
+        if missing and self.missed:
+            self.missed(missing)
+        by_node = sorted(work, key=lambda message: message.node)
+        return [replies[message.id] for message in by_node if message.id in replies]
+
+    def _give_out(self, work: Sequence[Message], label: str | None = None) -> None:
+        """See that there is somebody to do the work, and count it."""
         strangers = sorted({message.node for message in work} - {node_of(client) for client in range(self.clients)})
         if strangers:
             raise ValueError(f"no such nodes: {strangers}; they are {node_of(0)} to {node_of(self.clients - 1)}")
@@ -146,21 +186,16 @@ class MessageGrid(Grid):
         for message in work:
             self._book(label or message.kind, "down", message.content, sizes)
             self.traffic[label or message.kind]["messages"] += 1
-        replies: dict[str, T] = {}
-        with closing(self.deliver(work, timeout)) as answers:
-            for reply, version in answers:  # each is dealt with as it arrives, while other clients still work
-                self._book(label or reply.kind, "up", reply.content, {})
-                checked = self.inspect(reply) if self.inspect else reply
-                if checked.failure is None:
-                    self.versions[client_of(reply.node)] = version
-                elif reply.failure is None:
-                    self.refused(checked)
-                replies[reply.reply_to] = convert(checked)
-        missing = [message for message in work if message.id not in replies]
-        if missing and self.missed:
-            self.missed(missing)
-        by_node = sorted(work, key=lambda message: message.node)
-        return [replies[message.id] for message in by_node if message.id in replies]
+
+    def _take_in(self, reply: Message, version: int, label: str | None = None) -> Message:
+        """Count and check an answer; it, or a failure in its stead."""
+        self._book(label or reply.kind, "up", reply.content, {})
+        checked = self.inspect(reply) if self.inspect else reply
+        if checked.failure is None:
+            self.versions[client_of(reply.node)] = version
+        elif reply.failure is None:
+            self.refused(checked)
+        return checked
 
     def _book(self, kind: str, way: str, content: Mapping[str, Record], sizes: dict[int, int]) -> None:
         """Count a message's bytes, those of its ``extra`` record apart; ``sizes`` remembers what messages share."""
@@ -200,23 +235,54 @@ class MessageGrid(Grid):
         return FlowerMessage(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[FlowerMessage]) -> list[str]:
-        """Take messages in; they are worked on when their answers are pulled.
+        """Take messages in, as they are now; they are worked on from the next pull on, at the latest.
 
         Returns
         -------
         list of str
             Ids under which to pull the answers.
-        """
-        ids = []
-        for message in messages:
-            set_id(message, self._next_id())
-            self._pushed[message.metadata.message_id] = message
-            ids.append(message.metadata.message_id)
-        return ids
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[FlowerMessage]:
-        """Answers to messages pushed before; an id that was pulled already or never pushed gives none."""
-        return self._flower([self._pushed.pop(id) for id in message_ids if id in self._pushed], None)
+        Raises
+        ------
+        ValueError
+            If a message goes to a node that does not exist.
+        """
+        cache: Cache = {}
+        pushed = list(messages)
+        for message in pushed:
+            set_id(message, self._next_id())
+        work = [from_flower(message, cache) for message in pushed]
+        self._give_out(work)
+        self._pushed |= {ours.id: (theirs, ours) for theirs, ours in zip(pushed, work, strict=True)}
+        return [message.id for message in work]
+
+    def pull_messages(self, message_ids: Iterable[str], timeout: float | None = None) -> list[FlowerMessage]:
+        """Answers to messages pushed before, as far as they are there; where there is none yet, wait for the first.
+
+        Parameters
+        ----------
+        message_ids : iterable of str
+            What :meth:`push_messages` gave. An id that was pulled already or never pushed gives nothing.
+        timeout : float, optional
+            Seconds, on the clock of :attr:`now`, to wait for the first answer; by default as long as it takes.
+
+        Returns
+        -------
+        list of flwr.app.Message
+            Answers (errors too) in the order of arrival, those that arrived together in the order of nodes. Empty:
+            none came in time, or none can come any more.
+        """
+        wanted = [self._pushed[id][1] for id in message_ids if id in self._pushed]
+        replies = []
+        for reply, version in self.arrivals(wanted, timeout) if wanted else ():
+            asked, work = self._pushed.pop(reply.reply_to)
+            if reply.failure is not None and reply.failure.code == NO_ANSWER:
+                if self.missed:
+                    self.missed([work])
+            else:
+                reply = self._take_in(reply, version)
+            replies.append(to_flower(reply, asked))
+        return replies
 
     def send_and_receive(
         self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
