@@ -8,7 +8,9 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +57,36 @@ def in_turn(cases: Mapping[str, Sequence[str]], repeats: int, **environment: str
         for name, command in cases.items():
             found[name].append(measure(command, **environment))
     return found
+
+
+@contextmanager
+def watching(seconds: float = 1.0) -> Iterator[list[float]]:
+    """Memory of all processes that this one has started, MB (1e6 bytes), looked at every so many seconds.
+
+    It is the sum of their proportional set sizes, in which what processes share counts once.
+    """
+    import psutil
+
+    seen = [0.0]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(seconds):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:  # it has ended meanwhile
+                    continue
+            seen.append(total / 1e6)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def median(runs: Sequence[Mapping[str, Any]], key: str) -> float:

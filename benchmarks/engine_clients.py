@@ -98,7 +98,7 @@ def _host(workload: str, clients: int, folder: str) -> Host:
 
     torch.set_num_threads(1)
     config = digits(clients, workload)
-    store = StateStore(Path(folder), config.engine.memory_mb * 2**20)
+    store = StateStore(Path(folder), config.engine.memory_mb * 2**20, durable=False)
     return Host(config, make_benchmark(config), store)
 
 

@@ -17,14 +17,11 @@ import argparse
 import json
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, give, measure, write
+from _common import RESULTS, give, measure, watching, write
 
 TASKS = 10
 
@@ -115,33 +112,6 @@ def measured(preset: str, changes: list[str]) -> dict[str, Any]:
     with watching() as seen:
         found = measure([sys.executable, __file__, "--case", json.dumps({"preset": preset, "changes": changes})])
     return found | {"peak_mb": max(seen)}
-
-
-@contextmanager
-def watching() -> Iterator[list[float]]:
-    """Memory of all processes that this one has started, MB (1e6 bytes), once a second."""
-    import psutil
-
-    seen: list[float] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(1):
-            total = 0
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:  # it has ended meanwhile
-                    continue
-            seen.append(total / 1e6)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
 
 
 def run(preset: str, changes: list[str]) -> None:
