@@ -351,7 +351,8 @@ class Experiment:
             current = check_arrays(arrays, self.arrays, self.config.strategy.name)
             if number > 0:
                 self._server_round = base + number
-                self._emit_round(task, number, {}, time.perf_counter() - began)
+                aggregated = getattr(self.strategy, "round_metrics", None) or {}
+                self._emit_round(task, number, aggregated, time.perf_counter() - began)
             began = time.perf_counter()
             self.inspector.begin(task, number + 1, current)
             for config in (train_config, evaluate_config):

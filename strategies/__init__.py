@@ -15,10 +15,13 @@ from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError, StrategyConfig, closest
 from fedknow.protocols.plugins import explain, is_reference, load_object
+from fedknow.strategies.fedasync import FedAsync
+from fedknow.strategies.fedbuff import FedBuff
 from fedknow.strategies.fedweit import FedWeit
 from fedknow.strategies.flcn import Flcn
 from fedknow.strategies.fot import Fot
 from fedknow.strategies.joint import JointCentral
+from fedknow.strategies.semisync import SemiSync
 from fedknow.strategies.target import Target
 
 __all__ = ["build_strategy", "list_strategies", "quiet_flower"]
@@ -54,6 +57,9 @@ _BUILTIN = {
     "fedprox": _Builtin(
         flower.FedProx, "FedAvg, clients pulled towards the global model by proximal_mu (Li et al. 2020)"
     ),
+    "fedasync": _Builtin(FedAsync, "each answer is mixed into the model as it arrives (Xie et al. 2019)"),
+    "fedbuff": _Builtin(FedBuff, "asynchronous, a step from every so many answers (Nguyen et al. 2022)"),
+    "semisync": _Builtin(SemiSync, "rounds end at a deadline, and who is late counts in the next"),
     "flcn": _Builtin(Flcn, "FedAvg with importance weights from proxy data, for the learner flcn (Yao and Sun 2020)"),
     "fedweit": _Builtin(
         FedWeit, "sparse bases and everybody's adaptive parameters, for the learner fedweit (Yoon et al. 2021)"
@@ -206,7 +212,7 @@ def _check_enough_clients(strategy: Strategy, clients: int, name: str) -> None:
     """A strategy that waits for more clients than there are would wait for ever."""
     inner: object = strategy
     while isinstance(inner, Strategy):
-        for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+        for key in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes", "buffer", "concurrency"):
             wanted = getattr(inner, key, 0)
             if isinstance(wanted, int) and wanted > clients:
                 raise ConfigError(
