@@ -7,7 +7,8 @@ import json
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ A state is never changed once it was handed to a store or received from one: mak
 """
 
 _TENSOR, _ARRAY, _LIST = "tensor", "array", "list"
+_BACKGROUND = ThreadPoolExecutor(1, "fedknow-prune")
 
 
 class StateError(RuntimeError):
@@ -158,6 +160,7 @@ class StateStore:
         self.memory_bytes = memory_bytes
         self._memory: OrderedDict[int, tuple[int, State, int]] = OrderedDict()
         self._used = 0
+        self._deleting: Future[None] | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -194,20 +197,38 @@ class StateStore:
         self._remember(client, version, _join(tree, tensors))
 
     def prune(self, keep: Mapping[int, int]) -> None:
-        """Delete the files of all versions but those given, by client.
+        """Delete the files of all present versions but those given, by client.
+
+        A disk may take milliseconds for each, so it is done in the background; :meth:`settle` waits for it.
 
         Raises
         ------
         StateError
-            If a file cannot be deleted.
+            If a file could not be deleted the last time.
         """
-        self._delete_but({self.path(client, version).name for client, version in keep.items()})
+        self.settle()
+        stale = self._all_but({self.path(client, version).name for client, version in keep.items()})
+        self._deleting = _BACKGROUND.submit(self._delete, stale)
 
-    def _delete_but(self, kept: Collection[str]) -> None:
+    def settle(self) -> None:
+        """Wait until :meth:`prune` is through.
+
+        Raises
+        ------
+        StateError
+            If a file could not be deleted.
+        """
+        if self._deleting is not None:
+            deleting, self._deleting = self._deleting, None
+            deleting.result()
+
+    def _all_but(self, kept: Collection[str]) -> list[Path]:
+        return [path for path in self.folder.glob("*.safetensors*") if path.name not in kept]
+
+    def _delete(self, stale: Iterable[Path]) -> None:
         try:
-            for path in self.folder.glob("*.safetensors*"):
-                if path.name not in kept:
-                    path.unlink()
+            for path in stale:
+                path.unlink()
         except OSError as error:
             raise StateError(f"{self.folder}: old client states cannot be deleted: {error}") from error
 
@@ -219,7 +240,8 @@ class StateStore:
         StateError
             If a file cannot be deleted.
         """
-        self._delete_but(set() if client is None else {self.path(client, version).name for version in versions})
+        kept = set() if client is None else {self.path(client, version).name for version in versions}
+        self._delete(self._all_but(kept))
 
     def path(self, client: int, version: int) -> Path:
         """The file of one version."""

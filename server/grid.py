@@ -334,6 +334,8 @@ class MessageGrid(Grid):
     def close(self) -> None:
         """Let go of what the grid holds; it is of no use afterwards."""
         gc.unfreeze()
+        if self.store is not None:
+            self.store.settle()
 
     def __enter__(self) -> Self:
         return self

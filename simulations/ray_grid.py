@@ -158,9 +158,9 @@ class RayGrid(MessageGrid):
                     self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
                     held += answered.arrays.nbytes
                     # What is read where it lies keeps its place in the store until the strategy is done with it.
-                    arrays = answered.arrays if held <= self._room else answered.arrays.copy()
+                    buffer = answered.arrays if held <= self._room else answered.arrays.copy()
                     for reply, version in answered.answers:
-                        yield unpack(reply, arrays), version
+                        yield unpack(reply, buffer), version
         finally:
             # Given up by timeout, interrupted, or left by an error: what still runs must not write states any more.
             self._replace({index for index, _ in running.values()})
@@ -176,7 +176,6 @@ class RayGrid(MessageGrid):
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it."""
-        super().close()
         if ray.is_initialized():  # else they are gone, and asking Ray for anything would start it again
             for worker in self._workers:
                 ray.kill(worker)
@@ -184,6 +183,7 @@ class RayGrid(MessageGrid):
         if self._started_ray:
             ray.shutdown()
             self._started_ray = False
+        super().close()
 
     def _spawn(self) -> ActorHandle[Worker]:
         config, stream, folder, node = self._made_from

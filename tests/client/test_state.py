@@ -195,10 +195,27 @@ def test_versions_lie_side_by_side_until_pruned(tmp_path):
     assert store.load(1, 5) == {"x": 51}
     (tmp_path / "000007-1.safetensors.123.tmp").write_text("left by a process that died")
     store.prune({0: 9, 1: 5, 2: 0})
+    store.save(2, 3, {"x": 23})  # saved after it was said what is to go
+    store.settle()
+    (tmp_path / "000002-3.safetensors").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000-9.safetensors", "000001-5.safetensors"]
     assert store.load(0, 9) == {"x": 90}
     with pytest.raises(StateError, match="no such client state"):
         store.load(0, 5)
+
+
+def test_a_file_that_cannot_be_deleted_is_said_the_next_time(tmp_path, monkeypatch):
+    store = StateStore(tmp_path, 0)
+    store.save(0, 1, {"x": 1})
+
+    def refuse(path):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module.Path, "unlink", refuse)
+    store.prune({})
+    with pytest.raises(StateError, match=r"old client states cannot be deleted: .*Permission denied"):
+        store.prune({})
+    store.settle()
 
 
 def test_memory_holds_the_latest_states_within_the_budget(tmp_path, monkeypatch):

@@ -164,6 +164,7 @@ def test_restore_goes_back_and_prune_keeps_what_is_present(tmp_path):
     it.exchange(work(0, 1))
     checkpoint, traffic = dict(it.versions), {kind: dict(count) for kind, count in it.traffic.items()}
     it.prune()
+    it.store.settle()
     files = {path.name: path.read_bytes() for path in (tmp_path / "clients").iterdir()}
     assert len(files) == 2
     it.exchange(work(0, 1, 2))
@@ -175,6 +176,7 @@ def test_restore_goes_back_and_prune_keeps_what_is_present(tmp_path):
     assert again.traffic == traffic
     assert counts(again.exchange(work(0, 1, 2))) == [(0, 2), (1, 2), (2, 1)]
     again.prune()
+    again.close()
     assert len(list((tmp_path / "clients").iterdir())) == 3
     assert counts(again.exchange(work(0))) == [(0, 3)]
 
