@@ -68,9 +68,12 @@ class DataConfig(Section):
     """Which data, cut into which tasks, shared among which clients."""
 
     name: str = "digits"
-    """``digits`` (embedded), ``cifar100``, ``omniglot``, ``module:callable``, or ``local``: each real client's own."""
+    """``digits`` (embedded), ``cifar100``, ... (``fedknow list datasets``), ``module:callable``, or ``local``: each
+    real client's own."""
     dir: str = ""
-    """Folder that holds ``<name>/*.parquet``; empty: ``$FEDKNOW_DATA``."""
+    """Folder that holds the data set's own, ``<name>/``; empty: ``$FEDKNOW_DATA``."""
+    image_size: int = Field(0, ge=0, le=1024)
+    """Height and width that images on disk are scaled to; 0: the data set's usual ones."""
     scenario: Literal["task-incremental", "class-incremental"] = "task-incremental"
     """Whether a client knows which task a test sample belongs to (the head is sliced) or not."""
     tasks: int = Field(5, ge=1)
@@ -112,6 +115,11 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.alpha = {self.alpha:g} does nothing with data.partition = {self.partition!r}; "
                 f"set data.partition = 'dirichlet', or leave data.alpha at {default:g}"
+            )
+        if self.image_size and self.name in ("digits", "local"):
+            raise ValueError(
+                f"data.image_size = {self.image_size}: data.name = {self.name!r} has images of a size of its own; "
+                "leave data.image_size at 0"
             )
         if self.holdout and self.name == "local":
             raise ValueError(

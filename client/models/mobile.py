@@ -87,7 +87,8 @@ class _Shuffle(nn.Module):
     """Channels of two halves, one from each in turn."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        n, channels, *sides = x.shape
+        return x.reshape(n, 2, channels // 2, *sides).transpose(1, 2).reshape(x.shape)
 
 
 class _ShuffleUnit(nn.Module):

@@ -77,7 +77,8 @@ def test_digits() -> None:
 
 def test_list_datasets() -> None:
     known = list_datasets()
-    assert list(known) == ["digits", "cifar100", "omniglot"]
+    sets = ["cifar100", "omniglot", "fc100", "core50", "miniimagenet", "tinyimagenet", "svhn", "mix80"]
+    assert list(known) == ["digits", *sets]
     assert all(text and "\n" not in text for text in known.values())
 
 

@@ -1,0 +1,242 @@
+"""From files to arrays: data sets found on disk, read one image at a time, and a cache of what was decoded.
+
+Decoded images are written to a folder and memory-mapped from there, so that the processes of a simulation share one
+copy and none holds a data set in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedknow.client.data.arrays import Dataset, Images, Labels, levels, require, statistics
+from fedknow.protocols.config import ConfigError
+
+__all__ = ["Contents", "Form", "Part", "Source", "joined", "load", "resplit"]
+
+log = logging.getLogger(__name__)
+
+_CACHE_FORMAT = 2
+"""Counted up whenever the cached arrays or their description change."""
+_BATCH_BYTES = 1 << 24
+"""Decoded images are held in memory so much at a time."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The training or the test samples of a data set, not decoded yet.
+
+    Attributes
+    ----------
+    labels : ndarray of int64, shape (N,)
+        Labels.
+    image : callable
+        The image of a row, as Pillow has it. Asked for in rising order.
+    place : callable
+        What a message calls the image of a row.
+    """
+
+    labels: Labels
+    image: Callable[[int], Any]
+    place: Callable[[int], str]
+
+    def pick(self, rows: Labels) -> Part:
+        """These rows alone, in this order."""
+        return Part(self.labels[rows], lambda row: self.image(int(rows[row])), lambda row: self.place(int(rows[row])))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the files of a data set hold: see :class:`~fedknow.client.data.Dataset`."""
+
+    train: Part
+    test: Part
+    class_names: Sequence[str]
+    groups: Sequence[Sequence[int]] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set found on disk.
+
+    Attributes
+    ----------
+    marks : sequence of Path
+        Files, and folders in place of very many files, on whose names, sizes and times of change the cache depends.
+    read : callable
+        Reads all but the images.
+    """
+
+    marks: Sequence[Path]
+    read: Callable[[], Contents]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What images are made into: Pillow's mode (``RGB``, ``L``) and a side in pixels, or 0 for that of the files."""
+
+    mode: str
+    size: int = 0
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Parts one after another."""
+    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
+
+    def of(row: int) -> tuple[Part, int]:
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        return parts[number], row - int(starts[number])
+
+    def image(row: int) -> Any:
+        part, place = of(row)
+        return part.image(place)
+
+    def place(row: int) -> str:
+        part, place = of(row)
+        return part.place(place)
+
+    return Part(np.concatenate([part.labels for part in parts]), image, place)
+
+
+def resplit(pool: Part, every: int) -> tuple[Part, Part]:
+    """Training and test samples of a pool: each ``every``-th sample of a class, in the pool's order, is for testing."""
+    test = np.zeros(len(pool.labels), bool)
+    for label in np.unique(pool.labels):
+        test[np.flatnonzero(pool.labels == label)[every - 1 :: every]] = True
+    return pool.pick(np.flatnonzero(~test)), pool.pick(np.flatnonzero(test))
+
+
+def load(name: str, source: Source, form: Form) -> Dataset:
+    """The arrays of a source: from the cache, where an earlier call has put them.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be read or decoded, images differ in size, or the cache is damaged.
+    """
+    folder = Path(os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow").expanduser()
+    target = folder / f"{name}-{_key(source, form)}"
+    if not target.is_dir():
+        contents = source.read()
+        log.info("%s: decoding images (once; kept in %s)", name, folder)
+        try:
+            _write(contents, form, target)
+        except OSError as error:
+            log.warning(
+                "%s: decoded images cannot be cached (%s); they are decoded again next time and held in memory. "
+                "Set FEDKNOW_CACHE to a folder with room in it.",
+                target,
+                error.strerror or error,
+            )
+            x = [np.concatenate(list(_decoded(part, form))) for part in (contents.train, contents.test)]
+            return Dataset.from_arrays(
+                name, x[0], contents.train.labels, x[1], contents.test.labels, contents.class_names, contents.groups
+            )
+    return _read(name, target)
+
+
+def _decoded(part: Part, form: Form) -> Iterator[Images]:
+    """Images in batches, uint8 [n, C, H, W]."""
+    batch: list[Images] = []
+    shape: tuple[int, ...] | None = None
+    for row in range(len(part.labels)):
+        pixels = _pixels(part, row, form)
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise ConfigError(
+                f"{part.place(row)}: the image is {pixels.shape}, the first one is {shape} (channels, height, width); "
+                "all must be alike, or data.image_size must say what to make of them"
+            )
+        batch.append(pixels)
+        if len(batch) * pixels.nbytes >= _BATCH_BYTES:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def _pixels(part: Part, row: int, form: Form) -> Images:
+    """One image, uint8 [C, H, W]; to another size it is scaled and its longer side cut to a square."""
+    try:
+        image = part.image(row).convert(form.mode)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
+        raise ConfigError(f"{part.place(row)} holds no image that can be decoded: {error}") from error
+    if form.size and image.size != (form.size, form.size):
+        pillow = require("PIL.Image")
+        image = require("PIL.ImageOps").fit(image, (form.size, form.size), pillow.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+# --- cache ------------------------------------------------------------------------------------------------------------
+
+_ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+
+
+def _key(source: Source, form: Form) -> str:
+    marks = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.marks]
+    return hashlib.sha256(repr((_CACHE_FORMAT, form, marks)).encode()).hexdigest()[:16]
+
+
+def _write(contents: Contents, form: Form, target: Path) -> None:
+    """Write a folder beside the target and rename it, so that a cache is there complete or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        for name, part in (("test", contents.test), ("train", contents.train)):
+            np.save(made / f"{name}_y.npy", part.labels, allow_pickle=False)
+            mean, std = _write_images(part, form, made / f"{name}_x.npy")
+        described = {
+            "class_names": list(contents.class_names),
+            "groups": [list(map(int, group)) for group in contents.groups],
+            "mean": mean,
+            "std": std,
+        }
+        (made / "about.json").write_text(json.dumps(described), "utf-8")
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _write_images(part: Part, form: Form, path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Write a .npy file as images are decoded, a plain write after another: a mapped file on a full disk is a crash."""
+    counts: Any = 0
+    with path.open("wb") as file:
+        for batch in _decoded(part, form):
+            if file.tell() == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(part.labels), *batch.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(batch.tobytes())
+            counts = counts + levels(batch)
+    return statistics(counts)
+
+
+def _read(name: str, folder: Path) -> Dataset:
+    try:
+        # A plain array over the mapped file: pages are shared by all processes, and pickling treats it as any array.
+        arrays = {array: np.asarray(np.load(folder / f"{array}.npy", mmap_mode="r")) for array in _ARRAYS}
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: damaged cache of decoded images ({error}); delete this folder") from error
+    return Dataset(
+        name,
+        **arrays,
+        class_names=tuple(about["class_names"]),
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        groups=tuple(map(tuple, about["groups"])),
+    )
