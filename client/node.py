@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import nn
 
+from fedknow.client.cost import Cost, costs, tensor_bytes
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.base import Round, State, Tensors
-from fedknow.client.learners.vectorized import FEWEST, Start, Trained, clients_at_once, fit_together
+from fedknow.client.learners.vectorized import FEWEST, Start, Trained, clients_at_once, fit_together, price
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import (
     ARRAYS,
@@ -86,14 +87,27 @@ class Node:
         if work is None:
             return message.fail(CLIENT_FAILED, f"this client knows no work of kind {message.kind!r}"), state
         started = time.perf_counter()
+        meter = self.learner.meter
         try:
-            content, state = work(message, state)
+            with meter.message():
+                content, new = work(message, state)
         except Exception as error:  # whatever a method or a user's model raises is this client's failure, not the run's
             return _failed(message, error), state
         metrics = content[METRICS]
-        if message.kind != EVALUATE and isinstance(metrics, Metrics):
+        assert isinstance(metrics, Metrics)
+        metrics |= self._costs(meter.cost, state, new)
+        if message.kind != EVALUATE:
             metrics["seconds"] = time.perf_counter() - started
-        return message.reply(content), state
+        return message.reply(content), new
+
+    def _costs(self, cost: Cost, before: State, after: State) -> dict[str, float]:
+        """What work on a client cost, whose state it found and left."""
+        replay, knowledge = 0, 0
+        for state in (before,) if before is after else (before, after):
+            samples = sum(tensor_bytes(state.get(name, {})) for name in self.learner.replay)
+            replay = max(replay, samples)
+            knowledge = max(knowledge, tensor_bytes(state) - tensor_bytes(state.get("kept", {})) - samples)
+        return costs(cost, self.learner.weight_bytes, knowledge, replay)
 
     def train_together(self, messages: Sequence[Message], states: Sequence[State]) -> list[tuple[Message, State]]:
         """Have several clients train at once; where they are too few for it, one by one.
@@ -134,12 +148,16 @@ class Node:
             if isinstance(result.report, Exception):
                 answers[i] = _failed(messages[i], result.report), states[i]
                 continue
+            cost = price(self.learner, start)
             self.learner.adopt(result.parameters, start.task.task)
             if messages[i].kind == TRAIN:
                 samples = self.learner.epochs * len(start.task.train)
                 content, state = self._trained(start.task, start.round, result.report, samples)
             else:
                 content, state = self._ended(start.task, start.round)
+            metrics = content[METRICS]
+            assert isinstance(metrics, Metrics)
+            metrics |= self._costs(cost, states[i], state)
             answers[i] = messages[i].reply(content), state
         seconds = (time.perf_counter() - started) / len(messages)
         for reply, _ in answers.values():
@@ -151,7 +169,7 @@ class Node:
         task, data = self._task(message)
         self._become(state, message)
         round = self._round(message, task, "train")
-        with _samples_through(self.learner.body) as samples:
+        with _samples_through(self.learner.body) as samples, self.learner.meter.part():
             report = self.learner.fit(data, round)
         return self._trained(data, round, report, sum(samples))
 
@@ -162,7 +180,9 @@ class Node:
             ARRAYS: _arrays(self.learner.send()),
             METRICS: Metrics({"num-examples": len(data.train.y), "samples": samples, **report}),
         }
-        if extra := self.learner.share(data, round, ended=False):
+        with self.learner.meter.part():
+            extra = self.learner.share(data, round, ended=False)
+        if extra:
             content[EXTRA] = _arrays(extra)
         return content, self.learner.state_dict()
 
@@ -172,9 +192,11 @@ class Node:
         return self._ended(data, self._round(message, task, "end_task"))
 
     def _ended(self, data: TaskData, round: Round) -> tuple[dict[str, Record], State]:
-        report = self.learner.end_task(data, round)
+        with self.learner.meter.part():
+            report = self.learner.end_task(data, round)
+            extra = self.learner.share(data, round, ended=True)
         content: dict[str, Record] = {METRICS: Metrics({"num-examples": len(data.train.y), **report})}
-        if extra := self.learner.share(data, round, ended=True):
+        if extra:
             content[EXTRA] = _arrays(extra)
         return content, self.learner.state_dict()
 
@@ -188,7 +210,8 @@ class Node:
         last = self.stream.tasks if config.get("forward") else task + 1
         scored = [self.stream.task(client, t) for t in range(last)]
         heads = [current.head if current.incremental and t <= task else data.head for t, data in enumerate(scored)]
-        results = self.learner.score([data.test for data in scored], heads, self.config.evaluation.batch_size)
+        with nullcontext() if self.learner.metered_scoring else self.learner.meter.part():
+            results = self.learner.score([data.test for data in scored], heads, self.config.evaluation.batch_size)
         right, total, losses = ([result[i] for result in results] for i in range(3))
         metrics = Metrics(
             {

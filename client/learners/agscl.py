@@ -129,6 +129,8 @@ class AgsCl(Learner):
             self._start_anew(round.seed)
             self._prepared = task.task
 
+    cost_key = Learner.cost_key
+
     def step(self) -> None:
         """An optimizer step that leaves at zero what unimportant nodes would give to important ones."""
         super().step()

@@ -5,7 +5,7 @@ Deng, Kamani and Mahdavi, "Adaptive Personalized Federated Learning", 2020, arXi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import (
     Batch,
+    HeadSlice,
     Learner,
     LearnerSettings,
     Round,
@@ -117,6 +118,10 @@ class Apfl(Learner):
         shared = dict(self.model.named_parameters())
         return {name: torch.lerp(shared[name].detach(), own.detach(), self.alpha) for name, own in self._own.items()}
 
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """Two plain steps, and in the first of a round the share's."""
+        return super().cost_key(count, head), self._first
+
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the shared model at itself, of the personal one at the mixture."""
         super().gradient(batch)
@@ -153,6 +158,8 @@ class Apfl(Learner):
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
+    metered_scoring = True
+
     @torch.inference_mode()
     def logits(self, x: Tensor, batch_size: int) -> Tensor:
         """Logits of the mixture; see :meth:`Learner.logits`."""
@@ -161,5 +168,5 @@ class Apfl(Learner):
         self.model.eval()
         mixture = self.mixture() | self._own_buffers
         with self.autocast():
-            parts = [functional_call(self.model, mixture, (part,)) for part in torch.split(self.images(x), batch_size)]
-        return torch.cat([widen(part) for part in parts])
+            parts = torch.split(self.images(x), batch_size)
+            return torch.cat([self.metered(lambda x: functional_call(self.model, mixture, (x,)), p) for p in parts])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, cast
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedknow.client.cost import Meter, module_bytes
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import TrainConfig
 
@@ -177,6 +178,19 @@ class Learner:
     """Whether what travels holds many zeros by design: then zeros are left out on the way."""
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {}
     """Settings worth searching, and the values to try of each: those of the paper, where it gives any."""
+    replay: ClassVar[Sequence[str]] = ()
+    """Entries of the state that hold samples."""
+    metered_scoring: ClassVar[bool] = True
+    """Whether scoring is counted in parts (:meth:`logits`), and not operation by operation."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).keys()
+        # A step or scoring of another kind costs something else: it is counted each time unless the class knows better.
+        if own & {"gradient", "step"} and "cost_key" not in own:
+            cls.cost_key = _unknown  # type: ignore[method-assign]
+        if own & {"logits", "score"} and "metered_scoring" not in own:
+            cls.metered_scoring = False
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: LearnerSettings) -> None:
         self.exchange = getattr(settings, "exchange", self.exchange)
@@ -196,10 +210,12 @@ class Learner:
         self._counters = {n: value.clone() for n, value in initial.items() if n not in self._names}
         self._fresh = {name: value.clone() for name, value in initial.items() if not self.travels(name)}
         # Where each entry lies; state_dict() walks through all modules, a tenth of a small client's round.
+        self._all_parameters = list(model.parameters())
         self._places = {
             name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in initial
         }
         self._trained_task = -1
+        self.meter = Meter()
 
     # --- what travels ---------------------------------------------------------------------------------------------
 
@@ -338,15 +354,16 @@ class Learner:
             self.begin_epoch(epoch)
             total, correct = 0.0, 0
             for index in batches(len(labels), self.train.batch_size, generator):
-                batch = Batch(x[index], labels[index], index, head)
-                loss, hits = self.gradient(batch)
-                if not loss < float("inf"):
-                    raise Diverged.in_epoch(loss, epoch, self.train)
-                if anchor:
-                    self._proximal(anchor, round.proximal_mu)
-                if self.train.clip_norm:
-                    nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
-                self.step()
+                with self.meter.part(self.step_key(len(index), head, bool(anchor))):
+                    batch = Batch(x[index], labels[index], index, head)
+                    loss, hits = self.gradient(batch)
+                    if not loss < float("inf"):
+                        raise Diverged.in_epoch(loss, epoch, self.train)
+                    if anchor:
+                        self._proximal(anchor, round.proximal_mu)
+                    if self.train.clip_norm:
+                        nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
+                    self.step()
                 total += loss * len(index)
                 correct += hits
         self._trained_task = task.task
@@ -377,6 +394,25 @@ class Learner:
     def step(self) -> None:
         """Move the parameters along the gradients that :meth:`gradient` left in them."""
         self.optimizer.step()
+
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable | None:
+        """What the cost of a step on ``count`` samples depends on; None: on more than is known before it.
+
+        Of a learner's steps with the same key the first is counted (:class:`~fedknow.client.cost.Meter`), so whatever
+        changes from step to step belongs in here. A method that overrides :meth:`gradient` or :meth:`step` must
+        override this too; otherwise each of its steps is counted, which is slow.
+        """
+        return count, len(head.index), tuple(p.requires_grad for p in self._all_parameters)
+
+    def step_key(self, count: int, head: HeadSlice, proximal: bool) -> Hashable | None:
+        """:meth:`cost_key`, and whether FedProx's term is added."""
+        key = self.cost_key(count, head)
+        return None if key is None else ("step", key, proximal)
+
+    @functools.cached_property
+    def weight_bytes(self) -> int:
+        """Size of the models that the method works with, its scratch copies included."""
+        return module_bytes(*(part for part in vars(self).values() if isinstance(part, nn.Module)))
 
     def counts(self) -> dict[str, float]:
         """The method's own numbers of the round just trained, the same keys from every client."""
@@ -424,7 +460,22 @@ class Learner:
         """Logits over the whole head, in evaluation mode: float [n, C, H, W] -> [n, classes]."""
         self.model.eval()
         with self.autocast():
-            return torch.cat([widen(self.model(part)) for part in torch.split(self.images(x), batch_size)])
+            return torch.cat([self.metered(self.model, part) for part in torch.split(self.images(x), batch_size)])
+
+    def metered(self, model: Callable[[Tensor], Tensor], x: Tensor, key: Hashable = "logits") -> Tensor:
+        """A forward pass in the present mode and without gradients, counted once for each size: for long loops.
+
+        Parameters
+        ----------
+        model : callable
+            Images, float [n, C, H, W], to logits or features [n, m].
+        x : Tensor
+            Samples.
+        key : hashable
+            Which model it is, of those that differ in what they do.
+        """
+        with self.meter.part(("forward", key, len(x))):
+            return widen(model(x))
 
     def score(
         self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int
@@ -450,6 +501,10 @@ class Learner:
             loss = F.cross_entropy(sliced, labels).item()
             results.append((int((sliced.argmax(1) == labels).sum()), len(labels), loss))
         return results
+
+
+def _unknown(learner: Learner, count: int, head: HeadSlice) -> None:
+    """A key (:meth:`Learner.cost_key`) for steps of which nothing is known."""
 
 
 @functools.cache

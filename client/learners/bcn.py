@@ -18,7 +18,7 @@ first-order meta-learning does: it is the gradient of J at theta_B.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, Round, Tensors, widen
+from fedknow.client.learners.base import Batch, HeadSlice, Round, Tensors, widen
 from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay
 from fedknow.protocols.config import TrainConfig
 
@@ -75,6 +75,10 @@ class Bcn(Rehearsal):
         """``ascent``, ``descent``: means of J(theta; x') - J(theta) and J(theta) - J(theta_B) over a round's steps."""
         steps = max(1, self._steps)
         return {"ascent": self._ascent / steps, "descent": self._descent / steps}
+
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """Passes over the batch and as many remembered samples."""
+        return super().cost_key(count, head), min(count, len(self.past)) if self.past is not None else None
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """dH/dtheta over the batch and as many remembered samples."""

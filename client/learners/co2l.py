@@ -24,7 +24,7 @@ of :func:`~fedknow.client.learners.augment.view`, which has neither hue nor grey
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.augment import view
-from fedknow.client.learners.base import Batch, Round, State, make_optimizer, widen
+from fedknow.client.learners.base import Batch, HeadSlice, Round, State, make_optimizer, widen
 from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay, columns
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
@@ -150,6 +150,11 @@ class Co2L(Rehearsal):
         if self._past_state:
             self._past.load_state_dict(self._past_state)
 
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """Passes over two views of the batch and of as many remembered samples, of the past model too."""
+        drawn = 0 if self.past is None else min(count, len(self.past))
+        return super().cost_key(count, head), drawn, bool(self._past_state)
+
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of contrast and distillation on two views of the batch and of as many remembered samples."""
         count = len(batch.y)
@@ -196,10 +201,11 @@ class Co2L(Rehearsal):
         for _ in range(self.settings.head_epochs):
             drawn = torch.multinomial(share, len(y), replacement=True, generator=generator)
             for index in torch.split(drawn, self.train.batch_size):
-                optimizer.zero_grad(set_to_none=True)
-                loss = Replay(features[index], y[index], head[index]).loss(self.head(features[index]))
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                with self.meter.part(("head", len(index))):
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = Replay(features[index], y[index], head[index]).loss(self.head(features[index]))
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
         with torch.no_grad():
             z = self.head(features).masked_fill(~head, -torch.inf)[: len(here)]
         return float((z.argmax(1) == here.y).float().mean())
@@ -208,7 +214,7 @@ class Co2L(Rehearsal):
     def _features(self, x: Tensor) -> Tensor:
         self.body.eval()
         with self.autocast():
-            return torch.cat([widen(self.body(part)) for part in torch.split(self.images(x), 256)])
+            return torch.cat([self.metered(self.body, part, "features") for part in torch.split(self.images(x), 256)])
 
     # --- the end of a task ----------------------------------------------------------------------------------------
 

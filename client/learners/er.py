@@ -6,12 +6,13 @@ Chaudhry, Rohrbach, Elhoseiny, Ajanthan, Dokania, Torr and Ranzato, "On Tiny Epi
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from fedknow.client.learners.base import Batch, widen
+from fedknow.client.learners.base import Batch, HeadSlice, widen
 from fedknow.client.learners.memory import MemorySettings, Rehearsal
 from fedknow.protocols.config import TrainConfig
 
@@ -37,6 +38,11 @@ class JointReplay(Rehearsal):
 
     Settings = JointReplaySettings
     settings: JointReplaySettings
+
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """A pass over the batch and stored samples."""
+        drawn = self.settings.memory_batch or self.train.batch_size
+        return super().cost_key(count, head), min(drawn, len(self.past)) if self.past is not None else None
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the mean loss over the batch and the stored samples that join it."""

@@ -61,10 +61,11 @@ class _Fisher(Consolidation):
         draws = torch.Generator().manual_seed(integer(round.seed, "fisher"))
         fisher = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         for x, y in zip(self.images(task.train.x), head.labels(task.train.y).tolist(), strict=True):
-            log_p = head.logits(self.model(x[None]))[0].log_softmax(0)
-            for label, weight in self._labels(log_p.detach().exp(), y, draws):
-                for name, g in self.gradients(log_p[label], again=True).items():
-                    fisher[name].addcmul_(g, g, value=weight / len(task.train))
+            with self.meter.part(("fisher", len(head.index))):
+                log_p = head.logits(self.model(x[None]))[0].log_softmax(0)
+                for label, weight in self._labels(log_p.detach().exp(), y, draws):
+                    for name, g in self.gradients(log_p[label], again=True).items():
+                        fisher[name].addcmul_(g, g, value=weight / len(task.train))
         return fisher
 
     def _labels(self, p: Tensor, y: int, draws: torch.Generator) -> Iterator[tuple[int, float]]:

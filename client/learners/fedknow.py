@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, Learner, LearnerSettings, Round, State, Tensors, widen
+from fedknow.client.learners.base import Batch, HeadSlice, Learner, LearnerSettings, Round, State, Tensors, widen
 from fedknow.client.learners.integrator import (
     Integration,
     integrate,
@@ -175,7 +175,8 @@ class FedKnow(Learner):
         self._chosen = None
         self._revisiting = bool(self._local) and self.settings.post_aggregation != "off"
         if self._factored is None and self._knowledge:
-            found = factorable(self._scratch_body, self.images(task.train.x[:2]))
+            with self.meter.free():
+                found = factorable(self._scratch_body, self.images(task.train.x[:2]))
             pairs = zip(self._parameters, self._scratch_body.parameters(), strict=True)
             self._factored = frozenset(parameter for parameter, scratch in pairs if scratch in found)
         stale = self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values())
@@ -195,13 +196,21 @@ class FedKnow(Learner):
         """The first epoch after aggregation guards against negative transfer instead of forgetting."""
         self._after_aggregation = self._revisiting and epoch == 0
 
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """A step but for what depends on the gradients, which is in parts of its own."""
+        key, past = super().cost_key(count, head), self._signature_tasks()
+        if self._after_aggregation or not self._integrates(self._batches + 1, past):
+            return key, self._after_aggregation
+        slices = tuple(len(self._knowledge[task].classes) for task in past)
+        return key, slices, self._chosen is None, self._lazy is not False
+
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of one batch: of the head plainly, of the body integrated."""
         if self._after_aggregation:
             return self._gradient_after_aggregation(batch)
         past = self._signature_tasks()
         self._batches += 1
-        if not past or self.settings.integrator == "off" or self._batches % self.settings.every:
+        if not self._integrates(self._batches, past):
             return super().gradient(batch)
         at_body = Linearization(self.body, batch.x, self.autocast(), self._factored or frozenset())
         features = at_body.features.requires_grad_()
@@ -220,6 +229,10 @@ class FedKnow(Learner):
         self._pushforwards += result.asked
         self._set_body_gradient(at_body.expand(result.gradient))
         return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+
+    def _integrates(self, batch: int, past: list[int]) -> bool:
+        """Whether the gradient of a round's so-and-so-manieth batch is integrated."""
+        return bool(past) and self.settings.integrator != "off" and batch % self.settings.every == 0
 
     def _integrated(self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]) -> Integration:
         """Integrate the gradients of one batch.
@@ -242,17 +255,21 @@ class FedKnow(Learner):
         room = self._room(1 + count, at_body.size)
         g, rows = room[0], room[1:]
         lazily = self._may_be_lazy(count)
+        self.meter.hold(g.nbytes)
         at_body.pullback(own, g, forward=lazily)
         if choosing:
             restored = restored[self._choose(at_body, g, restored @ head, past, rows[0])]
-        restorer = Restorer(at_body, restored, head, rows)
-        if s.integrator == "sum":
-            return Integration(g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1)
-        if lazily and self._can_push_forward(at_body, own, g):
-            if s.integrator == "qp":
+        restorer = Restorer(at_body, restored, head, rows, self.meter)
+        with self.meter.free():
+            lazily = lazily and self._can_push_forward(at_body, own, g)
+        with self.meter.part():
+            if s.integrator == "sum":
+                return Integration(g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1)
+            if lazily and s.integrator == "qp":
                 return integrate_lazily(g, count, restorer.build, restorer.products)
-            return integrate_surrogate(g, restorer.lengths(), restorer.products(g)[0], restorer.combine)
-        return integrate(g, restorer.build(range(count)))
+            if lazily:
+                return integrate_surrogate(g, restorer.lengths(), restorer.products(g)[0], restorer.combine)
+            return integrate(g, restorer.build(range(count)))
 
     def _choose(self, at_body: Linearization, g: Tensor, restored: Tensor, past: list[int], row: Tensor) -> list[int]:
         """Places, among past tasks, of the signature tasks: those farthest from g. One restored gradient at a time."""
@@ -266,9 +283,10 @@ class FedKnow(Learner):
 
     def _room(self, count: int, size: int) -> Tensor:
         """Memory for so many gradients, float [count, size]; what is not written to takes up none."""
-        if self._memory.numel() < count * size:
-            self._memory = self._parameters[0].new_empty(count * size)
-        return self._memory[: count * size].view(count, size)
+        with self.meter.free():
+            if self._memory.numel() < count * size:
+                self._memory = self._parameters[0].new_empty(count * size)
+            return self._memory[: count * size].view(count, size)
 
     def _may_be_lazy(self, count: int) -> bool:
         """Whether the gradients an integration needs are to be found out before they are computed."""
@@ -342,7 +360,8 @@ class FedKnow(Learner):
         g_b = flatten(torch.autograd.grad(loss, list(self._scratch_body.parameters())), self._parameters)
         report = super().gradient(batch)
         g_a = flatten([cast(Tensor, parameter.grad) for parameter in self._parameters], self._parameters)
-        integrated = integrate_one(g_a, g_b)
+        with self.meter.part():
+            integrated = integrate_one(g_a, g_b)
         self._revisits += 1
         self._opposed += integrated is not g_a
         self._set_body_gradient(views(integrated, self._parameters))
@@ -368,6 +387,7 @@ class FedKnow(Learner):
             lr=self.settings.finetune_lr,
             seed=round.seed,
             autocast=self.autocast,
+            meter=self.meter,
         )
         self._local, self._answers, self._answers_task = {}, {}, -1
         return {"knowledge-bytes": float(sum(knowledge.nbytes for knowledge in self._knowledge.values()))}

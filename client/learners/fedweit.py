@@ -7,9 +7,10 @@ Yoon, Jeong, Lee, Yang and Hwang, "Federated Continual Learning with Weighted In
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -218,6 +219,11 @@ class FedWeit(Learner):
             if past < task
         }
 
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """A plain step, products with other clients' parameters, and a penalty for each past task."""
+        others = sum(len(alpha) for alpha in self._attention.values())
+        return super().cost_key(count, head), others, len(self._past)
+
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of Eq. (3)."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -283,6 +289,8 @@ class FedWeit(Learner):
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
+    metered_scoring = True
+
     @torch.inference_mode()
     def score(
         self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int
@@ -291,15 +299,19 @@ class FedWeit(Learner):
         self.model.eval()
         results = []
         for task, (split, classes) in enumerate(zip(splits, heads, strict=True)):
-            weights = self._weights_of(task)
+            with self.meter.part():
+                weights = self._weights_of(task)
             with self.autocast():
                 parts = torch.split(self.images(split.x), batch_size)
-                z = torch.cat([widen(self.head(functional_call(self.body, weights, (part,)))) for part in parts])
+                z = torch.cat([self.metered(partial(self._logits_with, weights), part) for part in parts])
             head = HeadSlice(classes, self.head.out_features)
             sliced, labels = head.logits(z), head.labels(split.y)
             loss = F.cross_entropy(sliced, labels).item()
             results.append((int((sliced.argmax(1) == labels).sum()), len(labels), loss))
         return results
+
+    def _logits_with(self, weights: Tensors, x: Tensor) -> Tensor:
+        return cast(Tensor, self.head(functional_call(self.body, weights, (x,))))
 
     def _weights_of(self, task: int) -> Tensors:
         """theta of a task, and its running statistics; the base alone where there is none yet."""

@@ -7,6 +7,7 @@ authors call it FedCL; comparisons in federated continual learning call it FLCN)
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, Layout, Learner, LearnerSettings, Round, State, Tensors
+from fedknow.client.learners.base import Batch, HeadSlice, Layout, Learner, LearnerSettings, Round, State, Tensors
 from fedknow.client.learners.memory import choose
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
@@ -105,6 +106,10 @@ class Flcn(Learner):
         """Note the global model."""
         super().begin(task, round)
         self._anchor = {name: self._parameters[name].detach().clone() for name in self._importance}
+
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """A plain step, and the penalty where there is one."""
+        return super().cost_key(count, head), bool(self._importance)
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the loss and of the penalty."""

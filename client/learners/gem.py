@@ -6,6 +6,7 @@ Chaudhry, Ranzato, Rohrbach and Elhoseiny, "Efficient Lifelong Learning with A-G
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, Round, widen
+from fedknow.client.learners.base import Batch, HeadSlice, Learner, Round, widen
 from fedknow.client.learners.integrator import integrate, integrate_one
 from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay
 from fedknow.protocols.config import TrainConfig
@@ -110,11 +111,16 @@ class Gem(_Projecting):
         stored = [self.memory.of(past, task, self.head.out_features) for past in sorted(self.memory.tasks)]
         self._tasks = [Replay(self.images(replay.x), replay.y, replay.head) for replay in stored]
 
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """One more pass over each past task's memory."""
+        return Learner.cost_key(self, count, head), tuple(len(replay) for replay in self._tasks)
+
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         memories = torch.stack([self._gradient_of(replay) for replay in self._tasks])
-        result = integrate(g, memories)
-        self._violated += result.violated
-        return result.gradient + self.settings.margin * memories.sum(0) if result.violated else g
+        with self.meter.part():
+            result = integrate(g, memories)
+            self._violated += result.violated
+            return result.gradient + self.settings.margin * memories.sum(0) if result.violated else g
 
 
 class AGem(_Projecting):
@@ -135,8 +141,14 @@ class AGem(_Projecting):
     Settings = AGemSettings
     settings: AGemSettings
 
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """One more pass over samples of the memory."""
+        stored = len(self.past) if self.past is not None else 0
+        return Learner.cost_key(self, count, head), min(stored, self.settings.memory_batch)
+
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         reference = self._gradient_of(self.draw(past, self.settings.memory_batch))
-        turned = integrate_one(g, reference)
+        with self.meter.part():
+            turned = integrate_one(g, reference)
         self._violated += turned is not g
         return turned

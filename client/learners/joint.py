@@ -44,6 +44,8 @@ class _Jointly(Learner):
         self._drawn = Replay(everything.x[index], everything.y[index], everything.head[index])
         return super().fit(replace(task, train=Split(self._drawn.x, self._drawn.y)), round)
 
+    cost_key = Learner.cost_key
+
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the mean loss."""
         drawn = Replay(batch.x, self._drawn.y[batch.index], self._drawn.head[batch.index])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedknow.client.cost import Meter
 from fedknow.client.learners.base import Autocast, Batch, Diverged, HeadSlice, State, Tensors, batches, widen
 
 __all__ = ["Knowledge", "extract", "prunable", "top_fraction"]
@@ -157,6 +158,7 @@ def extract(
     lr: float,
     seed: int,
     autocast: Autocast = nullcontext,
+    meter: Meter | None = None,
 ) -> Knowledge:
     """Extract a task's knowledge from a trained model.
 
@@ -174,6 +176,8 @@ def extract(
         Of the fine-tuning, which uses Adam without an L2 term.
     autocast : callable
         The context of its forward passes.
+    meter : Meter, optional
+        Told what it costs.
 
     Returns
     -------
@@ -191,9 +195,8 @@ def extract(
     with torch.no_grad():
         for weight, mask in zip(weights, masks, strict=True):
             weight.mul_(mask)
-    _finetune(
-        model, weights, masks, HeadSlice(classes, head.out_features), x, y, epochs, batch_size, lr, seed, autocast
-    )
+    columns = HeadSlice(classes, head.out_features)
+    _finetune(model, weights, masks, columns, x, y, epochs, batch_size, lr, seed, autocast, meter or Meter())
     chosen = torch.cat([mask.flatten() for mask in masks])
     flat = torch.cat([weight.detach().flatten() for weight in weights])
     pruned = set(prunable(body))
@@ -223,6 +226,7 @@ def _finetune(
     lr: float,
     seed: int,
     autocast: Autocast,
+    meter: Meter,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -233,17 +237,18 @@ def _finetune(
     model.train()
     for _ in range(epochs):
         for index in batches(len(labels), batch_size, generator):
-            batch = Batch(x[index], labels[index], index, head)
-            optimizer.zero_grad(set_to_none=True)
-            with autocast():
-                logits = model(batch.x)
-            loss: Any = F.cross_entropy(head.logits(widen(logits)), batch.y)
-            if not math.isfinite(loss.item()):
-                raise Diverged(f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}")
-            loss.backward()
-            for weight, mask in zip(weights, masks, strict=True):
-                cast(Tensor, weight.grad).mul_(mask)
-            optimizer.step()
-            with torch.no_grad():
+            with meter.part(("finetune", len(index), len(head.index))):
+                batch = Batch(x[index], labels[index], index, head)
+                optimizer.zero_grad(set_to_none=True)
+                with autocast():
+                    logits = model(batch.x)
+                loss: Any = F.cross_entropy(head.logits(widen(logits)), batch.y)
+                if not math.isfinite(loss.item()):
+                    raise Diverged(f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}")
+                loss.backward()
                 for weight, mask in zip(weights, masks, strict=True):
-                    weight.mul_(mask)
+                    cast(Tensor, weight.grad).mul_(mask)
+                optimizer.step()
+                with torch.no_grad():
+                    for weight, mask in zip(weights, masks, strict=True):
+                        weight.mul_(mask)

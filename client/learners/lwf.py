@@ -6,6 +6,7 @@ Li and Hoiem, "Learning without Forgetting", ECCV 2016 and TPAMI 2018, arXiv 160
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, ContinualSettings, Learner, Round, State, Tensors, widen
+from fedknow.client.learners.base import Batch, ContinualSettings, HeadSlice, Learner, Round, State, Tensors, widen
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["Lwf", "LwfSettings", "distillation"]
@@ -104,11 +105,16 @@ class Lwf(Learner):
             self._scratch.eval()
             parts = torch.split(self.images(task.train.x), 256)
             with torch.no_grad(), self.autocast():
-                self._answers = torch.cat([widen(self._scratch(part)) for part in parts])
+                self._answers = torch.cat([self.metered(self._scratch, part, "old") for part in parts])
 
     def begin_epoch(self, epoch: int) -> None:
         """The first epochs of a task may be its warm-up."""
         self._warming = self._first_met and epoch < self.settings.warmup_epochs
+
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """A plain step, and one loss more for each old task."""
+        old = tuple(map(len, self.slices)) if self.old else ()
+        return super().cost_key(count, head), self._warming, old
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the batch's loss and of the old tasks'."""

@@ -54,6 +54,7 @@ class Mas(Consolidation):
         head = HeadSlice(task.head, self.head.out_features)
         omega = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         for x in self.images(task.train.x):
-            for name, g in self.gradients(head.logits(self.model(x[None])).square().sum()).items():
-                omega[name].add_(g.abs(), alpha=1 / len(task.train))
+            with self.meter.part(("omega", len(head.index))):
+                for name, g in self.gradients(head.logits(self.model(x[None])).square().sum()).items():
+                    omega[name].add_(g.abs(), alpha=1 / len(task.train))
         return omega

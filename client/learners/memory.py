@@ -177,6 +177,7 @@ class Rehearsal(Learner):
 
     Settings = MemorySettings
     settings: MemorySettings
+    replay = ("memory",)
     balanced = True
     """Whether classes have equal shares of the memory."""
 

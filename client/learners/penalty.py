@@ -10,13 +10,14 @@ What differs is where Omega comes from and how tasks add up: :mod:`~.ewc`, :mod:
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, ContinualSettings, Diverged, Learner, Round, State, Tensors
+from fedknow.client.learners.base import Batch, ContinualSettings, Diverged, HeadSlice, Learner, Round, State, Tensors
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["Consolidation", "ConsolidationSettings"]
@@ -109,6 +110,10 @@ class Consolidation(Learner):
         if self.settings.anchor == "local":
             self._local = self.send()
         return report
+
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """A plain step, and the penalty where there is one."""
+        return super().cost_key(count, head), bool(self.anchor)
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the batch's loss and of the penalty."""

@@ -104,12 +104,13 @@ class ReFed(JointReplay):
         for step in range(1, self.settings.pim_steps + 1):
             pull = {name: q * (v[name].detach() - w[name]) for name in v}
             for i in range(len(samples)):
-                one = Replay(images[i : i + 1], samples.y[i : i + 1], samples.head[i : i + 1])
-                loss = one.loss(functional_call(self.model, v, (one.x,)))
-                parts = torch.autograd.grad(loss, list(v.values()), allow_unused=True, materialize_grads=True)
-                score[i] += torch.stack([part.norm() for part in parts]).norm() / step
-                for name, part in zip(pull, parts, strict=True):
-                    pull[name].add_(part, alpha=1 / len(samples))
+                with self.meter.part("importance"):
+                    one = Replay(images[i : i + 1], samples.y[i : i + 1], samples.head[i : i + 1])
+                    loss = one.loss(functional_call(self.model, v, (one.x,)))
+                    parts = torch.autograd.grad(loss, list(v.values()), allow_unused=True, materialize_grads=True)
+                    score[i] += torch.stack([part.norm() for part in parts]).norm() / step
+                    for name, part in zip(pull, parts, strict=True):
+                        pull[name].add_(part, alpha=1 / len(samples))
             v = {name: (v[name].detach() - self.settings.pim_lr * pull[name]).requires_grad_() for name in v}
         return score
 

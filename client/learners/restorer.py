@@ -9,10 +9,12 @@ by a backward pass, and one product with the Jacobian tells how a step changes w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
+from fedknow.client.cost import Meter
 from fedknow.client.learners.integrator import Vector
 from fedknow.client.learners.linearization import Linearization
 
@@ -49,32 +51,44 @@ class Restorer:
         The head's weight W, float [classes, f]: at the features a gradient is ``c_i = p_i W``.
     rows : Tensor
         Memory for the gradients, float [k, size] or more; what is not written to is not taken up.
+    meter : Meter
+        Told what is computed.
     """
 
-    def __init__(self, at_body: Linearization, at_logits: Tensor, head: Tensor, rows: Tensor) -> None:
+    def __init__(self, at_body: Linearization, at_logits: Tensor, head: Tensor, rows: Tensor, meter: Meter) -> None:
         self._at_body = at_body
         self._at_logits = at_logits
         self._head = head
         self._rows = rows
+        self._meter = meter
         self._built = 0
 
     def build(self, tasks: Sequence[int]) -> Tensor:
         """The gradients built so far, float [m, size], in the order in which they were asked for."""
         for task in tasks:
-            self._at_body.pullback(self._at_logits[task] @ self._head, self._rows[self._built])
+            row = self._rows[self._built]
+            self._meter.hold(row.nbytes)
+            with self._part("pullback"):
+                self._at_body.pullback(self._at_logits[task] @ self._head, row)
             self._built += 1
         return self._rows[: self._built]
 
     def combine(self, weights: Vector) -> Tensor:
         """``sum_i w_i g_i`` by one backward pass: float64 [k] to float [size]."""
-        combined = torch.tensordot(torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1)
-        return self._at_body.pullback(combined @ self._head, self._rows[0])
+        self._meter.hold(self._rows[0].nbytes)
+        with self._part("combine"):
+            combined = torch.tensordot(torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1)
+            return self._at_body.pullback(combined @ self._head, self._rows[0])
 
     def products(self, u: Tensor) -> tuple[Vector, Vector]:
         """``<g_i, u>`` for u float [size], as ``<p_i, J u W^T>``, and ``|p_i| |J u W^T|``: float64 [k] each."""
-        moved = (self._at_body.pushforward(u) @ self._head.T).flatten()
-        p = self._at_logits.flatten(1)
-        return _numbers(p @ moved), _numbers(p.norm(dim=1) * moved.norm())
+        with self._part("products"):
+            moved = (self._at_body.pushforward(u) @ self._head.T).flatten()
+            p = self._at_logits.flatten(1)
+            return _numbers(p @ moved), _numbers(p.norm(dim=1) * moved.norm())
+
+    def _part(self, what: str) -> AbstractContextManager[None]:
+        return self._meter.part((what, self._at_logits.shape))
 
     def lengths(self) -> Vector:
         """``|c_i|``, from which a gradient's length differs by what the body does: float64 [k]."""

@@ -11,7 +11,7 @@ the second over a batch of synthetic images x and the logits of the classes of p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -114,6 +114,8 @@ class Target(Learner):
         """See :meth:`Learner.state_dict`."""
         return super().state_dict() | {"pool": self._pool}
 
+    replay = ("pool",)
+
     def receive_extra(self, extra: Tensors) -> None:
         """Images ``x`` float [n, C, H, W], ``logits`` [n, k] of ``classes`` int64 [k], and the ``slice`` each is in."""
         fits = extra.keys() == {"x", "logits", "classes", "slice"}
@@ -142,6 +144,11 @@ class Target(Learner):
             self._answers[:, self._pool["classes"]] = self._pool["logits"]
             group = self._pool["slice"]
             self._slices = [self._pool["classes"][group == number] for number in range(int(group.max()) + 1)]
+
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """A pass over the batch and as many synthetic images."""
+        synthetic = (min(count, len(self._images)), tuple(map(len, self._slices))) if self._pool else ()
+        return super().cost_key(count, head), synthetic
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the batch's loss and of the distillation on as many synthetic images."""

@@ -20,11 +20,22 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedknow.client.cost import Cost
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Diverged, Learner, Round, Tensors, batches, make_optimizer, widen
+from fedknow.client.learners.base import (
+    Batch,
+    Diverged,
+    HeadSlice,
+    Learner,
+    Round,
+    Tensors,
+    batches,
+    make_optimizer,
+    widen,
+)
 from fedknow.protocols.config import ConfigError
 
-__all__ = ["FEWEST", "Start", "Trained", "clients_at_once", "fit_together"]
+__all__ = ["FEWEST", "Start", "Trained", "clients_at_once", "fit_together", "price"]
 
 _Moving = dict[str, nn.Parameter]
 # Measured by benchmarks/vmap_clients.py:
@@ -116,6 +127,26 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         for row in range(len(clients))
     ]
     return [trained[order.index(i)] for i in range(len(order))]
+
+
+def price(learner: Learner, start: Start) -> Cost:
+    """What it costs a client to train by itself, whoever it was trained with.
+
+    Of steps of a kind not counted yet one is made, so the learner's parameters are nobody's afterwards.
+    """
+    task, proximal = start.task, start.round.proximal_mu > 0
+    with learner.meter.message(), learner.meter.part():
+        head = HeadSlice(task.head, learner.head.out_features)
+        x, labels = learner.images(task.train.x), head.labels(task.train.y)
+        learner.begin(task, start.round)
+        for _ in range(learner.epochs):
+            for index in batches(len(labels), learner.train.batch_size, torch.Generator()):
+                key = learner.step_key(len(index), head, proximal)
+                if not learner.meter.charge(key):
+                    with learner.meter.part(key):
+                        learner.gradient(Batch(x[index], labels[index], index, head))
+                        learner.step()
+    return learner.meter.cost
 
 
 class _Schedule:
@@ -220,7 +251,7 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     own = [
         name
         for name, part in vars(Learner).items()
-        if name not in ("__init__", "travels", "__doc__", "__module__")
+        if name not in ("__init__", "travels", "cost_key", "__doc__", "__module__")
         and (inspect.isfunction(part) or isinstance(part, property))
         and inspect.getattr_static(type(learner), name) is not part
     ]

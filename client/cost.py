@@ -1,0 +1,307 @@
+"""What work costs: counted floating point operations, and the memory it needs at most.
+
+Counting goes through every operation of PyTorch and is as slow as that sounds, so it is done once for each kind of
+work. A :class:`Meter` is told where a *part* of the work begins and ends, and by what *key* parts of equal cost can be
+told; the first part of a key is counted, and later ones are charged the same. Work without a key is always counted.
+What is charged therefore depends on the work alone, not on the process that does it or on what was done before.
+
+Counted are the operations PyTorch has formulas for (:mod:`torch.utils.flop_counter`: products of matrices,
+convolutions and attention, forward and backward) and products of vectors; a multiply-add is two operations. Not counted
+are operations entry by entry (activations, normalisation, the optimizer's step), a few percent of a network's, and what
+NumPy does. Memory is that of tensors, not of a library's workspaces.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["COSTS", "FLOPS", "MEMORY", "Cost", "Meter", "costs", "module_bytes", "tensor_bytes"]
+
+FLOPS = "flops"
+MEMORY = "memory-bytes"
+COSTS = (
+    FLOPS,
+    MEMORY,
+    "memory-weights",
+    "memory-gradients",
+    "memory-activations",
+    "memory-knowledge",
+    "memory-replay",
+)
+"""Metrics of every answer; ``memory-bytes`` is the sum of its parts."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work cost.
+
+    Attributes
+    ----------
+    flops : int
+        Floating point operations; a multiply-add is two.
+    peak : int
+        Most bytes of tensors made during the work that were there at once: gradients too, but not what optimizers make.
+    gradients, moments : int
+        Bytes of the gradients that optimizers were given, and of what they keep themselves.
+    """
+
+    flops: int = 0
+    peak: int = 0
+    gradients: int = 0
+    moments: int = 0
+
+
+class _Part:
+    """Work under way: its own cost, and apart from it that of the parts within."""
+
+    def __init__(self, counted: bool) -> None:
+        self.counted = counted
+        self.flops = self.live = self.peak = self.gradients = self.moments = 0
+        self.inner_flops = self.inner_peak = self.inner_gradients = self.inner_moments = 0
+        self._optimizers: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
+
+    def made(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self.hold(storage.nbytes())
+        weakref.finalize(storage, self._gone, storage.nbytes()).atexit = False
+
+    def hold(self, size: int) -> None:
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+        self._optimizers[optimizer] = gradients, sum(map(tensor_bytes, optimizer.state.values()))
+        together = [sum(sizes) for sizes in zip(*self._optimizers.values(), strict=True)]
+        self.gradients, self.moments = max(self.gradients, together[0]), max(self.moments, together[1])
+
+    @property
+    def own(self) -> Cost:
+        return Cost(self.flops, self.peak, self.gradients, self.moments)
+
+    def charge(self, cost: Cost) -> None:
+        """Take a cost for one's own."""
+        self.flops += cost.flops
+        self.peak = max(self.peak, cost.peak)
+        self.gradients = max(self.gradients, cost.gradients)
+        self.moments = max(self.moments, cost.moments)
+
+    @property
+    def total(self) -> Cost:
+        """With the parts within, of which the largest is there at once with one's own."""
+        return Cost(
+            self.flops + self.inner_flops,
+            self.peak + self.inner_peak,
+            max(self.gradients, self.inner_gradients),
+            max(self.moments, self.inner_moments),
+        )
+
+    def contain(self, cost: Cost) -> None:
+        """Note what a part within cost."""
+        self.inner_flops += cost.flops
+        self.inner_peak = max(self.inner_peak, cost.peak)
+        self.inner_gradients = max(self.inner_gradients, cost.gradients)
+        self.inner_moments = max(self.inner_moments, cost.moments)
+
+
+class Meter:
+    """Counts what one learner's work costs, for one client after the other.
+
+    Attributes
+    ----------
+    cost : Cost
+        Of the last :meth:`message`.
+    """
+
+    def __init__(self) -> None:
+        self.cost = Cost()
+        self._known: dict[Hashable, Cost] = {}
+        self._parts: list[_Part] = []
+        self._counting = _Counting(self._parts)
+
+    @contextmanager
+    def message(self) -> Iterator[None]:
+        """All work for one message; :attr:`cost` is afterwards what its parts cost."""
+        hooks = [register_optimizer_step_pre_hook(self._begin_step), register_optimizer_step_post_hook(self._end_step)]
+        part = _Part(counted=False)
+        try:
+            with self._within(part):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.cost = part.total
+
+    @contextmanager
+    def part(self, key: Hashable | None = None) -> Iterator[None]:
+        """A part of the work, whose cost is that of any other part of this key; parts within are apart from it.
+
+        Parameters
+        ----------
+        key : hashable, optional
+            What the cost depends on; None: on more than can be told beforehand, so it is counted each time.
+        """
+        known = None if key is None else self._known.get(key)
+        part = _Part(counted=known is None)
+        with self._within(part):
+            yield
+        if known is not None:
+            part.charge(known)
+        elif key is not None:
+            self._known[key] = part.own
+        if self._parts:
+            self._parts[-1].contain(part.total)
+
+    def charge(self, key: Hashable) -> bool:
+        """Charge a part without doing it; False where its cost is not known yet."""
+        if (known := self._known.get(key)) is not None and self._parts:
+            self._parts[-1].contain(known)
+        return known is not None
+
+    @contextmanager
+    def free(self) -> Iterator[None]:
+        """Work that a client is not charged with, such as finding something out once for all clients of a process."""
+        with self._within(_Part(counted=False)):
+            yield
+
+    def hold(self, size: int) -> None:
+        """Charge the innermost part with memory, in bytes, that was made for all of them once (:meth:`free`)."""
+        if self._parts:
+            self._parts[-1].hold(size)
+
+    @contextmanager
+    def _within(self, part: _Part) -> Iterator[None]:
+        depth = len(self._parts)
+        self._parts.append(part)
+        self._counting.set(part.counted)
+        try:
+            yield
+        finally:
+            del self._parts[depth:]
+            self._counting.set(depth > 0 and self._parts[-1].counted)
+
+    def _begin_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._counting.set(False)
+
+    def _end_step(self, optimizer: Optimizer, *_: Any) -> None:
+        part = self._parts[-1]
+        if part.counted:
+            part.stepped(optimizer)
+        self._counting.set(part.counted)
+
+
+class _Counting(TorchDispatchMode):
+    """Sees each operation, and books it on the innermost part."""
+
+    def __init__(self, parts: list[_Part]) -> None:
+        super().__init__()
+        self._parts = parts
+        self._on = self._collecting = False
+
+    def set(self, on: bool) -> None:
+        if on and not self._on:
+            # What is only freed by the garbage collector would be there for a time that nobody knows.
+            self._collecting = gc.isenabled()
+            gc.disable()
+            self.__enter__()
+        elif self._on and not on:
+            self.__exit__(None, None, None)
+            if self._collecting:
+                gc.enable()
+        self._on = on
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is None and _composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        result = func(*args, **kwargs)
+        part = self._parts[-1]
+        if formula is not None:
+            part.flops += int(formula(*args, **kwargs, out_val=result))
+        if _allocates(func):
+            for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    part.made(leaf)
+        return result
+
+
+def _vectors(x: Tensor, y: Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """A matrix or a vector times a vector."""
+    return 2 * x.numel()
+
+
+_FORMULAS = flop_registry | {
+    torch.ops.aten.mv: _vectors,
+    torch.ops.aten.dot: _vectors,
+    torch.ops.aten.vdot: _vectors,
+}
+
+
+@cache
+def _composite(func: Any) -> bool:
+    """Whether an operation consists of others, as operations in inference mode may."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+
+
+@cache
+def _allocates(func: Any) -> bool:
+    """Whether what an operation returns is new, and not a view or what it was given."""
+    return all(value.alias_info is None for value in func._schema.returns)
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors in nested mappings and lists."""
+    if isinstance(tree, Tensor):
+        return tree.nbytes
+    if isinstance(tree, Mapping):
+        return sum(map(tensor_bytes, tree.values()))
+    return sum(map(tensor_bytes, tree)) if isinstance(tree, list | tuple) else 0
+
+
+def module_bytes(*modules: nn.Module) -> int:
+    """Bytes of all parameters and buffers of some modules, each counted once."""
+    return sum(tensor.nbytes for tensor in {t for module in modules for t in (*module.parameters(), *module.buffers())})
+
+
+def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, float]:
+    """The metrics :data:`COSTS` of one answer.
+
+    Parameters
+    ----------
+    cost : Cost
+        Of the work.
+    weights, knowledge, replay : int
+        Bytes of the models a learner works with, of the samples a client keeps for replay, and of all else it keeps.
+
+    Returns
+    -------
+    dict
+        Bytes as floats. ``memory-gradients`` includes what the optimizer keeps; ``memory-activations`` is all else
+        that the work had to make, of which most is kept for the backward pass. The parts need not be largest at the
+        same moment, so their sum may be somewhat above what is needed at any one.
+    """
+    parts = (weights, cost.gradients + cost.moments, max(0, cost.peak - cost.gradients), knowledge, replay)
+    return dict(zip(COSTS, map(float, (cost.flops, sum(parts), *parts)), strict=True))
