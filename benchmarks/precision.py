@@ -1,10 +1,10 @@
 """Whether bfloat16 keeps the accuracy: the same experiments with `train.precision` "fp32" and "bf16".
 
     FEDKNOW_DATA=DIR python benchmarks/precision.py
-    FEDKNOW_DATA=DIR python benchmarks/precision.py --pairs 1      # one pair of runs more than the file has
+    FEDKNOW_DATA=DIR python benchmarks/precision.py --runs 2      # two runs more than the file has
 
-A pair is one learner and seed in both precisions, one after the other, in processes of their own. Pairs that the
-results have already are not run again, so a long series may be run in pieces; `--fresh` forgets them.
+Each learner and seed is run in both precisions, one after the other, in processes of their own. Runs that the results
+have already are not made again, so a long series may be made in pieces; `--fresh` forgets them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--learners", nargs="+", default=["fedknow", "fedrep"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the preset")
-    parser.add_argument("--pairs", type=int, default=10**6, help="most pairs to run now")
+    parser.add_argument("--runs", type=int, default=10**6, help="most runs to make now")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
@@ -43,21 +43,16 @@ def main() -> None:
         give(run(args.preset, args.case))
         return
     known = json.loads(args.out.read_text())["results"]["runs"] if args.out.exists() and not args.fresh else []
-    wanted = [pair for pair in itertools.product(range(args.seeds), args.learners) if not any(found(known, *pair))]
-    for seed, learner in wanted[: args.pairs]:
-        for precision in PRECISIONS:
-            changes = [f"learner={learner}", f"seed={seed}", f"train.precision={precision}", *args.set]
-            command = [sys.executable, __file__, "--preset", args.preset, "--case", *changes]
-            figures = measure(command)
-            known.append({"learner": learner, "seed": seed, "precision": precision, **figures})
-            print(known[-1], flush=True)
+    have = {(run["seed"], run["learner"], run["precision"]) for run in known}
+    wanted = [case for case in itertools.product(range(args.seeds), args.learners, PRECISIONS) if case not in have]
+    for seed, learner, precision in wanted[: args.runs]:
+        changes = [f"learner={learner}", f"seed={seed}", f"train.precision={precision}", *args.set]
+        figures = measure([sys.executable, __file__, "--preset", args.preset, "--case", *changes])
+        known.append({"learner": learner, "seed": seed, "precision": precision, **figures})
+        print(known[-1], flush=True)
         write(args.out, {"runs": known, "table": table(known)}, preset=args.preset, changes=args.set)
     for row in table(known):
         print(row)
-
-
-def found(runs: list[dict[str, Any]], seed: int, learner: str) -> list[bool]:
-    return [run["seed"] == seed and run["learner"] == learner for run in runs]
 
 
 def run(preset: str, changes: list[str]) -> dict[str, float]:
@@ -74,9 +69,10 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         both = [[r for r in runs if (r["learner"], r["precision"]) == (learner, name)] for name in PRECISIONS]
         for name, own in zip(PRECISIONS, both, strict=True):
             rows.append({"learner": learner, "what": name} | summary([{f: r[f] for f in FIGURES} for r in own]))
-        differences = [{f: b[f] - a[f] for f in FIGURES} for a, b in zip(*both, strict=True)]
+        pairs = list(zip(*both, strict=False))  # the last seed's second run may be still to be made
+        differences = [{f: b[f] - a[f] for f in FIGURES} for a, b in pairs]
         rows.append({"learner": learner, "what": "bf16 - fp32"} | summary(differences))
-        rows[-1]["speedup"] = estimate([a["seconds"] / b["seconds"] for a, b in zip(*both, strict=True)]).mean
+        rows[-1]["speedup"] = estimate([a["seconds"] / b["seconds"] for a, b in pairs]).mean
     return rows
 
 
