@@ -266,26 +266,25 @@ def main() -> None:
     stream = make_benchmark(config)
     watch = Stopwatch(config, stream, chosen.device, naive=not chosen.past)
     rows: list[dict[str, object]] = []
+    key = f"{chosen.model}-{chosen.precision}-{chosen.device}" + ("-longer" if chosen.past else "")
+    about = {
+        "command": " ".join(["python", "benchmarks/fedknow_step.py", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "settings": {"width": chosen.width, "rounds": chosen.rounds, "epochs": chosen.epochs, "batch": 40},
+    }
 
     def note(row: dict[str, object]) -> None:
         rows.append(row)
-        print(json.dumps(rows[-1]), flush=True)
+        print(json.dumps(row), flush=True)
+        results = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+        chosen.out.parent.mkdir(exist_ok=True)
+        chosen.out.write_text(json.dumps(results | {key: about | {"rows": rows}}, indent=1) + "\n")
 
     if chosen.past:
         longer(config, stream, watch, chosen.past, note)
     else:
         paper(config, stream, watch, chosen.last, note)
-    key = f"{chosen.model}-{chosen.precision}-{chosen.device}" + ("-longer" if chosen.past else "")
-    results = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
-    results[key] = {
-        "command": " ".join(["python", "benchmarks/fedknow_step.py", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "settings": {"width": chosen.width, "rounds": chosen.rounds, "epochs": chosen.epochs, "batch": 40},
-        "rows": rows,
-    }
-    chosen.out.parent.mkdir(exist_ok=True)
-    chosen.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
