@@ -22,6 +22,7 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "ExperimentConfig",
+    "FleetConfig",
     "LearnerConfig",
     "ModelConfig",
     "StrategyConfig",
@@ -220,6 +221,68 @@ class EngineConfig(Section):
     """What a failed client does to the run: end it, or leave that client's reply out and count it."""
 
 
+def _by_devices(value: Any) -> Any:
+    return {"devices": value} if isinstance(value, str | list) else value
+
+
+class FleetConfig(Section):
+    """Simulations: the devices and networks that clients are imagined to have, and what these do in virtual time.
+
+    Without ``devices`` there is no fleet: clients are equally fast and always there. A bare string or list stands for
+    the devices: ``fleet = "testbed-a"``.
+    """
+
+    devices: dict[str, Annotated[int, Field(ge=1)]] | list[str] | str = {}
+    """How many clients have which device (``fedknow list devices``), in the order of clients, adding up to
+    ``data.clients``: ``{jetson-nano = 8, ...}``; or a list, repeated as often as need be (``ai-*``: all devices named
+    so, in an order drawn at random); or the name of a whole fleet, such as ``testbed-a``."""
+    profiles: str = ""
+    """File with devices of your own: TOML as ``fedknow calibrate`` writes it, or a CSV list of phones."""
+    down: float = Field(0.0, ge=0)
+    up: float = Field(0.0, ge=0)
+    """Bytes a second to and from a client; 0: no limit."""
+    latency: float = Field(0.0, ge=0)
+    """Seconds that any message is under way besides."""
+    jitter: float = Field(0.0, ge=0)
+    """Mean of a further, exponentially distributed delay of each message, seconds."""
+    shared: bool = False
+    """``down`` and ``up`` are those of one link, shared equally by all that use it at a moment."""
+    link_sigma: float = Field(0.0, ge=0, le=3)
+    """Clients' links differ: each one's rate is ``exp(link_sigma * z)`` times what is given, ``z`` standard normal."""
+    compute_sigma: float = Field(0.0, ge=0, le=3)
+    """Stragglers: each piece of computing takes ``exp(compute_sigma * z)`` times what it should."""
+    availability: str = Field("always", min_length=1)
+    """``always``; ``markov``: there and away in turn, for exponentially distributed times; or a CSV file with columns
+    ``client,start,end`` (seconds), which is repeated after its last ``end``. Who is away is not chosen; who leaves goes
+    on when back."""
+    online: float = Field(3600.0, gt=0)
+    offline: float = Field(3600.0, gt=0)
+    """``markov``: mean seconds that a client is there, and away."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that an answer is lost on its way."""
+    deadline: float = Field(0.0, ge=0)
+    """Virtual seconds after which the server goes on without those that have not answered; 0: it waits."""
+    over_commit: float = Field(1.0, ge=1)
+    """The server asks so many times the clients it needs to train, and takes the first answers."""
+
+    @model_validator(mode="after")
+    def _fit(self) -> FleetConfig:
+        if not self.devices:
+            defaults = FleetConfig.model_fields
+            for name in self.model_fields_set - {"devices"}:
+                if getattr(self, name) != defaults[name].default:
+                    raise ValueError(
+                        f"fleet.{name} = {getattr(self, name)!r} does nothing without devices; set fleet.devices "
+                        "(fedknow list devices), 'infinite' for devices that take no time"
+                    )
+        if self.shared and self.link_sigma:
+            raise ValueError(
+                f"fleet.link_sigma = {self.link_sigma:g}: with fleet.shared = true there is one link, so set "
+                "fleet.link_sigma = 0"
+            )
+        return self
+
+
 class ExperimentConfig(Section):
     """One experiment, complete: the same configuration and seed give the same numbers wherever it runs."""
 
@@ -232,6 +295,7 @@ class ExperimentConfig(Section):
     strategy: Annotated[StrategyConfig, BeforeValidator(_by_name)] = StrategyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
+    fleet: Annotated[FleetConfig, BeforeValidator(_by_devices)] = FleetConfig()
 
     def to_toml(self) -> str:
         """The whole configuration, defaults included, as TOML."""
@@ -337,6 +401,8 @@ def _assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> Non
         child = tree.get(key, {})
         if isinstance(child, str) and key in _COMPONENTS:  # learner = "gem", then --set learner.memory=20
             child = {"name": child}
+        if key == "fleet" and not isinstance(child, dict):  # fleet = "testbed-a", then --set fleet.down=1e6
+            child = {"devices": child}
         if not isinstance(child, dict):
             raise ConfigError(f"--set {text!r}: {key!r} is a value, not a section")
         tree[key] = child
@@ -346,6 +412,8 @@ def _assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> Non
         value = {**tree[leaf], "name": value} if tree[leaf].get("name") == value else {"name": value}
     if leaf == "data" and not parents and isinstance(value, str) and isinstance(tree.get(leaf), dict):
         value = {**tree[leaf], "name": value}
+    if leaf == "fleet" and not parents and isinstance(value, str | list) and isinstance(tree.get(leaf), dict):
+        value = {**tree[leaf], "devices": value}
     tree[leaf] = value
 
 

@@ -1,0 +1,242 @@
+"""The virtual clock: discrete events that say when each piece of work reaches its client, is done and is back.
+
+Nothing here knows of real time. What happens depends on the jobs given, their order and the moments they are given at,
+and on nothing else.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fedknow.simulations.fleet.availability import Presence
+from fedknow.simulations.fleet.links import Links, Pipe
+
+__all__ = ["Clock", "Job", "Timing"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work of a client.
+
+    Attributes
+    ----------
+    id : str
+    client : int
+    down, up : float
+        Bytes of the request and of the answer.
+    seconds : float
+        What the client's device takes to compute.
+    delays : tuple of float
+        Seconds that request and answer are under way besides (latency, jitter).
+    due : float
+        The moment at which it is given up if it is not done; infinite: never.
+    lost : bool
+        The answer does not come: the work ends when due, or where it never is, when the answer should have come.
+    """
+
+    id: str
+    client: int
+    down: float = 0.0
+    seconds: float = 0.0
+    up: float = 0.0
+    delays: tuple[float, float] = (0.0, 0.0)
+    due: float = math.inf
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What became of a job; all in virtual seconds.
+
+    Attributes
+    ----------
+    job : Job
+    given : float
+        When the server gave it out.
+    began, received, computed, ended : float
+        When the request set out (later than ``given`` where the client was away or busy), had come, the work was done,
+        and the answer had come. Where it was given up before, what did not happen any more has the time it ended.
+    complete : bool
+        Whether it was done before it was due.
+    """
+
+    job: Job
+    given: float
+    began: float
+    received: float
+    computed: float
+    ended: float
+    complete: bool
+
+    @property
+    def transfer(self) -> float:
+        """Seconds under way."""
+        return self.received - self.began + self.ended - self.computed
+
+    def shares(self, since: float) -> tuple[float, float]:
+        """Seconds since a moment, until it ended, in which it was under way, and in which its client had it."""
+
+        def overlap(start: float, end: float) -> float:
+            return max(0.0, end - max(start, since))
+
+        return (
+            overlap(self.began, self.received) + overlap(self.computed, self.ended),
+            overlap(self.received, self.computed),
+        )
+
+
+_Event = tuple[float, int, int, str, str]
+"""When, what comes first of what happens then (twice), to which job, what."""
+
+
+@dataclass
+class _Run:
+    job: Job
+    given: float
+    marks: list[float] = field(default_factory=list)
+    """When it began, was received, computed."""
+    pipe: Pipe | None = None
+    """What it is moving through."""
+
+
+class Clock:
+    """Jobs under way, and what happens next.
+
+    A client does its jobs one after the other in the order given. A job waits until its client is there; a client that
+    leaves goes on where it was when it is back (a transfer on a shared link is not interrupted once it has begun). Of
+    what happens at the same moment, what was set going first comes first.
+
+    Parameters
+    ----------
+    links : Links
+    presence : Presence
+    now : float
+        Where the clock stands, seconds.
+    """
+
+    def __init__(self, links: Links, presence: Presence, now: float = 0.0) -> None:
+        self.now = now
+        self._links, self._presence = links, presence
+        self._pipes = (Pipe(links.down[0]), Pipe(links.up[0]))
+        self._runs: dict[str, _Run] = {}
+        self._queues: dict[int, deque[str]] = {}
+        self._events: list[_Event] = []
+        self._count = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job is under way."""
+        return not self._runs
+
+    def give(self, job: Job) -> None:
+        """Give a job out, now."""
+        self._runs[job.id] = _Run(job, self.now)
+        if job.due < math.inf:
+            self._at(job.due, job.id, "due")
+        queue = self._queues.setdefault(job.client, deque())
+        queue.append(job.id)
+        if len(queue) == 1:
+            self._begin(job.id)
+
+    def step(self, until: float = math.inf) -> Timing | None:
+        """Go on until the next job ends.
+
+        Parameters
+        ----------
+        until : float
+            A moment after which nothing is to happen.
+
+        Returns
+        -------
+        Timing or None
+            The job that ended, and the clock shows when; None: none did until then, and the clock shows ``until``
+            (or what it showed, where no job is under way and there is no such moment).
+        """
+        while self._runs:
+            time, _, _, id, what = event = self._first()
+            if time > until:
+                break
+            if self._events and event is self._events[0]:
+                heapq.heappop(self._events)
+            self.now = time
+            if what == "due":
+                return self._end(id, complete=False)
+            if what == "join":
+                self._enter(self._runs[id])
+            elif timing := self._advance(self._runs[id]):
+                return timing
+        if until < math.inf:
+            self.now = max(self.now, until)
+        return None
+
+    def drop(self, ids: Iterable[str]) -> list[Timing]:
+        """Give jobs up, now."""
+        return [self._end(id, complete=False) for id in ids if id in self._runs]
+
+    def wait(self, until: float) -> None:
+        """Let time pass in which no job is under way."""
+        assert self.idle
+        self.now = max(self.now, until)
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _at(self, time: float, id: str, what: str) -> None:
+        self._count += 1
+        # What is done just when it is due is done, so the end of patience comes last.
+        heapq.heappush(self._events, (time, 2 if what == "due" else 0, self._count, id, what))
+
+    def _first(self) -> _Event:
+        """The next event."""
+        while self._events and self._events[0][3] not in self._runs:
+            heapq.heappop(self._events)
+        moving = [(found[0], 1, way, found[1], "moved") for way, p in enumerate(self._pipes) if (found := p.next())]
+        return min([*self._events[:1], *moving])
+
+    def _begin(self, id: str) -> None:
+        self._at(self._presence.after(self._runs[id].job.client, self.now, 0.0), id, "begin")
+
+    def _advance(self, run: _Run) -> Timing | None:
+        """The next stage of a job: it sets out, comes to the client, is computed, and the answer comes back."""
+        job = run.job
+        if run.pipe is not None:
+            run.pipe.leave(job.id, self.now)
+            run.pipe = None
+        if len(run.marks) == 3:
+            return None if job.lost and job.due < math.inf else self._end(job.id, complete=True)
+        run.marks.append(self.now)
+        if len(run.marks) == 2:
+            self._at(self._presence.after(job.client, self.now, job.seconds), job.id, "computed")
+        else:
+            self._send(run)
+        return None
+
+    def _send(self, run: _Run) -> None:
+        """Send the request of a job that has just begun, or the answer of one that has been computed."""
+        job, way = run.job, len(run.marks) // 2
+        if self._links.shared:
+            self._at(self.now + job.delays[way], job.id, "join")
+        else:
+            size, rates = ((job.down, self._links.down), (job.up, self._links.up))[way]
+            seconds = job.delays[way] + size / rates[job.client]
+            self._at(self._presence.after(job.client, self.now, seconds), job.id, "moved")
+
+    def _enter(self, run: _Run) -> None:
+        job, way = run.job, len(run.marks) // 2
+        run.pipe = self._pipes[way]
+        run.pipe.join(job.id, (job.down, job.up)[way], self.now)
+
+    def _end(self, id: str, complete: bool) -> Timing:
+        run = self._runs.pop(id)
+        if run.pipe is not None:
+            run.pipe.leave(id, self.now)
+        queue = self._queues[run.job.client]
+        first = queue[0] == id
+        queue.remove(id)
+        if first and queue:
+            self._begin(queue[0])
+        began, received, computed = (*run.marks, *[self.now] * (3 - len(run.marks)))
+        return Timing(run.job, run.given, began, received, computed, self.now, complete)
