@@ -259,6 +259,59 @@ def search(
 
 
 @app.command()
+def paper(
+    experiment: Annotated[str, typer.Argument(metavar="5.1|5.1-pi|5.2|5.3|5.4|5.5|5.6")],
+    data: Annotated[
+        str, typer.Option("--data", metavar="NAME", help="Which of the paper's data sets.  [default: the experiment's]")
+    ] = "",
+    scale: Annotated[
+        float, typer.Option("--scale", metavar="SHARE", help="How much of the paper's training, above 0, at most 1.")
+    ] = 1.0,
+    learners: Annotated[
+        str, typer.Option("--learners", metavar="NAME,NAME", help="Which to run.  [default: the experiment's]")
+    ] = "",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from 0 on.")] = 1,
+    changes: Annotated[list[str] | None, SET] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of all runs.  [default: runs/paper-EXPERIMENT]", show_default=False
+        ),
+    ] = None,
+    data_dir: Annotated[Path | None, DATA_DIR] = None,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Run an experiment of the FedKNOW paper and put what comes of it beside the paper's values.
+
+    5.1: methods on twenty Jetsons, 5.1-pi: with ten Raspberry Pis; 5.2: slow and fast links; 5.3: 50 and 100 clients;
+    5.4: 80 tasks; 5.5: how much is kept of a task; 5.6: networks. `--scale` shrinks rounds and epochs by its root each
+    (and clients and tasks, where these have come to one), and the page says by how much.
+
+    Given the same command again, finished runs are read and unfinished ones go on. The folder gets `paper.html` and
+    `plots/`, and a comparison in a folder of its own for each variant.
+
+    Example:
+
+    - `fedknow paper 5.1 --data cifar100 --scale 0.1 --learners fedknow,fedavg,gem,fedweit --data-dir ~/data`
+    """
+    place = folder or Path("runs") / f"paper-{experiment}"
+    with _explained(place):
+        from fedknow.progress import RunProgress
+        from fedknow.simulations.paper import run_paper
+
+        names = [name.strip() for name in learners.split(",") if name.strip()]
+        overrides = [*(changes or []), *([f"data.dir={json.dumps(str(data_dir))}"] if data_dir else [])]
+        watch = None if quiet else lambda plan, title: RunProgress(plan, out, title)
+        outcome = run_paper(experiment, place, data, scale, names, seeds, overrides, watch)
+        for name, reason in outcome.failures.items():
+            err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}", highlight=False)
+        if outcome.page:
+            _point_to(outcome.page)
+        if outcome.failures:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
 def certs(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     clients: Annotated[int, typer.Option("--clients", min=1, help="How many clients there shall be.")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -15,7 +16,16 @@ from fedknow.server.summary import MEASURES, Group, Summary, group, known, ranke
 if TYPE_CHECKING:
     from fedknow.server.plots import Plot
 
-__all__ = ["write_report"]
+__all__ = ["Rows", "write_page", "write_report"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table of text, and a sentence about it."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    about: str = ""
 
 
 def write_report(runs: Sequence[RunFolder], out: Path, left_out: Mapping[str, str] | None = None) -> Path:
@@ -58,6 +68,48 @@ def write_report(runs: Sequence[RunFolder], out: Path, left_out: Mapping[str, st
             write_atomic(out / "plots" / f"{plot.name}.png", plot.png())
         write_atomic(out / "report.html", page.encode())
     return out / "report.html"
+
+
+def write_page(
+    path: Path, title: str, parts: Sequence[tuple[str, Sequence[Plot] | Rows]], runs: Iterable[Summary]
+) -> Path:
+    """Write an HTML file of tables and plots, which go beside it as ``plots/*.png`` too.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    title : str
+        Its heading.
+    parts : sequence of (str, plots or table)
+        Headings and what stands below each.
+    runs : iterable of Summary
+        What the numbers are from.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    RunError
+        If the disk is full; a page that was there before is left whole.
+    """
+
+    def body(part: Sequence[Plot] | Rows) -> str:
+        if isinstance(part, Rows):
+            return f'<p class="facts">{escape(part.about)}</p>' * bool(part.about) + _table(part.head, part.rows)
+        return _figures(part)
+
+    page = _page(title, [_section(heading, body(part)) if heading else body(part) for heading, part in parts], runs)
+    with running_out_of_disk(path.parent):
+        (path.parent / "plots").mkdir(parents=True, exist_ok=True)
+        for _, part in parts:
+            for plot in [] if isinstance(part, Rows) else part:
+                write_atomic(path.parent / "plots" / f"{plot.name}.png", plot.png())
+        write_atomic(path, page.encode())
+    return path
 
 
 def _run_page(run: Summary, plots: Sequence[Plot]) -> str:

@@ -1,0 +1,149 @@
+"""The paper's experiments: configurations, scaling, and the page beside the paper's values."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedknow.client.data import Dataset
+from fedknow.client.learners import list_learners
+from fedknow.client.models import list_models
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.server.run_folder import RunFolder
+from fedknow.simulations import paper
+from fedknow.simulations.contenders import plan
+from fedknow.simulations.paper import experiments, run_paper, variants
+
+TINY = ["model=mlp", "model.hidden=8", "engine.backend=inline", "train.batch_size=8"]
+
+
+@pytest.fixture
+def small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of CIFAR-100: 20 classes of 20 and 10 images of noise around a level of their own."""
+
+    def load(config: object) -> Dataset:
+        rng = np.random.default_rng(0)
+
+        def part(each: int) -> tuple[np.ndarray, np.ndarray]:
+            y = np.repeat(np.arange(20), each)
+            x = rng.integers(0, 40, (len(y), 1, 4, 4)) + (10 * y)[:, None, None, None]
+            return x.astype(np.uint8), y
+
+        return Dataset.from_arrays("cifar100", *part(20), *part(10))
+
+    monkeypatch.setattr("fedknow.client.data.benchmark.load_dataset", load)
+
+
+def test_every_experiment_can_be_planned() -> None:
+    table = paper._table()
+    assert list(experiments()) == ["5.1", "5.1-pi", "5.2", "5.3", "5.4", "5.5", "5.6"]
+    for name, experiment in table["experiments"].items():
+        for data in table["workloads"]:
+            for variant in variants(name, data):
+                assert variant.config == variant.paper
+                for method in experiment["learners"]:
+                    assert plan(variant.config, method, 0).train.rounds == 15
+    assert {variant.config.model.name for variant in variants("5.6")} <= set(list_models())
+
+
+def test_the_papers_protocol() -> None:
+    (cifar,) = variants("5.1")
+    config = cifar.config
+    assert (config.data.tasks, config.data.classes_per_task, config.data.clients) == (10, 10, 20)
+    assert (config.train.rounds, config.train.epochs, config.train.lr, config.train.optimizer) == (15, 8, 1e-3, "adam")
+    assert (config.model.name, config.data.share) == ("cnn6", "disjoint")
+    assert config.strategy.options == {"fraction": 0.4}
+    assert [variant.config.data.clients for variant in variants("5.3")] == [50, 100]
+    assert {variant.config.data.share for variant in variants("5.3")} == {"overlapping"}
+    mini = variants("5.3")[0].config
+    assert (mini.train.optimizer, mini.train.lr, mini.train.weight_decay, mini.train.epochs) == ("sgd", 8e-4, 1e-5, 5)
+    assert variants("5.4")[0].config.data.tasks == 80
+    assert variants("5.1-pi")[0].config.data.clients == 30
+
+
+@pytest.mark.parametrize(
+    ("scale", "rounds", "epochs", "clients", "tasks"),
+    [(1, 15, 8, 20, 10), (0.25, 8, 4, 20, 10), (0.1, 5, 3, 20, 10), (1 / 120, 1, 1, 20, 10), (1 / 1920, 1, 1, 5, 2)],
+)
+def test_scale(scale: float, rounds: int, epochs: int, clients: int, tasks: int) -> None:
+    config = variants("5.1", scale=scale)[0].config
+    assert (config.train.rounds, config.train.epochs) == (rounds, epochs)
+    assert (config.data.clients, config.data.tasks) == (clients, tasks)
+
+
+def test_values_belong_to_what_is_run() -> None:
+    table = paper._table()
+    assert set(table["values"]) == set(table["experiments"])
+    for name, by_variant in table["values"].items():
+        known = set(table["workloads"]) | set(table["experiments"][name].get("variants", {}))
+        assert set(by_variant) <= known
+        for by_method in by_variant.values():
+            assert set(by_method) <= set(table["experiments"][name]["learners"])
+            for value in by_method.values():
+                assert len(value.get("tasks", [])) == len(value.get("accuracy", []))
+                assert len(value.get("hours_at_rates", range(8))) == 8
+                assert all(0 < a <= 1 for a in value.get("accuracy", []))
+    assert {method.partition("@")[0] for e in table["experiments"].values() for method in e["learners"]} <= set(
+        list_learners()
+    )
+
+
+def test_fleets_are_the_papers_testbeds() -> None:
+    fleets = paper._table()["fleets"]
+    twenty = (2 * fleets["jetsons"])[:20]
+    counts = {name: twenty.count(name) for name in dict.fromkeys(twenty)}
+    assert counts == {"jetson-nano": 8, "jetson-tx2": 2, "jetson-xavier-nx": 8, "jetson-agx-xavier": 2}
+    thirty = fleets["jetsons-and-pis"]
+    assert {name: thirty.count(name) for name in dict.fromkeys(thirty)} == counts | {
+        "raspberry-pi-4-2gb": 1,
+        "raspberry-pi-4-4gb": 5,
+        "raspberry-pi-4-8gb": 4,
+    }
+    assert ("fleet" in ExperimentConfig.model_fields) == hasattr(variants("5.1")[0].config, "fleet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"experiment": "5.7"}, r"experiment '5.7': there is none.*known: 5.1"),
+        ({"experiment": "5.1", "data": "cifar10"}, r"--data 'cifar10': there is none \(did you mean 'cifar100'\?\)"),
+        ({"experiment": "5.1", "scale": 0.0}, r"--scale 0: give a number above 0"),
+        ({"experiment": "5.1", "scale": 1.5}, r"--scale 1.5: .*at most 1"),
+        ({"experiment": "5.1", "changes": ["train.round=1"]}, r"did you mean 'rounds'"),
+    ],
+)
+def test_errors(arguments: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        variants(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small_cifar")
+def test_links(tmp_path) -> None:
+    """5.2 from the bytes of one run: half the rate, twice the hours; a run's own numbers stand on the page."""
+    changes = [*TINY, "data.tasks=2", "data.clients=3"]
+    outcome = run_paper("5.2", tmp_path, scale=0.001, learners=["fedknow", "fedavg"], changes=changes)
+    assert outcome.failures == {}
+    assert outcome.page == tmp_path / "paper.html"
+    page = outcome.page.read_text()
+    for text in ("FedKNOW paper, 5.2", "12.2", "read off its figures", "50 kB/s", "fedknow, paper", "<svg"):
+        assert text in page, text
+    assert "http" not in page.replace("http://www.w3.org", "")
+    runs = json.loads((tmp_path / "cifar100/compare.json").read_text())["runs"]
+    carried = runs["fedavg-seed0"]["bytes"]
+    rounds = RunFolder.open(tmp_path / "cifar100/fedavg-seed0").config.train.rounds
+    full = 15 * 10 / (rounds * 2)
+    assert f"{carried / 3 / 50_000 / 3600 * full:,.3g}" in page
+    assert f"{carried / 3 / 100_000 / 3600 * full:,.3g}" in page
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir())[:1] == ["cifar100-accuracy.png"]
+    again = run_paper("5.2", tmp_path, scale=0.001, learners=["fedknow", "fedavg"], changes=changes)
+    assert again.page == outcome.page
+
+
+@pytest.mark.usefixtures("small_cifar")
+def test_variants_side_by_side(tmp_path) -> None:
+    changes = [*TINY, "data.tasks=2", "data.clients=3"]
+    outcome = run_paper("5.3", tmp_path, "cifar100", scale=0.001, learners=["fedavg"], changes=changes)
+    page = (tmp_path / "paper.html").read_text()
+    assert outcome.failures == {}
+    assert "these runs are on cifar100" in page
+    assert all(text in page for text in ("50-clients", "100-clients", "3%", "6%"))
