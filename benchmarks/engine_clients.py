@@ -47,8 +47,9 @@ class Echo:
         self.metrics = Metrics({"num-examples": 1})
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
-        """Give the arrays back."""
-        return message.reply({"arrays": message.arrays(), "metrics": self.metrics}), state
+        """Give the arrays back, as new ones: what clients send is not one object in all of them."""
+        arrays = Arrays((name, array.copy()) for name, array in message.arrays().items())
+        return message.reply({"arrays": arrays, "metrics": self.metrics}), state
 
 
 def digits(clients: int, learner: str) -> ExperimentConfig:

@@ -19,10 +19,10 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import Message, client_of
+from fedknow.protocols.messages import Message, client_of, nbytes
 from fedknow.server.grid import Answers, MessageGrid
 from fedknow.simulations.cluster import start_ray
-from fedknow.simulations.worker import Answered, Job, NodeFactory, Worker, share, unpack
+from fedknow.simulations.worker import Answered, Job, NodeFactory, Worker, detached, share, unpack
 
 __all__ = ["WORKER_DIED", "RayGrid"]
 
@@ -123,9 +123,9 @@ class RayGrid(MessageGrid):
         for message in work:
             client = client_of(message.node)
             jobs.setdefault(client, Job(client, self.versions.get(client, 0))).work.append(message)
-        light, arrays = share(list(jobs.values()))
+        lean, arrays = share(list(jobs.values()))
         shared = [ray.put(record) for record in arrays]
-        queues = self._queues(light)
+        queues = self._queues(lean)
         least = int(SHORTEST / max((self._pace.get(message.kind, math.inf) for message in work), default=1.0))
         running: dict[ray.ObjectRef, _Batch] = {}
         held = 0
@@ -156,11 +156,11 @@ class RayGrid(MessageGrid):
                 else:
                     submit(index)  # before the answers are looked at, so that no worker waits for us
                     self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
-                    held += answered.arrays.nbytes
-                    # What is read where it lies keeps its place in the store until the strategy is done with it.
-                    buffer = answered.arrays if held <= self._room else answered.arrays.copy()
-                    for reply, version in answered.answers:
-                        yield unpack(reply, buffer), version
+                    for light, version in answered.answers:
+                        reply = unpack(light, answered.arrays)
+                        held += nbytes(reply.content)
+                        # What is read where it lies keeps its place in the store until the strategy is done with it.
+                        yield (reply if held <= self._room else detached(reply)), version
         finally:
             # Given up by timeout, interrupted, or left by an error: what still runs must not write states any more.
             self._replace({index for index, _ in running.values()})

@@ -21,7 +21,19 @@ from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Arrays, Message, Record
 from fedknow.server.memory import process_peak_mb
 
-__all__ = ["Answered", "Job", "NodeFactory", "Packed", "Shared", "Worker", "pack", "share", "unpack", "unshare"]
+__all__ = [
+    "Answered",
+    "Job",
+    "NodeFactory",
+    "Packed",
+    "Shared",
+    "Worker",
+    "detached",
+    "pack",
+    "share",
+    "unpack",
+    "unshare",
+]
 
 NodeFactory = Callable[[ExperimentConfig, TaskStream], Answerer]
 """Makes what answers messages in a worker; cloudpickle must be able to carry it."""
@@ -83,6 +95,8 @@ def unshare(message: Message, arrays: Sequence[Arrays]) -> Message:
 _Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 _ALIGNMENT = 64
 """Bytes; what vector instructions and torch like best."""
+_LARGE = 2**16
+"""Bytes of an array from which on pickle's cost for it is less than that of one more copy."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +114,9 @@ class Answered:
     Attributes
     ----------
     answers : list of (Message, int)
-        An answer to each message, in order, with :class:`Packed` in the arrays' stead, and the version of the client's
-        state after it.
+        An answer to each message, in order, as :func:`pack` leaves it, and the version of the client's state after it.
     arrays : ndarray
-        uint8: the arrays of all answers.
+        uint8: what it took out.
     seconds : float
         How long the work took.
     """
@@ -114,7 +127,9 @@ class Answered:
 
 
 def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
-    """Put the arrays of messages one after the other, so that they travel as one and not tensor by tensor.
+    """Put arrays of messages one after the other, so that they travel as one and not tensor by tensor.
+
+    Records of large arrays are left as they are: Ray writes each of those into its store without a copy before.
 
     Returns
     -------
@@ -128,6 +143,8 @@ def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
     def stow(record: Record) -> Record | Packed:
         nonlocal size
         if not isinstance(record, Arrays) or any(array.dtype.hasobject for array in record.values()):
+            return record
+        if sum(array.nbytes for array in record.values()) >= _LARGE * len(record):
             return record
         layout = tuple((name, array.dtype, array.shape) for name, array in record.items())
         packed = Packed(size, layouts.setdefault(layout, layout))
@@ -156,6 +173,20 @@ def unpack(message: Message, buffer: np.ndarray) -> Message:
 
     content: Mapping[str, Record | Packed] = message.content
     return _with(message, {name: arrays(r) if isinstance(r, Packed) else r for name, r in content.items()})
+
+
+def detached(message: Message) -> Message:
+    """A message with arrays of its own, read-only, in the place of those that lie elsewhere."""
+
+    def copy(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array.flags.writeable = False
+        return array
+
+    content = message.content.items()
+    return _with(
+        message, {n: Arrays((k, copy(a)) for k, a in r.items()) if isinstance(r, Arrays) else r for n, r in content}
+    )
 
 
 def _room(size: int) -> int:
