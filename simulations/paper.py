@@ -107,7 +107,7 @@ def variants(
             "strategy": {"name": "fedavg", "fraction": table["fraction"]},
         }
         small = _scaled(full, scale)
-        if "fleet" in of and "fleet" in ExperimentConfig.model_fields:
+        if "fleet" in of:
             for tree in (full, small):
                 tree["fleet"] = {**table["links"], "devices": table["fleets"][of["fleet"]]}
         found.append(

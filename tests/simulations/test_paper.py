@@ -1,6 +1,7 @@
 """The paper's experiments: configurations, scaling, and the page beside the paper's values."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import pytest
 from fedknow.client.data import Dataset
 from fedknow.client.learners import list_learners
 from fedknow.client.models import list_models
-from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.config import ConfigError
 from fedknow.server.run_folder import RunFolder
 from fedknow.simulations import paper
 from fedknow.simulations.contenders import plan
+from fedknow.simulations.fleet.devices import assign, shipped_profiles
 from fedknow.simulations.paper import experiments, run_paper, variants
 
 TINY = ["model=mlp", "model.hidden=8", "engine.backend=inline", "train.batch_size=8"]
@@ -89,17 +91,13 @@ def test_values_belong_to_what_is_run() -> None:
 
 
 def test_fleets_are_the_papers_testbeds() -> None:
-    fleets = paper._table()["fleets"]
-    twenty = (2 * fleets["jetsons"])[:20]
-    counts = {name: twenty.count(name) for name in dict.fromkeys(twenty)}
-    assert counts == {"jetson-nano": 8, "jetson-tx2": 2, "jetson-xavier-nx": 8, "jetson-agx-xavier": 2}
-    thirty = fleets["jetsons-and-pis"]
-    assert {name: thirty.count(name) for name in dict.fromkeys(thirty)} == counts | {
-        "raspberry-pi-4-2gb": 1,
-        "raspberry-pi-4-4gb": 5,
-        "raspberry-pi-4-8gb": 4,
-    }
-    assert ("fleet" in ExperimentConfig.model_fields) == hasattr(variants("5.1")[0].config, "fleet")
+    jetsons = {"jetson-nano": 8, "jetson-tx2": 2, "jetson-xavier-nx": 8, "jetson-agx-xavier": 2}
+    pis = {"raspberry-pi-4-2gb": 1, "raspberry-pi-4-4gb": 5, "raspberry-pi-4-8gb": 4}
+    for experiment, devices in (("5.1", jetsons), ("5.1-pi", jetsons | pis)):
+        config = variants(experiment)[0].config
+        assert Counter(assign(config.fleet, config.data.clients, seed=0)) == devices
+        assert set(devices) <= set(shipped_profiles())
+        assert (config.fleet.up, config.fleet.down) == (1e6, 1e6)
 
 
 @pytest.mark.parametrize(
