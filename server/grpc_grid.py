@@ -9,15 +9,15 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
+from fedknow.protocols.messages import CLIENT_FAILED, NO_ANSWER, Message, client_of
 from fedknow.protocols.security import Tokens
 from fedknow.protocols.transport import CHUNK_BYTES, SILENCE_SECONDS
 from fedknow.protocols.wire import Code, Encoding, Limits, Packed, WireError, pack, unpack
@@ -94,6 +94,8 @@ class GrpcGrid(MessageGrid):
         self._session = secrets.token_hex(4)
         self._committed: dict[int, int] = {}
         self._begun = False
+        self._open: _Wave | None = None
+        self._early: dict[str, tuple[Message, int]] = {}
         self._service = Service(
             self.clients,
             config.to_toml(),
@@ -130,70 +132,85 @@ class GrpcGrid(MessageGrid):
         """
         if not work:
             return
+        if self._open is not None:
+            raise RuntimeError("work that was pushed is under way: pull its answers before other work is sent")
         self._wait()
         limits = [seconds for seconds in (timeout, self._engine.round_timeout or None) if seconds is not None]
         deadline = time.monotonic() + min(limits) if limits else None
-        queues: dict[int, deque[Message]] = {}
-        for message in work:
-            queues.setdefault(message.node, deque()).append(message)
-        packed = _Packer(Encoding.SPARSE if self.sparse else Encoding.DENSE)
-        faults: dict[str, int] = {}
-        left = len(work)
-
-        def next_of(node: int, version: int) -> Work:
-            message = queues[node][0]
-            return Work(message.id, node, packed(message), version, self._committed.get(client_of(node), 0))
-
-        first = [next_of(node, self.versions.get(client_of(node), 0)) for node in queues]
-        self._call(self._service.assign, first, _progress(work))
+        wave = _Wave(self)
+        wave.add(work)
         try:
-            while left:
-                answer = self._next(deadline, queues)
+            while wave.pieces:
+                answer = self._next(deadline, wave)
                 if answer is None:
+                    self._left_out(wave.pieces.values())
                     return
-                node, asked = answer.work.node, queues.get(answer.work.node)
-                if not asked or asked[0].id != answer.work.id:
-                    self._call(self._service.count, "late")
-                    continue
-                message = asked[0]
-                try:
-                    reply, version = self._read(answer, message), answer.parcel.version
-                except WireError as error:
-                    faults[message.id] = faults.get(message.id, 0) + 1
-                    self._call(self._service.reject, answer.work, error)
-                    if faults[message.id] < PATIENCE:
-                        continue
-                    reason = f"its answer could not be read {PATIENCE} times: {error}"
-                    reply, version = message.fail(CLIENT_FAILED, reason), answer.work.version
-                asked.popleft()
-                left -= 1
-                if asked:
-                    self._call(self._service.assign, [next_of(node, version)])
-                yield reply, version
+                if settled := wave.settle(answer):
+                    yield settled
         finally:
             self._call(self._service.withdraw)
+
+    @property
+    def now(self) -> float:
+        """Seconds by this machine's clock."""
+        return time.monotonic()
+
+    def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
+        """What clients have sent by now; see :meth:`MessageGrid.arrivals`.
+
+        With ``engine.round_timeout`` a client that takes longer for its work is not waited for any more.
+        """
+        wave = self._open = self._open or _Wave(self)
+        asked = {message.id for message in work}
+        found = [self._early.pop(id) for id in sorted(asked & self._early.keys())]
+        done = {reply.reply_to for reply, _ in found}
+        if new := [message for message in work if message.id not in done | wave.pieces.keys()]:
+            self._wait()
+            wave.add(new)
+        until = None if timeout is None else self.now + timeout
+        while not found and asked & wave.pieces.keys():
+            longest = self._engine.round_timeout or None
+            over = None if longest is None else min(piece.since for piece in wave.pieces.values()) + longest
+            answer = self._next(min((end for end in (until, over) if end is not None), default=None), wave)
+            if answer is None:
+                late = [piece for piece in wave.pieces.values() if longest and piece.since + longest <= self.now]
+                if not late:
+                    break
+                self._left_out(late)
+                found = [wave.give_up(piece) for piece in late]
+            while answer is not None:  # and all that has come in meanwhile
+                if settled := wave.settle(answer):
+                    found.append(settled)
+                answer = None if self._service.answers.empty() else self._next(self.now, wave)
+            self._early |= {entry[0].reply_to: entry for entry in found if entry[0].reply_to not in asked}
+            found = [entry for entry in found if entry[0].reply_to in asked]
+        if not wave.pieces:
+            self._open = None
+            self._call(self._service.withdraw)
+        return found
 
     def refused(self, reply: Message) -> None:
         """Count an answer that could be read but not used: not finite, of another shape, absurdly far."""
         self._call(self._service.count, "refused")
 
-    def _next(self, deadline: float | None, queues: Mapping[int, deque[Message]]) -> Answer | None:
+    def _next(self, deadline: float | None, wave: _Wave) -> Answer | None:
         """The next answer, or ``None`` when the time is over."""
         while True:
             until = REMIND_SECONDS if deadline is None else min(REMIND_SECONDS, deadline - time.monotonic())
             try:
                 answer = self._service.answers.get(timeout=max(0.0, until))
             except queue.Empty:
-                late = [client_of(node) for node, messages in queues.items() if messages]
                 if deadline is not None and time.monotonic() >= deadline:
-                    self._call(self._service.count, "left_out", sum(map(len, queues.values())))
-                    log.warning("clients %s did not answer in time and are left out", late)
                     return None
-                log.info("waiting for clients %s", late)
+                log.info("waiting for clients %s", _clients(wave.pieces.values()))
                 continue
             if isinstance(answer, Exception):
                 raise RuntimeError("the gRPC server has broken down") from answer
             return answer
+
+    def _left_out(self, pieces: Collection[_Piece]) -> None:
+        self._call(self._service.count, "left_out", len(pieces))
+        log.warning("clients %s did not answer in time and are left out", _clients(pieces))
 
     def _read(self, answer: Answer, message: Message) -> Message:
         reply = unpack(answer.parcel, self._limits)
@@ -285,6 +302,84 @@ class GrpcGrid(MessageGrid):
                 started.set_exception(error)
 
 
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A piece of work for one client."""
+
+    message: Message
+    pack: Callable[[Message], Packed]
+    since: float
+
+
+class _Wave:
+    """Work that is under way: each client has one piece of it at a time, and the next from the state that one left.
+
+    Attributes
+    ----------
+    pieces : dict of str to _Piece
+        What was not answered yet, by message id.
+    """
+
+    def __init__(self, grid: GrpcGrid) -> None:
+        self.pieces: dict[str, _Piece] = {}
+        self._grid = grid
+        self._queues: dict[int, deque[_Piece]] = {}
+        self._faults: dict[str, int] = {}
+
+    def add(self, work: Sequence[Message]) -> None:
+        """Give out work."""
+        pack = _Packer(Encoding.SPARSE if self._grid.sparse else Encoding.DENSE)
+        idle = []
+        for message in work:
+            waiting = self._queues.setdefault(message.node, deque())
+            if not waiting:
+                idle.append(message.node)
+            piece = self.pieces[message.id] = _Piece(message, pack, time.monotonic())
+            waiting.append(piece)
+        versions = self._grid.versions
+        first = [self._work(node, versions.get(client_of(node), 0)) for node in idle]
+        self._grid._call(self._grid._service.assign, first, _progress(work))
+
+    def settle(self, answer: Answer) -> tuple[Message, int] | None:
+        """What an answer comes to, and the version after it; None if it is late, or the work is to be done again."""
+        grid, node, asked = self._grid, answer.work.node, self._queues.get(answer.work.node)
+        if not asked or asked[0].message.id != answer.work.id:
+            grid._call(grid._service.count, "late")
+            return None
+        message = asked[0].message
+        try:
+            reply, version = grid._read(answer, message), answer.parcel.version
+        except WireError as error:
+            self._faults[message.id] = self._faults.get(message.id, 0) + 1
+            grid._call(grid._service.reject, answer.work, error)
+            if self._faults[message.id] < PATIENCE:
+                return None
+            reason = f"its answer could not be read {PATIENCE} times: {error}"
+            reply, version = message.fail(CLIENT_FAILED, reason), answer.work.version
+        asked.popleft()
+        del self.pieces[message.id]
+        if asked:
+            grid._call(grid._service.assign, [self._work(node, version)])
+        return reply, version
+
+    def give_up(self, piece: _Piece) -> tuple[Message, int]:
+        """Wait no longer for a client; what it sends now is late."""
+        grid, message = self._grid, piece.message
+        del self.pieces[message.id]
+        waiting, version = self._queues[message.node], grid.versions.get(client_of(message.node), 0)
+        had = waiting[0] is piece
+        waiting.remove(piece)
+        if had:
+            grid._call(grid._service.drop, message.node)
+            if waiting:
+                grid._call(grid._service.assign, [self._work(message.node, version)])
+        return message.fail(NO_ANSWER, "no answer in time"), version
+
+    def _work(self, node: int, version: int) -> Work:
+        piece, committed = self._queues[node][0], self._grid._committed.get(client_of(node), 0)
+        return Work(piece.message.id, node, piece.pack(piece.message), version, committed)
+
+
 class _Packer:
     """Serialises the messages of a wave, those of the same content once."""
 
@@ -311,3 +406,7 @@ def _progress(work: Sequence[Message]) -> dict[str, Any]:
     config = work[0].config()
     about = {key: config[key] for key in ("task", "round", "server-round") if key in config}
     return {"kind": work[0].kind, **about, "messages": len(work), "since": round(time.time(), 1)}
+
+
+def _clients(pieces: Iterable[_Piece]) -> list[int]:
+    return sorted({client_of(piece.message.node) for piece in pieces})

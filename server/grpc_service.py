@@ -206,6 +206,13 @@ class Service:
             peer.work = None
         self._owners.clear()
 
+    def drop(self, node: int) -> None:
+        """What a client has to do is not wanted any more."""
+        peer = self.peers[node]
+        if peer.work is not None:
+            self._owners.pop(peer.work.id, None)
+            peer.work = None
+
     def reject(self, work: Work, error: WireError) -> None:
         """An answer cannot be read: its sender's stream ends, and the work is to be done again."""
         peer = self.peers[work.node]

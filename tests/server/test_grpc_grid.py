@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedknow.client.edge import fetch_status
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.protocols.messages import EVALUATE, TRAIN, Arrays, Config, Message, Metrics, node_of
+from fedknow.protocols.flower import from_flower, to_flower
+from fedknow.protocols.messages import EVALUATE, NO_ANSWER, TRAIN, Arrays, Config, Message, Metrics, node_of
 from fedknow.protocols.security import server_credentials
 from fedknow.protocols.wire import (
     JOIN,
@@ -269,6 +270,80 @@ def test_an_inspector_that_refuses_an_answer_leaves_the_client_where_it_was(grid
     assert parcel.version == 0
     one.answer(parcel)
     exchange.replies()
+
+
+# --- pushed and pulled ------------------------------------------------------------------------------------------------
+
+
+def pushed(it, *clients):
+    return it.push_messages([to_flower(message) for message in work(*clients)])
+
+
+class Pull(Exchange):
+    """A pull in a thread of its own."""
+
+    def __init__(self, it, ids, timeout=None):
+        self.result = queue.SimpleQueue()
+        call = lambda: self.result.put([from_flower(reply) for reply in it.pull_messages(ids, timeout)])  # noqa: E731
+        threading.Thread(target=call, daemon=True).start()
+
+
+def test_answers_are_there_while_others_still_work(grid, puppet):
+    it = grid()
+    ids = pushed(it, 0, 1, 2)
+    pull = Pull(it, ids)
+    zero, one, two = all_in(it, puppet)
+    parcels = [each.parcel() for each in (zero, one, two)]
+    one.answer(parcels[1], 1)
+    assert sums(pull.replies()) == {3: 6.0}
+    ids += pushed(it, 1)
+    pull = Pull(it, ids)
+    one.answer(one.parcel(), 2, version=8)
+    assert sums(pull.replies()) == {3: 9.0}
+    assert it.versions == {1: 8}
+    with pytest.raises(RuntimeError, match="pull its answers before other work is sent"):
+        it.exchange(work(1))
+    zero.answer(parcels[0], 3)
+    two.answer(parcels[2], 4)
+    assert sums(Pull(it, ids[2:3]).replies()) == {4: 15.0}
+    assert sums(Pull(it, ids).replies()) == {2: 12.0}
+    assert it.pull_messages(ids) == []
+    exchange = Exchange(it, work(1))
+    one.answer(one.parcel(), 5)
+    assert sums(exchange.replies()) == {3: 18.0}
+
+
+def test_a_pull_waits_no_longer_than_it_is_told_to(grid, puppet):
+    it = grid(1)
+    ids = pushed(it, 0)
+    (one,) = all_in(it, puppet, 1)
+    before = it.now
+    assert it.pull_messages(ids, 0.05) == []
+    assert 0.05 <= it.now - before < WAIT
+    one.answer(one.parcel())
+    assert sums(Pull(it, ids, WAIT).replies()) == {2: 6.0}
+
+
+def test_pushed_work_is_given_up_when_its_time_is_over(grid, puppet):
+    it = grid(2, "engine.round_timeout=1.0")
+    missed = []
+    it.missed = missed.append
+    pull = Pull(it, ids := pushed(it, 0, 1))
+    zero, one = all_in(it, puppet, 2)
+    late = one.parcel()
+    zero.answer(zero.parcel())
+    assert sums(pull.replies()) == {2: 6.0}
+    (given_up,) = Pull(it, ids).replies()
+    assert (given_up.node, given_up.failure.code) == (3, NO_ANSWER)
+    assert [[message.node for message in work] for work in missed] == [[3]]
+    one.answer(late)
+    eventually(lambda: it.status()["dropped"]["late"] == 1)
+    assert it.status()["left_out"] == 1
+    pull = Pull(it, pushed(it, 1))
+    parcel = one.parcel()
+    assert parcel.version == 0
+    one.answer(parcel, 2)
+    assert sums(pull.replies()) == {3: 9.0}
 
 
 # --- clients that come and go -----------------------------------------------------------------------------------------
