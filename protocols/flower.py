@@ -215,12 +215,12 @@ class LazyArray(Array):
             array = self.__dict__["array"]
             # One copy of the data instead of several, and the header made once a shape.
             made = b"".join((_header(array.dtype.str, array.shape), np.asarray(array, order="C").data))
-            self.data = made
+            self.__dict__["bytes"] = made  # not by attribute, a change of which makes Flower forget the array's id
         return made
 
     @data.setter
     def data(self, value: bytes) -> None:
-        self.__dict__.update(bytes=value, array=None)  # the bytes hold it now
+        self.__dict__.update(bytes=value, array=None)
 
     def numpy(self) -> np.ndarray:
         """A copy, as Flower's method gives one."""
