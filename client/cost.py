@@ -16,8 +16,8 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -67,15 +67,42 @@ class Cost:
     gradients: int = 0
     moments: int = 0
 
+    def beside(self, other: Cost) -> Cost:
+        """Of this work and other work before or after it."""
+        return Cost(
+            self.flops + other.flops,
+            max(self.peak, other.peak),
+            max(self.gradients, other.gradients),
+            max(self.moments, other.moments),
+        )
+
+
+_NOTHING = Cost()
+
 
 class _Part:
     """Work under way: its own cost, and apart from it that of the parts within."""
 
-    def __init__(self, counted: bool) -> None:
+    __slots__ = ("__weakref__", "_meter", "_optimizers", "charged", "counted", "inner", "key", "live", "own")
+
+    def __init__(self, meter: Meter, key: Hashable | None, counted: bool, charged: bool = True) -> None:
+        self._meter = meter
+        self.key = key
         self.counted = counted
-        self.flops = self.live = self.peak = self.gradients = self.moments = 0
-        self.inner_flops = self.inner_peak = self.inner_gradients = self.inner_moments = 0
-        self._optimizers: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
+        self.charged = charged
+        self.own = self.inner = _NOTHING
+        self.live = 0
+        self._optimizers: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] | None = None
+
+    def __enter__(self) -> None:
+        self._meter.parts.append(self)
+        self._meter.counting.set(self.counted)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._meter.close(self, failed=kind is not None)
+
+    def computed(self, flops: int) -> None:
+        self.own = replace(self.own, flops=self.own.flops + flops)
 
     def made(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -84,7 +111,8 @@ class _Part:
 
     def hold(self, size: int) -> None:
         self.live += size
-        self.peak = max(self.peak, self.live)
+        if self.live > self.own.peak:
+            self.own = replace(self.own, peak=self.live)
 
     def _gone(self, size: int) -> None:
         self.live -= size
@@ -92,37 +120,11 @@ class _Part:
     def stepped(self, optimizer: Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+        if self._optimizers is None:
+            self._optimizers = weakref.WeakKeyDictionary()
         self._optimizers[optimizer] = gradients, sum(map(tensor_bytes, optimizer.state.values()))
-        together = [sum(sizes) for sizes in zip(*self._optimizers.values(), strict=True)]
-        self.gradients, self.moments = max(self.gradients, together[0]), max(self.moments, together[1])
-
-    @property
-    def own(self) -> Cost:
-        return Cost(self.flops, self.peak, self.gradients, self.moments)
-
-    def charge(self, cost: Cost) -> None:
-        """Take a cost for one's own."""
-        self.flops += cost.flops
-        self.peak = max(self.peak, cost.peak)
-        self.gradients = max(self.gradients, cost.gradients)
-        self.moments = max(self.moments, cost.moments)
-
-    @property
-    def total(self) -> Cost:
-        """With the parts within, of which the largest is there at once with one's own."""
-        return Cost(
-            self.flops + self.inner_flops,
-            self.peak + self.inner_peak,
-            max(self.gradients, self.inner_gradients),
-            max(self.moments, self.inner_moments),
-        )
-
-    def contain(self, cost: Cost) -> None:
-        """Note what a part within cost."""
-        self.inner_flops += cost.flops
-        self.inner_peak = max(self.inner_peak, cost.peak)
-        self.inner_gradients = max(self.inner_gradients, cost.gradients)
-        self.inner_moments = max(self.inner_moments, cost.moments)
+        together = (sum(sizes) for sizes in zip(*self._optimizers.values(), strict=True))
+        self.own = self.own.beside(Cost(0, 0, *together))
 
 
 class Meter:
@@ -136,25 +138,24 @@ class Meter:
 
     def __init__(self) -> None:
         self.cost = Cost()
+        self.parts: list[_Part] = []
+        self.counting = _Counting(self.parts)
         self._known: dict[Hashable, Cost] = {}
-        self._parts: list[_Part] = []
-        self._counting = _Counting(self._parts)
 
     @contextmanager
     def message(self) -> Iterator[None]:
         """All work for one message; :attr:`cost` is afterwards what its parts cost."""
         hooks = [register_optimizer_step_pre_hook(self._begin_step), register_optimizer_step_post_hook(self._end_step)]
-        part = _Part(counted=False)
+        whole = _Part(self, None, counted=False)
         try:
-            with self._within(part):
+            with whole:
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
-        self.cost = part.total
+        self.cost = whole.inner
 
-    @contextmanager
-    def part(self, key: Hashable | None = None) -> Iterator[None]:
+    def part(self, key: Hashable | None = None) -> AbstractContextManager[None]:
         """A part of the work, whose cost is that of any other part of this key; parts within are apart from it.
 
         Parameters
@@ -162,53 +163,53 @@ class Meter:
         key : hashable, optional
             What the cost depends on; None: on more than can be told beforehand, so it is counted each time.
         """
-        known = None if key is None else self._known.get(key)
-        part = _Part(counted=known is None)
-        with self._within(part):
-            yield
-        if known is not None:
-            part.charge(known)
-        elif key is not None:
-            self._known[key] = part.own
-        if self._parts:
-            self._parts[-1].contain(part.total)
+        return _Part(self, key, counted=key is None or key not in self._known)
 
     def charge(self, key: Hashable) -> bool:
         """Charge a part without doing it; False where its cost is not known yet."""
-        if (known := self._known.get(key)) is not None and self._parts:
-            self._parts[-1].contain(known)
+        if (known := self._known.get(key)) is not None and self.parts:
+            self.parts[-1].inner = self.parts[-1].inner.beside(known)
         return known is not None
 
-    @contextmanager
-    def free(self) -> Iterator[None]:
+    def free(self) -> AbstractContextManager[None]:
         """Work that a client is not charged with, such as finding something out once for all clients of a process."""
-        with self._within(_Part(counted=False)):
-            yield
+        return _Part(self, None, counted=False, charged=False)
 
-    def hold(self, size: int) -> None:
-        """Charge the innermost part with memory, in bytes, that was made for all of them once (:meth:`free`)."""
-        if self._parts:
-            self._parts[-1].hold(size)
+    def told(self) -> AbstractContextManager[None]:
+        """A part that is not counted, as its cost is told by :meth:`add`; parts within are counted."""
+        return _Part(self, None, counted=False)
 
-    @contextmanager
-    def _within(self, part: _Part) -> Iterator[None]:
-        depth = len(self._parts)
-        self._parts.append(part)
-        self._counting.set(part.counted)
-        try:
-            yield
-        finally:
-            del self._parts[depth:]
-            self._counting.set(depth > 0 and self._parts[-1].counted)
+    def add(self, flops: int = 0, memory: int = 0) -> None:
+        """Charge the innermost part with operations, and with memory in bytes that is there until its end."""
+        if self.parts:
+            self.parts[-1].computed(flops)
+            self.parts[-1].hold(memory)
+
+    def close(self, part: _Part, failed: bool) -> None:
+        """A part is over."""
+        while self.parts.pop() is not part:  # an optimizer's step that failed within
+            pass
+        around = self.parts[-1] if self.parts else None
+        self.counting.set(around is not None and around.counted)
+        if failed or not part.charged:
+            return
+        own = part.own
+        if part.key is not None:
+            own = self._known.setdefault(part.key, own)
+        if around is not None:
+            # What parts within need is there at once with what is the part's own.
+            inner = part.inner
+            whole = own if inner is _NOTHING else replace(own.beside(inner), peak=own.peak + inner.peak)
+            around.inner = around.inner.beside(whole)
 
     def _begin_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._counting.set(False)
+        if self.parts[-1].counted:
+            self.counting.set(False)
 
     def _end_step(self, optimizer: Optimizer, *_: Any) -> None:
-        part = self._parts[-1]
-        if part.counted:
+        if (part := self.parts[-1]).counted:
             part.stepped(optimizer)
-        self._counting.set(part.counted)
+            self.counting.set(True)
 
 
 class _Counting(TorchDispatchMode):
@@ -218,6 +219,10 @@ class _Counting(TorchDispatchMode):
         super().__init__()
         self._parts = parts
         self._on = self._collecting = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to skip it takes longer than most operations
 
     def set(self, on: bool) -> None:
         if on and not self._on:
@@ -240,7 +245,7 @@ class _Counting(TorchDispatchMode):
         result = func(*args, **kwargs)
         part = self._parts[-1]
         if formula is not None:
-            part.flops += int(formula(*args, **kwargs, out_val=result))
+            part.computed(int(formula(*args, **kwargs, out_val=result)))
         if _allocates(func):
             for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
                 if isinstance(leaf, Tensor):

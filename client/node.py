@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -100,6 +100,10 @@ class Node:
             metrics["seconds"] = time.perf_counter() - started
         return message.reply(content), new
 
+    def _counted(self, *methods: str) -> AbstractContextManager[None]:
+        """Count everything where one of these methods is not in parts already."""
+        return nullcontext() if self.learner.unmetered.isdisjoint(methods) else self.learner.meter.part()
+
     def _costs(self, cost: Cost, before: State, after: State) -> dict[str, float]:
         """What work on a client cost, whose state it found and left."""
         replay, knowledge = 0, 0
@@ -155,9 +159,9 @@ class Node:
                 content, state = self._trained(start.task, start.round, result.report, samples)
             else:
                 content, state = self._ended(start.task, start.round)
-            metrics = content[METRICS]
-            assert isinstance(metrics, Metrics)
-            metrics |= self._costs(cost, states[i], state)
+            own = content[METRICS]
+            assert isinstance(own, Metrics)
+            own |= self._costs(cost, states[i], state)
             answers[i] = messages[i].reply(content), state
         seconds = (time.perf_counter() - started) / len(messages)
         for reply, _ in answers.values():
@@ -169,7 +173,7 @@ class Node:
         task, data = self._task(message)
         self._become(state, message)
         round = self._round(message, task, "train")
-        with _samples_through(self.learner.body) as samples, self.learner.meter.part():
+        with _samples_through(self.learner.body) as samples, self._counted("fit", "begin_epoch"):
             report = self.learner.fit(data, round)
         return self._trained(data, round, report, sum(samples))
 
@@ -210,7 +214,7 @@ class Node:
         last = self.stream.tasks if config.get("forward") else task + 1
         scored = [self.stream.task(client, t) for t in range(last)]
         heads = [current.head if current.incremental and t <= task else data.head for t, data in enumerate(scored)]
-        with nullcontext() if self.learner.metered_scoring else self.learner.meter.part():
+        with self._counted("logits", "score"):
             results = self.learner.score([data.test for data in scored], heads, self.config.evaluation.batch_size)
         right, total, losses = ([result[i] for result in results] for i in range(3))
         metrics = Metrics(

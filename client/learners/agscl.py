@@ -143,6 +143,8 @@ class AgsCl(Learner):
         if epoch:
             self._proximal_step()
 
+    metered = ("fit", "begin_epoch")
+
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round, ending on the last epoch's proximal step."""
         report = super().fit(task, round)

@@ -158,7 +158,7 @@ class Apfl(Learner):
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
-    metered_scoring = True
+    metered = ("logits",)
 
     @torch.inference_mode()
     def logits(self, x: Tensor, batch_size: int) -> Tensor:
@@ -169,4 +169,4 @@ class Apfl(Learner):
         mixture = self.mixture() | self._own_buffers
         with self.autocast():
             parts = torch.split(self.images(x), batch_size)
-            return torch.cat([self.metered(lambda x: functional_call(self.model, mixture, (x,)), p) for p in parts])
+            return torch.cat([self.counted(lambda x: functional_call(self.model, mixture, (x,)), p) for p in parts])

@@ -180,17 +180,20 @@ class Learner:
     """Settings worth searching, and the values to try of each: those of the paper, where it gives any."""
     replay: ClassVar[Sequence[str]] = ()
     """Entries of the state that hold samples."""
-    metered_scoring: ClassVar[bool] = True
-    """Whether scoring is counted in parts (:meth:`logits`), and not operation by operation."""
+    metered: ClassVar[Sequence[str]] = ()
+    """Which of ``fit``, ``begin_epoch``, ``logits`` and ``score``, of those that the class itself defines, do their
+    work in parts of :attr:`meter`, or none that counts."""
+    unmetered: ClassVar[frozenset[str]] = frozenset()
+    """Which do not, so that all of training or scoring is counted operation by operation."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = vars(cls).keys()
         # A step or scoring of another kind costs something else: it is counted each time unless the class knows better.
         if own & {"gradient", "step"} and "cost_key" not in own:
-            cls.cost_key = _unknown  # type: ignore[method-assign]
-        if own & {"logits", "score"} and "metered_scoring" not in own:
-            cls.metered_scoring = False
+            cls.cost_key = _unknown  # type: ignore[method-assign, assignment]
+        here = own & {"fit", "begin_epoch", "logits", "score"}
+        cls.unmetered = cls.unmetered - here | here.difference(cls.metered if "metered" in own else ())
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: LearnerSettings) -> None:
         self.exchange = getattr(settings, "exchange", self.exchange)
@@ -348,7 +351,8 @@ class Learner:
         x = self.images(task.train.x)
         anchor = {n: p.detach().clone() for n, p in self.model.named_parameters()} if round.proximal_mu else {}
         self.model.train()
-        self.begin(task, round)
+        with self.meter.part():
+            self.begin(task, round)
         total, correct = 0.0, 0
         for epoch in range(self.epochs):
             self.begin_epoch(epoch)
@@ -460,9 +464,9 @@ class Learner:
         """Logits over the whole head, in evaluation mode: float [n, C, H, W] -> [n, classes]."""
         self.model.eval()
         with self.autocast():
-            return torch.cat([self.metered(self.model, part) for part in torch.split(self.images(x), batch_size)])
+            return torch.cat([self.counted(self.model, part) for part in torch.split(self.images(x), batch_size)])
 
-    def metered(self, model: Callable[[Tensor], Tensor], x: Tensor, key: Hashable = "logits") -> Tensor:
+    def counted(self, model: Callable[[Tensor], Tensor], x: Tensor, key: Hashable = "logits") -> Tensor:
         """A forward pass in the present mode and without gradients, counted once for each size: for long loops.
 
         Parameters

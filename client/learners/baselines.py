@@ -91,6 +91,8 @@ class FedRep(Learner):
             if isinstance(module, _BatchNorm):
                 module.train(not on_head)
 
+    metered = ("fit", "begin_epoch")
+
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round, see :class:`FedRep`."""
         try:

@@ -183,10 +183,13 @@ class Co2L(Rehearsal):
 
     # --- the head -------------------------------------------------------------------------------------------------
 
+    metered = ("fit",)
+
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """Train the representation, then fit the head; ``loss`` is the representation's, ``accuracy`` the head's."""
         report = super().fit(task, round)
-        return report | {"accuracy": self._fit_head(task, round)}
+        with self.meter.part():
+            return report | {"accuracy": self._fit_head(task, round)}
 
     def _fit_head(self, task: TaskData, round: Round) -> float:
         """Fit the head on the frozen body and return its accuracy on the task's training samples."""
@@ -214,7 +217,7 @@ class Co2L(Rehearsal):
     def _features(self, x: Tensor) -> Tensor:
         self.body.eval()
         with self.autocast():
-            return torch.cat([self.metered(self.body, part, "features") for part in torch.split(self.images(x), 256)])
+            return torch.cat([self.counted(self.body, part, "features") for part in torch.split(self.images(x), 256)])
 
     # --- the end of a task ----------------------------------------------------------------------------------------
 

@@ -156,6 +156,8 @@ class FedKnow(Learner):
 
     # --- training -------------------------------------------------------------------------------------------------
 
+    metered = ("fit", "begin_epoch")
+
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round of local training with integrated gradients."""
         report = super().fit(task, round)
@@ -255,21 +257,24 @@ class FedKnow(Learner):
         room = self._room(1 + count, at_body.size)
         g, rows = room[0], room[1:]
         lazily = self._may_be_lazy(count)
-        self.meter.hold(g.nbytes)
+        self.meter.add(memory=g.nbytes)
         at_body.pullback(own, g, forward=lazily)
         if choosing:
             restored = restored[self._choose(at_body, g, restored @ head, past, rows[0])]
         restorer = Restorer(at_body, restored, head, rows, self.meter)
         with self.meter.free():
             lazily = lazily and self._can_push_forward(at_body, own, g)
-        with self.meter.part():
+        with self.meter.told():
             if s.integrator == "sum":
-                return Integration(g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1)
-            if lazily and s.integrator == "qp":
-                return integrate_lazily(g, count, restorer.build, restorer.products)
-            if lazily:
-                return integrate_surrogate(g, restorer.lengths(), restorer.products(g)[0], restorer.combine)
-            return integrate(g, restorer.build(range(count)))
+                result = Integration(g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1)
+            elif lazily and s.integrator == "qp":
+                result = integrate_lazily(g, count, restorer.build, restorer.products)
+            elif lazily:
+                result = integrate_surrogate(g, restorer.lengths(), restorer.products(g)[0], restorer.combine)
+            else:
+                result = integrate(g, restorer.build(range(count)))
+            self.meter.add(result.flops, 2 * g.nbytes)  # g' and what was added to g
+        return result
 
     def _choose(self, at_body: Linearization, g: Tensor, restored: Tensor, past: list[int], row: Tensor) -> list[int]:
         """Places, among past tasks, of the signature tasks: those farthest from g. One restored gradient at a time."""
@@ -360,8 +365,9 @@ class FedKnow(Learner):
         g_b = flatten(torch.autograd.grad(loss, list(self._scratch_body.parameters())), self._parameters)
         report = super().gradient(batch)
         g_a = flatten([cast(Tensor, parameter.grad) for parameter in self._parameters], self._parameters)
-        with self.meter.part():
+        with self.meter.told():
             integrated = integrate_one(g_a, g_b)
+            self.meter.add(4 * g_a.numel(), 2 * g_a.nbytes)  # two products; g' and what was added to g_a
         self._revisits += 1
         self._opposed += integrated is not g_a
         self._set_body_gradient(views(integrated, self._parameters))

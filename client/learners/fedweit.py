@@ -260,6 +260,8 @@ class FedWeit(Learner):
             nn.utils.clip_grad_norm_(self._own, self.train.clip_norm)
         super().step()
 
+    metered = ("fit", "score")
+
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round; see :class:`FedWeit`."""
         try:
@@ -289,8 +291,6 @@ class FedWeit(Learner):
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
-    metered_scoring = True
-
     @torch.inference_mode()
     def score(
         self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int
@@ -303,7 +303,7 @@ class FedWeit(Learner):
                 weights = self._weights_of(task)
             with self.autocast():
                 parts = torch.split(self.images(split.x), batch_size)
-                z = torch.cat([self.metered(partial(self._logits_with, weights), part) for part in parts])
+                z = torch.cat([self.counted(partial(self._logits_with, weights), part) for part in parts])
             head = HeadSlice(classes, self.head.out_features)
             sliced, labels = head.logits(z), head.labels(split.y)
             loss = F.cross_entropy(sliced, labels).item()

@@ -117,8 +117,9 @@ class Gem(_Projecting):
 
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         memories = torch.stack([self._gradient_of(replay) for replay in self._tasks])
-        with self.meter.part():
+        with self.meter.told():
             result = integrate(g, memories)
+            self.meter.add(result.flops, 3 * g.nbytes)  # g', what was added to g, and the margin
             self._violated += result.violated
             return result.gradient + self.settings.margin * memories.sum(0) if result.violated else g
 
@@ -148,7 +149,8 @@ class AGem(_Projecting):
 
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         reference = self._gradient_of(self.draw(past, self.settings.memory_batch))
-        with self.meter.part():
+        with self.meter.told():
             turned = integrate_one(g, reference)
+            self.meter.add(4 * g.numel(), 2 * g.nbytes)  # two products; g' and what was added to g
         self._violated += turned is not g
         return turned

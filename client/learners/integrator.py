@@ -54,6 +54,8 @@ class Integration:
         How many vectors of R^p were made of signature gradients for it.
     asked : int
         How many times the products of one vector with all signature gradients were asked for.
+    flops : int
+        Floating point operations on vectors of R^p that it took, but for those of who built them and was asked.
     """
 
     gradient: Tensor
@@ -61,6 +63,7 @@ class Integration:
     violated: int
     built: int = 0
     asked: int = 0
+    flops: int = 0
 
 
 def integrate(g: Tensor, signature: Tensor) -> Integration:
@@ -87,10 +90,12 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     _check_finite(products)
     violated = int((products < 0).sum())
     if not violated:
-        return Integration(g, np.zeros(len(products)), 0, len(signature))
+        return Integration(g, np.zeros(len(products)), 0, len(signature), flops=2 * signature.numel())
     gram = (signature @ signature.T).double().cpu().numpy()
     v = solve_dual(gram, products)
-    return Integration(g + torch.from_numpy(v).to(signature) @ signature, v, violated, len(signature))
+    flops = 2 * signature.numel() * (1 + len(signature) + 1)  # G g, G G^T and G^T v
+    turned = g + torch.from_numpy(v).to(signature) @ signature
+    return Integration(turned, v, violated, len(signature), flops=flops)
 
 
 def integrate_lazily(
@@ -125,7 +130,7 @@ def integrate_lazily(
     """
     rounding = 10 * torch.finfo(g.dtype).eps
     rows: list[int] = []
-    result, asked, violated = Integration(g, np.zeros(0), 0), 0, 0
+    result, asked, violated, flops = Integration(g, np.zeros(0), 0), 0, 0, 0
     while len(rows) < count:
         missing = np.setdiff1d(np.arange(count), rows)
         if len(missing) > 1:  # one row is built as fast as it is found not to be needed
@@ -140,10 +145,11 @@ def integrate_lazily(
                 missing = missing[_likely_to_bind(values[missing], sizes[missing])]
         rows.extend(missing.tolist())
         result = integrate(g, build(missing.tolist()))
+        flops += result.flops
         violated = violated if asked else result.violated
     multipliers = np.zeros(count)
     multipliers[rows] = result.multipliers
-    return Integration(result.gradient, multipliers, violated, len(rows), asked)
+    return Integration(result.gradient, multipliers, violated, len(rows), asked, flops)
 
 
 def _likely_to_bind(products: Vector, lengths: Vector, cosine: float = 0.2) -> NDArray[np.bool_]:
@@ -191,7 +197,7 @@ def integrate_surrogate(
     square = torch.dot(surrogate, surrogate).item()
     _check_finite(np.array([square]))
     scale = -(w @ products) / square if square else 0.0
-    return Integration(g + scale * surrogate, scale * w, int((products < 0).sum()), 1, 1)
+    return Integration(g + scale * surrogate, scale * w, int((products < 0).sum()), 1, 1, 2 * g.numel())
 
 
 def integrate_one(g: Tensor, other: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ class Joint(_Jointly, Rehearsal):
     Settings = JointSettings
     settings: JointSettings
 
+    metered = ("fit",)
+
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round on samples of all tasks seen."""
         width = self.head.out_features

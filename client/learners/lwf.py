@@ -105,7 +105,9 @@ class Lwf(Learner):
             self._scratch.eval()
             parts = torch.split(self.images(task.train.x), 256)
             with torch.no_grad(), self.autocast():
-                self._answers = torch.cat([self.metered(self._scratch, part, "old") for part in parts])
+                self._answers = torch.cat([self.counted(self._scratch, part, "old") for part in parts])
+
+    metered = ("begin_epoch",)
 
     def begin_epoch(self, epoch: int) -> None:
         """The first epochs of a task may be its warm-up."""

@@ -95,6 +95,8 @@ class Consolidation(Learner):
 
     # --- training -------------------------------------------------------------------------------------------------
 
+    metered = ("fit",)
+
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round of local training, held by the penalty; ``loss`` is without it.
 

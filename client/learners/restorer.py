@@ -67,7 +67,7 @@ class Restorer:
         """The gradients built so far, float [m, size], in the order in which they were asked for."""
         for task in tasks:
             row = self._rows[self._built]
-            self._meter.hold(row.nbytes)
+            self._meter.add(memory=row.nbytes)
             with self._part("pullback"):
                 self._at_body.pullback(self._at_logits[task] @ self._head, row)
             self._built += 1
@@ -75,7 +75,7 @@ class Restorer:
 
     def combine(self, weights: Vector) -> Tensor:
         """``sum_i w_i g_i`` by one backward pass: float64 [k] to float [size]."""
-        self._meter.hold(self._rows[0].nbytes)
+        self._meter.add(memory=self._rows[0].nbytes)
         with self._part("combine"):
             combined = torch.tensordot(torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1)
             return self._at_body.pullback(combined @ self._head, self._rows[0])
@@ -92,8 +92,9 @@ class Restorer:
 
     def lengths(self) -> Vector:
         """``|c_i|``, from which a gradient's length differs by what the body does: float64 [k]."""
-        squares = (self._at_logits @ (self._head @ self._head.T)).mul_(self._at_logits).flatten(1).sum(1)
-        return _numbers(squares.clamp_min(0).sqrt())
+        with self._part("lengths"):
+            squares = (self._at_logits @ (self._head @ self._head.T)).mul_(self._at_logits).flatten(1).sum(1)
+            return _numbers(squares.clamp_min(0).sqrt())
 
 
 def _numbers(x: Tensor) -> Vector:

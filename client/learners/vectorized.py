@@ -135,9 +135,9 @@ def price(learner: Learner, start: Start) -> Cost:
     Of steps of a kind not counted yet one is made, so the learner's parameters are nobody's afterwards.
     """
     task, proximal = start.task, start.round.proximal_mu > 0
-    with learner.meter.message(), learner.meter.part():
-        head = HeadSlice(task.head, learner.head.out_features)
-        x, labels = learner.images(task.train.x), head.labels(task.train.y)
+    head = HeadSlice(task.head, learner.head.out_features)
+    x, labels = learner.images(task.train.x), head.labels(task.train.y)
+    with learner.meter.message():
         learner.begin(task, start.round)
         for _ in range(learner.epochs):
             for index in batches(len(labels), learner.train.batch_size, torch.Generator()):

@@ -46,7 +46,7 @@ def task(number=0, samples=BATCH, shape=(3, 32, 32), classes=tuple(range(CLASSES
 def test_a_step_of_the_six_layer_cnn_by_hand(cnn6):
     """Forward, gradients by weights, gradients by inputs but those of the first layer, whose inputs are images."""
     learner = Finetune(cnn6, TrainConfig(batch_size=BATCH, epochs=3), LearnerSettings())
-    with learner.meter.message(), learner.meter.part():
+    with learner.meter.message():
         learner.fit(task(), Round(1, 0))
     body, head = cnn6_layers(BATCH)
     cost = learner.meter.cost
@@ -114,7 +114,7 @@ def test_parts_within_are_apart():
             product(meter, inner)
             with meter.free():
                 product(meter, 50)
-            meter.hold(1000)
+            meter.add(memory=1000)
         assert meter.cost == Cost(2 * 4**3 + 2 * inner**3, 1064 + 3 * 4 * inner**2)
         del kept
     with meter.message():
@@ -163,8 +163,7 @@ def career(build, always=False):
     tasks = [task(t, 20, (1, 8, 8), (2 * t, 2 * t + 1)) for t in range(3)]
 
     def fit(learner, data):
-        with learner.meter.part():
-            learner.fit(data, Round(1, data.task))
+        learner.fit(data, Round(1, data.task))
 
     def end(learner, data):
         with learner.meter.part():
@@ -234,13 +233,11 @@ def test_a_step_of_ones_own_is_counted_each_time(tiny_model, tiny_task):
 
     learner, flops = Twice(tiny_model(), TrainConfig(epochs=1), LearnerSettings()), []
     for learner.twice in (False, True):
-        with learner.meter.message(), learner.meter.part():
+        with learner.meter.message():
             learner.fit(tiny_task(0), Round(1, 0))
         flops.append(learner.meter.cost.flops)
     assert flops[1] == 2 * flops[0]
     assert Learner.cost_key is not Twice.cost_key
-    assert Learner.metered_scoring
-    assert Twice.metered_scoring
 
 
 def test_clients_trained_at_once_cost_what_one_by_one_does(tiny_model, tiny_task):
@@ -248,7 +245,7 @@ def test_clients_trained_at_once_cost_what_one_by_one_does(tiny_model, tiny_task
     learner, other = (Finetune(tiny_model(), train, LearnerSettings()) for _ in range(2))
     for samples in (20, 5, 16):
         data = tiny_task(0, samples)
-        with learner.meter.message(), learner.meter.part():
+        with learner.meter.message():
             learner.fit(data, Round(1, 0))
         assert price(other, Start({}, data, Round(1, 0))) == learner.meter.cost
 
