@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, parse_override, read_config
+from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, differences, parse_override, read_config
 from fedknow.server.plots import COLOURS, GREY, MARKERS, Plot
 from fedknow.server.report import Rows, write_page
 from fedknow.server.summary import Group
@@ -206,10 +207,20 @@ def _preface(experiment: str, chosen: Sequence[Variant]) -> Rows:
     """What of the paper's experiment was run, variant by variant."""
     rows = []
     for variant in chosen:
-        for key, section in (("rounds", "train"), ("epochs", "train"), ("clients", "data"), ("tasks", "data")):
+        for section, key in (("train", "rounds"), ("train", "epochs"), ("data", "clients"), ("data", "tasks")):
             here, there = (getattr(getattr(config, section), key) for config in (variant.config, variant.paper))
-            rows.append([variant.name, key, str(here), str(there), f"{here / there:.0%}"])
+            rows.append([variant.name, f"{section}.{key}", str(here), str(there), f"{here / there:.0%}"])
+        shown = {row[1] for row in rows}
+        others = [_changed(line) for line in differences(variant.paper, variant.config)]
+        rows += [[variant.name, *cells] for cells in others if cells[0] not in shown]
     return Rows(["", "", "Here", "Paper", "Share"], rows, _differences(experiment, chosen[0].config))
+
+
+def _changed(line: str) -> list[str]:
+    """A line of :func:`~fedknow.protocols.config.differences` as cells."""
+    key, _, values = line.partition(": was ")
+    there, _, here = values.partition(", now ")
+    return [key, here, there, ""]
 
 
 def _differences(experiment: str, config: ExperimentConfig) -> str:
@@ -217,7 +228,7 @@ def _differences(experiment: str, config: ExperimentConfig) -> str:
     own = table["experiments"][experiment]["data"]
     notes = [
         "Values called the paper's were read off its figures, to about 0.01.",
-        "Rounds of a task, epochs of a round.",
+        "Rounds are those of a task, epochs those of a round.",
         f"Clients' shares of the samples are {config.data.share}.",
         table["workloads"][config.data.name].get("differs", ""),
     ]
@@ -238,8 +249,12 @@ def _by_method(variant: Variant, methods: Sequence[str], groups: Sequence[Group]
 
 
 def _results(experiment: str, variant: Variant, groups: Mapping[str, Group]) -> list[tuple[str, Sequence[Plot] | Rows]]:
-    values: Mapping[str, Tree] = _table()["values"].get(experiment, {}).get(variant.name, {})
-    rates = _table()["experiments"][experiment].get("rates", [])
+    of = _table()["experiments"][experiment]
+    rates = of.get("rates", [])
+    values: dict[str, Tree] = {}
+    for source in (of.get("as_in", experiment), experiment):  # what two experiments share stands with the first
+        for method, found in _table()["values"][source].get(variant.name, {}).items():
+            values[method] = values.get(method, {}) | found
     parts: list[tuple[str, Sequence[Plot] | Rows]] = [
         (variant.name, _side_by_side(variant, groups, values)),
         ("", _plots(variant, groups, values)),
@@ -261,7 +276,7 @@ def _side_by_side(variant: Variant, groups: Mapping[str, Group], values: Mapping
                 _percent(group.estimate("forgetting_relative").mean),
                 _percent(there.get("forgetting", math.nan)),
                 _number(_hours(group, 1000)),
-                _number(_hours(group, 1000) * _full(variant)),
+                _number(_hours(group, 1000, variant)),
                 _number(there.get("communication_hours", math.nan)),
             ]
         )
@@ -270,16 +285,15 @@ def _side_by_side(variant: Variant, groups: Mapping[str, Group], values: Mapping
     return Rows(
         head,
         rows,
-        "After the last task. Hours: training traffic of the mean client, both ways, one after the other. The second "
-        "number is that times the paper's rounds and tasks over ours, and too small for a method that sends more with "
-        "each task. The paper's hours go with scoring every client in every round, which ours leave out.",
+        "After the last task. Hours: training traffic of the mean client, down and then up. The second number is that of "
+        "as many rounds and tasks as the paper's: too small for a method that sends more with each task. The paper's hours seem to hold the scoring of all clients in every round, which ours leave out.",
     )
 
 
 def _at_rates(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, Tree], rates: Sequence[int]) -> Rows:
     rows = []
     for method, group in groups.items():
-        rows.append([method, *(_number(_hours(group, rate) * _full(variant)) for rate in rates)])
+        rows.append([method, *(_number(_hours(group, rate, variant)) for rate in rates)])
         if "hours_at_rates" in values.get(method, {}):
             rows.append([f"{method}, paper", *map(_number, values[method]["hours_at_rates"])])
     return Rows(
@@ -289,16 +303,18 @@ def _at_rates(variant: Variant, groups: Mapping[str, Group], values: Mapping[str
     )
 
 
-def _hours(group: Group, rate: float) -> float:
-    """Hours that the mean client's link is busy with training at ``rate`` kB/s."""
-    clients = group.runs[0].config.data.clients
-    return group.estimate("bytes").mean / clients / (1000 * rate) / 3600
-
-
-def _full(variant: Variant) -> float:
-    """How many times the rounds that were run the paper has."""
-    here, there = (config.train.rounds * config.data.tasks for config in (variant.config, variant.paper))
-    return there / here
+def _hours(group: Group, rate: float, as_in: Variant | None = None) -> float:
+    """Hours that the mean client's link is busy with training at ``rate`` kB/s; of as many rounds as the paper's."""
+    hours = []
+    for run in group.runs:
+        rounds = tasks = 1.0
+        if as_in is not None:
+            tasks = as_in.paper.data.tasks / run.config.data.tasks
+            rounds = as_in.paper.train.rounds / run.config.train.rounds
+        once = run.bytes_of("train.end_task")
+        sent = tasks * (rounds * (run.bytes_of("train") - once) + once)
+        hours.append(sent / run.config.data.clients / (1000 * rate) / 3600)
+    return float(np.mean(hours))
 
 
 def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, Tree]) -> list[Plot]:
@@ -308,6 +324,7 @@ def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, T
 
     def accuracy(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel="tasks learned", ylabel="average accuracy (%)", ylim=(0, 100))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for index, (method, group) in enumerate(groups.items()):
             mean = 100 * group.curve("average")[0]
             axes.plot(np.arange(1, len(mean) + 1), mean, label=method, **style(index))
@@ -318,6 +335,7 @@ def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, T
 
     def forgetting(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel="tasks learned", ylabel="relative forgetting (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for index, (method, group) in enumerate(groups.items()):
             mean = 100 * group.curve("relative")[0]
             axes.plot(np.arange(1, len(mean) + 1), mean, label=method, **style(index))

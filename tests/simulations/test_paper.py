@@ -5,7 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from fedknow.cli import app
 from fedknow.client.data import Dataset
 from fedknow.client.learners import list_learners
 from fedknow.client.models import list_models
@@ -127,14 +129,24 @@ def test_links(tmp_path) -> None:
         assert text in page, text
     assert "http" not in page.replace("http://www.w3.org", "")
     runs = json.loads((tmp_path / "cifar100/compare.json").read_text())["runs"]
-    carried = runs["fedavg-seed0"]["bytes"]
-    rounds = RunFolder.open(tmp_path / "cifar100/fedavg-seed0").config.train.rounds
-    full = 15 * 10 / (rounds * 2)
-    assert f"{carried / 3 / 50_000 / 3600 * full:,.3g}" in page
-    assert f"{carried / 3 / 100_000 / 3600 * full:,.3g}" in page
+    run = RunFolder.open(tmp_path / "cifar100/fedavg-seed0")
+    assert (run.config.train.rounds, run.config.data.tasks) == (1, 2)
+    hours = (
+        runs["fedavg-seed0"]["bytes"] / 3 / 50_000 / 3600 * 15 * 10 / (1 * 2)
+    )  # FedAvg sends nothing at a task's end
+    assert f"{hours:,.3g}" in page
+    assert f"{hours / 2:,.3g}" in page
+    assert "60.3%" in page  # the paper's accuracy, of 5.1
+    assert "model.hidden" in page  # what else is not the paper's
     assert sorted(path.name for path in (tmp_path / "plots").iterdir())[:1] == ["cifar100-accuracy.png"]
     again = run_paper("5.2", tmp_path, scale=0.001, learners=["fedknow", "fedavg"], changes=changes)
     assert again.page == outcome.page
+
+
+def test_command() -> None:
+    refused = CliRunner().invoke(app, ["paper", "5.9"], env={"COLUMNS": "200"})
+    assert refused.exit_code == 2
+    assert "experiment '5.9': there is none" in refused.output
 
 
 @pytest.mark.usefixtures("small_cifar")
