@@ -285,9 +285,9 @@ def _side_by_side(variant: Variant, groups: Mapping[str, Group], values: Mapping
     return Rows(
         head,
         rows,
-        "After the last task. Hours: training traffic of the mean client, down and then up. The second number is for as "
-        "many rounds and tasks as the paper's: too small for a method that sends more with each task. The paper's hours "
-        "seem to hold the scoring of all clients in every round, which ours leave out.",
+        "After the last task. Hours: training traffic of the mean client, down and then up. The second number is for "
+        "as many rounds and tasks as the paper's: too small for a method that sends more with each task. The paper's "
+        "hours seem to hold the scoring of all clients in every round, which ours leave out.",
     )
 
 
