@@ -227,6 +227,21 @@ def test_ray_gives_the_numbers_of_one_process_too(tmp_path, expected, numbers):
     assert numbers(simulate(read_config(BASE, changes), tmp_path / "run").folder) == expected
 
 
+def test_with_everybody_in_the_buffer_asynchronous_rounds_are_synchronous_ones(stage, expected_of, numbers):
+    stage.start("strategy=fedbuff", f"strategy.buffer={CLIENTS}")
+    assert numbers(stage.end()) == expected_of("strategy=fedavg")
+
+
+def test_answers_are_mixed_in_as_they_come(stage):
+    stage.start("strategy=fedasync")
+    events = RunFolder.open(stage.end()).events()
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [(event["task"], event["round"]) for event in rounds] == [(t, r) for t in (0, 1) for r in (1, 2, 3)]
+    assert rounds[-1]["traffic"]["train"]["messages"] == 2 * 3 * CLIENTS
+    assert max(event["metrics"]["staleness-max"] for event in rounds) >= 1
+    assert events[-1]["accuracy"] > 0.5
+
+
 def test_tokens_in_the_stead_of_certificates(stage, expected, numbers):
     stage.start_server(arguments=["--tokens"])
     for client in range(CLIENTS):
