@@ -89,7 +89,7 @@ def two_layer_cnn(shape: tuple[int, int, int], classes: int, dropout: bool = Tru
 
 
 def dnn(shape: tuple[int, int, int], classes: int, dropout: bool = False) -> Split:
-    """Two dense hidden layers of 200 (McMahan et al. 2017), without dropout: 199,210 parameters at 1x28x28."""
+    """Two dense hidden layers of 64, without dropout: 55,050 parameters at 1x28x28 and ten classes."""
     inputs = shape[0] * shape[1] * shape[2]
-    body = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU())
-    return Split(body, nn.Linear(200, classes))
+    body = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    return Split(body, nn.Linear(64, classes))

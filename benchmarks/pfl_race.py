@@ -7,7 +7,7 @@
 
 Both: the same synthetic images of CIFAR-10's shape, pfl's two-layer CNN (1.6 M parameters, dropout), one local epoch in
 batches of 10, SGD at 0.1, the mean of the cohort, the same PyTorch, one thread a process, in turn on the same machine;
-and the same with a dense network of 199,210 parameters on images of MNIST's shape (60 a user), where frameworks cost
+and the same with a dense network of 55,050 parameters on images of MNIST's shape (60 a user), where frameworks cost
 more than arithmetic and ours may train clients at once (`engine.vectorize = "auto"`). The first round is warm-up and
 not counted; neither is scoring. What is not alike: pfl takes a user's samples in order and reports nothing of its
 training; we shuffle them, check each update, report loss and accuracy of the training, and write a checkpoint after
