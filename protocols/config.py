@@ -83,6 +83,11 @@ class DataConfig(Section):
     class_order: Literal["natural", "shuffled"] = "natural"
     task_order: Literal["same", "shuffled"] = "same"
     """``shuffled``: every client meets the same tasks in an order of its own."""
+    arrival: Literal["same", "staggered", "poisson"] = "same"
+    """When tasks arrive: at all clients at once, at each some rounds after the one before it (``arrival_lag``), or at
+    each by chance, one in ``train.rounds`` rounds on average. A client's last task goes on until the run ends."""
+    arrival_lag: int = Field(0, ge=0)
+    """``staggered``: by how many rounds the last client is behind the first."""
     clients: int = Field(20, ge=1)
     partition: Literal["paper", "iid", "dirichlet"] = "paper"
     """``paper``: each client draws some of a task's classes and a fraction of their samples."""
@@ -121,6 +126,11 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.image_size = {self.image_size}: data.name = {self.name!r} has images of a size of its own; "
                 "leave data.image_size at 0"
+            )
+        if (self.arrival == "staggered") != (self.arrival_lag > 0):
+            raise ValueError(
+                f"data.arrival_lag = {self.arrival_lag} with data.arrival = {self.arrival!r}: it must be above 0 where "
+                "tasks are staggered, and 0 where they are not"
             )
         if self.holdout and self.name == "local":
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -59,10 +59,14 @@ class Scores:
         self._within: dict[str, list[Floats]] = {scoring: [] for scoring in SCORINGS}
 
     def add_task(self, task: int, correct: Mapping[str, Floats], total: Floats) -> None:
-        """Results after a task was finished: ``correct`` and ``total`` are float64 [client, seen]."""
+        """Results after a task was finished: ``correct`` and ``total`` are float64 [client, seen].
+
+        Clients of whom there is no result are left as they are.
+        """
         self._weigh(total)
+        scored = np.isfinite(total).any(axis=1)
         for scoring in SCORINGS:
-            self.correct[scoring][:, :, task] = correct[scoring]
+            self.correct[scoring][scored, :, task] = correct[scoring][scored]
 
     def add_untrained(self, correct: Floats, total: Floats) -> None:
         """Results before any training, float64 [client, seen]."""
@@ -123,7 +127,15 @@ class Scores:
 
 
 def score_clients(
-    grid: MessageGrid, inspector: Inspector, arrays: Arrays, task: int, tasks: int, *, both: bool, forward: bool = False
+    grid: MessageGrid,
+    inspector: Inspector,
+    arrays: Arrays,
+    task: int,
+    tasks: int,
+    *,
+    both: bool,
+    forward: bool = False,
+    nodes: Sequence[int] | None = None,
 ) -> tuple[dict[str, Floats], Floats]:
     """Have every client score the model on the test samples of its tasks.
 
@@ -146,6 +158,8 @@ def score_clients(
         Whether the purely global model is scored too (otherwise its results are NaN, where they are not the same).
     forward : bool
         Whether tasks not learned yet are scored as well.
+    nodes : sequence of int, optional
+        Who is scored; by default everybody.
 
     Returns
     -------
@@ -164,7 +178,7 @@ def score_clients(
         inspector.expect_scores(tasks if forward else task + 1, collect)
         settings = Config(task=task, scoring=scoring, collect=collect, forward=forward)
         content: dict[str, Record] = {ARRAYS: arrays, **extra, CONFIG: settings}
-        work = [Message(EVALUATE, node, "", group=str(task), content=content) for node in grid.get_node_ids()]
+        work = [Message(EVALUATE, node, "", group=str(task), content=content) for node in nodes or grid.get_node_ids()]
         replies = [reply for reply in grid.exchange(work, label=label) if reply.failure is None]
         if not replies:
             raise RunError(f"no client could be scored after task {task + 1}; see the failures in metrics.jsonl")

@@ -59,10 +59,12 @@ from fedknow.protocols.messages import (
     Message,
     Record,
     client_of,
+    node_of,
 )
 from fedknow.protocols.plugins import explain
 from fedknow.protocols.seeds import integer
 from fedknow.server import metrics
+from fedknow.server.arrivals import Arrivals
 from fedknow.server.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -153,7 +155,7 @@ class Experiment:
     Raises
     ------
     ConfigError
-        If the strategy cannot be built, or wants more clients than there are.
+        If the strategy cannot be built, wants more clients than there are, or cannot have them at different tasks.
     """
 
     def __init__(
@@ -173,6 +175,8 @@ class Experiment:
         self.observers = observers
         self.partition = dict(partition or {})
         self.strategy = build_strategy(config.strategy, config.data.clients)
+        Arrivals.check(config, self.strategy)
+        self.arrivals = None if config.data.arrival == "same" else Arrivals.of(config)
         if isinstance(self.strategy, Counterpart):
             self.strategy.prepare(Setup(config, cast(Learner, learner), stream))
         self.scores = Scores(config.data.clients, config.data.tasks)
@@ -211,7 +215,7 @@ class Experiment:
                         self._start_strategy(task)
                         self._finish_round(task, rounds)
                     else:
-                        for round in range(first, rounds + 1):
+                        for round in range(first, self._rounds(task) + 1):
                             self._train(task, round)
                             self._finish_round(task, round)
                 return self._end()
@@ -225,10 +229,13 @@ class Experiment:
     def _remaining(self) -> Iterator[tuple[int, int]]:
         """Tasks still to do, each with its first round still to do."""
         task, round = (self._last.task, self._last.round + 1) if self._last else (0, 1)
-        if round > self.config.train.rounds:
+        if round > self._rounds(task):
             task, round = task + 1, 1
         for later in range(task, self.config.data.tasks):
             yield later, round if later == task else 1
+
+    def _rounds(self, task: int) -> int:
+        return self.config.train.rounds if self.arrivals is None else self.arrivals.rounds_of(task)
 
     def _begin(self) -> None:
         checkpoint = load_checkpoint(self.folder.checkpoints)
@@ -315,6 +322,8 @@ class Experiment:
         with self._strategy_acts("configure_train", 0, task, round):
             record = to_record(self.arrays)
             messages = _messages(self.strategy.configure_train(self._server_round, record, config, self.grid))
+        if self.arrivals is not None:
+            self.arrivals.tell(messages, self._server_round - 1)
         replies = _good(self.grid.send_and_receive(messages))
         if messages and not replies:
             raise RunError(f"task {task + 1}, round {round}: all {len(messages)} clients failed; see metrics.jsonl")
@@ -385,7 +394,9 @@ class Experiment:
     def _finish_round(self, task: int, round: int) -> None:
         """All that follows a round of training, up to the checkpoint."""
         every = self.config.evaluation.every
-        if round == self.config.train.rounds:
+        if self.arrivals is not None:
+            self._finish_tasks(round, self.arrivals)
+        elif round == self.config.train.rounds:
             knowledge = self._end_task(task, round)
             self._evaluate(task, round)
             self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=time.perf_counter() - self._task_began)
@@ -393,13 +404,38 @@ class Experiment:
             self._evaluate(task, round)
         self._commit(task, round)
 
-    def _end_task(self, task: int, round: int) -> float:
-        """Tell every client that the task is over; mean size in bytes of what clients keep about their tasks."""
+    def _finish_tasks(self, round: int, arrivals: Arrivals) -> None:
+        """End and score the tasks that are over now, of clients that are at tasks of their own.
+
+        A client is scored when a task of its own is over; what is told of a task is told when that was the last of it.
+        The purely global model is not scored, as that takes what all clients keep at one moment.
+        """
+        for task, clients in arrivals.leaving(self._server_round).items():
+            began = time.perf_counter()
+            nodes = [node_of(client) for client in clients]
+            knowledge = self._end_task(task, round, nodes)
+            self.inspector.begin(task, round, self.arrays)
+            tasks, forward = self.config.data.tasks, self.config.evaluation.forward
+            correct, total = score_clients(
+                self.grid, self.inspector, self.arrays, task, tasks, both=False, forward=forward, nodes=nodes
+            )
+            self.scores.add_task(task, correct, total)
+            self.folder.write_accuracy(self.scores.arrays())
+            if arrivals.over(task, self._server_round):
+                now = {scoring: self.scores.accuracy(scoring) for scoring in correct}
+                self._emit_evaluation(task, round, now, {}, time.perf_counter() - began)
+                seconds = time.perf_counter() - self._task_began
+                self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=seconds)
+
+    def _end_task(self, task: int, round: int, nodes: Sequence[int] | None = None) -> float:
+        """Tell clients (all) that the task is over; mean size in bytes of what they keep about their tasks."""
         if not self.learner.ends_task:
             return 0.0
         self.inspector.begin(task, round, self.arrays)
         content: dict[str, Record] = {ARRAYS: self.arrays, CONFIG: Config(task=task)}
-        work = [Message(END_TASK, node, "", group=str(task), content=content) for node in self.grid.get_node_ids()]
+        work = [
+            Message(END_TASK, node, "", group=str(task), content=content) for node in nodes or self.grid.get_node_ids()
+        ]
         replies = [reply for reply in self.grid.exchange(work) if reply.failure is None]
         sizes = [_scalar(reply.content[METRICS], KNOWLEDGE_BYTES) for reply in replies]
         if not sizes:
@@ -441,6 +477,11 @@ class Experiment:
         for scoring, values in correct.items():
             now[scoring] = self.scores.accuracy(scoring)
             now[scoring][:, :, task] = values / self.scores.weights
+        self._emit_evaluation(task, round, now, aggregated or {}, time.perf_counter() - began)
+
+    def _emit_evaluation(
+        self, task: int, round: int, now: Mapping[str, np.ndarray], aggregated: Mapping[str, Any], seconds: float
+    ) -> None:
         weights = self.scores.sizes()
         self._emit(
             "evaluation",
@@ -450,8 +491,8 @@ class Experiment:
             accuracy_global=metrics.average_accuracy(now["global"], weights)[task],
             forgetting=metrics.forgetting(now["personal"], weights)[task],
             per_task=metrics.task_accuracy(now["personal"], weights)[: task + 1, task],
-            metrics=dict(aggregated or {}),
-            seconds=time.perf_counter() - began,
+            metrics=dict(aggregated),
+            seconds=seconds,
         )
 
     def _commit(self, task: int, round: int) -> None:

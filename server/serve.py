@@ -15,6 +15,7 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
 from fedknow.protocols.transport import LONGEST_DELAY, check_address
 from fedknow.protocols.wire import Limits
+from fedknow.server.arrivals import Arrivals
 from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grpc_grid import GrpcGrid
 from fedknow.server.report import write_report
@@ -82,7 +83,7 @@ def serve(
         stream = make_benchmark(config)
         shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
-    build_strategy(config.strategy, config.data.clients)
+    Arrivals.check(config, build_strategy(config.strategy, config.data.clients))
     again = resume and (out / "config.toml").is_file()
     if again and (done := RunFolder.open(out)).complete and not differences(done.config, config):
         with GrpcGrid(config, listen, done.run_id, credentials=credentials, tokens=bearers) as grid:

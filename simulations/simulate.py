@@ -13,6 +13,7 @@ from fedknow.client.learners import Learner, build_learner, resolve
 from fedknow.client.learners.vectorized import clients_at_once
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
+from fedknow.server.arrivals import Arrivals
 from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grid import InlineGrid, MessageGrid
 from fedknow.server.memory import forget_process_peak
@@ -77,7 +78,7 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
     ConfigError
         If the learner, its model or the strategy cannot be built, or clients cannot train at once as asked for.
     """
-    build_strategy(config.strategy, config.data.clients)
+    Arrivals.check(config, build_strategy(config.strategy, config.data.clients))
     learner = build_learner(config, benchmark.shape, benchmark.classes)
     clients_at_once(learner, config.engine.vectorize, benchmark.shape)
     return learner
