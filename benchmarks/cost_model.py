@@ -102,6 +102,7 @@ def main() -> None:
     torch.set_num_threads(1)
     preset = resources.files("fedknow.simulations") / "presets" / f"{args.preset}.toml"
     config = resolve(read_config(str(preset), [f"learner={args.learner}"]))
+    run(config, 1, 2, 1)  # what a process does once, PyTorch's imports among it, is not the meter's
     found = [run(config, args.clients, args.tasks, args.rounds) for _ in range(args.repeat)]
     for kind in (*found[0]["with"], "all"):
         pairs = [[sum(c.values()) if kind == "all" else c[kind] for c in (f["with"], f["without"])] for f in found]

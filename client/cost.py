@@ -17,9 +17,8 @@ import gc
 import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +47,7 @@ COSTS = (
 """Metrics of every answer; ``memory-bytes`` is the sum of its parts."""
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What a piece of work cost.
 
     Attributes
@@ -76,6 +74,10 @@ class Cost:
             max(self.moments, other.moments),
         )
 
+    def around(self, inner: Cost) -> Cost:
+        """Of this work and other work within it, which needs its memory while this one's is there."""
+        return self if inner is _NOTHING else self.beside(inner)._replace(peak=self.peak + inner.peak)
+
 
 _NOTHING = Cost()
 
@@ -83,15 +85,18 @@ _NOTHING = Cost()
 class _Part:
     """Work under way: its own cost, and apart from it that of the parts within."""
 
-    __slots__ = ("__weakref__", "_meter", "_optimizers", "charged", "counted", "inner", "key", "live", "own")
+    __slots__ = (
+        "__weakref__", "_meter", "_optimizers", "charged", "counted", "flops", "inner", "key", "live", "peak", "steps"
+    )  # fmt: skip
 
     def __init__(self, meter: Meter, key: Hashable | None, counted: bool, charged: bool = True) -> None:
         self._meter = meter
         self.key = key
         self.counted = counted
         self.charged = charged
-        self.own = self.inner = _NOTHING
-        self.live = 0
+        self.flops = self.live = self.peak = 0
+        self.steps = (0, 0)
+        self.inner = _NOTHING
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] | None = None
 
     def __enter__(self) -> None:
@@ -101,8 +106,10 @@ class _Part:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._meter.close(self, failed=kind is not None)
 
-    def computed(self, flops: int) -> None:
-        self.own = replace(self.own, flops=self.own.flops + flops)
+    @property
+    def own(self) -> Cost:
+        """Its cost without that of the parts within."""
+        return Cost(self.flops, self.peak, *self.steps)
 
     def made(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -111,8 +118,7 @@ class _Part:
 
     def hold(self, size: int) -> None:
         self.live += size
-        if self.live > self.own.peak:
-            self.own = replace(self.own, peak=self.live)
+        self.peak = max(self.peak, self.live)
 
     def _gone(self, size: int) -> None:
         self.live -= size
@@ -123,8 +129,8 @@ class _Part:
         if self._optimizers is None:
             self._optimizers = weakref.WeakKeyDictionary()
         self._optimizers[optimizer] = gradients, sum(map(tensor_bytes, optimizer.state.values()))
-        together = (sum(sizes) for sizes in zip(*self._optimizers.values(), strict=True))
-        self.own = self.own.beside(Cost(0, 0, *together))
+        gradients, moments = (sum(sizes) for sizes in zip(*self._optimizers.values(), strict=True))
+        self.steps = max(self.steps[0], gradients), max(self.steps[1], moments)
 
 
 class Meter:
@@ -182,7 +188,7 @@ class Meter:
     def add(self, flops: int = 0, memory: int = 0) -> None:
         """Charge the innermost part with operations, and with memory in bytes that is there until its end."""
         if self.parts:
-            self.parts[-1].computed(flops)
+            self.parts[-1].flops += flops
             self.parts[-1].hold(memory)
 
     def close(self, part: _Part, failed: bool) -> None:
@@ -193,14 +199,13 @@ class Meter:
         self.counting.set(around is not None and around.counted)
         if failed or not part.charged:
             return
-        own = part.own
-        if part.key is not None:
-            own = self._known.setdefault(part.key, own)
+        own = None if part.key is None else self._known.get(part.key)
+        if own is None:
+            own = part.own
+            if part.key is not None:
+                self._known[part.key] = own
         if around is not None:
-            # What parts within need is there at once with what is the part's own.
-            inner = part.inner
-            whole = own if inner is _NOTHING else replace(own.beside(inner), peak=own.peak + inner.peak)
-            around.inner = around.inner.beside(whole)
+            around.inner = around.inner.beside(own.around(part.inner))
 
     def _begin_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self.parts[-1].counted:
@@ -212,11 +217,11 @@ class Meter:
             self.counting.set(True)
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees each operation, and books it on the innermost part."""
 
     def __init__(self, parts: list[_Part]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._parts = parts
         self._on = self._collecting = False
 
@@ -229,9 +234,9 @@ class _Counting(TorchDispatchMode):
             # What is only freed by the garbage collector would be there for a time that nobody knows.
             self._collecting = gc.isenabled()
             gc.disable()
-            self.__enter__()
+            self.__enter__()  # type: ignore[no-untyped-call]
         elif self._on and not on:
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             if self._collecting:
                 gc.enable()
         self._on = on
@@ -245,7 +250,7 @@ class _Counting(TorchDispatchMode):
         result = func(*args, **kwargs)
         part = self._parts[-1]
         if formula is not None:
-            part.computed(int(formula(*args, **kwargs, out_val=result)))
+            part.flops += int(formula(*args, **kwargs, out_val=result))
         if _allocates(func):
             for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
                 if isinstance(leaf, Tensor):

@@ -262,8 +262,7 @@ class FedKnow(Learner):
         if choosing:
             restored = restored[self._choose(at_body, g, restored @ head, past, rows[0])]
         restorer = Restorer(at_body, restored, head, rows, self.meter)
-        with self.meter.free():
-            lazily = lazily and self._can_push_forward(at_body, own, g)
+        lazily = lazily and self._can_push_forward(at_body, own, g)
         with self.meter.told():
             if s.integrator == "sum":
                 result = Integration(g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1)
@@ -288,10 +287,10 @@ class FedKnow(Learner):
 
     def _room(self, count: int, size: int) -> Tensor:
         """Memory for so many gradients, float [count, size]; what is not written to takes up none."""
-        with self.meter.free():
-            if self._memory.numel() < count * size:
+        if self._memory.numel() < count * size:
+            with self.meter.free():
                 self._memory = self._parameters[0].new_empty(count * size)
-            return self._memory[: count * size].view(count, size)
+        return self._memory[: count * size].view(count, size)
 
     def _may_be_lazy(self, count: int) -> bool:
         """Whether the gradients an integration needs are to be found out before they are computed."""
@@ -305,11 +304,13 @@ class FedKnow(Learner):
         A property of the model alone, so clients that share a learner do not influence each other.
         """
         if self._lazy is None:
-            square = torch.dot(g, g).item()
+            with self.meter.free():
+                square = torch.dot(g, g).item()
             if not 0 < square < math.inf:
                 return True  # nothing can be told from this batch
             try:
-                product = (own * at_body.pushforward(g)).sum().item()
+                with self.meter.free():
+                    product = (own * at_body.pushforward(g)).sum().item()
                 fault = f"<c, J g> = {product:g} where <J^T c, g> = {square:g}"
             except RuntimeError as error:
                 product, fault = math.nan, str(error).splitlines()[0]
