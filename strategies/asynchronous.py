@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import random
 from abc import abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
@@ -17,11 +17,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedknow.protocols.flower import to_arrays, to_record
-from fedknow.protocols.messages import Arrays
+from fedknow.protocols.messages import NO_ANSWER, Arrays
 
 __all__ = ["Asynchronous", "Crew", "Update", "combine"]
 
-Discount = Literal["constant", "hinge", "polynomial"]
+PATIENCE = 3
+"""How often a client is asked to work on one version of the model whose answers are lost."""
 
 
 class ArrivalGrid(Protocol):
@@ -66,8 +67,8 @@ class Update:
 class Crew:
     """Who works on which version of the global model; gives out work, and takes answers one at a time.
 
-    A client gets work when its last answer has been taken, and never twice the same version of the model: it would
-    draw the same batches and come to the same end.
+    A client gets work when its last answer has been taken, and never twice the same version of the model, as it would
+    draw the same batches and come to the same end; unless its answer was lost, and that three times at most.
 
     Parameters
     ----------
@@ -100,15 +101,16 @@ class Crew:
         self._at_work: dict[str, tuple[int, int, ArrayRecord]] = {}
         self._arrived: deque[FlowerMessage] = deque()
         self._given: dict[int, int] = {}
+        self._lost: Counter[tuple[int, int]] = Counter()
 
-    def hand_out(self) -> None:
-        """Give the present model to clients that are free; they are drawn at random where not all are needed."""
+    def hand_out(self) -> bool:
+        """Give the present model to free clients, drawn at random where not all are needed; whether any was given."""
         nodes = list(self.grid.get_node_ids())
         busy = {node for node, _, _ in self._at_work.values()}
         free = sorted(node for node in nodes if node not in busy and self._given.get(node) != self.version)
         count = int(min(len(free), self.wanted - len(busy), (self._concurrency or len(nodes)) - len(busy)))
         if count <= 0:
-            return
+            return False
         chosen = free if count == len(free) else sorted(random.sample(free, count))
         number = self.version + 1
         config = ConfigRecord({**self._config, "round": number, "server-round": self._before + number})
@@ -117,6 +119,14 @@ class Crew:
         for id, node in zip(ids, chosen, strict=True):
             self._at_work[id] = node, self.version, self.arrays
             self._given[node] = self.version
+        return True
+
+    def next(self) -> Update | None:
+        """Keep as many busy as may be until the next good answer; None: there is nobody left to ask."""
+        while self.hand_out() or self._at_work:
+            if update := self.take():
+                return update
+        return None
 
     def take(self, until: float | None = None) -> Update | None:
         """The next good answer.
@@ -140,10 +150,14 @@ class Crew:
                     self._at_work.clear()
                 return None
             reply = self._arrived.popleft()
-            _, version, base = self._at_work.pop(reply.metadata.reply_to_message_id)
+            node, version, base = self._at_work.pop(reply.metadata.reply_to_message_id)
             if not reply.has_error():  # errors were counted and told when they arrived
                 self.wanted -= 1
                 return Update(reply, base, self.version - version)
+            if reply.error.code == NO_ANSWER:
+                self._lost[node, version] += 1
+                if self._lost[node, version] < PATIENCE and self._given[node] == version:
+                    del self._given[node]
         return None
 
     def step(self, arrays: ArrayRecord) -> None:

@@ -53,8 +53,7 @@ class FedAsync(Asynchronous):
         crew.wanted = left * answers
         late = []
         for _ in range(answers):
-            crew.hand_out()
-            update = crew.take()
+            update = crew.next()
             if update is None:
                 break
             weight = self.alpha * self.discount(update.staleness)

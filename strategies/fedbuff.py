@@ -107,11 +107,7 @@ class FedBuff(Buffered):
         """As many as the buffer takes; fewer if nobody is left to ask."""
         crew.wanted = left * self.buffer
         updates: list[Update] = []
-        while len(updates) < self.buffer:
-            crew.hand_out()
-            update = crew.take()
-            if update is None:
-                break
+        while len(updates) < self.buffer and (update := crew.next()):
             updates.append(update)
         return updates
 

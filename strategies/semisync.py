@@ -43,6 +43,6 @@ class SemiSync(Buffered):
         updates: list[Update] = []
         while update := crew.take(until):
             updates.append(update)
-        if not updates and (first := crew.take()):
+        if not updates and (first := crew.next()):
             updates.append(first)
         return updates
