@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedknow.client.cost import COSTS
 from fedknow.client.learners.base import Layout
 from fedknow.protocols.flower import to_arrays
 from fedknow.protocols.messages import (
@@ -97,7 +98,7 @@ class _Unusable(Exception):
 class Inspector:
     """Looks at every reply as it arrives (a grid's ``inspect`` hook), and turns a bad one into a failure.
 
-    Every array and number must be finite. Moreover,
+    Every array and number must be finite, and no cost (:data:`~fedknow.client.cost.COSTS`) below 0. Moreover,
 
     * replies to ``train`` messages hold just the arrays that were sent, with their shapes and dtypes, at no absurd
       distance, a positive ``num-examples``, and the same metrics from every client;
@@ -202,6 +203,7 @@ class Inspector:
             elif isinstance(record, Metrics):
                 for name, value in record.items():
                     _check_number(name, value)
+                _check_costs(record)
         if reply.kind in (TRAIN, END_TASK) and EXTRA in reply.content:
             _check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
         if reply.kind == TRAIN:
@@ -341,6 +343,13 @@ def _check_examples(metrics: Metrics) -> None:
     examples = metrics.get(NUM_EXAMPLES)
     if not isinstance(examples, int | float) or examples <= 0:
         raise _Unusable(Fault.METRICS, NUM_EXAMPLES, f"{NUM_EXAMPLES} must be a positive number, got {examples!r}")
+
+
+def _check_costs(metrics: Metrics) -> None:
+    for name in COSTS:
+        cost = metrics.get(name, 0.0)
+        if not isinstance(cost, int | float) or cost < 0:
+            raise _Unusable(Fault.METRICS, name, f"{name} must be a number not below 0, got {cost!r}")
 
 
 def _check_number(name: str, value: object) -> None:

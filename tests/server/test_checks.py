@@ -200,6 +200,13 @@ def test_what_clients_say_at_the_end_of_a_task_is_not_believed(inspector, metric
     assert inspector(good) is good
 
 
+@pytest.mark.parametrize("value", [-1.0, [1.0]])
+def test_a_cost_below_nothing_is_not_believed(inspector, value):
+    told = Metrics({"num-examples": 1, "knowledge-bytes": 0.0, "flops": value})
+    assert inspector(reply(kind=END_TASK, arrays=Arrays(), metrics=told)).failure is not None
+    assert inspector.seen[0].tensor == "flops"
+
+
 def test_raising_ends_the_wave():
     def stop(failure):
         raise RunError(str(failure))
