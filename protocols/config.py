@@ -196,7 +196,7 @@ class EvaluationConfig(Section):
     """When and how clients are scored. After each task always."""
 
     every: int = Field(0, ge=0)
-    """Also after every so many rounds; 0: after each task only. Strategies with a loop of their own ignore it."""
+    """Also after every so many rounds; 0: after each task only."""
     batch_size: int = Field(256, ge=1)
     global_model: bool = True
     """Score the purely global model too (what did not travel is averaged for this purpose alone)."""

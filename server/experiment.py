@@ -263,13 +263,6 @@ class Experiment:
             resumed_from=checkpoint.server_round if checkpoint else None,
             versions=_versions(),
         )
-        every = self.config.evaluation.every
-        if every and self._own_loop:
-            self._emit(
-                "warning",
-                reason=f"strategy {self.config.strategy.name} has a loop of its own, one call a task: "
-                f"evaluation.every = {every} is ignored, and clients are scored after each task only",
-            )
         if checkpoint is None and self.config.evaluation.forward:
             self.inspector.begin(0, 0, self.arrays)
             tasks = self.config.data.tasks
@@ -344,11 +337,11 @@ class Experiment:
     def _start_strategy(self, task: int) -> None:
         """All rounds of a task through a strategy that has a loop of its own.
 
-        Between its rounds it cannot be stopped or saved: clients are scored, and a checkpoint is written, once a task.
+        Between its rounds it cannot be stopped or saved: a checkpoint is written once a task.
         Flower's contract has ``start`` call ``evaluate_fn`` before the first round and after each; that is when we
         count rounds, and tell clients of the next through the settings that all of a task's messages share.
         """
-        rounds = self.config.train.rounds
+        rounds, every = self.config.train.rounds, self.config.evaluation.every
         base = self._server_round
         train_config, evaluate_config = self._settings(task, 1), self._settings(task, 1)
         began = time.perf_counter()
@@ -362,6 +355,9 @@ class Experiment:
                 self._server_round = base + number
                 aggregated = getattr(self.strategy, "round_metrics", None) or {}
                 self._emit_round(task, number, aggregated, time.perf_counter() - began)
+                self.arrays = current
+                if every and number % every == 0 and number < rounds:
+                    self._evaluate_within(task, number)
             began = time.perf_counter()
             self.inspector.begin(task, number + 1, current)
             for config in (train_config, evaluate_config):
@@ -403,6 +399,14 @@ class Experiment:
         elif every and round % every == 0:
             self._evaluate(task, round)
         self._commit(task, round)
+
+    def _evaluate_within(self, task: int, round: int) -> None:
+        """Score clients between two rounds of a strategy's own loop, if they can be asked."""
+        if self.grid.occupied:
+            reason = "clients are at work, and are not scored before the task is over"
+            self._emit("warning", task=task, round=round, reason=reason)
+        else:
+            self._evaluate(task, round)
 
     def _finish_tasks(self, round: int, arrivals: Arrivals) -> None:
         """End and score the tasks that are over now, of clients that are at tasks of their own.

@@ -109,6 +109,11 @@ class MessageGrid(Grid):
         """Seconds on the clock by which pulls wait; it stands still where no client is slower than another."""
         return 0.0
 
+    @property
+    def occupied(self) -> bool:
+        """Whether clients that do pushed work can be asked nothing else."""
+        return False
+
     def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
         """Answers to work that was pushed, as far as they are there; where there is none, wait for the first.
 

@@ -155,6 +155,11 @@ class GrpcGrid(MessageGrid):
         """Seconds by this machine's clock."""
         return time.monotonic()
 
+    @property
+    def occupied(self) -> bool:
+        """Whether pushed work is under way: a client does one thing at a time."""
+        return self._open is not None
+
     def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
         """What clients have sent by now; see :meth:`MessageGrid.arrivals`.
 

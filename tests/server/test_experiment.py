@@ -611,13 +611,21 @@ def test_a_strategy_with_a_loop_of_its_own_is_called_once_a_task(tmp_path):
     assert not [event for event in theirs.events if event["event"] == "warning"]
 
 
-def test_what_a_loop_of_its_own_leaves_out_is_said_at_the_start(rig):
-    run = rig("evaluation.every=1")
+def test_clients_are_scored_between_rounds_of_a_loop_of_its_own_too(tmp_path):
+    ours, theirs = Rig(tmp_path / "a", "evaluation.every=2"), Rig(tmp_path / "b", "evaluation.every=2")
+    expected, result = ours.run(), theirs.run(strategy=OwnLoop())
+    assert kinds(theirs.events) == kinds(ours.events)
+    for name, array in expected.accuracy.items():
+        np.testing.assert_array_equal(result.accuracy[name], array)
+
+
+def test_real_clients_that_are_at_work_are_not_scored(rig, monkeypatch):
+    monkeypatch.setattr(InlineGrid, "occupied", True)
+    run = rig("evaluation.every=2")
     run.run(strategy=OwnLoop())
-    assert kinds(run.events)[:2] == ["start", "warning"]
-    assert "evaluation.every = 1 is ignored" in run.events[1]["reason"]
-    assert kinds(run.events).count("warning") == 1
     assert kinds(run.events).count("evaluation") == 2
+    warnings = [event for event in run.events if event["event"] == "warning"]
+    assert [(event["task"], event["round"]) for event in warnings] == [(0, 2), (1, 2)]
 
 
 def test_it_is_resumed_at_the_task(tmp_path):
