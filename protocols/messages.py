@@ -23,6 +23,7 @@ __all__ = [
     "KEPT",
     "METRICS",
     "NO_ANSWER",
+    "OUT_OF_MEMORY",
     "TRAIN",
     "Arrays",
     "Config",
@@ -54,6 +55,8 @@ CLIENT_FAILED = 2
 """Failure code of work that a client could not do (Flower's CLIENT_APP_RAISED_EXCEPTION)."""
 NO_ANSWER = 4
 """Failure code of work that is given up, as no answer came in time (Flower's REPLY_MESSAGE_UNAVAILABLE)."""
+OUT_OF_MEMORY = 64
+"""Failure code of work that a client's device lacks the memory for (Flower has none for it)."""
 CONFIG = "config"
 METRICS = "metrics"
 

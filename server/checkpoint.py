@@ -14,7 +14,7 @@ import random
 import shutil
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Checkpoint:
         Length of ``metrics.jsonl``, bytes.
     seconds : float
         Time the run has taken so far.
+    grid : dict
+        See :meth:`fedknow.server.grid.MessageGrid.state`.
     """
 
     task: int
@@ -73,6 +75,7 @@ class Checkpoint:
     traffic: dict[str, dict[str, int]]
     position: int
     seconds: float
+    grid: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -104,6 +107,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "traffic": checkpoint.traffic,
             "position": checkpoint.position,
             "seconds": checkpoint.seconds,
+            "grid": checkpoint.grid,
         }
         text = json.dumps(state).encode()
         write_atomic(target / "state.json", text, durable=False)
@@ -150,6 +154,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             traffic=state["traffic"],
             position=state["position"],
             seconds=state["seconds"],
+            grid=state.get("grid", {}),
         )
     except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
         raise CheckpointError(

@@ -25,6 +25,7 @@ from fedknow.protocols.messages import (
     EXTRA,
     KEPT,
     METRICS,
+    OUT_OF_MEMORY,
     TRAIN,
     Arrays,
     Failure,
@@ -48,6 +49,7 @@ class Fault(StrEnum):
     """What is wrong with a reply."""
 
     FAILED = "the client failed"
+    OUT_OF_MEMORY = "the client's device lacks memory"
     NOT_FINITE = "not finite"
     NAMES = "other names"
     SHAPE = "another shape"
@@ -195,7 +197,8 @@ class Inspector:
 
     def _check(self, reply: Message) -> None:
         if reply.failure is not None:
-            raise _Unusable(Fault.FAILED, "", reply.failure.reason)
+            fault = Fault.OUT_OF_MEMORY if reply.failure.code == OUT_OF_MEMORY else Fault.FAILED
+            raise _Unusable(fault, "", reply.failure.reason)
         norms: dict[int, float] = {}
         for record in reply.content.values():
             if isinstance(record, Arrays):

@@ -178,7 +178,7 @@ def score_clients(
         inspector.expect_scores(tasks if forward else task + 1, collect)
         settings = Config(task=task, scoring=scoring, collect=collect, forward=forward)
         content: dict[str, Record] = {ARRAYS: arrays, **extra, CONFIG: settings}
-        work = [Message(EVALUATE, node, "", group=str(task), content=content) for node in nodes or grid.get_node_ids()]
+        work = [Message(EVALUATE, node, "", group=str(task), content=content) for node in nodes or grid.members()]
         replies = [reply for reply in grid.exchange(work, label=label) if reply.failure is None]
         if not replies:
             raise RunError(f"no client could be scored after task {task + 1}; see the failures in metrics.jsonl")

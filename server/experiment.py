@@ -20,6 +20,10 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
 ``end``           ``seconds``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``forgetting_relative``,
                   ``forgetting_max``, ``backward_transfer``, ``forward_transfer``, ``gap``, ``traffic``
 ================  ====================================================================================================
+
+Where clients have devices (``fleet``), ``round``, ``evaluation``, ``task_end`` and ``end`` have besides what has passed
+so far: ``virtual_seconds``, of these ``communication_seconds`` and ``computing_seconds`` (in which the server waited
+for messages under way, and for clients that computed), and ``energy_joules`` (all clients').
 """
 
 from __future__ import annotations
@@ -73,7 +77,15 @@ from fedknow.server.checkpoint import (
     save_checkpoint,
     strategy_state,
 )
-from fedknow.server.checks import KNOWLEDGE_BYTES, ClientFailure, Inspector, RunError, check_aggregate, check_arrays
+from fedknow.server.checks import (
+    KNOWLEDGE_BYTES,
+    ClientFailure,
+    Fault,
+    Inspector,
+    RunError,
+    check_aggregate,
+    check_arrays,
+)
 from fedknow.server.evaluation import Scores, score_clients
 from fedknow.server.grid import MessageGrid
 from fedknow.server.run_folder import RunFolder, is_disk_full, running_out_of_disk
@@ -188,6 +200,7 @@ class Experiment:
         self._seconds_before = 0.0
         self._task_began = 0.0
         self._lost_told = False
+        self._too_small = 0
 
     # --- the run --------------------------------------------------------------------------------------------------
 
@@ -279,6 +292,7 @@ class Experiment:
         self.arrays = checkpoint.arrays
         self.scores = Scores.from_raw(checkpoint.scores)
         self.grid.restore(checkpoint.versions, checkpoint.traffic)
+        self.grid.restore_state(checkpoint.grid)
         with self._strategy_acts("load_state_dict", 0, checkpoint.task, checkpoint.round):
             restore_strategy(self.strategy, checkpoint.strategy)
         self._last = checkpoint
@@ -301,6 +315,7 @@ class Experiment:
             forward_transfer=metrics.forward_transfer(personal, weights, untrained)[-1],
             gap=metrics.local_global_gap(personal, shared, weights)[-1],
             traffic=self.grid.traffic,
+            **self.grid.elapsed(),
         )
         return RunResult(self.folder.path, self.scores.arrays(), self.arrays, summary)
 
@@ -311,6 +326,7 @@ class Experiment:
         began = time.perf_counter()
         self._server_round += 1
         self.inspector.begin(task, round, self.arrays)
+        self._too_small = 0
         config = self._settings(task, round)
         with self._strategy_acts("configure_train", 0, task, round):
             record = to_record(self.arrays)
@@ -318,8 +334,8 @@ class Experiment:
         if self.arrivals is not None:
             self.arrivals.tell(messages, self._server_round - 1)
         replies = _good(self.grid.send_and_receive(messages))
-        if messages and not replies:
-            raise RunError(f"task {task + 1}, round {round}: all {len(messages)} clients failed; see metrics.jsonl")
+        if messages and not replies and (self.inspector.failures or not self.config.fleet.devices):
+            raise RunError(f"task {task + 1}, round {round}: {self._all_failed(len(messages))}")
         aggregated: dict[str, Any] = {}
         if self.arrays:  # where nothing travels there is nothing to aggregate, and some strategies stumble over it
             with self._strategy_acts("aggregate_train", 1, task, round):
@@ -366,6 +382,7 @@ class Experiment:
             return None
 
         self.inspector.begin(task, 1, self.arrays)
+        self._too_small = 0
         with self._strategy_acts("start", 0, task, 1):
             result = self.strategy.start(
                 grid=self.grid,
@@ -395,7 +412,10 @@ class Experiment:
         elif round == self.config.train.rounds:
             knowledge = self._end_task(task, round)
             self._evaluate(task, round)
-            self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=time.perf_counter() - self._task_began)
+            seconds = time.perf_counter() - self._task_began
+            self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=seconds, **self.grid.elapsed())
+            if fleet := self.grid.fleet():
+                self.folder.write_fleet(fleet)
         elif every and round % every == 0:
             self._evaluate(task, round)
         self._commit(task, round)
@@ -429,21 +449,22 @@ class Experiment:
                 now = {scoring: self.scores.accuracy(scoring) for scoring in correct}
                 self._emit_evaluation(task, round, now, {}, time.perf_counter() - began)
                 seconds = time.perf_counter() - self._task_began
-                self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=seconds)
+                self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=seconds, **self.grid.elapsed())
+                if fleet := self.grid.fleet():
+                    self.folder.write_fleet(fleet)
 
     def _end_task(self, task: int, round: int, nodes: Sequence[int] | None = None) -> float:
         """Tell clients (all) that the task is over; mean size in bytes of what they keep about their tasks."""
         if not self.learner.ends_task:
             return 0.0
         self.inspector.begin(task, round, self.arrays)
+        self._too_small = 0
         content: dict[str, Record] = {ARRAYS: self.arrays, CONFIG: Config(task=task)}
-        work = [
-            Message(END_TASK, node, "", group=str(task), content=content) for node in nodes or self.grid.get_node_ids()
-        ]
+        work = [Message(END_TASK, node, "", group=str(task), content=content) for node in nodes or self.grid.members()]
         replies = [reply for reply in self.grid.exchange(work) if reply.failure is None]
         sizes = [_scalar(reply.content[METRICS], KNOWLEDGE_BYTES) for reply in replies]
         if not sizes:
-            raise RunError(f"task {task + 1}: all clients failed to end it; see metrics.jsonl")
+            raise RunError(f"task {task + 1}, when it ended: {self._all_failed(len(work))}")
         if isinstance(self.strategy, Counterpart):
             with self._strategy_acts("aggregate_end_task", 5, task, round):
                 self.strategy.aggregate_end_task(task, self.arrays, replies)
@@ -497,6 +518,7 @@ class Experiment:
             per_task=metrics.task_accuracy(now["personal"], weights)[: task + 1, task],
             metrics=dict(aggregated),
             seconds=seconds,
+            **self.grid.elapsed(),
         )
 
     def _commit(self, task: int, round: int) -> None:
@@ -518,6 +540,7 @@ class Experiment:
             traffic=self.grid.traffic,
             position=self.folder.position(),
             seconds=self._elapsed(),
+            grid=self.grid.state(),
         )
         save_checkpoint(self.folder.checkpoints, checkpoint)
         self._last = checkpoint
@@ -560,7 +583,7 @@ class Experiment:
                 raise
             raise RunError(
                 f"strategy {self.config.strategy.name} failed in {hook}, task {task + 1}, round {round}: "
-                f"{explain(error)}"
+                f"{explain(error)}" + (f"; {self._all_failed(self._too_small)}" if self._too_small else "")
             ) from error
 
     def _seed(self, server_round: int, stage: int) -> None:
@@ -570,8 +593,19 @@ class Experiment:
 
     def _client_failed(self, failure: ClientFailure) -> None:
         self._emit("failure", **failure.event())
-        if self.config.engine.on_client_error == "stop":
+        if failure.fault is Fault.OUT_OF_MEMORY:  # that a device is too small is a result of the experiment
+            self._too_small += 1
+        elif self.config.engine.on_client_error == "stop":
             raise RunError(f"{failure}; to leave such clients out of the round: --set engine.on_client_error=skip")
+
+    def _all_failed(self, clients: int) -> str:
+        if self._too_small:
+            return (
+                f"learner {self.config.learner.name} with model {self.config.model.name} does not fit the fleet: "
+                f"{min(self._too_small, clients)} of {clients} devices asked lack the memory, and no other client "
+                "answered; metrics.jsonl says how much they have and need"
+            )
+        return f"all {clients} clients failed; see metrics.jsonl"
 
     def _emit_round(self, task: int, round: int, aggregated: Mapping[str, Any], seconds: float) -> None:
         clients = self.inspector
@@ -590,6 +624,7 @@ class Experiment:
             traffic=self.grid.traffic,
             peak_memory_mb=self.grid.peak_memory_mb(),
             failures=self.inspector.failures,
+            **self.grid.elapsed(),
         )
 
     def _emit(self, event: str, **fields: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from flwr.app import Message as FlowerMessage
 from flwr.app import RecordDict
@@ -67,6 +67,8 @@ class MessageGrid(Grid):
         Told of the work of a wave that was not answered in time, where any was not.
     sparse : bool
         Whether zeros are left out on the way (:attr:`fedknow.client.learners.Learner.sparse`) and not counted.
+    spare : set of str
+        Ids of work whose answers are not missed.
     """
 
     def __init__(self, clients: int, store: StateStore | None = None) -> None:
@@ -77,6 +79,7 @@ class MessageGrid(Grid):
         self.inspect: Callable[[Message], Message] | None = None
         self.sparse = False
         self.missed: Callable[[Sequence[Message]], None] | None = None
+        self.spare: set[str] = set()
         self._pushed: dict[str, tuple[FlowerMessage, Message]] = {}
         self._sent = 0
         self._run = empty_run()
@@ -176,7 +179,7 @@ class MessageGrid(Grid):
         with closing(self.deliver(work, timeout)) as answers:
             for reply, version in answers:  # each is dealt with as it arrives, while other clients still work
                 replies[reply.reply_to] = convert(self._take_in(reply, version, label))
-        missing = [message for message in work if message.id not in replies]
+        missing = [message for message in work if message.id not in replies and message.id not in self.spare]
         if missing and self.missed:
             self.missed(missing)
         by_node = sorted(work, key=lambda message: message.node)
@@ -207,11 +210,15 @@ class MessageGrid(Grid):
         self.traffic.setdefault(kind, {"down": 0, "up": 0, "messages": 0})
         for name, record in content.items():
             if id(record) not in sizes:
-                sizes[id(record)] = _sparse_bytes(record) if self.sparse else nbytes({name: record})
+                sizes[id(record)] = self._size(name, record)
             label = f"{kind}.{EXTRA}" if name == EXTRA else kind
             count = self.traffic.setdefault(label, {"down": 0, "up": 0, "messages": 0})
             count[way] += sizes[id(record)]
             count["messages"] += name == EXTRA
+
+    def _size(self, name: str, record: Record) -> int:
+        """Bytes of a record on its way."""
+        return _sparse_bytes(record) if self.sparse else nbytes({name: record})
 
     def _next_id(self) -> str:
         self._sent += 1
@@ -232,6 +239,10 @@ class MessageGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """Ids of all clients, ascending."""
         return [node_of(client) for client in range(self.clients)]
+
+    def members(self) -> list[int]:
+        """Ids of all clients that work may be given that can wait for them; ascending."""
+        return list(self.get_node_ids())
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -317,6 +328,21 @@ class MessageGrid(Grid):
         self.versions = dict(versions)
         if traffic is not None:
             self.traffic = {kind: dict(count) for kind, count in traffic.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What else belongs into a checkpoint, as JSON can hold it; nothing where no time is kept."""
+        return {}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`state` gave."""
+
+    def elapsed(self) -> dict[str, float]:
+        """Virtual time so far, and what it went into, for events; nothing where no time is kept."""
+        return {}
+
+    def fleet(self) -> dict[str, Any]:
+        """What the clients' devices did so far, for ``fleet.json``; nothing where they have none."""
+        return {}
 
     def prune(self) -> None:
         """Delete all client states but the present ones; call it when a checkpoint of these is safe on disk.

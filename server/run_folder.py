@@ -5,6 +5,7 @@
     config.toml      the complete configuration
     partition.json   which client holds what (sizes, classes, digest)
     metrics.jsonl    one event a line
+    fleet.json       what the clients' devices did, where they have any (fedknow.simulations.fleet)
     run-id           by which real clients know the run again (fedknow.server.serve)
     accuracy.npz     raw accuracies, from which every metric can be computed again
     checkpoint/      what the run needs to go on (see fedknow.server.checkpoint)
@@ -38,11 +39,12 @@ from fedknow.server.evaluation import Scores
 
 __all__ = ["RunFolder", "is_disk_full", "running_out_of_disk"]
 
-_CONFIG, _PARTITION, _METRICS, _ACCURACY, _RUN_ID, _LOCK = (
+_CONFIG, _PARTITION, _METRICS, _ACCURACY, _FLEET, _RUN_ID, _LOCK = (
     "config.toml",
     "partition.json",
     "metrics.jsonl",
     "accuracy.npz",
+    "fleet.json",
     "run-id",
     ".lock",
 )
@@ -176,6 +178,16 @@ class RunFolder:
         partition: dict[str, Any] = json.loads(text)
         return partition
 
+    @property
+    def fleet(self) -> dict[str, Any]:
+        """What the clients' devices did up to the last task that ended; empty where they had none."""
+        try:
+            text = (self.path / _FLEET).read_text("utf-8")
+        except FileNotFoundError:
+            return {}
+        fleet: dict[str, Any] = json.loads(text)
+        return fleet
+
     def events(self) -> list[dict[str, Any]]:
         """All events so far, oldest first; a last line that is only half written is left out."""
         try:
@@ -222,6 +234,10 @@ class RunFolder:
         data = io.BytesIO()
         np.savez_compressed(data, allow_pickle=False, **dict(arrays))
         write_atomic(self.path / _ACCURACY, data.getvalue())
+
+    def write_fleet(self, fleet: Mapping[str, Any]) -> None:
+        """Replace what the clients' devices did (:meth:`fedknow.server.grid.MessageGrid.fleet`)."""
+        write_atomic(self.path / _FLEET, json.dumps(_plain(fleet), indent=1).encode() + b"\n")
 
     def append(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Add one event as one line of JSON.

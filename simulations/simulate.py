@@ -19,6 +19,7 @@ from fedknow.server.grid import InlineGrid, MessageGrid
 from fedknow.server.memory import forget_process_peak
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
+from fedknow.simulations.fleet.grid import FleetGrid, build_fleet
 from fedknow.strategies import build_strategy
 
 __all__ = ["Observer", "prepare", "simulate"]
@@ -76,15 +77,27 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
     Raises
     ------
     ConfigError
-        If the learner, its model or the strategy cannot be built, or clients cannot train at once as asked for.
+        If the learner, its model, the strategy or the fleet cannot be built, or clients cannot train at once as asked
+        for.
     """
     Arrivals.check(config, build_strategy(config.strategy, config.data.clients))
+    if config.fleet.devices:
+        build_fleet(config)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
     clients_at_once(learner, config.engine.vectorize, benchmark.shape)
     return learner
 
 
 def _grid(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:
+    grid = _workers(config, benchmark, folder)
+    if not config.fleet.devices:
+        return grid
+    strategy = build_strategy(config.strategy, config.data.clients)
+    wanted = [getattr(strategy, f"min_{name}_nodes", 1) for name in ("available", "train", "evaluate")]
+    return FleetGrid(grid, config, build_fleet(config), quorum=max(wanted))
+
+
+def _workers(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:
     if config.engine.backend == "ray":
         from fedknow.simulations.ray_grid import RayGrid  # a run without Ray does not wait for its import
 

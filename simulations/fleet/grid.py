@@ -1,0 +1,445 @@
+"""A grid whose clients have devices and links: the work is done for real, and arrives in virtual time."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from flwr.app import Message as FlowerMessage
+from flwr.app import MessageType
+
+from fedknow.client.cost import FLOPS, MEMORY
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.messages import (
+    EVALUATE,
+    NO_ANSWER,
+    OUT_OF_MEMORY,
+    TRAIN,
+    Message,
+    Metrics,
+    client_of,
+    node_of,
+)
+from fedknow.protocols.seeds import generator, integer
+from fedknow.server.checks import RunError
+from fedknow.server.grid import Answers, MessageGrid
+from fedknow.simulations.fleet.availability import Always, Presence, make_presence
+from fedknow.simulations.fleet.clock import Clock, Job, Timing
+from fedknow.simulations.fleet.devices import Profile, assign, load_profiles
+from fedknow.simulations.fleet.links import Links, make_links
+
+__all__ = ["Fleet", "FleetGrid", "build_fleet"]
+
+PATIENCE = 100_000
+"""How often clients may come and go while the server waits for enough of them to be there at once."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What clients are imagined to have.
+
+    Attributes
+    ----------
+    names : list of str
+        Of the clients' devices.
+    profiles : list of Profile
+        The devices themselves.
+    links : Links
+    presence : Presence
+    """
+
+    names: list[str]
+    profiles: list[Profile]
+    links: Links
+    presence: Presence
+
+
+def build_fleet(config: ExperimentConfig) -> Fleet:
+    """The fleet of an experiment; the same for the same configuration and seed.
+
+    Raises
+    ------
+    ConfigError
+        If a device is unknown, their number is not that of the clients, or a file cannot be read.
+    """
+    clients, seed, fleet = config.data.clients, config.seed, config.fleet
+    names = assign(fleet, clients, seed)
+    known = load_profiles(fleet.profiles)
+    links, presence = make_links(fleet, clients, seed), make_presence(fleet, seed)
+    return Fleet(names, [known[name] for name in names], links, presence)
+
+
+@dataclass
+class _Account:
+    """What a client's device did so far: seconds, bytes, and counts of pieces of work."""
+
+    computing: float = 0.0
+    transfer: float = 0.0
+    flops: float = 0.0
+    down: float = 0.0
+    up: float = 0.0
+    memory: float = 0.0
+    """Most that its work needed at once."""
+    asked: int = 0
+    answered: int = 0
+    late: int = 0
+    """Given up as the deadline, or so many others, came first."""
+    lost: int = 0
+    out_of_memory: int = 0
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A piece of work: the answer that is there already, and the job that says when it arrives."""
+
+    message: Message
+    reply: Message
+    version: int
+    job: Job
+
+    def given_up(self) -> tuple[Message, int]:
+        """What is told of work whose answer does not come."""
+        return self.message.fail(NO_ANSWER, f"client {self.job.client}: no answer"), self.version
+
+
+class FleetGrid(MessageGrid):
+    """Clients on imagined devices, in front of a grid that does their work.
+
+    What an answer says it cost, and the bytes of request and answer, say when it arrives; whether it does is up to the
+    device's memory, the deadline and chance. Nothing of this depends on real time or on the order in which the work is
+    done for real, so neither on workers. Our own scoring is measurement: it takes no virtual time, and everybody is
+    scored.
+
+    A wave of work begins at one moment. It ends when all have answered, when the deadline is over, or with
+    ``over_commit`` when as many have answered as were wanted; who has not answered then is told to stop. Telling
+    clients that a task is over has no deadline, and no answer to it is lost.
+
+    Parameters
+    ----------
+    inner : MessageGrid
+        Has the work done.
+    config : ExperimentConfig
+    fleet : Fleet
+    quorum : int
+        Clients that must be there at once before any is given out; the clock goes on until they are.
+    """
+
+    def __init__(self, inner: MessageGrid, config: ExperimentConfig, fleet: Fleet, quorum: int = 1) -> None:
+        super().__init__(inner.clients, inner.store)
+        self.inner = inner
+        self.settings = config.fleet
+        self.devices = fleet
+        self._seed = config.seed
+        self._quorum = quorum
+        self._clock = Clock(fleet.links, fleet.presence)
+        self._accounts = [_Account() for _ in range(self.clients)]
+        self._communication = self._computing = self._charged = 0.0
+        self._wanted = 0
+        self._measuring = False
+        self._at_work: dict[str, _Work] = {}
+        self._known: set[str] = set()
+        self._early: list[tuple[Message, int]] = []
+        self.restore({})
+
+    # --- waves ----------------------------------------------------------------------------------------------------
+
+    def exchange(
+        self, messages: Sequence[Message], timeout: float | None = None, label: str | None = None
+    ) -> list[Message]:
+        """See :meth:`MessageGrid.exchange`; scoring, of which only we ask this way, takes no time."""
+        self._measuring = all(message.kind == EVALUATE for message in messages)
+        try:
+            return super().exchange(messages, timeout, label)
+        finally:
+            self._measuring = False
+
+    def send_and_receive(
+        self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
+    ) -> list[FlowerMessage]:
+        """See :meth:`MessageGrid.send_and_receive`; with ``over_commit`` more clients are asked to train.
+
+        Raises
+        ------
+        ConfigError
+            If more are to be asked by a strategy that does not send all the same.
+        """
+        sent = list(messages)
+        more = self._more(sent) if self.settings.over_commit > 1 else []
+        self._wanted = len(sent) if more else 0
+        try:
+            return super().send_and_receive([*sent, *more], timeout=timeout)
+        finally:
+            self._wanted = 0
+
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
+        """Have the work done and give the answers that arrive in time; see :meth:`MessageGrid.deliver`.
+
+        Parameters
+        ----------
+        timeout : float or None
+            Virtual seconds; ``fleet.deadline`` counts too.
+        """
+        if self._measuring:
+            yield from self.inner.deliver(work, None)
+            return
+        due = self._due(work, timeout)
+        keep = bool(self._wanted) or due < math.inf  # else all that are not lost will arrive, and need not be kept
+        asked = {message.id: message for message in work}
+        pieces: dict[str, _Work] = {}
+        for reply, version in self.inner.deliver(work, None):
+            piece = pieces[reply.reply_to] = self._piece(asked[reply.reply_to], reply, version, due)
+            if not keep and not piece.job.lost:
+                yield piece.reply, version
+        arrived = self._wave([pieces[message.id] for message in work])  # in this order, however workers came to it
+        if keep:
+            for piece in arrived:
+                yield piece.reply, piece.version
+
+    def _wave(self, pieces: Sequence[_Work]) -> list[_Work]:
+        """Have the clock go on until a wave is over; what arrived."""
+        left = {piece.job.id for piece in pieces}
+        for piece in pieces:
+            self._give(piece)
+        arrived: list[_Work] = []
+        good = 0
+        self.spare = set()
+        while left and (timing := self._clock.step()):
+            piece, came = self._close(timing)
+            if timing.job.id not in left:  # pushed before, and to be pulled
+                self._early.append((piece.reply, piece.version) if came else piece.given_up())
+                continue
+            left.discard(timing.job.id)
+            if came:
+                arrived.append(piece)
+                good += piece.reply.failure is None
+            if self._wanted and good == self._wanted:
+                self.spare, left = left, set()
+                for beaten in self._clock.drop(sorted(self.spare)):
+                    self._close(beaten)
+            if not left:
+                self._charge(timing)
+        return arrived
+
+    # --- pushed work ----------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the run began."""
+        return self._clock.now
+
+    def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
+        """The first answer to arrive and all that arrive with it; see :meth:`MessageGrid.arrivals`.
+
+        Work that is not answered is given up at the deadline, or when its answer should have come.
+        """
+        new = [message for message in work if message.id not in self._known]
+        asked = {message.id: message for message in work}
+        done = {reply.reply_to: (reply, version) for reply, version in self.inner.deliver(new, None)} if new else {}
+        for message in new:
+            self._known.add(message.id)
+            self._give(self._piece(message, *done[message.id], self._due([message], None)))
+        answers = [answer for answer in self._early if answer[0].reply_to in asked]
+        self._early = [answer for answer in self._early if answer[0].reply_to not in asked]
+        until = math.inf if timeout is None else self.now + timeout
+        while timing := self._clock.step(self.now if answers else until):
+            piece, came = self._close(timing)
+            answer = (piece.reply, piece.version) if came else piece.given_up()
+            (answers if timing.job.id in asked else self._early).append(answer)
+            self._charge(timing)
+        self._known -= {reply.reply_to for reply, _ in answers}
+        return sorted(answers, key=lambda answer: answer[0].node)
+
+    # --- who is there ---------------------------------------------------------------------------------------------
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of the clients that are there; while too few are, and nobody is at work, the clock goes on.
+
+        Raises
+        ------
+        RunError
+            If there never seem to be enough at once.
+        """
+        presence = self.devices.presence
+        if isinstance(presence, Always):
+            return super().get_node_ids()
+        for _ in range(PATIENCE):
+            here = [client for client in range(self.clients) if presence.here(client, self.now)]
+            if len(here) >= self._quorum or not self._clock.idle:
+                return [node_of(client) for client in here]
+            away = set(range(self.clients)) - set(here)
+            self._clock.wait(min(presence.after(client, self.now, 0.0) for client in away))
+        raise RunError(
+            f"fleet.availability: {self._quorum} clients are wanted at once and never were there, up to "
+            f"{self.now / 3600:.0f} virtual hours"
+        )
+
+    def members(self) -> list[int]:
+        """Ids of all clients."""
+        return super().get_node_ids()
+
+    # --- what there is to tell ------------------------------------------------------------------------------------
+
+    def elapsed(self) -> dict[str, float]:
+        """See :mod:`fedknow.server.experiment`."""
+        return {
+            "virtual_seconds": self.now,
+            "communication_seconds": self._communication,
+            "computing_seconds": self._computing,
+            "energy_joules": sum(self._joules(client) for client in range(self.clients)),
+        }
+
+    def fleet(self) -> dict[str, Any]:
+        """What each client's device did: seconds of computing, transfer and rest, joules, bytes, answers."""
+        clients = []
+        for client, account in enumerate(self._accounts):
+            rest = self.now - account.computing - account.transfer
+            share = account.computing / self.now if self.now else 0.0
+            clients.append(
+                {"client": client, "device": self.devices.names[client]}
+                | asdict(account)
+                | {"idle": rest, "utilisation": share, "joules": self._joules(client)}
+                | {"room": self.devices.profiles[client].room}
+            )
+        return self.elapsed() | {"clients": clients}
+
+    def state(self) -> dict[str, Any]:
+        """The clock and the accounts; work under way is not in it, as there is none between rounds."""
+        accounts = {
+            field.name: [getattr(account, field.name) for account in self._accounts] for field in fields(_Account)
+        }
+        spent = {"communication": self._communication, "computing": self._computing}
+        return {"now": self.now, **spent, "accounts": accounts}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`MessageGrid.restore_state`."""
+        self._clock = Clock(self.devices.links, self.devices.presence, state["now"])
+        self._communication, self._computing = state["communication"], state["computing"]
+        self._charged = self.now
+        columns = state["accounts"]
+        self._accounts = [_Account(**{name: columns[name][c] for name in columns}) for c in range(self.clients)]
+
+    # --- the grid that does the work ------------------------------------------------------------------------------
+
+    def restore(self, versions: Mapping[int, int], traffic: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        """See :meth:`MessageGrid.restore`."""
+        super().restore(versions, traffic)
+        self.inner.versions = self.versions
+
+    def refused(self, reply: Message) -> None:
+        """See :meth:`MessageGrid.refused`."""
+        self.inner.refused(reply)
+
+    def peak_memory_mb(self) -> float:
+        """See :meth:`MessageGrid.peak_memory_mb`."""
+        return self.inner.peak_memory_mb()
+
+    def close(self) -> None:
+        """Close the grid that does the work."""
+        super().close()
+        self.inner.close()
+
+    # --- helpers --------------------------------------------------------------------------------------------------
+
+    def _more(self, sent: Sequence[FlowerMessage]) -> list[FlowerMessage]:
+        """Messages to further clients that are there, drawn at random."""
+        if not sent or any(message.metadata.message_type != MessageType.TRAIN for message in sent):
+            return []
+        content = sent[0].content
+        if any(message.content is not content for message in sent):
+            raise ConfigError(
+                f"fleet.over_commit = {self.settings.over_commit:g} needs a strategy that sends all clients the same; "
+                "set it to 1"
+            )
+        others = sorted(set(self.get_node_ids()) - {message.metadata.dst_node_id for message in sent})
+        count = min(math.ceil(len(sent) * self.settings.over_commit) - len(sent), len(others))
+        draw = random.Random(integer(self._seed, "fleet.more", self._sent))
+        return [FlowerMessage(content, node, MessageType.TRAIN) for node in sorted(draw.sample(others, count))]
+
+    def _due(self, work: Sequence[Message], timeout: float | None) -> float:
+        """Until when answers to a wave count."""
+        deadline = self.settings.deadline if all(map(_can_fail, work)) else 0.0
+        return self.now + min(deadline or math.inf, math.inf if timeout is None else timeout)
+
+    def _piece(self, message: Message, reply: Message, version: int, due: float) -> _Work:
+        """What becomes of a piece of work, from what its answer says it cost; a failure where memory lacks."""
+        client = client_of(message.node)
+        account, profile = self._accounts[client], self.devices.profiles[client]
+        delays, slower, lost = self._chance(client, account.asked)
+        account.asked += 1
+        seconds = 0.0
+        if reply.failure is None:
+            flops, memory = (_cost(reply, name) for name in (FLOPS, MEMORY))
+            account.memory = max(account.memory, memory)
+            if memory > profile.room:
+                account.out_of_memory += 1
+                reply = message.fail(
+                    OUT_OF_MEMORY,
+                    f"out of memory: {self.devices.names[client]} has room for {profile.room / 1e6:,.0f} MB, "
+                    f"{message.kind!r} needs {memory / 1e6:,.0f} MB",
+                )
+            else:
+                account.flops += flops
+                seconds = flops / profile.speed * slower
+        down, up = (
+            sum(self._size(name, record) for name, record in content.items())
+            for content in (message.content, reply.content)
+        )
+        account.down += down
+        job = Job(message.id, client, down, seconds, up, delays, due, lost and _can_fail(message))
+        return _Work(message, reply, version, job)
+
+    def _chance(self, client: int, count: int) -> tuple[tuple[float, float], float, bool]:
+        """What is drawn for each piece of work: delays, how much longer it takes, whether its answer is lost."""
+        settings = self.settings
+        if not (settings.jitter or settings.compute_sigma or settings.dropout):
+            return (settings.latency, settings.latency), 1.0, False
+        draw = generator(self._seed, "fleet.work", client, count)
+        down, up = (settings.latency + settings.jitter * draw.exponential() for _ in range(2))
+        return (down, up), math.exp(settings.compute_sigma * draw.standard_normal()), draw.random() < settings.dropout
+
+    def _give(self, piece: _Work) -> None:
+        self._at_work[piece.job.id] = piece
+        self._clock.give(piece.job)
+
+    def _close(self, timing: Timing) -> tuple[_Work, bool]:
+        """Book what a piece of work came to; whether its answer came."""
+        piece, account = self._at_work.pop(timing.job.id), self._accounts[timing.job.client]
+        account.transfer += timing.transfer
+        account.computing += self.devices.presence.between(timing.job.client, timing.received, timing.computed)
+        if timing.job.lost:
+            account.lost += 1
+        elif not timing.complete:
+            account.late += 1
+        else:
+            account.up += timing.job.up
+            account.answered += piece.reply.failure is None
+            return piece, True
+        return piece, False
+
+    def _charge(self, timing: Timing) -> None:
+        """What the time since the last such moment went into: what the work did whose end the server waited for."""
+        communication, computing = timing.shares(self._charged)
+        self._charged = self.now
+        self._communication += communication
+        self._computing += computing
+
+    def _joules(self, client: int) -> float:
+        profile, busy = self.devices.profiles[client], self._accounts[client].computing
+        return profile.busy * busy + profile.idle * (self.now - busy)
+
+
+def _can_fail(message: Message) -> bool:
+    """Whether the run can do without an answer: all but that a task is over."""
+    return message.kind in (TRAIN, EVALUATE)
+
+
+def _cost(reply: Message, name: str) -> float:
+    metrics = next((record for record in reply.content.values() if isinstance(record, Metrics)), Metrics())
+    value = metrics.get(name)
+    if not isinstance(value, int | float):
+        client = client_of(reply.node)
+        raise RunError(f"client {client} does not say what its work cost: a fleet needs {name!r} among its metrics")
+    return float(value)
