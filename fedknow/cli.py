@@ -74,6 +74,7 @@ class Listed(StrEnum):
     strategies = "strategies"
     models = "models"
     datasets = "datasets"
+    devices = "devices"
     presets = "presets"
 
 
@@ -522,6 +523,45 @@ def show(
         typer.echo(resolve(_read(experiment, changes, data_dir)).to_toml(), nl=False)
 
 
+@app.command()
+def calibrate(
+    experiment: Annotated[str, EXPERIMENT] = "digits",
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call this device.")] = "here",
+    profiles: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Where to write; other devices in it are kept.")
+    ] = Path("devices.toml"),
+    seconds: Annotated[float, typer.Option("--seconds", min=0, help="How long to measure.")] = 10.0,
+    busy: Annotated[float, typer.Option("--busy-watts", min=0, help="What this machine draws when it trains.")] = 0.0,
+    idle: Annotated[float, typer.Option("--idle-watts", min=0, help="What it draws when it does not.")] = 0.0,
+    changes: Annotated[list[str] | None, SET] = None,
+    data_dir: Annotated[Path | None, DATA_DIR] = None,
+) -> None:
+    """Measure how fast this machine trains, and write it down as a device for simulated fleets.
+
+    EXPERIMENT says what to train: a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+    Speeds differ from model to model: calibrate with the one you simulate.
+
+    Example:
+
+    - `fedknow calibrate digits --set model=cnn6 --name my-pi --out devices.toml`, then
+      `fedknow simulate digits --set model=cnn6 --set fleet=my-pi --set fleet.profiles=devices.toml`
+    """
+    with _explained(None):
+        from fedknow.simulations.fleet.calibrate import calibrate as measure
+        from fedknow.simulations.fleet.calibrate import write_profile
+        from fedknow.simulations.fleet.devices import read_profiles
+
+        others = read_profiles(profiles) if profiles.exists() else {}
+        profile = measure(_read(experiment, changes, data_dir), seconds, busy, idle)
+        write_profile(profiles, name, profile, others)
+        out.print(
+            f"{escape(name)}: {profile.peak / 1e9:.3g} GFLOP/s, room for {profile.room / 1e9:.1f} GB; written to "
+            f"{escape(str(profiles))}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 @app.command("list")
 def list_(what: Annotated[Listed, typer.Argument(metavar="|".join(Listed))]) -> None:
     """List what can be named in an experiment."""
@@ -554,6 +594,10 @@ def _known(what: Listed) -> dict[str, str]:
         from fedknow.client.data import list_datasets
 
         return list_datasets()
+    if what is Listed.devices:
+        from fedknow.simulations.fleet.devices import list_devices
+
+        return list_devices()
     from fedknow.simulations.presets import list_presets
 
     return list_presets()

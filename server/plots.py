@@ -121,6 +121,24 @@ def run_plots(run: Summary) -> list[Plot]:
                 lambda figure: _over_rounds(figure, run),
             )
         )
+    if any("virtual_seconds" in event for event in run.evaluations):
+        plots.append(
+            Plot(
+                "hours",
+                "Accuracy over virtual time",
+                "Average accuracy against the time that the run would have taken on its fleet.",
+                lambda figure: _over_hours(figure, [(run.config.learner.name, run)]),
+            )
+        )
+    if run.fleet:
+        plots.append(
+            Plot(
+                "devices",
+                "Where the devices' time went",
+                "Mean over the clients with a device. At rest: not chosen, waiting for others, or away.",
+                lambda figure: _devices(figure, run),
+            )
+        )
     if run.traffic:
         plots.append(
             Plot(
@@ -203,6 +221,17 @@ def comparison_plots(groups: Sequence[Group]) -> list[Plot]:
             "relative forgetting (%)",
         )
     )
+    if any("virtual_seconds" in event for group in groups for run in group.runs for event in run.evaluations):
+        plots.append(
+            Plot(
+                "hours",
+                "Accuracy over virtual time",
+                "Average accuracy against the time that the run would have taken on its fleet; the first seed of each.",
+                lambda figure: _over_hours(figure, [(group.label, group.runs[0]) for group in groups]),
+                wide=many,
+                height=curves,
+            )
+        )
     costs = [
         ("bytes", "Training traffic", "Bytes down and up for training, whole run.", 1e6, "training traffic (MB)"),
         (
@@ -226,6 +255,13 @@ def comparison_plots(groups: Sequence[Group]) -> list[Plot]:
             "Largest resident memory of all processes together.",
             1.0,
             "peak memory (MB)",
+        ),
+        (
+            "virtual_seconds",
+            "Virtual time",
+            "What the run would have taken on its fleet.",
+            3600.0,
+            "virtual time (h)",
         ),
     ]
     return plots + [
@@ -397,6 +433,38 @@ def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, s
 
 def _colour(index: int) -> str:
     return COLOURS[index] if index < len(COLOURS) else GREY
+
+
+def _over_hours(figure: Figure, runs: Sequence[tuple[str, Summary]]) -> None:
+    last = max(event.get("virtual_seconds", 0.0) for _, run in runs for event in run.evaluations)
+    unit, name = (3600.0, "h") if last > 7200 else (60.0, "min") if last > 120 else (1.0, "s")
+    axes = _axes(figure, f"virtual time ({name})", "average accuracy (%)", whole=False)
+    for index, (label, run) in reversed(list(enumerate(runs))):
+        points = [event for event in run.evaluations if "virtual_seconds" in event]
+        times = [event["virtual_seconds"] / unit for event in points]
+        values = [math.nan if event["accuracy"] is None else 100 * event["accuracy"] for event in points]
+        axes.plot(times, values, marker=".", color=_colour(index), label=label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 100)
+    if len(runs) > 1:
+        axes.legend(fontsize=8)
+
+
+def _devices(figure: Figure, run: Summary) -> None:
+    axes = _axes(figure, "share of the virtual time (%)", "", whole=False)
+    kinds: dict[str, list[dict[str, float]]] = {}
+    for client in run.fleet["clients"]:
+        kinds.setdefault(client["device"], []).append(client)
+    shown = list(kinds)[:20]
+    total, left = max(run.fleet["virtual_seconds"], 1e-12), np.zeros(len(shown))
+    parts = (("computing", "computing", COLOURS[0]), ("transfer", "messages", COLOURS[1]), ("idle", "at rest", GREY))
+    for key, label, colour in parts:
+        means = [100 * sum(client[key] for client in kinds[kind]) / len(kinds[kind]) / total for kind in shown]
+        axes.barh([f"{kind} ({len(kinds[kind])})" for kind in shown], means, left=left, color=colour, label=label)
+        left += means
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _bars(figure: Figure, groups: Sequence[Group], key: str, unit: float, label: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedknow.client.state import write_atomic
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
-from fedknow.server.summary import MEASURES, Group, Summary, group, known, ranked, size, summarise
+from fedknow.server.summary import MEASURES, Group, Summary, duration, group, known, ranked, size, summarise
 
 if TYPE_CHECKING:
     from fedknow.server.plots import Plot
@@ -135,6 +135,7 @@ def _run_page(run: Summary, plots: Sequence[Plot]) -> str:
             + "</div>",
             _figures(plots),
             _section("Task by task", _task_table(run)) if run.tasks else "",
+            _section("Fleet", _fleet(run)) if run.fleet else "",
             _section("Messages", _traffic_table(run.traffic)) if run.traffic else "",
             _section("Failures and warnings", _troubles(run)),
             _section("What travels, and how much", _definitions(run.start)) if run.start else "",
@@ -204,6 +205,39 @@ def _traffic_table(traffic: Mapping[str, Mapping[str, int]]) -> str:
         for kind, count in sorted(traffic.items())
     ]
     return _table(["Kind", "Messages", "Down", "Up"], rows)
+
+
+SLOWEST = 10
+"""Clients that the report of a fleet names."""
+
+
+def _fleet(run: Summary) -> str:
+    """Device by device, and who was slow or failed."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for client in run.fleet["clients"]:
+        kinds.setdefault(client["device"], []).append(client)
+    total = run.fleet["virtual_seconds"]
+    counts = ("asked", "answered", "late", "lost", "out_of_memory")
+
+    def row(name: str, clients: Sequence[Mapping[str, Any]]) -> list[str]:
+        times = [sum(client[key] for client in clients) / len(clients) for key in ("computing", "transfer", "idle")]
+        shares = [_percent(value / total if total else 0.0) for value in times]
+        needed, joules = max(client["memory"] for client in clients), sum(client["joules"] for client in clients)
+        numbers = [f"{sum(client[key] for client in clients):,}" for key in counts]
+        return [name, *shares, size(needed), *numbers, f"{joules / 1e3:,.1f} kJ"]
+
+    head = ["computing", "messages", "at rest", "memory needed", *(key.replace("_", " ") for key in counts), "energy"]
+    slow = sorted(run.fleet["clients"], key=lambda client: -(client["computing"] + client["transfer"]))[:SLOWEST]
+    waited = [("for clients that computed", "computing_seconds"), ("for messages under way", "communication_seconds")]
+    parts = [f"{duration(run.fleet[key])} {text}" for text, key in waited]
+    rest = total - sum(run.fleet[key] for _, key in waited)
+    return (
+        f"<p>{escape(duration(total))} of virtual time until the last task ended, in which the server waited "
+        f"{escape(', '.join(parts))} and {escape(duration(max(0.0, rest)))} for clients to come back or a deadline.</p>"
+        + _table(["Device", *head], [row(f"{name} ({len(clients)})", clients) for name, clients in kinds.items()])
+        + "<h3>The slowest clients</h3>"
+        + _table(["Client", *head], [row(f"{client['client']}: {client['device']}", [client]) for client in slow])
+    )
 
 
 def _comparison_table(groups: Sequence[Group]) -> str:

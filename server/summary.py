@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
@@ -84,6 +84,8 @@ class Summary:
         samples count; NaN where clients did not say.
     peak_memory_mb : float
         Largest resident memory of all processes together, MB.
+    fleet : mapping
+        What the clients' devices did up to the last task that ended (``fleet.json``); empty where they have none.
     """
 
     config: ExperimentConfig
@@ -100,6 +102,7 @@ class Summary:
     knowledge_bytes: float
     samples: float
     peak_memory_mb: float
+    fleet: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes_of(self, start: str, end: str = "") -> int:
         """Bytes moved both ways in messages whose kind starts and ends so: ``"train"``, ``"evaluate"``."""
@@ -133,7 +136,13 @@ class Summary:
             "samples": self.samples,
             "seconds": self.seconds,
             "peak_memory_mb": self.peak_memory_mb,
+            **{key: self._elapsed(key) for key in ("virtual_seconds", "communication_seconds", "energy_joules")},
         }
+
+    def _elapsed(self, key: str) -> float:
+        """What has passed on the virtual clock, as the last event says that has it."""
+        events = [event for event in (*self.rounds[-1:], *self.evaluations[-1:]) if key in event]
+        return max((float(event[key]) for event in events), default=math.nan)
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,9 @@ MEASURES = (
     Measure("samples", "Samples learned from, extra epochs and replay included", _COUNTS, "samples"),
     Measure("seconds", "Time", _SECONDS, "time"),
     Measure("peak_memory_mb", "Peak memory, all processes", ((1.0, "MB"),)),
+    Measure("virtual_seconds", "Virtual time on the fleet", _SECONDS, "virtual"),
+    Measure("communication_seconds", "of it, waiting for messages under way", _SECONDS),
+    Measure("energy_joules", "Energy, all devices", ((1.0, "J"), (1e3, "kJ"), (1e6, "MJ"))),
 )
 
 
@@ -245,6 +257,7 @@ def summarise(run: RunFolder) -> Summary:
         ),
         samples=sum(_or_nan(event.get("samples")) for event in rounds) if rounds else math.nan,
         peak_memory_mb=max((event["peak_memory_mb"] for event in rounds), default=math.nan),
+        fleet=run.fleet,
     )
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedknow.protocols.config import ConfigError, FleetConfig, closest
 from fedknow.protocols.seeds import generator
 
-__all__ = ["FLEETS", "Profile", "assign", "load_profiles", "shipped_profiles"]
+__all__ = ["FLEETS", "Profile", "assign", "list_devices", "load_profiles", "read_profiles", "shipped_profiles"]
 
 NUMBERS = ("peak", "efficiency", "memory", "reserved", "busy", "idle")
 
@@ -83,7 +83,7 @@ class Profile(BaseModel):
 @cache
 def shipped_profiles() -> dict[str, Profile]:
     """The devices that come with the package, by name."""
-    return _from_toml(Path(__file__).with_name("devices.toml"))
+    return read_profiles(Path(__file__).with_name("devices.toml"))
 
 
 def load_profiles(path: str) -> dict[str, Profile]:
@@ -101,7 +101,7 @@ def load_profiles(path: str) -> dict[str, Profile]:
     """
     if not path:
         return dict(shipped_profiles())
-    own = phones(Path(path)) if path.endswith(".csv") else _from_toml(Path(path))
+    own = phones(Path(path)) if path.endswith(".csv") else read_profiles(Path(path))
     return shipped_profiles() | own
 
 
@@ -196,7 +196,26 @@ def _matching(name: str, known: Mapping[str, Profile], draw: np.random.Generator
     return [str(found) for found in draw.permutation(sorted(other for other in known if fnmatchcase(other, name)))]
 
 
-def _from_toml(path: Path) -> dict[str, Profile]:
+def list_devices() -> dict[str, str]:
+    """All devices and whole fleets that have a name, with one line about each."""
+    lines = {}
+    for name, profile in shipped_profiles().items():
+        numbers = "" if profile.peak == np.inf else f": trains at {profile.speed / 1e9:,.4g} GFLOP/s"
+        lines[name] = profile.about + numbers
+    return lines | {
+        name: "a whole fleet: " + ", ".join(f"{count} {device}" for device, count in devices.items())
+        for name, devices in FLEETS.items()
+    }
+
+
+def read_profiles(path: Path) -> dict[str, Profile]:
+    """The devices in a TOML file laid out like the shipped one.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or malformed, or a number has no source.
+    """
     try:
         tree: dict[str, dict[str, Any]] = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -1,0 +1,72 @@
+"""What a person sees of a fleet: the report, the list of devices, a profile of this machine."""
+
+import json
+
+from typer.testing import CliRunner
+
+from fedknow.cli import app
+from fedknow.protocols.config import read_config
+from fedknow.server.report import write_report
+from fedknow.server.run_folder import RunFolder
+from fedknow.server.summary import summarise
+from fedknow.simulations.fleet.devices import read_profiles
+from fedknow.simulations.simulate import simulate
+
+SMALL = {
+    "data": {"tasks": 2, "clients": 3, "classes_min": 2, "classes_max": 2, "share": "overlapping"},
+    "model": {"name": "mlp", "hidden": 16},
+    "train": {"rounds": 1, "epochs": 1},
+    "learner": "finetune",
+    "engine": {"backend": "inline"},
+    "fleet": {"devices": ["jetson-nano", "raspberry-pi-3"], "down": 1e4, "up": 1e4},
+}
+
+
+def test_the_report_says_where_the_time_went(tmp_path):
+    simulate(read_config(SMALL), tmp_path / "one")
+    page = (tmp_path / "one" / "report.html").read_text()
+    for text in ("Virtual time on the fleet", "jetson-nano (2)", "raspberry-pi-3 (1)", "The slowest clients"):
+        assert text in page
+    assert {"hours.png", "devices.png"} <= {path.name for path in (tmp_path / "one" / "plots").iterdir()}
+    run = RunFolder.open(tmp_path / "one")
+    end = next(event for event in run.events() if event["event"] == "end")
+    measures = summarise(run).measures()
+    for key in ("virtual_seconds", "communication_seconds", "energy_joules"):
+        assert measures[key] == end[key] > 0
+    assert json.loads((tmp_path / "one" / "fleet.json").read_text())["virtual_seconds"] == end["virtual_seconds"]
+
+    simulate(read_config(SMALL, ["fleet.down=1e5"]), tmp_path / "two", report=False)
+    page = write_report([run, RunFolder.open(tmp_path / "two")], tmp_path).read_text()
+    assert "Accuracy over virtual time" in page
+    assert "fleet.down=10000.0" in page
+
+
+def test_a_run_without_a_fleet_does_not_speak_of_one(tmp_path):
+    config = read_config({key: value for key, value in SMALL.items() if key != "fleet"})
+    simulate(config, tmp_path)
+    assert "irtual" not in (tmp_path / "report.html").read_text().split("config.toml")[0]
+    assert not (tmp_path / "fleet.json").exists()
+
+
+def test_devices_are_listed():
+    text = CliRunner().invoke(app, ["list", "devices"], env={"COLUMNS": "200"}).output
+    assert "jetson-nano" in text
+    assert "trains at 82.6 GFLOP/s" in text
+    assert "testbed-b" in text
+
+
+def test_this_machine_becomes_a_device(tmp_path):
+    path = tmp_path / "devices.toml"
+    small = ["--set", "model=mlp", "--set", "data.clients=3", "--seconds", "0", "--out", str(path)]
+    for name in ("here", "there"):
+        result = CliRunner().invoke(app, ["calibrate", "digits", "--name", name, "--busy-watts", "20", *small])
+        assert result.exit_code == 0, result.output
+    found = read_profiles(path)
+    assert list(found) == ["here", "there"]
+    profile = found["here"]
+    assert 1e5 < profile.speed < 1e13
+    assert 0 < profile.room < profile.memory
+    assert profile.busy == 20
+    assert "measured: median of 3 rounds (fedknow, mlp on digits" in profile.source["peak"]
+    simulate(read_config(SMALL, ["fleet.devices=here", f"fleet.profiles={path}"]), tmp_path / "run", report=False)
+    assert [client["device"] for client in RunFolder.open(tmp_path / "run").fleet["clients"]] == ["here"] * 3
