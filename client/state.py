@@ -163,8 +163,6 @@ class StateStore:
         self._used = 0
         # One a store: a process that forks keeps no thread, so a shared one would wait for ever in the child.
         self._background = ThreadPoolExecutor(1, "fedknow-prune")
-        # One a store: a process that forks keeps no thread, so a shared one would wait for ever in the child.
-        self._background = ThreadPoolExecutor(1, "fedknow-prune")
         self._deleting: Future[None] | None = None
         self._saved = 0
         try:
