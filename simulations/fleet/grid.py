@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 from flwr.app import Message as FlowerMessage
 from flwr.app import MessageType
 
@@ -91,6 +92,19 @@ class _Account:
     out_of_memory: int = 0
 
 
+_Chance = tuple[tuple[float, float], float, bool]
+"""Seconds that a request and its answer are under way, how much longer the work takes, whether the answer is lost."""
+
+
+@dataclass(frozen=True)
+class _Wave:
+    """What the work given out at one moment has in common; ``sizes`` are bytes of records, by identity."""
+
+    due: float
+    chances: Sequence[_Chance]
+    sizes: dict[int, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class _Work:
     """A piece of work: the answer that is there already, and the job that says when it arrives."""
@@ -137,7 +151,7 @@ class FleetGrid(MessageGrid):
         self._clock = Clock(fleet.links, fleet.presence)
         self._accounts = [_Account() for _ in range(self.clients)]
         self._communication = self._computing = self._charged = 0.0
-        self._wanted = 0
+        self._wanted = self._waves = 0
         self._measuring = False
         self._at_work: dict[str, _Work] = {}
         self._known: set[str] = set()
@@ -185,12 +199,12 @@ class FleetGrid(MessageGrid):
         if self._measuring:
             yield from self.inner.deliver(work, None)
             return
-        due = self._due(work, timeout)
-        keep = bool(self._wanted) or due < math.inf  # else all that are not lost will arrive, and need not be kept
+        wave = _Wave(self._due(work, timeout), self._chances())
+        keep = bool(self._wanted) or wave.due < math.inf  # else all that are not lost will arrive, and need not be kept
         asked = {message.id: message for message in work}
         pieces: dict[str, _Work] = {}
         for reply, version in self.inner.deliver(work, None):
-            piece = pieces[reply.reply_to] = self._piece(asked[reply.reply_to], reply, version, due)
+            piece = pieces[reply.reply_to] = self._piece(asked[reply.reply_to], reply, version, wave)
             if not keep and not piece.job.lost:
                 yield piece.reply, version
         arrived = self._wave([pieces[message.id] for message in work])  # in this order, however workers came to it
@@ -238,9 +252,10 @@ class FleetGrid(MessageGrid):
         new = [message for message in work if message.id not in self._known]
         asked = {message.id: message for message in work}
         done = {reply.reply_to: (reply, version) for reply, version in self.inner.deliver(new, None)} if new else {}
+        wave = _Wave(self._due(new, None), self._chances() if new else [])
         for message in new:
             self._known.add(message.id)
-            self._give(self._piece(message, *done[message.id], self._due([message], None)))
+            self._give(self._piece(message, *done[message.id], wave))
         answers = [answer for answer in self._early if answer[0].reply_to in asked]
         self._early = [answer for answer in self._early if answer[0].reply_to not in asked]
         until = math.inf if timeout is None else self.now + timeout
@@ -299,7 +314,7 @@ class FleetGrid(MessageGrid):
             share = account.computing / self.now if self.now else 0.0
             clients.append(
                 {"client": client, "device": self.devices.names[client]}
-                | asdict(account)
+                | vars(account)
                 | {"idle": rest, "utilisation": share, "joules": self._joules(client)}
                 | {"room": self.devices.profiles[client].room}
             )
@@ -311,13 +326,13 @@ class FleetGrid(MessageGrid):
             field.name: [getattr(account, field.name) for account in self._accounts] for field in fields(_Account)
         }
         spent = {"communication": self._communication, "computing": self._computing}
-        return {"now": self.now, **spent, "accounts": accounts}
+        return {"now": self.now, "waves": self._waves, **spent, "accounts": accounts}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """See :meth:`MessageGrid.restore_state`."""
         self._clock = Clock(self.devices.links, self.devices.presence, state["now"])
         self._communication, self._computing = state["communication"], state["computing"]
-        self._charged = self.now
+        self._charged, self._waves = self.now, state["waves"]
         columns = state["accounts"]
         self._accounts = [_Account(**{name: columns[name][c] for name in columns}) for c in range(self.clients)]
 
@@ -355,7 +370,7 @@ class FleetGrid(MessageGrid):
             )
         others = sorted(set(self.get_node_ids()) - {message.metadata.dst_node_id for message in sent})
         count = min(math.ceil(len(sent) * self.settings.over_commit) - len(sent), len(others))
-        draw = random.Random(integer(self._seed, "fleet.more", self._sent))
+        draw = random.Random(integer(self._seed, "fleet.more", self._waves))
         return [FlowerMessage(content, node, MessageType.TRAIN) for node in sorted(draw.sample(others, count))]
 
     def _due(self, work: Sequence[Message], timeout: float | None) -> float:
@@ -363,11 +378,11 @@ class FleetGrid(MessageGrid):
         deadline = self.settings.deadline if all(map(_can_fail, work)) else 0.0
         return self.now + min(deadline or math.inf, math.inf if timeout is None else timeout)
 
-    def _piece(self, message: Message, reply: Message, version: int, due: float) -> _Work:
+    def _piece(self, message: Message, reply: Message, version: int, wave: _Wave) -> _Work:
         """What becomes of a piece of work, from what its answer says it cost; a failure where memory lacks."""
         client = client_of(message.node)
         account, profile = self._accounts[client], self.devices.profiles[client]
-        delays, slower, lost = self._chance(client, account.asked)
+        delays, slower, lost = wave.chances[client]
         account.asked += 1
         seconds = 0.0
         if reply.failure is None:
@@ -383,22 +398,27 @@ class FleetGrid(MessageGrid):
             else:
                 account.flops += flops
                 seconds = flops / profile.speed * slower
-        down, up = (
-            sum(self._size(name, record) for name, record in content.items())
-            for content in (message.content, reply.content)
-        )
+        for name, record in message.content.items():  # what messages of a wave share is weighed once
+            if id(record) not in wave.sizes:
+                wave.sizes[id(record)] = self._size(name, record)
+        down = sum(wave.sizes[id(record)] for record in message.content.values())
+        up = sum(self._size(name, record) for name, record in reply.content.items())
         account.down += down
-        job = Job(message.id, client, down, seconds, up, delays, due, lost and _can_fail(message))
+        job = Job(message.id, client, down, seconds, up, delays, wave.due, lost and _can_fail(message))
         return _Work(message, reply, version, job)
 
-    def _chance(self, client: int, count: int) -> tuple[tuple[float, float], float, bool]:
-        """What is drawn for each piece of work: delays, how much longer it takes, whether its answer is lost."""
+    def _chances(self) -> list[_Chance]:
+        """What is drawn for the work that each client may be given now."""
+        self._waves += 1
         settings = self.settings
         if not (settings.jitter or settings.compute_sigma or settings.dropout):
-            return (settings.latency, settings.latency), 1.0, False
-        draw = generator(self._seed, "fleet.work", client, count)
-        down, up = (settings.latency + settings.jitter * draw.exponential() for _ in range(2))
-        return (down, up), math.exp(settings.compute_sigma * draw.standard_normal()), draw.random() < settings.dropout
+            return [((settings.latency, settings.latency), 1.0, False)] * self.clients
+        draw = generator(self._seed, "fleet.work", self._waves)
+        delays = settings.latency + settings.jitter * draw.standard_exponential((self.clients, 2))
+        slower = np.exp(settings.compute_sigma * draw.standard_normal(self.clients))
+        lost = draw.random(self.clients) < settings.dropout
+        down, up = delays.T.tolist()
+        return list(zip(zip(down, up, strict=True), slower.tolist(), lost.tolist(), strict=True))
 
     def _give(self, piece: _Work) -> None:
         self._at_work[piece.job.id] = piece

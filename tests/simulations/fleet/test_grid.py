@@ -286,7 +286,7 @@ def test_a_slow_fleet_changes_the_time_and_nothing_else(tmp_path):
 
 def test_a_resumed_run_has_the_same_clock(tmp_path):
     changes = [DEVICES, *LINK, "fleet.jitter=0.01", "fleet.dropout=0.2", "fleet.availability=markov"]
-    changes += ["fleet.online=1", "fleet.offline=0.5"]
+    changes += ["fleet.online=1", "fleet.offline=0.5", "fleet.over_commit=1.5", "strategy.fraction=0.5"]
     whole = run(tmp_path / "whole", *changes)
 
     def stop(event):
