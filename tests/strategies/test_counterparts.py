@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedknow.client.cost import COSTS
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
@@ -235,7 +236,7 @@ def test_traffic_of_fedweit_by_hand(tmp_path):
     for p in learner.body.parameters():
         units = math.ceil(0.7 * len(p))
         up += min(4 * p.numel(), 4 * units * p.numel() // len(p) + -(-p.numel() // 8))
-    metrics = 8 * len(["num-examples", "samples", "loss", "accuracy", "adaptive", "seconds"])
+    metrics = 8 * len(["num-examples", "samples", "loss", "accuracy", "adaptive", "seconds", *COSTS])
     assert traffic[TRAIN]["up"] == CLIENTS * TASKS * ROUNDS * (up + metrics)
     assert traffic["train.end_task.extra"] == {"down": 0, "up": 0, "messages": CLIENTS * TASKS}
     assert traffic["train.extra"] == {"down": 0, "up": 0, "messages": CLIENTS * (TASKS - 1)}
