@@ -72,6 +72,8 @@ def serve(
         If the run fails; what it earned until then is kept and can be resumed.
     """
     check_address(listen, tls, insecure)
+    if config.fleet.devices:
+        raise ConfigError("fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate")
     if tls is None and tokens:
         raise ConfigError("--tokens needs --tls: a token in the clear is anybody's")
     credentials = None if tls is None else server_credentials(tls, client_certificates=not tokens)

@@ -27,6 +27,7 @@ from fedknow.protocols.messages import (
 from fedknow.server.checks import RunError
 from fedknow.server.grid import MessageGrid
 from fedknow.server.run_folder import RunFolder
+from fedknow.server.serve import serve
 from fedknow.simulations.fleet.availability import Always, Trace
 from fedknow.simulations.fleet.devices import Profile, shipped_profiles
 from fedknow.simulations.fleet.grid import Fleet, FleetGrid
@@ -337,6 +338,11 @@ def test_a_fleet_that_cannot_be_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError, match=r"20 devices for data.clients = 4|fleet.devices: 20 devices"):
         run(tmp_path / "run", "fleet=testbed-a")
     assert not (tmp_path / "run").exists()
+
+
+def test_real_clients_have_no_imagined_devices(tmp_path):
+    with pytest.raises(ConfigError, match="real clients are devices themselves"):
+        serve(read_config(SMALL, ["fleet=infinite"]), tmp_path / "run", "127.0.0.1:0")
 
 
 def test_the_same_on_one_worker_and_on_four(tmp_path):
