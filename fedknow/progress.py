@@ -168,8 +168,10 @@ def comparison_table(groups: list[Group]) -> Table:
     fewest = min(len(group.runs) for group in groups)
     caption = "mean ± 95 % interval over seeds (Student's t)" if fewest > 1 else "one seed: no interval"
     measures = [m for m in known(run.measures() for group in groups for run in group.runs) if m.short]
-    table = Table(title="Comparison", caption=caption, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", overflow="fold")
+    table = Table(title="Comparison", caption=caption, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    # Names are what a line is found by: they keep their width where numbers, which a page and a file have too, do not.
+    longest = max((len(group.label) for group in groups), default=0)
+    table.add_column("", overflow="fold", min_width=min(longest, 16))
     for measure in measures:
         table.add_column(f"{measure.short}\n{'%' if measure.percent else ''}", justify="right", no_wrap=True)
     for group in ranked(groups):
