@@ -6,6 +6,7 @@
 Clients: whole runs of ten tasks on CIFAR-100 with the 6-layer network, on Ray, ten clients chosen a round; the others
 train once when a task ends, so every client has all its knowledge. A client has four images a task: it is the number
 of clients that is measured here, not their training. Tasks: one run on Omniglot, ten characters a task, with k = 10.
+A round has two steps there, so what is done once a round, choosing k signature tasks among all past ones, weighs most.
 
 Memory is the sum over all processes of a run (Ray's too) of their proportional set size, in which what processes
 share counts once, looked at once a second; ``peak_mb`` is the most that was seen.
