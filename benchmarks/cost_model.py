@@ -34,6 +34,7 @@ class Without(Meter):
     """A meter that does nothing."""
 
     cost = Cost()
+    samples = 0
 
     def __init__(self) -> None:
         pass

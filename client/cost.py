@@ -30,6 +30,7 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
 
 __all__ = ["COSTS", "FLOPS", "MEMORY", "Cost", "Meter", "costs", "module_bytes", "tensor_bytes"]
 
@@ -58,12 +59,16 @@ class Cost(NamedTuple):
         Most bytes of tensors made during the work that were there at once: gradients too, but not what optimizers make.
     gradients, moments : int
         Bytes of the gradients that optimizers were given, and of what they keep themselves.
+    samples : int
+        How many samples were learned from, each as often as it was: those that went through the network the meter
+        watches while gradients were taken. Extra epochs and replayed samples count too.
     """
 
     flops: int = 0
     peak: int = 0
     gradients: int = 0
     moments: int = 0
+    samples: int = 0
 
     def beside(self, other: Cost) -> Cost:
         """Of this work and other work before or after it."""
@@ -72,6 +77,7 @@ class Cost(NamedTuple):
             max(self.peak, other.peak),
             max(self.gradients, other.gradients),
             max(self.moments, other.moments),
+            self.samples + other.samples,
         )
 
     def around(self, inner: Cost) -> Cost:
@@ -86,7 +92,8 @@ class _Part:
     """Work under way: its own cost, and apart from it that of the parts within."""
 
     __slots__ = (
-        "__weakref__", "_meter", "_optimizers", "charged", "counted", "flops", "inner", "key", "live", "peak", "steps"
+        "__weakref__", "_meter", "_optimizers", "charged", "counted", "flops", "inner", "key", "live", "peak",
+        "samples", "steps",
     )  # fmt: skip
 
     def __init__(self, meter: Meter, key: Hashable | None, counted: bool, charged: bool = True) -> None:
@@ -94,7 +101,7 @@ class _Part:
         self.key = key
         self.counted = counted
         self.charged = charged
-        self.flops = self.live = self.peak = 0
+        self.flops = self.live = self.peak = self.samples = 0
         self.steps = (0, 0)
         self.inner = _NOTHING
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] | None = None
@@ -109,7 +116,7 @@ class _Part:
     @property
     def own(self) -> Cost:
         """Its cost without that of the parts within."""
-        return Cost(self.flops, self.peak, *self.steps)
+        return Cost(self.flops, self.peak, *self.steps, self.samples)
 
     def made(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -136,16 +143,21 @@ class _Part:
 class Meter:
     """Counts what one learner's work costs, for one client after the other.
 
+    Parameters
+    ----------
+    network : Module, optional
+        What samples go through to be learned from.
+
     Attributes
     ----------
     cost : Cost
         Of the last :meth:`message`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module | None = None) -> None:
         self.cost = Cost()
         self.parts: list[_Part] = []
-        self.counting = _Counting(self.parts)
+        self.counting = _Counting(self.parts, network)
         self._known: dict[Hashable, Cost] = {}
 
     @contextmanager
@@ -160,6 +172,11 @@ class Meter:
             for hook in hooks:
                 hook.remove()
         self.cost = whole.inner
+
+    @property
+    def samples(self) -> int:
+        """How many samples the message under way has learned from so far, in parts that are over."""
+        return self.parts[-1].inner.samples if self.parts else 0
 
     def part(self, key: Hashable | None = None) -> AbstractContextManager[None]:
         """A part of the work, whose cost is that of any other part of this key; parts within are apart from it.
@@ -220,9 +237,11 @@ class Meter:
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees each operation, and books it on the innermost part."""
 
-    def __init__(self, parts: list[_Part]) -> None:
+    def __init__(self, parts: list[_Part], network: nn.Module | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._parts = parts
+        self._network = network
+        self._watching: RemovableHandle | None = None  # only while it counts: a module with hooks is slower
         self._on = self._collecting = False
 
     @classmethod
@@ -234,12 +253,20 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # What is only freed by the garbage collector would be there for a time that nobody knows.
             self._collecting = gc.isenabled()
             gc.disable()
+            if self._network is not None:
+                self._watching = self._network.register_forward_pre_hook(self._note)
             self.__enter__()  # type: ignore[no-untyped-call]
         elif self._on and not on:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            if self._watching is not None:
+                self._watching.remove()
             if self._collecting:
                 gc.enable()
         self._on = on
+
+    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            self._parts[-1].samples += len(inputs[0])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-from torch import nn
 
 from fedknow.client.cost import Cost, costs, tensor_bytes
 from fedknow.client.data.stream import TaskData, TaskStream
@@ -173,9 +172,9 @@ class Node:
         task, data = self._task(message)
         self._become(state, message)
         round = self._round(message, task, "train")
-        with _samples_through(self.learner.body) as samples, self._counted("fit", "begin_epoch"):
+        with self._counted("fit", "begin_epoch"):
             report = self.learner.fit(data, round)
-        return self._trained(data, round, report, sum(samples))
+        return self._trained(data, round, report, self.learner.meter.samples)
 
     def _trained(
         self, data: TaskData, round: Round, report: dict[str, float], samples: int
@@ -246,22 +245,6 @@ class Node:
         self.learner.receive(_tensors(_named(message, ARRAYS)))
         if isinstance(extra := message.content.get(EXTRA), Arrays):
             self.learner.receive_extra(_tensors(extra))
-
-
-@contextmanager
-def _samples_through(body: nn.Module) -> Iterator[list[int]]:
-    """Sizes of the batches that go through a body to be learned from: extra epochs and replayed samples count too."""
-    sizes: list[int] = []
-
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if torch.is_grad_enabled():
-            sizes.append(len(inputs[0]))
-
-    hook = body.register_forward_pre_hook(note)
-    try:
-        yield sizes
-    finally:
-        hook.remove()
 
 
 def _failed(message: Message, error: Exception) -> Message:

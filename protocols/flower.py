@@ -183,7 +183,16 @@ def _from_record(record: FlowerRecord) -> Record:
 def _to_record(record: Record) -> FlowerRecord:
     if isinstance(record, Arrays):
         return to_record(record)
-    return MetricRecord(record) if isinstance(record, Metrics) else ConfigRecord(record)
+    if isinstance(record, Config):
+        return ConfigRecord(record)
+    made = MetricRecord()
+    held = made.__dict__["_data"]  # set with Flower's check of each value, an answer's numbers take longer than arrays
+    for name, value in record.items():
+        if type(value) is float or type(value) is int:
+            held[name] = value
+        else:
+            made[name] = value
+    return made
 
 
 class LazyArray(Array):

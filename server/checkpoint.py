@@ -1,19 +1,19 @@
 """Checkpoints: all that a run needs to go on as if nothing had happened, without pickle.
 
 A checkpoint is a folder ``checkpoint-<n>`` (n: rounds done) with the global parameters under their own names
-(``arrays.safetensors``), what the strategy remembers (``strategy.safetensors``), the scores so far
-(``scores.safetensors``) and everything else (``state.json``). The one-line file ``latest`` names the one that counts,
-with a checksum; it is replaced only when the new checkpoint is complete on the disk, with the clients' states and the
-events that belong to it, and older ones are deleted after that. The disk is waited for once, for all of these together.
+(``arrays.safetensors``) and everything else (``state.safetensors``). The one-line file ``latest`` names the one that
+counts; it is replaced only when the new checkpoint is complete on the disk, with the clients' states and the events
+that belong to it, and older ones are deleted after that. The disk is waited for once, for all of these together, and
+not at all for what is deleted: a small model's round takes no longer than a few files' deletion.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
+import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,13 @@ class Checkpoint:
     grid: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
     """Write a checkpoint and let it take the place of the one before.
+
+    Returns
+    -------
+    threading.Thread
+        Deletes what does not count any more; Python waits for it before it ends.
 
     Raises
     ------
@@ -95,30 +100,35 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     try:
         arrays = safetensors.save(checkpoint.arrays)
         write_atomic(target / "arrays.safetensors", arrays, durable=False)
-        save_state(target / "strategy.safetensors", checkpoint.strategy, durable=False)
-        save_state(target / "scores.safetensors", dict(checkpoint.scores), durable=False)
         state = {
             "task": checkpoint.task,
             "round": checkpoint.round,
             "server_round": checkpoint.server_round,
             "names": list(checkpoint.arrays),  # in order, which safetensors does not keep
             "crc32": zlib.crc32(arrays),  # nor a checksum
+            "strategy": checkpoint.strategy,
+            "scores": dict(checkpoint.scores),
             "versions": {str(client): version for client, version in checkpoint.versions.items()},
             "traffic": checkpoint.traffic,
             "position": checkpoint.position,
             "seconds": checkpoint.seconds,
             "grid": checkpoint.grid,
         }
-        text = json.dumps(state).encode()
-        write_atomic(target / "state.json", text, durable=False)
+        save_state(target / "state.safetensors", state, durable=False)
         sync_disk(folder)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
-    write_atomic(folder / _LATEST, f"{name} {zlib.crc32(text)}\n".encode())
-    for old in folder.glob("checkpoint-*"):
-        if old.name != name:
-            shutil.rmtree(old, ignore_errors=True)
+    write_atomic(folder / _LATEST, f"{name}\n".encode())
+    stale = [old for old in folder.glob("checkpoint-*") if old.name != name]
+    deleting = threading.Thread(target=_delete, args=(stale,), name="fedknow-delete")
+    deleting.start()
+    return deleting
+
+
+def _delete(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)  # what is left goes with the next
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -130,15 +140,12 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         If it cannot be read, or is not what was written.
     """
     try:
-        name, _, checksum = (folder / _LATEST).read_text("utf-8", "replace").strip().partition(" ")
+        name = (folder / _LATEST).read_text("utf-8", "replace").strip()
     except FileNotFoundError:
         return None
     target = folder / name
     try:
-        text = (target / "state.json").read_bytes()
-        if str(zlib.crc32(text)) != checksum:
-            raise ValueError("the checksum of state.json is wrong")
-        state = json.loads(text)
+        state = load_state(target / "state.safetensors")
         data = (target / "arrays.safetensors").read_bytes()
         if zlib.crc32(data) != state["crc32"]:
             raise ValueError("the checksum of arrays.safetensors is wrong")
@@ -148,13 +155,13 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             round=state["round"],
             server_round=state["server_round"],
             arrays=Arrays((name, arrays[name]) for name in state["names"]),
-            strategy=load_state(target / "strategy.safetensors"),
-            scores=load_state(target / "scores.safetensors"),
+            strategy=state["strategy"],
+            scores=state["scores"],
             versions={int(client): version for client, version in state["versions"].items()},
             traffic=state["traffic"],
             position=state["position"],
             seconds=state["seconds"],
-            grid=state.get("grid", {}),
+            grid=state["grid"],
         )
     except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
         raise CheckpointError(

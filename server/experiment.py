@@ -39,6 +39,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -196,6 +197,7 @@ class Experiment:
         extras = {TRAIN: learner.shares(ended=False), END_TASK: learner.shares(ended=True)}
         self.inspector = Inspector(self._client_failed, config.engine.max_update_norm, extras)
         self._last: Checkpoint | None = None
+        self._deleting: Thread | None = None
         self._server_round = 0
         self._seconds_before = 0.0
         self._task_began = 0.0
@@ -238,6 +240,8 @@ class Experiment:
             raise
         finally:
             self.grid.inspect = self.grid.missed = None
+            if self._deleting is not None:
+                self._deleting.join()
 
     def _remaining(self) -> Iterator[tuple[int, int]]:
         """Tasks still to do, each with its first round still to do."""
@@ -542,7 +546,7 @@ class Experiment:
             seconds=self._elapsed(),
             grid=self.grid.state(),
         )
-        save_checkpoint(self.folder.checkpoints, checkpoint)
+        self._deleting = save_checkpoint(self.folder.checkpoints, checkpoint)
         self._last = checkpoint
         self.grid.prune()
 

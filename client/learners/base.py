@@ -218,7 +218,7 @@ class Learner:
             name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in initial
         }
         self._trained_task = -1
-        self.meter = Meter()
+        self.meter = Meter(self.body)
 
     # --- what travels ---------------------------------------------------------------------------------------------
 
