@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ class _Part:
     """Work under way: its own cost, and apart from it that of the parts within."""
 
     __slots__ = (
-        "__weakref__", "_meter", "_optimizers", "charged", "counted", "flops", "inner", "key", "live", "peak",
+        "__weakref__", "_hooks", "_meter", "_optimizers", "charged", "counted", "flops", "inner", "key", "live", "peak",
         "samples", "steps",
     )  # fmt: skip
 
@@ -104,13 +104,18 @@ class _Part:
         self.flops = self.live = self.peak = self.samples = 0
         self.steps = (0, 0)
         self.inner = _NOTHING
+        self._hooks: Sequence[RemovableHandle] = ()
         self._optimizers: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] | None = None
 
     def __enter__(self) -> None:
         self._meter.parts.append(self)
         self._meter.counting.set(self.counted)
+        if self.counted:  # only then, as each hook slows each step
+            self._hooks = self._meter.watch_steps()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
         self._meter.close(self, failed=kind is not None)
 
     @property
@@ -163,14 +168,9 @@ class Meter:
     @contextmanager
     def message(self) -> Iterator[None]:
         """All work for one message; :attr:`cost` is afterwards what its parts cost."""
-        hooks = [register_optimizer_step_pre_hook(self._begin_step), register_optimizer_step_post_hook(self._end_step)]
         whole = _Part(self, None, counted=False)
-        try:
-            with whole:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with whole:
+            yield
         self.cost = whole.inner
 
     @property
@@ -223,6 +223,10 @@ class Meter:
                 self._known[part.key] = own
         if around is not None:
             around.inner = around.inner.beside(own.around(part.inner))
+
+    def watch_steps(self) -> Sequence[RemovableHandle]:
+        """See optimizers' steps from now on, until the handles are removed."""
+        return register_optimizer_step_pre_hook(self._begin_step), register_optimizer_step_post_hook(self._end_step)
 
     def _begin_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self.parts[-1].counted:

@@ -23,6 +23,7 @@ from fedknow.client.learners.base import (
     Round,
     State,
     Tensors,
+    hits,
     make_optimizer,
     widen,
 )
@@ -139,7 +140,7 @@ class Apfl(Learner):
             self._first = False
         for name, g in gradients.items():
             self._own[name].grad = self.alpha * g
-        return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+        return loss.item(), hits(z, batch.y)
 
     def step(self) -> None:
         """Move both models, and in the first step of a round the share."""

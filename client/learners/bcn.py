@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, HeadSlice, Round, Tensors, widen
+from fedknow.client.learners.base import Batch, HeadSlice, Round, Tensors, hits, widen
 from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay
 from fedknow.protocols.config import TrainConfig
 
@@ -99,7 +99,7 @@ class Bcn(Rehearsal):
         z = z.detach()[: len(batch.y)]
         truth = batch.head.index[batch.y]
         own = Replay(batch.x, truth, joint.head[: len(truth)]).loss(z)
-        return own.item(), int((batch.head.logits(z).argmax(1) == batch.y).sum())
+        return own.item(), hits(batch.head.logits(z), batch.y)
 
     def _worse_samples(self, joint: Replay) -> Tensor:
         """x': each sample after zeta steps of length epsilon up its loss, float [n, C, H, W]."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, HeadSlice, Learner, LearnerSettings, Round, State, Tensors, widen
+from fedknow.client.learners.base import Batch, HeadSlice, Learner, LearnerSettings, Round, State, Tensors, hits, widen
 from fedknow.client.learners.integrator import (
     Integration,
     integrate,
@@ -230,7 +230,7 @@ class FedKnow(Learner):
         self._pullbacks += 1 + result.built
         self._pushforwards += result.asked
         self._set_body_gradient(at_body.expand(result.gradient))
-        return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+        return loss.item(), hits(z, batch.y)
 
     def _integrates(self, batch: int, past: list[int]) -> bool:
         """Whether the gradient of a round's so-and-so-manieth batch is integrated."""

@@ -28,6 +28,7 @@ from fedknow.client.learners.base import (
     Round,
     State,
     Tensors,
+    hits,
     make_optimizer,
     widen,
 )
@@ -234,7 +235,7 @@ class FedWeit(Learner):
         z = batch.head.logits(widen(logits))
         loss = F.cross_entropy(z, batch.y)
         (loss + self._penalty()).backward()  # type: ignore[no-untyped-call]
-        return loss.item(), int((z.detach().argmax(1) == batch.y).sum())
+        return loss.item(), hits(z, batch.y)
 
     def _borrow(self) -> Tensors:
         """sum_c alpha_c A_c."""

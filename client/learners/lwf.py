@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, ContinualSettings, HeadSlice, Learner, Round, State, Tensors, widen
+from fedknow.client.learners.base import (
+    Batch,
+    ContinualSettings,
+    HeadSlice,
+    Learner,
+    Round,
+    State,
+    Tensors,
+    hits,
+    widen,
+)
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["Lwf", "LwfSettings", "distillation"]
@@ -138,7 +148,7 @@ class Lwf(Learner):
         (new + self.settings.strength * old).backward()  # type: ignore[no-untyped-call]
         self._steps += 1
         self._distilled += old.item()
-        return new.item(), int((z.detach().argmax(1) == batch.y).sum())
+        return new.item(), hits(z, batch.y)
 
     def counts(self) -> dict[str, float]:
         """``distillation``: the old tasks' losses together, without lambda_o; mean over the steps of the round."""

@@ -29,6 +29,7 @@ from fedknow.client.learners.base import (
     Round,
     State,
     Tensors,
+    hits,
     widen,
 )
 from fedknow.protocols.config import TrainConfig
@@ -163,7 +164,7 @@ class Target(Learner):
         loss = F.cross_entropy(self._current.logits(own), self._current.labels(batch.head.index[batch.y]))
         kept = distillation(logits[count:], self._answers[index], self._slices, self.settings.temperature)
         (loss + self.settings.distill * kept).backward()  # type: ignore[no-untyped-call]
-        return loss.item(), int((batch.head.logits(own.detach()).argmax(1) == batch.y).sum())
+        return loss.item(), hits(batch.head.logits(own.detach()), batch.y)
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Nothing to do: nothing is personal, so a client never chosen in the task need not train for itself."""
