@@ -169,6 +169,12 @@ def growth(found: Json) -> str:
     return "\n\n".join([*parts, taken(found["about"])])
 
 
+def asynchronous(found: Json) -> str:
+    """Contenders in virtual time."""
+    rows = found["results"]["table"]
+    return f"{table(list(rows[0]), [row.values() for row in rows])}\n\n{taken(found['about'])}"
+
+
 def vmap_clients(found: Json) -> str:
     """Clients at once: the gain."""
     counts = list(dict.fromkeys(case["clients"] for case in found["results"]))
@@ -213,6 +219,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
         {**found, "cases": [{**case, "workload": case["learner"]} for case in found["cases"]]}
     ),
     "growth": growth,
+    "asynchronous": asynchronous,
     "precision": precision,
     "pfl_race": pfl_race,
     "pfl_race_cuda": pfl_race,

@@ -86,8 +86,12 @@ class DataConfig(Section):
     arrival: Literal["same", "staggered", "poisson"] = "same"
     """When tasks arrive: at all clients at once, at each some rounds after the one before it (``arrival_lag``), or at
     each by chance, one in ``train.rounds`` rounds on average. A client's last task goes on until the run ends."""
-    arrival_lag: int = Field(0, ge=0)
-    """``staggered``: by how many rounds the last client is behind the first."""
+    arrival_lag: float = Field(0, ge=0)
+    """``staggered``: by how many rounds (with ``arrival_seconds``: virtual seconds) the last client is behind the
+    first."""
+    arrival_seconds: float = Field(0.0, ge=0)
+    """With a fleet: a task arrives every so many virtual seconds, and not every ``train.rounds`` rounds, which are then
+    the most that it gets: when all clients have had as many, the server waits for the next arrival. 0: in rounds."""
     clients: int = Field(20, ge=1)
     partition: Literal["paper", "iid", "dirichlet"] = "paper"
     """``paper``: each client draws some of a task's classes and a fraction of their samples."""
@@ -129,8 +133,13 @@ class DataConfig(Section):
             )
         if (self.arrival == "staggered") != (self.arrival_lag > 0):
             raise ValueError(
-                f"data.arrival_lag = {self.arrival_lag} with data.arrival = {self.arrival!r}: it must be above 0 where "
-                "tasks are staggered, and 0 where they are not"
+                f"data.arrival_lag = {self.arrival_lag:g} with data.arrival = {self.arrival!r}: it must be above 0 "
+                "where tasks are staggered, and 0 where they are not"
+            )
+        if not self.arrival_seconds and self.arrival_lag % 1:
+            raise ValueError(
+                f"data.arrival_lag = {self.arrival_lag:g}: rounds are counted in whole numbers; round it, or set "
+                "data.arrival_seconds"
             )
         if self.holdout and self.name == "local":
             raise ValueError(
@@ -306,6 +315,15 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     fleet: Annotated[FleetConfig, BeforeValidator(_by_devices)] = FleetConfig()
+
+    @model_validator(mode="after")
+    def _fit(self) -> ExperimentConfig:
+        if self.data.arrival_seconds and not self.fleet.devices:
+            raise ValueError(
+                f"data.arrival_seconds = {self.data.arrival_seconds:g}: only a fleet has virtual time; set "
+                "fleet.devices (fedknow list devices), or data.arrival_seconds = 0"
+            )
+        return self
 
     def to_toml(self) -> str:
         """The whole configuration, defaults included, as TOML."""

@@ -1,9 +1,9 @@
-"""When tasks arrive: each client meets its tasks at rounds of its own, or all do at the same."""
+"""When tasks arrive: each client meets its tasks at moments of its own, or all do at the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
@@ -19,71 +19,111 @@ from fedknow.strategies.counterpart import Counterpart
 __all__ = ["Arrivals"]
 
 
-@dataclass(frozen=True, eq=False)
 class Arrivals:
-    """Which task each client is at, round by round of the server.
+    """Which task each client is at: a schedule, and how far clients have come.
 
-    Every client has a task from the first round to the last: the next one arrives where the last one ends, and the last
-    task goes on until the run ends.
+    Every client has a task from the beginning to the end: the next one arrives where the last one ends, and the last
+    task goes on until the run ends. A client comes to its next task when it is told that its last is over, so it meets
+    all of them in order, however many have arrived meanwhile.
+
+    Parameters
+    ----------
+    ends : float64 [client, task]
+        When a task is over for a client, in rounds of the server that are done or in virtual seconds; the last when
+        the run is.
+    rounds : int
+        ``train.rounds``.
+    seconds : bool
+        Whether the schedule is in virtual seconds.
 
     Attributes
     ----------
-    starts : int64 [client, task]
-        Rounds of the server that are over when a task arrives; the first is there from the beginning, 0.
-    rounds : int
-        Rounds of the server in all.
-    period : int
-        ``train.rounds``: the server's own count of tasks and rounds goes on by it, whatever clients are at.
+    tasks : int64 [client]
+        Tasks that are over for a client, so the one it is at.
+    since : int64 [client]
+        Rounds of the server that were done when the client came to it.
     """
 
-    starts: NDArray[np.int64]
-    rounds: int
-    period: int
+    def __init__(self, ends: NDArray[np.float64], rounds: int, seconds: bool) -> None:
+        self.ends, self.rounds, self.seconds = ends, rounds, seconds
+        self.tasks, self.since = np.zeros((2, len(ends)), np.int64)
 
     @classmethod
-    def of(cls, config: ExperimentConfig) -> Arrivals:
-        """The schedule of an experiment; it depends on the configuration and the seed alone.
+    def of(cls, config: ExperimentConfig) -> Arrivals | None:
+        """The schedule of an experiment, from the configuration and the seed alone; None: all tasks come to all at
+        once, ``train.rounds`` rounds after each other.
 
-        ``staggered``: client c of n is ``arrival_lag * c / (n - 1)`` rounds behind client 0, rounded down, for which
-        its first task takes longer. ``poisson``: tasks arrive at each client as a Poisson process, one in
-        ``train.rounds`` rounds on average, rounded up to whole rounds; its first draw is the first task's length.
+        A task arrives each ``arrival_seconds``, or without these each ``train.rounds`` rounds. ``staggered``: client c
+        of n is ``arrival_lag * c / (n - 1)`` behind client 0 (whole rounds, rounded down), for which its first task
+        takes longer. ``poisson``: tasks arrive at each client as a Poisson process of that rate (whole rounds, rounded
+        up); its first draw is the first task's length. The run ends when the last task of each client has taken its
+        time.
         """
-        data, period = config.data, config.train.rounds
-        lengths = np.full((data.clients, data.tasks), period, np.int64)
+        data, seconds = config.data, config.data.arrival_seconds > 0
+        if data.arrival == "same" and not seconds:
+            return None
+        lengths = np.full((data.clients, data.tasks), data.arrival_seconds or float(config.train.rounds))
         if data.arrival == "staggered":
-            lengths[:, 0] += data.arrival_lag * np.arange(data.clients) // max(1, data.clients - 1)
+            behind = data.arrival_lag * np.arange(data.clients) / max(1, data.clients - 1)
+            lengths[:, 0] += behind if seconds else np.floor(behind)
         elif data.arrival == "poisson":
             for client in range(data.clients):
-                gaps = generator(config.seed, "arrivals", client).exponential(period, data.tasks)
-                lengths[client] = np.maximum(1, np.ceil(gaps))
+                gaps = generator(config.seed, "arrivals", client).exponential(lengths[client])
+                lengths[client] = gaps if seconds else np.maximum(1, np.ceil(gaps))
         ends = lengths.cumsum(axis=1)
-        starts = np.concatenate([np.zeros((data.clients, 1), np.int64), ends[:, :-1]], axis=1)
-        # The server's last period is as long as it takes, and not shorter than the others.
-        return cls(starts, max(int(ends[:, -1].max()), period * data.tasks), period)
+        ends[:, -1] = ends[:, -1].max()
+        return cls(ends, config.train.rounds, seconds)
 
-    def rounds_of(self, task: int) -> int:
-        """Rounds of the server's own task, of which the last takes what is left."""
-        tasks = self.starts.shape[1]
-        return self.period if task < tasks - 1 else self.rounds - self.period * (tasks - 1)
+    # --- where clients are ----------------------------------------------------------------------------------------
 
     def position(self, client: int, done: int) -> tuple[int, int]:
         """A client's own task (from 0) and its round of that (from 1), when the server has done so many rounds."""
-        task = int(np.searchsorted(self.starts[client], done, side="right")) - 1
-        return task, done - int(self.starts[client, task]) + 1
+        return int(self.tasks[client]), done - int(self.since[client]) + 1
 
-    def leaving(self, done: int) -> dict[int, list[int]]:
-        """Clients whose task is over now that the server has done so many rounds, by their task."""
+    @property
+    def task(self) -> int:
+        """The task that the server is at: that of whoever is furthest behind."""
+        return int(self.tasks.min())
+
+    @property
+    def over(self) -> bool:
+        """Whether all clients are through."""
+        return self.task == self.ends.shape[1]
+
+    def leaving(self, moment: float) -> dict[int, list[int]]:
+        """Clients whose task is over at a moment, by their task."""
         found: dict[int, list[int]] = {}
-        for client in range(len(self.starts)):
-            task, _ = self.position(client, done - 1)
-            if done == self.rounds or self.position(client, done)[0] != task:
-                found.setdefault(task, []).append(client)
+        for client in np.flatnonzero(self._until() <= moment).tolist():
+            found.setdefault(int(self.tasks[client]), []).append(client)
         return dict(sorted(found.items()))
 
-    def over(self, task: int, done: int) -> bool:
-        """Whether every client has done its task of this number, when the server has done so many rounds."""
-        last = task == self.starts.shape[1] - 1
-        return done == self.rounds if last else bool((self.starts[:, task + 1] <= done).all())
+    def leave(self, clients: Sequence[int], done: int) -> None:
+        """These have been told that their task is over, when the server has done so many rounds."""
+        self.tasks[clients] += 1
+        self.since[clients] = done
+
+    def next(self) -> float:
+        """The next moment at which a task is over for somebody."""
+        return float(self._until().min())
+
+    def idle(self, done: int) -> bool:
+        """Whether everybody has had the rounds of its task, so that the server waits for the next moment."""
+        return self.seconds and bool((done - self.since >= self.rounds).all())
+
+    def _until(self) -> NDArray[np.float64]:
+        """When each client's present task is over; never, where there is none any more."""
+        ends = np.pad(self.ends, ((0, 0), (0, 1)), constant_values=np.inf)
+        return np.take_along_axis(ends, self.tasks[:, None], axis=1)[:, 0]
+
+    def state(self) -> dict[str, Any]:
+        """How far clients have come, for checkpoints."""
+        return {"tasks": self.tasks, "since": self.since}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`state` gave."""
+        self.tasks, self.since = (np.array(state[name], np.int64) for name in ("tasks", "since"))
+
+    # --- messages -------------------------------------------------------------------------------------------------
 
     def tell(self, messages: Iterable[FlowerMessage], done: int) -> None:
         """Put the clients' own ``task`` and ``round`` in the place of the server's in messages to them.
@@ -103,27 +143,29 @@ class Arrivals:
 
     @staticmethod
     def check(config: ExperimentConfig, strategy: Strategy) -> None:
-        """See that an experiment can be run whose clients are at tasks of their own.
+        """See that an experiment can be run whose clients are at tasks of their own, or whose tasks have times.
 
         Raises
         ------
         ConfigError
             If its strategy counts tasks itself, or something is wanted that is defined for all clients at once.
         """
-        arrival = f"data.arrival = {config.data.arrival!r}"
-        if config.data.arrival == "same":
+        data, same = config.data, config.data.arrival == "same"
+        if same and not data.arrival_seconds:
             return
+        arrival = f"data.arrival_seconds = {data.arrival_seconds:g}" if same else f"data.arrival = {data.arrival!r}"
+        otherwise = "data.arrival_seconds = 0" if same else "data.arrival = 'same'"
         if type(strategy).start is not Strategy.start:
             reason = "has a loop of its own, which is called once a task of all clients"
-        elif isinstance(strategy, Counterpart):
+        elif isinstance(strategy, Counterpart) and not same:
             reason = "gathers what clients send when a task is over for all of them"
         else:
-            if config.evaluation.every:
+            if config.evaluation.every and not same:
                 raise ConfigError(
                     f"evaluation.every = {config.evaluation.every}: with {arrival} clients are scored when a task of "
                     "theirs is over, and not in between; set evaluation.every = 0"
                 )
             return
         raise ConfigError(
-            f"{arrival}: strategy {config.strategy.name} {reason}; set data.arrival = 'same', or take another strategy"
+            f"{arrival}: strategy {config.strategy.name} {reason}; set {otherwise}, or take another strategy"
         )

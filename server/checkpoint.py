@@ -63,6 +63,8 @@ class Checkpoint:
         Time the run has taken so far.
     grid : dict
         See :meth:`fedknow.server.grid.MessageGrid.state`.
+    arrivals : dict
+        See :meth:`fedknow.server.arrivals.Arrivals.state`; empty where all clients are at the same task.
     """
 
     task: int
@@ -76,6 +78,7 @@ class Checkpoint:
     position: int
     seconds: float
     grid: dict[str, Any] = field(default_factory=dict)
+    arrivals: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
@@ -113,6 +116,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
             "position": checkpoint.position,
             "seconds": checkpoint.seconds,
             "grid": checkpoint.grid,
+            "arrivals": checkpoint.arrivals,
         }
         save_state(target / "state.safetensors", state, durable=False)
         sync_disk(folder)
@@ -162,6 +166,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             position=state["position"],
             seconds=state["seconds"],
             grid=state["grid"],
+            arrivals=state["arrivals"],
         )
     except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
         raise CheckpointError(

@@ -112,6 +112,16 @@ class MessageGrid(Grid):
         """Seconds on the clock by which pulls wait; it stands still where no client is slower than another."""
         return 0.0
 
+    def wait(self, until: float) -> None:
+        """Let time pass in which nobody has work, up to a moment on the clock of :attr:`now`.
+
+        Raises
+        ------
+        RuntimeError
+            If that clock stands still.
+        """
+        raise RuntimeError(f"{type(self).__name__}: a clock that stands still never shows {until:g} s")
+
     @property
     def occupied(self) -> bool:
         """Whether clients that do pushed work can be asked nothing else."""

@@ -46,6 +46,7 @@ from fedknow.client.learners.knowledge import Knowledge, extract, prunable
 from fedknow.client.learners.linearization import Linearization, factorable, flatten, views
 from fedknow.client.learners.restorer import Restorer, restored_cotangent
 from fedknow.protocols.config import ConfigError, TrainConfig
+from fedknow.protocols.seeds import generator
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,11 @@ class FedKnowSettings(LearnerSettings):
     """Reading of the distance that chooses signature tasks (:func:`~.integrator.wasserstein`)."""
     select: Literal["round", "batch"] = "round"
     """How often signature tasks are chosen; matters only with more than k past tasks."""
+    candidates: int = Field(0, ge=0)
+    """Which past tasks signature tasks are chosen from. 0, as in the paper: all, at the price of a backward pass and a
+    teacher's answers for each. Otherwise k and so many more, drawn anew each round: those chosen last, and others at
+    random. With that a round costs the same however many tasks there are; the choice is exact as long as they are no
+    more than that, and an approximation afterwards."""
     integrator: Literal["qp", "surrogate", "sum", "off"] = "qp"
     """``qp`` is the paper's. ``surrogate`` takes all violated constraints as one, their weighted sum: an approximation
     whose cost does not grow with the tasks. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores
@@ -132,6 +138,8 @@ class FedKnow(Learner):
         self._answers: dict[int, Tensor] = {int(task): answer for task, answer in state.get("answers", {}).items()}
         self._answers_task = int(state.get("answers_task", -1))
         self._local: Tensors = dict(state.get("local", {}))
+        self._signature: list[int] = list(state.get("signature", []))
+        self._candidates: list[int] = []
         self._chosen: list[int] | None = None
         self._revisiting = self._after_aggregation = False
         self._start_counting()
@@ -152,6 +160,7 @@ class FedKnow(Learner):
             "answers": {str(task): answer for task, answer in self._answers.items()},
             "answers_task": self._answers_task,
             "local": self._local,
+            "signature": self._signature,
         }
 
     # --- training -------------------------------------------------------------------------------------------------
@@ -182,17 +191,32 @@ class FedKnow(Learner):
             pairs = zip(self._parameters, self._scratch_body.parameters(), strict=True)
             self._factored = frozenset(parameter for parameter, scratch in pairs if scratch in found)
         stale = self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values())
-        if stale and self.settings.integrator != "off":
+        if stale:
+            self._answers, self._answers_task = {}, task.task
+        self._candidates = [] if self.settings.integrator == "off" else self._draw_candidates(task.task, round)
+        if len(self._candidates) <= self.settings.k:
+            self._signature = self._candidates
+        if missing := [past for past in self._candidates if past not in self._answers]:
             x = self.images(task.train.x)
-            self._answers = {
-                past: soft_labels(knowledge.logits(self._scratch_body, x, 256, self.autocast), self.settings)
-                for past, knowledge in sorted(self._knowledge.items())
-                if past < task.task
-            }
-            self._answers_task = task.task
+            self._answers |= {past: self._answer(self._knowledge[past], x) for past in missing}
         if self._revisiting:
             self._own_model_into_scratch()
             self._scratch.eval()
+
+    def _draw_candidates(self, task: int, round: Round) -> list[int]:
+        """Past tasks that a round's signature tasks are chosen from (:attr:`FedKnowSettings.candidates`), ascending."""
+        past, size = sorted(t for t in self._knowledge if t < task), self.settings.k + self.settings.candidates
+        if not self.settings.candidates or len(past) <= size:
+            return past
+        kept = [t for t in self._signature if t in past]
+        others = [t for t in past if t not in kept]
+        drawn = generator(round.seed, "candidates").choice(others, size - len(kept), replace=False)
+        return sorted([*kept, *drawn.tolist()])
+
+    def _answer(self, knowledge: Knowledge, x: Tensor) -> Tensor:
+        """What a past task's knowledge says of samples: float [n, C, H, W] -> distributions float [n, c]."""
+        with self.meter.part(("answer", len(x), len(knowledge.classes))):
+            return soft_labels(knowledge.logits(self._scratch_body, x, 256, self.autocast), self.settings)
 
     def begin_epoch(self, epoch: int) -> None:
         """The first epoch after aggregation guards against negative transfer instead of forgetting."""
@@ -278,11 +302,16 @@ class FedKnow(Learner):
     def _choose(self, at_body: Linearization, g: Tensor, restored: Tensor, past: list[int], row: Tensor) -> list[int]:
         """Places, among past tasks, of the signature tasks: those farthest from g. One restored gradient at a time."""
         self._pullbacks += len(past)
-        candidates = (flatten(at_body.expand(at_body.pullback(c, row)), self._parameters) for c in restored)
+
+        def gradient(cotangent: Tensor) -> Tensor:
+            with self.meter.part(("candidate", cotangent.shape)):
+                return flatten(at_body.expand(at_body.pullback(cotangent, row)), self._parameters)
+
         own = flatten(at_body.expand(g), self._parameters)
-        chosen = most_dissimilar(own, candidates, self.settings.k, self.settings.wasserstein)
+        chosen = most_dissimilar(own, map(gradient, restored), self.settings.k, self.settings.wasserstein)
+        self._signature = [past[place] for place in chosen]
         if self.settings.select == "round":
-            self._chosen = [past[place] for place in chosen]
+            self._chosen = self._signature
         return chosen
 
     def _room(self, count: int, size: int) -> Tensor:
@@ -339,8 +368,8 @@ class FedKnow(Learner):
         }
 
     def _signature_tasks(self) -> list[int]:
-        """Past tasks to restore: those chosen for this round, or all where none were left out yet."""
-        return self._chosen if self._chosen is not None else list(self._answers)
+        """Past tasks to restore: those chosen for this round, or all candidates where none were left out yet."""
+        return self._chosen if self._chosen is not None else self._candidates
 
     def _restored(self, logits: Tensor, index: Tensor, past: list[int]) -> Tensor:
         """Gradients by the logits of what past tasks' knowledge asks of a batch (Sec. III-C).

@@ -328,5 +328,5 @@ def _quantiles_or_cdf(x: Tensor, form: str) -> Tensor:
 def most_dissimilar(g: Tensor, candidates: Iterable[Tensor], k: int, form: str = "values") -> list[int]:
     """Places of the k ``candidates`` [p] farthest from g [p] by :func:`wasserstein`, in ascending order."""
     own = _quantiles_or_cdf(g, form)
-    distance = [float((own - _quantiles_or_cdf(candidate, form)).abs().mean()) for candidate in candidates]
+    distance = [float(_quantiles_or_cdf(candidate, form).sub_(own).abs_().mean()) for candidate in candidates]
     return sorted(int(i) for i in np.argsort(-np.array(distance), kind="stable")[:k])

@@ -83,10 +83,9 @@ class Knowledge:
 
     def restore_into(self, body: nn.Module) -> None:
         """Make a body the pruned one: kept weights in their places, all other prunable weights zero."""
-        bits = np.unpackbits(self.mask.numpy())
-        places = torch.from_numpy(np.flatnonzero(bits))
         flat = self.values.new_zeros(sum(weight.numel() for weight in prunable(body).values()))
-        flat[places] = self.values
+        kept = np.unpackbits(self.mask.numpy(), count=len(flat)).view(bool)
+        flat.numpy()[kept] = self.values.numpy()  # many times as fast as by their places
         state = body.state_dict()
         with torch.no_grad():
             start = 0

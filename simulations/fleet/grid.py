@@ -244,6 +244,10 @@ class FleetGrid(MessageGrid):
         """Virtual seconds since the run began."""
         return self._clock.now
 
+    def wait(self, until: float) -> None:
+        """See :meth:`MessageGrid.wait`."""
+        self._clock.wait(until)
+
     def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
         """The first answer to arrive and all that arrive with it; see :meth:`MessageGrid.arrivals`.
 

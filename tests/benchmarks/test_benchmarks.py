@@ -32,6 +32,7 @@ def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
         ("pfl_race.py", ["--quick", "--models", "dnn"]),
         ("engine_vs_flower.py", ECHO),
         ("numerics.py", ["--models", "mlp", "--repeats", "1"]),
+        ("asynchronous.py", ["--data", "digits", "--clients", "20", "--rounds", "1", "--workers", "1"]),
         ("vmap_clients.py", ["--models", "linear", "--clients", "2", "--repeats", "1"]),
     ],
 )
