@@ -157,10 +157,10 @@ def test_counting_changes_no_number(tiny_model, tiny_task):
 SMALL = {"model": {"name": "cnn", "channels": 4, "hidden": 16}, "train": {"batch_size": 8, "epochs": 2}}
 
 
-def career(build, always=False):
-    """Costs of a client's work in three tasks; ``build`` gives the learner for each message."""
+def career(build, always=False, count=3):
+    """Costs of a client's work in some tasks; ``build`` gives the learner for each message."""
     state, found, extra, arrays = {}, [], {}, build().send()
-    tasks = [task(t, 20, (1, 8, 8), (2 * t, 2 * t + 1)) for t in range(3)]
+    tasks = [task(t, 20, (1, 8, 8), (2 * t, 2 * t + 1)) for t in range(count)]
 
     def fit(learner, data):
         learner.fit(data, Round(1, data.task))
@@ -215,13 +215,16 @@ def test_keys_tell_all_that_a_cost_depends_on(name):
         {"integrator": "sum"},
         {"post_aggregation": "extra-epoch"},
         {"every": 2},
+        {"k": 1, "candidates": 1},
+        {"k": 2, "candidates": 1, "select": "batch"},
     ],
 )
 def test_keys_of_fedknow(options):
     config = read_config(SMALL | {"learner": {"name": "fedknow", **options}})
-    one = build_learner(config, (1, 8, 8), 6)
-    found = career(lambda: one)
-    assert found == career(lambda: build_learner(config, (1, 8, 8), 6), always=True)
+    count = 5 if "candidates" in options else 3
+    one = build_learner(config, (1, 8, 8), 2 * count)
+    found = career(lambda: one, count=count)
+    assert found == career(lambda: build_learner(config, (1, 8, 8), 2 * count), always=True, count=count)
 
 
 def test_a_step_of_ones_own_is_counted_each_time(tiny_model, tiny_task):
