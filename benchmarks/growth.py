@@ -1,12 +1,13 @@
 """How FedKNOW's runs grow: with clients (seconds a round, memory) and with tasks (seconds a task, knowledge).
 
-    FEDKNOW_DATA=... python benchmarks/growth.py                                   # all of it, a quarter of an hour
+    FEDKNOW_DATA=... python benchmarks/growth.py                                   # all of it, twenty-five minutes
     FEDKNOW_DATA=... python benchmarks/growth.py --clients 20 --series clients     # one case
 
 Clients: whole runs of ten tasks on CIFAR-100 with the 6-layer network, on Ray, ten clients chosen a round; the others
 train once when a task ends, so every client has all its knowledge. A client has four images a task: it is the number
 of clients that is measured here, not their training. Tasks: one run on Omniglot, ten characters a task, with k = 10.
 A round has two steps there, so what is done once a round, choosing k signature tasks among all past ones, weighs most.
+Candidates: the same run with ``learner.candidates = 10``, so that they are chosen among 20.
 
 Memory is the sum over all processes of a run (Ray's too) of their proportional set size, in which what processes
 share counts once, looked at once a second; ``peak_mb`` is the most that was seen.
@@ -59,11 +60,16 @@ LONG = [
 ]
 """Changes to the same preset for many tasks: two clients, two characters each a task, two steps."""
 
+CANDIDATES = ["learner.candidates=10"]
+"""Changes to that."""
+
+SERIES = ("clients", "tasks", "candidates")
+
 
 def main() -> None:
     """Run the series asked for, print a table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--series", nargs="+", choices=("clients", "tasks"), default=["clients", "tasks"])
+    parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES)
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 100, 500])
     parser.add_argument("--tasks", type=int, default=80, help="length of the long run")
     parser.add_argument("--preset", default="paper-cifar100-small", help="what the runs are made from")
@@ -78,8 +84,11 @@ def main() -> None:
     if "clients" in args.series:
         results["clients"] = [by_clients(count, args) for count in args.clients]
     if "tasks" in args.series:
-        results["tasks"] = by_tasks(args)
-    write(args.out, results, preset=args.preset, clients=CLIENTS, tasks=LONG, changes=args.changes)
+        results["tasks"] = by_tasks(args, LONG)
+    if "candidates" in args.series:
+        results["candidates"] = by_tasks(args, LONG + CANDIDATES)
+    about = {"clients": CLIENTS, "tasks": LONG, "candidates": CANDIDATES}
+    write(args.out, results, preset=args.preset, **about, changes=args.changes)
 
 
 def by_clients(count: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -93,9 +102,9 @@ def by_clients(count: int, args: argparse.Namespace) -> dict[str, Any]:
     return row | {"by_task": found["tasks"]}
 
 
-def by_tasks(args: argparse.Namespace) -> list[dict[str, Any]]:
+def by_tasks(args: argparse.Namespace, kind: list[str]) -> list[dict[str, Any]]:
     """One long run: means over every ten of its tasks, per task."""
-    found = measured(args.preset, [*LONG, f"data.tasks={args.tasks}", *args.changes])
+    found = measured(args.preset, [*kind, f"data.tasks={args.tasks}", *args.changes])
     rows = []
     for first in range(0, len(found["tasks"]), 10):
         ten = found["tasks"][first : first + 10]
