@@ -88,7 +88,7 @@ class Arrivals:
     @property
     def over(self) -> bool:
         """Whether all clients are through."""
-        return self.task == self.ends.shape[1]
+        return bool(self.task == self.ends.shape[1])
 
     def leaving(self, moment: float) -> dict[int, list[int]]:
         """Clients whose task is over at a moment, by their task."""

@@ -166,7 +166,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             position=state["position"],
             seconds=state["seconds"],
             grid=state["grid"],
-            arrivals=state["arrivals"],
+            arrivals=state.get("arrivals", {}),  # earlier versions wrote none
         )
     except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
         raise CheckpointError(

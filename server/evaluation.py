@@ -171,7 +171,7 @@ def score_clients(
     Raises
     ------
     RunError
-        If no client could be scored.
+        If no client could be scored, and everybody was to be.
     """
 
     def wave(scoring: str, extra: Mapping[str, Record], label: str | None, collect: bool) -> list[Message]:
@@ -180,7 +180,7 @@ def score_clients(
         content: dict[str, Record] = {ARRAYS: arrays, **extra, CONFIG: settings}
         work = [Message(EVALUATE, node, "", group=str(task), content=content) for node in nodes or grid.members()]
         replies = [reply for reply in grid.exchange(work, label=label) if reply.failure is None]
-        if not replies:
+        if not replies and nodes is None:
             raise RunError(f"no client could be scored after task {task + 1}; see the failures in metrics.jsonl")
         return replies
 

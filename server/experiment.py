@@ -13,7 +13,7 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
                   ``failures``
 ``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``per_task`` (accuracy on each
                   task so far), ``metrics`` (what the strategy aggregated), ``seconds``
-``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``seconds`` (the whole task's)
+``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``seconds`` (since the last such event)
 ``failure``       ``fault``, ``client``, ``task``, ``round``, ``kind``, ``tensor``, ``reason``
 ``warning``       ``reason``, and where it belongs ``task``, ``round``, ``clients`` (left out of a wave)
 ``interrupted``   ``task``, ``round`` of the last complete round
@@ -189,7 +189,7 @@ class Experiment:
         self.partition = dict(partition or {})
         self.strategy = build_strategy(config.strategy, config.data.clients)
         Arrivals.check(config, self.strategy)
-        self.arrivals = None if config.data.arrival == "same" else Arrivals.of(config)
+        self.arrivals = Arrivals.of(config)
         if isinstance(self.strategy, Counterpart):
             self.strategy.prepare(Setup(config, cast(Learner, learner), stream))
         self.scores = Scores(config.data.clients, config.data.tasks)
@@ -217,22 +217,16 @@ class Experiment:
         KeyboardInterrupt
             If the user interrupts; likewise.
         """
-        rounds = self.config.train.rounds
         self._began = self._task_began = time.perf_counter()
         self.grid.inspect, self.grid.missed = self.inspector, self._missed
         self.grid.sparse = self.learner.sparse
         try:
             with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):
                 self._begin()
-                for task, first in self._remaining():
-                    self._task_began = time.perf_counter()
-                    if self._own_loop:
-                        self._start_strategy(task)
-                        self._finish_round(task, rounds)
-                    else:
-                        for round in range(first, self._rounds(task) + 1):
-                            self._train(task, round)
-                            self._finish_round(task, round)
+                if self.arrivals is None:
+                    self._run_tasks()
+                else:
+                    self._run_arrivals(self.arrivals)
                 return self._end()
         except KeyboardInterrupt:
             last = self._last
@@ -243,16 +237,39 @@ class Experiment:
             if self._deleting is not None:
                 self._deleting.join()
 
+    def _run_tasks(self) -> None:
+        """What is left of tasks that all clients meet at the same rounds."""
+        rounds = self.config.train.rounds
+        for task, first in self._remaining():
+            self._task_began = time.perf_counter()
+            if self._own_loop:
+                self._start_strategy(task)
+                self._finish_round(task, rounds)
+            else:
+                for round in range(first, rounds + 1):
+                    self._train(task, round)
+                    self._finish_round(task, round)
+
+    def _run_arrivals(self, arrivals: Arrivals) -> None:
+        """What is left of tasks that have times of their own; the server's task is that of whoever is furthest behind.
+
+        Before a round begins all clients are at the tasks that they are to train on in it.
+        """
+        if self._last is None:
+            self._finish_tasks(0, arrivals)  # it may take time until enough clients are there
+        while not arrivals.over:
+            task, last = arrivals.task, self._last
+            round = last.round + 1 if last and last.task == task else 1
+            self._train(task, round)
+            self._finish_round(task, round)
+
     def _remaining(self) -> Iterator[tuple[int, int]]:
         """Tasks still to do, each with its first round still to do."""
         task, round = (self._last.task, self._last.round + 1) if self._last else (0, 1)
-        if round > self._rounds(task):
+        if round > self.config.train.rounds:
             task, round = task + 1, 1
         for later in range(task, self.config.data.tasks):
             yield later, round if later == task else 1
-
-    def _rounds(self, task: int) -> int:
-        return self.config.train.rounds if self.arrivals is None else self.arrivals.rounds_of(task)
 
     def _begin(self) -> None:
         checkpoint = load_checkpoint(self.folder.checkpoints)
@@ -297,6 +314,13 @@ class Experiment:
         self.scores = Scores.from_raw(checkpoint.scores)
         self.grid.restore(checkpoint.versions, checkpoint.traffic)
         self.grid.restore_state(checkpoint.grid)
+        if self.arrivals is not None:
+            if not checkpoint.arrivals:
+                raise CheckpointError(
+                    f"{self.folder.checkpoints}: the checkpoint does not say which task each client is at, as it is of "
+                    "an earlier version; start again with another --out"
+                )
+            self.arrivals.restore(checkpoint.arrivals)
         with self._strategy_acts("load_state_dict", 0, checkpoint.task, checkpoint.round):
             restore_strategy(self.strategy, checkpoint.strategy)
         self._last = checkpoint
@@ -411,18 +435,21 @@ class Experiment:
     def _finish_round(self, task: int, round: int) -> None:
         """All that follows a round of training, up to the checkpoint."""
         every = self.config.evaluation.every
-        if self.arrivals is not None:
-            self._finish_tasks(round, self.arrivals)
-        elif round == self.config.train.rounds:
-            knowledge = self._end_task(task, round)
-            self._evaluate(task, round)
-            seconds = time.perf_counter() - self._task_began
-            self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=seconds, **self.grid.elapsed())
-            if fleet := self.grid.fleet():
-                self.folder.write_fleet(fleet)
-        elif every and round % every == 0:
-            self._evaluate(task, round)
+        if self.arrivals is None:
+            over = round == self.config.train.rounds
+            if over:
+                self._finish_task(task, round)
+        else:
+            over = self._finish_tasks(round, self.arrivals)
+        if every and round % every == 0 and not over:
+            self._evaluate(task, round, over)
         self._commit(task, round)
+
+    def _finish_task(self, task: int, round: int) -> None:
+        """End and score a task that is over for all clients at once."""
+        knowledge = self._end_task(task, round)
+        self._evaluate(task, round, over=True)
+        self._emit_task_end(task, knowledge)
 
     def _evaluate_within(self, task: int, round: int) -> None:
         """Score clients between two rounds of a strategy's own loop, if they can be asked."""
@@ -430,35 +457,66 @@ class Experiment:
             reason = "clients are at work, and are not scored before the task is over"
             self._emit("warning", task=task, round=round, reason=reason)
         else:
-            self._evaluate(task, round)
+            self._evaluate(task, round, over=False)
 
-    def _finish_tasks(self, round: int, arrivals: Arrivals) -> None:
-        """End and score the tasks that are over now, of clients that are at tasks of their own.
+    def _finish_tasks(self, round: int, arrivals: Arrivals) -> bool:
+        """End and score the tasks that are over by the moment at which the next round begins; whether there were any.
 
-        A client is scored when a task of its own is over; what is told of a task is told when that was the last of it.
+        What takes time (telling clients, waiting for enough of them) may have further tasks end, so it goes on until
+        nothing is to be done. A client that a round kept longer than its next task took ends that one too.
+        """
+        any_over = False
+        while not arrivals.over:
+            leaving = arrivals.leaving(self._moment(arrivals))
+            for task, clients in leaving.items():
+                arrivals.leave(clients, self._server_round)
+                if self.config.data.arrival == "same":
+                    self._finish_task(task, round)
+                else:
+                    self._finish_own_task(task, round, clients, last=arrivals.task > task)
+            any_over = any_over or bool(leaving)
+            if not leaving and not self._wait(arrivals):
+                break
+        return any_over
+
+    def _moment(self, arrivals: Arrivals) -> float:
+        """The moment that it is now, as the schedule counts."""
+        return self.grid.now if arrivals.seconds else self._server_round
+
+    def _wait(self, arrivals: Arrivals) -> bool:
+        """Where a schedule has times, wait until there is something to do in a round; whether time has passed."""
+        before = self._moment(arrivals)
+        if arrivals.idle(self._server_round):
+            self.grid.wait(arrivals.next())
+        elif arrivals.seconds:
+            self.grid.gather(arrivals.next())
+        return self._moment(arrivals) > before
+
+    def _finish_own_task(self, task: int, round: int, clients: Sequence[int], last: bool) -> None:
+        """End and score a task that is over for these clients; what is told of it is told with the last of them.
+
         The purely global model is not scored, as that takes what all clients keep at one moment.
         """
-        for task, clients in arrivals.leaving(self._server_round).items():
-            began = time.perf_counter()
-            nodes = [node_of(client) for client in clients]
-            knowledge = self._end_task(task, round, nodes)
-            self.inspector.begin(task, round, self.arrays)
-            tasks, forward = self.config.data.tasks, self.config.evaluation.forward
-            correct, total = score_clients(
-                self.grid, self.inspector, self.arrays, task, tasks, both=False, forward=forward, nodes=nodes
-            )
-            self.scores.add_task(task, correct, total)
-            self.folder.write_accuracy(self.scores.arrays())
-            if arrivals.over(task, self._server_round):
-                now = {scoring: self.scores.accuracy(scoring) for scoring in correct}
-                self._emit_evaluation(task, round, now, {}, time.perf_counter() - began)
-                seconds = time.perf_counter() - self._task_began
-                self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=seconds, **self.grid.elapsed())
-                if fleet := self.grid.fleet():
-                    self.folder.write_fleet(fleet)
+        began = time.perf_counter()
+        nodes = [node_of(client) for client in clients] if len(clients) < self.config.data.clients else None
+        knowledge = self._end_task(task, round, nodes)
+        self.inspector.begin(task, round, self.arrays)
+        tasks, forward = self.config.data.tasks, self.config.evaluation.forward
+        correct, total = score_clients(
+            self.grid, self.inspector, self.arrays, task, tasks, both=False, forward=forward, nodes=nodes
+        )
+        self.scores.add_task(task, correct, total)
+        self.folder.write_accuracy(self.scores.arrays())
+        if last:
+            now = {scoring: self.scores.accuracy(scoring) for scoring in correct}
+            self._emit_evaluation(task, round, now, {}, time.perf_counter() - began)
+            self._emit_task_end(task, knowledge)
 
     def _end_task(self, task: int, round: int, nodes: Sequence[int] | None = None) -> float:
-        """Tell clients (all) that the task is over; mean size in bytes of what they keep about their tasks."""
+        """Tell clients (all) that the task is over; mean size in bytes of what they keep about their tasks.
+
+        NaN: none of those asked answered well.
+        """
         if not self.learner.ends_task:
             return 0.0
         self.inspector.begin(task, round, self.arrays)
@@ -468,13 +526,15 @@ class Experiment:
         replies = [reply for reply in self.grid.exchange(work) if reply.failure is None]
         sizes = [_scalar(reply.content[METRICS], KNOWLEDGE_BYTES) for reply in replies]
         if not sizes:
+            if nodes is not None:  # others may still go on
+                return math.nan
             raise RunError(f"task {task + 1}, when it ended: {self._all_failed(len(work))}")
         if isinstance(self.strategy, Counterpart):
             with self._strategy_acts("aggregate_end_task", 5, task, round):
                 self.strategy.aggregate_end_task(task, self.arrays, replies)
         return sum(sizes) / len(sizes)
 
-    def _evaluate(self, task: int, round: int) -> None:
+    def _evaluate(self, task: int, round: int, over: bool) -> None:
         """Score every client, and let the strategy do the evaluation of its own, if it has one."""
         began = time.perf_counter()
         self.inspector.begin(task, round, self.arrays)
@@ -497,7 +557,7 @@ class Experiment:
             both=evaluation.global_model,
             forward=evaluation.forward,
         )
-        if round == self.config.train.rounds:
+        if over:
             self.scores.add_task(task, correct, total)
         else:
             self.scores.add_round((self._server_round, task, round), correct, total)
@@ -507,6 +567,13 @@ class Experiment:
             now[scoring] = self.scores.accuracy(scoring)
             now[scoring][:, :, task] = values / self.scores.weights
         self._emit_evaluation(task, round, now, aggregated or {}, time.perf_counter() - began)
+
+    def _emit_task_end(self, task: int, knowledge: float) -> None:
+        now = time.perf_counter()
+        seconds, self._task_began = now - self._task_began, now
+        self._emit("task_end", task=task, knowledge_bytes=knowledge, seconds=seconds, **self.grid.elapsed())
+        if fleet := self.grid.fleet():
+            self.folder.write_fleet(fleet)
 
     def _emit_evaluation(
         self, task: int, round: int, now: Mapping[str, np.ndarray], aggregated: Mapping[str, Any], seconds: float
@@ -545,6 +612,7 @@ class Experiment:
             position=self.folder.position(),
             seconds=self._elapsed(),
             grid=self.grid.state(),
+            arrivals=self.arrivals.state() if self.arrivals else {},
         )
         self._deleting = save_checkpoint(self.folder.checkpoints, checkpoint)
         self._last = checkpoint

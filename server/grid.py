@@ -122,6 +122,12 @@ class MessageGrid(Grid):
         """
         raise RuntimeError(f"{type(self).__name__}: a clock that stands still never shows {until:g} s")
 
+    def gather(self, until: float) -> None:
+        """Let time pass until as many clients are there as the strategy needs, and up to a moment at most.
+
+        Nothing by default: they are all there, or are waited for when they are given work.
+        """
+
     @property
     def occupied(self) -> bool:
         """Whether clients that do pushed work can be asked nothing else."""

@@ -281,19 +281,28 @@ class FleetGrid(MessageGrid):
         RunError
             If there never seem to be enough at once.
         """
+        self.gather(math.inf)
+        return [node_of(client) for client in self._here()]
+
+    def gather(self, until: float) -> None:
+        """See :meth:`MessageGrid.gather`."""
         presence = self.devices.presence
-        if isinstance(presence, Always):
-            return super().get_node_ids()
         for _ in range(PATIENCE):
-            here = [client for client in range(self.clients) if presence.here(client, self.now)]
-            if len(here) >= self._quorum or not self._clock.idle:
-                return [node_of(client) for client in here]
+            here = self._here()
+            if len(here) >= self._quorum or not self._clock.idle or self.now >= until:
+                return
             away = set(range(self.clients)) - set(here)
-            self._clock.wait(min(presence.after(client, self.now, 0.0) for client in away))
+            self._clock.wait(min(until, *(presence.after(client, self.now, 0.0) for client in away)))
         raise RunError(
             f"fleet.availability: {self._quorum} clients are wanted at once and never were there, up to "
             f"{self.now / 3600:.0f} virtual hours"
         )
+
+    def _here(self) -> Sequence[int]:
+        presence = self.devices.presence
+        if isinstance(presence, Always):
+            return range(self.clients)
+        return [client for client in range(self.clients) if presence.here(client, self.now)]
 
     def members(self) -> list[int]:
         """Ids of all clients."""

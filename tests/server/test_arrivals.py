@@ -20,6 +20,8 @@ BASE = {
     "engine": {"backend": "inline"},
 }
 STAGGERED = ["data.arrival=staggered", "data.arrival_lag=2"]
+FLEET = ["fleet=infinite"]
+TIMED = [*FLEET, "data.arrival_seconds=10"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,38 +35,102 @@ def schedule(*changes):
     return Arrivals.of(read_config(BASE, changes))
 
 
+def walk(it):
+    """Who leaves which task at which moment, told at each moment at which somebody does; the server does no rounds."""
+    found = []
+    while not it.over:
+        moment = it.next()
+        while leaving := it.leaving(moment):
+            for task, clients in leaving.items():
+                found.append((moment, task, clients))
+                it.leave(clients, 0)
+    return found
+
+
 def test_staggered_clients_are_evenly_behind():
     it = schedule(*STAGGERED)
-    assert it.starts.tolist() == [[0, 2], [0, 3], [0, 4]]
-    assert it.rounds == 6
-    assert [it.rounds_of(task) for task in (0, 1)] == [2, 4]
-    assert [it.position(1, done) for done in range(6)] == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
-    assert [it.leaving(done) for done in range(1, 7)] == [{}, {0: [0]}, {0: [1]}, {0: [2]}, {}, {1: [0, 1, 2]}]
-    assert [it.over(0, done) for done in (3, 4)] == [False, True]
-    assert [it.over(1, done) for done in (5, 6)] == [False, True]
+    assert it.ends.tolist() == [[2, 6], [3, 6], [4, 6]]
+    assert walk(it) == [(2, 0, [0]), (3, 0, [1]), (4, 0, [2]), (6, 1, [0, 1, 2])]
 
 
-def test_poisson_arrivals_have_the_rate_that_was_asked_for():
-    it = schedule("data.arrival=poisson", "data.clients=200", "data.tasks=10", "train.rounds=20")
-    gaps = np.diff(it.starts, axis=1)
-    assert gaps.min() >= 1
-    # exponential of mean 20, rounded up: 1 / (1 - exp(-1 / 20)), give or take 5 %
-    assert gaps.mean() == pytest.approx(1 / (1 - np.exp(-1 / 20)), rel=0.05)
+def test_a_client_counts_rounds_from_where_its_task_began():
+    it = schedule(*STAGGERED)
+    places = []
+    for done in range(6):
+        for clients in it.leaving(done).values():
+            it.leave(clients, done)
+        places.append((it.position(1, done), it.task))
+    assert places == [((0, 1), 0), ((0, 2), 0), ((0, 3), 0), ((1, 1), 0), ((1, 2), 1), ((1, 3), 1)]
+    assert not it.idle(100)  # in rounds nobody waits
+
+
+def test_tasks_at_all_clients_in_rounds_need_no_schedule():
+    assert schedule() is None
+
+
+def test_schedules_in_virtual_seconds():
+    same = schedule(*TIMED)
+    assert same.ends.tolist() == [[10, 20]] * 3
+    assert walk(same) == [(10, 0, [0, 1, 2]), (20, 1, [0, 1, 2])]
+    staggered = schedule(*TIMED, "data.arrival=staggered", "data.arrival_lag=25")
+    assert staggered.ends.tolist() == [[10, 45], [22.5, 45], [35, 45]]
+    assert walk(staggered) == [(10, 0, [0]), (22.5, 0, [1]), (35, 0, [2]), (45, 1, [0, 1, 2])]
+
+
+def test_the_server_waits_when_everybody_has_had_its_rounds():
+    it = schedule(*TIMED, "data.arrival=staggered", "data.arrival_lag=5")
+    assert [it.idle(done) for done in range(4)] == [False, False, True, True]
+    it.leave([0], 2)
+    assert [it.idle(done) for done in range(2, 5)] == [False, False, True]
+    assert it.position(0, 2) == (1, 1)
+    assert it.position(1, 2) == (0, 3)
+
+
+def test_who_is_late_meets_all_tasks_in_order():
+    it = schedule(*TIMED, "data.tasks=4")
+    it.leave([0], 1)
+    assert it.leaving(30) == {0: [1, 2], 1: [0]}
+    assert it.task == 0
+    assert it.next() == 10
+
+
+@pytest.mark.parametrize("unit", [[], ["data.arrival_seconds=20", "fleet=infinite"]])
+def test_poisson_arrivals_have_the_rate_that_was_asked_for(unit):
+    it = schedule("data.arrival=poisson", "data.clients=200", "data.tasks=10", "train.rounds=20", *unit)
+    gaps = np.diff(it.ends[:, :-1], axis=1)
+    # exponential of mean 20; in rounds rounded up: 1 / (1 - exp(-1 / 20)), give or take 5 %
+    assert gaps.mean() == pytest.approx(20 if unit else 1 / (1 - np.exp(-1 / 20)), rel=0.05)
     assert gaps.std() == pytest.approx(20, rel=0.1)
+    assert gaps.min() > 0 if unit else gaps.min() >= 1
+    assert (it.ends[:, -1] == it.ends.max()).all()
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000))
-def test_every_client_ends_each_of_its_tasks_once_and_in_order(clients, tasks, rounds, seed):
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000), st.floats(0, 9), st.booleans())
+def test_every_client_ends_each_of_its_tasks_once_and_in_order(clients, tasks, rounds, seed, pace, seconds):
+    """However far apart the moments are at which the server looks."""
+    unit = [f"data.arrival_seconds={rounds}", "fleet=infinite"] if seconds else []
     sizes = [f"data.clients={clients}", f"data.tasks={tasks}", f"train.rounds={rounds}", f"seed={seed}"]
-    it = schedule("data.arrival=poisson", *sizes)
+    it = schedule("data.arrival=poisson", *sizes, *unit)
     ended = {client: [] for client in range(clients)}
-    for done in range(1, it.rounds + 1):
-        for task, those in it.leaving(done).items():
-            for client in those:
-                ended[client].append(task)
+    moment = 0.0
+    while not it.over:
+        moment = max(moment + pace, it.next())
+        while leaving := it.leaving(moment):
+            for task, those in leaving.items():
+                for client in those:
+                    assert it.ends[client, task] <= moment
+                    ended[client].append(task)
+                it.leave(those, 0)
     assert all(order == list(range(tasks)) for order in ended.values())
-    assert sum(it.rounds_of(task) for task in range(tasks)) == it.rounds
+
+
+def test_a_restored_schedule_goes_on_where_it_was():
+    it, again = schedule(*STAGGERED), schedule(*STAGGERED)
+    it.leave([0, 2], 3)
+    again.restore(it.state())
+    assert [again.position(client, 5) for client in range(3)] == [(1, 3), (0, 6), (1, 3)]
+    assert again.task == 0
 
 
 @pytest.mark.parametrize(
@@ -72,6 +138,9 @@ def test_every_client_ends_each_of_its_tasks_once_and_in_order(clients, tasks, r
     [
         (["data.arrival=staggered"], "data.arrival_lag = 0 with data.arrival = 'staggered'"),
         (["data.arrival_lag=3"], "data.arrival_lag = 3 with data.arrival = 'same'"),
+        (["data.arrival=staggered", "data.arrival_lag=2.5"], "data.arrival_lag = 2.5: rounds are counted in whole"),
+        (["data.arrival_seconds=10"], "data.arrival_seconds = 10: only a fleet has virtual time"),
+        (["data.arrival_seconds=-1"], "data.arrival_seconds = -1"),
         ([*STAGGERED, "strategy=fedasync"], "strategy fedasync has a loop of its own"),
         ([*STAGGERED, "learner=fot"], "strategy fot gathers what clients send"),
         ([*STAGGERED, "evaluation.every=1"], "evaluation.every = 1"),
@@ -91,7 +160,12 @@ def test_clients_are_scored_when_a_task_of_their_own_is_over(tmp_path):
     result = run(tmp_path / "run")
     events = RunFolder.open(tmp_path / "run").events()
     assert [event["server_round"] for event in events if event["event"] == "round"] == [1, 2, 3, 4, 5, 6]
-    # All have ended their first task after the fourth round, and the second after the sixth.
+    # All have ended their first task after the fourth round, and the second after the sixth. The server is at the task
+    # of whoever is furthest behind.
+    assert [(e["task"], e["round"]) for e in events if e["event"] == "round"] == [(0, n) for n in range(1, 5)] + [
+        (1, 1),
+        (1, 2),
+    ]
     kinds = [event["event"] for event in events[1:-1]]
     told = ["evaluation", "task_end"]
     assert kinds == ["round"] * 4 + told + ["round"] * 2 + told
