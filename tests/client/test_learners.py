@@ -1,10 +1,12 @@
 """What all learners share: what travels, what is kept, and updates a person can check by hand."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
 
-from fedknow.client.data.stream import Split
+from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
 from fedknow.client.learners.base import (
     Diverged,
@@ -16,6 +18,7 @@ from fedknow.client.learners.base import (
     make_optimizer,
 )
 from fedknow.client.learners.baselines import FedPer, FedRep, FedRepSettings, Finetune, Local
+from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 
 SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.5, weight_decay=0.0, channels_last=False)
@@ -135,6 +138,24 @@ def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
     assert FedRep(tiny_model(), TrainConfig(epochs=1), FedRepSettings()).epochs == 2
     with pytest.raises(ConfigError, match=r"learner\.head_epochs = 3 leaves none of train\.epochs = 3"):
         FedRep(tiny_model(), TrainConfig(epochs=3), FedRepSettings(head_epochs=3))
+
+
+def test_a_fedrep_round_by_hand():
+    """x = 2, w = 1, a head of zeros, label 0: the head moves first, then the body under the new head.
+
+    Head: dL/dz = (-1/2, 1/2), so a = (1/2, -1/2), b = (1/4, -1/4). Body: z = (5/4, -5/4), dL/dz = (-q, q) with
+    q = 1 / (1 + e^(5/2)), dL/dw = (a . dL/dz) x = -2q, so w = 1 + q.
+    """
+    body, head = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 2)
+    for parameter, value in ((body.weight, 1.0), (head.weight, 0.0), (head.bias, 0.0)):
+        torch.nn.init.constant_(parameter, value)
+    samples = Split(torch.tensor([[2.0]]), torch.tensor([0]))
+    learner = FedRep(SplitModel(body, head), SGD.model_copy(update={"epochs": 2}), FedRepSettings())
+    learner.fit(TaskData(0, (0, 1), (0, 1), samples, samples), Round(1, 0))
+    q = 1 / (1 + math.exp(2.5))
+    assert head.weight.flatten().tolist() == pytest.approx([0.5, -0.5])
+    assert head.bias.tolist() == pytest.approx([0.25, -0.25])
+    assert body.weight.item() == pytest.approx(1 + q, rel=1e-6)
 
 
 def test_proximal_term_by_hand(tiny_model, tiny_task):
