@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import client_of
 from fedknow.protocols.seeds import generator
+from fedknow.strategies.asynchronous import Asynchronous
 from fedknow.strategies.counterpart import Counterpart
 
 __all__ = ["Arrivals"]
@@ -42,11 +43,17 @@ class Arrivals:
         Tasks that are over for a client, so the one it is at.
     since : int64 [client]
         Rounds of the server that were done when the client came to it.
+    before : int64 [client]
+        Steps of the server that were done then.
+    steps : int
+        Steps that the server has done: versions of the global model, of which a strategy's own loop may make several
+        in a round.
     """
 
     def __init__(self, ends: NDArray[np.float64], rounds: int, seconds: bool) -> None:
         self.ends, self.rounds, self.seconds = ends, rounds, seconds
-        self.tasks, self.since = np.zeros((2, len(ends)), np.int64)
+        self.tasks, self.since, self.before = np.zeros((3, len(ends)), np.int64)
+        self.steps = 0
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> Arrivals | None:
@@ -76,9 +83,9 @@ class Arrivals:
 
     # --- where clients are ----------------------------------------------------------------------------------------
 
-    def position(self, client: int, done: int) -> tuple[int, int]:
-        """A client's own task (from 0) and its round of that (from 1), when the server has done so many rounds."""
-        return int(self.tasks[client]), done - int(self.since[client]) + 1
+    def position(self, client: int) -> tuple[int, int]:
+        """A client's own task, from 0, and its round of that, from 1, which counts the server's steps."""
+        return int(self.tasks[client]), self.steps - int(self.before[client]) + 1
 
     @property
     def task(self) -> int:
@@ -101,6 +108,7 @@ class Arrivals:
         """These have been told that their task is over, when the server has done so many rounds."""
         self.tasks[clients] += 1
         self.since[clients] = done
+        self.before[clients] = self.steps
 
     def next(self) -> float:
         """The next moment at which a task is over for somebody."""
@@ -108,7 +116,24 @@ class Arrivals:
 
     def idle(self, done: int) -> bool:
         """Whether everybody has had the rounds of its task, so that the server waits for the next moment."""
-        return self.seconds and bool((done - self.since >= self.rounds).all())
+        return self.seconds and self._missing(done) <= 0
+
+    def span(self, done: int) -> tuple[int, float]:
+        """How far the server's task goes on at most, from a moment at which all clients are where they should be.
+
+        Returns
+        -------
+        rounds : int
+            Those until it is over, or in virtual seconds until everybody has had the rounds of its task.
+        until : float
+            The virtual second at which it is over; never, where rounds are counted.
+        """
+        end = float(self.ends[:, self.task].max())
+        return (self._missing(done), end) if self.seconds else (int(end) - done, np.inf)
+
+    def _missing(self, done: int) -> int:
+        """Rounds until everybody has had those of its task."""
+        return int((self.since + self.rounds - done).max())
 
     def _until(self) -> NDArray[np.float64]:
         """When each client's present task is over; never, where there is none any more."""
@@ -117,22 +142,23 @@ class Arrivals:
 
     def state(self) -> dict[str, Any]:
         """How far clients have come, for checkpoints."""
-        return {"tasks": self.tasks, "since": self.since}
+        return {"tasks": self.tasks, "since": self.since, "before": self.before, "steps": self.steps}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to what :meth:`state` gave."""
-        self.tasks, self.since = (np.array(state[name], np.int64) for name in ("tasks", "since"))
+        self.tasks, self.since, self.before = (np.array(state[name]) for name in ("tasks", "since", "before"))
+        self.steps = state["steps"]
 
     # --- messages -------------------------------------------------------------------------------------------------
 
-    def tell(self, messages: Iterable[FlowerMessage], done: int) -> None:
+    def tell(self, messages: Iterable[FlowerMessage]) -> None:
         """Put the clients' own ``task`` and ``round`` in the place of the server's in messages to them.
 
         What is shared by clients that are equally far is shared still.
         """
         made: dict[tuple[int, int, int], tuple[RecordDict, RecordDict]] = {}
         for message in messages:
-            content, position = message.content, self.position(client_of(message.metadata.dst_node_id), done)
+            content, position = message.content, self.position(client_of(message.metadata.dst_node_id))
             if (key := (id(content), *position)) not in made:
                 own = {"task": position[0], "round": position[1]}
                 records = {
@@ -142,8 +168,15 @@ class Arrivals:
             message.content = made[key][1]
 
     @staticmethod
-    def check(config: ExperimentConfig, strategy: Strategy) -> None:
+    def check(config: ExperimentConfig, strategy: Strategy, real: bool = False) -> None:
         """See that an experiment can be run whose clients are at tasks of their own, or whose tasks have times.
+
+        Parameters
+        ----------
+        config : ExperimentConfig
+        strategy : Strategy
+        real : bool
+            Whether its clients are real ones, of which none can be asked anything else while others do pushed work.
 
         Raises
         ------
@@ -155,7 +188,9 @@ class Arrivals:
             return
         arrival = f"data.arrival_seconds = {data.arrival_seconds:g}" if same else f"data.arrival = {data.arrival!r}"
         otherwise = "data.arrival_seconds = 0" if same else "data.arrival = 'same'"
-        if type(strategy).start is not Strategy.start:
+        if isinstance(strategy, Asynchronous) and real and not same:
+            reason = "has clients at work when others are to end a task, which real clients cannot"
+        elif type(strategy).start is not Strategy.start and not isinstance(strategy, Asynchronous):
             reason = "has a loop of its own, which is called once a task of all clients"
         elif isinstance(strategy, Counterpart) and not same:
             reason = "gathers what clients send when a task is over for all of them"

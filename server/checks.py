@@ -7,7 +7,8 @@ the model for good. So replies are checked before a strategy sees them, and its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -157,6 +158,15 @@ class Inspector:
         self._scored = 0
         self.failures = 0
         self.trained = []
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is asked meanwhile is no part of the round under way."""
+        before = dict(vars(self))
+        try:
+            yield
+        finally:
+            vars(self).update(before)
 
     @property
     def position(self) -> tuple[int, int]:

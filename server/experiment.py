@@ -190,6 +190,11 @@ class Experiment:
         self.strategy = build_strategy(config.strategy, config.data.clients)
         Arrivals.check(config, self.strategy)
         self.arrivals = Arrivals.of(config)
+        if self.arrivals is not None and self.arrivals.seconds and not grid.elapsed():
+            raise ConfigError(
+                f"data.arrival_seconds = {config.data.arrival_seconds:g}: real clients have no virtual time; set it to "
+                "0, or run fedknow simulate"
+            )
         if isinstance(self.strategy, Counterpart):
             self.strategy.prepare(Setup(config, cast(Learner, learner), stream))
         self.scores = Scores(config.data.clients, config.data.tasks)
@@ -199,6 +204,7 @@ class Experiment:
         self._last: Checkpoint | None = None
         self._deleting: Thread | None = None
         self._server_round = 0
+        self._steps_before = self._steps_told = 0
         self._seconds_before = 0.0
         self._task_began = 0.0
         self._lost_told = False
@@ -220,6 +226,7 @@ class Experiment:
         self._began = self._task_began = time.perf_counter()
         self.grid.inspect, self.grid.missed = self.inspector, self._missed
         self.grid.sparse = self.learner.sparse
+        self.grid.address = self._address if self.arrivals else None
         try:
             with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):
                 self._begin()
@@ -233,7 +240,7 @@ class Experiment:
             self._emit("interrupted", task=last.task if last else None, round=last.round if last else None)
             raise
         finally:
-            self.grid.inspect = self.grid.missed = None
+            self.grid.inspect = self.grid.missed = self.grid.address = None
             if self._deleting is not None:
                 self._deleting.join()
 
@@ -243,7 +250,7 @@ class Experiment:
         for task, first in self._remaining():
             self._task_began = time.perf_counter()
             if self._own_loop:
-                self._start_strategy(task)
+                self._start_strategy(task, 1, rounds)
                 self._finish_round(task, rounds)
             else:
                 for round in range(first, rounds + 1):
@@ -260,7 +267,12 @@ class Experiment:
         while not arrivals.over:
             task, last = arrivals.task, self._last
             round = last.round + 1 if last and last.task == task else 1
-            self._train(task, round)
+            if self._own_loop:
+                rounds, self.grid.until = arrivals.span(self._server_round)
+                round += self._start_strategy(task, round, rounds) - 1
+                self.grid.until = math.inf
+            else:
+                self._train(task, round)
             self._finish_round(task, round)
 
     def _remaining(self) -> Iterator[tuple[int, int]]:
@@ -359,8 +371,6 @@ class Experiment:
         with self._strategy_acts("configure_train", 0, task, round):
             record = to_record(self.arrays)
             messages = _messages(self.strategy.configure_train(self._server_round, record, config, self.grid))
-        if self.arrivals is not None:
-            self.arrivals.tell(messages, self._server_round - 1)
         replies = _good(self.grid.send_and_receive(messages))
         if messages and not replies and (self.inspector.failures or not self.config.fleet.devices):
             raise RunError(f"task {task + 1}, round {round}: {self._all_failed(len(messages))}")
@@ -376,18 +386,22 @@ class Experiment:
             self._emit("warning", task=task, round=round, reason=f"strategy {why}; the global model stays as it is")
         else:
             self.arrays = arrays
+        if self.arrivals is not None:
+            self.arrivals.steps += 1
         self._emit_round(task, round, aggregated, time.perf_counter() - began)
 
-    def _start_strategy(self, task: int) -> None:
-        """All rounds of a task through a strategy that has a loop of its own.
+    def _start_strategy(self, task: int, first: int, rounds: int) -> int:
+        """Rounds of a task through a strategy that has a loop of its own; how many it made.
 
-        Between its rounds it cannot be stopped or saved: a checkpoint is written once a task.
+        Between its rounds it cannot be stopped or saved: a checkpoint is written when it comes back, once a task.
         Flower's contract has ``start`` call ``evaluate_fn`` before the first round and after each; that is when we
         count rounds, and tell clients of the next through the settings that all of a task's messages share.
         """
-        rounds, every = self.config.train.rounds, self.config.evaluation.every
+        every = self.config.evaluation.every
         base = self._server_round
         train_config, evaluate_config = self._settings(task, 1), self._settings(task, 1)
+        if self.arrivals is not None:
+            self._steps_before = self._steps_told = self.arrivals.steps
         began = time.perf_counter()
         calls = 0
 
@@ -397,21 +411,23 @@ class Experiment:
             current = check_arrays(arrays, self.arrays, self.config.strategy.name)
             if number > 0:
                 self._server_round = base + number
+                round = first + number - 1
                 aggregated = getattr(self.strategy, "round_metrics", None) or {}
-                self._emit_round(task, number, aggregated, time.perf_counter() - began)
+                self._emit_round(task, round, aggregated, time.perf_counter() - began)
                 self.arrays = current
-                if every and number % every == 0 and number < rounds:
-                    self._evaluate_within(task, number)
+                if every and round % every == 0 and number < rounds:
+                    self._evaluate_within(task, round)
+                self._between_rounds(round)
             began = time.perf_counter()
-            self.inspector.begin(task, number + 1, current)
+            self.inspector.begin(task, first + number, current)
             for config in (train_config, evaluate_config):
                 config["round"] = number + 1
             self._seed(base + number + 1, 0)
             return None
 
-        self.inspector.begin(task, 1, self.arrays)
+        self.inspector.begin(task, first, self.arrays)
         self._too_small = 0
-        with self._strategy_acts("start", 0, task, 1):
+        with self._strategy_acts("start", 0, task, first):
             result = self.strategy.start(
                 grid=self.grid,
                 initial_arrays=to_record(self.arrays),
@@ -430,7 +446,39 @@ class Experiment:
             self._emit("warning", task=task, round=rounds, reason=reason)
         else:
             self.arrays = check_arrays(result.arrays, self.arrays, self.config.strategy.name)
-        self._server_round = base + rounds
+        if self.arrivals is None:
+            made = rounds
+        else:  # it is told when to stop; a round in which nobody answered is one
+            made = max(1, self._server_round - base)
+            self.arrivals.steps = self._steps_told
+        self._server_round = base + made
+        return made
+
+    def _between_rounds(self, round: int) -> None:
+        """Where clients have tasks of their own, end those that are over between two rounds of a strategy's own loop.
+
+        Who is at work finishes that first; and the last task is over for all when the run is.
+        """
+        if self.arrivals is not None:
+            self.arrivals.steps = self._steps_told
+            while self.config.data.arrival != "same" and self._leave_tasks(round, self.arrivals, last=False):
+                pass
+
+    def _address(self, messages: Sequence[FlowerMessage]) -> None:
+        """Tell clients which task they are at; in a strategy's own loop, end first what is over for those asked."""
+        assert self.arrivals is not None
+        work = [message for message in messages if message.metadata.message_type == TRAIN]
+        if self._own_loop and work:
+            content = work[0].content
+            number = cast(int, next(iter(content.config_records.values()))["round"])  # of the step it is for
+            self.arrivals.steps, self._steps_told = self._steps_before + number - 1, self._steps_before + number
+            if self.config.data.arrival != "same" and self.arrivals.leaving(self._moment(self.arrivals)):
+                now = next(iter(content.array_records.values()))
+                self.arrays = check_arrays(now, self.arrays, self.config.strategy.name)
+                with self.inspector.aside():
+                    while self._leave_tasks(self.inspector.position[1], self.arrivals, last=False):
+                        pass
+        self.arrivals.tell(work)
 
     def _finish_round(self, task: int, round: int) -> None:
         """All that follows a round of training, up to the checkpoint."""
@@ -467,16 +515,28 @@ class Experiment:
         """
         any_over = False
         while not arrivals.over:
-            leaving = arrivals.leaving(self._moment(arrivals))
-            for task, clients in leaving.items():
-                arrivals.leave(clients, self._server_round)
-                if self.config.data.arrival == "same":
-                    self._finish_task(task, round)
-                else:
-                    self._finish_own_task(task, round, clients, last=arrivals.task > task)
-            any_over = any_over or bool(leaving)
-            if not leaving and not self._wait(arrivals):
+            if self._leave_tasks(round, arrivals):
+                any_over = True
+            elif not self._wait(arrivals):
                 break
+        return any_over
+
+    def _leave_tasks(self, round: int, arrivals: Arrivals, last: bool = True) -> bool:
+        """End and score a task of each client that is not at work and whose task is over now; whether there were any.
+
+        Without ``last`` the last task goes on.
+        """
+        busy, any_over = self.grid.at_work, False
+        for task, over in arrivals.leaving(self._moment(arrivals)).items():
+            clients = [client for client in over if client not in busy]
+            if not clients or (task == self.config.data.tasks - 1 and not last):
+                continue
+            any_over = True
+            arrivals.leave(clients, self._server_round)
+            if self.config.data.arrival == "same":
+                self._finish_task(task, round)
+            else:
+                self._finish_own_task(task, round, clients, last=arrivals.task > task)
         return any_over
 
     def _moment(self, arrivals: Arrivals) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -69,6 +70,10 @@ class MessageGrid(Grid):
         Whether zeros are left out on the way (:attr:`fedknow.client.learners.Learner.sparse`) and not counted.
     spare : set of str
         Ids of work whose answers are not missed.
+    address : callable, optional
+        Told of Flower's messages before they are sent; may change what they say.
+    until : float
+        The moment, on the clock of :attr:`now`, from which on strategies with a loop of their own give out no work.
     """
 
     def __init__(self, clients: int, store: StateStore | None = None) -> None:
@@ -80,6 +85,8 @@ class MessageGrid(Grid):
         self.sparse = False
         self.missed: Callable[[Sequence[Message]], None] | None = None
         self.spare: set[str] = set()
+        self.address: Callable[[Sequence[FlowerMessage]], None] | None = None
+        self.until = math.inf
         self._pushed: dict[str, tuple[FlowerMessage, Message]] = {}
         self._sent = 0
         self._run = empty_run()
@@ -132,6 +139,11 @@ class MessageGrid(Grid):
     def occupied(self) -> bool:
         """Whether clients that do pushed work can be asked nothing else."""
         return False
+
+    @property
+    def at_work(self) -> set[int]:
+        """Clients with pushed work whose answers have not been pulled."""
+        return {client_of(work.node) for _, work in self._pushed.values()}
 
     def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
         """Answers to work that was pushed, as far as they are there; where there is none, wait for the first.
@@ -281,6 +293,8 @@ class MessageGrid(Grid):
         """
         cache: Cache = {}
         pushed = list(messages)
+        if self.address:
+            self.address(pushed)
         for message in pushed:
             set_id(message, self._next_id())
         work = [from_flower(message, cache) for message in pushed]
@@ -327,6 +341,8 @@ class MessageGrid(Grid):
             The answers (errors too), ordered by node id, then as sent; after a timeout those that arrived.
         """
         sent = list(messages)
+        if self.address:
+            self.address(sent)
         for message in sent:
             set_id(message, self._next_id())
         return self._flower(sent, timeout)

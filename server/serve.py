@@ -85,7 +85,7 @@ def serve(
         stream = make_benchmark(config)
         shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
-    Arrivals.check(config, build_strategy(config.strategy, config.data.clients))
+    Arrivals.check(config, build_strategy(config.strategy, config.data.clients), real=True)
     again = resume and (out / "config.toml").is_file()
     if again and (done := RunFolder.open(out)).complete and not differences(done.config, config):
         with GrpcGrid(config, listen, done.run_id, credentials=credentials, tokens=bearers) as grid:

@@ -28,6 +28,9 @@ PATIENCE = 3
 class ArrivalGrid(Protocol):
     """What is asked of a grid: pulls that wait for the first answer (:class:`fedknow.server.grid.MessageGrid`)."""
 
+    until: float
+    """The moment from which on no work is given out any more."""
+
     @property
     def now(self) -> float:
         """Seconds on the grid's clock."""
@@ -103,9 +106,16 @@ class Crew:
         self._given: dict[int, int] = {}
         self._lost: Counter[tuple[int, int]] = Counter()
 
+    @property
+    def over(self) -> bool:
+        """Whether the time in which work is given out is over, and nobody is at work any more."""
+        return self.grid.now >= self.grid.until and not self._at_work
+
     def hand_out(self) -> bool:
         """Give the present model to free clients, drawn at random where not all are needed; whether any was given."""
         nodes = list(self.grid.get_node_ids())
+        if self.grid.now >= self.grid.until:
+            return False
         busy = {node for node, _, _ in self._at_work.values()}
         free = sorted(node for node in nodes if node not in busy and self._given.get(node) != self.version)
         count = int(min(len(free), self.wanted - len(busy), (self._concurrency or len(nodes)) - len(busy)))
@@ -241,6 +251,8 @@ class Asynchronous(FedAvg):
     ) -> Result:
         """Run as Flower's ``Strategy.start`` does; ``timeout`` and ``evaluate_config`` are not used.
 
+        Where the grid says until when work is given out, there are fewer rounds when that comes first.
+
         Raises
         ------
         RuntimeError
@@ -254,12 +266,16 @@ class Asynchronous(FedAvg):
         for number in range(1, num_rounds + 1):
             before = crew.version
             metrics = self.round(crew, num_rounds - number + 1)
+            if crew.version == before and crew.over:
+                break
             if crew.version == before:
                 raise RuntimeError("no client gave a usable answer")
             self.round_metrics = metrics or MetricRecord()
             result.arrays, result.train_metrics_clientapp[number] = crew.arrays, self.round_metrics
             if evaluate_fn:
                 evaluate_fn(number, crew.arrays)
+            if crew.over:
+                break
         return result
 
 

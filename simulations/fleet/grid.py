@@ -199,6 +199,7 @@ class FleetGrid(MessageGrid):
         if self._measuring:
             yield from self.inner.deliver(work, None)
             return
+        self._begin([pushed for _, pushed in self._pushed.values()])
         wave = _Wave(self._due(work, timeout), self._chances())
         keep = bool(self._wanted) or wave.due < math.inf  # else all that are not lost will arrive, and need not be kept
         asked = {message.id: message for message in work}
@@ -253,13 +254,8 @@ class FleetGrid(MessageGrid):
 
         Work that is not answered is given up at the deadline, or when its answer should have come.
         """
-        new = [message for message in work if message.id not in self._known]
-        asked = {message.id: message for message in work}
-        done = {reply.reply_to: (reply, version) for reply, version in self.inner.deliver(new, None)} if new else {}
-        wave = _Wave(self._due(new, None), self._chances() if new else [])
-        for message in new:
-            self._known.add(message.id)
-            self._give(self._piece(message, *done[message.id], wave))
+        self._begin(work)
+        asked = {message.id for message in work}
         answers = [answer for answer in self._early if answer[0].reply_to in asked]
         self._early = [answer for answer in self._early if answer[0].reply_to not in asked]
         until = math.inf if timeout is None else self.now + timeout
@@ -270,6 +266,17 @@ class FleetGrid(MessageGrid):
             self._charge(timing)
         self._known -= {reply.reply_to for reply, _ in answers}
         return sorted(answers, key=lambda answer: answer[0].node)
+
+    def _begin(self, pushed: Sequence[Message]) -> None:
+        """Have what was pushed and is not under way begin now."""
+        new = [message for message in pushed if message.id not in self._known]
+        if not new:
+            return
+        done = {reply.reply_to: (reply, version) for reply, version in self.inner.deliver(new, None)}
+        wave = _Wave(self._due(new, None), self._chances())
+        for message in new:
+            self._known.add(message.id)
+            self._give(self._piece(message, *done[message.id], wave))
 
     # --- who is there ---------------------------------------------------------------------------------------------
 

@@ -1,15 +1,23 @@
 """Tasks that arrive at each client at rounds of its own."""
 
 import os
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedknow.client.data import make_benchmark
+from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.arrivals import Arrivals
+from fedknow.server.experiment import Experiment
+from fedknow.server.grid import InlineGrid
 from fedknow.server.run_folder import RunFolder
+from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
 
 BASE = {
@@ -29,6 +37,13 @@ def quick_disk(monkeypatch):
     """No test here cuts the power, so nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr("fedknow.server.checkpoint.sync_disk", lambda folder: None)
+
+
+class OwnLoop(FedAvg):
+    """A strategy of a user's that knows nothing of tasks."""
+
+    def start(self, *args, **kwargs):
+        return super().start(*args, **kwargs)
 
 
 def schedule(*changes):
@@ -59,7 +74,8 @@ def test_a_client_counts_rounds_from_where_its_task_began():
     for done in range(6):
         for clients in it.leaving(done).values():
             it.leave(clients, done)
-        places.append((it.position(1, done), it.task))
+        places.append((it.position(1), it.task))
+        it.steps += 1
     assert places == [((0, 1), 0), ((0, 2), 0), ((0, 3), 0), ((1, 1), 0), ((1, 2), 1), ((1, 3), 1)]
     assert not it.idle(100)  # in rounds nobody waits
 
@@ -82,8 +98,8 @@ def test_the_server_waits_when_everybody_has_had_its_rounds():
     assert [it.idle(done) for done in range(4)] == [False, False, True, True]
     it.leave([0], 2)
     assert [it.idle(done) for done in range(2, 5)] == [False, False, True]
-    assert it.position(0, 2) == (1, 1)
-    assert it.position(1, 2) == (0, 3)
+    assert it.span(2) == (2, 15)
+    assert it.span(3) == (1, 15)
 
 
 def test_who_is_late_meets_all_tasks_in_order():
@@ -127,10 +143,13 @@ def test_every_client_ends_each_of_its_tasks_once_and_in_order(clients, tasks, r
 
 def test_a_restored_schedule_goes_on_where_it_was():
     it, again = schedule(*STAGGERED), schedule(*STAGGERED)
+    it.steps = 7
     it.leave([0, 2], 3)
+    it.steps = 9
     again.restore(it.state())
-    assert [again.position(client, 5) for client in range(3)] == [(1, 3), (0, 6), (1, 3)]
+    assert [again.position(client) for client in range(3)] == [(1, 3), (0, 10), (1, 3)]
     assert again.task == 0
+    assert again.span(3) == (1, np.inf)
 
 
 @pytest.mark.parametrize(
@@ -141,15 +160,45 @@ def test_a_restored_schedule_goes_on_where_it_was():
         (["data.arrival=staggered", "data.arrival_lag=2.5"], "data.arrival_lag = 2.5: rounds are counted in whole"),
         (["data.arrival_seconds=10"], "data.arrival_seconds = 10: only a fleet has virtual time"),
         (["data.arrival_seconds=-1"], "data.arrival_seconds = -1"),
-        ([*STAGGERED, "strategy=fedasync"], "strategy fedasync has a loop of its own"),
+        ([*STAGGERED, "strategy=own_loop:OwnLoop"], "strategy own_loop:OwnLoop has a loop of its own"),
         ([*STAGGERED, "learner=fot"], "strategy fot gathers what clients send"),
         ([*STAGGERED, "evaluation.every=1"], "evaluation.every = 1"),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path, changes, words):
+def test_what_does_not_go_together_is_refused(tmp_path, monkeypatch, changes, words):
+    monkeypatch.setitem(sys.modules, "own_loop", SimpleNamespace(OwnLoop=OwnLoop))
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         simulate(read_config(BASE, changes), tmp_path / "run", report=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([*TIMED], "fleet.devices: real clients are devices themselves"),
+        (
+            [*STAGGERED, "strategy=fedbuff", "strategy.buffer=2"],
+            "strategy fedbuff has clients at work when others are to end a task",
+        ),
+    ],
+)
+def test_what_real_clients_cannot_do_is_refused(tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        serve(read_config(BASE, changes), tmp_path / "run", "127.0.0.1:0")
+    assert not (tmp_path / "run").exists()
+
+
+def test_times_need_a_grid_that_has_time(tmp_path):
+    """Flower's own grid, for example, which knows of no fleet."""
+    config = resolve(read_config(BASE, TIMED))
+    benchmark = make_benchmark(config)
+    learner = build_learner(config, benchmark.shape, benchmark.classes)
+    with (
+        RunFolder.create(tmp_path / "run", config) as folder,
+        InlineGrid(3, SimpleNamespace()) as grid,
+        pytest.raises(ConfigError, match=r"data\.arrival_seconds = 10: real clients have no virtual time"),
+    ):
+        Experiment(config, grid, folder, learner)
 
 
 def run(out, *changes, observers=(), resume=False):
@@ -204,3 +253,12 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
         np.testing.assert_array_equal(array, result.accuracy[name])
     for name, array in expected.arrays.items():
         np.testing.assert_array_equal(array, result.arrays[name])
+
+
+def test_asynchronous_strategies_count_the_same_rounds(tmp_path):
+    expected = run(tmp_path / "a")
+    result = run(tmp_path / "b", "strategy=fedbuff", "strategy.buffer=3")
+    for name, array in expected.accuracy.items():
+        np.testing.assert_array_equal(array, result.accuracy[name])
+    rounds = [[e["task"], e["round"]] for e in RunFolder.open(tmp_path / "b").events() if e["event"] == "round"]
+    assert rounds == [[0, 1], [0, 2], [0, 3], [0, 4], [1, 1], [1, 2]]

@@ -102,17 +102,15 @@ def test_staggered_clients_change_their_tasks_at_moments_of_their_own(tmp_path, 
 @pytest.mark.parametrize("changes", [STAGGERED, POISSON, MARKOV])
 def test_work_is_of_the_task_that_is_there_when_it_is_given_out(tmp_path, monkeypatch, changes):
     given = []
-    send = FleetGrid.send_and_receive
+    give_out = FleetGrid._give_out
 
-    def watch(self, messages, *, timeout=None):
-        messages = list(messages)
+    def watch(self, work, label=None):
         given.extend(
-            (self.now, client_of(message.metadata.dst_node_id), message.content["config"]["task"])
-            for message in messages
+            (self.now, client_of(message.node), message.config()["task"]) for message in work if message.kind == TRAIN
         )
-        return send(self, messages, timeout=timeout)
+        give_out(self, work, label)
 
-    monkeypatch.setattr(FleetGrid, "send_and_receive", watch)
+    monkeypatch.setattr(FleetGrid, "_give_out", watch)
     run(tmp_path / "run", *changes)
     ends = Arrivals.of(read_config(BASE, changes)).ends
     assert len(given) > 9
@@ -169,9 +167,16 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, changes, aft
     assert len(times[0]) > after
 
 
-def test_numbers_and_times_do_not_depend_on_workers(tmp_path):
-    changes = [*POISSON, "fleet.compute_sigma=0.5", "fleet.dropout=0.2"]
-    a = run(tmp_path / "a", *changes, "engine.backend=ray", "engine.workers=1")
+@pytest.mark.parametrize(
+    ("strategy", "engine"),
+    [
+        ([], ["engine.backend=ray", "engine.workers=1"]),
+        (["strategy=fedbuff", "strategy.buffer=2"], ["engine.backend=inline"]),
+    ],
+)
+def test_numbers_and_times_do_not_depend_on_workers(tmp_path, strategy, engine):
+    changes = [*POISSON, *strategy, "fleet.compute_sigma=0.5", "fleet.dropout=0.2"]
+    a = run(tmp_path / "a", *changes, *engine)
     b = run(tmp_path / "b", *changes, "engine.backend=ray", "engine.workers=2")
     assert_same(a, b)
     times = [[event["virtual_seconds"] for event in events(tmp_path / folder, "round")] for folder in "ab"]
@@ -210,3 +215,109 @@ def test_with_the_same_arrival_for_all_clients_are_scored_on_the_way(tmp_path):
         (event["task"], event["round"], event["virtual_seconds"]) for event in events(tmp_path / "run", "evaluation")
     ]
     assert scored == [(0, 1, 0), (0, 2, 10), (1, 1, 10), (1, 2, 20)]
+
+
+# --- clients that do not wait for each other ----------------------------------------------------------------------
+
+ASYNCHRONOUS = [
+    ["strategy=fedasync"],
+    ["strategy=fedbuff", "strategy.buffer=2"],
+    ["strategy=semisync", "strategy.deadline=0.8"],
+]
+
+
+@pytest.mark.parametrize("strategy", [*ASYNCHRONOUS, ["strategy=fedbuff", "strategy.buffer=3"]])
+def test_asynchronous_devices_that_take_no_time_have_all_their_rounds_and_wait(tmp_path, strategy):
+    timed = run(tmp_path / "a", *INFINITE, "data.arrival_seconds=10", *strategy)
+    tree = {name: value for name, value in BASE.items() if name != "fleet"}
+    assert_same(timed, simulate(read_config(tree, strategy), tmp_path / "b", report=False))
+    assert [event["virtual_seconds"] for event in events(tmp_path / "a", "round")] == [0, 0, 10, 10]
+
+
+@pytest.mark.parametrize("arrival", [STAGGERED, ["data.arrival=staggered", "data.arrival_lag=3", "train.rounds=4"]])
+def test_with_everybody_in_the_buffer_fedbuff_is_fedavg_whenever_tasks_arrive(tmp_path, arrival):
+    a = run(tmp_path / "a", *arrival, *INFINITE)
+    b = run(tmp_path / "b", *arrival, *INFINITE, "strategy=fedbuff", "strategy.buffer=3")
+    assert_same(a, b)
+
+
+@pytest.mark.parametrize("strategy", ASYNCHRONOUS)
+@pytest.mark.parametrize("arrival", [STAGGERED, POISSON, MARKOV, ["data.arrival_seconds=4", "train.rounds=30"]])
+def test_who_is_at_work_ends_its_task_when_it_is_done(tmp_path, monkeypatch, strategy, arrival):
+    given, told, busy = [], [], set()
+    push, pull, exchange = FleetGrid._give_out, FleetGrid._take_in, FleetGrid.exchange
+
+    def give(self, work, label=None):
+        for message in work:
+            if message.kind == TRAIN:
+                given.append((self.now, client_of(message.node), *map(message.config().get, ("task", "round"))))
+                busy.add(client_of(message.node))
+        push(self, work, label)
+
+    def take(self, reply, version, label=None):
+        busy.discard(client_of(reply.node))
+        return pull(self, reply, version, label)
+
+    def ask(self, messages, timeout=None, label=None):
+        assert busy.isdisjoint(client_of(message.node) for message in messages)
+        told.extend(
+            (self.now, client_of(message.node), message.config()["task"])
+            for message in messages
+            if message.kind == END_TASK
+        )
+        return exchange(self, messages, timeout, label)
+
+    monkeypatch.setattr(FleetGrid, "_give_out", give)
+    monkeypatch.setattr(FleetGrid, "_take_in", take)
+    monkeypatch.setattr(FleetGrid, "exchange", ask)
+    result = run(tmp_path / "run", *strategy, *arrival)
+    it = Arrivals.of(read_config(BASE, [*strategy, *arrival]))
+    tasks = it.ends.shape[1]
+    assert len(given) > 9
+    for now, client, task, _ in given:
+        assert task == min((it.ends[client] <= now).sum(), tasks - 1)
+    assert len({entry[1:] for entry in given}) == len(given)
+    for client in range(3):
+        assert [task for _, who, task in told if who == client] == list(range(tasks))
+        assert all(now >= it.ends[client, task] for now, who, task in told if who == client)
+        for task in {task for _, who, task, _ in given if who == client}:
+            assert min(number for _, who, at, number in given if (who, at) == (client, task)) >= 1
+    known = np.isfinite(result.accuracy["personal"])
+    assert (known == np.triu(np.ones((tasks, tasks), bool))).all()
+    assert [event["task"] for event in events(tmp_path / "run", "task_end")] == list(range(tasks))
+
+
+def test_asynchronous_work_goes_on_while_others_change_their_tasks(tmp_path):
+    """Not everybody is waited for whenever a task arrives: only when one is over for all of them."""
+    run(tmp_path / "run", *STAGGERED, "strategy=fedbuff", "strategy.buffer=1", "learner=finetune")
+    late = [event["metrics"]["staleness-max"] for event in events(tmp_path / "run", "round") if event["task"] == 0]
+    times = [event["virtual_seconds"] for event in events(tmp_path / "run", "round") if event["task"] == 0]
+    across = [stale for stale, time in zip(late, times, strict=True) if 3 < time < 5]
+    assert max(across) >= 1
+
+
+@pytest.mark.parametrize("strategy", ASYNCHRONOUS)
+def test_a_stopped_asynchronous_run_goes_on_from_the_last_task(tmp_path, strategy):
+    changes = [*STAGGERED, *strategy, "fleet.compute_sigma=0.5"]
+    expected = run(tmp_path / "a", *changes)
+    seen = []
+
+    def stop(event):
+        seen.append(event["event"])
+        if "task_end" in seen and seen[-2:] == ["round", "round"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", *changes, observers=[stop])
+    assert seen.count("task_end") == 1
+    assert_same(expected, run(tmp_path / "b", *changes, resume=True))
+    times = [[(e["task"], e["round"], e["virtual_seconds"]) for e in events(tmp_path / f, "round")] for f in "ab"]
+    assert times[0] == times[1]
+
+
+def test_more_clients_can_be_asked_than_are_needed(tmp_path, work):
+    """Those who are asked besides are at tasks of their own too."""
+    run(tmp_path / "run", *STAGGERED, "strategy.fraction=0.6", "fleet.over_commit=1.5")
+    trained = [entry[1:] for entry in work if entry[0] == TRAIN]
+    assert len(set(trained)) == len(trained)
+    assert {entry[:2] for entry in trained} == {(client, task) for client in range(3) for task in range(2)}
