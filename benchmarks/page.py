@@ -106,8 +106,11 @@ def engine_vs_flower(found: Json) -> str:
     for workload, clients in dict.fromkeys((case["workload"], case["clients"]) for case in cases):
         flower = by.get((workload, clients, "flower"), {}).get("median")
         ours = [by.get((workload, clients, engine)) for engine in engines]
-        rows.append([workload, clients, flower, *(_faster(case) for case in ours)])
+        each = [by.get((workload, clients, engine), {}) for engine in ("flower", *engines)]
+        besides = [" / ".join(_cell(case.get(key)) for case in each) for key in ("first", "peak_mb")]
+        rows.append([workload, clients, flower, *(_faster(case) for case in ours), *besides])
     head = ["clients do", "clients", "Flower, s a round", *(f"ours, {engine}" for engine in engines)]
+    head += [f"{what} ({' / '.join(('Flower', *engines))})" for what in ("first round, s", "peak MB")]
     return f"{table(head, rows)}\n\n{taken(found['about'])}"
 
 
