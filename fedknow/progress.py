@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from fedknow.protocols.config import ExperimentConfig
+from fedknow.server.arrivals import Arrivals
 from fedknow.server.summary import MEASURES, Group, Summary, duration, known, ranked, size
 
 if TYPE_CHECKING:
@@ -43,11 +44,15 @@ class RunProgress:
     """
 
     def __init__(self, config: ExperimentConfig, console: Console, title: str = "") -> None:
-        self._tasks, self._rounds = config.data.tasks, config.train.rounds
+        self._tasks, self._rounds = config.data.tasks, f"/{config.train.rounds}"
+        self._whole, self._measure = float(config.data.tasks * config.train.rounds), "server_round"
+        if (arrivals := Arrivals.of(config)) is not None:  # a task has as many rounds as go into its time
+            self._rounds, self._whole = "", float(arrivals.ends.max())
+            self._measure = "virtual_seconds" if arrivals.seconds else "server_round"
         self._console = console
         self._title = title
         self._started = math.nan
-        self._pace: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self._pace: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._accuracy = ""
         self._bar: Progress | None = None
         self._row = TaskID(0)
@@ -60,7 +65,7 @@ class RunProgress:
                 transient=True,
                 expand=True,
             )
-            self._row = self._bar.add_task(self._prefix("starting"), total=self._tasks * self._rounds, left="")
+            self._row = self._bar.add_task(self._prefix("starting"), total=self._whole, left="")
 
     def __enter__(self) -> RunProgress:
         if self._bar is not None:
@@ -85,10 +90,10 @@ class RunProgress:
             self._say(event, f"resumed after round {event['resumed_from']}")
 
     def _on_round(self, event: Mapping[str, Any]) -> None:
-        done = int(event["server_round"])
+        done = min(float(event[self._measure]), self._whole)
         self._pace.append((done, event["time"]))
         left = self._left(done)
-        place = f"task {event['task'] + 1}/{self._tasks} round {event['round']}/{self._rounds}"
+        place = f"task {event['task'] + 1}/{self._tasks} round {event['round']}{self._rounds}"
         if self._bar is not None:
             self._bar.update(
                 self._row, completed=done, description=self._prefix(f"{place} {self._accuracy}"), left=left
@@ -100,7 +105,7 @@ class RunProgress:
 
     def _on_evaluation(self, event: Mapping[str, Any]) -> None:
         self._accuracy = f"accuracy {100 * event['accuracy']:.1f} %"
-        text = f"task {event['task'] + 1}/{self._tasks} after round {event['round']}/{self._rounds}: {self._accuracy}"
+        text = f"task {event['task'] + 1}/{self._tasks} after round {event['round']}{self._rounds}: {self._accuracy}"
         for key, name in (("accuracy_global", "global model"), ("forgetting", "forgetting")):
             value = event.get(key)
             if value is not None:
@@ -116,12 +121,12 @@ class RunProgress:
     def _on_interrupted(self, event: Mapping[str, Any]) -> None:
         self._say(event, "interrupted", "yellow")
 
-    def _left(self, done: int) -> str:
+    def _left(self, done: float) -> str:
         """Time left from the pace of the latest rounds, evaluations between them included."""
         (first, since), (last, now) = self._pace[0], self._pace[-1]
         if last == first:
             return ""
-        return f"about {duration((now - since) / (last - first) * (self._tasks * self._rounds - done))} left"
+        return f"about {duration((now - since) / (last - first) * (self._whole - done))} left"
 
     def _say(self, event: Mapping[str, Any], text: str, style: str = "") -> None:
         clock = event["time"] - self._started

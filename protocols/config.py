@@ -86,10 +86,10 @@ class DataConfig(Section):
     arrival: Literal["same", "staggered", "poisson"] = "same"
     """When tasks arrive: at all clients at once, at each some rounds after the one before it (``arrival_lag``), or at
     each by chance, one in ``train.rounds`` rounds on average. A client's last task goes on until the run ends."""
-    arrival_lag: float = Field(0, ge=0)
+    arrival_lag: float = Field(0, ge=0, allow_inf_nan=False)
     """``staggered``: by how many rounds (with ``arrival_seconds``: virtual seconds) the last client is behind the
     first."""
-    arrival_seconds: float = Field(0.0, ge=0)
+    arrival_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     """With a fleet: a task arrives every so many virtual seconds, and not every ``train.rounds`` rounds, which are then
     the most that it gets: when all clients have had as many, the server waits for the next arrival. 0: in rounds."""
     clients: int = Field(20, ge=1)

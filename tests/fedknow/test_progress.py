@@ -51,6 +51,22 @@ def test_a_log_gets_one_plain_line_an_event():
     ]
 
 
+def test_with_times_of_tasks_what_is_left_is_told_from_virtual_time():
+    config = read_config(
+        {"data": {"tasks": 2, "arrival_seconds": 50}, "train": {"rounds": 9}, "fleet": {"devices": "infinite"}}
+    )
+    stream = io.StringIO()
+    with RunProgress(config, Console(file=stream, width=80)) as progress:
+        for event in [*events()][:3]:
+            progress({**event, "virtual_seconds": 20.0 * event.get("server_round", 0)})
+        progress({**[*events()][5], "virtual_seconds": 104.0})  # the last round takes longer than there is time
+    assert stream.getvalue().splitlines() == [
+        "[   10.0 s] task 1/2 round 1: loss 0.500, 8 clients, 9.5 s",
+        "[   20.0 s] task 1/2 round 2: loss 0.500, 8 clients, 9.5 s; about 30.0 s left",
+        "[   40.0 s] task 2/2 round 2: loss 0.500, 8 clients, 9.5 s; about 0.0 s left",
+    ]
+
+
 def test_runs_of_a_comparison_are_told_apart():
     assert all(line.startswith("fedknow seed 1 (4/6): [") for line in shown(False, "fedknow seed 1 (4/6)").splitlines())
 
