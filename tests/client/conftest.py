@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
+from fedknow.client.learners.base import Learner, Round
 
 
 class TinyModel(nn.Module):
@@ -52,3 +53,29 @@ def tiny_task() -> Callable[..., TaskData]:
         return TaskData(task, classes, tuple(range(2 * task + 2)), split(samples), split(samples), incremental)
 
     return build
+
+
+@pytest.fixture
+def assert_interruptions_do_not_matter() -> Callable[..., None]:
+    """Three tasks come to the same, bit for bit, if another client trains in the same object after each."""
+
+    def run(build: Callable[[], Learner], task: Callable[..., TaskData], interrupt: bool) -> dict[str, torch.Tensor]:
+        learner = build()
+        for number in range(3):
+            learner.fit(task(number), Round(1, number))
+            learner.end_task(task(number), Round(0, 7))
+            if interrupt:
+                state, arrays = learner.state_dict(), learner.send()
+                learner.load_state_dict({})
+                learner.fit(task(1, seed=5), Round(1, 9))
+                learner.end_task(task(1, seed=5), Round(0, 9))
+                learner.load_state_dict(state)
+                learner.receive(arrays)
+        return learner.send() | learner.kept()
+
+    def check(build: Callable[[], Learner], task: Callable[..., TaskData]) -> None:
+        plain, interrupted = run(build, task, False), run(build, task, True)
+        assert plain.keys() == interrupted.keys()
+        assert all(torch.equal(value, interrupted[name]) for name, value in plain.items())
+
+    return check

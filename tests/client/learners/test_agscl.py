@@ -133,23 +133,9 @@ def test_mean_activation_against_a_loop():
 
 
 @pytest.mark.parametrize("exchange", ["all", "body", "none"])
-def test_interrupted_or_not_and_whoever_was_here_before(exchange):
-    def run(interrupt: bool) -> dict[str, torch.Tensor]:
-        learner = AgsCl(deep(), SGD, AgsClSettings(exchange=exchange, mu=1.0))
-        for number in range(3):
-            learner.fit(images(number), Round(1, number))
-            learner.end_task(images(number), Round(0, 7))
-            if interrupt:
-                state, arrays = learner.state_dict(), learner.send()
-                learner.load_state_dict({})
-                learner.fit(images(1, seed=5), Round(1, 9))
-                learner.end_task(images(1, seed=5), Round(0, 9))
-                learner.load_state_dict(state)
-                learner.receive(arrays)
-        return learner.send() | learner.kept()
-
-    plain, interrupted = run(False), run(True)
-    assert all(torch.equal(value, interrupted[name]) for name, value in plain.items())
+def test_interrupted_or_not_and_whoever_was_here_before(assert_interruptions_do_not_matter, exchange):
+    settings = AgsClSettings(exchange=exchange, mu=1.0)
+    assert_interruptions_do_not_matter(lambda: AgsCl(deep(), SGD, settings), images)
 
 
 def test_models_without_a_chain_of_rectified_nodes_are_refused(tiny_model):

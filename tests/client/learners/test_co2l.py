@@ -178,20 +178,6 @@ def test_distillation_keeps_relations(big_task):
 
 
 @pytest.mark.parametrize("exchange", ["all", "body", "none"])
-def test_interrupted_or_not_and_whoever_was_here_before(big_task, exchange):
-    def run(interrupt: bool) -> dict[str, torch.Tensor]:
-        learner = Co2L(small(), ADAM, Co2LSettings(exchange=exchange, memory=0.3, projection=8))
-        for number in range(3):
-            learner.fit(big_task(number), Round(1, number))
-            learner.end_task(big_task(number), Round(0, 7))
-            if interrupt:
-                state, arrays = learner.state_dict(), learner.send()
-                learner.load_state_dict({})
-                learner.fit(big_task(1, seed=5), Round(1, 9))
-                learner.end_task(big_task(1, seed=5), Round(0, 9))
-                learner.load_state_dict(state)
-                learner.receive(arrays)
-        return learner.send() | learner.kept()
-
-    plain, interrupted = run(False), run(True)
-    assert all(torch.equal(value, interrupted[name]) for name, value in plain.items())
+def test_interrupted_or_not_and_whoever_was_here_before(assert_interruptions_do_not_matter, big_task, exchange):
+    settings = Co2LSettings(exchange=exchange, memory=0.3, projection=8)
+    assert_interruptions_do_not_matter(lambda: Co2L(small(), ADAM, settings), big_task)

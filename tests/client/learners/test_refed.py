@@ -86,20 +86,8 @@ def test_a_task_whose_samples_matter_least_has_none_left():
 
 
 @pytest.mark.parametrize("exchange", ["all", "body", "none"])
-def test_interrupted_or_not_and_whoever_was_here_before(tiny_model, tiny_task, exchange):
-    def run(interrupt: bool) -> dict[str, torch.Tensor]:
-        learner = ReFed(tiny_model(norm=True), SGD, ReFedSettings(exchange=exchange, memory=0.3))
-        for number in range(3):
-            learner.fit(tiny_task(number), Round(1, number))
-            learner.end_task(tiny_task(number), Round(0, 7))
-            if interrupt:
-                state, arrays = learner.state_dict(), learner.send()
-                learner.load_state_dict({})
-                learner.fit(tiny_task(1, seed=5), Round(1, 9))
-                learner.end_task(tiny_task(1, seed=5), Round(0, 9))
-                learner.load_state_dict(state)
-                learner.receive(arrays)
-        return learner.send() | learner.kept()
-
-    plain, interrupted = run(False), run(True)
-    assert all(torch.equal(value, interrupted[name]) for name, value in plain.items())
+def test_interrupted_or_not_and_whoever_was_here_before(
+    assert_interruptions_do_not_matter, tiny_model, tiny_task, exchange
+):
+    settings = ReFedSettings(exchange=exchange, memory=0.3)
+    assert_interruptions_do_not_matter(lambda: ReFed(tiny_model(norm=True), SGD, settings), tiny_task)
