@@ -78,7 +78,7 @@ class FedKnowSettings(LearnerSettings):
     """Which past tasks signature tasks are chosen from. 0, as in the paper: all, at the price of a backward pass and a
     teacher's answers for each. Otherwise k and so many more, drawn anew each round: those chosen last, and others at
     random. With that a round costs the same however many tasks there are; the choice is exact as long as they are no
-    more than that, and an approximation afterwards."""
+    more than that, and an approximation afterwards, of which no loss was seen (docs/benchmarks.md, Growth)."""
     integrator: Literal["qp", "surrogate", "sum", "off"] = "qp"
     """``qp`` is the paper's. ``surrogate`` takes all violated constraints as one, their weighted sum: an approximation
     whose cost does not grow with the tasks. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores
