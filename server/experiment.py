@@ -22,8 +22,9 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
 ================  ====================================================================================================
 
 Where clients have devices (``fleet``), ``round``, ``evaluation``, ``task_end`` and ``end`` have besides what has passed
-so far: ``virtual_seconds``, of these ``communication_seconds`` and ``computing_seconds`` (in which the server waited
-for messages under way, and for clients that computed), and ``energy_joules`` (all clients').
+so far: ``virtual_seconds``, the sum of ``communication_seconds``, ``computing_seconds`` and ``waiting_seconds`` (in
+which the server waited for messages under way, for clients that computed, and for clients to come back, a deadline or
+the next task), and ``energy_joules`` (all clients').
 """
 
 from __future__ import annotations

@@ -457,14 +457,19 @@ def _devices(figure: Figure, run: Summary) -> None:
         kinds.setdefault(client["device"], []).append(client)
     shown = list(kinds)[:20]
     total, left = max(run.fleet["virtual_seconds"], 1e-12), np.zeros(len(shown))
-    parts = (("computing", "computing", COLOURS[0]), ("transfer", "messages", COLOURS[1]), ("idle", "at rest", GREY))
+    parts = (
+        ("computing", "computing", COLOURS[0]),
+        ("transfer", "messages", COLOURS[1]),
+        ("idle", "idle", GREY),
+        ("away", "away", "none"),
+    )
     for key, label, colour in parts:
         means = [100 * sum(client[key] for client in kinds[kind]) / len(kinds[kind]) / total for kind in shown]
         axes.barh([f"{kind} ({len(kinds[kind])})" for kind in shown], means, left=left, color=colour, label=label)
         left += means
     axes.invert_yaxis()
     axes.grid(False, axis="y")
-    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _bars(figure: Figure, groups: Sequence[Group], key: str, unit: float, label: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedknow.client.state import write_atomic
+from fedknow.server.fleet_tables import Rows, fleet_parts
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, duration, group, known, ranked, size, summarise
 
@@ -19,16 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "write_page", "write_report"]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A table of text, and a sentence about it."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    about: str = ""
-
-
-def write_report(runs: Sequence[RunFolder], out: Path, left_out: Mapping[str, str] | None = None) -> Path:
+def write_report(
+    runs: Sequence[RunFolder],
+    out: Path,
+    left_out: Mapping[str, str] | None = None,
+    rooms: Mapping[str, float] | None = None,
+) -> Path:
     """Write ``<out>/report.html`` and ``<out>/plots/*.png`` about what is there, be the runs complete or not.
 
     Parameters
@@ -39,6 +35,9 @@ def write_report(runs: Sequence[RunFolder], out: Path, left_out: Mapping[str, st
         A folder; made if need be.
     left_out : mapping, optional
         Methods that a comparison does not include, and why.
+    rooms : mapping, optional
+        Bytes that training may take, by device: a comparison says which of them a method has room on; none: those of
+        the runs' own fleets.
 
     Returns
     -------
@@ -61,7 +60,7 @@ def write_report(runs: Sequence[RunFolder], out: Path, left_out: Mapping[str, st
     else:
         groups = ranked(group(summaries))
         plots = comparison_plots(groups)
-        page = _comparison_page(groups, plots, left_out or {})
+        page = _comparison_page(groups, plots, left_out or {}, rooms)
     with running_out_of_disk(out):
         (out / "plots").mkdir(parents=True, exist_ok=True)
         for plot in plots:
@@ -98,9 +97,7 @@ def write_page(
     """
 
     def body(part: Sequence[Plot] | Rows) -> str:
-        if isinstance(part, Rows):
-            return f'<p class="facts">{escape(part.about)}</p>' * bool(part.about) + _table(part.head, part.rows)
-        return _figures(part)
+        return _rows(part) if isinstance(part, Rows) else _figures(part)
 
     page = _page(title, [_section(heading, body(part)) if heading else body(part) for heading, part in parts], runs)
     with running_out_of_disk(path.parent):
@@ -148,7 +145,9 @@ def _run_page(run: Summary, plots: Sequence[Plot]) -> str:
     )
 
 
-def _comparison_page(groups: Sequence[Group], plots: Sequence[Plot], left_out: Mapping[str, str]) -> str:
+def _comparison_page(
+    groups: Sequence[Group], plots: Sequence[Plot], left_out: Mapping[str, str], rooms: Mapping[str, float] | None
+) -> str:
     first = groups[0].runs[0].config
     several = min(len(members.runs) for members in groups) > 1
     facts = [
@@ -166,6 +165,7 @@ def _comparison_page(groups: Sequence[Group], plots: Sequence[Plot], left_out: M
             f'<p class="facts">{escape(" · ".join(facts))}</p>',
             _section("Side by side", _comparison_table(groups)),
             _figures(plots),
+            *(_section(heading, _rows(rows)) for heading, rows in fleet_parts(groups, rooms)),
             _section("Left out", _table(["", ""], [list(pair) for pair in left_out.items()])) if left_out else "",
             _section("Run by run", _runs_table(groups)),
             _section(
@@ -220,20 +220,33 @@ def _fleet(run: Summary) -> str:
     counts = ("asked", "answered", "late", "lost", "out_of_memory")
 
     def row(name: str, clients: Sequence[Mapping[str, Any]]) -> list[str]:
-        times = [sum(client[key] for client in clients) / len(clients) for key in ("computing", "transfer", "idle")]
+        times = [
+            sum(client[key] for client in clients) / len(clients) for key in ("computing", "transfer", "idle", "away")
+        ]
         shares = [_percent(value / total if total else 0.0) for value in times]
         needed, joules = max(client["memory"] for client in clients), sum(client["joules"] for client in clients)
         numbers = [f"{sum(client[key] for client in clients):,}" for key in counts]
         return [name, *shares, size(needed), *numbers, f"{joules / 1e3:,.1f} kJ"]
 
-    head = ["computing", "messages", "at rest", "memory needed", *(key.replace("_", " ") for key in counts), "energy"]
+    head = [
+        "computing",
+        "messages",
+        "idle",
+        "away",
+        "memory needed",
+        *(key.replace("_", " ") for key in counts),
+        "energy",
+    ]
     slow = sorted(run.fleet["clients"], key=lambda client: -(client["computing"] + client["transfer"]))[:SLOWEST]
-    waited = [("for clients that computed", "computing_seconds"), ("for messages under way", "communication_seconds")]
-    parts = [f"{duration(run.fleet[key])} {text}" for text, key in waited]
-    rest = total - sum(run.fleet[key] for _, key in waited)
+    computing, messages, waiting = (
+        duration(run.fleet[f"{key}_seconds"]) for key in ("computing", "communication", "waiting")
+    )
     return (
         f"<p>{escape(duration(total))} of virtual time until the last task ended, in which the server waited "
-        f"{escape(', '.join(parts))} and {escape(duration(max(0.0, rest)))} for clients to come back or a deadline.</p>"
+        f"{escape(computing)} for clients that computed, {escape(messages)} for messages under way and "
+        f"{escape(waiting)} for clients that were away, a deadline or the next task. Computing, messages and idle are "
+        "what devices did while they were there, in shares of all the time; away, they draw no energy that is counted, "
+        "and work that was given up counts as far as it had come.</p>"
         + _table(["Device", *head], [row(f"{name} ({len(clients)})", clients) for name, clients in kinds.items()])
         + "<h3>The slowest clients</h3>"
         + _table(["Client", *head], [row(f"{client['client']}: {client['device']}", [client]) for client in slow])
@@ -294,6 +307,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _rows(rows: Rows) -> str:
+    return f'<p class="facts">{escape(rows.about)}</p>' * bool(rows.about) + _table(rows.head, rows.rows)
 
 
 def _section(title: str, body: str) -> str:

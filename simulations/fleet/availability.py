@@ -6,7 +6,7 @@ import csv
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,10 @@ class Presence(ABC):
             index += 1
         return total
 
+    @abstractmethod
+    def until(self, client: int, time: float) -> float:
+        """Seconds up to a time, from 0 on, in which a client was there: :meth:`between` in one step."""
+
 
 class Always(Presence):
     """Everybody, all the time."""
@@ -62,6 +66,10 @@ class Always(Presence):
     def span(self, client: int, index: int) -> tuple[float, float]:
         """All time; nothing after it."""
         return (-math.inf, math.inf) if index == 0 else (math.inf, math.inf)
+
+    def until(self, client: int, time: float) -> float:
+        """All of it."""
+        return time
 
 
 class Markov(Presence):
@@ -79,6 +87,8 @@ class Markov(Presence):
         self._draws: dict[int, np.random.Generator] = {}
         self._starts: dict[int, list[float]] = {}
         self._ends: dict[int, list[float]] = {}
+        self._totals: dict[int, list[float]] = {}
+        """Seconds there before each span."""
 
     def index(self, client: int, time: float) -> int:
         """See :meth:`Presence.index`; spans are drawn as far as they are asked for."""
@@ -92,14 +102,20 @@ class Markov(Presence):
             self._draw(client)
         return self._starts[client][index], self._ends[client][index]
 
+    def until(self, client: int, time: float) -> float:
+        """See :meth:`Presence.until`."""
+        index = self.index(client, time)
+        return self._totals[client][index] + max(0.0, time - self._starts[client][index])
+
     def _draw(self, client: int) -> None:
         if client not in self._draws:
             draw = self._draws[client] = generator(self._seed, "fleet.presence", client)
             away = draw.random() >= self._online / (self._online + self._offline)
             self._starts[client] = [draw.exponential(self._offline) if away else 0.0]
-            self._ends[client] = []
+            self._ends[client], self._totals[client] = [], [0.0]
         draw, starts, ends = self._draws[client], self._starts[client], self._ends[client]
         ends.append(starts[-1] + draw.exponential(self._online))
+        self._totals[client].append(self._totals[client][-1] + ends[-1] - starts[-1])
         starts.append(ends[-1] + draw.exponential(self._offline))
 
 
@@ -118,6 +134,8 @@ class Trace(Presence):
     def __init__(self, spans: list[list[tuple[float, float]]], period: float) -> None:
         self._spans = spans
         self._ends = [[end for _, end in client] for client in spans]
+        self._totals = [[0.0, *accumulate(end - start for start, end in client)] for client in spans]
+        """Seconds there before each span, and in all."""
         self._period = period
 
     def index(self, client: int, time: float) -> int:
@@ -131,6 +149,12 @@ class Trace(Presence):
         spans = self._spans[client % len(self._spans)]
         turn, place = divmod(index, len(spans))
         return spans[place][0] + turn * self._period, spans[place][1] + turn * self._period
+
+    def until(self, client: int, time: float) -> float:
+        """See :meth:`Presence.until`."""
+        index, totals = self.index(client, time), self._totals[client % len(self._totals)]
+        turn, place = divmod(index, len(totals) - 1)
+        return turn * totals[-1] + totals[place] + max(0.0, time - self.span(client, index)[0])
 
     @classmethod
     def read(cls, path: Path) -> Trace:

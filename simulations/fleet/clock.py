@@ -57,9 +57,10 @@ class Timing:
     job : Job
     given : float
         When the server gave it out.
-    began, received, computed, ended : float
+    began, received, computed, arrived, ended : float
         When the request set out (later than ``given`` where the client was away or busy), had come, the work was done,
-        and the answer had come. Where it was given up before, what did not happen any more has the time it ended.
+        the answer had come, or was lost, and the server was done with it. Where it was given up before, what did not
+        happen any more has the time it ended.
     complete : bool
         Whether it was done before it was due.
     """
@@ -69,24 +70,9 @@ class Timing:
     began: float
     received: float
     computed: float
+    arrived: float
     ended: float
     complete: bool
-
-    @property
-    def transfer(self) -> float:
-        """Seconds under way."""
-        return self.received - self.began + self.ended - self.computed
-
-    def shares(self, since: float) -> tuple[float, float]:
-        """Seconds since a moment, until it ended, in which it was under way, and in which its client had it."""
-
-        def overlap(start: float, end: float) -> float:
-            return max(0.0, end - max(start, since))
-
-        return (
-            overlap(self.began, self.received) + overlap(self.computed, self.ended),
-            overlap(self.received, self.computed),
-        )
 
 
 _Event = tuple[float, int, int, str, str]
@@ -98,7 +84,7 @@ class _Run:
     job: Job
     given: float
     marks: list[float] = field(default_factory=list)
-    """When it began, was received, computed."""
+    """When it began, was received, computed, and its answer was lost."""
     pipe: Pipe | None = None
     """What it is moving through."""
 
@@ -177,6 +163,34 @@ class Clock:
         """Give jobs up, now."""
         return [self._end(id, complete=False) for id in ids if id in self._runs]
 
+    def shares(self, timing: Timing, since: float = -math.inf) -> tuple[float, float]:
+        """How long a job's messages were under way, and how long its client computed.
+
+        Neither counts what the client was away for, in which a job does not get on; on a shared link, where a transfer
+        does, that counts.
+
+        Parameters
+        ----------
+        timing : Timing
+        since : float
+            What was before this moment does not count.
+
+        Returns
+        -------
+        (float, float)
+            Seconds.
+        """
+
+        def there(start: float, end: float, paused: bool = True) -> float:
+            start = max(start, since)
+            if start >= end:
+                return 0.0
+            return self._presence.between(timing.job.client, start, end) if paused else end - start
+
+        paused = not self._links.shared
+        transfer = there(timing.began, timing.received, paused) + there(timing.computed, timing.arrived, paused)
+        return transfer, there(timing.received, timing.computed)
+
     def wait(self, until: float) -> None:
         """Let time pass in which no job is under way."""
         assert self.idle
@@ -205,9 +219,11 @@ class Clock:
         if run.pipe is not None:
             run.pipe.leave(job.id, self.now)
             run.pipe = None
-        if len(run.marks) == 3:
-            return None if job.lost and job.due < math.inf else self._end(job.id, complete=True)
+        if len(run.marks) == 3 and not (job.lost and job.due < math.inf):
+            return self._end(job.id, complete=True)
         run.marks.append(self.now)
+        if len(run.marks) == 4:  # nobody knows that the answer is lost until it is due
+            return None
         if len(run.marks) == 2:
             self._at(self._presence.after(job.client, self.now, job.seconds), job.id, "computed")
         else:
@@ -238,5 +254,5 @@ class Clock:
         queue.remove(id)
         if first and queue:
             self._begin(queue[0])
-        began, received, computed = (*run.marks, *[self.now] * (3 - len(run.marks)))
-        return Timing(run.job, run.given, began, received, computed, self.now, complete)
+        began, received, computed, arrived = (*run.marks, *[self.now] * (4 - len(run.marks)))
+        return Timing(run.job, run.given, began, received, computed, arrived, self.now, complete)

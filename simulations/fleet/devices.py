@@ -19,7 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedknow.protocols.config import ConfigError, FleetConfig, closest
 from fedknow.protocols.seeds import generator
 
-__all__ = ["FLEETS", "Profile", "assign", "list_devices", "load_profiles", "read_profiles", "shipped_profiles"]
+__all__ = [
+    "FLEETS",
+    "Profile",
+    "assign",
+    "list_devices",
+    "load_profiles",
+    "read_profiles",
+    "shipped_profiles",
+    "shipped_rooms",
+]
 
 NUMBERS = ("peak", "efficiency", "memory", "reserved", "busy", "idle")
 
@@ -84,6 +93,11 @@ class Profile(BaseModel):
 def shipped_profiles() -> dict[str, Profile]:
     """The devices that come with the package, by name."""
     return read_profiles(Path(__file__).with_name("devices.toml"))
+
+
+def shipped_rooms() -> dict[str, float]:
+    """Bytes that training may take on each device that comes with the package."""
+    return {name: profile.room for name, profile in shipped_profiles().items()}
 
 
 def load_profiles(path: str) -> dict[str, Profile]:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,11 +76,12 @@ def build_fleet(config: ExperimentConfig) -> Fleet:
 
 @dataclass
 class _Account:
-    """What a client's device did so far: seconds, bytes, and counts of pieces of work."""
+    """What a client's device did so far, while it was there: seconds, bytes, and counts of pieces of work."""
 
     computing: float = 0.0
     transfer: float = 0.0
     flops: float = 0.0
+    """As far as it got."""
     down: float = 0.0
     up: float = 0.0
     memory: float = 0.0
@@ -112,6 +114,7 @@ class _Work:
     message: Message
     reply: Message
     version: int
+    flops: float
     job: Job
 
     def given_up(self) -> tuple[Message, int]:
@@ -318,24 +321,26 @@ class FleetGrid(MessageGrid):
     # --- what there is to tell ------------------------------------------------------------------------------------
 
     def elapsed(self) -> dict[str, float]:
-        """See :mod:`fedknow.server.experiment`."""
+        """See :mod:`fedknow.server.experiment`; what was neither communication nor computing was waiting."""
         return {
             "virtual_seconds": self.now,
             "communication_seconds": self._communication,
             "computing_seconds": self._computing,
+            "waiting_seconds": max(0.0, self.now - self._communication - self._computing),
             "energy_joules": sum(self._joules(client) for client in range(self.clients)),
         }
 
     def fleet(self) -> dict[str, Any]:
-        """What each client's device did: seconds of computing, transfer and rest, joules, bytes, answers."""
+        """What each client's device did: seconds computing, at messages, idle and away, joules, bytes, answers."""
         clients = []
         for client, account in enumerate(self._accounts):
-            rest = self.now - account.computing - account.transfer
+            here = self.devices.presence.until(client, self.now)
+            idle = max(0.0, here - account.computing - account.transfer)
             share = account.computing / self.now if self.now else 0.0
             clients.append(
                 {"client": client, "device": self.devices.names[client]}
                 | vars(account)
-                | {"idle": rest, "utilisation": share, "joules": self._joules(client)}
+                | {"idle": idle, "away": self.now - here, "utilisation": share, "joules": self._joules(client)}
                 | {"room": self.devices.profiles[client].room}
             )
         return self.elapsed() | {"clients": clients}
@@ -404,19 +409,19 @@ class FleetGrid(MessageGrid):
         account, profile = self._accounts[client], self.devices.profiles[client]
         delays, slower, lost = wave.chances[client]
         account.asked += 1
-        seconds = 0.0
+        flops = seconds = 0.0
         if reply.failure is None:
             flops, memory = (_cost(reply, name) for name in (FLOPS, MEMORY))
             account.memory = max(account.memory, memory)
             if memory > profile.room:
                 account.out_of_memory += 1
+                flops = 0.0
                 reply = message.fail(
                     OUT_OF_MEMORY,
                     f"out of memory: {self.devices.names[client]} has room for {profile.room / 1e6:,.0f} MB, "
                     f"{message.kind!r} needs {memory / 1e6:,.0f} MB",
                 )
             else:
-                account.flops += flops
                 seconds = flops / profile.speed * slower
         for name, record in message.content.items():  # what messages of a wave share is weighed once
             if id(record) not in wave.sizes:
@@ -425,7 +430,7 @@ class FleetGrid(MessageGrid):
         up = sum(self._size(name, record) for name, record in reply.content.items())
         account.down += down
         job = Job(message.id, client, down, seconds, up, delays, wave.due, lost and _can_fail(message))
-        return _Work(message, reply, version, job)
+        return _Work(message, reply, version, flops, job)
 
     def _chances(self) -> list[_Chance]:
         """What is drawn for the work that each client may be given now."""
@@ -447,8 +452,12 @@ class FleetGrid(MessageGrid):
     def _close(self, timing: Timing) -> tuple[_Work, bool]:
         """Book what a piece of work came to; whether its answer came."""
         piece, account = self._at_work.pop(timing.job.id), self._accounts[timing.job.client]
-        account.transfer += timing.transfer
-        account.computing += self.devices.presence.between(timing.job.client, timing.received, timing.computed)
+        there = partial(self.devices.presence.between, timing.job.client)
+        computing = there(timing.received, timing.computed)
+        account.computing += computing
+        account.transfer += there(timing.began, timing.received) + there(timing.computed, timing.arrived)
+        whole = timing.computed < timing.ended or timing.complete
+        account.flops += piece.flops if whole else piece.flops * computing / (timing.job.seconds or math.inf)
         if timing.job.lost:
             account.lost += 1
         elif not timing.complete:
@@ -461,14 +470,15 @@ class FleetGrid(MessageGrid):
 
     def _charge(self, timing: Timing) -> None:
         """What the time since the last such moment went into: what the work did whose end the server waited for."""
-        communication, computing = timing.shares(self._charged)
+        communication, computing = self._clock.shares(timing, self._charged)
         self._charged = self.now
         self._communication += communication
         self._computing += computing
 
     def _joules(self, client: int) -> float:
+        """Busy watts while it computed, idle watts while it was there besides; a client that is away draws none."""
         profile, busy = self.devices.profiles[client], self._accounts[client].computing
-        return profile.busy * busy + profile.idle * (self.now - busy)
+        return profile.busy * busy + profile.idle * max(0.0, self.devices.presence.until(client, self.now) - busy)
 
 
 def _can_fail(message: Message) -> bool:

@@ -27,6 +27,7 @@ def test_a_trace_by_hand():
     assert TRACE.after(0, 1.0, 8.0) == 12.0
     assert TRACE.after(0, 1.0, 9.0) == 16.0
     assert TRACE.between(0, 1.0, 16.0) == 1 + 5 + 2 + 1
+    assert [TRACE.until(0, t) for t in (0, 1, 2, 4, 6, 10, 11, 14, 26)] == [0, 1, 2, 2, 3, 7, 8, 9, 17]
     # A third client is the first recorded one again.
     assert TRACE.after(2, 3.0, 0.0) == 5.0
     assert TRACE.after(3, 0.0, 1.5) == 13.5
@@ -36,6 +37,7 @@ def test_always():
     assert Always().here(3, 1e9)
     assert Always().after(0, 2.0, 3.0) == 5.0
     assert Always().between(0, 2.0, 3.5) == 1.5
+    assert Always().until(0, 3.5) == 3.5
 
 
 def test_markov_is_a_function_of_the_seed_and_there_as_often_as_it_should_be():
@@ -53,6 +55,7 @@ def test_who_has_been_there_so_long_was_there_so_long(client, time, seconds):
         end = presence.after(client, time, seconds)
         assert end >= time + seconds - 1e-9
         assert presence.between(client, time, end) == pytest.approx(seconds, abs=1e-6)
+        assert presence.until(client, end) == pytest.approx(presence.between(client, 0.0, end), abs=1e-6)
 
 
 def test_files(tmp_path):

@@ -30,8 +30,8 @@ def test_a_job_is_sent_computed_and_answered():
     timing = it.step()
     assert (timing.given, timing.began, timing.received, timing.computed, timing.ended) == (0, 0, 10.5, 17.5, 21.75)
     assert timing.complete
-    assert timing.transfer == 14.75
-    assert timing.shares(5.0) == (5.5 + 4.25, 7.0)
+    assert it.shares(timing) == (14.75, 7.0)
+    assert it.shares(timing, since=5.0) == (5.5 + 4.25, 7.0)
     assert it.now == 21.75
     assert it.idle
 
@@ -77,12 +77,17 @@ def test_what_is_due_is_given_up_and_what_is_done_just_then_is_done():
     done, late = it.step(), it.step()
     assert (done.job.id, done.ended, done.complete) == ("a", 4.0, True)
     assert (late.job.id, late.ended, late.complete, late.computed) == ("b", 4.0, False, 4.0)
-    assert late.shares(0.0) == (1.0, 3.0)
+    assert it.shares(late) == (1.0, 3.0)
 
 
 def test_a_lost_answer_is_noticed_when_it_is_due_or_should_have_come():
     assert run(clock(), Job("a", 0, 10, 1, 10, lost=True)) == [("a", 3.0)]
     assert run(clock(), Job("a", 0, 10, 1, 10, lost=True, due=9.0)) == [("a", 9.0)]
+    it = clock()
+    it.give(Job("a", 0, 10, 1, 10, lost=True, due=9.0))
+    timing = it.step()
+    assert (timing.computed, timing.arrived, timing.ended, timing.complete) == (2.0, 3.0, 9.0, False)
+    assert it.shares(timing) == (2.0, 1.0)  # the other six seconds nobody computed and nothing was under way
 
 
 def test_jobs_given_later_are_seen_in_time():
@@ -106,6 +111,30 @@ def test_who_is_away_goes_on_when_back():
     late.give(Job("b", 0, 10, 2, 10))
     timing = late.step()
     assert (timing.began, timing.received, timing.computed, timing.ended) == (3.0, 4.0, 14.0, 15.0)
+    assert late.shares(timing) == (2.0, 2.0)
+
+
+def test_time_away_is_neither_computing_nor_transfer():
+    # There for 5 s in each hour. Down 1 s, 10 s of work as 4 + 5 + 1, up 2 s, while the client is there.
+    it = clock(presence=Trace([[(0.0, 5.0)]], 3600.0))
+    it.give(Job("a", 0, down=10, seconds=10, up=20))
+    timing = it.step()
+    assert (timing.computed, timing.ended) == (7201.0, 7203.0)
+    assert it.shares(timing) == (3.0, 10.0)
+    assert it.shares(timing, since=3602.0) == (2.0, 3.0 + 1.0)
+    # The way up begins in one hour and goes on in the next; a job given in between waits for its client.
+    it.give(Job("b", 0, down=0, seconds=1, up=30))
+    timing = it.step()
+    assert (timing.began, timing.computed, timing.ended) == (7203.0, 7204.0, 10802.0)
+    assert it.shares(timing) == (3.0, 1.0)
+
+
+def test_a_transfer_on_a_shared_link_goes_on_while_its_client_is_away():
+    it = clock(shared=True, presence=Trace([[(0.0, 5.0)]], 20.0))
+    it.give(Job("a", 0, down=80, seconds=2, up=10))  # there at 8, but computed when back: 20-22; up until 23
+    timing = it.step()
+    assert (timing.received, timing.computed, timing.ended) == (8.0, 22.0, 23.0)
+    assert it.shares(timing) == (9.0, 2.0)
 
 
 def test_dropped_jobs_end_now():
@@ -148,8 +177,10 @@ def test_nothing_is_counted_twice(sizes, due):
     for i, (d, s, u, wait) in enumerate(sizes):
         it.give(Job(str(i), i, d, s, u, (wait, wait), due=due))
     while timing := it.step():
-        assert timing.given <= timing.began <= timing.received <= timing.computed <= timing.ended <= due
+        assert (
+            timing.given <= timing.began <= timing.received <= timing.computed <= timing.arrived <= timing.ended <= due
+        )
         assert timing.complete or timing.ended == due
-        transfer, computing = timing.shares(timing.given)
+        transfer, computing = it.shares(timing)
         waiting = timing.began - timing.given
         assert transfer + computing + waiting == pytest.approx(timing.ended - timing.given)

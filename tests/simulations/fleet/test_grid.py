@@ -84,6 +84,7 @@ def test_a_wave_takes_as_long_as_its_slowest():
         "virtual_seconds": 39.0,
         "communication_seconds": 9.0,
         "computing_seconds": 30.0,
+        "waiting_seconds": 0.0,
         # busy: 10 and 30 s at 4 W; else 1 W, and two who do nothing
         "energy_joules": 4 * 10 + 29 + 4 * 30 + 9 + 2 * 39,
     }
@@ -122,6 +123,53 @@ def test_who_is_late_is_left_out():
     assert it.versions == {0: 7, 1: 7}
     third = it.fleet()["clients"][2]
     assert (third["late"], third["answered"], third["computing"], third["transfer"]) == (1, 0, 26.0, 4.0)
+    assert third["flops"] == pytest.approx(260.0)  # of 300: what was not computed any more is not counted
+
+
+def test_time_away_is_booked_as_such():
+    # Each is there for 5 s in each hour. Down 4 s; 10 s of work as 1 + 5 + 4, up 1 + 4 s: done at 10804.
+    it = fleet(presence=Trace([[(0.0, 5.0)]], 3600.0))
+    it.exchange(work(0))
+    assert it.now == 10804.0
+    elapsed = it.elapsed()
+    parts = {key: elapsed[f"{key}_seconds"] for key in ("communication", "computing", "waiting")}
+    assert parts == {"communication": 9.0, "computing": 10.0, "waiting": 10785.0}
+    first, second, *_ = it.fleet()["clients"]
+    assert {key: first[key] for key in ("computing", "transfer", "idle", "away")} == {
+        "computing": 10.0,
+        "transfer": 9.0,
+        "idle": 0.0,
+        "away": 10785.0,
+    }
+    assert (second["computing"], second["transfer"], second["idle"], second["away"]) == (0.0, 0.0, 19.0, 10785.0)
+    # 4 W for 10 s and 1 W for the other 9 s that it was there; the other three 1 W for 19 s. Away: none.
+    assert elapsed["energy_joules"] == 4 * 10 + 9 + 3 * 19
+
+
+def test_work_that_never_began_costs_nothing():
+    # Client 0 is there at once, the others in an hour: what they were to do is given up before they see it.
+    it = fleet(presence=Trace([[(0.0, 30.0)], [(3600.0, 3630.0)]], 7200.0), deadline=100.0)
+    assert answered(it.exchange(work(0, 1))) == [0]
+    assert it.now == 100.0
+    second = it.fleet()["clients"][1]
+    assert (second["late"], second["flops"], second["computing"], second["transfer"], second["away"]) == (
+        1,
+        0,
+        0,
+        0,
+        100,
+    )
+    assert (it.elapsed()["waiting_seconds"], it.elapsed()["energy_joules"]) == (100.0, 4 * 10 + 20 + 30)
+
+
+def test_a_lost_answer_is_waited_for_but_not_under_way():
+    it = fleet(deadline=50.0)
+    it._chances = lambda: [((0.0, 0.0), 1.0, client == 1) for client in range(4)]
+    assert answered(it.exchange(work(0, 1))) == [0]
+    second = it.fleet()["clients"][1]
+    assert (second["computing"], second["transfer"], second["idle"], second["flops"]) == (20.0, 9.0, 21.0, 200.0)
+    elapsed = it.elapsed()
+    assert [elapsed[f"{key}_seconds"] for key in ("communication", "computing", "waiting")] == [9.0, 20.0, 21.0]
 
 
 def test_over_commit_asks_more_and_takes_the_first():
@@ -229,7 +277,7 @@ SMALL = {
 }
 DEVICES = 'fleet=["jetson-nano", "raspberry-pi-4-2gb", "jetson-agx-xavier"]'
 LINK = ["fleet.down=1e5", "fleet.up=5e4", "fleet.latency=0.02"]
-CLOCK = ("virtual_seconds", "communication_seconds", "computing_seconds", "energy_joules")
+CLOCK = ("virtual_seconds", "communication_seconds", "computing_seconds", "waiting_seconds", "energy_joules")
 REAL = ("time", "seconds", "peak_memory_mb")
 """What is measured, and not the same twice."""
 
