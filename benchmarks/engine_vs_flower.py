@@ -6,7 +6,8 @@
 Every case runs in a process of its own, the engines in turn, so that what else the machine does meets them alike.
 Flower's own ``FedAvg.start`` drives all of them; a round ends when it calls ``evaluate_fn``. The first round is
 start-up (processes, imports, data) and is reported apart; the rest is warm. Medians over the warm rounds of all
-repeats, with the medians of the single repeats beside them. With 1,000 clients there are three warm rounds.
+repeats, with the medians of the single repeats beside them; how many times faster is the median over the repeats. With
+1,000 clients there are three warm rounds. Cases that are in the file of results already and are not run again stay.
 
 Memory is looked at in a run of its own, as looking takes time: the sum over all processes of their proportional set
 size, in which what they share counts once; the most that was seen.
@@ -73,9 +74,22 @@ def main() -> None:
                     f"{case['first']:7.2f} {ratio:>7} {case['peak_mb']:6.0f}",
                     flush=True,
                 )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"about": about(args), "cases": cases}, indent=1) + "\n", "utf-8")
+    keep(args, cases)
     print(f"written to {args.out}")
+
+
+def keep(args: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
+    """Write the results; those of other cases that are there already stay."""
+    text, commands = about(args), []
+    if args.out.exists():
+        before = json.loads(args.out.read_text("utf-8"))
+        done = {(case["workload"], case["clients"], case["engine"]) for case in cases}
+        others = [case for case in before["cases"] if (case["workload"], case["clients"], case["engine"]) not in done]
+        commands = [before["about"]["command"]] if others else []
+        cases = others + cases
+    text["command"] = "`, then `".join([*commands, text["command"]])
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"about": text, "cases": cases}, indent=1) + "\n", "utf-8")
 
 
 def compare(workload: str, clients: int, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -111,10 +125,11 @@ def compare(workload: str, clients: int, args: argparse.Namespace) -> list[dict[
             "runs": [{"first": run["first"], "warm": run["warm"]} for run in found],
         }
         results.append(result)
-    flower = next((result["median"] for result in results if result["engine"] == "flower"), None)
+    flower = next((result["medians"] for result in results if result["engine"] == "flower"), None)
     for result in results:
         if flower is not None and result["engine"] != "flower":
-            result["times_faster_than_flower"] = flower / result["median"]
+            turns = zip(flower, result["medians"], strict=True)
+            result["times_faster_than_flower"] = statistics.median(theirs / mine for theirs, mine in turns)
     return results
 
 

@@ -9,6 +9,7 @@ step; each step (gradient and optimizer) is timed on its own:
 ``exact``      the default: restored gradients as far as they are needed
 ``full``       all restored gradients, one forward pass (``path = "full"``)
 ``surrogate``  violated constraints as one (``integrator = "surrogate"``)
+``surrogate/2``  the same for one batch in two (``every = 2``): half the time of two steps
 ``naive``      the same arithmetic as ``full`` with a forward pass of the model and of its teacher for each past task
 
 ``--past 19 39 79`` goes on to longer streams, where the classes of CIFAR-100 are met again: the first client lives
@@ -25,15 +26,14 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from _common import machine
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data import TaskData
@@ -48,7 +48,7 @@ from fedknow.simulations.presets import load_preset
 
 ROOT = Path(__file__).parent
 CLIENTS = 2
-EVERY = {"fedavg": 2, "exact": 2, "surrogate": 4, "full": 12, "naive": 12}
+EVERY = {"fedavg": 2, "exact": 2, "surrogate": 4, "surrogate/2": 4, "full": 12, "naive": 12}
 """Which of the batches each way is timed on: one in so many."""
 
 
@@ -97,12 +97,14 @@ class Stopwatch:
         known = FedKnowSettings(k=100)
         kinds = {"exact": known, "full": known.model_copy(update={"path": "full"})}
         kinds |= {"surrogate": known.model_copy(update={"integrator": "surrogate"})}
+        kinds |= {"surrogate/2": kinds["surrogate"].model_copy(update={"every": 2})}
         for name, settings in kinds.items():
             self.ways[name] = FedKnow(copy.deepcopy(self.ways["fedavg"].model), config.train, settings)
         if naive:
             self.ways["naive"] = Naive(copy.deepcopy(self.ways["fedavg"].model), config.train, known)
         for way in self.ways.values():
-            way.model.to(self.device)
+            for part in (part for part in vars(way).values() if isinstance(part, nn.Module)):  # teachers' room too
+                part.to(self.device)
         self._count = 0
 
     def restart(self) -> None:
@@ -123,7 +125,7 @@ class Stopwatch:
         tuple
             Seconds of each step, by way; and what ``main`` counted, summed over its steps.
         """
-        state, seconds = main.state_dict(), []
+        state, seconds, violating, active = main.state_dict(), [], 0, 0
         for name, way in self.ways.items():
             way.load_state_dict(state if name != "fedavg" else {})
             way.model.load_state_dict(main.model.state_dict())
@@ -148,10 +150,14 @@ class Stopwatch:
                 seconds.append(step)
                 self._count += 1
                 torch.manual_seed(seed)
+                before = main._violated, main._active
                 main.gradient(batch)
+                violating += main._violated > before[0]
+                active += main._active > before[1]
                 main.step()
         main._trained_task, main._local = task.task, main.send()
-        return seconds, {name: value * len(seconds) for name, value in main.counts().items()}
+        sums = {name: value * len(seconds) for name, value in main.counts().items()}
+        return seconds, sums | {"steps-violating": violating, "steps-active": active}
 
     def _time(self, way: Learner, batch: Batch, seed: int) -> float:
         torch.manual_seed(seed)
@@ -159,10 +165,12 @@ class Stopwatch:
             head = copy.copy(batch.head)
             head.index, head._position = head.index.to(self.device), head._position.to(self.device)
             batch = Batch(*(part.to(self.device) for part in (batch.x, batch.y, batch.index)), head)
+            steps = way.settings.every if isinstance(way, FedKnow) else 1
             start = self._now()
-            way.gradient(batch)
-            way.step()
-            return self._now() - start
+            for _ in range(steps):
+                way.gradient(batch)
+                way.step()
+            return (self._now() - start) / steps
 
 
 Rounds = list[tuple[list[dict[str, float]], dict[str, float]]]
@@ -267,16 +275,14 @@ def main() -> None:
     watch = Stopwatch(config, stream, chosen.device, naive=not chosen.past)
     rows: list[dict[str, object]] = []
     key = f"{chosen.model}-{chosen.precision}-{chosen.device}" + ("-longer" if chosen.past else "")
-    about = {
-        "command": " ".join(["python", "benchmarks/fedknow_step.py", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    about = machine() | {
         "settings": {"width": chosen.width, "rounds": chosen.rounds, "epochs": chosen.epochs, "batch": 40},
     }
 
     def note(row: dict[str, object]) -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
+        about["load_at_end"] = os.getloadavg()[0]
         results = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
         chosen.out.parent.mkdir(exist_ok=True)
         chosen.out.write_text(json.dumps(results | {key: about | {"rows": rows}}, indent=1) + "\n")

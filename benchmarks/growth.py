@@ -88,6 +88,12 @@ def main() -> None:
     if "candidates" in args.series:
         results["candidates"] = by_tasks(args, LONG + CANDIDATES)
     about = {"clients": CLIENTS, "tasks": LONG, "candidates": CANDIDATES}
+    if args.out.exists():  # series, and numbers of clients, that were not run now stay
+        before = json.loads(args.out.read_text("utf-8"))["results"]
+        if "clients" in results:
+            others = [row for row in before.get("clients", []) if row["clients"] not in args.clients]
+            results["clients"] = sorted(others + results["clients"], key=lambda row: row["clients"])
+        results = {name: (before | results)[name] for name in SERIES if name in before | results}
     write(args.out, results, preset=args.preset, **about, changes=args.changes)
 
 

@@ -67,7 +67,8 @@ def taken(about: Mapping[str, Any]) -> str:
     where = about.get("gpu") or about.get("machine") or f"{about.get('cpu')}, {about.get('cores')} cores"
     load = about.get("load_at_end")
     parts = [f"`{about['command']}`", where, versions, about.get("date", "")[:10]]
-    return "; ".join(part for part in parts if part) + ("" if load is None else f"; load at the end {load:.1f}")
+    parts += [] if load is None else [f"load at the end {load:.1f}"]
+    return "; ".join(part for part in [*parts, about.get("note", "")] if part)
 
 
 def fedknow_step(found: Json) -> str:
@@ -75,8 +76,10 @@ def fedknow_step(found: Json) -> str:
     parts = []
     for name, case in found.items():
         ways = list(case["rows"][0]["ratio"])
-        head = ["past tasks", *ways, "violated", "active", "VJPs", "JVPs"]
-        keys = ("violated", "active", "pullbacks", "pushforwards")
+        keys = {"violated": "violated", "active": "active", "pullbacks": "VJPs", "pushforwards": "JVPs"}
+        keys |= {"steps-violating": "steps that violate any", "steps-active": "steps with any active"}
+        keys = {key: name for key, name in keys.items() if key in case["rows"][0]}
+        head = ["past tasks", *ways, *keys.values()]
         rows = [
             [row["past"], *(_median(row["ratio"].get(way)) for way in ways), *(float(row[key]) for key in keys)]
             for row in case["rows"]
@@ -101,16 +104,19 @@ def engine_vs_flower(found: Json) -> str:
     """(c)"""
     cases = found["cases"]
     engines = [engine for engine in ("ray", "inline") if any(case["engine"] == engine for case in cases)]
+    names = {"first": "first round, s", "whole_run": "whole run, s", "peak_mb": "peak MB"}
+    also = {key: name for key, name in names.items() if key in cases[0]}
+    also.pop("first" if "whole_run" in also else "", None)  # which is without start-up there
     by = {(case["workload"], case["clients"], case["engine"]): case for case in cases}
     rows = []
     for workload, clients in dict.fromkeys((case["workload"], case["clients"]) for case in cases):
         flower = by.get((workload, clients, "flower"), {}).get("median")
         ours = [by.get((workload, clients, engine)) for engine in engines]
         each = [by.get((workload, clients, engine), {}) for engine in ("flower", *engines)]
-        besides = [" / ".join(_cell(case.get(key)) for case in each) for key in ("first", "peak_mb")]
+        besides = [" / ".join(_cell(case.get(key)) for case in each) for key in also]
         rows.append([workload, clients, flower, *(_faster(case) for case in ours), *besides])
     head = ["clients do", "clients", "Flower, s a round", *(f"ours, {engine}" for engine in engines)]
-    head += [f"{what} ({' / '.join(('Flower', *engines))})" for what in ("first round, s", "peak MB")]
+    head += [f"{what} ({' / '.join(('Flower', *engines))})" for what in also.values()]
     return f"{table(head, rows)}\n\n{taken(found['about'])}"
 
 
