@@ -495,10 +495,11 @@ def report(
         target = folder or Path(os.path.commonpath([run.path.absolute() for run in found]))
         if len(found) > 1:
             from fedknow.simulations.compare import left_out_before, write_numbers
+            from fedknow.simulations.fleet.devices import shipped_rooms
 
             left_out = left_out_before(target)
             write_numbers(found, target, left_out=left_out)
-            _point_to(write_report(found, target, left_out))
+            _point_to(write_report(found, target, left_out, shipped_rooms()))
         else:
             _point_to(write_report(found, target))
 

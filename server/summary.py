@@ -136,11 +136,18 @@ class Summary:
             "samples": self.samples,
             "seconds": self.seconds,
             "peak_memory_mb": self.peak_memory_mb,
-            **{key: self._elapsed(key) for key in ("virtual_seconds", "communication_seconds", "energy_joules")},
+            "client_memory_bytes": max((float(client["memory"]) for client in self.clients), default=math.nan),
+            **{key: self.elapsed(key) for key in ("virtual_seconds", "communication_seconds", "energy_joules")},
         }
 
-    def _elapsed(self, key: str) -> float:
-        """What has passed on the virtual clock, as the last event says that has it."""
+    @property
+    def clients(self) -> Sequence[Mapping[str, Any]]:
+        """What each client's device did, where they have any."""
+        found: Sequence[Mapping[str, Any]] = self.fleet.get("clients", ())
+        return found
+
+    def elapsed(self, key: str) -> float:
+        """What has passed on the virtual clock (``"virtual_seconds"``, ``"computing_seconds"``, ...); NaN without."""
         events = [event for event in (*self.rounds[-1:], *self.evaluations[-1:]) if key in event]
         return max((float(event[key]) for event in events), default=math.nan)
 
@@ -190,6 +197,7 @@ MEASURES = (
     Measure("samples", "Samples learned from, extra epochs and replay included", _COUNTS, "samples"),
     Measure("seconds", "Time", _SECONDS, "time"),
     Measure("peak_memory_mb", "Peak memory, all processes", ((1.0, "MB"),)),
+    Measure("client_memory_bytes", "Most memory that a client's training needed", _BYTES),
     Measure("virtual_seconds", "Virtual time on the fleet", _SECONDS, "virtual"),
     Measure("communication_seconds", "of it, waiting for messages under way", _SECONDS),
     Measure("energy_joules", "Energy, all devices", ((1.0, "J"), (1e3, "kJ"), (1e6, "MJ"))),

@@ -22,6 +22,7 @@ from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, group, summarise
 from fedknow.simulations.cluster import one_ray
 from fedknow.simulations.contenders import contenders, plan
+from fedknow.simulations.fleet.devices import shipped_rooms
 from fedknow.simulations.simulate import Observer, prepare, simulate
 
 __all__ = ["Comparison", "Watch", "compare", "left_out_before", "write_numbers"]
@@ -117,7 +118,7 @@ def compare(
     # Plans go seed by seed, tables learner by learner.
     by_learner = sorted(folders, key=lambda folder: list(plans).index(folder.path) % len(methods))
     groups = write_numbers(by_learner, out, failures, left_out)
-    page = None if lean else write_report(by_learner, out, left_out)
+    page = None if lean else write_report(by_learner, out, left_out, shipped_rooms())
     return Comparison(groups, failures, left_out, page)
 
 
