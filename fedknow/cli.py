@@ -532,8 +532,10 @@ def calibrate(
         Path, typer.Option("--out", metavar="FILE", help="Where to write; other devices in it are kept.")
     ] = Path("devices.toml"),
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="How long to measure.")] = 10.0,
-    busy: Annotated[float, typer.Option("--busy-watts", min=0, help="What this machine draws when it trains.")] = 0.0,
-    idle: Annotated[float, typer.Option("--idle-watts", min=0, help="What it draws when it does not.")] = 0.0,
+    busy: Annotated[
+        float | None, typer.Option("--busy-watts", min=0, help="What this machine draws when it trains, from a meter.")
+    ] = None,
+    idle: Annotated[float | None, typer.Option("--idle-watts", min=0, help="What it draws when it does not.")] = None,
     changes: Annotated[list[str] | None, SET] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
 ) -> None:
@@ -541,6 +543,9 @@ def calibrate(
 
     EXPERIMENT says what to train: a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
     Speeds differ from model to model: calibrate with the one you simulate.
+
+    Clients train on the CPU, and that is what is measured, with its counted operations a second. The Jetsons that are
+    shipped (`fedknow list devices`) are something else: their GPUs' peak times a share that is assumed.
 
     Example:
 
@@ -561,6 +566,12 @@ def calibrate(
             highlight=False,
             soft_wrap=True,
         )
+        if busy is None or idle is None:
+            out.print(
+                "Its energy is unknown: give --busy-watts and --idle-watts, from a meter.",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @app.command("list")

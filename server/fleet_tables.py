@@ -41,14 +41,14 @@ def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Rows:
 
         total, messages, computing = map(mean, ("virtual_seconds", "communication_seconds", "computing_seconds"))
         failed = [sum(client["out_of_memory"] > 0 for client in run.clients) for run in runs]
-        needed = group.estimate("client_memory_bytes").mean
+        needed, joules = group.estimate("client_memory_bytes").mean, mean("energy_joules")
         rows.append(
             [
                 group.label,
                 duration(total),
                 *(f"{part / total if total else 0.0:.0%}" for part in (messages, computing)),
                 f"{max(0.0, total - messages - computing) / total if total else 0.0:.0%}",
-                f"{mean('energy_joules') / 1e3:,.1f} kJ",
+                "unknown" if math.isnan(joules) else f"{joules / 1e3:,.1f} kJ",
                 f"{sum(failed) / len(failed):.3g} of {len(runs[0].clients)}",
                 size(needed),
                 has_room(needed, rooms),

@@ -224,9 +224,9 @@ def _fleet(run: Summary) -> str:
             sum(client[key] for client in clients) / len(clients) for key in ("computing", "transfer", "idle", "away")
         ]
         shares = [_percent(value / total if total else 0.0) for value in times]
-        needed, joules = max(client["memory"] for client in clients), sum(client["joules"] for client in clients)
+        needed, joules = max(client["memory"] for client in clients), [client["joules"] for client in clients]
         numbers = [f"{sum(client[key] for client in clients):,}" for key in counts]
-        return [name, *shares, size(needed), *numbers, f"{joules / 1e3:,.1f} kJ"]
+        return [name, *shares, size(needed), *numbers, "unknown" if None in joules else f"{sum(joules) / 1e3:,.1f} kJ"]
 
     head = [
         "computing",

@@ -148,7 +148,7 @@ class Summary:
 
     def elapsed(self, key: str) -> float:
         """What has passed on the virtual clock (``"virtual_seconds"``, ``"computing_seconds"``, ...); NaN without."""
-        events = [event for event in (*self.rounds[-1:], *self.evaluations[-1:]) if key in event]
+        events = [event for event in (*self.rounds[-1:], *self.evaluations[-1:]) if event.get(key) is not None]
         return max((float(event[key]) for event in events), default=math.nan)
 
 

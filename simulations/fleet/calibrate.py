@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import tomli_w
 import torch
 
@@ -27,8 +27,12 @@ LEAST = 3
 """Rounds that are timed at the least; the first of all, which also counts operations, is not."""
 
 
-def calibrate(config: ExperimentConfig, seconds: float = 10.0, busy: float = 0.0, idle: float = 0.0) -> Profile:
+def calibrate(
+    config: ExperimentConfig, seconds: float = 10.0, busy: float | None = None, idle: float | None = None
+) -> Profile:
     """Train client 0 of an experiment on its first task, round after round, and see how fast that was.
+
+    What is measured is how this machine's processor trains, as clients do; its GPU has no part in it.
 
     Parameters
     ----------
@@ -36,14 +40,14 @@ def calibrate(config: ExperimentConfig, seconds: float = 10.0, busy: float = 0.0
         What to train: data, model, learner and settings.
     seconds : float
         How long to go on; three rounds are timed in any case.
-    busy, idle : float
-        Watts that this machine draws, from a meter; 0: not known.
+    busy, idle : float, optional
+        Watts that this machine draws, from a meter; without both the energy of fleets that have it is not known.
 
     Returns
     -------
     Profile
-        Its speed is the median over rounds of counted operations by seconds; its memory the machine's, less what is
-        taken at this moment.
+        Its speed is the median over rounds of counted operations by seconds; its room what the system could give at
+        this moment, caches that it would empty included.
 
     Raises
     ------
@@ -57,8 +61,7 @@ def calibrate(config: ExperimentConfig, seconds: float = 10.0, busy: float = 0.0
     node = Node(config, benchmark)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
     arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
-    pages = os.sysconf("SC_PAGE_SIZE")
-    memory, free = (float(os.sysconf(name) * pages) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    memory = psutil.virtual_memory()
     speeds: list[float] = []
     until = time.monotonic() + seconds
     while len(speeds) <= LEAST or time.monotonic() < until:
@@ -73,22 +76,20 @@ def calibrate(config: ExperimentConfig, seconds: float = 10.0, busy: float = 0.0
     timed = speeds[1:]
     what = f"{config.learner.name}, {config.model.name} on {config.data.name}, batches of {config.train.batch_size}"
     threads = torch.get_num_threads()
-    meter = "as given" if busy or idle else "assumed: not known, so energy is not counted"
+    watts = {name: value for name, value in (("busy", busy), ("idle", idle)) if value is not None}
     return Profile(
-        about=f"{platform.machine()}, {threads} threads, measured",
+        about=f"{platform.machine()}, {threads} threads, CPU, measured",
         peak=statistics.median(timed),
-        memory=memory,
-        reserved=memory - free,
-        busy=busy,
-        idle=idle,
+        memory=float(memory.total),
+        reserved=float(memory.total - memory.available),
+        **watts,
         source={
-            "peak": f"measured: median of {len(timed)} rounds ({what}), "
+            "peak": f"measured: median of {len(timed)} rounds on the CPU ({what}), "
             f"{min(timed):.3g} to {max(timed):.3g}; torch {torch.__version__}",
             "efficiency": "contained in peak, which was measured",
             "memory": "the system's own figure",
-            "reserved": "the system's own figure: what was not free when calibrated",
-            "busy": meter,
-            "idle": meter,
+            "reserved": "the system's own figure: what was not available when calibrated, PyTorch already loaded",
+            **dict.fromkeys(watts, "as given"),
         },
     )
 
@@ -96,5 +97,5 @@ def calibrate(config: ExperimentConfig, seconds: float = 10.0, busy: float = 0.0
 def write_profile(path: Path, name: str, profile: Profile, others: Mapping[str, Profile]) -> None:
     """Write a profile into a TOML file that ``fleet.profiles`` can name; other profiles in it are kept."""
     profiles = {**others, name: profile}
-    text = tomli_w.dumps({key: value.model_dump() for key, value in profiles.items()})
+    text = tomli_w.dumps({key: value.model_dump(exclude_none=True) for key, value in profiles.items()})
     write_atomic(path, text.encode())

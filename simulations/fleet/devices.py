@@ -61,8 +61,8 @@ class Profile(BaseModel):
         Share of the peak that training sustains.
     memory, reserved : float
         Bytes it has, and of these what is taken before there is a model.
-    busy, idle : float
-        Watts while computing and otherwise.
+    busy, idle : float or None
+        Watts while computing and otherwise; None: not known, and then neither is the energy of a fleet that has it.
     source : dict of str to str
         Where each of the numbers is from; "assumed: ..." where nobody measured it.
     """
@@ -74,8 +74,8 @@ class Profile(BaseModel):
     efficiency: float = Field(1.0, gt=0, le=1)
     memory: float = Field(gt=0)
     reserved: float = Field(0.0, ge=0)
-    busy: float = Field(ge=0)
-    idle: float = Field(ge=0)
+    busy: float | None = Field(None, ge=0)
+    idle: float | None = Field(None, ge=0)
     source: dict[str, str]
 
     @property

@@ -476,8 +476,13 @@ class FleetGrid(MessageGrid):
         self._computing += computing
 
     def _joules(self, client: int) -> float:
-        """Busy watts while it computed, idle watts while it was there besides; a client that is away draws none."""
+        """Busy watts while it computed, idle watts while it was there besides; a client that is away draws none.
+
+        NaN where the device's watts are not known.
+        """
         profile, busy = self.devices.profiles[client], self._accounts[client].computing
+        if profile.busy is None or profile.idle is None:
+            return math.nan
         return profile.busy * busy + profile.idle * max(0.0, self.devices.presence.until(client, self.now) - busy)
 
 

@@ -1,7 +1,9 @@
 """What a person sees of a fleet: the report, the list of devices, a profile of this machine."""
 
 import json
+import math
 
+import psutil
 from typer.testing import CliRunner
 
 from fedknow.cli import app
@@ -9,6 +11,7 @@ from fedknow.protocols.config import read_config
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
 from fedknow.server.summary import summarise
+from fedknow.simulations.fleet.calibrate import calibrate
 from fedknow.simulations.fleet.devices import read_profiles
 from fedknow.simulations.simulate import simulate
 
@@ -58,15 +61,37 @@ def test_devices_are_listed():
 def test_this_machine_becomes_a_device(tmp_path):
     path = tmp_path / "devices.toml"
     small = ["--set", "model=mlp", "--set", "data.clients=3", "--seconds", "0", "--out", str(path)]
-    for name in ("here", "there"):
-        result = CliRunner().invoke(app, ["calibrate", "digits", "--name", name, "--busy-watts", "20", *small])
+    for name, watts in (("here", ["--busy-watts", "20", "--idle-watts", "3"]), ("there", ["--busy-watts", "20"])):
+        result = CliRunner().invoke(app, ["calibrate", "digits", "--name", name, *watts, *small])
         assert result.exit_code == 0, result.output
+        assert ("Its energy is unknown" in result.output) == (name == "there")
     found = read_profiles(path)
     assert list(found) == ["here", "there"]
     profile = found["here"]
     assert 1e5 < profile.speed < 1e13
+    assert profile.memory == psutil.virtual_memory().total
     assert 0 < profile.room < profile.memory
-    assert profile.busy == 20
-    assert "measured: median of 3 rounds (fedknow, mlp on digits" in profile.source["peak"]
+    assert (profile.busy, profile.idle) == (20, 3)
+    assert (found["there"].busy, found["there"].idle) == (20, None)
+    assert "measured: median of 3 rounds on the CPU (fedknow, mlp on digits" in profile.source["peak"]
     simulate(read_config(SMALL, ["fleet.devices=here", f"fleet.profiles={path}"]), tmp_path / "run", report=False)
     assert [client["device"] for client in RunFolder.open(tmp_path / "run").fleet["clients"]] == ["here"] * 3
+
+
+def test_caches_are_room(tmp_path, monkeypatch):
+    memory = psutil.virtual_memory()._replace(total=8_000_000_000, available=6_000_000_000, free=1_000_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    profile = calibrate(read_config(SMALL), seconds=0.0)
+    assert (profile.memory, profile.room) == (8e9, 6e9)
+
+
+def test_energy_of_a_device_without_watts_is_unknown(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text('[box]\npeak = 1e9\nmemory = 4e9\nsource = { peak = "made up", memory = "made up" }\n')
+    simulate(read_config(SMALL, [f"fleet.profiles={own}", "fleet.devices=box"]), tmp_path / "run")
+    run = RunFolder.open(tmp_path / "run")
+    assert {client["joules"] for client in run.fleet["clients"]} == {None}
+    assert math.isnan(summarise(run).measures()["energy_joules"])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<td>unknown</td>" in page
+    assert "Energy, all devices" not in page
