@@ -575,9 +575,22 @@ def calibrate(
 
 
 @app.command("list")
-def list_(what: Annotated[Listed, typer.Argument(metavar="|".join(Listed))]) -> None:
-    """List what can be named in an experiment."""
+def list_(
+    what: Annotated[Listed, typer.Argument(metavar="|".join(Listed))],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[DEVICE]", help="Of this device (or fleet, or `jetson-*`), each number.")
+    ] = None,
+) -> None:
+    """List what can be named in an experiment.
+
+    Example:
+
+    - `fedknow list devices` and `fedknow list devices jetson-nano`: each number, and its source or what is assumed
+    """
     with _explained(None):
+        if name is not None:
+            _describe(what, name)
+            return
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, line in _known(what).items():
             table.add_row(escape(name), escape(line), style="")
@@ -587,6 +600,19 @@ def list_(what: Annotated[Listed, typer.Argument(metavar="|".join(Listed))]) -> 
 def main() -> None:
     """Entry point of the ``fedknow`` command."""
     app()
+
+
+def _describe(what: Listed, name: str) -> None:
+    if what is not Listed.devices:
+        raise ConfigError(f"fedknow list {what} {name}: only devices have more to show; leave {name!r} out")
+    from fedknow.simulations.fleet.devices import describe_devices
+
+    for title, numbers in describe_devices(name).items():
+        out.print(escape(title), highlight=False, soft_wrap=True)
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for number, value, source in numbers:
+            table.add_row(f"  {number}", escape(value), escape(source), style="")
+        out.print(table, highlight=False)
 
 
 def _known(what: Listed) -> dict[str, str]:

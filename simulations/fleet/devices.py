@@ -23,6 +23,7 @@ __all__ = [
     "FLEETS",
     "Profile",
     "assign",
+    "describe_devices",
     "list_devices",
     "load_profiles",
     "read_profiles",
@@ -214,12 +215,55 @@ def list_devices() -> dict[str, str]:
     """All devices and whole fleets that have a name, with one line about each."""
     lines = {}
     for name, profile in shipped_profiles().items():
-        numbers = "" if profile.peak == np.inf else f": trains at {profile.speed / 1e9:,.4g} GFLOP/s"
-        lines[name] = profile.about + numbers
+        lines[name] = profile.about
+        if profile.peak < math.inf:
+            lines[name] += f": {_giga(profile.speed)}FLOP/s, room for {_giga(profile.room)}B, {_watts(profile.busy)}"
     return lines | {
         name: "a whole fleet: " + ", ".join(f"{count} {device}" for device, count in devices.items())
         for name, devices in FLEETS.items()
     }
+
+
+def describe_devices(name: str) -> dict[str, list[tuple[str, str, str]]]:
+    """Each number of a device, of those of a whole fleet, or of all that a pattern (``jetson-*``) fits.
+
+    Returns
+    -------
+    dict of str to list of (str, str, str)
+        By the device's name and what it is: what the number is called, its value, and where that is from.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device.
+    """
+    known = shipped_profiles()
+    found = [other for other in known if other in FLEETS.get(name, ()) or fnmatchcase(other, name)]
+    if not found:
+        raise ConfigError(f"no device {name!r}{closest(name, [*known, *FLEETS])}; fedknow list devices shows all")
+    return {f"{device}: {known[device].about}": _numbers(known[device]) for device in found}
+
+
+def _numbers(profile: Profile) -> list[tuple[str, str, str]]:
+    source = {name: profile.source.get(name, "by default") for name in NUMBERS}
+    return [
+        ("peak", f"{_giga(profile.peak)}FLOP/s", source["peak"]),
+        ("efficiency", f"{profile.efficiency:g}", source["efficiency"]),
+        ("speed", f"{_giga(profile.speed)}FLOP/s", "peak times efficiency"),
+        ("memory", f"{_giga(profile.memory)}B", source["memory"]),
+        ("reserved", f"{_giga(profile.reserved)}B", source["reserved"]),
+        ("room", f"{_giga(profile.room)}B", "memory less reserved"),
+        ("busy", _watts(profile.busy), source["busy"]),
+        ("idle", _watts(profile.idle), source["idle"]),
+    ]
+
+
+def _giga(value: float) -> str:
+    return f"{value / 1e9:,.4g} G"
+
+
+def _watts(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:g} W"
 
 
 def read_profiles(path: Path) -> dict[str, Profile]:

@@ -12,7 +12,7 @@ from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
 from fedknow.server.summary import summarise
 from fedknow.simulations.fleet.calibrate import calibrate
-from fedknow.simulations.fleet.devices import read_profiles
+from fedknow.simulations.fleet.devices import FLEETS, read_profiles
 from fedknow.simulations.simulate import simulate
 
 SMALL = {
@@ -54,8 +54,36 @@ def test_a_run_without_a_fleet_does_not_speak_of_one(tmp_path):
 def test_devices_are_listed():
     text = CliRunner().invoke(app, ["list", "devices"], env={"COLUMNS": "200"}).output
     assert "jetson-nano" in text
-    assert "trains at 82.6 GFLOP/s" in text
+    assert "82.6 GFLOP/s, room for 2.5 GB, 10 W" in text
     assert "testbed-b" in text
+
+
+def test_each_number_of_a_device_has_its_source():
+    def shown(*names):
+        return CliRunner().invoke(app, ["list", *names], env={"COLUMNS": "250"})
+
+    nano = shown("devices", "jetson-nano").output.splitlines()
+    assert nano[0] == "jetson-nano: Jetson Nano 4 GB, 128-core Maxwell"
+    lines = {line.split()[0]: line for line in nano[1:]}
+    assert list(lines) == ["peak", "efficiency", "speed", "memory", "reserved", "room", "busy", "idle"]
+    assert "236 GFLOP/s" in lines["peak"]
+    assert "NVIDIA Jetson Nano module data sheet" in lines["peak"]
+    assert "0.35" in lines["efficiency"]
+    assert "assumed: about a third" in lines["efficiency"]
+    assert "2.5 GB" in lines["room"]
+    assert "memory less reserved" in lines["room"]
+    assert "10 W" in lines["busy"]
+    assert "2 W" in lines["idle"]
+    titles = [line for line in shown("devices", "testbed-b").output.splitlines() if line[0] != " "]
+    assert [title.split(":")[0] for title in titles] == list(FLEETS["testbed-b"])
+    assert len([line for line in shown("devices", "phone-*").output.splitlines() if line[0] != " "]) == 3
+    for arguments, message in (
+        (("devices", "jetson-nan"), "no device 'jetson-nan' (did you mean 'jetson-nano'?)"),
+        (("learners", "gem"), "only devices have more to show; leave 'gem' out"),
+    ):
+        result = shown(*arguments)
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
 
 
 def test_this_machine_becomes_a_device(tmp_path):
