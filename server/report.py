@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -277,13 +278,31 @@ def _runs_table(groups: Sequence[Group]) -> str:
 def _troubles(run: Summary, name: bool = False) -> str:
     if not run.troubles:
         return "" if name else "<p>None.</p>"
-    items = []
-    for event in run.troubles:
-        details = {key: value for key, value in event.items() if key not in ("event", "time")}
-        text = "; ".join(f"{key} {value}" for key, value in details.items())
-        items.append(f"<li><b>{escape(event['event'])}</b> {escape(text)}</li>")
+    kinds: dict[tuple[object, ...], list[Mapping[str, Any]]] = {}
+    for event in run.troubles:  # what differs in numbers alone is the same trouble again
+        what = NUMBERS.sub("#", event["reason"])
+        kinds.setdefault((event["event"], event.get("client"), event.get("fault"), what), []).append(event)
+    items = [_trouble(events) for events in list(kinds.values())[:TROUBLES]]
+    if left := sum(map(len, list(kinds.values())[TROUBLES:])):
+        items.append(f"<li>{left:,} more; metrics.jsonl has all</li>")
     title = f"<h3>{escape(run.config.learner.name)}, seed {run.config.seed}</h3>" if name else ""
     return f"{title}<ul>{''.join(items)}</ul>"
+
+
+TROUBLES = 200
+"""Lines on a page about what failed in one run."""
+NUMBERS = re.compile(r"\d[\d.,\s]*")
+
+
+def _trouble(events: Sequence[Mapping[str, Any]]) -> str:
+    """A line about one kind of failure or warning: who, what, how often, and when."""
+    first, last = events[0], events[-1]
+    said = [first["fault"]] if "fault" in first else []
+    if len(events) > 1:
+        said.append(f"{len(events):,} times")
+    places = [f"task {event['task'] + 1}, round {event['round']}" for event in (first, last) if "task" in event]
+    said += [" to ".join(dict.fromkeys(places)), last["reason"]]
+    return f"<li><b>{escape(first['event'])}</b> {escape('; '.join(filter(None, said)))}</li>"
 
 
 def _definitions(start: Mapping[str, Any]) -> str:

@@ -190,6 +190,35 @@ def test_text_from_a_run_cannot_become_markup(tmp_path):
     assert any("<script>alert(1)</script> & more" in words for words in page.words)
 
 
+def test_the_same_failure_round_after_round_is_one_line(tmp_path):
+    run = make_run(tmp_path / "run", done=1)
+    for client in (4, 7):
+        for task in range(10):
+            for round in range(1, 16):
+                reason = f"client {client}, task {task + 1}, round {round}: needs {1000 + task} MB"
+                where = {"task": task, "round": round, "client": client, "fault": "out_of_memory"}
+                run.append({"event": "failure", "time": 1e9, **where, "kind": "train", "tensor": "", "reason": reason})
+    for clients in ([1], [1, 2], [3]):
+        reason = f"no answer to 'train' in time from clients {clients}; the run goes on without them"
+        run.append({"event": "warning", "time": 1e9, "task": 0, "round": 2, "clients": clients, "reason": reason})
+    words = Page(write_report([run], run.path).read_text("utf-8")).words
+    assert [line for line in words if " times; " in line] == [
+        f"out_of_memory; 150 times; task 1, round 1 to task 10, round 15; "
+        f"client {client}, task 10, round 15: needs 1009 MB"
+        for client in (4, 7)
+    ] + ["3 times; task 1, round 2; no answer to 'train' in time from clients [3]; the run goes on without them"]
+
+
+def test_a_page_does_not_grow_with_kinds_of_failures(tmp_path):
+    run = make_run(tmp_path / "run", done=1)
+    for client in range(500):
+        for _ in range(2):
+            run.append({"event": "failure", "time": 1e9, "task": 0, "round": 1, "client": client, "reason": "tired"})
+    page = Page(write_report([run], run.path).read_text("utf-8"))
+    assert sum("tired" in words for words in page.words) == 200
+    assert "600 more; metrics.jsonl has all" in page.words
+
+
 def test_more_tasks_than_a_plot_has_room_to_number(tmp_path):
     config = read_config({"data": {"tasks": 30, "clients": 1}})
     scores = Scores(1, 30)
