@@ -286,7 +286,8 @@ def paper(
 
     5.1: methods on twenty Jetsons, 5.1-pi: with ten Raspberry Pis; 5.2: slow and fast links; 5.3: 50 and 100 clients;
     5.4: 80 tasks; 5.5: how much is kept of a task; 5.6: networks. `--scale` shrinks rounds and epochs by its root each
-    (and clients and tasks, where these have come to one), and the page says by how much.
+    (and clients and tasks, where these have come to one); page and output say what share of the paper's training that
+    comes to, and on which devices.
 
     Given the same command again, finished runs are read and unfinished ones go on. The folder gets `paper.html` and
     `plots/`, and a comparison in a folder of its own for each variant.
@@ -298,11 +299,13 @@ def paper(
     place = folder or Path("runs") / f"paper-{experiment}"
     with _explained(place):
         from fedknow.progress import RunProgress
-        from fedknow.simulations.paper import run_paper
+        from fedknow.simulations.paper import run_paper, variants
 
         names = [name.strip() for name in learners.split(",") if name.strip()]
         overrides = [*(changes or []), *([f"data.dir={json.dumps(str(data_dir))}"] if data_dir else [])]
         watch = None if quiet else lambda plan, title: RunProgress(plan, out, title)
+        for variant in [] if quiet else variants(experiment, data, scale, overrides):
+            out.print(escape(str(variant)), highlight=False, soft_wrap=True)
         outcome = run_paper(experiment, place, data, scale, names, seeds, overrides, watch)
         for name, reason in outcome.failures.items():
             err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}", highlight=False)

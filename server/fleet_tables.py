@@ -64,7 +64,9 @@ def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Rows:
     )
 
 
-def fleet_parts(groups: Sequence[Group], rooms: Mapping[str, float] | None = None) -> list[tuple[str, Rows]]:
+def fleet_parts(
+    groups: Sequence[Group], rooms: Mapping[str, float] | None = None, failed: Sequence[tuple[str, Summary]] = ()
+) -> list[tuple[str, Rows]]:
     """Headings and tables about the fleets of some methods; none where there is nothing to tell.
 
     Parameters
@@ -73,6 +75,8 @@ def fleet_parts(groups: Sequence[Group], rooms: Mapping[str, float] | None = Non
         One a method.
     rooms : mapping, optional
         Bytes that training may take, by device; none: those of the devices that these runs have.
+    failed : sequence of (str, Summary)
+        Runs that did not end, by name: whose devices were too small there.
     """
     runs = [run for group in groups for run in group.runs]
     own = {client["device"]: client["room"] for run in runs for client in run.clients}
@@ -84,7 +88,7 @@ def fleet_parts(groups: Sequence[Group], rooms: Mapping[str, float] | None = Non
     ]
     parts = [
         ("On the fleet", side_by_side(groups, own if rooms is None else rooms)),
-        ("Out of memory", too_small(named)),
+        ("Out of memory", too_small([*named, *failed])),
     ]
     return [(heading, rows) for heading, rows in parts if rows.rows]
 

@@ -1,13 +1,14 @@
 """The experiments of the FedKNOW paper: each runs a comparison and ends in a page beside the paper's values.
 
-What an experiment is and what the paper found stands in ``paper.toml``. ``scale`` shrinks the training by that factor,
-and the page says what was shrunk by how much.
+What an experiment is and what the paper found stands in ``paper.toml``. ``scale`` shrinks the training by about that
+factor, and the page says what was shrunk by how much, and what share of the paper's training that comes to.
 """
 
 from __future__ import annotations
 
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,15 +20,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, differences, parse_override, read_config
+from fedknow.server.fleet_tables import Rows, fleet_parts
 from fedknow.server.plots import COLOURS, GREY, MARKERS, Plot
-from fedknow.server.report import Rows, write_page
-from fedknow.server.summary import Group
+from fedknow.server.report import write_page
+from fedknow.server.run_folder import RunFolder
+from fedknow.server.summary import Array, Group, Summary, size, summarise
 from fedknow.simulations.compare import Watch, compare
 from fedknow.simulations.contenders import plan
+from fedknow.simulations.fleet.devices import assign, shipped_rooms
 
-__all__ = ["Outcome", "Variant", "experiments", "run_paper", "variants"]
+__all__ = ["Outcome", "Variant", "experiments", "mixed", "run_paper", "variants"]
 
 Tree = dict[str, Any]
+Part = tuple[str, Sequence[Plot] | Rows]
+
+SCALED = (("train", "rounds"), ("train", "epochs"), ("data", "clients"), ("data", "tasks"))
+"""What an experiment is scaled by: rounds of a task and epochs of a round, then clients and tasks."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,28 @@ class Variant:
     config: ExperimentConfig
     paper: ExperimentConfig
 
+    @property
+    def scaled(self) -> dict[str, tuple[int, int]]:
+        """How many of what is scaled there are, here and in the paper."""
+        return {
+            f"{section}.{key}": (
+                getattr(getattr(self.config, section), key),
+                getattr(getattr(self.paper, section), key),
+            )
+            for section, key in SCALED
+        }
+
+    @property
+    def share(self) -> float:
+        """Of the paper's training: the product of the shares of rounds, epochs, clients and tasks."""
+        return math.prod(here / there for here, there in self.scaled.values())
+
+    def __str__(self) -> str:
+        parts = [f"{here} of {there} {key.partition('.')[2]}" for key, (here, there) in self.scaled.items()]
+        return (
+            f"{self.name}: {_share(self.share)} of the paper's training ({', '.join(parts)}) on {_fleet(self.config)}"
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -67,8 +97,9 @@ def variants(
 ) -> list[Variant]:
     """The comparisons of an experiment.
 
-    ``scale`` is the share of the paper's training that is left. Rounds of a task and epochs of a round shrink by its
-    root each; where both have come to one, clients and tasks shrink likewise, to no fewer than two.
+    ``scale`` is the share of the paper's training that is to be left. Rounds of a task and epochs of a round shrink by
+    its root each; where both have come to one, clients and tasks shrink likewise, to no fewer than two. As these are
+    whole numbers, what is left is another share: :attr:`Variant.share`. A fleet keeps its mix (:func:`mixed`).
 
     Parameters
     ----------
@@ -107,18 +138,46 @@ def variants(
             "learner": {"name": "fedknow", **table["learner"]["fedknow"]},
             "strategy": {"name": "fedavg", "fraction": table["fraction"]},
         }
-        small = _scaled(full, scale)
-        if "fleet" in of:
-            for tree in (full, small):
-                tree["fleet"] = {**table["links"], "devices": table["fleets"][of["fleet"]]}
-        found.append(
-            Variant(
-                data if name == "all" else name,
-                read_config(_shared(small, changes), changes, f"experiment {experiment}"),
-                read_config(_shared(full, ()), (), f"experiment {experiment}"),
-            )
-        )
+
+        def config(tree: Tree, changes: Sequence[str]) -> ExperimentConfig:
+            where = f"experiment {experiment}"
+            clients = read_config(tree, changes, where).data.clients
+            fleet = {"fleet": {**table["links"], "devices": mixed(table["fleets"][of["fleet"]], clients)}}
+            return read_config(_shared(tree, changes) | fleet, changes, where)
+
+        found.append(Variant(data if name == "all" else name, config(_scaled(full, scale), changes), config(full, ())))
     return found
+
+
+def mixed(devices: Sequence[str], clients: int) -> list[str]:
+    """As many devices as there are clients, in the proportions of a list: as it is where it goes into their number.
+
+    Otherwise there is at least one of each kind, the rarest left out where clients are too few, and each further one is
+    of the kind that lacks most of its share.
+
+    Parameters
+    ----------
+    devices : sequence of str
+        The whole fleet, or what is repeated in it.
+    clients : int
+        How many there are to be.
+
+    Returns
+    -------
+    list of str
+        To be repeated until every client has one.
+    """
+    if clients % len(devices) == 0:
+        return list(devices)
+    whole = Counter(devices)
+    taken = Counter({kind: 1 for kind, _ in whole.most_common(clients)})
+
+    def lacks(kind: str) -> float:
+        return whole[kind] * clients / len(devices) - taken[kind]
+
+    while taken.total() < clients:
+        taken[max(whole, key=lacks)] += 1
+    return [kind for kind in whole for _ in range(taken[kind])]
 
 
 def run_paper(
@@ -149,15 +208,19 @@ def run_paper(
     for variant in chosen:
         for method in methods:
             plan(variant.config, method, variant.config.seed)
-    parts: list[tuple[str, Sequence[Plot] | Rows]] = [("", _preface(experiment, chosen))]
+    parts: list[Part] = [("", _preface(experiment, chosen))]
     failures: dict[str, str] = {}
     ended: list[Group] = []
     for variant in chosen:
         result = compare(variant.config, methods, seeds, out / variant.name, watch)
         failures |= {f"{variant.name}/{run}": reason for run, reason in result.failures.items()}
-        if result.groups:
-            ended += result.groups
-            parts += _results(experiment, variant, _by_method(variant, methods, result.groups))
+        begun = [path for run in result.failures if (path := out / variant.name / run / "config.toml").is_file()]
+        failed = [(path.parent.name, summarise(RunFolder.open(path.parent))) for path in begun]
+        groups = _by_method(variant, methods, result.groups)
+        if groups:
+            ended += groups.values()
+            parts += _results(experiment, variant, groups)
+        parts += fleet_parts(list(groups.values()), shipped_rooms(), failed)
     if failures:
         parts.append(("Failed", Rows(["Run", "Why"], [[name, reason] for name, reason in failures.items()])))
     if not ended:
@@ -207,13 +270,20 @@ def _preface(experiment: str, chosen: Sequence[Variant]) -> Rows:
     """What of the paper's experiment was run, variant by variant."""
     rows = []
     for variant in chosen:
-        for section, key in (("train", "rounds"), ("train", "epochs"), ("data", "clients"), ("data", "tasks")):
-            here, there = (getattr(getattr(config, section), key) for config in (variant.config, variant.paper))
-            rows.append([variant.name, f"{section}.{key}", str(here), str(there), f"{here / there:.0%}"])
-        shown = {row[1] for row in rows}
+        for key, (here, there) in variant.scaled.items():
+            rows.append([variant.name, key, str(here), str(there), _share(here / there)])
+        rows.append([variant.name, "training: these four multiplied", "", "", _share(variant.share)])
+        rows.append([variant.name, "fleet", _fleet(variant.config), _fleet(variant.paper), ""])
+        shown = {*variant.scaled, "fleet.devices"}
         others = [_changed(line) for line in differences(variant.paper, variant.config)]
         rows += [[variant.name, *cells] for cells in others if cells[0] not in shown]
     return Rows(["", "", "Here", "Paper", "Share"], rows, _differences(experiment, chosen[0].config))
+
+
+def _fleet(config: ExperimentConfig) -> str:
+    """How many clients have which device."""
+    devices = Counter(assign(config.fleet, config.data.clients, config.seed)) if config.fleet.devices else Counter()
+    return ", ".join(f"{count} {device}" for device, count in devices.items()) or "no fleet"
 
 
 def _changed(line: str) -> list[str]:
@@ -225,15 +295,16 @@ def _changed(line: str) -> list[str]:
 
 def _differences(experiment: str, config: ExperimentConfig) -> str:
     table = _table()
-    own = table["experiments"][experiment]["data"]
+    of = table["experiments"][experiment]
     notes = [
         "Values called the paper's were read off its figures, to about 0.01.",
         "Rounds are those of a task, epochs those of a round.",
         f"Clients' shares of the samples are {config.data.share}.",
         table["workloads"][config.data.name].get("differs", ""),
+        of.get("note", ""),
     ]
-    if experiment.startswith(("5.3", "5.5", "5.6")) and config.data.name != own:
-        notes.append(f"The paper's values are those on {own}, these runs are on {config.data.name}.")
+    if experiment.startswith(("5.3", "5.5", "5.6")) and config.data.name != of["data"]:
+        notes.append(f"The paper's values are those on {of['data']}, these runs are on {config.data.name}.")
     return " ".join(note for note in notes if note)
 
 
@@ -241,25 +312,27 @@ def _by_method(variant: Variant, methods: Sequence[str], groups: Sequence[Group]
     """The groups under the names they were asked for by; a method whose runs all failed has none."""
     planned = {method: plan(variant.config, method, variant.config.seed).learner for method in methods}
     return {
-        method: group
+        method: Group(method, group.runs)
         for method, learner in planned.items()
         for group in groups
         if group.runs[0].config.learner == learner
     }
 
 
-def _results(experiment: str, variant: Variant, groups: Mapping[str, Group]) -> list[tuple[str, Sequence[Plot] | Rows]]:
+def _results(experiment: str, variant: Variant, groups: Mapping[str, Group]) -> list[Part]:
     of = _table()["experiments"][experiment]
-    rates = of.get("rates", [])
     values: dict[str, Tree] = {}
     for source in (of.get("as_in", experiment), experiment):  # what two experiments share stands with the first
         for method, found in _table()["values"][source].get(variant.name, {}).items():
             values[method] = values.get(method, {}) | found
-    parts: list[tuple[str, Sequence[Plot] | Rows]] = [
+    parts: list[Part] = [
         (variant.name, _side_by_side(variant, groups, values)),
+        ("Hours", _all_hours(variant, groups, values)),
         ("", _plots(variant, groups, values)),
     ]
-    if rates:
+    if any("task_hours" in there for there in values.values()):
+        parts.append(("Hours of single tasks", _single_tasks(variant, groups, values)))
+    if rates := of.get("rates"):
         parts.append(("Hours of communication at other rates", _at_rates(variant, groups, values, rates)))
     return parts
 
@@ -268,27 +341,108 @@ def _side_by_side(variant: Variant, groups: Mapping[str, Group], values: Mapping
     rows = []
     for method, group in groups.items():
         there = values.get(method, {})
+        after = _after(there, group)
         rows.append(
             [
                 method,
-                _percent(group.estimate("accuracy").mean),
-                _percent(there.get("accuracy", [math.nan])[-1]),
-                _percent(group.estimate("forgetting_relative").mean),
-                _percent(there.get("forgetting", math.nan)),
+                str(after),
+                _percent(_at(group, "average", after)),
+                _papers(there, "accuracy", after),
+                _percent(_at(group, "relative", after)),
+                _papers(there, "forgetting", after),
+                size(group.estimate("knowledge_bytes").mean),
+            ]
+        )
+    for method, there in values.items():
+        if not method.islower():  # one that is not run here
+            last = there["tasks"][-1]
+            papers = [_papers(there, key, last) for key in ("accuracy", "forgetting")]
+            rows.append([method, str(last), "–", papers[0], "–", papers[1], "–"])
+    return Rows(
+        ["", "After tasks", "Accuracy", "paper", "Forgotten, relative", "paper", "Kept about past tasks, a client"],
+        rows,
+        "After the most tasks that both have; where the paper's value is after another number of tasks, it says so. "
+        f"Here there are {variant.config.data.tasks}, in the paper {_last(values, variant)}. Kept: knowledge, "
+        "importances and stored samples, after the last task here.",
+    )
+
+
+def _all_hours(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, Tree]) -> Rows:
+    rows = []
+    tasks = variant.paper.data.tasks / variant.config.data.tasks
+    for method, group in groups.items():
+        there = values.get(method, {})
+        rows.append(
+            [
+                method,
                 _number(_hours(group, 1000)),
                 _number(_hours(group, 1000, variant)),
                 _number(there.get("communication_hours", math.nan)),
+                _number(_mean(_virtual(run).sum() for run in group.runs)),
+                _number(tasks * _mean(_virtual(run, variant).sum() for run in group.runs)),
+                _number(there.get("hours", math.nan)),
             ]
         )
-    head = ["", "Accuracy", "paper", "Forgotten, relative", "paper"]
-    head += ["Hours at 1 MB/s", "as many rounds as the paper", "paper"]
+    more = "as much training as the paper"
     return Rows(
-        head,
+        ["", "Communication at 1 MB/s", more, "paper", "Virtual, on the fleet", more, "paper"],
         rows,
-        "After the last task. Hours: training traffic of the mean client, down and then up. The second number is for "
-        "as many rounds and tasks as the paper's: too small for a method that sends more with each task. The paper's "
-        "hours seem to hold the scoring of all clients in every round, which ours leave out.",
+        "Communication: training traffic of the mean client, down and then up; the paper's seems to hold the scoring "
+        "of all clients in every round, which ours leaves out. Virtual: until the last task ended. As much training as "
+        "the paper: what messages and waiting took, multiplied for as many rounds and tasks, and what computing took, "
+        "for as many epochs too; too small where tasks are fewer than the paper's and a method's work grows with each.",
     )
+
+
+def _single_tasks(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, Tree]) -> Rows:
+    """Virtual hours that single tasks took, those of which the paper has them."""
+    papers = {method: _by_task(there, "task_hours") for method, there in values.items()}
+    tasks = sorted({task for found in papers.values() for task in found})
+    rows = []
+    for method, group in groups.items():
+        ours = [_virtual(run, variant) for run in group.runs]
+        means = [_mean(hours[task - 1] if task <= len(hours) else math.nan for hours in ours) for task in tasks]
+        rows.append([method, *map(_number, means)])
+    rows += [
+        [f"{method}, paper", *(_number(found.get(task, math.nan)) for task in tasks)]
+        for method, found in papers.items()
+        if found and (method in groups or not method.islower())
+    ]
+    return Rows(
+        ["", *(f"task {task}" for task in tasks)],
+        rows,
+        "Virtual hours on the fleet, at as many rounds and epochs as the paper's.",
+    )
+
+
+def _by_task(there: Tree, key: str) -> dict[int, float]:
+    """The paper's values by the number of tasks learned; those that are fewer are of the last of them."""
+    values = there.get(key, [])
+    return dict(zip(there["tasks"][-len(values) :], values, strict=True)) if values else {}
+
+
+def _after(there: Tree, group: Group) -> int:
+    """After how many tasks a method is compared: the most for which the paper has a value, of those learned here."""
+    done = min(run.tasks for run in group.runs)
+    return max((task for task in there.get("tasks", ()) if task <= done), default=done)
+
+
+def _papers(there: Tree, key: str, after: int) -> str:
+    """The paper's value after so many tasks; where it has none, its last one and after how many tasks that is."""
+    values = _by_task(there, key)
+    if after in values or not values:
+        return _percent(values.get(after, math.nan))
+    last = max(values)
+    return f"{_percent(values[last])} after {last}"
+
+
+def _last(values: Mapping[str, Tree], variant: Variant) -> int:
+    return max((task for there in values.values() for task in there.get("tasks", ())), default=variant.paper.data.tasks)
+
+
+def _at(group: Group, pick: str, after: int) -> float:
+    curve = group.curve(pick)[0]
+    return float(curve[after - 1]) if 0 < after <= len(curve) else math.nan
 
 
 def _at_rates(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, Tree], rates: Sequence[int]) -> Rows:
@@ -318,6 +472,29 @@ def _hours(group: Group, rate: float, as_in: Variant | None = None) -> float:
     return float(np.mean(hours))
 
 
+def _virtual(run: Summary, as_in: Variant | None = None) -> Array:
+    """Virtual hours that each task took, float64 [tasks], one NaN without a fleet; of the paper's rounds and epochs.
+
+    What is done when a task is over is done once, however many rounds it has.
+    """
+    ends = {event["task"]: event for event in run.evaluations if "virtual_seconds" in event}
+    if not ends:
+        return np.array([math.nan])
+    last = {event["task"]: event for event in run.rounds}
+    moments = [event for task, end in ends.items() for event in (last.get(task, end), end)]
+    passed = [[event[key] / 3600 for key in ("virtual_seconds", "computing_seconds")] for event in moments]
+    total, computing = np.diff(passed, axis=0, prepend=0.0).reshape(len(ends), 2, 2).transpose(2, 1, 0)
+    rounds = epochs = 1.0
+    if as_in is not None:
+        rounds, epochs = (there / here for here, there in list(as_in.scaled.values())[:2])
+    training, afterwards = rounds * (total[0] - computing[0] + epochs * computing[0]), total[1]
+    return np.asarray(training + afterwards)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
 def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, Tree]) -> list[Plot]:
     def style(index: int) -> Tree:
         coloured = index < len(COLOURS)
@@ -340,9 +517,9 @@ def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, T
         for index, (method, group) in enumerate(groups.items()):
             mean = 100 * group.curve("relative")[0]
             axes.plot(np.arange(1, len(mean) + 1), mean, label=method, **style(index))
-            there = values.get(method, {})
-            if "forgetting" in there:
-                axes.plot(there["tasks"][-1:], [100 * there["forgetting"]], ls="", **style(index) | {"marker": "x"})
+            if there := _by_task(values.get(method, {}), "forgetting"):
+                papers = [100 * value for value in there.values()]
+                axes.plot(list(there), papers, ls=":", **style(index) | {"marker": "x"})
         axes.legend(fontsize=8)
 
     def over_time(figure: Figure) -> None:
@@ -378,6 +555,10 @@ def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, T
 
 def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1%}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g}%"
 
 
 def _number(value: float) -> str:

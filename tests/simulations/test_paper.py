@@ -5,6 +5,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fedknow.cli import app
@@ -16,7 +18,7 @@ from fedknow.server.run_folder import RunFolder
 from fedknow.simulations import paper
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import assign, shipped_profiles
-from fedknow.simulations.paper import experiments, run_paper, variants
+from fedknow.simulations.paper import experiments, mixed, run_paper, variants
 
 TINY = ["model=mlp", "model.hidden=8", "engine.backend=inline", "train.batch_size=8"]
 
@@ -82,9 +84,13 @@ def test_values_belong_to_what_is_run() -> None:
         known = set(table["workloads"]) | set(table["experiments"][name].get("variants", {}))
         assert set(by_variant) <= known
         for by_method in by_variant.values():
-            assert set(by_method) <= set(table["experiments"][name]["learners"])
+            assert {method for method in by_method if method.islower()} <= set(table["experiments"][name]["learners"])
             for value in by_method.values():
                 assert len(value.get("tasks", [])) == len(value.get("accuracy", []))
+                assert all(
+                    len(value.get(key, [])) <= len(value.get("tasks", [])) for key in ("forgetting", "task_hours")
+                )
+                assert all(0 <= forgotten < 1 for forgotten in value.get("forgetting", []))
                 assert len(value.get("hours_at_rates", range(8))) == 8
                 assert all(0 < a <= 1 for a in value.get("accuracy", []))
     assert {method.partition("@")[0] for e in table["experiments"].values() for method in e["learners"]} <= set(
@@ -100,6 +106,64 @@ def test_fleets_are_the_papers_testbeds() -> None:
         assert Counter(assign(config.fleet, config.data.clients, seed=0)) == devices
         assert set(devices) <= set(shipped_profiles())
         assert (config.fleet.up, config.fleet.down) == (1e6, 1e6)
+
+
+@pytest.mark.parametrize("experiment", ["5.1", "5.1-pi"])
+@pytest.mark.parametrize("scale", [1 / 120, 0.003, 0.001, 0.0005])
+def test_a_scaled_fleet_keeps_its_mix(experiment: str, scale: float) -> None:
+    """Each kind is there, and no kind is further from its share than by the clients that others were owed."""
+    (variant,) = variants(experiment, scale=scale)
+    here, there = (
+        Counter(assign(config.fleet, config.data.clients, seed=0)) for config in (variant.config, variant.paper)
+    )
+    assert set(here) == set(there)
+    ratio = here.total() / there.total()
+    assert all(abs(here[kind] - ratio * count) <= 1 for kind, count in there.items())
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30), st.integers(1, 100))
+def test_mixed(devices: list[str], clients: int) -> None:
+    found = mixed(devices, clients)
+    assert clients % len(found) == 0
+    whole = Counter(devices)
+    if clients % len(devices) == 0:
+        assert found == devices
+    elif clients >= len(whole):
+        assert len(found) == clients
+        assert set(found) == set(whole)
+    else:
+        assert len(found) == len(set(found)) == clients
+        assert min(whole[kind] for kind in found) >= max(whole[kind] for kind in whole if kind not in found)
+
+
+def test_the_fleet_goes_with_the_clients_that_are_asked_for() -> None:
+    (variant,) = variants("5.1-pi", changes=["data.clients=10"])
+    devices = Counter(assign(variant.config.fleet, 10, seed=0))
+    assert devices["raspberry-pi-4-2gb"] == devices["jetson-agx-xavier"] == 1
+    assert devices.total() == 10
+    (own,) = variants("5.1-pi", changes=["data.clients=2", 'fleet.devices=["jetson-nano"]'])
+    assert own.config.fleet.devices == ["jetson-nano"]
+
+
+def test_what_share_of_the_papers_training_is_run() -> None:
+    (variant,) = variants("5.1", scale=0.1)
+    assert variant.share == pytest.approx(5 / 15 * 3 / 8)
+    assert str(variant) == (
+        "cifar100: 12.5% of the paper's training (5 of 15 rounds, 3 of 8 epochs, 20 of 20 clients, 10 of 10 tasks) on "
+        "8 jetson-nano, 2 jetson-tx2, 8 jetson-xavier-nx, 2 jetson-agx-xavier"
+    )
+    assert variants("5.1", scale=1 / 1920)[0].share == pytest.approx(1 / 120 * 5 / 20 * 2 / 10)
+
+
+def test_comparison_after_as_many_tasks() -> None:
+    """Ours after ten tasks beside the paper's after ten; where the paper has no such value, it says after how many."""
+    there = {"tasks": [1, 5, 20], "accuracy": [0.9, 0.7, 0.5], "forgetting": [0.2]}
+    assert paper._papers(there, "accuracy", 5) == "70.0%"
+    assert paper._papers(there, "accuracy", 10) == "50.0% after 20"
+    assert paper._papers(there, "forgetting", 5) == "20.0% after 20"
+    assert paper._papers(there, "task_hours", 5) == "–"
+    core50 = paper._table()["values"]["5.1"]["core50"]["fedknow"]
+    assert paper._papers(core50, "accuracy", 10) == "50.0% after 11"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +200,10 @@ def test_links(tmp_path) -> None:
     )  # FedAvg sends nothing at a task's end
     assert f"{hours:,.3g}" in page
     assert f"{hours / 2:,.3g}" in page
-    assert "60.3%" in page  # the paper's accuracy, of 5.1
+    assert "66.8%" in page  # the paper's accuracy, of 5.1, after as many tasks
+    assert "31.0% after 10" in page  # of fedavg, after two tasks, it has none
+    for text in ("0.025%", "1 jetson-nano, 1 jetson-tx2, 1 jetson-xavier-nx", "On the fleet", "3.16"):
+        assert text in page, text
     assert "model.hidden" in page  # what else is not the paper's
     assert sorted(path.name for path in (tmp_path / "plots").iterdir())[:1] == ["cifar100-accuracy.png"]
     again = run_paper("5.2", tmp_path, scale=0.001, learners=["fedknow", "fedavg"], changes=changes)
@@ -156,4 +223,25 @@ def test_variants_side_by_side(tmp_path) -> None:
     page = (tmp_path / "paper.html").read_text()
     assert outcome.failures == {}
     assert "these runs are on cifar100" in page
-    assert all(text in page for text in ("50-clients", "100-clients", "3%", "6%"))
+    assert all(text in page for text in ("50-clients", "100-clients", "3%", "6%", "Accuracy over virtual time"))
+
+
+@pytest.mark.usefixtures("small_cifar")
+def test_clients_out_of_memory_are_named(tmp_path) -> None:
+    """A device too small for everything: the run that has others goes on, the one that has none is told as failed."""
+    (tmp_path / "small.toml").write_text(
+        "[thimble]\nabout = 'small'\npeak = 1e9\nmemory = 1e3\nbusy = 1.0\nidle = 1.0\n"
+        "source = {peak = 'made up', memory = 'made up', busy = 'made up', idle = 'made up'}\n"
+    )
+    small = [*TINY, "data.tasks=2", f'fleet.profiles="{tmp_path / "small.toml"}"', "strategy.fraction=1.0"]
+    some = [*small, "data.clients=3", 'fleet.devices=["jetson-nano", "thimble", "jetson-nano"]']
+    outcome = run_paper("5.1", tmp_path / "some", scale=0.001, learners=["fedavg"], changes=some)
+    assert outcome.failures == {}
+    page = outcome.page.read_text()
+    assert "<td>fedavg</td><td>1</td><td>1</td>" in page  # client 1, since task 1
+    assert "thimble has room for 0 MB, &#x27;train&#x27; needs" in page
+    assert "1 of 3" in page
+    none = [*small, "data.clients=2", 'fleet.devices=["thimble"]']
+    failed = run_paper("5.1", tmp_path / "none", scale=0.001, learners=["fedavg"], changes=none)
+    assert "does not fit the fleet" in failed.failures["cifar100/fedavg-seed0"]
+    assert failed.page is None
