@@ -310,6 +310,13 @@ class Experiment:
             resumed_from=checkpoint.server_round if checkpoint else None,
             versions=_versions(),
         )
+        if checkpoint is None and getattr(self.strategy, "by_clock", False) and not self.grid.timed:
+            self._emit(
+                "warning",
+                reason=f"strategy {self.config.strategy.name} goes by the clock, which stands still here, as all "
+                "clients are equally fast: nobody is ever late, as in fedavg; set fleet.devices (fedknow list devices), "
+                "or use real clients",
+            )
         if checkpoint is None and self.config.evaluation.forward:
             self.inspector.begin(0, 0, self.arrays)
             tasks = self.config.data.tasks

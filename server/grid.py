@@ -74,7 +74,11 @@ class MessageGrid(Grid):
         Told of Flower's messages before they are sent; may change what they say.
     until : float
         The moment, on the clock of :attr:`now`, from which on strategies with a loop of their own give out no work.
+    timed : bool
+        Whether that clock moves on, so that one client may answer later than another.
     """
+
+    timed = False
 
     def __init__(self, clients: int, store: StateStore | None = None) -> None:
         self.clients = clients

@@ -73,6 +73,8 @@ class GrpcGrid(MessageGrid):
         If the address cannot be had, or ``engine.min_clients`` is more than there are.
     """
 
+    timed = True
+
     def __init__(
         self,
         config: ExperimentConfig,

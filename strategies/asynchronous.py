@@ -199,6 +199,9 @@ class Asynchronous(FedAvg):
         If an option has an impossible value.
     """
 
+    by_clock = False
+    """Whether what it does hangs on the grid's clock, so that it is another strategy where that stands still."""
+
     def __init__(
         self,
         concurrency: int = 0,

@@ -17,10 +17,13 @@ class SemiSync(Buffered):
     Parameters
     ----------
     deadline : float
-        Seconds of a round: virtual ones with a fleet, real ones with real clients.
+        Seconds of a round: virtual ones with a fleet, real ones with real clients. Elsewhere all clients are equally
+        fast and none is ever late, of which a warning tells.
     server_lr, concurrency, staleness, staleness_a, staleness_b
         See :class:`~fedknow.strategies.fedbuff.Buffered`; by default all free clients work in every round.
     """
+
+    by_clock = True
 
     def __init__(
         self,

@@ -144,6 +144,8 @@ class FleetGrid(MessageGrid):
         Clients that must be there at once before any is given out; the clock goes on until they are.
     """
 
+    timed = True
+
     def __init__(self, inner: MessageGrid, config: ExperimentConfig, fleet: Fleet, quorum: int = 1) -> None:
         super().__init__(inner.clients, inner.store)
         self.inner = inner

@@ -40,12 +40,33 @@ def test_devices_that_take_no_time_change_nothing(tmp_path, name, options):
     assert rounds(tmp_path / "a")[-1]["virtual_seconds"] == 0
 
 
+def test_a_deadline_without_a_clock_is_warned_of(tmp_path):
+    def warned(out, *arguments, **options):
+        run(out, *arguments, **options)
+        return [event["reason"] for event in RunFolder.open(out).events() if event["event"] == "warning"]
+
+    (reason,) = warned(tmp_path / "a", "semisync", None)
+    assert "strategy semisync goes by the clock, which stands still here" in reason
+    assert "set fleet.devices" in reason
+    assert warned(tmp_path / "b", "semisync", MIXED) == []
+    assert warned(tmp_path / "c", "fedbuff", None, buffer=2) == []
+    same = [run(tmp_path / name, name, None) for name in ("semisync", "fedavg")]
+    assert_same(*same)
+
+
 def test_with_everybody_in_the_buffer_fedbuff_is_fedavg_and_takes_as_long(tmp_path):
     a, b = run(tmp_path / "a", "fedavg", MIXED), run(tmp_path / "b", "fedbuff", MIXED, buffer=4)
     assert_same(a, b)
     ours, theirs = ([event["virtual_seconds"] for event in rounds(tmp_path / folder)] for folder in "ab")
     assert ours == pytest.approx(theirs)
     assert ours[0] > 0
+
+
+def test_with_everybody_in_the_buffer_fedbuff_is_fedavg_on_ray_too(tmp_path):
+    workers = ["engine.backend=ray", "engine.workers=2"]
+    a = run(tmp_path / "a", "fedavg", None)
+    b = run(tmp_path / "b", "fedbuff", None, *workers, buffer=4, concurrency=4)
+    assert_same(a, b)
 
 
 def test_whoever_is_quick_does_not_wait_for_the_slow(tmp_path):
