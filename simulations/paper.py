@@ -73,10 +73,9 @@ class Variant:
         return math.prod(here / there for here, there in self.scaled.values())
 
     def __str__(self) -> str:
-        parts = [f"{here} of {there} {key.partition('.')[2]}" for key, (here, there) in self.scaled.items()]
-        return (
-            f"{self.name}: {_share(self.share)} of the paper's training ({', '.join(parts)}) on {_fleet(self.config)}"
-        )
+        parts = ", ".join(f"{here} of {there} {key.partition('.')[2]}" for key, (here, there) in self.scaled.items())
+        fleet = ", ".join(f"{count} {device}" for device, count in _devices(self.config).items()) or "no fleet"
+        return f"{self.name}: {_share(self.share)} of the paper's training ({parts}) on {fleet}"
 
 
 @dataclass(frozen=True)
@@ -273,17 +272,18 @@ def _preface(experiment: str, chosen: Sequence[Variant]) -> Rows:
         for key, (here, there) in variant.scaled.items():
             rows.append([variant.name, key, str(here), str(there), _share(here / there)])
         rows.append([variant.name, "training: these four multiplied", "", "", _share(variant.share)])
-        rows.append([variant.name, "fleet", _fleet(variant.config), _fleet(variant.paper), ""])
+        ours, papers = _devices(variant.config), _devices(variant.paper)
+        for device in papers | ours:
+            rows.append([variant.name, f"clients on {device}", str(ours[device]), str(papers[device]), ""])
         shown = {*variant.scaled, "fleet.devices"}
         others = [_changed(line) for line in differences(variant.paper, variant.config)]
         rows += [[variant.name, *cells] for cells in others if cells[0] not in shown]
     return Rows(["", "", "Here", "Paper", "Share"], rows, _differences(experiment, chosen[0].config))
 
 
-def _fleet(config: ExperimentConfig) -> str:
+def _devices(config: ExperimentConfig) -> Counter[str]:
     """How many clients have which device."""
-    devices = Counter(assign(config.fleet, config.data.clients, config.seed)) if config.fleet.devices else Counter()
-    return ", ".join(f"{count} {device}" for device, count in devices.items()) or "no fleet"
+    return Counter(assign(config.fleet, config.data.clients, config.seed) if config.fleet.devices else ())
 
 
 def _changed(line: str) -> list[str]:
@@ -532,10 +532,16 @@ def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, T
 
     def hours(figure: Figure) -> None:
         axes = figure.add_subplot(xlabel="hours of communication at 1 MB/s")
-        bars = axes.barh(list(groups), [_hours(group, 1000) for group in groups.values()], color=COLOURS[0], height=0.5)
+        bars = axes.barh(
+            list(groups), [_hours(group, 1000, variant) for group in groups.values()], 0.5, color=COLOURS[0]
+        )
         axes.bar_label(bars, fmt="{:,.2g}", padding=4)
+        theirs = [values.get(method, {}).get("communication_hours", math.nan) for method in groups]
+        axes.plot(theirs, range(len(groups)), "x", color=COLOURS[1], ms=8, label="paper")
         axes.invert_yaxis()
         axes.margins(x=0.2)
+        if not all(map(math.isnan, theirs)):
+            axes.legend(fontsize=8)
 
     high = max(3.6, 0.3 * len(groups) + 1)
     prefix = f"{variant.name}-"
@@ -544,7 +550,13 @@ def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, T
         Plot(
             f"{prefix}forgetting", "Forgetting", "Share of what was learned. x: the paper's.", forgetting, height=high
         ),
-        Plot(f"{prefix}hours", "Communication", "Training traffic of the mean client, as run.", hours, height=high),
+        Plot(
+            f"{prefix}hours",
+            "Communication",
+            "Training traffic of the mean client, of as much as the paper's.",
+            hours,
+            height=high,
+        ),
     ]
     if any("virtual_seconds" in event for group in groups.values() for event in group.runs[0].evaluations):
         plots.insert(
