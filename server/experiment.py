@@ -314,8 +314,8 @@ class Experiment:
             self._emit(
                 "warning",
                 reason=f"strategy {self.config.strategy.name} goes by the clock, which stands still here, as all "
-                "clients are equally fast: nobody is ever late, as in fedavg; set fleet.devices (fedknow list devices), "
-                "or use real clients",
+                "clients are equally fast: nobody is ever late, as in fedavg; set fleet.devices "
+                "(fedknow list devices), or use real clients",
             )
         if checkpoint is None and self.config.evaluation.forward:
             self.inspector.begin(0, 0, self.arrays)

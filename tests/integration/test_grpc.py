@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 import pytest
 
+from fedknow.client.cost import COSTS
 from fedknow.client.edge import fetch_status
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import Message, Metrics, node_of
@@ -230,6 +231,41 @@ def test_ray_gives_the_numbers_of_one_process_too(tmp_path, expected, numbers):
 def test_with_everybody_in_the_buffer_asynchronous_rounds_are_synchronous_ones(stage, expected_of, numbers):
     stage.start("strategy=fedbuff", f"strategy.buffer={CLIENTS}")
     assert numbers(stage.end()) == expected_of("strategy=fedavg")
+
+
+def test_a_deadline_that_all_keep_is_none(stage, expected_of, numbers):
+    stage.start("strategy=semisync", f"strategy.deadline={WAIT}")
+    assert numbers(stage.end()) == expected_of("strategy=fedavg")
+
+
+def test_who_misses_a_deadline_counts_in_the_next_round(stage):
+    stage.start("strategy=semisync", "strategy.deadline=1e-6")  # so the first answer is waited for, and the others late
+    events = RunFolder.open(stage.end()).events()
+    assert not [event for event in events if event["event"] == "warning"]
+    rounds = [event for event in events if event["event"] == "round"]
+    assert [(event["task"], event["round"]) for event in rounds] == [(t, r) for t in (0, 1) for r in (1, 2, 3)]
+    for task in (0, 1):
+        first, second, third = (event["metrics"] for event in rounds[3 * task : 3 * task + 3])
+        assert first["staleness-max"] == 0
+        assert max(second["staleness-max"], third["staleness-max"]) >= 1
+    assert events[-1]["accuracy"] > 0.5
+
+
+def test_real_clients_report_the_costs_that_a_simulation_counts(stage, parts, monkeypatch):
+    monkeypatch.syspath_prepend(parts)
+    ledger = "strategy=odd_parts:Ledger"
+    simulate(read_config(BASE, [ledger, "engine.backend=inline"]), stage.folder / "simulated")
+    stage.start(ledger)
+    real, simulated = (RunFolder.open(path).events() for path in (stage.end(), stage.folder / "simulated"))
+    told = [[event["metrics"] for event in events if event["event"] == "round"] for events in (real, simulated)]
+    assert len(told[0]) == len(told[1]) == 2 * 3
+    for ours, theirs in zip(*told, strict=True):
+        assert all(ours.pop(f"{client}/seconds") > 0 < theirs.pop(f"{client}/seconds") for client in range(CLIENTS))
+        assert {f"{client}/{cost}" for client in range(CLIENTS) for cost in COSTS} <= ours.keys()
+        assert ours == theirs
+    last = told[0][-1]
+    assert min(last["0/flops"], last["0/memory-knowledge"], last["0/memory-activations"]) > 0
+    assert real[-1]["traffic"] == simulated[-1]["traffic"]
 
 
 def test_answers_are_mixed_in_as_they_come(stage):

@@ -5,12 +5,13 @@ import signal
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fedknow.client.learners import Learner
 from fedknow.client.learners.fedknow import FedKnow
+from fedknow.protocols.messages import client_of
 
 
 class Normed(nn.Module):
@@ -121,6 +122,19 @@ class Forgets(FedAvg):
 
     def load_state_dict(self, state):
         pass
+
+
+class Ledger(FedAvg):
+    """Tells of a round all numbers that each client answered with, by ``client/name``."""
+
+    def aggregate_train(self, server_round, replies):
+        replies = list(replies)
+        arrays, _ = super().aggregate_train(server_round, replies)
+        told = {}
+        for reply in replies:
+            client = client_of(reply.metadata.src_node_id)
+            told |= {f"{client}/{name}": value for name, value in reply.content["metrics"].items()}
+        return arrays, MetricRecord(told)
 
 
 class Empties(FedAvg):
