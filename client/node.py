@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,7 +14,7 @@ import torch
 from fedknow.client.cost import Cost, costs, tensor_bytes
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.learners import build_learner
-from fedknow.client.learners.base import Round, State, Tensors
+from fedknow.client.learners.base import Learner, Round, State, Tensors
 from fedknow.client.learners.vectorized import FEWEST, Start, Trained, clients_at_once, fit_together, price
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import (
@@ -179,8 +180,12 @@ class Node:
     def _trained(
         self, data: TaskData, round: Round, report: dict[str, float], samples: int
     ) -> tuple[dict[str, Record], State]:
+        sent = _arrays(self.learner.send())
+        if type(self.learner).send is Learner.send:  # which copies: nobody else holds these, so nobody need copy again
+            for array in sent.values():
+                array.flags.writeable = False
         content: dict[str, Record] = {
-            ARRAYS: _arrays(self.learner.send()),
+            ARRAYS: sent,
             METRICS: Metrics({"num-examples": len(data.train.y), "samples": samples, **report}),
         }
         with self.learner.meter.part():
@@ -242,7 +247,8 @@ class Node:
 
     def _become(self, state: State, message: Message) -> None:
         self.learner.load_state_dict(state)
-        self.learner.receive(_tensors(_named(message, ARRAYS)))
+        only_read = type(self.learner).receive is Learner.receive
+        self.learner.receive(_tensors(_named(message, ARRAYS), only_read))
         if isinstance(extra := message.content.get(EXTRA), Arrays):
             self.learner.receive_extra(_tensors(extra))
 
@@ -268,9 +274,15 @@ def _arrays(tensors: Tensors) -> Arrays:
     return Arrays((name, tensor.numpy()) for name, tensor in tensors.items())
 
 
-def _tensors(arrays: Arrays) -> Tensors:
-    # Received arrays may be shared with other clients and read-only; the learner copies them into its model.
-    return {name: torch.from_numpy(np.require(array, requirements="W")) for name, array in arrays.items()}
+def _tensors(arrays: Arrays, only_read: bool = False) -> Tensors:
+    # Received arrays may be shared with other clients and read-only: whoever might write to them gets copies.
+    needs = [] if only_read else ["W"]
+    return {name: torch.from_numpy(np.require(array, requirements=needs)) for name, array in arrays.items()}
+
+
+with warnings.catch_warnings():  # PyTorch warns of read-only arrays once a process; ours are not written to
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
 
 
 def _mean(values: Sequence[float]) -> float:
