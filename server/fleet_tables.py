@@ -11,6 +11,12 @@ from fedknow.server.summary import Group, Summary, duration, estimate, size
 __all__ = ["Rows", "fleet_parts", "has_room", "side_by_side", "too_small"]
 
 
+SPEEDS = (
+    "Devices are as fast as their profiles say (fedknow list devices NAME), and those of different kinds are from "
+    "different sources: ratios between kinds are rough."
+)
+
+
 @dataclass(frozen=True)
 class Rows:
     """A table of text, and a sentence about it."""
@@ -59,8 +65,8 @@ def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Rows:
         [*head, "Clients out of memory", "Memory needed", "Devices with room for it"],
         rows,
         "Time: until the last task ended, and what the server waited for: messages under way, clients that computed, "
-        "clients to come back or a deadline. Memory: the most that a client's training needed at once, in tensors; a "
-        "device has room for what its system and PyTorch's libraries leave (of those that fedknow list devices shows).",
+        f"clients to come back or a deadline. {SPEEDS} Memory: the most that a client's training needed at once, "
+        "in tensors; a device has room for what its system and PyTorch's libraries leave (of those that fedknow list devices shows).",
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedknow.client.state import write_atomic
-from fedknow.server.fleet_tables import Rows, fleet_parts
+from fedknow.server.fleet_tables import SPEEDS, Rows, fleet_parts
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
 from fedknow.server.summary import MEASURES, Group, Summary, duration, group, known, ranked, size, summarise
 
@@ -247,7 +247,7 @@ def _fleet(run: Summary) -> str:
         f"{escape(computing)} for clients that computed, {escape(messages)} for messages under way and "
         f"{escape(waiting)} for clients that were away, a deadline or the next task. Computing, messages and idle are "
         "what devices did while they were there, in shares of all the time; away, they draw no energy that is counted, "
-        "and work that was given up counts as far as it had come.</p>"
+        f"and work that was given up counts as far as it had come. {SPEEDS}</p>"
         + _table(["Device", *head], [row(f"{name} ({len(clients)})", clients) for name, clients in kinds.items()])
         + "<h3>The slowest clients</h3>"
         + _table(["Client", *head], [row(f"{client['client']}: {client['device']}", [client]) for client in slow])

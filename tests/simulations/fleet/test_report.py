@@ -28,7 +28,14 @@ SMALL = {
 def test_the_report_says_where_the_time_went(tmp_path):
     simulate(read_config(SMALL), tmp_path / "one")
     page = (tmp_path / "one" / "report.html").read_text()
-    for text in ("Virtual time on the fleet", "jetson-nano (2)", "raspberry-pi-3 (1)", "The slowest clients"):
+    for text in (
+        "Virtual time on the fleet",
+        "jetson-nano (2)",
+        "raspberry-pi-3 (1)",
+        "The slowest clients",
+        "<th>away</th>",
+        "are rough",
+    ):
         assert text in page
     assert {"hours.png", "devices.png"} <= {path.name for path in (tmp_path / "one" / "plots").iterdir()}
     run = RunFolder.open(tmp_path / "one")
