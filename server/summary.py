@@ -265,8 +265,17 @@ def summarise(run: RunFolder) -> Summary:
         ),
         samples=sum(_or_nan(event.get("samples")) for event in rounds) if rounds else math.nan,
         peak_memory_mb=max((event["peak_memory_mb"] for event in rounds), default=math.nan),
-        fleet=run.fleet,
+        fleet=_whole(run.fleet),
     )
+
+
+def _whole(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A fleet's account, with what older runs' files did not have: time away stood with idle, and waiting was left."""
+    if not fleet:
+        return fleet
+    waiting = fleet["virtual_seconds"] - fleet["communication_seconds"] - fleet["computing_seconds"]
+    clients = [{"away": 0.0, **client} for client in fleet["clients"]]
+    return {"waiting_seconds": max(0.0, waiting), **fleet, "clients": clients}
 
 
 def _score(accuracy: Array, weights: Array, untrained: Array, tasks: int) -> Scoring:

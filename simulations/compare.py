@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedknow.client.data import make_benchmark
+from fedknow.client.learners import resolve
 from fedknow.client.state import StateError, write_atomic
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.server.checks import RunError
@@ -174,7 +175,8 @@ def _state(path: Path, run: ExperimentConfig) -> Literal["new", "unfinished", "c
     if not (path / "config.toml").is_file():
         return "new"
     folder = RunFolder.open(path)
-    changed = differences(folder.config, run)
+    # A setting that is newer than a finished run had its default there.
+    changed = differences(resolve(folder.config) if folder.complete else folder.config, run)
     if changed:
         text = f"{path} was run with other settings; choose another --out or delete it:"
         raise ConfigError("\n  ".join([text, *changed]))

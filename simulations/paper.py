@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedknow.client.learners import resolve
 from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, differences, parse_override, read_config
 from fedknow.server.fleet_tables import Rows, fleet_parts
 from fedknow.server.plots import COLOURS, GREY, MARKERS, Plot
@@ -315,7 +316,7 @@ def _by_method(variant: Variant, methods: Sequence[str], groups: Sequence[Group]
         method: Group(method, group.runs)
         for method, learner in planned.items()
         for group in groups
-        if group.runs[0].config.learner == learner
+        if resolve(group.runs[0].config).learner == learner
     }
 
 

@@ -64,6 +64,12 @@ def test_seeds_are_told_apart_and_averaged(tmp_path) -> None:
     assert [row[0] for row in tables["Out of memory"].rows] == ["gem, seed 0"]
 
 
+def test_fleets_of_runs_that_did_not_tell_time_away_from_idle(tmp_path) -> None:
+    fleet = summarise(run(tmp_path / "a", "gem", 1e9)).fleet
+    assert fleet["waiting_seconds"] == 10.0
+    assert [client["away"] for client in fleet["clients"]] == [0.0, 0.0]
+
+
 def test_without_a_fleet_there_is_nothing_to_tell(tmp_path) -> None:
     config = read_config({"name": "made", "data": {"tasks": 2, "clients": 2}})
     RunFolder.create(tmp_path / "a", config).close()

@@ -1,6 +1,8 @@
 import csv
 import json
 import math
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +112,18 @@ def test_finished_runs_are_read(compared):
     again = compare(read_config(SMALL), ["fedavg", "fedrep"], 2, out, watch)
     assert watch.titles == []
     assert again.groups[0].estimate("accuracy") == before.groups[0].estimate("accuracy")
+
+
+def test_a_finished_run_that_is_older_than_a_setting_is_read(compared, tmp_path):
+    out, _, _ = compared
+    shutil.copytree(out / "fedrep-seed0", tmp_path / "fedrep-seed0")
+    path = tmp_path / "fedrep-seed0" / "config.toml"
+    text = re.sub(r"(?s)(\[learner\]\nname = \"fedrep\"\n).*?\n(?=\[)", r"\1\n", path.read_text())
+    assert len(text) < len(path.read_text())
+    path.write_text(text)
+    watch = Watched()
+    assert compare(read_config(SMALL), ["fedrep"], 1, tmp_path, watch).failures == {}
+    assert watch.titles == []
 
 
 def test_a_half_finished_run_goes_on(compared, tmp_path):
