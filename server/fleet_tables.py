@@ -66,8 +66,8 @@ def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Rows:
         rows,
         "Time: until the last task ended, and what the server waited for: messages under way, clients that computed, "
         f"clients to come back, a deadline or the next task. {SPEEDS} Memory: the most that a client's training needed "
-        "at once, in tensors; a device has room for what its system and PyTorch's libraries leave (of those that fedknow "
-        "list devices shows).",
+        "at once, in tensors; a device has room for what its system and PyTorch's libraries leave (of those that "
+        "fedknow list devices shows).",
     )
 
 

@@ -135,7 +135,7 @@ def run_plots(run: Summary) -> list[Plot]:
             Plot(
                 "devices",
                 "Where the devices' time went",
-                "Mean over the clients with a device. At rest: not chosen, waiting for others, or away.",
+                "Mean over the clients with a device. Idle: there, but not chosen or waiting for others.",
                 lambda figure: _devices(figure, run),
             )
         )
@@ -465,7 +465,8 @@ def _devices(figure: Figure, run: Summary) -> None:
     )
     for key, label, colour in parts:
         means = [100 * sum(client[key] for client in kinds[kind]) / len(kinds[kind]) / total for kind in shown]
-        axes.barh([f"{kind} ({len(kinds[kind])})" for kind in shown], means, left=left, color=colour, label=label)
+        names = [f"{kind} ({len(kinds[kind])})" for kind in shown]
+        axes.barh(names, means, left=left, color=colour, edgecolor=GREY, label=label)
         left += means
     axes.invert_yaxis()
     axes.grid(False, axis="y")
