@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from fedknow.client.learners import list_learners
 from fedknow.client.models import list_models
 from fedknow.protocols.config import ConfigError
 from fedknow.server.run_folder import RunFolder
+from fedknow.server.summary import size
 from fedknow.simulations import paper
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import assign, shipped_profiles
@@ -224,6 +226,42 @@ def test_variants_side_by_side(tmp_path) -> None:
     assert outcome.failures == {}
     assert "these runs are on cifar100" in page
     assert all(text in page for text in ("50-clients", "100-clients", "3%", "6%", "Accuracy over virtual time"))
+
+
+@pytest.mark.usefixtures("small_cifar")
+def test_what_is_kept_and_single_tasks(tmp_path) -> None:
+    """5.5: bytes that a client keeps, the paper's hours of the tenth task, and its method that is not run here."""
+    changes = [*TINY, "data.tasks=2", "data.clients=3"]
+    outcome = run_paper("5.5", tmp_path, scale=0.001, learners=["fedknow@rho=0.1"], changes=changes)
+    assert outcome.failures == {}
+    (run,) = json.loads((tmp_path / "miniimagenet/compare.json").read_text())["runs"].values()
+    page = outcome.page.read_text()
+    assert run["knowledge_bytes"] > 0
+    for text in (
+        "<td>fedknow@rho=0.1</td><td>1</td>",  # the paper has values after one task and ten
+        f"<td>94.0%</td><td>–</td><td>–</td><td>{size(run['knowledge_bytes'])}</td>",
+        "<td>FedWEIT, own parameters alone</td><td>10</td><td>–</td><td>46.3%</td>",
+        "<td>fedknow@rho=0.1, paper</td><td>0.54</td>",
+        "<td>FedWEIT, own parameters alone, paper</td><td>0.13</td>",
+    ):
+        assert text in page, text
+
+
+def test_virtual_hours_of_as_much_training() -> None:
+    """A third of the rounds and half of the epochs: messages times 3, computing times 6, the end of a task once."""
+    (variant,) = variants("5.1", changes=["train.rounds=5", "train.epochs=4"])
+
+    def event(task: int, hours: float, computing: float) -> dict[str, float]:
+        return {"task": task, "virtual_seconds": 3600 * hours, "computing_seconds": 3600 * computing}
+
+    run = SimpleNamespace(
+        rounds=[event(0, 0.5, 0.1), event(0, 1.0, 0.25), event(1, 3.5, 1.0)],
+        evaluations=[event(0, 1.5, 0.5), event(1, 4.0, 1.25)],
+    )
+    assert paper._virtual(run).tolist() == pytest.approx([1.5, 2.5])
+    # task 1: 0.75 h of messages, 0.25 h of computing, 0.5 h at its end; task 2: 1.5, 0.5 and 0.5
+    assert paper._virtual(run, variant).tolist() == pytest.approx([3 * 0.75 + 6 * 0.25 + 0.5, 3 * 1.5 + 6 * 0.5 + 0.5])
+    assert np.isnan(paper._virtual(SimpleNamespace(rounds=[], evaluations=[{"task": 0}]))).all()
 
 
 @pytest.mark.usefixtures("small_cifar")
