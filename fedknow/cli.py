@@ -580,15 +580,12 @@ def calibrate(
 @app.command("list")
 def list_(
     what: Annotated[Listed, typer.Argument(metavar="|".join(Listed))],
-    name: Annotated[
-        str | None, typer.Argument(metavar="[DEVICE]", help="Of this device (or fleet, or `jetson-*`), each number.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="DEVICE")] = None,
 ) -> None:
     """List what can be named in an experiment.
 
-    Example:
-
-    - `fedknow list devices` and `fedknow list devices jetson-nano`: each number, and its source or what is assumed
+    With a DEVICE (or a fleet, or a pattern such as `jetson-*`) each of its numbers, and where that is from or what is
+    assumed: `fedknow list devices jetson-nano`.
     """
     with _explained(None):
         if name is not None:
