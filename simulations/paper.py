@@ -391,7 +391,8 @@ def _all_hours(variant: Variant, groups: Mapping[str, Group], values: Mapping[st
         "Communication: training traffic of the mean client, down and then up; the paper's seems to hold the scoring "
         "of all clients in every round, which ours leaves out. Virtual: until the last task ended. As much training as "
         "the paper: what messages and waiting took, multiplied for as many rounds and tasks, and what computing took, "
-        "for as many epochs too; too small where tasks are fewer than the paper's and a method's work grows with each.",
+        "for as many epochs too; too small where tasks are fewer than the paper's and a method's work grows with each, "
+        "too large for a method that sends something once a task, such as fedweit.",
     )
 
 
@@ -460,17 +461,29 @@ def _at_rates(variant: Variant, groups: Mapping[str, Group], values: Mapping[str
 
 
 def _hours(group: Group, rate: float, as_in: Variant | None = None) -> float:
-    """Hours that the mean client's link is busy with training at ``rate`` kB/s; of as many rounds as the paper's."""
+    """Hours that the mean client's link is busy with training at ``rate`` kB/s; of as many rounds as the paper's.
+
+    Further rounds bring what rounds bring on average, and beside the model what the last round of each task brought, as
+    some of that goes to a client once a task.
+    """
     hours = []
     for run in group.runs:
-        rounds = tasks = 1.0
+        sent = float(run.bytes_of("train"))
         if as_in is not None:
-            tasks = as_in.paper.data.tasks / run.config.data.tasks
-            rounds = as_in.paper.train.rounds / run.config.train.rounds
-        once = run.bytes_of("train.end_task")
-        sent = tasks * (rounds * (run.bytes_of("train") - once) + once)
+            here, there = as_in.scaled["train.rounds"]
+            extra, last = _extra(run)
+            usual = (sent - run.bytes_of("train.end_task") - extra) / here
+            sent = (sent + (there - here) * (usual + last)) * as_in.paper.data.tasks / run.config.data.tasks
         hours.append(sent / run.config.data.clients / (1000 * rate) / 3600)
     return float(np.mean(hours))
+
+
+def _extra(run: Summary) -> tuple[float, float]:
+    """Bytes beside the model in all rounds, and in the last round of each task."""
+    counts = [event["traffic"].get("train.extra", {"down": 0, "up": 0}) for event in run.rounds]
+    steps = np.diff([float(count["down"] + count["up"]) for count in counts], prepend=0.0)
+    last = {event["task"]: step for event, step in zip(run.rounds, steps, strict=True)}
+    return float(steps.sum()), float(sum(last.values()))
 
 
 def _virtual(run: Summary, as_in: Variant | None = None) -> Array:

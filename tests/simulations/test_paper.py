@@ -16,7 +16,7 @@ from fedknow.client.learners import list_learners
 from fedknow.client.models import list_models
 from fedknow.protocols.config import ConfigError
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import size
+from fedknow.server.summary import Group, size
 from fedknow.simulations import paper
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import assign, shipped_profiles
@@ -262,6 +262,20 @@ def test_virtual_hours_of_as_much_training() -> None:
     # task 1: 0.75 h of messages, 0.25 h of computing, 0.5 h at its end; task 2: 1.5, 0.5 and 0.5
     assert paper._virtual(run, variant).tolist() == pytest.approx([3 * 0.75 + 6 * 0.25 + 0.5, 3 * 1.5 + 6 * 0.5 + 0.5])
     assert np.isnan(paper._virtual(SimpleNamespace(rounds=[], evaluations=[{"task": 0}]))).all()
+
+
+def test_bytes_of_as_many_rounds() -> None:
+    """Five of 15 rounds: the model 3 times, a task's end once, and 10 times what else the last round sent."""
+    (variant,) = variants("5.1", changes=["train.rounds=5", "data.tasks=1"])
+    sent = [5e9, 7e9, 8e9, 8.5e9, 9e9]
+    run = SimpleNamespace(
+        config=variant.config,
+        rounds=[{"task": 0, "traffic": {"train.extra": {"down": bytes, "up": 0.0}}} for bytes in sent],
+        bytes_of={"train": 40e9, "train.end_task": 1e9}.__getitem__,  # of these 30 GB are the model
+    )
+    group = Group("fedweit", [run])
+    assert paper._hours(group, 1000) == pytest.approx(40e9 / 20 / 1e6 / 3600)
+    assert paper._hours(group, 1000, variant) == pytest.approx(10 * (90e9 + 1e9 + 9e9 + 10 * 0.5e9) / 20 / 1e6 / 3600)
 
 
 @pytest.mark.usefixtures("small_cifar")
