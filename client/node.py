@@ -276,8 +276,10 @@ def _arrays(tensors: Tensors) -> Arrays:
 
 def _tensors(arrays: Arrays, only_read: bool = False) -> Tensors:
     # Received arrays may be shared with other clients and read-only: whoever might write to them gets copies.
-    needs = [] if only_read else ["W"]
-    return {name: torch.from_numpy(np.require(array, requirements=needs)) for name, array in arrays.items()}
+    return {
+        name: torch.from_numpy(array if only_read else np.require(array, requirements="W"))
+        for name, array in arrays.items()
+    }
 
 
 with warnings.catch_warnings():  # PyTorch warns of read-only arrays once a process; ours are not written to
