@@ -62,8 +62,9 @@ def main() -> None:
         case = json.loads(args.case)
         give(ours(**case) if case.pop("device") == "cpu" else stacked(**case))
         return
+    path = args.out or RESULTS / ("pfl_race.json" if args.device == "cpu" else f"pfl_race_{args.device}.json")
     results = {}
-    print(f"{'model':14} {'processes':>9} {'':16} {'updates/s':>10} {'ratio':>6}  accuracy")
+    print(f"{'model':14} {'processes':>9} {'':31} {'updates/s':>10} {'ratio':>6}  accuracy")
     for model in args.models:
         for processes in [1] if args.quick or args.device == "cuda" else args.processes:
             size = SIZE | {"rounds": 2, "cohort": 4} if args.quick else SIZE | {"rounds": MODELS[model]["rounds"]}
@@ -78,9 +79,8 @@ def main() -> None:
                 row |= {"accuracy": median(found, "accuracy")}
                 results[f"{model}, {processes}"]["contenders"][name] = row
                 times, rate = (f"{row['ratio']:6.2f}" if "ratio" in row else " " * 6), row["updates_per_second"]
-                print(f"{model:14} {processes:9} {name:16} {rate:10.1f} {times}  {row['accuracy']:.3f}", flush=True)
-    name = "pfl_race.json" if args.device == "cpu" else f"pfl_race_{args.device}.json"
-    write(args.out or RESULTS / name, results, device=args.device, channels_last_for_pfl=args.channels_last)
+                print(f"{model:14} {processes:9} {name:31} {rate:10.1f} {times}  {row['accuracy']:.3f}", flush=True)
+            write(path, results, device=args.device, channels_last_for_pfl=args.channels_last)
 
 
 def commands(args: argparse.Namespace, model: str, processes: int, size: Mapping[str, int]) -> dict[str, list[str]]:
@@ -96,7 +96,8 @@ def commands(args: argparse.Namespace, model: str, processes: int, size: Mapping
     ways: dict[str, dict[str, Any]] = {"ours": {"vectorize": "off"}}
     if args.device == "cpu":
         more = {"vectorize": "auto"} if model == "dnn" else {"vectorize": "off", "quick": True}
-        ways |= {"ours, vectorized" if model == "dnn" else "ours, its dropout": more}
+        name = "ours, vectorized" if model == "dnn" else "ours, its dropout"
+        ways |= {name: more, f"{name}, running mean": {**more, "running_mean": True}}
     for name, way in ways.items():
         case = {"device": args.device, "model": model, "processes": processes, **way, **size}
         cases[name] = [sys.executable, __file__, "--case", json.dumps(case)]
@@ -117,6 +118,7 @@ def configuration(
     vectorize: str,
     dropout: bool = True,
     quick: bool = False,
+    running_mean: bool = False,
 ) -> ExperimentConfig:
     """The experiment; all of its data set is dealt to the users."""
     from fedknow.client.learners import resolve
@@ -129,14 +131,13 @@ def configuration(
         f"strategy={{name = 'fedavg', fraction_train = {cohort / users}}}",
         f"engine={{backend = '{'inline' if processes == 1 else 'ray'}', workers = {processes}}}",
         f"engine.vectorize={vectorize}",
+        f"engine.running_mean={str(running_mean).lower()}",
         "learner=finetune",
     ]
     return resolve(read_config({}, changes))
 
 
-def ours(
-    model: str, processes: int, users: int, cohort: int, rounds: int, vectorize: str, quick: bool = False
-) -> dict[str, Any]:
+def ours(model: str, processes: int, users: int, cohort: int, rounds: int, **options: Any) -> dict[str, Any]:
     """A whole run of ours; what is counted is from the end of the first round to that of the last."""
     from fedknow.client.host import one_thread
     from fedknow.simulations.simulate import simulate
@@ -148,7 +149,7 @@ def ours(
             ends.append((time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory() as folder, one_thread():
-        config = configuration(model, processes, users, cohort, rounds, vectorize, quick=quick)
+        config = configuration(model, processes, users, cohort, rounds, **options)
         result = simulate(config, Path(folder) / "run", observers=[happened])
     return spent(ends) | {"accuracy": result.summary["accuracy"]}
 

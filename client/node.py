@@ -214,7 +214,7 @@ class Node:
         client = client_of(message.node)
         self._become(state, message)
         if config.get("scoring") == "global":
-            self.learner.load_kept(_tensors(_named(message, KEPT)))
+            self.learner.load_kept(as_tensors(_named(message, KEPT)))
         last = self.stream.tasks if config.get("forward") else task + 1
         scored = [self.stream.task(client, t) for t in range(last)]
         heads = [current.head if current.incremental and t <= task else data.head for t, data in enumerate(scored)]
@@ -248,9 +248,9 @@ class Node:
     def _become(self, state: State, message: Message) -> None:
         self.learner.load_state_dict(state)
         only_read = type(self.learner).receive is Learner.receive
-        self.learner.receive(_tensors(_named(message, ARRAYS), only_read))
+        self.learner.receive(as_tensors(_named(message, ARRAYS), only_read))
         if isinstance(extra := message.content.get(EXTRA), Arrays):
-            self.learner.receive_extra(_tensors(extra))
+            self.learner.receive_extra(as_tensors(extra))
 
 
 def _failed(message: Message, error: Exception) -> Message:
@@ -274,8 +274,8 @@ def _arrays(tensors: Tensors) -> Arrays:
     return Arrays((name, tensor.numpy()) for name, tensor in tensors.items())
 
 
-def _tensors(arrays: Arrays, only_read: bool = False) -> Tensors:
-    # Received arrays may be shared with other clients and read-only: whoever might write to them gets copies.
+def as_tensors(arrays: Arrays, only_read: bool = False) -> Tensors:
+    """Arrays as tensors on the same memory; copies of read-only ones, which others may share, unless only read."""
     return {
         name: torch.from_numpy(array if only_read else np.require(array, requirements="W"))
         for name, array in arrays.items()

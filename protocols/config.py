@@ -215,7 +215,7 @@ class EvaluationConfig(Section):
 
 class EngineConfig(Section):
     """How a run is carried out; none of this changes a result, as long as no client is left out (and, by rounding
-    errors, ``vectorize``)."""
+    errors, ``vectorize`` and ``running_mean``)."""
 
     backend: Literal["ray", "inline"] = "ray"
     workers: int = Field(0, ge=0)
@@ -228,6 +228,10 @@ class EngineConfig(Section):
     """Simulations: train many clients at once, their weights stacked, where the method is plain local training and the
     model has neither dropout nor BatchNorm. ``auto``: where it was measured to be faster. Equal to one by one up to
     rounding; which clients are stacked depends on the workers, so numbers are no longer the same bit for bit."""
+    running_mean: bool = False
+    """Average clients' parameters as they arrive (on Ray in each worker, of its own clients) and give the strategy one
+    answer, the mean weighted by samples, and not one a client: less copying, and memory for one model. For strategies
+    that ask for this mean alone. Equal up to rounding, which depends on the order of arrival and on the workers."""
     round_timeout: float = Field(0.0, ge=0)
     """Real clients: seconds after which a wave of work goes on without those that have not answered; 0: it waits."""
     min_clients: int = Field(0, ge=0)

@@ -29,6 +29,7 @@ __all__ = [
     "Config",
     "Content",
     "Failure",
+    "Mean",
     "Message",
     "Metrics",
     "client_of",
@@ -66,6 +67,24 @@ FIRST_NODE = 2
 
 class Arrays(dict[str, np.ndarray]):
     """Named tensors, in the order of the model's state dict."""
+
+
+class Mean(Arrays):
+    """Mean of several clients' parameters, weighted by their samples, which stands in the answer of each of them.
+
+    It never travels between server and clients: workers of a simulation make it (:mod:`fedknow.server.running_mean`).
+    Integers (counters) are float64 here, as means are not whole.
+
+    Attributes
+    ----------
+    weight : float
+        The samples of all of them.
+    clients : int
+        How many they are.
+    """
+
+    weight = 0.0
+    clients = 0
 
 
 class Metrics(dict[str, int | float | list[int] | list[float]]):

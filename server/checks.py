@@ -30,6 +30,7 @@ from fedknow.protocols.messages import (
     TRAIN,
     Arrays,
     Failure,
+    Mean,
     Message,
     Metrics,
     Record,
@@ -111,7 +112,8 @@ class Inspector:
       ``losses`` of as many tasks as are scored, ``0 <= correct <= total`` in whole numbers with ``total`` above 0, and
       where they are asked for, what clients keep: the same names, shapes and dtypes from every client.
 
-    Replies to an evaluation of the strategy's own may say what they like.
+    Replies to an evaluation of the strategy's own may say what they like. A :class:`~fedknow.protocols.messages.Mean`
+    is of parameters that an inspector has seen before they were added.
 
     Parameters
     ----------
@@ -211,7 +213,7 @@ class Inspector:
             raise _Unusable(fault, "", reply.failure.reason)
         norms: dict[int, float] = {}
         for record in reply.content.values():
-            if isinstance(record, Arrays):
+            if isinstance(record, Arrays) and not isinstance(record, Mean):
                 norms[id(record)] = _finite_norm(record)
             elif isinstance(record, Metrics):
                 for name, value in record.items():
@@ -221,8 +223,9 @@ class Inspector:
             _check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
         if reply.kind == TRAIN:
             arrays = reply.arrays()
-            _check_like(arrays, self._expected)
-            self._check_norm(arrays, norms.get(id(arrays), 0.0))
+            if not isinstance(arrays, Mean):
+                _check_like(arrays, self._expected)
+                self._check_norm(arrays, norms.get(id(arrays), 0.0))
             self.trained.append((reply.node, self._check_metrics(reply)))
         elif reply.kind == END_TASK:
             metrics = _own_metrics(reply)

@@ -98,7 +98,7 @@ from fedknow.server.checks import (
 from fedknow.server.evaluation import Scores, score_clients
 from fedknow.server.grid import MessageGrid
 from fedknow.server.run_folder import RunFolder, is_disk_full, running_out_of_disk
-from fedknow.strategies import build_strategy, quiet_flower
+from fedknow.strategies import build_strategy, check_running_mean, quiet_flower
 from fedknow.strategies.counterpart import Counterpart, Setup
 
 __all__ = ["Experiment", "Observer", "RunError", "RunResult", "ServerLearner"]
@@ -197,6 +197,8 @@ class Experiment:
         self.partition = dict(partition or {})
         self.strategy = build_strategy(config.strategy, config.data.clients)
         Arrivals.check(config, self.strategy)
+        if config.engine.running_mean:
+            check_running_mean(self.strategy, config.strategy.name)
         self.arrivals = Arrivals.of(config)
         if self.arrivals is not None and self.arrivals.seconds and not grid.elapsed():
             raise ConfigError(
@@ -236,6 +238,7 @@ class Experiment:
         self._began = self._task_began = time.perf_counter()
         self.grid.inspect, self.grid.missed = self.inspector, self._missed
         self.grid.sparse = self.learner.sparse
+        self.grid.running_mean = self.config.engine.running_mean
         self.grid.address = self._address if self.arrivals else None
         try:
             with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):

@@ -20,9 +20,10 @@ from fedknow.client.heap import keep_freed
 from fedknow.client.host import one_thread
 from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
-from fedknow.protocols.messages import EXTRA, NO_ANSWER, Arrays, Message, Record, client_of, nbytes, node_of
+from fedknow.protocols.messages import EXTRA, NO_ANSWER, TRAIN, Arrays, Message, Record, client_of, nbytes, node_of
 from fedknow.protocols.wire.codec import Encoding, encode
 from fedknow.server.memory import process_peak_mb
+from fedknow.server.running_mean import RunningMean
 
 __all__ = ["Answers", "Hosting", "InlineGrid", "MessageGrid"]
 
@@ -77,6 +78,8 @@ class MessageGrid(Grid):
         The moment, on the clock of :attr:`now`, from which on strategies with a loop of their own give out no work.
     timed : bool
         Whether that clock moves on, so that one client may answer later than another.
+    running_mean : bool
+        Whether :meth:`send_and_receive` averages the parameters that clients trained and gives one answer for all.
     """
 
     timed = False
@@ -92,6 +95,7 @@ class MessageGrid(Grid):
         self.spare: set[str] = set()
         self.address: Callable[[Sequence[FlowerMessage]], None] | None = None
         self.until = math.inf
+        self.running_mean = False
         self._pushed: dict[str, tuple[FlowerMessage, Message]] = {}
         self._sent = 0
         self._run = empty_run()
@@ -344,7 +348,9 @@ class MessageGrid(Grid):
         Returns
         -------
         list of flwr.app.Message
-            The answers (errors too), ordered by node id, then as sent; after a timeout those that arrived.
+            The answers (errors too), ordered by node id, then as sent; after a timeout those that arrived. With
+            ``running_mean`` the good answers to training are one, their mean in the name of the first
+            (:mod:`fedknow.server.running_mean`).
         """
         sent = list(messages)
         if self.address:
@@ -357,7 +363,18 @@ class MessageGrid(Grid):
         cache: Cache = {}
         work = [from_flower(message, cache) for message in sent]
         asked = {message.metadata.message_id: message for message in sent}
-        return self._collect(work, timeout, None, lambda reply: to_flower(reply, asked[reply.reply_to]))
+        if not self.averages(work):
+            return self._collect(work, timeout, None, lambda reply: to_flower(reply, asked[reply.reply_to]))
+        running = RunningMean()
+        replies = self._collect(work, timeout, None, running.take)
+        good = [reply for reply in replies if reply.failure is None]
+        mean = [running.reply(good)] if good else []
+        failed = [reply for reply in replies if reply.failure is not None]
+        return [to_flower(reply, asked[reply.reply_to]) for reply in mean + failed]
+
+    def averages(self, work: Sequence[Message]) -> bool:
+        """Whether the answers to this work are to be one mean."""
+        return self.running_mean and all(message.kind == TRAIN for message in work)
 
     # --- client states --------------------------------------------------------------------------------------------
 

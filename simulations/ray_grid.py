@@ -8,7 +8,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import Message, client_of, nbytes
+from fedknow.protocols.messages import Mean, Message, client_of, nbytes
 from fedknow.server.grid import Answers, MessageGrid
 from fedknow.simulations.cluster import start_ray
 from fedknow.simulations.worker import Answered, Job, NodeFactory, Worker, detached, share, unpack
@@ -34,7 +33,9 @@ PATIENCE = 3
 """Workers that may die on one client's work before it fails."""
 
 SHORTEST = 0.02
-"""Seconds of work below which a batch is not cut for the end's sake: asking a worker and being answered takes 3 ms."""
+"""Seconds of work below which a batch is not worth its while: asking a worker and being answered takes 3 ms, or 6."""
+FEW = 64, 0.2
+"""So few clients are not cut into batches for less than so many seconds: workers may end so far apart."""
 
 _Batch = tuple[int, list[Job]]
 
@@ -46,7 +47,7 @@ class RayGrid(MessageGrid):
     that keeps the queues equally long. A worker takes half of its queue at a time, and half of the longest queue when
     its own is empty: few, large batches first, small ones to even out the end; where clients are quick, all at once.
     What messages of a wave share is put into Ray's object store once, and the arrays of a batch's answers are one
-    buffer there, which strategies read where it lies.
+    buffer there, which strategies read where it lies; or with ``running_mean`` one mean of the batch's clients.
 
     A worker that dies is replaced, and what it had not answered is done again from the recorded states, client by
     client, so that a client which kills its worker is told from those that were with it; after three deaths it gets a
@@ -98,6 +99,7 @@ class RayGrid(MessageGrid):
             self._made_from = (ray.put(config), ray.put(stream), Path(folder).absolute(), node)
             self._workers = [self._spawn() for _ in range(count)]
             self._home: dict[int, int] = {}
+            self._peaks: dict[int, float] = {}
             self._wait([worker.start.remote() for worker in self._workers])
         except BaseException:
             self.close()
@@ -126,7 +128,10 @@ class RayGrid(MessageGrid):
         lean, arrays = share(list(jobs.values()))
         shared = [ray.put(record) for record in arrays]
         queues = self._queues(lean)
-        least = int(SHORTEST / max((self._pace.get(message.kind, math.inf) for message in work), default=1.0))
+        pace = max((self._pace.get(message.kind, math.inf) for message in work), default=1.0)
+        few, seconds = FEW
+        least = max(int(SHORTEST / pace), min(int(seconds / pace), few))
+        average = self.averages(work)
         running: dict[ray.ObjectRef, _Batch] = {}
         held = 0
 
@@ -134,7 +139,7 @@ class RayGrid(MessageGrid):
             batch = _take(queues[index] or max(queues, key=len), least)
             if batch:
                 self._home.update((job.client, index) for job in batch)
-                running[self._workers[index].work.remote(batch, shared)] = index, batch
+                running[self._workers[index].work.remote(batch, shared, average)] = index, batch
 
         try:
             for index in range(self.workers):
@@ -156,8 +161,12 @@ class RayGrid(MessageGrid):
                 else:
                     submit(index)  # before the answers are looked at, so that no worker waits for us
                     self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
+                    self._peaks[index] = answered.peak_memory_mb
                     for light, version in answered.answers:
                         reply = unpack(light, answered.arrays)
+                        if isinstance(reply.arrays(), Mean):  # it is added to others and let go
+                            yield reply, version
+                            continue
                         held += nbytes(reply.content)
                         # What is read where it lies keeps its place in the store until the strategy is done with it.
                         yield (reply if held <= self._room else detached(reply)), version
@@ -166,13 +175,8 @@ class RayGrid(MessageGrid):
             self._replace({index for index, _ in running.values()})
 
     def peak_memory_mb(self) -> float:
-        """Largest resident memory of this process and of the present workers, MB; see :class:`MessageGrid`."""
-        total = super().peak_memory_mb()
-        answers: list[Any] = [worker.peak_memory_mb.remote() for worker in self._workers]
-        for answer in answers:
-            with suppress(RayActorError):  # it died since the last wave, and the next one replaces it
-                total += _get(answer)
-        return total
+        """Largest resident memory of this process and of the present workers, when they last answered, MB."""
+        return super().peak_memory_mb() + sum(self._peaks.values())
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it."""
@@ -204,6 +208,7 @@ class RayGrid(MessageGrid):
         for index in indices:
             ray.kill(self._workers[index])  # certainly dead now, whatever Ray thought
             self._workers[index] = self._spawn()
+            self._peaks.pop(index, None)
 
     def _queues(self, jobs: Sequence[Job]) -> list[deque[Job]]:
         """One queue a worker, of lengths that differ by one at most, clients where they were as far as possible."""
@@ -222,9 +227,12 @@ class RayGrid(MessageGrid):
 
 
 def _take(queue: deque[Job], least: int = 1) -> list[Job]:
-    """Half of a queue, or ``least`` if that is more."""
-    # What a worker died on is at the front, and is tried alone.
-    size = 1 if queue and queue[0].deaths else min(len(queue), max((len(queue) + 1) // 2, least))
+    """Half of a queue; at least ``least``, and all where less than that would be left."""
+    size = max((len(queue) + 1) // 2, least)
+    if len(queue) - size < least:
+        size = len(queue)
+    if queue and queue[0].deaths:  # what a worker died on is at the front, and is tried alone
+        size = 1
     return [queue.popleft() for _ in range(size)]
 
 

@@ -20,7 +20,7 @@ from fedknow.server.memory import forget_process_peak
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
 from fedknow.simulations.fleet.grid import FleetGrid, build_fleet
-from fedknow.strategies import build_strategy
+from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["Observer", "prepare", "simulate"]
 
@@ -80,7 +80,10 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
         If the learner, its model, the strategy or the fleet cannot be built, or clients cannot train at once as asked
         for.
     """
-    Arrivals.check(config, build_strategy(config.strategy, config.data.clients))
+    strategy = build_strategy(config.strategy, config.data.clients)
+    Arrivals.check(config, strategy)
+    if config.engine.running_mean:
+        check_running_mean(strategy, config.strategy.name)
     if config.fleet.devices:
         build_fleet(config)
     learner = build_learner(config, benchmark.shape, benchmark.classes)

@@ -18,8 +18,10 @@ from fedknow.client.data.stream import TaskStream
 from fedknow.client.host import Answerer, Host
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import Arrays, Message, Record
+from fedknow.protocols.messages import Arrays, Mean, Message, Record
+from fedknow.server.checks import Inspector
 from fedknow.server.memory import process_peak_mb
+from fedknow.server.running_mean import averaged
 
 __all__ = [
     "Answered",
@@ -119,11 +121,14 @@ class Answered:
         uint8: what it took out.
     seconds : float
         How long the work took.
+    peak_memory_mb : float
+        Largest resident memory of the worker's process so far, MB.
     """
 
     answers: list[tuple[Message, int]]
     arrays: np.ndarray
     seconds: float
+    peak_memory_mb: float
 
 
 def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
@@ -142,7 +147,9 @@ def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
 
     def stow(record: Record) -> Record | Packed:
         nonlocal size
-        if not isinstance(record, Arrays) or any(array.dtype.hasobject for array in record.values()):
+        if not isinstance(record, Arrays) or isinstance(record, Mean):  # a mean is one object, written once as it is
+            return record
+        if any(array.dtype.hasobject for array in record.values()):
             return record
         if sum(array.nbytes for array in record.values()) >= _LARGE * len(record):
             return record
@@ -230,11 +237,7 @@ class Worker:
             self._host = Host(config, stream, store, node(config, stream) if node else None)
             gc.freeze()  # as the grid does in its process
 
-    def peak_memory_mb(self) -> float:
-        """Largest resident memory of this process so far, MB."""
-        return process_peak_mb()
-
-    def work(self, jobs: Sequence[Job], shared: Sequence[ray.ObjectRef]) -> Answered:
+    def work(self, jobs: Sequence[Job], shared: Sequence[ray.ObjectRef], average: bool = False) -> Answered:
         """Do jobs, one after the other or many at once (``engine.vectorize``).
 
         Parameters
@@ -243,6 +246,8 @@ class Worker:
             The work.
         shared : sequence of ObjectRef
             The arrays that :class:`Shared` stands for; each is taken from the store once a wave.
+        average : bool
+            Whether the clients' parameters are to be averaged here (:func:`fedknow.server.running_mean.averaged`).
         """
         self.start()
         assert self._host is not None
@@ -252,7 +257,12 @@ class Worker:
         arrays = list(self._shared.values())
         work = [unshare(message, arrays) for job in jobs for message in job.work]
         began = time.perf_counter()
-        answers = list(self._host.handle_many(work, {job.client: job.version for job in jobs}))
+        answering = self._host.handle_many(work, {job.client: job.version for job in jobs})
+        if average:
+            limit = self._made_from[0].engine.max_update_norm
+            answering = averaged(work, answering, Inspector(lambda failure: None, limit))
+        answers = list(answering)
         seconds = time.perf_counter() - began
         light, packed = pack([reply for reply, _ in answers])
-        return Answered([(reply, version) for reply, (_, version) in zip(light, answers, strict=True)], packed, seconds)
+        versions = [version for _, version in answers]
+        return Answered(list(zip(light, versions, strict=True)), packed, seconds, process_peak_mb())

@@ -24,7 +24,7 @@ from fedknow.strategies.joint import JointCentral
 from fedknow.strategies.semisync import SemiSync
 from fedknow.strategies.target import Target
 
-__all__ = ["build_strategy", "list_strategies", "quiet_flower"]
+__all__ = ["build_strategy", "check_running_mean", "list_strategies", "quiet_flower"]
 
 GROUP = "fedknow.strategies"
 """Entry-point group in which an installed package offers strategies."""
@@ -92,6 +92,44 @@ _BUILTIN = {
         wrapper=flower.DifferentialPrivacyServerSideAdaptiveClipping,
     ),
 }
+
+_OF_THE_MEAN = (
+    flower.FedAvg,
+    flower.FedProx,
+    flower.FedAvgM,
+    flower.FedAdam,
+    flower.FedAdagrad,
+    flower.FedYogi,
+)
+"""Of Flower's strategies, those that look at nothing but the mean of the clients' answers."""
+
+
+def check_running_mean(strategy: Strategy, name: str) -> None:
+    """Refuse ``engine.running_mean`` with a strategy that must see each client's answer.
+
+    A strategy of a user's own says by an attribute ``of_the_mean = True`` that the mean, weighted by ``num-examples``,
+    is all it asks for.
+
+    Raises
+    ------
+    ConfigError
+        If it may ask for more.
+    """
+    fits = type(strategy) in _OF_THE_MEAN or getattr(strategy, "of_the_mean", False)
+    if not fits or type(strategy).start is not Strategy.start:
+        known = ", ".join(
+            n for n, builtin in _BUILTIN.items() if builtin.strategy in _OF_THE_MEAN and not builtin.wrapper
+        )
+        raise ConfigError(
+            f"engine.running_mean = true: strategy {name} may look at each client's answer, not at their mean alone; "
+            f"set it to false, or use one of {known}, or a class of your own with of_the_mean = True and Flower's start"
+        )
+    key = getattr(strategy, "weighted_by_key", "num-examples")
+    if key != "num-examples":
+        raise ConfigError(
+            "engine.running_mean = true: the mean is weighted by num-examples, not by "
+            f"strategy.weighted_by_key = {key!r}; set one or the other"
+        )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
 from fedknow.client.host import Host
@@ -314,6 +315,28 @@ def test_answers_that_fill_the_store_are_copied_out_of_it(grid, inline):
     grid._room = room
 
 
+@pytest.mark.parametrize("died", [[], [4]])
+def test_workers_average_their_own_clients(grid, inline, tmp_path, died):
+    """The strategy's mean of all answers is that of the workers' means; who fails is in none, who died is in one."""
+    settings = {"fails": [3], "dies-once": died, "marker": str(tmp_path / "marker")}
+    strategy = FedAvg(fraction_evaluate=0)
+    found = []
+    for it, mean in ((inline, False), (grid, True)):
+        it.running_mean = mean
+        if not mean:
+            (tmp_path / "marker-4").touch()
+        elif died:
+            (tmp_path / "marker-4").unlink()
+        messages = list(strategy.configure_train(1, to_record(START), ConfigRecord(settings), it))
+        replies = [reply for reply in it.send_and_receive(messages) if not reply.has_error()]
+        assert len(replies) == (1 if mean else CLIENTS - 1)
+        found.append(strategy.aggregate_train(1, replies)[0]["w"].numpy())
+    grid.running_mean = False
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    assert grid.traffic[TRAIN] == inline.traffic[TRAIN]
+    assert len(grid.versions) == CLIENTS - 1
+
+
 def test_batches_get_smaller_and_what_a_worker_died_on_is_tried_alone():
     queue = deque(Job(client, 0) for client in range(11))
     assert [len(_take(queue)) for _ in range(5)] == [6, 3, 1, 1, 0]
@@ -321,4 +344,6 @@ def test_batches_get_smaller_and_what_a_worker_died_on_is_tried_alone():
     taken = itertools.takewhile(bool, (_take(queue) for _ in range(9)))
     assert clients_of(taken) == [[0], [1], [2, 3], [4], [5]]
     queue = deque(Job(client, 0) for client in range(11))
-    assert [len(_take(queue, 4)) for _ in range(4)] == [6, 4, 1, 0]
+    assert [len(_take(queue, 4)) for _ in range(3)] == [6, 5, 0]  # one client is not worth a batch of its own
+    queue = deque(Job(client, 0) for client in range(11))
+    assert [len(_take(queue, 8)) for _ in range(2)] == [11, 0]
