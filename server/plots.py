@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,7 +175,9 @@ def comparison_plots(groups: Sequence[Group]) -> list[Plot]:
     every line has its name at its end, and the intervals are left to the table.
     """
     many = len(groups) > len(COLOURS)
-    curves, bars = max(3.6, 0.19 * len(groups) + 1), max(3.6, 0.26 * len(groups) + 1)
+    lines = sum(_wrapped(group.label).count("\n") + 1 for group in groups)
+    curves = max(3.6, 0.19 * lines + 1) if many else 3.4 + 0.2 * _legend_rows(groups)
+    bars = max(3.6, 0.26 * len(groups) + 1, 0.2 * lines + 1)
 
     def curve(name: str, title: str, caption: str, pick: str, label: str, global_model: bool = False) -> Plot:
         def draw(figure: Figure) -> None:
@@ -385,7 +388,7 @@ def _curves(figure: Figure, groups: Sequence[Group], pick: str, global_model: bo
             axes.fill_between(tasks, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
         if np.isfinite(mean).any():
             last = np.flatnonzero(np.isfinite(mean))[-1]
-            ends.append((float(mean[last]), float(last + 1), group.label, colour))
+            ends.append((float(mean[last]), float(last + 1), _wrapped(group.label), colour))
     if pick == "average" and not many:
         axes.set_ylim(0, 100)
     elif pick != "average":  # nothing can be forgotten after the first task: the axis has its place all the same
@@ -395,14 +398,27 @@ def _curves(figure: Figure, groups: Sequence[Group], pick: str, global_model: bo
         _name_lines(figure, axes, ends)
     else:
         handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], labels[::-1])
+        columns = math.ceil(len(groups) / _legend_rows(groups))
+        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=columns)
+
+
+def _legend_rows(groups: Sequence[Group]) -> int:
+    """Rows of the names under a plot of normal width."""
+    longest = max(len(group.label) for group in groups)
+    return math.ceil(len(groups) / max(1, 60 // (longest + 5)))
+
+
+def _wrapped(label: str) -> str:
+    """A name of settings in lines that leave room for the plot beside it."""
+    return "\n".join(textwrap.wrap(label, 30, break_long_words=False))
 
 
 def _name_lines(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names beside the ends of lines (height, place, name, colour), moved apart where they would touch."""
     low, high = axes.get_ylim()
     ordered = sorted(ends, reverse=True)
-    gap, places = min(0.15 / (figure.get_figheight() - 1), 1 / len(ordered)), list[float]()
+    lines = max(name.count("\n") + 1 for _, _, name, _ in ordered)
+    gap, places = min(0.15 * lines / (figure.get_figheight() - 1), 1 / len(ordered)), list[float]()
     for value, *_ in ordered:
         places.append(min([(value - low) / (high - low), *(place - gap for place in places[-1:])]))
     floor = 0.0
@@ -447,7 +463,9 @@ def _over_hours(figure: Figure, runs: Sequence[tuple[str, Summary]]) -> None:
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
     if len(runs) > 1:
-        axes.legend(fontsize=8)
+        handles, labels = axes.get_legend_handles_labels()
+        columns = max(1, 60 // (max(map(len, labels)) + 5))
+        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def _devices(figure: Figure, run: Summary) -> None:
@@ -479,7 +497,8 @@ def _bars(figure: Figure, groups: Sequence[Group], key: str, unit: float, label:
     means = [point.mean / unit for point in estimates]
     halves = [0.0 if math.isnan(point.half) else point.half / unit for point in estimates]
     colours = [_colour(index) for index in range(len(groups))]
-    bars = axes.barh([group.label for group in groups], means, xerr=halves, color=colours, height=0.5, ecolor=INK)
+    names = [_wrapped(group.label) for group in groups]
+    bars = axes.barh(names, means, xerr=halves, color=colours, height=0.5, ecolor=INK)
     axes.bar_label(bars, [f"{mean:,.1f}" for mean in means], padding=4, color=INK)
     axes.invert_yaxis()
     axes.margins(x=0.2)

@@ -389,7 +389,10 @@ def _method(run: Summary) -> dict[str, Any]:
 
 
 def _labels(firsts: Sequence[Summary]) -> list[str]:
-    """The learner's name; the strategy's where it differs; further settings where these two are not enough."""
+    """The learner's name; the strategy's where it differs; further settings where these two are not enough.
+
+    What more than half of the groups of that name have goes without saying.
+    """
     methods = [_method(run) for run in firsts]
     chosen = [m["strategy.name"] if m["strategy.name"] != _counterpart(m["learner.name"]) else "" for m in methods]
     several = len(set(chosen) - {""}) > 1
@@ -400,7 +403,7 @@ def _labels(firsts: Sequence[Summary]) -> list[str]:
     labels = []
     for name, method in zip(names, methods, strict=True):
         rivals = [other for other_name, other in zip(names, methods, strict=True) if other_name == name]
-        telling = [key for key in method if any(other.get(key, ...) != method[key] for other in rivals)]
+        telling = [key for key in method if 2 * sum(other.get(key) == method[key] for other in rivals) <= len(rivals)]
         settings = ", ".join(f"{key.removeprefix('learner.')}={method[key]}" for key in telling)
         labels.append(f"{name} ({settings})" if settings else name)
     return labels
