@@ -60,13 +60,14 @@ class FedWeit(Counterpart):
     def aggregate_end_task(self, task: int, arrays: Arrays, replies: Sequence[Message]) -> None:
         """Collect the adaptive parameters; those of a client that failed are zero."""
         shared = {client_of(reply.node): reply.content[EXTRA] for reply in replies if EXTRA in reply.content}
-        self._adaptive, self._told = Arrays(), set()
+        adaptive, self._told = Arrays(), set()
         for client, record in shared.items():
             for name, array in record.items():
                 assert isinstance(array, np.ndarray)  # the inspector saw to it
-                if name not in self._adaptive:
-                    self._adaptive[name] = np.zeros((self._clients, *array.shape), array.dtype)
-                self._adaptive[name][client] = array
+                if name not in adaptive:
+                    adaptive[name] = np.zeros((self._clients, *array.shape), array.dtype)
+                adaptive[name][client] = array
+        self._adaptive = adaptive or None
 
     def state_dict(self) -> dict[str, Any]:
         """The adaptive parameters, and who has had them."""

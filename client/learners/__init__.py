@@ -61,6 +61,10 @@ LEARNERS: dict[str, type[Learner]] = {
 }
 
 
+_FOR_ANY = frozenset({"fedprox"})
+"""Strategies that a learner may need and that fit any: Flower's FedProx, as every learner's training has its term."""
+
+
 def list_learners() -> dict[str, str]:
     """Name and one line of each learner."""
     return {name: (getdoc(kind) or "").splitlines()[0] for name, kind in LEARNERS.items()}
@@ -110,8 +114,8 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
     Raises
     ------
     ConfigError
-        For an unknown learner, an unknown setting, an impossible value, a scenario the method is not made for or a
-        strategy that is not its own.
+        For an unknown learner, an unknown setting, an impossible value, a scenario the method is not made for, or a
+        strategy that is not its own where it or the strategy is one half of a method.
     """
     config = with_best(config)
     kind, scenario = learner_class(config.learner.name), config.data.scenario
@@ -130,6 +134,7 @@ def _with_counterpart(config: ExperimentConfig, kind: type[Learner], settings: L
     """The strategy that a learner needs, with the options that are the learner's settings; otherwise as configured."""
     strategy = config.strategy
     if not kind.strategy:
+        _check_whole(config)
         return strategy
     if strategy.name not in ("fedavg", kind.strategy) and not is_reference(strategy.name):
         raise ConfigError(
@@ -145,6 +150,24 @@ def _with_counterpart(config: ExperimentConfig, kind: type[Learner], settings: L
             )
     name = strategy.name if is_reference(strategy.name) else kind.strategy
     return StrategyConfig(name=name, **strategy.options | options)
+
+
+def _check_whole(config: ExperimentConfig) -> None:
+    """Refuse a strategy that is one half of a method with a learner that is not the other.
+
+    Raises
+    ------
+    ConfigError
+        Saying which learner is.
+    """
+    name = config.strategy.name
+    halves = [repr(learner) for learner, kind in LEARNERS.items() if kind.strategy == name]
+    if halves and name not in _FOR_ANY:
+        own = f", strategy = {name!r} in your class" if is_reference(config.learner.name) else ""
+        raise ConfigError(
+            f"strategy.name = {name!r} is one half of a method and does not fit learner.name = "
+            f"{config.learner.name!r}; set learner.name = {' or '.join(halves)}{own}, or leave strategy.name out"
+        )
 
 
 def build_learner(config: ExperimentConfig, shape: tuple[int, int, int], classes: int) -> Learner:

@@ -64,6 +64,16 @@ class Asks(Learner):
         self.told = float(extra["sum"])
 
 
+class Plain(Learner):
+    """Names no strategy."""
+
+
+class Names(Learner):
+    """Names one of ours as its own."""
+
+    strategy = "flcn"
+
+
 class Answers(Counterpart):
     """Sends clients the sum of what they told."""
 
@@ -153,18 +163,27 @@ def test_what_a_strategy_knows_survives_an_interrupt(pair, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["learner=fedavg", "strategy=flcn"], None),  # it sends nothing before it has been told something
         (["learner=fedavg", "strategy=joint-central"], ["'joint-central'", "'fedavg'", "leave strategy.name out"]),
+        (["learner=fedavg", "strategy=fedweit"], ["strategy.name = 'fedweit'", "set learner.name = 'fedweit'"]),
+        (["learner=fedper", "strategy=fedweit"], ["learner.name = 'fedper'", "set learner.name = 'fedweit'"]),
+        (["learner=ewc", "strategy=flcn"], ["strategy.name = 'flcn'", "'ewc'", "set learner.name = 'flcn'"]),
+        (["learner=fedknow", "strategy=fot"], ["strategy.name = 'fot'", "'fedknow'", "set learner.name = 'fot'"]),
+        (["learner=finetune", "strategy=target"], ["'target'", "'finetune'", "leave strategy.name out"]),
+        (["learner=flcn", "strategy=fedweit"], ["'fedweit'", "whose half on the server is 'flcn'"]),
+        (["learner=pair:Plain", "strategy=flcn"], ["'pair:Plain'", "'flcn', strategy = 'flcn' in your class"]),
         (["learner=joint-central", "strategy=fedadam"], ["strategy.name = 'fedadam'", "leave strategy.name out"]),
     ],
 )
-def test_halves_that_do_not_fit(tmp_path, changes, words):
-    if words is None:
-        simulate(experiment(*changes, "data.tasks=1"), tmp_path / "run")
-        return
+def test_halves_that_do_not_fit(pair, changes, words):
     with pytest.raises(ConfigError) as error:
-        simulate(experiment(*changes), tmp_path / "run")
+        experiment(*changes)
     assert all(word in str(error.value) for word in words)
+
+
+def test_what_fits(pair):
+    assert experiment("learner=ewc", "strategy=fedprox").strategy.name == "fedprox"  # its term is in every learner
+    assert experiment("learner=pair:Names").strategy.name == "flcn"
+    assert experiment("learner=pair:Names", "strategy=flcn").strategy.name == "flcn"
 
 
 def test_a_learner_that_takes_nothing_says_so(pair, tmp_path):
@@ -313,6 +332,8 @@ def test_who_was_told_is_remembered():
     fresh = build_strategy(experiment("learner=fedweit").strategy)
     fresh.load_state_dict(fresh.state_dict())
     assert fresh.extra(0, 0) is None
+    fresh.aggregate_end_task(0, Arrays(), [Message(END_TASK, node_of(1), "2", "1", content={})])  # nobody shared
+    assert fresh.extra(1, 0) is None
 
 
 # --- joint training in one place ----------------------------------------------------------------------------------
