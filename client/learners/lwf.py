@@ -26,7 +26,7 @@ from fedknow.client.learners.base import (
     hits,
     widen,
 )
-from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["Lwf", "LwfSettings", "distillation"]
 
@@ -68,6 +68,11 @@ class Lwf(Learner):
 
     Keeps: the old model. Sends: what ``exchange`` says, nothing more. Needs: no stored sample; one more forward pass a
     round over the task's samples. Valid: any model, task- or class-incremental.
+
+    Raises
+    ------
+    ConfigError
+        If the warm-up is longer than the round it is in, or leaves no epoch of the task for the body.
     """
 
     Settings = LwfSettings
@@ -76,6 +81,13 @@ class Lwf(Learner):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: LwfSettings) -> None:
         super().__init__(model, train, settings)
+        most = train.epochs - (train.rounds == 1)
+        if settings.warmup_epochs > most:
+            raise ConfigError(
+                f"learner.warmup_epochs = {settings.warmup_epochs}: a warm-up is in a client's first round of a task "
+                f"and must leave the body an epoch; with train.epochs = {train.epochs} and train.rounds = "
+                f"{train.rounds} it has at most {most}"
+            )
         self._scratch = copy.deepcopy(model)  # the old model speaks in here
         self._become({})
 

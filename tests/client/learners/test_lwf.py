@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fedknow.client.learners.base import Round
 from fedknow.client.learners.lwf import Lwf, LwfSettings, distillation
-from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.config import ConfigError, TrainConfig
 
 SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.5, weight_decay=0.0, channels_last=False)
 
@@ -93,3 +93,12 @@ def test_the_warm_up_trains_the_head_alone_when_a_task_is_first_met(tiny_model, 
         learner.load_state_dict(state)
         learner.fit(tiny_task(0), Round(2, 1))  # it knows the task by now
         assert not any(torch.equal(body[name], value) for name, value in learner.send().items())
+
+
+@pytest.mark.parametrize(("epochs", "rounds", "most"), [(1, 3, 1), (2, 1, 1), (1, 1, 0)])
+def test_a_warm_up_leaves_the_body_an_epoch(tiny_model, epochs, rounds, most):
+    train = SGD.model_copy(update={"epochs": epochs, "rounds": rounds})
+    Lwf(tiny_model(), train, LwfSettings(warmup_epochs=most))
+    said = rf"learner\.warmup_epochs = {most + 1}: .* train\.epochs = {epochs} and .* at most {most}"
+    with pytest.raises(ConfigError, match=said):
+        Lwf(tiny_model(), train, LwfSettings(warmup_epochs=most + 1))
