@@ -29,6 +29,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,10 +39,12 @@ from torch.nn import functional as F
 
 from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
+from fedknow.client.data.stream import Split
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.base import Batch, HeadSlice, Learner, Round, batches, widen
 from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings
 from fedknow.client.learners.integrator import integrate
+from fedknow.client.learners.knowledge import Knowledge
 from fedknow.client.learners.linearization import flatten, views
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.simulations.presets import load_preset
@@ -126,12 +129,14 @@ class Stopwatch:
             Seconds of each step, by way; and what ``main`` counted, summed over its steps.
         """
         state, seconds, violating, active = main.state_dict(), [], 0, 0
+        here = replace(task, train=Split(task.train.x.to(self.device), task.train.y.to(self.device)))
         for name, way in self.ways.items():
             way.load_state_dict(state if name != "fedavg" else {})
             way.model.load_state_dict(main.model.state_dict())
-            way.begin(task, round)
             if isinstance(way, FedKnow):
-                way._answers = {past: answer.to(self.device) for past, answer in way._answers.items()}
+                way._knowledge = {past: self._here(knowledge) for past, knowledge in way._knowledge.items()}
+            with self.device:
+                way.begin(here, round)
             way.model.train()
         main.model.train()
         main.begin(task, round)
@@ -159,12 +164,15 @@ class Stopwatch:
         sums = {name: value * len(seconds) for name, value in main.counts().items()}
         return seconds, sums | {"steps-violating": violating, "steps-active": active}
 
+    def _here(self, knowledge: Knowledge) -> Knowledge:
+        """With its rows of the head on the device; its weights are copied there whenever it is asked."""
+        weight, bias = (rows.to(self.device) for rows in knowledge.head)
+        return replace(knowledge, head=(weight, bias))
+
     def _time(self, way: Learner, batch: Batch, seed: int) -> float:
         torch.manual_seed(seed)
         with self.device:
-            head = copy.copy(batch.head)
-            head.index, head._position = head.index.to(self.device), head._position.to(self.device)
-            batch = Batch(*(part.to(self.device) for part in (batch.x, batch.y, batch.index)), head)
+            batch = Batch(*(part.to(self.device) for part in (batch.x, batch.y, batch.index)), batch.head)
             steps = way.settings.every if isinstance(way, FedKnow) else 1
             start = self._now()
             for _ in range(steps):

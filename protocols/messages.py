@@ -81,10 +81,13 @@ class Mean(Arrays):
         The samples of all of them.
     clients : int
         How many they are.
+    bytes : int
+        Size of the parameters that each of them sent.
     """
 
     weight = 0.0
     clients = 0
+    bytes = 0
 
 
 class Metrics(dict[str, int | float | list[int] | list[float]]):

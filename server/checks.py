@@ -1,7 +1,8 @@
-"""What passes between clients and strategy is checked here, so that a fault is named where it happens.
+"""What clients answer is checked here, so that a fault is named where it happens.
 
 Flower's strategies trust what they are given: one reply with other names ends the run with a puzzle, one NaN poisons
-the model for good. So replies are checked before a strategy sees them, and its answer before the experiment uses it.
+the model for good. So replies are checked before a strategy sees them, and its answer before the experiment uses it
+(:mod:`fedknow.server.aggregates`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, MetricRecord
 
 from fedknow.client.cost import COSTS
 from fedknow.client.learners.base import Layout
-from fedknow.protocols.flower import to_arrays
 from fedknow.protocols.messages import (
     CLIENT_FAILED,
     END_TASK,
@@ -37,7 +36,7 @@ from fedknow.protocols.messages import (
     client_of,
 )
 
-__all__ = ["ClientFailure", "Fault", "Inspector", "RunError", "check_aggregate"]
+__all__ = ["ClientFailure", "Fault", "Inspector", "RunError", "Unusable", "check_finite", "check_like"]
 
 NUM_EXAMPLES = "num-examples"
 KNOWLEDGE_BYTES = "knowledge-bytes"
@@ -93,7 +92,9 @@ class ClientFailure:
         return asdict(self) | {"fault": self.fault.name.lower(), "reason": str(self)}
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
+    """What is wrong with a record, and with which of its entries."""
+
     def __init__(self, fault: Fault, tensor: str, reason: str) -> None:
         super().__init__(reason)
         self.fault, self.tensor = fault, tensor
@@ -183,7 +184,7 @@ class Inspector:
         """The reply itself, or a failure in its place."""
         try:
             self._check(reply)
-        except _Unusable as problem:
+        except Unusable as problem:
             failure = ClientFailure(
                 problem.fault, client_of(reply.node), self._task, self._round, reply.kind, problem.tensor, str(problem)
             )
@@ -210,7 +211,7 @@ class Inspector:
     def _check(self, reply: Message) -> None:
         if reply.failure is not None:
             fault = Fault.OUT_OF_MEMORY if reply.failure.code == OUT_OF_MEMORY else Fault.FAILED
-            raise _Unusable(fault, "", reply.failure.reason)
+            raise Unusable(fault, "", reply.failure.reason)
         norms: dict[int, float] = {}
         for record in reply.content.values():
             if isinstance(record, Arrays) and not isinstance(record, Mean):
@@ -224,14 +225,14 @@ class Inspector:
         if reply.kind == TRAIN:
             arrays = reply.arrays()
             if not isinstance(arrays, Mean):
-                _check_like(arrays, self._expected)
+                check_like(arrays, self._expected)
                 self._check_norm(arrays, norms.get(id(arrays), 0.0))
             self.trained.append((reply.node, self._check_metrics(reply)))
         elif reply.kind == END_TASK:
             metrics = _own_metrics(reply)
             size = metrics.get(KNOWLEDGE_BYTES)
             if not isinstance(size, int | float) or size < 0:
-                raise _Unusable(
+                raise Unusable(
                     Fault.METRICS, KNOWLEDGE_BYTES, f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r}"
                 )
         elif reply.kind == EVALUATE and self._scored:
@@ -245,7 +246,7 @@ class Inspector:
         with np.errstate(over="ignore"):
             update = _norm(array - self._expected[name] for name, array in arrays.items() if array.dtype.kind == "f")
         if update > limit:
-            raise _Unusable(
+            raise Unusable(
                 Fault.NORM,
                 "",
                 f"the update's norm is {update:.4g}, that of the model sent {self._expected_norm:.4g}; "
@@ -259,7 +260,7 @@ class Inspector:
             self._metrics = set(metrics)
         odd = sorted(self._metrics ^ metrics.keys())
         if odd:
-            raise _Unusable(
+            raise Unusable(
                 Fault.METRICS,
                 odd[0],
                 f"metrics {', '.join(odd)} are missing or not reported by other clients; all must report the same",
@@ -272,14 +273,14 @@ class Inspector:
         for name, values in lists.items():
             if values.shape != (self._scored,) or values.dtype.kind not in ("if" if name == "losses" else "i"):
                 kind = "numbers" if name == "losses" else "whole numbers"
-                raise _Unusable(
+                raise Unusable(
                     Fault.METRICS,
                     name,
                     f"{name} must be a list of {self._scored} {kind}, one a task, got {metrics.get(name)!r}",
                 )
         correct, total = lists["correct"], lists["total"]
         if not ((correct >= 0) & (correct <= total) & (total > 0)).all():
-            raise _Unusable(
+            raise Unusable(
                 Fault.METRICS,
                 "correct",
                 f"correct must lie between 0 and total, and total above 0; got {correct.tolist()} of {total.tolist()}",
@@ -287,70 +288,17 @@ class Inspector:
         if self._collect:
             kept = reply.content.get(KEPT)
             if not isinstance(kept, Arrays):
-                raise _Unusable(Fault.NAMES, KEPT, "what the client keeps was asked for and is missing")
+                raise Unusable(Fault.NAMES, KEPT, "what the client keeps was asked for and is missing")
             if self._kept is None:
                 self._kept = kept
-            _check_like(kept, self._kept)
-
-
-def check_aggregate(returned: object, current: Arrays, strategy: str) -> tuple[Arrays | None, dict[str, Any]]:
-    """Take what a strategy's ``aggregate_train`` returned.
-
-    Parameters
-    ----------
-    returned : object
-        Should be ``(ArrayRecord or None, MetricRecord or None)``.
-    current : Arrays
-        The present parameters: the new ones must have the same names, shapes and, once cast, dtypes (Flower's mean
-        turns integers into floats; they are rounded back).
-    strategy : str
-        Who is to be named if something is wrong.
-
-    Returns
-    -------
-    tuple
-        The new parameters in the order of the present ones (``None``: nothing was aggregated), and the metrics.
-
-    Raises
-    ------
-    RunError
-        If it is something else, or a number is not finite.
-    """
-    if not (isinstance(returned, tuple) and len(returned) == 2):
-        raise RunError(
-            f"strategy {strategy}: aggregate_train returned {_what(returned)}; it must return a pair, an ArrayRecord "
-            "(or None) and a MetricRecord (or None)"
-        )
-    arrays, metrics = returned
-    for value, kind in ((arrays, ArrayRecord), (metrics, MetricRecord)):
-        if value is not None and not isinstance(value, kind):
-            raise RunError(
-                f"strategy {strategy}: aggregate_train returned {_what(value)} where a {kind.__name__} belongs"
-            )
-    numbers = dict(metrics) if metrics is not None else {}
-    return (None if arrays is None else check_arrays(arrays, current, strategy)), numbers
-
-
-def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
-    """Take parameters from a strategy; see :func:`check_aggregate`."""
-    arrays = to_arrays(record)
-    try:
-        for name, array in arrays.items():
-            _check_finite(name, array)
-        _check_like(arrays, current, dtypes=False)
-        arrays = Arrays((name, _cast(arrays[name], current[name].dtype)) for name in current)
-        for name, array in arrays.items():  # a float64 may be too large for a float32
-            _check_finite(name, array)
-    except _Unusable as problem:
-        raise RunError(f"strategy {strategy} returned unusable parameters: {problem}") from None
-    return arrays
+            check_like(kept, self._kept)
 
 
 def _own_metrics(reply: Message) -> Metrics:
     """The metrics of an answer to a message of ours."""
     metrics = reply.content.get(METRICS)
     if not isinstance(metrics, Metrics):
-        raise _Unusable(Fault.METRICS, METRICS, f"the record {METRICS!r} is missing")
+        raise Unusable(Fault.METRICS, METRICS, f"the record {METRICS!r} is missing")
     _check_examples(metrics)
     return metrics
 
@@ -358,14 +306,14 @@ def _own_metrics(reply: Message) -> Metrics:
 def _check_examples(metrics: Metrics) -> None:
     examples = metrics.get(NUM_EXAMPLES)
     if not isinstance(examples, int | float) or examples <= 0:
-        raise _Unusable(Fault.METRICS, NUM_EXAMPLES, f"{NUM_EXAMPLES} must be a positive number, got {examples!r}")
+        raise Unusable(Fault.METRICS, NUM_EXAMPLES, f"{NUM_EXAMPLES} must be a positive number, got {examples!r}")
 
 
 def _check_costs(metrics: Metrics) -> None:
     for name in COSTS:
         cost = metrics.get(name, 0.0)
         if not isinstance(cost, int | float) or cost < 0:
-            raise _Unusable(Fault.METRICS, name, f"{name} must be a number not below 0, got {cost!r}")
+            raise Unusable(Fault.METRICS, name, f"{name} must be a number not below 0, got {cost!r}")
 
 
 def _check_number(name: str, value: object) -> None:
@@ -375,47 +323,49 @@ def _check_number(name: str, value: object) -> None:
         else:
             finite = bool(np.isfinite(np.asarray(value, dtype=np.float64)).all())
     except (TypeError, ValueError, OverflowError):
-        raise _Unusable(
+        raise Unusable(
             Fault.METRICS, name, f"metric {name} must be a number or a list of numbers, got {value!r}"
         ) from None
     if not finite:
-        raise _Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")
+        raise Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")
 
 
-def _check_finite(name: str, array: np.ndarray) -> None:
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Raise :class:`Unusable` if a number of an array is NaN or infinite."""
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
-        raise _Unusable(Fault.NOT_FINITE, name, f"{bad} of {array.size} values of {name} are NaN or infinite")
+        raise Unusable(Fault.NOT_FINITE, name, f"{bad} of {array.size} values of {name} are NaN or infinite")
 
 
-def _check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True) -> None:
+def check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True) -> None:
+    """Raise :class:`Unusable` if arrays have other names, shapes or (unless told not to) dtypes than expected."""
     if arrays.keys() != expected.keys():
         odd = sorted(arrays.keys() ^ expected.keys())
         lacking = [name for name in odd if name in expected]
-        raise _Unusable(
+        raise Unusable(
             Fault.NAMES,
             odd[0],
             f"arrays {', '.join(odd[:5])} are {'missing' if lacking == odd else 'missing or unknown'}",
         )
     for name, array in arrays.items():
         if array.shape != expected[name].shape:
-            raise _Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {expected[name].shape}")
+            raise Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {expected[name].shape}")
         if dtypes and array.dtype != expected[name].dtype:
-            raise _Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {expected[name].dtype}")
+            raise Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {expected[name].dtype}")
 
 
 def _check_layout(record: Record, layout: Layout) -> None:
     if not isinstance(record, Arrays):
-        raise _Unusable(Fault.NAMES, EXTRA, f"the record {EXTRA!r} must hold arrays, not {type(record).__name__}")
+        raise Unusable(Fault.NAMES, EXTRA, f"the record {EXTRA!r} must hold arrays, not {type(record).__name__}")
     odd = sorted(record.keys() ^ layout.keys())
     if odd:
-        raise _Unusable(Fault.NAMES, odd[0], f"extra arrays {', '.join(odd[:5])} are missing, or not the method's")
+        raise Unusable(Fault.NAMES, odd[0], f"extra arrays {', '.join(odd[:5])} are missing, or not the method's")
     for name, array in record.items():
         dtype, shape = layout[name]
         if array.dtype.name != dtype:
-            raise _Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {dtype}")
+            raise Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {dtype}")
         if len(array.shape) != len(shape) or any(b not in (-1, a) for a, b in zip(array.shape, shape, strict=True)):
-            raise _Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {shape} (-1: any size)")
+            raise Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {shape} (-1: any size)")
 
 
 def _norm(arrays: Iterable[np.ndarray]) -> float:
@@ -430,7 +380,7 @@ def _finite_norm(arrays: Arrays) -> float:
         lengths = {name: _length(array) for name, array in arrays.items() if array.dtype.kind in "fc"}
     for name, length in lengths.items():
         if not math.isfinite(length):  # or its square was too large for a float32
-            _check_finite(name, arrays[name])
+            check_finite(name, arrays[name])
     return math.hypot(*(length for name, length in lengths.items() if arrays[name].dtype.kind == "f"))
 
 
@@ -441,16 +391,5 @@ def _length(array: np.ndarray) -> float:
     return math.sqrt(abs(np.vdot(flat, flat)))
 
 
-def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    if array.dtype == dtype:
-        return array
-    with np.errstate(over="ignore"):
-        return (np.rint(array) if dtype.kind in "iub" and array.dtype.kind == "f" else array).astype(dtype)
-
-
 def _number(value: int | float | list[int] | list[float]) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _what(value: object) -> str:
-    return "nothing (None)" if value is None else f"a {type(value).__name__}"

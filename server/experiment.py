@@ -15,7 +15,8 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
 ``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``per_task`` (accuracy on each
                   task so far), ``metrics`` (what the strategy aggregated), ``seconds``
 ``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``server_bytes`` (what the server's half of the
-                  method keeps of past tasks and of clients' data), ``client_memory_bytes``, ``flops`` (of ending it),
+                  method keeps of past tasks and of clients' data), ``client_memory_bytes``, ``samples`` and ``flops``
+                  (of ending it: what methods do then, and the training of clients never chosen in the task),
                   ``seconds`` (since the last such event)
 ``failure``       ``fault``, ``client``, ``task``, ``round``, ``kind``, ``tensor``, ``reason``
 ``warning``       ``reason``, and where it belongs ``task``, ``round``, ``clients`` (left out of a wave)
@@ -77,6 +78,7 @@ from fedknow.protocols.messages import (
 from fedknow.protocols.plugins import explain
 from fedknow.protocols.seeds import integer
 from fedknow.server import metrics
+from fedknow.server.aggregates import check_aggregate, check_arrays
 from fedknow.server.arrivals import Arrivals
 from fedknow.server.checkpoint import (
     Checkpoint,
@@ -92,8 +94,6 @@ from fedknow.server.checks import (
     Fault,
     Inspector,
     RunError,
-    check_aggregate,
-    check_arrays,
 )
 from fedknow.server.evaluation import Scores, score_clients
 from fedknow.server.grid import MessageGrid
@@ -199,6 +199,11 @@ class Experiment:
         Arrivals.check(config, self.strategy)
         if config.engine.running_mean:
             check_running_mean(self.strategy, config.strategy.name)
+            if learner.sparse:
+                raise ConfigError(
+                    f"engine.running_mean = true: learner {config.learner.name} sends sparse parameters, whose sizes a "
+                    "mean does not tell; set it to false"
+                )
         self.arrivals = Arrivals.of(config)
         if self.arrivals is not None and self.arrivals.seconds and not grid.elapsed():
             raise ConfigError(
@@ -218,7 +223,7 @@ class Experiment:
         self._seconds_before = 0.0
         self._task_began = 0.0
         self._client_memory = 0.0
-        self._end_flops = 0.0
+        self._of_ending = {"samples": 0.0, FLOPS: 0.0}
         self._lost_told = False
         self._too_small = 0
 
@@ -608,8 +613,9 @@ class Experiment:
         sizes = [_scalar(reply.content[METRICS], KNOWLEDGE_BYTES) for reply in replies]
         self._note_memory(reply.content[METRICS] for reply in replies)
         for reply in replies:
-            spent = reply.content[METRICS].get(FLOPS)
-            self._end_flops += float(spent) if isinstance(spent, int | float) else math.nan
+            for name in self._of_ending:
+                spent = reply.content[METRICS].get(name)
+                self._of_ending[name] += float(spent) if isinstance(spent, int | float) else math.nan
         if not sizes:
             if nodes is not None:  # others may still go on
                 return math.nan
@@ -666,11 +672,11 @@ class Experiment:
             knowledge_bytes=knowledge,
             server_bytes=kept,
             client_memory_bytes=self._client_memory or math.nan,
-            flops=self._end_flops,
+            **self._of_ending,
             seconds=seconds,
             **self.grid.elapsed(),
         )
-        self._end_flops = 0.0
+        self._of_ending = dict.fromkeys(self._of_ending, 0.0)
         if fleet := self.grid.fleet():
             self.folder.write_fleet(fleet)
 

@@ -26,7 +26,7 @@ from fedknow.server.experiment import Experiment, RunResult
 from fedknow.server.flower_grid import FlowerGrid
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
-from fedknow.strategies import build_strategy
+from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["app", "run_on_flower"]
 
@@ -68,7 +68,9 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
         stream = make_benchmark(config)
         shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
-    build_strategy(config.strategy, config.data.clients)
+    strategy = build_strategy(config.strategy, config.data.clients)
+    if config.engine.running_mean:
+        check_running_mean(strategy, config.strategy.name)
 
     def show(event: Mapping[str, Any]) -> None:
         line = _line(event)

@@ -20,7 +20,18 @@ from fedknow.client.heap import keep_freed
 from fedknow.client.host import one_thread
 from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
-from fedknow.protocols.messages import EXTRA, NO_ANSWER, TRAIN, Arrays, Message, Record, client_of, nbytes, node_of
+from fedknow.protocols.messages import (
+    EXTRA,
+    NO_ANSWER,
+    TRAIN,
+    Arrays,
+    Mean,
+    Message,
+    Record,
+    client_of,
+    nbytes,
+    node_of,
+)
 from fedknow.protocols.wire.codec import Encoding, encode
 from fedknow.server.memory import process_peak_mb
 from fedknow.server.running_mean import RunningMean
@@ -255,7 +266,9 @@ class MessageGrid(Grid):
             count["messages"] += name == EXTRA
 
     def _size(self, name: str, record: Record) -> int:
-        """Bytes of a record on its way."""
+        """Bytes of a record on its way; of a mean, those of one client's parameters."""
+        if isinstance(record, Mean):
+            return record.bytes
         return _sparse_bytes(record) if self.sparse else nbytes({name: record})
 
     def _next_id(self) -> str:

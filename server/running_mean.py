@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fedknow.client.node import as_tensors
-from fedknow.protocols.messages import ARRAYS, METRICS, TRAIN, Arrays, Mean, Message, Metrics
+from fedknow.protocols.messages import ARRAYS, METRICS, TRAIN, Arrays, Mean, Message, Metrics, nbytes
 from fedknow.server.checks import NUM_EXAMPLES, Inspector, RunError
 
 __all__ = ["RunningMean", "averaged"]
@@ -122,6 +122,7 @@ def averaged(
             inspector.begin(0, 0, sent)
         if asked.kind == TRAIN and inspector(reply).failure is None:
             running.add(reply.arrays(), _weight(reply))
+            mean.bytes = nbytes({ARRAYS: reply.arrays()})  # the same for all, as shapes and dtypes are
             content = {name: mean if isinstance(record, Arrays) else record for name, record in reply.content.items()}
             reply = replace(reply, content=content)
         yield reply, version
@@ -140,8 +141,13 @@ def _mean_metrics(replies: Sequence[Message]) -> Metrics:
     weights = np.array([_weight(reply) for reply in replies])
     found = Metrics()
     for name in metrics[0]:
-        mean = weights @ np.array([numbers[name] for numbers in metrics], np.float64) / weights.sum()
-        found[name] = mean.tolist()
+        values = [np.asarray(numbers[name], np.float64) for numbers in metrics]
+        if len({value.shape for value in values}) > 1:
+            raise RunError(
+                f"engine.running_mean = true: there is no mean of the clients' metric {name!r}, which has "
+                f"{' or '.join(sorted({str(value.size) for value in values}))} values; report as many from each client"
+            )
+        found[name] = (weights @ np.stack(values) / weights.sum()).tolist()
     examples = [numbers[NUM_EXAMPLES] for numbers in metrics]
     found[NUM_EXAMPLES] = sum(cast("list[int]", examples))
     return found

@@ -20,7 +20,7 @@ from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grpc_grid import GrpcGrid
 from fedknow.server.report import write_report
 from fedknow.server.run_folder import RunFolder
-from fedknow.strategies import build_strategy
+from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["serve"]
 
@@ -85,7 +85,10 @@ def serve(
         stream = make_benchmark(config)
         shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
-    Arrivals.check(config, build_strategy(config.strategy, config.data.clients), real=True)
+    strategy = build_strategy(config.strategy, config.data.clients)
+    Arrivals.check(config, strategy, real=True)
+    if config.engine.running_mean:
+        check_running_mean(strategy, config.strategy.name)
     again = resume and (out / "config.toml").is_file()
     if again and (done := RunFolder.open(out)).complete and not differences(done.config, config):
         with GrpcGrid(config, listen, done.run_id, credentials=credentials, tokens=bearers) as grid:

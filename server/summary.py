@@ -82,8 +82,9 @@ class Summary:
     server_bytes : float
         Most that the server's half of the method kept of past tasks and of clients' data when a task ended.
     samples : float
-        Samples that went forward to be learned from, all clients and rounds together: extra epochs and replayed
-        samples count; NaN where clients did not say.
+        Samples that went forward to be learned from, all clients, rounds and ends of tasks together: extra epochs,
+        replayed samples and what is learned from when a task ends count; NaN where clients did not say. Runs of earlier
+        versions did not say the last, which is then left out.
     flops : float
         Floating point operations of clients' training and of what they do when a task ends, as clients count them; NaN
         where they did not.
@@ -282,7 +283,10 @@ def summarise(run: RunFolder) -> Summary:
             (event["knowledge_bytes"] for event in reversed(events) if event["event"] == "task_end"), math.nan
         ),
         server_bytes=_most(event.get("server_bytes") for event in events),
-        samples=sum(_or_nan(event.get("samples")) for event in rounds) if rounds else math.nan,
+        samples=sum(_or_nan(event.get("samples")) for event in rounds)
+        + sum(_or_nan(event.get("samples", 0.0)) for event in events if event["event"] == "task_end")
+        if rounds
+        else math.nan,
         flops=sum(_or_nan(event.get("flops")) for event in events if event["event"] in ("round", "task_end"))
         if rounds
         else math.nan,

@@ -34,8 +34,9 @@ PATIENCE = 3
 
 SHORTEST = 0.02
 """Seconds of work below which a batch is not worth its while: asking a worker and being answered takes 3 ms, or 6."""
-FEW = 64, 0.2
-"""So few clients are not cut into batches for less than so many seconds: workers may end so far apart."""
+FEW = 64, 0.2, 0.25
+"""So few clients are not cut into batches for less than so many seconds, nor below so much of a worker's share of them:
+as far apart workers may end."""
 
 _Batch = tuple[int, list[Job]]
 
@@ -100,7 +101,9 @@ class RayGrid(MessageGrid):
             self._workers = [self._spawn() for _ in range(count)]
             self._home: dict[int, int] = {}
             self._peaks: dict[int, float] = {}
-            self._wait([worker.start.remote() for worker in self._workers])
+            started = [worker.start.remote() for worker in self._workers]
+            self._wait(started)
+            self._peaks.update(enumerate(_get(started)))
         except BaseException:
             self.close()
             raise
@@ -129,8 +132,8 @@ class RayGrid(MessageGrid):
         shared = [ray.put(record) for record in arrays]
         queues = self._queues(lean)
         pace = max((self._pace.get(message.kind, math.inf) for message in work), default=1.0)
-        few, seconds = FEW
-        least = max(int(SHORTEST / pace), min(int(seconds / pace), few))
+        few, seconds, part = FEW
+        least = max(int(SHORTEST / pace), min(int(seconds / pace), int(part * len(work) / self.workers), few))
         average = self.averages(work)
         running: dict[ray.ObjectRef, _Batch] = {}
         held = 0
@@ -161,7 +164,7 @@ class RayGrid(MessageGrid):
                 else:
                     submit(index)  # before the answers are looked at, so that no worker waits for us
                     self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
-                    self._peaks[index] = answered.peak_memory_mb
+                    self._peaks[index] = max(self._peaks[index], answered.peak_memory_mb)
                     for light, version in answered.answers:
                         reply = unpack(light, answered.arrays)
                         if isinstance(reply.arrays(), Mean):  # it is added to others and let go
@@ -175,7 +178,8 @@ class RayGrid(MessageGrid):
             self._replace({index for index, _ in running.values()})
 
     def peak_memory_mb(self) -> float:
-        """Largest resident memory of this process and of the present workers, when they last answered, MB."""
+        """Largest resident memory of this process and of each worker, or the one in its place before, as it was known
+        when it last answered; MB."""
         return super().peak_memory_mb() + sum(self._peaks.values())
 
     def close(self) -> None:
@@ -208,7 +212,6 @@ class RayGrid(MessageGrid):
         for index in indices:
             ray.kill(self._workers[index])  # certainly dead now, whatever Ray thought
             self._workers[index] = self._spawn()
-            self._peaks.pop(index, None)
 
     def _queues(self, jobs: Sequence[Job]) -> list[deque[Job]]:
         """One queue a worker, of lengths that differ by one at most, clients where they were as far as possible."""

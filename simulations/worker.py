@@ -227,8 +227,8 @@ class Worker:
         self._host: Host | None = None
         self._shared: dict[str, Arrays] = {}
 
-    def start(self) -> None:
-        """Build the node, so that what is wrong with the experiment is raised here."""
+    def start(self) -> float:
+        """Build the node, so that what is wrong with the experiment is raised here; largest memory so far, MB."""
         # Not in the constructor: there, Ray turns an error into the actor's death.
         if self._host is None:
             config, stream, folder, node = self._made_from
@@ -236,6 +236,7 @@ class Worker:
             store = StateStore(folder, config.engine.memory_mb * 2**20, durable=bool(config.engine.address))
             self._host = Host(config, stream, store, node(config, stream) if node else None)
             gc.freeze()  # as the grid does in its process
+        return process_peak_mb()
 
     def work(self, jobs: Sequence[Job], shared: Sequence[ray.ObjectRef], average: bool = False) -> Answered:
         """Do jobs, one after the other or many at once (``engine.vectorize``).

@@ -12,6 +12,7 @@ from typing import Any
 
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedknow.protocols.config import ConfigError, StrategyConfig, closest
 from fedknow.protocols.plugins import explain, is_reference, load_object
@@ -115,7 +116,9 @@ def check_running_mean(strategy: Strategy, name: str) -> None:
     ConfigError
         If it may ask for more.
     """
-    fits = type(strategy) in _OF_THE_MEAN or getattr(strategy, "of_the_mean", False)
+    plain = type(strategy) in _OF_THE_MEAN
+    plain = plain and strategy.train_metrics_aggr_fn is aggregate_metricrecords  # type: ignore[attr-defined]
+    fits = plain or getattr(strategy, "of_the_mean", False)
     if not fits or type(strategy).start is not Strategy.start:
         known = ", ".join(
             n for n, builtin in _BUILTIN.items() if builtin.strategy in _OF_THE_MEAN and not builtin.wrapper

@@ -117,11 +117,11 @@ class HeadSlice:
 
     def logits(self, z: Tensor) -> Tensor:
         """Slice of the logits: float [n, width] -> [n, len(classes)]; the very tensor where the head is whole."""
-        return z if self._whole else z.index_select(1, self.index)
+        return z if self._whole else z.index_select(1, self.index.to(z.device))
 
     def labels(self, y: Tensor) -> Tensor:
         """Labels as positions in the slice: int64 [n] -> int64 [n]."""
-        return self._position[y]
+        return self._position.to(y.device)[y]
 
 
 @dataclass(frozen=True)

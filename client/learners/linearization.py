@@ -283,6 +283,8 @@ def _normalize(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    if training and x.numel() == x.shape[1]:  # as torch refuses it: one value has no variance
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
     statistics = (running_mean, running_var, training, momentum, eps)
     return cast(Tensor, _Normalization.apply(x, weight, bias, statistics))  # type: ignore[no-untyped-call]
 

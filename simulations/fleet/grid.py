@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -213,6 +213,7 @@ class FleetGrid(MessageGrid):
             piece = pieces[reply.reply_to] = self._piece(asked[reply.reply_to], reply, version, wave)
             if not keep and not piece.job.lost:
                 yield piece.reply, version
+                pieces[reply.reply_to] = replace(piece, reply=replace(piece.reply, content={}))
         arrived = self._wave([pieces[message.id] for message in work])  # in this order, however workers came to it
         if keep:
             for piece in arrived:

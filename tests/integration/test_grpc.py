@@ -25,6 +25,7 @@ from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import Message, Metrics, node_of
 from fedknow.protocols.wire import JOIN, PROTOCOL, Frame, hello, pack, parse, refused
 from fedknow.server.certs import make_certificates
+from fedknow.server.checkpoint import load_checkpoint
 from fedknow.server.run_folder import RunFolder
 from fedknow.simulations.simulate import simulate
 
@@ -226,6 +227,21 @@ def test_real_processes_over_tls_give_the_numbers_of_one_process(stage, expected
 def test_ray_gives_the_numbers_of_one_process_too(tmp_path, expected, numbers):
     changes = ["engine.backend=ray", "engine.workers=2"]
     assert numbers(simulate(read_config(BASE, changes), tmp_path / "run").folder) == expected
+
+
+def test_a_running_mean_gives_the_same_up_to_rounding(stage):
+    """Summed in the order of arrival, so weights differ in their last bits and answers hardly ever."""
+    mean = "engine.running_mean=true"
+    simulate(read_config(BASE, ["engine.backend=inline"]), stage.folder / "exact")
+    simulate(read_config(BASE, ["engine.backend=inline", mean]), stage.folder / "inline")
+    stage.start(mean)
+    paths = [stage.folder / "exact", stage.folder / "inline", stage.end()]
+    exact, *others = (load_checkpoint(path / "checkpoint") for path in paths)
+    for other in others:
+        assert other.traffic["train"] == exact.traffic["train"]
+        assert other.server_round == exact.server_round
+        for name, array in exact.arrays.items():
+            np.testing.assert_allclose(other.arrays[name], array, rtol=1e-3, atol=1e-4)
 
 
 def test_with_everybody_in_the_buffer_asynchronous_rounds_are_synchronous_ones(stage, expected_of, numbers):

@@ -6,7 +6,8 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import END_TASK, EVALUATE, KEPT, TRAIN, Arrays, Message, Metrics, node_of
-from fedknow.server.checks import Fault, Inspector, RunError, check_aggregate
+from fedknow.server.aggregates import check_aggregate
+from fedknow.server.checks import Fault, Inspector, RunError
 
 CURRENT = Arrays(w=np.zeros((2, 3), np.float32), n=np.array(4, np.int64))
 

@@ -22,6 +22,7 @@ from fedknow.protocols.messages import END_TASK, EVALUATE, KEPT, TRAIN, Arrays, 
 from fedknow.server.experiment import Experiment, RunError
 from fedknow.server.grid import InlineGrid
 from fedknow.server.run_folder import RunFolder
+from fedknow.server.summary import summarise
 
 CLIENTS, TASKS, ROUNDS = 4, 2, 3
 
@@ -176,12 +177,12 @@ def test_events_come_in_order_and_go_to_observers_too(rig):
     assert all(event["peak_memory_mb"] > 10 for event in rounds)
     ends = [event for event in run.events if event["event"] == "task_end"]
     assert [event["knowledge_bytes"] for event in ends] == [250.0, 250.0]
-    told = [(event["server_bytes"], event["client_memory_bytes"], event["flops"]) for event in ends]
-    assert told == [(0, None, None)] * 2  # these clients count no costs
+    told = [(event["server_bytes"], event["client_memory_bytes"], event["samples"], event["flops"]) for event in ends]
+    assert told == [(0, None, None, None)] * 2  # these clients count no costs
 
 
 def test_what_clients_needed(rig, monkeypatch):
-    """Most memory so far, and operations, in training and when a task ended, interrupted or not; not in scoring."""
+    """Most memory so far, operations and samples, in training and at a task's end, interrupted or not; not in scoring."""
     handle = FakeNode.handle
 
     def counted(self, message, state):
@@ -189,7 +190,9 @@ def test_what_clients_needed(rig, monkeypatch):
         task, client = message.config()["task"], client_of(message.node)
         needed = {TRAIN: 1000.0 * (client + 1) - task, END_TASK: 4000.5 - client, EVALUATE: 1e9}
         spent = {TRAIN: 10.0 * (client + 1), END_TASK: 1.0 + task, EVALUATE: 1e9}
-        reply.content["metrics"] |= {"memory-bytes": needed[message.kind], "flops": spent[message.kind]}
+        learned = {TRAIN: 5.0, END_TASK: 2.0 * client, EVALUATE: 1e9}
+        told = {"memory-bytes": needed, "flops": spent, "samples": learned}
+        reply.content["metrics"] |= {name: values[message.kind] for name, values in told.items()}
         return reply, state
 
     monkeypatch.setattr(FakeNode, "handle", counted)
@@ -202,6 +205,8 @@ def test_what_clients_needed(rig, monkeypatch):
     assert told == [*task, *[("round", 4000.5)] * 3, ("task_end", 4000.5)]
     flops = [event["flops"] for event in run.events if "flops" in event]
     assert flops == [100.0, 100.0, 100.0, 4.0, 100.0, 100.0, 100.0, 8.0]
+    samples = [event["samples"] for event in run.events if "samples" in event]
+    assert samples == [20.0, 20.0, 20.0, 12.0, 20.0, 20.0, 20.0, 12.0]
 
 
 def test_clients_are_told_task_and_round(rig):
@@ -703,6 +708,20 @@ def test_fedknow_learns_two_tasks_of_digits(tmp_path):
     assert result.summary["accuracy"] > 0.8  # guessing gives 0.5
     assert np.isfinite(result.accuracy["global"][:, 0, :]).all()
     assert result.summary["traffic"]["train.end_task"]["messages"] == 8
+
+
+@pytest.mark.parametrize(("learner", "at_the_end"), [("fedknow", 3), ("fedper", 0)])
+def test_all_samples_that_are_learned_from_are_told(tmp_path, learner, at_the_end):
+    """One client trains in a task's round, the others when it ends; FedKNOW then fine-tunes for three epochs."""
+    changes = [f"learner={learner}", "train.rounds=1", "train.epochs=2", "strategy.fraction=0.26", "model=mlp"]
+    folder = RunFolder.open(real(tmp_path / "run", *changes).folder)
+    benchmark = make_benchmark(folder.config)
+    sizes = [[benchmark.train_size(c, t) for c in range(folder.config.data.clients)] for t in range(benchmark.tasks)]
+    told = {kind: [e["samples"] for e in folder.events() if e["event"] == kind] for kind in ("round", "task_end")}
+    for size, in_round, ended in zip(sizes, told["round"], told["task_end"], strict=True):
+        assert in_round in [2 * n for n in size]
+        assert in_round + ended == (2 + at_the_end) * sum(size)
+    assert summarise(folder).measures()["samples"] == (2 + at_the_end) * np.sum(sizes)
 
 
 def test_a_users_strategy_file_trains_real_clients(tmp_path, monkeypatch):

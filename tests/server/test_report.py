@@ -269,13 +269,20 @@ def test_what_a_run_cost(tmp_path):
     rest = {"traffic": extra, "peak_memory_mb": 1.0, "seconds": 1.0, "time": 1.0}
     (run.path / "metrics.jsonl").write_text(
         "".join(
-            json.dumps({"event": event, "samples": 45.0, "flops": flops, "knowledge_bytes": 1.0, **rest}) + "\n"
-            for event, flops in (("round", 4e9), ("round", 5e9), ("task_end", 1e8))
+            json.dumps({"event": event, **samples, "flops": flops, "knowledge_bytes": 1.0, **rest}) + "\n"
+            for event, flops, samples in (
+                ("round", 4e9, {"samples": 45.0}),
+                ("round", 5e9, {"samples": 45.0}),
+                ("task_end", 1e8, {}),  # of an earlier version
+            )
         )
     )
     values = summarise(run).measures()
     assert (values["samples"], values["bytes"], values["bytes_extra"]) == (90.0, 5_501_500, 1500)
     assert values["flops"] == 9.1e9
+    for samples, total in ((7.0, 97.0), (None, math.nan)):
+        run.append({"event": "task_end", "samples": samples, "flops": 0.0, "knowledge_bytes": 1.0, **rest})
+        assert summarise(run).measures()["samples"] == pytest.approx(total, nan_ok=True)
 
 
 def test_twenty_methods_side_by_side(tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +13,18 @@ from fedknow.client.host import Host
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
-from fedknow.protocols.messages import CLIENT_FAILED, TRAIN, Arrays, Config, Mean, Message, Metrics, client_of, node_of
+from fedknow.protocols.messages import (
+    CLIENT_FAILED,
+    TRAIN,
+    Arrays,
+    Config,
+    Mean,
+    Message,
+    Metrics,
+    client_of,
+    nbytes,
+    node_of,
+)
 from fedknow.server.checks import Fault, Inspector, RunError
 from fedknow.server.grid import InlineGrid
 from fedknow.server.running_mean import RunningMean, averaged
@@ -186,6 +197,36 @@ def test_strategies_that_need_more_are_refused(tmp_path, strategy, words):
         simulate(load_preset("digits", [*SMALL, *changes]), tmp_path / "run")
     assert words in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def worst(records, weighted_by):
+    return MetricRecord({"loss": max(next(iter(record.metric_records.values()))["loss"] for record in records)})
+
+
+def watching():
+    """Flower's strategy, and a function that looks at each client's metrics."""
+    return FedAvg(fraction_evaluate=0, min_train_nodes=1, min_available_nodes=1, train_metrics_aggr_fn=worst)
+
+
+def test_a_function_that_sees_each_clients_metrics_is_refused(tmp_path):
+    changes = ["engine.backend=inline", "engine.running_mean=true", f"strategy={__name__}:watching"]
+    with pytest.raises(ConfigError, match="may look at each client's answer"):
+        simulate(load_preset("digits", [*SMALL, *changes]), tmp_path / "run")
+
+
+def test_metrics_that_have_no_mean_are_named():
+    running = RunningMean()
+    lean = [running.take(answer(0, [1, 2], 1, per_class=[1, 0])), running.take(answer(1, [1, 2], 1, per_class=[1]))]
+    with pytest.raises(RunError, match="metric 'per_class', which has 1 or 2 values"):
+        running.reply(lean)
+
+
+def test_traffic_is_that_of_each_client():
+    """Means of counters are wider than what clients send."""
+    work = [asked(0), asked(1)]
+    answers = [(answer(client, [1, 1], 1), 1) for client in (0, 1)]
+    sizes = [nbytes({"arrays": reply.arrays()}) for reply, _ in answers]
+    assert [reply.arrays().bytes for reply, _ in averaged(work, answers, inspector())] == sizes
 
 
 class Own(FedAvg):
