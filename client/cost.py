@@ -61,7 +61,9 @@ class Cost(NamedTuple):
         Bytes of the gradients that optimizers were given, and of what they keep themselves.
     samples : int
         How many samples were learned from, each as often as it was: those that went through the network the meter
-        watches while gradients were taken. Extra epochs and replayed samples count too.
+        watches while gradients were taken, and those that a method tells of (:meth:`Meter.add`). Extra epochs and
+        replayed samples count too, and when a task ends those that a copy is fine-tuned on or whose gradients are
+        measured.
     """
 
     flops: int = 0
@@ -202,10 +204,14 @@ class Meter:
         """A part that is not counted, as its cost is told by :meth:`add`; parts within are counted."""
         return _Part(self, None, counted=False)
 
-    def add(self, flops: int = 0, memory: int = 0) -> None:
-        """Charge the innermost part with operations, and with memory in bytes that is there until its end."""
+    def add(self, flops: int = 0, memory: int = 0, samples: int = 0) -> None:
+        """Charge the innermost part with operations, and with memory in bytes that is there until its end.
+
+        ``samples`` are those learned from in another network than the one watched.
+        """
         if self.parts:
             self.parts[-1].flops += flops
+            self.parts[-1].samples += samples
             self.parts[-1].hold(memory)
 
     def close(self, part: _Part, failed: bool) -> None:

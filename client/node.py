@@ -158,7 +158,7 @@ class Node:
                 samples = self.learner.epochs * len(start.task.train)
                 content, state = self._trained(start.task, start.round, result.report, samples)
             else:
-                content, state = self._ended(start.task, start.round)
+                content, state = self._ended(start.task, start.round, self.learner.epochs * len(start.task.train))
             own = content[METRICS]
             assert isinstance(own, Metrics)
             own |= self._costs(cost, states[i], state)
@@ -199,11 +199,15 @@ class Node:
         self._become(state, message)
         return self._ended(data, self._round(message, task, "end_task"))
 
-    def _ended(self, data: TaskData, round: Round) -> tuple[dict[str, Record], State]:
+    def _ended(self, data: TaskData, round: Round, before: int = 0) -> tuple[dict[str, Record], State]:
+        """End a task; ``before``: samples learned from for it apart from what the meter has seen."""
         with self.learner.meter.part():
             report = self.learner.end_task(data, round)
             extra = self.learner.share(data, round, ended=True)
-        content: dict[str, Record] = {METRICS: Metrics({"num-examples": len(data.train.y), **report})}
+        samples = before + self.learner.meter.samples
+        content: dict[str, Record] = {
+            METRICS: Metrics({"num-examples": len(data.train.y), "samples": samples, **report})
+        }
         if extra:
             content[EXTRA] = _arrays(extra)
         return content, self.learner.state_dict()

@@ -237,6 +237,7 @@ def _finetune(
     for _ in range(epochs):
         for index in batches(len(labels), batch_size, generator):
             with meter.part(("finetune", len(index), len(head.index))):
+                meter.add(samples=len(index))  # the model is a copy, which the meter does not watch
                 batch = Batch(x[index], labels[index], index, head)
                 optimizer.zero_grad(set_to_none=True)
                 with autocast():

@@ -227,6 +227,22 @@ def test_keys_of_fedknow(options):
     assert found == career(lambda: build_learner(config, (1, 8, 8), 2 * count), always=True, count=count)
 
 
+def test_samples_learned_from_when_a_task_ends():
+    """Those of a scratch copy's fine-tuning, and of a client's training that was never chosen; 0 without such work."""
+    for name, trained, never in (("fedknow", 3 * 20, 3 * 20 + 2 * 20), ("fedper", 0, 2 * 20), ("ewc", 20, 20 + 2 * 20)):
+        for done, expected in ((True, trained), (False, never)):
+            learner = build_learner(read_config(SMALL | {"learner": name}), (1, 8, 8), 2)
+            data = task(0, 20, (1, 8, 8), (0, 1))
+            for _ in range(2):  # counted, then charged
+                learner.load_state_dict({})
+                if done:
+                    learner.fit(data, Round(1, 0))
+                with learner.meter.message():
+                    learner.end_task(data, Round(0, 0))
+                    assert learner.meter.samples == expected
+                assert learner.meter.cost.samples == expected
+
+
 def test_a_step_of_ones_own_is_counted_each_time(tiny_model, tiny_task):
     class Twice(Finetune):
         def gradient(self, batch):

@@ -184,7 +184,8 @@ def test_a_client_never_chosen_still_ends_the_task_with_a_trained_head(node):
     fresh = n.learner.kept()["head.weight"]
     reply, state = ask(n, END_TASK, task=0)
     assert reply.failure is None
+    assert reply.content[METRICS]["samples"] == 2 * 20
     assert not torch.equal(state["kept"]["head.weight"], fresh)
     again, same = ask(n, END_TASK, state=state, task=0)
     assert torch.equal(same["kept"]["head.weight"], state["kept"]["head.weight"])  # it was trained already
-    assert again.content[METRICS]["knowledge-bytes"] == 0
+    assert again.content[METRICS]["knowledge-bytes"] == again.content[METRICS]["samples"] == 0

@@ -182,7 +182,7 @@ def test_events_come_in_order_and_go_to_observers_too(rig):
 
 
 def test_what_clients_needed(rig, monkeypatch):
-    """Most memory so far, operations and samples, in training and at a task's end, interrupted or not; not in scoring."""
+    """Most memory so far, operations and samples, in training and when a task ended, interrupted or not."""
     handle = FakeNode.handle
 
     def counted(self, message, state):

@@ -110,6 +110,10 @@ def test_clients_never_chosen_train_when_the_task_ends(tmp_path):
     assert one_by_one.keys() == at_once.keys()
     for name, head in one_by_one.items():
         assert torch.allclose(head, at_once[name], rtol=1e-3, atol=1e-5)
+    folders = [RunFolder.open(tmp_path / name) for name in ("off", "auto")]
+    ends = [[event["samples"] for event in folder.events() if event["event"] == "task_end"] for folder in folders]
+    assert ends[0] == ends[1]
+    assert min(ends[0]) > 0
 
 
 def test_on_where_it_cannot_be_is_said_before_the_run(tmp_path):
