@@ -100,8 +100,16 @@ def synthesize(
     agree, which moves images to where they would part. Then the student is distilled from the teacher on all images
     there are. Draws come from torch's global generator.
 
-    (The authors start each batch's generator from one that is meta-learned over batches; here it goes on learning. They
-    weigh the terms by data set; here they weigh the same.)
+    Other than in the authors' program (github.com/zj-jayzhang/Federated-Class-Continual-Learning, for CIFAR-100),
+
+    - the generator goes on learning from batch to batch; there each batch's starts from one meta-learned over batches;
+    - the three terms weigh the same; there by data set, and batches' statistics are averaged over those before;
+    - the last images of a batch's steps are taken; there those of the step with the smallest loss;
+    - images go to teacher and student as they are; there augmented, shifted and flipped;
+    - the student, and with it the third term, begins with the first batch; there after 20 for warm-up, which as
+      published, with 10 batches, never end;
+    - the student is distilled at the clients' temperature, without its square as a factor, by 20 steps of Adam a batch;
+      there at a temperature of its own, 20, with T^2, by 400 steps of SGD from a rate of 0.2.
 
     Parameters
     ----------

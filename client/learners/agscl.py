@@ -67,12 +67,13 @@ def shrink(rows: Tensor, towards: Tensor, threshold: Tensor) -> Tensor:
 class AgsCl(Learner):
     """Group-sparse nodes, the important ones frozen (Jung et al., NeurIPS 2020, Eqs. 2-5).
 
-    Keeps one number a node and the weights of important nodes, at most one copy of the body; sends what ``exchange``
-    says. Needs one forward pass over a task's samples at its end, and no replay memory. Task-incremental, as in the
-    paper; networks whose body is a chain of convolutions and linear layers, each followed by ReLU.
-
     Where authors' code and paper leave a choice: the bias belongs to a node's incoming weights, as in the code; nodes
     that start anew get the weights the run began with, a draw of the model's own initialiser that clients share.
+
+    Keeps: one number a node and the weights of important nodes, at most one copy of the body. Sends: what ``exchange``
+    says, nothing more. Needs: no stored sample; after each epoch a proximal step, and one forward pass over a task's
+    samples at its end. Valid: task-incremental, as in the paper; models whose body is a chain of convolutions and
+    linear layers, each followed by ReLU.
 
     Raises
     ------

@@ -109,14 +109,23 @@ class FedWeit(Learner):
 
     What the paper leaves open is as in the authors' code: A_c are those of the previous task alone (the paper sums over
     all past ones), attention is one number a client and parameter tensor, the base of units with a small mask is not
-    sent, and the server averages each weight over those who sent it (a plain mean would shrink it). Other than there,
+    sent, and the server averages each weight over those who sent it (a plain mean would shrink it). Other than there
+    (github.com/wyjeong/FedWeIT),
 
     - biases are split like weights, A starts at 0 instead of B / 3 and attention at 0 instead of at random;
+    - masks start at 3, where the gate is 0.95, instead of around 0, where it is 0.5;
+    - the A_i of past tasks are trained, as in the paper; there they stay as they were;
+    - A_c are those of all other clients; there of the clients that were selected in the last round, this one included
+      if it was;
+    - small entries of A are dropped for good when the task is over; there only from what is sent and when it is scored;
     - B' is the global base, and not the client's own as it last trained it, from before the next global one arrives;
     - of units that nobody sent a client gets the global base of before, and does not keep its own;
     - the squared norm is not halved, so lambda_2 = 100 weighs twice what theirs does;
     - weight decay acts on B in every task, not in the first alone;
     - of units with equal masks those that come first are sent, so that their number is as asked.
+
+    The paper's lambda_1 is on the masks too; here that weight is a setting of its own (``mask_sparsity``), by default
+    0, as there.
 
     Keeps: the head, m and A of each task, what it borrowed, B'; all A_c of the previous task while one lasts. Sends:
     the body without some units, once a task A_t; gets the body, once a task all clients' A. Zeros do not travel. Needs:

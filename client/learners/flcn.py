@@ -42,9 +42,14 @@ class Flcn(Learner):
         L(w) + lambda sum_j Omega_j (w_j - w_G,j)^2
 
     where Omega is the diagonal Fisher information of w_G on proxy data, at their labels. (Stated from memory of the
-    paper, hence without the equation's number.) The paper assumes that the
-    server has such data; here each client gives a fraction of a task's samples away with its first answer in that task,
-    and the bytes are counted. Until the first have come Omega is zero.
+    paper, hence without the equation's number.) The paper assumes that the server has such data; here each client gives
+    a fraction of a task's samples away with its first answer in that task, and the bytes are counted. Until the first
+    have come Omega is zero. Other than in the authors' program (github.com/thu-media/FedCL),
+
+    - Omega is one number a weight, and travels as such; there it is one a parameter tensor, the sum over its weights;
+    - it is the mean over samples of squared gradients; there batches' gradients are squared, added up and divided by
+      the number of samples, or with MAS instead of EWC their absolute values are;
+    - lambda is 100 by default; there it is 0.5, which weighs an Omega of another scale.
 
     Keeps: nothing (a number: the last task it gave samples of). Sends: the model, and once a task its share of the
     proxy data, float32 as the client trains on them. Gets: the model and Omega, as much again. Needs: the server's

@@ -87,7 +87,7 @@ class Gem(_Projecting):
 
     Before each step, with g_k the gradient on all of past task k's memory, the rows of G:
 
-        (7)   min_{g'} 1/2 ||g - g'||^2   subject to  <g', g_k> >= 0  for all k < t
+        (8)   min_{g'} 1/2 ||g - g'||^2   subject to (7)  <g', g_k> >= 0  for all k < t
         (11)  min_{v >= 0} 1/2 v^T G G^T v + (G g)^T v,    g' = G^T v* + g
 
     and, where a constraint was violated, ``g' = G^T (v* + gamma) + g`` (the end of their Section 3). The gradient of

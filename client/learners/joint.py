@@ -64,7 +64,9 @@ class Joint(_Jointly, Rehearsal):
     A round draws as many samples of all tasks as the current one has (times ``budget``) and passes over them as often
     as other methods do: as many samples are learned from. In the first task it is plain local training.
 
-    Keeps: every sample. Sends: what ``exchange`` says, nothing more. Valid: any model, task- or class-incremental.
+    Keeps: every sample of every task. Sends: what ``exchange`` says, nothing more. Needs: what
+    :class:`~fedknow.client.learners.baselines.Finetune` needs, times ``budget``. Valid: any model, task- or
+    class-incremental.
     """
 
     Settings = JointSettings
@@ -86,10 +88,11 @@ class JointCentral(_Jointly):
 
     The rounds are in :class:`fedknow.strategies.joint.JointCentral`; clients take the model and are scored, no more. A
     round draws as many samples of all tasks and clients as FedAvg's clients have in it (times ``budget``), and passes
-    over them as often. Nothing travels but the model that is scored.
+    over them as often.
 
-    Keeps: nothing on clients, every sample on the server. Valid: any model, task- or class-incremental; where the
-    server has the data, so not with ``data.name = "local"``.
+    Keeps: nothing on clients, every sample on the server. Sends: nothing; clients get the model where it is scored.
+    Needs: nothing of clients, and of the server the training of all of them, times ``budget``. Valid: any model, task-
+    or class-incremental; where the server has the data, so not with ``data.name = "local"``.
     """
 
     Settings = JointCentralSettings

@@ -15,6 +15,10 @@ How sure this is. Equations and roles are known from public summaries of the pap
 the gradient's norm or its square; here it is the norm, and the square may rank samples otherwise. Not known is where v
 starts for the next task (here: at the then global model, so that no further model is kept) and the value of s. The sum
 in Eq. 3 is taken as a mean, so that eta does not depend on the number of samples.
+
+The paper trains on the union of the task's samples and the cached ones (Eq. 6), so that each is seen once an epoch.
+Here each batch of the task is joined by as many cached samples (:class:`~fedknow.client.learners.er.JointReplay`),
+drawn anew for each: a cache smaller than the task is replayed many times an epoch, and may weigh as much as the task.
 """
 
 from __future__ import annotations
