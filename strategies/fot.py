@@ -35,8 +35,8 @@ def extend(basis: Tensor, moment: Tensor, threshold: float) -> Tensor:
 
     With X the inputs and U the basis, eigenvectors of ``R R^T``, ``R = X - U U^T X``, are added, the largest first,
     until ``|U^T X|^2 >= threshold |X|^2`` for the new U. That holds up to what is taken for rounding: 1e-6 of the
-    energy for each direction. (The authors' clients are sent U and project their inputs themselves; as ``R R^T`` follows
-    from ``X X^T``, the server can do it. They also average clients' ratios ``|R| / |X|``, not squared; here the
+    energy for each direction. (The authors' clients are sent U and project their inputs themselves; as ``R R^T``
+    follows from ``X X^T``, the server can do it. They also average clients' ratios ``|R| / |X|``, not squared; here the
     energies of everybody's inputs are compared, as a principal subspace asks.)
 
     Parameters
@@ -67,9 +67,9 @@ def extend_from_sketch(basis: Tensor, sketch: Tensor, energy: Tensor, threshold:
     Directions are singular vectors of ``A - U U^T A`` for one part of the sketch's columns. These columns lie closer to
     them than the inputs do, so what U holds is measured on the other columns, an eighth of the sketch, which are
     independent of U: ``|A - U U^T A|^2`` over their number is on average the energy that U leaves out, with a standard
-    error of at most ``4 / sqrt(m)`` of it, 11 % for m = 1280, and less the more directions the rest has. So is
-    ``|U^T X|^2 >= threshold |X|^2`` in the mean, missed by a few times ``(1 - threshold) 4 / sqrt(m)`` at worst. Where
-    7 m / 8 directions are too few for that, all of them are added and a warning is logged.
+    error of at most ``4 / sqrt(m)`` of it, 11 % for m = 1280, and less the more directions the rest has. So
+    ``|U^T X|^2 >= threshold |X|^2`` is missed by a few times ``(1 - threshold) 4 / sqrt(m) |X|^2`` at worst. Where
+    7 m / 8 directions are too few for it, all of them are added and a warning is logged.
 
     Parameters
     ----------

@@ -4,10 +4,28 @@ Bakman, Yaldiz, Ezzeldin and Avestimehr, "Federated Orthogonal Training: Mitigat
 Continual Federated Learning", ICLR 2024, arXiv 2309.01289. The client's half; the server's, which extracts the subspace
 and projects the updates, is :class:`fedknow.strategies.fot.Fot`.
 
-When a task is over, a client sends of each layer a random sketch X Omega of its inputs X, float [d, n], with Omega a
-Gaussian matrix [n, m]: their sum over clients is a sketch of everybody's inputs, from which the server finds the
-principal subspace without seeing anyone's samples. (Equations and algorithm are stated from memory of paper and
-authors' program, hence without their numbers.)
+When a task is over, a client sends of each layer what the server needs to know of its inputs X, float [d, n]: their
+second moment X X^T. Added up over clients it is that of everybody's inputs, whose eigenvectors are the principal
+subspace, with the very share of energy that each of them holds.
+
+The paper's clients send a sketch X Omega instead, with a Gaussian Omega [n, m] that they keep to themselves, so that
+the server sees nobody's inputs. Given X, the columns of X Omega are independent draws from N(0, X X^T): a sketch is m
+noisy looks at the second moment, and tells nothing else. Few columns distort it: with singular values ~ i^-0.5, d = 145
+and epsilon = 0.95, what seems to hold 0.95 of the energy holds 0.80 of it at m = d, and 0.92 at m = 5 d (the authors'
+program has the one or the other, by the layer). The exact moment, of which one triangle is enough, takes
+d (d + 1) / 2 numbers, half of the traffic of m = d and a tenth of that of m = 5 d. In turn it tells without noise what
+a sketch tells with it: X but for a rotation Q that mixes the samples, X Q. Both give away the span of a client's inputs
+(where n < d; of a client with one, that input itself). Both are sums, so that secure aggregation could hide clients
+among each other, as the paper has it; there is none here, and the server sees what each client sends.
+
+For layers so large that the triangle is more than a sketch of :attr:`FotSettings.columns` columns, the sketch is sent,
+and with it |X|^2. :func:`fedknow.strategies.fot.extend_from_sketch` says what is made of it. With 1280 columns a layer
+of d = 1153 or 2049 sends its moment (2.7 and 8.4 MB), one of d = 4097 a sketch (21 MB; its moment has 34).
+Here Omega follows from the round's seed, so that runs can be repeated. The server knows that seed: it could draw Omega
+too and, where n <= m, solve for X. Where this matters, let ``columns`` be above d / 2, and no layer is sketched.
+
+(The paper's equations are stated from memory, hence without their numbers; the program meant is
+github.com/duygunuryldz/Federated_Orthogonal_Training at f343e36.)
 """
 
 from __future__ import annotations
@@ -27,7 +45,7 @@ from fedknow.client.learners.base import Layout, Learner, LearnerSettings, Round
 from fedknow.protocols.config import ConfigError, TrainConfig
 from fedknow.protocols.seeds import integer
 
-__all__ = ["Fot", "FotSettings", "inputs", "layers"]
+__all__ = ["Fot", "FotSettings", "dimension", "inputs", "layers", "triangle"]
 
 
 class FotSettings(LearnerSettings):
@@ -37,8 +55,10 @@ class FotSettings(LearnerSettings):
     """What is averaged; with ``body`` each client has a head of its own."""
     threshold: float = Field(0.95, gt=0, le=1)
     """epsilon: the share of the inputs' energy that the subspace of past tasks has to hold."""
-    columns: int = Field(256, ge=1)
-    """m, the most columns of a layer's sketch; as many as the layer has inputs are never exceeded."""
+    increase: float = Field(0.0, ge=0, lt=1)
+    """What is added to epsilon after each task, up to 1. The authors' commands have 0.001, and 0 for permuted MNIST."""
+    columns: int = Field(1280, ge=16)
+    """m, the columns of the sketches that layers of more than 2 m - 1 inputs send; the others send second moments."""
     patches: int = Field(64, ge=0)
     """Places of an image, drawn at random, whose patches count as inputs of a convolution; 0: all."""
 
@@ -46,13 +66,15 @@ class FotSettings(LearnerSettings):
 class Fot(Learner):
     """Federated orthogonal training (Bakman et al., ICLR 2024): plain clients, a server that projects.
 
-    Keeps: nothing about past tasks; the subspaces are the server's. Sends: the model, and once a task a sketch of each
-    layer's inputs, float [d, m] with d the layer's inputs (and one for its bias). Needs: a forward pass over the
-    task's samples when it is over. Valid: task-incremental, for the head's rows are left to their own task; models
-    whose body has no parameters but those of convolutions and linear layers.
+    Keeps: nothing about past tasks; the subspaces are the server's. Sends: the model, and once a task the second moment
+    of each layer's inputs, one triangle, float [d (d + 1) / 2] with d the layer's inputs (and one for its bias); of
+    layers with d >= 2 m a sketch, float [d, m], and its inputs' energy. Needs: a forward pass over the task's samples
+    when it is over, d multiplications for each number in X (m with a sketch), and room for [d, d] or [d, m] of each
+    layer. Valid: task-incremental, for the head's rows are left to their own task; models whose body has no parameters
+    but those of convolutions and linear layers.
 
     The paper's networks have no biases; here a bias is the weight of an input that is always 1, and is projected with
-    the others. Two things save work and are settings: the sketch's width m, and the places that patches are taken from.
+    the others. Two things save work and are settings: m, and the places that patches are taken from.
     """
 
     Settings = FotSettings
@@ -67,44 +89,70 @@ class Fot(Learner):
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
-        """The share of energy that the server's subspaces hold."""
+        """The share of energy that the server's subspaces hold, and how it grows."""
         assert isinstance(settings, FotSettings)
-        return {"threshold": settings.threshold}
+        return {"threshold": settings.threshold, "increase": settings.increase}
 
     @property
     def ends_task(self) -> bool:
-        """Always: sketches are sent when a task is over."""
+        """Always: what is known of its inputs is sent when a task is over."""
         return True
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """A client never chosen in the task trains its head; the sketch is taken on the shared body all the same."""
+        """A client never chosen in the task trains its head; its inputs are those of the shared body all the same."""
         shared = self.send()
         report = super().end_task(task, round)
         self._load(shared)
         return report
 
     def shares(self, ended: bool) -> Layout:
-        """A sketch for each layer."""
-        return {name: ("float32", self._shape(layer)) for name, layer in self.layers.items()} if ended else {}
+        """Each layer's second moment, by its name; of a large one the sketch, and its inputs' energy."""
+        layout: Layout = {}
+        for name, layer in self.layers.items() if ended else ():
+            d = dimension(layer)
+            if self.sketched(layer):
+                layout |= {name: ("float32", (d, self.settings.columns)), f"{name}.energy": ("float32", (1,))}
+            else:
+                layout[name] = "float32", (d * (d + 1) // 2,)
+        return layout
 
     @torch.no_grad()
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
-        """X Omega of each layer, by its name in the body, float [d, m]; nothing after a round."""
+        """X X^T of each layer, or X Omega and |X|^2: what :meth:`shares` lists; nothing after a round."""
         if not ended:
             return {}
         draws = torch.Generator().manual_seed(integer(round.seed, "sketch"))
-        sketches = {name: torch.zeros(self._shape(layer)) for name, layer in self.layers.items()}
+        m = self.settings.columns
+        sums = {n: torch.zeros(dimension(x), m if self.sketched(x) else dimension(x)) for n, x in self.layers.items()}
+        energy = {name: torch.zeros(1) for name, layer in self.layers.items() if self.sketched(layer)}
         self.body.eval()
         for part in torch.split(self.images(task.train.x), 64):
             with inputs(self.layers, self.settings.patches, draws) as seen:
                 self.body(part)
             for name, x in seen.items():
-                sketches[name] += x @ torch.randn(x.shape[1], sketches[name].shape[1], generator=draws)
-        return sketches
+                if name in energy:
+                    sums[name].addmm_(x, torch.randn(x.shape[1], m, generator=draws))
+                    energy[name] += x.square().sum()
+                else:
+                    sums[name].addmm_(x, x.T)
+        shared: Tensors = {}
+        for name, total in sums.items():
+            shared |= {name: total, f"{name}.energy": energy[name]} if name in energy else {name: triangle(total)}
+        return shared
 
-    def _shape(self, layer: nn.Conv2d | nn.Linear) -> tuple[int, int]:
-        d = layer.weight[0].numel() + (layer.bias is not None)
-        return d, min(d, self.settings.columns)
+    def sketched(self, layer: nn.Conv2d | nn.Linear) -> bool:
+        """Whether a triangle of the layer's second moment is more than a sketch."""
+        return dimension(layer) >= 2 * self.settings.columns
+
+
+def dimension(layer: nn.Conv2d | nn.Linear) -> int:
+    """d: what goes into a node of the layer, and one for its bias."""
+    return layer.weight[0].numel() + (layer.bias is not None)
+
+
+def triangle(moment: Tensor) -> Tensor:
+    """One half of a symmetric matrix, row by row: float [d, d] -> [d (d + 1) / 2]."""
+    return moment[torch.ones_like(moment, dtype=torch.bool).triu()]
 
 
 def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
