@@ -51,8 +51,18 @@ from fedknow.simulations.presets import load_preset
 
 ROOT = Path(__file__).parent
 CLIENTS = 2
-EVERY = {"fedavg": 2, "exact": 2, "surrogate": 4, "surrogate/2": 4, "full": 12, "naive": 12}
-"""Which of the batches each way is timed on: one in so many."""
+EVERY = {
+    "fedavg": 2,
+    "exact": 2,
+    "surrogate": 4,
+    "surrogate/2": 4,
+    "online": 4,
+    "quarter": 4,
+    "full": 12,
+    "naive": 12,
+}
+"""Which of the batches each way is timed on: one in so many. A quarter of a batch is what gradients are restored from;
+an online dual begins each of its steps with the multipliers of the last one that was timed."""
 
 
 class Naive(FedKnow):
@@ -100,6 +110,9 @@ class Stopwatch:
         known = FedKnowSettings(k=100)
         kinds = {"exact": known, "full": known.model_copy(update={"path": "full"})}
         kinds |= {"surrogate": known.model_copy(update={"integrator": "surrogate"})}
+        kinds |= {"online": known.model_copy(update={"integrator": "online"})}
+        if not any(isinstance(module, nn.BatchNorm2d) for module in self.ways["fedavg"].model.modules()):
+            kinds |= {"quarter": known.model_copy(update={"restore_from": 0.25})}
         kinds |= {"surrogate/2": kinds["surrogate"].model_copy(update={"every": 2})}
         for name, settings in kinds.items():
             self.ways[name] = FedKnow(copy.deepcopy(self.ways["fedavg"].model), config.train, settings)

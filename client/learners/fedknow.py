@@ -32,6 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import (
@@ -53,6 +54,7 @@ from fedknow.client.learners.integrator import (
     integrate_one,
     integrate_surrogate,
     most_dissimilar,
+    step_dual,
 )
 from fedknow.client.learners.knowledge import Knowledge, extract, prunable
 from fedknow.client.learners.linearization import Linearization, factorable, flatten, views
@@ -91,16 +93,20 @@ class FedKnowSettings(LearnerSettings):
     teacher's answers for each. Otherwise k and so many more, drawn anew each round: those chosen last, and others at
     random. With that a round costs the same however many tasks there are; the choice is exact as long as they are no
     more than that, and an approximation afterwards, of which no loss was seen (docs/benchmarks.md, Growth)."""
-    integrator: Literal["qp", "surrogate", "sum", "off"] = "qp"
-    """``qp`` is the paper's. ``surrogate`` takes all violated constraints as one, their weighted sum: an approximation
-    whose cost does not grow with the tasks. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores
-    them: for ablation."""
+    integrator: Literal["qp", "surrogate", "online", "sum", "off"] = "qp"
+    """``qp`` is the paper's. Two approximations cost the same however many tasks there are: ``surrogate`` takes all
+    violated constraints as one, their weighted sum; ``online`` keeps the multipliers of Eq. (4) from batch to batch and
+    moves them one step a batch. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for
+    ablation."""
     path: Literal["adaptive", "full"] = "adaptive"
     """How ``qp`` comes to its result, which is the same up to rounding: from the restored gradients it needs, or from
     all of them."""
     margin: float = Field(0.0, ge=0)
     """Added to each multiplier of Eq. (4), at the price of a backward pass a step: restored gradients are then followed
     even where none is violated. As GEM has it (NeurIPS 2017, Sec. 3); the authors' code has 0.5, the paper nothing."""
+    restore_from: float = Field(1.0, gt=0, le=1)
+    """Share of a batch that restored gradients are taken from, in a forward pass of its own with other dropout masks.
+    Less than 1 is an approximation; not with ``online``, nor for bodies with BatchNorm."""
     every: int = Field(1, ge=1)
     """Integrate one batch in so many; the others take the plain gradient. More than 1 is an approximation."""
     exchange: Exchange = "body"
@@ -164,6 +170,7 @@ class FedKnow(Learner):
         self._answers_task = int(state.get("answers_task", -1))
         self._local: Tensors = dict(state.get("local", {}))
         self._signature: list[int] = list(state.get("signature", []))
+        self._multipliers = {int(task): float(v) for task, v in state.get("multipliers", {}).items()}
         self._candidates: list[int] = []
         self._chosen: list[int] | None = None
         self._revisiting = self._after_aggregation = False
@@ -186,6 +193,7 @@ class FedKnow(Learner):
             "answers_task": self._answers_task,
             "local": self._local,
             "signature": self._signature,
+            "multipliers": {str(task): v for task, v in self._multipliers.items()},
         }
 
     # --- training -------------------------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ class FedKnow(Learner):
             self._factored = frozenset(parameter for parameter, scratch in pairs if scratch in found)
         stale = self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values())
         if stale:
-            self._answers, self._answers_task = {}, task.task
+            self._answers, self._answers_task, self._multipliers = {}, task.task, {}
         self._candidates = [] if self.settings.integrator == "off" else self._draw_candidates(task.task, round)
         if len(self._candidates) <= self.settings.k:
             self._signature = self._candidates
@@ -268,6 +276,8 @@ class FedKnow(Learner):
         self._batches += 1
         if not self._integrates(self._batches, past):
             return super().gradient(batch)
+        if self.settings.restore_from < 1:
+            return self._gradient_restored_from_a_part(batch, past)
         at_body = Linearization(self.body, batch.x, self.autocast(), self._factored or frozenset())
         features = at_body.features.requires_grad_()
         with self.autocast():
@@ -277,20 +287,43 @@ class FedKnow(Learner):
         own, self.head.weight.grad, self.head.bias.grad = torch.autograd.grad(
             loss, [features, self.head.weight, self.head.bias]
         )
-        result = self._integrated(at_body, own, self._restored(logits.detach(), batch.index, past), past)
+        restored = self._restored(logits.detach(), batch.index, past)
+        if self.settings.integrator == "online" and self._may_be_lazy(min(len(past), self.settings.k)):
+            result = self._integrated_online(at_body, own, restored, past)
+        else:
+            result = self._integrated(at_body, own, restored, past)
+        self._count(result)
+        self._set_body_gradient(at_body.expand(result.gradient))
+        return loss.item(), hits(z, batch.y)
+
+    def _gradient_restored_from_a_part(self, batch: Batch, past: list[int]) -> tuple[float, int]:
+        """The batch's gradient, integrated with restored gradients of its first samples."""
+        report = super().gradient(batch)
+        plain = flatten([cast(Tensor, parameter.grad) for parameter in self._parameters], self._parameters)
+        part = math.ceil(self.settings.restore_from * len(batch.y))
+        at_part = Linearization(self.body, batch.x[:part], self.autocast())  # its own coordinates would not be g's
+        with self.autocast(), torch.no_grad():
+            logits = widen(self.head(at_part.features))
+        restored = self._restored(logits, batch.index[:part], past)
+        result = self._integrated(at_part, restored.sum(0) @ self.head.weight.detach(), restored, past, plain)
+        self._count(result)
+        self._set_body_gradient(at_part.expand(result.gradient))
+        return report
+
+    def _count(self, result: Integration) -> None:
         self._steps += 1
         self._violated += result.violated
         self._active += int((result.multipliers > 0).sum())
         self._pullbacks += 1 + result.built
         self._pushforwards += result.asked
-        self._set_body_gradient(at_body.expand(result.gradient))
-        return loss.item(), hits(z, batch.y)
 
     def _integrates(self, batch: int, past: list[int]) -> bool:
         """Whether the gradient of a round's so-and-so-manieth batch is integrated."""
         return bool(past) and self.settings.integrator != "off" and batch % self.settings.every == 0
 
-    def _integrated(self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]) -> Integration:
+    def _integrated(
+        self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int], plain: Tensor | None = None
+    ) -> Integration:
         """Integrate the gradients of one batch.
 
         Parameters
@@ -298,11 +331,13 @@ class FedKnow(Learner):
         at_body : Linearization
             The body at the batch: g = J^T c.
         own : Tensor
-            Gradient of the loss by the features, float [n, f].
+            Gradient of the loss by the features, c, float [n, f].
         restored : Tensor
             Gradients of the restored losses by the logits (:meth:`_restored`).
         past : list of int
             Their tasks.
+        plain : Tensor, optional
+            g, where it is not J^T c, as ``at_body`` is at a part of the batch; any c will do then.
         """
         s = self.settings
         head, count = self.head.weight.detach(), min(len(past), s.k)
@@ -313,16 +348,18 @@ class FedKnow(Learner):
         lazily = self._may_be_lazy(count)
         self.meter.add(memory=g.nbytes)
         at_body.pullback(own, g, forward=lazily)
+        able = lazily and self._can_push_forward(at_body, own, g)
+        if plain is not None:
+            g.copy_(plain)
         if choosing:
             restored = restored[self._choose(at_body, g, restored @ head, past, rows[0])]
         restorer = Restorer(at_body, restored, head, rows, self.meter)
-        lazily = lazily and self._can_push_forward(at_body, own, g)
         with self.meter.told():
             if s.integrator == "sum":
                 result = Integration(g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1)
-            elif lazily and s.integrator == "qp":
+            elif able and s.integrator == "qp":
                 result = integrate_lazily(g, count, restorer.build, restorer.products)
-            elif lazily:
+            elif able and s.integrator == "surrogate":
                 result = integrate_surrogate(g, restorer.lengths(), restorer.products(g)[0], restorer.combine)
             else:
                 result = integrate(g, restorer.build(range(count)))
@@ -330,6 +367,28 @@ class FedKnow(Learner):
                 result = replace(result, gradient=result.gradient + s.margin * restorer.combine(np.ones(count)))
             self.meter.add(result.flops, 2 * g.nbytes)  # g' and what was added to g
         return result
+
+    def _integrated_online(self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]) -> Integration:
+        """Integrate with the multipliers that the task's earlier batches left, and move these; as `_integrated`.
+
+        One backward pass, of ``c + sum_i v_i c_i``, gives g', and one pushforward along it tells how v moves.
+        """
+        head, choosing = self.head.weight.detach(), self._chosen is None and len(past) > self.settings.k
+        g, *rows = self._room(2, at_body.size)
+        if self._lazy is None or choosing:
+            at_body.pullback(own, g, forward=True)
+            if not self._can_push_forward(at_body, own, g):
+                return self._integrated(at_body, own, restored, past)
+        if choosing:
+            places = self._choose(at_body, g, restored @ head, past, rows[0])
+            restored, past = restored[places], [past[place] for place in places]
+        self._signatures += len(past)
+        restorer = Restorer(at_body, restored, head, rows[0][None], self.meter)
+        v = np.array([self._multipliers.get(task, 0.0) for task in past])
+        turned = restorer.turn(own, v + self.settings.margin, g)
+        products, lengths = restorer.products(turned)[0], restorer.lengths(turned)
+        self._multipliers |= dict(zip(past, step_dual(v, products, lengths).tolist(), strict=True))
+        return Integration(turned, v, int((products < 0).sum()), 0, 1)
 
     def _choose(self, at_body: Linearization, g: Tensor, restored: Tensor, past: list[int], row: Tensor) -> list[int]:
         """Places, among past tasks, of the signature tasks: those farthest from g. One restored gradient at a time."""
@@ -482,6 +541,10 @@ def _check_model(learner: FedKnow) -> None:
         fault = "its body has no weight matrices to keep a fraction of"
     elif learner.head.bias is None:
         fault = "its head needs a bias"
+    elif learner.settings.restore_from < 1 and any(isinstance(m, _BatchNorm) for m in learner.body.modules()):
+        fault = "learner.restore_from < 1 would move its BatchNorm statistics twice a batch; set it to 1"
+    elif learner.settings.restore_from < 1 and learner.settings.integrator == "online":
+        fault = "learner.integrator = 'online' turns g by one backward pass of the whole batch; set restore_from to 1"
     elif frozen := [name for name, parameter in learner.body.named_parameters() if not parameter.requires_grad]:
         fault = f"parameters of its body are frozen ({', '.join(frozen[:3])}); make them buffers"
     if fault:

@@ -32,6 +32,7 @@ __all__ = [
     "integrate_surrogate",
     "most_dissimilar",
     "solve_dual",
+    "step_dual",
     "wasserstein",
 ]
 
@@ -198,6 +199,39 @@ def integrate_surrogate(
     _check_finite(np.array([square]))
     scale = -(w @ products) / square if square else 0.0
     return Integration(g + scale * surrogate, scale * w, int((products < 0).sum()), 1, 1, 2 * g.numel())
+
+
+def step_dual(v: Vector, products: Vector, lengths: Vector, cosine: float = 0.5) -> Vector:
+    """One step of projected gradient descent on Eq. (4), whose gradient at v is ``G g' = G G^T v + G g``.
+
+    In units in which all gradients have length 1, the step is one over the largest eigenvalue that G G^T has where
+    all pairs of gradients have this cosine; twice as long a step would still converge.
+
+    Parameters
+    ----------
+    v : ndarray
+        The multipliers with which g' was made, float64 [k].
+    products : ndarray
+        ``<g', g_i>``, float64 [k].
+    lengths : ndarray
+        ``|g_i|``, float64 [k], or estimates.
+    cosine : float
+        What is taken for the gradients' cosines.
+
+    Returns
+    -------
+    ndarray
+        The next v, float64 [k], nowhere negative.
+
+    Raises
+    ------
+    FloatingPointError
+        If an input is not finite.
+    """
+    _check_finite(v, products, lengths)
+    largest = 1 + cosine * (len(v) - 1)
+    moved = np.maximum(v - products / (largest * np.maximum(lengths, 1e-19) ** 2), 0)
+    return np.where(lengths > 1e-19, moved, 0.0)  # a gradient of zero forbids nothing
 
 
 def integrate_one(g: Tensor, other: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class Restorer:
         self._rows = rows
         self._meter = meter
         self._built = 0
+        self._turned = at_logits.new_zeros(0)
 
     def build(self, tasks: Sequence[int]) -> Tensor:
         """The gradients built so far, float [m, size], in the order in which they were asked for."""
@@ -80,6 +81,16 @@ class Restorer:
             combined = torch.tensordot(torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1)
             return self._at_body.pullback(combined @ self._head, self._rows[0])
 
+    def turn(self, cotangent: Tensor, weights: Vector, out: Tensor) -> Tensor:
+        """``g + sum_i w_i g_i`` by one backward pass, from g's own cotangent at the features, float [B, f].
+
+        Afterwards :meth:`products` can be asked for.
+        """
+        with self._part("turn"):
+            combined = torch.tensordot(torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1)
+            self._turned = cotangent + combined @ self._head
+            return self._at_body.pullback(self._turned, out, forward=True)
+
     def products(self, u: Tensor) -> tuple[Vector, Vector]:
         """``<g_i, u>`` for u float [size], as ``<p_i, J u W^T>``, and ``|p_i| |J u W^T|``: float64 [k] each."""
         with self._part("products"):
@@ -90,11 +101,17 @@ class Restorer:
     def _part(self, what: str) -> AbstractContextManager[None]:
         return self._meter.part((what, self._at_logits.shape))
 
-    def lengths(self) -> Vector:
-        """``|c_i|``, from which a gradient's length differs by what the body does: float64 [k]."""
+    def lengths(self, turned: Tensor | None = None) -> Vector:
+        """``|c_i|``, from which a gradient's length differs by what the body does: float64 [k].
+
+        With the result of :meth:`turn` they are made longer by as much as its cotangent was: estimates of ``|g_i|``.
+        """
         with self._part("lengths"):
             squares = (self._at_logits @ (self._head @ self._head.T)).mul_(self._at_logits).flatten(1).sum(1)
-            return _numbers(squares.clamp_min(0).sqrt())
+            lengths = squares.clamp_min(0).sqrt()
+            return _numbers(
+                lengths if turned is None else lengths * turned.norm() / self._turned.norm().clamp_min(1e-30)
+            )
 
 
 def _numbers(x: Tensor) -> Vector:

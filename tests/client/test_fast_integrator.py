@@ -4,7 +4,9 @@ The reference forms every gradient by a forward and a backward pass of its own, 
 """
 
 import copy
+import functools
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +22,9 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.base import Batch, HeadSlice, Round
 from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings
-from fedknow.client.learners.integrator import integrate, integrate_lazily, integrate_surrogate
+from fedknow.client.learners.integrator import integrate, integrate_lazily, integrate_surrogate, step_dual
 from fedknow.client.learners.linearization import Linearization, factorable, flatten, views
-from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.config import ConfigError, TrainConfig
 
 # --- the algorithm on matrices ------------------------------------------------------------------------------------
 
@@ -133,6 +135,33 @@ def test_surrogate_is_exact_for_one_violated_constraint():
     result = integrate_surrogate(torch.from_numpy(g), np.ones(2), matrix @ g, lambda w: torch.from_numpy(w @ matrix))
     assert result.gradient.tolist() == [0, 1]
     assert (result.violated, result.built, result.asked) == (1, 1, 1)
+
+
+def test_a_dual_step_by_hand():
+    """Largest eigenvalue of two unit vectors at cosine 1/2: 1.5."""
+    v = step_dual(np.array([0.0, 1.0, 0.1]), np.array([-2.0, 0.5, 9.0]), np.array([1.0, 2.0, 0.0]), cosine=0.25)
+    assert v == pytest.approx([2 / 1.5, 1 - 0.5 / (1.5 * 4), 0])
+
+
+@settings(deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_a_dual_step_never_goes_uphill(problem, seed):
+    """Where the cosine is 1 the eigenvalue, k, is the largest that k unit vectors can have."""
+    g, signature = problem
+    lengths = np.linalg.norm(signature, axis=1)
+    unit = signature[lengths > 0] / lengths[lengths > 0, None]
+    v = np.random.default_rng(seed).exponential(size=len(signature)) * np.linalg.norm(g) / np.maximum(lengths, 1e-9)
+    v[lengths == 0] = 0
+
+    def dual(v):
+        w = (v * lengths)[lengths > 0]  # Eq. (4) in units in which all gradients have length 1
+        return 0.5 * ((w @ unit) ** 2).sum() + w @ (unit @ g)
+
+    for _ in range(5):
+        after = step_dual(v, signature @ (g + v @ signature), lengths, cosine=1.0)
+        assert (after >= 0).all()
+        assert dual(after) <= dual(v) + 1e-9 * (g @ g)
+        v = after
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -354,6 +383,21 @@ def test_step_equals_the_plain_reference(tiny_model, tiny_task, seed, past, hidd
     assert (signature @ ours.numpy() >= -1e-8 * size * np.linalg.norm(signature, axis=1)).all()
 
 
+def test_a_step_by_coordinates_equals_the_plain_reference(tiny_model, tiny_task, monkeypatch):
+    """What large models have: gradients as coordinates of the batch's inputs, found out as they are needed."""
+    monkeypatch.setattr("fedknow.client.learners.fedknow.factorable", functools.partial(factorable, threshold=1))
+    torch.manual_seed(0)
+    model = tiny_model(hidden=8, classes=10).double()
+    tasks = [as_double(tiny_task(number)) for number in range(5)]
+    learner = live(client(model), tasks[:-1], rounds=2)
+    ours = step(learner, tasks[-1])
+    assert learner._factored
+    assert learner._lazy
+    expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
+    assert (signature @ g < 0).any()
+    assert ours.numpy() == pytest.approx(expected.numpy(), abs=1e-10)
+
+
 @pytest.mark.parametrize("kind", [{}, {"norm": True, "dropout": 0.5}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_both_paths_train_the_same_client(tiny_model, tiny_task, dtype, kind):
@@ -443,6 +487,61 @@ def test_an_approximation_costs_three_products_at_most(tiny_model, tiny_task):
     assert 1 <= report["pullbacks"] <= 2
     assert report["pushforwards"] == 1
     assert report["signature-tasks"] == 6
+
+
+def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_task):
+    learner = live(client(tiny_model(classes=14), integrator="online"), [tiny_task(t) for t in range(6)], rounds=2)
+    report = learner.fit(tiny_task(6), Round(1, 1))
+    assert (report["pullbacks"], report["pushforwards"], report["signature-tasks"]) == (1, 1, 6)
+    assert set(learner._multipliers) == set(range(6))
+    again = client(tiny_model(classes=14), integrator="online")
+    again.load_state_dict(learner.state_dict())
+    assert again._multipliers == learner._multipliers
+    again.begin(tiny_task(7), Round(1, 1))
+    assert again._multipliers == {}  # another task's samples ask for others
+    few = live(client(tiny_model(classes=12), integrator="online", k=2), [tiny_task(t) for t in range(5)])
+    step(few, tiny_task(5))
+    assert sorted(few._multipliers) == sorted(few._chosen)
+    assert few.counts()["signature-tasks"] == 2
+
+
+def test_the_online_dual_ends_at_the_exact_gradient(tiny_model, tiny_task):
+    """Step after step at one batch and the same weights; the first has no multipliers and is the plain gradient."""
+    torch.manual_seed(0)
+    model = tiny_model(classes=10).double()
+    tasks = [as_double(tiny_task(number)) for number in range(5)]
+    learner = live(client(model), tasks[:-1], rounds=2)
+    step(learner, tasks[-1])
+    expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
+    assert (signature @ g < 0).any()
+    learner.settings = FedKnowSettings(integrator="online")
+    assert step(learner, tasks[-1]).numpy() == pytest.approx(g, abs=1e-12)
+    for _ in range(300):
+        ours = step_again(learner, tasks[-1])
+    assert torch.allclose(ours, expected, atol=1e-4 * float(np.linalg.norm(g)))
+
+
+@pytest.mark.parametrize("part", [0.5, 0.6])
+def test_gradients_restored_from_a_part_of_the_batch(tiny_model, tiny_task, part):
+    """The batch's gradient, integrated with what past tasks ask of its first samples."""
+    torch.manual_seed(0)
+    model = tiny_model(classes=10).double()
+    tasks = [as_double(tiny_task(number)) for number in range(5)]
+    learner = live(client(model), tasks[:-1], rounds=2)
+    step(learner, tasks[-1])
+    few = FIRST[: math.ceil(part * len(FIRST))]
+    _, _, g = reference(learner, model, tasks[:-1], tasks[-1])
+    _, signature, _ = reference(learner, model, tasks[:-1], tasks[-1], few)
+    expected = g + signature.T @ nnls(signature.T, -g)[0]
+    learner.settings = FedKnowSettings(restore_from=part)
+    assert step(learner, tasks[-1]).numpy() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_part_of_the_batch_is_refused_where_it_would_be_wrong(tiny_model):
+    with pytest.raises(ConfigError, match="BatchNorm statistics twice"):
+        client(tiny_model(norm=True), restore_from=0.5)
+    with pytest.raises(ConfigError, match="set restore_from to 1"):
+        client(tiny_model(), restore_from=0.5, integrator="online")
 
 
 def test_other_integrators_by_their_definition(tiny_model, tiny_task):
