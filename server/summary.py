@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second longer to import
 
-from fedknow.client.learners import learner_class, list_learners
-from fedknow.protocols.config import ExperimentConfig
+from fedknow.client.learners import learner_class, list_learners, resolve
+from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.server import metrics
 from fedknow.server.run_folder import RunFolder
 
@@ -388,7 +389,11 @@ def ranked(groups: Iterable[Group]) -> list[Group]:
 
 
 def _method(run: Summary) -> dict[str, Any]:
-    fields = _flat(run.config.digest_fields())
+    config = run.config
+    if config.learner.name in list_learners():
+        with suppress(ConfigError):  # what is refused by now is told as it was run
+            config = resolve(config)  # a setting that the learner did not have yet is at its default
+    fields = _flat(config.digest_fields())
     return {key: value for key, value in fields.items() if key not in ("seed", "name")}
 
 

@@ -336,6 +336,12 @@ def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(tmp_path):
     ]
 
 
+def test_a_setting_that_a_run_is_older_than_is_at_its_default(tmp_path):
+    older, newer = {"name": "fedknow", "k": 3}, {"name": "fedknow", "k": 3, "margin": 0.0}
+    runs = [make_run(tmp_path / str(i), {"learner": it, "seed": i}) for i, it in enumerate((older, newer))]
+    assert [(members.label, len(members.runs)) for members in group(map(summarise, runs))] == [("fedknow", 2)]
+
+
 def test_runs_of_different_lengths_are_compared_as_far_as_both_go(tmp_path):
     runs = [make_run(tmp_path / "0", {"seed": 0}), make_run(tmp_path / "1", {"seed": 1}, done=2)]
     (members,) = group(map(summarise, runs))
