@@ -197,13 +197,7 @@ class Experiment:
         self.partition = dict(partition or {})
         self.strategy = build_strategy(config.strategy, config.data.clients)
         Arrivals.check(config, self.strategy)
-        if config.engine.running_mean:
-            check_running_mean(self.strategy, config.strategy.name)
-            if learner.sparse:
-                raise ConfigError(
-                    f"engine.running_mean = true: learner {config.learner.name} sends sparse parameters, whose sizes a "
-                    "mean does not tell; set it to false"
-                )
+        check_running_mean(config, self.strategy, learner.sparse)
         self.arrivals = Arrivals.of(config)
         if self.arrivals is not None and self.arrivals.seconds and not grid.elapsed():
             raise ConfigError(

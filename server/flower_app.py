@@ -69,8 +69,7 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
         shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
     strategy = build_strategy(config.strategy, config.data.clients)
-    if config.engine.running_mean:
-        check_running_mean(strategy, config.strategy.name)
+    check_running_mean(config, strategy, learner.sparse)
 
     def show(event: Mapping[str, Any]) -> None:
         line = _line(event)

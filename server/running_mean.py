@@ -42,9 +42,8 @@ class RunningMean:
         self._expected = 0
 
     def add(self, arrays: Arrays, weight: float) -> None:
-        """Add one client's parameters, all of the same names and shapes."""
+        """Add parameters, all of the same names and shapes."""
         self.weight += weight
-        self.clients += 1
         for name, value in as_tensors(arrays, only_read=True).items():
             if value.element_size() < 4 and value.is_floating_point():
                 value = value.float()
@@ -60,16 +59,14 @@ class RunningMean:
         if reply.failure is not None:
             return reply
         arrays = reply.arrays()
+        self.clients += 1
         if not isinstance(arrays, Mean):
             self.add(arrays, _weight(reply))
         else:
             if arrays is not self._last:  # the answers of one mean come one after the other
-                before = self.clients
                 self.add(arrays, arrays.weight)
-                self.clients = before
                 self._last = arrays
                 self._expected += arrays.clients
-            self.clients += 1
             self._expected -= 1
         return replace(reply, content={n: r for n, r in reply.content.items() if not isinstance(r, Arrays)})
 
@@ -121,7 +118,7 @@ def averaged(
             sent = asked.arrays()
             inspector.begin(0, 0, sent)
         if asked.kind == TRAIN and inspector(reply).failure is None:
-            running.add(reply.arrays(), _weight(reply))
+            running.take(reply)
             mean.bytes = nbytes({ARRAYS: reply.arrays()})  # the same for all, as shapes and dtypes are
             content = {name: mean if isinstance(record, Arrays) else record for name, record in reply.content.items()}
             reply = replace(reply, content=content)

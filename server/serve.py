@@ -87,8 +87,7 @@ def serve(
     learner = build_learner(config, shape, classes)
     strategy = build_strategy(config.strategy, config.data.clients)
     Arrivals.check(config, strategy, real=True)
-    if config.engine.running_mean:
-        check_running_mean(strategy, config.strategy.name)
+    check_running_mean(config, strategy, learner.sparse)
     again = resume and (out / "config.toml").is_file()
     if again and (done := RunFolder.open(out)).complete and not differences(done.config, config):
         with GrpcGrid(config, listen, done.run_id, credentials=credentials, tokens=bearers) as grid:

@@ -82,11 +82,10 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
     """
     strategy = build_strategy(config.strategy, config.data.clients)
     Arrivals.check(config, strategy)
-    if config.engine.running_mean:
-        check_running_mean(strategy, config.strategy.name)
     if config.fleet.devices:
         build_fleet(config)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
+    check_running_mean(config, strategy, learner.sparse)
     clients_at_once(learner, config.engine.vectorize, benchmark.shape)
     return learner
 

@@ -14,7 +14,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedknow.protocols.config import ConfigError, StrategyConfig, closest
+from fedknow.protocols.config import ConfigError, ExperimentConfig, StrategyConfig, closest
 from fedknow.protocols.plugins import explain, is_reference, load_object
 from fedknow.strategies.fedasync import FedAsync
 from fedknow.strategies.fedbuff import FedBuff
@@ -105,19 +105,30 @@ _OF_THE_MEAN = (
 """Of Flower's strategies, those that look at nothing but the mean of the clients' answers."""
 
 
-def check_running_mean(strategy: Strategy, name: str) -> None:
-    """Refuse ``engine.running_mean`` with a strategy that must see each client's answer.
+def check_running_mean(config: ExperimentConfig, strategy: Strategy, sparse: bool) -> None:
+    """Refuse ``engine.running_mean``, where it is set, with what must see each client's answer.
 
     A strategy of a user's own says by an attribute ``of_the_mean = True`` that the mean, weighted by ``num-examples``,
-    is all it asks for.
+    is all it asks for. ``sparse``: whether the learner's parameters travel without their zeros.
 
     Raises
     ------
     ConfigError
-        If it may ask for more.
+        If the strategy may ask for more, or the bytes of sparse parameters are to be counted.
     """
-    plain = type(strategy) in _OF_THE_MEAN
-    plain = plain and strategy.train_metrics_aggr_fn is aggregate_metricrecords  # type: ignore[attr-defined]
+    if not config.engine.running_mean:
+        return
+    name = config.strategy.name
+    if sparse:
+        raise ConfigError(
+            f"engine.running_mean = true: learner {config.learner.name} sends sparse parameters, whose sizes a mean "
+            "does not tell; set it to false"
+        )
+    plain = (
+        isinstance(strategy, flower.FedAvg)
+        and type(strategy) in _OF_THE_MEAN
+        and strategy.train_metrics_aggr_fn is aggregate_metricrecords
+    )
     fits = plain or getattr(strategy, "of_the_mean", False)
     if not fits or type(strategy).start is not Strategy.start:
         known = ", ".join(
