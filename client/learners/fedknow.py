@@ -347,7 +347,8 @@ class FedKnow(Learner):
         g, rows = room[0], room[1:]
         lazily = self._may_be_lazy(count)
         self.meter.add(memory=g.nbytes)
-        at_body.pullback(own, g, forward=lazily)
+        if plain is None or lazily:
+            at_body.pullback(own, g, forward=lazily)
         able = lazily and self._can_push_forward(at_body, own, g)
         if plain is not None:
             g.copy_(plain)
@@ -375,11 +376,13 @@ class FedKnow(Learner):
         """
         head, choosing = self.head.weight.detach(), self._chosen is None and len(past) > self.settings.k
         g, *rows = self._room(2, at_body.size)
-        if self._lazy is None or choosing:
-            at_body.pullback(own, g, forward=True)
+        if self._lazy is None:
+            with self.meter.free():
+                at_body.pullback(own, g, forward=True)
             if not self._can_push_forward(at_body, own, g):
                 return self._integrated(at_body, own, restored, past)
         if choosing:
+            at_body.pullback(own, g)
             places = self._choose(at_body, g, restored @ head, past, rows[0])
             restored, past = restored[places], [past[place] for place in places]
         self._signatures += len(past)
