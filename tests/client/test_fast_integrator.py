@@ -332,6 +332,16 @@ def step_again(learner, task, index=FIRST):
     return flatten([parameter.grad for parameter in learner.body.parameters()], list(learner.body.parameters()))
 
 
+def at_its_fifth_task(tiny_model, tiny_task):
+    """A client in double precision, its model and its tasks; it has made a step of the last."""
+    torch.manual_seed(0)
+    model = tiny_model(classes=10).double()
+    tasks = [as_double(tiny_task(number)) for number in range(5)]
+    learner = live(client(model), tasks[:-1], rounds=2)
+    step(learner, tasks[-1])
+    return learner, model, tasks
+
+
 def reference(learner, model, tasks, current, index=FIRST):
     """The gradient of one integrated step, plainly, in float64.
 
@@ -507,11 +517,7 @@ def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_ta
 
 def test_the_online_dual_ends_at_the_exact_gradient(tiny_model, tiny_task):
     """Step after step at one batch and the same weights; the first has no multipliers and is the plain gradient."""
-    torch.manual_seed(0)
-    model = tiny_model(classes=10).double()
-    tasks = [as_double(tiny_task(number)) for number in range(5)]
-    learner = live(client(model), tasks[:-1], rounds=2)
-    step(learner, tasks[-1])
+    learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
     assert (signature @ g < 0).any()
     learner.settings = FedKnowSettings(integrator="online")
@@ -524,11 +530,7 @@ def test_the_online_dual_ends_at_the_exact_gradient(tiny_model, tiny_task):
 @pytest.mark.parametrize("part", [0.5, 0.6])
 def test_gradients_restored_from_a_part_of_the_batch(tiny_model, tiny_task, part):
     """The batch's gradient, integrated with what past tasks ask of its first samples."""
-    torch.manual_seed(0)
-    model = tiny_model(classes=10).double()
-    tasks = [as_double(tiny_task(number)) for number in range(5)]
-    learner = live(client(model), tasks[:-1], rounds=2)
-    step(learner, tasks[-1])
+    learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     few = FIRST[: math.ceil(part * len(FIRST))]
     _, _, g = reference(learner, model, tasks[:-1], tasks[-1])
     _, signature, _ = reference(learner, model, tasks[:-1], tasks[-1], few)
@@ -546,11 +548,7 @@ def test_a_part_of_the_batch_is_refused_where_it_would_be_wrong(tiny_model):
 
 def test_other_integrators_by_their_definition(tiny_model, tiny_task):
     """``sum`` is distillation, ``surrogate`` the nearest gradient that the violated constraints' sum allows."""
-    torch.manual_seed(0)
-    model = tiny_model(classes=10).double()
-    tasks = [as_double(tiny_task(number)) for number in range(5)]
-    learner = live(client(model), tasks[:-1], rounds=2)
-    step(learner, tasks[-1])
+    learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     _, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
     learner.settings = FedKnowSettings(integrator="sum")
     assert step(learner, tasks[-1]).numpy() == pytest.approx(g + signature.sum(0), abs=1e-10)
