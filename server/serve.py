@@ -13,7 +13,7 @@ from fedknow.client.data.local import LOCAL, local_shape
 from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
-from fedknow.protocols.transport import LONGEST_DELAY, check_address
+from fedknow.protocols.transport import check_address
 from fedknow.protocols.wire import Limits
 from fedknow.server.arrivals import Arrivals
 from fedknow.server.experiment import Experiment, Observer, RunResult
@@ -93,7 +93,7 @@ def serve(
         with GrpcGrid(config, listen, done.run_id, credentials=credentials, tokens=bearers) as grid:
             ready(grid.port)
             log.info("the run in %s is finished", out)
-            grid.finish(linger=LONGEST_DELAY, everyone=True)
+            grid.finish(everyone=True)
         write_report([done], done.path)
         return None
     with RunFolder.resume(out, config) if again else RunFolder.create(out, config) as folder:
@@ -105,7 +105,8 @@ def serve(
             with grid:
                 ready(grid.port)
                 result = Experiment(config, grid, folder, learner, observers, partition, stream).run()
-                grid.finish()
+                # A client whose work was all done before the server came back may not have come to this process yet.
+                grid.finish(everyone=again)
         except Exception:
             with suppress(OSError):  # a disk too full for the run is too full for its log
                 (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")

@@ -395,6 +395,19 @@ def test_a_server_killed_after_the_end_tells_clients_that_it_is_over(stage, expe
     assert "the run in run is finished" in stage.log()
 
 
+def test_a_server_killed_before_it_could_say_that_it_is_over_tells_clients_too(stage, expected, numbers):
+    """After the last checkpoint nobody is needed any more: clients that are away then still hear of the end."""
+    stage.start()
+    folder = stage.end()
+    log = folder / "metrics.jsonl"
+    events = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(event for event in events if json.loads(event)["event"] != "end"))
+    assert not RunFolder.open(folder).complete
+    stage.start()
+    assert numbers(stage.end()) == expected
+    assert "the run in run is finished" not in stage.log()
+
+
 def test_a_late_client_a_deadline_and_who_was_left_out(stage):
     """Client 2 comes after the beginning, and is killed for good after that: rounds go on without it."""
     wait = gate(stage, 2)
