@@ -411,14 +411,19 @@ def test_a_step_by_coordinates_equals_the_plain_reference(tiny_model, tiny_task,
 @pytest.mark.parametrize("kind", [{}, {"norm": True, "dropout": 0.5}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_both_paths_train_the_same_client(tiny_model, tiny_task, dtype, kind):
+    """In double precision for all its life; in single, where roundings grow from step to step, in the next step."""
     reports = {}
     for path in ("full", "adaptive"):
-        learner = client(tiny_model(classes=14, **kind).to(dtype), path=path)
+        before = path if dtype is torch.float64 else "full"
+        lived = client(tiny_model(classes=14, **kind).to(dtype), path=before)
         task = as_double if dtype is torch.float64 else lambda task: task
-        live(learner, [task(tiny_task(number)) for number in range(6)], rounds=2)
+        live(lived, [task(tiny_task(number)) for number in range(6)], rounds=2)
+        learner = client(tiny_model(classes=14, **kind).to(dtype), path=path)
+        learner.load_state_dict(lived.state_dict())
+        learner.receive(lived.send())
         reports[path] = step(learner, task(tiny_task(6))), learner.counts()
     (full, all_), (lazy, some) = reports["full"], reports["adaptive"]
-    assert float((full - lazy).norm() / full.norm()) < {torch.float64: 1e-8, torch.float32: 2e-2}[dtype]
+    assert float((full - lazy).norm() / full.norm()) < {torch.float64: 1e-8, torch.float32: 1e-3}[dtype]
     assert (all_["pullbacks"], all_["pushforwards"]) == (7, 0)
     assert some["pullbacks"] <= 7
     assert some["pushforwards"] >= 1

@@ -270,6 +270,35 @@ def test_a_gradient_in_another_memory_format_is_the_same_gradient(optimizer):
     assert torch.equal(*moved)
 
 
+def test_gradients_of_flat_features_come_back_channels_last(tiny_model):
+    def gradient_by_features(channels_last):
+        learner = Finetune(tiny_model(), SGD.model_copy(update={"channels_last": channels_last}), LearnerSettings())
+        given = []
+        learner.body[0].register_full_backward_pre_hook(lambda module, gradients: given.extend(gradients))
+        learner.model(learner.images(torch.arange(16.0).reshape(4, 1, 2, 2)).requires_grad_()).square().sum().backward()
+        return given[0]
+
+    plain, last = gradient_by_features(False), gradient_by_features(True)
+    assert torch.equal(plain, last)
+    assert plain.is_contiguous()
+    assert not last.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_models_with_flat_features_work_under_transforms_too(tiny_model):
+    learner = Finetune(tiny_model(), SGD.model_copy(update={"channels_last": True}), LearnerSettings())
+    parameters = {name: value.detach() for name, value in learner.model.named_parameters()}
+    x = torch.arange(16.0).reshape(4, 1, 1, 2, 2)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(learner.model, parameters, (x,)).square().sum()
+
+    each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    learner.model(x[:, 0]).square().sum().backward()
+    for name, parameter in learner.model.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), parameter.grad)
+
+
 def test_bf16_trains_float32_weights_to_nearly_the_same(tiny_model, tiny_task):
     plain, half = (
         FedPer(tiny_model(), SGD.model_copy(update={"epochs": 5, "lr": 0.1, "precision": precision}), LearnerSettings())
