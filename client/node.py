@@ -13,6 +13,7 @@ import torch
 
 from fedknow.client.cost import Cost, costs, tensor_bytes
 from fedknow.client.data.stream import TaskData, TaskStream
+from fedknow.client.device import Border, find_device
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.base import Learner, Round, State, Tensors
 from fedknow.client.learners.vectorized import FEWEST, Start, Trained, clients_at_once, fit_together, price
@@ -58,13 +59,17 @@ class Node:
     Raises
     ------
     ConfigError
-        If the learner cannot be built, or its clients cannot train at once where that is asked for.
+        If the learner cannot be built, its device is not there (``engine.device``), or its clients cannot train at once
+        where that is asked for.
     """
 
     def __init__(self, config: ExperimentConfig, stream: TaskStream) -> None:
         self.config = config
         self.stream = stream
-        self.learner = build_learner(config, stream.shape, stream.classes)
+        self._border = Border(find_device(config.engine.device))
+        if self._border.device.type == "cuda":  # fp32 is to be float32; convolutions would be taken in TF32, of 10 bits
+            torch.backends.cudnn.allow_tf32 = False
+        self.learner = build_learner(config, stream.shape, stream.classes, self._border.device)
         self.at_once = clients_at_once(self.learner, config.engine.vectorize, stream.shape)
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
@@ -180,7 +185,7 @@ class Node:
     def _trained(
         self, data: TaskData, round: Round, report: dict[str, float], samples: int
     ) -> tuple[dict[str, Record], State]:
-        sent = _arrays(self.learner.send())
+        sent = self._arrays(self.learner.send())
         if type(self.learner).send is Learner.send:  # which copies: nobody else holds these, so nobody need copy again
             for array in sent.values():
                 array.flags.writeable = False
@@ -191,8 +196,8 @@ class Node:
         with self.learner.meter.part():
             extra = self.learner.share(data, round, ended=False)
         if extra:
-            content[EXTRA] = _arrays(extra)
-        return content, self.learner.state_dict()
+            content[EXTRA] = self._arrays(extra)
+        return content, self._border.leave(self.learner.state_dict())
 
     def _end_task(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
         task, data = self._task(message)
@@ -209,21 +214,23 @@ class Node:
             METRICS: Metrics({"num-examples": len(data.train.y), "samples": samples, **report})
         }
         if extra:
-            content[EXTRA] = _arrays(extra)
-        return content, self.learner.state_dict()
+            content[EXTRA] = self._arrays(extra)
+        return content, self._border.leave(self.learner.state_dict())
 
     def _evaluate(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
         config = message.config()
-        task, current = self._task(message)
+        task = int(_number(message, "task"))
         client = client_of(message.node)
+        current = self.stream.task(client, task)
         self._become(state, message)
         if config.get("scoring") == "global":
-            self.learner.load_kept(as_tensors(_named(message, KEPT)))
+            self.learner.load_kept(self._border.enter(as_tensors(_named(message, KEPT))))
         last = self.stream.tasks if config.get("forward") else task + 1
         scored = [self.stream.task(client, t) for t in range(last)]
+        tests = [self._border.enter_split(data.test) for data in scored]
         heads = [current.head if current.incremental and t <= task else data.head for t, data in enumerate(scored)]
         with self._counted("logits", "score"):
-            results = self.learner.score([data.test for data in scored], heads, self.config.evaluation.batch_size)
+            results = self.learner.score(tests, heads, self.config.evaluation.batch_size)
         right, total, losses = ([result[i] for result in results] for i in range(3))
         metrics = Metrics(
             {
@@ -236,12 +243,12 @@ class Node:
         if config.get("scoring"):
             metrics |= {"correct": right, "total": total, "losses": losses}
         if config.get("collect"):
-            content[KEPT] = _arrays(self.learner.kept())
+            content[KEPT] = self._arrays(self.learner.kept())
         return content, state
 
     def _task(self, message: Message) -> tuple[int, TaskData]:
         task = int(_number(message, "task"))
-        return task, self.stream.task(client_of(message.node), task)
+        return task, self._border.enter_task(self.stream.task(client_of(message.node), task))
 
     def _round(self, message: Message, task: int, purpose: str) -> Round:
         number = int(_number(message, "round", 0))
@@ -250,11 +257,14 @@ class Node:
         return Round(number, seed, _number(message, "proximal-mu", 0.0), client)
 
     def _become(self, state: State, message: Message) -> None:
-        self.learner.load_state_dict(state)
+        self.learner.load_state_dict(self._border.enter(state))
         only_read = type(self.learner).receive is Learner.receive
-        self.learner.receive(as_tensors(_named(message, ARRAYS), only_read))
+        self.learner.receive(self._border.enter(as_tensors(_named(message, ARRAYS), only_read)))
         if isinstance(extra := message.content.get(EXTRA), Arrays):
-            self.learner.receive_extra(as_tensors(extra))
+            self.learner.receive_extra(self._border.enter(as_tensors(extra)))
+
+    def _arrays(self, tensors: Tensors) -> Arrays:
+        return Arrays((name, tensor.numpy()) for name, tensor in self._border.leave(tensors).items())
 
 
 def _failed(message: Message, error: Exception) -> Message:
@@ -272,10 +282,6 @@ def _number(message: Message, key: str, default: float | None = None) -> float:
 def _named(message: Message, name: str) -> Arrays:
     record = message.content.get(name)
     return record if isinstance(record, Arrays) else message.arrays()
-
-
-def _arrays(tensors: Tensors) -> Arrays:
-    return Arrays((name, tensor.numpy()) for name, tensor in tensors.items())
 
 
 def as_tensors(arrays: Arrays, only_read: bool = False) -> Tensors:

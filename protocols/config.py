@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 __all__ = [
     "ConfigError",
@@ -27,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "StrategyConfig",
     "TrainConfig",
+    "check_device",
     "differences",
     "parse_override",
     "read_config",
@@ -213,13 +215,31 @@ class EvaluationConfig(Section):
     """Score tasks not learned yet as well, which forward transfer needs."""
 
 
+def check_device(name: str, key: str = "engine.device") -> str:
+    """A device's name, if it can be one on some machine.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot; ``key`` is what the error calls the setting.
+    """
+    if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,2})?", name):
+        raise ConfigError(f"{key} = {name!r}: must be 'cpu', 'cuda', 'cuda:1' (or another number), or 'auto'")
+    return name
+
+
 class EngineConfig(Section):
-    """How a run is carried out; none of this changes a result, as long as no client is left out (and, by rounding
-    errors, ``vectorize`` and ``running_mean``)."""
+    """How a run is carried out; none of this changes a result, as long as no client is left out (and but for rounding
+    errors of ``vectorize``, ``running_mean`` and ``device``, and the dropout masks of another ``device``)."""
 
     backend: Literal["ray", "inline"] = "ray"
     workers: int = Field(0, ge=0)
-    """0: one a core."""
+    """0: one a core; one a GPU where clients train on GPUs."""
+    device: Annotated[str, AfterValidator(check_device)] = "cpu"
+    """What clients train and are scored on: ``cpu``; ``cuda``, a GPU (on Ray each worker's own, or its part of one);
+    ``cuda:1``, ..., that GPU of the machine; ``auto``, a GPU where there is one. Messages and states stay on the CPU,
+    and so does the server. Samples come in the same order on any device; results are the same up to rounding, which on
+    a GPU need not be the same twice, and dropout masks are a device's own."""
     address: str = ""
     """Ray cluster to join; empty: a local one."""
     memory_mb: int = Field(1024, ge=16)
@@ -332,6 +352,10 @@ class ExperimentConfig(Section):
     def to_toml(self) -> str:
         """The whole configuration, defaults included, as TOML."""
         return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def on_device(self, device: str) -> ExperimentConfig:
+        """The same experiment with its clients on another device."""
+        return self.model_copy(update={"engine": self.engine.model_copy(update={"device": device})})
 
     def digest_fields(self) -> dict[str, Any]:
         """What a result depends on: everything but the engine and the folder the data lie in."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inspect import getdoc
 
+import torch
 from pydantic import ValidationError
 
 from fedknow.client.learners.agscl import AgsCl
@@ -170,7 +171,9 @@ def _check_whole(config: ExperimentConfig) -> None:
         )
 
 
-def build_learner(config: ExperimentConfig, shape: tuple[int, int, int], classes: int) -> Learner:
+def build_learner(
+    config: ExperimentConfig, shape: tuple[int, int, int], classes: int, device: torch.device | str = "cpu"
+) -> Learner:
     """Build an experiment's learner with the initial weights that its seed stands for.
 
     Parameters
@@ -181,13 +184,15 @@ def build_learner(config: ExperimentConfig, shape: tuple[int, int, int], classes
         Shape of a sample: channels, height, width.
     classes : int
         Width of the head.
+    device : torch.device or str
+        Where it is to compute; the weights are the same.
 
     Raises
     ------
     ConfigError
         For an unknown learner or model, or settings that do not fit.
     """
-    model = build_model(config.model, shape, classes, integer(config.seed, "model"))
+    model = build_model(config.model, shape, classes, integer(config.seed, "model")).to(device)
     kind, settings = learner_class(config.learner.name), _settings(config.learner)
     with calling(config.learner.name, "learner.name"):
         return kind(model, config.train, settings)

@@ -100,7 +100,7 @@ class AgsCl(Learner):
         return True
 
     def _become(self, state: State) -> None:
-        self._importance = [torch.zeros(len(rows)) for rows in self._initial]
+        self._importance = [rows.new_zeros(len(rows)) for rows in self._initial]
         self._anchor = [torch.zeros_like(rows) for rows in self._initial]
         for i, layer in state.get("nodes", {}).items():
             self._importance[int(i)] = omega = layer["importance"]
@@ -194,7 +194,7 @@ class AgsCl(Learner):
         ]
         self.body.load_state_dict(body)  # scored as it was trained; the next task begins with the cut
         with torch.no_grad():
-            rows = torch.tensor(task.classes)[:, None]
+            rows = torch.tensor(task.classes, device=self.device)[:, None]
             self.head.weight[rows, torch.nonzero(self._importance[-1] == 0).T] = 0
         kept = [t for layer in self.state_dict()["nodes"].values() for t in layer.values()]
         return {"knowledge-bytes": float(sum(t.nbytes for t in kept))}

@@ -33,7 +33,7 @@ def view(x: Tensor, generator: torch.Generator, crop: float, flip: bool, jitter:
     """
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(len(x), generator=generator, dtype=x.dtype)
+        return (low + (high - low) * torch.rand(len(x), generator=generator, dtype=x.dtype)).to(x.device)
 
     side = uniform(crop, 1).sqrt()  # of the crop, in units of the image's
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones_like(side)

@@ -107,12 +107,15 @@ class HeadSlice:
         Labels in use, in the order of the slice.
     width : int
         Number of classes of the whole head.
+    device : torch.device or str
+        Where logits and labels are.
     """
 
-    def __init__(self, classes: Sequence[int], width: int) -> None:
-        self.index = torch.tensor(classes, dtype=torch.int64)
-        self._position = torch.full((width,), -1, dtype=torch.int64)
-        self._position[self.index] = torch.arange(len(classes))
+    def __init__(self, classes: Sequence[int], width: int, device: torch.device | str = "cpu") -> None:
+        index = torch.tensor(classes, dtype=torch.int64)
+        position = torch.full((width,), -1, dtype=torch.int64)
+        position[index] = torch.arange(len(classes))
+        self.index, self._position = index.to(device), position.to(device)
         self._whole = list(classes) == list(range(width))
 
     def logits(self, z: Tensor) -> Tensor:
@@ -145,9 +148,9 @@ def seed_torch(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of one epoch in random order, int64 tensors of at most ``size``."""
-    yield from torch.split(torch.randperm(count, generator=generator), size)
+def batches(count: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+    """Indices of one epoch in random order, int64 tensors of at most ``size``; on any device in the same order."""
+    yield from torch.split(torch.randperm(count, generator=generator).to(device), size)
 
 
 def hits(z: Tensor, y: Tensor) -> int:
@@ -208,13 +211,13 @@ class Learner:
             for module in model.modules():
                 if isinstance(module, nn.Flatten):
                     module.register_forward_pre_hook(_flatten_both_ways)
-        if train.precision == "bf16":
-            _warn_of_slow_bf16()
         self.model = model
         self.train = train
         self.settings = settings
         self.body = cast(nn.Module, model.body)
         self.head = cast(nn.Linear, model.head)
+        if train.precision == "bf16" and self.device.type == "cpu":
+            _warn_of_slow_bf16()
         # Integer buffers (BatchNorm's counters) would come back from an average as fractions: they do not travel, and
         # start anew with each message, as they steer BatchNorm without momentum and must not tell who came before.
         initial = model.state_dict()
@@ -228,6 +231,11 @@ class Learner:
         }
         self._trained_task = -1
         self.meter = Meter(self.body)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and what a client is given; what a method makes belongs there too."""
+        return self.head.weight.device
 
     # --- what travels ---------------------------------------------------------------------------------------------
 
@@ -355,7 +363,7 @@ class Learner:
         """
         generator = torch.Generator().manual_seed(round.seed)
         seed_torch(round.seed)
-        head = HeadSlice(task.head, self.head.out_features)
+        head = HeadSlice(task.head, self.head.out_features, self.device)
         labels = head.labels(task.train.y)
         x = self.images(task.train.x)
         anchor = {n: p.detach().clone() for n, p in self.model.named_parameters()} if round.proximal_mu else {}
@@ -366,7 +374,7 @@ class Learner:
         for epoch in range(self.epochs):
             self.begin_epoch(epoch)
             total, correct = 0.0, 0
-            for index in batches(len(labels), self.train.batch_size, generator):
+            for index in batches(len(labels), self.train.batch_size, generator, self.device):
                 with self.meter.part(self.step_key(len(index), head, bool(anchor))):
                     batch = Batch(x[index], labels[index], index, head)
                     loss, right = self.gradient(batch)
@@ -456,7 +464,7 @@ class Learner:
         """
         if self.train.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.head.weight.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def images(self, x: Tensor) -> Tensor:
         """The same samples in the memory format that ``train.channels_last`` asks for."""
@@ -510,7 +518,7 @@ class Learner:
         z = self.logits(torch.cat([split.x for split in splits]), batch_size)
         results = []
         for part, split, classes in zip(torch.split(z, [len(s.y) for s in splits]), splits, heads, strict=True):
-            head = HeadSlice(classes, self.head.out_features)
+            head = HeadSlice(classes, self.head.out_features, self.device)
             sliced, labels = head.logits(part), head.labels(split.y)
             loss = F.cross_entropy(sliced, labels).item()
             results.append((int((sliced.argmax(1) == labels).sum()), len(labels), loss))

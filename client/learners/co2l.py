@@ -95,7 +95,7 @@ def asymmetric_contrast(z: Tensor, y: Tensor, anchor: Tensor, temperature: float
 def relation_distillation(z: Tensor, past: Tensor, temperature: float, past_temperature: float) -> Tensor:
     """How far relations between views have moved from the past model's (Eq. 4): float [m, d] each -> mean."""
     # The diagonal is -inf in both; there 0 * -inf would be no number.
-    logs = relation(z, temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), 0)
+    logs = relation(z, temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), 0)
     return -(relation(past, past_temperature).exp() * logs).sum(1).mean()
 
 
@@ -124,6 +124,7 @@ class Co2L(Rehearsal):
             torch.manual_seed(0)
             layers = nn.Linear(features, features), nn.ReLU(), nn.Linear(features, settings.projection)
         self.projection = nn.Sequential(*layers)
+        self.projection.to(cast(nn.Linear, model.head).weight.device)
         model.add_module("projection", self.projection)  # a part of what is sent, saved and loaded
         super().__init__(model, train, settings)
         self._encoder = nn.Sequential(self.body, self.projection)
@@ -160,10 +161,11 @@ class Co2L(Rehearsal):
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of contrast and distillation on two views of the batch and of as many remembered samples."""
         count = len(batch.y)
-        none = Replay(batch.x[:0], batch.y[:0], torch.zeros(0, self.head.out_features, dtype=torch.bool))
+        no_head = torch.zeros(0, self.head.out_features, dtype=torch.bool, device=self.device)
+        none = Replay(batch.x[:0], batch.y[:0], no_head)
         both = self.join(batch, none if self.past is None else self.draw(self.past, count))
         views = self.images(torch.cat([self._view(both.x), self._view(both.x)]))
-        current = (torch.arange(len(both)) < count).repeat(2)
+        current = (torch.arange(len(both), device=self.device) < count).repeat(2)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             z = self._project(self._encoder, views)
@@ -196,16 +198,17 @@ class Co2L(Rehearsal):
     def _fit_head(self, task: TaskData, round: Round) -> float:
         """Fit the head on the frozen body and return its accuracy on the task's training samples."""
         width = self.head.out_features
-        here = Replay(task.train.x, task.train.y, columns(task.head, width).expand(len(task.train), -1))
+        x, y = task.train.x, task.train.y
+        here = Replay(x, y, columns(task.head, width, self.device).expand(len(y), -1))
         past = [self.memory.of(t, task, width) for t in sorted(self.memory.tasks) if t != task.task]
         y, head = (torch.cat([getattr(part, name) for part in (here, *past)]) for name in ("y", "head"))
         features = torch.cat([self._features(part.x) for part in (here, *past)])
         generator = torch.Generator().manual_seed(integer(round.seed, "head"))
-        share = 1 / torch.bincount(y, minlength=width)[y].double()  # all classes are equally likely
+        share = 1 / torch.bincount(y, minlength=width)[y].double().cpu()  # all classes are equally likely
         optimizer = torch.optim.Adam(self.head.parameters(), lr=self.settings.head_lr)
         for _ in range(self.settings.head_epochs):
             drawn = torch.multinomial(share, len(y), replacement=True, generator=generator)
-            for index in torch.split(drawn, self.train.batch_size):
+            for index in torch.split(drawn.to(self.device), self.train.batch_size):
                 with self.meter.part(("head", len(index))):
                     optimizer.zero_grad(set_to_none=True)
                     loss = Replay(features[index], y[index], head[index]).loss(self.head(features[index]))

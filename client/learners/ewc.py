@@ -57,7 +57,7 @@ class _Fisher(Consolidation):
 
         Each gradient is that of one sample, squared before it is averaged, in evaluation mode and full precision.
         """
-        head = HeadSlice(task.head, self.head.out_features)
+        head = HeadSlice(task.head, self.head.out_features, self.device)
         draws = torch.Generator().manual_seed(integer(round.seed, "fisher"))
         fisher = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         for x, y in zip(self.images(task.train.x), head.labels(task.train.y).tolist(), strict=True):
@@ -72,7 +72,7 @@ class _Fisher(Consolidation):
         if self.settings.labels == "expected":
             yield from enumerate(p.tolist())
         elif self.settings.labels == "sampled":
-            yield int(torch.multinomial(p, 1, generator=draws)), 1.0
+            yield int(torch.multinomial(p.cpu(), 1, generator=draws)), 1.0
         else:
             yield y, 1.0
 

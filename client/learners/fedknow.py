@@ -472,7 +472,7 @@ class FedKnow(Learner):
         """
         at_logits = logits.new_zeros(len(past), *logits.shape)
         for restored, task in zip(at_logits, past, strict=True):
-            classes = torch.tensor(self._knowledge[task].classes)
+            classes = torch.tensor(self._knowledge[task].classes, device=logits.device)
             answers = self._answers[task][index]
             restored[:, classes] = restored_cotangent(logits[:, classes], answers, self.settings.temperature)
         return at_logits

@@ -214,7 +214,7 @@ class FedWeit(Learner):
             clients = len(next(iter(self._everybody.values())))
             others = [client for client in range(clients) if client != round.client]
             self._others = {name: everybody[others] for name, everybody in self._everybody.items()}
-            self._attention = {name: torch.zeros(len(others)) for name in self._base}
+            self._attention = {name: b.new_zeros(len(others)) for name, b in self._base.items()}
             self._everybody = {}
         self._now = self._tasks[task.task]
         self._past = [(self._tasks[past], then) for past, then in self._adaptive_then.items()]
@@ -227,7 +227,7 @@ class FedWeit(Learner):
 
     def _begin_task(self, task: int) -> None:
         self._tasks[task] = _Task(
-            {name: torch.full(_unit_shape(b), self.settings.mask) for name, b in self._base.items()},
+            {name: b.new_full(_unit_shape(b), self.settings.mask) for name, b in self._base.items()},
             {name: torch.zeros_like(b, requires_grad=False) for name, b in self._base.items()},
         )
         self._adaptive_then = {
@@ -323,7 +323,7 @@ class FedWeit(Learner):
             with self.autocast():
                 parts = torch.split(self.images(split.x), batch_size)
                 z = torch.cat([self.counted(partial(self._logits_with, weights), part) for part in parts])
-            head = HeadSlice(classes, self.head.out_features)
+            head = HeadSlice(classes, self.head.out_features, self.device)
             sliced, labels = head.logits(z), head.labels(split.y)
             loss = F.cross_entropy(sliced, labels).item()
             results.append((int((sliced.argmax(1) == labels).sum()), len(labels), loss))
@@ -362,6 +362,6 @@ def sent_units(mask: Tensor, fraction: float) -> Tensor:
         Bool, of the mask's shape.
     """
     order = mask.detach().flatten().argsort(descending=True, stable=True)
-    there = torch.zeros(len(order), dtype=torch.bool)
+    there = torch.zeros_like(order, dtype=torch.bool)
     there[order[: max(1, math.ceil(fraction * len(order)))]] = True
     return there.view(mask.shape)

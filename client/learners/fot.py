@@ -123,15 +123,16 @@ class Fot(Learner):
             return {}
         draws = torch.Generator().manual_seed(integer(round.seed, "sketch"))
         m = self.settings.columns
-        sums = {n: torch.zeros(dimension(x), m if self.sketched(x) else dimension(x)) for n, x in self.layers.items()}
-        energy = {name: torch.zeros(1) for name, layer in self.layers.items() if self.sketched(layer)}
+        sizes = {name: (dimension(x), m if self.sketched(x) else dimension(x)) for name, x in self.layers.items()}
+        sums = {name: torch.zeros(size, device=self.device) for name, size in sizes.items()}
+        energy = {name: torch.zeros(1, device=self.device) for name, x in self.layers.items() if self.sketched(x)}
         self.body.eval()
         for part in torch.split(self.images(task.train.x), 64):
             with inputs(self.layers, self.settings.patches, draws) as seen:
                 self.body(part)
             for name, x in seen.items():
                 if name in energy:
-                    sums[name].addmm_(x, torch.randn(x.shape[1], m, generator=draws))
+                    sums[name].addmm_(x, torch.randn(x.shape[1], m, generator=draws).to(x.device))
                     energy[name] += x.square().sum()
                 else:
                     sums[name].addmm_(x, x.T)

@@ -77,7 +77,8 @@ class Joint(_Jointly, Rehearsal):
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round on samples of all tasks seen."""
         width = self.head.out_features
-        everything = Replay(task.train.x, task.train.y, columns(task.head, width).expand(len(task.train), -1))
+        x, y = task.train.x, task.train.y
+        everything = Replay(x, y, columns(task.head, width, self.device).expand(len(y), -1))
         if self.memory.tasks:
             everything = join([self.memory.all(task, width), everything])
         return self.fit_on(everything, int(self.settings.budget * len(task.train)), task, round)

@@ -84,8 +84,8 @@ class Knowledge:
     def restore_into(self, body: nn.Module) -> None:
         """Make a body the pruned one: kept weights in their places, all other prunable weights zero."""
         flat = self.values.new_zeros(sum(weight.numel() for weight in prunable(body).values()))
-        kept = np.unpackbits(self.mask.numpy(), count=len(flat)).view(bool)
-        flat.masked_scatter_(torch.from_numpy(kept), self.values)
+        kept = np.unpackbits(self.mask.cpu().numpy(), count=len(flat)).view(bool)
+        flat.masked_scatter_(torch.from_numpy(kept).to(flat.device), self.values)
         state = body.state_dict()
         with torch.no_grad():
             start = 0
@@ -194,7 +194,7 @@ def extract(
     with torch.no_grad():
         for weight, mask in zip(weights, masks, strict=True):
             weight.mul_(mask)
-    columns = HeadSlice(classes, head.out_features)
+    columns = HeadSlice(classes, head.out_features, x.device)
     _finetune(model, weights, masks, columns, x, y, epochs, batch_size, lr, seed, autocast, meter or Meter())
     chosen = torch.cat([mask.flatten() for mask in masks])
     flat = torch.cat([weight.detach().flatten() for weight in weights])
@@ -202,7 +202,7 @@ def extract(
     index = torch.tensor(classes)
     return Knowledge(
         classes=tuple(classes),
-        mask=torch.from_numpy(np.packbits(chosen.numpy())),
+        mask=torch.from_numpy(np.packbits(chosen.cpu().numpy())),
         values=flat[chosen].clone(),
         whole={
             name: value.clone()
@@ -235,7 +235,7 @@ def _finetune(
     labels = head.labels(y)
     model.train()
     for _ in range(epochs):
-        for index in batches(len(labels), batch_size, generator):
+        for index in batches(len(labels), batch_size, generator, x.device):
             with meter.part(("finetune", len(index), len(head.index))):
                 meter.add(samples=len(index))  # the model is a copy, which the meter does not watch
                 batch = Batch(x[index], labels[index], index, head)

@@ -51,7 +51,7 @@ class Mas(Consolidation):
 
     def measure(self, task: TaskData, round: Round) -> Tensors:
         """Omega of one task, Eq. (3), in evaluation mode and full precision."""
-        head = HeadSlice(task.head, self.head.out_features)
+        head = HeadSlice(task.head, self.head.out_features, self.device)
         omega = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         for x in self.images(task.train.x):
             with self.meter.part(("omega", len(head.index))):

@@ -74,11 +74,11 @@ class Replay:
         return F.cross_entropy(logits.masked_fill(~self.head, -torch.inf), self.y, reduction=reduction)
 
 
-def columns(classes: Sequence[int], width: int) -> Tensor:
+def columns(classes: Sequence[int], width: int, device: torch.device | str = "cpu") -> Tensor:
     """Which columns of a head of that width belong to a slice: bool [width]."""
     mask = torch.zeros(width, dtype=torch.bool)
     mask[list(classes)] = True
-    return mask
+    return mask.to(device)
 
 
 def choose(y: Tensor, count: int, generator: torch.Generator, balanced: bool = True) -> Tensor:
@@ -99,8 +99,9 @@ def choose(y: Tensor, count: int, generator: torch.Generator, balanced: bool = T
     Returns
     -------
     Tensor
-        Indices in ascending order, int64 [count].
+        Indices in ascending order, int64 [count], on the CPU.
     """
+    y = y.cpu()
     order = torch.randperm(len(y), generator=generator)
     if balanced:
         grouped = y[order].argsort(stable=True)
@@ -142,7 +143,7 @@ class Memory:
     def of(self, past: int, current: TaskData, width: int) -> Replay:
         """All samples of a past task, in its slice of a head of ``width``; when class-incremental, in all seen."""
         stored = self.tasks[past]
-        head = columns(current.head if current.incremental else stored.classes, width)
+        head = columns(current.head if current.incremental else stored.classes, width, stored.y.device)
         return Replay(stored.x, stored.y, head.expand(len(stored.y), -1))
 
     def all(self, current: TaskData, width: int) -> Replay:
@@ -215,12 +216,12 @@ class Rehearsal(Learner):
 
     def draw(self, past: Replay, count: int) -> Replay:
         """At most ``count`` samples, uniformly at random without replacement."""
-        index = torch.randperm(len(past), generator=self.draws)[:count]
+        index = torch.randperm(len(past), generator=self.draws)[:count].to(past.y.device)
         return Replay(past.x[index], past.y[index], past.head[index])
 
     def join(self, batch: Batch, stored: Replay) -> Replay:
         """A batch, first, and stored samples together."""
-        here = columns(tuple(batch.head.index.tolist()), self.head.out_features).expand(len(batch.y), -1)
+        here = columns(batch.head.index.tolist(), self.head.out_features, self.device).expand(len(batch.y), -1)
         return Replay(
             self.images(torch.cat([batch.x, stored.x])),
             torch.cat([batch.head.index[batch.y], stored.y]),

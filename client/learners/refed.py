@@ -96,7 +96,7 @@ class ReFed(JointReplay):
         everything = self.memory.all(task, self.head.out_features)
         self._seen += len(task.train)
         best = self.importance(everything).argsort(descending=True, stable=True)[: self.budget]
-        self._cache(torch.zeros(len(everything), dtype=torch.bool).index_fill(0, best, True))
+        self._cache(torch.zeros_like(everything.y, dtype=torch.bool).index_fill(0, best, True))
         return {"knowledge-bytes": float(self.memory.nbytes)}
 
     def importance(self, samples: Replay) -> Tensor:
@@ -105,7 +105,7 @@ class ReFed(JointReplay):
         w = {name: p.detach() for name, p in self._parameters.items()}
         v = {name: p.clone().requires_grad_() for name, p in w.items()}
         q = (1 - self.settings.balance) / (2 * self.settings.balance)
-        images, score = self.images(samples.x), torch.zeros(len(samples))
+        images, score = self.images(samples.x), torch.zeros(len(samples), device=self.device)
         for step in range(1, self.settings.pim_steps + 1):
             pull = {name: q * (v[name].detach() - w[name]) for name in v}
             for i in range(len(samples)):

@@ -21,7 +21,7 @@ def pack(tensors: Mapping[str, Tensor]) -> State:
         there = flat != 0
         packed[name] = {
             "shape": list(tensor.shape),
-            "there": torch.from_numpy(np.packbits(there.numpy())),
+            "there": torch.from_numpy(np.packbits(there.cpu().numpy())),
             "values": flat[there],
         }
     return packed
@@ -33,8 +33,8 @@ def unpack(packed: State) -> Tensors:
     for name, entry in packed.items():
         shape = [int(size) for size in entry["shape"]]
         flat = entry["values"].new_zeros(int(np.prod(shape, dtype=np.int64)))
-        there = np.unpackbits(entry["there"].numpy(), count=len(flat))
-        flat[torch.from_numpy(there).bool()] = entry["values"]
+        there = np.unpackbits(entry["there"].cpu().numpy(), count=len(flat))
+        flat[torch.from_numpy(there).bool().to(flat.device)] = entry["values"]
         tensors[name] = flat.view(shape)
     return tensors
 

@@ -139,10 +139,10 @@ class Target(Learner):
         """Lay out the synthetic images."""
         super().begin(task, round)
         self._draws = torch.Generator().manual_seed(integer(round.seed, "synthetic"))
-        self._current = HeadSlice(task.classes, self.head.out_features)
+        self._current = HeadSlice(task.classes, self.head.out_features, self.device)
         if self._pool:
             self._images = self.images(self._pool["x"])
-            self._answers = torch.zeros(len(self._images), self.head.out_features)
+            self._answers = torch.zeros(len(self._images), self.head.out_features, device=self.device)
             self._answers[:, self._pool["classes"]] = self._pool["logits"]
             group = self._pool["slice"]
             self._slices = [self._pool["classes"][group == number] for number in range(int(group.max()) + 1)]
@@ -157,7 +157,7 @@ class Target(Learner):
         if not self._pool:
             return super().gradient(batch)
         count = len(batch.y)
-        index = torch.randperm(len(self._images), generator=self._draws)[:count]
+        index = torch.randperm(len(self._images), generator=self._draws)[:count].to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = widen(self.model(self.images(torch.cat([batch.x, self._images[index]]))))

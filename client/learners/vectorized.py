@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedknow.client.cost import Cost
+from fedknow.client.cost import Cost, Meter, module_bytes
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import (
     Batch,
@@ -38,7 +38,7 @@ from fedknow.protocols.config import ConfigError
 __all__ = ["FEWEST", "Start", "Trained", "clients_at_once", "fit_together", "price"]
 
 _Moving = dict[str, nn.Parameter]
-# Measured by benchmarks/vmap_clients.py:
+# Measured by benchmarks/vmap_clients.py, on a processor; nothing was measured on a GPU, which no small model fills:
 _MOST = 128
 """More clients at once gain nothing,"""
 _BYTES = 8 * 2**20
@@ -47,6 +47,8 @@ _SMALL = 128 * 1024
 """``auto``: multiply-adds a sample up to which clients at once win; of larger models one client fills a core."""
 FEWEST = 4
 """Fewer clients are trained faster one by one."""
+_SHARE = 0.25
+"""Of a GPU's free memory, for weights and activations: the rest is for samples, and for whoever else computes there."""
 _DROPOUT = (nn.modules.dropout._DropoutNd,)
 
 
@@ -135,12 +137,12 @@ def price(learner: Learner, start: Start) -> Cost:
     Of steps of a kind not counted yet one is made, so the learner's parameters are nobody's afterwards.
     """
     task, proximal = start.task, start.round.proximal_mu > 0
-    head = HeadSlice(task.head, learner.head.out_features)
+    head = HeadSlice(task.head, learner.head.out_features, learner.device)
     x, labels = learner.images(task.train.x), head.labels(task.train.y)
     with learner.meter.message():
         learner.begin(task, start.round)
         for _ in range(learner.epochs):
-            for index in batches(len(labels), learner.train.batch_size, torch.Generator()):
+            for index in batches(len(labels), learner.train.batch_size, torch.Generator(), learner.device):
                 key = learner.step_key(len(index), head, proximal)
                 if not learner.meter.charge(key):
                     with learner.meter.part(key):
@@ -181,7 +183,7 @@ class _Schedule:
         outside = torch.ones(len(clients), learner.head.out_features, dtype=torch.bool)
         for row, client in enumerate(clients):
             outside[row, list(client.task.head)] = False
-        device = learner.head.weight.device
+        device = learner.device
         self._index, self.weights, self._outside = (t.to(device) for t in (self._index, self.weights, outside))
         self._places = torch.arange(size, device=device)
         self._x = learner.images(torch.cat([client.task.train.x for client in clients]))
@@ -225,7 +227,8 @@ def clients_at_once(learner: Learner, vectorize: Literal["off", "auto", "on"], s
     learner : Learner
         Of the clients.
     vectorize : {"off", "auto", "on"}
-        ``engine.vectorize``. ``auto``: where it was measured to win, which on a processor is for small models.
+        ``engine.vectorize``. ``auto``: on a processor where it was measured to win, which is for small models; on a GPU
+        wherever it can be done.
     shape : tuple of int
         Of a sample: channels, height, width.
 
@@ -240,6 +243,10 @@ def clients_at_once(learner: Learner, vectorize: Literal["off", "auto", "on"], s
         if vectorize == "auto":
             return 1
         raise ConfigError(f"engine.vectorize = 'on': {fault}; set engine.vectorize = 'auto' or 'off'")
+    if learner.device.type != "cpu":
+        free, _ = torch.get_device_module(learner.device).mem_get_info(learner.device)
+        most = min(_MOST, int(_SHARE * free / _step_bytes(learner, shape)))
+        return most if most >= FEWEST else 1
     if vectorize == "auto" and _multiply_adds(learner.model, shape) > _SMALL:
         return 1
     size = sum(parameter.numel() for parameter in learner.model.parameters())
@@ -265,7 +272,9 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
         return f"the model has buffers or shared parameters ({', '.join(odd[:3])}), as BatchNorm has"
     stacked = {name: parameter.detach().expand(2, *parameter.shape) for name, parameter in parameters.items()}
     try:
-        torch.vmap(lambda p, x: functional_call(model, p, (x,)))(stacked, torch.zeros(2, 2, *shape))
+        torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
+            stacked, torch.zeros(2, 2, *shape, device=learner.device)
+        )
     except Exception as error:  # a user's model may do anything
         return f"torch.vmap cannot take the model: {str(error).strip().splitlines()[0]}"
     return None
@@ -276,6 +285,15 @@ def _multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *shape))
     return int(counter.get_total_flops()) // 2
+
+
+def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
+    """What a client's step needs at most, about: eight times its weights (themselves, gradients, an optimizer's two
+    moments, FedProx's anchor, and copies of those under way), and twice what its batch leaves for the backward pass."""
+    meter = Meter()
+    with meter.message(), meter.part():
+        learner.model(torch.zeros(2, *shape, device=learner.device))
+    return 8 * module_bytes(learner.model) + learner.train.batch_size * meter.cost.peak
 
 
 def _turned(stacked: Tensor) -> Tensor:
