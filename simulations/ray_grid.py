@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
-from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Mean, Message, client_of, nbytes
 from fedknow.server.grid import Answers, MessageGrid
 from fedknow.simulations.cluster import start_ray
 from fedknow.simulations.worker import Answered, Job, NodeFactory, Worker, detached, share, unpack
 
-__all__ = ["WORKER_DIED", "RayGrid"]
+__all__ = ["WORKER_DIED", "RayGrid", "gpu_share", "placement"]
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +65,15 @@ class RayGrid(MessageGrid):
     folder : str or PathLike
         Where client states lie. On a cluster all machines must see it.
     workers : int
-        Number of workers; 0: ``engine.workers``, and if that is 0 too, one a core of the cluster.
+        Number of workers; 0: ``engine.workers``, and if that is 0 too, one a core of the cluster, or one a GPU
+        (``engine.device``).
     node : callable, optional
         ``node(config, stream)`` makes what answers in a worker; by default :class:`fedknow.client.node.Node`.
 
     Raises
     ------
     ConfigError
-        If the experiment's node cannot be built.
+        If the experiment's node cannot be built, or its device is not there.
     ConnectionError
         If there is no Ray cluster at the address.
     """
@@ -90,11 +92,15 @@ class RayGrid(MessageGrid):
         try:
             if self._started_ray:
                 start_ray(config.engine.address)
-            cores = cast(float, ray.cluster_resources().get("CPU", 1.0))  # type: ignore[no-untyped-call]
-            count = min(workers or config.engine.workers or max(1, int(cores)), stream.clients)
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            cores = resources.get("CPU", 1.0)
+            device, gpus, fitting = placement(config.engine.device, cores, resources.get("GPU", 0.0))
+            config = config.on_device(device)
+            count = min(workers or config.engine.workers or fitting, stream.clients)
             # More workers than cores share them; Ray counts in ten-thousandths.
             self._cores = min(1.0, math.floor(1e4 * cores / count) / 1e4)
-            room = cast(float, ray.cluster_resources().get("object_store_memory", 0.0))  # type: ignore[no-untyped-call]
+            self._gpus = gpu_share(count, gpus)
+            room = resources.get("object_store_memory", 0.0)
             self._room = room / (4 * len(ray.nodes()))  # type: ignore[no-untyped-call]
             self._pace: dict[str, float] = {}
             self._made_from = (ray.put(config), ray.put(stream), Path(folder).absolute(), node)
@@ -195,7 +201,7 @@ class RayGrid(MessageGrid):
 
     def _spawn(self) -> ActorHandle[Worker]:
         config, stream, folder, node = self._made_from
-        actor = ray.remote(Worker).options(num_cpus=self._cores, max_restarts=0)
+        actor = ray.remote(Worker).options(num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0)
         return cast("ActorHandle[Worker]", actor.remote(config, stream, folder, node))
 
     def _wait(self, starting: list[ray.ObjectRef]) -> None:
@@ -203,9 +209,10 @@ class RayGrid(MessageGrid):
             done, starting = ray.wait(starting, num_returns=len(starting), timeout=20)
             _get(done)
             if starting:
-                free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+                free = ray.available_resources()  # type: ignore[no-untyped-call]
                 log.warning(
-                    "%d of %d workers wait for a core of the Ray cluster (%g free)", len(starting), self.workers, free
+                    "%d of %d workers wait for their place in the Ray cluster (%g cores and %g GPUs are free)",
+                    *(len(starting), self.workers, free.get("CPU", 0), free.get("GPU", 0)),
                 )
 
     def _replace(self, indices: Collection[int]) -> None:
@@ -227,6 +234,35 @@ class RayGrid(MessageGrid):
         for job in moving:
             min(queues, key=len).append(job)
         return queues
+
+
+def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
+    """What workers compute on, in a cluster of so many cores and GPUs.
+
+    Returns
+    -------
+    tuple
+        ``engine.device`` without ``auto``; how many GPUs the workers share out; and how many workers fit.
+
+    Raises
+    ------
+    ConfigError
+        If they are to have GPUs and there are none.
+    """
+    if device == "auto":
+        device = "cuda" if gpus >= 1 and torch.version.cuda else "cpu"
+    if device == "cpu":
+        return device, 0.0, max(1, int(cores))
+    if device != "cuda":  # that one of a machine: Ray, which hands out any, is not asked
+        return device, 0.0, 1
+    if gpus < 1:
+        raise ConfigError("engine.device = 'cuda': Ray sees no GPU; set engine.device to 'cpu' or 'auto'")
+    return device, gpus, int(gpus)
+
+
+def gpu_share(workers: int, gpus: float) -> float:
+    """How much of a GPU each worker has, if as few as possible share one; each has its part of a single GPU."""
+    return math.floor(1e4 / math.ceil(workers / int(gpus))) / 1e4 if gpus else 0.0
 
 
 def _take(queue: deque[Job], least: int = 1) -> list[Job]:

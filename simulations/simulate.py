@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedknow.client.data import Benchmark, make_benchmark
+from fedknow.client.device import find_device
 from fedknow.client.host import Host
 from fedknow.client.learners import Learner, build_learner, resolve
 from fedknow.client.learners.vectorized import clients_at_once
@@ -77,13 +78,15 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
     Raises
     ------
     ConfigError
-        If the learner, its model, the strategy or the fleet cannot be built, or clients cannot train at once as asked
-        for.
+        If the learner, its model, the strategy or the fleet cannot be built, there is no such device, or clients cannot
+        train at once as asked for.
     """
     strategy = build_strategy(config.strategy, config.data.clients)
     Arrivals.check(config, strategy)
     if config.fleet.devices:
         build_fleet(config)
+    if not config.engine.address:  # a cluster's machines have GPUs of their own
+        find_device(config.engine.device)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
     check_running_mean(config, strategy, learner.sparse)
     clients_at_once(learner, config.engine.vectorize, benchmark.shape)
