@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 
 from fedknow.client.data.local import LOCAL, LocalStream
+from fedknow.client.device import find_device
 from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.journal import Journal, key_of
 from fedknow.client.learners import learner_class
@@ -138,6 +139,8 @@ class EdgeClient:
     client : int, optional
         Which client this is. A credential says it by itself; without one the server gives a free place, and the
         client comes back to it.
+    device : str, optional
+        What it computes on, whatever the experiment says (:func:`~fedknow.client.device.find_device`).
     give_up : float, optional
         Seconds without a connection after which to give up; by default never.
     node : callable, optional
@@ -148,7 +151,7 @@ class EdgeClient:
     Raises
     ------
     ConfigError
-        If the folder is in use, or the certificates are at fault.
+        If the folder is in use, the certificates are at fault, or there is no such device.
     """
 
     def __init__(
@@ -159,15 +162,19 @@ class EdgeClient:
         tls: Path | None = None,
         data: Path | None = None,
         client: int | None = None,
+        device: str | None = None,
         give_up: float | None = None,
         node: NodeFactory | None = None,
         keep_after: float = KEEP_AFTER,
     ) -> None:
+        if device is not None:
+            find_device(device, "--device")
         self.server = server
         self._tls = tls
         self._credentials = None if tls is None else channel_credentials(tls)
         self._data = data
         self._client = client
+        self._device = device
         self._give_up = give_up
         self._make_node = node or self._real_node
         self._keep_after = keep_after
@@ -272,6 +279,8 @@ class EdgeClient:
         self._journal.begin(run, node)
         self._done = None
         experiment = read_config(_toml(config))
+        if self._device is not None:
+            experiment = experiment.on_device(self._device)
         self._host = Host(experiment, None, self._journal.store, self._make_node(experiment))
         self._encoding = Encoding.SPARSE if learner_class(experiment.learner.name).sparse else Encoding.DENSE
         self._settled = config, run

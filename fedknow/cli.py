@@ -430,6 +430,15 @@ def client(
         int | None,
         typer.Option("--client", metavar="N", min=0, help="Which client this is; a certificate says it by itself."),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="What to compute on: `cpu`, `cuda`, `cuda:1`, ... or `auto`, a GPU if there is one.  [as the "
+            "experiment's `engine.device` says]",
+        ),
+    ] = None,
     give_up: Annotated[
         float | None,
         typer.Option("--give-up", metavar="SECONDS", min=0, help="End after so long without a connection.  [never]"),
@@ -454,7 +463,7 @@ def client(
 
         check_address(server, tls, insecure)
         _log_plainly(quiet)
-        edge = EdgeClient(server, state, tls=tls, data=data, client=number, give_up=give_up)
+        edge = EdgeClient(server, state, tls=tls, data=data, client=number, device=device, give_up=give_up)
         with _not_waiting_for(edge), _explained(None):
             run_client(edge)
 
