@@ -250,7 +250,7 @@ def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
         If they are to have GPUs and there are none.
     """
     if device == "auto":
-        device = "cuda" if gpus >= 1 and torch.version.cuda else "cpu"
+        device = "cuda" if gpus >= 1 and torch.backends.cuda.is_built() else "cpu"  # type: ignore[no-untyped-call]
     if device == "cpu":
         return device, 0.0, max(1, int(cores))
     if device != "cuda":  # that one of a machine: Ray, which hands out any, is not asked

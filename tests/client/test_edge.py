@@ -151,6 +151,23 @@ def test_clients_work_and_their_states_go_on(grid, client):
     assert [node.done() for node in nodes] == [[1, 3, 4], [1, 2, 3, 4]]
 
 
+def test_a_client_has_a_device_of_its_own(grid, tmp_path):
+    """Whatever the server says; without ``device`` it is as the server says."""
+    it = grid(2, "engine.device=auto")
+    devices = queue.SimpleQueue()
+
+    def make(config):
+        devices.put(config.engine.device)
+        return Counter()
+
+    for number, device in enumerate(("cpu", None)):
+        one = EdgeClient(f"127.0.0.1:{it.port}", tmp_path / str(number), client=number, device=device, node=make)
+        threading.Thread(target=asyncio.run, args=[one.run()], daemon=True).start()
+    it.exchange(work(0, 1))
+    it.finish()
+    assert {devices.get(timeout=WAIT), devices.get(timeout=WAIT)} == {"cpu", "auto"}
+
+
 def test_training_outlives_the_server_and_is_not_done_twice(grid, client):
     """The server dies while a client trains; another one, resumed, asks for the same."""
     node = Counter()

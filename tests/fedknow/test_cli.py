@@ -62,6 +62,16 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"fedknow {__version__}\n")
 
 
+@pytest.mark.parametrize("arguments", [("client", "--server", "127.0.0.1:1", "--device", "tpu"),
+                                       ("simulate", "digits", *TINY, "--set", "engine.device=tpu")])  # fmt: skip
+def test_a_device_that_is_none_is_refused(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    result = fedknow(*arguments)
+    assert result.exit_code == 2
+    assert re.search(r"(--|engine\.)device = 'tpu': must be 'cpu', 'cuda', 'cuda:1'", result.output)
+    assert not list(tmp_path.iterdir())
+
+
 def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "fedknow", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"fedknow {__version__}\n"

@@ -24,7 +24,7 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import CLIENT_FAILED, TRAIN, Arrays, Config, Message, Metrics, client_of, node_of
 from fedknow.server.grid import InlineGrid
-from fedknow.simulations.ray_grid import WORKER_DIED, RayGrid, _take
+from fedknow.simulations.ray_grid import WORKER_DIED, RayGrid, _take, gpu_share, placement
 from fedknow.simulations.worker import Job, Shared, pack, share, unpack, unshare
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
@@ -75,6 +75,7 @@ class Trainer:
             "process": os.getpid(),
             "broadcast": id(received["w"]),
             "threads": torch.get_num_threads() * int(os.environ.get("OMP_NUM_THREADS", "0")),
+            "gpu": int(os.environ.get("CUDA_VISIBLE_DEVICES") or -1),
             "data-is-copied": int(self.stream.weights.flags.writeable),
         }
         arrays = Arrays({"w": (kept.sum(0) * 1e-3).numpy()})
@@ -83,7 +84,7 @@ class Trainer:
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
     yield
     ray.shutdown()
 
@@ -180,6 +181,49 @@ def test_workers_have_one_thread_share_the_data_and_decode_a_broadcast_once(grid
     assert set(metric(replies, "data-is-copied").values()) == {0}
     process, broadcast = metric(replies, "process"), metric(replies, "broadcast")
     assert len({(process[client], broadcast[client]) for client in process}) == len(set(process.values()))
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(0, {0, 1}), (3, {0, 1})])
+def test_workers_have_gpus(cluster, tmp_path, workers, expected):
+    """As Ray hands them out; it does not look whether they are there."""
+    with RayGrid(CONFIG.on_device("cuda"), Stream(), tmp_path, workers, Trainer) as grid:
+        assert grid.workers == (workers or 2)
+        assert set(metric(grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)), "gpu").values()) <= expected
+
+
+def test_workers_on_the_cpu_have_none(grid):
+    assert set(metric(grid.exchange(work(range(CLIENTS))), "gpu").values()) == {-1}
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "gpus", "expected"),
+    [
+        ("cpu", 8.0, 2.0, ("cpu", 0.0, 8)),
+        ("cpu", 0.5, 0.0, ("cpu", 0.0, 1)),
+        ("cuda", 8.0, 2.0, ("cuda", 2.0, 2)),
+        ("cuda:1", 8.0, 2.0, ("cuda:1", 0.0, 1)),
+        ("auto", 8.0, 0.0, ("cpu", 0.0, 8)),
+        ("auto", 8.0, 2.0, ("cuda", 2.0, 2)),
+    ],
+)
+def test_where_workers_compute(monkeypatch, device, cores, gpus, expected):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    assert placement(device, cores, gpus) == expected
+
+
+def test_without_a_gpu_none_is_asked_for(monkeypatch):
+    with pytest.raises(ConfigError, match=r"engine\.device = 'cuda': Ray sees no GPU; set .* 'cpu' or 'auto'"):
+        placement("cuda", 8.0, 0.0)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert placement("auto", 8.0, 2.0) == ("cpu", 0.0, 8)  # torch could not use them
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "share"), [(1, 4, 1), (4, 4, 1), (4, 2, 0.5), (3, 2, 0.5), (3, 1, 0.3333), (8, 0, 0)]
+)
+def test_workers_share_gpus(workers, gpus, share):
+    """Three on two GPUs: of parts of two thirds there would be room for two."""
+    assert gpu_share(workers, gpus) == share
 
 
 def test_the_worker_that_did_the_work_is_a_clients_home(grid):

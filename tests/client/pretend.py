@@ -1,0 +1,129 @@
+"""A device for machines that have but a CPU: its tensors hide CPU tensors, and mix with those as little as a GPU's do.
+
+It takes the place that PyTorch leaves free for others' devices (PrivateUse1), so all that PyTorch decides by a tensor's
+device it decides here: what is moved, which generator is asked, which optimizer is fused, where a backward pass runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "pretend"
+_ATEN = torch.ops.aten
+_MAY_MIX = {_ATEN.copy_, _ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_}
+"""What takes tensors of both devices on a GPU too: copies, and indices."""
+
+
+class _Module:
+    """``torch.pretend``, as far as PyTorch asks for it."""
+
+    free = 2**30
+
+    def is_initialized(self) -> bool:
+        return True
+
+    is_available = is_initialized
+
+    def current_device(self) -> int:
+        return 0
+
+    def device_count(self) -> int:
+        return 1
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        pass
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return self.free, 2 * self.free
+
+
+class Pretended(torch.Tensor):
+    """A tensor on the device."""
+
+    hidden: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, real: torch.Tensor) -> Pretended:
+        about = real.size(), real.stride(), real.storage_offset()
+        with torch.inference_mode(False):  # where it is on, a view of a tensor from outside of it may not be a new one
+            device = torch.device(NAME, 0)
+            self = torch.Tensor._make_wrapper_subclass(cls, *about, dtype=real.dtype, device=device)
+        self.hidden = real
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _compute(func, *args, **(kwargs or {}))
+
+    def __getitem__(self, index: Any) -> Any:
+        # PyTorch would make tensors of lists, on the device, below of where this one is.
+        parts = index if isinstance(index, tuple) else (index,)
+        return super().__getitem__(tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts))
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if not force:
+            raise TypeError("can't convert a tensor on another device to numpy; use Tensor.cpu()")
+        return self.detach().cpu().numpy()
+
+
+def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Do an operation on the tensors within."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    assert all(tensor.stride() == tensor.hidden.stride() for tensor in tensors if isinstance(tensor, Pretended))
+    given = {id(tensor.hidden if isinstance(tensor, Pretended) else tensor): tensor for tensor in tensors}
+    mixed = {isinstance(tensor, Pretended) for tensor in tensors if tensor.dim()}
+    if len(mixed) > 1 and func.overloadpacket not in _MAY_MIX:
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+    if isinstance(generator := kwargs.get("generator"), torch.Generator) and generator.device.type == "cpu":
+        raise RuntimeError(f"{func}: expected a generator of the device, found one of the CPU")
+    outward = kwargs.get("device") is not None and kwargs["device"].type == "cpu"
+    if "device" in kwargs:
+        kwargs["device"] = torch.device("cpu")
+    pretended = args
+    args, kwargs = tree_map_only(Pretended, lambda tensor: tensor.hidden, (args, kwargs))
+    result = func(*args, **kwargs)
+    if outward:
+        return result
+    if torch.Tag.inplace_view in func.tags:  # the shape of what hides it changes too
+        with no_dispatch():
+            func(*pretended)
+    # What was given comes back as what it was: operations in place return their argument.
+    return tree_map_only(
+        torch.Tensor, lambda tensor: given[id(tensor)] if id(tensor) in given else Pretended(tensor), result
+    )
+
+
+def _by_way_of_the_cpu(function: Any) -> Any:
+    """A function that makes tensors, which it cannot do on a device that is written in Python."""
+
+    @functools.wraps(function)
+    def make(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        tensor = function(*args, **kwargs)
+        return tensor if device is None else tensor.to(device)
+
+    return make
+
+
+def set_up() -> torch.device:
+    """Have PyTorch know the device from now on; once a process."""
+    if not hasattr(torch, NAME):
+        _setup_privateuseone_for_python_backend(NAME, _Module())
+        library = torch.library.Library("_", "IMPL")
+        library.fallback(_compute, "PrivateUse1")
+        set_up.library = library  # type: ignore[attr-defined]  # it is undone when nobody holds it
+        torch.tensor, torch.eye = map(_by_way_of_the_cpu, (torch.tensor, torch.eye))
+        # ``parameter.data = ...``, which modules are moved by otherwise, would leave the hidden tensor behind.
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+    return torch.device(NAME, 0)
