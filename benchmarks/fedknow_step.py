@@ -29,7 +29,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,12 +38,11 @@ from torch.nn import functional as F
 
 from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
-from fedknow.client.data.stream import Split
+from fedknow.client.device import Border, find_device
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.base import Batch, HeadSlice, Learner, Round, batches, widen
 from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings
 from fedknow.client.learners.integrator import integrate
-from fedknow.client.learners.knowledge import Knowledge
 from fedknow.client.learners.linearization import flatten, views
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.simulations.presets import load_preset
@@ -102,11 +100,10 @@ class Stopwatch:
     """Times the ways of making a step on the same weights and batches."""
 
     def __init__(self, config: ExperimentConfig, stream: Benchmark, device: str, naive: bool) -> None:
-        self.device = torch.device(device)
-        plain = type(config.learner)(name="fedavg")
-        self.ways: dict[str, Learner] = {
-            "fedavg": build_learner(config.model_copy(update={"learner": plain}), stream.shape, stream.classes)
-        }
+        self.device = find_device(device, "--device")
+        self._border = Border(self.device)
+        plain = config.model_copy(update={"learner": type(config.learner)(name="fedavg")})
+        self.ways: dict[str, Learner] = {"fedavg": build_learner(plain, stream.shape, stream.classes, self.device)}
         known = FedKnowSettings(k=100)
         kinds = {"exact": known, "full": known.model_copy(update={"path": "full"})}
         kinds |= {"surrogate": known.model_copy(update={"integrator": "surrogate"})}
@@ -118,9 +115,6 @@ class Stopwatch:
             self.ways[name] = FedKnow(copy.deepcopy(self.ways["fedavg"].model), config.train, settings)
         if naive:
             self.ways["naive"] = Naive(copy.deepcopy(self.ways["fedavg"].model), config.train, known)
-        for way in self.ways.values():
-            for part in (part for part in vars(way).values() if isinstance(part, nn.Module)):  # teachers' room too
-                part.to(self.device)
         self._count = 0
 
     def restart(self) -> None:
@@ -141,30 +135,28 @@ class Stopwatch:
         tuple
             Seconds of each step, by way; and what ``main`` counted, summed over its steps.
         """
-        state, seconds, violating, active = main.state_dict(), [], 0, 0
-        here = replace(task, train=Split(task.train.x.to(self.device), task.train.y.to(self.device)))
+        seconds, violating, active = [], 0, 0
+        state, there = self._border.enter(main.state_dict()), self._border.enter_task(task)
         for name, way in self.ways.items():
             way.load_state_dict(state if name != "fedavg" else {})
             way.model.load_state_dict(main.model.state_dict())
-            if isinstance(way, FedKnow):
-                way._knowledge = {past: self._here(knowledge) for past, knowledge in way._knowledge.items()}
-            with self.device:
-                way.begin(here, round)
+            way.begin(there, round)
             way.model.train()
         main.model.train()
         main.begin(task, round)
-        head = HeadSlice(task.head, main.head.out_features)
+        head, head_there = (HeadSlice(task.head, main.head.out_features, on) for on in ("cpu", self.device))
         x, labels = main.images(task.train.x), head.labels(task.train.y)
         generator = torch.Generator().manual_seed(round.seed)
         for _ in range(main.epochs):
             for index in batches(len(labels), main.train.batch_size, generator):
                 batch = Batch(x[index], labels[index], index, head)
+                batch_there = Batch(*(part.to(self.device) for part in (batch.x, batch.y, index)), head_there)
                 seed = 1000 * round.seed + len(seconds)
                 step = {}
                 for name, way in self.ways.items():
                     if self._count % EVERY[name] == 0:
                         way.model.load_state_dict(main.model.state_dict())
-                        step[name] = self._time(way, batch, seed)
+                        step[name] = self._time(way, batch_there, seed)
                 seconds.append(step)
                 self._count += 1
                 torch.manual_seed(seed)
@@ -177,21 +169,14 @@ class Stopwatch:
         sums = {name: value * len(seconds) for name, value in main.counts().items()}
         return seconds, sums | {"steps-violating": violating, "steps-active": active}
 
-    def _here(self, knowledge: Knowledge) -> Knowledge:
-        """With its rows of the head on the device; its weights are copied there whenever it is asked."""
-        weight, bias = (rows.to(self.device) for rows in knowledge.head)
-        return replace(knowledge, head=(weight, bias))
-
     def _time(self, way: Learner, batch: Batch, seed: int) -> float:
         torch.manual_seed(seed)
-        with self.device:
-            batch = Batch(*(part.to(self.device) for part in (batch.x, batch.y, batch.index)), batch.head)
-            steps = way.settings.every if isinstance(way, FedKnow) else 1
-            start = self._now()
-            for _ in range(steps):
-                way.gradient(batch)
-                way.step()
-            return (self._now() - start) / steps
+        steps = way.settings.every if isinstance(way, FedKnow) else 1
+        start = self._now()
+        for _ in range(steps):
+            way.gradient(batch)
+            way.step()
+        return (self._now() - start) / steps
 
 
 Rounds = list[tuple[list[dict[str, float]], dict[str, float]]]

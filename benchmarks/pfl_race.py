@@ -15,9 +15,8 @@ every round. We use channels-last convolutions (our default); `--channels-last` 
 our Ray workers and pfl's own torch.distributed. `cpu_ratio` is that of processor seconds, which other work on the
 machine disturbs less.
 
-With ``--device cuda`` one simulated client is too small for a GPU, so there the cohort trains at once with its weights
-stacked (`engine.vectorize`'s function, without the message layer, which has no GPU setting yet), and neither side has
-dropout.
+With ``--device cuda`` (`engine.device`) one simulated client is too small for a GPU, so there the cohort trains at once
+with its weights stacked (`engine.vectorize`), and neither side has dropout. This has never been run on a GPU.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.case:
         case = json.loads(args.case)
-        give(ours(**case) if case.pop("device") == "cpu" else stacked(**case))
+        give(ours(**case))
         return
     path = args.out or RESULTS / ("pfl_race.json" if args.device == "cpu" else f"pfl_race_{args.device}.json")
     results = {}
@@ -94,7 +93,10 @@ def commands(args: argparse.Namespace, model: str, processes: int, size: Mapping
         options += ["--channels-last"] * args.channels_last + ["--no-dropout"] * (args.device == "cuda")
         cases["pfl"] = [str(args.pfl), *many, str(HERE / "pfl_client.py"), *options]
     ways: dict[str, dict[str, Any]] = {"ours": {"vectorize": "off"}}
-    if args.device == "cpu":
+    if args.device == "cuda":
+        ways = {"ours": {"vectorize": "on", "dropout": False}}
+        ways["ours, running mean"] = ways["ours"] | {"running_mean": True}
+    else:
         more = {"vectorize": "auto"} if model == "dnn" else {"vectorize": "off", "quick": True}
         name = "ours, vectorized" if model == "dnn" else "ours, its dropout"
         ways |= {name: more, f"{name}, running mean": {**more, "running_mean": True}}
@@ -119,6 +121,7 @@ def configuration(
     dropout: bool = True,
     quick: bool = False,
     running_mean: bool = False,
+    device: str = "cpu",
 ) -> ExperimentConfig:
     """The experiment; all of its data set is dealt to the users."""
     from fedknow.client.learners import resolve
@@ -130,6 +133,7 @@ def configuration(
         f"train={{rounds = {rounds + 1}, epochs = 1, batch_size = 10, optimizer = 'sgd', lr = 0.1, weight_decay = 0}}",
         f"strategy={{name = 'fedavg', fraction_train = {cohort / users}}}",
         f"engine={{backend = '{'inline' if processes == 1 else 'ray'}', workers = {processes}}}",
+        f"engine.device={device}",
         f"engine.vectorize={vectorize}",
         f"engine.running_mean={str(running_mean).lower()}",
         "learner=finetune",
@@ -152,44 +156,6 @@ def ours(model: str, processes: int, users: int, cohort: int, rounds: int, **opt
         config = configuration(model, processes, users, cohort, rounds, **options)
         result = simulate(config, Path(folder) / "run", observers=[happened])
     return spent(ends) | {"accuracy": result.summary["accuracy"]}
-
-
-def stacked(
-    model: str, processes: int, users: int, cohort: int, rounds: int, vectorize: str, device: str = "cuda"
-) -> dict[str, Any]:
-    """Rounds of cohorts that train at once, all on one device; without the message layer."""
-    import numpy as np
-    import torch
-
-    from fedknow.client.data import make_benchmark
-    from fedknow.client.data.stream import Split, TaskData
-    from fedknow.client.learners import build_learner
-    from fedknow.client.learners.base import Round
-    from fedknow.client.learners.vectorized import Start, fit_together
-
-    config = configuration(model, 1, users, cohort, rounds, "off", dropout=False)
-    benchmark = make_benchmark(config)
-    learner = build_learner(config, benchmark.shape, benchmark.classes)
-    learner.model.to(device)
-    tasks = []
-    for client in range(users):
-        task = benchmark.task(client, 0)
-        train, test = (Split(part.x.to(device), part.y.to(device)) for part in (task.train, task.test))
-        tasks.append(TaskData(0, task.classes, task.seen, train, test))
-    choose = np.random.default_rng(config.seed)
-    ends = []
-    for number in range(rounds + 1):
-        weights = learner.send()
-        chosen = choose.choice(users, cohort, replace=False)
-        starts = [Start(weights, tasks[user], Round(number, int(user))) for user in chosen]
-        trained = fit_together(learner, starts)
-        mean = {name: torch.stack([one.parameters[name] for one in trained]).mean(0) for name in weights}
-        learner.adopt(mean, 0)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        ends.append((time.perf_counter(), time.process_time()))
-    scored = [learner.score([task.test], [task.head], 256)[0] for task in tasks]
-    return spent(ends) | {"accuracy": sum(s[0] for s in scored) / sum(s[1] for s in scored)}
 
 
 if __name__ == "__main__":
