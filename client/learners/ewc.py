@@ -94,7 +94,7 @@ class Ewc(_Fisher):
     """
 
     search: ClassVar[dict[str, list[Any]]] = {
-        "strength": [100.0, 1000.0, 10000.0, 40000.0],
+        "strength": [1.0, 10.0, 100.0, 1000.0, 10000.0, 40000.0],
         "anchor": ["global", "local"],
     }
 
@@ -123,7 +123,10 @@ class OnlineEwc(_Fisher):
 
     Settings = OnlineEwcSettings
     settings: OnlineEwcSettings
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [100.0, 1000.0, 10000.0, 40000.0], "gamma": [0.95, 1.0]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "strength": [1.0, 10.0, 100.0, 1000.0, 10000.0, 40000.0],
+        "gamma": [0.95, 1.0],
+    }
 
     @property
     def decay(self) -> float:

@@ -42,7 +42,7 @@ class Mas(Consolidation):
 
     Settings = MasSettings
     settings: MasSettings
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [0.01, 0.1, 1.0, 10.0], "anchor": ["global", "local"]}
+    search: ClassVar[dict[str, list[Any]]] = {"strength": [0.001, 0.01, 0.1, 1.0, 10.0], "anchor": ["global", "local"]}
 
     @property
     def strength(self) -> float:
