@@ -120,11 +120,11 @@ class HeadSlice:
 
     def logits(self, z: Tensor) -> Tensor:
         """Slice of the logits: float [n, width] -> [n, len(classes)]; the very tensor where the head is whole."""
-        return z if self._whole else z.index_select(1, self.index.to(z.device))
+        return z if self._whole else z.index_select(1, self.index)
 
     def labels(self, y: Tensor) -> Tensor:
         """Labels as positions in the slice: int64 [n] -> int64 [n]."""
-        return self._position.to(y.device)[y]
+        return self._position[y]
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,11 @@ class Learner:
         What all learners share: epochs, batch size, optimizer, ...
     settings : LearnerSettings
         The method's own.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where the model is, and all that the learner is given: what it makes belongs there too.
     """
 
     Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
@@ -216,6 +221,7 @@ class Learner:
         self.settings = settings
         self.body = cast(nn.Module, model.body)
         self.head = cast(nn.Linear, model.head)
+        self.device = self.head.weight.device
         if train.precision == "bf16" and self.device.type == "cpu":
             _warn_of_slow_bf16()
         # Integer buffers (BatchNorm's counters) would come back from an average as fractions: they do not travel, and
@@ -231,11 +237,6 @@ class Learner:
         }
         self._trained_task = -1
         self.meter = Meter(self.body)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is, and what a client is given; what a method makes belongs there too."""
-        return self.head.weight.device
 
     # --- what travels ---------------------------------------------------------------------------------------------
 
@@ -327,9 +328,11 @@ class Learner:
     # --- state ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        """All that this client must keep until its next message; empty if everything travels."""
+        """All that this client must keep until its next message; empty if everything travels and no task's end matters."""
+        if not self.ends_task:
+            return {}
         kept = self.kept()
-        return {"kept": kept, "trained_task": self._trained_task} if kept else {}
+        return {"trained_task": self._trained_task} | ({"kept": kept} if kept else {})
 
     def load_state_dict(self, state: State) -> None:
         """Become the client whose state this is; ``{}`` is a client that has never been heard of."""
