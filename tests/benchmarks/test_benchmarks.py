@@ -50,7 +50,7 @@ def test_quick_form(script: str, options: list[str], tmp_path: Path) -> None:
 def test_stacked_cohorts_learn() -> None:
     """What ``--device cuda`` times, here on the processor."""
     race = load("pfl_race")
-    few, more = (race.stacked("dnn", 1, 1000, 5, rounds, "off", "cpu") for rounds in (1, 30))
+    few, more = (race.ours("dnn", 1, 1000, 5, rounds, vectorize="on", dropout=False) for rounds in (1, 30))
     assert few["accuracy"] < 0.3 < 0.6 < more["accuracy"]
     assert more["seconds"] > 0
 
