@@ -328,7 +328,7 @@ class Learner:
     # --- state ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        """All that this client must keep until its next message; empty if everything travels and no task's end matters."""
+        """All that this client must keep until its next message; empty where all travels and no task is ended."""
         if not self.ends_task:
             return {}
         kept = self.kept()

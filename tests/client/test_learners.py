@@ -1,6 +1,7 @@
 """What all learners share: what travels, what is kept, and updates a person can check by hand."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from fedknow.client.learners.base import (
     make_optimizer,
 )
 from fedknow.client.learners.baselines import FedPer, FedProx, FedRep, FedRepSettings, Finetune, Local
-from fedknow.client.models import SplitModel
-from fedknow.protocols.config import ConfigError, TrainConfig, read_config
+from fedknow.client.models import SplitModel, build_model
+from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig, read_config
 
 SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.5, weight_decay=0.0, channels_last=False)
 
@@ -91,6 +92,29 @@ def test_a_fresh_client_has_the_initial_head(tiny_model, tiny_task):
     assert not torch.equal(learner.kept()["head.weight"], initial["head.weight"])
     learner.load_state_dict({})
     assert torch.equal(learner.kept()["head.weight"], initial["head.weight"])
+
+
+def ways_to_exchange():
+    """All learners that train on clients, with each value of their setting ``exchange``, where they have one."""
+    for name in list_learners():
+        kind = learner_class(name)
+        field = kind.Settings.model_fields.get("exchange")
+        if kind.strategy != "joint-central":
+            yield from ((kind, {"exchange": way}) for way in get_args(field.annotation)) if field else [(kind, {})]
+
+
+@pytest.mark.parametrize(("kind", "settings"), ways_to_exchange())
+def test_a_returning_client_knows_that_it_has_trained(tiny_task, kind, settings):
+    """Or it would train once more when the task is over, as who was never chosen does."""
+    train = TrainConfig(epochs=1, batch_size=8, lr=0.01)
+    learner, again = (
+        kind(build_model(ModelConfig(name="mlp"), (1, 2, 2), 6, 0), train, kind.Settings(**settings)) for _ in range(2)
+    )
+    learner.fit(tiny_task(0), Round(1, 5))
+    assert ("trained_task" in learner.state_dict()) is learner.ends_task
+    again.load_state_dict(learner.state_dict())
+    assert again.has_trained(0) is learner.ends_task
+    assert not again.has_trained(1)
 
 
 def test_what_is_sent_does_not_change_with_later_training(tiny_model, tiny_task):
