@@ -16,28 +16,36 @@ from fedknow.client.learners.base import Batch, HeadSlice, hits, widen
 from fedknow.client.learners.memory import MemorySettings, Rehearsal
 from fedknow.protocols.config import TrainConfig
 
-__all__ = ["ExperienceReplay", "ExperienceReplaySettings", "JointReplay", "JointReplaySettings"]
+__all__ = ["ExperienceReplay", "ExperienceReplaySettings"]
 
 
-class JointReplaySettings(MemorySettings):
-    """Settings of :class:`JointReplay`."""
+class ExperienceReplaySettings(MemorySettings):
+    """Settings of :class:`ExperienceReplay`."""
 
     memory_batch: int = Field(0, ge=0)
     """Stored samples that join each batch; 0: as many as a batch has, the paper's choice."""
-
-
-class ExperienceReplaySettings(JointReplaySettings):
-    """Settings of :class:`ExperienceReplay`."""
-
     keep: Literal["ring", "reservoir"] = "ring"
     """``ring``: as many of each class; ``reservoir``: a uniform sample of what the task had."""
 
 
-class JointReplay(Rehearsal):
-    """A learner whose every step trains on a batch and on stored samples together."""
+class ExperienceReplay(Rehearsal):
+    """Experience replay: every step trains on a batch and on stored samples of past tasks together (2019).
 
-    Settings = JointReplaySettings
-    settings: JointReplaySettings
+    Algorithm 1: draw B_M uniformly from the memory and step along the gradient of the mean loss over B_n and B_M
+    together. Tasks are passed over more than once here, so the memory takes a task's samples when the task is over,
+    not as they stream by: a ring buffer then holds a random part of each class, a reservoir of the task.
+
+    Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing more. Needs: a forward
+    and backward pass over ``memory_batch`` more samples for each step. Valid: any model, task- or class-incremental.
+    """
+
+    Settings = ExperienceReplaySettings
+    settings: ExperienceReplaySettings
+    search: ClassVar[dict[str, list[Any]]] = {"memory_batch": [0, 32], "keep": ["ring", "reservoir"]}
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: ExperienceReplaySettings) -> None:
+        super().__init__(model, train, settings)
+        self.balanced = settings.keep == "ring"
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
         """A pass over the batch and stored samples."""
@@ -57,23 +65,3 @@ class JointReplay(Rehearsal):
         losses = both.loss(z, reduction="none")
         losses.mean().backward()  # type: ignore[no-untyped-call]
         return losses[:count].mean().item(), hits(batch.head.logits(z[:count]), batch.y)
-
-
-class ExperienceReplay(JointReplay):
-    """Experience replay: every step trains on a batch and on stored samples of past tasks together (2019).
-
-    Algorithm 1: draw B_M uniformly from the memory and step along the gradient of the mean loss over B_n and B_M
-    together. Tasks are passed over more than once here, so the memory takes a task's samples when the task is over,
-    not as they stream by: a ring buffer then holds a random part of each class, a reservoir of the task.
-
-    Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing more. Needs: a forward
-    and backward pass over ``memory_batch`` more samples for each step. Valid: any model, task- or class-incremental.
-    """
-
-    Settings = ExperienceReplaySettings
-    settings: ExperienceReplaySettings
-    search: ClassVar[dict[str, list[Any]]] = {"memory_batch": [0, 32], "keep": ["ring", "reservoir"]}
-
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: ExperienceReplaySettings) -> None:
-        super().__init__(model, train, settings)
-        self.balanced = settings.keep == "ring"

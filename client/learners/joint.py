@@ -15,7 +15,7 @@ from fedknow.client.learners.base import Batch, Learner, LearnerSettings, Round,
 from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay, columns
 from fedknow.protocols.seeds import integer
 
-__all__ = ["Joint", "JointCentral", "JointCentralSettings", "JointSettings", "join"]
+__all__ = ["Joint", "JointCentral", "JointCentralSettings", "JointSettings", "UnionTraining", "join"]
 
 
 class JointSettings(MemorySettings):
@@ -58,7 +58,18 @@ class _Jointly(Learner):
         return loss.item(), int(hits.sum())
 
 
-class Joint(_Jointly, Rehearsal):
+class UnionTraining(_Jointly, Rehearsal):
+    """A learner that trains on the task's samples and on all it has stored as one set; a frame."""
+
+    def union(self, task: TaskData) -> Replay:
+        """Samples of past tasks, in their order, and the task's."""
+        width = self.head.out_features
+        x, y = task.train.x, task.train.y
+        here = Replay(x, y, columns(task.head, width, self.device).expand(len(y), -1))
+        return join([self.memory.all(task, width), here]) if self.memory.tasks else here
+
+
+class Joint(UnionTraining):
     """Joint training, federated: each client trains on all the tasks it has seen, and bodies are averaged. A bound.
 
     A round draws as many samples of all tasks as the current one has (times ``budget``) and passes over them as often
@@ -76,12 +87,7 @@ class Joint(_Jointly, Rehearsal):
 
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round on samples of all tasks seen."""
-        width = self.head.out_features
-        x, y = task.train.x, task.train.y
-        everything = Replay(x, y, columns(task.head, width, self.device).expand(len(y), -1))
-        if self.memory.tasks:
-            everything = join([self.memory.all(task, width), everything])
-        return self.fit_on(everything, int(self.settings.budget * len(task.train)), task, round)
+        return self.fit_on(self.union(task), int(self.settings.budget * len(task.train)), task, round)
 
 
 class JointCentral(_Jointly):

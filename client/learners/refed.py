@@ -16,9 +16,7 @@ the gradient's norm or its square; here it is the norm, and the square may rank 
 starts for the next task (here: at the then global model, so that no further model is kept) and the value of s. The sum
 in Eq. 3 is taken as a mean, so that eta does not depend on the number of samples.
 
-The paper trains on the union of the task's samples and the cached ones (Eq. 6), so that each is seen once an epoch.
-Here each batch of the task is joined by as many cached samples (:class:`~fedknow.client.learners.er.JointReplay`),
-drawn anew for each: a cache smaller than the task is replayed many times an epoch, and may weigh as much as the task.
+Training is on the union of the task's samples and the cached ones (Eq. 6): each is seen once an epoch.
 """
 
 from __future__ import annotations
@@ -33,15 +31,15 @@ from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import Learner, Round, State
-from fedknow.client.learners.er import JointReplay, JointReplaySettings
-from fedknow.client.learners.memory import Replay, Stored
+from fedknow.client.learners.joint import UnionTraining
+from fedknow.client.learners.memory import MemorySettings, Replay, Stored
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
 __all__ = ["ReFed", "ReFedSettings"]
 
 
-class ReFedSettings(JointReplaySettings):
+class ReFedSettings(MemorySettings):
     """Settings of :class:`ReFed`."""
 
     balance: float = Field(0.5, gt=0, lt=1)
@@ -52,18 +50,19 @@ class ReFedSettings(JointReplaySettings):
     """eta: its learning rate."""
 
 
-class ReFed(JointReplay):
+class ReFed(UnionTraining):
     """Replay of the samples that pull most on a model between global and local (Li et al., CVPR 2024).
 
     Keeps: samples (setting ``memory``: that fraction of all samples seen, which the paper gives as a number M), chosen
     afresh from all of them after each task, so that of some tasks and classes none may be left. Sends: what
-    ``exchange`` says, nothing more; the paper averages everything, ``exchange = "all"``. Needs: what experience replay
-    needs, and when a task is over s forward and backward passes for each sample. Valid: any model, task- or
-    class-incremental.
+    ``exchange`` says, nothing more; the paper averages everything, ``exchange = "all"``. Needs: training
+    on the cached samples besides, and when a task is over s forward and backward passes for each sample. Valid: any
+    model, task- or class-incremental.
     """
 
     Settings = ReFedSettings
     settings: ReFedSettings
+    metered = ("fit",)
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {"balance": [0.1, 0.5, 0.9], "pim_lr": [1e-3, 1e-2, 1e-1]}
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: ReFedSettings) -> None:
@@ -84,6 +83,11 @@ class ReFed(JointReplay):
     def budget(self) -> int:
         """M: how many samples may be cached, after those seen so far."""
         return max(1, round(self.settings.memory * self._seen))
+
+    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
+        """One round on the task's samples and the cached ones (Eq. 6)."""
+        union = self.union(task)
+        return self.fit_on(union, len(union), task, round)
 
     # --- the end of a task ----------------------------------------------------------------------------------------
 

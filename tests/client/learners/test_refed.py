@@ -7,7 +7,7 @@ from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners.base import Round
-from fedknow.client.learners.memory import Memory
+from fedknow.client.learners.memory import Memory, Stored
 from fedknow.client.learners.refed import ReFed, ReFedSettings
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
@@ -83,6 +83,24 @@ def test_a_task_whose_samples_matter_least_has_none_left():
     assert list(learner.memory.tasks) == [1]
     assert len(learner.memory) == 2
     learner.fit(task(0, [[1.0, 1.0], [0.5, 0.5]]), Round(1, 1))
+
+
+def test_a_step_is_on_the_union_of_task_and_cache():
+    """Eq. 6, one batch: the mean gradient over all samples, each by the classes of its own task, and each once."""
+    learner = ReFed(linear_model(), SGD, ReFedSettings(memory=0.25))
+    first, second = task(0, [[1.0, 0.5], [-0.5, 2.0], [2.0, -1.0], [0.1, 0.2]]), task(1, [[0.5, 1.5], [1.0, -1.0]])
+    learner.memory.tasks[0] = Stored((0, 1), first.train.x[2:3], first.train.y[2:3])
+    w = learner.head.weight.detach().double().numpy().copy()
+    with learner.meter.message():
+        report = learner.fit(second, Round(1, 0))
+        assert learner.meter.samples == 3
+    x = np.array([[2.0, -1.0], [0.5, 1.5], [1.0, -1.0]])
+    slices, gradient = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]), np.zeros((4, 2))
+    for image, seen, label in zip(x, slices, (0, 2, 3), strict=True):
+        e = np.exp(w @ image) * seen
+        gradient += np.outer(e / e.sum() - np.eye(4)[label], image) / 3
+    assert learner.head.weight.detach().numpy() == pytest.approx(w - 0.1 * gradient, abs=1e-6)
+    assert report["loss"] > 0
 
 
 @pytest.mark.parametrize("exchange", ["all", "body", "none"])
