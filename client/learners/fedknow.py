@@ -482,7 +482,7 @@ class FedKnow(Learner):
             parameter.grad = part
 
     def _gradient_after_aggregation(self, batch: Batch) -> tuple[float, int]:
-        """Negative transfer (Sec. III-D): g_a at the received model, turned to agree with g_b at the own one."""
+        """Negative transfer (Sec. III-E): g_a at the received model, turned to agree with g_b at the own one."""
         with self.autocast():
             logits = self._scratch(batch.x)
         loss = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
