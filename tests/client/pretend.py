@@ -6,11 +6,9 @@ device it decides here: what is moved, which generator is asked, which optimizer
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
-from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -18,6 +16,9 @@ NAME = "pretend"
 _ATEN = torch.ops.aten
 _MAY_MIX = {_ATEN.copy_, _ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_}
 """What takes tensors of both devices on a GPU too: copies, and indices."""
+
+
+_new_tensor = torch.tensor
 
 
 class _Module:
@@ -80,8 +81,9 @@ class Pretended(torch.Tensor):
 
 def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Do an operation on the tensors within."""
+    if func is _ATEN._has_compatible_shallow_copy_type.default:  # asked for by ``tensor.data = ...``
+        return True
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    assert all(tensor.stride() == tensor.hidden.stride() for tensor in tensors if isinstance(tensor, Pretended))
     given = {id(tensor.hidden if isinstance(tensor, Pretended) else tensor): tensor for tensor in tensors}
     mixed = {isinstance(tensor, Pretended) for tensor in tensors if tensor.dim()}
     if len(mixed) > 1 and func.overloadpacket not in _MAY_MIX:
@@ -91,29 +93,27 @@ def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     outward = kwargs.get("device") is not None and kwargs["device"].type == "cpu"
     if "device" in kwargs:
         kwargs["device"] = torch.device("cpu")
-    pretended = args
     args, kwargs = tree_map_only(Pretended, lambda tensor: tensor.hidden, (args, kwargs))
     result = func(*args, **kwargs)
     if outward:
         return result
-    if torch.Tag.inplace_view in func.tags:  # the shape of what hides it changes too
-        with no_dispatch():
-            func(*pretended)
+    for tensor in tensors:  # where an operation changed a tensor's shape, so does what hides it
+        if isinstance(tensor, Pretended) and _looks(tensor) != _looks(tensor.hidden):
+            tensor.data = Pretended(tensor.hidden)
     # What was given comes back as what it was: operations in place return their argument.
     return tree_map_only(
         torch.Tensor, lambda tensor: given[id(tensor)] if id(tensor) in given else Pretended(tensor), result
     )
 
 
-def _by_way_of_the_cpu(function: Any) -> Any:
-    """A function that makes tensors, which it cannot do on a device that is written in Python."""
+def _looks(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype
 
-    @functools.wraps(function)
-    def make(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-        tensor = function(*args, **kwargs)
-        return tensor if device is None else tensor.to(device)
 
-    return make
+def _tensor(data: Any, *, device: Any = None, **kwargs: Any) -> torch.Tensor:
+    """``torch.tensor``, which cannot make a tensor on a device that is written in Python."""
+    tensor = _new_tensor(data, **kwargs)
+    return tensor if device is None else tensor.to(device)
 
 
 def set_up() -> torch.device:
@@ -123,7 +123,7 @@ def set_up() -> torch.device:
         library = torch.library.Library("_", "IMPL")
         library.fallback(_compute, "PrivateUse1")
         set_up.library = library  # type: ignore[attr-defined]  # it is undone when nobody holds it
-        torch.tensor, torch.eye = map(_by_way_of_the_cpu, (torch.tensor, torch.eye))
+        torch.tensor = _tensor
         # ``parameter.data = ...``, which modules are moved by otherwise, would leave the hidden tensor behind.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
     return torch.device(NAME, 0)
