@@ -532,7 +532,7 @@ def _flatten_both_ways(module: nn.Module, inputs: tuple[Tensor]) -> None:
     """Have the gradient of flat features come back channels-last: max-pooling takes five times as long with another."""
     (x,) = inputs
     if x.dim() == 4 and x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(x):  # no hooks there
-        x.register_hook(_channels_last)
+        x.register_hook(_channels_last)  # type: ignore[no-untyped-call]
 
 
 def _channels_last(x: Tensor) -> Tensor:
