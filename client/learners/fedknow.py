@@ -147,7 +147,7 @@ class FedKnow(Learner):
         "extract_from": ["local", "global"],
         "wasserstein": ["values", "positions"],
         "k": [3, 10],
-        "margin": [0.0, 0.1, 0.5],
+        "margin": [0.0, 0.1, 0.5, 1.0, 2.0],
         "exchange": ["body", "all"],
         "post_aggregation": ["off", "first-epoch", "extra-epoch"],
     }
