@@ -131,7 +131,15 @@ def test_shipped_settings_are_those_of_a_learner_and_tell_where_they_are_from(pr
     entry = best.found(preset)[learner]
     config = resolve(load_preset(preset, [f"learner={learner}@best"]))
     assert entry["settings"].items() <= config.learner.options.items()
-    assert entry["command"].startswith(f"fedknow search {preset} ")
+    assert entry["command"].startswith((f"fedknow search {preset} ", f"fedknow compare {preset} --set data.holdout="))
     assert 0 < entry["accuracy"] <= 1
     assert entry["runs"] >= 1
     assert set(entry["settings"]) <= set(entry["space"])
+
+
+@pytest.mark.parametrize(("large", "small"), best.SEARCHED_AS.items())
+def test_what_takes_hours_has_the_settings_of_a_small_preset(large, small):
+    assert {large, small} <= set(list_presets())
+    assert load_preset(large).model.name == load_preset(small).model.name
+    assert load_preset(large).data.name == load_preset(small).data.name
+    assert best.found(large) == best.found(small) != {}

@@ -13,15 +13,17 @@ from typing import Any
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig
 
-__all__ = ["SUFFIX", "best_settings", "found", "with_best"]
+__all__ = ["SEARCHED_AS", "SUFFIX", "best_settings", "found", "with_best"]
 
 SUFFIX = "@best"
 """What follows a learner's name where its best settings are meant."""
+SEARCHED_AS = {"paper-cifar100-small": "cifar100-mini", "paper-cifar100": "cifar100-mini"}
+"""Presets that take hours a run, and the small one with the same data and network whose best settings are theirs."""
 
 
 def found(preset: str) -> Mapping[str, Any]:
     """All that a search found for a preset, by learner; nothing where there was none."""
-    file = files(__name__) / f"{preset}.toml"
+    file = files(__name__) / f"{SEARCHED_AS.get(preset, preset)}.toml"
     return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
