@@ -239,8 +239,8 @@ def longer(
     note: Callable[[dict[str, object]], None],
 ) -> None:
     """One client lives through the shares of all; timed at the places asked for, plainly trained between them."""
-    exact = FedKnow(watch.ways["fedavg"].model, config.train, FedKnowSettings(k=100))
-    main = FedKnow(copy.deepcopy(exact.model), config.train, FedKnowSettings(k=100, integrator="off"))
+    model = copy.deepcopy(watch.ways["fedavg"].model).cpu()
+    main = FedKnow(model, config.train, FedKnowSettings(k=100, integrator="off"))
     for place in range(max(places) + 1):
         share = stream.task(place // stream.tasks, place % stream.tasks)
         share = TaskData(place, share.classes, share.seen, share.train, share.test, share.incremental)

@@ -4,8 +4,7 @@
     python benchmarks/vmap_clients.py --device cuda
 
 Each case trains the same clients both ways, in turn, with one thread: 50 samples each, batches of 10, one local epoch.
-One by one is what a client's node does (`Learner.fit`; on another device than the processor the same loop written
-out). `engine.vectorize = "auto"` is made from the ratios.
+One by one is what a client's node does (`Learner.fit`). `engine.vectorize = "auto"` is made from the ratios.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from _common import RESULTS, write
-from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
+from fedknow.client.device import find_device
 from fedknow.client.learners import Learner, build_learner
-from fedknow.client.learners.base import Round, batches, make_optimizer
+from fedknow.client.learners.base import Round
 from fedknow.client.learners.vectorized import Start, fit_together
 from fedknow.protocols.config import read_config
 
@@ -57,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = [
-        case(model, clients, args.repeats, torch.device(args.device))
+        case(model, clients, args.repeats, find_device(args.device, "--device"))
         for model in args.models
         for clients in args.clients
     ]
@@ -68,8 +67,7 @@ def main() -> None:
 def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[str, Any]:
     side, own = MODELS[name]
     changes = ["learner=fedavg", "train.batch_size=10", "train.epochs=1", "train.optimizer=sgd", *own]
-    learner = build_learner(read_config({}, changes), (1, side, side), CLASSES)
-    learner.model.to(device)
+    learner = build_learner(read_config({}, changes), (1, side, side), CLASSES, device)
     starts = [start(learner, side, client, device) for client in range(clients)]
     seconds: dict[str, list[float]] = {"one": [], "together": []}
     ways = {"one": one_by_one, "together": fit_together}
@@ -104,23 +102,8 @@ def start(learner: Learner, side: int, client: int, device: torch.device) -> Sta
 def one_by_one(learner: Learner, starts: Sequence[Start]) -> None:
     for s in starts:
         learner.adopt(s.parameters, s.task.task)
-        if learner.head.weight.device.type == "cpu":
-            learner.fit(s.task, s.round)
-        else:
-            plain_loop(learner, s)
+        learner.fit(s.task, s.round)
         learner.send()
-
-
-def plain_loop(learner: Learner, s: Start) -> None:
-    generator = torch.Generator().manual_seed(s.round.seed)
-    x, y = learner.images(s.task.train.x), s.task.train.y
-    optimizer = make_optimizer(learner.train, learner.body.parameters(), learner.head.parameters())
-    learner.model.train()
-    for _ in range(learner.epochs):
-        for index in batches(len(y), learner.train.batch_size, generator):
-            optimizer.zero_grad()
-            F.cross_entropy(learner.model(x[index]), y[index]).backward()
-            optimizer.step()
 
 
 if __name__ == "__main__":

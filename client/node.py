@@ -67,8 +67,6 @@ class Node:
         self.config = config
         self.stream = stream
         self._border = Border(find_device(config.engine.device))
-        if self._border.device.type == "cuda":  # fp32 is to be float32; convolutions would be taken in TF32, of 10 bits
-            torch.backends.cudnn.allow_tf32 = False
         self.learner = build_learner(config, stream.shape, stream.classes, self._border.device)
         self.at_once = clients_at_once(self.learner, config.engine.vectorize, stream.shape)
 
@@ -151,8 +149,9 @@ class Node:
                 answers[i] = _failed(message, error), state
         try:
             trained = fit_together(self.learner, list(starts.values())) if starts else []
-        except Exception as error:  # the failure of all of them
-            trained = [Trained({}, error) for _ in starts]
+        except Exception as error:  # the failure of all of them, whose tensors its traceback would keep
+            log.info("%d clients failed together", len(starts), exc_info=error)
+            trained = [Trained({}, error.with_traceback(None)) for _ in starts]
         for (i, start), result in zip(starts.items(), trained, strict=True):
             if isinstance(result.report, Exception):
                 answers[i] = _failed(messages[i], result.report), states[i]

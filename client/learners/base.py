@@ -528,10 +528,16 @@ class Learner:
         return results
 
 
+_LARGE = 1 << 15
+"""Features of a batch from which on their gradient's format matters more than what it takes to see to it."""
+
+
 def _flatten_both_ways(module: nn.Module, inputs: tuple[Tensor]) -> None:
     """Have the gradient of flat features come back channels-last: max-pooling takes five times as long with another."""
     (x,) = inputs
-    if x.dim() == 4 and x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(x):  # no hooks there
+    if x.dim() != 4 or x.numel() < _LARGE:
+        return
+    if x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(x):  # no hooks there
         x.register_hook(_channels_last)  # type: ignore[no-untyped-call]
 
 

@@ -409,7 +409,7 @@ class FedKnow(Learner):
         return chosen
 
     def _room(self, count: int, size: int) -> Tensor:
-        """Memory for so many gradients, float [count, size]; what is not written to takes up none."""
+        """Memory for so many gradients, float [count, size]; on a processor what is not written to takes up none."""
         if self._memory.numel() < count * size:
             with self.meter.free():
                 self._memory = self._parameters[0].new_empty(count * size)

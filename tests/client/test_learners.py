@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
+from fedknow.client.learners import base, build_learner, learner_class, list_learners, resolve
 from fedknow.client.learners.base import (
     Diverged,
     HeadSlice,
@@ -294,7 +294,9 @@ def test_a_gradient_in_another_memory_format_is_the_same_gradient(optimizer):
     assert torch.equal(*moved)
 
 
-def test_gradients_of_flat_features_come_back_channels_last(tiny_model):
+def test_gradients_of_flat_features_come_back_channels_last(tiny_model, monkeypatch):
+    monkeypatch.setattr(base, "_LARGE", 1)
+
     def gradient_by_features(channels_last):
         learner = Finetune(tiny_model(), SGD.model_copy(update={"channels_last": channels_last}), LearnerSettings())
         given = []
@@ -309,7 +311,8 @@ def test_gradients_of_flat_features_come_back_channels_last(tiny_model):
     assert last.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_models_with_flat_features_work_under_transforms_too(tiny_model):
+def test_models_with_flat_features_work_under_transforms_too(tiny_model, monkeypatch):
+    monkeypatch.setattr(base, "_LARGE", 1)
     learner = Finetune(tiny_model(), SGD.model_copy(update={"channels_last": True}), LearnerSettings())
     parameters = {name: value.detach() for name, value in learner.model.named_parameters()}
     x = torch.arange(16.0).reshape(4, 1, 1, 2, 2)
