@@ -263,6 +263,15 @@ class EngineConfig(Section):
     on_client_error: Literal["stop", "skip"] = "stop"
     """What a failed client does to the run: end it, or leave that client's reply out and count it."""
 
+    @model_validator(mode="after")
+    def _any_gpu_of_a_cluster(self) -> EngineConfig:
+        if self.address and ":" in self.device:
+            raise ConfigError(
+                f"engine.device = {self.device!r}: that is a GPU of one machine, and engine.address = {self.address!r} "
+                "a cluster, where Ray gives each worker one: set engine.device to 'cuda'"
+            )
+        return self
+
 
 def _by_devices(value: Any) -> Any:
     return {"devices": value} if isinstance(value, str | list) else value

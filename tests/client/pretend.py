@@ -14,8 +14,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "pretend"
 _ATEN = torch.ops.aten
-_MAY_MIX = {_ATEN.copy_, _ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_}
-"""What takes tensors of both devices on a GPU too: copies, and indices."""
+_INDEXING = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_}
+"""What takes indices of the CPU for a tensor of a GPU, but not the other way round."""
 
 
 _new_tensor = torch.tensor
@@ -85,8 +85,11 @@ def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
         return True
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     given = {id(tensor.hidden if isinstance(tensor, Pretended) else tensor): tensor for tensor in tensors}
-    mixed = {isinstance(tensor, Pretended) for tensor in tensors if tensor.dim()}
-    if len(mixed) > 1 and func.overloadpacket not in _MAY_MIX:
+    together = tensors
+    if func.overloadpacket in _INDEXING and isinstance(args[0], Pretended):
+        together = [leaf for leaf in (args[0], *args[2:]) if isinstance(leaf, torch.Tensor)]
+    mixed = {isinstance(tensor, Pretended) for tensor in together if tensor.dim()}
+    if len(mixed) > 1 and func.overloadpacket is not _ATEN.copy_:
         raise RuntimeError(f"{func}: expected all tensors to be on the same device")
     if isinstance(generator := kwargs.get("generator"), torch.Generator) and generator.device.type == "cpu":
         raise RuntimeError(f"{func}: expected a generator of the device, found one of the CPU")

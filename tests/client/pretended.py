@@ -103,6 +103,14 @@ def test_mixing_devices_is_found_out():
     for wrong in (lambda: here + there, lambda: torch.cat([there, here]), lambda: there.add_(here), there.numpy):
         with pytest.raises((RuntimeError, TypeError)):
             wrong()
+    index, index_there = torch.tensor([1]), torch.tensor([1]).to(DEVICE)
+    for wrong in (
+        lambda: here[index_there],
+        lambda: here.index_put_((index,), there[index]),
+        lambda: there.index_put_((index,), torch.ones(1)),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            wrong()
     with pytest.raises(RuntimeError):
         torch.randperm(3, generator=torch.Generator(), device=DEVICE)
     assert torch.equal((there[torch.tensor([1])] + torch.tensor(1.0)).cpu(), torch.tensor([2.0]))

@@ -63,6 +63,13 @@ def test_devices_that_are_there(monkeypatch, count, name, device):
     assert find_device(name) == torch.device(device)
 
 
+def test_one_gpu_of_a_machine_is_none_of_a_cluster():
+    with pytest.raises(
+        ConfigError, match=r"engine.device = 'cuda:1'.*engine.address = 'auto'.*set engine.device to 'cuda'"
+    ):
+        read_config({}, ["engine.device=cuda:1", "engine.address=auto"])
+
+
 def test_nothing_crosses_on_the_cpu(tiny_task):
     border, state, data = Border(torch.device("cpu")), {"kept": {"w": torch.zeros(2)}}, tiny_task(0)
     assert border.enter(state) is border.leave(state) is state
