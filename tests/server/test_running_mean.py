@@ -160,7 +160,7 @@ def test_a_strategy_gets_one_answer_and_makes_the_same_of_it(tmp_path, strategy)
         np.testing.assert_allclose(results[1][0], np.full(3, (1 + 4 + 16 + 25) / 12), rtol=1e-6)
 
 
-SMALL = ["data.clients=6", "data.tasks=2", "train.rounds=2", "learner=fedrep"]
+SMALL = ["data.clients=6", "data.tasks=2", "train.rounds=2", "train.optimizer=sgd", "train.lr=0.05", "learner=fedrep"]
 
 
 @pytest.mark.parametrize(
