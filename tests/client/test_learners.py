@@ -103,7 +103,7 @@ def ways_to_exchange():
             yield from ((kind, {"exchange": way}) for way in get_args(field.annotation)) if field else [(kind, {})]
 
 
-@pytest.mark.parametrize(("kind", "settings"), ways_to_exchange())
+@pytest.mark.parametrize(("kind", "settings"), list(ways_to_exchange()))
 def test_a_returning_client_knows_that_it_has_trained(tiny_task, kind, settings):
     """Or it would train once more when the task is over, as who was never chosen does."""
     train = TrainConfig(epochs=1, batch_size=8, lr=0.01)
