@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import psutil
@@ -140,6 +141,18 @@ def test_whether_states_are_at_hand_or_read_back_does_not_matter(expected, tmp_p
     assert numbers(result.folder) == expected("fedknow")
 
 
+def a_worker():
+    """The id of a worker's process; on a busy machine a new one may not have its name yet."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith("ray::Worker"):
+                    return process.pid
+        time.sleep(0.01)
+    raise AssertionError("no worker has come")
+
+
 def test_workers_killed_at_work_and_between_rounds_do_not_matter(cluster, expected, tmp_path, place, numbers):
     at_work, idle = [], []
 
@@ -149,8 +162,7 @@ def test_workers_killed_at_work_and_between_rounds_do_not_matter(cluster, expect
 
     def kill_one(event):
         if event["event"] == "round" and event["server_round"] in (2, 5):  # the one at work is killed in round 4
-            family = psutil.Process().children(recursive=True)
-            idle.append(next(process.pid for process in family if process.name().startswith("ray::Worker")))
+            idle.append(a_worker())
             os.kill(idle[-1], signal.SIGKILL)
 
     with fifo(place / "waiting") as end:
