@@ -1,0 +1,187 @@
+"""Golden runs: small experiments whose numbers no change of the code may move.
+
+``python tests/golden/golden.py --write`` records them in ``golden.json``. Record only where a change
+of numbers is meant, and say in the commit which numbers changed and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedknow.client.data import make_benchmark
+from fedknow.client.edge import EdgeClient
+from fedknow.client.learners import learner_class, list_learners, resolve
+from fedknow.client.node import Node
+from fedknow.protocols.config import ExperimentConfig, read_config
+from fedknow.server.run_folder import RunFolder
+from fedknow.server.serve import serve
+from fedknow.simulations.simulate import simulate
+
+FILE = Path(__file__).with_name("golden.json")
+CLIENTS = 3
+BASE: dict[str, dict[str, Any]] = {
+    "data": {
+        "clients": CLIENTS,
+        "tasks": 3,
+        "classes_per_task": 2,
+        "classes_max": 2,
+        "test_samples": 0.5,
+    },
+    "model": {"name": "cnn"},
+    "train": {"rounds": 2, "epochs": 2, "batch_size": 16, "lr": 1e-3},
+    "strategy": {"name": "fedavg", "fraction": 0.5},
+    "engine": {"backend": "inline"},
+}
+FLEET = ['fleet.devices=["phone-low", "phone-high"]', "fleet.down=1e6", "fleet.up=1e6"]
+SETTINGS: dict[str, list[str]] = {
+    "fedknow, no margin": ["learner=fedknow", "learner.margin=0"],
+    "fedknow, surrogate": ["learner=fedknow", "learner.integrator=surrogate"],
+    "fedknow, online": ["learner=fedknow", "learner.integrator=online"],
+    "fedknow, sum": ["learner=fedknow", "learner.integrator=sum"],
+    "fedknow, full path, k = 1": ["learner=fedknow", "learner.path=full", "learner.k=1"],
+    "fedknow, part of the batch": ["learner=fedknow", "learner.restore_from=0.5"],
+    "fedknow, extra epoch": ["learner=fedknow", "learner.post_aggregation=extra-epoch", "strategy.fraction=1"],
+    "fedknow, first epoch": ["learner=fedknow", "learner.post_aggregation=first-epoch", "strategy.fraction=1"],
+    "fedknow, batch norm": ["learner=fedknow", "model=resnet18", "data.tasks=2", "train.epochs=1"],
+    "fedknow, class-incremental": ["learner=fedknow", "data.scenario=class-incremental"],
+    "fedknow, bf16, sgd": ["learner=fedknow", "train.precision=bf16", "train.optimizer=sgd"],
+    "fedavg, fedadam": ["learner=fedavg", "strategy=fedadam", "train.clip_norm=1"],
+    "er, fedprox": ["learner=er", "strategy=fedprox", "strategy.proximal_mu=0.1"],
+    "gem, shuffled": ["learner=gem", "data.task_order=shuffled", "train.weight_decay=1e-3"],
+    "fedavg, vectorized": ["learner=fedavg", "model=mlp", "engine.vectorize=on"],
+    "fedknow, fleet": ["learner=fedknow", *FLEET, "fleet.deadline=60"],
+    "fedbuff, fleet": [
+        "learner=fedrep",
+        "strategy=fedbuff",
+        "strategy.buffer=2",
+        *FLEET,
+    ],
+    "fedasync, staggered": [
+        "learner=ewc",
+        "strategy=fedasync",
+        "data.arrival=staggered",
+        "data.arrival_lag=1",
+        *FLEET,
+    ],
+    "fedrep, staggered": ["learner=fedrep", "data.arrival=staggered", "data.arrival_lag=1"],
+}
+"""Runs besides one of each learner, in each scenario that it is made for."""
+OVER_GRPC = ("fedknow", "fedweit")
+WAIT = 120
+"""Seconds that no client takes."""
+
+
+def experiments() -> dict[str, ExperimentConfig]:
+    """Give all golden experiments by name."""
+    table = {}
+    for name in list_learners():
+        for scenario in learner_class(name).scenarios:
+            table[f"{name}, {scenario}"] = [f"learner={name}", f"data.scenario={scenario}"]
+    table |= SETTINGS
+    return {name: resolve(read_config(BASE, changes)) for name, changes in table.items()}
+
+
+def machine() -> dict[str, str]:
+    """Say what the last bit of a sum may depend on besides our code."""
+    return {
+        "torch": torch.__version__.partition("+")[0],
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+    }
+
+
+def run_inline(config: ExperimentConfig, folder: Path) -> Path:
+    """Run an experiment in this process; gives its folder."""
+    return simulate(config, folder, report=False).folder
+
+
+def run_grpc(config: ExperimentConfig, folder: Path) -> Path:
+    """Run an experiment with real clients, threads of this process; gives its folder."""
+    at_work = threading.Lock()
+
+    class OneAtATime:
+        """A node; all clients are threads that share torch's generator."""
+
+        def __init__(self, config: ExperimentConfig) -> None:
+            with at_work:
+                self.node = Node(config, make_benchmark(config))
+
+        def handle(self, message: Any, state: Any) -> Any:
+            with at_work:
+                return self.node.handle(message, state)
+
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        running = []
+
+        def start(port: int) -> None:
+            for client in range(CLIENTS):
+                state = folder.with_name(f"{folder.name}-state{client}")
+                edge = EdgeClient(f"127.0.0.1:{port}", state, client=client, node=OneAtATime)
+                running.append(threads.submit(asyncio.run, edge.run()))
+
+        serve(config, folder, "127.0.0.1:0", ready=start)
+        for client in running:
+            client.result(WAIT)
+    return folder
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """Read what a run came to: accuracies, what was counted, and a digest of the global model."""
+    run = RunFolder.open(folder)
+    [arrays] = folder.glob("checkpoint/checkpoint-*/arrays.safetensors")
+    rounds = [event for event in run.events() if event["event"] == "round"]
+    ended = [event for event in run.events() if event["event"] == "task_end"]
+    return {
+        "accuracy": {name: _listed(array) for name, array in sorted(run.accuracy().items())},
+        "samples": [event["samples"] for event in rounds],
+        "flops": [event["flops"] for event in rounds],
+        "flops_of_task_ends": [event["flops"] for event in ended],
+        "knowledge_bytes": [event["knowledge_bytes"] for event in ended],
+        "client_memory_bytes": [event["client_memory_bytes"] for event in rounds + ended],
+        "traffic": rounds[-1]["traffic"],
+        "loss": [event["loss"] for event in rounds],
+        "model": hashlib.sha256(arrays.read_bytes()).hexdigest(),
+    }
+
+
+def _listed(array: Any) -> Any:
+    """Give an array as nested lists that JSON can hold; NaN becomes None."""
+    if array.ndim:
+        return [_listed(part) for part in array]
+    value = array.item()
+    return None if value != value else value
+
+
+def record() -> dict[str, Any]:
+    """Run everything and give what came of it."""
+    runs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (name, config) in enumerate(experiments().items()):
+            print(name, file=sys.stderr, flush=True)
+            runs[name] = numbers(run_inline(config, Path(folder) / str(i)))
+    return {"machine": machine(), "runs": runs}
+
+
+def main() -> None:
+    """Record the golden runs."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--write", action="store_true", required=True)
+    parser.parse_args()
+    torch.set_num_threads(1)
+    FILE.write_text(json.dumps(record(), separators=(",", ":")).replace('},"', '},\n"') + "\n")
+
+
+if __name__ == "__main__":
+    main()
