@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedknow.server.summary import estimate
+from fedknow.server.reports.measures import estimate
 
 HERE = Path(__file__).parent
 PAGES = [HERE.parent / "docs" / name for name in ("benchmarks.md", "results.md")]

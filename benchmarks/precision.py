@@ -19,8 +19,9 @@ from typing import Any
 
 from _common import RESULTS, give, measure, write
 
+from fedknow.server.reports.measures import estimate
+from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import estimate, summarise
 from fedknow.simulations.presets import load_preset
 from fedknow.simulations.simulate import simulate
 

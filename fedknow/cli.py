@@ -501,7 +501,7 @@ def report(
     reported too.
     """
     with _explained(None):
-        from fedknow.server.report import write_report
+        from fedknow.server.reports.page import write_report
 
         found = [run for path in runs for run in _runs_in(path)]
         target = folder or Path(os.path.commonpath([run.path.absolute() for run in found]))
@@ -771,8 +771,8 @@ def _kept(run: Path | None, verb: str) -> None:
 def _show_run(run: Path, quiet: bool) -> None:
     """What a finished run came to."""
     from fedknow.progress import result_tables
+    from fedknow.server.reports.summary import summarise
     from fedknow.server.run_folder import RunFolder
-    from fedknow.server.summary import summarise
 
     if not quiet:
         for table in result_tables(summarise(RunFolder.open(run))):

@@ -16,7 +16,9 @@ from rich.table import Table
 
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.arrivals import Arrivals
-from fedknow.server.summary import MEASURES, Group, Summary, duration, known, ranked, size
+from fedknow.server.reports.groups import Group, interval_note, ranked
+from fedknow.server.reports.measures import MEASURES, duration, known, size
+from fedknow.server.reports.summary import Summary
 
 if TYPE_CHECKING:
     from fedknow.simulations.search import Found
@@ -171,7 +173,7 @@ def result_tables(run: Summary) -> list[Table]:
 def comparison_table(groups: list[Group]) -> Table:
     """One line a method, the most accurate first: mean and 95 % interval over seeds; 100 columns are enough."""
     fewest = min(len(group.runs) for group in groups)
-    caption = "mean ± 95 % interval over seeds (Student's t)" if fewest > 1 else "one seed: no interval"
+    caption = interval_note(groups)
     measures = [m for m in known(run.measures() for group in groups for run in group.runs) if m.short]
     table = Table(title="Comparison", caption=caption, title_justify="left", box=SIMPLE_HEAD, padding=0)
     # Names are what a line is found by: they keep their width where numbers, which a page and a file have too, do not.
@@ -181,7 +183,7 @@ def comparison_table(groups: list[Group]) -> Table:
         table.add_column(f"{measure.short}\n{'%' if measure.percent else ''}", justify="right", no_wrap=True)
     for group in ranked(groups):
         cells = [
-            measure.text(point.mean, point.half, unit=False) if measure.percent else measure.text(point.mean)
+            point.text(measure, unit=False) if measure.percent else measure.text(point.mean)
             for measure, point in ((measure, group.estimate(measure.key)) for measure in measures)
         ]
         seeds = "" if len(group.runs) == fewest else f" ({len(group.runs)} seeds)"

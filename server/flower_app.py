@@ -24,7 +24,7 @@ from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.experiment import Experiment, RunResult
 from fedknow.server.flower_grid import FlowerGrid
-from fedknow.server.report import write_report
+from fedknow.server.reports.page import write_report
 from fedknow.server.run_folder import RunFolder
 from fedknow.strategies import build_strategy, check_running_mean
 

@@ -18,7 +18,7 @@ from fedknow.protocols.wire import Limits
 from fedknow.server.arrivals import Arrivals
 from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grpc_grid import GrpcGrid
-from fedknow.server.report import write_report
+from fedknow.server.reports.page import write_report
 from fedknow.server.run_folder import RunFolder
 from fedknow.strategies import build_strategy, check_running_mean
 

@@ -21,11 +21,13 @@ from matplotlib.ticker import MaxNLocator
 
 from fedknow.client.learners import resolve
 from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, differences, parse_override, read_config
-from fedknow.server.fleet_tables import Rows, fleet_parts
-from fedknow.server.plots import COLOURS, GREY, MARKERS, Plot
-from fedknow.server.report import write_page
+from fedknow.server.reports.groups import Group
+from fedknow.server.reports.measures import size
+from fedknow.server.reports.page import write_page
+from fedknow.server.reports.plots import COLOURS, GREY, MARKERS, Plot
+from fedknow.server.reports.summary import Array, Summary, summarise
+from fedknow.server.reports.tables import Rows, fleet_parts
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import Array, Group, Summary, size, summarise
 from fedknow.simulations.compare import Watch, compare
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import assign, shipped_rooms
@@ -443,7 +445,7 @@ def _last(values: Mapping[str, Tree], variant: Variant) -> int:
 
 
 def _at(group: Group, pick: str, after: int) -> float:
-    curve = group.curve(pick)[0]
+    curve = group.curve(pick)
     return float(curve[after - 1]) if 0 < after <= len(curve) else math.nan
 
 
@@ -518,7 +520,7 @@ def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, T
         axes = figure.add_subplot(xlabel="tasks learned", ylabel="average accuracy (%)", ylim=(0, 100))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for index, (method, group) in enumerate(groups.items()):
-            mean = 100 * group.curve("average")[0]
+            mean = 100 * group.curve("average")
             axes.plot(np.arange(1, len(mean) + 1), mean, label=method, **style(index))
             there = values.get(method, {})
             if "accuracy" in there:
@@ -529,7 +531,7 @@ def _plots(variant: Variant, groups: Mapping[str, Group], values: Mapping[str, T
         axes = figure.add_subplot(xlabel="tasks learned", ylabel="relative forgetting (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for index, (method, group) in enumerate(groups.items()):
-            mean = 100 * group.curve("relative")[0]
+            mean = 100 * group.curve("relative")
             axes.plot(np.arange(1, len(mean) + 1), mean, label=method, **style(index))
             if there := _by_task(values.get(method, {}), "forgetting"):
                 papers = [100 * value for value in there.values()]

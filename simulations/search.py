@@ -17,7 +17,7 @@ from fedknow.client.learners import learner_class
 from fedknow.client.state import write_atomic
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.seeds import generator
-from fedknow.server.summary import Group
+from fedknow.server.reports.groups import Group
 from fedknow.simulations.compare import Watch, compare
 from fedknow.simulations.contenders import contenders
 

@@ -18,7 +18,7 @@ from fedknow.server.arrivals import Arrivals
 from fedknow.server.experiment import Experiment, Observer, RunResult
 from fedknow.server.grid import InlineGrid, MessageGrid
 from fedknow.server.memory import forget_process_peak
-from fedknow.server.report import write_report
+from fedknow.server.reports.page import write_report
 from fedknow.server.run_folder import RunFolder
 from fedknow.simulations.fleet.grid import FleetGrid, build_fleet
 from fedknow.strategies import build_strategy, check_running_mean

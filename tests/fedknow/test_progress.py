@@ -81,7 +81,8 @@ def test_a_terminal_gets_a_bar_and_the_evaluations():
 
 
 def test_tables_of_a_run(tmp_path):
-    from fedknow.server.summary import group, summarise
+    from fedknow.server.reports.groups import group
+    from fedknow.server.reports.summary import summarise
     from fedknow.simulations.simulate import simulate
 
     config = read_config(

@@ -21,8 +21,8 @@ from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.messages import END_TASK, EVALUATE, KEPT, TRAIN, Arrays, Metrics, client_of
 from fedknow.server.experiment import Experiment, RunError
 from fedknow.server.grid import InlineGrid
+from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import summarise
 
 CLIENTS, TASKS, ROUNDS = 4, 2, 3
 

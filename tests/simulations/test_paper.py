@@ -15,8 +15,9 @@ from fedknow.client.data import Dataset
 from fedknow.client.learners import list_learners
 from fedknow.client.models import list_models
 from fedknow.protocols.config import ConfigError
+from fedknow.server.reports.groups import Group
+from fedknow.server.reports.measures import size
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import Group, size
 from fedknow.simulations import paper
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import assign, shipped_profiles

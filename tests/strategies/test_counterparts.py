@@ -16,8 +16,8 @@ from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.messages import END_TASK, EXTRA, TRAIN, Arrays, Config, Message, Metrics, node_of
 from fedknow.server.checks import Fault, Inspector, RunError
+from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import summarise
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy

@@ -15,8 +15,8 @@ import torch._dynamo
 
 import fedknow.client.edge
 import fedknow.client.node
+import fedknow.server.reports.summary
 import fedknow.server.serve
-import fedknow.server.summary
 from fedknow.cli import app
 
 torch.set_num_threads(1)

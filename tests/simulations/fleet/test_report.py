@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from fedknow.cli import app
 from fedknow.protocols.config import read_config
-from fedknow.server.report import write_report
+from fedknow.server.reports.page import write_report
+from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import summarise
 from fedknow.simulations.fleet.calibrate import calibrate
 from fedknow.simulations.fleet.devices import FLEETS, read_profiles
 from fedknow.simulations.simulate import simulate

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedknow.server.summary import Group, Summary, duration, estimate, size
+from fedknow.server.reports.groups import Group
+from fedknow.server.reports.measures import duration, estimate, size
+from fedknow.server.reports.summary import Summary
 
 __all__ = ["Rows", "fleet_parts", "has_room", "side_by_side", "too_small"]
 

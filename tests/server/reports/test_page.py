@@ -17,9 +17,11 @@ from fedknow.progress import comparison_table
 from fedknow.protocols.config import read_config
 from fedknow.server.checks import RunError
 from fedknow.server.evaluation import Scores
-from fedknow.server.report import write_report
+from fedknow.server.reports.groups import group
+from fedknow.server.reports.measures import MEASURES, duration, estimate, known, size
+from fedknow.server.reports.page import write_report
+from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import MEASURES, duration, estimate, group, known, size, summarise
 
 TASKS, ROUNDS, CLIENTS = 3, 2, 2
 TRAFFIC = {
@@ -302,7 +304,7 @@ def test_twenty_methods_side_by_side(tmp_path):
     lines = stream.getvalue().splitlines()
     cells = [line.split() for line in lines if "method-number" in line]
     assert [row[0] for row in cells] == names[::-1]  # in one piece each, in 100 columns
-    assert cells[0][1:4] == ["89.9", "±", "1.3"]
+    assert cells[0][1:3] == ["90.0,", "89.8"]  # two seeds: each, and no interval
     assert "…" not in stream.getvalue()
 
 
@@ -345,9 +347,10 @@ def test_a_setting_that_a_run_is_older_than_is_at_its_default(tmp_path):
 def test_runs_of_different_lengths_are_compared_as_far_as_both_go(tmp_path):
     runs = [make_run(tmp_path / "0", {"seed": 0}), make_run(tmp_path / "1", {"seed": 1}, done=2)]
     (members,) = group(map(summarise, runs))
-    mean, half = members.curve("average")
-    np.testing.assert_allclose(mean, [0.9, 0.85, 0.8])
-    np.testing.assert_allclose(half, [0.0, 0.0, np.nan], atol=1e-12)
+    np.testing.assert_allclose(members.curve("average"), [0.9, 0.85, 0.8])
+    points = members.estimates("average")
+    assert [point.count for point in points] == [2, 2, 1]
+    np.testing.assert_allclose([point.half for point in points], [0.0, 0.0, np.nan], atol=1e-12)
     write_report(runs, tmp_path / "out")
 
 
@@ -395,7 +398,14 @@ def test_size(bytes_, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (3599.9, "1 h 0 min"), (7380, "2 h 3 min")],
+    [
+        (0.04, "40.0 ms"),
+        (0.06, "0.1 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 0 s"),
+        (3599.9, "1 h 0 min"),
+        (7380, "2 h 3 min"),
+    ],
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedknow.client.state import write_atomic
-from fedknow.server.fleet_tables import SPEEDS, Rows, fleet_parts
+from fedknow.server.reports.groups import Group, group, ranked
+from fedknow.server.reports.measures import MEASURES, duration, known, size
+from fedknow.server.reports.summary import Summary, summarise
+from fedknow.server.reports.tables import SPEEDS, Rows, fleet_parts
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
-from fedknow.server.summary import MEASURES, Group, Summary, duration, group, known, ranked, size, summarise
 
 if TYPE_CHECKING:
-    from fedknow.server.plots import Plot
+    from fedknow.server.reports.plots import Plot
 
 __all__ = ["Rows", "write_page", "write_report"]
 
@@ -50,7 +52,7 @@ def write_report(
     RunError
         If the disk is full; a report that was there before is left whole.
     """
-    from fedknow.server.plots import comparison_plots, run_plots  # matplotlib, which a run is not to wait for
+    from fedknow.server.reports.plots import comparison_plots, run_plots  # matplotlib, which a run is not to wait for
 
     if not runs:
         raise ValueError("a report needs at least one run")

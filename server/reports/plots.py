@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedknow.server.summary import Array, Group, Scoring, Summary
+from fedknow.server.reports.groups import Group
+from fedknow.server.reports.measures import measure_named
+from fedknow.server.reports.summary import Array, Scoring, Summary
 
 __all__ = ["Plot", "comparison_plots", "run_plots"]
 
@@ -27,6 +29,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6
 GREY = "#b4b9bf"
 """Methods beyond the colours."""
 MARKERS = "osD^vP*"
+FIELDS = {"average": "accuracy", "forgetting": "forgetting", "relative": "forgetting_relative"}
+"""The measure of each field of a scoring that is drawn."""
 STYLE = {
     "svg.fonttype": "none",  # text stays text: the reader's own font, and it can be searched
     "svg.hashsalt": "fedknow",  # the same run gives the same file
@@ -372,7 +376,8 @@ def _curves(figure: Figure, groups: Sequence[Group], pick: str, global_model: bo
     many = len(groups) > len(COLOURS)
     ends = []
     for index, group in reversed(list(enumerate(groups))):  # the first on top
-        mean, half = (100 * values for values in group.curve(pick, global_model))
+        mean = 100 * group.curve(pick, global_model)
+        band = group.band(pick, measure_named(FIELDS[pick]), global_model)
         colour, tasks = _colour(index), np.arange(1, len(mean) + 1)
         grey = index >= len(COLOURS)
         axes.plot(
@@ -384,8 +389,9 @@ def _curves(figure: Figure, groups: Sequence[Group], pick: str, global_model: bo
             ms=5,
             lw=0.9 if grey else 1.6,
         )
-        if not many:
-            axes.fill_between(tasks, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+        if band is not None and not many:
+            low, high = (100 * ends for ends in band)
+            axes.fill_between(tasks, low, high, color=colour, alpha=0.15, lw=0)
         if np.isfinite(mean).any():
             last = np.flatnonzero(np.isfinite(mean))[-1]
             ends.append((float(mean[last]), float(last + 1), _wrapped(group.label), colour))
@@ -495,7 +501,7 @@ def _bars(figure: Figure, groups: Sequence[Group], key: str, unit: float, label:
     axes = _axes(figure, label, "", whole=False)
     estimates = [group.estimate(key) for group in groups]
     means = [point.mean / unit for point in estimates]
-    halves = [0.0 if math.isnan(point.half) else point.half / unit for point in estimates]
+    halves = [point.half / unit if point.has_interval else 0.0 for point in estimates]
     colours = [_colour(index) for index in range(len(groups))]
     names = [_wrapped(group.label) for group in groups]
     bars = axes.barh(names, means, xerr=halves, color=colours, height=0.5, ecolor=INK)

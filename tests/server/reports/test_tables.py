@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from fedknow.protocols.config import read_config
-from fedknow.server.fleet_tables import fleet_parts, has_room
-from fedknow.server.report import write_report
+from fedknow.server.reports.groups import group
+from fedknow.server.reports.page import write_report
+from fedknow.server.reports.summary import summarise
+from fedknow.server.reports.tables import fleet_parts, has_room
 from fedknow.server.run_folder import RunFolder
-from fedknow.server.summary import group, summarise
 
 ROOMS = {"infinite": math.inf, "board": 2.5e9, "pi": 1.5e9, "phone": 0.5e9}
 

@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second longer to import
 
-from fedknow.client.learners import learner_class, list_learners, resolve
-from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.config import ExperimentConfig
 from fedknow.server import metrics
 from fedknow.server.run_folder import RunFolder
 
-__all__ = [
-    "MEASURES",
-    "Estimate",
-    "Group",
-    "Measure",
-    "Scoring",
-    "Summary",
-    "duration",
-    "estimate",
-    "group",
-    "known",
-    "ranked",
-    "size",
-    "summarise",
-]
+__all__ = ["Scoring", "Summary", "summarise"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -127,7 +109,7 @@ class Summary:
         )
 
     def measures(self) -> dict[str, float]:
-        """The run's numbers by the keys of :data:`MEASURES`; NaN where one does not exist."""
+        """Compute the run's measures by key; NaN where one does not exist."""
         last = self.tasks - 1
         global_model = self.global_model
 
@@ -168,93 +150,6 @@ class Summary:
         """What has passed on the virtual clock (``"virtual_seconds"``, ``"computing_seconds"``, ...); NaN without."""
         events = [event for event in (*self.rounds[-1:], *self.evaluations[-1:]) if event.get(key) is not None]
         return max((float(event[key]) for event in events), default=math.nan)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number of a run: its key, what to call it, and the scales it is written in, smallest first."""
-
-    key: str
-    title: str
-    scales: tuple[tuple[float, str], ...]
-    short: str = ""
-    """Heading of a narrow column; a measure without one is left to the wide tables."""
-
-    @property
-    def percent(self) -> bool:
-        """Whether it is a share of something."""
-        return self.scales is _PERCENT
-
-    def text(self, value: float, half: float = math.nan, unit: bool = True) -> str:
-        """``value`` or ``value ± half`` as a person reads it, in one unit; a dash where there is none."""
-        if math.isnan(value):
-            return "–"
-        scale, name = next((pair for pair in reversed(self.scales) if abs(value) >= pair[0]), self.scales[0])
-        margin = "" if math.isnan(half) else f" ± {half / scale:,.1f}"
-        return f"{value / scale:,.1f}{margin}{f' {name}' if unit else ''}"
-
-
-_PERCENT = ((0.01, "%"),)
-_BYTES = ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"))
-_COUNTS = ((1e3, "k"), (1e6, "M"))
-_SECONDS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
-
-MEASURES = (
-    Measure("accuracy", "Average accuracy", _PERCENT, "accuracy"),
-    Measure("accuracy_global", "Average accuracy, global model", _PERCENT, "global"),
-    Measure("gap", "Personal minus global", _PERCENT),
-    Measure("forgetting", "Forgetting", _PERCENT, "forgotten"),
-    Measure("forgetting_relative", "Forgetting, relative", _PERCENT, "relative"),
-    Measure("forgetting_global", "Forgetting, global model", _PERCENT),
-    Measure("backward_transfer", "Backward transfer", _PERCENT),
-    Measure("forward_transfer", "Forward transfer", _PERCENT),
-    Measure("bytes", "Training traffic", _BYTES, "traffic"),
-    Measure("bytes_extra", "of it beside the model", _BYTES),
-    Measure("bytes_evaluate", "Traffic of scoring", _BYTES),
-    Measure("knowledge_bytes", "Kept about past tasks, a client", _BYTES, "kept"),
-    Measure("server_bytes", "Kept on the server about past tasks, at most", _BYTES),
-    Measure("samples", "Samples learned from, extra epochs and replay included", _COUNTS, "samples"),
-    Measure("flops", "Operations of clients' training", ((1e9, "G"), (1e12, "T"), (1e15, "P"))),
-    Measure("seconds", "Time", _SECONDS, "time"),
-    Measure("peak_memory_mb", "Peak memory, all processes of the run", ((1.0, "MB"),)),
-    Measure("client_memory_bytes", "Most memory that a client's training needed", _BYTES),
-    Measure("virtual_seconds", "Virtual time on the fleet", _SECONDS, "virtual"),
-    Measure("communication_seconds", "of it, waiting for messages under way", _SECONDS),
-    Measure("energy_joules", "Energy, all devices", ((1.0, "J"), (1e3, "kJ"), (1e6, "MJ"))),
-)
-
-
-def known(values: Iterable[Mapping[str, float]]) -> list[Measure]:
-    """The measures that at least one of these runs has (:meth:`Summary.measures`)."""
-    runs = list(values)
-    return [measure for measure in MEASURES if any(not math.isnan(run[measure.key]) for run in runs)]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds; ``half`` is half the width of its 95 % interval, NaN with fewer than two values."""
-
-    mean: float
-    half: float
-    count: int
-
-    def text(self, measure: Measure) -> str:
-        """``mean ± half`` in the measure's unit."""
-        return measure.text(self.mean, self.half)
-
-
-def estimate(values: Iterable[float]) -> Estimate:
-    """Mean and Student's 95 % interval of independent values; NaNs are left out.
-
-    ``half = t(0.975, n - 1) * s / sqrt(n)`` with the sample standard deviation ``s``.
-    """
-    known = np.asarray([value for value in values if not math.isnan(value)], dtype=np.float64)
-    if known.size == 0:
-        return Estimate(math.nan, math.nan, 0)
-    if known.size == 1:
-        return Estimate(float(known[0]), math.nan, 1)
-    half = stdtrit(known.size - 1, 0.975) * known.std(ddof=1) / math.sqrt(known.size)
-    return Estimate(float(known.mean()), float(half), known.size)
 
 
 def summarise(run: RunFolder) -> Summary:
@@ -338,108 +233,3 @@ def _seconds(events: Sequence[Mapping[str, Any]]) -> float:
             total, began = total + last - began, event["time"]
         last = event["time"]
     return total + last - began
-
-
-@dataclass(frozen=True)
-class Group:
-    """The runs of one method, one a seed."""
-
-    label: str
-    runs: Sequence[Summary]
-
-    def estimate(self, key: str) -> Estimate:
-        """One of :data:`MEASURES` over the group's runs."""
-        return estimate(run.measures()[key] for run in self.runs)
-
-    def curve(self, pick: str, global_model: bool = False) -> tuple[Array, Array]:
-        """Mean and half interval, float64 [trained] each, of a field of :class:`Scoring` such as ``"average"``.
-
-        A run that has not come to a task does not count there.
-        """
-        scorings = [run.global_model if global_model else run.personal for run in self.runs]
-        curves = [getattr(scoring, pick) for scoring in scorings if scoring is not None]
-        points = [estimate(values) for values in zip_longest(*curves, fillvalue=math.nan)]
-        return np.array([point.mean for point in points]), np.array([point.half for point in points])
-
-
-def group(runs: Iterable[Summary]) -> list[Group]:
-    """Runs that differ in the seed alone, together; labelled by what tells the groups apart, in order of appearance."""
-    groups: list[list[Summary]] = []
-    for run in runs:
-        for members in groups:
-            if _method(members[0]) == _method(run):
-                members.append(run)
-                break
-        else:
-            groups.append([run])
-    return [
-        Group(label, members)
-        for label, members in zip(_labels([members[0] for members in groups]), groups, strict=True)
-    ]
-
-
-def ranked(groups: Iterable[Group]) -> list[Group]:
-    """The groups with the most accurate first; those without a score last."""
-
-    def place(members: Group) -> tuple[bool, float]:
-        mean = members.estimate("accuracy").mean
-        return math.isnan(mean), -mean
-
-    return sorted(groups, key=place)
-
-
-def _method(run: Summary) -> dict[str, Any]:
-    config = run.config
-    if config.learner.name in list_learners():
-        with suppress(ConfigError):  # what is refused by now is told as it was run
-            config = resolve(config)  # a setting that the learner did not have yet is at its default
-    fields = _flat(config.digest_fields())
-    return {key: value for key, value in fields.items() if key not in ("seed", "name")}
-
-
-def _labels(firsts: Sequence[Summary]) -> list[str]:
-    """The learner's name; the strategy's where it differs; further settings where these two are not enough.
-
-    What more than half of the groups of that name have goes without saying.
-    """
-    methods = [_method(run) for run in firsts]
-    chosen = [m["strategy.name"] if m["strategy.name"] != _counterpart(m["learner.name"]) else "" for m in methods]
-    several = len(set(chosen) - {""}) > 1
-    names = [
-        m["learner.name"] + (f" + {strategy}" if several and strategy else "")
-        for m, strategy in zip(methods, chosen, strict=True)
-    ]
-    labels = []
-    for name, method in zip(names, methods, strict=True):
-        rivals = [other for other_name, other in zip(names, methods, strict=True) if other_name == name]
-        telling = [key for key in method if 2 * sum(other.get(key) == method[key] for other in rivals) <= len(rivals)]
-        settings = ", ".join(f"{key.removeprefix('learner.')}={method[key]}" for key in telling)
-        labels.append(f"{name} ({settings})" if settings else name)
-    return labels
-
-
-def _counterpart(learner: str) -> str:
-    """The strategy that comes with one of our learners and need not be told; empty where none does."""
-    return learner_class(learner).strategy if learner in list_learners() else ""
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
-
-
-def size(count: float) -> str:
-    """Bytes as a person reads them: ``size(1_234_567) == "1.2 MB"`` (powers of 1000)."""
-    return Measure("", "", _BYTES).text(count) if count >= 1000 else f"{count:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person reads them: ``"8.3 s"``, ``"2 min 5 s"``, ``"3 h 20 min"``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

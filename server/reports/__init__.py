@@ -1,0 +1,1 @@
+"""Numbers, tables, plots and pages about runs and comparisons."""

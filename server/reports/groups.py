@@ -1,0 +1,142 @@
+"""Runs that differ in nothing but the seed, together, and what tells the groups apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from fedknow.client.learners import learner_class, list_learners, resolve
+from fedknow.protocols.config import ConfigError
+from fedknow.server.reports.measures import SEEDS_FOR_INTERVAL, Estimate, Measure, estimate
+from fedknow.server.reports.summary import Array, Summary
+
+__all__ = ["Group", "group", "interval_note", "ranked"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method, one a seed."""
+
+    label: str
+    runs: Sequence[Summary]
+
+    def estimate(self, key: str) -> Estimate:
+        """One of :data:`MEASURES` over the group's runs."""
+        return estimate(run.measures()[key] for run in self.runs)
+
+    def seed_curves(self, pick: str, global_model: bool = False) -> list[Array]:
+        """Collect a field of :class:`Scoring` such as ``"average"``, float64 [trained] a run."""
+        scorings = [run.global_model if global_model else run.personal for run in self.runs]
+        return [getattr(scoring, pick) for scoring in scorings if scoring is not None]
+
+    def estimates(self, pick: str, global_model: bool = False) -> list[Estimate]:
+        """Estimate a field of :class:`Scoring` after each task.
+
+        A run that has not come to a task does not count at that task.
+        """
+        curves = self.seed_curves(pick, global_model)
+        return [estimate(values) for values in zip_longest(*curves, fillvalue=math.nan)]
+
+    def curve(self, pick: str, global_model: bool = False) -> Array:
+        """Average a field of :class:`Scoring` over seeds, float64 [trained]."""
+        return np.array([point.mean for point in self.estimates(pick, global_model)])
+
+    def band(self, pick: str, measure: Measure, global_model: bool = False) -> tuple[Array, Array] | None:
+        """Bound the 95 % intervals of a field of :class:`Scoring` within its measure's bounds.
+
+        Returns
+        -------
+        (float64 [trained], float64 [trained]) or None
+            Lower and upper ends; ``None`` where too few seeds allow no interval at any task.
+        """
+        points = self.estimates(pick, global_model)
+        if not any(point.has_interval for point in points):
+            return None
+        low, high = zip(*(point.interval(measure) for point in points), strict=True)
+        return np.array(low), np.array(high)
+
+
+def interval_note(groups: Iterable[Group]) -> str:
+    """Say in a few words what stands for several seeds in these groups' numbers."""
+    counts = {len(members.runs) for members in groups}
+    if max(counts, default=1) == 1:
+        return "one seed: no interval"
+    interval = "mean ± 95 % interval over seeds (Student's t)"
+    each = f"below {SEEDS_FOR_INTERVAL} seeds each seed's value, as an interval needs more"
+    if min(counts) >= SEEDS_FOR_INTERVAL:
+        return interval
+    return each if max(counts) < SEEDS_FOR_INTERVAL else f"{interval}; {each}"
+
+
+def group(runs: Iterable[Summary]) -> list[Group]:
+    """Runs that differ in the seed alone, together; labelled by what tells the groups apart, in order of appearance."""
+    groups: list[list[Summary]] = []
+    for run in runs:
+        for members in groups:
+            if _method(members[0]) == _method(run):
+                members.append(run)
+                break
+        else:
+            groups.append([run])
+    return [
+        Group(label, members)
+        for label, members in zip(_labels([members[0] for members in groups]), groups, strict=True)
+    ]
+
+
+def ranked(groups: Iterable[Group]) -> list[Group]:
+    """The groups with the most accurate first; those without a score last."""
+
+    def place(members: Group) -> tuple[bool, float]:
+        mean = members.estimate("accuracy").mean
+        return math.isnan(mean), -mean
+
+    return sorted(groups, key=place)
+
+
+def _method(run: Summary) -> dict[str, Any]:
+    config = run.config
+    if config.learner.name in list_learners():
+        with suppress(ConfigError):  # what is refused by now is told as it was run
+            config = resolve(config)  # a setting that the learner did not have yet is at its default
+    fields = _flat(config.digest_fields())
+    return {key: value for key, value in fields.items() if key not in ("seed", "name")}
+
+
+def _labels(firsts: Sequence[Summary]) -> list[str]:
+    """The learner's name; the strategy's where it differs; further settings where these two are not enough.
+
+    What more than half of the groups of that name have goes without saying.
+    """
+    methods = [_method(run) for run in firsts]
+    chosen = [m["strategy.name"] if m["strategy.name"] != _counterpart(m["learner.name"]) else "" for m in methods]
+    several = len(set(chosen) - {""}) > 1
+    names = [
+        m["learner.name"] + (f" + {strategy}" if several and strategy else "")
+        for m, strategy in zip(methods, chosen, strict=True)
+    ]
+    labels = []
+    for name, method in zip(names, methods, strict=True):
+        rivals = [other for other_name, other in zip(names, methods, strict=True) if other_name == name]
+        telling = [key for key in method if 2 * sum(other.get(key) == method[key] for other in rivals) <= len(rivals)]
+        settings = ", ".join(f"{key.removeprefix('learner.')}={method[key]}" for key in telling)
+        labels.append(f"{name} ({settings})" if settings else name)
+    return labels
+
+
+def _counterpart(learner: str) -> str:
+    """The strategy that comes with one of our learners and need not be told; empty where none does."""
+    return learner_class(learner).strategy if learner in list_learners() else ""
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
