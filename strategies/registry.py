@@ -1,0 +1,143 @@
+"""The strategies that have a name, and where a user's own come from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from fedknow.protocols.config import ConfigError, closest
+from fedknow.protocols.plugins import is_reference, load_object
+from fedknow.strategies.fedasync import FedAsync
+from fedknow.strategies.fedbuff import FedBuff
+from fedknow.strategies.fedweit import FedWeit
+from fedknow.strategies.flcn import Flcn
+from fedknow.strategies.fot import Fot
+from fedknow.strategies.joint import JointCentral
+from fedknow.strategies.semisync import SemiSync
+from fedknow.strategies.target import Target
+
+__all__ = ["BUILTIN", "DEFAULTS", "OBJECTS", "Builtin", "find_strategy", "list_strategies"]
+
+GROUP = "fedknow.strategies"
+"""Entry-point group in which an installed package offers strategies."""
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A strategy with a name, and the defaults that suit our experiments.
+
+    Attributes
+    ----------
+    strategy : callable
+        Makes the strategy.
+    summary : str
+        One line about it.
+    defaults : mapping
+        Options that are set unless the user sets them.
+    wrapper : callable, optional
+        Wraps the strategy; options that are the wrapper's own go to it.
+    """
+
+    strategy: Callable[..., Strategy]
+    summary: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    wrapper: Callable[..., Strategy] | None = None
+
+
+DEFAULTS = {
+    # The experiment scores every client itself, on every task; and one client is enough to start with.
+    "fraction_evaluate": 0.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+}
+
+# What no file can hold: whoever needs these subclasses the strategy and names the class.
+OBJECTS = ("strategy", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn", "selection_rule", "accountant")
+
+BUILTIN = {
+    "fedavg": Builtin(flower.FedAvg, "weighted mean of the clients' parameters (McMahan et al. 2017)"),
+    "fedprox": Builtin(
+        flower.FedProx, "FedAvg, clients pulled towards the global model by proximal_mu (Li et al. 2020)"
+    ),
+    "fedasync": Builtin(FedAsync, "each answer is mixed into the model as it arrives (Xie et al. 2019)"),
+    "fedbuff": Builtin(FedBuff, "asynchronous, a step from every so many answers (Nguyen et al. 2022)"),
+    "semisync": Builtin(SemiSync, "rounds end at a deadline, and who is late counts in the next"),
+    "flcn": Builtin(Flcn, "FedAvg with importance weights from proxy data, for the learner flcn (Yao and Sun 2020)"),
+    "fedweit": Builtin(
+        FedWeit, "sparse bases and everybody's adaptive parameters, for the learner fedweit (Yoon et al. 2021)"
+    ),
+    "fot": Builtin(Fot, "FedAvg orthogonal to past tasks' inputs, for the learner fot (Bakman et al. 2024)"),
+    "joint-central": Builtin(JointCentral, "training on all data in one place, for the learner joint-central"),
+    "target": Builtin(Target, "FedAvg and images made of the model, for the learner target (Zhang et al. 2023)"),
+    "fedavgm": Builtin(flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"),
+    "fedadam": Builtin(flower.FedAdam, "Adam on the server (Reddi et al. 2021)"),
+    "fedadagrad": Builtin(flower.FedAdagrad, "Adagrad on the server (Reddi et al. 2021)"),
+    "fedyogi": Builtin(flower.FedYogi, "Yogi on the server (Reddi et al. 2021)"),
+    "fedmedian": Builtin(flower.FedMedian, "median of each parameter, robust to outliers (Yin et al. 2018)"),
+    "fedtrimmedavg": Builtin(
+        flower.FedTrimmedAvg, "mean without the extreme shares beta of each parameter (Yin et al. 2018)"
+    ),
+    "krum": Builtin(flower.Krum, "the one client nearest to the others (Blanchard et al. 2017)"),
+    "multikrum": Builtin(flower.MultiKrum, "mean of the clients nearest to the others (Blanchard et al. 2017)"),
+    "bulyan": Builtin(flower.Bulyan, "Krum's choice, then a trimmed mean (El Mhamdi et al. 2018)"),
+    "qfedavg": Builtin(
+        flower.QFedAvg, "fairness: clients with a high loss count for more (Li et al. 2020)", {"train_loss_key": "loss"}
+    ),
+    "dp-fixed-clipping": Builtin(
+        flower.FedAvg,
+        "FedAvg with central differential privacy, updates clipped to clipping_norm",
+        wrapper=flower.DifferentialPrivacyServerSideFixedClipping,
+    ),
+    "dp-adaptive-clipping": Builtin(
+        flower.FedAvg,
+        "FedAvg with central differential privacy, clipped to a quantile of the updates' norms",
+        wrapper=flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    ),
+}
+
+
+def list_strategies() -> dict[str, str]:
+    """All names of strategies, with one line about each.
+
+    Those of installed packages are among them.
+    """
+    plugins = {entry.name: f"from {entry.value}" for entry in importlib.metadata.entry_points(group=GROUP)}
+    return {name: builtin.summary for name, builtin in BUILTIN.items()} | plugins
+
+
+def find_strategy(name: str) -> Callable[..., Any]:
+    """Find a user's strategy: an entry point's or ``module:Class``.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or it is nothing that makes a strategy.
+    """
+    if is_reference(name):
+        found = load_object(name, "strategy.name")
+    else:
+        found = _installed(name)
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, Strategy)):
+        raise ConfigError(
+            f"strategy.name = {name!r}: neither a class derived from "
+            "flwr.serverapp.strategy.Strategy nor a function that makes one "
+            "(strategies of the older flwr.server.strategy must be ported)"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _installed(name: str) -> Any:
+    entries = importlib.metadata.entry_points(group=GROUP, name=name)
+    if not entries:
+        known = list_strategies()
+        raise ConfigError(
+            f"strategy.name = {name!r}: no such strategy{closest(name, known)}; "
+            f"there are: {', '.join(known)}, or your own as module:Class"
+        )
+    return next(iter(entries)).load()
