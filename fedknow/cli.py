@@ -22,6 +22,7 @@ from rich.table import Table
 
 from fedknow import __version__
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+from fedknow.protocols.extras import how_to_install, providing_extra
 
 if TYPE_CHECKING:
     from fedknow.client.edge import EdgeClient
@@ -31,9 +32,6 @@ __all__ = ["main"]
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 """Exit codes: the run failed; the command or the configuration cannot be run; Ctrl-C. 0 is success."""
-
-EXTRAS = {"cryptography": "server", "flwr": "sim", "ray": "sim", "psutil": "sim", "matplotlib": "sim", "scipy": "sim"}
-"""Libraries that an edge installation lacks, and the extra that brings them."""
 
 out = Console()
 err = Console(stderr=True)
@@ -136,7 +134,7 @@ def simulate(
     with _explained(folder):
         config = _read(experiment, changes, data_dir)
         run = folder or _run_folder(config)
-    with _explained(run), _ray_started(config):
+    with _explained(run, extra="sim"), _ray_started(config):
         from fedknow.progress import RunProgress
         from fedknow.simulations.simulate import simulate as run_experiment
 
@@ -186,7 +184,7 @@ def compare(
         config = _read(experiment, changes, data_dir)
         names = [name.strip() for name in learners.split(",") if name.strip()]
         place = folder or Path("runs") / f"{config.name}-compare"
-    with _explained(place):
+    with _explained(place, extra="sim"):
         from fedknow.progress import RunProgress, comparison_table
         from fedknow.simulations.compare import compare as run_all
 
@@ -242,7 +240,7 @@ def search(
         config = _read(experiment, changes, data_dir)
         names = [name.strip() for name in learners.split(",") if name.strip()]
         place = folder or Path("runs") / f"{config.name}-search"
-    with _explained(place):
+    with _explained(place, extra="sim"):
         from fedknow.progress import RunProgress, found_table
         from fedknow.simulations.search import search as search_all
 
@@ -297,7 +295,7 @@ def paper(
     - `fedknow paper 5.1 --data cifar100 --scale 0.1 --learners fedknow,fedavg,gem,fedweit --data-dir ~/data`
     """
     place = folder or Path("runs") / f"paper-{experiment}"
-    with _explained(place):
+    with _explained(place, extra="sim"):
         from fedknow.progress import RunProgress
         from fedknow.simulations.paper import run_paper, variants
 
@@ -382,7 +380,7 @@ def server(
     with _explained(folder, "server"):
         config = _read(experiment, changes, data_dir)
         run = folder or _run_folder(config)
-    with _explained(run, "server"):
+    with _explained(run, "server", extra=_extra_of_server(config)):
         from fedknow.client.state import write_atomic
         from fedknow.progress import RunProgress
         from fedknow.server.serve import serve
@@ -458,6 +456,8 @@ def client(
     - `fedknow client --server fl.example.org:8700 --tls certs/clients/003 --data ~/data --state ~/fedknow-state`
     """
     with _explained(None):
+        # From the start, as PyTorch takes seconds to load on a small board.
+        signal.signal(signal.SIGTERM, _interrupt)
         from fedknow.client.edge import EdgeClient, run_client
         from fedknow.protocols.transport import check_address
 
@@ -564,7 +564,7 @@ def calibrate(
     - `fedknow calibrate digits --set model=cnn6 --name my-pi --out devices.toml`, then
       `fedknow simulate digits --set model=cnn6 --set fleet=my-pi --set fleet.profiles=devices.toml`
     """
-    with _explained(None):
+    with _explained(None, extra="sim"):
         from fedknow.simulations.fleet.calibrate import calibrate as measure
         from fedknow.simulations.fleet.calibrate import write_profile
         from fedknow.simulations.fleet.devices import read_profiles
@@ -697,13 +697,30 @@ def _not_waiting_for(edge: EdgeClient) -> Iterator[None]:
         raise
 
 
+def _extra_of_server(config: ExperimentConfig) -> str:
+    """The extra that a server of an experiment needs: clients with data of their own spare it."""
+    from fedknow.client.data.local import LOCAL
+
+    return "server" if config.data.name == LOCAL else "server,data"
+
+
 def _interrupt(signal_: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
 @contextmanager
-def _explained(run: Path | None, command: str = "simulate") -> Iterator[None]:
-    """Turn what may go wrong into a sentence on stderr and an exit code; ``command`` is what goes on with a run."""
+def _explained(run: Path | None, command: str = "simulate", extra: str | None = None) -> Iterator[None]:
+    """Turn what may go wrong into a sentence on stderr and an exit code.
+
+    Parameters
+    ----------
+    run : Path, optional
+        The run folder, or the folder of several.
+    command : str
+        What goes on with the run.
+    extra : str, optional
+        What brings all that the command needs; by default what brings the first package missed.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -714,12 +731,14 @@ def _explained(run: Path | None, command: str = "simulate") -> Iterator[None]:
         err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(REFUSED) from None
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        needed = providing_extra(error.name)
+        if needed is None:
             raise
         err.print(
-            f"[red]Error:[/] this command needs {error.name}, which is not installed: "
-            f"pip install 'fedknow\\[{EXTRAS[error.name]}]'",
+            f"[red]Error:[/] this command needs {error.name}, which is not installed; "
+            f"{escape(how_to_install(extra or needed))}",
             highlight=False,
+            soft_wrap=True,
         )
         raise typer.Exit(REFUSED) from None
     except Exception as error:
@@ -752,9 +771,10 @@ def _is(error: Exception, *kinds: str) -> bool:
 
 def _kept(run: Path | None, verb: str) -> None:
     """Say what is kept, and how to go on."""
-    from fedknow.server.run_folder import RunFolder
-
     if run is not None and (run / "config.toml").is_file():
+        # Imported only where there is a run: an edge installation has no Flower, which this needs.
+        from fedknow.server.run_folder import RunFolder
+
         if RunFolder.open(run).complete:
             command, what = ["report", str(run)], f"The run in {run} is finished. Write its report with:"
         else:

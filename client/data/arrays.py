@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.extras import how_to_install
 
 __all__ = ["Dataset", "Images", "Labels", "levels", "require", "statistics"]
 
@@ -145,5 +146,6 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"this data set or partition needs the package {error.name!r}: pip install 'fedknow[data]'"
+            f"this data set or partition needs the package {error.name!r}, which is not installed; "
+            f"{how_to_install('data')}"
         ) from error

@@ -214,7 +214,7 @@ def test_hub_copy_is_read_like_a_folder(cifar: Path, monkeypatch: pytest.MonkeyP
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
-    fails(DataConfig(), "pip install 'fedknow[data]'")
+    fails(DataConfig(), "'sklearn'", "pip install '.[data]'")
 
 
 def test_unknown_name() -> None:

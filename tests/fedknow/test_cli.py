@@ -248,7 +248,7 @@ def test_what_is_missing_on_an_edge_box_is_named(monkeypatch):
     monkeypatch.setattr("fedknow.cli._known", missing)
     result = fedknow("list", "strategies")
     assert result.exit_code == 2
-    assert "pip install 'fedknow[sim]'" in result.stderr
+    assert "pip install '.[server]'" in result.stderr
 
 
 def test_interrupted_and_resumed(tmp_path, monkeypatch):

@@ -1,0 +1,44 @@
+"""Put this folder on PYTHONPATH, and Python finds what an edge installation has, and no more."""
+
+import os
+import sys
+
+BLOCKED = {
+    "PIL",
+    "cryptography",
+    "datasets",
+    "flwr",
+    "flwr_datasets",
+    "grpc_health",
+    "huggingface_hub",
+    "matplotlib",
+    "psutil",
+    "pyarrow",
+    "ray",
+    "scipy",
+    "sklearn",
+}
+
+
+class EdgeOnly:
+    """A finder that does not find what the extras bring, as where they are not installed.
+
+    ``SIGNAL_AT_TORCH`` is the number of a signal that comes while PyTorch is loaded.
+    """
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" and "SIGNAL_AT_TORCH" in os.environ:
+            os.kill(os.getpid(), int(os.environ["SIGNAL_AT_TORCH"]))
+        # None rather than an error: libraries ask find_spec whether they may use another one.
+        if name.partition(".")[0] in BLOCKED:
+            return None
+        return self.finder.find_spec(name, path, target)
+
+
+sys.meta_path[:] = map(EdgeOnly, sys.meta_path)
