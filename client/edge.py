@@ -28,6 +28,7 @@ from fedknow.client.learners import learner_class
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of, node_of
+from fedknow.protocols.proxy import find_proxy, proxy_options
 from fedknow.protocols.security import TlsError, channel_credentials, handshake
 from fedknow.protocols.transport import (
     CHANNEL_OPTIONS,
@@ -151,7 +152,8 @@ class EdgeClient:
     Raises
     ------
     ConfigError
-        If the folder is in use, the certificates are at fault, or there is no such device.
+        If the folder is in use, the certificates are at fault, there is no such device, or the
+        environment names a proxy that cannot be used.
     """
 
     def __init__(
@@ -171,6 +173,7 @@ class EdgeClient:
             find_device(device, "--device")
         self.server = server
         self._tls = tls
+        self._proxy = find_proxy(server)
         self._credentials = None if tls is None else channel_credentials(tls)
         self._data = data
         self._client = client
@@ -321,7 +324,10 @@ class EdgeClient:
                     raise ConfigError(f"{self.server}: {error.reason}") from None
                 reason = str(error)
             except grpc.aio.AioRpcError as error:
-                reason = await self._why(error)
+                why = await asyncio.to_thread(_why, self.server, self._tls, error)
+                reason = f"connection to {self.server}: {why}"
+            if self._proxy is not None:
+                reason = f"{reason}; {self._proxy.hint()}"
             away = time.monotonic() - self._connected_at
             if self._give_up is not None and away >= self._give_up:
                 raise EdgeError(f"{self.server}: no connection for {away:.0f} s, which is when to give up: {reason}")
@@ -331,14 +337,6 @@ class EdgeClient:
             self._delay = min(2 * self._delay, LONGEST_DELAY)
             log.info("%s; reconnecting in %.1f s", reason, delay)
             await asyncio.sleep(delay)
-
-    async def _why(self, error: grpc.aio.AioRpcError) -> str:
-        if error.code() is grpc.StatusCode.UNAVAILABLE and self._tls is not None:
-            try:
-                await asyncio.to_thread(handshake, self.server, self._tls, 5.0)
-            except (TlsError, ConfigError) as reason:
-                return f"cannot connect to {self.server}: {reason}"
-        return f"connection to {self.server}: {error.code().name}: {error.details()}"
 
     async def _session(self) -> Goodbye:
         """One connection, from greeting to goodbye."""
@@ -351,9 +349,10 @@ class EdgeClient:
                 stream.cancel()
 
     def _channel(self) -> grpc.aio.Channel:
+        options = [*CHANNEL_OPTIONS, *proxy_options(self._proxy)]
         if self._credentials is None:
-            return grpc.aio.insecure_channel(self.server, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.server, self._credentials, CHANNEL_OPTIONS)
+            return grpc.aio.insecure_channel(self.server, options)
+        return grpc.aio.secure_channel(self.server, self._credentials, options)
 
     async def _converse(self, stream: Any) -> Goodbye:
         try:
@@ -548,8 +547,11 @@ def fetch_status(server: str, tls: Path | None = None, timeout: float = 10.0) ->
     ------
     EdgeError
         If it does not answer.
+    ConfigError
+        If the certificates are at fault, or the environment names a proxy that cannot be used.
     """
-    options = CHANNEL_OPTIONS
+    proxy = find_proxy(server)
+    options = [*CHANNEL_OPTIONS, *proxy_options(proxy)]
     channel = (
         grpc.insecure_channel(server, options)
         if tls is None
@@ -560,8 +562,20 @@ def fetch_status(server: str, tls: Path | None = None, timeout: float = 10.0) ->
         try:
             text: str = ask(StatusRequest(), timeout=timeout).json
         except grpc.RpcError as error:
-            raise EdgeError(f"{server} does not answer: {error.code().name}: {error.details()}") from None
+            hint = "" if proxy is None else f"; {proxy.hint()}"
+            reason = f"{server} does not answer: {_why(server, tls, error)}{hint}"
+            raise EdgeError(reason) from None
     return text
+
+
+def _why(server: str, tls: Path | None, error: grpc.RpcError) -> str:
+    """Say why a call failed: with TLS, gRPC only says that there is no connection."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE and tls is not None:
+        try:
+            handshake(server, tls, 5.0)
+        except (TlsError, ConfigError) as reason:
+            return str(reason)
+    return f"{error.code().name}: {error.details()}"
 
 
 async def _first(*parts: Coroutine[Any, Any, Any]) -> Any:

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import json
 import logging
 import re
 import secrets
-import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -27,7 +25,9 @@ from typing import Self
 
 import grpc
 
+from fedknow.protocols.address import split_address
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.proxy import ProxyError, connect, find_proxy
 
 __all__ = [
     "CredentialError",
@@ -40,7 +40,6 @@ __all__ = [
     "client_of_peer",
     "client_uri",
     "handshake",
-    "is_loopback",
     "is_server",
     "new_token",
     "server_credentials",
@@ -95,6 +94,7 @@ class TlsFault(StrEnum):
     PURPOSE = "the other side's kind of certificate"
     NO_TLS = "no TLS"
     UNREACHABLE = "unreachable"
+    PROXY = "stopped by a proxy"
     OTHER = "refused"
 
 
@@ -107,6 +107,7 @@ _REMEDIES = {
     TlsFault.PURPOSE: "give server/ of `fedknow certs` to the server and a folder of clients/ to each client",
     TlsFault.NO_TLS: "start the server with --tls",
     TlsFault.UNREACHABLE: "is the server running, is the address right, is the port open?",
+    TlsFault.PROXY: "have the proxy let CONNECT through, or leave the server out with no_proxy",
     TlsFault.OTHER: "see the server's log",
 }
 
@@ -173,20 +174,6 @@ def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
     if token is None:
         return credentials
     return grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
-
-
-def is_loopback(address: str) -> bool:
-    """Whether ``HOST:PORT`` (or a Unix socket) can be reached from this machine alone.
-
-    A name is loopback only if it is ``localhost``: what another one resolves to may change.
-    """
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 # --- who a peer is ----------------------------------------------------------------------------------------------------
@@ -335,6 +322,9 @@ def authenticate(
 def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
     """Shake hands with a server and hang up, to learn why gRPC, which does not say, cannot connect.
 
+    It goes the way that gRPC goes: through the proxy that the environment names
+    (:func:`~fedknow.protocols.proxy.find_proxy`).
+
     Parameters
     ----------
     address : str
@@ -357,11 +347,10 @@ def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
     context.load_verify_locations(cadata=_file(folder, CA, "clients/NNN").decode())
     if (folder / CERTIFICATE).exists():
         context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
+    host, _ = split_address(address)
     try:
         with (
-            socket.create_connection((host, int(port)), timeout) as plain,
+            connect(address, find_proxy(address), timeout) as plain,
             context.wrap_socket(plain, server_hostname=host) as secure,
         ):
             # A server judges the client's certificate after the client is done; it greets (SETTINGS) whom it takes.
@@ -372,6 +361,8 @@ def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
                 )
     except ssl.SSLError as error:
         raise _tls_error(error) from None
+    except ProxyError as error:
+        raise TlsError(TlsFault.PROXY, str(error)) from None
     except OSError as error:
         raise TlsError(TlsFault.UNREACHABLE, f"{address}: {error.strerror or error}") from None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedknow.protocols.address import check_host, is_loopback, split_address
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.security import is_loopback
 
 __all__ = [
     "CHANNEL_OPTIONS",
@@ -66,6 +66,10 @@ def check_address(address: str, tls: Path | None, insecure: bool) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"address {address!r}: write HOST:PORT, for example 127.0.0.1:8700 or [::1]:8700")
+    try:
+        check_host(split_address(address)[0])
+    except ValueError as error:
+        raise ConfigError(f"address {address!r}: before the port, {error}") from None
     if tls is not None and insecure:
         raise ConfigError("--tls and --insecure: one or the other")
     if tls is None and not insecure and not is_loopback(address):

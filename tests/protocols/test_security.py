@@ -26,7 +26,6 @@ from fedknow.protocols.security import (
     client_of_peer,
     client_uri,
     handshake,
-    is_loopback,
     is_server,
     new_token,
     server_credentials,
@@ -286,18 +285,6 @@ def test_the_server_has_no_identity_and_strangers_are_told_apart():
     with pytest.raises(CredentialError) as caught:
         authenticate({"transport_security_type": [b"ssl"]})
     assert caught.value.fault is CredentialFault.MISSING
-
-
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [
-        ("127.0.0.1:80", True), ("127.8.8.8:1", True), ("localhost:1", True), ("[::1]:0", True), ("unix:/run/s", True),
-        ("0.0.0.0:1", False), ("[::]:1", False), ("192.168.1.2:1", False), ("server:1", False), (":1", False),
-        ("localhost.example.org:1", False),
-    ],
-)  # fmt: skip
-def test_loopback(address, loopback):
-    assert is_loopback(address) is loopback
 
 
 def test_a_folder_that_is_wrong_is_explained(certs, copy):
