@@ -319,7 +319,12 @@ def certs(
     clients: Annotated[int, typer.Option("--clients", min=1, help="How many clients there shall be.")],
     hosts: Annotated[
         list[str] | None,
-        typer.Option("--host", metavar="NAME", help="Name or address of the server; may be given many times."),
+        typer.Option(
+            "--host",
+            metavar="NAME",
+            help="Name or address of the server, without a port; `*.example.org` stands for all names with one part "
+            "before; may be given many times.",
+        ),
     ] = None,
     days: Annotated[int, typer.Option("--days", min=1, help="How long certificates are valid.")] = 365,
 ) -> None:

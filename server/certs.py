@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedknow.client.state import write_atomic
+from fedknow.protocols.address import check_host
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.security import CA, CERTIFICATE, KEY, SERVER_URI, TOKEN, TOKENS, Tokens, client_uri, new_token
 
@@ -78,6 +79,8 @@ def make_certificates(
 
 
 def _make(folder: Path, clients: int, hosts: Sequence[str], life: dt.timedelta, now: dt.datetime) -> list[Path]:
+    for host in hosts:  # before anything is written
+        _host(host)
     authority = _Authority.open(folder, now)
     made = []
     server = folder / "server"
@@ -85,7 +88,7 @@ def _make(folder: Path, clients: int, hosts: Sequence[str], life: dt.timedelta, 
         _check_hosts(server / CERTIFICATE, hosts)
         tokens = Tokens.load(server)
     else:
-        names = [_host(host) for host in dict.fromkeys((*LOCAL, *hosts))]
+        names = list(dict.fromkeys(_host(host) for host in (*LOCAL, *hosts)))
         names.append(x509.UniformResourceIdentifier(SERVER_URI))
         tokens = Tokens({})
         # It may also ask the server it is for how it stands (`fedknow status`), which is a client's part.
@@ -207,15 +210,18 @@ def _usage(signs_certificates: bool) -> x509.KeyUsage:
 
 def _host(host: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
+        checked = check_host(host, wildcard=True)
+    except ValueError as error:
+        raise ConfigError(f"--host {host!r}: {error}") from None
     try:
-        return x509.DNSName(host)
+        address = ipaddress.ip_address(checked)
     except ValueError:
+        return x509.DNSName(checked)
+    if address.is_unspecified or address.is_multicast:
         raise ConfigError(
-            f"--host {host!r}: not a name or an address; give it as clients will, without a port"
-        ) from None
+            f"--host {host!r}: nobody can connect to this address; give the name or the address that clients connect to"
+        )
+    return x509.IPAddress(address)
 
 
 def _check_hosts(certificate: Path, hosts: Sequence[str]) -> None:

@@ -369,7 +369,7 @@ def test_a_folder_that_cannot_be_used_is_explained(tmp_path):
         make_certificates(tmp_path / "certs", 0)
     folder = tmp_path / "certs"
     make_certificates(folder, 1)
-    with pytest.raises(ConfigError, match="not a name or an address"):
+    with pytest.raises(ConfigError, match=r"write xn--bcher-kva\.example"):
         make_certificates(tmp_path / "odd", 1, ["b\u00fccher.example"])
     (folder / "ca.key").rename(tmp_path / "key")
     with pytest.raises(ConfigError, match=r"ca\.key: missing"):
@@ -380,3 +380,45 @@ def test_a_folder_that_cannot_be_used_is_explained(tmp_path):
     (folder / "ca.key").write_text("nonsense")
     with pytest.raises(ConfigError, match="damaged"):
         make_certificates(folder, 2)
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        ("https://fl.example.org:8700", "a URL; write fl.example.org"),
+        ("fl.example.org:8700", "holds a port; write fl.example.org"),
+        ("192.0.2.0/24", "a network"),
+        ("fl example", "a space"),
+        ("", "empty"),
+        ("*.org", "two parts behind *"),
+        ("0.0.0.0", "nobody can connect to this address"),
+        ("::", "nobody can connect to this address"),
+        ("224.0.0.1", "nobody can connect to this address"),
+    ],
+)
+def test_a_host_that_can_never_match_is_refused_before_anything_is_written(tmp_path, host, text):
+    with pytest.raises(ConfigError) as caught:
+        make_certificates(tmp_path / "certs", 1, ["fl.example.org", host])
+    assert str(caught.value).startswith(f"--host {host!r}: ")
+    assert text in str(caught.value)
+    assert not (tmp_path / "certs").exists()
+
+
+def test_each_kind_of_host_is_believed(tmp_path):
+    folder = tmp_path / "certs"
+    hosts = ["*.example.org", "my_server", "FL.Example.com", "pi3", "2001:DB8::0:7", "192.0.2.7"]
+    make_certificates(folder, 1, hosts)
+    assert make_certificates(folder, 1, ["fl.example.COM", "2001:db8::7"]) == []  # they are there
+    credentials = channel_credentials(folder / "clients" / "000")
+
+    def ask(server, host):
+        options = [("grpc.ssl_target_name_override", host)]
+        with grpc.secure_channel(server.address, credentials, options) as channel:
+            return channel.unary_unary(WHO)(b"", timeout=10)
+
+    with Server(server_credentials(folder / "server")) as server:
+        for host in ("a.example.org", "my_server", "fl.example.com", "pi3", "2001:db8::7", "192.0.2.7"):
+            assert ask(server, host) == b"0"
+        for host in ("example.org", "a.b.example.org", "pi4"):
+            with pytest.raises(grpc.RpcError):
+                ask(server, host)
