@@ -135,7 +135,8 @@ class Summary:
             "seconds": self.seconds,
             "peak_memory_mb": self.peak_memory_mb,
             "client_memory_bytes": max(
-                (float(client["memory"]) for client in self.clients), default=self.client_memory_bytes
+                (float(client["memory"]) for client in self.clients),
+                default=self.client_memory_bytes,
             ),
             **{key: self.elapsed(key) for key in ("virtual_seconds", "communication_seconds", "energy_joules")},
         }
@@ -176,7 +177,8 @@ def summarise(run: RunFolder) -> Summary:
         troubles=[event for event in events if event["event"] in ("failure", "warning")],
         seconds=next((event["seconds"] for event in events if event["event"] == "end"), _seconds(events)),
         knowledge_bytes=next(
-            (event["knowledge_bytes"] for event in reversed(events) if event["event"] == "task_end"), math.nan
+            (event["knowledge_bytes"] for event in reversed(events) if event["event"] == "task_end"),
+            math.nan,
         ),
         server_bytes=_most(event.get("server_bytes") for event in events),
         samples=sum(_or_nan(event.get("samples")) for event in rounds)
@@ -202,7 +204,11 @@ def _whole(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _score(accuracy: Array, weights: Array, untrained: Array, tasks: int) -> Scoring:
-    accuracy, weights, untrained = accuracy[:, :tasks, :tasks], weights[:, :tasks], untrained[:, :tasks]
+    accuracy, weights, untrained = (
+        accuracy[:, :tasks, :tasks],
+        weights[:, :tasks],
+        untrained[:, :tasks],
+    )
     matrix = metrics.task_accuracy(accuracy, weights)
     return Scoring(
         matrix=matrix,

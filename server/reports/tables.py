@@ -1,143 +1,162 @@
-"""What methods came to on their fleet, as tables: time, energy, memory, and whose device was too small."""
+"""Tables of one run and of methods side by side."""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
+from fedknow.server.reports.blocks import Bullets, Cell, Table
 from fedknow.server.reports.groups import Group
-from fedknow.server.reports.measures import duration, estimate, size
-from fedknow.server.reports.summary import Summary
+from fedknow.server.reports.measures import Estimate, Measure, known, measure_named, size
+from fedknow.server.reports.summary import Scoring, Summary
 
-__all__ = ["Rows", "fleet_parts", "has_room", "side_by_side", "too_small"]
+__all__ = [
+    "comparison_tables",
+    "property_table",
+    "runs_table",
+    "task_table",
+    "traffic_table",
+    "troubles",
+]
 
+TOPICS: Mapping[str, tuple[str, ...]] = {
+    "Accuracy": ("accuracy", "accuracy_global", "gap", "forward_transfer"),
+    "Forgetting": ("forgetting", "forgetting_relative", "forgetting_global", "backward_transfer"),
+    "Traffic and memory": (
+        "bytes",
+        "bytes_extra",
+        "bytes_evaluate",
+        "knowledge_bytes",
+        "server_bytes",
+        "client_memory_bytes",
+        "peak_memory_mb",
+    ),
+    "Time, work and energy": (
+        "seconds",
+        "virtual_seconds",
+        "communication_seconds",
+        "samples",
+        "flops",
+        "energy_joules",
+    ),
+}
+"""Measures by the table they stand in: one table of all would be too wide for any screen."""
 
-SPEEDS = (
-    "Devices are as fast as their profiles say (fedknow list devices NAME), and those of different kinds are from "
-    "different sources: ratios between kinds are rough."
-)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table of text, and a sentence about it."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    about: str = ""
-
-
-def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Rows:
-    """Method by method what its runs took on their fleet, and on which devices it has room; means over seeds.
-
-    Parameters
-    ----------
-    groups : iterable of Group
-        Those without a fleet are left out.
-    rooms : mapping
-        Bytes that training may take, by device.
-    """
-    rows = []
-    for group in groups:
-        runs = [run for run in group.runs if run.fleet]
-        if not runs:
-            continue
-
-        def mean(key: str, runs: Sequence[Summary] = runs) -> float:
-            return estimate(run.elapsed(key) for run in runs).mean
-
-        total, messages, computing = map(mean, ("virtual_seconds", "communication_seconds", "computing_seconds"))
-        failed = [sum(client["out_of_memory"] > 0 for client in run.clients) for run in runs]
-        needed, joules = group.estimate("client_memory_bytes").mean, mean("energy_joules")
-        rows.append(
-            [
-                group.label,
-                duration(total),
-                *(f"{part / total if total else 0.0:.0%}" for part in (messages, computing)),
-                f"{max(0.0, total - messages - computing) / total if total else 0.0:.0%}",
-                "unknown" if math.isnan(joules) else f"{joules / 1e3:,.1f} kJ",
-                f"{sum(failed) / len(failed):.3g} of {len(runs[0].clients)}",
-                size(needed),
-                has_room(needed, rooms),
-            ]
-        )
-    head = ["", "Virtual time", "of it messages", "computing", "waiting", "Energy"]
-    return Rows(
-        [*head, "Clients out of memory", "Memory needed", "Devices with room for it"],
-        rows,
-        "Time: until the last task ended, and what the server waited for: messages under way, clients that computed, "
-        f"clients to come back, a deadline or the next task. {SPEEDS} Memory: the most that a client's training needed "
-        "at once, in tensors; a device has room for what its system and PyTorch's libraries leave (of those that "
-        "fedknow list devices shows).",
-    )
+MOST_TROUBLES = 200
+"""Lines on a page about what failed in one run."""
+NUMBERS = re.compile(r"\d[\d.,\s]*")
 
 
-def fleet_parts(
-    groups: Sequence[Group], rooms: Mapping[str, float] | None = None, failed: Sequence[tuple[str, Summary]] = ()
-) -> list[tuple[str, Rows]]:
-    """Headings and tables about the fleets of some methods; none where there is nothing to tell.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-        One a method.
-    rooms : mapping, optional
-        Bytes that training may take, by device; none: those of the devices that these runs have.
-    failed : sequence of (str, Summary)
-        Runs that did not end, by name: whose devices were too small there.
-    """
-    runs = [run for group in groups for run in group.runs]
-    own = {client["device"]: client["room"] for run in runs for client in run.clients}
-    several = len(runs) > len(groups)
-    named = [
-        (f"{group.label}, seed {run.config.seed}" if several else group.label, run)
-        for group in groups
-        for run in group.runs
-    ]
-    parts = [
-        ("On the fleet", side_by_side(groups, own if rooms is None else rooms)),
-        ("Out of memory", too_small([*named, *failed])),
-    ]
-    return [(heading, rows) for heading, rows in parts if rows.rows]
+def task_table(run: Summary) -> Table:
+    """Show each task's accuracy when it was learned, now, and the difference."""
+    names = ["when learned", "now", "forgotten"]
+    head = ["Task", *names]
+    scorings = [run.personal]
+    if run.global_model is not None:
+        head += [f"global model: {name}" for name in names]
+        scorings.append(run.global_model)
+    rows: list[list[Cell | str]] = []
+    for task in range(run.tasks):
+        row: list[Cell | str] = [str(task + 1)]
+        for scoring in scorings:
+            row += _task_cells(scoring, task, is_last=task == run.tasks - 1)
+        rows.append(row)
+    return Table("Accuracy on each task", head, rows)
 
 
-def has_room(needed: float, rooms: Mapping[str, float]) -> str:
-    """Which of the devices have room for so many bytes, in the fewest words."""
-    finite = {name: room for name, room in rooms.items() if room < math.inf}
-    fit = [name for name, room in finite.items() if room >= needed]
-    lack = [name for name in finite if name not in fit]
-    if not lack:
-        return f"all {len(fit)}"
-    return f"all but {', '.join(lack)}" if len(lack) < len(fit) else ", ".join(fit) or "none"
+def _task_cells(scoring: Scoring, task: int, is_last: bool) -> list[str]:
+    percent = measure_named("forgetting")
+    learned = float(scoring.learned[task])
+    now = float(scoring.now[task])
+    lost = "–" if is_last else percent.text(learned - now)
+    return [percent.text(learned), percent.text(now), lost]
 
 
-def too_small(runs: Iterable[tuple[str, Summary]]) -> Rows:
-    """Client by client of named runs, since when its device has not had the memory, and how much it lacked.
-
-    Parameters
-    ----------
-    runs : iterable of (str, Summary)
-        Whole or not: what is told are the failures on record.
-    """
-    rows = []
-    for name, run in runs:
-        first: dict[int, Mapping[str, str]] = {}
-        times: dict[int, int] = {}
-        for event in run.troubles:
-            if event.get("fault") == "out_of_memory":
-                first.setdefault(event["client"], event)
-                times[event["client"]] = times.get(event["client"], 0) + 1
-        rows += [
-            [name, str(client), str(int(event["task"]) + 1), str(times[client]), _particulars(event["reason"])]
-            for client, event in sorted(first.items())
+def traffic_table(traffic: Mapping[str, Mapping[str, int]]) -> Table:
+    """Show messages and bytes by kind of message."""
+    rows: list[list[Cell | str]] = [
+        [
+            kind,
+            f"{count['messages']:,}",
+            Cell(size(count["down"]), count["down"]),
+            Cell(size(count["up"]), count["up"]),
         ]
-    return Rows(
-        ["", "Client", "Since task", "Times", "There was, and it needed"],
-        rows,
-        "Clients whose device lacked the memory: such work is lost, and the run goes on without it.",
-    )
+        for kind, count in sorted(traffic.items())
+    ]
+    return Table("Messages by kind", ["Kind", "Messages", "Down", "Up"], rows)
 
 
-def _particulars(reason: str) -> str:
-    return reason.partition("out of memory: ")[2] or reason
+def property_table(caption: str, names: tuple[str, str], pairs: Mapping[str, object]) -> Table:
+    """Show names and what belongs to them, such as reasons."""
+    return Table(caption, names, [[key, str(value)] for key, value in pairs.items()], prose=(1,))
+
+
+def comparison_tables(groups: Sequence[Group]) -> list[Table]:
+    """Show methods side by side, a table for each of :data:`TOPICS` that has numbers."""
+    runs = [run for members in groups for run in members.runs]
+    tables = []
+    for topic, measures in _shown(runs):
+        rows: list[list[Cell | str]] = []
+        for members in groups:
+            cells = [_estimate_cell(members.estimate(each.key), each) for each in measures]
+            rows.append([members.label, str(len(members.runs)), *cells])
+        head = ["Method", "Seeds", *(each.title for each in measures)]
+        tables.append(Table(topic, head, rows))
+    return tables
+
+
+def _estimate_cell(estimate: Estimate, measure: Measure) -> Cell:
+    return Cell(estimate.text(measure), estimate.mean)
+
+
+def runs_table(groups: Sequence[Group]) -> list[Table]:
+    """Show every run by itself, a table for each of :data:`TOPICS` that has numbers."""
+    runs = [(members.label, run) for members in groups for run in members.runs]
+    tables = []
+    for topic, measures in _shown(run for _, run in runs):
+        rows = [_run_row(label, run, measures) for label, run in runs]
+        head = ["Method", "Seed", "State", "Tasks", *(each.title for each in measures)]
+        tables.append(Table(f"{topic}, run by run", head, rows))
+    return tables
+
+
+def _run_row(label: str, run: Summary, measures: Sequence[Measure]) -> list[Cell | str]:
+    values = run.measures()
+    numbers = [Cell(each.text(values[each.key]), values[each.key]) for each in measures]
+    tasks = f"{run.tasks}/{run.config.data.tasks}"
+    return [label, str(run.config.seed), run.status, tasks, *numbers]
+
+
+def _shown(runs: Iterable[Summary]) -> list[tuple[str, list[Measure]]]:
+    """Give the measures of each topic that at least one of the runs has."""
+    keys = {each.key for each in known(run.measures() for run in runs)}
+    topics = [(topic, [measure_named(key) for key in members if key in keys]) for topic, members in TOPICS.items()]
+    return [(topic, measures) for topic, measures in topics if measures]
+
+
+def troubles(run: Summary, title: str = "") -> Bullets | None:
+    """List a run's failures and warnings, each kind once; ``None`` where there were none."""
+    kinds: dict[tuple[object, ...], list[Mapping[str, Any]]] = {}
+    for event in run.troubles:  # what differs in numbers alone is the same trouble again
+        reason = NUMBERS.sub("#", event["reason"])
+        kind = (event["event"], event.get("client"), event.get("fault"), reason)
+        kinds.setdefault(kind, []).append(event)
+    if not kinds:
+        return None
+    events = list(kinds.values())
+    items = [_trouble(each) for each in events[:MOST_TROUBLES]]
+    if left := sum(map(len, events[MOST_TROUBLES:])):
+        items.append(("", f"{left:,} more; metrics.jsonl has all"))
+    return Bullets(items, title)
+
+
+def _trouble(events: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Say of one kind of failure or warning who, what, how often, and when."""
+    first, last = events[0], events[-1]
+    parts = [first["fault"]] if "fault" in first else []
+    if len(events) > 1:
+        parts.append(f"{len(events):,} times")
+    places = [f"task {event['task'] + 1}, round {event['round']}" for event in (first, last) if "task" in event]
+    parts += [" to ".join(dict.fromkeys(places)), last["reason"]]
+    return str(first["event"]), "; ".join(filter(None, parts))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fedknow.protocols.config import read_config
+from fedknow.server.reports.fleet import fleet_parts, has_room
 from fedknow.server.reports.groups import group
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
-from fedknow.server.reports.tables import fleet_parts, has_room
 from fedknow.server.run_folder import RunFolder
 
 ROOMS = {"infinite": math.inf, "board": 2.5e9, "pi": 1.5e9, "phone": 0.5e9}
@@ -46,23 +46,26 @@ def run(path: Path, learner: str, memory: float, troubles: int = 0, seed: int = 
 
 
 def parts(*runs: RunFolder, rooms: Mapping[str, float] | None = ROOMS) -> dict[str, Any]:
-    return dict(fleet_parts(group(map(summarise, runs)), rooms))
+    sections = fleet_parts(group(map(summarise, runs)), rooms)
+    return {section.heading: section.blocks[0] for section in sections}
 
 
 def test_methods_side_by_side(tmp_path) -> None:
     tables = parts(run(tmp_path / "a", "fedavg", 68e6), run(tmp_path / "b", "gem", 2e9, troubles=3))
-    assert tables["On the fleet"].rows == [
-        ["fedavg", "1 min 40 s", "60%", "30%", "10%", "0.0 kJ", "0 of 2", "68.0 MB", "all 3"],
-        ["gem", "1 min 40 s", "60%", "30%", "10%", "0.0 kJ", "1 of 2", "2.0 GB", "board"],
+    assert tables["On the fleet"].texts() == [
+        ["fedavg", "1 min 40 s", "60%", "30%", "10%", "10.0 J", "0 of 2", "68.0 MB", "all 3"],
+        ["gem", "1 min 40 s", "60%", "30%", "10%", "10.0 J", "1 of 2", "2.0 GB", "board"],
     ]
-    assert tables["Out of memory"].rows == [["gem", "1", "2", "3", "pi has room for 1,500 MB, 'train' needs 2,000 MB"]]
+    assert tables["Out of memory"].texts() == [
+        ["gem", "1", "2", "3", "pi has room for 1,500 MB, 'train' needs 2,000 MB"]
+    ]
 
 
 def test_seeds_are_told_apart_and_averaged(tmp_path) -> None:
     tables = parts(run(tmp_path / "a", "gem", 2e9, 1), run(tmp_path / "b", "gem", 1e9, 0, seed=1), rooms=None)
-    (row,) = tables["On the fleet"].rows
+    (row,) = tables["On the fleet"].texts()
     assert row[-3:] == ["0.5 of 2", "1.5 GB", "all 2"]  # of its own devices
-    assert [row[0] for row in tables["Out of memory"].rows] == ["gem, seed 0"]
+    assert [row[0] for row in tables["Out of memory"].texts()] == ["gem, seed 0"]
 
 
 def test_fleets_of_runs_that_did_not_tell_time_away_from_idle(tmp_path) -> None:
@@ -88,5 +91,8 @@ def test_has_room(needed: float, text: str) -> None:
 def test_on_the_page(tmp_path) -> None:
     runs = [run(tmp_path / "a", "fedavg", 68e6), run(tmp_path / "b", "gem", 2e9, troubles=3)]
     page = write_report(runs, tmp_path, rooms=ROOMS).read_text()
-    assert all(text in page for text in ("On the fleet", "Devices with room for it", "<td>board</td>", "Out of memory"))
+    assert all(
+        text in page
+        for text in ("On the fleet", "Devices with room for it", '<td class="prose">board</td>', "Out of memory")
+    )
     assert summarise(runs[1]).measures()["client_memory_bytes"] == 2e9

@@ -1,0 +1,85 @@
+"""Turn sections into one HTML file that needs nothing from outside and lets nothing in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import count
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fedknow.server.reports.blocks import Section
+
+__all__ = ["content_policy", "render"]
+
+
+def render(title: str, sections: Sequence[Section], footer: str) -> str:
+    """Render a page.
+
+    Parameters
+    ----------
+    title : str
+        Its heading.
+    sections : sequence of Section
+        What stands on it.
+    footer : str
+        Its last line.
+
+    Returns
+    -------
+    str
+        HTML with styles, script and plots in it.
+    """
+    style, script = _source("page.css"), _source("page.js")
+    numbers = count(1)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            sections=sections,
+            footer=footer,
+            style=style,
+            script=script,
+            policy=content_policy([style], [script]),
+            next_number=lambda: next(numbers),
+        )
+        + "\n"
+    )
+
+
+def content_policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
+    """Write a content security policy that allows these texts alone, and no request at all."""
+    rules = {
+        "default-src": ["'none'"],
+        "style-src": map(_digest, styles),
+        "script-src": map(_digest, scripts),
+        "img-src": ["data:"],  # the scale beside a matrix of colours
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+    }
+    return "; ".join(f"{name} {' '.join(sources)}" for name, sources in rules.items())
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("fedknow.server.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def _source(name: str) -> str:
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]

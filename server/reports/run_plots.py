@@ -1,0 +1,300 @@
+"""The plots of one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedknow.server.reports.measures import BYTES, Scale, measure_named, scale_for, size
+from fedknow.server.reports.plots import (
+    COLOURS,
+    GREY,
+    INK,
+    PlotSpec,
+    Shape,
+    axes_with,
+    legend_below,
+)
+from fedknow.server.reports.summary import Summary
+
+__all__ = ["RUN_PLOTS", "draw_over_time", "time_scale"]
+
+MOST_NUMBERED = 10
+"""Tasks of which a matrix has the numbers too; more would not be legible."""
+MOST_DEVICES = 20
+
+
+def _accuracy(figure: Figure, run: Summary) -> None:
+    axes = axes_with(figure, "tasks learned", "average accuracy (%)")
+    tasks = np.arange(1, run.tasks + 1)
+    personal = 100 * run.personal.average[: run.tasks]
+    axes.plot(tasks, personal, "o-", color=COLOURS[0], label="personal")
+    if run.global_model:
+        shared = 100 * run.global_model.average[: run.tasks]
+        axes.plot(tasks, shared, "s--", color=COLOURS[1], label="global")
+    axes.set_ylim(0, 100)
+    axes.legend()
+
+
+def _forgetting(figure: Figure, run: Summary) -> None:
+    axes = axes_with(figure, "tasks learned", "forgetting (points or %)")
+    tasks = np.arange(1, run.tasks + 1)
+    curves = [
+        ("absolute", run.personal.forgetting, "o-", COLOURS[0]),
+        ("relative", run.personal.relative, "D--", COLOURS[2]),
+    ]
+    if run.global_model:
+        curves.append(("absolute, global model", run.global_model.forgetting, "s:", COLOURS[1]))
+    for label, values, style, colour in curves:
+        axes.plot(tasks, 100 * values[: run.tasks], style, color=colour, label=label)
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.set_xlim(0.8, run.tasks + 0.2)
+    legend_below(figure, axes)
+
+
+def _matrix(figure: Figure, run: Summary) -> None:
+    axes = axes_with(figure, "after learning task", "accuracy on task")
+    axes.grid(False)
+    values = 100 * run.personal.matrix[: run.tasks, : run.tasks]
+    edges = np.arange(run.tasks + 1) + 0.5
+    mesh = axes.pcolormesh(edges, edges, values, cmap="cividis", vmin=0, vmax=100)
+    axes.invert_yaxis()
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if run.tasks <= MOST_NUMBERED:
+        for seen, trained in np.argwhere(~np.isnan(values)):
+            value = values[seen, trained]
+            colour = "#ffffff" if value < 55 else "#000000"
+            place = (trained + 1, seen + 1)
+            axes.text(*place, f"{value:.0f}", ha="center", va="center", color=colour, size=9)
+    figure.colorbar(mesh, label="accuracy (%)").outline.set_visible(False)
+
+
+def _each_task(figure: Figure, run: Summary) -> None:
+    axes = axes_with(figure, "tasks learned", "accuracy (%)")
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, run.tasks))
+    for task, colour in enumerate(colours):
+        steps = np.arange(task, run.tasks)
+        values = 100 * run.personal.matrix[task, steps]
+        axes.plot(steps + 1, values, marker=".", color=colour)
+        end = (steps[-1] + 1, values[-1])
+        axes.annotate(str(task + 1), end, (5, 0), textcoords="offset points", va="center", size=9)
+    axes.set_ylim(0, 100)
+
+
+def _traffic(figure: Figure, run: Summary) -> None:
+    kinds = sorted(run.traffic, reverse=True)
+    largest = max(max(run.traffic[kind]["down"], run.traffic[kind]["up"]) for kind in kinds)
+    scale = scale_for(largest, BYTES)
+    axes = axes_with(figure, f"bytes ({scale.name})", "", is_counted=False)
+    places = np.arange(len(kinds))
+    for shift, way, colour in ((0.19, "down", COLOURS[0]), (-0.19, "up", COLOURS[1])):
+        counts = [run.traffic[kind][way] for kind in kinds]
+        widths = [count / scale.size for count in counts]
+        bars = axes.barh(places + shift, widths, height=0.36, color=colour, label=way)
+        axes.bar_label(bars, [size(count) for count in counts], padding=3, color=INK, size=9)
+    axes.set_yticks(places, kinds)
+    axes.set_xlim(0, 1.3 * max(largest, 1) / scale.size)
+    axes.grid(False, axis="y")
+    legend_below(figure, axes)
+
+
+def _tasks_begin(axes: Axes, run: Summary) -> None:
+    for event in run.rounds:
+        if event["round"] == 1 and event["server_round"] > 1:
+            axes.axvline(event["server_round"] - 0.5, color=INK, lw=0.8, ls=":", alpha=0.5)
+
+
+def _by_round(figure: Figure, run: Summary, key: str, label: str, scaled: Callable[[float], Scale] | None) -> None:
+    rounds = [event["server_round"] for event in run.rounds]
+    values = np.array([math.nan if event.get(key) is None else event[key] for event in run.rounds])
+    if scaled is not None:
+        largest = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
+        scale = scaled(largest)
+        values, label = values / scale.size, f"{label} ({scale.name})"
+    axes = axes_with(figure, "round", label)
+    axes.plot(rounds, values, color=COLOURS[0], marker="." if len(rounds) < 40 else "")
+    _tasks_begin(axes, run)
+    axes.set_ylim(bottom=0)
+
+
+def _over_rounds(figure: Figure, run: Summary) -> None:
+    axes = axes_with(figure, "round", "average accuracy (%)")
+    length = run.config.train.rounds
+    places = [event["task"] * length + event["round"] for event in run.evaluations]
+    curves = (
+        ("accuracy", "personal", "o-", COLOURS[0]),
+        ("accuracy_global", "global", "s--", COLOURS[1]),
+    )
+    for key, label, style, colour in curves:
+        values = [_percentage(event, key) for event in run.evaluations]
+        if not all(map(math.isnan, values)):
+            axes.plot(places, values, style, color=colour, markersize=4, label=label)
+    for task in range(1, run.config.data.tasks):
+        axes.axvline(task * length + 0.5, color=INK, lw=0.8, ls=":", alpha=0.5)
+    axes.set_ylim(0, 100)
+    axes.legend()
+
+
+def _percentage(event: Mapping[str, Any], key: str) -> float:
+    return math.nan if event.get(key) is None else 100 * float(event[key])
+
+
+def time_scale(seconds: float) -> Scale:
+    """Choose the unit of an axis of time."""
+    return scale_for(seconds, measure_named("seconds").scales)
+
+
+def draw_over_time(axes: Axes, run: Summary, scale: Scale, **style: Any) -> tuple[list[float], list[float]]:
+    """Draw a run's accuracy over its virtual time, which begins at zero.
+
+    Returns
+    -------
+    (list of float, list of float)
+        The times, in units of ``scale``, and the accuracies in percent.
+    """
+    points = [event for event in run.evaluations if event.get("virtual_seconds") is not None]
+    times = [event["virtual_seconds"] / scale.size for event in points]
+    accuracies = [_percentage(event, "accuracy") for event in points]
+    axes.plot(times, accuracies, **style)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 100)
+    return times, accuracies
+
+
+def _over_time(figure: Figure, run: Summary) -> None:
+    scale = time_scale(run.elapsed("virtual_seconds"))
+    axes = axes_with(figure, f"virtual time ({scale.name})", "average accuracy (%)", False)
+    draw_over_time(axes, run, scale, marker=".", color=COLOURS[0])
+
+
+def _by_device(run: Summary) -> dict[str, list[Mapping[str, Any]]]:
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for client in run.clients:
+        kinds.setdefault(client["device"], []).append(client)
+    return dict(list(kinds.items())[:MOST_DEVICES])
+
+
+def _devices(figure: Figure, run: Summary) -> None:
+    axes = axes_with(figure, "share of the virtual time (%)", "", is_counted=False)
+    kinds = _by_device(run)
+    names = [f"{kind} ({len(clients)})" for kind, clients in kinds.items()]
+    total = max(run.fleet["virtual_seconds"], 1e-12)
+    left = np.zeros(len(kinds))
+    parts = (
+        ("computing", "computing", COLOURS[0]),
+        ("transfer", "messages", COLOURS[1]),
+        ("idle", "idle", GREY),
+        ("away", "away", "none"),
+    )
+    for key, label, colour in parts:
+        means = [100 * sum(client[key] for client in clients) / len(clients) / total for clients in kinds.values()]
+        axes.barh(names, means, left=left, color=colour, edgecolor=GREY, label=label)
+        left += means
+    axes.set_xlim(left=0)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    legend_below(figure, axes)
+
+
+def _has_tasks(run: Summary) -> bool:
+    return run.tasks > 0
+
+
+def _has_virtual_time(run: Summary) -> bool:
+    return any(event.get("virtual_seconds") is not None for event in run.evaluations)
+
+
+def _shape_of_devices(run: Summary) -> Shape:
+    return Shape(height=max(3.2, 0.3 * len(_by_device(run)) + 1.4))
+
+
+def _shape_of_traffic(run: Summary) -> Shape:
+    return Shape(height=max(3.2, 0.42 * len(run.traffic) + 1.2))
+
+
+RUN_PLOTS: tuple[PlotSpec[Summary], ...] = (
+    PlotSpec(
+        "accuracy",
+        "Average accuracy",
+        "Mean over the tasks learned so far, after each task. Personal: the shared body with each "
+        "client's own head. Global: one model for everyone.",
+        _accuracy,
+        _has_tasks,
+    ),
+    PlotSpec(
+        "forgetting",
+        "Forgetting",
+        "Accuracy lost since a task was learned, mean over earlier tasks; relative: as a share of "
+        "what was learned. Below zero, old tasks got better.",
+        _forgetting,
+        _has_tasks,
+    ),
+    PlotSpec(
+        "matrix",
+        "Accuracy on each task after each task (%)",
+        "Read along a row: what becomes of one task as later ones are learned. The diagonal is the "
+        "accuracy when learned.",
+        _matrix,
+        _has_tasks,
+    ),
+    PlotSpec(
+        "tasks",
+        "Each task over time",
+        "Accuracy of each task (its number at the end of its line) after it and every later task.",
+        _each_task,
+        _has_tasks,
+    ),
+    PlotSpec(
+        "rounds",
+        "Accuracy over rounds",
+        "Mean over the tasks begun so far, whenever clients were scored. Dotted lines begin a new task.",
+        _over_rounds,
+        lambda run: len(run.evaluations) > run.tasks,
+    ),
+    PlotSpec(
+        "hours",
+        "Accuracy over virtual time",
+        "Average accuracy against the time that the run would have taken on its fleet.",
+        _over_time,
+        _has_virtual_time,
+    ),
+    PlotSpec(
+        "devices",
+        "Where the devices' time went",
+        "Mean over the clients with a device. Idle: there, but not chosen or waiting for others.",
+        _devices,
+        lambda run: bool(run.fleet),
+        shape=_shape_of_devices,
+    ),
+    PlotSpec(
+        "traffic",
+        "Bytes by kind of message",
+        "Down: from the server to clients. Up: from clients to the server. Scoring is measurement, "
+        "not part of the method.",
+        _traffic,
+        lambda run: bool(run.traffic),
+        shape=_shape_of_traffic,
+    ),
+    PlotSpec(
+        "loss",
+        "Training loss",
+        "Mean loss the clients report for a round. Dotted lines begin a new task.",
+        partial(_by_round, key="loss", label="training loss", scaled=None),
+        lambda run: bool(run.rounds),
+    ),
+    PlotSpec(
+        "seconds",
+        "Time of a round",
+        "Real time of each round of training, aggregation included. Dotted lines begin a new task.",
+        partial(_by_round, key="seconds", label="time of a round", scaled=time_scale),
+        lambda run: bool(run.rounds),
+    ),
+)

@@ -1,0 +1,232 @@
+"""The page of an experiment: tables beside the paper's values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from fedknow.protocols.config import ExperimentConfig, differences
+from fedknow.server.reports.blocks import Cell, Figures, Section, Table
+from fedknow.server.reports.groups import Group
+from fedknow.server.reports.measures import measure_named, size
+from fedknow.server.reports.plots import draw_plots
+from fedknow.server.reports.summary import Array
+from fedknow.simulations.paper.effort import communication_hours, mean, virtual_hours
+from fedknow.simulations.paper.plots import PAPER_PLOTS
+from fedknow.simulations.paper.protocol import Variant, devices_of, paper_table, share_text
+from fedknow.simulations.paper.published import (
+    Published,
+    Result,
+    by_task,
+    tasks_compared,
+    value_after,
+)
+
+__all__ = ["preface", "published_text", "results"]
+
+AS_MUCH = "as much training as the paper"
+ACCURACY = (
+    "Method",
+    "After tasks",
+    "Accuracy",
+    "accuracy, paper",
+    "Forgotten, relative",
+    "forgotten, paper",
+    "Kept about past tasks, a client",
+)
+HOURS = (
+    "Method",
+    "Communication at 1 MB/s",
+    f"communication, {AS_MUCH}",
+    "communication, paper",
+    "Virtual, on the fleet",
+    f"virtual, {AS_MUCH}",
+    "virtual, paper",
+)
+ABOUT_HOURS = (
+    "Communication: training traffic of the mean client, down and then up; the paper's seems to "
+    "hold the scoring of all clients in every round, which ours leaves out. Virtual: until the "
+    "last task ended. As much training as the paper: what messages and waiting took, multiplied "
+    "for as many rounds and tasks, and what computing took, for as many epochs too. It is too "
+    "small where tasks are fewer than the paper's and a method's work grows with each. It is too "
+    "large for a method that sends something once a task, such as fedweit."
+)
+
+
+def preface(experiment: str, chosen: Sequence[Variant]) -> Section:
+    """Say what of the paper's experiment was run, variant by variant."""
+    rows = [row for variant in chosen for row in _variant_rows(variant)]
+    head = ["Variant", "Setting", "Here", "Paper", "Share"]
+    about = _notes(experiment, chosen[0].config)
+    return Section("", [Table("What was run", head, rows, about, prose=(1,))])
+
+
+def _variant_rows(variant: Variant) -> list[list[str]]:
+    rows = [
+        [variant.name, key, str(ours), str(papers), share_text(ours / papers)]
+        for key, (ours, papers) in variant.scaled.items()
+    ]
+    whole = "training: these four multiplied"
+    rows.append([variant.name, whole, "", "", share_text(variant.share)])
+    ours, papers = devices_of(variant.config), devices_of(variant.paper)
+    for device in papers | ours:
+        counts = [str(ours[device]), str(papers[device])]
+        rows.append([variant.name, f"clients on {device}", *counts, ""])
+    shown = {*variant.scaled, "fleet.devices"}
+    others = [_changed(line) for line in differences(variant.paper, variant.config)]
+    return rows + [[variant.name, *cells] for cells in others if cells[0] not in shown]
+
+
+def _changed(line: str) -> list[str]:
+    """Split a line of :func:`~fedknow.protocols.config.differences` into cells."""
+    key, _, values = line.partition(": was ")
+    papers, _, ours = values.partition(", now ")
+    return [key, ours, papers, ""]
+
+
+def _notes(experiment: str, config: ExperimentConfig) -> str:
+    table = paper_table()
+    spec = table["experiments"][experiment]
+    data = config.data.name
+    notes = [
+        "Values called the paper's were read off its figures, to about 0.01.",
+        "Rounds are those of a task, epochs those of a round.",
+        f"Clients' shares of the samples are {config.data.share}.",
+        table["workloads"][data].get("differs", ""),
+        spec.get("note", ""),
+    ]
+    if experiment.startswith(("5.3", "5.5", "5.6")) and data != spec["data"]:
+        notes.append(f"The paper's values are those on {spec['data']}, these runs are on {data}.")
+    return " ".join(note for note in notes if note)
+
+
+def results(result: Result) -> list[Section]:
+    """Show a variant's numbers beside the paper's, and its plots."""
+    name = result.variant.name
+    sections = [
+        Section(name, [_side_by_side(result)]),
+        Section("Hours", [_all_hours(result)]),
+        Section("", [Figures(draw_plots(PAPER_PLOTS, result, f"{name}-"))]),
+    ]
+    if any("task_hours" in values for values in result.published.values()):
+        sections.append(Section("Hours of single tasks", [_single_tasks(result)]))
+    if rates := paper_table()["experiments"][result.experiment].get("rates"):
+        heading = "Hours of communication at other rates"
+        sections.append(Section(heading, [_at_rates(result, rates)]))
+    return sections
+
+
+def _side_by_side(result: Result) -> Table:
+    rows = [_method_row(method, group, result.published_for(method)) for method, group in result.groups.items()]
+    for method, published in result.only_published().items():
+        last = published["tasks"][-1]
+        papers = [published_text(published, key, last) for key in ("accuracy", "forgetting")]
+        rows.append([method, str(last), "–", papers[0], "–", papers[1], "–"])
+    tasks = (task for values in result.published.values() for task in values.get("tasks", ()))
+    last = max(tasks, default=result.variant.paper.data.tasks)
+    return Table(
+        f"{result.variant.name}: accuracy, forgetting and memory",
+        ACCURACY,
+        rows,
+        "After the most tasks that both have; where the paper's value is after another number of "
+        f"tasks, it says so. Here there are {result.variant.config.data.tasks}, in the paper "
+        f"{last}. Kept: knowledge, importances and stored samples, after the last task here.",
+    )
+
+
+def _method_row(method: str, group: Group, published: Published) -> list[Cell | str]:
+    after = tasks_compared(published, group)
+    kept = group.estimate("knowledge_bytes").mean
+    return [
+        method,
+        str(after),
+        _after(group, "average", "accuracy", after),
+        published_text(published, "accuracy", after),
+        _after(group, "relative", "forgetting_relative", after),
+        published_text(published, "forgetting", after),
+        Cell(size(kept), kept),
+    ]
+
+
+def _after(group: Group, pick: str, key: str, tasks: int) -> Cell:
+    """Show a curve's value after so many tasks, over seeds."""
+    points = group.estimates(pick)
+    if not 0 < tasks <= len(points):
+        return Cell("–")
+    point = points[tasks - 1]
+    return Cell(point.text(measure_named(key)), point.mean)
+
+
+def published_text(published: Published, key: str, after: int) -> str:
+    """Write the paper's value after so many tasks.
+
+    Where it has none, its last value stands, and after how many tasks that is.
+    """
+    value, tasks = value_after(published, key, after)
+    text = measure_named("accuracy").text(value)
+    return text if tasks == after else f"{text} after {tasks}"
+
+
+def _all_hours(result: Result) -> Table:
+    variant = result.variant
+    tasks = variant.paper.data.tasks / variant.config.data.tasks
+    rows: list[list[Cell | str]] = []
+    for method, group in result.groups.items():
+        published = result.published_for(method)
+        spent = mean(virtual_hours(run).sum() for run in group.runs)
+        scaled = mean(virtual_hours(run, variant).sum() for run in group.runs)
+        numbers = (
+            communication_hours(group, 1000),
+            communication_hours(group, 1000, variant),
+            published.get("communication_hours", math.nan),
+            spent,
+            tasks * scaled,
+            published.get("hours", math.nan),
+        )
+        rows.append([method, *_numbers(numbers)])
+    return Table(f"{variant.name}: hours", HOURS, rows, ABOUT_HOURS)
+
+
+def _single_tasks(result: Result) -> Table:
+    """Show virtual hours of the single tasks for which the paper has them."""
+    papers = {method: by_task(values, "task_hours") for method, values in result.published.items()}
+    tasks = sorted({task for found in papers.values() for task in found})
+    rows: list[list[Cell | str]] = []
+    for method, group in result.groups.items():
+        ours = [virtual_hours(run, result.variant) for run in group.runs]
+        rows.append([method, *_numbers(mean(_entry(hours, task) for hours in ours) for task in tasks)])
+    for method, found in papers.items():
+        if found and (method in result.groups or not method.islower()):
+            values = (found.get(task, math.nan) for task in tasks)
+            rows.append([f"{method}, paper", *_numbers(values)])
+    return Table(
+        f"{result.variant.name}: hours of single tasks",
+        ["Method", *(f"task {task}" for task in tasks)],
+        rows,
+        "Virtual hours on the fleet, at as many rounds and epochs as the paper's.",
+    )
+
+
+def _entry(hours: Array, task: int) -> float:
+    return float(hours[task - 1]) if task <= len(hours) else math.nan
+
+
+def _at_rates(result: Result, rates: Sequence[int]) -> Table:
+    rows: list[list[Cell | str]] = []
+    for method, group in result.groups.items():
+        hours = (communication_hours(group, rate, result.variant) for rate in rates)
+        rows.append([method, *_numbers(hours)])
+        published = result.published_for(method)
+        if "hours_at_rates" in published:
+            rows.append([f"{method}, paper", *_numbers(published["hours_at_rates"])])
+    return Table(
+        f"{result.variant.name}: hours at other rates",
+        ["Method", *(f"{rate:,} kB/s" for rate in rates)],
+        rows,
+        "From the bytes of the same runs, at the paper's rounds and tasks: a slower link changes no accuracy.",
+    )
+
+
+def _numbers(values: Iterable[float]) -> list[Cell]:
+    """Write numbers with three digits."""
+    return [Cell("–" if math.isnan(value) else f"{value:,.3g}", value) for value in values]
