@@ -23,7 +23,7 @@ from fedknow.server.reports.plots import (
     series_style,
     wrapped,
 )
-from fedknow.server.reports.run_plots import draw_over_time, time_scale
+from fedknow.server.reports.run_plots import begin_at_zero, draw_over_time, time_scale
 
 __all__ = ["COMPARISON_PLOTS", "draw_bars"]
 
@@ -173,6 +173,7 @@ def _over_time(figure: Figure, groups: Groups) -> None:
         times, accuracies = draw_over_time(axes, run, scale, label=label, **style)
         if times:
             ends.append((accuracies[-1], times[-1], wrapped(label), style["color"]))
+    begin_at_zero(axes)
     if _is_crowded(groups):
         _name_lines(figure, axes, ends)
     else:

@@ -185,7 +185,7 @@ def axes_with(figure: Figure, x: str, y: str, is_counted: bool = True) -> Axes:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if is_counted:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return axes
 
 

@@ -25,7 +25,7 @@ from fedknow.server.reports.plots import (
 )
 from fedknow.server.reports.summary import Summary
 
-__all__ = ["RUN_PLOTS", "draw_over_time", "time_scale"]
+__all__ = ["RUN_PLOTS", "begin_at_zero", "draw_over_time", "time_scale"]
 
 MOST_NUMBERED = 10
 """Tasks of which a matrix has the numbers too; more would not be legible."""
@@ -67,7 +67,7 @@ def _matrix(figure: Figure, run: Summary) -> None:
     edges = np.arange(run.tasks + 1) + 0.5
     mesh = axes.pcolormesh(edges, edges, values, cmap="cividis", vmin=0, vmax=100)
     axes.invert_yaxis()
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if run.tasks <= MOST_NUMBERED:
         for seen, trained in np.argwhere(~np.isnan(values)):
             value = values[seen, trained]
@@ -153,7 +153,7 @@ def time_scale(seconds: float) -> Scale:
 
 
 def draw_over_time(axes: Axes, run: Summary, scale: Scale, **style: Any) -> tuple[list[float], list[float]]:
-    """Draw a run's accuracy over its virtual time, which begins at zero.
+    """Draw a run's accuracy over its virtual time.
 
     Returns
     -------
@@ -164,15 +164,20 @@ def draw_over_time(axes: Axes, run: Summary, scale: Scale, **style: Any) -> tupl
     times = [event["virtual_seconds"] / scale.size for event in points]
     accuracies = [_percentage(event, "accuracy") for event in points]
     axes.plot(times, accuracies, **style)
+    return times, accuracies
+
+
+def begin_at_zero(axes: Axes) -> None:
+    """Let time begin at zero, once all is drawn: from then on the axis keeps its length."""
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
-    return times, accuracies
 
 
 def _over_time(figure: Figure, run: Summary) -> None:
     scale = time_scale(run.elapsed("virtual_seconds"))
     axes = axes_with(figure, f"virtual time ({scale.name})", "average accuracy (%)", False)
     draw_over_time(axes, run, scale, marker=".", color=COLOURS[0])
+    begin_at_zero(axes)
 
 
 def _by_device(run: Summary) -> dict[str, list[Mapping[str, Any]]]:

@@ -116,7 +116,7 @@ def runs_table(groups: Sequence[Group]) -> list[Table]:
     tables = []
     for topic, measures in _shown(run for _, run in runs):
         rows = [_run_row(label, run, measures) for label, run in runs]
-        head = ["Method", "Seed", "State", "Tasks", *(each.title for each in measures)]
+        head = ["Method", "Seed", *(each.title for each in measures), "State", "Tasks"]
         tables.append(Table(f"{topic}, run by run", head, rows))
     return tables
 
@@ -125,7 +125,7 @@ def _run_row(label: str, run: Summary, measures: Sequence[Measure]) -> list[Cell
     values = run.measures()
     numbers = [Cell(each.text(values[each.key]), values[each.key]) for each in measures]
     tasks = f"{run.tasks}/{run.config.data.tasks}"
-    return [label, str(run.config.seed), run.status, tasks, *numbers]
+    return [label, str(run.config.seed), *numbers, run.status, tasks]
 
 
 def _shown(runs: Iterable[Summary]) -> list[tuple[str, list[Measure]]]:

@@ -29,19 +29,19 @@ ACCURACY = (
     "Method",
     "After tasks",
     "Accuracy",
-    "accuracy, paper",
+    "Accuracy, paper",
     "Forgotten, relative",
-    "forgotten, paper",
+    "Forgotten, paper",
     "Kept about past tasks, a client",
 )
 HOURS = (
     "Method",
     "Communication at 1 MB/s",
-    f"communication, {AS_MUCH}",
-    "communication, paper",
+    f"Communication, {AS_MUCH}",
+    "Communication, paper",
     "Virtual, on the fleet",
-    f"virtual, {AS_MUCH}",
-    "virtual, paper",
+    f"Virtual, {AS_MUCH}",
+    "Virtual, paper",
 )
 ABOUT_HOURS = (
     "Communication: training traffic of the mean client, down and then up; the paper's seems to "

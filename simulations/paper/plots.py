@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedknow.server.reports.measures import measure_named
 from fedknow.server.reports.plots import (
     COLOURS,
     INK,
@@ -21,7 +20,7 @@ from fedknow.server.reports.plots import (
     series_style,
     wrapped,
 )
-from fedknow.server.reports.run_plots import draw_over_time, time_scale
+from fedknow.server.reports.run_plots import begin_at_zero, draw_over_time, time_scale
 from fedknow.simulations.paper.effort import communication_hours
 from fedknow.simulations.paper.published import Published, Result, by_task
 
@@ -62,6 +61,7 @@ def _over_time(figure: Figure, result: Result) -> None:
     axes = axes_with(figure, f"virtual time ({scale.name})", "average accuracy (%)", False)
     for index, (method, group) in enumerate(result.groups.items()):
         draw_over_time(axes, group.runs[0], scale, label=method, **series_style(index))
+    begin_at_zero(axes)
     legend_below(figure, axes)
 
 
@@ -76,13 +76,14 @@ def draw_communication(figure: Figure, result: Result) -> Axes:
         axes.plot(papers, rows, "D", color=COLOURS[1], ms=6, label=PAPER, zorder=3)
         legend_below(figure, axes)
     for row, (hours, published) in enumerate(zip(ours, papers, strict=True)):
-        end = max(hours, 0.0 if math.isnan(published) else published)
-        text = f"{hours:,.2g}"
+        has_both = not math.isnan(published)
+        end = max(hours, published) if has_both else hours
+        text = f"{hours:,.2g}, paper {published:,.2g}" if has_both else f"{hours:,.2g}"
         axes.annotate(text, (end, row), (8, 0), textcoords="offset points", va="center", size=9)
     axes.set_yticks(rows, [wrapped(method, 22) for method in result.groups])
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
     widest = max([*ours, *(value for value in papers if not math.isnan(value))])
-    axes.set_xlim(0, 1.25 * widest or 1)
+    axes.set_xlim(0, 1.6 * widest or 1)
     axes.grid(False, axis="y")
     return axes
 
@@ -113,7 +114,7 @@ PAPER_PLOTS: tuple[PlotSpec[Result], ...] = (
         "accuracy",
         "Accuracy over tasks",
         "Filled marks: these runs, mean over seeds. Hollow marks, dotted: the paper's.",
-        partial(_curves, pick="average", key="accuracy", label=measure_named("accuracy").title + " (%)"),
+        partial(_curves, pick="average", key="accuracy", label="average accuracy (%)"),
         shape=_shape_of_curves,
     ),
     PlotSpec(

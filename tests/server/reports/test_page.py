@@ -2,10 +2,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,51 +20,11 @@ from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
 
-TASKS, ROUNDS, CLIENTS = 3, 2, 2
 TRAFFIC = {
     "train": {"down": 3_000_000, "up": 2_000_000, "messages": 12},
     "train.end_task": {"down": 500_000, "up": 0, "messages": 6},
     "evaluate": {"down": 7_000_000, "up": 10, "messages": 6},
 }
-
-
-def make_run(
-    path: Path, tree: Mapping[str, Any] | None = None, done: int = TASKS, lost: float = 0.1, shared: bool = True
-) -> RunFolder:
-    """A run in which 90 of 100 test samples are right when learned, and a task loses ``lost`` with each later one."""
-    config = read_config(
-        {"name": "made", "data": {"tasks": TASKS, "clients": CLIENTS}, "train": {"rounds": ROUNDS}, **(tree or {})}
-    )
-    run = RunFolder.create(path, config)
-    scores = Scores(CLIENTS, TASKS)
-    time = 1e9
-    versions = {"python": "3.99", "torch": "9.9"}
-    start = {"clients": CLIENTS, "travelling": 60_000, "partition": "abc", "versions": versions}
-    run.append({"event": "start", "time": time, **start})
-    for task in range(done):
-        for round in range(1, ROUNDS + 1):
-            time += 10
-            run.append(
-                {
-                    "event": "round", "time": time, "task": task, "round": round,
-                    "server_round": task * ROUNDS + round, "clients": CLIENTS, "loss": 0.5, "accuracy": 0.5,
-                    "seconds": 9.0, "traffic": TRAFFIC, "peak_memory_mb": 300.0 + task, "failures": 0,
-                }
-            )  # fmt: skip
-        right = np.full((CLIENTS, TASKS), np.nan)
-        right[:, : task + 1] = 100 * (0.9 - lost * np.arange(task, -1, -1))
-        nothing = np.full((CLIENTS, TASKS), np.nan)
-        total = np.where(np.isnan(right), np.nan, 100.0)
-        scores.add_task(task, {"personal": right, "global": right / 2 if shared else nothing}, total)
-        run.append(
-            {"event": "evaluation", "time": time, "task": task, "round": ROUNDS, "accuracy": 0.9, "seconds": 0.1}
-        )
-    run.write_accuracy(scores.arrays())
-    run.append(
-        {"event": "end", "time": time, "seconds": 61.0} if done == TASKS else {"event": "interrupted", "time": time}
-    )
-    run.close()
-    return RunFolder.open(path)
 
 
 class Page(HTMLParser):
@@ -110,7 +67,7 @@ class Page(HTMLParser):
             self.references += re.findall(r"url\((.*?)\)", value or "")
 
 
-def test_the_numbers_of_a_run(tmp_path):
+def test_the_numbers_of_a_run(make_run, tmp_path):
     run = summarise(make_run(tmp_path / "run"))
     assert (run.status, run.tasks, run.seconds, run.peak_memory_mb) == ("complete", 3, 61.0, 302.0)
     np.testing.assert_allclose(run.personal.average, [0.9, 0.85, 0.8])
@@ -129,7 +86,7 @@ def test_the_numbers_of_a_run(tmp_path):
     assert values.keys() == {measure.key for measure in MEASURES}
 
 
-def test_report_of_a_run(tmp_path):
+def test_report_of_a_run(make_run, tmp_path):
     run = make_run(tmp_path / "run")
     page_path = write_report([run], run.path)
     text = page_path.read_text("utf-8")
@@ -149,7 +106,7 @@ def test_report_of_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-def test_a_report_needs_nothing_from_outside(tmp_path, runs):
+def test_a_report_needs_nothing_from_outside(make_run, tmp_path, runs):
     made = [make_run(tmp_path / str(seed), {"seed": seed}) for seed in range(runs)]
     text = write_report(made, tmp_path / "out").read_text("utf-8")
     page = Page(text)
@@ -163,7 +120,7 @@ def test_a_report_needs_nothing_from_outside(tmp_path, runs):
     assert len(set(page.ids)) == len(page.ids)
 
 
-def test_plots_take_the_colour_of_the_page(tmp_path):
+def test_plots_take_the_colour_of_the_page(make_run, tmp_path):
     run = make_run(tmp_path / "run")
     text = write_report([run], run.path).read_text("utf-8")
     assert "currentColor" in text
@@ -171,7 +128,7 @@ def test_plots_take_the_colour_of_the_page(tmp_path):
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_an_interrupted_run_is_reported_as_far_as_it_got(tmp_path, done):
+def test_an_interrupted_run_is_reported_as_far_as_it_got(make_run, tmp_path, done):
     run = make_run(tmp_path / "run", done=done)
     page = Page(write_report([run], run.path).read_text("utf-8"))
     assert "interrupted" in page.words
@@ -184,7 +141,7 @@ def test_a_run_that_has_just_begun(tmp_path):
         assert "unfinished" in Page(write_report([run], run.path).read_text("utf-8")).words
 
 
-def test_text_from_a_run_cannot_become_markup(tmp_path):
+def test_text_from_a_run_cannot_become_markup(make_run, tmp_path):
     run = make_run(tmp_path / "run", done=1)
     run.append({"event": "warning", "time": 1e9, "reason": "<script>alert(1)</script> & more"})
     page = Page(write_report([run], run.path).read_text("utf-8"))
@@ -192,7 +149,7 @@ def test_text_from_a_run_cannot_become_markup(tmp_path):
     assert any("<script>alert(1)</script> & more" in words for words in page.words)
 
 
-def test_the_same_failure_round_after_round_is_one_line(tmp_path):
+def test_the_same_failure_round_after_round_is_one_line(make_run, tmp_path):
     run = make_run(tmp_path / "run", done=1)
     for client in (4, 7):
         for task in range(10):
@@ -211,7 +168,7 @@ def test_the_same_failure_round_after_round_is_one_line(tmp_path):
     ] + ["3 times; task 1, round 2; no answer to 'train' in time from clients [3]; the run goes on without them"]
 
 
-def test_a_page_does_not_grow_with_kinds_of_failures(tmp_path):
+def test_a_page_does_not_grow_with_kinds_of_failures(make_run, tmp_path):
     run = make_run(tmp_path / "run", done=1)
     for client in range(500):
         for _ in range(2):
@@ -232,7 +189,7 @@ def test_more_tasks_than_a_plot_has_room_to_number(tmp_path):
         assert "50.0 %" in Page(write_report([run], run.path).read_text("utf-8")).words
 
 
-def test_comparison(tmp_path):
+def test_comparison(make_run, tmp_path):
     runs = [
         make_run(tmp_path / f"{learner}-{seed}", {"learner": learner, "seed": seed}, lost=lost + 0.01 * seed)
         for learner, lost in (("fedavg", 0.2), ("fedknow", 0.0))
@@ -247,7 +204,7 @@ def test_comparison(tmp_path):
     assert (tmp_path / "out" / "plots" / "accuracy-global.png").is_file()
 
 
-def test_what_a_run_cost(tmp_path):
+def test_what_a_run_cost(make_run, tmp_path):
     run = make_run(tmp_path / "run", done=2)
     extra = TRAFFIC | {"train.extra": {"down": 1000, "up": 500, "messages": 4}}
     for knowledge in (100.0, 300.0):
@@ -287,7 +244,7 @@ def test_what_a_run_cost(tmp_path):
         assert summarise(run).measures()["samples"] == pytest.approx(total, nan_ok=True)
 
 
-def test_twenty_methods_side_by_side(tmp_path):
+def test_twenty_methods_side_by_side(make_run, tmp_path):
     names = [f"method-number-{number}" for number in range(20)]
     runs = [
         make_run(tmp_path / f"{name}-{seed}", {"learner": name, "seed": seed}, lost=0.01 * place + 0.002 * seed)
@@ -308,14 +265,14 @@ def test_twenty_methods_side_by_side(tmp_path):
     assert "…" not in stream.getvalue()
 
 
-def test_a_method_that_comes_with_its_strategy_is_called_by_its_own_name(tmp_path, monkeypatch):
+def test_a_method_that_comes_with_its_strategy_is_called_by_its_own_name(make_run, tmp_path, monkeypatch):
     monkeypatch.setattr(Local, "strategy", "fedyogi")
     trees = [{"learner": "local", "strategy": "fedyogi"}, {"learner": "fedrep"}, {"learner": "fedper"}]
     groups = group(summarise(make_run(tmp_path / str(i), tree)) for i, tree in enumerate(trees))
     assert [members.label for members in groups] == ["local", "fedrep", "fedper"]
 
 
-def test_comparison_without_global_scores_and_with_one_seed(tmp_path):
+def test_comparison_without_global_scores_and_with_one_seed(make_run, tmp_path):
     runs = [make_run(tmp_path / name, {"learner": name}, shared=False) for name in ("fedavg", "fedknow")]
     page = Page(write_report(runs, tmp_path / "out").read_text("utf-8"))
     assert any("no interval" in words for words in page.words)
@@ -323,11 +280,11 @@ def test_comparison_without_global_scores_and_with_one_seed(tmp_path):
     assert not (tmp_path / "out" / "plots" / "accuracy-global.png").exists()
 
 
-def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(tmp_path):
+def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(make_run, tmp_path):
     trees = [
         {"learner": "fedavg", "seed": 0},
         {"learner": "fedavg", "seed": 1, "engine": {"workers": 7}},
-        {"learner": "fedavg", "train": {"rounds": ROUNDS, "lr": 0.1}},
+        {"learner": "fedavg", "train": {"rounds": 2, "lr": 0.1}},
         {"learner": {"name": "fedknow", "k": 3}, "strategy": "fedadam"},
     ]
     groups = group(summarise(make_run(tmp_path / str(i), tree)) for i, tree in enumerate(trees))
@@ -338,13 +295,13 @@ def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(tmp_path):
     ]
 
 
-def test_a_setting_that_a_run_is_older_than_is_at_its_default(tmp_path):
+def test_a_setting_that_a_run_is_older_than_is_at_its_default(make_run, tmp_path):
     older, newer = {"name": "fedknow", "k": 3}, {"name": "fedknow", "k": 3, "margin": 0.5}
     runs = [make_run(tmp_path / str(i), {"learner": it, "seed": i}) for i, it in enumerate((older, newer))]
     assert [(members.label, len(members.runs)) for members in group(map(summarise, runs))] == [("fedknow", 2)]
 
 
-def test_runs_of_different_lengths_are_compared_as_far_as_both_go(tmp_path):
+def test_runs_of_different_lengths_are_compared_as_far_as_both_go(make_run, tmp_path):
     runs = [make_run(tmp_path / "0", {"seed": 0}), make_run(tmp_path / "1", {"seed": 1}, done=2)]
     (members,) = group(map(summarise, runs))
     np.testing.assert_allclose(members.curve("average"), [0.9, 0.85, 0.8])
@@ -354,7 +311,7 @@ def test_runs_of_different_lengths_are_compared_as_far_as_both_go(tmp_path):
     write_report(runs, tmp_path / "out")
 
 
-def test_a_full_disk_leaves_the_report_that_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_report_that_was_there(make_run, tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     before = write_report([run], run.path).read_bytes()
 
@@ -368,7 +325,7 @@ def test_a_full_disk_leaves_the_report_that_was_there(tmp_path, monkeypatch):
     assert not list(run.path.rglob("*.tmp"))
 
 
-def test_the_same_run_gives_the_same_plots(tmp_path):
+def test_the_same_run_gives_the_same_plots(make_run, tmp_path):
     run = make_run(tmp_path / "run")
     write_report([run], tmp_path / "a")
     write_report([run], tmp_path / "b")
