@@ -204,8 +204,10 @@ def _parse(variable: str, value: str) -> Proxy:
     except ValueError:  # brackets or a port that are none
         usable = False
     if not usable:
+        scheme = text.partition("://")[0] + "://" if "://" in text else ""
+        shown = scheme + text.removeprefix(scheme).rpartition("@")[2]
         raise ConfigError(
-            f"{variable} = {text.rpartition('@')[2]!r}: not a proxy that a connection can go "
+            f"{variable} = {shown!r}: not a proxy that a connection can go "
             "through; write http://HOST:PORT, or leave the server out with no_proxy"
         )
     login = parts.netloc.rpartition("@")[0]

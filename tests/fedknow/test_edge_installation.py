@@ -195,8 +195,9 @@ def test_a_signal_ends_a_client_that_waits_for_its_server(start, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_client_that_is_loading(tmp_path, number):
-    env = environment(SIGNAL_AT_TORCH=str(int(number)))
+@pytest.mark.parametrize("module", ["typer", "pydantic", "torch", "grpc"])
+def test_a_signal_ends_a_client_that_is_loading(tmp_path, number, module):
+    env = environment(SIGNAL_AT=module, SIGNAL=str(int(number)))
     client = EdgeProcess([sys.executable, "-m", "fedknow"], CLOSED, tmp_path, env=env)
     assert client.end() == (130, "Interrupted.\n")
 

@@ -92,11 +92,21 @@ def test_a_proxy_is_given_to_grpc_and_named_without_its_password(value, url):
 
 
 @pytest.mark.parametrize(
-    "value", ["socks5://proxy:1080", "https://me:secret@proxy", "http://", "http://p:x", "http://[::1", "proxy:99999"]
+    "value",
+    [
+        "socks5://proxy:1080",
+        "https://me:secret@proxy",
+        "me:secret@proxy:x",
+        "http://",
+        "http://p:x",
+        "http://[::1",
+        "proxy:99999",
+    ],
 )
 def test_a_proxy_that_cannot_be_used_is_refused(value):
     with pytest.raises(ConfigError, match=r"^https_proxy = .*write http://HOST:PORT.*no_proxy") as caught:
         find_proxy("fl.example.org:1", {"https_proxy": value})
+    assert value.replace("me:secret@", "") in str(caught.value)
     assert "secret" not in str(caught.value)
 
 

@@ -23,7 +23,8 @@ BLOCKED = {
 class EdgeOnly:
     """A finder that does not find what the extras bring, as where they are not installed.
 
-    ``SIGNAL_AT_TORCH`` is the number of a signal that comes while PyTorch is loaded.
+    The variable ``SIGNAL`` is the number of a signal that comes when the module ``SIGNAL_AT`` is
+    looked for.
     """
 
     def __init__(self, finder):
@@ -33,8 +34,8 @@ class EdgeOnly:
         return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        if name == "torch" and "SIGNAL_AT_TORCH" in os.environ:
-            os.kill(os.getpid(), int(os.environ["SIGNAL_AT_TORCH"]))
+        if name == os.environ.get("SIGNAL_AT"):
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
         # None rather than an error: libraries ask find_spec whether they may use another one.
         if name.partition(".")[0] in BLOCKED:
             return None
