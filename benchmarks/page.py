@@ -278,11 +278,13 @@ def comparison(found: Json) -> str:
 
 
 def _interval(values: Sequence[float], sign: str = "") -> str:
-    """Mean and Student's 95 % interval, where there is more than one."""
+    """Write mean and Student's 95 % interval; of fewer than three seeds, each seed's value."""
     found = estimate(values)
     if not found.count:
         return "–"
-    return f"{found.mean:{sign}.1f}" + ("" if found.count == 1 else f" ± {found.half:.1f}")
+    if not found.has_interval:
+        return ", ".join(f"{value:{sign}.1f}" for value in found.values)
+    return f"{found.mean:{sign}.1f} ± {found.half:.1f}"
 
 
 COMPARISONS = {"digits_all": "digits-all", "cifar100_small": "paper-cifar100-small-all"}

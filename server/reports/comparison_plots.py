@@ -99,7 +99,14 @@ End = tuple[float, float, str, str]
 """Height and place of a line's end, its name and its colour."""
 
 
-def _curve(axes: Axes, group: Group, index: int, pick: str, is_global: bool, has_spread: bool) -> End | None:
+def _curve(
+    axes: Axes,
+    group: Group,
+    index: int,
+    pick: str,
+    is_global: bool,
+    has_spread: bool,
+) -> End | None:
     """Draw a method's mean, and its band or each of its seeds; say where the line ends."""
     mean = 100 * group.curve(pick, is_global)
     tasks = np.arange(1, len(mean) + 1)

@@ -47,7 +47,12 @@ class Group:
         """Average a field of :class:`Scoring` over seeds, float64 [trained]."""
         return np.array([point.mean for point in self.estimates(pick, global_model)])
 
-    def band(self, pick: str, measure: Measure, global_model: bool = False) -> tuple[Array, Array] | None:
+    def band(
+        self,
+        pick: str,
+        measure: Measure,
+        global_model: bool = False,
+    ) -> tuple[Array, Array] | None:
         """Bound the 95 % intervals of a field of :class:`Scoring` within its measure's bounds.
 
         Returns
@@ -75,7 +80,10 @@ def interval_note(groups: Iterable[Group]) -> str:
 
 
 def group(runs: Iterable[Summary]) -> list[Group]:
-    """Runs that differ in the seed alone, together; labelled by what tells the groups apart, in order of appearance."""
+    """Put runs together that differ in the seed alone, in order of appearance.
+
+    Labels say what tells the groups apart.
+    """
     groups: list[list[Summary]] = []
     for run in runs:
         for members in groups:
@@ -84,14 +92,12 @@ def group(runs: Iterable[Summary]) -> list[Group]:
                 break
         else:
             groups.append([run])
-    return [
-        Group(label, members)
-        for label, members in zip(_labels([members[0] for members in groups]), groups, strict=True)
-    ]
+    labels = _labels([members[0] for members in groups])
+    return [Group(label, members) for label, members in zip(labels, groups, strict=True)]
 
 
 def ranked(groups: Iterable[Group]) -> list[Group]:
-    """The groups with the most accurate first; those without a score last."""
+    """Sort groups with the most accurate first; those without a score last."""
 
     def place(members: Group) -> tuple[bool, float]:
         mean = members.estimate("accuracy").mean
@@ -100,43 +106,64 @@ def ranked(groups: Iterable[Group]) -> list[Group]:
     return sorted(groups, key=place)
 
 
-def _method(run: Summary) -> dict[str, Any]:
+Method = Mapping[str, Any]
+"""All settings that change a result, by their whole name."""
+
+
+def _method(run: Summary) -> Method:
     config = run.config
     if config.learner.name in list_learners():
-        with suppress(ConfigError):  # what is refused by now is told as it was run
-            config = resolve(config)  # a setting that the learner did not have yet is at its default
+        # A setting that the learner did not have yet is at its default. A configuration that is
+        # refused by now stays as it was run.
+        with suppress(ConfigError):
+            config = resolve(config)
     fields = _flat(config.digest_fields())
     return {key: value for key, value in fields.items() if key not in ("seed", "name")}
 
 
 def _labels(firsts: Sequence[Summary]) -> list[str]:
-    """The learner's name; the strategy's where it differs; further settings where these two are not enough.
+    """Name groups by their learner, and by what else tells them apart.
 
-    What more than half of the groups of that name have goes without saying.
+    The strategy is named where it differs, and further settings where these two are not enough.
+    A value that more than half of the groups of that name have goes without saying.
     """
     methods = [_method(run) for run in firsts]
-    chosen = [m["strategy.name"] if m["strategy.name"] != _counterpart(m["learner.name"]) else "" for m in methods]
-    several = len(set(chosen) - {""}) > 1
+    strategies = [_named_strategy(method) for method in methods]
+    several = len(set(strategies) - {""}) > 1
     names = [
-        m["learner.name"] + (f" + {strategy}" if several and strategy else "")
-        for m, strategy in zip(methods, chosen, strict=True)
+        f"{method['learner.name']} + {strategy}" if several and strategy else method["learner.name"]
+        for method, strategy in zip(methods, strategies, strict=True)
     ]
-    labels = []
+    by_name: dict[str, list[Method]] = {}
     for name, method in zip(names, methods, strict=True):
-        rivals = [other for other_name, other in zip(names, methods, strict=True) if other_name == name]
-        telling = [key for key in method if 2 * sum(other.get(key) == method[key] for other in rivals) <= len(rivals)]
-        settings = ", ".join(f"{key.removeprefix('learner.')}={method[key]}" for key in telling)
-        labels.append(f"{name} ({settings})" if settings else name)
-    return labels
+        by_name.setdefault(name, []).append(method)
+    return [_with_settings(name, method, by_name[name]) for name, method in zip(names, methods, strict=True)]
 
 
-def _counterpart(learner: str) -> str:
-    """The strategy that comes with one of our learners and need not be told; empty where none does."""
-    return learner_class(learner).strategy if learner in list_learners() else ""
+def _with_settings(name: str, method: Method, rivals: Sequence[Method]) -> str:
+    """Add the settings that fewer than half of the methods of that name have."""
+
+    def is_rare(key: str) -> bool:
+        same = [rival for rival in rivals if rival.get(key) == method[key]]
+        return 2 * len(same) <= len(rivals)
+
+    settings = [f"{key.removeprefix('learner.')}={method[key]}" for key in method if is_rare(key)]
+    return f"{name} ({', '.join(settings)})" if settings else name
+
+
+def _named_strategy(method: Method) -> str:
+    """Give the strategy, unless it is the one that comes with the learner."""
+    strategy = str(method["strategy.name"])
+    learner = method["learner.name"]
+    own = learner_class(learner).strategy if learner in list_learners() else ""
+    return "" if strategy == own else strategy
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat

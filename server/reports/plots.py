@@ -109,7 +109,7 @@ class Plot:
         return buffer.getvalue()
 
     def svg(self) -> str:
-        """Draw an ``<svg>`` element with a name, in the page's colours and without inline styles."""
+        """Draw an ``<svg>`` element with a name, in the page's colours, without inline styles."""
         buffer = io.StringIO()
         with self._drawn() as figure:
             figure.savefig(buffer, format="svg", transparent=True)
@@ -240,7 +240,8 @@ def _for_page(text: str, plot: Plot) -> str:
     # The two that matplotlib's own style element set for everything: elements inherit them.
     root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt", "role": "img"}
     root.attrib |= {"aria-labelledby": title, "aria-describedby": description}
-    for place, (tag, name, words) in enumerate([("title", title, plot.title), ("desc", description, plot.caption)]):
+    names = [("title", title, plot.title), ("desc", description, plot.caption)]
+    for place, (tag, name, words) in enumerate(names):
         element = ElementTree.Element(tag, {"id": name})
         element.text = words
         root.insert(place, element)

@@ -1,9 +1,9 @@
-"""What a run came to, computed from its raw accuracies and its events; tables, reports and comparisons show it."""
+"""Numbers of a run, computed from its raw accuracies and its events."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedknow.server.run_folder import RunFolder
 
 __all__ = ["Scoring", "Summary", "summarise"]
 
+Event = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -31,7 +32,8 @@ class Scoring:
     learned, now : float64 [seen]
         Accuracy on each task when it was learned, and after the last task that was.
     forgetting, relative, backward, forward : float64 [trained]
-        Absolute and relative forgetting, backward and forward transfer after each task; NaN after the first.
+        Absolute and relative forgetting, backward and forward transfer after each task; NaN after
+        the first.
     """
 
     matrix: Array
@@ -63,22 +65,24 @@ class Summary:
     knowledge_bytes : float
         What a client keeps about past tasks after the last task that ended, mean over clients.
     server_bytes : float
-        Most that the server's half of the method kept of past tasks and of clients' data when a task ended.
+        Most that the server's half of the method kept of past tasks and of clients' data when a
+        task ended.
     samples : float
-        Samples that went forward to be learned from, all clients, rounds and ends of tasks together: extra epochs,
-        replayed samples and what is learned from when a task ends count; NaN where clients did not say. Runs of earlier
-        versions did not say the last, which is then left out.
+        Samples that went forward to be learned from, over all clients, rounds and ends of tasks.
+        Extra epochs, replayed samples and samples of a task's end count. NaN where clients did not
+        say. Runs of earlier versions did not count those of a task's end, which are then left out.
     flops : float
-        Floating point operations of clients' training and of what they do when a task ends, as clients count them; NaN
-        where they did not.
+        Floating point operations of clients' training and of what they do when a task ends, as
+        clients count them; NaN where they did not.
     peak_memory_mb : float
-        Largest resident memory of each process during the run, added up, MB. It is the machinery's as well as the
-        method's, and in a process that does several runs what earlier ones left is in it.
+        Largest resident memory of each process during the run, added up, MB. It is the machinery's
+        as well as the method's. In a process of several runs, what earlier ones left is in it.
     client_memory_bytes : float
-        Most memory that a client's training, or its end of a task, needed: weights, gradients, activations and what
-        the method keeps, as clients count it; NaN where they did not.
+        Most memory that a client's training, or its end of a task, needed, as clients count it:
+        weights, gradients, activations and what the method keeps. NaN where they did not.
     fleet : mapping
-        What the clients' devices did up to the last task that ended (``fleet.json``); empty where they have none.
+        What the clients' devices did up to the last task that ended (``fleet.json``); empty where
+        they have none.
     """
 
     config: ExperimentConfig
@@ -101,7 +105,7 @@ class Summary:
     fleet: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes_of(self, start: str, end: str = "") -> int:
-        """Bytes moved both ways in messages whose kind starts and ends so: ``"train"``, ``"evaluate"``."""
+        """Count bytes both ways of messages whose kind starts and ends so, such as ``"train"``."""
         return sum(
             count["down"] + count["up"]
             for kind, count in self.traffic.items()
@@ -138,7 +142,9 @@ class Summary:
                 (float(client["memory"]) for client in self.clients),
                 default=self.client_memory_bytes,
             ),
-            **{key: self.elapsed(key) for key in ("virtual_seconds", "communication_seconds", "energy_joules")},
+            "virtual_seconds": self.elapsed("virtual_seconds"),
+            "communication_seconds": self.elapsed("communication_seconds"),
+            "energy_joules": self.elapsed("energy_joules"),
         }
 
     @property
@@ -148,54 +154,71 @@ class Summary:
         return found
 
     def elapsed(self, key: str) -> float:
-        """What has passed on the virtual clock (``"virtual_seconds"``, ``"computing_seconds"``, ...); NaN without."""
-        events = [event for event in (*self.rounds[-1:], *self.evaluations[-1:]) if event.get(key) is not None]
-        return max((float(event[key]) for event in events), default=math.nan)
+        """Give what has passed on the virtual clock, such as ``"virtual_seconds"``; NaN without one."""
+        return _most((*self.rounds[-1:], *self.evaluations[-1:]), key)
 
 
 def summarise(run: RunFolder) -> Summary:
-    """What a run folder holds, complete or not."""
+    """Read what a run folder holds, complete or not."""
     arrays, events = run.accuracy(), run.events()
-    personal, shared = arrays["personal"], arrays["global"]
-    others = arrays["weights"], arrays["untrained"]
-    tasks = int(np.isfinite(personal).any(axis=(0, 1)).sum())
-    rounds = [event for event in events if event["event"] == "round"]
-    kinds = {event["event"] for event in events}
-    traffic: Mapping[str, Mapping[str, int]] = next(
-        (event["traffic"] for event in reversed(events) if "traffic" in event), {}
-    )
+    by_kind: dict[str, list[Event]] = {}
+    for event in events:
+        by_kind.setdefault(event["event"], []).append(event)
+    rounds = by_kind.get("round", [])
+    task_ends = by_kind.get("task_end", [])
+    ends = by_kind.get("end", [])
+    tasks = int(np.isfinite(arrays["personal"]).any(axis=(0, 1)).sum())
+    has_global = bool(np.isfinite(arrays["global"]).any())
     return Summary(
         config=run.config,
-        status="complete" if "end" in kinds else "interrupted" if "interrupted" in kinds else "unfinished",
+        status=_status(by_kind),
         tasks=tasks,
-        start=next((event for event in events if event["event"] == "start"), {}),
-        personal=_score(personal, *others, tasks),
-        global_model=_score(shared, *others, tasks) if np.isfinite(shared).any() else None,
-        traffic=traffic,
+        start=next(iter(by_kind.get("start", [])), {}),
+        personal=_score(arrays, "personal", tasks),
+        global_model=_score(arrays, "global", tasks) if has_global else None,
+        traffic=_last(events, "traffic", {}),
         rounds=rounds,
-        evaluations=[event for event in events if event["event"] == "evaluation"],
+        evaluations=by_kind.get("evaluation", []),
         troubles=[event for event in events if event["event"] in ("failure", "warning")],
-        seconds=next((event["seconds"] for event in events if event["event"] == "end"), _seconds(events)),
-        knowledge_bytes=next(
-            (event["knowledge_bytes"] for event in reversed(events) if event["event"] == "task_end"),
-            math.nan,
-        ),
-        server_bytes=_most(event.get("server_bytes") for event in events),
-        samples=sum(_or_nan(event.get("samples")) for event in rounds)
-        + sum(_or_nan(event.get("samples", 0.0)) for event in events if event["event"] == "task_end")
-        if rounds
-        else math.nan,
-        flops=sum(_or_nan(event.get("flops")) for event in events if event["event"] in ("round", "task_end"))
-        if rounds
-        else math.nan,
-        peak_memory_mb=max((event["peak_memory_mb"] for event in rounds), default=math.nan),
-        client_memory_bytes=_most(event.get("client_memory_bytes") for event in events),
+        seconds=ends[0]["seconds"] if ends else _seconds(events),
+        knowledge_bytes=_last(task_ends, "knowledge_bytes", math.nan),
+        server_bytes=_most(events, "server_bytes"),
+        samples=_total(events, "samples", earlier=0.0),
+        flops=_total(events, "flops", earlier=math.nan),
+        peak_memory_mb=_most(rounds, "peak_memory_mb"),
+        client_memory_bytes=_most(events, "client_memory_bytes"),
         fleet=_whole(run.fleet),
     )
 
 
+def _status(kinds: Collection[str]) -> str:
+    if "end" in kinds:
+        return "complete"
+    return "interrupted" if "interrupted" in kinds else "unfinished"
+
+
+def _last(events: Sequence[Event], key: str, default: Any) -> Any:
+    """Give a field of the last event that has it."""
+    return next((event[key] for event in reversed(events) if key in event), default)
+
+
+def _total(events: Sequence[Event], key: str, earlier: float) -> float:
+    """Add up a field over rounds and ends of tasks; NaN where clients did not always give it.
+
+    Ends of tasks in runs of earlier versions lack the field and count ``earlier``.
+    """
+    if not any(event["event"] == "round" for event in events):
+        return math.nan
+    absent = {"round": math.nan, "task_end": earlier}
+    counted = [event for event in events if event["event"] in absent]
+    return sum(_or_nan(event.get(key, absent[event["event"]])) for event in counted)
+
+
 def _whole(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A fleet's account, with what older runs' files did not have: time away stood with idle, and waiting was left."""
+    """Complete a fleet's account of an older run.
+
+    Its time away stood with idle, and its waiting was left out.
+    """
     if not fleet:
         return fleet
     waiting = fleet["virtual_seconds"] - fleet["communication_seconds"] - fleet["computing_seconds"]
@@ -203,12 +226,10 @@ def _whole(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"waiting_seconds": max(0.0, waiting), **fleet, "clients": clients}
 
 
-def _score(accuracy: Array, weights: Array, untrained: Array, tasks: int) -> Scoring:
-    accuracy, weights, untrained = (
-        accuracy[:, :tasks, :tasks],
-        weights[:, :tasks],
-        untrained[:, :tasks],
-    )
+def _score(arrays: Mapping[str, Array], name: str, tasks: int) -> Scoring:
+    accuracy = arrays[name][:, :tasks, :tasks]
+    weights = arrays["weights"][:, :tasks]
+    untrained = arrays["untrained"][:, :tasks]
     matrix = metrics.task_accuracy(accuracy, weights)
     return Scoring(
         matrix=matrix,
@@ -226,8 +247,9 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _most(values: Iterable[float | None]) -> float:
-    """The largest number; NaN where there is none, as in runs of earlier versions."""
+def _most(events: Iterable[Event], key: str) -> float:
+    """Give the largest value of a field; NaN where there is none, as in older runs."""
+    values = [event.get(key) for event in events]
     return max((float(value) for value in values if value is not None), default=math.nan)
 
 

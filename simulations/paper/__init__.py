@@ -1,4 +1,6 @@
-"""The experiments of the FedKNOW paper: each runs a comparison and ends in a page beside the paper's values.
+"""The experiments of the FedKNOW paper.
+
+Each runs a comparison and ends in a page beside the paper's values.
 
 ``paper.toml`` holds the experiments and the paper's values. ``scale`` shrinks the training by
 about that factor. The page says what was shrunk by how much, and what share is left.

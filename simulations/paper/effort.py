@@ -1,4 +1,4 @@
-"""Hours of communication and of virtual time, as they are and at as much training as the paper's."""
+"""Hours of communication and of virtual time, as they are and at the paper's training."""
 
 from __future__ import annotations
 

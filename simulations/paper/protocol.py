@@ -35,7 +35,7 @@ __all__ = [
 Tree = dict[str, Any]
 
 SCALED = (("train", "rounds"), ("train", "epochs"), ("data", "clients"), ("data", "tasks"))
-"""What an experiment is scaled by: rounds of a task and epochs of a round, then clients and tasks."""
+"""Numbers that are scaled: rounds of a task, epochs of a round, then clients and tasks."""
 
 
 @dataclass(frozen=True)
