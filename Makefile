@@ -17,12 +17,19 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest -q
 
-# These two take the current folder for the package first; from build/ they see all rooms of it, as installed.
-lint: $(VENV)/installed-dev
+# mypy and import-linter need the package as one folder: build/links shows it to them, by links into this one.
+lint: $(VENV)/installed-dev build/links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd build && $(BIN)/mypy --config-file ../pyproject.toml -p fedknow
-	cd build && $(BIN)/lint-imports --config ../pyproject.toml
+	cd build/links && $(BIN)/mypy --config-file ../../pyproject.toml -p fedknow
+	cd build/links && PYTHONPATH=. $(BIN)/lint-imports --config ../../pyproject.toml
+
+.PHONY: build/links
+build/links:
+	rm -rf $@
+	mkdir -p $@/fedknow
+	ln -s $(abspath $(filter-out %/__pycache__,$(wildcard fedknow/*))) $@/fedknow
+	ln -s $(abspath $(ROOMS)) $@/fedknow
 
 # torch comes first and pinned, so that the build pip is configured for is the one that everything else is solved around.
 $(VENV)/bin/python:
@@ -35,9 +42,9 @@ $(VENV)/installed: $(SOURCES) | $(VENV)/bin/python
 	rm -f $(VENV)/installed-dev
 	touch $@
 
-# Strict: mypy and import-linter then see the folders as one package.
-$(VENV)/installed-dev: $(SOURCES) | $(VENV)/bin/python
-	$(PIP) -e '.[dev]' --config-settings editable_mode=strict
+# Editable, without copies or links: a traceback shows the file that is edited. A new file needs no new installation.
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[dev]'
 	rm -f $(VENV)/installed
 	touch $@
 
