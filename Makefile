@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-SOURCES := pyproject.toml constraints.txt $(foreach room,fedknow protocols client strategies server simulations,$(wildcard $(room)/*.* $(room)/*/*.* $(room)/*/*/*.*))
+ROOMS := protocols client strategies server simulations
+SOURCES := pyproject.toml constraints.txt \
+  $(foreach room,fedknow $(ROOMS),$(wildcard $(room)/*.* $(room)/*/*.* $(room)/*/*/*.*))
 LEARNERS ?= fedavg,fedknow
 
 export FLWR_TELEMETRY_ENABLED ?= 0
