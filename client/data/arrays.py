@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.extras import how_to_install
 
-__all__ = ["Dataset", "Images", "Labels", "levels", "require", "statistics"]
+__all__ = ["Dataset", "Images", "Labels", "has_channels_last", "levels", "require", "statistics"]
+
+log = logging.getLogger(__name__)
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -82,8 +85,15 @@ class Dataset:
         class_names: Sequence[str] | None = None,
         groups: Sequence[Sequence[int]] = (),
     ) -> Dataset:
-        """A data set whose channel statistics, and class names unless given, come from the arrays themselves."""
+        """A data set whose channel statistics, and class names unless given, come from the arrays themselves.
+
+        Raises
+        ------
+        ConfigError
+            If the arrays do not fit each other, or if the channels seem to stand last.
+        """
         _check_arrays(name, "train", train_x, train_y)
+        _check_axes(name, train_x.shape[1:])
         names = tuple(class_names) if class_names is not None else tuple(map(str, range(int(train_y.max()) + 1)))
         mean, std = statistics(levels(train_x))
         return cls(name, train_x, train_y, test_x, test_y, names, mean, std, tuple(map(tuple, groups)))
@@ -115,6 +125,40 @@ def _check_arrays(name: str, part: str, x: Any, y: Any) -> None:
         raise wrong("y", y, f"int64 [{len(x)}]")
     if len(y) == 0:
         raise ConfigError(f"data set {name!r}: {part}_x holds no samples")
+
+
+def has_channels_last(shape: Sequence[int]) -> bool:
+    """Tell whether three numbers look like height, width, channels: a square, and 1, 3 or 4.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        What is taken for channels, height, width.
+    """
+    first, second, third = shape
+    return third in (1, 3, 4) and first == second > third
+
+
+def _check_axes(name: str, shape: Sequence[int]) -> None:
+    """Refuse images whose channels stand last; warn where that is likely only."""
+    first, second, third = shape
+    found = f"data set {name!r}: train_x is [N, {first}, {second}, {third}]"
+    transpose = "x.transpose(0, 3, 1, 2)"
+    if has_channels_last(shape):
+        raise ConfigError(
+            f"{found}, which looks like height, width, channels; it must be [N, C, H, W]: "
+            f"give {transpose}. If it has {first} channels indeed, make it by Dataset(...) with "
+            "a mean and std of each"
+        )
+    if third in (3, 4) and min(first, second) > 2 * third:
+        log.warning(
+            "%s and is taken for %d channels of %d x %d; if it is height, width, channels, give %s",
+            found,
+            first,
+            second,
+            third,
+            transpose,
+        )
 
 
 def levels(x: Images) -> NDArray[np.int64]:

@@ -143,8 +143,11 @@ def load_dataset(config: DataConfig) -> Dataset:
         return _digits()
     if config.name in _KNOWN:
         form = _KNOWN[config.name].form
-        source = _find(config.name, config.dir)
-        return load(config.name, source, Form(form.mode, config.image_size or form.size))
+        try:
+            source = _find(config.name, config.dir)
+            return load(config.name, source, Form(form.mode, config.image_size or form.size))
+        except OSError as error:
+            raise ConfigError(f"data.name = {config.name!r}: {error.filename}: {error.strerror or error}") from error
     if config.name == "local":
         raise ConfigError(
             "data.name = 'local': the data are with real clients (fedknow server, fedknow client --data DIR); "

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedknow.client.data.arrays import Labels, require
+from fedknow.client.data.files import pictures, subfolders
 from fedknow.client.data.parquet import Parquet
 from fedknow.client.data.source import Contents, Part, Source, joined, resplit
 from fedknow.protocols.config import ConfigError
@@ -23,23 +24,11 @@ def _images(files: Sequence[Path], labels: Sequence[int]) -> Part:
     return Part(np.array(labels, np.int64), lambda row: pillow.open(files[row]), lambda row: f"{files[row]}")
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The images in a folder, by name.
-
-    Raises
-    ------
-    ConfigError
-        If there is none.
-    """
-    endings = (".png", ".jpg", ".jpeg")
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in endings)
-    if not found:
-        raise ConfigError(f"{folder}: no images there (*.png, *.jpg, *.jpeg)")
-    return found
-
-
-def _folders(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir())
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")  # spreadsheets begin their files with a mark
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not text in UTF-8: {error}") from error
 
 
 # --- CORe50 -----------------------------------------------------------------------------------------------------------
@@ -89,7 +78,7 @@ class Core50:
 
     def _part(self, sessions: Iterable[Sequence[Path]]) -> Part:
         found = [
-            (path, label) for objects in sessions for label, folder in enumerate(objects) for path in _pictures(folder)
+            (path, label) for objects in sessions for label, folder in enumerate(objects) for path in pictures(folder)
         ]
         return _images([path for path, _ in found], [label for _, label in found])
 
@@ -110,8 +99,8 @@ class MiniImageNetFolders:
         """The data set in a folder, or None."""
         if not all((place / part).is_dir() for part in _PARTS):
             return None
-        classes = [folder for part in _PARTS for folder in _folders(place / part)]
-        return Source(classes, lambda: _pool([(path, path.parent.name) for c in classes for path in _pictures(c)]))
+        classes = [folder for part in _PARTS for folder in subfolders(place / part)]
+        return Source(classes, lambda: _pool([(path, path.parent.name) for c in classes for path in pictures(c)]))
 
 
 @dataclass(frozen=True)
@@ -125,18 +114,25 @@ class MiniImageNetCsv:
         lists = [place / f"{part}.csv" for part in _PARTS]
         if not all(path.is_file() for path in lists):
             return None
+        samples = [sample for path in lists for sample in _listed(path, place / "images")]
+        folders = dict.fromkeys(path.parent for path, _ in samples)
+        return Source([*lists, *folders], lambda: _pool(samples))
 
-        def read() -> Contents:
-            samples = []
-            for path in lists:
-                with path.open(newline="", encoding="utf-8") as file:
-                    table = csv.DictReader(file)
-                    if not {"filename", "label"} <= set(table.fieldnames or ()):
-                        raise ConfigError(f"{path}: its first line is {table.fieldnames}; it must be filename,label")
-                    samples += [(place / "images" / row["filename"], row["label"]) for row in table]
-            return _pool(samples)
 
-        return Source([*lists, place / "images"], read)
+def _listed(path: Path, folder: Path) -> list[tuple[Path, str]]:
+    """Read the pictures and the classes that a list names."""
+    lines = _text(path).splitlines()
+    table = csv.DictReader(lines)
+    if not {"filename", "label"} <= set(table.fieldnames or ()):
+        raise ConfigError(f"{path}: its first line is {table.fieldnames}; it must be filename,label")
+    samples = []
+    for row in table:
+        if not row["filename"] or not row["label"]:
+            raise ConfigError(
+                f"{path}: line {table.line_num}: a filename and a label are needed; found {list(row.values())}"
+            )
+        samples.append((folder / row["filename"], row["label"]))
+    return samples
 
 
 def _pool(samples: Sequence[tuple[Path, str]]) -> Contents:
@@ -160,14 +156,14 @@ class TinyImageNet:
         answers = place / "val" / "val_annotations.txt"
         if not answers.is_file():
             return None
-        classes = _folders(place / "train")
+        classes = subfolders(place / "train")
         names = [folder.name for folder in classes]
         labels = {name: label for label, name in enumerate(names)}
 
         def read() -> Contents:
-            train = [(path, label) for label, c in enumerate(classes) for path in _pictures(c / "images")]
+            train = [(path, label) for label, c in enumerate(classes) for path in pictures(c / "images")]
             test = []
-            for number, line in enumerate(answers.read_text("utf-8").splitlines(), start=1):
+            for number, line in enumerate(_text(answers).splitlines(), start=1):
                 file, _, rest = line.partition("\t")
                 name = rest.partition("\t")[0]
                 if name not in labels:
@@ -205,13 +201,16 @@ class SvhnMat:
         scipy = require("scipy.io")
         try:
             held = scipy.loadmat(path)
-            x, y = held["X"], held["y"].reshape(-1).astype(np.int64) % 10
-        except (OSError, ValueError, NotImplementedError, KeyError, TypeError, scipy.matlab.MatReadError) as error:
+            x, y = held["X"], held["y"].reshape(-1)
+        except Exception as error:  # scipy raises a dozen types for a damaged file
             raise ConfigError(f"{path}: cannot be read as MATLAB's file of X and y: {error}") from error
+        if y.dtype.kind not in "iuf" or not np.isin(y, np.arange(11)).all():
+            raise ConfigError(f"{path}: y must hold whole numbers from 0 to 10; 10 stands for the digit 0")
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[2:] != (3, len(y)):
             raise ConfigError(f"{path}: X is {x.dtype} {list(x.shape)}; it must be uint8 [H, W, 3, {len(y)}]")
         pillow = require("PIL.Image")
-        return Part(y, lambda row: pillow.fromarray(x[..., row]), lambda row: f"{path}: image {row}")
+        digits = y.astype(np.int64) % 10
+        return Part(digits, lambda row: pillow.fromarray(x[..., row]), lambda row: f"{path}: image {row}")
 
 
 # --- FC100 ------------------------------------------------------------------------------------------------------------

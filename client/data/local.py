@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedknow.client.data.arrays import has_channels_last
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import ConfigError, DataConfig
 
@@ -24,12 +26,18 @@ def local_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
     Raises
     ------
     ConfigError
-        If ``data.shape`` or ``data.classes`` is missing.
+        If ``data.shape`` or ``data.classes`` is missing, or the channels stand last.
     """
     if len(config.shape) != 3 or min(config.shape) < 1:
         raise ConfigError(
             f"data.shape = {config.shape}: with data.name = {LOCAL!r} give channels, height and width of the clients' "
             "images, for example data.shape = [3, 32, 32]"
+        )
+    if has_channels_last(config.shape):
+        height, width, channels = config.shape
+        raise ConfigError(
+            f"data.shape = {config.shape}: looks like height, width, channels; give channels first: "
+            f"data.shape = [{channels}, {height}, {width}], and arrays x.transpose(0, 3, 1, 2)"
         )
     if config.classes < 1:
         raise ConfigError(
@@ -38,6 +46,19 @@ def local_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
         )
     channels, height, width = config.shape
     return (channels, height, width), config.classes
+
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,  # one array (.npy) under the name of several
+    RuntimeError,  # encrypted, or packed by a method that Python does not have
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Raised by NumPy and ``zipfile`` for a file that is damaged or another kind of file."""
 
 
 class LocalStream:
@@ -121,8 +142,9 @@ class LocalStream:
             except FileNotFoundError:
                 there = ", ".join(sorted(path.name for path in self.folder.glob("*"))[:8]) or "nothing"
                 raise self._wrong(task, f"no such file; the folder holds {there}") from None
-            except (OSError, ValueError, zipfile.BadZipFile) as error:
-                raise self._wrong(task, f"not a file that numpy.savez wrote: {error}") from None
+            except _UNREADABLE as error:
+                reason = str(error) or type(error).__name__
+                raise self._wrong(task, f"not a file that numpy.savez wrote: {reason}") from None
             self._check(task, arrays)
             self._recent = task, arrays
         return self._recent[1]
@@ -131,16 +153,19 @@ class LocalStream:
         for part in ("train", "test"):
             x, y = arrays.get(f"{part}_x"), arrays.get(f"{part}_y")
             if x is None or x.dtype not in (np.uint8, np.float32) or x.shape[1:] != self.shape or len(x) == 0:
-                raise self._wrong(
-                    task, f"{part}_x is {_what(x)}; it must be uint8 or float32 [n, {', '.join(map(str, self.shape))}]"
-                )
+                right = f"uint8 or float32 [n, {', '.join(map(str, self.shape))}]"
+                raise self._wrong(task, f"{part}_x is {_what(x)}; it must be {right}{_transposed(x, self.shape)}")
             if not np.isfinite(x).all():
                 raise self._wrong(task, f"{part}_x holds NaN or infinity")
             if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
                 raise self._wrong(task, f"{part}_y is {_what(y)}; it must be integers [{len(x)}]")
         classes = arrays.get("classes")
-        if classes is not None and (classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) == 0):
+        if classes is None:
+            return
+        if classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) == 0:
             raise self._wrong(task, f"classes is {_what(classes)}; it must be a list of integers")
+        if len(np.unique(classes)) < len(classes):
+            raise self._wrong(task, f"classes is {classes.tolist()}; it must name each class once")
 
     def _path(self, task: int) -> Path:
         return self.folder / f"task-{task:03d}.npz"
@@ -154,6 +179,14 @@ def _split(x: np.ndarray, y: np.ndarray) -> Split:
     if x.dtype == np.uint8:
         images.div_(127.5).sub_(1)
     return Split(images, torch.from_numpy(y.astype(np.int64)))
+
+
+def _transposed(x: Any, shape: tuple[int, int, int]) -> str:
+    """Say how to put the channels first, where they stand last."""
+    channels, height, width = shape
+    if x is None or x.shape[1:] != (height, width, channels):
+        return ""
+    return " (channels first: x.transpose(0, 3, 1, 2))"
 
 
 def _what(array: Any) -> str:

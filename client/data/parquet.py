@@ -161,7 +161,13 @@ def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
             f"{files[0]}: column {column!r} is {values.type} with {values.null_count} empty cells; "
             "it must be whole numbers throughout"
         )
-    return np.asarray(values.to_numpy(), np.int64)
+    labels = values.to_numpy()
+    if len(labels) and not 0 <= labels.min() <= labels.max() <= np.iinfo(np.int64).max:
+        raise ConfigError(
+            f"{files[0]}: column {column!r} runs from {labels.min()} to {labels.max()}; labels are "
+            "whole numbers from 0 (the hub marks samples without a label by -1: leave these out)"
+        )
+    return np.asarray(labels, np.int64)
 
 
 def _names(metadata: Mapping[bytes, bytes] | None, column: str) -> dict[int, str]:

@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from fedknow.client.data.arrays import Dataset, Images, Labels, levels, require, statistics
+from fedknow.client.data.files import fingerprint
+from fedknow.client.data.pixels import UnusablePictureError, to_eight_bit
 from fedknow.protocols.config import ConfigError
 
 __all__ = ["Contents", "Form", "Part", "Source", "joined", "load", "resplit"]
 
 log = logging.getLogger(__name__)
 
-_CACHE_FORMAT = 2
-"""Counted up whenever the cached arrays or their description change."""
+_CACHE_FORMAT = 3
+"""Counted up whenever the cached arrays, their description, or the rules of decoding change."""
 _BATCH_BYTES = 1 << 24
 """Decoded images are held in memory so much at a time."""
 
@@ -72,7 +74,7 @@ class Source:
     Attributes
     ----------
     marks : sequence of Path
-        Files, and folders in place of very many files, on whose names, sizes and times of change the cache depends.
+        Files, and folders in place of all files in them, on whose names, sizes and times of change the cache depends.
     read : callable
         Reads all but the images.
     """
@@ -122,12 +124,14 @@ def load(name: str, source: Source, form: Form) -> Dataset:
     Raises
     ------
     ConfigError
-        If a file cannot be read or decoded, images differ in size, or the cache is damaged.
+        If a file cannot be read or decoded, images differ in size, no samples are left to train on or to test, or the
+        cache is damaged.
     """
     folder = Path(os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow").expanduser()
     target = folder / f"{name}-{_key(source, form)}"
     if not target.is_dir():
         contents = source.read()
+        _check_samples(name, contents)
         log.info("%s: decoding images (once; kept in %s)", name, folder)
         try:
             _write(contents, form, target)
@@ -167,15 +171,44 @@ def _decoded(part: Part, form: Form) -> Iterator[Images]:
 
 def _pixels(part: Part, row: int, form: Form) -> Images:
     """One image, uint8 [C, H, W]; to another size it is scaled and its longer side cut to a square."""
+    pillow = require("PIL.Image")
     try:
-        image = part.image(row).convert(form.mode)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
-        raise ConfigError(f"{part.place(row)} holds no image that can be decoded: {error}") from error
+        with part.image(row) as opened:
+            image = to_eight_bit(opened, form.mode)
+    except ConfigError:
+        raise
+    except UnusablePictureError as error:
+        raise ConfigError(f"{part.place(row)}: the image {error}") from error
+    except pillow.DecompressionBombError as error:
+        raise ConfigError(
+            f"{part.place(row)}: the image has more than {2 * pillow.MAX_IMAGE_PIXELS:,} pixels, "
+            "the most that are opened; scale it down or take it out of the data set"
+        ) from error
+    except pillow.UnidentifiedImageError as error:
+        raise ConfigError(
+            f"{part.place(row)} holds no image that can be decoded: none of the formats that Pillow reads"
+        ) from error
+    except MemoryError as error:
+        raise ConfigError(
+            f"{part.place(row)}: the image does not fit into the memory; scale it down or take it out of the data set"
+        ) from error
+    except Exception as error:  # Pillow's readers raise a dozen types for a damaged file
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"{part.place(row)} holds no image that can be decoded: {reason}") from error
     if form.size and image.size != (form.size, form.size):
-        pillow = require("PIL.Image")
         image = require("PIL.ImageOps").fit(image, (form.size, form.size), pillow.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _check_samples(name: str, contents: Contents) -> None:
+    parts = {"train on": contents.train, "test": contents.test}
+    for purpose, part in parts.items():
+        if len(part.labels) == 0:
+            raise ConfigError(
+                f"data.name = {name!r}: there are no samples to {purpose}; "
+                "add images (README.md, Data, says which ones are tested)"
+            )
 
 
 # --- cache ------------------------------------------------------------------------------------------------------------
@@ -184,8 +217,10 @@ _ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
 
 def _key(source: Source, form: Form) -> str:
-    marks = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.marks]
-    return hashlib.sha256(repr((_CACHE_FORMAT, form, marks)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((_CACHE_FORMAT, form)).encode())
+    for path in source.marks:
+        digest.update(repr(fingerprint(path)).encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def _write(contents: Contents, form: Form, target: Path) -> None:
@@ -230,13 +265,13 @@ def _read(name: str, folder: Path) -> Dataset:
         # A plain array over the mapped file: pages are shared by all processes, and pickling treats it as any array.
         arrays = {array: np.asarray(np.load(folder / f"{array}.npy", mmap_mode="r")) for array in _ARRAYS}
         about = json.loads((folder / "about.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        return Dataset(
+            name,
+            **arrays,
+            class_names=tuple(about["class_names"]),
+            mean=tuple(about["mean"]),
+            std=tuple(about["std"]),
+            groups=tuple(map(tuple, about["groups"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError) as error:
         raise ConfigError(f"{folder}: damaged cache of decoded images ({error}); delete this folder") from error
-    return Dataset(
-        name,
-        **arrays,
-        class_names=tuple(about["class_names"]),
-        mean=tuple(about["mean"]),
-        std=tuple(about["std"]),
-        groups=tuple(map(tuple, about["groups"])),
-    )

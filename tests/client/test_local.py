@@ -87,3 +87,58 @@ def test_the_server_needs_shape_and_classes(tmp_path):
         local_shape(config(classes=0))
     with pytest.raises(ConfigError, match="the data are with real clients"):
         make_benchmark(read_config({"data": DATA}))
+
+
+def test_channels_that_stand_last_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.shape = \[32, 32, 3\]: .*data\.shape = \[3, 32, 32\]"):
+        local_shape(config(shape=[32, 32, 3]))
+    assert local_shape(config(shape=[3, 3, 3]))[0] == (3, 3, 3)
+    last = np.zeros((2, 4, 5, 3), np.uint8)
+    write(tmp_path, 0, train_x=last)
+    with pytest.raises(ConfigError, match=r"n, 3, 4, 5\] \(channels first: x\.transpose\(0, 3, 1, 2\)\)"):
+        LocalStream(tmp_path, config(shape=[3, 4, 5]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.float16, np.float64, bool])
+def test_images_of_another_depth_are_refused(tmp_path, dtype):
+    write(tmp_path, 0, dtype=dtype)
+    with pytest.raises(ConfigError, match=r"train_x is \w+ .*; it must be uint8 or float32"):
+        LocalStream(tmp_path, config())
+
+
+def outcome(folder):
+    """The first task, or what is said instead."""
+    try:
+        return LocalStream(folder, config()).task(0, 0)
+    except ConfigError as error:
+        return str(error)
+
+
+def test_a_damaged_file_is_named_or_harmless(tmp_path):
+    """Cut at any length or with any byte changed: the arrays as they were, or a sentence."""
+    write(tmp_path, 0, classes=np.array([0, 1]))
+    path = tmp_path / "task-000.npz"
+    whole = path.read_bytes()
+    right = outcome(tmp_path)
+    cut = [whole[:length] for length in range(0, len(whole), 13)]
+    for place in range(0, len(whole), 5):
+        cut.append(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
+    for content in cut:
+        path.write_bytes(content)
+        found = outcome(tmp_path)
+        if isinstance(found, str):
+            assert "task-000.npz" in found
+            continue
+        for one, other in ((found.train, right.train), (found.test, right.test)):
+            torch.testing.assert_close(one.x, other.x, rtol=0, atol=0)
+            assert one.y.tolist() == other.y.tolist()
+
+
+def test_other_files_under_the_name_are_refused(tmp_path):
+    with (tmp_path / "task-000.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ConfigError, match=r"task-000\.npz: not a file that numpy\.savez wrote"):
+        LocalStream(tmp_path, config())
+    write(tmp_path, 0, classes=np.array([0, 1, 1]))
+    with pytest.raises(ConfigError, match=r"classes is \[0, 1, 1\]; it must name each class once"):
+        LocalStream(tmp_path, config())

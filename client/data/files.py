@@ -1,0 +1,98 @@
+"""Folders of pictures: which entries belong to a data set, and their state on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedknow.protocols.config import ConfigError
+
+__all__ = ["fingerprint", "pictures", "subfolders"]
+
+_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"))
+_CLUTTER = frozenset(
+    (
+        "__macosx",
+        "__pycache__",
+        "@eadir",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "thumbs.db",
+        "desktop.ini",
+    )
+)
+"""Entries that operating systems and tools leave beside a user's own; in lower case."""
+
+
+def pictures(folder: Path) -> list[Path]:
+    """List the pictures in a folder by name, without hidden files.
+
+    A hidden ``._x.png`` is no picture: macOS keeps there what belongs to ``x.png``.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    names = sorted(entry.name for entry in _entries(folder) if _ending(entry.name) in _ENDINGS)
+    if not names:
+        endings = ", ".join(f"*{ending}" for ending in sorted(_ENDINGS))
+        raise ConfigError(f"{folder}: no images there ({endings})")
+    return [folder / name for name in names]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder by name, without those that tools leave there."""
+    return [folder / name for name in sorted(e.name for e in _entries(folder) if e.is_dir())]
+
+
+def fingerprint(path: Path) -> tuple[object, ...]:
+    """Describe the state of a file, or of all files in a folder.
+
+    Two states that differ have different descriptions: names, sizes, and times of change. The
+    time of the last change of an entry (``ctime``) is among them, because a tool may set the time
+    of the last change of the content back, and files of one size are then alike otherwise.
+
+    Parameters
+    ----------
+    path : Path
+        A file, or a folder, of which hidden entries do not count. A folder is read in one pass.
+
+    Returns
+    -------
+    tuple
+        Absolute path and state.
+
+    Raises
+    ------
+    OSError
+        If there is no such file or folder.
+    """
+    if not path.is_dir():
+        return str(path.resolve()), *_state(path.stat())
+    entries = sorted((entry.name, *_entry_state(entry)) for entry in _entries(path))
+    return str(path.resolve()), entries
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.name.lower() not in _CLUTTER:
+                yield entry
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _entry_state(entry: os.DirEntry[str]) -> tuple[int, ...]:
+    try:
+        return _state(entry.stat())
+    except FileNotFoundError:  # a link to nothing: whoever decodes it names it
+        return (-1, -1, -1)
