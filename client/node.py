@@ -33,7 +33,7 @@ from fedknow.protocols.messages import (
     Record,
     client_of,
 )
-from fedknow.protocols.plugins import explain
+from fedknow.protocols.plugins import PASSED_ON, explain
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Node"]
@@ -94,7 +94,9 @@ class Node:
         try:
             with meter.message():
                 content, new = work(message, state)
-        except Exception as error:  # whatever a method or a user's model raises is this client's failure, not the run's
+        except PASSED_ON:
+            raise
+        except BaseException as error:  # whatever user code raises is this client's failure, not the run's
             return _failed(message, error), state
         metrics = content[METRICS]
         assert isinstance(metrics, Metrics)
@@ -145,15 +147,19 @@ class Node:
                     continue
                 round = self._round(message, task, "train" if message.kind == TRAIN else "end_task")
                 starts[i] = Start(self.learner.send() | self.learner.kept(), data, round)
-            except Exception as error:  # as in handle
+            except PASSED_ON:
+                raise
+            except BaseException as error:  # as in handle
                 answers[i] = _failed(message, error), state
         try:
             trained = fit_together(self.learner, list(starts.values())) if starts else []
-        except Exception as error:  # the failure of all of them, whose tensors its traceback would keep
+        except PASSED_ON:
+            raise
+        except BaseException as error:  # the failure of all of them, whose tensors its traceback would keep
             log.info("%d clients failed together", len(starts), exc_info=error)
             trained = [Trained({}, error.with_traceback(None)) for _ in starts]
         for (i, start), result in zip(starts.items(), trained, strict=True):
-            if isinstance(result.report, Exception):
+            if isinstance(result.report, BaseException):
                 answers[i] = _failed(messages[i], result.report), states[i]
                 continue
             cost = price(self.learner, start)
@@ -266,7 +272,7 @@ class Node:
         return Arrays((name, tensor.numpy()) for name, tensor in self._border.leave(tensors).items())
 
 
-def _failed(message: Message, error: Exception) -> Message:
+def _failed(message: Message, error: BaseException) -> Message:
     log.info("client %d failed in %s", client_of(message.node), message.kind, exc_info=error)
     return message.fail(CLIENT_FAILED, explain(error))
 

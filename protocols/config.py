@@ -11,11 +11,14 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fedknow.protocols.values import bad_values, show
 
 __all__ = [
     "ConfigError",
@@ -41,10 +44,24 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the text names the key, the value and what would be right."""
 
 
+MOST_CLIENTS = 100_000
+MOST_TASKS = 10_000
+MOST_CLASSES = 1_000_000
+MOST_ROUNDS = 1_000_000
+MOST_EPOCHS = 10_000
+MOST_SAMPLES = 1_000_000
+"""Of a batch."""
+MOST_SECONDS = 1e9
+"""Thirty years; Python's timers end at three hundred."""
+MOST_SCORES = 200_000_000
+"""Clients x tasks x tasks: 1.6 GB for each way of scoring."""
+# Bounds far above what anybody has run: with a zero too many a run would be endless or fill the memory.
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused and values never change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Component(BaseModel):
@@ -53,7 +70,7 @@ class Component(BaseModel):
     A bare string stands for the name: ``strategy = "fedadam"``. The settings are checked by whoever builds the part.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field(min_length=1)
 
@@ -79,8 +96,8 @@ class DataConfig(Section):
     """Height and width that images on disk are scaled to; 0: the data set's usual ones."""
     scenario: Literal["task-incremental", "class-incremental"] = "task-incremental"
     """Whether a client knows which task a test sample belongs to (the head is sliced) or not."""
-    tasks: int = Field(5, ge=1)
-    classes_per_task: int = Field(0, ge=0)
+    tasks: int = Field(5, ge=1, le=MOST_TASKS)
+    classes_per_task: int = Field(0, ge=0, le=MOST_CLASSES)
     """0: the data set's own groups where it has them (Omniglot's alphabets), else classes divided by tasks."""
     class_order: Literal["natural", "shuffled"] = "natural"
     task_order: Literal["same", "shuffled"] = "same"
@@ -88,36 +105,36 @@ class DataConfig(Section):
     arrival: Literal["same", "staggered", "poisson"] = "same"
     """When tasks arrive: at all clients at once, at each some rounds after the one before it (``arrival_lag``), or at
     each by chance, one in ``train.rounds`` rounds on average. A client's last task goes on until the run ends."""
-    arrival_lag: float = Field(0, ge=0, allow_inf_nan=False)
+    arrival_lag: float = Field(0, ge=0, le=MOST_SECONDS)
     """``staggered``: by how many rounds (with ``arrival_seconds``: virtual seconds) the last client is behind the
     first."""
-    arrival_seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    arrival_seconds: float = Field(0.0, ge=0, le=MOST_SECONDS)
     """With a fleet: a task arrives every so many virtual seconds, and not every ``train.rounds`` rounds, which are then
     the most that it gets: when all clients have had as many, the server waits for the next arrival. 0: in rounds."""
-    clients: int = Field(20, ge=1)
+    clients: int = Field(20, ge=1, le=MOST_CLIENTS)
     partition: Literal["paper", "iid", "dirichlet"] = "paper"
     """``paper``: each client draws some of a task's classes and a fraction of their samples."""
-    classes_min: int = Field(2, ge=1)
-    classes_max: int = Field(5, ge=1)
+    classes_min: int = Field(2, ge=1, le=MOST_CLASSES)
+    classes_max: int = Field(5, ge=1, le=MOST_CLASSES)
     samples: float = Field(0.1, gt=0, le=1)
     """``paper``: fraction of a class's training samples that one client holds."""
     test_samples: float = Field(0.1, gt=0, le=1)
     """``paper``: fraction of a class's test samples that one client is scored on; the others share out all of them."""
     share: Literal["disjoint", "overlapping"] = "overlapping"
     """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples for all clients."""
-    alpha: float = Field(0.5, gt=0)
+    alpha: float = Field(0.5, ge=1e-6, le=1e6)
     """``dirichlet``: concentration; small is skewed. With another partition it must be left as it is."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Fraction of each class's training samples that takes the place of the test samples, which are then not touched:
     for choosing settings."""
 
-    shape: list[int] = Field(default=[], max_length=3)
+    shape: list[Annotated[int, Field(ge=1, le=4096)]] = Field(default=[], max_length=3)
     """``local``: channels, height and width of the clients' images."""
-    classes: int = Field(0, ge=0)
+    classes: int = Field(0, ge=0, le=MOST_CLASSES)
     """``local``: classes of all tasks together."""
 
     @model_validator(mode="after")
-    def _fit(self) -> DataConfig:
+    def _partition_fits(self) -> DataConfig:
         if self.classes_min > self.classes_max:
             raise ValueError(
                 f"data.classes_min = {self.classes_min} is above data.classes_max = {self.classes_max}; "
@@ -128,11 +145,24 @@ class DataConfig(Section):
                 f"data.alpha = {self.alpha:g} does nothing with data.partition = {self.partition!r}; "
                 f"set data.partition = 'dirichlet', or leave data.alpha at {default:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _images_fit(self) -> DataConfig:
         if self.image_size and self.name in ("digits", "local"):
             raise ValueError(
                 f"data.image_size = {self.image_size}: data.name = {self.name!r} has images of a size of its own; "
                 "leave data.image_size at 0"
             )
+        if self.holdout and self.name == "local":
+            raise ValueError(
+                f"data.holdout = {self.holdout:g}: with data.name = 'local' clients bring test samples of their own; "
+                "leave data.holdout at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _arrivals_fit(self) -> DataConfig:
         if (self.arrival == "staggered") != (self.arrival_lag > 0):
             raise ValueError(
                 f"data.arrival_lag = {self.arrival_lag:g} with data.arrival = {self.arrival!r}: it must be above 0 "
@@ -143,10 +173,16 @@ class DataConfig(Section):
                 f"data.arrival_lag = {self.arrival_lag:g}: rounds are counted in whole numbers; round it, or set "
                 "data.arrival_seconds"
             )
-        if self.holdout and self.name == "local":
+        return self
+
+    @model_validator(mode="after")
+    def _scores_fit(self) -> DataConfig:
+        scores = self.clients * self.tasks**2
+        if scores > MOST_SCORES:
             raise ValueError(
-                f"data.holdout = {self.holdout:g}: with data.name = 'local' clients bring test samples of their own; "
-                "leave data.holdout at 0"
+                f"data.tasks = {self.tasks} with data.clients = {self.clients}: each client is "
+                f"scored on each task after each task, {scores:.1e} scores; lower one, so that "
+                f"clients x tasks x tasks is at most {MOST_SCORES:.0e}"
             )
         return self
 
@@ -161,11 +197,11 @@ class ModelConfig(Component):
 class TrainConfig(Section):
     """Local training: what every learner has in common."""
 
-    rounds: int = Field(3, ge=1)
+    rounds: int = Field(3, ge=1, le=MOST_ROUNDS)
     """Rounds of each task."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(2, ge=1, le=MOST_EPOCHS)
     """Local epochs of each round."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=MOST_SAMPLES)
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     lr: float = Field(1e-3, gt=0, le=10)
     momentum: float = Field(0.0, ge=0, lt=1)
@@ -206,9 +242,9 @@ class StrategyConfig(Component):
 class EvaluationConfig(Section):
     """When and how clients are scored. After each task always."""
 
-    every: int = Field(0, ge=0)
+    every: int = Field(0, ge=0, le=MOST_ROUNDS)
     """Also after every so many rounds; 0: after each task only."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=MOST_SAMPLES)
     global_model: bool = True
     """Score the purely global model too (what did not travel is averaged for this purpose alone)."""
     forward: bool = False
@@ -233,7 +269,7 @@ class EngineConfig(Section):
     errors of ``vectorize``, ``running_mean`` and ``device``, and the dropout masks of another ``device``)."""
 
     backend: Literal["ray", "inline"] = "ray"
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=4096)
     """0: one a core; one a GPU where clients train on GPUs."""
     device: Annotated[str, AfterValidator(check_device)] = "cpu"
     """What clients train and are scored on: ``cpu``; ``cuda``, a GPU (on Ray each worker's own, or its part of one);
@@ -242,7 +278,7 @@ class EngineConfig(Section):
     a GPU need not be the same twice, and dropout masks are a device's own."""
     address: str = ""
     """Ray cluster to join; empty: a local one."""
-    memory_mb: int = Field(1024, ge=16)
+    memory_mb: int = Field(1024, ge=16, le=2**24)
     """Memory for client states a worker keeps at hand; the rest is read back from the run folder."""
     vectorize: Literal["off", "auto", "on"] = "off"
     """Simulations: train many clients at once, their weights stacked, where the method is plain local training and the
@@ -252,9 +288,9 @@ class EngineConfig(Section):
     """Average clients' parameters as they arrive (on Ray in each worker, of its own clients) and give the strategy one
     answer, the mean weighted by samples, and not one a client: less copying, and memory for one model. For strategies
     that ask for this mean alone. Equal up to rounding, which depends on the order of arrival and on the workers."""
-    round_timeout: float = Field(0.0, ge=0)
+    round_timeout: float = Field(0.0, ge=0, le=MOST_SECONDS)
     """Real clients: seconds after which a wave of work goes on without those that have not answered; 0: it waits."""
-    min_clients: int = Field(0, ge=0)
+    min_clients: int = Field(0, ge=0, le=MOST_CLIENTS)
     """Real clients: how many must be connected before work is given out. 0: all of them before the first round; after
     that as many as there are where ``round_timeout`` is set, and all of them where it is not."""
     max_update_norm: float = Field(100.0, ge=0)
@@ -284,7 +320,7 @@ class FleetConfig(Section):
     the devices: ``fleet = "testbed-a"``.
     """
 
-    devices: dict[str, Annotated[int, Field(ge=1)]] | list[str] | str = {}
+    devices: dict[str, Annotated[int, Field(ge=1, le=MOST_CLIENTS)]] | list[str] | str = {}
     """How many clients have which device (``fedknow list devices``), in the order of clients, adding up to
     ``data.clients``: ``{jetson-nano = 8, ...}``; or a list, repeated as often as need be (``ai-*``: all devices named
     so, in an order drawn at random); or the name of a whole fleet, such as ``testbed-a``."""
@@ -293,9 +329,9 @@ class FleetConfig(Section):
     down: float = Field(0.0, ge=0)
     up: float = Field(0.0, ge=0)
     """Bytes a second to and from a client; 0: no limit."""
-    latency: float = Field(0.0, ge=0)
+    latency: float = Field(0.0, ge=0, le=MOST_SECONDS)
     """Seconds that any message is under way besides."""
-    jitter: float = Field(0.0, ge=0)
+    jitter: float = Field(0.0, ge=0, le=MOST_SECONDS)
     """Mean of a further, exponentially distributed delay of each message, seconds."""
     shared: bool = False
     """``down`` and ``up`` are those of one link, shared equally by all that use it at a moment."""
@@ -307,14 +343,14 @@ class FleetConfig(Section):
     """``always``; ``markov``: there and away in turn, for exponentially distributed times; or a CSV file with columns
     ``client,start,end`` (seconds), which is repeated after its last ``end``. Who is away is not chosen; who leaves goes
     on when back."""
-    online: float = Field(3600.0, gt=0)
-    offline: float = Field(3600.0, gt=0)
+    online: float = Field(3600.0, ge=1, le=MOST_SECONDS)
+    offline: float = Field(3600.0, ge=1, le=MOST_SECONDS)
     """``markov``: mean seconds that a client is there, and away."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that an answer is lost on its way."""
-    deadline: float = Field(0.0, ge=0)
+    deadline: float = Field(0.0, ge=0, le=MOST_SECONDS)
     """Virtual seconds after which the server goes on without those that have not answered; 0: it waits."""
-    over_commit: float = Field(1.0, ge=1)
+    over_commit: float = Field(1.0, ge=1, le=1000)
     """The server asks so many times the clients it needs to train, and takes the first answers."""
 
     @model_validator(mode="after")
@@ -327,6 +363,9 @@ class FleetConfig(Section):
                         f"fleet.{name} = {getattr(self, name)!r} does nothing without devices; set fleet.devices "
                         "(fedknow list devices), 'infinite' for devices that take no time"
                     )
+        for name in ("down", "up"):
+            if 0 < (rate := getattr(self, name)) < 1:
+                raise ValueError(f"fleet.{name} = {rate:g}: must be at least 1 (byte a second), or 0 for no limit")
         if self.shared and self.link_sigma:
             raise ValueError(
                 f"fleet.link_sigma = {self.link_sigma:g}: with fleet.shared = true there is one link, so set "
@@ -338,7 +377,7 @@ class FleetConfig(Section):
 class ExperimentConfig(Section):
     """One experiment, complete: the same configuration and seed give the same numbers wherever it runs."""
 
-    name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]+$", max_length=100)
     seed: int = Field(0, ge=0, lt=2**31)
     data: Annotated[DataConfig, BeforeValidator(_by_name)] = DataConfig()
     model: Annotated[ModelConfig, BeforeValidator(_by_name)] = ModelConfig()
@@ -384,11 +423,15 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
-        raise ConfigError(f"--set {text!r}: write key=value, for example --set train.lr=0.01")
+        raise ConfigError(f"--set {show(text)}: write key=value, for example --set train.lr=0.01")
     try:
         return path, tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         return path, value.strip()
+    except RecursionError:
+        raise ConfigError(f"--set {key}: its value is nested too deeply; no setting is") from None
+    except ValueError as error:  # integers with thousands of digits
+        raise ConfigError(f"--set {key}: its value is no TOML: {_first_line(error)}") from None
 
 
 def read_config(
@@ -413,24 +456,45 @@ def read_config(
         For a missing or malformed file, an unknown key or an impossible value; every problem is listed.
     """
     if isinstance(source, Mapping):
-        where, tree = called, _copy(source)
+        where = called
+        _refuse_bad_values(source, where)  # before it is copied, which is recursive
+        tree = _copy(source)
     else:
         where = str(source)
-        try:
-            tree = tomllib.loads(Path(source).read_text("utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{where}: no such file; give a .toml file or a preset (fedknow list presets)") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: not valid TOML: {error}") from None
-        except OSError as error:
-            raise ConfigError(f"{where}: cannot be read: {error.strerror}") from None
+        tree = _read_toml(source)
     for text in overrides:
         _assign(tree, *parse_override(text), text)
+    _refuse_bad_values(tree, where)
     try:
         return ExperimentConfig.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise ConfigError("\n".join([f"{where}:", *(f"  {line}" for line in lines)])) from None
+        _refuse([_explain(problem) for problem in error.errors()], where)
+
+
+def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give a .toml file or a preset (fedknow list presets)") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: lists or tables nested too deeply") from None
+    except ValueError as error:  # of TOML, of UTF-8, of integers with thousands of digits
+        raise ConfigError(f"{path}: not valid TOML: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition(";")[0]
+
+
+def _refuse_bad_values(tree: Mapping[str, Any], where: str) -> None:
+    if problems := list(islice(bad_values(tree), 10)):
+        _refuse(problems, where)
+
+
+def _refuse(problems: Iterable[str], where: str) -> NoReturn:
+    raise ConfigError("\n".join([f"{where}:", *(f"  {problem}" for problem in problems)])) from None
 
 
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
@@ -469,7 +533,7 @@ def _assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> Non
         if key == "fleet" and not isinstance(child, dict):  # fleet = "testbed-a", then --set fleet.down=1e6
             child = {"devices": child}
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {text!r}: {key!r} is a value, not a section")
+            raise ConfigError(f"--set {show(text)}: {key!r} is a value, not a section")
         tree[key] = child
         tree = child
     if leaf in _COMPONENTS and not parents and isinstance(value, str) and isinstance(tree.get(leaf), dict):
@@ -498,4 +562,7 @@ def _explain(problem: Any) -> str:
         return f"{key}: unknown key{closest(place[-1], known)}; {owner} has: {', '.join(known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    return f"{key} = {problem['input']!r}: {problem['msg']}"
+    value = problem["input"]
+    if problem["type"] == "string_type" and isinstance(value, bool | int | float):
+        return f'{key} = {show(value)}: must be text; write it in quotes, {key}="{show(value)}"'
+    return f"{key} = {show(value)}: {problem['msg']}"

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from fedknow.protocols.config import ConfigError, closest
+from fedknow.protocols.values import is_finite, show
 
-__all__ = ["calling", "explain", "is_reference", "load_object"]
+__all__ = [
+    "PASSED_ON",
+    "calling",
+    "check_maker",
+    "check_options_finite",
+    "explain",
+    "is_reference",
+    "load_object",
+]
+
+PASSED_ON = (KeyboardInterrupt, GeneratorExit)
+"""What is no fault of the code it comes out of. ``SystemExit`` is: it would end a run as if
+it were finished."""
 
 
 def is_reference(name: str) -> bool:
-    """Whether a part's name points at a user's own code (``module:name``) rather than at one of ours."""
+    """Say whether a part's name points at a user's own code (``module:name``)."""
     return ":" in name
 
 
@@ -38,48 +53,137 @@ def load_object(reference: str, key: str) -> Any:
     module_name, colon, path = reference.partition(":")
     if not (colon and module_name and path):
         raise ConfigError(f"{key} = {reference!r}: write module:name, for example my_module:MyClass")
-    here = os.getcwd()
-    if here not in sys.path:  # appended, so that a file of the user's never hides an installed package
-        sys.path.append(here)
+    folder = os.getcwd()
+    if folder not in sys.path:  # last, so that a user's file never hides an installed package
+        sys.path.append(folder)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except PASSED_ON:
+        raise
+    except BaseException as error:  # a script that ends in sys.exit() as well
         raise ConfigError(
-            f"{key} = {reference!r}: importing {module_name!r} failed: {type(error).__name__}: {error}; "
-            f"modules are looked for in {here} and among the installed packages"
+            f"{key} = {reference!r}: importing {module_name!r} failed: {_said(error)}; "
+            f"modules are looked for in {folder} and among the installed packages"
         ) from error
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise ConfigError(
-                f"{key} = {reference!r}: {module_name!r} has no {name!r}{closest(name, dir(found))}"
-            ) from None
+    with calling(reference, key):  # a module may compute its names
+        for name in path.split("."):
+            try:
+                found = getattr(found, name)
+            except AttributeError:
+                raise ConfigError(
+                    f"{key} = {reference!r}: {module_name!r} has no {name!r}{closest(name, dir(found))}"
+                ) from None
     return found
 
 
-@contextmanager
-def calling(reference: str, key: str) -> Iterator[None]:
-    """Around a call of a user's part while an experiment is set up: says which part failed, where and why.
+def check_maker(found: Any, reference: str, key: str, base: type, base_name: str) -> Callable[..., Any]:
+    """Refuse, without calling it, what cannot make a part of this kind.
+
+    A part is made by a class derived from its base class or by a user's function. What is
+    written in C, or belongs to Python itself, makes no part; and to call it to find out might
+    end the process, delete files or wait for input.
+
+    Parameters
+    ----------
+    found : object
+        What the reference names.
+    reference, key : str
+        The reference, and the setting it stands in.
+    base : type
+        What the part must be an instance of.
+    base_name : str
+        Where users import that from.
 
     Raises
     ------
     ConfigError
-        Whatever else the part raises becomes one that names ``key`` and ``reference``.
+        Saying what would be right.
+    """
+    right = f"it must be a class derived from {base_name}, or a function of yours that makes one"
+    if not callable(found):
+        raise ConfigError(f"{key} = {reference!r}: is a {type(found).__name__}, no class or function; {right}")
+    if isinstance(found, type):
+        if not issubclass(found, base):
+            raise ConfigError(f"{key} = {reference!r}: is another class; {right}")
+    elif owner := _owner(found):
+        raise ConfigError(f"{key} = {reference!r}: belongs to {owner}; {right}")
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key} = {reference!r}: does not say which arguments it takes; {right}") from None
+    return found  # type: ignore[no-any-return]
+
+
+def check_options_finite(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], part: str) -> None:
+    """Refuse options that are infinite or NaN.
+
+    An argument whose own default is such a number says by it that it takes them.
+
+    Parameters
+    ----------
+    options : mapping
+        What is configured.
+    parameters : mapping
+        The arguments of what is called with them.
+    part : str
+        The section of the configuration: ``model``, ``strategy``.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first.
+    """
+    for key, value in options.items():
+        default = parameters[key].default if key in parameters else None
+        if not is_finite(value) and is_finite(default):
+            raise ConfigError(f"{part}.{key} = {show(value)}: must be a finite number")
+
+
+@contextmanager
+def calling(reference: str, key: str) -> Iterator[None]:
+    """Say which user's part failed, where and why, around a call that sets it up.
+
+    Raises
+    ------
+    ConfigError
+        Whatever else the part raises becomes one that names ``key`` and ``reference``; that it
+        would end the process (``SystemExit``) too.
     """
     try:
         yield
-    except ConfigError:
+    except (ConfigError, *PASSED_ON):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise ConfigError(f"{key} = {reference!r}: failed: {explain(error)}") from error
 
 
-def explain(error: Exception) -> str:
-    """An exception's type and text, and where in a user's code it arose, or the call that led to it."""
+def explain(error: BaseException) -> str:
+    """Give an exception's type and text, and where in a user's code it arose."""
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         file, module = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
-        if "site-packages" not in file and not module.startswith("fedknow."):
+        if "site-packages" not in file and not str(module).startswith("fedknow."):
             place = f" ({os.path.basename(file)}, line {line})"
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{_said(error)}{place}"
+
+
+def _said(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # a user's exception may fail even at this
+        text = "(its text cannot be had)"
+    return f"{type(error).__name__}: {text}"
+
+
+def _owner(found: Any) -> str:
+    """Who a callable belongs to, if it can be no user's; else nothing."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    found = inspect.unwrap(found)
+    is_function = inspect.isroutine(found) or isinstance(found, type)
+    module = getattr(found if is_function else type(found), "__module__", None) or ""
+    if inspect.isbuiltin(found) or inspect.ismethoddescriptor(found):
+        return "a library that is not written in Python"
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return "Python's standard library"
+    return ""

@@ -75,7 +75,7 @@ from fedknow.protocols.messages import (
     client_of,
     node_of,
 )
-from fedknow.protocols.plugins import explain
+from fedknow.protocols.plugins import PASSED_ON, explain
 from fedknow.protocols.seeds import integer
 from fedknow.server import metrics
 from fedknow.server.aggregates import check_aggregate, check_arrays
@@ -98,7 +98,7 @@ from fedknow.server.checks import (
 from fedknow.server.evaluation import Scores, score_clients
 from fedknow.server.grid import MessageGrid
 from fedknow.server.run_folder import RunFolder, is_disk_full, running_out_of_disk
-from fedknow.strategies import build_strategy, check_running_mean, quiet_flower
+from fedknow.strategies import build_strategy, check_running_mean, heard_from_flower, quiet_flower
 from fedknow.strategies.counterpart import Counterpart, Setup
 
 __all__ = ["Experiment", "Observer", "RunError", "RunResult", "ServerLearner"]
@@ -219,6 +219,9 @@ class Experiment:
         self._client_memory = 0.0
         self._of_ending = {"samples": 0.0, FLOPS: 0.0}
         self._lost_told = False
+        self._has_aggregated = False
+        self._heard: list[str] = []
+        self._heard_before: set[str] = set()
         self._too_small = 0
 
     # --- the run --------------------------------------------------------------------------------------------------
@@ -341,6 +344,10 @@ class Experiment:
                 f"{self.folder.checkpoints}: the checkpoint holds another model's parameters; use the model it was "
                 "started with, or choose another --out"
             )
+        # Only where no round has aggregated anything is the model still the one it began with.
+        self._has_aggregated = any(
+            not np.array_equal(array, self.arrays[name]) for name, array in checkpoint.arrays.items()
+        )
         self.arrays = checkpoint.arrays
         self.scores = Scores.from_raw(checkpoint.scores)
         self.grid.restore(checkpoint.versions, checkpoint.traffic)
@@ -360,6 +367,8 @@ class Experiment:
         self._client_memory = checkpoint.client_memory
 
     def _end(self) -> RunResult:
+        if self.arrays:
+            self._refuse_to_stand_still("in the whole run")
         weights = self.scores.sizes()
         personal, shared = self.scores.accuracy("personal"), self.scores.accuracy("global")
         untrained = self.scores.untrained / self.scores.weights
@@ -402,10 +411,11 @@ class Experiment:
         else:
             arrays = self.arrays
         if arrays is None:
-            why = "chose no clients" if not messages else "aggregated nothing"
-            self._emit("warning", task=task, round=round, reason=f"strategy {why}; the global model stays as it is")
+            self._aggregated_nothing(task, round, "aggregated nothing" if messages else "chose no clients")
+            if replies and round >= self.config.train.rounds:
+                self._refuse_to_stand_still(f"by task {task + 1}, round {round}")
         else:
-            self.arrays = arrays
+            self._note_aggregate(task, round, arrays)
         if self.arrivals is not None:
             self.arrivals.steps += 1
         self._emit_round(task, round, aggregated, time.perf_counter() - began)
@@ -462,10 +472,10 @@ class Experiment:
         if not isinstance(getattr(result, "arrays", None), ArrayRecord):
             raise RunError(f"strategy {self.config.strategy.name}: start must return a Result, not {result!r}")
         if self.arrays and not result.arrays:
-            reason = "strategy aggregated nothing; the global model stays as it is"
-            self._emit("warning", task=task, round=rounds, reason=reason)
+            self._aggregated_nothing(task, rounds, "aggregated nothing")
+            self._refuse_to_stand_still(f"by the end of task {task + 1}")
         else:
-            self.arrays = check_arrays(result.arrays, self.arrays, self.config.strategy.name)
+            self._note_aggregate(task, rounds, check_arrays(result.arrays, self.arrays, self.config.strategy.name))
         if self.arrivals is None:
             made = rounds
         else:  # it is told when to stop; a round in which nobody answered is one
@@ -747,16 +757,47 @@ class Experiment:
         """Seed what strategies draw from, and name the strategy if it fails."""
         self._seed(self._server_round, stage)
         try:
-            yield
-        except (RunError, StateError):  # these name somebody else
+            with heard_from_flower() as self._heard:
+                yield
+        except (RunError, StateError, *PASSED_ON):  # these name somebody else
             raise
-        except Exception as error:
+        except BaseException as error:
             if is_disk_full(error):
                 raise
             raise RunError(
                 f"strategy {self.config.strategy.name} failed in {hook}, task {task + 1}, round {round}: "
                 f"{explain(error)}" + (f"; {self._all_failed(self._too_small)}" if self._too_small else "")
             ) from error
+
+    def _aggregated_nothing(self, task: int, round: int, what: str) -> None:
+        """Put on record that a round left the model alone, with Flower's reason where it gives one."""
+        because = f": {'; '.join(self._heard)}" if self._heard else ""
+        reason = f"strategy {what}{because}; the global model stays as it is"
+        self._emit("warning", task=task, round=round, reason=reason)
+
+    def _note_aggregate(self, task: int, round: int, arrays: Arrays) -> None:
+        """Take over an aggregate, and put on record what Flower warned of meanwhile, each text once."""
+        self.arrays = arrays
+        self._has_aggregated = True
+        for text in self._heard:
+            if text not in self._heard_before:
+                self._heard_before.add(text)
+                reason = f"strategy {self.config.strategy.name}: {text}"
+                self._emit("warning", task=task, round=round, reason=reason)
+
+    def _refuse_to_stand_still(self, when: str) -> None:
+        """Stop a run whose strategy has never aggregated anything.
+
+        Its results would be those of the initial model, and look like any others.
+        """
+        if self._has_aggregated:
+            return
+        because = f" ({'; '.join(self._heard)})" if self._heard else ""
+        raise RunError(
+            f"strategy {self.config.strategy.name} has aggregated nothing {when}{because}, so the "
+            "global model is still the initial one; change the strategy's settings or the number "
+            "of clients, and start again with another --out"
+        )
 
     def _seed(self, server_round: int, stage: int) -> None:
         # Flower samples clients with Python's global generator and draws noise from NumPy's.

@@ -10,11 +10,13 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError, StrategyConfig, closest
-from fedknow.protocols.plugins import explain
+from fedknow.protocols.plugins import PASSED_ON, check_options_finite, explain
 from fedknow.strategies.flower_log import quiet_flower
+from fedknow.strategies.options import check_options
+from fedknow.strategies.population import check_population
 from fedknow.strategies.registry import BUILTIN, DEFAULTS, OBJECTS, Builtin, find_strategy
 
-__all__ = ["build_strategy"]
+__all__ = ["build_strategy", "option_names"]
 
 Parameters = dict[str, inspect.Parameter]
 
@@ -30,7 +32,7 @@ def build_strategy(config: StrategyConfig, clients: int | None = None) -> Strate
         of the constructor; ``fraction`` is short for ``fraction_train``, the share of clients
         that train in a round.
     clients : int, optional
-        How many clients there are; a strategy that waits for more is refused.
+        How many clients there are; a strategy that cannot work with so few is refused.
 
     Returns
     -------
@@ -47,8 +49,19 @@ def build_strategy(config: StrategyConfig, clients: int | None = None) -> Strate
     options = recipe.checked(config.options)
     strategy = recipe.make(options, config.options)
     if clients is not None:
-        _check_enough_clients(strategy, clients, config.name)
+        check_population(strategy, clients, config.name)
     return strategy
+
+
+def option_names(name: str) -> list[str]:
+    """List the options of a strategy.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such strategy.
+    """
+    return list(_Recipe.read(name).known)
 
 
 @dataclass(frozen=True)
@@ -80,8 +93,9 @@ class _Recipe:
         """The options to make it with: those given, checked, and our defaults."""
         options = self._without_short_names(given)
         self._check_names(options)
+        check_options_finite(options, self.known, "strategy")
         if self.builtin:
-            _check_values(options, self.known)
+            check_options(options, self.known)
             ours = {key: value for key, value in DEFAULTS.items() if key in self.inner}
             options = ours | dict(self.builtin.defaults) | options
         self._check_complete(options)
@@ -96,7 +110,9 @@ class _Recipe:
                 strategy = self.factory(**inner)
                 if self.builtin and self.builtin.wrapper:
                     strategy = self.builtin.wrapper(strategy, **outer)
-        except Exception as error:  # Flower's raise TypeError and ValueError, a user's anything
+        except PASSED_ON:
+            raise
+        except BaseException as error:  # Flower's raise TypeError and ValueError, a user's anything
             settings = ", ".join(f"strategy.{key} = {value!r}" for key, value in given.items())
             raise ConfigError(f"strategy {self.name} refused {settings or 'its defaults'}: {explain(error)}") from error
         if not isinstance(strategy, Strategy):
@@ -130,41 +146,6 @@ class _Recipe:
         ]
         if missing:
             raise ConfigError(f"strategy {self.name} needs {' and '.join(missing)}; set it")
-
-
-def _check_values(options: Mapping[str, Any], known: Parameters) -> None:
-    """Refuse what a built-in strategy's constructor would take and choke on later."""
-    for key, value in options.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key == "fraction_train":
-            fits = is_number and 0 < value <= 1
-            right = "above 0 and at most 1: the share of clients in a round"
-        elif isinstance(known[key].default, str):
-            fits, right = isinstance(value, str), "text"
-        else:
-            fits, right = is_number, "a number"
-        if not fits:
-            raise ConfigError(f"strategy.{key} = {value!r}: must be {right}")
-
-
-def _check_enough_clients(strategy: Strategy, clients: int, name: str) -> None:
-    """Refuse a strategy that waits for more clients than there are, which is for ever."""
-    inner: object = strategy
-    while isinstance(inner, Strategy):
-        for key in (
-            "min_train_nodes",
-            "min_evaluate_nodes",
-            "min_available_nodes",
-            "buffer",
-            "concurrency",
-        ):
-            wanted = getattr(inner, key, 0)
-            if isinstance(wanted, int) and wanted > clients:
-                raise ConfigError(
-                    f"strategy {name} waits for {key} = {wanted} clients, but data.clients = "
-                    f"{clients}; lower strategy.{key} or raise data.clients"
-                )
-        inner = getattr(inner, "strategy", None)
 
 
 def _parameters(factory: Callable[..., Any], hidden: Collection[str] = ()) -> Parameters:

@@ -6,16 +6,57 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet_flower"]
+__all__ = ["heard_from_flower", "quiet_flower"]
+
+LOGGER = "flwr"
 
 
 @contextmanager
 def quiet_flower() -> Iterator[None]:
     """Keep Flower's log to errors, then leave the logger as it was."""
-    logger = logging.getLogger("flwr")
+    logger = logging.getLogger(LOGGER)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def heard_from_flower() -> Iterator[list[str]]:
+    """Collect Flower's warnings instead of printing them.
+
+    Strategies say by a warning why they aggregate nothing.
+
+    Yields
+    ------
+    list of str
+        The warnings so far, each once.
+    """
+    logger = logging.getLogger(LOGGER)
+    level = logger.level
+    heard = _Heard()
+    logger.addFilter(heard)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield heard.texts
+    finally:
+        logger.setLevel(level)
+        logger.removeFilter(heard)
+
+
+class _Heard(logging.Filter):
+    """Takes warnings out of a log and keeps them; errors pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        text = record.getMessage().strip()
+        if record.levelno == logging.WARNING and text not in self.texts:
+            self.texts.append(text)
+        return False

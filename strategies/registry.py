@@ -11,7 +11,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError, closest
-from fedknow.protocols.plugins import is_reference, load_object
+from fedknow.protocols.plugins import check_maker, is_reference, load_object
 from fedknow.strategies.fedasync import FedAsync
 from fedknow.strategies.fedbuff import FedBuff
 from fedknow.strategies.fedweit import FedWeit
@@ -129,7 +129,7 @@ def find_strategy(name: str) -> Callable[..., Any]:
             "flwr.serverapp.strategy.Strategy nor a function that makes one "
             "(strategies of the older flwr.server.strategy must be ported)"
         )
-    return found  # type: ignore[no-any-return]
+    return check_maker(found, name, "strategy.name", Strategy, "flwr.serverapp.strategy.Strategy")
 
 
 def _installed(name: str) -> Any:

@@ -74,6 +74,24 @@ class Dataset:
         if len(set(grouped)) != len(grouped) or not set(grouped) <= set(range(self.classes)):
             raise self._wrong("groups must hold each class at most once, and only classes there are")
 
+    def check_labels(self) -> None:
+        """Refuse labels with gaps: a class without samples is neither learned nor scored.
+
+        Raises
+        ------
+        ConfigError
+            Naming the classes without samples.
+        """
+        for part, y in (("train", self.train_y), ("test", self.test_y)):
+            missing = np.setdiff1d(np.arange(self.classes), y)
+            if len(missing):
+                named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+                raise self._wrong(
+                    f"{part}_y has no sample of {len(missing)} of {self.classes} classes ({named}); "
+                    "number the classes that have samples from 0 without gaps, "
+                    "as np.unique(y, return_inverse=True) does"
+                )
+
     @classmethod
     def from_arrays(
         cls,

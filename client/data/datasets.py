@@ -27,7 +27,7 @@ from fedknow.client.data.folders import (
 from fedknow.client.data.parquet import Parquet
 from fedknow.client.data.source import Contents, Form, Part, Source, joined, load
 from fedknow.protocols.config import ConfigError, DataConfig, closest
-from fedknow.protocols.plugins import calling, is_reference, load_object
+from fedknow.protocols.plugins import calling, check_maker, is_reference, load_object
 
 __all__ = ["Dataset", "Images", "Labels", "list_datasets", "load_dataset", "require"]
 
@@ -130,7 +130,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         If the name is unknown, a folder, file, column or package is missing, or an image cannot be decoded.
     """
     if is_reference(config.name):
-        build = load_object(config.name, "data.name")
+        found = load_object(config.name, "data.name")
+        build = check_maker(found, config.name, "data.name", Dataset, "fedknow.client.data.Dataset")
         with calling(config.name, "data.name"):
             dataset = build(config)
         if not isinstance(dataset, Dataset):
@@ -138,6 +139,7 @@ def load_dataset(config: DataConfig) -> Dataset:
                 f"data.name = {config.name!r}: returned {type(dataset).__name__}; "
                 "it must return a fedknow.client.data.Dataset (Dataset.from_arrays makes one of four arrays)"
             )
+        dataset.check_labels()
         return dataset
     if config.name == "digits":
         return _digits()

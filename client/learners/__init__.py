@@ -28,8 +28,9 @@ from fedknow.client.learners.refed import ReFed
 from fedknow.client.learners.target import Target
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, StrategyConfig, closest
-from fedknow.protocols.plugins import calling, is_reference, load_object
+from fedknow.protocols.plugins import PASSED_ON, calling, explain, is_reference, load_object
 from fedknow.protocols.seeds import integer
+from fedknow.protocols.values import show
 
 __all__ = ["Learner", "LearnerSettings", "build_learner", "learner_class", "list_learners", "resolve"]
 
@@ -89,6 +90,10 @@ def learner_class(name: str) -> type[Learner]:
     kind = load_object(name, "learner.name")
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise ConfigError(f"learner.name = {name!r}: not a subclass of fedknow.client.learners.Learner")
+    if not (isinstance(kind.Settings, type) and issubclass(kind.Settings, LearnerSettings)):
+        raise ConfigError(
+            f"learner.name = {name!r}: its Settings must be a subclass of fedknow.client.learners.LearnerSettings"
+        )
     return kind
 
 
@@ -105,8 +110,12 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
                 has = f"learner {config.name} has: {', '.join(known)}" if known else f"learner {config.name} has none"
                 lines.append(f"learner.{key}: unknown setting{closest(key, known)}; {has}")
             else:
-                lines.append(f"learner.{key} = {problem['input']!r}: {problem['msg']}")
+                lines.append(f"learner.{key} = {show(problem['input'])}: {problem['msg']}")
         raise ConfigError("\n".join(lines)) from None
+    except PASSED_ON:
+        raise
+    except BaseException as error:  # a user's settings may check themselves in any way
+        raise ConfigError(f"learner.name = {config.name!r}: its Settings failed: {explain(error)}") from error
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:

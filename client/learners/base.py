@@ -54,9 +54,12 @@ State = dict[str, Any]
 
 
 class LearnerSettings(BaseModel):
-    """A learner's own settings; unknown keys are refused."""
+    """A learner's own settings; unknown keys are refused, and so is what is infinite or NaN.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A number that may be infinite says so: ``Field(allow_inf_nan=True)``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ContinualSettings(LearnerSettings):

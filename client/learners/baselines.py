@@ -49,7 +49,7 @@ class FedPer(Learner):
 class FedRepSettings(LearnerSettings):
     """Settings of :class:`FedRep`."""
 
-    head_epochs: int = Field(0, ge=0)
+    head_epochs: int = Field(0, ge=0, le=10_000)
     """Local epochs that train the head before the body is trained; 0: half of them, at least one."""
 
 

@@ -41,7 +41,7 @@ class BcnSettings(MemorySettings):
     beta: float = Field(2.0, ge=0)
     """Weight of J(theta). At 2 the two players' gradients alone are left, at equal weight; as it grows the game fades
     and plain experience replay is left."""
-    zeta: int = Field(2, ge=1)
+    zeta: int = Field(2, ge=1, le=1_000)
     """Steps that each player takes before each step of the weights."""
     epsilon: float = Field(0.01, gt=0)
     """Length of player 1's step, for each sample, in units of the normalised image."""

@@ -53,9 +53,9 @@ class Co2LSettings(MemorySettings):
     """kappa*, of the past model's relations."""
     distill: float = Field(1.0, ge=0)
     """Weight of the distillation."""
-    projection: int = Field(128, ge=1)
+    projection: int = Field(128, ge=1, le=65_536)
     """Width of the projection that contrasts are taken in."""
-    head_epochs: int = Field(20, ge=1)
+    head_epochs: int = Field(20, ge=1, le=10_000)
     """Passes over the samples' representations in which the head is fitted; no pass through the body but one."""
     head_lr: float = Field(1e-2, gt=0, le=1)
     """Adam's learning rate for the head, whatever optimizer and rate the training has."""

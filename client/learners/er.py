@@ -22,7 +22,7 @@ __all__ = ["ExperienceReplay", "ExperienceReplaySettings"]
 class ExperienceReplaySettings(MemorySettings):
     """Settings of :class:`ExperienceReplay`."""
 
-    memory_batch: int = Field(0, ge=0)
+    memory_batch: int = Field(0, ge=0, le=1_000_000)
     """Stored samples that join each batch; 0: as many as a batch has, the paper's choice."""
     keep: Literal["ring", "reservoir"] = "ring"
     """``ring``: as many of each class; ``reservoir``: a uniform sample of what the task had."""

@@ -71,14 +71,14 @@ class FedKnowSettings(LearnerSettings):
 
     rho: float = Field(0.1, gt=0, le=1)
     """Fraction of the body's weights a task's knowledge keeps."""
-    k: int = Field(10, ge=1)
+    k: int = Field(10, ge=1, le=10_000)
     """Most signature tasks a gradient is integrated with."""
     temperature: float = Field(1.0, gt=0)
     """T of the restorer's soft labels. 1, the knowledge's answers as they are, was best on held-out samples
     (docs/results.md); the authors' code has 2."""
     labels: Literal["soft", "hard"] = "soft"
     """What the knowledge says of a sample: its distribution at T, or its most likely class."""
-    finetune_epochs: int = Field(3, ge=0)
+    finetune_epochs: int = Field(3, ge=0, le=10_000)
     """Epochs of fine-tuning the pruned weights."""
     finetune_lr: float = Field(1e-3, gt=0, le=1)
     """Adam's learning rate in fine-tuning, whatever optimizer and rate the training has."""
@@ -88,7 +88,7 @@ class FedKnowSettings(LearnerSettings):
     """Reading of the distance that chooses signature tasks (:func:`~.integrator.wasserstein`)."""
     select: Literal["round", "batch"] = "round"
     """How often signature tasks are chosen; matters only with more than k past tasks."""
-    candidates: int = Field(0, ge=0)
+    candidates: int = Field(0, ge=0, le=1_000_000)
     """Which past tasks signature tasks are chosen from. 0, as in the paper: all, at the price of a backward pass and a
     teacher's answers for each. Otherwise k and so many more, drawn anew each round: those chosen last, and others at
     random. With that a round costs the same however many tasks there are; the choice is exact as long as they are no
@@ -110,7 +110,7 @@ class FedKnowSettings(LearnerSettings):
     restore_from: float = Field(1.0, gt=0, le=1)
     """Share of a batch that restored gradients are taken from, in a forward pass of its own with other dropout masks.
     Less than 1 is an approximation; not with ``online``, nor for bodies with BatchNorm."""
-    every: int = Field(1, ge=1)
+    every: int = Field(1, ge=1, le=1_000_000)
     """Integrate one batch in so many; the others take the plain gradient. More than 1 is an approximation."""
     exchange: Exchange = "body"
     """What is averaged over clients. ``body``: each client keeps a head of its own; ``all``: heads are averaged too."""

@@ -30,7 +30,7 @@ class FlcnSettings(LearnerSettings):
     """lambda."""
     proxy: float = Field(0.1, gt=0, le=1)
     """Fraction of each task's training samples that a client gives to the server, at least one."""
-    proxy_samples: int = Field(256, ge=1)
+    proxy_samples: int = Field(256, ge=1, le=1_000_000)
     """Most proxy samples that the importance is estimated on in a round; drawn anew for each."""
 
 

@@ -57,9 +57,9 @@ class FotSettings(LearnerSettings):
     """epsilon: the share of the inputs' energy that the subspace of past tasks has to hold."""
     increase: float = Field(0.0, ge=0, lt=1)
     """What is added to epsilon after each task, up to 1. The authors' commands have 0.001, and 0 for permuted MNIST."""
-    columns: int = Field(1280, ge=16)
+    columns: int = Field(1280, ge=16, le=1_000_000)
     """m, the columns of the sketches that layers of more than 2 m - 1 inputs send; the others send second moments."""
-    patches: int = Field(64, ge=0)
+    patches: int = Field(64, ge=0, le=1_000_000)
     """Places of an image, drawn at random, whose patches count as inputs of a convolution; 0: all."""
 
 

@@ -32,7 +32,7 @@ class GemSettings(MemorySettings):
 class AGemSettings(MemorySettings):
     """Settings of :class:`AGem`."""
 
-    memory_batch: int = Field(256, ge=1)
+    memory_batch: int = Field(256, ge=1, le=1_000_000)
     """Samples of the memory, of all past tasks together, behind each reference gradient."""
 
 

@@ -39,7 +39,7 @@ class LwfSettings(ContinualSettings):
     """lambda_o: weight of the old tasks' losses."""
     temperature: float = Field(2.0, gt=0)
     """T."""
-    warmup_epochs: int = Field(0, ge=0)
+    warmup_epochs: int = Field(0, ge=0, le=10_000)
     """Of the local epochs in which a client first meets a task, so many train its head alone; the paper's warm-up."""
 
 

@@ -44,7 +44,7 @@ class ReFedSettings(MemorySettings):
 
     balance: float = Field(0.5, gt=0, lt=1)
     """lambda: how far the informative model follows the client's own samples."""
-    pim_steps: int = Field(3, ge=1)
+    pim_steps: int = Field(3, ge=1, le=10_000)
     """s: steps of the informative model, each a pass over all samples."""
     pim_lr: float = Field(1e-2, gt=0)
     """eta: its learning rate."""

@@ -46,11 +46,11 @@ class TargetSettings(LearnerSettings):
     """alpha."""
     temperature: float = Field(2.0, gt=0)
     """T."""
-    samples: int = Field(256, ge=1)
+    samples: int = Field(256, ge=1, le=1_000_000)
     """Synthetic images after each task, of all past classes together; the authors make 8000."""
-    generator_steps: int = Field(30, ge=1)
+    generator_steps: int = Field(30, ge=1, le=1_000_000)
     """Steps of the generator for each batch of images."""
-    student_steps: int = Field(20, ge=0)
+    student_steps: int = Field(20, ge=0, le=1_000_000)
     """Steps of the student that the generator is to find weak spots of, after each batch of images."""
 
 

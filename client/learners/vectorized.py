@@ -66,7 +66,7 @@ class Trained:
     """What came of it: the parameters, and what :meth:`Learner.fit` reports or raises."""
 
     parameters: Tensors
-    report: dict[str, float] | Exception
+    report: dict[str, float] | BaseException
 
 
 def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:

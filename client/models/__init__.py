@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from math import prod
 
 import torch
-from pydantic import ValidationError, validate_call
+from pydantic import ConfigDict, ValidationError, validate_call
 from torch import nn
 
 from fedknow.client.models.cnn import cnn, cnn6
@@ -19,9 +19,16 @@ from fedknow.client.models.mobile import mobilenet_v2, shufflenet_v2
 from fedknow.client.models.resnet import resnet18, resnet152, resnext50, senet18, wide_resnet50
 from fedknow.client.models.split import Body, Shape, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
-from fedknow.protocols.plugins import calling, is_reference, load_object
+from fedknow.protocols.plugins import (
+    calling,
+    check_maker,
+    check_options_finite,
+    is_reference,
+    load_object,
+)
+from fedknow.protocols.values import show
 
-__all__ = ["Dropout", "SplitModel", "build_model", "list_models"]
+__all__ = ["Dropout", "SplitModel", "build_model", "list_models", "setting_names"]
 
 _MODELS: Mapping[str, Callable[..., Body]] = {
     "cnn6": cnn6,
@@ -38,6 +45,9 @@ _MODELS: Mapping[str, Callable[..., Body]] = {
     "inception_v3": inception_v3,
     "densenet121": densenet121,
 }
+
+MOST_PARAMETERS = 10**9
+"""4 GB: far above the largest that is published here, far below what a slip of a digit makes."""
 
 
 def build_model(config: ModelConfig, shape: Shape, classes: int, seed: int) -> nn.Module:
@@ -76,6 +86,8 @@ def build_model(config: ModelConfig, shape: Shape, classes: int, seed: int) -> n
                 f"model.name = {config.name!r}: no such model{closest(config.name, _MODELS)}; "
                 f"known: {', '.join(_MODELS)}, or module:callable for your own"
             )
+        _check_size(config, shape, classes)
+        torch.manual_seed(seed)
         body, features = _build_body(config, shape)
         return SplitModel(body, nn.Linear(features, classes))
 
@@ -85,41 +97,57 @@ def list_models() -> dict[str, str]:
     return {name: (inspect.getdoc(build) or "").partition("\n")[0] for name, build in _MODELS.items()}
 
 
+def setting_names(name: str) -> list[str]:
+    """List the settings of a model that is known by its name."""
+    return [key for key in inspect.signature(_MODELS[name]).parameters if key != "shape"]
+
+
 def _build_body(config: ModelConfig, shape: Shape) -> Body:
     build = _MODELS[config.name]
-    known = [name for name in inspect.signature(build).parameters if name != "shape"]
+    known = setting_names(config.name)
     for key, value in config.options.items():
         if key not in known:
             raise ConfigError(
                 f"model.{key} = {value!r}: {config.name} has no such setting{closest(key, known)}; "
                 f"it has: {', '.join(known)}"
             )
+    checked: Callable[..., Body] = validate_call(config=ConfigDict(allow_inf_nan=False))(build)
     try:
-        return validate_call(build)(shape, **config.options)
+        return checked(shape, **config.options)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"model.{key} = {problem['input']!r}: {problem['msg']}") from None
+        raise ConfigError(f"model.{key} = {show(problem['input'])}: {problem['msg']}") from None
+
+
+def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
+    """Refuse a network of more than :data:`MOST_PARAMETERS`, before there is any memory for it."""
+    try:
+        with torch.device("meta"):
+            body, features = _build_body(config, shape)
+            count = sum(prod(parameter.shape) for parameter in body.parameters())
+    except (RuntimeError, OverflowError):  # PyTorch's sizes end at 64 bits
+        count, features = MOST_PARAMETERS, MOST_PARAMETERS
+    count += features * classes
+    if count > MOST_PARAMETERS:
+        options = ", ".join(f"model.{key} = {value!r}" for key, value in config.options.items())
+        raise ConfigError(
+            f"model.name = {config.name!r} with {options or 'its defaults'}, images of "
+            f"{'x'.join(map(str, shape))} and {classes} classes: has {count:.2e} parameters; "
+            f"at most {MOST_PARAMETERS:.0e} fit, so make it or the images smaller"
+        )
 
 
 def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
-    build: Callable[..., Any] = load_object(config.name, "model.name")
-    settings = ", ".join(config.options) or "none"
-    try:
-        inspect.signature(build).bind(shape=shape, classes=classes, **config.options)
-    except TypeError as error:
-        raise ConfigError(
-            f"model.name = {config.name!r}: cannot be called as callable(shape=..., classes=..., settings) "
-            f"with the settings given ({settings}): {error}"
-        ) from None
+    model = _made_by_user(config, shape, classes)
     with calling(config.name, "model.name"):
-        model = build(shape=shape, classes=classes, **config.options)
-    body, head = getattr(model, "body", None), getattr(model, "head", None)
-    if not (
-        isinstance(model, nn.Module)
-        and isinstance(body, nn.Module)
-        and isinstance(head, nn.Linear)
-        and head.out_features == classes
+        body: object = getattr(model, "body", None)
+        head: object = getattr(model, "head", None)
+    if (
+        not isinstance(model, nn.Module)
+        or not isinstance(body, nn.Module)
+        or not isinstance(head, nn.Linear)
+        or head.out_features != classes
     ):
         raise ConfigError(
             f"model.name = {config.name!r}: returned {type(model).__name__} with head {head}; it must return an "
@@ -139,3 +167,20 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
             f"between them; its body gives {list(features.shape)} for {list(x.shape)}"
         )
     return model
+
+
+def _made_by_user(config: ModelConfig, shape: Shape, classes: int) -> object:
+    found = load_object(config.name, "model.name")
+    build = check_maker(found, config.name, "model.name", nn.Module, "torch.nn.Module")
+    signature = inspect.signature(build)
+    check_options_finite(config.options, signature.parameters, "model")
+    settings = ", ".join(config.options) or "none"
+    try:
+        signature.bind(shape=shape, classes=classes, **config.options)
+    except TypeError as error:
+        raise ConfigError(
+            f"model.name = {config.name!r}: cannot be called as callable(shape=..., classes=..., settings) "
+            f"with the settings given ({settings}): {error}"
+        ) from None
+    with calling(config.name, "model.name"):
+        return build(shape=shape, classes=classes, **config.options)

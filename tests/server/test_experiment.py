@@ -570,19 +570,57 @@ def test_a_strategy_at_fault_is_named(rig, hooks, words):
     assert words in str(error.value)
 
 
-def test_a_strategy_may_aggregate_nothing(rig):
+def warnings_of(run):
+    return [event["reason"] for event in run.events if event["event"] == "warning"]
+
+
+def test_a_strategy_may_aggregate_nothing_in_some_rounds(rig):
+    def aggregate(self, server_round, replies):
+        if server_round in (1, 6):
+            return FedAvg.aggregate_train(self, server_round, replies)
+        return None, None
+
     run = rig()
-    result = run.run(strategy=strategy(aggregate_train=lambda self, r, replies: (None, None)))
-    np.testing.assert_array_equal(result.arrays["w"], [1.0, -2.0])
-    warnings = [event["reason"] for event in run.events if event["event"] == "warning"]
-    assert warnings == ["strategy aggregated nothing; the global model stays as it is"] * 6
+    run.run(strategy=strategy(aggregate_train=aggregate))
+    expected = "strategy aggregated nothing; the global model stays as it is"
+    assert warnings_of(run) == [expected] * 4
+    assert run.events[-1]["event"] == "end"
 
 
-def test_a_strategy_may_choose_no_clients(rig):
+def test_a_run_that_never_aggregates_is_no_result(rig):
+    nothing = strategy(aggregate_train=lambda self, r, replies: (None, None))
+    run = rig()
+    for resumed in (False, True):  # to go on changes nothing
+        with pytest.raises(RunError, match=r"aggregated nothing by task 1, round 3, .*another --out"):
+            run.run(strategy=nothing, resume=resumed)
+    assert not any(event["event"] == "end" for event in run.events)
+
+
+def test_flowers_reason_for_aggregating_nothing_is_told(rig):
+    from flwr.serverapp.strategy import Bulyan
+
+    run = rig()
+    bulyan = Bulyan(fraction_evaluate=0.0, num_malicious_nodes=1)  # needs 7 answers, of 4 clients
+    with pytest.raises(RunError, match=r"Required at least 7 \(4\*num_malicious_nodes \+ 3\), but received 4"):
+        run.run(strategy=bulyan)
+    assert len(warnings_of(run)) == 3
+    assert "Insufficient replies, skipping Bulyan aggregation: Required at least 7" in warnings_of(run)[0]
+
+
+def test_a_run_in_which_nobody_is_ever_chosen_is_no_result(rig):
     run = rig("data.tasks=1")
-    run.run(strategy=strategy(configure_train=lambda self, *a: []))
-    warnings = [event["reason"] for event in run.events if event["event"] == "warning"]
-    assert warnings == ["strategy chose no clients; the global model stays as it is"] * 3
+    with pytest.raises(RunError, match="aggregated nothing in the whole run"):
+        run.run(strategy=strategy(configure_train=lambda self, *a: []))
+    assert warnings_of(run) == ["strategy chose no clients; the global model stays as it is"] * 3
+
+
+@pytest.mark.parametrize("hook", ["configure_train", "aggregate_train"])
+def test_a_strategy_cannot_end_the_process(rig, hook):
+    def leave(self, *arguments):
+        raise SystemExit
+
+    with pytest.raises(RunError, match=f"failed in {hook}, task 1, round 1: SystemExit"):
+        rig().run(strategy=strategy(**{hook: leave}))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "krum", "fedadam"])

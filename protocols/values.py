@@ -1,0 +1,97 @@
+"""Single values of a configuration: which can be settings at all, and how messages show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["bad_values", "is_finite", "show"]
+
+DEEPEST = 8
+"""Levels of tables and lists in a configuration; ours has three."""
+
+LONGEST = 4096
+"""Characters of a text: what a path may have on Linux."""
+
+SHOWN = 80
+"""Characters of a value that a message shows."""
+
+
+def show(value: object) -> str:
+    """Show a value in a message: as Python writes it, but never long.
+
+    Examples
+    --------
+    >>> show("fast")
+    "'fast'"
+    >>> show(10**5000)
+    'an integer of 16610 bits'
+    """
+    if isinstance(value, int) and value.bit_length() > 512:
+        # Python refuses to write down integers of thousands of digits.
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a list with such an integer; a list in a list in ...
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def is_finite(value: object) -> bool:
+    """Say whether a value, and each number in it, is neither infinite nor NaN."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return True
+
+
+def bad_values(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Find what no setting can be, one sentence each.
+
+    Integers beyond 64 bits, texts that no file can hold, dates, and tables that are nested too
+    deeply: whoever reads the configuration next would fail on them in ways of its own.
+
+    Parameters
+    ----------
+    tree : mapping
+        The configuration as it was read. It is walked without recursion, as it may be deep.
+    """
+    left: list[tuple[tuple[str, ...], Any]] = [((str(key),), value) for key, value in tree.items()]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, Mapping | list | tuple):
+            if len(path) > DEEPEST:
+                key = show(".".join(path))[1:-1]
+                yield f"{key}: nested more than {DEEPEST} levels deep; no setting is"
+                continue
+            entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+            left += [((*path, str(key)), entry) for key, entry in entries]
+        elif problem := _problem(value):
+            yield f"{'.'.join(path)} = {show(value)}: {problem}"
+
+
+def _problem(value: object) -> str:
+    if isinstance(value, bool | float):
+        return ""  # whether a number must be finite is for its own part to say
+    if isinstance(value, int):
+        fits = -(2**63) <= value < 2**63
+        return "" if fits else "must fit into 64 bits, as TOML's integers do"
+    if isinstance(value, str):
+        return _problem_of_text(value)
+    return "must be a number, a text, true or false; write a date in quotes"
+
+
+def _problem_of_text(text: str) -> str:
+    if len(text) > LONGEST:
+        return f"must have at most {LONGEST} characters"
+    if "\0" in text:
+        return "must not hold a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "must be valid Unicode, so that it can be written to a file"
+    return ""

@@ -1,0 +1,121 @@
+"""Which values the options of strategies with a name may have."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedknow.protocols.config import ConfigError
+from fedknow.protocols.values import show
+
+__all__ = ["check_options"]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """The numbers an option may have.
+
+    Attributes
+    ----------
+    low, high : float
+        The bounds; infinite: none.
+    is_low_in, is_high_in : bool
+        Whether a bound itself is allowed.
+    is_whole : bool
+        Whether it must be a whole number.
+    meaning : str
+        What the number is, for the message.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    is_low_in: bool = True
+    is_high_in: bool = True
+    is_whole: bool = False
+    meaning: str = ""
+
+    def holds(self, value: object) -> bool:
+        """Say whether a value is such a number; infinite ones never are."""
+        if isinstance(value, bool) or not isinstance(value, int if self.is_whole else int | float):
+            return False
+        if not math.isfinite(value):
+            return False
+        is_above = value >= self.low if self.is_low_in else value > self.low
+        is_below = value <= self.high if self.is_high_in else value < self.high
+        return is_above and is_below
+
+    def __str__(self) -> str:
+        bounds = []
+        if math.isfinite(self.low):
+            bounds.append(f"{'at least' if self.is_low_in else 'above'} {self.low:g}")
+        if math.isfinite(self.high):
+            bounds.append(f"{'at most' if self.is_high_in else 'below'} {self.high:g}")
+        kind = "a whole number" if self.is_whole else "a number"
+        meaning = f": {self.meaning}" if self.meaning else ""
+        return f"{' '.join([kind, ' and '.join(bounds) or 'that is finite'])}{meaning}"
+
+
+_POSITIVE = _Span(low=0, is_low_in=False)
+_NOT_NEGATIVE = _Span(low=0)
+_MOMENTUM = _Span(low=0, high=1, is_high_in=False)
+_NODES = _Span(low=1, is_whole=True, meaning="a number of clients")
+
+_SPANS = {
+    "fraction_train": _Span(low=0, high=1, is_low_in=False, meaning="the share of clients in a round"),
+    "fraction_evaluate": _Span(low=0, high=1, meaning="the share of clients that evaluate"),
+    "min_train_nodes": _NODES,
+    "min_evaluate_nodes": _Span(low=0, is_whole=True, meaning="a number of clients"),
+    "min_available_nodes": _NODES,
+    "num_malicious_nodes": _Span(low=0, is_whole=True, meaning="a number of clients"),
+    "num_nodes_to_select": _NODES,
+    "num_sampled_clients": _NODES,
+    "eta": _POSITIVE,
+    "eta_l": _POSITIVE,
+    "tau": _POSITIVE,
+    "beta_1": _MOMENTUM,
+    "beta_2": _MOMENTUM,
+    "server_learning_rate": _POSITIVE,
+    "server_momentum": _MOMENTUM,
+    "proximal_mu": _NOT_NEGATIVE,
+    "client_learning_rate": _POSITIVE,
+    "q": _NOT_NEGATIVE,
+    "noise_multiplier": _NOT_NEGATIVE,
+    "clipping_norm": _POSITIVE,
+    "initial_clipping_norm": _POSITIVE,
+    "target_clipped_quantile": _Span(low=0, high=1),
+    "clip_norm_lr": _POSITIVE,
+    "clipped_count_stddev": _NOT_NEGATIVE,
+}
+"""Of Flower's strategies, which take any value; ours check their own."""
+
+
+def check_options(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse what a built-in strategy's constructor would take and choke on later.
+
+    Parameters
+    ----------
+    options : mapping
+        What is configured.
+    parameters : mapping
+        The constructor's arguments; defaults tell the type of those that have no span.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first wrong option, its value, and what would be right.
+    """
+    for key, value in options.items():
+        default = parameters[key].default
+        if isinstance(default, str):
+            fits, right = isinstance(value, str), "text"
+        elif isinstance(default, bool):
+            fits, right = isinstance(value, bool), "true or false"
+        else:
+            is_whole = isinstance(default, int)
+            span = _SPANS.get(key, _Span(is_whole=is_whole))
+            fits, right = span.holds(value), str(span)
+        if not fits:
+            raise ConfigError(f"strategy.{key} = {show(value)}: must be {right}")
