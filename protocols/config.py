@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from fedknow.protocols.values import bad_values, show
+from fedknow.protocols.values import bad_values, show, too_deep
 
 __all__ = [
     "ConfigError",
@@ -457,18 +457,21 @@ def read_config(
     """
     if isinstance(source, Mapping):
         where = called
-        _refuse_bad_values(source, where)  # before it is copied, which is recursive
+        _refuse_deep(source, where)  # before it is copied, which is recursive
         tree = _copy(source)
     else:
         where = str(source)
         tree = _read_toml(source)
     for text in overrides:
         _assign(tree, *parse_override(text), text)
-    _refuse_bad_values(tree, where)
+    _refuse_deep(tree, where)
     try:
-        return ExperimentConfig.model_validate(tree)
+        config = ExperimentConfig.model_validate(tree)
     except ValidationError as error:
         _refuse([_explain(problem) for problem in error.errors()], where)
+    if problems := list(islice(bad_values(tree), 10)):
+        _refuse(problems, where)
+    return config
 
 
 def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -488,9 +491,9 @@ def _first_line(error: Exception) -> str:
     return str(error).partition(";")[0]
 
 
-def _refuse_bad_values(tree: Mapping[str, Any], where: str) -> None:
-    if problems := list(islice(bad_values(tree), 10)):
-        _refuse(problems, where)
+def _refuse_deep(tree: Mapping[str, Any], where: str) -> None:
+    if problem := too_deep(tree):
+        _refuse([problem], where)
 
 
 def _refuse(problems: Iterable[str], where: str) -> NoReturn:
@@ -547,6 +550,7 @@ def _assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> Non
 
 
 _COMPONENTS = ("learner", "strategy", "model")
+_NAMED = (*_COMPONENTS, "data", "fleet")
 
 
 def _explain(problem: Any) -> str:
@@ -562,7 +566,11 @@ def _explain(problem: Any) -> str:
         return f"{key}: unknown key{closest(place[-1], known)}; {owner} has: {', '.join(known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    value = problem["input"]
-    if problem["type"] == "string_type" and isinstance(value, bool | int | float):
-        return f'{key} = {show(value)}: must be text; write it in quotes, {key}="{show(value)}"'
-    return f"{key} = {show(value)}: {problem['msg']}"
+    value = show(problem["input"])
+    if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
+        quoted = f'{key}="{value}"'
+        return f"{key} = {value}: must be text; write {quoted} (in a shell: --set '{quoted}')"
+    if problem["type"] == "model_type":
+        what = "a name or a table of settings" if key in _NAMED else "a table of settings"
+        return f"{key} = {value}: must be {what}"
+    return f"{key} = {value}: {problem['msg']}"

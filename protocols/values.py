@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["bad_values", "is_finite", "show"]
+__all__ = ["bad_values", "is_finite", "show", "too_deep"]
 
 DEEPEST = 8
 """Levels of tables and lists in a configuration; ours has three."""
@@ -49,29 +49,46 @@ def is_finite(value: object) -> bool:
     return True
 
 
-def bad_values(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Find what no setting can be, one sentence each.
+def too_deep(tree: Mapping[str, Any]) -> str:
+    """Find a key that is nested more deeply than any setting is.
 
-    Integers beyond 64 bits, texts that no file can hold, dates, and tables that are nested too
-    deeply: whoever reads the configuration next would fail on them in ways of its own.
+    The tree is walked without recursion, as it may be deep.
 
-    Parameters
-    ----------
-    tree : mapping
-        The configuration as it was read. It is walked without recursion, as it may be deep.
+    Returns
+    -------
+    str
+        The problem, or nothing.
     """
-    left: list[tuple[tuple[str, ...], Any]] = [((str(key),), value) for key, value in tree.items()]
+    left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     while left:
         path, value = left.pop()
+        if len(path) > DEEPEST:
+            key = ".".join(path)[:SHOWN]
+            return f"{key}: nested more than {DEEPEST} levels deep; no setting is"
+        left += [((*path, key), entry) for key, entry in _entries(value)]
+    return ""
+
+
+def bad_values(tree: object, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Find values that no setting can have, one sentence each.
+
+    Integers beyond 64 bits, texts that no file can hold, and dates: whoever reads the
+    configuration next would fail on them in ways of its own.
+    """
+    for key, value in _entries(tree):
+        place = (*path, key)
         if isinstance(value, Mapping | list | tuple):
-            if len(path) > DEEPEST:
-                key = show(".".join(path))[1:-1]
-                yield f"{key}: nested more than {DEEPEST} levels deep; no setting is"
-                continue
-            entries = value.items() if isinstance(value, Mapping) else enumerate(value)
-            left += [((*path, str(key)), entry) for key, entry in entries]
+            yield from bad_values(value, place)
         elif problem := _problem(value):
-            yield f"{'.'.join(path)} = {show(value)}: {problem}"
+            yield f"{'.'.join(place)} = {show(value)}: {problem}"
+
+
+def _entries(value: object) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(key), entry) for key, entry in value.items()]
+    if isinstance(value, list | tuple):
+        return [(str(place), entry) for place, entry in enumerate(value)]
+    return []
 
 
 def _problem(value: object) -> str:

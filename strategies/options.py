@@ -54,8 +54,8 @@ class _Span:
         if math.isfinite(self.high):
             bounds.append(f"{'at most' if self.is_high_in else 'below'} {self.high:g}")
         kind = "a whole number" if self.is_whole else "a number"
-        meaning = f": {self.meaning}" if self.meaning else ""
-        return f"{' '.join([kind, ' and '.join(bounds) or 'that is finite'])}{meaning}"
+        meaning = f" ({self.meaning})" if self.meaning else ""
+        return f"{kind}, {' and '.join(bounds) or 'finite'}{meaning}"
 
 
 _POSITIVE = _Span(low=0, is_low_in=False)

@@ -126,7 +126,7 @@ def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
         with torch.device("meta"):
             body, features = _build_body(config, shape)
             count = sum(prod(parameter.shape) for parameter in body.parameters())
-    except (RuntimeError, OverflowError):  # PyTorch's sizes end at 64 bits
+    except (RuntimeError, OverflowError, TypeError):  # PyTorch's sizes end at 64 bits
         count, features = MOST_PARAMETERS, MOST_PARAMETERS
     count += features * classes
     if count > MOST_PARAMETERS:

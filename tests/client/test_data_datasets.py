@@ -231,11 +231,27 @@ def test_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "    return Dataset.from_arrays('own', x, np.arange(config.clients), x, np.arange(config.clients))\n"
         "def wrong(config):\n"
         "    return [1, 2]\n"
+        "def gaps(config):\n"
+        "    x, y = np.zeros((4, 2, 3, 3), np.uint8), np.array([0, 1, 3, 7])\n"
+        "    return Dataset.from_arrays('own', x, y, x, y)\n"
+        "def untested(config):\n"
+        "    x, y = np.zeros((3, 2, 3, 3), np.uint8), np.array([0, 1, 2])\n"
+        "    return Dataset.from_arrays('own', x, y, x[:2], y[:2])\n"
+        "def leaves(config):\n"
+        "    raise SystemExit\n"
     )
     data = load_dataset(DataConfig(name="own_data_for_test:load", clients=4))
     assert (data.name, data.classes, data.shape) == ("own", 4, (2, 3, 3))
     assert data.std == (1.0, 1.0)  # constant channels are not divided by 0
     fails(DataConfig(name="own_data_for_test:wrong"), "returned list", "Dataset")
+    fails(
+        DataConfig(name="own_data_for_test:gaps"),
+        "train_y has no sample of 4 of 8 classes (2, 4, 5, 6)", "np.unique(y, return_inverse=True)",
+    )  # fmt: skip
+    fails(DataConfig(name="own_data_for_test:untested"), "test_y has no sample of 1 of 3 classes (2)")
+    fails(DataConfig(name="own_data_for_test:leaves"), "failed: SystemExit", "own_data_for_test.py, line")
+    fails(DataConfig(name="builtins:dict"), "data.name = 'builtins:dict'", "fedknow.client.data.Dataset")
+    fails(DataConfig(name="os:getcwd"), "data.name = 'os:getcwd'", "function of yours")
     fails(DataConfig(name="own_data_for_test:lod"), "has no 'lod'", "did you mean 'load'?")
 
 

@@ -209,6 +209,15 @@ def test_list_models() -> None:
         ("inception_v3", (3, 64, 64), {"stem": "large"}, r"64x64 are too small; it needs 75x75.*stem = 'small'"),
         ("resnext50", RGB, {"stem": "tiny"}, r"model.stem = 'tiny': .*'auto', 'small' or 'large'"),
         ("cnn", (1, 3, 3), {}, r"3x3 are too small; it needs 4x4"),
+        ("cnn6", RGB, {"width": float("nan")}, r"model.width = nan: .*finite"),
+        ("mlp", RGB, {"hidden": 65536, "layers": 64}, r"mlp' with model.hidden = 65536.*2.71e\+11 parameters.*1e\+09"),
+        ("mlp", (3, 2**31, 2**31), {}, r"parameters; at most 1e\+09"),
+        ("builtins:dict", RGB, {}, r"model.name = 'builtins:dict': .*torch.nn.Module"),
+        ("types:SimpleNamespace", RGB, {}, r"types:SimpleNamespace': .*torch.nn.Module"),
+        ("builtins:Exception", RGB, {}, r"builtins:Exception': .*torch.nn.Module"),
+        ("torch.nn:Linear", RGB, {}, r"torch.nn:Linear': cannot be called"),
+        ("torch:zeros", RGB, {}, r"torch:zeros': .*not written in Python"),
+        ("sys:exit", RGB, {}, r"sys:exit': .*function of yours"),
         ("no_such_module_here:f", RGB, {}, r"model.name = 'no_such_module_here:f': importing"),
     ],
 )
@@ -237,6 +246,15 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "    return nn.Flatten()\n"
         "def narrow(shape, classes):\n"
         "    return Linear(shape, classes - 1)\n"
+        "def leaves(shape, classes):\n"
+        "    raise SystemExit\n"
+        "class Shy(Linear):\n"
+        "    @property\n"
+        "    def body(self):\n"
+        "        raise LookupError('no body')\n"
+        "    body = body.setter(lambda self, value: None)\n"
+        "def endless(shape, classes, most=1.0):\n"
+        "    return Linear(shape, classes)\n"
         "class Doubled(Linear):\n"
         "    def forward(self, x):\n"
         "        return 2 * super().forward(x)\n"
@@ -250,6 +268,9 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("headless", {}, r"returned Flatten with head None.*nn.Linear\(..., 5\)"),
         ("narrow", {}, r"out_features=4.*nn.Linear\(..., 5\)"),
         ("Doubled", {}, r"model\(x\) must be model.head\(model.body\(x\)\)"),
+        ("leaves", {}, r"leaves': failed: SystemExit: .*own_model_for_test.py, line"),
+        ("Shy", {}, r"Shy': failed: LookupError: no body"),
+        ("endless", {"most": float("inf")}, r"model.most = inf: must be a finite number"),
         ("Linear", {"depth": 2}, r"settings given \(depth\).*depth"),
     ):
         with pytest.raises(ConfigError, match=text):

@@ -56,11 +56,59 @@ def test_toml_holds_everything_and_reads_back_the_same():
         ("seed=-1", r"seed = -1"),
         ("train.lr", r"--set 'train\.lr': write key=value"),
         ("train.lr.x=1", r"train\.lr"),
+        ("train.rounds=1" + "0" * 30, r"train\.rounds = 10{30}: .*less than or equal to 1000000"),
+        ("train.rounds=" + "9" * 5000, r"--set train\.rounds: its value is no TOML: .*4300"),
+        ("train.rounds=" + "[" * 5000 + "]" * 5000, r"--set train\.rounds: its value is nested too deeply"),
+        ("train.rounds=0x" + "f" * 5000, r"train\.rounds = an integer of 20000 bits: .*1000000"),
+        ("strategy.eta=1" + "0" * 30, r"strategy\.eta = 10{30}: must fit into 64 bits"),
+        ("learner.since=2024-02-29", r"learner\.since = .*write a date in quotes"),
+        (".".join("a" * 5000) + "=1", r"nested more than 8 levels deep"),
+        ("data.dir=" + "x" * 5000, r"data\.dir = .*at most 4096 characters"),
+        ("train.lr=inf", r"train\.lr = inf: .*"),
+        ("train.clip_norm=nan", r"train\.clip_norm = nan: .*finite"),
+        ("data.alpha=inf", r"data\.alpha = inf: .*finite"),
+        ("fleet.down=inf", r"fleet\.down = inf: .*finite"),
+        ("data.clients=1000000000", r"data\.clients = 1000000000: .*100000"),
+        ("name=2024", r"name = 2024: must be text; write name=\"2024\" \(in a shell: --set 'name=\"2024\"'\)"),
+        ("model=5", r"model = 5: must be a name or a table of settings"),
+        ("train=5", r"train = 5: must be a table of settings"),
     ],
 )
 def test_what_cannot_be_is_refused_with_key_value_and_remedy(override, message):
     with pytest.raises(ConfigError, match=message):
         read_config({"train": {"lr": 0.1}}, [override])
+
+
+def test_a_table_of_scores_that_fits_no_memory_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.tasks = 1000 with data\.clients = 1000: .*at most 2e\+08"):
+        read_config({}, ["data.tasks=1000", "data.clients=1000"])
+    assert read_config({}, ["data.tasks=1000", "data.clients=200"])
+
+
+def test_files_with_what_toml_readers_choke_on(tmp_path):
+    path = tmp_path / "hostile.toml"
+    for text, words in (
+        ("seed = " + "9" * 5000, "not valid TOML: .*4300"),
+        ("seed = " + "[" * 100_000, "not valid TOML"),
+        ("seed = " + "[" * 20 + "]" * 20, "nested more than 8 levels"),
+        (".".join("a" * 50_000) + " = 1", "nested"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            read_config(path)
+    path.write_bytes(b"name = '\xff'")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read_config(path)
+
+
+def test_mappings_are_checked_as_files_are():
+    with pytest.raises(ConfigError, match="must be a number, a text, true or false"):
+        read_config({"learner": {"name": "ewc", "odd": object()}})
+    deep: dict = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    with pytest.raises(ConfigError, match="nested more than 8 levels"):
+        read_config({"learner": deep})
 
 
 def test_settings_that_do_something_where_they_stand():

@@ -221,7 +221,7 @@ def test_a_round_without_any_answer_is_the_end(tmp_path):
         ("fedasync", {"concurrency": 5}, "concurrency = 5 clients"),
         ("fedasync", {"concurrency": 1.5}, "concurrency = 1.5: must be a whole number"),
         ("fedasync", {"alpha": 2}, "alpha = 2: must be above 0 and at most 1"),
-        ("fedasync", {"proximal_mu": -1}, "proximal_mu = -1: must not be below 0"),
+        ("fedasync", {"proximal_mu": -1}, "proximal_mu = -1: must be a number, at least 0"),
         ("fedasync", {"staleness": "linear"}, "polynomial, hinge or constant"),
         ("fedasync", {"staleness_a": -1}, "staleness_a = -1: must not be below 0"),
         ("semisync", {"deadline": 0}, "deadline = 0: must be above 0"),

@@ -68,6 +68,21 @@ def test_privacy_wraps_fedavg_and_shares_the_options_out():
         ("no_such_module:X", {}, ["no_such_module", "ModuleNotFoundError"]),
         ("json:NoSuch", {}, ["'NoSuch'"]),
         ("collections:OrderedDict", {}, ["flwr.serverapp.strategy.Strategy"]),
+        ("fedadam", {"eta": float("nan")}, ["strategy.eta = nan", "finite"]),
+        ("fedadam", {"eta": 0}, ["strategy.eta = 0", "above 0"]),
+        ("fedadam", {"tau": 0.0}, ["strategy.tau = 0.0", "above 0"]),
+        ("fedadam", {"beta_1": 1}, ["strategy.beta_1 = 1", "at least 0 and below 1"]),
+        ("fedavg", {"min_train_nodes": 2.5}, ["strategy.min_train_nodes = 2.5", "a whole number, at least 1"]),
+        ("fedprox", {"proximal_mu": float("inf")}, ["strategy.proximal_mu = inf", "finite"]),
+        ("krum", {"num_malicious_nodes": -1}, ["num_malicious_nodes = -1", "a whole number, at least 0"]),
+        ("krum", {"num_malicious_nodes": 2.5}, ["num_malicious_nodes = 2.5", "a whole number, at least 0"]),
+        ("semisync", {"deadline": float("inf")}, ["strategy.deadline = inf", "finite"]),
+        ("sys:exit", {}, ["strategy.name = 'sys:exit'", "not written in Python", "function of yours"]),
+        ("os:abort", {}, ["strategy.name = 'os:abort'", "not written in Python"]),
+        ("code:interact", {}, ["standard library"]),
+        ("builtins:quit", {}, ["standard library"]),
+        ("functools:partial", {}, ["flwr.serverapp.strategy.Strategy"]),
+        ("json:__doc__", {}, ["'json:__doc__'", "flwr.serverapp.strategy.Strategy"]),
         ("json:loads", {"s": "1"}, ["standard library", "function of yours"]),
     ],
 )  # fmt: skip
@@ -86,6 +101,68 @@ def test_a_strategy_that_would_wait_for_ever_is_refused():
     private = StrategyConfig(name="dp-fixed-clipping", min_available_nodes=30, **NEEDED["dp-fixed-clipping"])
     with pytest.raises(ConfigError, match="min_available_nodes = 30"):
         build_strategy(private, clients=20)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "clients", "words"),
+    [
+        (
+            "bulyan",
+            {"num_malicious_nodes": 1},
+            6,
+            r"needs 4 x 1 \+ 3 = 7 clients in a round, and a round asks 6; low",
+        ),
+        ("bulyan", {"num_malicious_nodes": 1, "fraction": 0.5}, 13, "a round asks 6"),
+        ("bulyan", {}, 2, r"needs 4 x 0 \+ 3 = 3 clients in a round, and a round asks 2; raise"),
+        ("krum", {"num_malicious_nodes": 1}, 4, r"needs 2 x 1 \+ 3 = 5 clients .* asks 4; .*nodes to 0, or raise"),
+        ("krum", {"num_malicious_nodes": 10**9}, 2, "= 2000000003 clients in a round, and a round asks 2; raise"),
+        ("multikrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 6}, 6, "select = 6: .* set it to 5 or less"),
+        ("dp-fixed-clipping", NEEDED["dp-fixed-clipping"], 3, "num_sampled_clients = 4 clients"),
+    ],
+)
+def test_a_strategy_that_could_never_aggregate_is_refused(name, options, clients, words):
+    with pytest.raises(ConfigError, match=words):
+        build_strategy(StrategyConfig(name=name, **options), clients)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "clients"),
+    [
+        ("bulyan", {"num_malicious_nodes": 1}, 7),
+        ("bulyan", {"num_malicious_nodes": 1, "fraction": 0.5}, 14),
+        ("bulyan", {"num_malicious_nodes": 1, "fraction": 0.1, "min_train_nodes": 7}, 10),
+        ("krum", {"num_malicious_nodes": 1}, 5),
+        ("multikrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 5}, 6),
+    ],
+)
+def test_and_with_enough_clients_it_is_made(name, options, clients):
+    assert build_strategy(StrategyConfig(name=name, **options), clients)
+
+
+@pytest.mark.parametrize("fault", ["raise SystemExit", "raise GeneratorExit2", "import sys; sys.exit(0)"])
+def test_a_users_strategy_cannot_end_the_process(tmp_path, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"leaves_{abs(hash(fault))}"
+    text = "class GeneratorExit2(BaseException):\n    pass\ndef make():\n    " + fault + "\n"
+    (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(ConfigError, match=f"strategy {name}:make refused its defaults: .*Exit"):
+        build(f"{name}:make")
+
+
+def test_a_users_own_argument_may_be_infinite_where_its_default_is(tmp_path, monkeypatch):
+    (tmp_path / "limitless_for_test.py").write_text(
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Limitless(FedAvg):\n"
+        "    def __init__(self, most=float('inf'), least=0.0):\n"
+        "        super().__init__()\n"
+        "        self.most, self.least = most, least\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert build("limitless_for_test:Limitless", most=float("-inf")).most == float("-inf")
+    with pytest.raises(ConfigError, match=r"strategy\.least = inf: must be a finite number"):
+        build("limitless_for_test:Limitless", least=float("inf"))
 
 
 def test_a_users_file_is_found_in_the_current_folder(tmp_path, monkeypatch):
