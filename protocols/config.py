@@ -343,8 +343,8 @@ class FleetConfig(Section):
     """``always``; ``markov``: there and away in turn, for exponentially distributed times; or a CSV file with columns
     ``client,start,end`` (seconds), which is repeated after its last ``end``. Who is away is not chosen; who leaves goes
     on when back."""
-    online: float = Field(3600.0, ge=1, le=MOST_SECONDS)
-    offline: float = Field(3600.0, ge=1, le=MOST_SECONDS)
+    online: float = Field(3600.0, ge=0.1, le=MOST_SECONDS)
+    offline: float = Field(3600.0, ge=0.1, le=MOST_SECONDS)
     """``markov``: mean seconds that a client is there, and away."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that an answer is lost on its way."""

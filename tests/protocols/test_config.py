@@ -91,7 +91,7 @@ def test_files_with_what_toml_readers_choke_on(tmp_path):
         ("seed = " + "9" * 5000, "not valid TOML: .*4300"),
         ("seed = " + "[" * 100_000, "not valid TOML"),
         ("seed = " + "[" * 20 + "]" * 20, "nested more than 8 levels"),
-        (".".join("a" * 50_000) + " = 1", "nested"),
+        (".".join("a" * 2_000) + " = 1", "nested"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=words):
