@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,11 @@ class LocalStream:
             If the task's file is missing or not as described.
         """
         arrays = self._read(task)
+        classes = self._slice(task)
+        self._check_labels(task, arrays, classes)  # the file may be another one by now
         return TaskData(
             task=task,
-            classes=self._slice(task),
+            classes=classes,
             seen=tuple(dict.fromkeys(label for earlier in range(task + 1) for label in self._slice(earlier))),
             train=_split(arrays["train_x"], arrays["train_y"]),
             test=_split(arrays["test_x"], arrays["test_y"]),
@@ -122,15 +125,20 @@ class LocalStream:
                 classes = list(range(task * self._block, (task + 1) * self._block))
             else:
                 classes = np.unique(np.concatenate([arrays["train_y"], arrays["test_y"]])).tolist()
-            strange = sorted({*arrays["train_y"].tolist(), *arrays["test_y"].tolist()} - set(classes))
-            if strange or not all(0 <= label < self.classes for label in classes):
-                raise self._wrong(
-                    task,
-                    f"labels {strange[:5] or classes[:5]} are none of the task's; its classes are {classes}, out of "
-                    f"0..{self.classes - 1} (data.classes, data.classes_per_task, or an array 'classes' in the file)",
-                )
+            self._check_labels(task, arrays, classes)
             self._slices[task] = tuple(classes)
         return self._slices[task]
+
+    def _check_labels(self, task: int, arrays: dict[str, np.ndarray], classes: Sequence[int]) -> None:
+        labels = {*arrays["train_y"].tolist(), *arrays["test_y"].tolist()}
+        strange = sorted(labels - set(classes))
+        if strange or not all(0 <= label < self.classes for label in classes):
+            raise self._wrong(
+                task,
+                f"labels {strange[:5] or list(classes[:5])} are none of the task's; its classes are {list(classes)}, "
+                f"out of 0..{self.classes - 1} "
+                "(data.classes, data.classes_per_task, or an array 'classes' in the file)",
+            )
 
     def _read(self, task: int) -> dict[str, np.ndarray]:
         if not 0 <= task < self.tasks:

@@ -77,7 +77,7 @@ class Parquet:
         groups: list[list[int]] = []
         if len(self.labels) > 1:
             groups = [np.flatnonzero(classes[:, 0] == group).tolist() for group in np.unique(classes[:, 0])]
-        names = _names(tables[0].schema.metadata, self.labels[-1])
+        names = _names(train[0], tables[0].schema.metadata, self.labels[-1])
         return Contents(
             self._part(train, train_y.reshape(-1).astype(np.int64)),
             self._part(test, test_y),
@@ -88,24 +88,15 @@ class Parquet:
     def _labels(self, files: Sequence[Path]) -> Any:
         """The columns of labels, after a look at all columns."""
         pa, parquet = require("pyarrow"), require("pyarrow.parquet")
-        needed = [self.image, *self.labels]
         tables = []
         for path in files:
             try:
                 schema = parquet.read_schema(path)
-                missing = [column for column in needed if column not in schema.names]
-                if missing:
-                    raise ConfigError(
-                        f"{path}: column {', '.join(map(repr, missing))} is missing; "
-                        f"needed: {', '.join(needed)}; found: {', '.join(schema.names)}"
-                    )
-                kind = schema.field(self.image).type
-                if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-                    raise ConfigError(
-                        f"{path}: column {self.image!r} is {kind}; it must be struct<bytes: binary, path: string>"
-                    )
+                self._check_columns(path, schema)
                 tables.append(parquet.read_table(path, columns=list(self.labels)))
-            except (pa.ArrowException, OSError) as error:
+            except ConfigError:
+                raise
+            except (pa.ArrowException, OSError, ValueError) as error:  # names may be no UTF-8
                 raise ConfigError(f"{path}: cannot be read as parquet: {error}") from error
         try:
             table = pa.concat_tables(tables)
@@ -114,6 +105,22 @@ class Parquet:
         if table.num_rows == 0:
             raise ConfigError(f"{files[0]}: the file holds no rows")
         return table
+
+    def _check_columns(self, path: Path, schema: Any) -> None:
+        """Refuse a file without the columns needed, or with an image column of another type."""
+        needed = [self.image, *self.labels]
+        missing = [column for column in needed if column not in schema.names]
+        if missing:
+            raise ConfigError(
+                f"{path}: column {', '.join(map(repr, missing))} is missing; "
+                f"needed: {', '.join(needed)}; found: {', '.join(schema.names)}"
+            )
+        pa = require("pyarrow")
+        kind = schema.field(self.image).type
+        if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
+            raise ConfigError(
+                f"{path}: column {self.image!r} is {kind}; it must be struct<bytes: binary, path: string>"
+            )
 
     def _part(self, files: Sequence[Path], labels: Labels) -> Part:
         cells = _Cells(files, self.image)
@@ -170,8 +177,25 @@ def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
     return np.asarray(labels, np.int64)
 
 
-def _names(metadata: Mapping[bytes, bytes] | None, column: str) -> dict[int, str]:
-    """Names of a column's values, which Hugging Face keeps as JSON in the file's metadata; {} where it has none."""
-    described = json.loads((metadata or {}).get(b"huggingface", b"{}"))
-    feature = described.get("info", {}).get("features", {}).get(column, {})
-    return dict(enumerate(feature.get("names") or []))
+def _names(path: Path, metadata: Mapping[bytes, bytes] | None, column: str) -> dict[int, str]:
+    """Names of a column's values, which Hugging Face keeps as JSON in the file's metadata.
+
+    Returns
+    -------
+    dict
+        Names by value; empty where the file has none.
+
+    Raises
+    ------
+    ConfigError
+        If they are damaged.
+    """
+    try:
+        described = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        feature = described.get("info", {}).get("features", {}).get(column, {})
+        names = feature.get("names") or []
+        return {value: str(name) for value, name in enumerate(names)}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: its metadata of Hugging Face are damaged ({error}); fetch the file again"
+        ) from error

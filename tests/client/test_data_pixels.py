@@ -361,7 +361,7 @@ def test_truncated_files_are_refused_at_every_length(kind: str) -> None:
 
 
 def test_matlab_file_is_right_or_refused(tmp_path: Path) -> None:
-    x = RANDOM.integers(0, 256, (32, 32, 3, 2), np.uint8)
+    x = np.random.default_rng(3).integers(0, 256, (32, 32, 3, 2), np.uint8)
     right = {"X": x, "y": np.array([[10], [1]], np.uint8)}
     path = tmp_path / "svhn/test_32x32.mat"
     path.parent.mkdir()
@@ -500,6 +500,33 @@ def test_lists_that_do_not_fit(change: Callable[[Path], object], text: str, tmp_
     change(root / "miniimagenet")
     with pytest.raises(ConfigError, match=text):
         load_dataset(DataConfig(name="miniimagenet", dir=str(root), image_size=SIDE))
+
+
+def test_damaged_parquet_is_a_sentence_or_the_same(tmp_path: Path) -> None:
+    """Also where a column's name or Hugging Face's metadata are no text any more."""
+    parquet(tmp_path, encoded(Image.fromarray(COLOUR)))
+    path = tmp_path / "cifar100/train-0.parquet"
+    described = {"huggingface": '{"info": {"features": {"fine_label": {"names": ["a", "b"]}}}}'}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(described), path)
+    config = DataConfig(name="cifar100", dir=str(tmp_path))
+    assert load_dataset(config).class_names == ("a", "b")
+    whole = path.read_bytes()
+    refused = 0
+    for place in np.random.default_rng(7).integers(0, len(whole), 120):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :])
+        try:
+            found = load_dataset(config)
+        except ConfigError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found.train_x, np.stack([rgb(COLOUR)] * 2))
+    assert refused > 20
+    for broken in ("{", "[]", '{"info": 3}', '{"info": {"features": {"fine_label": {"names": 3}}}}'):
+        path.write_bytes(whole)
+        table = pq.read_table(path).replace_schema_metadata({"huggingface": broken})
+        pq.write_table(table, path)
+        with pytest.raises(ConfigError, match=r"train-0\.parquet: its metadata of Hugging Face"):
+            load_dataset(config)
 
 
 def test_labels_below_zero_are_refused(tmp_path: Path) -> None:

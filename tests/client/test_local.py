@@ -142,3 +142,15 @@ def test_other_files_under_the_name_are_refused(tmp_path):
     write(tmp_path, 0, classes=np.array([0, 1, 1]))
     with pytest.raises(ConfigError, match=r"classes is \[0, 1, 1\]; it must name each class once"):
         LocalStream(tmp_path, config())
+
+
+def test_a_file_exchanged_for_one_of_other_labels_is_refused(tmp_path):
+    """Its classes are known from the first reading; another task is read in between."""
+    write(tmp_path, 0)
+    write(tmp_path, 1, (2, 3))
+    stream = LocalStream(tmp_path, config())
+    stream.task(0, 0)
+    stream.task(0, 1)
+    write(tmp_path, 0, (0, 3))
+    with pytest.raises(ConfigError, match=r"task-000\.npz: labels \[3\] are none of the task's"):
+        stream.task(0, 0)
