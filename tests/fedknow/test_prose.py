@@ -13,6 +13,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/deploy.md",
+    "docs/verified.md",
     "docs/wire.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/adr/*.md")),
 ]
