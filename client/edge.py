@@ -30,6 +30,7 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of, node_of
 from fedknow.protocols.proxy import find_proxy, proxy_options
 from fedknow.protocols.security import TlsError, channel_credentials, handshake
+from fedknow.protocols.texts import counted
 from fedknow.protocols.transport import (
     CHANNEL_OPTIONS,
     CHUNK_BYTES,
@@ -617,4 +618,4 @@ def _place(message: Message) -> str:
 
 
 def _size(size: int) -> str:
-    return f"{size / 1e6:.2f} MB" if size >= 1e4 else f"{size} bytes"
+    return f"{size / 1e6:.2f} MB" if size >= 1e4 else counted(size, "byte")

@@ -185,13 +185,14 @@ def compare(
         names = [name.strip() for name in learners.split(",") if name.strip()]
         place = folder or Path("runs") / f"{config.name}-compare"
     with _explained(place, extra="sim"):
-        from fedknow.progress import RunProgress, comparison_table
+        from fedknow.progress import RunProgress
         from fedknow.simulations.compare import compare as run_all
+        from fedknow.tables import comparison_table, print_table
 
         watch = None if quiet else lambda plan, title: RunProgress(plan, out, title)
         result = run_all(config, names, seeds, place, watch)
         if result.groups and not quiet:
-            out.print(comparison_table(result.groups))
+            print_table(out, comparison_table(result.groups))
         if not quiet:
             for name, reason in result.left_out.items():
                 out.print(f"[dim]left out: {escape(name)}: {escape(reason)}[/]", highlight=False)
@@ -241,15 +242,16 @@ def search(
         names = [name.strip() for name in learners.split(",") if name.strip()]
         place = folder or Path("runs") / f"{config.name}-search"
     with _explained(place, extra="sim"):
-        from fedknow.progress import RunProgress, found_table
+        from fedknow.progress import RunProgress
         from fedknow.simulations.search import search as search_all
+        from fedknow.tables import found_table, print_table
 
         given = ["fedknow", "search", experiment, "--learners", learners, "--runs", str(runs), "--seeds", str(seeds)]
         command = shlex.join([*given, *(part for change in changes or [] for part in ("--set", change))])
         watch = None if quiet else lambda plan, title: RunProgress(plan, out, title)
         found, failures = search_all(config, names, runs, seeds, place, command, watch)
         if found and not quiet:
-            out.print(found_table(found))
+            print_table(out, found_table(found))
         out.print(f"Found: {escape(str(place / 'best.toml'))}", highlight=False, soft_wrap=True)
         for name, reason in failures.items():
             err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}", highlight=False)
@@ -795,13 +797,13 @@ def _kept(run: Path | None, verb: str) -> None:
 
 def _show_run(run: Path, quiet: bool) -> None:
     """What a finished run came to."""
-    from fedknow.progress import result_tables
     from fedknow.server.reports.summary import summarise
     from fedknow.server.run_folder import RunFolder
+    from fedknow.tables import print_table, result_tables
 
     if not quiet:
         for table in result_tables(summarise(RunFolder.open(run))):
-            out.print(table)
+            print_table(out, table)
     _point_to(run / "report.html")
 
 

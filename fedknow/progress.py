@@ -1,4 +1,4 @@
-"""What a person sees while an experiment runs and when it ends: a live bar on a terminal, plain lines in a log."""
+"""What a person sees while an experiment runs: a live bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.texts import counted
 from fedknow.server.arrivals import Arrivals
-from fedknow.server.reports.groups import Group, interval_note, ranked
-from fedknow.server.reports.measures import MEASURES, duration, known, size
-from fedknow.server.reports.summary import Summary
+from fedknow.server.reports.measures import duration
 
-if TYPE_CHECKING:
-    from fedknow.simulations.search import Found
-
-__all__ = ["RunProgress", "comparison_table", "found_table", "result_tables"]
+__all__ = ["RunProgress"]
 
 WINDOW = 12
 """Rounds whose pace the time left is told from: later tasks are slower, so only the latest count."""
@@ -101,8 +95,12 @@ class RunProgress:
                 self._row, completed=done, description=self._prefix(f"{place} {self._accuracy}"), left=left
             )
             return
-        parts = [f"{name} {_number(event.get(name))}" for name in ("loss", "accuracy") if event.get(name) is not None]
-        parts += [f"{event['clients']} clients", f"{event['seconds']:.1f} s"]
+        parts = []
+        if event.get("loss") is not None:
+            parts.append(f"loss {event['loss']:.3f}")
+        if event.get("accuracy") is not None:  # on what was trained on; evaluations tell of the rest
+            parts.append(f"training accuracy {100 * event['accuracy']:.1f} %")
+        parts += [counted(event["clients"], "client"), f"{event['seconds']:.1f} s"]
         self._say(event, f"{place}: {', '.join(parts)}{f'; {left}' if left else ''}")
 
     def _on_evaluation(self, event: Mapping[str, Any]) -> None:
@@ -140,80 +138,6 @@ class RunProgress:
 
     def _prefix(self, text: str) -> str:
         return f"{self._title}: {text}" if self._title else text
-
-
-def result_tables(run: Summary) -> list[Table]:
-    """A finished (or interrupted) run as two tables: task by task, and over all tasks."""
-    tasks = Table(title=f"{_name(run)}, seed {run.config.seed}: accuracy on each task", title_justify="left")
-    tasks.add_column("task", justify="right")
-    scorings = [("personal", run.personal)] + ([("global", run.global_model)] if run.global_model else [])
-    for scoring_name, _ in scorings:
-        for name in ("learned", "now", "forgotten"):
-            tasks.add_column(f"{scoring_name}\n{name}", justify="right")
-    for task in range(run.tasks):
-        cells = [str(task + 1)]
-        for _, scoring in scorings:
-            learned, now = scoring.learned[task], scoring.now[task]
-            cells += [_percent(learned), _percent(now), _percent(learned - now) if task < run.tasks - 1 else "–"]
-        tasks.add_row(*cells)
-
-    overall = Table(
-        title=f"After {run.tasks} of {run.config.data.tasks} tasks", show_header=False, title_justify="left"
-    )
-    overall.add_column()
-    overall.add_column(justify="right")
-    values = run.measures()
-    for measure in known([values]):
-        overall.add_row(measure.title, measure.text(values[measure.key]))
-    for kind, count in sorted(run.traffic.items()):
-        overall.add_row(f"Bytes, {kind}", f"{size(count['down'])} down, {size(count['up'])} up")
-    return [tasks, overall]
-
-
-def comparison_table(groups: list[Group]) -> Table:
-    """One line a method, the most accurate first: mean and 95 % interval over seeds; 100 columns are enough."""
-    fewest = min(len(group.runs) for group in groups)
-    caption = interval_note(groups)
-    measures = [m for m in known(run.measures() for group in groups for run in group.runs) if m.short]
-    table = Table(title="Comparison", caption=caption, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    # Names are what a line is found by: they keep their width where numbers, which a page and a file have too, do not.
-    longest = max((len(group.label) for group in groups), default=0)
-    table.add_column("", overflow="fold", min_width=min(longest, 16))
-    for measure in measures:
-        table.add_column(f"{measure.short}\n{'%' if measure.percent else ''}", justify="right", no_wrap=True)
-    for group in ranked(groups):
-        cells = [
-            point.text(measure, unit=False) if measure.percent else measure.text(point.mean)
-            for measure, point in ((measure, group.estimate(measure.key)) for measure in measures)
-        ]
-        seeds = "" if len(group.runs) == fewest else f" ({len(group.runs)} seeds)"
-        table.add_row(f"{group.label}{seeds}", *cells)
-    return table
-
-
-def found_table(found: Mapping[str, Found]) -> Table:
-    """One line a learner: what a search of settings found."""
-    table = Table(title="Best settings, on held-out training samples", title_justify="left", box=SIMPLE_HEAD)
-    for name in ("", "accuracy\n%", "with defaults\n%", "forgotten\n%", "runs"):
-        table.add_column(name, justify="right" if name else "left")
-    table.add_column("settings")
-    for name, best in found.items():
-        numbers = [MEASURES[0].text(value, unit=False) for value in (best.accuracy, best.default, best.forgetting)]
-        settings = ", ".join(f"{key}={value}" for key, value in best.settings.items()) or "–"
-        table.add_row(name, *numbers, str(best.runs), settings)
-    return table
-
-
-def _name(run: Summary) -> str:
-    return f"{run.config.name}, {run.config.learner.name} with {run.config.strategy.name}"
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _details(event: Mapping[str, Any]) -> str:

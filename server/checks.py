@@ -35,6 +35,7 @@ from fedknow.protocols.messages import (
     Record,
     client_of,
 )
+from fedknow.protocols.texts import counted
 
 __all__ = ["ClientFailure", "Fault", "Inspector", "RunError", "Unusable", "check_finite", "check_like"]
 
@@ -334,7 +335,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
     """Raise :class:`Unusable` if a number of an array is NaN or infinite."""
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
-        raise Unusable(Fault.NOT_FINITE, name, f"{bad} of {array.size} values of {name} are NaN or infinite")
+        raise Unusable(Fault.NOT_FINITE, name, f"{name}: NaN or infinite in {bad} of {counted(array.size, 'value')}")
 
 
 def check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True) -> None:

@@ -77,6 +77,7 @@ from fedknow.protocols.messages import (
 )
 from fedknow.protocols.plugins import PASSED_ON, explain
 from fedknow.protocols.seeds import integer
+from fedknow.protocols.texts import counted
 from fedknow.server import metrics
 from fedknow.server.aggregates import check_aggregate, check_arrays
 from fedknow.server.arrivals import Arrivals
@@ -815,10 +816,12 @@ class Experiment:
         if self._too_small:
             return (
                 f"learner {self.config.learner.name} with model {self.config.model.name} does not fit the fleet: "
-                f"{min(self._too_small, clients)} of {clients} devices asked lack the memory, and no other client "
-                "answered; metrics.jsonl says how much they have and need"
+                f"too little memory on {min(self._too_small, clients)} of "
+                f"{counted(clients, 'device')} asked, and no other client answered; "
+                "metrics.jsonl says how much they have and need"
             )
-        return f"all {clients} clients failed; see metrics.jsonl"
+        failed = "the client" if clients == 1 else f"all {clients} clients"
+        return f"{failed} failed; see metrics.jsonl"
 
     def _emit_round(self, task: int, round: int, aggregated: Mapping[str, Any], seconds: float) -> None:
         clients = self.inspector

@@ -22,6 +22,7 @@ from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LOCAL, local_shape
 from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
+from fedknow.protocols.texts import counted
 from fedknow.server.experiment import Experiment, RunResult
 from fedknow.server.flower_grid import FlowerGrid
 from fedknow.server.reports.page import write_report
@@ -77,7 +78,7 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
             print(line, flush=True)  # what a ServerApp prints is what `flwr log` shows
 
     def waiting(there: int) -> None:
-        print(f"{there} of {config.data.clients} clients are there", flush=True)
+        print(f"connected: {there} of {counted(config.data.clients, 'client')}", flush=True)
 
     again = resume and (place / "config.toml").is_file()
     with RunFolder.resume(place, config) if again else RunFolder.create(place, config) as folder:
@@ -101,8 +102,12 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line(event: Mapping[str, Any]) -> str:
+    if event["event"] in ("failure", "warning"):
+        return str(event["reason"])
+    if event["event"] not in ("round", "evaluation"):
+        return ""
+    place = f"task {event['task'] + 1}, round {event['round']}"
     if event["event"] == "round":
-        return f"task {event['task'] + 1}, round {event['round']}: {event['clients']} clients, {event['seconds']:.2f} s"
-    if event["event"] == "evaluation":
-        return f"task {event['task'] + 1}, round {event['round']}: accuracy {event['accuracy']:.4f}"
-    return str(event["reason"]) if event["event"] in ("failure", "warning") else ""
+        clients = counted(event["clients"], "client")
+        return f"{place}: {clients}, {event['seconds']:.2f} s"
+    return f"{place}: accuracy {100 * event['accuracy']:.1f} %"

@@ -88,7 +88,7 @@ class GrpcGrid(MessageGrid):
         super().__init__(config.data.clients)
         if config.engine.min_clients > self.clients:
             raise ConfigError(
-                f"engine.min_clients = {config.engine.min_clients}: there are {self.clients} clients (data.clients)"
+                f"engine.min_clients = {config.engine.min_clients}: more than data.clients = {self.clients}"
             )
         self._engine = config.engine
         self._limits = limits or Limits()

@@ -347,7 +347,7 @@ class Service:
         if client is None:  # in the clear, a client that comes for the first time takes any free place
             free = [peer for peer in self.peers.values() if peer.link is None]
             if not free:
-                raise WireError(Code.NO_ROOM, f"all {len(self.peers)} clients of this experiment are here")
+                raise WireError(Code.NO_ROOM, f"no place is free: data.clients = {len(self.peers)}")
             return min(free, key=lambda peer: peer.joined > 0)
         peer = self.peers.get(node_of(client))
         if peer is None:

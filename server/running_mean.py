@@ -18,6 +18,7 @@ import torch
 
 from fedknow.client.node import as_tensors
 from fedknow.protocols.messages import ARRAYS, METRICS, TRAIN, Arrays, Mean, Message, Metrics, nbytes
+from fedknow.protocols.texts import counted
 from fedknow.server.checks import NUM_EXAMPLES, Inspector, RunError
 
 __all__ = ["RunningMean", "averaged"]
@@ -80,7 +81,8 @@ class RunningMean:
         """
         if self._expected:
             raise RunError(
-                f"{self._expected} answers are in a worker's mean that cannot be used; see metrics.jsonl, and set "
+                f"{counted(self._expected, 'answer')} of a worker's mean cannot be used; "
+                "see metrics.jsonl, and set "
                 "engine.running_mean=false to have such clients left out"
             )
         found = Mean() if into is None else into
@@ -140,9 +142,10 @@ def _mean_metrics(replies: Sequence[Message]) -> Metrics:
     for name in metrics[0]:
         values = [np.asarray(numbers[name], np.float64) for numbers in metrics]
         if len({value.shape for value in values}) > 1:
+            lengths = sorted({str(value.size) for value in values})
             raise RunError(
-                f"engine.running_mean = true: there is no mean of the clients' metric {name!r}, which has "
-                f"{' or '.join(sorted({str(value.size) for value in values}))} values; report as many from each client"
+                f"engine.running_mean = true: there is no mean of the clients' metric {name!r}. "
+                f"Its lengths differ: {', '.join(lengths)}; report as many values from each client"
             )
         found[name] = (weights @ np.stack(values) / weights.sum()).tolist()
     examples = [numbers[NUM_EXAMPLES] for numbers in metrics]

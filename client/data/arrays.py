@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.extras import how_to_install
+from fedknow.protocols.texts import counted
 
 __all__ = ["Dataset", "Images", "Labels", "has_channels_last", "levels", "require", "statistics"]
 
@@ -63,13 +64,13 @@ class Dataset:
             if y.min() < 0 or y.max() >= self.classes:
                 raise self._wrong(
                     f"{part}_y runs from {y.min()} to {y.max()}; "
-                    f"with {self.classes} class names it must stay within 0..{self.classes - 1}"
+                    f"with {counted(self.classes, 'class name')} it must stay within 0..{self.classes - 1}"
                 )
         if self.train_x.shape[1:] != self.test_x.shape[1:]:
             raise self._wrong(f"train images are {self.train_x.shape[1:]}, test images {self.test_x.shape[1:]}")
         channels = self.train_x.shape[1]
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise self._wrong(f"mean and std need {channels} numbers, one a channel, and std above 0")
+            raise self._wrong(f"mean and std need {counted(channels, 'number')}, one a channel, and std above 0")
         grouped = [label for group in self.groups for label in group]
         if len(set(grouped)) != len(grouped) or not set(grouped) <= set(range(self.classes)):
             raise self._wrong("groups must hold each class at most once, and only classes there are")

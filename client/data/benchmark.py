@@ -14,6 +14,7 @@ from fedknow.client.data.partition import Indices, Partition, make_partition
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.seeds import generator
+from fedknow.protocols.texts import counted
 
 __all__ = ["Benchmark", "hold_out", "make_benchmark"]
 
@@ -98,7 +99,8 @@ class Benchmark:
     def _check(self, client: int, task: int) -> None:
         if not (0 <= client < self.clients and 0 <= task < self.tasks):
             raise IndexError(
-                f"client {client}, task {task}: there are {self.clients} clients and {self.tasks} tasks, from 0"
+                f"client {client}, task {task}: there are "
+                f"{counted(self.clients, 'client')} and {counted(self.tasks, 'task')}, from 0"
             )
 
     def __getstate__(self) -> dict[str, Any]:

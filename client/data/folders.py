@@ -15,6 +15,7 @@ from fedknow.client.data.files import pictures, subfolders
 from fedknow.client.data.parquet import Parquet
 from fedknow.client.data.source import Contents, Part, Source, joined, resplit
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.texts import counted
 
 __all__ = ["Core50", "Fc100", "MiniImageNetCsv", "MiniImageNetFolders", "SvhnMat", "TinyImageNet"]
 
@@ -238,7 +239,8 @@ class Fc100:
     def _read(self, cifar: Contents) -> Contents:
         if len(cifar.groups) != len(_FC100):
             raise ConfigError(
-                f"data.name = 'fc100': coarse_label has {len(cifar.groups)} values; CIFAR-100 has {len(_FC100)}"
+                f"data.name = 'fc100': coarse_label has "
+                f"{counted(len(cifar.groups), 'value')}; CIFAR-100 has {len(_FC100)}"
             )
         order = [label for superclass in _FC100 for label in cifar.groups[superclass]]
         new: Labels = np.empty(len(order), np.int64)

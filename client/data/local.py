@@ -142,7 +142,7 @@ class LocalStream:
 
     def _read(self, task: int) -> dict[str, np.ndarray]:
         if not 0 <= task < self.tasks:
-            raise IndexError(f"task {task}: there are {self.tasks} tasks, from 0")
+            raise IndexError(f"task {task}: the number of tasks is {self.tasks}, from 0")
         if self._recent[0] != task:
             try:
                 with np.load(self._path(task), allow_pickle=False) as file:

@@ -16,6 +16,7 @@ import numpy as np
 from fedknow.client.data.arrays import Labels, require
 from fedknow.client.data.source import Contents, Part, Source
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.texts import counted
 
 __all__ = ["Parquet"]
 
@@ -165,7 +166,8 @@ def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
     values = table[column]
     if not str(values.type).startswith(("int", "uint")) or values.null_count:
         raise ConfigError(
-            f"{files[0]}: column {column!r} is {values.type} with {values.null_count} empty cells; "
+            f"{files[0]}: column {column!r} is {values.type} with "
+            f"{counted(values.null_count, 'empty cell')}; "
             "it must be whole numbers throughout"
         )
     labels = values.to_numpy()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedknow.client.data.datasets import Dataset, require
 from fedknow.protocols.config import ConfigError, DataConfig
 from fedknow.protocols.seeds import generator, integer
+from fedknow.protocols.texts import counted
 
 __all__ = ["Partition", "Share", "make_partition"]
 
@@ -131,7 +132,8 @@ def _task_classes(dataset: Dataset, config: DataConfig, seed: int) -> list[tuple
     if dataset.groups and config.classes_per_task == 0:
         if config.tasks > len(dataset.groups):
             raise ConfigError(
-                f"data.tasks = {config.tasks}: {dataset.name} has {len(dataset.groups)} natural tasks; "
+                f"data.tasks = {config.tasks}: {dataset.name} has "
+                f"{counted(len(dataset.groups), 'natural task')}; "
                 f"set data.tasks to {len(dataset.groups)} or less, or data.classes_per_task for tasks of equal size"
             )
         order = np.arange(len(dataset.groups))
@@ -142,8 +144,10 @@ def _task_classes(dataset: Dataset, config: DataConfig, seed: int) -> list[tuple
     if size == 0 or config.tasks * size > dataset.classes:
         needed = config.tasks * max(size, 1)
         raise ConfigError(
-            f"data.tasks = {config.tasks} of {max(size, 1)} classes each (data.classes_per_task) need {needed} "
-            f"classes, but {dataset.name} has {dataset.classes}; lower data.tasks or data.classes_per_task"
+            f"data.tasks = {config.tasks} of "
+            f"{counted(max(size, 1), 'class', 'classes')} each (data.classes_per_task) need "
+            f"{counted(needed, 'class', 'classes')}, but "
+            f"{dataset.name} has {dataset.classes}; lower data.tasks or data.classes_per_task"
         )
     labels = np.arange(dataset.classes)
     if config.class_order == "shuffled":
@@ -189,7 +193,8 @@ def _paper(pools: Sequence[_Pool], config: DataConfig, seed: int) -> list[Drawn]
     for pool in pools:
         if config.classes_min > len(pool.classes):
             raise ConfigError(
-                f"data.classes_min = {config.classes_min}: task {pool.task} has {len(pool.classes)} classes; "
+                f"data.classes_min = {config.classes_min}: task {pool.task} has "
+                f"{counted(len(pool.classes), 'class', 'classes')}; "
                 f"lower data.classes_min to {len(pool.classes)} or less, or lower data.tasks for larger tasks"
             )
     if config.share == "overlapping":
@@ -199,11 +204,15 @@ def _paper(pools: Sequence[_Pool], config: DataConfig, seed: int) -> list[Drawn]
     if fit < config.clients:
         tightest = pools[min(range(len(pools)), key=lambda task: len(chosen[task]))]
         train, test = _slots(tightest, config)
+        most = min(config.classes_max, len(tightest.classes))
         raise ConfigError(
-            f"data.clients = {config.clients}: without sharing samples only {fit} clients fit. In task {tightest.task} "
-            f"data.samples = {config.samples:g} makes {train.min()} shares of a class's training samples and "
-            f"data.test_samples = {config.test_samples:g} makes {test.min()} of its test samples, and a client needs "
-            f"shares of {config.classes_min} to {min(config.classes_max, len(tightest.classes))} classes. "
+            f"data.clients = {config.clients}: without sharing samples there is room for "
+            f"{counted(fit, 'client')}. In task {tightest.task} "
+            f"data.samples = {config.samples:g} makes "
+            f"{counted(int(train.min()), 'share')} of a class's training samples and "
+            f"data.test_samples = {config.test_samples:g} makes {test.min()} of its test samples. "
+            f"A client needs shares of {config.classes_min} to "
+            f"{counted(most, 'class', 'classes')}. "
             f"Set data.clients to {fit}, or lower data.samples or data.test_samples, "
             'or let clients hold the same samples: data.share = "overlapping"'
         )
@@ -326,8 +335,9 @@ def _dirichlet_task(pool: _Pool, config: DataConfig, seed: int) -> Drawn:
     else:
         raise ConfigError(
             f"data.alpha = {config.alpha:g} with data.clients = {config.clients}: no draw gave every client a training "
-            f"and a test sample of task {pool.task} ({len(places)} training samples, "
-            f"{sum(map(len, pool.test))} test samples); raise data.alpha or lower data.clients or data.tasks"
+            f"and a test sample of task {pool.task} "
+            f"({counted(len(places), 'training sample')}, "
+            f"{counted(sum(map(len, pool.test)), 'test sample')}); raise data.alpha or lower data.clients or data.tasks"
         )
     starts = np.cumsum(tests, axis=0) - tests
     drawn = []
@@ -384,6 +394,7 @@ def _enough_samples(pool: _Pool, config: DataConfig) -> None:
         total = sum(map(len, places))
         if config.clients > total:
             raise ConfigError(
-                f"data.clients = {config.clients}: task {pool.task} has only {total} {part} samples, and every client "
-                f"needs one; set data.clients to {total} or less, or lower data.tasks for larger tasks"
+                f"data.clients = {config.clients}: task {pool.task} has only "
+                f"{counted(total, f'{part} sample')}, and every client needs one; "
+                f"set data.clients to {total} or less, or lower data.tasks for larger tasks"
             )

@@ -34,6 +34,7 @@ from fedknow.client.learners.base import (
 )
 from fedknow.client.learners.sparse import pack, packed_bytes, unpack
 from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.texts import counted
 
 __all__ = ["FedWeit", "FedWeitSettings", "sent_units"]
 
@@ -201,7 +202,7 @@ class FedWeit(Learner):
     def receive_extra(self, extra: Tensors) -> None:
         """All clients' adaptive parameters of the previous task: for each name, one after the other."""
         if {n: v.shape[1:] for n, v in extra.items()} != {n: b.shape for n, b in self._base.items()}:
-            raise ValueError(f"adaptive parameters of {len(extra)} tensors do not fit the model's body")
+            raise ValueError(f"adaptive parameters of {counted(len(extra), 'tensor')} do not fit the model's body")
         self._everybody = extra
 
     # --- training -------------------------------------------------------------------------------------------------

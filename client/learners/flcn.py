@@ -19,6 +19,7 @@ from fedknow.client.learners.base import Batch, HeadSlice, Layout, Learner, Lear
 from fedknow.client.learners.memory import choose
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
+from fedknow.protocols.texts import counted
 
 __all__ = ["Flcn", "FlcnSettings"]
 
@@ -90,7 +91,7 @@ class Flcn(Learner):
     def receive_extra(self, extra: Tensors) -> None:
         """Omega, for every parameter."""
         if {n: v.shape for n, v in extra.items()} != {n: p.shape for n, p in self._parameters.items()}:
-            raise ValueError(f"importance weights of {len(extra)} tensors do not fit the model's parameters")
+            raise ValueError(f"importance weights of {counted(len(extra), 'tensor')} do not fit the model's parameters")
         self._importance = extra
 
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fedknow.protocols.texts import counted
 from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.errors import Code, WireError
 from fedknow.protocols.wire.limits import Limits
@@ -124,12 +125,15 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
         raise WireError(Code.BAD_DTYPE, f"tensor {name!r} has type number {tensor.type}, which is none of 1 to 12")
     if len(tensor.shape) > limits.dims:
         raise WireError(
-            Code.TOO_LARGE, f"tensor {name!r} has {len(tensor.shape)} dimensions; at most {limits.dims} are taken"
+            Code.TOO_LARGE,
+            f"tensor {name!r} has {counted(len(tensor.shape), 'dimension')}; at most {limits.dims} taken",
         )
     size = math.prod(tensor.shape)
     if math.prod(side or 1 for side in tensor.shape) > limits.elements:
         shape = tuple(tensor.shape)
-        raise WireError(Code.TOO_LARGE, f"tensor {name!r} has shape {shape}; {limits.elements} elements are taken")
+        raise WireError(
+            Code.TOO_LARGE, f"tensor {name!r} has shape {shape}, above the limit of elements: {limits.elements}"
+        )
     nbytes: int = size * dtype.itemsize
     if tensor.layout in (pb.Tensor.MASK, pb.Tensor.GAPS):
         fits = _check_sparse(tensor, size, dtype)
@@ -148,7 +152,9 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
     if not fits:
         raise WireError(
             Code.BAD_SHAPE,
-            f"tensor {name!r}: {tensor.length} bytes with {tensor.count} elements present cannot be the shape "
+            f"tensor {name!r}: {counted(tensor.length, 'byte')} "
+            f"with {counted(tensor.count, 'element')} present "
+            "cannot be the shape "
             f"{tuple(tensor.shape)} of {dtype.name} in layout {pb.Tensor.Layout.Name(tensor.layout)}",
         )
     return nbytes
@@ -179,7 +185,7 @@ def decode(tensor: pb.Tensor, payload: memoryview, limits: Limits | None = None)
     """
     check(tensor, limits or Limits())
     if len(payload) != tensor.length:
-        raise WireError(Code.TRUNCATED, f"tensor {tensor.name!r}: {len(payload)} bytes of {tensor.length}")
+        raise WireError(Code.TRUNCATED, f"tensor {tensor.name!r}: {len(payload)} of {counted(tensor.length, 'byte')}")
     if zlib.crc32(payload) != tensor.crc32:
         raise WireError(Code.BAD_CHECKSUM, f"tensor {tensor.name!r} was changed on its way")
     dtype = _TYPES[tensor.type]
@@ -241,7 +247,8 @@ def _from_mask(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
     bits = np.unpackbits(index, bitorder="little").view(np.bool_)
     if np.count_nonzero(bits) != tensor.count or bits[size:].any():
         raise WireError(
-            Code.MALFORMED, f"tensor {tensor.name!r}: its mask does not show {tensor.count} of {size} elements"
+            Code.MALFORMED,
+            f"tensor {tensor.name!r}: its mask does not show {tensor.count} of {counted(size, 'element')}",
         )
     return bits[:size]
 
@@ -253,7 +260,7 @@ def _from_gaps(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
         if where.max(initial=-1) < size:
             return where
     raise WireError(
-        Code.MALFORMED, f"tensor {tensor.name!r}: its index does not show {tensor.count} of {size} elements"
+        Code.MALFORMED, f"tensor {tensor.name!r}: its index does not show {tensor.count} of {counted(size, 'element')}"
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
+from fedknow.protocols.texts import counted
 from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.errors import Code, WireError
 from fedknow.protocols.wire.limits import Limits
@@ -170,7 +171,9 @@ def parse(data: bytes) -> pb.Frame:
         ``TOO_LARGE`` or ``MALFORMED``.
     """
     if len(data) > CHUNK_BYTES + _OVERHEAD:
-        raise WireError(Code.TOO_LARGE, f"frame of {len(data)} bytes; at most {CHUNK_BYTES + _OVERHEAD} are taken")
+        raise WireError(
+            Code.TOO_LARGE, f"frame of {counted(len(data), 'byte')}; at most {CHUNK_BYTES + _OVERHEAD} are taken"
+        )
     try:
         frame: pb.Frame = pb.Frame.FromString(data)
     except DecodeError as error:
@@ -219,8 +222,8 @@ class Assembler:
         if len(data) != min(left, message.envelope.chunk_size):
             raise WireError(
                 Code.TRUNCATED if len(data) < left else Code.TOO_LARGE,
-                f"chunk {chunk.sequence} of stream {chunk.stream} has {len(data)} bytes; "
-                f"{min(left, message.envelope.chunk_size)} were expected",
+                f"chunk {chunk.sequence} of stream {chunk.stream} has {counted(len(data), 'byte')} "
+                f"in place of {min(left, message.envelope.chunk_size)}",
             )
         if zlib.crc32(data) != chunk.crc32:
             raise WireError(Code.BAD_CHECKSUM, f"chunk {chunk.sequence} of stream {chunk.stream}: changed on its way")
@@ -234,7 +237,7 @@ class Assembler:
         if not chunk.HasField("envelope"):
             raise WireError(Code.MALFORMED, f"chunk 0 of stream {chunk.stream} has no envelope")
         if len(self._open) >= self._limits.streams:
-            raise WireError(Code.TOO_LARGE, f"more than {self._limits.streams} messages under way at once")
+            raise WireError(Code.TOO_LARGE, f"more than {counted(self._limits.streams, 'message')} under way at once")
         envelope, limits = chunk.envelope, self._limits
         announced = envelope.size + sum(message.envelope.size for message in self._open.values())
         for what, size, most in (
@@ -245,14 +248,16 @@ class Assembler:
             ("id of the answered message", len(envelope.reply_to.encode()), limits.name_bytes),
         ):
             if size > most:
-                raise WireError(Code.TOO_LARGE, f"{what} of {size} bytes; at most {most} are taken")
+                raise WireError(Code.TOO_LARGE, f"{what} of {counted(size, 'byte')}; at most {most} are taken")
         if envelope.chunk_size < _SMALLEST_CHUNK:
             raise WireError(
-                Code.MALFORMED, f"chunks of {envelope.chunk_size} bytes; at least {_SMALLEST_CHUNK} are taken"
+                Code.MALFORMED,
+                f"chunks of {counted(envelope.chunk_size, 'byte')}; at least {_SMALLEST_CHUNK} are taken",
             )
         if not 0 < envelope.header_size + padding(envelope.header_size) <= envelope.size:
             raise WireError(
-                Code.MALFORMED, f"message of {envelope.size} bytes that begins with {envelope.header_size} of header"
+                Code.MALFORMED,
+                f"message of {counted(envelope.size, 'byte')} that begins with {envelope.header_size} of header",
             )
         self._open[chunk.stream] = _Open(envelope)
 

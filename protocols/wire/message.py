@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from fedknow import __version__
 from fedknow.protocols.messages import Arrays, Config, Content, Failure, Message, Metrics, Record
+from fedknow.protocols.texts import counted
 from fedknow.protocols.wire import codec
 from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.codec import Encoding
@@ -81,7 +82,7 @@ def pack(
     whole = len(text) + padding(len(text)) + offset
     for what, size, most in (("header", len(text), limits.header_bytes), ("message", whole, limits.message_bytes)):
         if size > most:
-            raise WireError(Code.TOO_LARGE, f"{what} of {size} bytes; at most {most} are taken")
+            raise WireError(Code.TOO_LARGE, f"{what} of {counted(size, 'byte')}; at most {most} are taken")
     return cut(text, pieces, node=message.node, id=message.id, reply_to=message.reply_to, chunk_bytes=chunk_bytes)
 
 
@@ -108,7 +109,7 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
     limits = limits or Limits()
     if len(parcel.header) > limits.header_bytes:
         raise WireError(
-            Code.TOO_LARGE, f"header of {len(parcel.header)} bytes; at most {limits.header_bytes} are taken"
+            Code.TOO_LARGE, f"header of {counted(len(parcel.header), 'byte')}; at most {limits.header_bytes} are taken"
         )
     try:
         header = pb.Header.FromString(bytes(parcel.header))
@@ -158,11 +159,13 @@ def _check(header: pb.Header, payload: int, limits: Limits) -> None:
                 )
             offset += tensor.length + padding(tensor.length)
     if decoded > limits.decoded_bytes:
-        raise WireError(Code.TOO_LARGE, f"arrays of {decoded} bytes; at most {limits.decoded_bytes} are taken")
+        raise WireError(
+            Code.TOO_LARGE, f"arrays of {counted(decoded, 'byte')}; at most {limits.decoded_bytes} are taken"
+        )
     if offset != payload:
         raise WireError(
             Code.TRUNCATED if offset > payload else Code.MALFORMED,
-            f"payload of {payload} bytes, of which tensors announce {offset}",
+            f"payload of {counted(payload, 'byte')}, of which tensors announce {offset}",
         )
 
 
@@ -172,7 +175,8 @@ def _check_name(what: str, name: object, limits: Limits) -> None:
     size = len(_utf8(what, name))
     if size > limits.name_bytes:
         raise WireError(
-            Code.TOO_LARGE, f"{what} {name[:32]!r}... has {size} bytes; at most {limits.name_bytes} are taken"
+            Code.TOO_LARGE,
+            f"{what} {name[:32]!r}... has {counted(size, 'byte')}; at most {limits.name_bytes} are taken",
         )
 
 
@@ -223,7 +227,9 @@ def _kind(where: str, value: object) -> str:
     for kind, type_ in _SCALARS:
         if isinstance(value, type_):
             if type_ is int and isinstance(value, int) and value not in _INT64:
-                raise WireError(Code.BAD_VALUE, f"{where} is an integer of {value.bit_length()} bits; signed 64 travel")
+                raise WireError(
+                    Code.BAD_VALUE, f"{where} is an integer of {counted(value.bit_length(), 'bit')}; signed 64 travel"
+                )
             if isinstance(value, str):
                 _utf8(where, value)
             return kind

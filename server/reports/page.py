@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedknow.client.state import write_atomic
+from fedknow.protocols.texts import counted
 from fedknow.server.reports.blocks import (
     Block,
     Cards,
@@ -143,9 +144,9 @@ def _run_page(run: Summary) -> tuple[str, list[Section]]:
 
     config = run.config
     facts = [
-        f"{config.data.clients} clients",
-        f"{run.tasks} of {config.data.tasks} tasks",
-        f"{len(run.rounds)} rounds",
+        counted(config.data.clients, "client"),
+        f"{run.tasks} of {counted(config.data.tasks, 'task')}",
+        counted(len(run.rounds), "round"),
         f"data {config.data.name}, {config.data.scenario}",
         f"model {config.model.name}",
         f"strategy {config.strategy.name}",
@@ -181,8 +182,8 @@ def _comparison_page(
     config = groups[0].runs[0].config
     runs = [run for members in groups for run in members.runs]
     facts = [
-        f"{config.data.clients} clients",
-        f"{config.data.tasks} tasks",
+        counted(config.data.clients, "client"),
+        counted(config.data.tasks, "task"),
         f"data {config.data.name}, {config.data.scenario}",
         f"model {config.model.name}",
         interval_note(groups),

@@ -19,6 +19,7 @@ from fedknow.client.node import Node
 from fedknow.client.state import write_atomic
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import ARRAYS, CONFIG, METRICS, TRAIN, Arrays, Config, Message, Metrics, node_of
+from fedknow.protocols.texts import counted
 from fedknow.simulations.fleet.devices import Profile
 
 __all__ = ["calibrate", "write_profile"]
@@ -78,13 +79,13 @@ def calibrate(
     threads = torch.get_num_threads()
     watts = {name: value for name, value in (("busy", busy), ("idle", idle)) if value is not None}
     return Profile(
-        about=f"{platform.machine()}, {threads} threads, CPU, measured",
+        about=f"{platform.machine()}, {counted(threads, 'thread')}, CPU, measured",
         peak=statistics.median(timed),
         memory=float(memory.total),
         reserved=float(memory.total - memory.available),
         **watts,
         source={
-            "peak": f"measured: median of {len(timed)} rounds on the CPU ({what}), "
+            "peak": f"measured: median of {counted(len(timed), 'round')} on the CPU ({what}), "
             f"{min(timed):.3g} to {max(timed):.3g}; torch {torch.__version__}",
             "efficiency": "contained in peak, which was measured",
             "memory": "the system's own figure",

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedknow.protocols.config import ConfigError, FleetConfig, closest
 from fedknow.protocols.seeds import generator
+from fedknow.protocols.texts import counted
 
 __all__ = [
     "FLEETS",
@@ -199,7 +200,8 @@ def assign(config: FleetConfig, clients: int, seed: int) -> list[str]:
         return list(islice(cycle(places), clients))
     if sum(devices.values()) != clients:
         raise ConfigError(
-            f"fleet.devices: {sum(devices.values())} devices for data.clients = {clients}; make these equal, or give "
+            f"fleet.devices: {counted(sum(devices.values()), 'device')} for data.clients = {clients}; "
+            "make these equal, or give "
             "a list of devices, which is repeated as often as need be"
         )
     return list(chain.from_iterable(repeat(name, count) for name, count in devices.items()))

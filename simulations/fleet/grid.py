@@ -26,6 +26,7 @@ from fedknow.protocols.messages import (
     node_of,
 )
 from fedknow.protocols.seeds import generator, integer
+from fedknow.protocols.texts import counted
 from fedknow.server.checks import RunError
 from fedknow.server.grid import Answers, MessageGrid
 from fedknow.simulations.fleet.availability import Always, Presence, make_presence
@@ -307,8 +308,8 @@ class FleetGrid(MessageGrid):
             away = set(range(self.clients)) - set(here)
             self._clock.wait(min(until, *(presence.after(client, self.now, 0.0) for client in away)))
         raise RunError(
-            f"fleet.availability: {self._quorum} clients are wanted at once and never were there, up to "
-            f"{self.now / 3600:.0f} virtual hours"
+            f"fleet.availability: {counted(self._quorum, 'client')} wanted at once, which never were "
+            f"there in {self.now / 3600:.1f} h of virtual time"
         )
 
     def _here(self) -> Sequence[int]:

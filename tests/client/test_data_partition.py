@@ -66,7 +66,7 @@ def test_paper(config: DataConfig, seed: int) -> None:
     try:
         partition = make_partition(DATA, config, seed)
     except ConfigError as error:
-        fits = int(str(error).split("only ")[1].split(" clients fit")[0])
+        fits = int(str(error).split("room for ")[1].split(" client")[0])
         assert 1 <= fits < config.clients
         config = config.model_copy(update={"clients": fits})  # the number named does fit
         partition = make_partition(DATA, config, seed)
@@ -269,10 +269,10 @@ def fails(data: Dataset, config: DataConfig, *parts: str) -> None:
 def test_errors_say_what_to_change() -> None:
     fails(DATA, DataConfig(tasks=5, classes_per_task=3), "data.tasks = 5", "15 classes", "has 12", "lower")
     fails(DATA, DataConfig(tasks=13), "data.tasks = 13", "13 classes", "has 12")
-    fails(DATA, DataConfig(tasks=12), "data.classes_min = 2", "has 1 classes", "data.tasks")
+    fails(DATA, DataConfig(tasks=12), "data.classes_min = 2", "has 1 class;", "data.tasks")
     # 40 samples make 10 shares of 4, 10 test samples 10 shares of 1; 4 classes of 10 shares, 4 a client.
     full = DataConfig(tasks=3, clients=11, classes_min=4, classes_max=4, share="disjoint")
-    fails(DATA, full, "data.clients = 11", "only 10 clients fit", "data.samples = 0.1", 'data.share = "overlapping"')
+    fails(DATA, full, "data.clients = 11", "room for 10 clients", "data.samples = 0.1", 'data.share = "overlapping"')
     assert len(make_partition(DATA, full.model_copy(update={"clients": 10}), 0).tasks) == 10
     for kind in ("iid", "dirichlet"):
         fails(DATA, DataConfig(tasks=6, clients=21, partition=kind), "data.clients = 21", "only 20 test samples")

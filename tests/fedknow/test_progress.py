@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from fedknow.progress import RunProgress, comparison_table, result_tables
+from fedknow.progress import RunProgress
 from fedknow.protocols.config import read_config
 
 CONFIG = read_config({"data": {"tasks": 2}, "train": {"rounds": 2}})
@@ -80,27 +80,11 @@ def test_a_terminal_gets_a_bar_and_the_evaluations():
     assert "[boom]" in text
 
 
-def test_tables_of_a_run(tmp_path):
-    from fedknow.server.reports.groups import group
-    from fedknow.server.reports.summary import summarise
-    from fedknow.simulations.simulate import simulate
-
-    config = read_config(
-        {
-            "data": {"tasks": 2, "clients": 2, "classes_max": 2, "share": "overlapping"},
-            "train": {"rounds": 1, "epochs": 1},
-            "engine": {"backend": "inline"},
-        }
-    )
-    result = simulate(config, tmp_path)
-    from fedknow.server.run_folder import RunFolder
-
-    run = summarise(RunFolder.open(tmp_path))
+def test_accuracies_are_in_percent_and_one_client_is_one():
     stream = io.StringIO()
-    console = Console(file=stream, width=100)
-    for table in [*result_tables(run), comparison_table(group([run]))]:
-        console.print(table)
-    text = stream.getvalue()
-    assert f"{100 * result.summary['accuracy']:.1f} %" in text
-    assert "train.end_task" in text
-    assert "one seed: no interval" in text
+    with RunProgress(CONFIG, Console(file=stream, width=80)) as progress:
+        progress({**next(events()), "clients": 1})
+        progress({**[*events()][1], "clients": 1, "accuracy": 0.948})
+    assert stream.getvalue().splitlines() == [
+        "[   10.0 s] task 1/2 round 1/2: loss 0.500, training accuracy 94.8 %, 1 client, 9.5 s",
+    ]

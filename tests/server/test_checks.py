@@ -36,7 +36,7 @@ def with_value(value):
 @pytest.mark.parametrize(
     ("bad", "fault", "tensor", "words"),
     [
-        (reply(with_value(np.nan)), Fault.NOT_FINITE, "w", "1 of 6 values of w"),
+        (reply(with_value(np.nan)), Fault.NOT_FINITE, "w", "w: NaN or infinite in 1 of 6 values"),
         (reply(with_value(-np.inf)), Fault.NOT_FINITE, "w", "NaN or infinite"),
         (reply(Arrays(w=CURRENT["w"])), Fault.NAMES, "n", "arrays n are missing"),
         (reply(Arrays(CURRENT, extra=np.zeros(1))), Fault.NAMES, "extra", "missing or unknown"),
@@ -46,7 +46,7 @@ def with_value(value):
         (reply(metrics=Metrics({"num-examples": 0, "loss": 1.0})), Fault.METRICS, "num-examples", "got 0"),
         (reply(metrics=Metrics({"num-examples": [1], "loss": 1.0})), Fault.METRICS, "num-examples", "got [1]"),
         (reply(metrics=Metrics({"num-examples": 5, "loss": np.nan})), Fault.NOT_FINITE, "loss", "metric loss is nan"),
-        (reply(kind=EVALUATE, kept=Arrays(h=np.array([np.nan]))), Fault.NOT_FINITE, "h", "values of h"),
+        (reply(kind=EVALUATE, kept=Arrays(h=np.array([np.nan]))), Fault.NOT_FINITE, "h", "h: NaN or infinite"),
         (reply().fail(2, "ValueError: no"), Fault.FAILED, "", "ValueError: no"),
     ],
 )
@@ -246,7 +246,7 @@ def test_nothing_aggregated_is_allowed():
         ((to_record({"w": CURRENT["w"]}), None), "arrays n are missing"),
         ((to_record({"w": np.zeros(6), "n": CURRENT["n"]}), None), "shape (6,), not (2, 3)"),
         ((to_record(with_value(np.nan)), None), "NaN or infinite"),
-        ((to_record({"w": np.full((2, 3), 1e300), "n": CURRENT["n"]}), None), "6 of 6 values of w"),
+        ((to_record({"w": np.full((2, 3), 1e300), "n": CURRENT["n"]}), None), "w: NaN or infinite in 6 of 6 values"),
         ((ArrayRecord({"w": Array(np.zeros((2, 3)))}), None), "arrays n are missing"),
     ],
 )

@@ -219,7 +219,7 @@ def test_min_clients_says_how_many_are_enough(grid, puppet):
     one.welcome()
     one.answer(one.parcel())
     assert sums(exchange.replies()) == {3: 6.0}
-    with pytest.raises(ConfigError, match=r"engine\.min_clients = 4: there are 3 clients"):
+    with pytest.raises(ConfigError, match=r"engine\.min_clients = 4: more than data\.clients = 3"):
         grid(3, "engine.min_clients=4")
 
 

@@ -1,0 +1,68 @@
+import ast
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedknow.protocols.texts import counted
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("protocols", "client", "strategies", "server", "simulations", "fedknow")
+PLURALS = re.compile(
+    r"^ (?:(?:training|test|natural|virtual|empty|more|other|finished|past) )?"
+    r"(?:batches|bits|bytes|cells|classes|clients|cores|devices|dimensions|elements|epochs|"
+    r"files|hours|images|learners|messages|methods|minutes|names|numbers|parameters|replies|rounds|"
+    r"runs|samples|seconds|seeds|settings|shares|steps|strategies|tasks|tensors|threads|times|"
+    r"values|workers)\b"
+)
+ALWAYS_SEVERAL = {
+    "client/data/partition.py: part",  # a kind of samples, no number
+    "server/arrivals.py: arrival",  # a setting's name
+    "server/experiment.py: clients",  # the client has words of its own
+    "server/reports/page.py: len(groups)",  # only above MOST_NAMED
+    "server/reports/tables.py: len(events)",  # only above one
+    "simulations/ray_grid.py: job.deaths",  # only from PATIENCE on
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (1, ("client",), "1 client"),
+        (0, ("client",), "0 clients"),
+        (2, ("client",), "2 clients"),
+        (1, ("class", "classes"), "1 class"),
+        (3, ("class", "classes"), "3 classes"),
+    ],
+)
+def test_counted(number, words, text):
+    assert counted(number, *words) == text
+
+
+def plurals_after_numbers(code: str) -> Iterator[str]:
+    """Give the expressions that an f-string puts before a plural, but for constants."""
+    for node in ast.walk(ast.parse(code)):
+        parts = node.values if isinstance(node, ast.JoinedStr) else []
+        for value, text in itertools.pairwise(parts):
+            if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant):
+                name = ast.unparse(value.value)
+                if PLURALS.match(text.value) and not name.rpartition(".")[2].isupper() and "if" not in name:
+                    yield name
+
+
+def test_a_number_without_the_right_noun_is_found():
+    assert list(plurals_after_numbers("f'{clients} clients'")) == ["clients"]
+    assert list(plurals_after_numbers("f'{len(a)} natural tasks, {SEEDS} seeds'")) == ["len(a)"]
+    assert list(plurals_after_numbers("""f'{counted(3, "client")} are here'""")) == []
+
+
+def test_no_text_says_1_clients():
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        for name in plurals_after_numbers(path.read_text("utf-8"))
+    }
+    assert found <= ALWAYS_SEVERAL, "write it with fedknow.protocols.texts.counted"
