@@ -8,6 +8,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.texts import counted
 
 __all__ = ["check_population", "sampled"]
 
@@ -60,7 +61,7 @@ def _check_nobody_is_waited_for(strategy: Strategy, clients: int, name: str) -> 
         wanted = getattr(strategy, key, 0)
         if isinstance(wanted, int) and wanted > clients:
             raise ConfigError(
-                f"strategy {name} waits for {key} = {wanted} clients, but data.clients = "
+                f"strategy {name} waits for {key} = {wanted}, but data.clients = "
                 f"{clients}; lower strategy.{key} or raise data.clients"
             )
 
@@ -87,6 +88,6 @@ def _check_enough_answers(strategy: flower.FedAvg, answers: int, name: str) -> N
     wanted = getattr(strategy, "num_nodes_to_select", 1)
     if isinstance(wanted, int) and wanted > answers - malicious:
         raise ConfigError(
-            f"strategy.num_nodes_to_select = {wanted}: of {answers} clients in a round "
+            f"strategy.num_nodes_to_select = {wanted}: of {counted(answers, 'client')} in a round "
             f"{malicious} may be malicious; set it to {answers - malicious} or less"
         )

@@ -26,6 +26,7 @@ from fedknow.protocols.plugins import (
     is_reference,
     load_object,
 )
+from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
 
 __all__ = ["Dropout", "SplitModel", "build_model", "list_models", "setting_names"]
@@ -133,8 +134,8 @@ def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
         options = ", ".join(f"model.{key} = {value!r}" for key, value in config.options.items())
         raise ConfigError(
             f"model.name = {config.name!r} with {options or 'its defaults'}, images of "
-            f"{'x'.join(map(str, shape))} and {classes} classes: has {count:.2e} parameters; "
-            f"at most {MOST_PARAMETERS:.0e} fit, so make it or the images smaller"
+            f"{'x'.join(map(str, shape))} and {counted(classes, 'class', 'classes')}: "
+            f"has {count:.2e} parameters; at most {MOST_PARAMETERS:.0e} fit, so make it or the images smaller"
         )
 
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_built_says_why(name, options, words):
 
 def test_a_strategy_that_would_wait_for_ever_is_refused():
     config = StrategyConfig(name="fedavg", min_train_nodes=30)
-    with pytest.raises(ConfigError, match=r"min_train_nodes = 30 .*data\.clients = 20"):
+    with pytest.raises(ConfigError, match=r"min_train_nodes = 30, .*data\.clients = 20"):
         build_strategy(config, clients=20)
     assert build_strategy(config, clients=30)
     private = StrategyConfig(name="dp-fixed-clipping", min_available_nodes=30, **NEEDED["dp-fixed-clipping"])
@@ -117,7 +117,7 @@ def test_a_strategy_that_would_wait_for_ever_is_refused():
         ("krum", {"num_malicious_nodes": 1}, 4, r"needs 2 x 1 \+ 3 = 5 clients .* asks 4; .*nodes to 0, or raise"),
         ("krum", {"num_malicious_nodes": 10**9}, 2, "= 2000000003 clients in a round, and a round asks 2; raise"),
         ("multikrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 6}, 6, "select = 6: .* set it to 5 or less"),
-        ("dp-fixed-clipping", NEEDED["dp-fixed-clipping"], 3, "num_sampled_clients = 4 clients"),
+        ("dp-fixed-clipping", NEEDED["dp-fixed-clipping"], 3, "num_sampled_clients = 4,"),
     ],
 )
 def test_a_strategy_that_could_never_aggregate_is_refused(name, options, clients, words):
