@@ -12,6 +12,7 @@ DOCUMENTS = [
     "AGENTS.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "docs/architecture.md",
     "docs/deploy.md",
     "docs/verified.md",
     "docs/wire.md",
