@@ -13,6 +13,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/architecture.md",
+    "docs/benchmarks.md",
     "docs/deploy.md",
     "docs/verified.md",
     "docs/wire.md",
@@ -24,15 +25,17 @@ AVERAGE = 17
 SHORTEST = 3
 """Fewer words are a label ("Precision."), which would flatter the average."""
 BOUNDARY = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?][)"']))\s+(?=[("']?[A-Z0-9`])""")
+GENERATED = re.compile(r"<!-- (\w+) -->.*?<!-- /\1 -->", re.DOTALL)
+"""Tables that a program fills, with the commands that measured them."""
 HEADLESS = re.compile(r"\W*(What|Of)\b(?!.*\?$)")
 
 
 def paragraphs(text):
-    """The prose of a page: no headings, tables, code blocks or HTML."""
+    """The prose of a page: no headings, tables, code blocks, HTML or generated lines."""
     skipped = {"heading_open", "table_open"}
     closing = {"heading_close", "table_close"}
     depth = 0
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
+    for token in MarkdownIt("commonmark").enable("table").parse(GENERATED.sub("", text)):
         depth += (token.type in skipped) - (token.type in closing)
         if token.type == "inline" and not depth:
             yield "".join(plain(child) for child in token.children)
@@ -58,7 +61,8 @@ def test_sentences_are_told_apart():
         "# A heading of more than three words\n\n"
         "**A label.** One is 0.5 s long (`a`). `two`\nis [linked](x.md), and longer.\n\n"
         "```sh\ncode is no prose at all\n```\n\n| a table | is none |\n|---|---|\n| either | way |\n\n"
-        "<!-- a comment is none -->\n\n- Three is an item.\n- Four is another one\n"
+        "<!-- a comment is none -->\n\n<!-- name -->\nA program wrote it.\n<!-- /name -->\n\n"
+        "- Three is an item.\n- Four is another one\n"
     )
     assert sentences(page) == [
         "One is 0.5 s long (`a`).",
