@@ -262,6 +262,7 @@ class Node:
         return Round(number, seed, _number(message, "proximal-mu", 0.0), client)
 
     def _become(self, state: State, message: Message) -> None:
+        _check_frozen(message, self.learner)
         self.learner.load_state_dict(self._border.enter(state))
         only_read = type(self.learner).receive is Learner.receive
         self.learner.receive(self._border.enter(as_tensors(_named(message, ARRAYS), only_read)))
@@ -270,6 +271,16 @@ class Node:
 
     def _arrays(self, tensors: Tensors) -> Arrays:
         return Arrays((name, tensor.numpy()) for name, tensor in self._border.leave(tensors).items())
+
+
+def _check_frozen(message: Message, learner: Learner) -> None:
+    """Refuse work for a model whose frozen parameters, which do not travel, are other ones than here."""
+    digest = message.config().get("frozen", "")
+    if digest and digest != learner.frozen_digest:
+        raise ValueError(
+            "the frozen parameters of this client's model are not the server's, and they are never sent; have "
+            "model.name draw them by torch's generator alone, or read them from the same file everywhere"
+        )
 
 
 def _failed(message: Message, error: BaseException) -> Message:

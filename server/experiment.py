@@ -123,6 +123,11 @@ class ServerLearner(Protocol):
         """Whether zeros are left out on the way."""
         ...
 
+    @property
+    def frozen_digest(self) -> str:
+        """Digest of the parameters that are frozen and do not travel; "" without any."""
+        ...
+
     def send(self) -> dict[str, torch.Tensor]:
         """Initial values of the parameters that travel."""
         ...
@@ -743,7 +748,7 @@ class Experiment:
         return type(self.strategy).start is not Strategy.start
 
     def _settings(self, task: int, round: int) -> ConfigRecord:
-        return ConfigRecord(
+        settings = ConfigRecord(
             {
                 "task": task,
                 "round": round,
@@ -752,6 +757,9 @@ class Experiment:
                 "server-round": self._server_round,
             }
         )
+        if self.learner.frozen_digest:
+            settings["frozen"] = self.learner.frozen_digest
+        return settings
 
     @contextmanager
     def _strategy_acts(self, hook: str, stage: int, task: int, round: int) -> Iterator[None]:

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LOCAL, local_shape
-from fedknow.client.learners import build_learner, resolve
+from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.texts import counted
 from fedknow.server.experiment import Experiment, RunResult
@@ -69,6 +69,7 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
         stream = make_benchmark(config)
         shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
+    check_samples(config, learner, shape, stream)
     strategy = build_strategy(config.strategy, config.data.clients)
     check_running_mean(config, strategy, learner.sparse)
 

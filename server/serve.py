@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LOCAL, local_shape
-from fedknow.client.learners import build_learner, resolve
+from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
 from fedknow.protocols.transport import check_address
@@ -85,6 +85,7 @@ def serve(
         stream = make_benchmark(config)
         shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
     learner = build_learner(config, shape, classes)
+    check_samples(config, learner, shape, stream)
     strategy = build_strategy(config.strategy, config.data.clients)
     Arrivals.check(config, strategy, real=True)
     check_running_mean(config, strategy, learner.sparse)

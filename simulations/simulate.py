@@ -10,7 +10,7 @@ from pathlib import Path
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.device import find_device
 from fedknow.client.host import Host
-from fedknow.client.learners import Learner, build_learner, resolve
+from fedknow.client.learners import Learner, build_learner, check_samples, resolve
 from fedknow.client.learners.vectorized import clients_at_once
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
@@ -88,6 +88,7 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
     if not config.engine.address:  # a cluster's machines have GPUs of their own
         find_device(config.engine.device)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
+    check_samples(config, learner, benchmark.shape, benchmark)
     check_running_mean(config, strategy, learner.sparse)
     clients_at_once(learner, config.engine.vectorize, benchmark.shape)
     return learner

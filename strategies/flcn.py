@@ -104,14 +104,16 @@ def importance(learner: Learner, samples: Sequence[Sample]) -> dict[str, Tensor]
     Returns
     -------
     dict of str to Tensor
-        For each parameter of the model, its shape.
+        For each parameter to train, its shape; zero where a parameter takes no part.
     """
-    parameters = dict(learner.model.named_parameters())
+    parameters = learner.trainable
     omega = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in parameters.items()}
     learner.model.eval()
     for x, y, classes in samples:
         head = HeadSlice(classes, learner.head.out_features)
         log_p = head.logits(learner.model(learner.images(x[None]))).log_softmax(1)[0, classes.index(y)]
-        for (name, _), g in zip(parameters.items(), torch.autograd.grad(log_p, list(parameters.values())), strict=True):
-            omega[name].addcmul_(g, g, value=1 / len(samples))
+        gradients = torch.autograd.grad(log_p, list(parameters.values()), allow_unused=True)
+        for name, g in zip(parameters, gradients, strict=True):
+            if g is not None:
+                omega[name].addcmul_(g, g, value=1 / len(samples))
     return omega

@@ -170,6 +170,7 @@ class Fot(Counterpart):
 
     def _project_layer(self, arrays: Arrays, name: str, basis: Tensor) -> None:
         keys = [key for key in (f"{name}.weight", f"{name}.bias") if key in arrays]
+        basis = _seen_by(basis, sum(arrays[key][0].size for key in keys), f"{name}.weight" in arrays)
         before, after = (
             torch.cat([torch.tensor(tree[key]).double().reshape(len(tree[key]), -1) for key in keys], 1)
             for tree in (self._before, arrays)
@@ -201,6 +202,28 @@ class Fot(Counterpart):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self._bases = {name: torch.tensor(basis) for name, basis in state.items()}
+
+
+def _seen_by(basis: Tensor, size: int, weight: bool) -> Tensor:
+    """The subspace as the free parameters of a partly frozen layer see it; the whole one of a free layer.
+
+    An update D that is zero in the frozen columns has ``D U = 0`` if it is orthogonal to the other
+    rows of U.
+
+    Parameters
+    ----------
+    basis : Tensor
+        U, float64 [d, k].
+    size : int
+        Free parameters of a node.
+    weight : bool
+        Whether its weight is among them; otherwise they are its bias, U's last row.
+    """
+    if size == len(basis):
+        return basis
+    rows = basis[:size] if weight else basis[-size:]
+    directions, values, _ = torch.linalg.svd(rows, full_matrices=False)
+    return cast(Tensor, directions[:, values > ROUNDING])
 
 
 def _sum(parts: Iterable[np.ndarray]) -> Tensor:

@@ -95,7 +95,7 @@ class JointCentral(Counterpart):
         self._learner.receive({name: torch.tensor(array) for name, array in to_arrays(self._arrays).items()})
         with one_thread():
             report = self._learner.fit_on(everything, count, self._stream.task(0, self._task), round)
-        samples = min(max(1, count), len(everything)) * self._learner.epochs
+        samples = self._learner.drawn(everything, count) * self._learner.epochs
         arrays = to_record({name: value.numpy() for name, value in self._learner.send().items()})
         return arrays, MetricRecord({**report, "samples": samples})
 

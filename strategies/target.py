@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,6 +91,7 @@ def synthesize(
     generator_steps: int,
     student_steps: int,
     temperature: float,
+    trainable: Collection[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Make images that a model takes for given classes, and that a student of it does not know yet.
 
@@ -123,6 +124,8 @@ def synthesize(
         Classes that are told from one another, int64 [k] each.
     samples, generator_steps, student_steps, temperature
         See :class:`fedknow.client.learners.target.TargetSettings`.
+    trainable : collection of str, optional
+        Names of the parameters that a student learns, by default all; the others it has from the teacher.
 
     Returns
     -------
@@ -134,13 +137,10 @@ def synthesize(
     among = torch.zeros(width, width, dtype=torch.bool)  # row y: the classes that y is told from
     for part in slices:
         among[part[:, None], part] = True
-    student = copy.deepcopy(teacher).requires_grad_(True)
-    for module in student.modules():
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
+    student = _student(teacher, trainable)
     generator = Generator(shape)
     generator_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-3, betas=(0.5, 0.999))
-    student_optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+    student_optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=1e-3)
     pool, labels = torch.zeros(0, *shape), torch.zeros(0, dtype=torch.int64)
     while len(pool) < samples:
         # Whole batches, for statistics; the last one's surplus is dropped.
@@ -173,6 +173,22 @@ def synthesize(
             distillation(student(x), answer, slices, temperature).backward()  # type: ignore[no-untyped-call]
             student_optimizer.step()
     return pool[:samples], labels[:samples]
+
+
+def _student(teacher: nn.Module, trainable: Collection[str] | None) -> nn.Module:
+    """A model like the teacher that has learned nothing yet, but for what is frozen."""
+    student = copy.deepcopy(teacher)
+    for module in student.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    known = dict(teacher.named_parameters())
+    for name, parameter in student.named_parameters():
+        if trainable is None or name in trainable:
+            parameter.requires_grad_(True)
+        else:
+            with torch.no_grad():
+                parameter.copy_(known[name])
+    return student
 
 
 class Target(Counterpart):
@@ -253,7 +269,7 @@ class Target(Counterpart):
         teacher = self._learner.model.eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]), one_thread():
             torch.manual_seed(integer(self._seed, "target", task))
-            x, _ = synthesize(teacher, self._shape, slices, **self._effort)
+            x, _ = synthesize(teacher, self._shape, slices, **self._effort, trainable=self._learner.trainable)
             with torch.no_grad():
                 logits = teacher(x)
         columns = torch.cat(slices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspect import getdoc
+from typing import Protocol
 
 import torch
 from pydantic import ValidationError
@@ -32,7 +33,15 @@ from fedknow.protocols.plugins import PASSED_ON, calling, explain, is_reference,
 from fedknow.protocols.seeds import integer
 from fedknow.protocols.values import show
 
-__all__ = ["Learner", "LearnerSettings", "build_learner", "learner_class", "list_learners", "resolve"]
+__all__ = [
+    "Learner",
+    "LearnerSettings",
+    "build_learner",
+    "check_samples",
+    "learner_class",
+    "list_learners",
+    "resolve",
+]
 
 LEARNERS: dict[str, type[Learner]] = {
     "fedknow": FedKnow,
@@ -205,3 +214,63 @@ def build_learner(
     kind, settings = learner_class(config.learner.name), _settings(config.learner)
     with calling(config.learner.name, "learner.name"):
         return kind(model, config.train, settings)
+
+
+class Sizes(Protocol):
+    """How many samples clients have (:class:`fedknow.client.data.Benchmark`)."""
+
+    @property
+    def clients(self) -> int:
+        """Number of clients."""
+        ...
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        ...
+
+    def train_size(self, client: int, task: int) -> int:
+        """How many training samples a client has of a task."""
+        ...
+
+
+def check_samples(
+    config: ExperimentConfig,
+    learner: Learner,
+    shape: tuple[int, int, int],
+    sizes: Sizes | None,
+) -> None:
+    """Refuse an experiment in which a client has too few samples for its model's BatchNorm.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment.
+    learner : Learner
+        Its learner.
+    shape : tuple of int
+        Shape of a sample: channels, height, width.
+    sizes : Sizes or None
+        Who has how many samples; None where clients have their own data, and find out themselves.
+
+    Raises
+    ------
+    ConfigError
+        Naming the batch size, or the client, the task and the count
+        (:mod:`~fedknow.client.learners.batching`).
+    """
+    x = torch.zeros(1, *shape, device=learner.device)
+    smallest = learner.smallest_batch(x)
+    model = f"model.name = {config.model.name!r} has BatchNorm layers that need {smallest} samples a batch"
+    if config.train.batch_size < smallest:
+        raise ConfigError(f"train.batch_size = {config.train.batch_size}: {model}; set it to {smallest} or more")
+    if sizes is None or smallest == 1 or isinstance(learner, JointCentral):  # which trains on all of them together
+        return
+    for client in range(sizes.clients):
+        for task in range(sizes.tasks):
+            count = sizes.train_size(client, task)
+            if count < smallest:
+                raise ConfigError(
+                    f"client {client} has {count} training sample in task {task + 1}, and {model}; raise data.samples, "
+                    "lower data.clients, or choose a model without BatchNorm, for example 'cnn'"
+                )

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.base import ContinualSettings, Learner, Round, State
+from fedknow.client.learners.fot import check_plain
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["AgsCl", "AgsClSettings", "shrink"]
@@ -137,7 +138,8 @@ class AgsCl(Learner):
         super().step()
         with torch.no_grad():
             for (_, below), (layer, above) in pairwise(zip(self._layers, self._importance, strict=True)):
-                _by_node(layer.weight, below)[(above > 0)[:, None] & (below == 0)] = 0
+                if layer.weight.requires_grad:
+                    _by_node(layer.weight, below)[(above > 0)[:, None] & (below == 0)] = 0
 
     def begin_epoch(self, epoch: int) -> None:
         """The proximal step of the epoch before."""
@@ -175,7 +177,8 @@ class AgsCl(Learner):
         """Zero the weights out of unimportant nodes, within the body."""
         with torch.no_grad():
             for below, layer in zip(importance[:-1], self._layers[1:], strict=True):
-                _by_node(layer.weight, below)[:, below == 0] = 0
+                if layer.weight.requires_grad:
+                    _by_node(layer.weight, below)[:, below == 0] = 0
 
     # --- the end of a task ----------------------------------------------------------------------------------------
 
@@ -195,7 +198,8 @@ class AgsCl(Learner):
         self.body.load_state_dict(body)  # scored as it was trained; the next task begins with the cut
         with torch.no_grad():
             rows = torch.tensor(task.classes, device=self.device)[:, None]
-            self.head.weight[rows, torch.nonzero(self._importance[-1] == 0).T] = 0
+            if self.head.weight.requires_grad:
+                self.head.weight[rows, torch.nonzero(self._importance[-1] == 0).T] = 0
         kept = [t for layer in self.state_dict()["nodes"].values() for t in layer.values()]
         return {"knowledge-bytes": float(sum(t.nbytes for t in kept))}
 
@@ -250,6 +254,8 @@ def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
             "learner.name = 'agscl' cannot train this model: its body must end in a ReLU after a convolution or a "
             "linear layer"
         )
+    names = {module: name for name, module in body.named_modules()}
+    check_plain({names[layer]: layer for layer in layers}, "agscl")
     return layers
 
 
@@ -261,10 +267,13 @@ def _rows(layer: nn.Conv2d | nn.Linear) -> Tensor:
 
 @torch.no_grad()
 def _set_rows(layer: nn.Conv2d | nn.Linear, rows: Tensor) -> None:
+    """Undo :func:`_rows`; what is frozen stays."""
     if layer.bias is not None:
-        layer.bias.copy_(rows[:, -1])
+        if layer.bias.requires_grad:
+            layer.bias.copy_(rows[:, -1])
         rows = rows[:, :-1]
-    layer.weight.copy_(rows.view(layer.weight.shape))
+    if layer.weight.requires_grad:
+        layer.weight.copy_(rows.view(layer.weight.shape))
 
 
 def _by_node(weight: Tensor, below: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Apfl(Learner):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: ApflSettings) -> None:
         super().__init__(model, train, settings)
-        self._initial = {name: value.clone() for name, value in model.state_dict().items()}
+        self._initial = {name: self._entry(name).detach().clone() for name in (*self._names, *self._counters)}
         self._become({})
 
     # --- state ----------------------------------------------------------------------------------------------------
@@ -78,9 +78,8 @@ class Apfl(Learner):
 
     def _become(self, state: State) -> None:
         own: Tensors = self._initial | state.get("own", {})
-        names = dict(self.model.named_parameters())
-        self._own = {name: nn.Parameter(own[name].clone()) for name in names}
-        self._own_buffers = {name: value.clone() for name, value in own.items() if name not in names}
+        self._own = {name: nn.Parameter(own[name].clone()) for name in self.trainable}
+        self._own_buffers = {name: value.clone() for name, value in own.items() if name not in self.trainable}
         self.alpha = float(state.get("alpha", self.settings.alpha))
         self._alpha_gradient: float | None = None
         self._mixed = True
@@ -118,7 +117,7 @@ class Apfl(Learner):
 
     def mixture(self) -> Tensors:
         """Parameters of the mixture, alpha v + (1 - alpha) w."""
-        shared = dict(self.model.named_parameters())
+        shared = self.trainable
         return {name: torch.lerp(shared[name].detach(), own.detach(), self.alpha) for name, own in self._own.items()}
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
@@ -133,15 +132,15 @@ class Apfl(Learner):
             logits = functional_call(self.model, mixture | self._own_buffers, (batch.x,))
         z = batch.head.logits(widen(logits))
         loss = F.cross_entropy(z, batch.y)
-        gradients = dict(zip(mixture, torch.autograd.grad(loss, list(mixture.values())), strict=True))
+        parts = torch.autograd.grad(loss, list(mixture.values()), allow_unused=True)
+        gradients = {name: g for name, g in zip(mixture, parts, strict=True) if g is not None}
         if self._first:
-            shared = dict(self.model.named_parameters())
             self._alpha_gradient = sum(
-                float(((self._own[name] - shared[name]).detach() * g).sum()) for name, g in gradients.items()
+                float(((self._own[name] - self.trainable[name]).detach() * g).sum()) for name, g in gradients.items()
             )
             self._first = False
-        for name, g in gradients.items():
-            self._own[name].grad = self.alpha * g
+        for name, own in self._own.items():
+            own.grad = self.alpha * gradients[name] if name in gradients else None
         return loss.item(), hits(z, batch.y)
 
     def step(self) -> None:

@@ -8,6 +8,7 @@ run can be resumed. One learner object serves any number of clients, one after a
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +23,8 @@ from torch.nn import functional as F
 
 from fedknow.client.cost import Meter, module_bytes
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.protocols.config import TrainConfig
+from fedknow.client.learners.batching import batches, check_batches, smallest_batch
+from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = [
     "Autocast",
@@ -151,11 +153,6 @@ def seed_torch(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def batches(count: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """Indices of one epoch in random order, int64 tensors of at most ``size``; on any device in the same order."""
-    yield from torch.split(torch.randperm(count, generator=generator).to(device), size)
-
-
 def hits(z: Tensor, y: Tensor) -> int:
     """How many of the logits [n, classes] are largest at their labels [n]; by NumPy, whose calls take less time."""
     return int(np.count_nonzero(z.detach().numpy(force=True).argmax(1) == y.numpy(force=True)))
@@ -182,6 +179,9 @@ class Learner:
     ----------
     device : torch.device
         Where the model is, and all that the learner is given: what it makes belongs there too.
+    trainable : dict of str to Parameter
+        The parameters to train, each once, by the first of its names. The others are frozen: they are the same
+        everywhere and for ever, so they neither travel nor are kept.
     """
 
     Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
@@ -227,9 +227,14 @@ class Learner:
         self.device = self.head.weight.device
         if train.precision == "bf16" and self.device.type == "cpu":
             _warn_of_slow_bf16()
+        parameters = dict(model.named_parameters())
+        self.trainable = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
         # Integer buffers (BatchNorm's counters) would come back from an average as fractions: they do not travel, and
         # start anew with each message, as they steer BatchNorm without momentum and must not tell who came before.
-        initial = model.state_dict()
+        # A tensor with several names (tied weights) goes by the first.
+        own = self.trainable.keys() | dict(model.named_buffers()).keys()
+        initial = {name: value for name, value in model.state_dict().items() if name in own}
         self._names = [name for name, value in initial.items() if value.is_floating_point()]
         self._counters = {n: value.clone() for n, value in initial.items() if n not in self._names}
         self._fresh = {name: value.clone() for name, value in initial.items() if not self.travels(name)}
@@ -239,6 +244,7 @@ class Learner:
             name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in initial
         }
         self._trained_task = -1
+        self._smallest_batch: int | None = None
         self.meter = Meter(self.body)
 
     # --- what travels ---------------------------------------------------------------------------------------------
@@ -269,6 +275,18 @@ class Learner:
             odd = sorted(arrays.keys() ^ wanted)
             raise ValueError(f"received parameters do not fit the model: {', '.join(odd[:5])} are missing or unknown")
         self._load(arrays)
+
+    @functools.cached_property
+    def frozen_digest(self) -> str:
+        """Digest of the frozen parameters, which all clients must share without being sent them; "" without any."""
+        if not self._frozen:
+            return ""
+        digest = hashlib.sha256()
+        for name, parameter in self._frozen.items():
+            value = parameter.detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
@@ -366,13 +384,17 @@ class Learner:
         ------
         Diverged
             If the loss is not a number.
+        TooFewSamples
+            If the model cannot be trained on so few samples.
         """
+        smallest = self.smallest_batch(task.train.x)
+        check_batches(len(task.train), self.train.batch_size, smallest)
         generator = torch.Generator().manual_seed(round.seed)
         seed_torch(round.seed)
         head = HeadSlice(task.head, self.head.out_features, self.device)
         labels = head.labels(task.train.y)
         x = self.images(task.train.x)
-        anchor = {n: p.detach().clone() for n, p in self.model.named_parameters()} if round.proximal_mu else {}
+        anchor = {n: p.detach().clone() for n, p in self.trainable.items()} if round.proximal_mu else {}
         self.model.train()
         with self.meter.part():
             self.begin(task, round)
@@ -380,7 +402,7 @@ class Learner:
         for epoch in range(self.epochs):
             self.begin_epoch(epoch)
             total, correct = 0.0, 0
-            for index in batches(len(labels), self.train.batch_size, generator, self.device):
+            for index in batches(len(labels), self.train.batch_size, generator, self.device, smallest):
                 with self.meter.part(self.step_key(len(index), head, bool(anchor))):
                     batch = Batch(x[index], labels[index], index, head)
                     loss, right = self.gradient(batch)
@@ -395,6 +417,36 @@ class Learner:
                 correct += right
         self._trained_task = task.task
         return {"loss": total / len(labels), "accuracy": correct / len(labels), **self.counts()}
+
+    def check_free(self, name: str, part: str, why: str) -> None:
+        """Refuse a model of which a part is frozen as a whole.
+
+        Parameters
+        ----------
+        name : str
+            ``learner.name``.
+        part : str
+            ``body`` or ``head``.
+        why : str
+            What the method does with it.
+
+        Raises
+        ------
+        ConfigError
+            If there is nothing to train in it.
+        """
+        if not any(place.startswith(f"{part}.") for place in self.trainable):
+            raise ConfigError(
+                f"learner.name = {name!r} cannot train this model: all parameters of its {part} are frozen, and the "
+                f"method {why}; leave some of them free, or choose another learner, for example 'fedper'"
+            )
+
+    def smallest_batch(self, x: Tensor) -> int:
+        """The fewest samples that the model can be trained on at once; ``x``: samples, of which one is looked at."""
+        if self._smallest_batch is None:  # a property of the model and the size of an image
+            with self.meter.free():
+                self._smallest_batch = smallest_batch(self.model, self.images(x[:1]))
+        return self._smallest_batch
 
     @property
     def epochs(self) -> int:
@@ -477,7 +529,7 @@ class Learner:
         return _channels_last(x) if self.train.channels_last else x
 
     def _proximal(self, anchor: Tensors, mu: float) -> None:
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trainable.items():
             if name in anchor and parameter.grad is not None and self.travels(name):
                 parameter.grad.add_(parameter.detach() - anchor[name], alpha=mu)
 
@@ -565,9 +617,12 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink old tasks' rows.
 
-    Gradients need no ``align`` where ``backward`` alone makes them.
+    Gradients need no ``align`` where ``backward`` alone makes them. Frozen parameters are left out.
     """
-    groups: list[dict[str, Any]] = [{"params": list(body)}, {"params": list(head), "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in body if parameter.requires_grad]},
+        {"params": [parameter for parameter in head if parameter.requires_grad], "weight_decay": 0.0},
+    ]
     if not train.weight_decay:  # one group: a fused step of each would be a call of its own
         groups = [{"params": [parameter for group in groups for parameter in group["params"]]}]
     settings: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}

@@ -65,7 +65,7 @@ class FedRep(Learner):
     Raises
     ------
     ConfigError
-        If ``head_epochs`` leaves no epoch for the body.
+        If ``head_epochs`` leaves no epoch for the body, or body or head is frozen as a whole.
     """
 
     exchange = "body"
@@ -80,6 +80,8 @@ class FedRep(Learner):
                 f"learner.head_epochs = {settings.head_epochs} leaves none of train.epochs = {train.epochs} for the "
                 "body; lower it, or 0 for half of them"
             )
+        for part in ("body", "head"):
+            self.check_free("fedrep", part, "trains body and head in turn")
 
     @property
     def head_epochs(self) -> int:
@@ -94,8 +96,8 @@ class FedRep(Learner):
     def begin_epoch(self, epoch: int) -> None:
         """Switch from head to body when the head has had its epochs."""
         on_head = epoch < self.head_epochs
-        self.head.requires_grad_(on_head)
-        self.body.requires_grad_(not on_head)
+        for name, parameter in self.trainable.items():  # what the user froze stays frozen
+            parameter.requires_grad_(name.startswith("head.") is on_head)
         for module in self.body.modules():  # a frozen body's running statistics stand still too
             if isinstance(module, _BatchNorm):
                 module.train(not on_head)
@@ -107,7 +109,8 @@ class FedRep(Learner):
         try:
             return super().fit(task, round)
         finally:
-            self.model.requires_grad_(True)
+            for parameter in self.trainable.values():
+                parameter.requires_grad_(True)
 
 
 class FedProxSettings(LearnerSettings):

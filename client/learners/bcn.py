@@ -64,7 +64,7 @@ class Bcn(Rehearsal):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: BcnSettings) -> None:
         super().__init__(model, train, settings)
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = self.trainable
         self._steps, self._ascent, self._descent = 0, 0.0, 0.0
 
     def begin(self, task: TaskData, round: Round) -> None:
@@ -93,7 +93,7 @@ class Bcn(Rehearsal):
         cost_better = joint.loss(self._logits(better, joint.x))
         direct = self._gradients((self.settings.beta - 2) * cost + cost_worse, here)
         for parameter, a, b in zip(here.values(), direct, self._gradients(cost_better, better), strict=True):
-            parameter.grad = a + b
+            parameter.grad = None if a is None or b is None else a + b
         self._steps += 1
         self._ascent += (cost_worse - cost).item()
         self._descent += (cost - cost_better).item()
@@ -120,12 +120,15 @@ class Bcn(Rehearsal):
             weights = {name: w.requires_grad_() for name, w in weights.items()}
             downhill = self._gradients(joint.loss(self._logits(weights, joint.x)), weights)
             pairs = zip(weights.items(), downhill, strict=True)
-            weights = {name: w.detach() - self.settings.theta_lr * g for (name, w), g in pairs}
+            weights = {
+                name: w.detach() if g is None else w.detach() - self.settings.theta_lr * g for (name, w), g in pairs
+            }
         return {name: w.requires_grad_() for name, w in weights.items()}
 
     def _logits(self, weights: Tensors, x: Tensor) -> Tensor:
         with self.autocast():
             return widen(functional_call(self.model, weights, (x,)))
 
-    def _gradients(self, cost: Tensor, weights: Tensors) -> list[Tensor]:
-        return list(torch.autograd.grad(cost, list(weights.values()), allow_unused=True, materialize_grads=True))
+    def _gradients(self, cost: Tensor, weights: Tensors) -> list[Tensor | None]:
+        """Gradient by each weight, None where it takes no part."""
+        return list(torch.autograd.grad(cost, list(weights.values()), allow_unused=True))

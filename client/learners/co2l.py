@@ -127,6 +127,7 @@ class Co2L(Rehearsal):
         self.projection.to(cast(nn.Linear, model.head).weight.device)
         model.add_module("projection", self.projection)  # a part of what is sent, saved and loaded
         super().__init__(model, train, settings)
+        self.check_free("co2l", "head", "fits the head by itself")
         self._encoder = nn.Sequential(self.body, self.projection)
         self._past = copy.deepcopy(self._encoder).requires_grad_(False).eval()
 
@@ -205,7 +206,8 @@ class Co2L(Rehearsal):
         features = torch.cat([self._features(part.x) for part in (here, *past)])
         generator = torch.Generator().manual_seed(integer(round.seed, "head"))
         share = 1 / torch.bincount(y, minlength=width)[y].double().cpu()  # all classes are equally likely
-        optimizer = torch.optim.Adam(self.head.parameters(), lr=self.settings.head_lr)
+        free = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(free, lr=self.settings.head_lr)
         for _ in range(self.settings.head_epochs):
             drawn = torch.multinomial(share, len(y), replacement=True, generator=generator)
             for index in torch.split(drawn.to(self.device), self.train.batch_size):

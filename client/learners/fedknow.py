@@ -160,7 +160,7 @@ class FedKnow(Learner):
         super().__init__(model, train, settings)
         _check_model(self)
         self._scratch = copy.deepcopy(model)  # teachers, extraction and the model before aggregation work in here
-        self._parameters = list(self.body.parameters())
+        self._parameters = _free(self.body)
         self._memory = torch.empty(0)  # for the gradients of a batch
         self._factored: frozenset[nn.Parameter] | None = None  # what the body allows is not known before it meets data
         self._lazy: bool | None = None
@@ -230,7 +230,7 @@ class FedKnow(Learner):
         if self._factored is None and self._knowledge:
             with self.meter.free():
                 found = factorable(self._scratch_body, self.images(task.train.x[:2]))
-            pairs = zip(self._parameters, self._scratch_body.parameters(), strict=True)
+            pairs = zip(self._parameters, _free(self._scratch_body), strict=True)
             self._factored = frozenset(parameter for parameter, scratch in pairs if scratch in found)
         stale = self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values())
         if stale:
@@ -288,22 +288,23 @@ class FedKnow(Learner):
             logits = widen(self.head(features))
         z = batch.head.logits(logits)
         loss = F.cross_entropy(z, batch.y)
-        own, self.head.weight.grad, self.head.bias.grad = torch.autograd.grad(
-            loss, [features, self.head.weight, self.head.bias]
-        )
+        of_head = _free(self.head)
+        own, *gradients = torch.autograd.grad(loss, [features, *of_head])
+        for parameter, gradient in zip(of_head, gradients, strict=True):
+            parameter.grad = gradient
         restored = self._restored(logits.detach(), batch.index, past)
         if self.settings.integrator == "online" and self._may_be_lazy(min(len(past), self.settings.k)):
             result = self._integrated_online(at_body, own, restored, past)
         else:
             result = self._integrated(at_body, own, restored, past)
         self._count(result)
-        self._set_body_gradient(at_body.expand(result.gradient))
+        self._set_body_gradient(at_body.expand(result.gradient), at_body.reached)
         return loss.item(), hits(z, batch.y)
 
     def _gradient_restored_from_a_part(self, batch: Batch, past: list[int]) -> tuple[float, int]:
         """The batch's gradient, integrated with restored gradients of its first samples."""
         report = super().gradient(batch)
-        plain = flatten([cast(Tensor, parameter.grad) for parameter in self._parameters], self._parameters)
+        plain, reached = _whole([parameter.grad for parameter in self._parameters], self._parameters)
         part = math.ceil(self.settings.restore_from * len(batch.y))
         at_part = Linearization(self.body, batch.x[:part], self.autocast())  # its own coordinates would not be g's
         with self.autocast(), torch.no_grad():
@@ -311,7 +312,7 @@ class FedKnow(Learner):
         restored = self._restored(logits, batch.index[:part], past)
         result = self._integrated(at_part, restored.sum(0) @ self.head.weight.detach(), restored, past, plain)
         self._count(result)
-        self._set_body_gradient(at_part.expand(result.gradient))
+        self._set_body_gradient(at_part.expand(result.gradient), reached)
         return report
 
     def _count(self, result: Integration) -> None:
@@ -489,24 +490,25 @@ class FedKnow(Learner):
             restored[:, classes] = restored_cotangent(logits[:, classes], answers, self.settings.temperature)
         return at_logits
 
-    def _set_body_gradient(self, parts: Sequence[Tensor]) -> None:
-        for parameter, part in zip(self._parameters, parts, strict=True):
-            parameter.grad = part
+    def _set_body_gradient(self, parts: Sequence[Tensor], reached: Sequence[bool]) -> None:
+        """Leave alone what the batch does not depend on: with a gradient of zeros, weight decay would move it."""
+        for parameter, part, has_part in zip(self._parameters, parts, reached, strict=True):
+            parameter.grad = part if has_part else None
 
     def _gradient_after_aggregation(self, batch: Batch) -> tuple[float, int]:
         """Negative transfer (Sec. III-E): g_a at the received model, turned to agree with g_b at the own one."""
         with self.autocast():
             logits = self._scratch(batch.x)
         loss = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
-        g_b = flatten(torch.autograd.grad(loss, list(self._scratch_body.parameters())), self._parameters)
+        g_b, _ = _whole(torch.autograd.grad(loss, _free(self._scratch_body), allow_unused=True), self._parameters)
         report = super().gradient(batch)
-        g_a = flatten([cast(Tensor, parameter.grad) for parameter in self._parameters], self._parameters)
+        g_a, reached = _whole([parameter.grad for parameter in self._parameters], self._parameters)
         with self.meter.told():
             integrated = integrate_one(g_a, g_b)
             self.meter.add(4 * g_a.numel(), 2 * g_a.nbytes)  # two products; g' and what was added to g_a
         self._revisits += 1
         self._opposed += integrated is not g_a
-        self._set_body_gradient(views(integrated, self._parameters))
+        self._set_body_gradient(views(integrated, self._parameters), reached)
         return report
 
     # --- the end of a task ----------------------------------------------------------------------------------------
@@ -530,6 +532,7 @@ class FedKnow(Learner):
             seed=round.seed,
             autocast=self.autocast,
             meter=self.meter,
+            smallest=self.smallest_batch(task.train.x),
         )
         self._local, self._answers, self._answers_task = {}, {}, -1
         return {"knowledge-bytes": float(sum(knowledge.nbytes for knowledge in self._knowledge.values()))}
@@ -543,6 +546,18 @@ class FedKnow(Learner):
         return cast(nn.Module, self._scratch.body)
 
 
+def _free(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _whole(parts: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> tuple[Tensor, list[bool]]:
+    """Gradients as one flat vector, zero where there is none, and where there is one."""
+    pairs = zip(parts, parameters, strict=True)
+    filled = [torch.zeros_like(parameter) if part is None else part for part, parameter in pairs]
+    return flatten(filled, parameters), [part is not None for part in parts]
+
+
 def _check_model(learner: FedKnow) -> None:
     """Refuse a user's model that this method cannot work with.
 
@@ -553,14 +568,12 @@ def _check_model(learner: FedKnow) -> None:
     """
     fault = None
     if not prunable(learner.body):
-        fault = "its body has no weight matrices to keep a fraction of"
+        fault = "its body has no weight matrices to train, of which it would keep a fraction"
     elif learner.head.bias is None:
         fault = "its head needs a bias"
     elif learner.settings.restore_from < 1 and any(isinstance(m, _BatchNorm) for m in learner.body.modules()):
         fault = "learner.restore_from < 1 would move its BatchNorm statistics twice a batch; set it to 1"
     elif learner.settings.restore_from < 1 and learner.settings.integrator == "online":
         fault = "learner.integrator = 'online' turns g by one backward pass of the whole batch; set restore_from to 1"
-    elif frozen := [name for name, parameter in learner.body.named_parameters() if not parameter.requires_grad]:
-        fault = f"parameters of its body are frozen ({', '.join(frozen[:3])}); make them buffers"
     if fault:
         raise ConfigError(f"learner.name = 'fedknow' cannot train this model: {fault}")

@@ -148,7 +148,8 @@ class FedWeit(Learner):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: FedWeitSettings) -> None:
         super().__init__(model, train, settings)
-        self._base = dict(self.body.named_parameters())
+        self.check_free("fedweit", "body", "splits the body's parameters")
+        self._base = {name: p for name, p in self.body.named_parameters() if p.requires_grad}
         self._buffers = dict(self.body.named_buffers())
         self.load_state_dict({})
 
@@ -246,12 +247,17 @@ class FedWeit(Learner):
         """Gradients of Eq. (3)."""
         self.optimizer.zero_grad(set_to_none=True)
         weights = self._now.weights(self._base, self._borrow())
+        reached: set[str] = set()
+        for name, weight in weights.items():
+            weight.register_hook(partial(_note, reached, name))  # type: ignore[no-untyped-call]
         with self.autocast():
             features = functional_call(self.body, weights, (batch.x,))
             logits = self.head(features)
         z = batch.head.logits(widen(logits))
         loss = F.cross_entropy(z, batch.y)
         (loss + self._penalty()).backward()  # type: ignore[no-untyped-call]
+        for name in self._base.keys() - reached:  # with the penalty's zeros, weight decay would move it
+            self._base[name].grad = None
         return loss.item(), hits(z, batch.y)
 
     def _borrow(self) -> Tensors:
@@ -340,6 +346,11 @@ class FedWeit(Learner):
         entry = self._tasks[task]
         now = self._borrow() if task == max(self._tasks) else {}
         return entry.weights(self._base, entry.borrowed or now) | entry.buffers
+
+
+def _note(reached: set[str], name: str, gradient: Tensor) -> None:
+    """Note that a parameter takes part in the loss."""
+    reached.add(name)
 
 
 def _unit_shape(parameter: Tensor) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ class Flcn(Learner):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: FlcnSettings) -> None:
         super().__init__(model, train, settings)
-        self._parameters = dict(model.named_parameters())
+        self._parameters = self.trainable
         self._shape: tuple[int, ...] = ()
         self.load_state_dict({})
 
@@ -89,7 +89,7 @@ class Flcn(Learner):
     # --- what travels ---------------------------------------------------------------------------------------------
 
     def receive_extra(self, extra: Tensors) -> None:
-        """Omega, for every parameter."""
+        """Omega, for every parameter to train."""
         if {n: v.shape for n, v in extra.items()} != {n: p.shape for n, p in self._parameters.items()}:
             raise ValueError(f"importance weights of {counted(len(extra), 'tensor')} do not fit the model's parameters")
         self._importance = extra

@@ -45,7 +45,7 @@ from fedknow.client.learners.base import Layout, Learner, LearnerSettings, Round
 from fedknow.protocols.config import ConfigError, TrainConfig
 from fedknow.protocols.seeds import integer
 
-__all__ = ["Fot", "FotSettings", "dimension", "inputs", "layers", "triangle"]
+__all__ = ["Fot", "FotSettings", "check_plain", "dimension", "inputs", "layers", "triangle"]
 
 
 class FotSettings(LearnerSettings):
@@ -157,7 +157,7 @@ def triangle(moment: Tensor) -> Tensor:
 
 
 def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The body's convolutions and linear layers by name, in the order of its modules.
+    """The body's convolutions and linear layers by name, in the order of its modules; not those frozen as a whole.
 
     Raises
     ------
@@ -166,16 +166,52 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """
     found: dict[str, nn.Conv2d | nn.Linear] = {}
     for name, module in body.named_modules():
+        learns = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            found[name] = module
-        elif isinstance(module, _BatchNorm) or next(module.parameters(recurse=False), None) is not None:
+            check_plain({name: module}, "fot")
+            if learns:
+                found[name] = module
+        elif isinstance(module, _BatchNorm) or learns:
             raise ConfigError(
                 f"learner.name = 'fot' cannot train this model: its body has {type(module).__name__}; it must have "
                 "nothing to learn but convolutions and linear layers, as in model.name = 'cnn', 'cnn6' or 'mlp'"
             )
     if not found:
         raise ConfigError("learner.name = 'fot' cannot train this model: its body has no layers to project")
+    check_plain(found, "fot")
     return found
+
+
+def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
+    """Refuse layers whose weights are not theirs alone, for a method that sets them by hand.
+
+    Parameters
+    ----------
+    layers : mapping of str to Module
+        Convolutions and linear layers by name.
+    learner : str
+        Name of the method.
+
+    Raises
+    ------
+    ConfigError
+        If a layer's weight is computed from other parameters (weight normalisation), or two layers share one.
+    """
+    places: dict[nn.Parameter, str] = {}
+    for name, layer in layers.items():
+        for key, parameter in layer.named_parameters():
+            if key not in ("weight", "bias"):
+                raise ConfigError(
+                    f"learner.name = {learner!r} cannot train this model: the weight of body.{name} is computed from "
+                    f"{key}, as weight normalisation does; use a plain layer"
+                )
+            if parameter in places:
+                raise ConfigError(
+                    f"learner.name = {learner!r} cannot train this model: body.{name}.{key} is also "
+                    f"body.{places[parameter]} (tied), and each layer is treated by itself; give each a parameter "
+                    "of its own"
+                )
+            places[parameter] = f"{name}.{key}"
 
 
 @contextmanager

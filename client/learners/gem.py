@@ -41,7 +41,7 @@ class _Projecting(Rehearsal):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: MemorySettings) -> None:
         super().__init__(model, train, settings)
-        self._parameters = list(model.parameters())
+        self._parameters = list(self.trainable.values())
         self._sizes = [p.numel() for p in self._parameters]
         self._steps = self._violated = 0
 
@@ -75,7 +75,8 @@ class _Projecting(Rehearsal):
 
     def _set_gradient(self, g: Tensor) -> None:
         for part, parameter in zip(torch.split(g, self._sizes), self._parameters, strict=True):
-            parameter.grad = part.view(parameter.shape)
+            if parameter.grad is not None or part.any():  # with a gradient of zeros, weight decay would move it
+                parameter.grad = part.view(parameter.shape)
 
 
 def _or_zero(gradient: Tensor | None, parameter: Tensor) -> Tensor:
@@ -146,10 +147,15 @@ class AGem(_Projecting):
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
         """One more pass over samples of the memory."""
         stored = len(self.past) if self.past is not None else 0
-        return Learner.cost_key(self, count, head), min(stored, self.settings.memory_batch)
+        return Learner.cost_key(self, count, head), min(stored, self._drawn)
+
+    @property
+    def _drawn(self) -> int:
+        """Stored samples behind a reference gradient, if there are as many."""
+        return max(self.settings.memory_batch, self._smallest_batch or 1)
 
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
-        reference = self._gradient_of(self.draw(past, self.settings.memory_batch))
+        reference = self._gradient_of(self.draw(past, self._drawn))
         with self.meter.told():
             turned = integrate_one(g, reference)
             self.meter.add(4 * g.numel(), 2 * g.nbytes)  # two products; g' and what was added to g

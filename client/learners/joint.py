@@ -40,9 +40,13 @@ class _Jointly(Learner):
     def fit_on(self, everything: Replay, count: int, task: TaskData, round: Round) -> dict[str, float]:
         """One round on a random draw of at most ``count`` samples, each scored in its own slice of the head."""
         draws = torch.Generator().manual_seed(integer(round.seed, "joint"))
-        index = torch.randperm(len(everything), generator=draws)[: max(1, count)].sort().values
+        index = torch.randperm(len(everything), generator=draws)[: self.drawn(everything, count)].sort().values
         self._drawn = Replay(everything.x[index], everything.y[index], everything.head[index])
         return super().fit(replace(task, train=Split(self._drawn.x, self._drawn.y)), round)
+
+    def drawn(self, everything: Replay, count: int) -> int:
+        """How many samples a round draws where ``count`` are asked for: at least as many as a step takes."""
+        return min(max(self.smallest_batch(everything.x), count), len(everything))
 
     cost_key = Learner.cost_key
 

@@ -42,7 +42,7 @@ class Knowledge:
     values : Tensor
         Their values in the order of the flattened model: float32 [n].
     whole : dict
-        Parameters and buffers of the body that are not pruned.
+        Parameters and buffers of the body that are not pruned; frozen ones are no knowledge of the task's.
     head : tuple of Tensor
         The task's rows of the head: weight float32 [c, features], bias float32 [c].
     """
@@ -120,8 +120,8 @@ class Knowledge:
 
 
 def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that compete for a place: matrices and filters, by name."""
-    return {name: parameter for name, parameter in body.named_parameters() if parameter.dim() > 1}
+    """The weights that compete for a place: matrices and filters to train, by name."""
+    return {name: p for name, p in body.named_parameters() if p.dim() > 1 and p.requires_grad}
 
 
 def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
@@ -158,6 +158,7 @@ def extract(
     seed: int,
     autocast: Autocast = nullcontext,
     meter: Meter | None = None,
+    smallest: int = 1,
 ) -> Knowledge:
     """Extract a task's knowledge from a trained model.
 
@@ -177,6 +178,9 @@ def extract(
         The context of its forward passes.
     meter : Meter, optional
         Told what it costs.
+    smallest : int
+        The fewest samples that the model can be trained on at once
+        (:func:`~fedknow.client.learners.batching.smallest_batch`).
 
     Returns
     -------
@@ -195,10 +199,12 @@ def extract(
         for weight, mask in zip(weights, masks, strict=True):
             weight.mul_(mask)
     columns = HeadSlice(classes, head.out_features, x.device)
-    _finetune(model, weights, masks, columns, x, y, epochs, batch_size, lr, seed, autocast, meter or Meter())
+    meter = meter or Meter()
+    _finetune(model, weights, masks, columns, x, y, epochs, batch_size, lr, seed, autocast, meter, smallest)
     chosen = torch.cat([mask.flatten() for mask in masks])
     flat = torch.cat([weight.detach().flatten() for weight in weights])
-    pruned = set(prunable(body))
+    learned = {name for name, parameter in body.named_parameters() if parameter.requires_grad}
+    whole = (learned - prunable(body).keys()) | dict(body.named_buffers()).keys()
     index = torch.tensor(classes)
     return Knowledge(
         classes=tuple(classes),
@@ -207,7 +213,7 @@ def extract(
         whole={
             name: value.clone()
             for name, value in body.state_dict().items()
-            if name not in pruned and value.is_floating_point()
+            if name in whole and value.is_floating_point()
         },
         head=(head.weight.detach()[index].clone(), head.bias.detach()[index].clone()),
     )
@@ -226,16 +232,18 @@ def _finetune(
     seed: int,
     autocast: Autocast,
     meter: Meter,
+    smallest: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     # Without an L2 term and with masked gradients Adam leaves pruned weights alone: their moments stay zero. They are
     # masked again all the same, since everything later rests on their being exactly zero.
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(free, lr=lr, fused=True)
     labels = head.labels(y)
     model.train()
     for _ in range(epochs):
-        for index in batches(len(labels), batch_size, generator, x.device):
+        for index in batches(len(labels), batch_size, generator, x.device, smallest):
             with meter.part(("finetune", len(index), len(head.index))):
                 meter.add(samples=len(index))  # the model is a copy, which the meter does not watch
                 batch = Batch(x[index], labels[index], index, head)
@@ -247,7 +255,8 @@ def _finetune(
                     raise Diverged(f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}")
                 loss.backward()
                 for weight, mask in zip(weights, masks, strict=True):
-                    cast(Tensor, weight.grad).mul_(mask)
+                    if weight.grad is not None:  # a weight may take no part in a forward pass
+                        weight.grad.mul_(mask)
                 optimizer.step()
                 with torch.no_grad():
                     for weight, mask in zip(weights, masks, strict=True):

@@ -70,7 +70,7 @@ def factorable(body: nn.Module, x: Tensor, threshold: int = 1 << 16) -> frozense
         Entries from which on a weight is large.
     """
     body.eval()
-    weights = {p for p in body.parameters() if p.dim() == 2 and p.numel() >= threshold}
+    weights = {p for p in body.parameters() if p.requires_grad and p.dim() == 2 and p.numel() >= threshold}
     tracer = _Tracer(weights, probe=True)
     with tracer:
         features = body(x)
@@ -106,6 +106,8 @@ class Linearization:
         f(x; w), float [n, f], without a graph.
     size : int
         Length of a flat vector.
+    reached : list of bool
+        Which parameters the features depend on; known after a pullback. Of the others all gradients are zero.
     """
 
     def __init__(
@@ -119,7 +121,8 @@ class Linearization:
         with context or nullcontext(), tracer:
             self._features = widen(body(x))
         self.features = self._features.detach()
-        self._parameters = list(body.parameters())
+        self._parameters = [parameter for parameter in body.parameters() if parameter.requires_grad]
+        self.reached = [False] * len(self._parameters)
         self._factors = tracer.factors
         self._leaves = [tracer.factors[p][0] if p in tracer.factors else p for p in self._parameters]
         self.size = sum(leaf.numel() for leaf in self._leaves)
@@ -138,11 +141,15 @@ class Linearization:
             Prepare for :meth:`pushforward`, which one pullback must.
         """
         cotangent = cotangent.detach().requires_grad_(forward)
-        parts = torch.autograd.grad(
-            self._features, self._leaves, cotangent, retain_graph=True, create_graph=forward, materialize_grads=True
+        found = torch.autograd.grad(
+            self._features, self._leaves, cotangent, retain_graph=True, create_graph=forward, allow_unused=True
         )
+        self.reached = [part is not None for part in found]
+        parts = [
+            torch.zeros_like(leaf) if part is None else part for part, leaf in zip(found, self._leaves, strict=True)
+        ]
         if forward:
-            self._transpose = cotangent, list(parts)
+            self._transpose = cotangent, parts
         return flatten(parts, self._leaves, out)
 
     def pushforward(self, direction: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ class MemorySettings(ContinualSettings):
     """Settings of a method that keeps samples."""
 
     memory: float = Field(0.1, gt=0, le=1)
-    """Fraction of each task's training samples that the client keeps, at least one."""
+    """Fraction of each task's training samples that the client keeps, at least one (two where the model's BatchNorm
+    cannot be trained on one)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,10 +134,10 @@ class Memory:
         """Size of all samples and labels, in bytes."""
         return sum(stored.x.nbytes + stored.y.nbytes for stored in self.tasks.values())
 
-    def keep(self, task: TaskData, fraction: float, seed: int, balanced: bool = True) -> None:
-        """Keep a fraction of a task's training samples, at least one (:func:`choose`)."""
+    def keep(self, task: TaskData, fraction: float, seed: int, balanced: bool = True, least: int = 1) -> None:
+        """Keep a fraction of a task's training samples, at least so many (:func:`choose`)."""
         x, y = task.train.x, task.train.y
-        count = max(1, round(fraction * len(y)))
+        count = max(least, round(fraction * len(y)))
         index = choose(y, count, torch.Generator().manual_seed(seed), balanced)
         self.tasks[task.task] = Stored(task.classes, x[index], y[index])
 
@@ -231,5 +232,6 @@ class Rehearsal(Learner):
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep a part of the task's samples."""
         super().end_task(task, round)
-        self.memory.keep(task, self.settings.memory, integer(round.seed, "memory"), self.balanced)
+        least = self.smallest_batch(task.train.x)  # some methods make a pass over one task's samples
+        self.memory.keep(task, self.settings.memory, integer(round.seed, "memory"), self.balanced, least)
         return {"knowledge-bytes": float(self.memory.nbytes)}

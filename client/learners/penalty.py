@@ -41,7 +41,7 @@ class Consolidation(Learner):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: ConsolidationSettings) -> None:
         super().__init__(model, train, settings)
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = self.trainable
         self._become({})
 
     @property
@@ -124,7 +124,10 @@ class Consolidation(Learner):
         for name, anchor in self.anchor.items():
             parameter = self._parameters[name]
             pull = scale * self.importance[name] * (parameter.detach() - anchor)
-            parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+            if parameter.grad is not None:
+                parameter.grad.add_(pull)
+            elif pull.any():  # with a gradient of zeros, weight decay would move it
+                parameter.grad = pull
         return report
 
     @torch.no_grad()

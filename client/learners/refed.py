@@ -67,7 +67,7 @@ class ReFed(UnionTraining):
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: ReFedSettings) -> None:
         super().__init__(model, train, settings)
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = self.trainable
 
     # --- state ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedknow.client.cost import Cost, Meter, module_bytes
@@ -93,7 +94,7 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         name: _turned(torch.stack([client.parameters[name] for client in clients])).contiguous()
         for name in clients[0].parameters
     }
-    moving = {name: nn.Parameter(rows[name], p.requires_grad) for name, p in model.named_parameters()}
+    moving = {name: nn.Parameter(rows[name], p.requires_grad) for name, p in learner.trainable.items()}
     mu = torch.tensor([client.round.proximal_mu for client in clients], device=schedule.weights.device)
     anchors = {name: rows[name].clone() for name in moving if learner.travels(name)} if mu.any() else {}
     body, head = ([moving[name] for name in moving if name.startswith(part)] for part in ("body.", "head."))
@@ -267,9 +268,11 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     model = learner.model
     if any(isinstance(module, _DROPOUT) and module.p for module in model.modules()):
         return "the model has dropout, whose masks would be others"
-    parameters = dict(model.named_parameters())
-    if odd := sorted(model.state_dict().keys() - parameters.keys()):
+    if odd := sorted(model.state_dict().keys() - dict(model.named_parameters()).keys()):
         return f"the model has buffers or shared parameters ({', '.join(odd[:3])}), as BatchNorm has"
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return "the model has BatchNorm, which would see the samples that short batches are filled up with"
+    parameters = learner.trainable
     stacked = {name: parameter.detach().expand(2, *parameter.shape) for name, parameter in parameters.items()}
     try:
         torch.vmap(lambda p, x: functional_call(model, p, (x,)))(

@@ -16,6 +16,7 @@ from fedknow.client.models.inception import inception_v3
 from fedknow.client.models.layers import Dropout
 from fedknow.client.models.mlp import linear, mlp
 from fedknow.client.models.mobile import mobilenet_v2, shufflenet_v2
+from fedknow.client.models.parameters import check_dtypes, check_parameters
 from fedknow.client.models.resnet import resnet18, resnet152, resnext50, senet18, wide_resnet50
 from fedknow.client.models.split import Body, Shape, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
@@ -75,8 +76,8 @@ def build_model(config: ModelConfig, shape: Shape, classes: int, seed: int) -> n
     Raises
     ------
     ConfigError
-        For an unknown model or setting, a setting out of range, an image too small, or a user's model without body
-        and head.
+        For an unknown model or setting, a setting out of range, an image too small, a user's model without body
+        and head, or one with parameters that no learner could train.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -155,6 +156,7 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
             f"nn.Module with a module `body` and a `head` that is nn.Linear(..., {classes}), so that "
             "model(x) = model.head(model.body(x))"
         )
+    check_dtypes(model, config.name)
     with calling(config.name, "model.name"), torch.no_grad():
         x = torch.randn(2, *shape)
         training = model.training
@@ -167,6 +169,7 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
             f"model.name = {config.name!r}: model(x) must be model.head(model.body(x)), with features [n, features] "
             f"between them; its body gives {list(features.shape)} for {list(x.shape)}"
         )
+    check_parameters(model, config.name)
     return model
 
 

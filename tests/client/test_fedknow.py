@@ -330,7 +330,7 @@ def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_tas
     assert drift("sum") < drift("off")
 
 
-@pytest.mark.parametrize("fault", ["no weight matrices", "needs a bias", "are frozen"])
+@pytest.mark.parametrize("fault", ["no weight matrices", "needs a bias", "to train"])
 def test_models_it_cannot_train_are_refused(tiny_model, fault):
     model = tiny_model()
     if fault == "no weight matrices":
@@ -338,6 +338,6 @@ def test_models_it_cannot_train_are_refused(tiny_model, fault):
     elif fault == "needs a bias":
         model.head = torch.nn.Linear(8, 6, bias=False)
     else:
-        model.body[0].requires_grad_(False)
+        model.body.requires_grad_(False)
     with pytest.raises(ConfigError, match=fault):
         FedKnow(model, TRAIN, FedKnowSettings())

@@ -30,6 +30,7 @@ CLIENTS, TASKS, ROUNDS = 4, 2, 3
 class FakeLearner:
     ends_task = True
     sparse = False
+    frozen_digest = ""
 
     def send(self):
         return {"w": torch.tensor([1.0, -2.0]), "b": torch.tensor(0.5)}
