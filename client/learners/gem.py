@@ -39,6 +39,8 @@ class AGemSettings(MemorySettings):
 class _Projecting(Rehearsal):
     """What GEM and A-GEM share: the whole gradient as one vector, and how often it was turned."""
 
+    replays_alone = True
+
     def __init__(self, model: nn.Module, train: TrainConfig, settings: MemorySettings) -> None:
         super().__init__(model, train, settings)
         self._parameters = list(self.trainable.values())

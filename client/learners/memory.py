@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -26,8 +27,7 @@ class MemorySettings(ContinualSettings):
     """Settings of a method that keeps samples."""
 
     memory: float = Field(0.1, gt=0, le=1)
-    """Fraction of each task's training samples that the client keeps, at least one (two where the model's BatchNorm
-    cannot be trained on one)."""
+    """Fraction of each task's training samples that the client keeps, at least one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +182,8 @@ class Rehearsal(Learner):
     replay = ("memory",)
     balanced = True
     """Whether classes have equal shares of the memory."""
+    replays_alone: ClassVar[bool] = False
+    """Whether stored samples pass through the model without others, to be trained on."""
 
     def __init__(self, model: nn.Module, train: TrainConfig, settings: MemorySettings) -> None:
         super().__init__(model, train, settings)
@@ -232,6 +234,6 @@ class Rehearsal(Learner):
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep a part of the task's samples."""
         super().end_task(task, round)
-        least = self.smallest_batch(task.train.x)  # some methods make a pass over one task's samples
+        least = self.smallest_batch(task.train.x) if self.replays_alone else 1
         self.memory.keep(task, self.settings.memory, integer(round.seed, "memory"), self.balanced, least)
         return {"knowledge-bytes": float(self.memory.nbytes)}
