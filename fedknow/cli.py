@@ -26,6 +26,7 @@ from fedknow.protocols.extras import how_to_install, providing_extra
 
 if TYPE_CHECKING:
     from fedknow.client.edge import EdgeClient
+    from fedknow.protocols.descriptions import Description
     from fedknow.server.run_folder import RunFolder
 
 __all__ = ["main"]
@@ -596,21 +597,30 @@ def calibrate(
 @app.command("list")
 def list_(
     what: Annotated[Listed, typer.Argument(metavar="|".join(Listed))],
-    name: Annotated[str | None, typer.Argument(metavar="DEVICE")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
 ) -> None:
-    """List what can be named in an experiment.
+    """List what can be named in an experiment, or explain one of it.
 
-    With a DEVICE (or a fleet, or a pattern such as `jetson-*`) each of its numbers, and where that is from or what is
-    assumed: `fedknow list devices jetson-nano`.
+    With a NAME, all about that one. Of a learner: what it keeps, sends and needs, and its settings with their values
+    and meaning. Of a device (or a fleet, or a pattern such as `jetson-*`): each number, with its source or `assumed`.
+
+    Examples:
+
+    - `fedknow list learners` shows all learners, `fedknow list learners ewc` explains one.
+
+    - `fedknow list devices jetson-nano` shows where its numbers are from.
     """
     with _explained(None):
-        if name is not None:
-            _describe(what, name)
-            return
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name, line in _known(what).items():
-            table.add_row(escape(name), escape(line), style="")
-        out.print(table, highlight=False)
+        if name is None:
+            from fedknow.descriptions import print_list
+
+            print_list(out, _known(what))
+        elif what is Listed.devices:
+            _describe_device(name)
+        else:
+            from fedknow.descriptions import print_description
+
+            print_description(out, name, _described(what, name))
 
 
 def main() -> None:
@@ -618,17 +628,37 @@ def main() -> None:
     app()
 
 
-def _describe(what: Listed, name: str) -> None:
-    if what is not Listed.devices:
-        raise ConfigError(f"fedknow list {what} {name}: only devices have more to show; leave {name!r} out")
+def _describe_device(name: str) -> None:
     from fedknow.simulations.fleet.devices import describe_devices
 
     for title, numbers in describe_devices(name).items():
         out.print(escape(title), highlight=False, soft_wrap=True)
-        table = Table(show_header=False, box=None, pad_edge=False)
+        table = Table.grid(padding=(0, 2))
         for number, value, source in numbers:
             table.add_row(f"  {number}", escape(value), escape(source), style="")
         out.print(table, highlight=False)
+
+
+def _described(what: Listed, name: str) -> Description:
+    if what is Listed.learners:
+        from fedknow.client.descriptions import describe_learner
+
+        return describe_learner(name)
+    if what is Listed.strategies:
+        from fedknow.strategies import describe_strategy
+
+        return describe_strategy(name)
+    if what is Listed.models:
+        from fedknow.client.descriptions import describe_model
+
+        return describe_model(name)
+    if what is Listed.datasets:
+        from fedknow.client.descriptions import describe_dataset
+
+        return describe_dataset(name)
+    from fedknow.simulations.presets import describe_preset
+
+    return describe_preset(name)
 
 
 def _known(what: Listed) -> dict[str, str]:

@@ -16,7 +16,7 @@ from fedknow.strategies.options import check_options
 from fedknow.strategies.population import check_population
 from fedknow.strategies.registry import BUILTIN, DEFAULTS, OBJECTS, Builtin, find_strategy
 
-__all__ = ["build_strategy", "option_names"]
+__all__ = ["Recipe", "build_strategy", "option_names"]
 
 Parameters = dict[str, inspect.Parameter]
 
@@ -45,7 +45,7 @@ def build_strategy(config: StrategyConfig, clients: int | None = None) -> Strate
         If there is no such strategy, an option is unknown or missing, or the constructor
         refuses a value.
     """
-    recipe = _Recipe.read(config.name)
+    recipe = Recipe.read(config.name)
     options = recipe.checked(config.options)
     strategy = recipe.make(options, config.options)
     if clients is not None:
@@ -61,11 +61,11 @@ def option_names(name: str) -> list[str]:
     ConfigError
         If there is no such strategy.
     """
-    return list(_Recipe.read(name).known)
+    return list(Recipe.read(name).known)
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class Recipe:
     """How a strategy is made: the callables, and the options that each of them takes."""
 
     name: str
@@ -75,7 +75,8 @@ class _Recipe:
     outer: Parameters
 
     @classmethod
-    def read(cls, name: str) -> _Recipe:
+    def read(cls, name: str) -> Recipe:
+        """Find how the strategy of this name is made."""
         builtin = BUILTIN.get(name)
         if builtin is None:
             factory = find_strategy(name)

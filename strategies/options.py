@@ -11,7 +11,7 @@ from typing import Any
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.values import show
 
-__all__ = ["check_options"]
+__all__ = ["allowed_values", "check_options"]
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,23 @@ def check_options(options: Mapping[str, Any], parameters: Mapping[str, inspect.P
     """
     for key, value in options.items():
         default = parameters[key].default
-        if isinstance(default, str):
-            fits, right = isinstance(value, str), "text"
-        elif isinstance(default, bool):
-            fits, right = isinstance(value, bool), "true or false"
+        if isinstance(default, str | bool):
+            fits = isinstance(value, type(default))
         else:
-            is_whole = isinstance(default, int)
-            span = _SPANS.get(key, _Span(is_whole=is_whole))
-            fits, right = span.holds(value), str(span)
+            fits = _span(key, default).holds(value)
         if not fits:
+            right = allowed_values(key, default)
             raise ConfigError(f"strategy.{key} = {show(value)}: must be {right}")
+
+
+def allowed_values(key: str, default: object) -> str:
+    """Say which values an option of a strategy with a name may have."""
+    if isinstance(default, str):
+        return "text"
+    if isinstance(default, bool):
+        return "true or false"
+    return str(_span(key, default))
+
+
+def _span(key: str, default: object) -> _Span:
+    return _SPANS.get(key, _Span(is_whole=isinstance(default, int)))

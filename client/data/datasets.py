@@ -29,7 +29,7 @@ from fedknow.client.data.source import Contents, Form, Part, Source, joined, loa
 from fedknow.protocols.config import ConfigError, DataConfig, closest
 from fedknow.protocols.plugins import calling, check_maker, is_reference, load_object
 
-__all__ = ["Dataset", "Images", "Labels", "list_datasets", "load_dataset", "require"]
+__all__ = ["Dataset", "Images", "Labels", "dataset_facts", "list_datasets", "load_dataset", "require"]
 
 
 class Layout(Protocol):
@@ -165,6 +165,23 @@ def load_dataset(config: DataConfig) -> Dataset:
 def list_datasets() -> dict[str, str]:
     """The data sets known by name, with a line about each."""
     return {"digits": _DIGITS_ABOUT} | {name: known.about for name, known in _KNOWN.items()}
+
+
+def dataset_facts(name: str) -> dict[str, str]:
+    """Say what the images of a data set become, and where its files must lie."""
+    known = _KNOWN.get(name)
+    if known is None:  # digits
+        return {"Files": "none: they come with scikit-learn"}
+    size = f"{known.form.size}x{known.form.size}" if known.form.size else "as large as in the files"
+    facts = {"Images": f"{'grey' if known.form.mode == 'L' else known.form.mode}, {size} (data.image_size)"}
+    if known.mix:
+        facts["Made of"] = ", ".join(known.mix)
+        return facts
+    facts["Folder"] = " or ".join(f"{folder}/" for folder in (name, *known.folders))
+    facts["Folder"] += " in the folder that --data-dir, data.dir or FEDKNOW_DATA names"
+    facts["Files in it"] = " or ".join(layout.wants for layout in known.layouts)
+    facts["Hub"] = f"{known.hub}, where no folder is named" if known.hub else "not from there"
+    return facts
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, StrategyConfig, closest
 from fedknow.protocols.plugins import PASSED_ON, calling, explain, is_reference, load_object
 from fedknow.protocols.seeds import integer
+from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
 
 __all__ = [
@@ -261,7 +262,8 @@ def check_samples(
     """
     x = torch.zeros(1, *shape, device=learner.device)
     smallest = learner.smallest_batch(x)
-    model = f"model.name = {config.model.name!r} has BatchNorm layers that need {smallest} samples a batch"
+    needed = counted(smallest, "sample")
+    model = f"model.name = {config.model.name!r} has BatchNorm layers that need {needed} a batch"
     if config.train.batch_size < smallest:
         raise ConfigError(f"train.batch_size = {config.train.batch_size}: {model}; set it to {smallest} or more")
     if sizes is None or smallest == 1 or isinstance(learner, JointCentral):  # which trains on all of them together

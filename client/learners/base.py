@@ -61,7 +61,8 @@ class LearnerSettings(BaseModel):
     A number that may be infinite says so: ``Field(allow_inf_nan=True)``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # The docstrings of settings are what `fedknow list learners NAME` says of them.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ContinualSettings(LearnerSettings):

@@ -117,7 +117,7 @@ class FedProxSettings(LearnerSettings):
     """Settings of :class:`FedProx`."""
 
     proximal_mu: float = Field(0.01, ge=0)
-    """mu."""
+    """mu, the weight of the pull towards the global model."""
 
 
 class FedProx(Learner):

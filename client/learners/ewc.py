@@ -26,7 +26,7 @@ class EwcSettings(ConsolidationSettings):
     """Settings of :class:`Ewc`."""
 
     strength: float = Field(1000.0, ge=0)
-    """lambda."""
+    """lambda, the weight of the penalty for past tasks."""
     labels: Literal["sampled", "expected", "data"] = "sampled"
     """Whose labels the Fisher information is taken over: one drawn from the model's own answer to each sample; all of
     them, weighted by that answer (exact, and as many backward passes as the slice of the head has classes); or the
@@ -118,7 +118,8 @@ class OnlineEwc(_Fisher):
     With gamma = 1 it is Huszár's correction of EWC, whose separate penalties count early tasks again and again.
     Progress & Compress also brings the information of all tasks to one scale, which is left out here.
 
-    Keeps: importance and anchor, two models. Sends, needs and is valid as :class:`Ewc`.
+    Keeps: importance and anchor, two models. Sends: what ``exchange`` says, nothing more. Needs: what :class:`Ewc`
+    needs. Valid: where :class:`Ewc` is.
     """
 
     Settings = OnlineEwcSettings

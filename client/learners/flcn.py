@@ -28,7 +28,7 @@ class FlcnSettings(LearnerSettings):
     """Settings of :class:`Flcn`."""
 
     strength: float = Field(100.0, ge=0)
-    """lambda."""
+    """lambda, the weight of the penalty around the global model."""
     proxy: float = Field(0.1, gt=0, le=1)
     """Fraction of each task's training samples that a client gives to the server, at least one."""
     proxy_samples: int = Field(256, ge=1, le=1_000_000)

@@ -38,7 +38,7 @@ class LwfSettings(ContinualSettings):
     strength: float = Field(1.0, ge=0)
     """lambda_o: weight of the old tasks' losses."""
     temperature: float = Field(2.0, gt=0)
-    """T."""
+    """T, which divides logits before the old answers are distilled."""
     warmup_epochs: int = Field(0, ge=0, le=10_000)
     """Of the local epochs in which a client first meets a task, so many train its head alone; the paper's warm-up."""
 

@@ -43,9 +43,9 @@ class TargetSettings(LearnerSettings):
     """Settings of :class:`Target`; the first two are the authors' for CIFAR-100, as far as known."""
 
     distill: float = Field(25.0, ge=0)
-    """alpha."""
+    """alpha, the weight of the distillation loss on synthetic images."""
     temperature: float = Field(2.0, gt=0)
-    """T."""
+    """T, which divides logits before answers are distilled."""
     samples: int = Field(256, ge=1, le=1_000_000)
     """Synthetic images after each task, of all past classes together; the authors make 8000."""
     generator_steps: int = Field(30, ge=1, le=1_000_000)

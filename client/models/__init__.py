@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from math import prod
+from typing import Any
 
 import torch
 from pydantic import ConfigDict, ValidationError, validate_call
@@ -30,7 +31,7 @@ from fedknow.protocols.plugins import (
 from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
 
-__all__ = ["Dropout", "SplitModel", "build_model", "list_models", "setting_names"]
+__all__ = ["Dropout", "SplitModel", "build_model", "list_models", "model_factory", "setting_names"]
 
 _MODELS: Mapping[str, Callable[..., Body]] = {
     "cnn6": cnn6,
@@ -94,6 +95,25 @@ def build_model(config: ModelConfig, shape: Shape, classes: int, seed: int) -> n
         return SplitModel(body, nn.Linear(features, classes))
 
 
+def model_factory(name: str) -> Callable[..., Any]:
+    """Find what builds a model.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name.
+    """
+    if is_reference(name):
+        factory: Callable[..., Any] = load_object(name, "model.name")
+        return factory
+    if name not in _MODELS:
+        raise ConfigError(
+            f"model.name = {name!r}: no such model{closest(name, _MODELS)}; "
+            f"known: {', '.join(_MODELS)}, or module:callable for your own"
+        )
+    return _MODELS[name]
+
+
 def list_models() -> dict[str, str]:
     """The models known by name, with a line about each."""
     return {name: (inspect.getdoc(build) or "").partition("\n")[0] for name, build in _MODELS.items()}
@@ -105,7 +125,7 @@ def setting_names(name: str) -> list[str]:
 
 
 def _build_body(config: ModelConfig, shape: Shape) -> Body:
-    build = _MODELS[config.name]
+    build = model_factory(config.name)
     known = setting_names(config.name)
     for key, value in config.options.items():
         if key not in known:

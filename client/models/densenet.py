@@ -34,8 +34,6 @@ def densenet121(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
         Channels, height, width; at least 8x8.
     width : float
         Factor on the growth rate, which is 32, and with it on all channel counts.
-    stem : {"auto", "small", "large"}
-        How it begins: :data:`~fedknow.client.models.layers.Stem`.
 
     Raises
     ------

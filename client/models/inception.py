@@ -22,7 +22,7 @@ def inception_v3(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout:
     width : float
         Factor on all channel counts.
     stem : {"auto", "small", "large"}
-        How it begins (:data:`~fedknow.client.models.layers.Stem`): ``small`` keeps the convolutions of the published
+        How it begins. ``large``: as published. ``small`` keeps the convolutions of the published
         beginning and none of its three halvings. ``auto`` is ``small`` below 75x75.
     dropout : float
         Of the features.

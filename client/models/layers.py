@@ -24,11 +24,16 @@ __all__ = [
     "small_stem",
 ]
 
-Width = Annotated[float, Field(gt=0, le=8)]
+Width = Annotated[float, Field(gt=0, le=8, description="Factor on all channel counts.")]
 Chance = Annotated[float, Field(ge=0, lt=1)]
-Stem = Literal["auto", "small", "large"]
-"""How a network made for 224x224 begins. ``large``: as published, sides shrink 4 times before the first block.
-``small``: with a 3x3 convolution of stride 1 and no pooling, as is usual at 32x32. ``auto``: ``small`` below 64x64."""
+Stem = Annotated[
+    Literal["auto", "small", "large"],
+    Field(
+        description="How a network made for 224x224 begins. large: as published, sides shrink 4 times "
+        "before the first block. small: with a 3x3 convolution of stride 1 and no pooling, as is "
+        "usual at 32x32. auto: small below 64x64."
+    ),
+]
 
 
 class Branches(nn.Module):

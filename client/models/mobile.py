@@ -42,7 +42,8 @@ def mobilenet_v2(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout:
         The paper's width multiplier: a factor on channel counts, which stay multiples of 8; the last layer's 1,280
         grow and do not shrink.
     stem : {"auto", "small", "large"}
-        How it begins (:data:`~fedknow.client.models.layers.Stem`); ``small`` leaves out the first two halvings.
+        How it begins. ``large``: as published. ``small`` leaves out the first two halvings. ``auto``:
+        ``small`` below 64x64.
     dropout : float
         Of the features, as published.
 
@@ -127,8 +128,6 @@ def shufflenet_v2(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body
         Channels, height, width; at least 8x8.
     width : float
         0.5, 1, 1.5 and 2 are the paper's; others are 1 with that factor on its channel counts.
-    stem : {"auto", "small", "large"}
-        How it begins: :data:`~fedknow.client.models.layers.Stem`.
 
     Raises
     ------

@@ -57,8 +57,6 @@ def resnet18(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
         Channels, height, width; at least 8x8.
     width : float
         Factor on all channel counts; 1 is 64, 128, 256 and 512.
-    stem : {"auto", "small", "large"}
-        How it begins: :data:`~fedknow.client.models.layers.Stem`.
 
     Raises
     ------

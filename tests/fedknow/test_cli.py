@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from fedknow import __version__
 from fedknow.cli import app
+from fedknow.client.learners import list_learners
 from fedknow.protocols.config import read_config
 from fedknow.server.run_folder import RunFolder
 
@@ -147,7 +148,8 @@ def test_search(tmp_path):
     result = fedknow(*arguments, "--runs", "2")
     assert result.exit_code == 0, result.output
     assert "fedrep@head_epochs=1" not in result.stdout
-    assert re.search(r"fedrep +\d+\.\d +\d+\.\d .* head_epochs=", result.stdout)
+    assert re.search(r"fedrep +\d+\.\d +\d+\.\d ", result.stdout)
+    assert "fedrep: head_epochs=" in result.stdout
     best = tomllib.loads((tmp_path / "best.toml").read_text())["fedrep"]
     changes = [part for part in TINY if part != "--set"]
     expected = ["fedknow search digits --learners fedrep --runs 2 --seeds 1", *changes, "train.epochs=2"]
@@ -281,3 +283,34 @@ def test_interrupted_and_resumed(tmp_path, monkeypatch):
     expected = RunFolder.open("undisturbed").accuracy()
     for name, array in RunFolder.open("run").accuracy().items():
         np.testing.assert_array_equal(array, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "words"),
+    [
+        ("learners", "ewc", ["Keeps", "Sends", "Needs", "strength = 1000.0", "at least 0", "Searched: 1.0"]),
+        ("strategies", "fedadam", ["eta = 0.1", "above 0", "learning rate"]),
+        ("models", "cnn6", ["width = 1.0", "at most 8"]),
+        ("datasets", "omniglot", ["omniglot/", "28x28"]),
+        ("presets", "digits", ["[data]", "clients = 20", "fedknow show digits"]),
+        ("devices", "jetson-nano", ["GB"]),
+    ],
+)
+def test_list_explains_a_name(what, name, words):
+    result = fedknow("list", what, name)
+    assert result.exit_code == 0, result.output
+    assert all(word in result.stdout for word in words)
+
+
+@pytest.mark.parametrize("what", ["learners", "strategies", "models", "datasets", "presets", "devices"])
+def test_list_refuses_a_name_that_is_none(what):
+    result = fedknow("list", what, "no-such-thing")
+    assert result.exit_code == 2
+    assert "no-such-thing" in result.stderr
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_names_of_lists_do_not_wrap(width):
+    result = CliRunner().invoke(app, ["list", "learners"], env={"COLUMNS": str(width)})
+    starts = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert starts == list(list_learners())

@@ -86,7 +86,7 @@ def test_each_number_of_a_device_has_its_source():
     assert len([line for line in shown("devices", "phone-*").output.splitlines() if line[0] != " "]) == 3
     for arguments, message in (
         (("devices", "jetson-nan"), "no device 'jetson-nan' (did you mean 'jetson-nano'?)"),
-        (("learners", "gem"), "only devices have more to show; leave 'gem' out"),
+        (("learners", "gme"), "no such learner (did you mean 'gem'?)"),
     ):
         result = shown(*arguments)
         assert result.exit_code == 2
