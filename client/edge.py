@@ -27,6 +27,7 @@ from fedknow.client.journal import Journal, key_of
 from fedknow.client.learners import learner_class
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+from fedknow.protocols.errors import FedknowError
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of, node_of
 from fedknow.protocols.proxy import find_proxy, proxy_options
 from fedknow.protocols.security import TlsError, channel_credentials, handshake
@@ -79,7 +80,7 @@ _FINAL = (Code.VERSION, Code.CREDENTIAL, Code.NO_ROOM)
 """Faults that trying again does not change, on whichever side they are seen."""
 
 
-class EdgeError(RuntimeError):
+class EdgeError(FedknowError, RuntimeError):
     """A client that gave up; the text says why."""
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedknow.client.heap import give_back
+from fedknow.protocols.errors import FedknowError
 
 __all__ = ["State", "StateError", "StateLost", "StateStore", "load_state", "save_state", "sync_disk", "write_atomic"]
 
@@ -41,12 +42,14 @@ _TRIM = 16
 """Saved states after which memory is given back: milliseconds in the time that so many clients trained."""
 
 
-class StateError(RuntimeError):
+class StateError(FedknowError, RuntimeError):
     """A client's state that cannot be kept or read; the text names the file or the entry and what is wrong."""
 
 
 class StateLost(StateError):
     """A client's state that was kept and is not there, or not as it was."""
+
+    is_resumable = False
 
 
 def save_state(path: str | os.PathLike[str], state: State, durable: bool = True) -> None:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from fedknow.protocols.errors import REFUSED, FedknowError
 from fedknow.protocols.values import bad_values, show, too_deep
 
 __all__ = [
@@ -40,8 +41,11 @@ __all__ = [
 Scalar = bool | int | float | str
 
 
-class ConfigError(ValueError):
+class ConfigError(FedknowError, ValueError):
     """A configuration that cannot be run; the text names the key, the value and what would be right."""
+
+    exit_code = REFUSED
+    is_resumable = False
 
 
 MOST_CLIENTS = 100_000

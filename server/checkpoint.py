@@ -38,6 +38,8 @@ _LATEST = "latest"
 class CheckpointError(RunError):
     """A checkpoint that a run cannot go on from."""
 
+    is_resumable = False
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -18,6 +18,7 @@ import numpy as np
 
 from fedknow.client.cost import COSTS
 from fedknow.client.learners.base import Layout
+from fedknow.protocols.errors import FedknowError
 from fedknow.protocols.messages import (
     CLIENT_FAILED,
     END_TASK,
@@ -43,7 +44,7 @@ NUM_EXAMPLES = "num-examples"
 KNOWLEDGE_BYTES = "knowledge-bytes"
 
 
-class RunError(RuntimeError):
+class RunError(FedknowError, RuntimeError):
     """A run that cannot go on; the text says who failed, when and why. What was earned until then is kept."""
 
 

@@ -1,0 +1,31 @@
+"""The exceptions whose text is for a person, and the exit codes of the command line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = ["FAILED", "INTERRUPTED", "REFUSED", "FedknowError"]
+
+FAILED = 1
+"""Exit code of a run, or a client, that could not be finished."""
+REFUSED = 2
+"""Exit code of a command or a configuration that cannot be run."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+
+class FedknowError(Exception):
+    """Something that a person is told in a sentence: no fault of this program.
+
+    Every other exception is one, and is shown with its traceback.
+
+    Attributes
+    ----------
+    exit_code : int
+        What a command ends with.
+    is_resumable : bool
+        Whether a run that ended with it can go on from what is kept.
+    """
+
+    exit_code: ClassVar[int] = FAILED
+    is_resumable: ClassVar[bool] = True
