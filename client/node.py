@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from fedknow.client.device import Border, find_device
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.base import Learner, Round, State, Tensors
 from fedknow.client.learners.vectorized import FEWEST, Start, Trained, clients_at_once, fit_together, price
-from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.config import ExperimentConfig, TrainConfig
+from fedknow.protocols.instructions import own_settings, read_instructions
 from fedknow.protocols.messages import (
     ARRAYS,
     CLIENT_FAILED,
@@ -138,6 +140,7 @@ class Node:
         started = time.perf_counter()
         answers: dict[int, tuple[Message, State]] = {}
         starts: dict[int, Start] = {}
+        trains: dict[int, TrainConfig] = {}
         for i, (message, state) in enumerate(zip(messages, states, strict=True)):
             try:
                 task, data = self._task(message)
@@ -147,18 +150,19 @@ class Node:
                     continue
                 round = self._round(message, task, "train" if message.kind == TRAIN else "end_task")
                 starts[i] = Start(self.learner.send() | self.learner.kept(), data, round)
+                trains[i] = self.learner.train
             except PASSED_ON:
                 raise
             except BaseException as error:  # as in handle
                 answers[i] = _failed(message, error), state
-        try:
-            trained = fit_together(self.learner, list(starts.values())) if starts else []
-        except PASSED_ON:
-            raise
-        except BaseException as error:  # the failure of all of them, whose tensors its traceback would keep
-            log.info("%d clients failed together", len(starts), exc_info=error)
-            trained = [Trained({}, error.with_traceback(None)) for _ in starts]
-        for (i, start), result in zip(starts.items(), trained, strict=True):
+        trained: dict[int, Trained] = {}
+        for train in dict.fromkeys(trains.values()):  # as a rule all clients are told the same
+            group = {i: start for i, start in starts.items() if trains[i] == train}
+            self.learner.train = train
+            trained |= self._fit_group(group)
+        for i, start in starts.items():
+            result = trained[i]
+            self.learner.train = trains[i]
             if isinstance(result.report, BaseException):
                 answers[i] = _failed(messages[i], result.report), states[i]
                 continue
@@ -178,6 +182,17 @@ class Node:
             if isinstance(metrics := reply.content.get(METRICS), Metrics):
                 metrics["seconds"] = seconds
         return [answers[i] for i in range(len(messages))]
+
+    def _fit_group(self, starts: Mapping[int, Start]) -> dict[int, Trained]:
+        """Train clients at once that are told to train alike."""
+        try:
+            return dict(zip(starts, fit_together(self.learner, list(starts.values())), strict=True))
+        except PASSED_ON:
+            raise
+        except BaseException as error:  # the failure of all of them, whose tensors its traceback would keep
+            log.info("%d clients failed together", len(starts), exc_info=error)
+            failed = Trained({}, error.with_traceback(None))
+            return dict.fromkeys(starts, failed)
 
     def _train(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
         task, data = self._task(message)
@@ -223,7 +238,7 @@ class Node:
         return content, self._border.leave(self.learner.state_dict())
 
     def _evaluate(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
-        config = message.config()
+        config = own_settings(message)
         task = int(_number(message, "task"))
         client = client_of(message.node)
         current = self.stream.task(client, task)
@@ -259,10 +274,25 @@ class Node:
         number = int(_number(message, "round", 0))
         client = client_of(message.node)
         seed = integer(self.config.seed, purpose, client, task, number)
-        return Round(number, seed, _number(message, "proximal-mu", 0.0), client)
+        instructions = read_instructions(own_settings(message), self.config.train)
+        self.learner.train = instructions.train
+        settings = instructions.others | self._other_records(message)
+        return Round(number, seed, instructions.proximal_mu, client, settings)
+
+    def _other_records(self, message: Message) -> dict[str, Any]:
+        """Records that a strategy sends under names of its own, for the learner."""
+        records: dict[str, Any] = {}
+        parameters = _named(message, ARRAYS)
+        for name, record in message.content.items():
+            if isinstance(record, Arrays) and record is not parameters and name not in (EXTRA, KEPT):
+                records[name] = self._border.enter(as_tensors(record))
+            elif isinstance(record, Metrics):
+                records[name] = dict(record)
+        return records
 
     def _become(self, state: State, message: Message) -> None:
         _check_frozen(message, self.learner)
+        self.learner.train = self.config.train  # what the last message's strategy put in its place is over
         self.learner.load_state_dict(self._border.enter(state))
         only_read = type(self.learner).receive is Learner.receive
         self.learner.receive(self._border.enter(as_tensors(_named(message, ARRAYS), only_read)))
@@ -275,7 +305,7 @@ class Node:
 
 def _check_frozen(message: Message, learner: Learner) -> None:
     """Refuse work for a model whose frozen parameters, which do not travel, are other ones than here."""
-    digest = message.config().get("frozen", "")
+    digest = own_settings(message).get("frozen", "")
     if digest and digest != learner.frozen_digest:
         raise ValueError(
             "the frozen parameters of this client's model are not the server's, and they are never sent; have "
@@ -289,7 +319,7 @@ def _failed(message: Message, error: BaseException) -> Message:
 
 
 def _number(message: Message, key: str, default: float | None = None) -> float:
-    value = message.config().get(key, default)
+    value = own_settings(message).get(key, default)
     if not isinstance(value, int | float):
         raise ValueError(f"{message.kind}: the config record needs a number under {key!r}, got {value!r}")
     return value

@@ -98,6 +98,7 @@ from fedknow.server.checks import (
 )
 from fedknow.server.evaluation import Scores, score_clients
 from fedknow.server.grid import MessageGrid
+from fedknow.server.instructions import StrategyCheck, position
 from fedknow.server.run_folder import RunFolder, is_disk_full, running_out_of_disk
 from fedknow.strategies import build_strategy, check_running_mean, heard_from_flower, quiet_flower
 from fedknow.strategies.counterpart import Counterpart, Setup
@@ -224,6 +225,7 @@ class Experiment:
         self._task_began = 0.0
         self._client_memory = 0.0
         self._of_ending = {"samples": 0.0, FLOPS: 0.0}
+        self._check_strategy = StrategyCheck(config, learner, self._warn)
         self._lost_told = False
         self._has_aggregated = False
         self._heard: list[str] = []
@@ -247,7 +249,7 @@ class Experiment:
         self.grid.inspect, self.grid.missed = self.inspector, self._missed
         self.grid.sparse = self.learner.sparse
         self.grid.running_mean = self.config.engine.running_mean
-        self.grid.address = self._address if self.arrivals else None
+        self.grid.address = self._address
         try:
             with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):
                 self._begin()
@@ -501,20 +503,25 @@ class Experiment:
                 pass
 
     def _address(self, messages: Sequence[FlowerMessage]) -> None:
+        """See what a strategy is about to send, and tell clients which task they are at."""
+        self._check_strategy(messages, lambda: self._settings(*self.inspector.position))
+        if self.arrivals is not None:
+            self._address_arrivals(messages, self.arrivals)
+
+    def _address_arrivals(self, messages: Sequence[FlowerMessage], arrivals: Arrivals) -> None:
         """Tell clients which task they are at; in a strategy's own loop, end first what is over for those asked."""
-        assert self.arrivals is not None
         work = [message for message in messages if message.metadata.message_type == TRAIN]
         if self._own_loop and work:
             content = work[0].content
-            number = cast(int, next(iter(content.config_records.values()))["round"])  # of the step it is for
-            self.arrivals.steps, self._steps_told = self._steps_before + number - 1, self._steps_before + number
-            if self.config.data.arrival != "same" and self.arrivals.leaving(self._moment(self.arrivals)):
+            number = cast(int, position(work[0])["round"])  # of the step it is for
+            arrivals.steps, self._steps_told = self._steps_before + number - 1, self._steps_before + number
+            if self.config.data.arrival != "same" and arrivals.leaving(self._moment(arrivals)):
                 now = next(iter(content.array_records.values()))
                 self.arrays = check_arrays(now, self.arrays, self.config.strategy.name)
                 with self.inspector.aside():
-                    while self._leave_tasks(self.inspector.position[1], self.arrivals, last=False):
+                    while self._leave_tasks(self.inspector.position[1], arrivals, last=False):
                         pass
-        self.arrivals.tell(work)
+        arrivals.tell(work)
 
     def _finish_round(self, task: int, round: int) -> None:
         """All that follows a round of training, up to the checkpoint."""
@@ -735,6 +742,11 @@ class Experiment:
         self.grid.prune()
 
     # --- helpers --------------------------------------------------------------------------------------------------
+
+    def _warn(self, reason: str) -> None:
+        """Put a warning on record, at the round under way."""
+        task, round = self.inspector.position
+        self._emit("warning", task=task, round=round, reason=reason)
 
     def _missed(self, work: Sequence[Message]) -> None:
         """Put on record which clients a wave went on without."""

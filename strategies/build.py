@@ -15,6 +15,7 @@ from fedknow.strategies.flower_log import quiet_flower
 from fedknow.strategies.options import check_options
 from fedknow.strategies.population import check_population
 from fedknow.strategies.registry import BUILTIN, DEFAULTS, OBJECTS, Builtin, find_strategy
+from fedknow.strategies.unsuited import PORTING, check_suited, is_of_the_old_api
 
 __all__ = ["Recipe", "build_strategy", "option_names"]
 
@@ -117,10 +118,12 @@ class Recipe:
             settings = ", ".join(f"strategy.{key} = {value!r}" for key, value in given.items())
             raise ConfigError(f"strategy {self.name} refused {settings or 'its defaults'}: {explain(error)}") from error
         if not isinstance(strategy, Strategy):
+            porting = f"; {PORTING}" if is_of_the_old_api(strategy) else ""
             raise ConfigError(
                 f"strategy.name = {self.name!r}: made a {type(strategy).__name__}, "
-                "which is no flwr.serverapp.strategy.Strategy"
+                f"which is no flwr.serverapp.strategy.Strategy{porting}"
             )
+        check_suited(strategy, self.name)
         return strategy
 
     def _without_short_names(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.texts import counted
 
-__all__ = ["check_population", "sampled"]
+__all__ = ["check_population", "layers", "sampled"]
 
 
 def check_population(strategy: Strategy, clients: int, name: str) -> None:
@@ -31,7 +31,7 @@ def check_population(strategy: Strategy, clients: int, name: str) -> None:
     ConfigError
         Naming the option, and how many clients it would take.
     """
-    for layer in _layers(strategy):
+    for layer in layers(strategy):
         _check_nobody_is_waited_for(layer, clients, name)
         if isinstance(layer, flower.FedAvg):
             _check_enough_answers(layer, sampled(layer, clients), name)
@@ -42,7 +42,7 @@ def sampled(strategy: flower.FedAvg, clients: int) -> int:
     return max(int(clients * strategy.fraction_train), strategy.min_train_nodes)
 
 
-def _layers(strategy: object) -> Iterator[Strategy]:
+def layers(strategy: object) -> Iterator[Strategy]:
     """The strategy, what it wraps, what that wraps, and so on."""
     while isinstance(strategy, Strategy):
         yield strategy

@@ -20,6 +20,7 @@ from fedknow.strategies.fot import Fot
 from fedknow.strategies.joint import JointCentral
 from fedknow.strategies.semisync import SemiSync
 from fedknow.strategies.target import Target
+from fedknow.strategies.unsuited import PORTING, is_of_the_old_api
 
 __all__ = ["BUILTIN", "DEFAULTS", "OBJECTS", "Builtin", "find_strategy", "list_strategies"]
 
@@ -124,10 +125,10 @@ def find_strategy(name: str) -> Callable[..., Any]:
     else:
         found = _installed(name)
     if not callable(found) or (isinstance(found, type) and not issubclass(found, Strategy)):
+        porting = f"; {PORTING}" if isinstance(found, type) and is_of_the_old_api(found) else ""
         raise ConfigError(
             f"strategy.name = {name!r}: neither a class derived from "
-            "flwr.serverapp.strategy.Strategy nor a function that makes one "
-            "(strategies of the older flwr.server.strategy must be ported)"
+            f"flwr.serverapp.strategy.Strategy nor a function that makes one{porting}"
         )
     return check_maker(found, name, "strategy.name", Strategy, "flwr.serverapp.strategy.Strategy")
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
@@ -96,12 +96,16 @@ class Round:
         Weight of FedProx's term ``mu / 2 * ||w - w_global||^2`` (Li et al., MLSys 2020); 0 without.
     client : int
         Which client this is, from 0: its place in what the server sends of all clients.
+    settings : mapping
+        What else the strategy tells this client: keys of its config record that the learner names in
+        :attr:`Learner.reads`, and all others; records of other kinds as mappings under their own names.
     """
 
     number: int
     seed: int
     proximal_mu: float = 0.0
     client: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class HeadSlice:
@@ -180,6 +184,8 @@ class Learner:
     ----------
     device : torch.device
         Where the model is, and all that the learner is given: what it makes belongs there too.
+    train : TrainConfig
+        What all learners share; in a round, with what the strategy puts in its place.
     trainable : dict of str to Parameter
         The parameters to train, each once, by the first of its names. The others are frozen: they are the same
         everywhere and for ever, so they neither travel nor are kept.
@@ -196,6 +202,9 @@ class Learner:
     """Whether what travels holds many zeros by design: then zeros are left out on the way."""
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {}
     """Settings worth searching, and the values to try of each: those of the paper, where it gives any."""
+    reads: ClassVar[Sequence[str]] = ()
+    """Keys of :attr:`Round.settings` that the method reads; the server warns of others. All clients train by ``lr``,
+    ``epochs``, ``batch-size`` and ``proximal-mu`` (:mod:`fedknow.protocols.instructions`)."""
     replay: ClassVar[Sequence[str]] = ()
     """Entries of the state that hold samples."""
     metered: ClassVar[Sequence[str]] = ()
@@ -448,6 +457,11 @@ class Learner:
             with self.meter.free():
                 self._smallest_batch = smallest_batch(self.model, self.images(x[:1]))
         return self._smallest_batch
+
+    @property
+    def needed(self) -> int:
+        """The fewest samples a batch may have, as far as it is known yet."""
+        return self._smallest_batch or 1
 
     @property
     def epochs(self) -> int:

@@ -154,7 +154,7 @@ class AGem(_Projecting):
     @property
     def _drawn(self) -> int:
         """Stored samples behind a reference gradient, if there are as many."""
-        return max(self.settings.memory_batch, self._smallest_batch or 1)
+        return max(self.settings.memory_batch, self.needed)
 
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         reference = self._gradient_of(self.draw(past, self._drawn))

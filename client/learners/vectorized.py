@@ -55,7 +55,10 @@ _DROPOUT = (nn.modules.dropout._DropoutNd,)
 
 @dataclass(frozen=True)
 class Start:
-    """What one client trains from: all parameters of its model by name, its task, its round."""
+    """What one client trains from: all parameters of its model by name, its task, its round.
+
+    Clients that train together have one learner, and so one learning rate, batch size and number of epochs.
+    """
 
     parameters: Tensors
     task: TaskData

@@ -187,7 +187,7 @@ def test_what_fits(pair):
 
 
 def test_a_learner_that_takes_nothing_says_so(pair, tmp_path):
-    with pytest.raises(RunError, match=r"Finetune takes nothing but parameters, and was sent sum"):
+    with pytest.raises(RunError, match=r"strategy pair:Answers sends client 0 a record 'extra'.* own strategy"):
         simulate(experiment("learner=fedavg", "strategy=pair:Answers"), tmp_path / "run")
 
 

@@ -1,0 +1,120 @@
+"""What a strategy tells clients with its work: how to train in this round, and settings of its own.
+
+Flower's strategies put settings into the config record of a training message. Clients train by
+four of them, which take the place of the experiment's own for this round:
+
+================================  ==================================================================
+``lr``                            learning rate, instead of ``train.lr``
+``epochs`` (or ``local-epochs``)  local epochs, instead of ``train.epochs``
+``batch-size``                    samples a batch, instead of ``train.batch_size``
+``proximal-mu``                   weight of FedProx's term, a number not below 0
+================================  ==================================================================
+
+All others are for the learner. The server checks them before they are sent, and a client checks
+them again, as it trusts nobody.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.messages import Config, Message
+from fedknow.protocols.values import show
+
+__all__ = ["POSITION", "READ", "Instructions", "own_settings", "read_instructions"]
+
+POSITION = ("task", "round", "rounds", "tasks", "server-round", "frozen")
+"""Keys of the experiment itself."""
+
+_OVERRIDES = {"lr": "lr", "epochs": "epochs", "local-epochs": "epochs", "batch-size": "batch_size"}
+"""Keys that take the place of one of the ``train`` section."""
+
+READ = (*_OVERRIDES, "proximal-mu")
+"""Keys that all clients train by."""
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """How a client is to train in one round.
+
+    Attributes
+    ----------
+    train : TrainConfig
+        The experiment's own, with what the strategy puts in its place.
+    proximal_mu : float
+        Weight of FedProx's term.
+    others : dict
+        All other keys, for the learner.
+    """
+
+    train: TrainConfig
+    proximal_mu: float
+    others: dict[str, Any]
+
+
+def own_settings(message: Message) -> dict[str, Any]:
+    """All settings of a message's config records together; of equal keys the first counts."""
+    settings: dict[str, Any] = {}
+    for record in message.content.values():
+        if isinstance(record, Config):
+            settings = {**record, **settings}
+    return settings
+
+
+def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instructions:
+    """Read what a strategy tells clients.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of the training message (:func:`own_settings`).
+    train : TrainConfig
+        The experiment's own.
+
+    Raises
+    ------
+    ValueError
+        Naming the key, the value and what would be right.
+
+    Examples
+    --------
+    >>> read_instructions({"lr": 0.5, "beta": 2.0}, TrainConfig()).train.lr
+    0.5
+    >>> read_instructions({"lr": 0.5, "beta": 2.0}, TrainConfig()).others
+    {'beta': 2.0}
+    """
+    changes: dict[str, Any] = {}
+    for key, name in _OVERRIDES.items():
+        if key not in settings:
+            continue
+        value = _checked(key, name, settings[key], train)
+        if changes.setdefault(name, value) != value:
+            raise ValueError(f"{key} = {show(value)} contradicts {name} = {show(changes[name])}; send one of them")
+    mu = settings.get("proximal-mu", 0.0)
+    if not (_is_number(mu) and math.isfinite(mu) and mu >= 0):
+        raise ValueError(f"proximal-mu = {show(mu)}: must be a finite number, not below 0")
+    known = {*POSITION, *READ}
+    others = {key: value for key, value in settings.items() if key not in known}
+    return Instructions(train.model_copy(update=changes) if changes else train, float(mu), others)
+
+
+def _checked(key: str, name: str, value: object, train: TrainConfig) -> float:
+    """A value that the ``train`` section could have."""
+    if not _is_number(value):
+        raise ValueError(f"{key} = {show(value)}: must be a number")
+    try:
+        made = TrainConfig.model_validate({**train.model_dump(), name: value})
+    except ValidationError as error:
+        raise ValueError(f"{key} = {show(value)}: {error.errors()[0]['msg']}") from None
+    taken: float = getattr(made, name)
+    return taken
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
