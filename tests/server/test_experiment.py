@@ -473,7 +473,7 @@ def forget_samples(arrays, metrics):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (nan, "1 of 2 values of w are NaN"),
+        (nan, "NaN or infinite in 1 of 2 values"),
         (fall, "ValueError: out of memory"),
         (rename, "missing or unknown"),
         (forget_samples, "num-examples must be a positive number"),

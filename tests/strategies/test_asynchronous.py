@@ -215,10 +215,10 @@ def test_a_round_without_any_answer_is_the_end(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("fedbuff", {"buffer": 5}, "buffer = 5 clients, but data.clients = 4"),
+        ("fedbuff", {"buffer": 5}, "buffer = 5, but data.clients = 4"),
         ("fedbuff", {"buffer": 0}, "buffer = 0: must be a whole number, 1 or more"),
         ("fedbuff", {"buffer": 2, "server_lr": 0}, "server_lr = 0: must be above 0"),
-        ("fedasync", {"concurrency": 5}, "concurrency = 5 clients"),
+        ("fedasync", {"concurrency": 5}, "concurrency = 5, but"),
         ("fedasync", {"concurrency": 1.5}, "concurrency = 1.5: must be a whole number"),
         ("fedasync", {"alpha": 2}, "alpha = 2: must be above 0 and at most 1"),
         ("fedasync", {"proximal_mu": -1}, "proximal_mu = -1: must be a number, at least 0"),
