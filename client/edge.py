@@ -26,7 +26,14 @@ from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.journal import Journal, key_of
 from fedknow.client.learners import learner_class
 from fedknow.client.state import StateError
-from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+from fedknow.protocols.bounds import check_between
+from fedknow.protocols.config import (
+    MOST_CLIENTS,
+    MOST_SECONDS,
+    ConfigError,
+    ExperimentConfig,
+    read_config,
+)
 from fedknow.protocols.errors import FedknowError
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of, node_of
 from fedknow.protocols.proxy import find_proxy, proxy_options
@@ -154,8 +161,8 @@ class EdgeClient:
     Raises
     ------
     ConfigError
-        If the folder is in use, the certificates are at fault, there is no such device, or the
-        environment names a proxy that cannot be used.
+        If a number is out of range, the folder is in use, the certificates are at fault, there
+        is no such device, or the environment names a proxy that cannot be used.
     """
 
     def __init__(
@@ -171,6 +178,10 @@ class EdgeClient:
         node: NodeFactory | None = None,
         keep_after: float = KEEP_AFTER,
     ) -> None:
+        if client is not None:
+            check_between("--client", client, 0, MOST_CLIENTS - 1)
+        if give_up is not None:
+            check_between("--give-up", give_up, 0, MOST_SECONDS)
         if device is not None:
             find_device(device, "--device")
         self.server = server

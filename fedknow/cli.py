@@ -34,8 +34,9 @@ __all__ = ["main"]
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 """Exit codes: the run failed; the command or the configuration cannot be run; Ctrl-C. 0 is success."""
 
-out = Console()
-err = Console(stderr=True)
+# Without emoji: a setting such as my:a:b is no emoji.
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 
 app = typer.Typer(
     name="fedknow",
@@ -574,9 +575,10 @@ def calibrate(
     """
     with _explained(None, extra="sim"):
         from fedknow.simulations.fleet.calibrate import calibrate as measure
-        from fedknow.simulations.fleet.calibrate import write_profile
+        from fedknow.simulations.fleet.calibrate import check_device_name, write_profile
         from fedknow.simulations.fleet.devices import read_profiles
 
+        check_device_name(name)
         others = read_profiles(profiles) if profiles.exists() else {}
         profile = measure(_read(experiment, changes, data_dir), seconds, busy, idle)
         write_profile(profiles, name, profile, others)

@@ -18,7 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedknow.client.state import write_atomic
 from fedknow.protocols.address import check_host
-from fedknow.protocols.config import ConfigError
+from fedknow.protocols.bounds import check_between
+from fedknow.protocols.config import MOST_CLIENTS, ConfigError
 from fedknow.protocols.security import CA, CERTIFICATE, KEY, SERVER_URI, TOKEN, TOKENS, Tokens, client_uri, new_token
 
 __all__ = ["make_certificates"]
@@ -55,7 +56,7 @@ def make_certificates(
     hosts : sequence of str
         Names and addresses under which clients reach the server, besides the local ones.
     days : int
-        How long the certificates are valid.
+        How long the certificates are valid; no longer than the CA is.
     now : datetime, optional
         The time of issue, with its zone; by default the present.
 
@@ -67,10 +68,11 @@ def make_certificates(
     Raises
     ------
     ConfigError
-        If the folder holds something else, half a CA, or a server's certificate without one of the hosts.
+        If a number is out of range, the folder holds something else, half a CA, or a server's
+        certificate without one of the hosts.
     """
-    if clients < 1:
-        raise ConfigError(f"--clients {clients}: a run needs at least 1")
+    check_between("--clients", clients, 1, MOST_CLIENTS)
+    check_between("--days", days, 1, _CA_DAYS, "the CA itself is valid for ten years")
     now = now or dt.datetime.now(dt.UTC)
     try:
         return _make(folder, clients, hosts, dt.timedelta(days=days), now)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import resolve
 from fedknow.client.state import StateError, write_atomic
+from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.server.checks import RunError
 from fedknow.server.reports.groups import Group, group
@@ -29,7 +30,10 @@ from fedknow.simulations.contenders import contenders, plan
 from fedknow.simulations.fleet.devices import shipped_rooms
 from fedknow.simulations.simulate import Observer, prepare, simulate
 
-__all__ = ["Comparison", "Watch", "compare", "left_out_before", "write_numbers"]
+__all__ = ["MOST_SEEDS", "Comparison", "Watch", "compare", "left_out_before", "write_numbers"]
+
+MOST_SEEDS = 10_000
+"""Runs of each learner: far above what anybody has run, and below what a folder holds."""
 
 Watch = Callable[[ExperimentConfig, str], AbstractContextManager[Observer]]
 """Given a run's configuration and a title such as ``"fedknow seed 0 (1/6)"``: who watches that run."""
@@ -157,8 +161,7 @@ def _ignore(event: Mapping[str, Any]) -> None:
 
 def _plan(config: ExperimentConfig, methods: Sequence[str], seeds: int, out: Path) -> dict[Path, ExperimentConfig]:
     """Run folder and configuration of each run; seed by seed, so that what is there early can be compared early."""
-    if seeds < 1:
-        raise ConfigError(f"seeds = {seeds}: give 1 or more")
+    check_between("--seeds", seeds, 1, MOST_SEEDS)
     return {
         out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', method)}-seed{seed}": plan(config, method, seed)
         for seed in range(config.seed, config.seed + seeds)

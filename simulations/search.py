@@ -15,16 +15,20 @@ import tomli_w
 
 from fedknow.client.learners import learner_class
 from fedknow.client.state import write_atomic
+from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.seeds import generator
 from fedknow.server.reports.groups import Group
-from fedknow.simulations.compare import Watch, compare
+from fedknow.simulations.compare import MOST_SEEDS, Watch, compare
 from fedknow.simulations.contenders import contenders
 
 __all__ = ["Found", "candidates", "search"]
 
 HOLDOUT = 0.2
 """Fraction of the training samples that settings are chosen by, unless ``data.holdout`` says another."""
+
+MOST_CANDIDATES = 10_000
+"""Of one learner; no grid has as many."""
 
 Settings = dict[str, float | str]
 
@@ -121,8 +125,8 @@ def search(
     ConfigError
         Before anything is run, if something does not fit.
     """
-    if limit < 1:
-        raise ConfigError(f"runs = {limit}: give 1 or more")
+    check_between("--runs", limit, 1, MOST_CANDIDATES)
+    check_between("--seeds", seeds, 1, MOST_SEEDS)
     if not config.data.holdout:
         config = config.model_copy(update={"data": config.data.model_copy(update={"holdout": HOLDOUT})})
     names, _ = contenders(config, learners)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -17,12 +18,21 @@ from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.node import Node
 from fedknow.client.state import write_atomic
-from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.bounds import check_between
+from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import ARRAYS, CONFIG, METRICS, TRAIN, Arrays, Config, Message, Metrics, node_of
 from fedknow.protocols.texts import counted
+from fedknow.protocols.values import show
+from fedknow.server.checks import RunError
 from fedknow.simulations.fleet.devices import Profile
 
-__all__ = ["calibrate", "write_profile"]
+__all__ = ["calibrate", "check_device_name", "write_profile"]
+
+MOST_MEASURING = 86_400
+"""Seconds: a day."""
+
+MOST_WATTS = 1_000_000
+"""Far above any device."""
 
 LEAST = 3
 """Rounds that are timed at the least; the first of all, which also counts operations, is not."""
@@ -53,10 +63,11 @@ def calibrate(
     Raises
     ------
     ConfigError
-        If the experiment cannot be run.
-    RuntimeError
+        If the experiment cannot be run, or a number is out of range.
+    RunError
         If training fails.
     """
+    _check_numbers(seconds, busy, idle)
     config = resolve(config)
     benchmark = make_benchmark(config)
     node = Node(config, benchmark)
@@ -70,7 +81,7 @@ def calibrate(
         settings["server-round"] = 1
         reply, _ = node.handle(Message(TRAIN, node_of(0), "1", content={ARRAYS: arrays, CONFIG: settings}), {})
         if reply.failure is not None:
-            raise RuntimeError(f"training failed: {reply.failure.reason}")
+            raise RunError(f"training failed: {reply.failure.reason}")
         metrics = reply.content[METRICS]
         assert isinstance(metrics, Metrics)
         speeds.append(float(str(metrics[FLOPS])) / float(str(metrics["seconds"])))
@@ -93,6 +104,33 @@ def calibrate(
             **dict.fromkeys(watts, "as given"),
         },
     )
+
+
+def _check_numbers(seconds: float, busy: float | None, idle: float | None) -> None:
+    check_between("--seconds", seconds, 0, MOST_MEASURING)
+    for option, watts in (("--busy-watts", busy), ("--idle-watts", idle)):
+        if watts is not None:
+            check_between(option, watts, 0, MOST_WATTS)
+    if busy is not None and idle is not None and busy < idle:
+        raise ConfigError(
+            f"--busy-watts {busy:g} is below --idle-watts {idle:g}: a machine that trains draws no "
+            "less than one that waits; exchange them"
+        )
+
+
+def check_device_name(name: str) -> None:
+    """Refuse a name that an experiment could not give to a device.
+
+    Raises
+    ------
+    ConfigError
+        If the name is empty, or holds more than letters, digits and ``._-``.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(
+            f"--name {show(name)}: must be a letter or a digit, and then letters, digits, '.', '_' or '-' "
+            "(fleets use other characters for patterns); for example my-pi"
+        )
 
 
 def write_profile(path: Path, name: str, profile: Profile, others: Mapping[str, Profile]) -> None:

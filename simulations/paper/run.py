@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedknow.client.learners import resolve
+from fedknow.protocols.bounds import check_between
 from fedknow.server.reports.blocks import Section, Table
 from fedknow.server.reports.fleet import fleet_parts
 from fedknow.server.reports.groups import Group
 from fedknow.server.reports.page import write_page
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
-from fedknow.simulations.compare import Comparison, Watch, compare
+from fedknow.simulations.compare import MOST_SEEDS, Comparison, Watch, compare
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import shipped_rooms
 from fedknow.simulations.paper.page import preface, results
@@ -72,6 +73,7 @@ def run_paper(
     ConfigError
         Before anything is run.
     """
+    check_between("--seeds", seeds, 1, MOST_SEEDS)
     spec = entry(paper_table()["experiments"], experiment, "experiment")
     methods = list(learners) or list(spec["learners"])
     chosen = variants(experiment, data, scale, changes)

@@ -197,7 +197,7 @@ def test_parts_are_built_before_anything_is_run(tmp_path, monkeypatch, learner, 
         ([], 1, "give one or more names"),
         (["fedavg", "fedavg"], 1, "none of them twice"),
         (["fedavg", "fedknwo"], 1, "did you mean 'fedknow'"),
-        (["fedavg"], 0, "seeds = 0"),
+        (["fedavg"], 0, "--seeds 0: must be a whole number from 1"),
     ],
 )
 def test_refused_before_anything_is_run(tmp_path, learners, seeds, message):
