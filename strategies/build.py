@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from fedknow.protocols.config import ConfigError, StrategyConfig, closest
 from fedknow.protocols.plugins import PASSED_ON, check_options_finite, explain
 from fedknow.strategies.flower_log import quiet_flower
-from fedknow.strategies.options import check_options
+from fedknow.strategies.options import check_options, flower_parameters
 from fedknow.strategies.population import check_population
 from fedknow.strategies.registry import BUILTIN, DEFAULTS, OBJECTS, Builtin, find_strategy
 from fedknow.strategies.unsuited import PORTING, check_suited, is_of_the_old_api
@@ -100,6 +100,9 @@ class Recipe:
             check_options(options, self.known)
             ours = {key: value for key, value in DEFAULTS.items() if key in self.inner}
             options = ours | dict(self.builtin.defaults) | options
+        else:
+            flowers = flower_parameters(self.factory)
+            check_options({key: options[key] for key in options if key in flowers}, flowers)
         self._check_complete(options)
         return options
 

@@ -11,7 +11,7 @@ from typing import Any
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.values import show
 
-__all__ = ["allowed_values", "check_options"]
+__all__ = ["allowed_values", "check_options", "flower_parameters"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ _SPANS = {
     "beta_2": _MOMENTUM,
     "server_learning_rate": _POSITIVE,
     "server_momentum": _MOMENTUM,
-    "proximal_mu": _NOT_NEGATIVE,
+    "proximal_mu": _Span(low=0, high=1e6),
     "client_learning_rate": _POSITIVE,
-    "q": _NOT_NEGATIVE,
+    "q": _Span(low=0, high=100, meaning="the power of the losses"),
     "noise_multiplier": _NOT_NEGATIVE,
     "clipping_norm": _POSITIVE,
     "initial_clipping_norm": _POSITIVE,
@@ -90,6 +90,24 @@ _SPANS = {
     "clipped_count_stddev": _NOT_NEGATIVE,
 }
 """Of Flower's strategies, which take any value; ours check their own."""
+
+
+def flower_parameters(factory: object) -> dict[str, inspect.Parameter]:
+    """List the arguments of a class that it has from a strategy of Flower's.
+
+    A user's class hands them on to Flower's constructor, which takes any value.
+
+    Returns
+    -------
+    dict
+        The parameters by name, as Flower declares them; empty where no base is Flower's.
+    """
+    bases = factory.__mro__ if isinstance(factory, type) else ()
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in reversed(bases):
+        if base.__module__.startswith("flwr.serverapp.") and "__init__" in vars(base):
+            parameters |= inspect.signature(base).parameters
+    return parameters
 
 
 def check_options(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from flwr.serverapp import strategy as flower
@@ -35,6 +36,8 @@ def check_population(strategy: Strategy, clients: int, name: str) -> None:
         _check_nobody_is_waited_for(layer, clients, name)
         if isinstance(layer, flower.FedAvg):
             _check_enough_answers(layer, sampled(layer, clients), name)
+        if isinstance(layer, flower.FedTrimmedAvg):
+            _check_something_is_trimmed(layer, sampled(layer, clients), name)
 
 
 def sampled(strategy: flower.FedAvg, clients: int) -> int:
@@ -91,3 +94,18 @@ def _check_enough_answers(strategy: flower.FedAvg, answers: int, name: str) -> N
             f"strategy.num_nodes_to_select = {wanted}: of {counted(answers, 'client')} in a round "
             f"{malicious} may be malicious; set it to {answers - malicious} or less"
         )
+
+
+def _check_something_is_trimmed(strategy: flower.FedTrimmedAvg, answers: int, name: str) -> None:
+    beta = strategy.beta
+    # As Flower counts. A beta of 0 asks for a plain mean, and gets it.
+    if not beta or int(beta * answers):
+        return
+    needed = math.ceil(1 / beta)
+    needed += not int(beta * needed)  # of 1/49 times 49 rounding leaves less than 1
+    remedy = f"raise strategy.beta to {math.ceil(1000 / answers) / 1000:g}, or " if answers > 2 else ""
+    raise ConfigError(
+        f"strategy {name} with strategy.beta = {beta:g} trims nothing of {counted(answers, 'answer')} "
+        f"in a round, as {beta:g} x {answers} is below 1; {remedy}have {needed:g} clients in a round "
+        "(data.clients, strategy.fraction), or set strategy.beta = 0 for a plain mean"
+    )

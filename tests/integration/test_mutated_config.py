@@ -24,6 +24,7 @@ TINY = (
     "model=linear", "engine.backend=inline", "learner=finetune", "strategy.fraction=1.0",
 )  # fmt: skip
 NEEDED = {
+    "fedtrimmedavg": ["strategy.beta=0.4"],
     "qfedavg": ["strategy.client_learning_rate=0.1"],
     "dp-fixed-clipping": [
         "strategy.noise_multiplier=0.5", "strategy.clipping_norm=1.0", "strategy.num_sampled_clients=3",

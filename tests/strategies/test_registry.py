@@ -76,6 +76,10 @@ def test_privacy_wraps_fedavg_and_shares_the_options_out():
         ("fedprox", {"proximal_mu": float("inf")}, ["strategy.proximal_mu = inf", "finite"]),
         ("krum", {"num_malicious_nodes": -1}, ["num_malicious_nodes = -1", "a whole number, at least 0"]),
         ("krum", {"num_malicious_nodes": 2.5}, ["num_malicious_nodes = 2.5", "a whole number, at least 0"]),
+        ("fedprox", {"proximal_mu": 1e308}, ["strategy.proximal_mu = 1e+308", "at most 1e+06"]),
+        ("flwr.serverapp.strategy:Krum", {"num_malicious_nodes": -1}, ["num_malicious_nodes = -1", "at least 0"]),
+        ("flwr.serverapp.strategy:FedAvg", {"fraction_train": -1}, ["strategy.fraction_train = -1", "above 0"]),
+        ("flwr.serverapp.strategy:FedAdam", {"eta": "x"}, ["strategy.eta = 'x'", "a number, above 0"]),
         ("semisync", {"deadline": float("inf")}, ["strategy.deadline = inf", "finite"]),
         ("sys:exit", {}, ["strategy.name = 'sys:exit'", "not written in Python", "function of yours"]),
         ("os:abort", {}, ["strategy.name = 'os:abort'", "not written in Python"]),
@@ -118,6 +122,9 @@ def test_a_strategy_that_would_wait_for_ever_is_refused():
         ("krum", {"num_malicious_nodes": 10**9}, 2, "= 2000000003 clients in a round, and a round asks 2; raise"),
         ("multikrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 6}, 6, "select = 6: .* set it to 5 or less"),
         ("dp-fixed-clipping", NEEDED["dp-fixed-clipping"], 3, "num_sampled_clients = 4,"),
+        ("fedtrimmedavg", {}, 4, r"beta = 0.2 trims nothing of 4 answers .*beta to 0.25, or have 5 clients"),
+        ("fedtrimmedavg", {"beta": 1 / 49}, 48, "have 50 clients"),
+        ("fedtrimmedavg", {"beta": 0.4}, 2, "below 1; have 3 clients .* strategy.beta = 0 for a plain mean"),
     ],
 )
 def test_a_strategy_that_could_never_aggregate_is_refused(name, options, clients, words):
@@ -133,6 +140,10 @@ def test_a_strategy_that_could_never_aggregate_is_refused(name, options, clients
         ("bulyan", {"num_malicious_nodes": 1, "fraction": 0.1, "min_train_nodes": 7}, 10),
         ("krum", {"num_malicious_nodes": 1}, 5),
         ("multikrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 5}, 6),
+        ("fedtrimmedavg", {}, 5),
+        ("fedtrimmedavg", {"beta": 0.25}, 4),
+        ("fedtrimmedavg", {"beta": 1 / 49}, 50),
+        ("fedtrimmedavg", {"beta": 0}, 2),
     ],
 )
 def test_and_with_enough_clients_it_is_made(name, options, clients):
@@ -231,3 +242,18 @@ def test_the_example_shortens_long_updates(monkeypatch):
     # the median norm is 2: (30, 40) of norm 50 becomes (1.2, 1.6)
     np.testing.assert_allclose(arrays["w"].numpy(), [(1 + 1.2) / 3, (2 + 1.6) / 3], rtol=1e-6)
     assert arrays["w"].numpy().dtype == np.float32
+
+
+def test_options_that_a_users_class_hands_on_to_flower_are_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "hands_on.py").write_text(
+        "from flwr.serverapp.strategy import Krum\n"
+        "class Mine(Krum):\n"
+        "    def __init__(self, tau=0, **options):\n"
+        "        super().__init__(**options)\n"
+    )
+    with pytest.raises(ConfigError, match=r"strategy\.num_malicious_nodes = 2\.5: must be a whole number"):
+        build("hands_on:Mine", num_malicious_nodes=2.5)
+    # tau is Flower's of another class: here it is the user's own.
+    assert build("hands_on:Mine", num_malicious_nodes=2, tau=-1).num_malicious_nodes == 2
