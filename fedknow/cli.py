@@ -797,8 +797,10 @@ def _expected(error: Exception) -> bool:
 
 
 def _lost(error: Exception) -> bool:
-    """Whether what a run would go on from is damaged, so that resuming it would fail again."""
-    return _is(error, "client.state.StateLost", "server.checkpoint.CheckpointError")
+    """Whether resuming would fail again: what a run goes on from is damaged, or it stands still."""
+    return _is(
+        error, "client.state.StateLost", "server.checkpoint.CheckpointError", "server.checks.NothingAggregatedError"
+    )
 
 
 def _is(error: Exception, *kinds: str) -> bool:

@@ -38,7 +38,16 @@ from fedknow.protocols.messages import (
 )
 from fedknow.protocols.texts import counted
 
-__all__ = ["ClientFailure", "Fault", "Inspector", "RunError", "Unusable", "check_finite", "check_like"]
+__all__ = [
+    "ClientFailure",
+    "Fault",
+    "Inspector",
+    "NothingAggregatedError",
+    "RunError",
+    "Unusable",
+    "check_finite",
+    "check_like",
+]
 
 NUM_EXAMPLES = "num-examples"
 KNOWLEDGE_BYTES = "knowledge-bytes"
@@ -46,6 +55,12 @@ KNOWLEDGE_BYTES = "knowledge-bytes"
 
 class RunError(FedknowError, RuntimeError):
     """A run that cannot go on; the text says who failed, when and why. What was earned until then is kept."""
+
+
+class NothingAggregatedError(RunError):
+    """A run whose strategy never aggregated; resumed, it would end in the same way."""
+
+    is_resumable = False
 
 
 class Fault(StrEnum):

@@ -94,6 +94,7 @@ from fedknow.server.checks import (
     ClientFailure,
     Fault,
     Inspector,
+    NothingAggregatedError,
     RunError,
 )
 from fedknow.server.evaluation import Scores, score_clients
@@ -814,7 +815,7 @@ class Experiment:
         if self._has_aggregated:
             return
         because = f" ({'; '.join(self._heard)})" if self._heard else ""
-        raise RunError(
+        raise NothingAggregatedError(
             f"strategy {self.config.strategy.name} has aggregated nothing {when}{because}, so the "
             "global model is still the initial one; change the strategy's settings or the number "
             "of clients, and start again with another --out"

@@ -1,6 +1,7 @@
-"""Numbers on the command line that cannot be meant: a sentence at once, and nothing is written."""
+"""What a hostile command line gets: a sentence that is right, and nothing is written."""
 
 import re
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -47,3 +48,22 @@ def test_a_message_holds_what_was_typed_and_no_emoji():
     result = CliRunner().invoke(app, ["simulate", "--set", "model=json:a:b"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert "model.name = 'json:a:b'" in result.stderr
+
+
+def test_a_run_that_never_aggregates_is_not_told_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "stands_still.py").write_text(
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Still(FedAvg):\n"
+        "    def aggregate_train(self, server_round, replies):\n"
+        "        return None, None\n"
+    )
+    changes = ("strategy=stands_still:Still", "engine.backend=inline", "model=linear", "learner=finetune",
+               "data.clients=2", "data.tasks=1", "train.rounds=1", "train.epochs=1")  # fmt: skip
+    arguments = ["simulate", "-q", "--out", "run", *(part for change in changes for part in ("--set", change))]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert "aggregated nothing" in result.stderr
+    assert "another --out" in result.stderr
+    assert "--resume" not in result.stderr
