@@ -34,9 +34,12 @@ def pictures(folder: Path) -> list[Path]:
     Raises
     ------
     ConfigError
-        If there is none.
+        If there is none, or one is no file: a pipe or a device would be waited for.
     """
-    names = sorted(entry.name for entry in _entries(folder) if _ending(entry.name) in _ENDINGS)
+    found = [entry for entry in _entries(folder) if _ending(entry.name) in _ENDINGS]
+    for entry in found:
+        _require_file(entry)
+    names = sorted(entry.name for entry in found)
     if not names:
         endings = ", ".join(f"*{ending}" for ending in sorted(_ENDINGS))
         raise ConfigError(f"{folder}: no images there ({endings})")
@@ -81,6 +84,13 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         for entry in entries:
             if not entry.name.startswith(".") and entry.name.lower() not in _CLUTTER:
                 yield entry
+
+
+def _require_file(entry: os.DirEntry[str]) -> None:
+    """Refuse a pipe, a device or a folder with a picture's name; a broken link is named later."""
+    if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+        return
+    raise ConfigError(f"{entry.path}: no file, though it has the name of a picture; move it away")
 
 
 def _ending(name: str) -> str:

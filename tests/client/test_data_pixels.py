@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedknow.client.data import Dataset, load_dataset
-from fedknow.client.data.files import fingerprint
+from fedknow.client.data.files import fingerprint, pictures
 from fedknow.client.data.pixels import UnusablePictureError, to_eight_bit
 from fedknow.protocols.config import ConfigError, DataConfig
 
@@ -457,6 +457,12 @@ def test_a_folder_s_state_takes_one_pass(tmp_path: Path, monkeypatch: pytest.Mon
     assert fingerprint(tmp_path) != before
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     assert fingerprint(tmp_path)[1][-1] == ("gone.png", -1, -1, -1)
+
+
+def test_a_pipe_with_a_picture_s_name_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.png")
+    with pytest.raises(ConfigError, match=r"0\.png: no file"):
+        pictures(tmp_path)
 
 
 @pytest.mark.parametrize("loader", ["folders", "tiny"])
