@@ -281,7 +281,7 @@ class EngineConfig(Section):
     and so does the server. Samples come in the same order on any device; results are the same up to rounding, which on
     a GPU need not be the same twice, and dropout masks are a device's own."""
     address: str = ""
-    """Ray cluster to join; empty: a local one."""
+    """Ray cluster to join, as ``HOST:PORT``; empty: a Ray of our own, whatever else runs."""
     memory_mb: int = Field(1024, ge=16, le=2**24)
     """Memory for client states a worker keeps at hand; the rest is read back from the run folder."""
     vectorize: Literal["off", "auto", "on"] = "off"

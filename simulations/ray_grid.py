@@ -7,19 +7,27 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Mean, Message, client_of, nbytes
+from fedknow.server.checks import RunError
 from fedknow.server.grid import Answers, MessageGrid
 from fedknow.simulations.cluster import start_ray
 from fedknow.simulations.worker import Answered, Job, NodeFactory, Worker, detached, share, unpack
@@ -73,9 +81,12 @@ class RayGrid(MessageGrid):
     Raises
     ------
     ConfigError
-        If the experiment's node cannot be built, or its device is not there.
+        If the experiment's node cannot be built, its device is not there, or Ray cannot be started
+        or joined.
     ConnectionError
         If there is no Ray cluster at the address.
+    RunError
+        If a worker, or its machine, dies while it starts.
     """
 
     def __init__(
@@ -107,9 +118,10 @@ class RayGrid(MessageGrid):
             self._workers = [self._spawn() for _ in range(count)]
             self._home: dict[int, int] = {}
             self._peaks: dict[int, float] = {}
-            started = [worker.start.remote() for worker in self._workers]
-            self._wait(started)
-            self._peaks.update(enumerate(_get(started)))
+            with _ray_failing("while workers started"):
+                started = [worker.start.remote() for worker in self._workers]
+                self._wait(started)
+                self._peaks.update(enumerate(_get(started)))
         except BaseException:
             self.close()
             raise
@@ -126,9 +138,15 @@ class RayGrid(MessageGrid):
         ------
         StateError
             If a worker cannot read or write a client's state.
+        RunError
+            If Ray itself fails.
         Exception
             Whatever else is raised in a worker outside the node, which answers its own faults with failures.
         """
+        with _ray_failing("in the run"):
+            yield from self._deliver(work, timeout)
+
+    def _deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         jobs: dict[int, Job] = {}
         for message in work:
@@ -298,6 +316,18 @@ def _get(refs: Any) -> Any:
         return ray.get(refs)
     except RayTaskError as error:
         raise (error.cause or error) from error
+
+
+@contextmanager
+def _ray_failing(when: str) -> Iterator[None]:
+    """Raise what Ray fails with, such as a machine that went away, as a run's error."""
+    try:
+        yield
+    except RayError as error:
+        raise RunError(
+            f"Ray failed {when}: {type(error).__name__}: {_first_line(error)}; if a machine or a "
+            "worker died, look for what ended it; if memory ran out, lower engine.workers"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

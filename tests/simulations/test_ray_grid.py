@@ -23,6 +23,7 @@ from fedknow.client.state import State, StateError, StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import CLIENT_FAILED, TRAIN, Arrays, Config, Message, Metrics, client_of, node_of
+from fedknow.server.checks import RunError
 from fedknow.server.grid import InlineGrid
 from fedknow.simulations.ray_grid import WORKER_DIED, RayGrid, _take, gpu_share, placement
 from fedknow.simulations.worker import Job, Shared, pack, share, unpack, unshare
@@ -80,6 +81,11 @@ class Trainer:
         }
         arrays = Arrays({"w": (kept.sum(0) * 1e-3).numpy()})
         return message.reply({"arrays": arrays, "metrics": Metrics(metrics)}), state
+
+
+def dies_at_start(config, stream):
+    """Stands for a machine that goes away while its workers start."""
+    os._exit(1)
 
 
 @pytest.fixture(scope="module")
@@ -391,3 +397,9 @@ def test_batches_get_smaller_and_what_a_worker_died_on_is_tried_alone():
     assert [len(_take(queue, 4)) for _ in range(3)] == [6, 5, 0]  # one client is not worth a batch of its own
     queue = deque(Job(client, 0) for client in range(11))
     assert [len(_take(queue, 8)) for _ in range(2)] == [11, 0]
+
+
+def test_a_worker_that_dies_while_it_starts_is_a_sentence(cluster, tmp_path):
+    with pytest.raises(RunError, match=r"Ray failed while workers started: .*engine.workers") as told:
+        RayGrid(CONFIG, Stream(), tmp_path, 1, dies_at_start)
+    assert "\n" not in str(told.value)
