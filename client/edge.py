@@ -530,7 +530,9 @@ def run_client(client: EdgeClient) -> None:
     async def main() -> None:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell asks of its background
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         await client.run()
 
     try:

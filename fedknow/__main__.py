@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
+
+from fedknow.protocols.errors import INTERRUPTED
+from fedknow.protocols.interruption import heed_signals
 
 __all__ = ["main"]
-
-_INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point of the ``fedknow`` command."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    heed_signals()
     try:
         # Takes seconds on a small board, which is when a service may be stopped as well.
         from fedknow.cli import main as run
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     run()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

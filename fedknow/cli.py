@@ -7,13 +7,12 @@ import logging
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -23,6 +22,7 @@ from rich.table import Table
 from fedknow import __version__
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.protocols.extras import how_to_install, providing_extra
+from fedknow.protocols.interruption import is_interrupted
 
 if TYPE_CHECKING:
     from fedknow.client.edge import EdgeClient
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-"""Exit codes: the run failed; the command or the configuration cannot be run; Ctrl-C. 0 is success."""
+"""Exit codes: the run failed; the command or the configuration cannot be run; Ctrl-C or SIGTERM. 0 is success."""
 
 # Without emoji: a setting such as my:a:b is no emoji.
 out = Console(emoji=False)
@@ -41,14 +41,21 @@ err = Console(stderr=True, emoji=False)
 app = typer.Typer(
     name="fedknow",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _presets(incomplete: str) -> list[str]:
+    """Offer presets to a shell that completes an experiment."""
+    from fedknow.simulations.presets import list_presets
+
+    return [name for name in list_presets() if name.startswith(incomplete)]
+
+
 # Arguments are explained in the commands' texts: typer and click do not agree on how to show an argument's own help.
-EXPERIMENT = typer.Argument(metavar="EXPERIMENT")
+EXPERIMENT = typer.Argument(metavar="EXPERIMENT", autocompletion=_presets)
 SET = typer.Option(
     "--set",
     metavar="KEY=VALUE",
@@ -123,7 +130,7 @@ def simulate(
     EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
 
     The run folder gets `report.html`, `plots/`, `config.toml`, `metrics.jsonl`, `accuracy.npz` and a checkpoint after
-    each round. Ctrl-C is safe: go on later with `--resume`.
+    each round. Ctrl-C and SIGTERM are safe: go on later with `--resume`.
 
     Examples:
 
@@ -136,6 +143,7 @@ def simulate(
     with _explained(folder):
         config = _read(experiment, changes, data_dir)
         run = folder or _run_folder(config)
+        _say_starting(f"{config.name} with {config.learner.name} in {run}", quiet, config)
     with _explained(run, extra="sim"), _ray_started(config):
         from fedknow.progress import RunProgress
         from fedknow.simulations.simulate import simulate as run_experiment
@@ -186,6 +194,7 @@ def compare(
         config = _read(experiment, changes, data_dir)
         names = [name.strip() for name in learners.split(",") if name.strip()]
         place = folder or Path("runs") / f"{config.name}-compare"
+        _say_starting(f"a comparison of {learners} on {config.name} in {place}", quiet)
     with _explained(place, extra="sim"):
         from fedknow.progress import RunProgress
         from fedknow.simulations.compare import compare as run_all
@@ -243,6 +252,7 @@ def search(
         config = _read(experiment, changes, data_dir)
         names = [name.strip() for name in learners.split(",") if name.strip()]
         place = folder or Path("runs") / f"{config.name}-search"
+        _say_starting(f"a search for settings of {learners} on {config.name} in {place}", quiet)
     with _explained(place, extra="sim"):
         from fedknow.progress import RunProgress
         from fedknow.simulations.search import search as search_all
@@ -300,6 +310,7 @@ def paper(
     """
     place = folder or Path("runs") / f"paper-{experiment}"
     with _explained(place, extra="sim"):
+        _say_starting(f"the paper's experiment {experiment} in {place}", quiet)
         from fedknow.progress import RunProgress
         from fedknow.simulations.paper import run_paper, variants
 
@@ -400,7 +411,6 @@ def server(
                 write_atomic(port_file, f"{port}\n".encode())
 
         _log_plainly(quiet)
-        signal.signal(signal.SIGTERM, _interrupt)
         with nullcontext() if quiet else RunProgress(config, out) as progress:
             serve(
                 config,
@@ -465,8 +475,6 @@ def client(
     - `fedknow client --server fl.example.org:8700 --tls certs/clients/003 --data ~/data --state ~/fedknow-state`
     """
     with _explained(None):
-        # From the start, as PyTorch takes seconds to load on a small board.
-        signal.signal(signal.SIGTERM, _interrupt)
         from fedknow.client.edge import EdgeClient, run_client
         from fedknow.protocols.transport import check_address
 
@@ -627,7 +635,7 @@ def list_(
 
 def main() -> None:
     """Entry point of the ``fedknow`` command."""
-    app()
+    app(prog_name="fedknow")  # its own name, in completion scripts too, when started with python -m
 
 
 def _describe_device(name: str) -> None:
@@ -743,10 +751,6 @@ def _extra_of_server(config: ExperimentConfig) -> str:
     return "server" if config.data.name == LOCAL else "server,data"
 
 
-def _interrupt(signal_: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 @contextmanager
 def _explained(run: Path | None, command: str = "simulate", extra: str | None = None) -> Iterator[None]:
     """Turn what may go wrong into a sentence on stderr and an exit code.
@@ -763,9 +767,7 @@ def _explained(run: Path | None, command: str = "simulate", extra: str | None = 
     try:
         yield
     except KeyboardInterrupt:
-        err.print("[yellow]Interrupted.[/]")
-        _kept(run, command)
-        raise typer.Exit(INTERRUPTED) from None
+        _end_interrupted(run, command)
     except ConfigError as error:
         err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(REFUSED) from None
@@ -781,12 +783,24 @@ def _explained(run: Path | None, command: str = "simulate", extra: str | None = 
         )
         raise typer.Exit(REFUSED) from None
     except Exception as error:
+        if is_interrupted():
+            _end_interrupted(run, command)
         if not _expected(error):
             raise
         err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        if not _lost(error):
-            _kept(run, command)
+        if not _lost(error) and (kept := _kept(run, command)):
+            err.print(escape(kept), highlight=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
+
+
+def _end_interrupted(run: Path | None, command: str) -> NoReturn:
+    """Say in one line that the command was interrupted, what is kept, and how to go on."""
+    kept = _kept(run, command)
+    if run is not None and not kept:
+        kept = f"Nothing is kept yet. Begin again with: {_same_command()}"
+    text = f"[yellow]Interrupted.[/] {escape(kept)}".strip()
+    err.print(text, highlight=False, soft_wrap=True)
+    raise typer.Exit(INTERRUPTED) from None
 
 
 def _expected(error: Exception) -> bool:
@@ -810,23 +824,35 @@ def _is(error: Exception, *kinds: str) -> bool:
     )
 
 
-def _kept(run: Path | None, verb: str) -> None:
-    """Say what is kept, and how to go on."""
-    if run is not None and (run / "config.toml").is_file():
-        # Imported only where there is a run: an edge installation has no Flower, which this needs.
-        from fedknow.server.run_folder import RunFolder
+def _kept(run: Path | None, verb: str) -> str:
+    """Say what is kept, and how to go on; empty where nothing is.
 
-        if RunFolder.open(run).complete:
-            command, what = ["report", str(run)], f"The run in {run} is finished. Write its report with:"
-        else:
-            command = [verb, str(run / "config.toml"), "--out", str(run), "--resume"]
-            what = f"All up to the last complete round is kept in {run}. Go on with:"
-        text = f"{what}\n  fedknow {shlex.join(command)}"
-    elif run is not None and any(run.glob("*/config.toml")):
-        text = f"What was done is kept in {run}. Go on by giving the same command again."
-    else:
-        return
-    err.print(escape(text), highlight=False, soft_wrap=True)
+    Nothing is imported here, as what was interrupted may be an import.
+    """
+    if run is None:
+        return ""
+    config = run / "config.toml"
+    if config.is_file():
+        if _is_finished(run):
+            command = shlex.join(["fedknow", "report", str(run)])
+            return f"The run in {run} is finished. Write its report with: {command}"
+        command = shlex.join(["fedknow", verb, str(config), "--out", str(run), "--resume"])
+        return f"All up to the last complete round is kept in {run}. Go on with: {command}"
+    if any(run.glob("*/config.toml")) or any(run.glob("*/*/config.toml")):
+        return f"What was done is kept in {run}. Go on with: {_same_command()}"
+    return ""
+
+
+def _is_finished(run: Path) -> bool:
+    """Whether the record of a run ends with its end."""
+    record = run / "metrics.jsonl"
+    lines = record.read_bytes().splitlines() if record.is_file() else []
+    return bool(lines) and b'"event":"end"' in lines[-1].replace(b" ", b"")
+
+
+def _same_command() -> str:
+    """Spell the command that this process was given."""
+    return shlex.join(["fedknow", *sys.argv[1:]])
 
 
 def _show_run(run: Path, quiet: bool) -> None:
@@ -851,6 +877,26 @@ def _ray_started(config: ExperimentConfig) -> Iterator[None]:
 
     with one_ray(config.engine.address, meanwhile="fedknow.simulations.simulate"):
         yield
+
+
+def _say_starting(what: str, quiet: bool, config: ExperimentConfig | None = None) -> None:
+    """Say what is being started, before it is: on a busy machine the start alone takes half a minute."""
+    if quiet:
+        return
+    out.print(f"Starting {escape(what)} ...", highlight=False, soft_wrap=True)
+    if config is not None and config.engine.backend == "ray":
+        out.print(f"{escape(_ray_in_words(config))} ...", highlight=False, soft_wrap=True)
+
+
+def _ray_in_words(config: ExperimentConfig) -> str:
+    engine = config.engine
+    if engine.workers:
+        workers = "1 worker" if engine.workers == 1 else f"{engine.workers} workers"
+    else:
+        workers = "a worker for each GPU" if engine.device == "cuda" else "a worker for each core"
+    if engine.address:
+        return f"Joining the Ray cluster at {engine.address} with {workers}"
+    return f"Starting Ray with {workers}"
 
 
 def _point_to(page: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fedknow import __version__
-from fedknow.cli import app
+from fedknow.cli import _ray_in_words, app
 from fedknow.client.learners import list_learners
 from fedknow.protocols.config import read_config
 from fedknow.server.run_folder import RunFolder
@@ -314,3 +314,54 @@ def test_names_of_lists_do_not_wrap(width):
     result = CliRunner().invoke(app, ["list", "learners"], env={"COLUMNS": str(width)})
     starts = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
     assert starts == list(list_learners())
+
+
+def test_says_at_once_what_is_started(tmp_path):
+    missing = ["--data-dir", tmp_path / "nowhere", "--out", tmp_path / "run"]
+    result = fedknow("simulate", "paper-cifar100", "--set", "engine.backend=inline", *missing)
+    assert result.exit_code == 2
+    assert result.stdout == f"Starting paper-cifar100 with fedknow in {tmp_path / 'run'} ...\n"
+    quiet = fedknow("simulate", "paper-cifar100", "--set", "engine.backend=inline", *missing, "-q")
+    assert (quiet.exit_code, quiet.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["engine.workers=1"], "Starting Ray with 1 worker"),
+        (["engine.workers=2"], "Starting Ray with 2 workers"),
+        ([], "Starting Ray with a worker for each core"),
+        (["engine.device=cuda"], "Starting Ray with a worker for each GPU"),
+        (["engine.address=lab:6379"], "Joining the Ray cluster at lab:6379 with a worker for each core"),
+    ],
+)
+def test_ray_in_words(changes, words):
+    assert _ray_in_words(read_config({}, changes)) == words
+
+
+def completed(shell, typed):
+    """What a shell is told to offer after what was typed."""
+    words = ["fedknow", *typed]
+    line = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    environment = {**os.environ, **line, "_FEDKNOW_COMPLETE": f"complete_{shell}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fedknow"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_completion():
+    assert completed("bash", ["sim"]) == ["simulate"]
+    assert completed("bash", ["simulate", "paper-cifar100-s"]) == ["paper-cifar100-small"]
+    assert completed("bash", ["list", "dev"]) == ["devices"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell):
+    environment = {**os.environ, "_FEDKNOW_COMPLETE": f"source_{shell}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fedknow"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"_FEDKNOW_COMPLETE=complete_{shell}" in done.stdout

@@ -18,6 +18,7 @@ import fedknow.client.node
 import fedknow.server.reports.summary
 import fedknow.server.serve
 from fedknow.cli import app
+from fedknow.protocols.interruption import heed_signals
 
 torch.set_num_threads(1)
 
@@ -33,6 +34,7 @@ def become(arguments, log, cwd):
     sys.path.append(os.getcwd())
     fedknow.server.serve.write_report = lambda *_: None  # takes longer than these runs
     code = 1
+    heed_signals()
     try:
         app(arguments)
     except SystemExit as end:
