@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fedknow import __version__
-from fedknow.cli import _ray_in_words, app
+from fedknow.cli import app
+from fedknow.cli.output import ray_in_words
 from fedknow.client.learners import list_learners
 from fedknow.protocols.config import read_config
 from fedknow.server.run_folder import RunFolder
@@ -247,7 +248,7 @@ def test_what_is_missing_on_an_edge_box_is_named(monkeypatch):
     def missing(*_: object) -> None:
         raise ModuleNotFoundError("No module named 'flwr'", name="flwr")
 
-    monkeypatch.setattr("fedknow.cli._known", missing)
+    monkeypatch.setattr("fedknow.cli.inspect._function", missing)
     result = fedknow("list", "strategies")
     assert result.exit_code == 2
     assert "pip install '.[server]'" in result.stderr
@@ -335,8 +336,8 @@ def test_says_at_once_what_is_started(tmp_path):
         (["engine.address=lab:6379"], "Joining the Ray cluster at lab:6379 with a worker for each core"),
     ],
 )
-def test_ray_in_words(changes, words):
-    assert _ray_in_words(read_config({}, changes)) == words
+def testray_in_words(changes, words):
+    assert ray_in_words(read_config({}, changes)) == words
 
 
 def completed(shell, typed):

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fedknow.cli.tables import Column, FittingTable, comparison_table, found_table, print_table, result_tables
 from fedknow.protocols.config import read_config
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
 from fedknow.simulations.search import Found
-from fedknow.tables import Column, FittingTable, comparison_table, found_table, print_table, result_tables
 
 LONG = "fedknow (rho=0.2, k=5)"
 WIDTHS = st.integers(40, 200)

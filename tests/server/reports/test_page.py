@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from fedknow.cli.tables import comparison_table
 from fedknow.client.learners.baselines import Local
 from fedknow.protocols.config import read_config
 from fedknow.server.checks import RunError
@@ -18,7 +19,6 @@ from fedknow.server.reports.measures import MEASURES, duration, estimate, known,
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run_folder import RunFolder
-from fedknow.tables import comparison_table
 
 TRAFFIC = {
     "train": {"down": 3_000_000, "up": 2_000_000, "messages": 12},

@@ -1,0 +1,72 @@
+"""The application: its commands, in the order that ``--help`` shows them in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedknow import __version__
+from fedknow.cli import deploy, inspect, runs
+from fedknow.cli.output import out
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedknow",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"fedknow {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _fedknow(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated continual learning: clients learn a stream of tasks together without sharing data.
+
+    An experiment says which data, clients, tasks, model, learner (the method on the clients) and strategy (the method
+    on the server). It is a preset or a TOML file, and every setting can be changed with `--set`.
+
+    Examples:
+
+    - `fedknow compare digits --learners fedavg,fedknow` puts FedKNOW beside FedAvg.
+
+    - `fedknow simulate digits --set data.clients=50 --set train.rounds=5` runs one experiment.
+
+    - `fedknow simulate digits --set strategy=my_strategy:MyStrategy` uses your own strategy from `my_strategy.py`.
+
+    - `fedknow show digits` prints every setting with its value, ready to be saved as a TOML file.
+    """
+
+
+for command in (
+    runs.simulate,
+    runs.compare,
+    runs.search,
+    runs.paper,
+    deploy.certs,
+    deploy.server,
+    deploy.client,
+    deploy.status,
+    inspect.report,
+    inspect.show,
+    inspect.calibrate,
+):
+    app.command()(command)
+app.command("list")(inspect.list_)
+
+
+def main() -> None:
+    """Entry point of the ``fedknow`` command."""
+    app(prog_name="fedknow")  # its own name, in completion scripts too, when started with python -m
