@@ -116,15 +116,29 @@ class _Done:
     """The answer to the work of a key."""
 
     key: str
+    asked_by: str
+    """Id of the message that asked for it."""
     answer: Packed
     version: int
     work: Message
     """What was asked for, without its content."""
     before: int
+    has_failed: bool
+
+    def answers(self, job: _Job) -> bool:
+        """Whether this is the answer to a job.
+
+        Work that was done is known by its key, whoever asks for it again. A failure is not work done: it answers the
+        one message that it was made for, and work asked for by another message is tried anew.
+        """
+        if self.has_failed:
+            return self.asked_by == job.parcel.id
+        return self.key == job.key
 
     def failed(self, reason: str) -> _Done:
         """A failure in the answer's stead."""
-        return replace(self, answer=pack(self.work.fail(CLIENT_FAILED, reason)), version=self.before)
+        answer = pack(self.work.fail(CLIENT_FAILED, reason))
+        return replace(self, answer=answer, version=self.before, has_failed=True)
 
 
 class EdgeClient:
@@ -238,7 +252,7 @@ class EdgeClient:
             await self._job_came.wait()
             self._job_came.clear()
             job = self._job
-            if job is None or (self._done is not None and self._done.key == job.key):
+            if job is None or (self._done is not None and self._done.answers(job)):
                 continue
             try:
                 self._done = await self._hand.do(self._answer, job)
@@ -277,7 +291,9 @@ class EdgeClient:
             _size(answer.size),
             "" if reply.failure is None else f"; failed: {reply.failure.reason}",
         )
-        return _Done(job.key, answer, version, replace(message, content={}), parcel.version)
+        asked = replace(message, content={})
+        has_failed = reply.failure is not None
+        return _Done(job.key, parcel.id, answer, version, asked, parcel.version, has_failed)
 
     def _work(self, message: Message, parcel: Parcel) -> tuple[Message, int]:
         assert self._host is not None
@@ -459,7 +475,7 @@ class EdgeClient:
         try:
             while not self._problem:
                 job, done = self._job, self._done
-                if job is not None and done is not None and done.key == job.key:
+                if job is not None and done is not None and done.answers(job):
                     self._job = None
                     id = job.parcel.id
                     for frame in done.answer.frames(self._node, f"{id}:reply", id, done.version):

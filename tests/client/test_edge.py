@@ -430,3 +430,44 @@ def test_another_version_of_the_server_ends_it(client):
     script.server.stop(0).wait()
     assert isinstance(error, ConfigError)
     assert "protocol 99" in str(error)
+
+
+class Failing(Counter):
+    """A node that fails while its data are missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.has_data = False
+
+    def handle(self, message, state):
+        reply, after = super().handle(message, state)
+        return (reply, after) if self.has_data else (message.fail(2, "no data"), state)
+
+
+def test_a_failure_is_no_work_done_and_a_resumed_server_has_it_tried_again(grid, client):
+    node, first = Failing(), grid()
+    running = client(first, node)
+    [reply] = first.exchange(work(0))
+    assert reply.failure.reason == "no data"
+    port = first.port
+    first.close()
+    again = grid(port=port)
+    [reply] = again.exchange(work(0))
+    assert reply.failure.reason == "no data"
+    assert node.done() == [1, 1]
+    again.close()
+    node.has_data = True  # the cause is gone; the client was not restarted
+    last = grid(port=port)
+    assert counts(last.exchange(work(0))) == [1]
+    assert node.done() == [1]
+    last.finish()
+    assert running.result() is None
+
+
+def test_a_failure_is_tried_again_by_the_same_server_too(grid, client):
+    node, it = Failing(), grid()
+    client(it, node)
+    assert it.exchange(work(0))[0].failure.reason == "no data"
+    node.has_data = True
+    assert counts(it.exchange(work(0))) == [1]
+    assert node.done() == [1, 1]
