@@ -33,6 +33,10 @@ A state is never changed once it was handed to a store or received from one: mak
 """
 
 _TENSOR, _ARRAY, _LIST = "tensor", "array", "list"
+_BOUND = "bound"
+"""Entry of a file's header; see :func:`_fold`."""
+_UNBOUND = "state"
+"""Its forerunner: one checksum, and a tree. Such a file may take the place of any other."""
 _WHOLE, _PART, _ANY = ".safetensors", ".part.safetensors", "*.safetensors*"
 _Leaf = list[Any]
 """A tensor's place in a state's tree: kind and number in the version's own file, or also name of a part, and CRC-32."""
@@ -55,7 +59,8 @@ class StateLost(StateError):
 def save_state(path: str | os.PathLike[str], state: State, durable: bool = True) -> None:
     """Write a state to a file, whole or not at all.
 
-    The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of it and the tensors' bytes.
+    The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of it and of the tensors' bytes.
+    The JSON holds the file's name too, so a file that takes another one's place is no state.
 
     Parameters
     ----------
@@ -80,7 +85,7 @@ def load_state(path: str | os.PathLike[str]) -> State:
     Raises
     ------
     StateLost
-        If the file is missing, cannot be read, or is not what was written.
+        If the file is missing, cannot be read, or is not what was written under this name.
     """
     state: State = _join(*_read(Path(path)))
     return state
@@ -463,10 +468,7 @@ class _Known:
 
 def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """A state's tree, and its tensors by :func:`_name`."""
-    checksum, text, tensors = _open(path)
-    if checksum != _checksum(text, tensors):
-        raise StateLost(f"{path}: not a readable client state: its checksum is wrong")
-    tree = json.loads(text)
+    tree, tensors = _open(path)
     elsewhere: dict[str, list[_Leaf]] = {}
     for leaf in _leaves(tree):
         if _is_apart(leaf):
@@ -474,7 +476,7 @@ def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
         elif _name(leaf) not in tensors:
             raise StateLost(f"{path}: not a readable client state: tensor {_name(leaf)} is missing")
     for part, leaves in elsewhere.items():
-        _, _, found = _open(path.with_name(part), {str(leaf[1]) for leaf in leaves})
+        _, found = _open(path.with_name(part), {str(leaf[1]) for leaf in leaves})
         for leaf in leaves:
             tensor = found.get(str(leaf[1]))
             if tensor is None or leaf[3] != _checksum("", {"": tensor}):
@@ -483,13 +485,19 @@ def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     return tree, tensors
 
 
-def _open(path: Path, names: Collection[str] | None = None) -> tuple[str, str, dict[str, torch.Tensor]]:
-    """A file's checksum, the text in its header, and its tensors, or those of some names."""
+def _open(path: Path, names: Collection[str] | None = None) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Read a file's tree and its tensors, or those of some names."""
     try:
         with safe_open(str(path), "pt") as file:
-            checksum, _, text = (file.metadata() or {})["state"].partition(" ")
+            about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}  # noqa: SIM118 (not a dictionary)
-            return checksum, text, {name: tensors[name] for name in sorted(tensors, key=int)}
+            tensors = {name: tensors[name] for name in sorted(tensors, key=int)}
+        if _BOUND in about:
+            return _unfold(path.name, about[_BOUND], tensors, names is None), tensors
+        checksum, _, text = about[_UNBOUND].partition(" ")
+        if names is None and checksum != _checksum(text, tensors):
+            raise ValueError("its checksum is wrong")
+        return json.loads(text), tensors
     except FileNotFoundError:
         raise StateLost(f"{path}: no such client state; was the folder changed by hand?") from None
     except (SafetensorError, ValueError, KeyError, OSError) as error:
@@ -498,19 +506,50 @@ def _open(path: Path, names: Collection[str] | None = None) -> tuple[str, str, d
         raise StateError(f"{path}: the client's state cannot be read: {error}") from error
 
 
+def _unfold(name: str, entry: str, tensors: Mapping[str, torch.Tensor], is_whole: bool) -> Any:
+    """The tree in a header's entry (see :func:`_fold`), if it belongs to a file of this name and these tensors.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    head, body, text = entry.split(" ", 2)
+    if head != _checksum(text, {}):
+        raise ValueError("its checksum is wrong")
+    written, layout, tree = json.loads(text)
+    if written != name:
+        raise ValueError(f"it was written as {written}, so it holds another client or another version")
+    # The bytes of a tensor do not say of which type and shape it is.
+    if {key: layout.get(key) for key in tensors} != _layout(tensors) or (is_whole and len(layout) != len(tensors)):
+        raise ValueError("its tensors are not those that were written")
+    if is_whole and body != _checksum("", tensors):
+        raise ValueError("its checksum is wrong")
+    return tree
+
+
+def _fold(name: str, tree: Any, tensors: Mapping[str, torch.Tensor]) -> str:
+    """A header's entry: checksums of what follows and of the tensors' bytes, the file's name, layout and tree."""
+    text = json.dumps([name, _layout(tensors), tree])
+    return f"{_checksum(text, {})} {_checksum('', tensors)} {text}"
+
+
+def _layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Any]]:
+    return {key: [str(tensor.dtype), *tensor.shape] for key, tensor in tensors.items()}
+
+
 def _parts(path: Path) -> frozenset[str]:
     """Names of the parts of a state."""
-    _, text, _ = _open(path, ())
+    tree, _ = _open(path, ())
     try:
-        return frozenset(leaf[2] for leaf in _leaves(json.loads(text)) if _is_apart(leaf))
-    except ValueError as error:
+        return frozenset(str(leaf[2]) for leaf in _leaves(tree) if _is_apart(leaf))
+    except (TypeError, KeyError) as error:  # a file of an earlier version, whose tree alone is not checked
         raise StateLost(f"{path}: not a readable client state: {error}") from error
 
 
 def _write(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor], durable: bool) -> None:
-    text = json.dumps(tree)
     # One entry: safetensors writes several in an order that changes from run to run.
-    about = {"state": f"{_checksum(text, tensors)} {text}"}
+    about = {_BOUND: _fold(path.name, tree, tensors)}
     try:
         write_atomic(path, save(dict(tensors), about), durable)
     except KeyError as error:

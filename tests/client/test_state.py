@@ -1,7 +1,10 @@
 """Client states: what is kept comes back, whole or not at all, within a budget of memory."""
 
 import errno
+import json
 import os
+import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
+from safetensors import torch as safetensors_torch
 
 from fedknow.client import state as module
 from fedknow.client.state import StateError, StateLost, StateStore, load_state, save_state
@@ -168,6 +172,51 @@ def test_a_byte_changed_anywhere_is_noticed(tmp_path):
     assert unnoticed < 10
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(StateError, match="its checksum is wrong"):
+        load_state(path)
+
+
+def test_a_state_in_anothers_place_is_refused(tmp_path):
+    store = StateStore(tmp_path, 0)
+    for client, version in ((0, 1), (0, 2), (1, 1)):
+        store.save(client, version, {"x": torch.tensor([client, version])})
+    for client, version in ((0, 2), (1, 1)):
+        shutil.copyfile(store.path(client, version), store.path(0, 1))
+        name = store.path(client, version).name
+        with pytest.raises(StateLost, match=rf"000000-1.*: it was written as {name}, so it holds another client"):
+            store.load(0, 1)
+
+
+def test_a_part_in_anothers_place_is_refused(tmp_path):
+    store = StateStore(tmp_path, 0)
+    for client in (0, 1):
+        live(store, torch.arange(30_000), range(1, 4), client=client)
+    shutil.copyfile(tmp_path / "000001-2.part.safetensors", tmp_path / "000000-2.part.safetensors")
+    with pytest.raises(StateLost, match=r"000000-2\.part.*: it was written as 000001-2\.part\.safetensors"):
+        store.load(0, 3)
+    assert store.load(1, 3)["new"][0] == 3
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"F32", b"I32"), (b"[2,3]", b"[3,2]"), (b'"0"', b'"1"')])
+def test_bytes_taken_for_another_tensor_are_noticed(tmp_path, old, new):
+    path = tmp_path / "state"
+    save_state(path, {"x": torch.rand(2, 3)})
+    data = path.read_bytes()
+    place = data.index(old, data.rindex(b"dtype") - 8)
+    path.write_bytes(data[:place] + new + data[place + len(old) :])
+    with pytest.raises(StateLost, match="not a readable client state"):
+        load_state(path)
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    """They have one checksum and no name."""
+    path, x = tmp_path / "state", torch.arange(4)
+    text = json.dumps({"x": ["tensor", 0], "n": 3})
+    checksum = zlib.crc32(x.numpy().tobytes(), zlib.crc32(text.encode()))
+    data = safetensors_torch.save({"0": x}, {"state": f"{checksum:08x} {text}"})
+    path.write_bytes(data)
+    assert_same(load_state(path), {"x": x, "n": 3})
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StateLost, match="its checksum is wrong"):
         load_state(path)
 
 
