@@ -6,7 +6,9 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -42,7 +44,7 @@ class Journal:
 
     ::
 
-        run                       the node and the id of the run that all this belongs to
+        run                       the node and the id of the run that all this belongs to, with a checksum
         states/                   a StateStore
         answers/COMMITTED/        KEY-VERSION: the answer to the work of that key, and the version after it
         .lock
@@ -85,14 +87,30 @@ class Journal:
             log.info("another run, or another client: what was kept of the one before is deleted")
         shutil.rmtree(self._answers, ignore_errors=True)
         self.store.retain(None, ())
-        write_atomic(self.folder / "run", f"{node} {run}".encode())
+        mark = f"{node} {run}"
+        write_atomic(self.folder / "run", f"x{zlib.crc32(mark.encode()):08x} {mark}".encode())
 
     def _mark(self) -> tuple[str, int]:
+        """Run and node that the folder's content belongs to.
+
+        Raises
+        ------
+        ConfigError
+            If the file is not what was written. To begin anew then would delete states that a run still needs.
+        """
+        path = self.folder / "run"
         try:
-            node, _, run = (self.folder / "run").read_text("utf-8").partition(" ")
+            mark = path.read_bytes()
         except FileNotFoundError:
             return "", 0
-        return run, int(node)
+        # Earlier versions wrote no checksum, so their files began with a digit.
+        found = re.fullmatch(rb"(?:x([0-9a-f]{8}) )?(([0-9]+) ([^ ]+))", mark)
+        if found is None or (found[1] and zlib.crc32(found[2]) != int(found[1], 16)):
+            raise ConfigError(
+                f"--state {self.folder}: the file `run` in it is damaged; remove the folder and have the server begin "
+                "this client anew: fedknow forget RUN --client N, there"
+            )
+        return found[4].decode(), int(found[3])
 
     def commit(self, client: int, version: int, committed: int) -> None:
         """Work comes that starts from a version: delete what no server will ask for any more.
@@ -114,7 +132,10 @@ class Journal:
         for path in (self._answers / f"{committed:x}").glob(f"{key}-*"):
             try:
                 parcel = _read(path.read_bytes())
-                return unpack(parcel), parcel.version
+                answer = unpack(parcel)
+                if path.name != f"{answer.reply_to}-{parcel.version:x}":
+                    raise OSError("it is the answer to other work")
+                return answer, parcel.version
             except (WireError, OSError) as error:  # it was not synced; made again from the state, which was
                 log.info("%s: %s; the work is done again", path.name, error)
                 path.unlink(missing_ok=True)
@@ -131,7 +152,9 @@ class Journal:
         folder = self._answers / f"{committed:x}"
         target = folder / f"{key}-{version:x}"
         neighbour = target.with_suffix(".tmp")
-        frames = b"".join(len(frame).to_bytes(4, "big") + frame for frame in answer.frames(version=version))
+        frames = b"".join(
+            len(frame).to_bytes(4, "big") + frame for frame in answer.frames(reply_to=key, version=version)
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             neighbour.write_bytes(frames)

@@ -110,3 +110,34 @@ def test_a_folder_is_one_clients(journal, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"):
         Journal(tmp_path / "file")
+
+
+@pytest.mark.parametrize("place", range(17))
+def test_a_damaged_mark_is_a_sentence_and_deletes_nothing(journal, tmp_path, place):
+    journal.begin("run", 3)
+    save(journal, 1)
+    path = journal.folder / "run"
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + bytes([data[place % len(data)] ^ 1]) + data[place + 1 :])
+    with pytest.raises(ConfigError, match=r"the file `run` in it is damaged; .* fedknow forget"):
+        journal.begin("run", 3)
+    assert states(journal) == [1]
+
+
+def test_the_mark_of_an_earlier_version_is_read(journal):
+    (journal.folder / "run").write_text("7 run")
+    save(journal, 1)
+    assert journal.node == 7
+    journal.begin("run", 7)
+    assert states(journal) == [1]
+
+
+def test_an_answer_in_anothers_place_is_none(journal):
+    journal.keep("k1", 5, pack(answer()), 9)
+    journal.keep("k2", 5, pack(answer(2.0)), 9)
+    kept = journal.folder / "answers" / "5"
+    (kept / "k2-9").rename(kept / "k1-9")
+    assert journal.find("k1", 5) is None
+    journal.keep("k1", 5, pack(answer()), 9)
+    (kept / "k1-9").rename(kept / "k1-a")
+    assert journal.find("k1", 5) is None
