@@ -302,6 +302,9 @@ class EngineConfig(Section):
     model's norm is below 1) is refused as that client's failure; 0: any finite update will do."""
     on_client_error: Literal["stop", "skip"] = "stop"
     """What a failed client does to the run: end it, or leave that client's reply out and count it."""
+    on_lost_state: Literal["stop", "fresh"] = "stop"
+    """What becomes of a client whose state is missing or damaged. ``stop``: it has failed (``on_client_error``).
+    ``fresh``: it begins anew, as a client that has not trained yet, and the record says so."""
 
     @model_validator(mode="after")
     def _any_gpu_of_a_cluster(self) -> EngineConfig:
@@ -409,11 +412,33 @@ class ExperimentConfig(Section):
         """The same experiment with its clients on another device."""
         return self.model_copy(update={"engine": self.engine.model_copy(update={"device": device})})
 
+    def absolute(self) -> ExperimentConfig:
+        """The same experiment with paths that mean the same from any folder.
+
+        A run that is resumed from elsewhere then finds its data and its fleet's files again.
+        """
+        availability = self.fleet.availability
+        is_file = availability not in ("always", "markov")
+        fleet = {
+            "profiles": _absolute(self.fleet.profiles),
+            "availability": _absolute(availability) if is_file else availability,
+        }
+        update = {
+            "data": self.data.model_copy(update={"dir": _absolute(self.data.dir)}),
+            "fleet": self.fleet.model_copy(update=fleet),
+        }
+        return self.model_copy(update=update)
+
     def digest_fields(self) -> dict[str, Any]:
         """What a result depends on: everything but the engine and the folder the data lie in."""
         fields = self.model_dump(mode="json", exclude={"engine"})
         del fields["data"]["dir"]
         return fields
+
+
+def _absolute(path: str) -> str:
+    """A path from the root on; none stays none."""
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:

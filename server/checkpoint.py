@@ -10,10 +10,12 @@ not for what is deleted, which may take longer than all the rest.
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from fedknow.server.checks import RunError
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "restore_strategy", "save_checkpoint", "strategy_state"]
 
 _LATEST = "latest"
+_NAME = re.compile(r"checkpoint-[0-9]{1,18}(\.1)?")
+_PUT_BACK = "put the folder back from a copy, or start again with another --out"
 
 
 class CheckpointError(RunError):
@@ -69,6 +73,11 @@ class Checkpoint:
         See :meth:`fedknow.server.arrivals.Arrivals.state`; empty where all clients are at the same task.
     client_memory : float
         Most memory that a client's work has needed so far, bytes.
+    chain : int or None
+        Checksum of the events so far (:attr:`fedknow.server.run_folder.RunFolder.chain`); ``None``: of an earlier
+        version.
+    partition : str
+        Digest of the clients' data; empty: of an earlier version.
     """
 
     task: int
@@ -84,6 +93,8 @@ class Checkpoint:
     grid: dict[str, Any] = field(default_factory=dict)
     arrivals: dict[str, Any] = field(default_factory=dict)
     client_memory: float = 0.0
+    chain: int | None = None
+    partition: str = ""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
@@ -99,8 +110,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
     OSError, StateError
         If it cannot be written, for example because the disk is full; the one before then still counts.
     """
-    name = f"checkpoint-{checkpoint.server_round}"
     folder.mkdir(exist_ok=True)
+    name = _free_name(folder, checkpoint.server_round)
     target = folder / name
     if target.exists():  # left by a run that ended just before it counted
         shutil.rmtree(target)
@@ -123,6 +134,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
             "grid": checkpoint.grid,
             "arrivals": checkpoint.arrivals,
             "client_memory": checkpoint.client_memory,
+            "chain": checkpoint.chain,
+            "partition": checkpoint.partition,
         }
         save_state(target / "state.safetensors", state, durable=False)
         sync_disk(folder)
@@ -134,6 +147,20 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
     deleting = threading.Thread(target=_delete, args=(stale,), name="fedknow-delete")
     deleting.start()
     return deleting
+
+
+def _free_name(folder: Path, server_round: int) -> str:
+    """A name for a checkpoint that is not that of the one that counts."""
+    name = f"checkpoint-{server_round}"
+    return f"{name}.1" if _read_latest(folder) == name else name
+
+
+def _read_latest(folder: Path) -> str | None:
+    """What the file ``latest`` says; ``None``: there is none."""
+    try:
+        return (folder / _LATEST).read_text("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return None
 
 
 def _delete(folders: Sequence[Path]) -> None:
@@ -149,16 +176,35 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     CheckpointError
         If it cannot be read, or is not what was written.
     """
-    try:
-        name = (folder / _LATEST).read_text("utf-8", "replace").strip()
-    except FileNotFoundError:
-        return None
-    target = folder / name
+    name = _read_latest(folder)
+    if name is None:
+        return _complete_one(folder)
+    if not _NAME.fullmatch(name):
+        text = f"{folder / _LATEST}: the checkpoint cannot be read: {name[:40]!r} is no checkpoint; {_PUT_BACK}"
+        raise CheckpointError(text)
+    return _load(folder / name)
+
+
+def _complete_one(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint where ``latest`` is missing; ``None`` if there is none.
+
+    It was written with all that belongs to it, and nothing was deleted after it.
+    """
+    present = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    for path in sorted(present, key=lambda path: [int(part) for part in path.name[11:].split(".")], reverse=True):
+        with suppress(CheckpointError):  # a run that was killed left it half written
+            return _load(path)
+    return None
+
+
+def _load(target: Path) -> Checkpoint:
     try:
         state = load_state(target / "state.safetensors")
         data = (target / "arrays.safetensors").read_bytes()
         if zlib.crc32(data) != state["crc32"]:
             raise ValueError("the checksum of arrays.safetensors is wrong")
+        if target.name[11:].partition(".")[0] != str(state["server_round"]):
+            raise ValueError(f"it is that of round {state['server_round']}")
         arrays = safetensors.load(data)
         return Checkpoint(
             task=state["task"],
@@ -172,13 +218,15 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             position=state["position"],
             seconds=state["seconds"],
             grid=state["grid"],
-            arrivals=state.get("arrivals", {}),  # earlier versions wrote none of these
+            # Earlier versions wrote none of these.
+            arrivals=state.get("arrivals", {}),
             client_memory=state.get("client_memory", 0.0),
+            chain=state.get("chain"),
+            partition=state.get("partition", ""),
         )
     except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
         raise CheckpointError(
-            f"{target}: the checkpoint cannot be read: {type(error).__name__}: {error}; put the folder back from a "
-            "copy, or start again with another --out"
+            f"{target}: the checkpoint cannot be read: {type(error).__name__}: {error}; {_PUT_BACK}"
         ) from error
 
 

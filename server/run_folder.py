@@ -12,21 +12,20 @@
     clients/         the clients' states (owned by the grid)
 
 Files are replaced as a whole or not at all; ``metrics.jsonl`` grows line by line and is cut back to the last
-checkpoint's position when a run is resumed.
+checkpoint's position when a run is resumed. Each file has a checksum (:mod:`fedknow.server.integrity`).
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import io
-import json
 import math
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -36,6 +35,19 @@ from fedknow.client.state import write_atomic
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences, read_config
 from fedknow.server.checks import RunError
 from fedknow.server.evaluation import Scores
+from fedknow.server.integrity import (
+    FolderDamaged,
+    chain_start,
+    is_last_event,
+    open_arrays,
+    open_json,
+    open_text,
+    read_lines,
+    seal_arrays,
+    seal_json,
+    seal_line,
+    seal_text,
+)
 
 __all__ = ["RunFolder", "is_disk_full", "running_out_of_disk"]
 
@@ -48,6 +60,9 @@ _CONFIG, _PARTITION, _METRICS, _ACCURACY, _FLEET, _RUN_ID, _LOCK = (
     "run-id",
     ".lock",
 )
+_ERROR = "error.log"
+
+_PUT_BACK = "put it back from a copy, or run the experiment again with another --out"
 
 
 class RunFolder:
@@ -57,12 +72,24 @@ class RunFolder:
     ----------
     path : Path
     config : ExperimentConfig
+    fingerprint : str
+        Checksum of ``config.toml``; empty in folders of earlier versions.
     """
 
-    def __init__(self, path: Path, config: ExperimentConfig, lock: BinaryIO | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: ExperimentConfig,
+        lock: BinaryIO | None = None,
+        fingerprint: str = "",
+        is_new: bool = False,
+    ) -> None:
         self.path = path
         self.config = config
+        self.fingerprint = fingerprint
         self._lock = lock
+        self._is_new = is_new
+        self._chain: int | None = None
 
     # --- opening --------------------------------------------------------------------------------------------------
 
@@ -90,13 +117,14 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
             except PermissionError as error:
                 raise ConfigError(f"{path} cannot be made: {error.strerror}; choose another --out") from None
-            folder = cls(path, config, _locked(path))
+            lock = _locked(path)
             try:
-                write_atomic(path / _CONFIG, config.to_toml().encode())
+                sealed = seal_text(config.to_toml())
+                write_atomic(path / _CONFIG, sealed.encode())
             except BaseException:
-                folder.close()
+                lock.close()
                 raise
-        return folder
+        return cls(path, config, lock, open_text(sealed)[1], is_new=True)
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str], config: ExperimentConfig) -> Self:
@@ -108,7 +136,7 @@ class RunFolder:
             If there is no run, it is finished or in use, or its configuration differs in what changes a result.
         """
         folder = cls.open(path)
-        changed = differences(folder.config, config)
+        changed = differences(folder.config.absolute(), config.absolute())
         if changed:
             raise ConfigError(
                 "\n  ".join(
@@ -123,7 +151,7 @@ class RunFolder:
         for place in (folder.path, folder.checkpoints):
             for unfinished in place.glob("*.tmp"):
                 unfinished.unlink()
-        return cls(folder.path, config, lock)
+        return cls(folder.path, config, lock, folder.fingerprint)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -132,12 +160,17 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If the folder holds no run.
+            If the folder holds no run, or its configuration is not what the run wrote.
         """
         path = Path(path)
         if not (path / _CONFIG).is_file():
             raise ConfigError(f"{path} holds no run (there is no {_CONFIG} in it)")
-        return cls(path, read_config(path / _CONFIG))
+        config = read_config(path / _CONFIG)
+        try:
+            _, fingerprint = open_text((path / _CONFIG).read_text("utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path / _CONFIG} was changed since the run was made: {error}") from None
+        return cls(path, config, fingerprint=fingerprint)
 
     def close(self) -> None:
         """Let others use the folder."""
@@ -148,8 +181,21 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, ConfigError | OSError) and self._is_new and not self.position():
+            self.discard()
         self.close()
+
+    def discard(self) -> None:
+        """Delete a run that was refused before it began, so that the next one finds no unfinished run.
+
+        What else is in the folder stays, and so does the folder then.
+        """
+        for name in (_CONFIG, _PARTITION, _RUN_ID, _ERROR, _LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        for place in (self.clients, self.path):
+            with suppress(OSError):  # it is not there, or holds something
+                place.rmdir()
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -166,35 +212,65 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         """Whether the run came to its end."""
-        return any(event["event"] == "end" for event in self.events())
+        return is_last_event(self._events(), "end")
 
     @property
     def partition(self) -> dict[str, Any] | None:
-        """Which client holds what; ``None`` where a run has not got that far."""
-        try:
-            text = (self.path / _PARTITION).read_text("utf-8")
-        except FileNotFoundError:
-            return None
-        partition: dict[str, Any] = json.loads(text)
-        return partition
+        """Which client holds what; ``None`` where a run has not got that far.
+
+        Raises
+        ------
+        FolderDamaged
+            If the file is not what the run wrote.
+        """
+        return self._json(_PARTITION)
 
     @property
     def fleet(self) -> dict[str, Any]:
-        """What the clients' devices did up to the last task that ended; empty where they had none."""
-        try:
-            text = (self.path / _FLEET).read_text("utf-8")
-        except FileNotFoundError:
-            return {}
-        fleet: dict[str, Any] = json.loads(text)
-        return fleet
+        """What the clients' devices did up to the last task that ended; empty where they had none.
+
+        Raises
+        ------
+        FolderDamaged
+            If the file is missing, or not what the run wrote.
+        """
+        fleet = self._json(_FLEET)
+        if fleet is None and self.config.fleet.devices and self.complete:
+            raise FolderDamaged(f"{self.path / _FLEET} is missing; {_PUT_BACK}")
+        return fleet or {}
 
     def events(self) -> list[dict[str, Any]]:
-        """All events so far, oldest first; a last line that is only half written is left out."""
+        """Read all events so far, oldest first; a last line that is only half written is left out.
+
+        Raises
+        ------
+        FolderDamaged
+            If a line is not what the run wrote.
+        """
+        with self._reading(_METRICS):
+            return [event for event, _ in read_lines(self._events(), chain_start(self.fingerprint))]
+
+    def _events(self) -> bytes:
         try:
-            data = (self.path / _METRICS).read_bytes()
+            return (self.path / _METRICS).read_bytes()
         except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+            return b""
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        with self._reading(name):
+            try:
+                data = (self.path / name).read_bytes()
+            except FileNotFoundError:
+                return None
+            return open_json(data, self.fingerprint)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Turn what is wrong with a file's bytes into a sentence."""
+        try:
+            yield
+        except (ValueError, RecursionError) as error:
+            raise FolderDamaged(f"{self.path / name} is not what the run wrote: {error}; {_PUT_BACK}") from None
 
     def accuracy(self) -> dict[str, np.ndarray]:
         """Raw accuracies; all NaN where nothing has been scored yet.
@@ -208,36 +284,60 @@ class RunFolder:
             ``evaluation.forward``); ``round_personal`` and ``round_global`` [evaluation, client, seen]: evaluations
             within tasks (with ``evaluation.every``), each described by a line of ``round_steps``
             [evaluation, 3]: server round, task, round.
+
+        Raises
+        ------
+        FolderDamaged
+            If the file is missing although clients were scored, or is not what the run wrote.
         """
-        try:
-            with np.load(self.path / _ACCURACY, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except FileNotFoundError:
-            return Scores(self.config.data.clients, self.config.data.tasks).arrays()
+        with self._reading(_ACCURACY):
+            try:
+                data = (self.path / _ACCURACY).read_bytes()
+            except FileNotFoundError:
+                if any(event["event"] == "evaluation" for event in self.events()):
+                    raise ValueError("it is missing") from None
+                return Scores(self.config.data.clients, self.config.data.tasks).arrays()
+            return open_arrays(data, self.fingerprint)
 
     @property
     def run_id(self) -> str:
-        """A name that no other run has, and that a resumed run keeps: clients keep their states under it."""
+        """A name that no other run has, and that a resumed run keeps: clients keep their states under it.
+
+        Raises
+        ------
+        FolderDamaged
+            If a run that clients know has lost its name, or the name is not what the run wrote.
+        """
         path = self.path / _RUN_ID
         if not path.exists():
-            write_atomic(path, secrets.token_hex(8).encode())
-        return path.read_text("ascii")
+            if self.checkpoints.exists():
+                raise FolderDamaged(
+                    f"{path} is missing, so clients would not know the run again; {_PUT_BACK}; a client's --state "
+                    "folder has the name in its file `run`"
+                )
+            name = secrets.token_hex(8)
+            write_atomic(path, f"{name} {zlib.crc32(name.encode()):08x}\n".encode())
+        with self._reading(_RUN_ID):
+            name, _, checksum = path.read_text("ascii").strip().partition(" ")
+            if checksum and checksum != f"{zlib.crc32(name.encode()):08x}":
+                raise ValueError("its checksum is wrong")
+            if len(name) != 16 or set(name) - set("0123456789abcdef"):
+                raise ValueError("it holds no name of a run")
+        return name
 
     # --- writing --------------------------------------------------------------------------------------------------
 
     def write_partition(self, partition: Mapping[str, Any]) -> None:
         """Write which client holds what."""
-        write_atomic(self.path / _PARTITION, json.dumps(partition, indent=1).encode() + b"\n")
+        write_atomic(self.path / _PARTITION, seal_json(_plain(partition), self.fingerprint))
 
     def write_accuracy(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the raw accuracies."""
-        data = io.BytesIO()
-        np.savez_compressed(data, allow_pickle=False, **dict(arrays))
-        write_atomic(self.path / _ACCURACY, data.getvalue())
+        write_atomic(self.path / _ACCURACY, seal_arrays(arrays, self.fingerprint))
 
     def write_fleet(self, fleet: Mapping[str, Any]) -> None:
         """Replace what the clients' devices did (:meth:`fedknow.server.grid.MessageGrid.fleet`)."""
-        write_atomic(self.path / _FLEET, json.dumps(_plain(fleet), indent=1).encode() + b"\n")
+        write_atomic(self.path / _FLEET, seal_json(_plain(fleet), self.fingerprint))
 
     def append(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Add one event as one line of JSON.
@@ -247,24 +347,64 @@ class RunFolder:
         dict
             The event as it was written: plain values, ``None`` where a number is not finite.
         """
-        line: dict[str, Any] = _plain(event)
+        plain: dict[str, Any] = _plain(event)
+        line, chain = seal_line(plain, self.chain)
         with (self.path / _METRICS).open("ab") as file:
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        return line
+            file.write(line)
+        self._chain = chain
+        return plain
 
     def position(self) -> int:
         """How many bytes of events there are."""
-        return (self.path / _METRICS).stat().st_size
+        try:
+            return (self.path / _METRICS).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def chain(self) -> int:
+        """Checksum of all events up to :meth:`position`."""
+        if self._chain is None:
+            self._chain = self._check(self._events())
+        return self._chain
+
+    def _check(self, data: bytes) -> int:
+        """Checksum of events, after a look at each."""
+        start = chain_start(self.fingerprint)
+        with self._reading(_METRICS):
+            chains = [chain for _, chain in read_lines(data, start)]
+        return chains[-1] if chains else start
 
     def forget_models(self) -> None:
         """Delete checkpoints and clients' states, which nobody needs of a run that ended; the numbers stay."""
         for place in (self.checkpoints, self.clients):
             shutil.rmtree(place, ignore_errors=True)
 
-    def cut_back(self, position: int) -> None:
-        """Forget the events after a position, which a resumed run will produce again."""
+    def cut_back(self, position: int, chain: int | None = None) -> None:
+        """Forget the events after a position, which a resumed run will produce again.
+
+        Parameters
+        ----------
+        position : int
+            What :meth:`position` was.
+        chain : int, optional
+            What :attr:`chain` was then; unknown in checkpoints of earlier versions.
+
+        Raises
+        ------
+        FolderDamaged
+            If the events up to the position are not those that the run wrote.
+        """
+        data = self._events()[:position]
+        found = self._check(data)
+        with self._reading(_METRICS):
+            if len(data) < position:
+                raise ValueError(f"it has {len(data)} bytes and had {position}")
+            if chain is not None and chain != found:
+                raise ValueError("it holds other events than the checkpoint says")
         with (self.path / _METRICS).open("ab") as file:
             file.truncate(position)
+        self._chain = found
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -89,8 +89,9 @@ def serve(
     strategy = build_strategy(config.strategy, config.data.clients)
     Arrivals.check(config, strategy, real=True)
     check_running_mean(config, strategy, learner.sparse)
+    config = config.absolute()
     again = resume and (out / "config.toml").is_file()
-    if again and (done := RunFolder.open(out)).complete and not differences(done.config, config):
+    if again and (done := RunFolder.open(out)).complete and not differences(done.config.absolute(), config):
         with GrpcGrid(config, listen, done.run_id, credentials=credentials, tokens=bearers) as grid:
             ready(grid.port)
             log.info("the run in %s is finished", out)

@@ -183,7 +183,8 @@ def _state(path: Path, run: ExperimentConfig) -> Literal["new", "unfinished", "c
         return "new"
     folder = RunFolder.open(path)
     # A setting that is newer than a finished run had its default there.
-    changed = differences(resolve(folder.config) if folder.complete else folder.config, run)
+    before = resolve(folder.config) if folder.complete else folder.config
+    changed = differences(before.absolute(), run.absolute())
     if changed:
         text = f"{path} was run with other settings; choose another --out or delete it:"
         raise ConfigError("\n  ".join([text, *changed]))

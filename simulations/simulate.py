@@ -59,6 +59,7 @@ def simulate(
     forget_process_peak()
     benchmark = make_benchmark(config)
     learner = prepare(config, benchmark)
+    config = config.absolute()  # not before: errors name paths as they were given
     with RunFolder.resume(out, config) if resume else RunFolder.create(out, config) as folder:
         try:
             with _grid(config, benchmark, folder) as grid:

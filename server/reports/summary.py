@@ -11,6 +11,7 @@ import numpy as np
 
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server import metrics
+from fedknow.server.integrity import FolderDamaged
 from fedknow.server.run_folder import RunFolder
 
 __all__ = ["Scoring", "Summary", "summarise"]
@@ -61,7 +62,7 @@ class Summary:
     traffic : mapping
         ``{kind: {"down", "up", "messages"}}``, bytes and counts.
     rounds, evaluations, troubles : sequence of dict
-        The run's ``round``, ``evaluation``, and ``failure`` or ``warning`` events, oldest first.
+        The run's ``round``, ``evaluation``, and ``failure``, ``forgotten`` or ``warning`` events, oldest first.
     knowledge_bytes : float
         What a client keeps about past tasks after the last task that ended, mean over clients.
     server_bytes : float
@@ -159,8 +160,23 @@ class Summary:
 
 
 def summarise(run: RunFolder) -> Summary:
-    """Read what a run folder holds, complete or not."""
-    arrays, events = run.accuracy(), run.events()
+    """Read what a run folder holds, complete or not.
+
+    Raises
+    ------
+    FolderDamaged
+        If a file is not what the run wrote.
+    """
+    try:
+        return _summary(run, run.accuracy(), run.events())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if run.fingerprint:  # its checksums are right, so this is no damage
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise FolderDamaged(f"{run.path}: its events are not those of a run: {what}") from error
+
+
+def _summary(run: RunFolder, arrays: Mapping[str, Array], events: Sequence[Event]) -> Summary:
     by_kind: dict[str, list[Event]] = {}
     for event in events:
         by_kind.setdefault(event["event"], []).append(event)
@@ -179,7 +195,7 @@ def summarise(run: RunFolder) -> Summary:
         traffic=_last(events, "traffic", {}),
         rounds=rounds,
         evaluations=by_kind.get("evaluation", []),
-        troubles=[event for event in events if event["event"] in ("failure", "warning")],
+        troubles=[event for event in events if event["event"] in ("failure", "forgotten", "warning")],
         seconds=ends[0]["seconds"] if ends else _seconds(events),
         knowledge_bytes=_last(task_ends, "knowledge_bytes", math.nan),
         server_bytes=_most(events, "server_bytes"),

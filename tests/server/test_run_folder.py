@@ -9,6 +9,7 @@ import pytest
 
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.checks import RunError
+from fedknow.server.integrity import FolderDamaged
 from fedknow.server.run_folder import RunFolder, running_out_of_disk
 
 CONFIG = read_config({"data": {"clients": 2, "tasks": 3}, "train": {"rounds": 2}})
@@ -49,7 +50,9 @@ def test_events_are_lines_of_strict_json(tmp_path):
         "name": "ümlaut",
     }
     assert written == expected
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text()) == expected
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert len(line.pop("crc32")) == 8
+    assert line == expected
     assert RunFolder.open(tmp_path / "run").events() == [expected]
 
 
@@ -159,3 +162,142 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path, monkeypat
 def test_other_faults_of_the_disk_are_not_called_a_full_one(tmp_path):
     with pytest.raises(OSError, match="read-only"), running_out_of_disk(tmp_path):
         raise OSError(errno.EROFS, "read-only file system")
+
+
+def test_a_run_that_is_refused_before_it_began_leaves_nothing(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    assert len(folder.run_id) == 16
+    folder.clients.mkdir()
+    with pytest.raises(ConfigError, match="no port"), folder:
+        raise ConfigError("no port")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConnectionError), RunFolder.create(tmp_path / "run", CONFIG):
+        raise ConnectionError
+    RunFolder.create(tmp_path / "run", CONFIG).close()
+    with pytest.raises(ConfigError), RunFolder.resume(tmp_path / "run", CONFIG):
+        raise ConfigError  # it was there before
+    assert (tmp_path / "run" / "config.toml").is_file()
+
+
+def test_a_run_that_began_is_kept_whatever_ends_it(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    folder.append({"event": "start"})
+    with pytest.raises(ConfigError), folder:
+        raise ConfigError
+    assert [event["event"] for event in RunFolder.open(tmp_path / "run").events()] == ["start"]
+
+
+def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fleet = {"devices": "infinite", "profiles": "mine.toml", "availability": "there.csv"}
+    config = read_config({"data": {"dir": "data"}, "fleet": fleet}).absolute()
+    assert config.data.dir == str(tmp_path / "data")
+    assert config.fleet.profiles == str(tmp_path / "mine.toml")
+    assert config.fleet.availability == str(tmp_path / "there.csv")
+    assert read_config({}).absolute() == read_config({})
+    markov = read_config({"fleet": {"devices": "infinite", "availability": "markov"}})
+    assert markov.absolute() == markov
+
+
+def test_a_run_of_an_earlier_version_is_resumed_where_its_paths_are_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = read_config({"fleet": {"devices": "infinite", "profiles": "mine.toml"}})
+    RunFolder.create("run", config).close()
+    RunFolder.resume("run", config.absolute()).close()
+    other = read_config(config.model_dump(), ["fleet.profiles=/other"])
+    with pytest.raises(ConfigError, match=r"fleet\.profiles: was "):
+        RunFolder.resume(tmp_path / "run", other)
+
+
+def damage(path, place=None):
+    data = path.read_bytes()
+    place = len(data) // 2 if place is None else place
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+def test_damage_is_a_sentence_that_names_the_file(tmp_path):
+    with RunFolder.create(tmp_path / "run", CONFIG) as folder:
+        for number in range(3):
+            folder.append({"event": "round", "loss": number / 8})
+        folder.append({"event": "end"})
+        folder.write_partition({"digest": "abc"})
+        folder.write_fleet({"virtual_seconds": 1.5, "clients": []})
+        folder.write_accuracy({"personal": np.arange(4.0)})
+        assert len(folder.run_id) == 16
+    folder = RunFolder.open(tmp_path / "run")
+    for name in ("metrics.jsonl", "partition.json", "fleet.json", "accuracy.npz", "run-id"):
+        before = (folder.path / name).read_bytes()
+        damage(folder.path / name)
+        with pytest.raises(FolderDamaged, match=rf"{name} is not what the run wrote: .*; put it back"):
+            assert not (folder.events(), folder.partition, folder.fleet, folder.accuracy(), folder.run_id)
+        (folder.path / name).write_bytes(before)
+    assert folder.complete
+    assert [event.get("loss") for event in folder.events()] == [0.0, 0.125, 0.25, None]
+    (folder.path / "config.toml").write_text(
+        (folder.path / "config.toml").read_text().replace("rounds = 2", "rounds = 3")
+    )
+    with pytest.raises(ConfigError, match=r"config\.toml was changed since the run was made: .*--set"):
+        RunFolder.open(folder.path)
+
+
+def test_a_line_that_is_gone_is_noticed(tmp_path):
+    with RunFolder.create(tmp_path / "run", CONFIG) as folder:
+        for number in range(4):
+            folder.append({"event": "round", "loss": number})
+        lines = (folder.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        for others in (lines[1:], lines[:1] + lines[2:], [lines[1], lines[0], *lines[2:]]):
+            (folder.path / "metrics.jsonl").write_bytes(b"".join(others))
+            with pytest.raises(FolderDamaged, match=r"line \d: a checksum is wrong"):
+                folder.events()
+            with pytest.raises(FolderDamaged, match=r"it has \d+ bytes and had \d+|checksum is wrong"):
+                folder.cut_back(len(b"".join(lines)))
+
+
+def test_another_runs_files_are_noticed(tmp_path):
+    other = read_config(CONFIG.model_dump(), ["seed=1"])
+    for name, config in (("a", CONFIG), ("b", other)):
+        with RunFolder.create(tmp_path / name, config) as folder:
+            folder.append({"event": "end"})
+            folder.write_fleet({"virtual_seconds": 1.5, "clients": []})
+            folder.write_accuracy({"personal": np.arange(4.0)})
+    folder = RunFolder.open(tmp_path / "a")
+    for name, read in (
+        ("metrics.jsonl", folder.events),
+        ("fleet.json", lambda: folder.fleet),
+        ("accuracy.npz", folder.accuracy),
+    ):
+        (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+        with pytest.raises(FolderDamaged, match=name):
+            read()
+
+
+def test_folders_of_earlier_versions_are_read(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.toml").write_text(CONFIG.to_toml())
+    (path / "metrics.jsonl").write_text('{"event": "start"}\n')
+    (path / "partition.json").write_text('{"digest": "abc"}')
+    (path / "run-id").write_text("0123456789abcdef")
+    np.savez_compressed(path / "accuracy.npz", personal=np.arange(4.0))
+    with RunFolder.resume(path, CONFIG) as folder:
+        assert folder.run_id == "0123456789abcdef"
+        assert folder.partition == {"digest": "abc"}
+        np.testing.assert_array_equal(folder.accuracy()["personal"], np.arange(4.0))
+        folder.cut_back(folder.position())
+        folder.append({"event": "end"})
+        assert folder.complete
+        assert [event["event"] for event in folder.events()] == ["start", "end"]
+        damage(path / "metrics.jsonl", 12)
+        with pytest.raises(FolderDamaged, match="line 2: a checksum is wrong here or in the lines before"):
+            folder.events()
+    (path / "config.toml").write_text("")
+    with pytest.raises(ConfigError, match="was changed since the run was made"):
+        RunFolder.open(path)
+
+
+def test_a_run_that_clients_know_does_not_get_another_name(tmp_path):
+    with RunFolder.create(tmp_path / "run", CONFIG) as folder:
+        folder.checkpoints.mkdir()
+        with pytest.raises(FolderDamaged, match=r"run-id is missing, so clients would not know the run again"):
+            assert not folder.run_id

@@ -236,6 +236,7 @@ def test_what_a_run_cost(make_run, tmp_path):
             )
         )
     )
+    run = RunFolder.open(run.path)
     values = summarise(run).measures()
     assert (values["samples"], values["bytes"], values["bytes_extra"]) == (90.0, 5_501_500, 1500)
     assert values["flops"] == 9.1e9
