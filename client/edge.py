@@ -131,9 +131,8 @@ class _Done:
         Work that was done is known by its key, whoever asks for it again. A failure is not work done: it answers the
         one message that it was made for, and work asked for by another message is tried anew.
         """
-        if self.has_failed:
-            return self.asked_by == job.parcel.id
-        return self.key == job.key
+        is_same = self.key == job.key
+        return is_same and (not self.has_failed or self.asked_by == job.parcel.id)
 
     def failed(self, reason: str) -> _Done:
         """A failure in the answer's stead."""
@@ -301,7 +300,7 @@ class EdgeClient:
             self._journal.commit(client_of(parcel.node), parcel.version, parcel.committed)
             with one_thread():
                 return self._host.handle(message, parcel.version)
-        except StateError as error:  # the server decides what becomes of a client that has lost its memory
+        except StateError as error:  # the server decides what becomes of a client whose disk fails
             return message.fail(CLIENT_FAILED, str(error)), parcel.version
 
     def _settle(self, config: str, run: str, node: int) -> None:

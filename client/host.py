@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 
 from fedknow.client.heap import keep_freed
-from fedknow.client.state import State, StateStore
+from fedknow.client.state import State, StateLost, StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import END_TASK, TRAIN, Message, client_of
+from fedknow.protocols.messages import END_TASK, STATE_LOST, TRAIN, Message, client_of
 
 if TYPE_CHECKING:
     from fedknow.client.data.stream import TaskStream
@@ -62,14 +62,18 @@ class Host:
         Returns
         -------
         tuple of Message and int
-            The answer and the version of the client's state after it: the same where the state did not change.
+            The answer and the version of the client's state after it: the same where the state did not change. A state
+            that is missing or damaged is a failure with the code ``STATE_LOST``: the server decides what follows.
 
         Raises
         ------
         StateError
-            If the state cannot be read or written.
+            If the state cannot be written, or could be read at another time.
         """
-        state = self.store.load(client_of(message.node), version)
+        try:
+            state = self.store.load(client_of(message.node), version)
+        except StateLost as error:
+            return message.fail(STATE_LOST, str(error)), version
         reply, after = self.node.handle(message, state)
         return reply, self._keep(message, version, state, after)
 
@@ -93,17 +97,27 @@ class Host:
         now = dict(versions)
         for group in self._groups(messages):
             clients = [client_of(message.node) for message in group]
-            if len(group) == 1:
-                answers = [self.handle(group[0], now.get(clients[0], 0))]
-            else:
-                states = [self.store.load(client, now.get(client, 0)) for client in clients]
-                together: list[tuple[Message, State]] = cast("Node", self.node).train_together(group, states)
-                answers = [
-                    (reply, self._keep(message, now.get(client, 0), state, after))
-                    for message, client, state, (reply, after) in zip(group, clients, states, together, strict=True)
-                ]
+            answers = self._handle_group(group, [now.get(client, 0) for client in clients])
             now.update((client, version) for client, (_, version) in zip(clients, answers, strict=True))
             yield from answers
+
+    def _handle_group(self, group: Sequence[Message], versions: Sequence[int]) -> list[tuple[Message, int]]:
+        """Answer messages that the node takes at once."""
+        if len(group) == 1:
+            return [self.handle(group[0], versions[0])]
+        answers: dict[int, tuple[Message, int]] = {}
+        states: dict[int, State] = {}
+        for place, (message, version) in enumerate(zip(group, versions, strict=True)):
+            try:
+                states[place] = self.store.load(client_of(message.node), version)
+            except StateLost as error:
+                answers[place] = message.fail(STATE_LOST, str(error)), version
+        readable = [group[place] for place in states]
+        node = cast("Node", self.node)
+        for place, (reply, after) in zip(states, node.train_together(readable, list(states.values())), strict=True):
+            version = self._keep(group[place], versions[place], states[place], after)
+            answers[place] = reply, version
+        return [answers[place] for place in range(len(group))]
 
     def _groups(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
         """Neighbouring messages that the node answers at once: of one kind of training, and different clients."""

@@ -115,6 +115,9 @@ class RunProgress:
     def _on_failure(self, event: Mapping[str, Any]) -> None:
         self._say(event, f"failed: {_details(event)}", "red")
 
+    def _on_forgotten(self, event: Mapping[str, Any]) -> None:
+        self._say(event, _details(event), "yellow")
+
     def _on_warning(self, event: Mapping[str, Any]) -> None:
         self._say(event, f"warning: {_details(event)}", "yellow")
 

@@ -24,6 +24,7 @@ __all__ = [
     "METRICS",
     "NO_ANSWER",
     "OUT_OF_MEMORY",
+    "STATE_LOST",
     "TRAIN",
     "Arrays",
     "Config",
@@ -58,6 +59,8 @@ NO_ANSWER = 4
 """Failure code of work that is given up, as no answer came in time (Flower's REPLY_MESSAGE_UNAVAILABLE)."""
 OUT_OF_MEMORY = 64
 """Failure code of work that a client's device lacks the memory for (Flower has none for it)."""
+STATE_LOST = 65
+"""Failure code of work on a client whose state is missing or damaged (Flower has none for it)."""
 CONFIG = "config"
 METRICS = "metrics"
 

@@ -27,6 +27,7 @@ from fedknow.protocols.messages import (
     KEPT,
     METRICS,
     OUT_OF_MEMORY,
+    STATE_LOST,
     TRAIN,
     Arrays,
     Failure,
@@ -40,6 +41,7 @@ from fedknow.protocols.texts import counted
 
 __all__ = [
     "ClientFailure",
+    "ClientLost",
     "Fault",
     "Inspector",
     "NothingAggregatedError",
@@ -63,17 +65,28 @@ class NothingAggregatedError(RunError):
     is_resumable = False
 
 
+class ClientLost(RunError):
+    """A run that a client without its state ends; to go on is of no use until that is mended."""
+
+    is_resumable = False
+
+
 class Fault(StrEnum):
     """What is wrong with a reply."""
 
     FAILED = "the client failed"
     OUT_OF_MEMORY = "the client's device lacks memory"
+    STATE_LOST = "the client's state is lost"
     NOT_FINITE = "not finite"
     NAMES = "other names"
     SHAPE = "another shape"
     DTYPE = "another dtype"
     NORM = "an absurd norm"
     METRICS = "unusable metrics"
+
+
+_FAULTS = {OUT_OF_MEMORY: Fault.OUT_OF_MEMORY, STATE_LOST: Fault.STATE_LOST}
+"""What the codes of clients' failures say; any other is :attr:`Fault.FAILED`."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +240,7 @@ class Inspector:
 
     def _check(self, reply: Message) -> None:
         if reply.failure is not None:
-            fault = Fault.OUT_OF_MEMORY if reply.failure.code == OUT_OF_MEMORY else Fault.FAILED
+            fault = _FAULTS.get(reply.failure.code, Fault.FAILED)
             raise Unusable(fault, "", reply.failure.reason)
         norms: dict[int, float] = {}
         for record in reply.content.values():

@@ -1,7 +1,8 @@
 """The experiment: tasks, rounds, scoring and checkpoints around any Flower strategy.
 
 Each event is a mapping with ``event`` (its kind) and ``time`` (seconds since 1970), is passed to every observer and
-becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what was not measured is ``None``.
+becomes one line of ``metrics.jsonl``, with a checksum (``crc32``) of it and of all lines before. Tasks count from 0,
+rounds from 1; what was not measured is ``None``.
 
 ================  ====================================================================================================
 ``start``         ``clients``, ``tasks``, ``rounds``, ``travelling`` (number of parameters exchanged), ``bytes``
@@ -20,6 +21,7 @@ becomes one line of ``metrics.jsonl``. Tasks count from 0, rounds from 1; what w
                   ``seconds`` (since the last such event)
 ``failure``       ``fault``, ``client``, ``task``, ``round``, ``kind``, ``tensor``, ``reason``
 ``warning``       ``reason``, and where it belongs ``task``, ``round``, ``clients`` (left out of a wave)
+``forgotten``     ``client``, ``task``, ``round``, ``reason``: its state was lost, and it begins anew
 ``interrupted``   ``task``, ``round`` of the last complete round
 ``end``           ``seconds``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``forgetting_relative``,
                   ``forgetting_max``, ``backward_transfer``, ``forward_transfer``, ``gap``, ``traffic``
@@ -92,6 +94,7 @@ from fedknow.server.checkpoint import (
 from fedknow.server.checks import (
     KNOWLEDGE_BYTES,
     ClientFailure,
+    ClientLost,
     Fault,
     Inspector,
     NothingAggregatedError,
@@ -251,6 +254,7 @@ class Experiment:
         self.grid.sparse = self.learner.sparse
         self.grid.running_mean = self.config.engine.running_mean
         self.grid.address = self._address
+        self.grid.forgot = self._forgot if self.config.engine.on_lost_state == "fresh" else None
         try:
             with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):
                 self._begin()
@@ -264,7 +268,7 @@ class Experiment:
             self._emit("interrupted", task=last.task if last else None, round=last.round if last else None)
             raise
         finally:
-            self.grid.inspect = self.grid.missed = self.grid.address = None
+            self.grid.inspect = self.grid.missed = self.grid.address = self.grid.forgot = None
             if self._deleting is not None:
                 self._deleting.join()
 
@@ -309,16 +313,17 @@ class Experiment:
 
     def _begin(self) -> None:
         checkpoint = load_checkpoint(self.folder.checkpoints)
-        digest = self.partition.get("digest") or _digest(self.partition)
-        before = self.folder.partition
-        if checkpoint is not None and before is not None and (before.get("digest") or _digest(before)) != digest:
-            raise ConfigError(
-                f"{self.folder.path} was started with other data: its clients held other samples (digest differs); "
-                "use the same data, or choose another --out"
-            )
+        digest = _digest(self.partition)
         if checkpoint is not None:
+            if (checkpoint.partition or _digest_before(self.folder, digest)) != digest:
+                raise ConfigError(
+                    f"{self.folder.path} was started with other data: its clients held other samples (digest differs); "
+                    "use the same data, or choose another --out"
+                )
+            self.folder.cut_back(checkpoint.position, checkpoint.chain)
             self._resume(checkpoint)
-        self.folder.cut_back(checkpoint.position if checkpoint else 0)
+        else:
+            self.folder.cut_back(0)
         self.folder.write_partition(self.partition)
         self._emit(
             "start",
@@ -374,6 +379,11 @@ class Experiment:
         self._server_round = checkpoint.server_round
         self._seconds_before = checkpoint.seconds
         self._client_memory = checkpoint.client_memory
+        # Files that are only written when a task ends may have been damaged since.
+        if np.isfinite(self.scores.weights).any():
+            self.folder.write_accuracy(self.scores.arrays())
+        if fleet := self.grid.fleet():
+            self.folder.write_fleet(fleet)
 
     def _end(self) -> RunResult:
         if self.arrays:
@@ -737,6 +747,8 @@ class Experiment:
             grid=self.grid.state(),
             arrivals=self.arrivals.state() if self.arrivals else {},
             client_memory=self._client_memory,
+            chain=self.folder.chain,
+            partition=_digest(self.partition),
         )
         self._deleting = save_checkpoint(self.folder.checkpoints, checkpoint)
         self._last = checkpoint
@@ -755,6 +767,11 @@ class Experiment:
         task, round = self.inspector.position
         reason = f"no answer to {work[0].kind!r} in time from clients {clients}; the run goes on without them"
         self._emit("warning", task=task, round=round, clients=clients, reason=reason)
+
+    def _forgot(self, client: int, reason: str) -> None:
+        """Put on record that a client begins anew."""
+        task, round = self.inspector.position
+        self._emit("forgotten", client=client, task=task, round=round, reason=f"client {client} begins anew: {reason}")
 
     @property
     def _own_loop(self) -> bool:
@@ -831,6 +848,12 @@ class Experiment:
         if failure.fault is Fault.OUT_OF_MEMORY:  # that a device is too small is a result of the experiment
             self._too_small += 1
         elif self.config.engine.on_client_error == "stop":
+            if failure.fault is Fault.STATE_LOST:
+                raise ClientLost(
+                    f"{failure}; put the state back from a copy, or have the client begin anew: go on with --resume "
+                    f"after fedknow forget {self.folder.path} --client {failure.client}, or with "
+                    "--set engine.on_lost_state=fresh"
+                )
             raise RunError(f"{failure}; to leave such clients out of the round: --set engine.on_client_error=skip")
 
     def _all_failed(self, clients: int) -> str:
@@ -910,7 +933,14 @@ def _versions() -> dict[str, str]:
 
 
 def _digest(partition: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(partition, sort_keys=True).encode()).hexdigest()
+    stated = partition.get("digest")
+    return str(stated) if stated else hashlib.sha256(json.dumps(partition, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_before(folder: RunFolder, otherwise: str) -> str:
+    """The digest in ``partition.json``, for checkpoints of earlier versions, which do not have it."""
+    before = folder.partition
+    return otherwise if before is None else _digest(before)
 
 
 @contextmanager

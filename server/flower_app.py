@@ -81,6 +81,7 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
     def waiting(there: int) -> None:
         print(f"connected: {there} of {counted(config.data.clients, 'client')}", flush=True)
 
+    config = config.absolute()
     again = resume and (place / "config.toml").is_file()
     with RunFolder.resume(place, config) if again else RunFolder.create(place, config) as folder:
         with FlowerGrid(grid, config.data.clients, config.to_toml(), folder.run_id, waiting) as ours:
@@ -103,7 +104,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line(event: Mapping[str, Any]) -> str:
-    if event["event"] in ("failure", "warning"):
+    if event["event"] in ("failure", "forgotten", "warning"):
         return str(event["reason"])
     if event["event"] not in ("round", "evaluation"):
         return ""

@@ -23,6 +23,7 @@ from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identif
 from fedknow.protocols.messages import (
     EXTRA,
     NO_ANSWER,
+    STATE_LOST,
     TRAIN,
     Arrays,
     Mean,
@@ -79,6 +80,8 @@ class MessageGrid(Grid):
         Sees each answer and gives it back, or a failure in its stead; the client's state is then what it was before.
     missed : callable, optional
         Told of the work of a wave that was not answered in time, where any was not.
+    forgot : callable, optional
+        Told of a client and why, when it begins anew because its state is lost. Without, such work has failed.
     sparse : bool
         Whether zeros are left out on the way (:attr:`fedknow.client.learners.Learner.sparse`) and not counted.
     spare : set of str
@@ -103,6 +106,7 @@ class MessageGrid(Grid):
         self.inspect: Callable[[Message], Message] | None = None
         self.sparse = False
         self.missed: Callable[[Sequence[Message]], None] | None = None
+        self.forgot: Callable[[int, str], None] | None = None
         self.spare: set[str] = set()
         self.address: Callable[[Sequence[FlowerMessage]], None] | None = None
         self.until = math.inf
@@ -134,6 +138,53 @@ class MessageGrid(Grid):
         tuple of Message and int
             The answers as they arrive, each with the version of the client's state after it.
         """
+
+    def perform(self, work: Sequence[Message], timeout: float | None) -> Answers:
+        """Have clients do the work as :meth:`deliver` does; those whose states are lost do it anew where they may.
+
+        A client's state goes back to none, as the server's versions say, so the same happens on every grid.
+
+        Parameters
+        ----------
+        work : sequence of Message
+            The work.
+        timeout : float or None
+            As of :meth:`deliver`; work that is done anew has as long again.
+
+        Yields
+        ------
+        tuple of Message and int
+            As :meth:`deliver`.
+        """
+        asked = {message.id: message for message in work}
+        lost: dict[str, Message] = {}
+        with closing(self.deliver(work, timeout)) as answers:
+            for reply, version in answers:
+                if self.begins_anew(reply, version):
+                    lost[reply.reply_to] = asked[reply.reply_to]
+                else:
+                    yield reply, version
+        if lost:
+            again = [message for message in work if message.id in lost]
+            with closing(self.deliver(again, timeout)) as answers:
+                yield from answers
+
+    def begins_anew(self, reply: Message, version: int) -> bool:
+        """Whether an answer tells of a lost state whose client may begin anew; if so, it is put on record.
+
+        Parameters
+        ----------
+        reply : Message
+            The answer.
+        version : int
+            Of the state that the client was to start from.
+        """
+        if self.forgot is None or reply.failure is None or reply.failure.code != STATE_LOST or not version:
+            return False
+        client = client_of(reply.node)
+        if self.versions.pop(client, 0):  # else another piece of its work said so before
+            self.forgot(client, reply.failure.reason)
+        return True
 
     @property
     def now(self) -> float:
@@ -185,7 +236,7 @@ class MessageGrid(Grid):
             Answers, each with the version of the client's state after it. A failure with the code ``NO_ANSWER`` is
             work that is given up. Empty: none came in time, or none can come any more.
         """
-        with closing(self.deliver(work, None)) as answers:
+        with closing(self.perform(work, None)) as answers:
             return sorted(answers, key=lambda answer: answer[0].node)
 
     def refused(self, reply: Message) -> None:
@@ -225,7 +276,7 @@ class MessageGrid(Grid):
     ) -> list[T]:
         self._give_out(work, label)
         replies: dict[str, T] = {}
-        with closing(self.deliver(work, timeout)) as answers:
+        with closing(self.perform(work, timeout)) as answers:
             for reply, version in answers:  # each is dealt with as it arrives, while other clients still work
                 replies[reply.reply_to] = convert(self._take_in(reply, version, label))
         missing = [message for message in work if message.id not in replies and message.id not in self.spare]

@@ -363,6 +363,9 @@ class _Wave:
                 return None
             reason = f"its answer could not be read {PATIENCE} times: {error}"
             reply, version = message.fail(CLIENT_FAILED, reason), answer.work.version
+        if grid.begins_anew(reply, answer.work.version):
+            grid._call(grid._service.assign, [self._work(node, 0)])
+            return None
         asked.popleft()
         del self.pieces[message.id]
         if asked:

@@ -59,6 +59,7 @@ for command in (
     deploy.server,
     deploy.client,
     deploy.status,
+    deploy.forget,
     inspect.report,
     inspect.show,
     inspect.calibrate,

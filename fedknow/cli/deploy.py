@@ -1,4 +1,4 @@
-"""Commands of experiments with real clients: server, client, status, certs."""
+"""Commands of experiments with real clients: server, client, status, forget, certs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from fedknow.protocols.transport import check_address
 if TYPE_CHECKING:
     from fedknow.client.edge import EdgeClient
 
-__all__ = ["certs", "client", "server", "status"]
+__all__ = ["certs", "client", "forget", "server", "status"]
 
 
 def certs(
@@ -200,6 +200,28 @@ def status(
 
         check_address(server, tls, insecure)
         typer.echo(json.dumps(json.loads(fetch_status(server, tls)), indent=1))
+
+
+def forget(
+    folder: Annotated[Path, typer.Argument(metavar="RUN")],
+    clients: Annotated[
+        list[int], typer.Option("--client", metavar="N", min=0, help="Which client; may be given many times.")
+    ],
+) -> None:
+    """Have clients of an unfinished run begin anew when it is resumed: the way back for one that lost its state.
+
+    RUN is the run folder, of `fedknow simulate` or of `fedknow server`; nothing is to be done on the client. It keeps
+    its number and its data, and goes on as a client that has not trained yet. The record says so.
+
+    Example:
+
+    - `fedknow forget runs/field --client 3`, then `fedknow server ... --out runs/field --resume`
+    """
+    with explained(None, extra="server"):
+        from fedknow.server.forget import forget_clients
+
+        for client in forget_clients(folder, clients):
+            out.print(f"Client {client} begins anew when the run is resumed.", highlight=False)
 
 
 def _log_plainly(quiet: bool) -> None:

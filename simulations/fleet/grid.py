@@ -203,14 +203,14 @@ class FleetGrid(MessageGrid):
             Virtual seconds; ``fleet.deadline`` counts too.
         """
         if self._measuring:
-            yield from self.inner.deliver(work, None)
+            yield from self._perform(work)
             return
         self._begin([pushed for _, pushed in self._pushed.values()])
         wave = _Wave(self._due(work, timeout), self._chances())
         keep = bool(self._wanted) or wave.due < math.inf  # else all that are not lost will arrive, and need not be kept
         asked = {message.id: message for message in work}
         pieces: dict[str, _Work] = {}
-        for reply, version in self.inner.deliver(work, None):
+        for reply, version in self._perform(work):
             piece = pieces[reply.reply_to] = self._piece(asked[reply.reply_to], reply, version, wave)
             if not keep and not piece.job.lost:
                 yield piece.reply, version
@@ -219,6 +219,11 @@ class FleetGrid(MessageGrid):
         if keep:
             for piece in arrived:
                 yield piece.reply, piece.version
+
+    def _perform(self, work: Sequence[Message]) -> Answers:
+        """Have the work done for real; who begins anew takes no virtual time for that."""
+        self.inner.forgot = self.forgot
+        return self.inner.perform(work, None)
 
     def _wave(self, pieces: Sequence[_Work]) -> list[_Work]:
         """Have the clock go on until a wave is over; what arrived."""
@@ -279,7 +284,7 @@ class FleetGrid(MessageGrid):
         new = [message for message in pushed if message.id not in self._known]
         if not new:
             return
-        done = {reply.reply_to: (reply, version) for reply, version in self.inner.deliver(new, None)}
+        done = {reply.reply_to: (reply, version) for reply, version in self._perform(new)}
         wave = _Wave(self._due(new, None), self._chances())
         for message in new:
             self._known.add(message.id)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fedknow.client.host import Host, one_thread, successor
-from fedknow.client.state import State, StateError, StateStore
+from fedknow.client.state import State, StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import CLIENT_FAILED, EVALUATE, TRAIN, Message, Metrics, node_of
+from fedknow.protocols.messages import CLIENT_FAILED, EVALUATE, STATE_LOST, TRAIN, Message, Metrics, node_of
 
 
 class Counter:
@@ -87,9 +87,31 @@ def test_versions_are_48_bit_numbers_and_never_fresh():
     assert max(versions) < 2**48
 
 
-def test_a_lost_state_is_an_error_and_no_answer(tmp_path):
-    with pytest.raises(StateError, match="no such client state"):
-        host(tmp_path, Counter()).handle(Message(TRAIN, 2, "1"), 99)
+def test_a_lost_state_is_a_failure_of_its_own_kind(tmp_path):
+    it = host(tmp_path, Counter())
+    reply, version = it.handle(Message(TRAIN, 2, "1"), 99)
+    assert reply.failure.code == STATE_LOST
+    assert "000000-63.safetensors: no such client state" in reply.failure.reason
+    assert version == 99
+    (first, _), (second, after) = it.handle_many([Message(TRAIN, 2, "1"), Message(TRAIN, 3, "2")], {0: 99})
+    assert first.failure.code == STATE_LOST
+    assert second.failure is None
+    assert after
+
+
+def test_a_lost_state_costs_those_that_train_with_it_nothing(tmp_path):
+    class Together(Counter):
+        at_once = 3
+
+        def train_together(self, messages, states):
+            return [self.handle(message, state) for message, state in zip(messages, states, strict=True)]
+
+    work = [Message(TRAIN, node, str(node)) for node in (2, 3, 4)]
+    answers = list(host(tmp_path, Together()).handle_many(work, {1: 99}))
+    assert [reply.node for reply, _ in answers] == [2, 3, 4]
+    assert [reply.failure is None for reply, _ in answers] == [True, False, True]
+    assert answers[1][0].failure.code == STATE_LOST
+    assert answers[1][1] == 99
 
 
 def test_one_thread_is_restored():

@@ -365,6 +365,7 @@ def test_a_damaged_client_state(folder, fedknow, simulate):
     done = simulate("learner=fedper", "strategy=odd_parts:Divides", arguments=["--resume"])
     assert done.exit_code == 1
     assert f"{path}: not a readable client state" in done.stderr
+    assert "go on with --resume after fedknow forget run --client 2" in done.stderr
     assert "Go on with" not in done.stderr
 
 

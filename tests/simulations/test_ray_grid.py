@@ -19,7 +19,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
 from fedknow.client.host import Host
-from fedknow.client.state import State, StateError, StateStore
+from fedknow.client.state import State, StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import CLIENT_FAILED, TRAIN, Arrays, Config, Message, Metrics, client_of, node_of
@@ -298,11 +298,17 @@ def test_an_interrupt_while_waiting_leaves_a_grid_that_works(grid):
     assert metric(grid.exchange(work([0, 1])), "count") == {0: 1, 1: 1}
 
 
-def test_what_is_wrong_in_a_worker_is_raised_as_it_was_there(grid):
+def test_a_lost_state_is_a_failure_or_a_fresh_client(grid):
     grid.versions = {1: 77}
-    with pytest.raises(StateError, match=r"000001-4d\.safetensors: no such client state"):
-        grid.exchange(work([1]))
-    assert metric(grid.exchange(work([0])), "count") == {0: 1}
+    lost, other = grid.exchange(work([1, 2]))
+    assert "000001-4d.safetensors: no such client state" in lost.failure.reason
+    assert other.failure is None
+    assert grid.versions[1] == 77
+    told = []
+    grid.forgot = lambda client, reason: told.append(client)
+    assert metric(grid.exchange(work([1, 2])), "count") == {1: 1, 2: 2}
+    assert told == [1]
+    assert grid.versions[1] not in (0, 77)
 
 
 def test_a_node_that_cannot_be_built_is_said_at_the_start(cluster, tmp_path):

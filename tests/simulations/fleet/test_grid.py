@@ -260,7 +260,7 @@ def test_only_clients_that_are_there_can_be_chosen():
 
 def test_answers_must_say_what_they_cost():
     it = fleet()
-    it.inner.deliver = lambda work, timeout: iter([(work[0].reply({METRICS: Metrics()}), 1)])
+    it.inner.deliver = lambda work, timeout: (answer for answer in [(work[0].reply({METRICS: Metrics()}), 1)])
     with pytest.raises(RunError, match="client 0 does not say what its work cost: a fleet needs 'flops'"):
         it.exchange(work(0))
 
