@@ -832,10 +832,12 @@ class Experiment:
         if self._has_aggregated:
             return
         because = f" ({'; '.join(self._heard)})" if self._heard else ""
+        deadline = self.config.fleet.deadline
+        more_time = f", raise fleet.deadline = {deadline:g}" if deadline else ""
         raise NothingAggregatedError(
             f"strategy {self.config.strategy.name} has aggregated nothing {when}{because}, so the "
-            "global model is still the initial one; change the strategy's settings or the number "
-            "of clients, and start again with another --out"
+            f"global model is still the initial one; change the strategy's settings{more_time} or "
+            "the number of clients, and start again with another --out"
         )
 
     def _seed(self, server_round: int, stage: int) -> None:

@@ -27,6 +27,7 @@ from fedknow.protocols.messages import (
 )
 from fedknow.server.checks import Fault, Inspector, RunError
 from fedknow.server.grid import InlineGrid
+from fedknow.server.run_folder import RunFolder
 from fedknow.server.running_mean import RunningMean, averaged
 from fedknow.simulations.presets import load_preset
 from fedknow.simulations.simulate import simulate
@@ -165,7 +166,17 @@ SMALL = ["data.clients=6", "data.tasks=2", "train.rounds=2", "train.optimizer=sg
 
 @pytest.mark.parametrize(
     "fleet",
-    [[], ["fleet.devices=testbed-a", "data.clients=20", "fleet.deadline=0.05", "fleet.down=1e6", "fleet.up=1e6"]],
+    [
+        [],
+        [
+            "fleet.devices=testbed-a",
+            "data.clients=20",
+            "fleet.deadline=0.12",
+            "fleet.down=1e6",
+            "fleet.up=1e6",
+            "fleet.link_sigma=0.5",  # some are late, and others are not
+        ],
+    ],
 )
 def test_a_run_comes_to_the_same_up_to_rounding(tmp_path, fleet):
     found = []
@@ -175,6 +186,8 @@ def test_a_run_comes_to_the_same_up_to_rounding(tmp_path, fleet):
         found.append(simulate(config, tmp_path / mean, report=False))
     for name, array in found[0].arrays.items():
         np.testing.assert_allclose(found[1].arrays[name], array, rtol=1e-3, atol=1e-5)
+    late = [event for event in RunFolder.open(tmp_path / "true").events() if event["event"] == "warning"]
+    assert bool(late) is bool(fleet)
     same = ["traffic", *(["virtual_seconds"] if fleet else [])]
     assert all(found[0].summary[name] == found[1].summary[name] for name in same)
 
