@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,6 +35,10 @@ __all__ = [
 _KEY = "crc32"
 _FIRST_LINE = re.compile(r"# crc32 ([0-9a-f]{8}) of the lines below; [^\n]*\n")
 _REMEDY = "to change a setting, give it with --set"
+_NO_COMMENT = b"\0\0"
+_COMMENT = re.compile(rb"(?s)(..)([0-9a-f]{8}|) ([0-9a-f]{8})\Z")
+"""The end of a sealed archive: the comment's length, the fingerprint and the checksum."""
+_LONGEST_COMMENT = 19
 _LAST_KEY = re.compile(rb', "crc32": "([0-9a-f]{8})"}$')
 
 
@@ -181,26 +184,34 @@ def _tree_checksum(tree: Mapping[str, Any], fingerprint: str) -> str:
 
 
 def seal_arrays(arrays: Mapping[str, np.ndarray], fingerprint: str) -> bytes:
-    """Write arrays as ``.npz``: each has a checksum, and the archive's comment is the fingerprint."""
-    data = io.BytesIO()
-    np.savez_compressed(data, allow_pickle=False, **dict(arrays))
-    with zipfile.ZipFile(data, "a") as archive:
-        archive.comment = fingerprint.encode()
-    return data.getvalue()
+    """Write arrays as ``.npz``, whose comment is the fingerprint and a checksum of all the archive.
+
+    The archive's own checksums do not cover its directory, so an array could go missing.
+    """
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **dict(arrays))
+    data = file.getvalue()
+    comment = f"{fingerprint} {zlib.crc32(data):08x}".encode()
+    return data[: -len(_NO_COMMENT)] + len(comment).to_bytes(2, "little") + comment
 
 
 def open_arrays(data: bytes, fingerprint: str) -> dict[str, np.ndarray]:
-    """Read what :func:`seal_arrays` wrote.
+    """Read what :func:`seal_arrays` wrote, or the archive of an earlier version.
 
     Raises
     ------
     ValueError
         If it is not what was written.
     """
+    tail = data[-_LONGEST_COMMENT:]
+    found = _COMMENT.search(tail)
+    if found is not None:
+        data = data[: found.start() - len(tail)] + _NO_COMMENT
+        if zlib.crc32(data) != int(found[3], 16):
+            raise ValueError("its checksum is wrong")
+    if (b"" if found is None else found[2]) != fingerprint.encode():
+        raise ValueError("it is damaged, or another run's")
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if archive.comment.decode("ascii", "replace") != fingerprint:
-                raise ValueError("it is another run's")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zipfile and NumPy raise a dozen kinds for bytes that are none of theirs

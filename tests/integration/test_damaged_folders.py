@@ -154,7 +154,7 @@ def check(folders, scratch, fedknow, command, name, draw):
 
 
 @pytest.mark.parametrize("command", ["resume", "report"])
-@pytest.mark.parametrize("places", [3, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("places", [3, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_no_damage_is_taken_for_a_result(folders, tmp_path, fedknow, command, places):
     origin = folders / ("unfinished" if command == "resume" else "finished")
     codes = {}

@@ -254,6 +254,20 @@ def test_a_line_that_is_gone_is_noticed(tmp_path):
                 folder.cut_back(len(b"".join(lines)))
 
 
+def test_an_array_that_is_gone_from_the_directory_is_noticed(tmp_path):
+    with RunFolder.create(tmp_path / "run", CONFIG) as folder:
+        folder.write_accuracy({"personal": np.arange(4.0), "global": np.arange(4.0)})
+        path = folder.path / "accuracy.npz"
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+            try:
+                assert folder.accuracy().keys() == {"personal", "global"}
+                assert len(whole) - 19 <= place < len(whole) - 17  # the comment's length
+            except FolderDamaged:
+                pass
+
+
 def test_another_runs_files_are_noticed(tmp_path):
     other = read_config(CONFIG.model_dump(), ["seed=1"])
     for name, config in (("a", CONFIG), ("b", other)):
