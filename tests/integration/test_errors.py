@@ -55,7 +55,7 @@ def whole(tmp_path_factory, fedknow, numbers):
 
 def go_on(done, fedknow):
     """Do what the message says: the command it gives."""
-    hint = re.search(r"^  fedknow (simulate .* --resume)$", done.stderr, re.M)
+    hint = re.search(r"Go on with: fedknow (simulate .* --resume)$", done.stderr, re.M)
     assert hint is not None, done.stderr
     return fedknow(*hint[1].split())
 
@@ -134,7 +134,7 @@ def test_an_unknown_preset(folder, fedknow):
         ("strategy=odd_parts:ReturnsNone", ["strategy odd_parts:ReturnsNone", "returned nothing (None)", "a pair"]),
         ("strategy=odd_parts:Divides", ["aggregate_train, task 2, round 1", "ZeroDivisionError", "(odd_parts.py, li"]),
         ("learner=odd_parts:Raises", ["client 1, task 2, round 2", "ValueError: out of ideas (odd_parts.py, line "]),
-        ("learner=odd_parts:Poisons", ["client 1, task 2, round 2", "head.weight are NaN"]),
+        ("learner=odd_parts:Poisons", ["client 1, task 2, round 2", "head.weight: NaN or infinite in 1 of "]),
         ("learner=odd_parts:Reshapes", ["client 1, task 2, round 2", "head.bias has shape (3,), not (4,)"]),
     ],
 )
