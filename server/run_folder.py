@@ -33,6 +33,7 @@ import numpy as np
 
 from fedknow.client.state import write_atomic
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences, read_config
+from fedknow.protocols.texts import counted
 from fedknow.server.checks import RunError
 from fedknow.server.evaluation import Scores
 from fedknow.server.integrity import (
@@ -399,7 +400,7 @@ class RunFolder:
         found = self._check(data)
         with self._reading(_METRICS):
             if len(data) < position:
-                raise ValueError(f"it has {len(data)} bytes and had {position}")
+                raise ValueError(f"it has {counted(len(data), 'byte')} and had {position}")
             if chain is not None and chain != found:
                 raise ValueError("it holds other events than the checkpoint says")
         with (self.path / _METRICS).open("ab") as file:

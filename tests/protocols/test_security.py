@@ -365,7 +365,7 @@ def test_a_folder_that_cannot_be_used_is_explained(tmp_path):
         make_certificates(tmp_path, 1)
     with pytest.raises(ConfigError, match="Not a directory"):
         make_certificates(tmp_path / "mine.txt" / "x", 1)
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="a whole number from 1"):
         make_certificates(tmp_path / "certs", 0)
     folder = tmp_path / "certs"
     make_certificates(folder, 1)

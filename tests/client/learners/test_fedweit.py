@@ -144,7 +144,7 @@ def test_what_is_borrowed_is_others_and_own_is_left_out(tiny_model, tiny_task):
     learner.end_task(tiny_task(0), Round(0, 0, client=2))
     assert all(torch.equal(learner._tasks[0].borrowed[n], value) for n, value in expected.items())
     assert learner._others == learner._attention == {}
-    with pytest.raises(ValueError, match="1 tensors do not fit"):
+    with pytest.raises(ValueError, match="1 tensor do not fit"):
         learner.receive_extra({"1.weight": torch.zeros(2, 3)})
 
 

@@ -101,5 +101,5 @@ def test_importance_does_not_leak_to_the_next_client(tiny_model, tiny_task):
 
 def test_importance_that_does_not_fit_is_refused(tiny_model):
     learner = Flcn(tiny_model(), SGD, FlcnSettings())
-    with pytest.raises(ValueError, match="1 tensors do not fit"):
+    with pytest.raises(ValueError, match="1 tensor do not fit"):
         learner.receive_extra({"head.weight": torch.zeros(3)})
