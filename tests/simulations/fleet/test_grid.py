@@ -364,9 +364,7 @@ def test_a_device_too_small_is_recorded_and_the_run_goes_on(tmp_path):
     assert {(event["client"], event["task"]) for event in failures} == {(1, 1), (3, 1)}
     assert "tiny has room for 0 MB" in failures[0]["reason"]
     assert [event["clients"] for event in folder.events() if event["event"] == "round"] == [4, 4, 2, 2]
-    with pytest.raises(
-        RunError, match=r"does not fit the fleet: too little memory on 4 of 4 devices"
-    ):
+    with pytest.raises(RunError, match=r"does not fit the fleet: too little memory on 4 of 4 devices"):
         run(tmp_path / "none", f"fleet.profiles={own}", "fleet.devices=tiny")
     with pytest.raises(RunError, match=r"does not fit the fleet"):
         run(tmp_path / "push", f"fleet.profiles={own}", "fleet.devices=tiny", "strategy=fedasync")
