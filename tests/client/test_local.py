@@ -39,7 +39,7 @@ def test_tasks_are_read_as_they_come(tmp_path):
     later = stream.task(1, 1)
     assert (later.classes, later.seen) == ((2, 3), (0, 1, 2, 3))
     assert later.train.x[0].flatten().tolist() == [0, 1, 2, 3]  # floats are taken as they are
-    with pytest.raises(IndexError, match="there are 2 tasks"):
+    with pytest.raises(IndexError, match="the number of tasks is 2, from 0"):
         stream.task(1, 2)
 
 

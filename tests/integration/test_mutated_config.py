@@ -101,8 +101,9 @@ def settings():
 
 
 def halves(strategy):
-    """The learner that a strategy is one half of a method with."""
-    return [f"learner={name}" for name, kind in LEARNERS.items() if kind.strategy == strategy][:1]
+    """The learner that a strategy is one half of a method with, and a model whose body it can train."""
+    found = [f"learner={name}" for name, kind in LEARNERS.items() if kind.strategy == strategy][:1]
+    return [*found, "model=mlp"] if found else []
 
 
 @pytest.fixture
