@@ -445,11 +445,15 @@ class Learner:
         ConfigError
             If there is nothing to train in it.
         """
-        if not any(place.startswith(f"{part}.") for place in self.trainable):
-            raise ConfigError(
-                f"learner.name = {name!r} cannot train this model: all parameters of its {part} are frozen, and the "
-                f"method {why}; leave some of them free, or choose another learner, for example 'fedper'"
-            )
+        if any(place.startswith(f"{part}.") for place in self.trainable):
+            return
+        parameters = [place for place, _ in self.model.named_parameters() if place.startswith(f"{part}.")]
+        fault = f"all parameters of its {part} are frozen" if parameters else f"its {part} has no parameters"
+        remedy = "leave some of them free" if parameters else "choose another model"
+        raise ConfigError(
+            f"learner.name = {name!r} cannot train this model: {fault}, and the method {why}; {remedy}, or choose "
+            "another learner, for example 'fedper'"
+        )
 
     def smallest_batch(self, x: Tensor) -> int:
         """The fewest samples that the model can be trained on at once; ``x``: samples, of which one is looked at."""
