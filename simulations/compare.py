@@ -8,8 +8,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,15 @@ from fedknow.simulations.contenders import contenders, plan
 from fedknow.simulations.fleet.devices import shipped_rooms
 from fedknow.simulations.simulate import Observer, prepare, simulate
 
-__all__ = ["MOST_SEEDS", "Comparison", "Watch", "compare", "left_out_before", "write_numbers"]
+__all__ = [
+    "MOST_SEEDS",
+    "Comparison",
+    "Watch",
+    "compare",
+    "left_out_before",
+    "reading_a_summary",
+    "write_numbers",
+]
 
 MOST_SEEDS = 10_000
 """Runs of each learner: far above what anybody has run, and below what a folder holds."""
@@ -147,12 +155,37 @@ def write_numbers(
 
 
 def left_out_before(out: Path) -> dict[str, str]:
-    """Who was left out of the comparison whose ``compare.json`` lies in a folder, and why."""
-    try:
-        left_out: dict[str, str] = json.loads((out / "compare.json").read_text("utf-8")).get("left_out", {})
-    except FileNotFoundError:
+    """Who was left out of the comparison whose ``compare.json`` lies in a folder, and why.
+
+    Raises
+    ------
+    ConfigError
+        If the file is damaged.
+    """
+    path = out / "compare.json"
+    if not path.is_file():
         return {}
-    return left_out
+    with reading_a_summary(path):
+        left_out = json.loads(path.read_text("utf-8")).get("left_out", {})
+        return {str(name): str(reason) for name, reason in left_out.items()}
+
+
+@contextmanager
+def reading_a_summary(path: Path) -> Iterator[None]:
+    """Refuse a damaged file that is made of run folders, and can be made again.
+
+    Raises
+    ------
+    ConfigError
+        If what is in it cannot be read.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}); delete it and give the "
+            "command again, which makes it anew from the runs beside it"
+        ) from error
 
 
 def _ignore(event: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.seeds import generator
 from fedknow.server.reports.groups import Group
-from fedknow.simulations.compare import MOST_SEEDS, Watch, compare
+from fedknow.simulations.compare import MOST_SEEDS, Watch, compare, reading_a_summary
 from fedknow.simulations.contenders import contenders
 
 __all__ = ["Found", "candidates", "search"]
@@ -133,11 +133,10 @@ def search(
     if settled := [name for name in names if "@" in name]:
         raise ConfigError(f"learners = {settled[0]!r}: settings are what is searched; give the name alone")
     tried = {name: candidates(name, limit, config.seed) for name in names}
+    lines, tree = _found_before(out, names)  # before hours of runs: a damaged file is refused at once
     result = compare(config, [_spelled(n, s) for n in names for s in tried[n]], seeds, out, watch, lean=True)
     found: dict[str, Found] = {}
     record = out / "search.jsonl"
-    before = record.read_text("utf-8").splitlines() if record.is_file() else []
-    lines = [line for line in map(json.loads, before) if line["learner"] not in names]
     for name in names:
         scored = [
             (settings, members.estimate("accuracy").mean, members.estimate("forgetting").mean)
@@ -156,7 +155,7 @@ def search(
             found[name] = Found(best, accuracy, forgetting, default, len(scored), space)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(record, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-    write_atomic(out / "best.toml", _as_toml(found, command, out / "best.toml"))
+    write_atomic(out / "best.toml", _as_toml(found, command, tree))
     return found, result.failures
 
 
@@ -176,8 +175,23 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _as_toml(found: Mapping[str, Found], command: str, before: Path) -> bytes:
-    tree: dict[str, Any] = tomllib.loads(before.read_text("utf-8")) if before.is_file() else {}
+def _found_before(out: Path, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Read what earlier searches in a folder found for other learners: lines, and best settings."""
+    record, best = out / "search.jsonl", out / "best.toml"
+    lines: list[dict[str, Any]] = []
+    tree: dict[str, dict[str, Any]] = {}
+    if record.is_file():
+        with reading_a_summary(record):
+            lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
+            lines = [line for line in lines if line["learner"] not in names]
+    if best.is_file():
+        with reading_a_summary(best):
+            tree = tomllib.loads(best.read_text("utf-8"))
+    return lines, tree
+
+
+def _as_toml(found: Mapping[str, Found], command: str, before: Mapping[str, Any]) -> bytes:
+    tree = dict(before)
     for name, best in found.items():
         numbers = {"accuracy": best.accuracy, "default": best.default, "forgetting": best.forgetting}
         tree[name] = {

@@ -9,6 +9,7 @@ from fedknow.client.learners.baselines import FedPer, FedRep
 from fedknow.client.learners.fedknow import FedKnow
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.run_folder import RunFolder
+from fedknow.simulations.compare import left_out_before
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.search import candidates, search
 
@@ -75,6 +76,30 @@ def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
     assert again["fedrep"] == found["fedrep"]
     assert len((tmp_path / "search.jsonl").read_text().splitlines()) == 4
     assert tomllib.loads((tmp_path / "best.toml").read_text())["fedper"] == written["fedper"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("search.jsonl", b'{"learner": "ewc"'),
+        ("search.jsonl", b"\xff\n"),
+        ("search.jsonl", b"[1]\n"),
+        ("best.toml", b"[ewc\n"),
+        ("best.toml", b"\xff"),
+    ],
+)
+def test_a_damaged_record_is_refused_before_anything_runs(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{name} is damaged .*; delete it"):
+        search(read_config(SMALL), ["fedper"], 3, 1, tmp_path, "")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"left_out": [1]}'])
+def test_a_damaged_comparison_is_refused(tmp_path, content):
+    (tmp_path / "compare.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"compare\.json is damaged .*; delete it"):
+        left_out_before(tmp_path)
 
 
 def test_what_fails_is_not_the_best(tmp_path, monkeypatch):
