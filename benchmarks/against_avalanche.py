@@ -17,7 +17,7 @@ default draws them.
 
 Metrics are taken of answers that were drawn: some right, some wrong, for three clients and five tasks. Avalanche knows
 one learner, so a task's accuracy is that of all clients' samples together, and the average accuracy is put together
-of Avalanche's accuracies of each client as ``server/metrics.py`` says.
+of Avalanche's accuracies of each client as ``server/run/metrics.py`` says.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from torch import Tensor, nn
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import learner_class
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ModelConfig, TrainConfig
-from fedknow.server import metrics
+from fedknow.server.run import metrics
 
 try:
     torch.ops.torchvision.nms  # noqa: B018  (an operator is looked up by asking for it)

@@ -21,10 +21,10 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 import torch
 
-from fedknow.client.cost import Cost, Meter
+from fedknow.client.compute.cost import Cost, Meter
 from fedknow.client.data.benchmark import make_benchmark
 from fedknow.client.learners import resolve
-from fedknow.client.learners.base import State
+from fedknow.client.learners.frames.learner import State
 from fedknow.client.node import Node
 from fedknow.protocols.config import ExperimentConfig, read_config
 from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, EVALUATE, TRAIN, Arrays, Config, Message, node_of

@@ -195,12 +195,12 @@ def measure(engine: str, workload: str, clients: int, rounds: int, workers: int)
             stream = code.Nothing(clients) if kind == "echo" else code.make_benchmark(config)
             node = code.Echo if kind == "echo" else None
             if engine == "ray":
-                from fedknow.simulations.ray_grid import RayGrid
+                from fedknow.simulations.engine.ray_grid import RayGrid
 
                 with RayGrid(config, stream, folder, workers, node) as grid:
                     drive(grid)
             else:
-                from fedknow.server.grid import InlineGrid
+                from fedknow.server.grids.base import InlineGrid
 
                 store = StateStore(folder, config.engine.memory_mb * 2**20, durable=False)
                 drive(InlineGrid(clients, Host(config, stream, store, node(config, stream) if node else None)))

@@ -38,12 +38,12 @@ from torch.nn import functional as F
 
 from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
-from fedknow.client.device import Border, find_device
+from fedknow.client.compute.device import Border, find_device
 from fedknow.client.learners import build_learner
-from fedknow.client.learners.base import Batch, HeadSlice, Learner, Round, batches, widen
-from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings
-from fedknow.client.learners.integrator import integrate
-from fedknow.client.learners.linearization import flatten, views
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Learner, Round, batches, widen
+from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
+from fedknow.client.learners.frames.projection import integrate
+from fedknow.client.learners.fedknow.linearization import flatten, views
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.simulations.presets import load_preset
 

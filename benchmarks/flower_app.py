@@ -110,7 +110,7 @@ def measure(engine: str, learner: str, clients: int, rounds: int, workers: int) 
     warnings.filterwarnings("ignore")
     from engine_clients import scratch
 
-    from fedknow.server.run_folder import RunFolder
+    from fedknow.server.run.folder import RunFolder
 
     settings = {
         "data.clients": clients,

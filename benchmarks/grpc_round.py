@@ -72,7 +72,7 @@ def serve(clients: int, name: str, rounds: int, tls: str) -> None:
     from fedknow.protocols.config import read_config
     from fedknow.protocols.messages import ARRAYS, CONFIG, TRAIN, Arrays, Config, Message
     from fedknow.protocols.security import server_credentials
-    from fedknow.server.grpc_grid import GrpcGrid
+    from fedknow.server.grids.grpc_grid import GrpcGrid
 
     arrays = Arrays(model(name))
     config = read_config({"data": {"clients": clients}})
@@ -104,7 +104,7 @@ def take_part(port: int, first: int, count: int, tls: str) -> None:
     """A process of clients."""
     import torch
 
-    from fedknow.client.edge import EdgeClient
+    from fedknow.client.edge.client import EdgeClient
 
     torch.set_num_threads(1)
 

@@ -199,7 +199,7 @@ def drive(clients: int, parameters: int, rounds: int, folder: Path) -> None:
 
     from fedknow.protocols.flower import to_record
     from fedknow.protocols.security import server_credentials
-    from fedknow.server.grpc_grid import GrpcGrid
+    from fedknow.server.grids.grpc_grid import GrpcGrid
 
     credentials = server_credentials(folder / "certs" / "server")
     times: list[float] = []
@@ -216,7 +216,7 @@ def echo(server: str, tls: Path, state: Path) -> None:
     """A client's process."""
     from engine_clients import Echo, Nothing
 
-    from fedknow.client.edge import EdgeClient, run_client
+    from fedknow.client.edge.client import EdgeClient, run_client
 
     run_client(EdgeClient(server, state, tls=tls, node=lambda config: Echo(config, Nothing(config.data.clients))))
 

@@ -1,4 +1,4 @@
-"""What it saves to keep freed memory for the next step (`fedknow.client.heap`), and our dropout layer.
+"""What it saves to keep freed memory for the next step (`fedknow.client.compute.heap`), and our dropout layer.
 
     python benchmarks/heap.py                      # synthetic images of CIFAR-10's shape
     python benchmarks/heap.py --quick
@@ -70,7 +70,7 @@ def main() -> None:
 
 def case(model: str, fits: int, keep: bool, ours: bool) -> dict[str, float]:
     """Median seconds and pages of so many fits and scorings, after one of each to warm up."""
-    from fedknow.client.heap import keep_freed
+    from fedknow.client.compute.heap import keep_freed
 
     if keep:
         keep_freed()  # a grid does this in its processes
@@ -79,7 +79,7 @@ def case(model: str, fits: int, keep: bool, ours: bool) -> dict[str, float]:
 
     from fedknow.client.data import make_benchmark
     from fedknow.client.learners import build_learner, resolve
-    from fedknow.client.learners.base import Round
+    from fedknow.client.learners.frames.learner import Round
     from fedknow.client.models import Dropout
     from fedknow.protocols.config import read_config
 

@@ -174,7 +174,7 @@ class Loop:
         import torch
 
         from fedknow.client.data import make_benchmark
-        from fedknow.client.heap import keep_freed
+        from fedknow.client.compute.heap import keep_freed
         from fedknow.client.models import build_model
         from fedknow.protocols.seeds import integer
 

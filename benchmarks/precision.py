@@ -21,7 +21,7 @@ from _common import RESULTS, give, measure, write
 
 from fedknow.server.reports.measures import estimate
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.presets import load_preset
 from fedknow.simulations.simulate import simulate
 

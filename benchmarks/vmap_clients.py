@@ -19,10 +19,10 @@ import torch
 from _common import RESULTS, write
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.device import find_device
+from fedknow.client.compute.device import find_device
 from fedknow.client.learners import Learner, build_learner
-from fedknow.client.learners.base import Round
-from fedknow.client.learners.vectorized import Start, fit_together
+from fedknow.client.learners.frames.learner import Round
+from fedknow.client.together import Start, fit_together
 from fedknow.protocols.config import read_config
 
 if TYPE_CHECKING:

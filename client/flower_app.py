@@ -2,7 +2,7 @@
 
 Flower starts a process for a message as it pleases, and keeps its ``context.state`` in memory for one run. So the
 client's state lies on disk, as everywhere (:class:`fedknow.client.state.StateStore`), in a folder a client; the
-experiment itself comes with each message (:class:`fedknow.server.flower_grid.FlowerGrid`). A node says which client it
+experiment itself comes with each message (:class:`fedknow.server.grids.flower_grid.FlowerGrid`). A node says which client it
 is by its ``partition-id``. Its ``state-dir`` is where states are kept (by default ``$FEDKNOW_STATE``, else
 ``~/.fedknow/flower``), and its ``data-dir`` where the data lie (by default ``$FEDKNOW_DATA``)::
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
-from fedknow.client.heap import keep_freed
+from fedknow.client.compute.heap import keep_freed
 from fedknow.client.state import State, StateLost, StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import END_TASK, STATE_LOST, TRAIN, Message, client_of

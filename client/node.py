@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedknow.client.cost import Cost, costs, tensor_bytes
+from fedknow.client.compute.cost import Cost, costs, tensor_bytes
 from fedknow.client.data.stream import TaskData, TaskStream
-from fedknow.client.device import Border, find_device
+from fedknow.client.compute.device import Border, find_device
 from fedknow.client.learners import build_learner
-from fedknow.client.learners.base import Learner, Round, State, Tensors
-from fedknow.client.learners.vectorized import FEWEST, Start, Trained, clients_at_once, fit_together, price
+from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
+from fedknow.client.together import FEWEST, Start, Trained, clients_at_once, fit_together, price
 from fedknow.protocols.config import ExperimentConfig, TrainConfig
 from fedknow.protocols.instructions import own_settings, read_instructions
 from fedknow.protocols.messages import (

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fedknow.client.heap import give_back
+from fedknow.client.compute.heap import give_back
 from fedknow.protocols.errors import FedknowError
 
 __all__ = ["State", "StateError", "StateLost", "StateStore", "load_state", "save_state", "sync_disk", "write_atomic"]

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.texts import counted
-from fedknow.server.arrivals import Arrivals
+from fedknow.server.run.schedule import Arrivals
 from fedknow.server.reports.measures import duration
 
 __all__ = ["RunProgress"]
@@ -75,7 +75,7 @@ class RunProgress:
             self._bar.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show one event of the experiment (see :mod:`fedknow.server.experiment`)."""
+        """Show one event of the experiment (see :mod:`fedknow.server.run.experiment`)."""
         handler = getattr(self, f"_on_{event['event']}", None)
         if handler is not None:  # an event that a later version adds is no reason to stop a run
             handler(event)

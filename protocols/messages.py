@@ -75,7 +75,7 @@ class Arrays(dict[str, np.ndarray]):
 class Mean(Arrays):
     """Mean of several clients' parameters, weighted by their samples, which stands in the answer of each of them.
 
-    It never travels between server and clients: workers of a simulation make it (:mod:`fedknow.server.running_mean`).
+    It never travels between server and clients: workers of a simulation make it (:mod:`fedknow.server.grids.running_mean`).
     Integers (counters) are float64 here, as means are not whole.
 
     Attributes

@@ -23,10 +23,10 @@ from fedknow.client.data.local import LOCAL, local_shape
 from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.texts import counted
-from fedknow.server.experiment import Experiment, RunResult
-from fedknow.server.flower_grid import FlowerGrid
+from fedknow.server.run.experiment import Experiment, RunResult
+from fedknow.server.grids.flower_grid import FlowerGrid
 from fedknow.server.reports.page import write_report
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["app", "run_on_flower"]

@@ -15,11 +15,11 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
 from fedknow.protocols.transport import check_address
 from fedknow.protocols.wire import Limits
-from fedknow.server.arrivals import Arrivals
-from fedknow.server.experiment import Experiment, Observer, RunResult
-from fedknow.server.grpc_grid import GrpcGrid
+from fedknow.server.run.schedule import Arrivals
+from fedknow.server.run.experiment import Experiment, Observer, RunResult
+from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.reports.page import write_report
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["serve"]

@@ -19,13 +19,13 @@ from fedknow.client.learners import resolve
 from fedknow.client.state import StateError, write_atomic
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
-from fedknow.server.checks import RunError
+from fedknow.server.checks.replies import RunError
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.measures import MEASURES
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import Summary, summarise
-from fedknow.server.run_folder import RunFolder, running_out_of_disk
-from fedknow.simulations.cluster import one_ray
+from fedknow.server.run.folder import RunFolder, running_out_of_disk
+from fedknow.simulations.engine.cluster import one_ray
 from fedknow.simulations.contenders import contenders, plan
 from fedknow.simulations.fleet.devices import shipped_rooms
 from fedknow.simulations.simulate import Observer, prepare, simulate

@@ -8,18 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedknow.client.data import Benchmark, make_benchmark
-from fedknow.client.device import find_device
+from fedknow.client.compute.device import find_device
 from fedknow.client.host import Host
 from fedknow.client.learners import Learner, build_learner, check_samples, resolve
-from fedknow.client.learners.vectorized import clients_at_once
+from fedknow.client.together import clients_at_once
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.server.arrivals import Arrivals
-from fedknow.server.experiment import Experiment, Observer, RunResult
-from fedknow.server.grid import InlineGrid, MessageGrid
-from fedknow.server.memory import forget_process_peak
+from fedknow.server.run.schedule import Arrivals
+from fedknow.server.run.experiment import Experiment, Observer, RunResult
+from fedknow.server.grids.base import InlineGrid, MessageGrid
+from fedknow.server.grids.process_memory import forget_process_peak
 from fedknow.server.reports.page import write_report
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.fleet.grid import FleetGrid, build_fleet
 from fedknow.strategies import build_strategy, check_running_mean
 
@@ -106,7 +106,7 @@ def _grid(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> 
 
 def _workers(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:
     if config.engine.backend == "ray":
-        from fedknow.simulations.ray_grid import RayGrid  # a run without Ray does not wait for its import
+        from fedknow.simulations.engine.ray_grid import RayGrid  # a run without Ray does not wait for its import
 
         return RayGrid(config, benchmark, folder.clients)
     store = StateStore(folder.clients, config.engine.memory_mb * 2**20, durable=False)  # checkpoints see to it

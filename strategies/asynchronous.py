@@ -26,7 +26,7 @@ PATIENCE = 3
 
 
 class ArrivalGrid(Protocol):
-    """What is asked of a grid: pulls that wait for the first answer (:class:`fedknow.server.grid.MessageGrid`)."""
+    """What is asked of a grid: pulls that wait for the first answer (:class:`fedknow.server.grids.base.MessageGrid`)."""
 
     until: float
     """The moment from which on no work is given out any more."""

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.app import Message as FlowerMessage
 
-from fedknow.client.learners.sparse import pack, unpack
+from fedknow.client.learners.frames.sparse import pack, unpack
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import EXTRA, Arrays, Message, client_of
 from fedknow.strategies.counterpart import Counterpart, Setup

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedknow.client.host import one_thread
-from fedknow.client.learners.base import HeadSlice, Learner
+from fedknow.client.learners.frames.learner import HeadSlice, Learner
 from fedknow.protocols.messages import Arrays
 from fedknow.strategies.counterpart import Counterpart, Setup
 

@@ -12,10 +12,10 @@ from flwr.serverapp import Grid
 
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.host import one_thread
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.joint import JointCentral as JointLearner
 from fedknow.client.learners.joint import join
-from fedknow.client.learners.memory import Replay, columns
+from fedknow.client.learners.frames.rehearsal import Replay, columns
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.seeds import integer

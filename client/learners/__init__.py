@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.apfl import Apfl
-from fedknow.client.learners.base import Learner, LearnerSettings
+from fedknow.client.learners.frames.learner import Learner, LearnerSettings
 from fedknow.client.learners.baselines import FedPer, FedProx, FedRep, Finetune, Local
 from fedknow.client.learners.bcn import Bcn
 from fedknow.client.learners.best import with_best
 from fedknow.client.learners.co2l import Co2L
 from fedknow.client.learners.er import ExperienceReplay
 from fedknow.client.learners.ewc import Ewc, OnlineEwc
-from fedknow.client.learners.fedknow import FedKnow
+from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedweit import FedWeit
 from fedknow.client.learners.flcn import Flcn
 from fedknow.client.learners.fot import Fot
@@ -258,7 +258,7 @@ def check_samples(
     ------
     ConfigError
         Naming the batch size, or the client, the task and the count
-        (:mod:`~fedknow.client.learners.batching`).
+        (:mod:`~fedknow.client.learners.frames.batching`).
     """
     x = torch.zeros(1, *shape, device=learner.device)
     smallest = learner.smallest_batch(x)

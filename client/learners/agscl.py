@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import ContinualSettings, Learner, Round, State
+from fedknow.client.learners.frames.learner import ContinualSettings, Learner, Round, State
 from fedknow.client.learners.fot import check_plain
 from fedknow.protocols.config import ConfigError, TrainConfig
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedknow.client.cost import tensor_bytes
+from fedknow.client.compute.cost import tensor_bytes
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import (
+from fedknow.client.learners.frames.learner import (
     Batch,
     HeadSlice,
     Learner,

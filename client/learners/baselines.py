@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Learner, LearnerSettings, Round
+from fedknow.client.learners.frames.learner import Learner, LearnerSettings, Round
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["FedPer", "FedProx", "FedProxSettings", "FedRep", "FedRepSettings", "Finetune", "Local"]

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, HeadSlice, Round, Tensors, hits, widen
-from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round, Tensors, hits, widen
+from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["Bcn", "BcnSettings"]

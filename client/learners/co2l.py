@@ -18,7 +18,7 @@ of N samples, new and remembered):
 Here the stages follow one another in each round: the body is trained through ``train.epochs`` epochs, then the head is
 fitted. A personal head is fitted once more on the shared body with which a task ends. As many remembered samples join
 a batch as it has; the paper shuffles both kinds together. Both losses are means over their anchors. The views are those
-of :func:`~fedknow.client.learners.augment.view`, which has neither hue nor grey.
+of :func:`~fedknow.client.learners.frames.augment.view`, which has neither hue nor grey.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.augment import view
-from fedknow.client.learners.base import Batch, HeadSlice, Round, State, make_optimizer, widen
-from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay, columns
+from fedknow.client.learners.frames.augment import view
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round, State, make_optimizer, widen
+from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay, columns
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 

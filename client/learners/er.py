@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from fedknow.client.learners.base import Batch, HeadSlice, hits, widen
-from fedknow.client.learners.memory import MemorySettings, Rehearsal
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, hits, widen
+from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["ExperienceReplay", "ExperienceReplaySettings"]

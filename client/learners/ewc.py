@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import HeadSlice, Round, Tensors
-from fedknow.client.learners.penalty import Consolidation, ConsolidationSettings
+from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
+from fedknow.client.learners.frames.consolidation import Consolidation, ConsolidationSettings
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Ewc", "EwcSettings", "OnlineEwc", "OnlineEwcSettings"]

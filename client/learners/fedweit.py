@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import (
+from fedknow.client.learners.frames.learner import (
     Batch,
     HeadSlice,
     Layout,
@@ -32,7 +32,7 @@ from fedknow.client.learners.base import (
     make_optimizer,
     widen,
 )
-from fedknow.client.learners.sparse import pack, packed_bytes, unpack
+from fedknow.client.learners.frames.sparse import pack, packed_bytes, unpack
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.texts import counted
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, HeadSlice, Layout, Learner, LearnerSettings, Round, State, Tensors
-from fedknow.client.learners.memory import choose
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Layout, Learner, LearnerSettings, Round, State, Tensors
+from fedknow.client.learners.frames.rehearsal import choose
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 from fedknow.protocols.texts import counted

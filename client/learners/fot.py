@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Layout, Learner, LearnerSettings, Round, Tensors
+from fedknow.client.learners.frames.learner import Layout, Learner, LearnerSettings, Round, Tensors
 from fedknow.protocols.config import ConfigError, TrainConfig
 from fedknow.protocols.seeds import integer
 

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Batch, HeadSlice, Learner, Round, widen
-from fedknow.client.learners.integrator import integrate, integrate_one
-from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Learner, Round, widen
+from fedknow.client.learners.frames.projection import integrate, integrate_one
+from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["AGem", "AGemSettings", "Gem", "GemSettings"]

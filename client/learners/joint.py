@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Batch, Learner, LearnerSettings, Round, widen
-from fedknow.client.learners.memory import MemorySettings, Rehearsal, Replay, columns
+from fedknow.client.learners.frames.learner import Batch, Learner, LearnerSettings, Round, widen
+from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay, columns
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Joint", "JointCentral", "JointCentralSettings", "JointSettings", "UnionTraining", "join"]

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import HeadSlice, Round, Tensors
-from fedknow.client.learners.penalty import Consolidation, ConsolidationSettings
+from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
+from fedknow.client.learners.frames.consolidation import Consolidation, ConsolidationSettings
 
 __all__ = ["Mas", "MasSettings"]
 

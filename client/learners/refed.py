@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import Learner, Round, State
+from fedknow.client.learners.frames.learner import Learner, Round, State
 from fedknow.client.learners.joint import UnionTraining
-from fedknow.client.learners.memory import MemorySettings, Replay, Stored
+from fedknow.client.learners.frames.rehearsal import MemorySettings, Replay, Stored
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.base import (
+from fedknow.client.learners.frames.learner import (
     Batch,
     HeadSlice,
     Layout,

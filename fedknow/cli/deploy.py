@@ -32,7 +32,7 @@ from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.transport import check_address
 
 if TYPE_CHECKING:
-    from fedknow.client.edge import EdgeClient
+    from fedknow.client.edge.client import EdgeClient
 
 __all__ = ["certs", "client", "forget", "server", "status"]
 
@@ -180,7 +180,7 @@ def client(
     - `fedknow client --server fl.example.org:8700 --tls certs/clients/003 --data ~/data --state ~/fedknow-state`
     """
     with explained(None):
-        from fedknow.client.edge import EdgeClient, run_client
+        from fedknow.client.edge.client import EdgeClient, run_client
 
         check_address(server, tls, insecure)
         _log_plainly(quiet)
@@ -196,7 +196,7 @@ def status(
 ) -> None:
     """Print how the run of a server stands, as JSON: who is connected, what is being done, bytes, refusals."""
     with explained(None):
-        from fedknow.client.edge import fetch_status
+        from fedknow.client.edge.client import fetch_status
 
         check_address(server, tls, insecure)
         typer.echo(json.dumps(json.loads(fetch_status(server, tls)), indent=1))
@@ -218,7 +218,7 @@ def forget(
     - `fedknow forget runs/field --client 3`, then `fedknow server ... --out runs/field --resume`
     """
     with explained(None, extra="server"):
-        from fedknow.server.forget import forget_clients
+        from fedknow.server.run.forget import forget_clients
 
         for client in forget_clients(folder, clients):
             out.print(f"Client {client} begins anew when the run is resumed.", highlight=False)

@@ -25,7 +25,7 @@ from fedknow.cli.output import out, point_to
 from fedknow.protocols.config import ConfigError
 
 if TYPE_CHECKING:
-    from fedknow.server.run_folder import RunFolder
+    from fedknow.server.run.folder import RunFolder
 
 __all__ = ["calibrate", "list_", "report", "show"]
 
@@ -174,7 +174,7 @@ def list_(
 
 def _runs_in(path: Path) -> list[RunFolder]:
     """The run in a folder, or the runs in the folders it holds."""
-    from fedknow.server.run_folder import RunFolder
+    from fedknow.server.run.folder import RunFolder
 
     if (path / "config.toml").is_file():
         return [RunFolder.open(path)]

@@ -48,7 +48,7 @@ def show_run(run: Path, quiet: bool) -> None:
     """Show what a finished run came to."""
     from fedknow.cli.tables import print_table, result_tables
     from fedknow.server.reports.summary import summarise
-    from fedknow.server.run_folder import RunFolder
+    from fedknow.server.run.folder import RunFolder
 
     if not quiet:
         for table in result_tables(summarise(RunFolder.open(run))):

@@ -229,7 +229,7 @@ def ray_started(config: ExperimentConfig) -> Iterator[None]:
     if config.engine.backend != "ray":
         yield
         return
-    from fedknow.simulations.cluster import one_ray
+    from fedknow.simulations.engine.cluster import one_ray
 
     with one_ray(config.engine.address, meanwhile="fedknow.simulations.simulate"):
         yield

@@ -30,7 +30,7 @@ from fedknow.server.reports.tables import (
     traffic_table,
     troubles,
 )
-from fedknow.server.run_folder import RunFolder, running_out_of_disk
+from fedknow.server.run.folder import RunFolder, running_out_of_disk
 
 if TYPE_CHECKING:
     from fedknow.server.reports.plots import Plot

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.server import metrics
-from fedknow.server.integrity import FolderDamaged
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run import metrics
+from fedknow.server.run.integrity import FolderDamaged
+from fedknow.server.run.folder import RunFolder
 
 __all__ = ["Scoring", "Summary", "summarise"]
 
@@ -29,7 +29,7 @@ class Scoring:
     matrix : float64 [seen, trained]
         Accuracy on each task after each task, weighted by the clients' test samples.
     average : float64 [trained]
-        Average accuracy after each task (:func:`~fedknow.server.metrics.average_accuracy`).
+        Average accuracy after each task (:func:`~fedknow.server.run.metrics.average_accuracy`).
     learned, now : float64 [seen]
         Accuracy on each task when it was learned, and after the last task that was.
     forgetting, relative, backward, forward : float64 [trained]

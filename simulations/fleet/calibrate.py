@@ -13,7 +13,7 @@ import psutil
 import tomli_w
 import torch
 
-from fedknow.client.cost import FLOPS
+from fedknow.client.compute.cost import FLOPS
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.node import Node
@@ -23,7 +23,7 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import ARRAYS, CONFIG, METRICS, TRAIN, Arrays, Config, Message, Metrics, node_of
 from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
-from fedknow.server.checks import RunError
+from fedknow.server.checks.replies import RunError
 from fedknow.simulations.fleet.devices import Profile
 
 __all__ = ["calibrate", "check_device_name", "write_profile"]

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Message as FlowerMessage
 from flwr.app import MessageType
 
-from fedknow.client.cost import FLOPS, MEMORY
+from fedknow.client.compute.cost import FLOPS, MEMORY
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import (
     EVALUATE,
@@ -27,8 +27,8 @@ from fedknow.protocols.messages import (
 )
 from fedknow.protocols.seeds import generator, integer
 from fedknow.protocols.texts import counted
-from fedknow.server.checks import RunError
-from fedknow.server.grid import Answers, MessageGrid
+from fedknow.server.checks.replies import RunError
+from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.simulations.fleet.availability import Always, Presence, make_presence
 from fedknow.simulations.fleet.clock import Clock, Job, Timing
 from fedknow.simulations.fleet.devices import Profile, assign, load_profiles
@@ -330,7 +330,7 @@ class FleetGrid(MessageGrid):
     # --- what there is to tell ------------------------------------------------------------------------------------
 
     def elapsed(self) -> dict[str, float]:
-        """See :mod:`fedknow.server.experiment`; what was neither communication nor computing was waiting."""
+        """See :mod:`fedknow.server.run.experiment`; what was neither communication nor computing was waiting."""
         return {
             "virtual_seconds": self.now,
             "communication_seconds": self._communication,

@@ -13,7 +13,7 @@ from fedknow.server.reports.fleet import fleet_parts
 from fedknow.server.reports.groups import Group
 from fedknow.server.reports.page import write_page
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.compare import MOST_SEEDS, Comparison, Watch, compare
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import shipped_rooms

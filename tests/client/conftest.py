@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Learner, Round
+from fedknow.client.learners.frames.learner import Learner, Round
 
 
 class TinyModel(nn.Module):

@@ -10,11 +10,11 @@ import torch
 from safetensors.numpy import load_file
 
 from fedknow.client import node as nodes
-from fedknow.client.device import Border
+from fedknow.client.compute.device import Border
 from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
-from fedknow.client.learners.vectorized import clients_at_once
+from fedknow.client.together import clients_at_once
 from fedknow.protocols.config import read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate
 
 DEVICE = pretend.set_up()

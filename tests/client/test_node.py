@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedknow.client.learners.base import Learner
+from fedknow.client.learners.frames.learner import Learner
 from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import (

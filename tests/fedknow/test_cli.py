@@ -14,7 +14,7 @@ from fedknow.cli import app
 from fedknow.cli.output import ray_in_words
 from fedknow.client.learners import list_learners
 from fedknow.protocols.config import read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 
 TINY = [
     part

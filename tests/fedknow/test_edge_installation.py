@@ -18,7 +18,7 @@ import pytest
 
 from fedknow.protocols.config import read_config
 from fedknow.server import serve as servers
-from fedknow.server.grpc_grid import GrpcGrid
+from fedknow.server.grids.grpc_grid import GrpcGrid
 
 ROOT = Path(__file__).parents[2]
 EDGE_ONLY = Path(__file__).parent / "edge_only"

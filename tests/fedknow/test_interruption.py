@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from fedknow.protocols import interruption
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 
 WAIT = 120
 """Seconds that nothing takes, not even on a busy machine."""

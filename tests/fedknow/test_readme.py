@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedknow.cli import app
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate
 
 README = Path(__file__).parents[2] / "README.md"

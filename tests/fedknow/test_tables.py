@@ -10,7 +10,7 @@ from fedknow.cli.tables import Column, FittingTable, comparison_table, found_tab
 from fedknow.protocols.config import read_config
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.search import Found
 
 LONG = "fedknow (rho=0.2, k=5)"

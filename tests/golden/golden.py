@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from fedknow.client.data import make_benchmark
-from fedknow.client.edge import EdgeClient
+from fedknow.client.edge.client import EdgeClient
 from fedknow.client.learners import learner_class, list_learners, resolve
 from fedknow.client.node import Node
 from fedknow.protocols.config import ExperimentConfig, read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
 

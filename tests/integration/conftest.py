@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedknow.cli import app
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 
 

@@ -13,7 +13,7 @@ from fedknow.protocols.config import read_config
 from fedknow.server import serve as serving
 from fedknow.server.reports import page
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 
 CONFIG = {

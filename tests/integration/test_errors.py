@@ -16,8 +16,8 @@ import pytest
 from fedknow.client import state
 from fedknow.protocols.config import read_config
 from fedknow.protocols.seeds import integer
-from fedknow.server.checkpoint import load_checkpoint
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.checkpoint import load_checkpoint
+from fedknow.server.run.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("no_report")
 

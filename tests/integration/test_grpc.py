@@ -19,14 +19,14 @@ import grpc
 import numpy as np
 import pytest
 
-from fedknow.client.cost import COSTS
-from fedknow.client.edge import fetch_status
+from fedknow.client.compute.cost import COSTS
+from fedknow.client.edge.client import fetch_status
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import Message, Metrics, node_of
 from fedknow.protocols.wire import JOIN, PROTOCOL, Frame, hello, pack, parse, refused
 from fedknow.server.certs import make_certificates
-from fedknow.server.checkpoint import load_checkpoint
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.checkpoint import load_checkpoint
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")

@@ -19,7 +19,7 @@ import ray
 
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 

@@ -10,17 +10,17 @@ import threading
 import numpy as np
 import pytest
 
-from fedknow.client import edge
+from fedknow.client.edge import client as edge
 from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LOCAL, LocalStream
-from fedknow.client.edge import EdgeClient
+from fedknow.client.edge.client import EdgeClient
 from fedknow.client.node import Node
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server import serve as serving
-from fedknow.server.checkpoint import load_checkpoint
-from fedknow.server.checks import RunError
+from fedknow.server.run.checkpoint import load_checkpoint
+from fedknow.server.checks.replies import RunError
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")

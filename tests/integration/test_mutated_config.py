@@ -13,7 +13,7 @@ import pytest
 from fedknow.client.learners import LEARNERS
 from fedknow.client.models import list_models, setting_names
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.strategies.build import option_names
 from fedknow.strategies.registry import BUILTIN
 

@@ -2,12 +2,12 @@ import pickle
 
 import pytest
 
-from fedknow.client.edge import EdgeError
+from fedknow.client.edge.client import EdgeError
 from fedknow.client.state import StateError, StateLost
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.errors import FAILED, REFUSED, FedknowError
-from fedknow.server.checkpoint import CheckpointError
-from fedknow.server.checks import RunError
+from fedknow.server.run.checkpoint import CheckpointError
+from fedknow.server.checks.replies import RunError
 
 
 @pytest.mark.parametrize(

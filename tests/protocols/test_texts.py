@@ -24,11 +24,11 @@ ALWAYS_SEVERAL = {
     "client/data/parquet.py: column",  # it runs from one number to another
     "protocols/values.py: value.bit_length()",  # hundreds
     "strategies/population.py: needed",  # three at least
-    "server/arrivals.py: arrival",  # a setting's name
-    "server/experiment.py: clients",  # the client has words of its own
+    "server/run/schedule.py: arrival",  # a setting's name
+    "server/run/experiment.py: clients",  # the client has words of its own
     "server/reports/page.py: len(groups)",  # only above MOST_NAMED
     "server/reports/tables.py: len(events)",  # only above one
-    "simulations/ray_grid.py: job.deaths",  # only from PATIENCE on
+    "simulations/engine/ray_grid.py: job.deaths",  # only from PATIENCE on
 }
 
 

@@ -14,7 +14,7 @@ from fedknow.client.data import make_benchmark
 from fedknow.client.learners import list_learners
 from fedknow.client.state import StateLost, StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.compare import compare
 from fedknow.simulations.simulate import Observer, simulate
 

@@ -6,9 +6,9 @@ import pytest
 
 from fedknow.client.learners import learner_class, list_learners
 from fedknow.client.learners.baselines import FedPer, FedRep
-from fedknow.client.learners.fedknow import FedKnow
+from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.compare import left_out_before
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.search import candidates, search

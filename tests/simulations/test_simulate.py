@@ -2,7 +2,7 @@ import pytest
 
 from fedknow.client.learners import resolve
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.presets import list_presets, load_preset
 from fedknow.simulations.simulate import simulate
 

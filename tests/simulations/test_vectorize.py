@@ -8,7 +8,7 @@ from fedknow.client.host import Host
 from fedknow.client.node import Node
 from fedknow.client.state import StateStore, load_state
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 

@@ -9,7 +9,7 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, StrategyConfig, read_config
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import NO_ANSWER, TRAIN, Arrays, Metrics, client_of
-from fedknow.server.grid import InlineGrid
+from fedknow.server.grids.base import InlineGrid
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy, quiet_flower
 

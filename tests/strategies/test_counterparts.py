@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedknow.client.cost import COSTS
+from fedknow.client.compute.cost import COSTS
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.messages import END_TASK, EXTRA, TRAIN, Arrays, Config, Message, Metrics, node_of
-from fedknow.server.checks import Fault, Inspector, RunError
+from fedknow.server.checks.replies import Fault, Inspector, RunError
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy

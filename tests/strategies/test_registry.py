@@ -223,7 +223,7 @@ def test_the_example_shortens_long_updates(monkeypatch):
     from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
     from fedknow.protocols.flower import set_id
-    from fedknow.server.grid import InlineGrid
+    from fedknow.server.grids.base import InlineGrid
 
     grid = InlineGrid(3, host=None)
     strategy = build("my_strategy:MyStrategy")

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners.agscl import AgsCl, AgsClSettings, shrink
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.models import SplitModel
 from fedknow.client.models.cnn import cnn
 from fedknow.client.models.resnet import resnet18

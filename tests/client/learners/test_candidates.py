@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from fedknow.client.data.stream import Split
-from fedknow.client.learners import fedknow
-from fedknow.client.learners.base import Batch, HeadSlice, Round
-from fedknow.client.learners.fedknow import FedKnow, FedKnowSettings
+from fedknow.client.learners.fedknow import learner as fedknow
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
+from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import TrainConfig
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedknow.client.learners.augment import view
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.augment import view
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.co2l import (
     Co2L,
     Co2LSettings,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Diverged, Round
+from fedknow.client.learners.frames.learner import Diverged, Round
 from fedknow.client.learners.ewc import Ewc, EwcSettings, OnlineEwc, OnlineEwcSettings
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.fedweit import FedWeit, FedWeitSettings, sent_units
-from fedknow.client.learners.sparse import pack, packed_bytes, unpack
+from fedknow.client.learners.frames.sparse import pack, packed_bytes, unpack
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.baselines import Finetune
 from fedknow.client.learners.flcn import Flcn, FlcnSettings
 from fedknow.client.models import SplitModel

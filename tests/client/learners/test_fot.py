@@ -9,12 +9,12 @@ from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import resolve
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.fot import Fot, FotSettings, inputs, layers
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.protocols.messages import EXTRA, Arrays, Message
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies.counterpart import Setup

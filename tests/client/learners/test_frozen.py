@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from fedknow.client.learners import build_learner, learner_class, list_learners
-from fedknow.client.learners.base import LearnerSettings, Round
+from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.learners.baselines import FedPer, Finetune
 from fedknow.client.learners.joint import JointCentral
-from fedknow.client.learners.memory import Replay, columns
+from fedknow.client.learners.frames.rehearsal import Replay, columns
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.simulations.simulate import simulate

@@ -8,7 +8,7 @@ from scipy.optimize import nnls
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Batch, HeadSlice, Round
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.learners.gem import AGem, AGemSettings, Gem, GemSettings
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig

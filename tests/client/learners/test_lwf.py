@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.lwf import Lwf, LwfSettings, distillation
 from fedknow.protocols.config import ConfigError, TrainConfig
 

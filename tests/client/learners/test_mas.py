@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.mas import Mas, MasSettings
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.base import Round
-from fedknow.client.learners.memory import Memory, Stored
+from fedknow.client.learners.frames.learner import Round
+from fedknow.client.learners.frames.rehearsal import Memory, Stored
 from fedknow.client.learners.refed import ReFed, ReFedSettings
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedknow.client.learners import learner_class
-from fedknow.client.learners.base import Round
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import TrainConfig
 

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import build_learner, resolve
-from fedknow.client.learners.base import Batch, HeadSlice, Round
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.learners.target import Target, TargetSettings, distillation
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.protocols.messages import EXTRA, Arrays, Message
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from fedknow.client.learners.fedknow import FedKnow
+from fedknow.client.learners.fedknow.learner import FedKnow
 
 
 class Gated(FedKnow):

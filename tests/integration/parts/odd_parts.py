@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fedknow.client.learners import Learner
-from fedknow.client.learners.fedknow import FedKnow
+from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.protocols.messages import client_of
 
 

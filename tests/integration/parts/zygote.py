@@ -13,7 +13,7 @@ import sklearn.datasets  # noqa: F401 (what the digits come with)
 import torch
 import torch._dynamo
 
-import fedknow.client.edge
+import fedknow.client.edge.client
 import fedknow.client.node
 import fedknow.server.reports.summary
 import fedknow.server.serve

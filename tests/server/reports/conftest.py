@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedknow.protocols.config import read_config
-from fedknow.server.evaluation import Scores
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.evaluation import Scores
+from fedknow.server.run.folder import RunFolder
 
 TASKS, ROUNDS, CLIENTS = 3, 2, 2
 TRAFFIC = {

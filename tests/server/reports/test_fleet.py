@@ -12,7 +12,7 @@ from fedknow.server.reports.fleet import fleet_parts, has_room
 from fedknow.server.reports.groups import group
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 
 ROOMS = {"infinite": math.inf, "board": 2.5e9, "pi": 1.5e9, "phone": 0.5e9}
 

@@ -12,13 +12,13 @@ from rich.console import Console
 from fedknow.cli.tables import comparison_table
 from fedknow.client.learners.baselines import Local
 from fedknow.protocols.config import read_config
-from fedknow.server.checks import RunError
-from fedknow.server.evaluation import Scores
+from fedknow.server.checks.replies import RunError
+from fedknow.server.run.evaluation import Scores
 from fedknow.server.reports.groups import group
 from fedknow.server.reports.measures import MEASURES, duration, estimate, known, size
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 
 TRAFFIC = {
     "train": {"down": 3_000_000, "up": 2_000_000, "messages": 12},

@@ -9,8 +9,8 @@ import tomli_w
 from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import END_TASK, TRAIN, client_of
-from fedknow.server.arrivals import Arrivals
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.schedule import Arrivals
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.fleet.grid import FleetGrid
 from fedknow.simulations.simulate import simulate
 
@@ -34,7 +34,7 @@ MARKOV = [*POISSON, "fleet.availability=markov", "fleet.online=4", "fleet.offlin
 def quick_disk(monkeypatch):
     """No test here cuts the power, so nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("fedknow.server.checkpoint.sync_disk", lambda folder: None)
+    monkeypatch.setattr("fedknow.server.run.checkpoint.sync_disk", lambda folder: None)
 
 
 @pytest.fixture

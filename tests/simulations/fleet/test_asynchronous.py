@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedknow.protocols.config import read_config
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate
 
 BASE = {

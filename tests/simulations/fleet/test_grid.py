@@ -23,9 +23,9 @@ from fedknow.protocols.messages import (
     client_of,
     node_of,
 )
-from fedknow.server.checks import RunError
-from fedknow.server.grid import MessageGrid
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.checks.replies import RunError
+from fedknow.server.grids.base import MessageGrid
+from fedknow.server.run.folder import RunFolder
 from fedknow.server.serve import serve
 from fedknow.simulations.fleet.availability import Always, Trace
 from fedknow.simulations.fleet.devices import Profile, shipped_profiles

@@ -10,7 +10,7 @@ from fedknow.cli import app
 from fedknow.protocols.config import read_config
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
-from fedknow.server.run_folder import RunFolder
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.fleet.calibrate import calibrate
 from fedknow.simulations.fleet.devices import FLEETS, read_profiles
 from fedknow.simulations.simulate import simulate

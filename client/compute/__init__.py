@@ -1,0 +1,1 @@
+"""Devices, memory and what work on them costs."""

@@ -1,0 +1,1 @@
+"""FedKNOW (ICDE 2023): signature knowledge, restored and integrated gradients."""

@@ -1,0 +1,162 @@
+"""What methods that hold important parameters in place have in common: a quadratic penalty around an anchor.
+
+The client keeps, of all finished tasks together, an importance Omega_j >= 0 and an anchor w*_j for each parameter, and
+minimises
+
+    L(w) + strength * factor * sum_j Omega_j (w_j - w*_j)^2
+
+What differs is where Omega comes from and how tasks add up: :mod:`~.ewc`, :mod:`~.mas`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.frames.learner import Batch, ContinualSettings, Diverged, HeadSlice, Learner, Round, State, Tensors
+from fedknow.protocols.config import TrainConfig
+
+__all__ = ["Consolidation", "ConsolidationSettings"]
+
+
+class ConsolidationSettings(ContinualSettings):
+    """Settings of every method with a penalty around an anchor; each has a ``strength`` of its own as well."""
+
+    anchor: Literal["global", "local"] = "global"
+    """The model a finished task's importance is measured at and that is returned to: the shared one that the task
+    ended with, under the client's own head, or the client's own model as it last trained it (one more model to keep
+    within a task). Without exchange the two are one."""
+
+
+class Consolidation(Learner):
+    """A learner with a quadratic penalty around an anchor; the frame for methods that measure importance."""
+
+    Settings = ConsolidationSettings
+    settings: ConsolidationSettings
+    factor: ClassVar[float] = 1.0
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: ConsolidationSettings) -> None:
+        super().__init__(model, train, settings)
+        self._parameters = self.trainable
+        self._become({})
+
+    @property
+    def strength(self) -> float:
+        """lambda."""
+        raise NotImplementedError
+
+    @property
+    def decay(self) -> float:
+        """What is left of past tasks' importance each time a task is added."""
+        return 1.0
+
+    def measure(self, task: TaskData, round: Round) -> Tensors:
+        """How much each parameter matters to a task that is over, at the model as it is; like the parameters."""
+        raise NotImplementedError
+
+    def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
+        """Importance and anchor of all tasks, from those of the task just finished and what is kept of the others.
+
+        The sum of the old importance, times :attr:`decay`, and the new one, at the new anchor.
+        """
+        if not self.importance:
+            return importance, anchor
+        return {name: self.decay * self.importance[name] + new for name, new in importance.items()}, anchor
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def ends_task(self) -> bool:
+        """Always: importance is measured when a task is over."""
+        return True
+
+    def _become(self, state: State) -> None:
+        self.importance: Tensors = dict(state.get("importance", {}))
+        self.anchor: Tensors = dict(state.get("anchor", {}))
+        self._local: Tensors = dict(state.get("local", {}))
+
+    def load_state_dict(self, state: State) -> None:
+        """See :meth:`Learner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._become(state)
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        return super().state_dict() | {
+            "trained_task": self._trained_task,
+            "importance": self.importance,
+            "anchor": self.anchor,
+            "local": self._local,
+        }
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    metered = ("fit",)
+
+    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
+        """One round of local training, held by the penalty; ``loss`` is without it.
+
+        Raises
+        ------
+        Diverged
+            If the loss is not a number, which too large a lambda brings about as well.
+        """
+        try:
+            report = super().fit(task, round)
+        except Diverged as error:
+            raise Diverged(f"{error}, or lower learner.strength = {self.strength:g}") from None
+        if self.settings.anchor == "local":
+            self._local = self.send()
+        return report
+
+    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
+        """A plain step, and the penalty where there is one."""
+        return super().cost_key(count, head), bool(self.anchor)
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of the batch's loss and of the penalty."""
+        report = super().gradient(batch)
+        scale = 2 * self.factor * self.strength
+        for name, anchor in self.anchor.items():
+            parameter = self._parameters[name]
+            pull = scale * self.importance[name] * (parameter.detach() - anchor)
+            if parameter.grad is not None:
+                parameter.grad.add_(pull)
+            elif pull.any():  # with a gradient of zeros, weight decay would move it
+                parameter.grad = pull
+        return report
+
+    @torch.no_grad()
+    def penalty(self) -> float:
+        """The penalty at the model as it is, lambda included."""
+        total = 0.0
+        for name, anchor in self.anchor.items():
+            total += (self.importance[name] * (self._parameters[name] - anchor).square()).sum().item()
+        return self.factor * self.strength * total
+
+    def counts(self) -> dict[str, float]:
+        """``penalty``: its value at the end of the round."""
+        return {"penalty": self.penalty()}
+
+    def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Measure importance at the anchor and add it to what is kept."""
+        shared = self.send()
+        super().end_task(task, round)
+        self._load(self._local if self.settings.anchor == "local" else shared)
+        self.model.eval()
+        here = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.importance, self.anchor = self.merge(self.measure(task, round), here)
+        self._local = {}
+        kept = [*self.importance.values(), *self.anchor.values()]
+        return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in kept))}
+
+    def gradients(self, objective: Tensor, again: bool = False) -> Tensors:
+        """Gradient of a scalar by each parameter; ``again``: there is more to differentiate on this graph."""
+        parts = torch.autograd.grad(
+            objective, list(self._parameters.values()), retain_graph=again, allow_unused=True, materialize_grads=True
+        )
+        return dict(zip(self._parameters, parts, strict=True))

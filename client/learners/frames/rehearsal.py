@@ -1,0 +1,239 @@
+"""Replay memory: a part of each finished task's samples, and what every method that replays them has in common.
+
+Samples are kept as the client trained on them: float32, normalised. That is four bytes a value where a file of 8-bit
+images has one, and is what :attr:`Memory.nbytes` counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.frames.learner import Batch, ContinualSettings, Learner, Round, State
+from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.seeds import integer
+
+__all__ = ["Memory", "MemorySettings", "Rehearsal", "Replay", "Stored", "choose", "columns"]
+
+
+class MemorySettings(ContinualSettings):
+    """Settings of a method that keeps samples."""
+
+    memory: float = Field(0.1, gt=0, le=1)
+    """Fraction of each task's training samples that the client keeps, at least one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Samples of one finished task.
+
+    Attributes
+    ----------
+    classes : tuple of int
+        The task's classes: its slice of the head.
+    x : Tensor
+        Float32 [n, C, H, W].
+    y : Tensor
+        Labels of the whole head, int64 [n].
+    """
+
+    classes: tuple[int, ...]
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """Samples to replay, of any number of tasks, each with the slice of the head it is scored in.
+
+    Attributes
+    ----------
+    x : Tensor
+        Float32 [n, C, H, W].
+    y : Tensor
+        Labels of the whole head, int64 [n].
+    head : Tensor
+        Columns of the head that a prediction may name, bool [n, classes].
+    """
+
+    x: Tensor
+    y: Tensor
+    head: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def loss(self, logits: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy of logits over the whole head, float [n, classes], each sample in its own slice."""
+        return F.cross_entropy(logits.masked_fill(~self.head, -torch.inf), self.y, reduction=reduction)
+
+
+def columns(classes: Sequence[int], width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which columns of a head of that width belong to a slice: bool [width]."""
+    mask = torch.zeros(width, dtype=torch.bool)
+    mask[list(classes)] = True
+    return mask.to(device)
+
+
+def choose(y: Tensor, count: int, generator: torch.Generator, balanced: bool = True) -> Tensor:
+    """Draw samples to keep.
+
+    Parameters
+    ----------
+    y : Tensor
+        Labels, int64 [n].
+    count : int
+        How many, at most n.
+    generator : torch.Generator
+        Source of the draw.
+    balanced : bool
+        As many of each class as of any other (one more of some, where they do not divide, and all of a class that has
+        too few); otherwise uniformly, whatever the classes.
+
+    Returns
+    -------
+    Tensor
+        Indices in ascending order, int64 [count], on the CPU.
+    """
+    y = y.cpu()
+    order = torch.randperm(len(y), generator=generator)
+    if balanced:
+        grouped = y[order].argsort(stable=True)
+        sizes = torch.bincount(y)
+        rank = torch.empty_like(order)  # how many of its class come before each
+        rank[grouped] = torch.arange(len(y)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        order = order[rank.argsort(stable=True)]
+    return order[:count].sort().values
+
+
+class Memory:
+    """The samples that one client keeps, by task.
+
+    Parameters
+    ----------
+    tasks : mapping of int to Stored
+        What is kept of each finished task.
+    """
+
+    def __init__(self, tasks: Mapping[int, Stored] | None = None) -> None:
+        self.tasks = dict(tasks or {})
+
+    def __len__(self) -> int:
+        """Number of samples kept."""
+        return sum(len(stored.y) for stored in self.tasks.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all samples and labels, in bytes."""
+        return sum(stored.x.nbytes + stored.y.nbytes for stored in self.tasks.values())
+
+    def keep(self, task: TaskData, fraction: float, seed: int, balanced: bool = True, least: int = 1) -> None:
+        """Keep a fraction of a task's training samples, at least so many (:func:`choose`)."""
+        x, y = task.train.x, task.train.y
+        count = max(least, round(fraction * len(y)))
+        index = choose(y, count, torch.Generator().manual_seed(seed), balanced)
+        self.tasks[task.task] = Stored(task.classes, x[index], y[index])
+
+    def of(self, past: int, current: TaskData, width: int) -> Replay:
+        """All samples of a past task, in its slice of a head of ``width``; when class-incremental, in all seen."""
+        stored = self.tasks[past]
+        head = columns(current.head if current.incremental else stored.classes, width, stored.y.device)
+        return Replay(stored.x, stored.y, head.expand(len(stored.y), -1))
+
+    def all(self, current: TaskData, width: int) -> Replay:
+        """All samples, in the order of tasks.
+
+        Raises
+        ------
+        ValueError
+            If nothing is kept.
+        """
+        if not self.tasks:
+            raise ValueError("the memory is empty: no task is finished")
+        parts = [self.of(past, current, width) for past in sorted(self.tasks)]
+        return Replay(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "y", "head")))
+
+    def state_dict(self) -> State:
+        """As tensors and numbers that can be saved."""
+        return {str(t): {"classes": list(s.classes), "x": s.x, "y": s.y} for t, s in self.tasks.items()}
+
+    @classmethod
+    def from_state(cls, state: State) -> Memory:
+        """The reverse of :meth:`state_dict`; ``{}`` is an empty memory."""
+        return cls({int(t): Stored(tuple(s["classes"]), s["x"], s["y"]) for t, s in state.items()})
+
+
+class Rehearsal(Learner):
+    """A learner that keeps samples of each finished task in ``self.memory``; the frame for methods that replay them.
+
+    During a round ``self.past`` holds all of them, ready for the model, or None in the first task, and
+    ``self.draws`` is a generator for choosing among them.
+    """
+
+    Settings = MemorySettings
+    settings: MemorySettings
+    replay = ("memory",)
+    balanced = True
+    """Whether classes have equal shares of the memory."""
+    replays_alone: ClassVar[bool] = False
+    """Whether stored samples pass through the model without others, to be trained on."""
+
+    def __init__(self, model: nn.Module, train: TrainConfig, settings: MemorySettings) -> None:
+        super().__init__(model, train, settings)
+        self._remember({})
+
+    @property
+    def ends_task(self) -> bool:
+        """Always: the memory is filled when a task is over."""
+        return True
+
+    def _remember(self, state: State) -> None:
+        self.memory = Memory.from_state(state.get("memory", {}))
+        self.past: Replay | None = None
+        self.draws = torch.Generator()
+
+    def state_dict(self) -> State:
+        """See :meth:`Learner.state_dict`."""
+        return super().state_dict() | {"trained_task": self._trained_task, "memory": self.memory.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """See :meth:`Learner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._remember(state)
+
+    def begin(self, task: TaskData, round: Round) -> None:
+        """Lay out the memory for the round."""
+        super().begin(task, round)
+        self.draws = torch.Generator().manual_seed(integer(round.seed, "replay"))
+        self.past = None
+        if self.memory.tasks:
+            past = self.memory.all(task, self.head.out_features)
+            self.past = Replay(self.images(past.x), past.y, past.head)
+
+    def draw(self, past: Replay, count: int) -> Replay:
+        """At most ``count`` samples, uniformly at random without replacement."""
+        index = torch.randperm(len(past), generator=self.draws)[:count].to(past.y.device)
+        return Replay(past.x[index], past.y[index], past.head[index])
+
+    def join(self, batch: Batch, stored: Replay) -> Replay:
+        """A batch, first, and stored samples together."""
+        here = columns(batch.head.index.tolist(), self.head.out_features, self.device).expand(len(batch.y), -1)
+        return Replay(
+            self.images(torch.cat([batch.x, stored.x])),
+            torch.cat([batch.head.index[batch.y], stored.y]),
+            torch.cat([here, stored.head]),
+        )
+
+    def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Keep a part of the task's samples."""
+        super().end_task(task, round)
+        least = self.smallest_batch(task.train.x) if self.replays_alone else 1
+        self.memory.keep(task, self.settings.memory, integer(round.seed, "memory"), self.balanced, least)
+        return {"knowledge-bytes": float(self.memory.nbytes)}

@@ -1,0 +1,44 @@
+"""Tensors that are mostly zeros, in a form that is small to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedknow.client.learners.frames.learner import State, Tensors
+
+__all__ = ["pack", "packed_bytes", "unpack"]
+
+
+def pack(tensors: Mapping[str, Tensor]) -> State:
+    """Shape, which entries are not zero (one bit each, most significant first) and their values; by name."""
+    packed: State = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().flatten()
+        there = flat != 0
+        packed[name] = {
+            "shape": list(tensor.shape),
+            "there": torch.from_numpy(np.packbits(there.cpu().numpy())),
+            "values": flat[there],
+        }
+    return packed
+
+
+def unpack(packed: State) -> Tensors:
+    """Undo :func:`pack`: new tensors, contiguous."""
+    tensors: Tensors = {}
+    for name, entry in packed.items():
+        shape = [int(size) for size in entry["shape"]]
+        flat = entry["values"].new_zeros(int(np.prod(shape, dtype=np.int64)))
+        there = np.unpackbits(entry["there"].cpu().numpy(), count=len(flat))
+        flat[torch.from_numpy(there).bool().to(flat.device)] = entry["values"]
+        tensors[name] = flat.view(shape)
+    return tensors
+
+
+def packed_bytes(packed: State) -> int:
+    """Size of what :func:`pack` gave, in bytes."""
+    return sum(int(entry["there"].nbytes + entry["values"].nbytes) for entry in packed.values())

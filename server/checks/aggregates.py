@@ -1,0 +1,78 @@
+"""What a strategy returns is checked here before the experiment uses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedknow.protocols.flower import to_arrays
+from fedknow.protocols.messages import Arrays
+from fedknow.server.checks.replies import RunError, Unusable, check_finite, check_like
+
+__all__ = ["check_aggregate", "check_arrays"]
+
+
+def check_aggregate(returned: object, current: Arrays, strategy: str) -> tuple[Arrays | None, dict[str, Any]]:
+    """Take what a strategy's ``aggregate_train`` returned.
+
+    Parameters
+    ----------
+    returned : object
+        Should be ``(ArrayRecord or None, MetricRecord or None)``.
+    current : Arrays
+        The present parameters: the new ones must have the same names, shapes and, once cast, dtypes (Flower's mean
+        turns integers into floats; they are rounded back).
+    strategy : str
+        Who is to be named if something is wrong.
+
+    Returns
+    -------
+    tuple
+        The new parameters in the order of the present ones (``None``: nothing was aggregated), and the metrics.
+
+    Raises
+    ------
+    RunError
+        If it is something else, or a number is not finite.
+    """
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise RunError(
+            f"strategy {strategy}: aggregate_train returned {_what(returned)}; it must return a pair, an ArrayRecord "
+            "(or None) and a MetricRecord (or None)"
+        )
+    arrays, metrics = returned
+    for value, kind in ((arrays, ArrayRecord), (metrics, MetricRecord)):
+        if value is not None and not isinstance(value, kind):
+            raise RunError(
+                f"strategy {strategy}: aggregate_train returned {_what(value)} where a {kind.__name__} belongs"
+            )
+    numbers = dict(metrics) if metrics is not None else {}
+    return (None if arrays is None else check_arrays(arrays, current, strategy)), numbers
+
+
+def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
+    """Take parameters from a strategy; see :func:`check_aggregate`."""
+    arrays = to_arrays(record)
+    try:
+        for name, array in arrays.items():
+            check_finite(name, array)
+        check_like(arrays, current, dtypes=False)
+        arrays = Arrays((name, _cast(arrays[name], current[name].dtype)) for name in current)
+        for name, array in arrays.items():  # a float64 may be too large for a float32
+            check_finite(name, array)
+    except Unusable as problem:
+        raise RunError(f"strategy {strategy} returned unusable parameters: {problem}") from None
+    return arrays
+
+
+def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        return (np.rint(array) if dtype.kind in "iub" and array.dtype.kind == "f" else array).astype(dtype)
+
+
+def _what(value: object) -> str:
+    return "nothing (None)" if value is None else f"a {type(value).__name__}"

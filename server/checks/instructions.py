@@ -1,0 +1,114 @@
+"""What a strategy tells clients is checked here before it is sent.
+
+A wrong learning rate is the strategy's fault, not that of the first client to read it. A setting
+that nobody reads changes nothing, so that a run's user must hear of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flwr.app import ConfigRecord
+from flwr.app import Message as FlowerMessage
+
+from fedknow.client.learners.frames.learner import Learner
+from fedknow.protocols.config import ExperimentConfig, closest
+from fedknow.protocols.instructions import POSITION, READ, read_instructions
+from fedknow.protocols.messages import ARRAYS, EXTRA, TRAIN, client_of
+from fedknow.server.checks.replies import RunError
+
+__all__ = ["StrategyCheck", "position"]
+
+OWN = "fedknow"
+"""Name of the config record that is added where a strategy leaves out ours."""
+
+
+def position(message: FlowerMessage) -> ConfigRecord:
+    """Find the config record of a message that says which task and round it is for."""
+    records = message.content.config_records.values()
+    return next((record for record in records if "task" in record and "round" in record), ConfigRecord())
+
+
+class StrategyCheck:
+    """Looks at every training message of a strategy before it is sent.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment.
+    learner : object
+        The server's :class:`~fedknow.server.run.experiment.ServerLearner`.
+    warn : callable
+        Told once a run, in a sentence, which settings nobody reads.
+    """
+
+    def __init__(self, config: ExperimentConfig, learner: Any, warn: Callable[[str], object]) -> None:
+        self._config = config
+        self._learner = learner
+        self._warn = warn
+        self._known = {*POSITION, *READ, *getattr(learner, "reads", ())}
+        self._takes_extra = getattr(type(learner), "receive_extra", Learner.receive_extra) is not Learner.receive_extra
+        self._warned = False
+
+    def __call__(self, messages: Sequence[FlowerMessage], ours: Callable[[], ConfigRecord]) -> None:
+        """Check messages; where a strategy leaves out our settings, ``ours`` makes them.
+
+        Raises
+        ------
+        RunError
+            Naming the strategy, the key, the value and what would be right.
+        """
+        work = [message for message in messages if message.metadata.message_type == TRAIN]
+        checked: set[int] = set()  # clients share records, and often a message's whole content
+        unread: dict[str, None] = {}
+        for message in work:
+            if not position(message):
+                message.content[OWN] = ours()
+            if id(message.content) in checked:
+                continue
+            checked.add(id(message.content))
+            self._check(message)
+            unread |= dict.fromkeys(self._unread(message))
+        if unread and not self._warned:
+            self._warned = True
+            self._warn(self._sentence(list(unread)))
+
+    def _check(self, message: FlowerMessage) -> None:
+        settings: dict[str, Any] = {}
+        for record in message.content.config_records.values():
+            settings = {**record, **settings}
+        client = client_of(message.metadata.dst_node_id)
+        try:
+            train = read_instructions(settings, self._config.train).train
+        except ValueError as error:
+            raise self._fault(client, str(error)) from None
+        needed = getattr(self._learner, "needed", 1)
+        if train.batch_size < needed:
+            model = f"model.name = {self._config.model.name!r}"
+            reason = f"batch-size = {train.batch_size}: {model} has BatchNorm, which needs {needed} or more"
+            raise self._fault(client, reason)
+        if EXTRA in message.content and not self._takes_extra:
+            name = self._config.learner.name
+            reason = f"a record {EXTRA!r}, which learner.name = {name!r} does not take; choose its own strategy"
+            raise self._fault(client, reason)
+
+    def _fault(self, client: int, reason: str) -> RunError:
+        return RunError(f"strategy {self._config.strategy.name} sends client {client} {reason}")
+
+    def _unread(self, message: FlowerMessage) -> list[str]:
+        arrays = list(message.content.array_records)
+        parameters = ARRAYS if ARRAYS in arrays else next(iter(arrays), ARRAYS)
+        names: list[str] = [key for record in message.content.config_records.values() for key in record]
+        names += [name for name in arrays if name not in (parameters, EXTRA)]
+        names += list(message.content.metric_records)
+        return [name for name in names if name not in self._known]
+
+    def _sentence(self, unread: list[str]) -> str:
+        hint = closest(unread[0], READ)
+        own = getattr(self._learner, "reads", ())
+        read = ", ".join((*READ, *own))
+        return (
+            f"strategy {self._config.strategy.name} sends clients {', '.join(unread)}, which learner "
+            f"{self._config.learner.name} does not read{hint}: this changes nothing; it reads {read}"
+        )

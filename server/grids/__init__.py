@@ -1,0 +1,1 @@
+"""How messages reach clients: in this process, over gRPC or through Flower."""

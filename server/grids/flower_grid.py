@@ -1,0 +1,155 @@
+"""Our clients as a Flower app: a grid that hands our messages to Flower's own grid, whatever that runs on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Message as FlowerMessage
+from flwr.serverapp import Grid
+
+from fedknow.protocols.config import ConfigError
+from fedknow.protocols.flower import FlowerCache, from_flower, keep_identity, to_records
+from fedknow.protocols.messages import CLIENT_FAILED, ENVELOPE, Config, Message, client_of
+from fedknow.server.grids.base import Answers, MessageGrid
+
+__all__ = ["FlowerGrid"]
+
+
+class FlowerGrid(MessageGrid):
+    """Clients that a SuperLink, or Flower's simulation, reaches; each runs :mod:`fedknow.client.flower_app`.
+
+    Flower knows its nodes by random ids. Each is asked once for its ``partition-id``, which is our client's number; so
+    answers are put in the order of our clients, and sums over them are the same as on our other grids.
+
+    Each message carries an ``ENVELOPE`` record: the experiment, the message's own id, the version of the state that the
+    client is to start from, and the version of the last checkpoint, before which nothing need be kept.
+
+    Parameters
+    ----------
+    grid : flwr.serverapp.Grid
+        Flower's.
+    clients : int
+        Number of clients.
+    config : str
+        The experiment, as TOML.
+    run : str
+        The name under which clients keep their states; the same when a run is resumed.
+    waiting : callable, optional
+        Told how many clients are there, whenever that changes while others are waited for.
+    poll : float
+        Seconds between two looks for new nodes, of which Flower does not tell.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        config: str,
+        run: str,
+        waiting: Callable[[int], None] | None = None,
+        poll: float = 0.5,
+    ) -> None:
+        with keep_identity():  # Flower has said already who speaks in this process
+            super().__init__(clients)
+        self._run = grid.run
+        self._grid = grid
+        self._experiment = Config(config=config, run=run)
+        self._waiting = waiting
+        self._poll = poll
+        self._committed: dict[int, int] = {}
+        self._nodes: dict[int, int] = {}
+
+    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
+        """Do the work on Flower's nodes; see :meth:`MessageGrid.deliver`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        versions = dict(self.versions)
+        clients = self._find_clients()
+        cache: FlowerCache = {}
+        for wave in _waves(work):
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            sent = [self._to_flower(message, clients, versions, cache) for message in wave]
+            replies = self._grid.send_and_receive(sent, timeout=left)
+            # Flower's grid writes the ids into the messages.
+            asked = {ours.metadata.message_id: message for ours, message in zip(sent, wave, strict=True)}
+            for flower_reply in replies:
+                message = asked[flower_reply.metadata.reply_to_message_id]
+                client = client_of(message.node)
+                reply, version = _answer(message, from_flower(flower_reply))
+                versions[client] = versions.get(client, 0) if version is None else version
+                yield reply, versions[client]
+
+    def prune(self) -> None:
+        """Let clients delete, with their next message, all states before the present ones."""
+        self._committed = dict(self.versions)
+
+    def _to_flower(
+        self, message: Message, clients: dict[int, int], versions: dict[int, int], cache: FlowerCache
+    ) -> FlowerMessage:
+        client = client_of(message.node)
+        envelope = ConfigRecord(
+            {
+                **self._experiment,
+                "client": client,
+                "id": message.id,
+                "version": versions.get(client, 0),
+                "committed": self._committed.get(client, 0),
+            }
+        )
+        records = RecordDict({**to_records(message.content, cache), ENVELOPE: envelope})
+        return FlowerMessage(records, clients[client], message.kind, group_id=message.group)
+
+    def _find_clients(self) -> dict[int, int]:
+        """Flower's node for each of our clients; waits until all are there."""
+        seen = -1
+        while True:
+            there = set(self._grid.get_node_ids())
+            self._nodes = {node: client for node, client in self._nodes.items() if node in there}
+            self._ask(sorted(there - self._nodes.keys()))
+            clients = {client: node for node, client in sorted(self._nodes.items())}
+            if len(clients) == self.clients:
+                return clients
+            if self._waiting and len(clients) != seen:
+                self._waiting(len(clients))
+            seen = len(clients)
+            time.sleep(self._poll)
+
+    def _ask(self, nodes: Sequence[int]) -> None:
+        """Learn which clients these nodes are; one that cannot say is asked again when it is looked for again."""
+        questions = [FlowerMessage(RecordDict({ENVELOPE: ConfigRecord()}), node, "query") for node in nodes]
+        for reply in self._grid.send_and_receive(questions) if questions else ():
+            about = Config() if reply.has_error() else from_flower(reply).config()
+            client, partitions = about.get("partition-id"), about.get("num-partitions")
+            if not isinstance(client, int):
+                continue
+            if not 0 <= client < self.clients or partitions not in (None, self.clients):
+                raise ConfigError(
+                    f"data.clients = {self.clients}, but a Flower node is partition {client} of {partitions!r}; start "
+                    "as many nodes as the experiment has clients, or set data.clients to their number"
+                )
+            self._nodes[reply.metadata.src_node_id] = client
+
+
+def _waves(work: Sequence[Message]) -> Iterator[list[Message]]:
+    """Cut work so that no client has two pieces of it at once."""
+    waiting = list(work)
+    while waiting:
+        firsts = {message.node: message for message in reversed(waiting)}
+        wave = [message for message in waiting if firsts[message.node] is message]
+        yield wave
+        waiting = [message for message in waiting if firsts[message.node] is not message]
+
+
+def _answer(message: Message, reply: Message) -> tuple[Message, int | None]:
+    """A reply as our client's answer, and the version of the client's state after it."""
+    if reply.failure is not None:
+        return message.fail(reply.failure.code, reply.failure.reason), None
+    content = dict(reply.content)
+    envelope = content.pop(ENVELOPE, None)
+    version = envelope.get("version") if isinstance(envelope, Config) else None
+    if not isinstance(version, int):
+        return message.fail(CLIENT_FAILED, "its answer is not one of fedknow.client.flower_app"), None
+    return message.reply(content), version

@@ -1,0 +1,1 @@
+"""One run: its loop, its tasks, its scores and its folder."""

@@ -1,0 +1,357 @@
+"""Checkpoints: all that a run needs to go on as if nothing had happened, without pickle.
+
+A checkpoint is a folder ``checkpoint-<n>`` (n: rounds done) with the global parameters under their own names
+(``arrays.safetensors``) and everything else (``state.safetensors``). The one-line file ``latest`` names the one that
+counts; it is replaced only when the new checkpoint is complete on the disk, with the clients' states and the events
+that belong to it, and older ones are deleted after that. The disk is waited for once, for all of these together, and
+not for what is deleted, which may take longer than all the rest.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Strategy
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from fedknow.client.state import StateError, load_state, save_state, sync_disk, write_atomic
+from fedknow.protocols.flower import to_arrays, to_record
+from fedknow.protocols.messages import Arrays
+from fedknow.server.checks.replies import RunError
+
+__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "restore_strategy", "save_checkpoint", "strategy_state"]
+
+_LATEST = "latest"
+_NAME = re.compile(r"checkpoint-[0-9]{1,18}(\.1)?")
+_PUT_BACK = "put the folder back from a copy, or start again with another --out"
+
+
+class CheckpointError(RunError):
+    """A checkpoint that a run cannot go on from."""
+
+    is_resumable = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run between two rounds.
+
+    Attributes
+    ----------
+    task, round, server_round : int
+        The last complete round: its task (from 0), its number in the task and in the run (from 1).
+    arrays : Arrays
+        Global parameters.
+    strategy : dict
+        See :func:`strategy_state`.
+    scores : dict of str to ndarray
+        See :meth:`fedknow.server.run.evaluation.Scores.raw`.
+    versions : dict of int to int
+        Version of each client's state.
+    traffic : dict
+        Bytes and messages so far, by kind.
+    position : int
+        Length of ``metrics.jsonl``, bytes.
+    seconds : float
+        Time the run has taken so far.
+    grid : dict
+        See :meth:`fedknow.server.grids.base.MessageGrid.state`.
+    arrivals : dict
+        See :meth:`fedknow.server.run.schedule.Arrivals.state`; empty where all clients are at the same task.
+    client_memory : float
+        Most memory that a client's work has needed so far, bytes.
+    chain : int or None
+        Checksum of the events so far (:attr:`fedknow.server.run.folder.RunFolder.chain`); ``None``: of an earlier
+        version.
+    partition : str
+        Digest of the clients' data; empty: of an earlier version.
+    """
+
+    task: int
+    round: int
+    server_round: int
+    arrays: Arrays
+    strategy: dict[str, Any]
+    scores: dict[str, np.ndarray]
+    versions: dict[int, int]
+    traffic: dict[str, dict[str, int]]
+    position: int
+    seconds: float
+    grid: dict[str, Any] = field(default_factory=dict)
+    arrivals: dict[str, Any] = field(default_factory=dict)
+    client_memory: float = 0.0
+    chain: int | None = None
+    partition: str = ""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
+    """Write a checkpoint and let it take the place of the one before.
+
+    Returns
+    -------
+    threading.Thread
+        Deletes what does not count any more; Python waits for it before it ends.
+
+    Raises
+    ------
+    OSError, StateError
+        If it cannot be written, for example because the disk is full; the one before then still counts.
+    """
+    folder.mkdir(exist_ok=True)
+    name = _free_name(folder, checkpoint.server_round)
+    target = folder / name
+    if target.exists():  # left by a run that ended just before it counted
+        shutil.rmtree(target)
+    target.mkdir()
+    try:
+        arrays = safetensors.save(checkpoint.arrays)
+        write_atomic(target / "arrays.safetensors", arrays, durable=False)
+        state = {
+            "task": checkpoint.task,
+            "round": checkpoint.round,
+            "server_round": checkpoint.server_round,
+            "names": list(checkpoint.arrays),  # in order, which safetensors does not keep
+            "crc32": zlib.crc32(arrays),  # nor a checksum
+            "strategy": checkpoint.strategy,
+            "scores": dict(checkpoint.scores),
+            "versions": {str(client): version for client, version in checkpoint.versions.items()},
+            "traffic": checkpoint.traffic,
+            "position": checkpoint.position,
+            "seconds": checkpoint.seconds,
+            "grid": checkpoint.grid,
+            "arrivals": checkpoint.arrivals,
+            "client_memory": checkpoint.client_memory,
+            "chain": checkpoint.chain,
+            "partition": checkpoint.partition,
+        }
+        save_state(target / "state.safetensors", state, durable=False)
+        sync_disk(folder)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    write_atomic(folder / _LATEST, f"{name}\n".encode())
+    stale = [old for old in folder.glob("checkpoint-*") if old.name != name]
+    deleting = threading.Thread(target=_delete, args=(stale,), name="fedknow-delete")
+    deleting.start()
+    return deleting
+
+
+def _free_name(folder: Path, server_round: int) -> str:
+    """A name for a checkpoint that is not that of the one that counts."""
+    name = f"checkpoint-{server_round}"
+    return f"{name}.1" if _read_latest(folder) == name else name
+
+
+def _read_latest(folder: Path) -> str | None:
+    """What the file ``latest`` says; ``None``: there is none."""
+    try:
+        return (folder / _LATEST).read_text("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _delete(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)  # what is left goes with the next
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The last complete checkpoint; ``None`` if there is none yet.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read, or is not what was written.
+    """
+    name = _read_latest(folder)
+    if name is None:
+        return _complete_one(folder)
+    if not _NAME.fullmatch(name):
+        text = f"{folder / _LATEST}: the checkpoint cannot be read: {name[:40]!r} is no checkpoint; {_PUT_BACK}"
+        raise CheckpointError(text)
+    return _load(folder / name)
+
+
+def _complete_one(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint where ``latest`` is missing; ``None`` if there is none.
+
+    It was written with all that belongs to it, and nothing was deleted after it.
+    """
+    present = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    for path in sorted(present, key=lambda path: [int(part) for part in path.name[11:].split(".")], reverse=True):
+        with suppress(CheckpointError):  # a run that was killed left it half written
+            return _load(path)
+    return None
+
+
+def _load(target: Path) -> Checkpoint:
+    try:
+        state = load_state(target / "state.safetensors")
+        data = (target / "arrays.safetensors").read_bytes()
+        if zlib.crc32(data) != state["crc32"]:
+            raise ValueError("the checksum of arrays.safetensors is wrong")
+        if target.name[11:].partition(".")[0] != str(state["server_round"]):
+            raise ValueError(f"it is that of round {state['server_round']}")
+        arrays = safetensors.load(data)
+        return Checkpoint(
+            task=state["task"],
+            round=state["round"],
+            server_round=state["server_round"],
+            arrays=Arrays((name, arrays[name]) for name in state["names"]),
+            strategy=state["strategy"],
+            scores=state["scores"],
+            versions={int(client): version for client, version in state["versions"].items()},
+            traffic=state["traffic"],
+            position=state["position"],
+            seconds=state["seconds"],
+            grid=state["grid"],
+            # Earlier versions wrote none of these.
+            arrivals=state.get("arrivals", {}),
+            client_memory=state.get("client_memory", 0.0),
+            chain=state.get("chain"),
+            partition=state.get("partition", ""),
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, StateError) as error:
+        raise CheckpointError(
+            f"{target}: the checkpoint cannot be read: {type(error).__name__}: {error}; {_PUT_BACK}"
+        ) from error
+
+
+def strategy_state(strategy: Strategy) -> tuple[dict[str, Any], list[str]]:
+    """What a strategy remembers from round to round, in a form that can be stored.
+
+    A strategy that has ``state_dict`` and ``load_state_dict`` is asked; of any other all attributes are taken that
+    are numbers, text, NumPy arrays, torch tensors, generators of random numbers, Flower's records, strategies it
+    wraps, or lists, tuples and dictionaries of these. Functions are code and are left out.
+
+    Returns
+    -------
+    tuple
+        A :data:`fedknow.client.state.State` for :func:`restore_strategy`, and the names of what could not be stored.
+    """
+    if hasattr(strategy, "state_dict") and hasattr(strategy, "load_state_dict"):
+        try:
+            return {"own": _freeze(strategy.state_dict())}, []
+        except _CannotFreeze as error:
+            return {}, [f"what state_dict gives ({error})"]
+    frozen, lost = _attributes(strategy, "")
+    return {"attributes": frozen}, lost
+
+
+def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Give a new strategy what :func:`strategy_state` took from an old one."""
+    if "own" in state:
+        strategy.load_state_dict(_thaw(state["own"], None))  # type: ignore[attr-defined]
+    for name, value in state.get("attributes", {}).items():
+        setattr(strategy, name, _thaw(value, getattr(strategy, name, None)))
+
+
+class _CannotFreeze(Exception):
+    pass
+
+
+def _attributes(strategy: Strategy, prefix: str) -> tuple[dict[str, Any], list[str]]:
+    frozen: dict[str, Any] = {}
+    lost: list[str] = []
+    for name, value in vars(strategy).items():
+        if isinstance(value, Strategy):  # what a wrapper wraps
+            inner, inner_lost = _attributes(value, f"{prefix}{name}.")
+            frozen[name] = {"is": "strategy", "attributes": inner}
+            lost += inner_lost
+        elif not callable(value):
+            try:
+                frozen[name] = _freeze(value)
+            except _CannotFreeze as error:
+                lost.append(f"{prefix}{name} ({error})")
+    return frozen, lost
+
+
+def _freeze(value: Any) -> Any:
+    """A tree of what ``save_state`` can store; dictionaries carry under ``is`` what a value was."""
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor):
+        return value
+    match value:
+        case np.generic():
+            return {"is": "scalar", "value": _freeze(np.asarray(value))}
+        case np.ndarray():
+            if value.dtype.kind not in "biufc":
+                raise _CannotFreeze(f"an array of {value.dtype}")
+            return value
+        case bytes():
+            return {"is": "bytes", "value": np.frombuffer(value, np.uint8)}
+        case list():
+            return [_freeze(item) for item in value]
+        case tuple() if type(value) is tuple:
+            return {"is": "tuple", "items": [_freeze(item) for item in value]}
+        case Array():
+            return {"is": "array", "value": _freeze(value.numpy())}
+        case ArrayRecord():
+            return {"is": "ArrayRecord", "items": _items(to_arrays(value))}
+        case MetricRecord() | ConfigRecord() | RecordDict():
+            return {"is": type(value).__name__, "items": _items(value)}
+        case dict() if type(value) is dict:
+            return {"is": "dict", "items": _items(value)}
+        case np.random.Generator():
+            return {
+                "is": "generator",
+                "kind": type(value.bit_generator).__name__,
+                "state": _freeze(value.bit_generator.state),
+            }
+        case random.Random():
+            return {"is": "random", "state": _freeze(value.getstate())}
+        case _:
+            raise _CannotFreeze(f"a {type(value).__name__}")
+
+
+def _items(mapping: Mapping[Any, Any]) -> list[Any]:
+    return [[_freeze(key), _freeze(value)] for key, value in mapping.items()]
+
+
+_RECORDS = {kind.__name__: kind for kind in (MetricRecord, ConfigRecord, RecordDict)}
+
+
+def _thaw(value: Any, current: Any) -> Any:
+    """Undo :func:`_freeze`; a wrapped strategy is filled in where it stands."""
+    if isinstance(value, list):
+        return [_thaw(item, None) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value["is"]:
+        case "scalar":
+            return value["value"][()]
+        case "bytes":
+            return value["value"].tobytes()
+        case "tuple":
+            return tuple(_thaw(value["items"], None))
+        case "array":
+            return Array(value["value"])
+        case "dict":
+            return {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
+        case "ArrayRecord":
+            return to_record(dict(value["items"]))
+        case "generator":
+            bits = getattr(np.random, value["kind"])()
+            bits.state = _thaw(value["state"], None)
+            return np.random.Generator(bits)
+        case "random":
+            generator = random.Random()
+            generator.setstate(_thaw(value["state"], None))
+            return generator
+        case "strategy":
+            restore_strategy(current, value)
+            return current
+        case kind:
+            return _RECORDS[kind]({_thaw(key, None): _thaw(item, None) for key, item in value["items"]})

@@ -1,0 +1,1 @@
+"""The engine of simulations: virtual clients in batches on Ray's workers."""

@@ -1,0 +1,473 @@
+"""The edge client over real sockets: connections break, servers and clients die, and no work is done twice."""
+
+import asyncio
+import queue
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import grpc
+import numpy as np
+import pytest
+
+from fedknow.client.edge import client as edge
+from fedknow.client.edge.client import EdgeClient, EdgeError, fetch_status
+from fedknow.protocols.config import ConfigError, read_config
+from fedknow.protocols.messages import TRAIN, Arrays, Config, Message, Metrics, node_of
+from fedknow.protocols.wire import JOIN, SERVICE, Frame, Limits, goodbye, pack, parse, refused, welcome
+from fedknow.server.grids.grpc_grid import GrpcGrid
+
+WAIT = 30
+"""Seconds that nothing here takes."""
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr(edge, "LONGEST_DELAY", 0.1)
+
+
+class Counter:
+    """A node that adds what it is told, counts its work in the state, and works only while the gate is open."""
+
+    def __init__(self):
+        self.calls = queue.SimpleQueue()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def handle(self, message, state):
+        self.calls.put(message.config()["round"])
+        assert self.gate.wait(WAIT)
+        count = state.get("count", 0) + 1
+        arrays = Arrays({name: array + np.float32(count) for name, array in message.arrays().items()})
+        return message.reply({"arrays": arrays, "metrics": Metrics({"num-examples": 1, "count": count})}), {
+            "count": count
+        }
+
+    def done(self):
+        """Rounds worked on so far."""
+        rounds = []
+        while not self.calls.empty():
+            rounds.append(self.calls.get())
+        return rounds
+
+
+class Running:
+    """An edge client in a thread with an event loop of its own."""
+
+    def __init__(self, port, state, node, **options):
+        make = None if node is None else lambda config: node
+        self.client = EdgeClient(f"127.0.0.1:{port}", state, node=make, **options)
+        self.end = queue.SimpleQueue()
+        started = threading.Event()
+        threading.Thread(target=self._run, args=[started], daemon=True).start()
+        assert started.wait(WAIT)
+
+    def _run(self, started):
+        async def main():
+            self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
+            started.set()
+            await self.client.run()
+
+        try:
+            asyncio.run(main())
+        except BaseException as error:  # what it came to
+            self.end.put(error)
+        else:
+            self.end.put(None)
+
+    def result(self):
+        return self.end.get(timeout=WAIT)
+
+    def stop(self):
+        """As SIGTERM does."""
+        self.loop.call_soon_threadsafe(self.task.cancel)
+        return self.result()
+
+
+@pytest.fixture
+def grid():
+    made = []
+
+    def make(clients=1, *changes, port=0, run="run", **options):
+        config = read_config({"data": {"clients": clients}}, changes)
+        made.append(GrpcGrid(config, f"127.0.0.1:{port}", run, **options))
+        return made[-1]
+
+    yield make
+    for it in made:
+        it.close()
+
+
+@pytest.fixture
+def client(tmp_path):
+    made = []
+
+    def make(it, node, name="0", **options):
+        made.append(Running(getattr(it, "port", it), tmp_path / name, node, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.end.empty() and one.loop.is_running():
+            one.stop()
+
+
+def work(*clients, round=1):
+    content = {"arrays": Arrays({"w": np.zeros(200_000, np.float32)}), "config": Config({"task": 0, "round": round})}
+    return [Message(TRAIN, node_of(client), "", content=content) for client in clients]
+
+
+def small(message):
+    return message.content | {"arrays": Arrays({"w": np.zeros(2, np.float32)})}
+
+
+def exchange(it, messages):
+    """An exchange in a thread of its own; gives a function that waits for the answers."""
+    result = queue.SimpleQueue()
+    threading.Thread(target=lambda: result.put(it.exchange(messages)), daemon=True).start()
+    return lambda: result.get(timeout=WAIT)
+
+
+def counts(replies):
+    for reply in replies:
+        assert reply.failure is None, reply.failure
+        assert set(reply.arrays()["w"]) == {reply.content["metrics"]["count"]}
+    return [reply.content["metrics"]["count"] for reply in replies]
+
+
+def test_clients_work_and_their_states_go_on(grid, client):
+    it = grid(2)
+    nodes = Counter(), Counter()
+    running = [client(it, node, str(number), client=number) for number, node in enumerate(nodes)]
+    assert counts(it.exchange(work(0, 1))) == [1, 1]
+    assert counts(it.exchange(work(1, round=2))) == [2]
+    assert counts(it.exchange(work(0, 1, round=3))) == [2, 3]
+    it.prune()
+    assert counts(it.exchange(work(0, 1, round=4))) == [3, 4]
+    it.finish()
+    assert [one.result() for one in running] == [None, None]
+    assert [node.done() for node in nodes] == [[1, 3, 4], [1, 2, 3, 4]]
+
+
+def test_a_client_has_a_device_of_its_own(grid, tmp_path):
+    """Whatever the server says; without ``device`` it is as the server says."""
+    it = grid(2, "engine.device=auto")
+    devices = queue.SimpleQueue()
+
+    def make(config):
+        devices.put(config.engine.device)
+        return Counter()
+
+    for number, device in enumerate(("cpu", None)):
+        one = EdgeClient(f"127.0.0.1:{it.port}", tmp_path / str(number), client=number, device=device, node=make)
+        threading.Thread(target=asyncio.run, args=[one.run()], daemon=True).start()
+    it.exchange(work(0, 1))
+    it.finish()
+    assert {devices.get(timeout=WAIT), devices.get(timeout=WAIT)} == {"cpu", "auto"}
+
+
+def test_training_outlives_the_server_and_is_not_done_twice(grid, client):
+    """The server dies while a client trains; another one, resumed, asks for the same."""
+    node = Counter()
+    node.gate.clear()
+    it = grid()
+    wait = exchange(it, work(0))
+    one = client(it, node)
+    assert node.calls.get(timeout=WAIT) == 1
+    it.close()  # as if killed: the exchange above never ends well
+    again = grid(port=it.port)
+    wait = exchange(again, work(0))
+    node.gate.set()
+    assert counts(wait()) == [1]
+    assert node.done() == []
+    again.finish()
+    assert one.result() is None
+
+
+def test_an_answer_that_was_lost_is_sent_again(grid, client):
+    node = Counter()
+    it = grid()
+    one = client(it, node)
+    assert counts(it.exchange(work(0))) == [1]
+    it.close()  # before its checkpoint
+    again = grid(port=it.port)
+    assert counts(again.exchange(work(0))) == [1]
+    assert counts(again.exchange(work(0, round=2))) == [2]
+    assert node.done() == [1, 2]
+    again.finish()
+    assert one.result() is None
+
+
+def test_an_answer_that_the_server_finds_too_large_is_a_failure(grid, client):
+    it = grid(1, limits=Limits(message_bytes=500_000))
+    node = Counter()
+    client(it, node)
+    (reply,) = exchange(it, work(0))()
+    assert "the server does not take the answer: messages under way of 8" in reply.failure.reason
+    assert it.status()["refusals"] == {"TOO_LARGE": 1}
+    assert it.versions == {}
+    it = exchange(it, [replace(message, content=small(message)) for message in work(0, round=2)])
+    assert counts(it()) == [1]  # it went on from the state before
+    assert node.done() == [1, 2]
+
+
+def test_a_client_that_was_restarted_has_its_answers_still(grid, client):
+    it = grid()
+    first, second = Counter(), Counter()
+    one = client(it, first, keep_after=0.0)
+    assert counts(it.exchange(work(0))) == [1]
+    versions = dict(it.versions)
+    assert isinstance(one.stop(), asyncio.CancelledError)
+    it.close()
+    again = grid(port=it.port)
+    client(again, second, keep_after=0.0)
+    assert counts(again.exchange(work(0))) == [1]
+    assert second.done() == []
+    assert again.versions == versions
+    assert counts(again.exchange(work(0, round=2))) == [2]
+    assert second.done() == [2]
+
+
+def test_work_done_again_gives_the_same_state(grid, client):
+    """Short work is not kept on disk but done again, from the same state to the same version."""
+    it = grid()
+    one = client(it, Counter())
+    assert counts(it.exchange(work(0))) == [1]
+    versions = dict(it.versions)
+    one.stop()
+    it.restore({})
+    second = Counter()
+    client(it, second)
+    assert counts(it.exchange(work(0))) == [1]
+    assert it.versions == versions
+    assert second.done() == [1]
+
+
+def test_a_server_may_go_back_to_its_checkpoint_and_no_further(grid, client):
+    it = grid()
+    client(it, Counter())
+    for round in (1, 2):
+        it.exchange(work(0, round=round))
+        if round == 1:
+            it.prune()
+            checkpoint = dict(it.versions)
+    for round in (3, 4):
+        it.exchange(work(0, round=round))
+    it.restore(checkpoint)
+    assert counts(it.exchange(work(0, round=7))) == [2]
+    it.prune()
+    it.exchange(work(0, round=8))
+    it.restore(checkpoint)
+    (lost,) = it.exchange(work(0, round=9))
+    assert "no such client state" in lost.failure.reason
+
+
+def test_a_new_run_begins_with_a_fresh_client(grid, client):
+    it = grid(run="one")
+    client(it, Counter())
+    assert counts(it.exchange(work(0))) == [1]
+    it.close()
+    again = grid(port=it.port, run="two")
+    assert counts(again.exchange(work(0))) == [1]
+
+
+def test_newer_work_takes_the_place_of_older(grid, client):
+    it = grid(1, "engine.round_timeout=0.3")
+    node = Counter()
+    node.gate.clear()
+    one = client(it, node)
+    assert it.exchange(work(0, round=1)) == []
+    assert it.exchange(work(0, round=2)) == []
+    older = one.client._job
+    wait = exchange(it, work(0, round=3))
+    while one.client._job is older:  # until the newest is there
+        pass
+    node.gate.set()
+    replies = wait()
+    while not replies:  # the machine is slow, and the deadline was over
+        replies = it.exchange(work(0, round=3))
+    assert counts(replies) == [1]
+    assert node.done() == [1, 3]
+
+
+def test_heartbeats_go_on_while_it_trains(grid, client, monkeypatch):
+    monkeypatch.setattr(edge, "HEARTBEAT_SECONDS", 0.02)
+    it = grid()
+    node = Counter()
+    node.gate.clear()
+    wait = exchange(it, work(0))
+    client(it, node)
+    node.calls.get(timeout=WAIT)
+    status = it.status()["bytes_in"]
+    while it.status()["bytes_in"] < status + 20:  # 10 heartbeats of 2 bytes
+        pass
+    node.gate.set()
+    assert counts(wait()) == [1]
+
+
+def test_it_comes_back_to_its_place_without_being_told_which(grid, client):
+    it = grid(2)
+    node = Counter()
+    ones = [client(it, node, name) for name in ("a", "b")]
+    it.exchange(work(0, 1))
+    for one in ones:
+        one.stop()
+    back = [client(it, node, name) for name in ("b", "a")]
+    it.exchange(work(0, 1, round=2))
+    assert sorted(node.done()) == [1, 1, 2, 2]
+    it.finish()
+    assert [one.result() for one in back] == [None, None]
+
+
+def test_the_edge_is_light():
+    """What a client's process imports, data and learners included."""
+    code = (
+        "import sys, fedknow.cli, fedknow.client.edge.client, fedknow.client.node, fedknow.client.data;"
+        "print({'flwr', 'ray', 'matplotlib', 'scipy', 'sklearn', 'pyarrow', 'cryptography'} & sys.modules.keys())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_there_is_not_ends(grid, client):
+    error = client(grid(1), Counter(), client=4).result()
+    assert isinstance(error, ConfigError)
+    assert "there is no client 4; this experiment has 1" in str(error)
+
+
+def test_one_whose_place_is_taken_ends(grid, client):
+    it = grid()
+    old = client(it, Counter(), client=0)
+    assert counts(it.exchange(work(0))) == [1]
+    client(it, Counter(), "other", client=0)
+    error = old.result()
+    assert isinstance(error, EdgeError)
+    assert "client 0 has connected anew" in str(error)
+
+
+def test_without_a_server_it_gives_up_when_told_to(client, grid):
+    it = grid()
+    it.close()
+    error = client(it, Counter(), give_up=0.3).result()
+    assert isinstance(error, EdgeError)
+    assert "no connection for" in str(error)
+    with pytest.raises(EdgeError, match="does not answer: UNAVAILABLE"):
+        fetch_status(f"127.0.0.1:{it.port}")
+
+
+def test_what_it_cannot_do_is_told_to_the_server_too(grid, client, caplog):
+    it = grid(1, 'data.name="local"', "data.shape=[1,8,8]", "data.classes=10")
+    with caplog.at_level("INFO", "fedknow"):
+        error = client(it, None).result()
+        it.close()
+    assert isinstance(error, ConfigError)
+    assert "say where they are with --data DIR" in str(error)
+    assert "client 0 is gone: it refuses: BAD_VALUE: this experiment is on the clients' own data" in caplog.text
+
+
+class Script:
+    """A server that says what a test says, and notes what it hears."""
+
+    def __init__(self, *sessions):
+        self.sessions = iter(sessions)
+        self.heard = queue.SimpleQueue()
+        self.server = grpc.server(ThreadPoolExecutor(4))
+        methods = {"Join": grpc.stream_stream_rpc_method_handler(self._join)}
+        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.server.start()
+
+    def _join(self, requests, context):
+        assert JOIN.endswith("/Join")
+        next(requests)  # hello
+        for frame in next(self.sessions, ()):
+            if frame is None:  # until the client has said why
+                for data in requests:
+                    if parse(data).WhichOneof("kind") == "refusal":
+                        self.heard.put(parse(data).refusal)
+                        break
+                return
+            yield frame
+
+
+def corrupted(frame):
+    broken = parse(frame)
+    broken.chunk.crc32 ^= 1
+    return broken.SerializeToString()
+
+
+def test_bytes_it_cannot_read_are_refused_and_it_tries_again(client):
+    greeting = welcome(2, read_config({}).to_toml(), "run")
+    node = Counter()
+    sessions = [
+        [greeting, b"\xff\xff", None],
+        [greeting, corrupted(next(pack(work(0)[0]).frames(id="1"))), None],
+        [greeting, *pack(work(1)[0]).frames(id="1"), None],
+        [greeting, Frame(hello={}).SerializeToString(), None],
+        [b"\xff\xff"],
+        [goodbye(True, "no welcome")],
+        [],
+        [greeting, goodbye(False, "back soon")],
+        [greeting, goodbye(True, "the run is over")],
+    ]
+    script = Script(*sessions)
+    assert client(script, node).result() is None
+    codes = [refused(script.heard.get(timeout=WAIT)).code.name for _ in range(4)]
+    assert codes == ["MALFORMED", "BAD_CHECKSUM", "FOREIGN", "OUT_OF_ORDER"]
+    script.server.stop(0).wait()
+    assert node.done() == []
+
+
+def test_another_version_of_the_server_ends_it(client):
+    other = Frame()
+    other.welcome.protocol = 99
+    script = Script([other.SerializeToString()])
+    error = client(script, Counter()).result()
+    script.server.stop(0).wait()
+    assert isinstance(error, ConfigError)
+    assert "protocol 99" in str(error)
+
+
+class Failing(Counter):
+    """A node that fails while its data are missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.has_data = False
+
+    def handle(self, message, state):
+        reply, after = super().handle(message, state)
+        return (reply, after) if self.has_data else (message.fail(2, "no data"), state)
+
+
+def test_a_failure_is_no_work_done_and_a_resumed_server_has_it_tried_again(grid, client):
+    node, first = Failing(), grid()
+    running = client(first, node)
+    [reply] = first.exchange(work(0))
+    assert reply.failure.reason == "no data"
+    port = first.port
+    first.close()
+    again = grid(port=port)
+    [reply] = again.exchange(work(0))
+    assert reply.failure.reason == "no data"
+    assert node.done() == [1, 1]
+    again.close()
+    node.has_data = True  # the cause is gone; the client was not restarted
+    last = grid(port=port)
+    assert counts(last.exchange(work(0))) == [1]
+    assert node.done() == [1]
+    last.finish()
+    assert running.result() is None
+
+
+def test_a_failure_is_tried_again_by_the_same_server_too(grid, client):
+    node, it = Failing(), grid()
+    client(it, node)
+    assert it.exchange(work(0))[0].failure.reason == "no data"
+    node.has_data = True
+    assert counts(it.exchange(work(0))) == [1]
+    assert node.done() == [1, 1]
