@@ -18,7 +18,11 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
 """Nobody is told, and a process computes with one thread."""
 os.environ |= QUIET
 
@@ -30,7 +34,9 @@ def give(result: Mapping[str, Any]) -> None:
     print(_RESULT + json.dumps(result), flush=True)
 
 
-def measure(command: Sequence[str], timeout: float = 1800, **environment: str) -> dict[str, Any]:
+def measure(
+    command: Sequence[str], timeout: float = 1800, **environment: str
+) -> dict[str, Any]:
     """Run a case in a process of its own, in this folder, and return what it gave.
 
     Raises
@@ -39,7 +45,12 @@ def measure(command: Sequence[str], timeout: float = 1800, **environment: str) -
         If it gave nothing; with the end of what it wrote.
     """
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, cwd=HERE, env=os.environ | QUIET | environment
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=HERE,
+        env=os.environ | QUIET | environment,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(_RESULT)]
     if done.returncode or not lines:
@@ -50,7 +61,9 @@ def measure(command: Sequence[str], timeout: float = 1800, **environment: str) -
     return found
 
 
-def in_turn(cases: Mapping[str, Sequence[str]], repeats: int, **environment: str) -> dict[str, list[dict[str, Any]]]:
+def in_turn(
+    cases: Mapping[str, Sequence[str]], repeats: int, **environment: str
+) -> dict[str, list[dict[str, Any]]]:
     """Measure each case so many times, the cases in turn, so that what else the machine does meets them alike."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
     for _ in range(repeats):
@@ -94,7 +107,9 @@ def median(runs: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.median(float(run[key]) for run in runs)
 
 
-def ratio(runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], key: str) -> float:
+def ratio(
+    runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], key: str
+) -> float:
     """Median over the repeats of the ratio to the other case's run of the same turn."""
     return statistics.median(a[key] / b[key] for a, b in zip(runs, base, strict=True))
 
@@ -107,7 +122,10 @@ def spent(ends: Sequence[tuple[float, float]]) -> dict[str, float]:
 def write(path: Path, results: Any, **about: Any) -> None:
     """Write results as JSON, with :func:`machine` and whatever else is to be said ``about`` them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"about": machine() | about, "results": results}, indent=1) + "\n", "utf-8")
+    path.write_text(
+        json.dumps({"about": machine() | about, "results": results}, indent=1) + "\n",
+        "utf-8",
+    )
     print(f"written to {path}")
 
 
@@ -116,16 +134,26 @@ def machine() -> dict[str, Any]:
     import psutil
     import torch
 
-    processor = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    processor = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "cpu": processor[0].partition(":")[2].strip() if processor else platform.processor(),
+        "command": " ".join(
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+        ),
+        "cpu": processor[0].partition(":")[2].strip()
+        if processor
+        else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_at_end": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "versions": {name: version(name) for name in ("fedknow", "flwr", "ray", "torch", "numpy")},
+        "versions": {
+            name: version(name) for name in ("fedknow", "flwr", "ray", "torch", "numpy")
+        },
     }

@@ -46,10 +46,19 @@ try:
     torch.ops.torchvision.nms  # noqa: B018  (an operator is looked up by asking for it)
 except AttributeError:  # a torchvision whose compiled part does not fit a CPU build of torch cannot even be imported
     for name in ("nms", "qnms"):  # nothing here calls them
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define(
+            f"torchvision::{name}",
+            "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        )
 
 from avalanche.benchmarks import tensors_benchmark
-from avalanche.evaluation.metrics import BWT, Accuracy, Forgetting, ForwardTransfer, Mean
+from avalanche.evaluation.metrics import (
+    BWT,
+    Accuracy,
+    Forgetting,
+    ForwardTransfer,
+    Mean,
+)
 from avalanche.training.plugins import (
     AGEMPlugin,
     EvaluationPlugin,
@@ -73,7 +82,11 @@ Task = tuple[Tensor, Tensor]
 class Hook(SupervisedPlugin):  # type: ignore[misc]
     """Changes the strategy before a task and after it, ahead of the plugins that follow."""
 
-    def __init__(self, before: Callable[[Any], None] | None = None, after: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        before: Callable[[Any], None] | None = None,
+        after: Callable[[Any], None] | None = None,
+    ) -> None:
         super().__init__()
         self.at_start, self.at_end = before, after
 
@@ -97,15 +110,27 @@ def tasks() -> list[Task]:
     found = []
     for task in range(TASKS):
         part = slice(task * SAMPLES, (task + 1) * SAMPLES)
-        found.append((x[part][:, torch.randperm(64, generator=generator)].view(-1, 1, 8, 8), y[part]))
+        found.append(
+            (
+                x[part][:, torch.randperm(64, generator=generator)].view(-1, 1, 8, 8),
+                y[part],
+            )
+        )
     return found
 
 
-def ours(name: str, model: nn.Module, data: Sequence[Task], **settings: Any) -> nn.Module:
+def ours(
+    name: str, model: nn.Module, data: Sequence[Task], **settings: Any
+) -> nn.Module:
     """Train with a learner of ours, alone."""
     kind = learner_class(name)
     train = TrainConfig(
-        epochs=EPOCHS, batch_size=SAMPLES, optimizer="sgd", lr=LR, weight_decay=0.0, channels_last=False
+        epochs=EPOCHS,
+        batch_size=SAMPLES,
+        optimizer="sgd",
+        lr=LR,
+        weight_decay=0.0,
+        channels_last=False,
     )
     learner = kind(copy.deepcopy(model), train, kind.Settings(**settings))
     classes = tuple(range(10))
@@ -125,13 +150,19 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
         # Its quadratic program has 1e-3 added to the diagonal: so the loss is made large, and the rate small.
         scale = 1e3
         plugins = [GEMPlugin(SAMPLES, 0.0)]
-    elif name == "agem":  # as many of each past task: the whole memory, whose parts are alike
+    elif (
+        name == "agem"
+    ):  # as many of each past task: the whole memory, whose parts are alike
         agem = AGEMPlugin(SAMPLES, SAMPLES)
         plugins = [Hook(before=lambda strategy: _all_of(agem, strategy)), agem]
     elif name == "er":  # the whole memory joins each batch
         replay = ReplayPlugin(mem_size=SAMPLES * TASKS, batch_size=SAMPLES)
         plugins = [
-            Hook(before=lambda s: setattr(replay, "batch_size_mem", SAMPLES * s.clock.train_exp_counter)),
+            Hook(
+                before=lambda s: setattr(
+                    replay, "batch_size_mem", SAMPLES * s.clock.train_exp_counter
+                )
+            ),
             replay,
         ]
     elif name == "lwf":
@@ -140,7 +171,11 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
         mas = MASPlugin(STRENGTH[name], alpha=0.5)
         # It keeps the mean of the old importance and the new one, which after the second task is half the sum.
         double = Hook(
-            before=lambda s: setattr(mas, "_lambda", STRENGTH[name] * (2 if s.clock.train_exp_counter == 2 else 1))
+            before=lambda s: setattr(
+                mas,
+                "_lambda",
+                STRENGTH[name] * (2 if s.clock.train_exp_counter == 2 else 1),
+            )
         )
         plugins = [double, *_per_sample(mas)]
     else:
@@ -160,7 +195,9 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
         plugins=plugins,
         evaluator=EvaluationPlugin(loggers=[]),
     )
-    stream = tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=[0] * TASKS).train_stream
+    stream = tensors_benchmark(
+        train_tensors=data, test_tensors=data, task_labels=[0] * TASKS
+    ).train_stream
     for experience in stream:
         strategy.train(experience, num_workers=0)
     return model
@@ -183,16 +220,32 @@ def _all_of(agem: Any, strategy: Any) -> None:
 
 def distance(a: nn.Module, b: nn.Module) -> float:
     """Between the weights of two models."""
-    return torch.cat([(p - q).flatten() for p, q in zip(a.parameters(), b.parameters(), strict=True)]).norm().item()
+    return (
+        torch.cat(
+            [
+                (p - q).flatten()
+                for p, q in zip(a.parameters(), b.parameters(), strict=True)
+            ]
+        )
+        .norm()
+        .item()
+    )
 
 
 def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
     """How far our metrics of answers that were drawn are from Avalanche's: the largest distance after any task."""
     draws = np.random.default_rng(0)
     sizes = draws.integers(20, 60, (clients, count))
-    chance = draws.random((clients, count, count + 1))  # of a right answer; the first model is the untrained one
-    right = [[draws.random((sizes[i, u], count + 1)) < chance[i, u] for u in range(count)] for i in range(clients)]
-    share = np.array([[answers.mean(0) for answers in client] for client in right])  # [client, seen, trained + 1]
+    chance = draws.random(
+        (clients, count, count + 1)
+    )  # of a right answer; the first model is the untrained one
+    right = [
+        [draws.random((sizes[i, u], count + 1)) < chance[i, u] for u in range(count)]
+        for i in range(clients)
+    ]
+    share = np.array(
+        [[answers.mean(0) for answers in client] for client in right]
+    )  # [client, seen, trained + 1]
     untrained, accuracy, weights = share[:, :, 0], share[:, :, 1:], sizes.astype(float)
 
     def accuracy_of(task: int, model: int, of: Sequence[int] = range(clients)) -> float:
@@ -208,7 +261,12 @@ def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
             found.update(value, weight)
         return float(found.result())
 
-    def change(metric: Any, tasks: range, first: Callable[[int], int], last: Callable[[int], int]) -> float:
+    def change(
+        metric: Any,
+        tasks: range,
+        first: Callable[[int], int],
+        last: Callable[[int], int],
+    ) -> float:
         for task in tasks:
             metric.update(task, accuracy_of(task, first(task)), initial=True)
             metric.update(task, accuracy_of(task, last(task)))
@@ -216,23 +274,49 @@ def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
 
     worst: dict[str, float] = {}
     for m in range(count):  # model m + 1 is the one after task m
-        a_client = [mean([accuracy_of(u, m + 1, [i]) for u in range(m + 1)]) for i in range(clients)]
-        found = {"average_accuracy": mean(a_client, [float(sizes[i, : m + 1].sum()) for i in range(clients)])}
+        a_client = [
+            mean([accuracy_of(u, m + 1, [i]) for u in range(m + 1)])
+            for i in range(clients)
+        ]
+        found = {
+            "average_accuracy": mean(
+                a_client, [float(sizes[i, : m + 1].sum()) for i in range(clients)]
+            )
+        }
         if m:
-            for name, metric in (("forgetting", Forgetting()), ("backward_transfer", BWT())):
-                found[name] = change(metric, range(m), lambda u: u + 1, lambda u, m=m: m + 1)
-            found["forward_transfer"] = change(ForwardTransfer(), range(1, m + 1), lambda u: 0, lambda u: u)
+            for name, metric in (
+                ("forgetting", Forgetting()),
+                ("backward_transfer", BWT()),
+            ):
+                found[name] = change(
+                    metric, range(m), lambda u: u + 1, lambda u, m=m: m + 1
+                )
+            found["forward_transfer"] = change(
+                ForwardTransfer(), range(1, m + 1), lambda u: 0, lambda u: u
+            )
         for name, value in found.items():
-            arguments = (accuracy, weights, untrained) if name == "forward_transfer" else (accuracy, weights)
+            arguments = (
+                (accuracy, weights, untrained)
+                if name == "forward_transfer"
+                else (accuracy, weights)
+            )
             away = abs(getattr(metrics, name)(*arguments)[m] - value)
-            worst[name] = float(np.maximum(worst.get(name, 0.0), away))  # not a number stays one
+            worst[name] = float(
+                np.maximum(worst.get(name, 0.0), away)
+            )  # not a number stays one
     return worst
 
 
 def main() -> None:
     """Compare, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "against_avalanche.json")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results" / "against_avalanche.json",
+    )
     out = parser.parse_args().out
     torch.set_num_threads(1)
     data = tasks()
@@ -244,7 +328,12 @@ def main() -> None:
         "agem": everything | {"memory_batch": SAMPLES * TASKS},
         "er": everything | {"memory_batch": SAMPLES * TASKS},
         "ewc": {"exchange": "none", "strength": STRENGTH["ewc"], "labels": "data"},
-        "online-ewc": {"exchange": "none", "strength": STRENGTH["online-ewc"], "labels": "data", "gamma": 0.5},
+        "online-ewc": {
+            "exchange": "none",
+            "strength": STRENGTH["online-ewc"],
+            "labels": "data",
+            "gamma": 0.5,
+        },
         "mas": {"exchange": "none", "strength": STRENGTH["mas"]},
         "lwf": {"exchange": "none", "strength": STRENGTH["lwf"], "temperature": 2.0},
     }
@@ -252,15 +341,25 @@ def main() -> None:
     for name, options in settings.items():
         mine, other = ours(name, start, data, **options), theirs(name, start, data)
         moved = distance(mine, plain)
-        rows[name] = {"relative": distance(mine, other) / moved, "method_moves": moved, "settings": options}
+        rows[name] = {
+            "relative": distance(mine, other) / moved,
+            "method_moves": moved,
+            "settings": options,
+        }
         same = rows[name]["relative"] < TOLERANCE
         print(
-            f"{name:11s} {rows[name]['relative']:9.1e} of {moved:6.3f}  {'same' if same else 'DIFFERENT'}", flush=True
+            f"{name:11s} {rows[name]['relative']:9.1e} of {moved:6.3f}  {'same' if same else 'DIFFERENT'}",
+            flush=True,
         )
     apart = of_metrics()
     for name, away in apart.items():
-        print(f"{name:18s} {away:9.1e}  {'same' if away < METRICS_TOLERANCE else 'DIFFERENT'}")
-    versions = {package: version(package) for package in ("avalanche-lib", "torchvision", "qpsolvers")}
+        print(
+            f"{name:18s} {away:9.1e}  {'same' if away < METRICS_TOLERANCE else 'DIFFERENT'}"
+        )
+    versions = {
+        package: version(package)
+        for package in ("avalanche-lib", "torchvision", "qpsolvers")
+    }
     tolerances = {"tolerance": TOLERANCE, "metrics_tolerance": METRICS_TOLERANCE}
     write(out, rows | {"metrics": apart}, compared_with=versions, **tolerances)
     if any(row["relative"] >= TOLERANCE for row in rows.values()):

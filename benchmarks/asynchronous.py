@@ -25,45 +25,94 @@ from fedknow.protocols.config import read_config
 from fedknow.simulations.simulate import simulate
 
 DATA = {
-    "cifar100": {"classes_per_task": 20, "classes_min": 5, "classes_max": 5, "samples": 0.02, "test_samples": 0.03},
-    "digits": {"classes_per_task": 5, "classes_min": 2, "classes_max": 2, "samples": 0.1, "test_samples": 0.1},
+    "cifar100": {
+        "classes_per_task": 20,
+        "classes_min": 5,
+        "classes_max": 5,
+        "samples": 0.02,
+        "test_samples": 0.03,
+    },
+    "digits": {
+        "classes_per_task": 5,
+        "classes_min": 2,
+        "classes_max": 2,
+        "samples": 0.1,
+        "test_samples": 0.1,
+    },
 }
-DEVICES = [*["phone-low"] * 3, *["phone-middle"] * 3, *["phone-high"] * 2, "jetson-nano", "jetson-xavier-nx"]
+DEVICES = [
+    *["phone-low"] * 3,
+    *["phone-middle"] * 3,
+    *["phone-high"] * 2,
+    "jetson-nano",
+    "jetson-xavier-nx",
+]
 
 
 def main() -> None:
     """Run the contenders, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", choices=DATA, default="cifar100")
     parser.add_argument("--clients", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=30, help="synchronous rounds of a task")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="synchronous rounds of a task"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "asynchronous.json")
     args = parser.parse_args()
     size = max(5, args.clients // 10)
-    plain = {"name": "fedavg", "fraction": 2 * size / args.clients}  # of those who are there: half of them
+    plain = {
+        "name": "fedavg",
+        "fraction": 2 * size / args.clients,
+    }  # of those who are there: half of them
     runs = {"synchronous": run(args, plain, 1)}
     ends = [time for time, *_ in runs["synchronous"]["rounds"]]
-    wait = statistics.median(end - before for before, end in zip([0.0, *ends], ends, strict=False))
+    wait = statistics.median(
+        end - before for before, end in zip([0.0, *ends], ends, strict=False)
+    )
     runs["over-committed"] = run(args, plain, 1, over_commit=1.3)
-    runs["semisync"] = run(args, {"name": "semisync", "deadline": wait, "concurrency": size}, 1)
-    runs["fedbuff"] = run(args, {"name": "fedbuff", "buffer": size // 5, "concurrency": size}, 5)
+    runs["semisync"] = run(
+        args, {"name": "semisync", "deadline": wait, "concurrency": size}, 1
+    )
+    runs["fedbuff"] = run(
+        args, {"name": "fedbuff", "buffer": size // 5, "concurrency": size}, 5
+    )
     rows = table(runs)
     for row in rows:
         print(row)
-    write(args.out, {"table": rows, "runs": runs}, clients=args.clients, semisync_deadline=wait)
+    write(
+        args.out,
+        {"table": rows, "runs": runs},
+        clients=args.clients,
+        semisync_deadline=wait,
+    )
 
 
-def run(args: argparse.Namespace, strategy: dict[str, Any], steps: int, **fleet: Any) -> dict[str, Any]:
+def run(
+    args: argparse.Namespace, strategy: dict[str, Any], steps: int, **fleet: Any
+) -> dict[str, Any]:
     """One contender, which makes so many steps in the place of one synchronous round."""
     rounds = args.rounds * steps
     config = read_config(
         {
             "seed": args.seed,
-            "data": {"name": args.data, "tasks": 2, "clients": args.clients, **DATA[args.data]},
+            "data": {
+                "name": args.data,
+                "tasks": 2,
+                "clients": args.clients,
+                **DATA[args.data],
+            },
             "model": "cnn",
-            "train": {"rounds": rounds, "epochs": 2, "batch_size": 10, "optimizer": "sgd", "lr": 0.03},
+            "train": {
+                "rounds": rounds,
+                "epochs": 2,
+                "batch_size": 10,
+                "optimizer": "sgd",
+                "lr": 0.03,
+            },
             "learner": "fedavg",
             "strategy": strategy,
             "evaluation": {"every": max(1, rounds // 15)},
@@ -83,14 +132,22 @@ def run(args: argparse.Namespace, strategy: dict[str, Any], steps: int, **fleet:
     )
     events: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        simulate(config, Path(folder) / "run", observers=[lambda event: events.append(dict(event))])
+        simulate(
+            config,
+            Path(folder) / "run",
+            observers=[lambda event: events.append(dict(event))],
+        )
     kinds = {
-        kind: [event for event in events if event["event"] == kind] for kind in ("round", "evaluation", "task_end")
+        kind: [event for event in events if event["event"] == kind]
+        for kind in ("round", "evaluation", "task_end")
     }
     return {
         "strategy": config.strategy.model_dump(),
         "rounds": [(e["virtual_seconds"], e["clients"]) for e in kinds["round"]],
-        "accuracy": [(e["task"], e["virtual_seconds"], e["accuracy_global"]) for e in kinds["evaluation"]],
+        "accuracy": [
+            (e["task"], e["virtual_seconds"], e["accuracy_global"])
+            for e in kinds["evaluation"]
+        ],
         "ends": [e["virtual_seconds"] for e in kinds["task_end"]],
         "energy_joules": kinds["task_end"][-1]["energy_joules"],
         "answers": sum(e["clients"] for e in kinds["round"]),
@@ -102,12 +159,22 @@ def table(runs: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     wanted = [0.95 * reached(runs["synchronous"], task) for task in (0, 1)]
     for name, found in runs.items():
-        row: dict[str, Any] = {"contender": name, "hours": found["ends"][-1] / 3600, "answers": found["answers"]}
+        row: dict[str, Any] = {
+            "contender": name,
+            "hours": found["ends"][-1] / 3600,
+            "answers": found["answers"],
+        }
         begins = [0.0, *found["ends"]]
         for task, level in enumerate(wanted):
-            times = [time for t, time, accuracy in found["accuracy"] if t == task and accuracy >= level]
+            times = [
+                time
+                for t, time, accuracy in found["accuracy"]
+                if t == task and accuracy >= level
+            ]
             row[f"task {task + 1}, %"] = 100 * reached(found, task)
-            row[f"to {100 * level:.1f} %, hours"] = (times[0] - begins[task]) / 3600 if times else None
+            row[f"to {100 * level:.1f} %, hours"] = (
+                (times[0] - begins[task]) / 3600 if times else None
+            )
         rows.append(row | {"energy, kJ": found["energy_joules"] / 1e3})
     return rows
 

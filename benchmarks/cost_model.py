@@ -27,7 +27,17 @@ from fedknow.client.learners import resolve
 from fedknow.client.learners.frames.learner import State
 from fedknow.client.node import Node
 from fedknow.protocols.config import ExperimentConfig, read_config
-from fedknow.protocols.messages import ARRAYS, CONFIG, END_TASK, EVALUATE, TRAIN, Arrays, Config, Message, node_of
+from fedknow.protocols.messages import (
+    ARRAYS,
+    CONFIG,
+    END_TASK,
+    EVALUATE,
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+    node_of,
+)
 
 
 class Without(Meter):
@@ -62,18 +72,29 @@ class Unmetered(Node):
         return {}
 
 
-def run(config: ExperimentConfig, clients: int, tasks: int, rounds: int) -> dict[str, Counter[str]]:
+def run(
+    config: ExperimentConfig, clients: int, tasks: int, rounds: int
+) -> dict[str, Counter[str]]:
     """Processor seconds by kind of message, of a node that counts and of one that does not."""
     stream = make_benchmark(config)
     nodes = {"with": Node(config, stream), "without": Unmetered(config, stream)}
     spent: dict[str, Counter[str]] = {name: Counter() for name in nodes}
-    states: dict[str, list[State]] = {name: [{} for _ in range(clients)] for name in nodes}
+    states: dict[str, list[State]] = {
+        name: [{} for _ in range(clients)] for name in nodes
+    }
     learner = nodes["with"].learner
     learner.load_state_dict({})
-    arrays = Arrays((name, tensor.numpy().copy()) for name, tensor in learner.send().items())
+    arrays = Arrays(
+        (name, tensor.numpy().copy()) for name, tensor in learner.send().items()
+    )
 
     def ask(kind: str, client: int, **settings: Any) -> None:
-        message = Message(kind, node_of(client), "work", content={ARRAYS: arrays, CONFIG: Config(settings)})
+        message = Message(
+            kind,
+            node_of(client),
+            "work",
+            content={ARRAYS: arrays, CONFIG: Config(settings)},
+        )
         for name in sorted(nodes, reverse=bool(client % 2)):
             began = time.process_time()
             reply, state = nodes[name].handle(message, states[name][client])
@@ -103,10 +124,20 @@ def main() -> None:
     torch.set_num_threads(1)
     preset = resources.files("fedknow.simulations") / "presets" / f"{args.preset}.toml"
     config = resolve(read_config(str(preset), [f"learner={args.learner}"]))
-    run(config, 1, 2, 1)  # what a process does once, PyTorch's imports among it, is not the meter's
-    found = [run(config, args.clients, args.tasks, args.rounds) for _ in range(args.repeat)]
+    run(
+        config, 1, 2, 1
+    )  # what a process does once, PyTorch's imports among it, is not the meter's
+    found = [
+        run(config, args.clients, args.tasks, args.rounds) for _ in range(args.repeat)
+    ]
     for kind in (*found[0]["with"], "all"):
-        pairs = [[sum(c.values()) if kind == "all" else c[kind] for c in (f["with"], f["without"])] for f in found]
+        pairs = [
+            [
+                sum(c.values()) if kind == "all" else c[kind]
+                for c in (f["with"], f["without"])
+            ]
+            for f in found
+        ]
         share = statistics.median(a / b - 1 for a, b in pairs)
         seconds = statistics.median(b for _, b in pairs)
         print(f"{args.preset} {args.learner} {kind}: {share:+.1%} of {seconds:.3f} s")

@@ -48,13 +48,20 @@ class Echo:
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
         """Give the arrays back, as new ones: what clients send is not one object in all of them."""
-        arrays = Arrays((name, array.copy()) for name, array in message.arrays().items())
+        arrays = Arrays(
+            (name, array.copy()) for name, array in message.arrays().items()
+        )
         return message.reply({"arrays": arrays, "metrics": self.metrics}), state
 
 
 def digits(clients: int, learner: str) -> ExperimentConfig:
     """The ``digits`` preset with another number of clients and learner, and one local epoch."""
-    changes = [f"data.clients={clients}", f"learner={learner}", "train.epochs=1", "strategy.fraction=1.0"]
+    changes = [
+        f"data.clients={clients}",
+        f"learner={learner}",
+        "train.epochs=1",
+        "strategy.fraction=1.0",
+    ]
     return resolve(load_preset("digits", changes))
 
 
@@ -62,7 +69,14 @@ def first_arrays(workload: str, clients: int, parameters: int) -> Arrays:
     """What the server starts with: ``parameters`` float32 in ten tensors, or the digits model's parameters."""
     if workload == "echo":
         rng = np.random.default_rng(0)
-        return Arrays({f"w{i}": part for i, part in enumerate(np.array_split(rng.random(parameters, np.float32), 10))})
+        return Arrays(
+            {
+                f"w{i}": part
+                for i, part in enumerate(
+                    np.array_split(rng.random(parameters, np.float32), 10)
+                )
+            }
+        )
     config = digits(clients, workload)
     stream = make_benchmark(config)
     learner = build_learner(config, stream.shape, stream.classes)
@@ -81,12 +95,16 @@ def flower_app(workload: str, clients: int, folder: str) -> ClientApp:
     def train(message: FlowerMessage, context: Context) -> FlowerMessage:
         if workload == "echo":
             arrays = next(iter(message.content.array_records.values()))
-            content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
+            content = RecordDict(
+                {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}
+            )
             return FlowerMessage(content, reply_to=message)
         kept = context.state.config_records.get("version", ConfigRecord({"version": 0}))
         node = node_of(int(context.node_config["partition-id"]))
         work = replace(from_flower(message), node=node)
-        reply, version = _host(workload, clients, folder).handle(work, int(kept["version"]))
+        reply, version = _host(workload, clients, folder).handle(
+            work, int(kept["version"])
+        )
         context.state["version"] = ConfigRecord({"version": version})
         return to_flower(reply, message)
 

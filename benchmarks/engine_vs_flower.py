@@ -33,7 +33,11 @@ from typing import Any
 
 from _common import watching
 
-os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
 
 ENGINES = ("flower", "ray", "inline")
 RESULT = "RESULT "
@@ -41,7 +45,9 @@ RESULT = "RESULT "
 
 def main() -> None:
     """Run the cases asked for, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument(
         "--workloads",
@@ -50,10 +56,21 @@ def main() -> None:
         help="echo:PARAMETERS, or the name of a learner, which then trains on digits",
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--rounds", type=int, default=8, help="warm rounds, after the first")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="warm rounds, after the first"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes of Flower and of Ray")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine_vs_flower.json")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="worker processes of Flower and of Ray",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results" / "engine_vs_flower.json",
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -68,7 +85,11 @@ def main() -> None:
             cases += found
             for case in found:
                 each = " ".join(f"{value:.4f}" for value in case["medians"])
-                ratio = f"{case['times_faster_than_flower']:6.1f}x" if "times_faster_than_flower" in case else ""
+                ratio = (
+                    f"{case['times_faster_than_flower']:6.1f}x"
+                    if "times_faster_than_flower" in case
+                    else ""
+                )
                 print(
                     f"{workload:14} {clients:7} {case['engine']:8} {case['median']:9.4f} {each:24} "
                     f"{case['first']:7.2f} {ratio:>7} {case['peak_mb']:6.0f}",
@@ -84,15 +105,23 @@ def keep(args: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
     if args.out.exists():
         before = json.loads(args.out.read_text("utf-8"))
         done = {(case["workload"], case["clients"], case["engine"]) for case in cases}
-        others = [case for case in before["cases"] if (case["workload"], case["clients"], case["engine"]) not in done]
+        others = [
+            case
+            for case in before["cases"]
+            if (case["workload"], case["clients"], case["engine"]) not in done
+        ]
         commands = [before["about"]["command"]] if others else []
         cases = others + cases
     text["command"] = "`, then `".join([*commands, text["command"]])
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"about": text, "cases": cases}, indent=1) + "\n", "utf-8")
+    args.out.write_text(
+        json.dumps({"about": text, "cases": cases}, indent=1) + "\n", "utf-8"
+    )
 
 
-def compare(workload: str, clients: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(
+    workload: str, clients: int, args: argparse.Namespace
+) -> list[dict[str, Any]]:
     """One case on each engine, the engines in turn; the same result is asked of all of them."""
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in args.engines}
     case = {
@@ -110,14 +139,18 @@ def compare(workload: str, clients: int, args: argparse.Namespace) -> list[dict[
             once(case | {"engine": engine, "rounds": 1})
     checks = [run["check"] for found in runs.values() for run in found]
     if max(checks) - min(checks) > 1e-3 * max(map(abs, checks)):
-        raise SystemExit(f"{workload}, {clients} clients: the engines do not agree: {checks}")
+        raise SystemExit(
+            f"{workload}, {clients} clients: the engines do not agree: {checks}"
+        )
     results = []
     for engine, found in runs.items():
         result: dict[str, Any] = {
             "workload": workload,
             "clients": clients,
             "engine": engine,
-            "median": statistics.median(value for run in found for value in run["warm"]),
+            "median": statistics.median(
+                value for run in found for value in run["warm"]
+            ),
             "medians": [statistics.median(run["warm"]) for run in found],
             "first": statistics.median(run["first"] for run in found),
             "peak_mb": max(peaks[engine]),
@@ -125,11 +158,15 @@ def compare(workload: str, clients: int, args: argparse.Namespace) -> list[dict[
             "runs": [{"first": run["first"], "warm": run["warm"]} for run in found],
         }
         results.append(result)
-    flower = next((result["medians"] for result in results if result["engine"] == "flower"), None)
+    flower = next(
+        (result["medians"] for result in results if result["engine"] == "flower"), None
+    )
     for result in results:
         if flower is not None and result["engine"] != "flower":
             turns = zip(flower, result["medians"], strict=True)
-            result["times_faster_than_flower"] = statistics.median(theirs / mine for theirs, mine in turns)
+            result["times_faster_than_flower"] = statistics.median(
+                theirs / mine for theirs, mine in turns
+            )
     return results
 
 
@@ -139,12 +176,16 @@ def once(case: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if not lines:
-        raise SystemExit(f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise SystemExit(
+            f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
     result: dict[str, Any] = json.loads(lines[-1].removeprefix(RESULT))
     return result
 
 
-def measure(engine: str, workload: str, clients: int, rounds: int, workers: int) -> dict[str, Any]:
+def measure(
+    engine: str, workload: str, clients: int, rounds: int, workers: int
+) -> dict[str, Any]:
     """Seconds of the first round and of each later one, and the norm of the arrays at the end."""
     started = time.perf_counter()
     warnings.filterwarnings("ignore")
@@ -169,7 +210,9 @@ def measure(engine: str, workload: str, clients: int, rounds: int, workers: int)
 
     def drive(grid: Any) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
-        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        strategy = FedAvg(
+            fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+        )
         strategy.start(
             grid,
             to_record(arrays),
@@ -189,10 +232,17 @@ def measure(engine: str, workload: str, clients: int, rounds: int, workers: int)
                 "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},
                 "init_args": {"include_dashboard": False, "log_to_driver": False},
             }
-            run_simulation(server, code.flower_app(kind, clients, folder), clients, backend_config=backend)
+            run_simulation(
+                server,
+                code.flower_app(kind, clients, folder),
+                clients,
+                backend_config=backend,
+            )
         else:
             config = code.digits(clients, "finetune" if kind == "echo" else kind)
-            stream = code.Nothing(clients) if kind == "echo" else code.make_benchmark(config)
+            stream = (
+                code.Nothing(clients) if kind == "echo" else code.make_benchmark(config)
+            )
             node = code.Echo if kind == "echo" else None
             if engine == "ray":
                 from fedknow.simulations.engine.ray_grid import RayGrid
@@ -202,11 +252,30 @@ def measure(engine: str, workload: str, clients: int, rounds: int, workers: int)
             else:
                 from fedknow.server.grids.base import InlineGrid
 
-                store = StateStore(folder, config.engine.memory_mb * 2**20, durable=False)
-                drive(InlineGrid(clients, Host(config, stream, store, node(config, stream) if node else None)))
+                store = StateStore(
+                    folder, config.engine.memory_mb * 2**20, durable=False
+                )
+                drive(
+                    InlineGrid(
+                        clients,
+                        Host(
+                            config,
+                            stream,
+                            store,
+                            node(config, stream) if node else None,
+                        ),
+                    )
+                )
     if len(times) != rounds + 2:
         raise SystemExit(f"{len(times)} calls of evaluate_fn instead of {rounds + 2}")
-    norm = float(np.sqrt(sum(float((array.astype(float) ** 2).sum()) for array in to_arrays(last[0]).values())))
+    norm = float(
+        np.sqrt(
+            sum(
+                float((array.astype(float) ** 2).sum())
+                for array in to_arrays(last[0]).values()
+            )
+        )
+    )
     warm = [after - before for before, after in pairwise(times[1:])]
     return {"first": times[1] - started, "warm": warm, "check": norm}
 
@@ -215,11 +284,17 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     """Where and how the figures were taken."""
     import psutil
 
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     packages = ("fedknow", "flwr", "ray", "torch", "numpy")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "benchmarks/engine_vs_flower.py", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", "benchmarks/engine_vs_flower.py", *sys.argv[1:]]
+        ),
         "rounds": args.rounds,
         "repeats": args.repeats,
         "workers": args.workers,

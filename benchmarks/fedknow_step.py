@@ -40,7 +40,14 @@ from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
 from fedknow.client.compute.device import Border, find_device
 from fedknow.client.learners import build_learner
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, Learner, Round, batches, widen
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    HeadSlice,
+    Learner,
+    Round,
+    batches,
+    widen,
+)
 from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
 from fedknow.client.learners.frames.projection import integrate
 from fedknow.client.learners.fedknow.linearization import flatten, views
@@ -80,7 +87,9 @@ class Naive(FedKnow):
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """See :meth:`Learner.gradient`."""
         report = Learner.gradient(self, batch)
-        g = flatten([p.grad for p in self._parameters if p.grad is not None], self._parameters)
+        g = flatten(
+            [p.grad for p in self._parameters if p.grad is not None], self._parameters
+        )
         rows = []
         for past, teacher in self._teachers.items():
             knowledge = self._knowledge[past]
@@ -102,22 +111,38 @@ class Stopwatch:
     """Times the ways of making a step on the same weights and batches."""
 
     def __init__(
-        self, config: ExperimentConfig, stream: Benchmark, device: str, known: FedKnowSettings, naive: bool
+        self,
+        config: ExperimentConfig,
+        stream: Benchmark,
+        device: str,
+        known: FedKnowSettings,
+        naive: bool,
     ) -> None:
         self.device = find_device(device, "--device")
         self._border = Border(self.device)
-        plain = config.model_copy(update={"learner": type(config.learner)(name="fedavg")})
-        self.ways: dict[str, Learner] = {"fedavg": build_learner(plain, stream.shape, stream.classes, self.device)}
+        plain = config.model_copy(
+            update={"learner": type(config.learner)(name="fedavg")}
+        )
+        self.ways: dict[str, Learner] = {
+            "fedavg": build_learner(plain, stream.shape, stream.classes, self.device)
+        }
         kinds = {"exact": known, "full": known.model_copy(update={"path": "full"})}
         kinds |= {"surrogate": known.model_copy(update={"integrator": "surrogate"})}
         kinds |= {"online": known.model_copy(update={"integrator": "online"})}
-        if not any(isinstance(module, nn.BatchNorm2d) for module in self.ways["fedavg"].model.modules()):
+        if not any(
+            isinstance(module, nn.BatchNorm2d)
+            for module in self.ways["fedavg"].model.modules()
+        ):
             kinds |= {"quarter": known.model_copy(update={"restore_from": 0.25})}
         kinds |= {"surrogate/2": kinds["surrogate"].model_copy(update={"every": 2})}
         for name, settings in kinds.items():
-            self.ways[name] = FedKnow(copy.deepcopy(self.ways["fedavg"].model), config.train, settings)
+            self.ways[name] = FedKnow(
+                copy.deepcopy(self.ways["fedavg"].model), config.train, settings
+            )
         if naive:
-            self.ways["naive"] = Naive(copy.deepcopy(self.ways["fedavg"].model), config.train, known)
+            self.ways["naive"] = Naive(
+                copy.deepcopy(self.ways["fedavg"].model), config.train, known
+            )
         self._count = 0
 
     def restart(self) -> None:
@@ -130,7 +155,9 @@ class Stopwatch:
         torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def round(self, main: FedKnow, task: TaskData, round: Round) -> tuple[list[dict[str, float]], dict[str, float]]:
+    def round(
+        self, main: FedKnow, task: TaskData, round: Round
+    ) -> tuple[list[dict[str, float]], dict[str, float]]:
         """Train ``main`` for a round as :meth:`Learner.fit` does, and time every way on some of its batches.
 
         Returns
@@ -139,7 +166,10 @@ class Stopwatch:
             Seconds of each step, by way; and what ``main`` counted, summed over its steps.
         """
         seconds, violating, active = [], 0, 0
-        state, there = self._border.enter(main.state_dict()), self._border.enter_task(task)
+        state, there = (
+            self._border.enter(main.state_dict()),
+            self._border.enter_task(task),
+        )
         for name, way in self.ways.items():
             way.load_state_dict(state if name != "fedavg" else {})
             way.model.load_state_dict(main.model.state_dict())
@@ -147,13 +177,19 @@ class Stopwatch:
             way.model.train()
         main.model.train()
         main.begin(task, round)
-        head, head_there = (HeadSlice(task.head, main.head.out_features, on) for on in ("cpu", self.device))
+        head, head_there = (
+            HeadSlice(task.head, main.head.out_features, on)
+            for on in ("cpu", self.device)
+        )
         x, labels = main.images(task.train.x), head.labels(task.train.y)
         generator = torch.Generator().manual_seed(round.seed)
         for _ in range(main.epochs):
             for index in batches(len(labels), main.train.batch_size, generator):
                 batch = Batch(x[index], labels[index], index, head)
-                batch_there = Batch(*(part.to(self.device) for part in (batch.x, batch.y, index)), head_there)
+                batch_there = Batch(
+                    *(part.to(self.device) for part in (batch.x, batch.y, index)),
+                    head_there,
+                )
                 seed = 1000 * round.seed + len(seconds)
                 step = {}
                 for name, way in self.ways.items():
@@ -194,16 +230,27 @@ def row(past: int, rounds: Rounds) -> dict[str, object]:
         ms[name] = round(1e3 * statistics.median(mine for mine, _ in pairs), 2)
         if name != "fedavg":
             ratio[name] = {
-                "median": round(statistics.median(mine / plain for mine, plain in pairs), 3),
-                "mean": round(sum(mine for mine, _ in pairs) / sum(plain for _, plain in pairs), 3),
+                "median": round(
+                    statistics.median(mine / plain for mine, plain in pairs), 3
+                ),
+                "mean": round(
+                    sum(mine for mine, _ in pairs) / sum(plain for _, plain in pairs), 3
+                ),
                 "steps": len(pairs),
             }
-    counts = {name: round(sum(sums[name] for _, sums in rounds) / len(seconds), 3) for name in rounds[0][1]}
+    counts = {
+        name: round(sum(sums[name] for _, sums in rounds) / len(seconds), 3)
+        for name in rounds[0][1]
+    }
     return {"past": past, "steps": len(seconds), **counts, "ratio": ratio, "ms": ms}
 
 
 def paper(
-    config: ExperimentConfig, stream: Benchmark, watch: Stopwatch, last: int, note: Callable[[dict[str, object]], None]
+    config: ExperimentConfig,
+    stream: Benchmark,
+    watch: Stopwatch,
+    last: int,
+    note: Callable[[dict[str, object]], None],
 ) -> None:
     """Two clients live through their own tasks together; client 0 is timed."""
     learner = build_learner(config, stream.shape, stream.classes)
@@ -218,7 +265,10 @@ def paper(
             for client in range(CLIENTS):
                 learner.load_state_dict(states[client])
                 learner.receive(body)
-                share, round = stream.task(client, task), Round(number, 1000 * task + 10 * number + client)
+                share, round = (
+                    stream.task(client, task),
+                    Round(number, 1000 * task + 10 * number + client),
+                )
                 if client == 0:
                     rounds.append(watch.round(learner, share, round))
                 else:
@@ -247,7 +297,9 @@ def longer(
     main = FedKnow(model, config.train, FedKnowSettings(k=100, integrator="off"))
     for place in range(max(places) + 1):
         share = stream.task(place // stream.tasks, place % stream.tasks)
-        share = TaskData(place, share.classes, share.seen, share.train, share.test, share.incremental)
+        share = TaskData(
+            place, share.classes, share.seen, share.train, share.test, share.incremental
+        )
         if place in places:
             exact = FedKnow(copy.deepcopy(main.model), config.train, known)
             exact.load_state_dict(main.state_dict())
@@ -255,7 +307,10 @@ def longer(
             note(
                 row(
                     place,
-                    [watch.round(exact, share, Round(n, 500 + place + n)) for n in range(1, 1 + config.train.rounds)],
+                    [
+                        watch.round(exact, share, Round(n, 500 + place + n))
+                        for n in range(1, 1 + config.train.rounds)
+                    ],
                 )
             )
         main.fit(share, Round(1, place))
@@ -268,29 +323,54 @@ def main() -> None:
     options.add_argument("--width", type=float, default=1.0)
     options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options.add_argument("--device", default="cpu")
-    options.add_argument("--last", type=int, default=9, help="number of past tasks to end with")
     options.add_argument(
-        "--past", type=int, nargs="*", default=[], help="longer streams instead, timed at these places"
+        "--last", type=int, default=9, help="number of past tasks to end with"
     )
-    options.add_argument("--margin", type=float, help="FedKNOW's setting, where not its default")
+    options.add_argument(
+        "--past",
+        type=int,
+        nargs="*",
+        default=[],
+        help="longer streams instead, timed at these places",
+    )
+    options.add_argument(
+        "--margin", type=float, help="FedKNOW's setting, where not its default"
+    )
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--epochs", type=int, default=3)
-    options.add_argument("--out", type=Path, default=ROOT / "results" / "fedknow_step.json")
+    options.add_argument(
+        "--out", type=Path, default=ROOT / "results" / "fedknow_step.json"
+    )
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    changes = [f"model.name={chosen.model}", f"train.precision={chosen.precision}", "learner.k=100"]
+    changes = [
+        f"model.name={chosen.model}",
+        f"train.precision={chosen.precision}",
+        "learner.k=100",
+    ]
     changes += [f"train.rounds={chosen.rounds}", f"train.epochs={chosen.epochs}"]
     changes += [f"model.width={chosen.width}"]
-    known = FedKnowSettings(k=100, **({} if chosen.margin is None else {"margin": chosen.margin}))
+    known = FedKnowSettings(
+        k=100, **({} if chosen.margin is None else {"margin": chosen.margin})
+    )
     changes += [f"learner.margin={known.margin}"]
-    config = load_preset("paper-cifar100-small" if chosen.model == "cnn6" else "paper-cifar100", changes)
+    config = load_preset(
+        "paper-cifar100-small" if chosen.model == "cnn6" else "paper-cifar100", changes
+    )
     stream = make_benchmark(config)
     watch = Stopwatch(config, stream, chosen.device, known, naive=not chosen.past)
     rows: list[dict[str, object]] = []
-    key = f"{chosen.model}-{chosen.precision}-{chosen.device}" + ("-longer" if chosen.past else "")
+    key = f"{chosen.model}-{chosen.precision}-{chosen.device}" + (
+        "-longer" if chosen.past else ""
+    )
     key += "" if chosen.margin is None else f"-margin-{chosen.margin:g}"
     about = machine() | {
-        "settings": {"width": chosen.width, "rounds": chosen.rounds, "epochs": chosen.epochs, "batch": 40},
+        "settings": {
+            "width": chosen.width,
+            "rounds": chosen.rounds,
+            "epochs": chosen.epochs,
+            "batch": 40,
+        },
     }
 
     def note(row: dict[str, object]) -> None:
@@ -299,7 +379,9 @@ def main() -> None:
         about["load_at_end"] = os.getloadavg()[0]
         results = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
         chosen.out.parent.mkdir(exist_ok=True)
-        chosen.out.write_text(json.dumps(results | {key: about | {"rows": rows}}, indent=1) + "\n")
+        chosen.out.write_text(
+            json.dumps(results | {key: about | {"rows": rows}}, indent=1) + "\n"
+        )
 
     if chosen.past:
         longer(config, stream, watch, known, chosen.past, note)

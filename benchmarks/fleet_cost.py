@@ -49,17 +49,30 @@ class Watch:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, default=20)
-    parser.add_argument("--fleet", default="testbed-a", help="a fleet, or devices with commas between them")
-    parser.add_argument("--learner", default="fedavg", help="the cheaper the work, the larger the share")
+    parser.add_argument(
+        "--fleet",
+        default="testbed-a",
+        help="a fleet, or devices with commas between them",
+    )
+    parser.add_argument(
+        "--learner", default="fedavg", help="the cheaper the work, the larger the share"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
     devices = args.fleet.split(",")
     config = read_config(
         {
-            "data": {"clients": args.clients, "tasks": 2, "classes_max": 2, "share": "overlapping"},
+            "data": {
+                "clients": args.clients,
+                "tasks": 2,
+                "classes_max": 2,
+                "share": "overlapping",
+            },
             "train": {"rounds": args.rounds},
             "learner": args.learner,
             "engine": {"backend": "inline"},
@@ -86,8 +99,13 @@ def main() -> None:
             simulate(config, Path(folder) / "run", report=False)
             shares.append(100 * watch.seconds / (time.perf_counter() - began))
         rounds.append(1e3 * watch.seconds / (2 * args.rounds))
-    print(f"{args.clients} clients: {statistics.median(shares):.2f} % of the run, ", end="")
-    print(f"{statistics.median(rounds):.2f} ms a round; model cnn, digits, {args.learner}")
+    print(
+        f"{args.clients} clients: {statistics.median(shares):.2f} % of the run, ",
+        end="",
+    )
+    print(
+        f"{statistics.median(rounds):.2f} ms a round; model cnn, digits, {args.learner}"
+    )
 
 
 if __name__ == "__main__":

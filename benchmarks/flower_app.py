@@ -22,7 +22,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+}
 
 ENGINES = ("flower", "ray", "inline")
 RESULT = "RESULT "
@@ -30,13 +34,26 @@ RESULT = "RESULT "
 
 def main() -> None:
     """Run the cases asked for, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--learners", nargs="+", default=["finetune", "fedknow"])
-    parser.add_argument("--rounds", type=int, default=8, help="warm rounds, after the first")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="warm rounds, after the first"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes of Flower and of Ray")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "flower_app.json")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="worker processes of Flower and of Ray",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results" / "flower_app.json",
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -45,25 +62,37 @@ def main() -> None:
     from engine_vs_flower import about
 
     cases = []
-    print(f"{'learner':10} {'clients':>7} {'engine':8} {'s/round':>9} {'of each repeat':24} {'first':>7} {'ratio':>7}")
+    print(
+        f"{'learner':10} {'clients':>7} {'engine':8} {'s/round':>9} {'of each repeat':24} {'first':>7} {'ratio':>7}"
+    )
     for learner in args.learners:
         for clients in args.clients:
             for case in compare(learner, clients, args):
                 cases.append(case)
                 each = " ".join(f"{value:.4f}" for value in case["medians"])
-                ratio = f"{case['times_faster_than_flower']:6.1f}x" if "times_faster_than_flower" in case else ""
+                ratio = (
+                    f"{case['times_faster_than_flower']:6.1f}x"
+                    if "times_faster_than_flower" in case
+                    else ""
+                )
                 print(
                     f"{learner:10} {clients:7} {case['engine']:8} {case['median']:9.4f} {each:24} "
                     f"{case['first']:7.2f} {ratio:>7}",
                     flush=True,
                 )
-    description = about(args) | {"command": " ".join(["python", "benchmarks/flower_app.py", *sys.argv[1:]])}
+    description = about(args) | {
+        "command": " ".join(["python", "benchmarks/flower_app.py", *sys.argv[1:]])
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"about": description, "cases": cases}, indent=1) + "\n", "utf-8")
+    args.out.write_text(
+        json.dumps({"about": description, "cases": cases}, indent=1) + "\n", "utf-8"
+    )
     print(f"written to {args.out}")
 
 
-def compare(learner: str, clients: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(
+    learner: str, clients: int, args: argparse.Namespace
+) -> list[dict[str, Any]]:
     """One case on each engine, the engines in turn; the same numbers, bit for bit, are asked of all of them."""
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
     for _ in range(args.repeats):
@@ -77,15 +106,23 @@ def compare(learner: str, clients: int, args: argparse.Namespace) -> list[dict[s
             }
             command = [sys.executable, __file__, "--case", json.dumps(case)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-            lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+            lines = [
+                line for line in done.stdout.splitlines() if line.startswith(RESULT)
+            ]
             if not lines:
-                raise SystemExit(f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+                raise SystemExit(
+                    f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+                )
             runs[engine].append(json.loads(lines[-1].removeprefix(RESULT)))
     digests = {run["digest"] for found in runs.values() for run in found}
     if len(digests) != 1:
-        raise SystemExit(f"{learner}, {clients} clients: the engines came to different numbers")
+        raise SystemExit(
+            f"{learner}, {clients} clients: the engines came to different numbers"
+        )
     medians = {
-        engine: statistics.median(seconds for run in found for seconds in run["seconds"][1:])
+        engine: statistics.median(
+            seconds for run in found for seconds in run["seconds"][1:]
+        )
         for engine, found in runs.items()
     }
     return [
@@ -100,12 +137,18 @@ def compare(learner: str, clients: int, args: argparse.Namespace) -> list[dict[s
             "digest": found[0]["digest"],
             "seconds": [run["seconds"] for run in found],
         }
-        | ({} if engine == "flower" else {"times_faster_than_flower": medians["flower"] / medians[engine]})
+        | (
+            {}
+            if engine == "flower"
+            else {"times_faster_than_flower": medians["flower"] / medians[engine]}
+        )
         for engine, found in runs.items()
     ]
 
 
-def measure(engine: str, learner: str, clients: int, rounds: int, workers: int) -> dict[str, Any]:
+def measure(
+    engine: str, learner: str, clients: int, rounds: int, workers: int
+) -> dict[str, Any]:
     """Seconds of each round and of the whole run, and a digest of the accuracies."""
     warnings.filterwarnings("ignore")
     from engine_clients import scratch
@@ -130,12 +173,22 @@ def measure(engine: str, learner: str, clients: int, rounds: int, workers: int) 
             from fedknow.simulations.simulate import simulate
 
             changes = [f"{key}={value}" for key, value in settings.items()]
-            simulate(read_config({}, [*changes, f"engine.backend={engine}", f"engine.workers={workers}"]), out)
+            simulate(
+                read_config(
+                    {},
+                    [*changes, f"engine.backend={engine}", f"engine.workers={workers}"],
+                ),
+                out,
+            )
         whole = time.perf_counter() - began
         folder = RunFolder.open(out)
-        seconds = [event["seconds"] for event in folder.events() if event["event"] == "round"]
+        seconds = [
+            event["seconds"] for event in folder.events() if event["event"] == "round"
+        ]
         arrays = folder.accuracy()
-        digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+        digest = hashlib.sha256(
+            b"".join(arrays[name].tobytes() for name in sorted(arrays))
+        ).hexdigest()
     return {"seconds": seconds, "whole": whole, "digest": digest}
 
 
@@ -147,7 +200,9 @@ def _on_flower(settings: dict[str, Any], clients: int, workers: int) -> None:
     from fedknow.server.flower_app import run_on_flower
 
     server = ServerApp()
-    server.main()(lambda grid, context: run_on_flower(grid, settings, context.run_id) and None)
+    server.main()(
+        lambda grid, context: run_on_flower(grid, settings, context.run_id) and None
+    )
     backend: dict[str, Any] = {
         "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},
         "init_args": {"include_dashboard": False, "log_to_driver": False},

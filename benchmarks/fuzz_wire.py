@@ -43,7 +43,12 @@ from fedknow.protocols.wire import (
 from fedknow.protocols.wire.fedknow_pb2 import Header
 
 LIMITS = Limits(
-    message_bytes=1 << 20, header_bytes=1 << 16, decoded_bytes=1 << 20, streams=4, tensors=64, elements=1 << 18
+    message_bytes=1 << 20,
+    header_bytes=1 << 16,
+    decoded_bytes=1 << 20,
+    streams=4,
+    tensors=64,
+    elements=1 << 18,
 )
 """Small, so that an input that gets around one shows."""
 
@@ -102,7 +107,9 @@ def _read_message(data: bytes, repair: bool = False) -> str:
             return "no header"
         for record in header.records:
             for tensor in record.arrays.tensors:
-                tensor.crc32 = zlib.crc32(payload[tensor.offset : tensor.offset + tensor.length])
+                tensor.crc32 = zlib.crc32(
+                    payload[tensor.offset : tensor.offset + tensor.length]
+                )
         text = header.SerializeToString()
     unpack(Parcel(2, "1", "", memoryview(text), memoryview(payload)), LIMITS)
     return "read"
@@ -124,7 +131,9 @@ _WAYS: tuple[Callable[[bytes], str], ...] = (
 def corpus() -> list[bytes]:
     """Inputs of :func:`fuzz` that are valid, in every way and encoding."""
     rng = np.random.default_rng(0)
-    sparse = np.where(rng.random((40, 30)) < 0.02, rng.standard_normal((40, 30)), 0).astype(np.float32)
+    sparse = np.where(
+        rng.random((40, 30)) < 0.02, rng.standard_normal((40, 30)), 0
+    ).astype(np.float32)
     arrays = Arrays(
         weight=rng.standard_normal((7, 5)).astype(np.float32),
         sparse=sparse,
@@ -133,26 +142,73 @@ def corpus() -> list[bytes]:
         count=np.array(12, np.int64),
         empty=np.empty((0, 3), np.uint16),
     )
-    config = Config(flag=True, task=-3, lr=0.1, name="é", blob=b"\0\1", none=[], texts=["a", "b"], flags=[True])
+    config = Config(
+        flag=True,
+        task=-3,
+        lr=0.1,
+        name="é",
+        blob=b"\0\1",
+        none=[],
+        texts=["a", "b"],
+        flags=[True],
+    )
     metrics = Metrics(loss=float("nan"), correct=[1, 2, 3], losses=[0.5])
-    work = Message("train", 7, "id", "", "3", {"arrays": arrays, "config": config, "metrics": metrics})
+    work = Message(
+        "train",
+        7,
+        "id",
+        "",
+        "3",
+        {"arrays": arrays, "config": config, "metrics": metrics},
+    )
     failed = work.fail(2, "no such data")
-    frames = [hello(3), welcome(3, "[data]\n"), HEARTBEAT, refusal(WireError(Code.MALFORMED, "bad"))]
+    frames = [
+        hello(3),
+        welcome(3, "[data]\n"),
+        HEARTBEAT,
+        refusal(WireError(Code.MALFORMED, "bad")),
+    ]
     inputs = [bytes([_WAYS.index(_read_frame)]) + frame for frame in frames]
     for message in (work, failed):
         for encoding in Encoding:
             sent = list(pack(message, encoding, chunk_bytes=4096).frames())
             inputs.append(bytes([_WAYS.index(_read_frame)]) + sent[0])
-            stream = b"".join(struct.pack("<I", len(frame)) + frame for frame in (*sent[:1], HEARTBEAT, *sent[1:]))
+            stream = b"".join(
+                struct.pack("<I", len(frame)) + frame
+                for frame in (*sent[:1], HEARTBEAT, *sent[1:])
+            )
             inputs += [bytes([way]) + stream for way in (1, 2)]
             assembler = Assembler()
-            (parcel,) = [whole for frame in sent if (whole := assembler.add(parse(frame)))]
-            body = len(parcel.header).to_bytes(2, "little") + bytes(parcel.header) + bytes(parcel.payload)
+            (parcel,) = [
+                whole for frame in sent if (whole := assembler.add(parse(frame)))
+            ]
+            body = (
+                len(parcel.header).to_bytes(2, "little")
+                + bytes(parcel.header)
+                + bytes(parcel.payload)
+            )
             inputs += [bytes([way]) + body for way in (3, 4)]
     return inputs
 
 
-_NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 40, 1 << 62, (1 << 64) - 1)
+_NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    127,
+    128,
+    255,
+    1 << 15,
+    1 << 16,
+    (1 << 31) - 1,
+    1 << 31,
+    1 << 40,
+    1 << 62,
+    (1 << 64) - 1,
+)
 
 
 def mutate(draw: random.Random, data: bytes, other: bytes) -> bytes:
@@ -187,10 +243,15 @@ def _mutate_order(draw: random.Random, data: bytes, other: bytes) -> bytes:
     """An input of :func:`_read_stream` with frames dropped, doubled or moved, or some of another stream between."""
     frames = _split(data[1:])
     for _ in range(draw.randint(1, 3)):
-        frames.insert(draw.randint(0, len(frames)), draw.choice([*frames, *_split(other[1:]), b""]))
+        frames.insert(
+            draw.randint(0, len(frames)),
+            draw.choice([*frames, *_split(other[1:]), b""]),
+        )
         if draw.random() < 0.5:
             frames.pop(draw.randrange(len(frames)))
-    return data[:1] + b"".join(struct.pack("<I", len(frame)) + frame for frame in frames)
+    return data[:1] + b"".join(
+        struct.pack("<I", len(frame)) + frame for frame in frames
+    )
 
 
 def _split(data: bytes) -> list[bytes]:
@@ -213,21 +274,43 @@ def _mutate_header(draw: random.Random, data: bytes) -> bytes:
     tensors = [tensor for record in header.records for tensor in record.arrays.tensors]
     if not tensors:
         return data
-    tensor, number = draw.choice(tensors), draw.choice((*_NUMBERS, draw.randrange(1 << 12)))
-    field = draw.choice(("type", "layout", "offset", "length", "count", "scale", "shape", "shape", "nudge"))
+    tensor, number = (
+        draw.choice(tensors),
+        draw.choice((*_NUMBERS, draw.randrange(1 << 12))),
+    )
+    field = draw.choice(
+        (
+            "type",
+            "layout",
+            "offset",
+            "length",
+            "count",
+            "scale",
+            "shape",
+            "shape",
+            "nudge",
+        )
+    )
     if field == "shape":
-        tensor.shape[:] = [*list(tensor.shape)[draw.randrange(2) :], *[number] * draw.randrange(3)]
+        tensor.shape[:] = [
+            *list(tensor.shape)[draw.randrange(2) :],
+            *[number] * draw.randrange(3),
+        ]
     elif field == "nudge":
         tensor.length = (tensor.length + 1) % (1 << 64)
         tensor.count = (tensor.count + draw.randrange(2)) % (1 << 64)
     elif field == "scale":
-        tensor.scale = draw.choice((0.0, -1.0, float("nan"), float("inf"), 1e300, 5e-324))
+        tensor.scale = draw.choice(
+            (0.0, -1.0, float("nan"), float("inf"), 1e300, 5e-324)
+        )
     elif field in ("type", "layout"):
         setattr(tensor, field, number % 15)
     else:
         setattr(tensor, field, number)
     text = header.SerializeToString()
-    return data[:1] + (len(text) & 0xFFFF).to_bytes(2, "little") + text + data[3 + size :]
+    return (
+        data[:1] + (len(text) & 0xFFFF).to_bytes(2, "little") + text + data[3 + size :]
+    )
 
 
 def run(inputs: int | None, seconds: float, seed: int) -> collections.Counter[str]:
@@ -261,7 +344,9 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = run(None, chosen.seconds, chosen.seed + 1)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{outcomes.total()} inputs in {chosen.seconds:g} s; the peak of memory grew by {grown / 1024:.1f} MiB")
+    print(
+        f"{outcomes.total()} inputs in {chosen.seconds:g} s; the peak of memory grew by {grown / 1024:.1f} MiB"
+    )
     for outcome, times in outcomes.most_common():
         print(f"{times:>10} {outcome}")
 

@@ -68,12 +68,18 @@ SERIES = ("clients", "tasks", "candidates")
 
 def main() -> None:
     """Run the series asked for, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES)
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 100, 500])
     parser.add_argument("--tasks", type=int, default=80, help="length of the long run")
-    parser.add_argument("--preset", default="paper-cifar100-small", help="what the runs are made from")
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--preset", default="paper-cifar100-small", help="what the runs are made from"
+    )
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "growth.json")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -91,19 +97,41 @@ def main() -> None:
     if args.out.exists():  # series, and numbers of clients, that were not run now stay
         before = json.loads(args.out.read_text("utf-8"))["results"]
         if "clients" in results:
-            others = [row for row in before.get("clients", []) if row["clients"] not in args.clients]
-            results["clients"] = sorted(others + results["clients"], key=lambda row: row["clients"])
-        results = {name: (before | results)[name] for name in SERIES if name in before | results}
+            others = [
+                row
+                for row in before.get("clients", [])
+                if row["clients"] not in args.clients
+            ]
+            results["clients"] = sorted(
+                others + results["clients"], key=lambda row: row["clients"]
+            )
+        results = {
+            name: (before | results)[name]
+            for name in SERIES
+            if name in before | results
+        }
     write(args.out, results, preset=args.preset, **about, changes=args.changes)
 
 
 def by_clients(count: int, args: argparse.Namespace) -> dict[str, Any]:
     """A run of so many clients: what its last task took, and how much memory the whole run."""
     chosen = min(1.0, 10 / count)
-    changes = [*CLIENTS, f"data.tasks={TASKS}", f"data.clients={count}", f"strategy.fraction={chosen}", *args.changes]
+    changes = [
+        *CLIENTS,
+        f"data.tasks={TASKS}",
+        f"data.clients={count}",
+        f"strategy.fraction={chosen}",
+        *args.changes,
+    ]
     found = measured(args.preset, changes)
-    row = {"clients": count} | found["tasks"][-1] | {key: found[key] for key in ("peak_mb", "disk_mb", "seconds")}
-    row["ms_a_client_and_task"] = 1000 * found["seconds"] / (count * len(found["tasks"]))
+    row = (
+        {"clients": count}
+        | found["tasks"][-1]
+        | {key: found[key] for key in ("peak_mb", "disk_mb", "seconds")}
+    )
+    row["ms_a_client_and_task"] = (
+        1000 * found["seconds"] / (count * len(found["tasks"]))
+    )
     print(json.dumps(row), flush=True)
     return row | {"by_task": found["tasks"]}
 
@@ -126,7 +154,14 @@ def by_tasks(args: argparse.Namespace, kind: list[str]) -> list[dict[str, Any]]:
 def measured(preset: str, changes: list[str]) -> dict[str, Any]:
     """A run in a process of its own, watched from here."""
     with watching() as seen:
-        found = measure([sys.executable, __file__, "--case", json.dumps({"preset": preset, "changes": changes})])
+        found = measure(
+            [
+                sys.executable,
+                __file__,
+                "--case",
+                json.dumps({"preset": preset, "changes": changes}),
+            ]
+        )
     return found | {"peak_mb": max(seen)}
 
 
@@ -154,9 +189,22 @@ def run(preset: str, changes: list[str]) -> None:
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        simulate(load_preset(preset, changes), Path(folder) / "run", observers=[see], report=False)
-        disk = sum(path.stat().st_size for path in (Path(folder) / "run" / "clients").iterdir())
-        give({"seconds": time.perf_counter() - began, "tasks": tasks, "disk_mb": disk / 1e6})
+        simulate(
+            load_preset(preset, changes),
+            Path(folder) / "run",
+            observers=[see],
+            report=False,
+        )
+        disk = sum(
+            path.stat().st_size for path in (Path(folder) / "run" / "clients").iterdir()
+        )
+        give(
+            {
+                "seconds": time.perf_counter() - began,
+                "tasks": tasks,
+                "disk_mb": disk / 1e6,
+            }
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,13 @@ import psutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RESNET = [*[(512, 512, 3, 3)] * 3, (512, 256, 3, 3), *[(256, 256, 3, 3)] * 3, (256, 128, 3, 3), *[(128, 128, 3, 3)] * 3]
+RESNET = [
+    *[(512, 512, 3, 3)] * 3,
+    (512, 256, 3, 3),
+    *[(256, 256, 3, 3)] * 3,
+    (256, 128, 3, 3),
+    *[(128, 128, 3, 3)] * 3,
+]
 """The large tensors of a ResNet-18; small ones make up the rest of 122 tensors and 47 MB."""
 
 SETTINGS = {
@@ -51,10 +57,24 @@ def model(name: str) -> dict[str, np.ndarray]:
         rest = 122 - len(shapes)
         shapes += [(left // rest + (number < left % rest),) for number in range(rest)]
     elif name == "62k":  # ten tensors, as a small convolutional network has
-        shapes = [(6, 3, 5, 5), (6,), (16, 6, 5, 5), (16,), (120, 400), (120,), (84, 120), (84,), (10, 84), (10,)]
+        shapes = [
+            (6, 3, 5, 5),
+            (6,),
+            (16, 6, 5, 5),
+            (16,),
+            (120, 400),
+            (120,),
+            (84, 120),
+            (84,),
+            (10, 84),
+            (10,),
+        ]
     else:
         shapes = [(500, 500)] * 4
-    return {f"w{number}": generator.normal(size=shape).astype(np.float32) for number, shape in enumerate(shapes)}
+    return {
+        f"w{number}": generator.normal(size=shape).astype(np.float32)
+        for number, shape in enumerate(shapes)
+    }
 
 
 class Echo:
@@ -64,13 +84,22 @@ class Echo:
         """Give the arrays back."""
         from fedknow.protocols.messages import ARRAYS, METRICS, Metrics
 
-        return message.reply({ARRAYS: message.arrays(), METRICS: Metrics({"num-examples": 1})}), state
+        return message.reply(
+            {ARRAYS: message.arrays(), METRICS: Metrics({"num-examples": 1})}
+        ), state
 
 
 def serve(clients: int, name: str, rounds: int, tls: str) -> None:
     """The server's process: the times of its rounds as JSON on stdout."""
     from fedknow.protocols.config import read_config
-    from fedknow.protocols.messages import ARRAYS, CONFIG, TRAIN, Arrays, Config, Message
+    from fedknow.protocols.messages import (
+        ARRAYS,
+        CONFIG,
+        TRAIN,
+        Arrays,
+        Config,
+        Message,
+    )
     from fedknow.protocols.security import server_credentials
     from fedknow.server.grids.grpc_grid import GrpcGrid
 
@@ -82,10 +111,17 @@ def serve(clients: int, name: str, rounds: int, tls: str) -> None:
         seconds = []
         for number in range(rounds + 3):
             content = {ARRAYS: arrays, CONFIG: Config({"task": 0, "round": number})}
-            work = [Message(TRAIN, node, "", content=content) for node in range(2, clients + 2)]
+            work = [
+                Message(TRAIN, node, "", content=content)
+                for node in range(2, clients + 2)
+            ]
             began = time.perf_counter()
             replies = grid.exchange(work)
-            finite = all(np.isfinite(array).all() for reply in replies for array in reply.arrays().values())
+            finite = all(
+                np.isfinite(array).all()
+                for reply in replies
+                for array in reply.arrays().values()
+            )
             seconds.append(time.perf_counter() - began)
             assert finite
             assert len(replies) == clients
@@ -113,7 +149,13 @@ def take_part(port: int, first: int, count: int, tls: str) -> None:
         for number in range(first, first + count):
             mine = Path(tls) / "clients" / f"{number:03d}" if tls else None
             clients.append(
-                EdgeClient(f"127.0.0.1:{port}", folder / str(number), tls=mine, client=number, node=lambda _: Echo())
+                EdgeClient(
+                    f"127.0.0.1:{port}",
+                    folder / str(number),
+                    tls=mine,
+                    client=number,
+                    node=lambda _: Echo(),
+                )
             )
         await asyncio.gather(*(client.run() for client in clients))
 
@@ -121,7 +163,9 @@ def take_part(port: int, first: int, count: int, tls: str) -> None:
         asyncio.run(main(Path(folder)))
 
 
-def measure(clients: int, processes: int, name: str, rounds: int, tls: str) -> dict[str, Any]:
+def measure(
+    clients: int, processes: int, name: str, rounds: int, tls: str
+) -> dict[str, Any]:
     me = [sys.executable, __file__]
     server = subprocess.Popen(
         [*me, "--serve", str(clients), name, str(rounds), tls], stdout=subprocess.PIPE, text=True
@@ -130,14 +174,20 @@ def measure(clients: int, processes: int, name: str, rounds: int, tls: str) -> d
     port = int(server.stdout.readline())
     share = clients // processes
     parts = [
-        subprocess.Popen([*me, "--take-part", str(port), str(number * share), str(share), tls])
+        subprocess.Popen(
+            [*me, "--take-part", str(port), str(number * share), str(share), tls]
+        )
         for number in range(processes)
     ]
     assert server.stdout.readline() == "idle\n"
     used = sum(_cpu_seconds(part.pid) for part in parts)
     began = time.perf_counter()
     result: dict[str, Any] = json.loads(server.stdout.readline())
-    idle = (sum(_cpu_seconds(part.pid) for part in parts) - used) / (time.perf_counter() - began) / clients
+    idle = (
+        (sum(_cpu_seconds(part.pid) for part in parts) - used)
+        / (time.perf_counter() - began)
+        / clients
+    )
     for process in (*parts, server):
         assert process.wait(60) == 0
     seconds = result.pop("seconds")
@@ -164,7 +214,9 @@ def _cpu_seconds(pid: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
-    parser.add_argument("--tls", action="store_true", help="over TLS, as between machines")
+    parser.add_argument(
+        "--tls", action="store_true", help="over TLS, as between machines"
+    )
     parser.add_argument("--only", default="", help="settings that contain this text")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
@@ -186,7 +238,9 @@ def main() -> None:
             if given.only not in title:
                 continue
             rounds = max(5, rounds // 10) if given.quick else rounds
-            result = measure(clients, processes, name, rounds, folder if given.tls else "")
+            result = measure(
+                clients, processes, name, rounds, folder if given.tls else ""
+            )
             result["load_before"] = os.getloadavg()[0]
             results[title] = result
             print(

@@ -99,13 +99,28 @@ def main(grid, context):
 
 def main() -> None:
     """Run the cases asked for, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, nargs="+", default=[2, 10])
-    parser.add_argument("--parameters", type=int, nargs="+", default=[62_000, 1_000_000])
-    parser.add_argument("--systems", nargs="+", choices=["fedknow", "flower"], default=["fedknow", "flower"])
-    parser.add_argument("--rounds", type=int, default=6, help="warm rounds, after the first")
+    parser.add_argument(
+        "--parameters", type=int, nargs="+", default=[62_000, 1_000_000]
+    )
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=["fedknow", "flower"],
+        default=["fedknow", "flower"],
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="warm rounds, after the first"
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "grpc_vs_flower.json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "results" / "grpc_vs_flower.json",
+    )
     parser.add_argument("--drive", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--echo", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -130,13 +145,21 @@ def table(args: argparse.Namespace) -> None:
     )
     for parameters in args.parameters:
         for clients in args.clients:
-            found: dict[str, list[list[float]]] = {system: [] for system in args.systems}
+            found: dict[str, list[list[float]]] = {
+                system: [] for system in args.systems
+            }
             for _ in range(args.repeats):
                 for system in args.systems:
-                    with tempfile.TemporaryDirectory(prefix="fedknow-benchmark-") as folder:
-                        found[system].append(run[system](clients, parameters, args.rounds, Path(folder)))
+                    with tempfile.TemporaryDirectory(
+                        prefix="fedknow-benchmark-"
+                    ) as folder:
+                        found[system].append(
+                            run[system](clients, parameters, args.rounds, Path(folder))
+                        )
             medians = {
-                system: statistics.median(seconds for times in each for seconds in times[1:])
+                system: statistics.median(
+                    seconds for times in each for seconds in times[1:]
+                )
                 for system, each in found.items()
             }
             for system, each in found.items():
@@ -150,9 +173,15 @@ def table(args: argparse.Namespace) -> None:
                     "rounds": each,
                 }
                 if system == "fedknow" and "flower" in medians:
-                    case["times_faster_than_flower"] = medians["flower"] / medians["fedknow"]
+                    case["times_faster_than_flower"] = (
+                        medians["flower"] / medians["fedknow"]
+                    )
                 cases.append(case)
-                ratio = f"{case['times_faster_than_flower']:7.0f}x" if "times_faster_than_flower" in case else ""
+                ratio = (
+                    f"{case['times_faster_than_flower']:7.0f}x"
+                    if "times_faster_than_flower" in case
+                    else ""
+                )
                 print(
                     f"{parameters:10} {clients:7} {system:8} {case['median']:9.4f} "
                     f"{' '.join(f'{value:.4f}' for value in case['medians']):24} {case['first']:7.2f} {ratio:>8}",
@@ -160,9 +189,13 @@ def table(args: argparse.Namespace) -> None:
                 )
     args.workers = None
     description = about(args)
-    description["command"] = " ".join(["python", "benchmarks/grpc_vs_flower.py", *sys.argv[1:]])
+    description["command"] = " ".join(
+        ["python", "benchmarks/grpc_vs_flower.py", *sys.argv[1:]]
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"about": description, "cases": cases}, indent=1) + "\n", "utf-8")
+    args.out.write_text(
+        json.dumps({"about": description, "cases": cases}, indent=1) + "\n", "utf-8"
+    )
     print(f"written to {args.out}")
 
 
@@ -174,16 +207,33 @@ def ours(clients: int, parameters: int, rounds: int, folder: Path) -> list[float
     from fedknow.server.certs import make_certificates
 
     make_certificates(folder / "certs", clients)
-    command = [sys.executable, __file__, "--drive", str(clients), str(parameters), str(rounds), str(folder)]
+    command = [
+        sys.executable,
+        __file__,
+        "--drive",
+        str(clients),
+        str(parameters),
+        str(rounds),
+        str(folder),
+    ]
     with ExitStack() as stack:
-        server = stack.enter_context(_process(command, folder / "server.log", stdout=subprocess.PIPE))
+        server = stack.enter_context(
+            _process(command, folder / "server.log", stdout=subprocess.PIPE)
+        )
         assert server.stdout is not None
         port = server.stdout.readline().decode().strip()
         if not port:
             raise SystemExit((folder / "server.log").read_text())
         for client in range(clients):
             tls = folder / "certs" / "clients" / f"{client:03d}"
-            line = [sys.executable, __file__, "--echo", f"localhost:{port}", str(tls), str(folder / f"state-{client}")]
+            line = [
+                sys.executable,
+                __file__,
+                "--echo",
+                f"localhost:{port}",
+                str(tls),
+                str(folder / f"state-{client}"),
+            ]
             stack.enter_context(_process(line, folder / f"client-{client}.log"))
         result = server.stdout.read().decode()
         if not result.startswith(RESULT):
@@ -203,11 +253,20 @@ def drive(clients: int, parameters: int, rounds: int, folder: Path) -> None:
 
     credentials = server_credentials(folder / "certs" / "server")
     times: list[float] = []
-    with GrpcGrid(digits(clients, "finetune"), "127.0.0.1:0", credentials=credentials) as grid:
+    with GrpcGrid(
+        digits(clients, "finetune"), "127.0.0.1:0", credentials=credentials
+    ) as grid:
         print(grid.port, flush=True)
-        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        strategy = FedAvg(
+            fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+        )
         arrays = to_record(first_arrays("echo", clients, parameters))
-        strategy.start(grid, arrays, num_rounds=rounds + 1, evaluate_fn=lambda *_: times.append(time.time()))
+        strategy.start(
+            grid,
+            arrays,
+            num_rounds=rounds + 1,
+            evaluate_fn=lambda *_: times.append(time.time()),
+        )
         grid.finish()
     print(RESULT + json.dumps(times), flush=True)
 
@@ -218,7 +277,14 @@ def echo(server: str, tls: Path, state: Path) -> None:
 
     from fedknow.client.edge.client import EdgeClient, run_client
 
-    run_client(EdgeClient(server, state, tls=tls, node=lambda config: Echo(config, Nothing(config.data.clients))))
+    run_client(
+        EdgeClient(
+            server,
+            state,
+            tls=tls,
+            node=lambda config: Echo(config, Nothing(config.data.clients)),
+        )
+    )
 
 
 # --- Flower's ---------------------------------------------------------------------------------------------------------
@@ -240,14 +306,36 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
     os.environ["FLWR_HOME"] = str(home)
     settings = f'clients={clients} parameters={parameters} rounds={rounds} out="{out}"'
     with ExitStack() as stack:
-        line = [str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(link)]
+        line = [
+            str(BIN / "flower-superlink"),
+            "--insecure",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(link),
+        ]
         stack.enter_context(_process(line, folder / "superlink.log"))
         _answers(link, folder)
         for client, port in enumerate(own):
-            line = [str(BIN / "flower-supernode"), "--insecure", "--superlink", address, "--port", str(port)]
+            line = [
+                str(BIN / "flower-supernode"),
+                "--insecure",
+                "--superlink",
+                address,
+                "--port",
+                str(port),
+            ]
             line += ["--node-config", f"partition-id={client} num-partitions={clients}"]
             stack.enter_context(_process(line, folder / f"supernode-{client}.log"))
-        command = [str(BIN / "flwr"), "run", str(app), "here", "--stream", "--run-config", settings]
+        command = [
+            str(BIN / "flwr"),
+            "run",
+            str(app),
+            "here",
+            "--stream",
+            "--run-config",
+            settings,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
         if not out.exists():
             raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:] + _logs(folder))
@@ -259,12 +347,16 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
 
 
 @contextmanager
-def _process(command: Sequence[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    command: Sequence[str], log: Path, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a session of its own, ended with all that it started."""
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     with log.open("wb") as file:
         options = {"stdout": file, "stderr": file} | options
-        process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, **options
+        )
     try:
         yield process
     finally:
@@ -297,7 +389,10 @@ def _answers(port: int, folder: Path) -> None:
 
 
 def _logs(folder: Path) -> str:
-    return "\n".join(f"== {file.name}\n{file.read_text('utf-8')[-2000:]}" for file in sorted(folder.glob("*.log")))
+    return "\n".join(
+        f"== {file.name}\n{file.read_text('utf-8')[-2000:]}"
+        for file in sorted(folder.glob("*.log"))
+    )
 
 
 if __name__ == "__main__":

@@ -34,21 +34,32 @@ WAYS: dict[str, dict[str, bool]] = {
 
 def main() -> None:
     """Run all cases, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="two fits each, one repeat")
+    parser.add_argument(
+        "--quick", action="store_true", help="two fits each, one repeat"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
         give(case(**json.loads(args.case)))
         return
     results: dict[str, Any] = {}
-    columns = "".join(f"{name:>10} {'of first':>8} {'pages':>7}" for name in ("fit, ms", "score, ms"))
+    columns = "".join(
+        f"{name:>10} {'of first':>8} {'pages':>7}" for name in ("fit, ms", "score, ms")
+    )
     print(f"{'model':14} {'':18}{columns}")
     for model in MODELS:
         fits = 2 if args.quick else 6 if model == "cnn6" else 60
         cases = {
-            name: [sys.executable, __file__, "--case", json.dumps({"model": model, "fits": fits, **way})]
+            name: [
+                sys.executable,
+                __file__,
+                "--case",
+                json.dumps({"model": model, "fits": fits, **way}),
+            ]
             for name, way in WAYS.items()
         }
         runs = in_turn(cases, 1 if args.quick else args.repeats)
@@ -57,12 +68,18 @@ def main() -> None:
         for name, found in runs.items():
             row: dict[str, Any] = {"runs": found}
             for what in ("fit", "score"):
-                row |= {what: median(found, what), f"{what}_ratio": ratio(found, first, what)}
+                row |= {
+                    what: median(found, what),
+                    f"{what}_ratio": ratio(found, first, what),
+                }
                 row[f"{what}_pages"] = median(found, f"{what}_pages")
             results[model][name] = row
             print(f"{model:14} {name:18}", end="")
             for what in ("fit", "score"):
-                print(f"{1e3 * row[what]:10.1f} {row[f'{what}_ratio']:8.3f} {row[f'{what}_pages']:7.0f}", end="")
+                print(
+                    f"{1e3 * row[what]:10.1f} {row[f'{what}_ratio']:8.3f} {row[f'{what}_pages']:7.0f}",
+                    end="",
+                )
             print(flush=True)
     if not args.quick:
         write(RESULTS / "heap.json", results)
@@ -107,9 +124,14 @@ def case(model: str, fits: int, keep: bool, ours: bool) -> dict[str, float]:
             learner.adopt(weights, 0)
             learner.fit(task, Round(0, 0))
 
-    many = type(task.test)(torch.cat([task.train.x] * 16)[:800], torch.cat([task.train.y] * 16)[:800])
+    many = type(task.test)(
+        torch.cat([task.train.x] * 16)[:800], torch.cat([task.train.y] * 16)[:800]
+    )
     found: dict[str, float] = {}
-    for name, act in {"fit": fit, "score": lambda: learner.score([many], [task.head], 256)}.items():
+    for name, act in {
+        "fit": fit,
+        "score": lambda: learner.score([many], [task.head], 256),
+    }.items():
         seconds, pages = timed(act, fits)
         found |= {name: seconds, f"{name}_pages": pages}
     return found
@@ -120,7 +142,10 @@ def timed(act: Callable[[], object], times: int) -> tuple[float, float]:
     act()
     seconds, pages = [], []
     for _ in range(times):
-        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        before, began = (
+            resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
+            time.perf_counter(),
+        )
         act()
         seconds.append(time.perf_counter() - began)
         pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

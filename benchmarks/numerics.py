@@ -31,7 +31,11 @@ MODELS: dict[str, tuple[ModelConfig, tuple[int, int, int], int]] = {
     "cnn": (ModelConfig(name="cnn"), (1, 8, 8), 8),
     "cnn, 28x28": (ModelConfig(name="cnn"), (1, 28, 28), 10),
     "cnn6": (ModelConfig(name="cnn6"), (3, 32, 32), 40),
-    "resnet18, half width": (ModelConfig.model_validate({"name": "resnet18", "width": 0.5}), (3, 32, 32), 40),
+    "resnet18, half width": (
+        ModelConfig.model_validate({"name": "resnet18", "width": 0.5}),
+        (3, 32, 32),
+        40,
+    ),
 }
 """Model, image, batch."""
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -46,7 +50,9 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS / "numerics.json")
@@ -55,7 +61,9 @@ def main() -> None:
     results = {}
     for name in args.models:
         results[name] = in_turn(passes(name) | steps(name), args.repeats)
-        print(name, {way: round(ms, 3) for way, ms in results[name].items()}, flush=True)
+        print(
+            name, {way: round(ms, 3) for way, ms in results[name].items()}, flush=True
+        )
     write(args.out, results, repeats=args.repeats)
 
 

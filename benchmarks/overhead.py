@@ -40,12 +40,24 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "mlp": {
         "data": {"name": "digits", "tasks": 1, "clients": 10, "partition": "iid"},
         "model": "mlp",
-        "train": {"rounds": 101, "batch_size": 10, "optimizer": "sgd", "lr": 0.05, **TRAIN},
+        "train": {
+            "rounds": 101,
+            "batch_size": 10,
+            "optimizer": "sgd",
+            "lr": 0.05,
+            **TRAIN,
+        },
     },
     "cnn": {
         "data": {"name": "digits", "tasks": 1, "clients": 10, "partition": "iid"},
         "model": "cnn",
-        "train": {"rounds": 61, "batch_size": 16, "optimizer": "adam", "lr": 1e-3, **TRAIN},
+        "train": {
+            "rounds": 61,
+            "batch_size": 16,
+            "optimizer": "adam",
+            "lr": 1e-3,
+            **TRAIN,
+        },
     },
     "cnn6": {
         "data": {
@@ -57,7 +69,13 @@ WORKLOADS: dict[str, dict[str, Any]] = {
             "samples": 0.016,
         },
         "model": {"name": "cnn6", "init": "kaiming"},
-        "train": {"rounds": 5, "batch_size": 40, "optimizer": "adam", "lr": 1e-3, **TRAIN},
+        "train": {
+            "rounds": 5,
+            "batch_size": 40,
+            "optimizer": "adam",
+            "lr": 1e-3,
+            **TRAIN,
+        },
     },
 }
 """Settings of each run; the others are the defaults."""
@@ -65,8 +83,12 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run all cases, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS)
+    )
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="three rounds, one repeat")
@@ -74,27 +96,53 @@ def main() -> None:
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        how, processes, settings = args.case[0], int(args.case[1]), json.loads(args.case[2])
+        how, processes, settings = (
+            args.case[0],
+            int(args.case[1]),
+            json.loads(args.case[2]),
+        )
         give((ours if how == "ours" else raw)(settings, processes))
         return
     results = {}
-    print(f"{'workload':8} {'processes':>9} {'raw':>8} {'ours':>8} {'ratio':>6} {'start':>6} {'report':>6}")
+    print(
+        f"{'workload':8} {'processes':>9} {'raw':>8} {'ours':>8} {'ratio':>6} {'start':>6} {'report':>6}"
+    )
     for workload in args.workloads:
         settings = WORKLOADS[workload]
         if args.quick:
             settings = {**settings, "train": {**settings["train"], "rounds": 3}}
         for processes in args.processes:
             cases = {
-                how: [sys.executable, __file__, "--case", how, str(processes), json.dumps(settings)]
+                how: [
+                    sys.executable,
+                    __file__,
+                    "--case",
+                    how,
+                    str(processes),
+                    json.dumps(settings),
+                ]
                 for how in ("raw", "ours")
             }
             runs = in_turn(cases, 1 if args.quick else args.repeats)
             check(workload, runs)
-            row = {"raw": median(runs["raw"], "seconds"), "ours": median(runs["ours"], "seconds")}
-            row |= {"ratio": ratio(runs["ours"], runs["raw"], "seconds"), "steps": runs["raw"][0]["steps"]}
-            row |= {"cpu_ratio": ratio(runs["ours"], runs["raw"], "cpu")} if processes == 1 else {}
+            row = {
+                "raw": median(runs["raw"], "seconds"),
+                "ours": median(runs["ours"], "seconds"),
+            }
+            row |= {
+                "ratio": ratio(runs["ours"], runs["raw"], "seconds"),
+                "steps": runs["raw"][0]["steps"],
+            }
+            row |= (
+                {"cpu_ratio": ratio(runs["ours"], runs["raw"], "cpu")}
+                if processes == 1
+                else {}
+            )
             row |= {key: median(runs["ours"], key) for key in ("start", "report")}
-            results[f"{workload}, {processes}"] = row | {"settings": settings, "runs": runs}
+            results[f"{workload}, {processes}"] = row | {
+                "settings": settings,
+                "runs": runs,
+            }
             print(
                 f"{workload:8} {processes:9} {row['raw']:8.2f} {row['ours']:8.2f} {row['ratio']:6.3f} "
                 f"{row['start']:6.2f} {row['report']:6.2f}",
@@ -108,7 +156,9 @@ def check(workload: str, runs: dict[str, list[dict[str, Any]]]) -> None:
     norms = [run["norm"] for found in runs.values() for run in found]
     right = {run["right"] for found in runs.values() for run in found}
     if max(norms) - min(norms) > 1e-3 * max(norms) or max(right) - min(right) > 0.01:
-        raise SystemExit(f"{workload}: the runs do not agree: norms {norms}, accuracies {right}")
+        raise SystemExit(
+            f"{workload}: the runs do not agree: norms {norms}, accuracies {right}"
+        )
 
 
 def ours(settings: dict[str, Any], processes: int) -> dict[str, Any]:
@@ -147,19 +197,47 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
         right = loop.score(weights, range(config.data.clients))
         ends.append(now())
     else:
-        shares = [range(first, config.data.clients, processes) for first in range(processes)]
-        with ProcessPoolExecutor(processes, get_context("spawn"), start, (config,)) as pool:
+        shares = [
+            range(first, config.data.clients, processes) for first in range(processes)
+        ]
+        with ProcessPoolExecutor(
+            processes, get_context("spawn"), start, (config,)
+        ) as pool:
             for round in range(1, config.train.rounds + 1):
                 weights = mean(
-                    list(pool.map(work, ["train"] * processes, [weights] * processes, shares, [round] * processes))
+                    list(
+                        pool.map(
+                            work,
+                            ["train"] * processes,
+                            [weights] * processes,
+                            shares,
+                            [round] * processes,
+                        )
+                    )
                 )
                 ends += [now()] * (round == 1)
-            found = list(pool.map(work, ["score"] * processes, [weights] * processes, shares, [0] * processes))
+            found = list(
+                pool.map(
+                    work,
+                    ["score"] * processes,
+                    [weights] * processes,
+                    shares,
+                    [0] * processes,
+                )
+            )
             ends.append(now())
         right = [sum(part) for part in zip(*found, strict=True)]
-    steps = sum(-(-len(y) // config.train.batch_size) for _, y in loop.data) * config.train.rounds * config.train.epochs
+    steps = (
+        sum(-(-len(y) // config.train.batch_size) for _, y in loop.data)
+        * config.train.rounds
+        * config.train.epochs
+    )
     arrays = {name: torch.as_tensor(value).numpy() for name, value in weights.items()}
-    return spent(ends) | {"norm": norm(arrays), "right": right[0] / right[1], "steps": steps}
+    return spent(ends) | {
+        "norm": norm(arrays),
+        "right": right[0] / right[1],
+        "steps": steps,
+    }
 
 
 def now() -> tuple[float, float]:
@@ -182,18 +260,35 @@ class Loop:
         keep_freed()  # as our run does; what that saves is in heap.py
         self.config = config
         benchmark = make_benchmark(config)
-        self.model = build_model(config.model, benchmark.shape, benchmark.classes, integer(config.seed, "model"))
-        self.format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.model = build_model(
+            config.model,
+            benchmark.shape,
+            benchmark.classes,
+            integer(config.seed, "model"),
+        )
+        self.format = (
+            torch.channels_last
+            if config.train.channels_last
+            else torch.contiguous_format
+        )
         self.model.to(memory_format=self.format)
         tasks = [benchmark.task(client, 0) for client in range(config.data.clients)]
-        self.data = [(task.train.x.contiguous(memory_format=self.format), task.train.y) for task in tasks]
-        self.test = [(task.test.x.contiguous(memory_format=self.format), task.test.y) for task in tasks]
+        self.data = [
+            (task.train.x.contiguous(memory_format=self.format), task.train.y)
+            for task in tasks
+        ]
+        self.test = [
+            (task.test.x.contiguous(memory_format=self.format), task.test.y)
+            for task in tasks
+        ]
 
     def initial(self) -> dict[str, Tensor]:
         """The first global weights."""
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
-    def train(self, weights: dict[str, Tensor], clients: range, round: int) -> tuple[dict[str, Tensor], int]:
+    def train(
+        self, weights: dict[str, Tensor], clients: range, round: int
+    ) -> tuple[dict[str, Tensor], int]:
         """One round of these clients: the sum of their weights times their samples, and the samples."""
         import torch
         from torch.nn import functional as F
@@ -208,12 +303,16 @@ class Loop:
             x, y = self.data[client]
             model.load_state_dict(weights)
             model.train()
-            optimizer = optimizers[train.optimizer](model.parameters(), lr=train.lr, fused=True)
+            optimizer = optimizers[train.optimizer](
+                model.parameters(), lr=train.lr, fused=True
+            )
             seed = integer(self.config.seed, "train", client, 0, round)
             generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed)
             for _ in range(train.epochs):
-                for index in torch.randperm(len(y), generator=generator).split(train.batch_size):
+                for index in torch.randperm(len(y), generator=generator).split(
+                    train.batch_size
+                ):
                     optimizer.zero_grad()
                     F.cross_entropy(model(x[index]), y[index]).backward()
                     optimizer.step()
@@ -233,7 +332,11 @@ class Loop:
             for client in clients:
                 x, y = self.test[client]
                 parts = x.split(self.config.evaluation.batch_size)
-                right += int((torch.cat([self.model(part) for part in parts]).argmax(1) == y).sum())
+                right += int(
+                    (
+                        torch.cat([self.model(part) for part in parts]).argmax(1) == y
+                    ).sum()
+                )
         return right, sum(len(self.test[client][1]) for client in clients)
 
 
@@ -245,13 +348,19 @@ def start(config: ExperimentConfig) -> None:
 
 def work(what: str, weights: dict[str, Tensor], clients: range, round: int) -> Any:
     """A share of a round, in a process of the pool."""
-    return _loop.train(weights, clients, round) if what == "train" else _loop.score(weights, clients)
+    return (
+        _loop.train(weights, clients, round)
+        if what == "train"
+        else _loop.score(weights, clients)
+    )
 
 
 def mean(parts: list[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
     """The weighted mean of all clients, from sums over some of them."""
     samples = sum(part[1] for part in parts)
-    return {name: sum(part[0][name] for part in parts) / samples for name in parts[0][0]}
+    return {
+        name: sum(part[0][name] for part in parts) / samples for name in parts[0][0]
+    }
 
 
 def configuration(settings: dict[str, Any], processes: int) -> ExperimentConfig:
@@ -265,7 +374,9 @@ def configuration(settings: dict[str, Any], processes: int) -> ExperimentConfig:
 
 def norm(arrays: Any) -> float:
     """L2 norm of all weights together."""
-    return float(sum(float((array.astype(float) ** 2).sum()) for array in arrays.values()) ** 0.5)
+    return float(
+        sum(float((array.astype(float) ** 2).sum()) for array in arrays.values()) ** 0.5
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ Json = Any
 
 def main() -> int:
     """Rewrite or check the pages."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--pages", type=Path, nargs="+", default=PAGES)
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -39,7 +41,10 @@ def main() -> int:
         if not args.check:
             page.write_text(after, "utf-8")
     if args.check:
-        print("\n".join(f"{page}: run benchmarks/page.py" for page in stale) or "the tables are those of the results")
+        print(
+            "\n".join(f"{page}: run benchmarks/page.py" for page in stale)
+            or "the tables are those of the results"
+        )
     return int(args.check and bool(stale))
 
 
@@ -48,8 +53,16 @@ def render(page: str, results: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match[1]
-        path = results / (f"{name}.json" if name not in COMPARISONS else f"{COMPARISONS[name]}/compare.json")
-        text = TABLES[name](json.loads(path.read_text("utf-8"))) if path.exists() else "Not measured yet."
+        path = results / (
+            f"{name}.json"
+            if name not in COMPARISONS
+            else f"{COMPARISONS[name]}/compare.json"
+        )
+        text = (
+            TABLES[name](json.loads(path.read_text("utf-8")))
+            if path.exists()
+            else "Not measured yet."
+        )
         return f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", fill, page, flags=re.DOTALL)
@@ -57,7 +70,11 @@ def render(page: str, results: Path) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in Markdown; a number that is given as such gets three digits."""
-    lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([_cell(value) for value in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
@@ -69,8 +86,14 @@ def _cell(value: object) -> str:
 
 def taken(about: Mapping[str, Any]) -> str:
     """Where, when and how: one line below a table."""
-    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
-    where = about.get("gpu") or about.get("machine") or f"{about.get('cpu')}, {about.get('cores')} cores"
+    versions = ", ".join(
+        f"{name} {version}" for name, version in about.get("versions", {}).items()
+    )
+    where = (
+        about.get("gpu")
+        or about.get("machine")
+        or f"{about.get('cpu')}, {about.get('cores')} cores"
+    )
     load = about.get("load_at_end")
     parts = [f"`{about['command']}`", where, versions, about.get("date", "")[:10]]
     parts += [] if load is None else [f"load at the end {load:.1f}"]
@@ -82,12 +105,24 @@ def fedknow_step(found: Json) -> str:
     parts = []
     for name, case in found.items():
         ways = list(case["rows"][0]["ratio"])
-        keys = {"violated": "violated", "active": "active", "pullbacks": "VJPs", "pushforwards": "JVPs"}
-        keys |= {"steps-violating": "steps that violate any", "steps-active": "steps with any active"}
+        keys = {
+            "violated": "violated",
+            "active": "active",
+            "pullbacks": "VJPs",
+            "pushforwards": "JVPs",
+        }
+        keys |= {
+            "steps-violating": "steps that violate any",
+            "steps-active": "steps with any active",
+        }
         keys = {key: name for key, name in keys.items() if key in case["rows"][0]}
         head = ["past tasks", *ways, *keys.values()]
         rows = [
-            [row["past"], *(_median(row["ratio"].get(way)) for way in ways), *(float(row[key]) for key in keys)]
+            [
+                row["past"],
+                *(_median(row["ratio"].get(way)) for way in ways),
+                *(float(row[key]) for key in keys),
+            ]
             for row in case["rows"]
         ]
         parts.append(f"{name}:\n\n{table(head, rows)}\n\n{taken(case)}")
@@ -100,28 +135,61 @@ def _median(ratio: Mapping[str, float] | None) -> float | None:
 
 def overhead(found: Json) -> str:
     """(b)"""
-    head = ["model, processes", "steps", "raw, s", "ours, s", "ratio", "CPU seconds", "start, s", "report, s"]
+    head = [
+        "model, processes",
+        "steps",
+        "raw, s",
+        "ours, s",
+        "ratio",
+        "CPU seconds",
+        "start, s",
+        "report, s",
+    ]
     keys = ("steps", "raw", "ours", "ratio", "cpu_ratio", "start", "report")
-    rows = [[name, *(row.get(key) for key in keys)] for name, row in found["results"].items()]
+    rows = [
+        [name, *(row.get(key) for key in keys)]
+        for name, row in found["results"].items()
+    ]
     return f"{table(head, rows)}\n\n{taken(found['about'])}"
 
 
 def engine_vs_flower(found: Json) -> str:
     """(c)"""
     cases = found["cases"]
-    engines = [engine for engine in ("ray", "inline") if any(case["engine"] == engine for case in cases)]
-    names = {"first": "first round, s", "whole_run": "whole run, s", "peak_mb": "peak MB"}
+    engines = [
+        engine
+        for engine in ("ray", "inline")
+        if any(case["engine"] == engine for case in cases)
+    ]
+    names = {
+        "first": "first round, s",
+        "whole_run": "whole run, s",
+        "peak_mb": "peak MB",
+    }
     also = {key: name for key, name in names.items() if key in cases[0]}
-    also.pop("first" if "whole_run" in also else "", None)  # which is without start-up there
+    also.pop(
+        "first" if "whole_run" in also else "", None
+    )  # which is without start-up there
     by = {(case["workload"], case["clients"], case["engine"]): case for case in cases}
     rows = []
-    for workload, clients in dict.fromkeys((case["workload"], case["clients"]) for case in cases):
+    for workload, clients in dict.fromkeys(
+        (case["workload"], case["clients"]) for case in cases
+    ):
         flower = by.get((workload, clients, "flower"), {}).get("median")
         ours = [by.get((workload, clients, engine)) for engine in engines]
-        each = [by.get((workload, clients, engine), {}) for engine in ("flower", *engines)]
+        each = [
+            by.get((workload, clients, engine), {}) for engine in ("flower", *engines)
+        ]
         besides = [" / ".join(_cell(case.get(key)) for case in each) for key in also]
-        rows.append([workload, clients, flower, *(_faster(case) for case in ours), *besides])
-    head = ["clients do", "clients", "Flower, s a round", *(f"ours, {engine}" for engine in engines)]
+        rows.append(
+            [workload, clients, flower, *(_faster(case) for case in ours), *besides]
+        )
+    head = [
+        "clients do",
+        "clients",
+        "Flower, s a round",
+        *(f"ours, {engine}" for engine in engines),
+    ]
     head += [f"{what} ({' / '.join(('Flower', *engines))})" for what in also.values()]
     return f"{table(head, rows)}\n\n{taken(found['about'])}"
 
@@ -135,9 +203,21 @@ def _faster(case: Mapping[str, Any] | None) -> str | None:
 
 def pfl_race(found: Json) -> str:
     """(d)"""
-    head = ["model, processes", "contender", "client updates/s", "times pfl", "times pfl, CPU seconds"]
+    head = [
+        "model, processes",
+        "contender",
+        "client updates/s",
+        "times pfl",
+        "times pfl, CPU seconds",
+    ]
     rows = [
-        [name, contender, row["updates_per_second"], row.get("ratio"), row.get("cpu_ratio")]
+        [
+            name,
+            contender,
+            row["updates_per_second"],
+            row.get("ratio"),
+            row.get("cpu_ratio"),
+        ]
         for name, case in found["results"].items()
         for contender, row in case["contenders"].items()
     ]
@@ -146,10 +226,27 @@ def pfl_race(found: Json) -> str:
 
 def heap(found: Json) -> str:
     """(a), what is kept of freed memory."""
-    head = ["model", "", "training, ms", "of the first", "pages", "scoring, ms", "of the first", "pages"]
+    head = [
+        "model",
+        "",
+        "training, ms",
+        "of the first",
+        "pages",
+        "scoring, ms",
+        "of the first",
+        "pages",
+    ]
     columns = (("", 1e3), ("_ratio", 1), ("_pages", 1))
     rows = [
-        [model, way, *(row[f"{what}{of}"] * unit for what in ("fit", "score") for of, unit in columns)]
+        [
+            model,
+            way,
+            *(
+                row[f"{what}{of}"] * unit
+                for what in ("fit", "score")
+                for of, unit in columns
+            ),
+        ]
         for model, ways in found["results"].items()
         for way, row in ways.items()
     ]
@@ -160,13 +257,24 @@ def small_models(found: Json) -> str:
     """(e)"""
     phases = ("start", "rounds", "scoring", "end")
     rows = [
-        [backend, row["seconds"], *(row[phase] for phase in phases), row["updates_per_second"]]
+        [
+            backend,
+            row["seconds"],
+            *(row[phase] for phase in phases),
+            row["updates_per_second"],
+        ]
         for backend, row in found["results"].items()
     ]
     rows += [
-        [name, float(seconds), None, None, None, None, None] for name, seconds in found["about"]["published"].items()
+        [name, float(seconds), None, None, None, None, None]
+        for name, seconds in found["about"]["published"].items()
     ]
-    head = ["", "whole run, s", *(f"{phase}, s" for phase in phases), "client updates/s"]
+    head = [
+        "",
+        "whole run, s",
+        *(f"{phase}, s" for phase in phases),
+        "client updates/s",
+    ]
     return f"{table(head, rows)}\n\n{taken(found['about'])}"
 
 
@@ -175,12 +283,26 @@ def precision(found: Json) -> str:
 
     def figure(row: Mapping[str, Any], name: str, scale: float) -> str:
         mean, half = row[name]
-        return f"{scale * mean:.1f}" + ("" if half is None else f" ± {scale * half:.1f}")
+        return f"{scale * mean:.1f}" + (
+            "" if half is None else f" ± {scale * half:.1f}"
+        )
 
-    head = ["learner", "", "accuracy, %", "forgetting, points", "time, s", "fp32 / bf16 time"]
+    head = [
+        "learner",
+        "",
+        "accuracy, %",
+        "forgetting, points",
+        "time, s",
+        "fp32 / bf16 time",
+    ]
     figures = (("accuracy", 100), ("forgetting", 100), ("seconds", 1))
     rows = [
-        [row["learner"], row["what"], *(figure(row, *of) for of in figures), row.get("speedup")]
+        [
+            row["learner"],
+            row["what"],
+            *(figure(row, *of) for of in figures),
+            row.get("speedup"),
+        ]
         for row in found["results"]["table"]
     ]
     return f"{table(head, rows)}\n\n{taken(found['about'])}"
@@ -191,8 +313,14 @@ def growth(found: Json) -> str:
     results = found["results"]
     parts = []
     for name, rows in results.items() if isinstance(results, dict) else [("", results)]:
-        head = [key for key, value in rows[0].items() if isinstance(value, int | float | str)]
-        parts.append(f"{name}\n\n{table(head, [[row.get(key) for key in head] for row in rows])}".strip())
+        head = [
+            key
+            for key, value in rows[0].items()
+            if isinstance(value, int | float | str)
+        ]
+        parts.append(
+            f"{name}\n\n{table(head, [[row.get(key) for key in head] for row in rows])}".strip()
+        )
     return "\n\n".join([*parts, taken(found["about"])])
 
 
@@ -205,9 +333,14 @@ def asynchronous(found: Json) -> str:
 def vmap_clients(found: Json) -> str:
     """Clients at once: the gain."""
     counts = list(dict.fromkeys(case["clients"] for case in found["results"]))
-    gains = {(case["model"], case["clients"]): case["gain"] for case in found["results"]}
+    gains = {
+        (case["model"], case["clients"]): case["gain"] for case in found["results"]
+    }
     sizes = {case["model"]: case["parameters"] for case in found["results"]}
-    rows = [[model, f"{size:,}", *(gains.get((model, count)) for count in counts)] for model, size in sizes.items()]
+    rows = [
+        [model, f"{size:,}", *(gains.get((model, count)) for count in counts)]
+        for model, size in sizes.items()
+    ]
     return f"{table(['model', 'parameters', *counts], rows)}\n\n{taken(found['about'])}"
 
 
@@ -222,16 +355,29 @@ def numerics(found: Json) -> str:
 def grpc_round(found: Json) -> str:
     """Rounds over gRPC."""
     head = ["", "s a round", "90 %, s", "server, peak MB"]
-    rows = [[name, row["median_seconds"], row["p90_seconds"], row["server_peak_mb"]] for name, row in found.items()]
+    rows = [
+        [name, row["median_seconds"], row["p90_seconds"], row["server_peak_mb"]]
+        for name, row in found.items()
+    ]
     return table(head, rows)
 
 
 def grpc_vs_flower(found: Json) -> str:
     """Rounds over gRPC, beside Flower's."""
-    by = {(case["parameters"], case["clients"], case["system"]): case for case in found["cases"]}
-    settings = dict.fromkeys((case["parameters"], case["clients"]) for case in found["cases"])
+    by = {
+        (case["parameters"], case["clients"], case["system"]): case
+        for case in found["cases"]
+    }
+    settings = dict.fromkeys(
+        (case["parameters"], case["clients"]) for case in found["cases"]
+    )
     rows = [
-        [f"{size:,}", clients, by[size, clients, "flower"]["median"], _faster(by[size, clients, "fedknow"])]
+        [
+            f"{size:,}",
+            clients,
+            by[size, clients, "flower"]["median"],
+            _faster(by[size, clients, "fedknow"]),
+        ]
         for size, clients in settings
     ]
     head = ["parameters", "clients", "Flower, s a round", "ours"]
@@ -244,12 +390,28 @@ def comparison(found: Json) -> str:
     ours = {run["seed"]: run for run in runs if run["learner"] == "fedknow"}
 
     def lead(learner: str, measure: str) -> str:
-        pairs = [(ours[run["seed"]], run) for run in runs if run["learner"] == learner and run["seed"] in ours]
-        return "–" if learner == "fedknow" else _interval([100 * (a[measure] - b[measure]) for a, b in pairs], "+")
+        pairs = [
+            (ours[run["seed"]], run)
+            for run in runs
+            if run["learner"] == learner and run["seed"] in ours
+        ]
+        return (
+            "–"
+            if learner == "fedknow"
+            else _interval([100 * (a[measure] - b[measure]) for a, b in pairs], "+")
+        )
 
     def cells(learner: str, group: Json) -> list[object]:
-        shown = [("accuracy", 100.0), ("accuracy_global", 100.0), ("forgetting", 100.0), ("forgetting_relative", 100.0)]
-        own = [[unit * run[name] for run in runs if run["learner"] == learner] for name, unit in shown]
+        shown = [
+            ("accuracy", 100.0),
+            ("accuracy_global", 100.0),
+            ("forgetting", 100.0),
+            ("forgetting_relative", 100.0),
+        ]
+        own = [
+            [unit * run[name] for run in runs if run["learner"] == learner]
+            for name, unit in shown
+        ]
         plain = [("samples", 1e-3), ("knowledge_bytes", 1e-3), ("bytes", 1e-6)]
         return [
             f"`{learner}`",
@@ -259,7 +421,9 @@ def comparison(found: Json) -> str:
             lead(learner, "forgetting"),
         ]
 
-    ranked = sorted(found["learners"].items(), key=lambda item: -item[1]["accuracy"]["mean"])
+    ranked = sorted(
+        found["learners"].items(), key=lambda item: -item[1]["accuracy"]["mean"]
+    )
     head = [
         "learner",
         "accuracy, %",
@@ -274,7 +438,13 @@ def comparison(found: Json) -> str:
         "FedKNOW's accuracy less its",
         "FedKNOW's forgetting less its",
     ]
-    return table(head, [cells(group.get("learner", name.partition("@")[0]), group) for name, group in ranked])
+    return table(
+        head,
+        [
+            cells(group.get("learner", name.partition("@")[0]), group)
+            for name, group in ranked
+        ],
+    )
 
 
 def _interval(values: Sequence[float], sign: str = "") -> str:
@@ -295,7 +465,10 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "overhead": overhead,
     "engine_vs_flower": engine_vs_flower,
     "flower_app": lambda found: engine_vs_flower(
-        {**found, "cases": [{**case, "workload": case["learner"]} for case in found["cases"]]}
+        {
+            **found,
+            "cases": [{**case, "workload": case["learner"]} for case in found["cases"]],
+        }
     ),
     "growth": growth,
     "asynchronous": asynchronous,

@@ -19,16 +19,24 @@ if TYPE_CHECKING:
 __all__ = ["Split", "cifar10_like", "dnn", "like_images", "mnist_like", "two_layer_cnn"]
 
 
-def like_images(shape: tuple[int, int, int], samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def like_images(
+    shape: tuple[int, int, int], samples: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Ten smooth patterns under heavy noise: uint8 [n, C, H, W] and labels int64 [n], each class equally often."""
     rng = np.random.default_rng(seed)
     channels, height, width = shape
     coarse = rng.normal(size=(10, channels, 4, 4))
-    patterns = np.kron(coarse, np.ones((-(-height // 4), -(-width // 4))))[:, :, :height, :width]
+    patterns = np.kron(coarse, np.ones((-(-height // 4), -(-width // 4))))[
+        :, :, :height, :width
+    ]
     labels = rng.permutation(np.arange(samples) % 10)
     images = np.empty((samples, *shape), np.uint8)
     for part in np.array_split(np.arange(samples), max(1, samples // 5000)):
-        noisy = 128 + 6 * patterns[labels[part]] + 60 * rng.standard_normal((len(part), *shape), np.float32)
+        noisy = (
+            128
+            + 6 * patterns[labels[part]]
+            + 60 * rng.standard_normal((len(part), *shape), np.float32)
+        )
         images[part] = noisy.clip(0, 255)
     return images, labels.astype(np.int64)
 
@@ -47,7 +55,9 @@ def _dataset(name: str, shape: tuple[int, int, int], train: int, test: int) -> D
     from fedknow.client.data import Dataset
 
     images, labels = like_images(shape, train + test)
-    return Dataset.from_arrays(name, images[:train], labels[:train], images[train:], labels[train:])
+    return Dataset.from_arrays(
+        name, images[:train], labels[:train], images[train:], labels[train:]
+    )
 
 
 class Split(nn.Module):
@@ -66,14 +76,18 @@ class Split(nn.Module):
         return z
 
 
-def two_layer_cnn(shape: tuple[int, int, int], classes: int, dropout: bool = True, quick: bool = False) -> Split:
+def two_layer_cnn(
+    shape: tuple[int, int, int], classes: int, dropout: bool = True, quick: bool = False
+) -> Split:
     """pfl-research's CNN for CIFAR-10: two 3x3 convolutions, one pooling, two dense layers, dropout of 0.25 and 0.5.
 
     1,626,442 parameters at 3x32x32 and ten classes. ``quick``: with our dropout layer, whose masks are drawn faster.
     """
     drop: type[nn.Dropout] = nn.Dropout
     if quick:
-        from fedknow.client.models import Dropout as drop  # pfl's environment has no fedknow
+        from fedknow.client.models import (
+            Dropout as drop,
+        )  # pfl's environment has no fedknow
     channels, height, width = shape
     places = ((height - 4) // 2) * ((width - 4) // 2)
     body = nn.Sequential(
@@ -94,5 +108,7 @@ def two_layer_cnn(shape: tuple[int, int, int], classes: int, dropout: bool = Tru
 def dnn(shape: tuple[int, int, int], classes: int, dropout: bool = False) -> Split:
     """Two dense hidden layers of 64, without dropout: 55,050 parameters at 1x28x28 and ten classes."""
     inputs = shape[0] * shape[1] * shape[2]
-    body = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    body = nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()
+    )
     return Split(body, nn.Linear(64, classes))

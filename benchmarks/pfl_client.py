@@ -80,7 +80,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, required=True)
     parser.add_argument("--cohort", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--channels-last", action="store_true", help="not pfl's way; to see what it would bring")
+    parser.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="not pfl's way; to see what it would bring",
+    )
     parser.add_argument("--no-dropout", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,33 +98,47 @@ def main() -> None:
     cut = args.users * args.samples
     users = {
         user: PyTorchTensorDataset((xs, ys), user_id=str(user))
-        for user, (xs, ys) in enumerate(zip(x[:cut].split(args.samples), y[:cut].split(args.samples), strict=True))
+        for user, (xs, ys) in enumerate(
+            zip(x[:cut].split(args.samples), y[:cut].split(args.samples), strict=True)
+        )
     }
-    federated = FederatedDataset(users.__getitem__, get_user_sampler("random", list(users)))
-    network = Classifier(getattr(parts, args.model)(shape, 10, not args.no_dropout)).to(memory_format=form)
+    federated = FederatedDataset(
+        users.__getitem__, get_user_sampler("random", list(users))
+    )
+    network = Classifier(getattr(parts, args.model)(shape, 10, not args.no_dropout)).to(
+        memory_format=form
+    )
     parameters = list(network.parameters())
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(parameters, 1.0))
     rounds = Rounds()
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(
             central_num_iterations=args.rounds + 1,
-            evaluation_frequency=args.rounds + 1,  # in the first round only, which is warm-up
+            evaluation_frequency=args.rounds
+            + 1,  # in the first round only, which is warm-up
             train_cohort_size=args.cohort,
             val_cohort_size=0,
         ),
-        backend=SimulatedBackend(federated, federated, postprocessors=[WeightByDatapoints()]),
+        backend=SimulatedBackend(
+            federated, federated, postprocessors=[WeightByDatapoints()]
+        ),
         model=model,
-        model_train_params=NNTrainHyperParams(local_num_epochs=1, local_learning_rate=0.1, local_batch_size=10),
+        model_train_params=NNTrainHyperParams(
+            local_num_epochs=1, local_learning_rate=0.1, local_batch_size=10
+        ),
         model_eval_params=NNEvalHyperParams(local_batch_size=1000),
         callbacks=[rounds],
     )
     if int(os.environ.get("RANK", "0")) == 0:
         test = [
-            network.metrics(a, b)["accuracy"] for a, b in zip(x[cut:].split(1000), y[cut:].split(1000), strict=True)
+            network.metrics(a, b)["accuracy"]
+            for a, b in zip(x[cut:].split(1000), y[cut:].split(1000), strict=True)
         ]
         accuracy = sum(part.overall_value for part in test) / len(test)
         give(spent(rounds.ends) | {"accuracy": accuracy})
-    if torch.distributed.is_initialized():  # pfl leaves its group open, and a process may abort on the way out
+    if (
+        torch.distributed.is_initialized()
+    ):  # pfl leaves its group open, and a process may abort on the way out
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

@@ -38,7 +38,12 @@ if TYPE_CHECKING:
 
 SIZE = {"users": 1000, "cohort": 50}
 MODELS: dict[str, dict[str, Any]] = {
-    "two_layer_cnn": {"data": "cifar10_like", "shape": (3, 32, 32), "samples": 50, "rounds": 6},
+    "two_layer_cnn": {
+        "data": "cifar10_like",
+        "shape": (3, 32, 32),
+        "samples": 50,
+        "rounds": 6,
+    },
     "dnn": {"data": "mnist_like", "shape": (1, 28, 28), "samples": 60, "rounds": 30},
 }
 """Of ``parts.py``: the data of each, how many images a user has of them, and the rounds that are counted."""
@@ -46,14 +51,24 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run all cases, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pfl", type=Path, help="the Python of an environment that has pfl; without, we run alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pfl",
+        type=Path,
+        help="the Python of an environment that has pfl; without, we run alone",
+    )
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--channels-last", action="store_true", help="for pfl too")
-    parser.add_argument("--quick", action="store_true", help="cohorts of 4, two rounds, one repeat, one process")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="cohorts of 4, two rounds, one repeat, one process",
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -61,47 +76,102 @@ def main() -> None:
         case = json.loads(args.case)
         give(ours(**case))
         return
-    path = args.out or RESULTS / ("pfl_race.json" if args.device == "cpu" else f"pfl_race_{args.device}.json")
+    path = args.out or RESULTS / (
+        "pfl_race.json" if args.device == "cpu" else f"pfl_race_{args.device}.json"
+    )
     results = {}
-    print(f"{'model':14} {'processes':>9} {'':31} {'updates/s':>10} {'ratio':>6}  accuracy")
+    print(
+        f"{'model':14} {'processes':>9} {'':31} {'updates/s':>10} {'ratio':>6}  accuracy"
+    )
     for model in args.models:
         for processes in [1] if args.quick or args.device == "cuda" else args.processes:
-            size = SIZE | {"rounds": 2, "cohort": 4} if args.quick else SIZE | {"rounds": MODELS[model]["rounds"]}
+            size = (
+                SIZE | {"rounds": 2, "cohort": 4}
+                if args.quick
+                else SIZE | {"rounds": MODELS[model]["rounds"]}
+            )
             cases = commands(args, model, processes, size)
-            runs = in_turn(cases, 1 if args.quick else args.repeats, **environment(args.device))
+            runs = in_turn(
+                cases, 1 if args.quick else args.repeats, **environment(args.device)
+            )
             updates = size["cohort"] * size["rounds"]
-            results[f"{model}, {processes}"] = size | {"samples": MODELS[model]["samples"], "contenders": {}}
+            results[f"{model}, {processes}"] = size | {
+                "samples": MODELS[model]["samples"],
+                "contenders": {},
+            }
             for name, found in runs.items():
-                row: dict[str, Any] = {"updates_per_second": updates / median(found, "seconds"), "runs": found}
-                row |= {"ratio": ratio(runs["pfl"], found, "seconds")} if "pfl" in runs else {}
-                row |= {"cpu_ratio": ratio(runs["pfl"], found, "cpu")} if "pfl" in runs and processes == 1 else {}
+                row: dict[str, Any] = {
+                    "updates_per_second": updates / median(found, "seconds"),
+                    "runs": found,
+                }
+                row |= (
+                    {"ratio": ratio(runs["pfl"], found, "seconds")}
+                    if "pfl" in runs
+                    else {}
+                )
+                row |= (
+                    {"cpu_ratio": ratio(runs["pfl"], found, "cpu")}
+                    if "pfl" in runs and processes == 1
+                    else {}
+                )
                 row |= {"accuracy": median(found, "accuracy")}
                 results[f"{model}, {processes}"]["contenders"][name] = row
-                times, rate = (f"{row['ratio']:6.2f}" if "ratio" in row else " " * 6), row["updates_per_second"]
-                print(f"{model:14} {processes:9} {name:31} {rate:10.1f} {times}  {row['accuracy']:.3f}", flush=True)
-            write(path, results, device=args.device, channels_last_for_pfl=args.channels_last)
+                times, rate = (
+                    (f"{row['ratio']:6.2f}" if "ratio" in row else " " * 6),
+                    row["updates_per_second"],
+                )
+                print(
+                    f"{model:14} {processes:9} {name:31} {rate:10.1f} {times}  {row['accuracy']:.3f}",
+                    flush=True,
+                )
+            write(
+                path,
+                results,
+                device=args.device,
+                channels_last_for_pfl=args.channels_last,
+            )
 
 
-def commands(args: argparse.Namespace, model: str, processes: int, size: Mapping[str, int]) -> dict[str, list[str]]:
+def commands(
+    args: argparse.Namespace, model: str, processes: int, size: Mapping[str, int]
+) -> dict[str, list[str]]:
     """The case of each contender."""
     cases = {}
     if args.pfl:
-        many = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-        options = [text for key, value in size.items() for text in (f"--{key}", str(value))]
+        many = (
+            ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+            if processes > 1
+            else []
+        )
+        options = [
+            text for key, value in size.items() for text in (f"--{key}", str(value))
+        ]
         options += ["--model", model, "--samples", str(MODELS[model]["samples"])]
         options += ["--shape", *map(str, MODELS[model]["shape"])]
-        options += ["--channels-last"] * args.channels_last + ["--no-dropout"] * (args.device == "cuda")
+        options += ["--channels-last"] * args.channels_last + ["--no-dropout"] * (
+            args.device == "cuda"
+        )
         cases["pfl"] = [str(args.pfl), *many, str(HERE / "pfl_client.py"), *options]
     ways: dict[str, dict[str, Any]] = {"ours": {"vectorize": "off"}}
     if args.device == "cuda":
         ways = {"ours": {"vectorize": "on", "dropout": False}}
         ways["ours, running mean"] = ways["ours"] | {"running_mean": True}
     else:
-        more = {"vectorize": "auto"} if model == "dnn" else {"vectorize": "off", "quick": True}
+        more = (
+            {"vectorize": "auto"}
+            if model == "dnn"
+            else {"vectorize": "off", "quick": True}
+        )
         name = "ours, vectorized" if model == "dnn" else "ours, its dropout"
         ways |= {name: more, f"{name}, running mean": {**more, "running_mean": True}}
     for name, way in ways.items():
-        case = {"device": args.device, "model": model, "processes": processes, **way, **size}
+        case = {
+            "device": args.device,
+            "model": model,
+            "processes": processes,
+            **way,
+            **size,
+        }
         cases[name] = [sys.executable, __file__, "--case", json.dumps(case)]
     return cases
 
@@ -141,7 +211,9 @@ def configuration(
     return resolve(read_config({}, changes))
 
 
-def ours(model: str, processes: int, users: int, cohort: int, rounds: int, **options: Any) -> dict[str, Any]:
+def ours(
+    model: str, processes: int, users: int, cohort: int, rounds: int, **options: Any
+) -> dict[str, Any]:
     """A whole run of ours; what is counted is from the end of the first round to that of the last."""
     from fedknow.client.host import one_thread
     from fedknow.simulations.simulate import simulate

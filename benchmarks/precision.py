@@ -30,11 +30,19 @@ FIGURES = ("accuracy", "accuracy_global", "forgetting", "seconds")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="cifar100-mini")
     parser.add_argument("--learners", nargs="+", default=["fedknow", "fedrep"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the preset")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes of the preset",
+    )
     parser.add_argument("--runs", type=int, default=10**6, help="most runs to make now")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
@@ -43,15 +51,37 @@ def main() -> None:
     if args.case:
         give(run(args.preset, args.case))
         return
-    known = json.loads(args.out.read_text())["results"]["runs"] if args.out.exists() and not args.fresh else []
+    known = (
+        json.loads(args.out.read_text())["results"]["runs"]
+        if args.out.exists() and not args.fresh
+        else []
+    )
     have = {(run["seed"], run["learner"], run["precision"]) for run in known}
-    wanted = [case for case in itertools.product(range(args.seeds), args.learners, PRECISIONS) if case not in have]
+    wanted = [
+        case
+        for case in itertools.product(range(args.seeds), args.learners, PRECISIONS)
+        if case not in have
+    ]
     for seed, learner, precision in wanted[: args.runs]:
-        changes = [f"learner={learner}", f"seed={seed}", f"train.precision={precision}", *args.set]
-        figures = measure([sys.executable, __file__, "--preset", args.preset, "--case", *changes])
-        known.append({"learner": learner, "seed": seed, "precision": precision, **figures})
+        changes = [
+            f"learner={learner}",
+            f"seed={seed}",
+            f"train.precision={precision}",
+            *args.set,
+        ]
+        figures = measure(
+            [sys.executable, __file__, "--preset", args.preset, "--case", *changes]
+        )
+        known.append(
+            {"learner": learner, "seed": seed, "precision": precision, **figures}
+        )
         print(known[-1], flush=True)
-        write(args.out, {"runs": known, "table": table(known)}, preset=args.preset, changes=args.set)
+        write(
+            args.out,
+            {"runs": known, "table": table(known)},
+            preset=args.preset,
+            changes=args.set,
+        )
     for row in table(known):
         print(row)
 
@@ -67,19 +97,31 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and 95 % interval over seeds: of each precision, and of bf16 minus fp32 seed by seed."""
     rows: list[dict[str, Any]] = []
     for learner in dict.fromkeys(run["learner"] for run in runs):
-        both = [[r for r in runs if (r["learner"], r["precision"]) == (learner, name)] for name in PRECISIONS]
+        both = [
+            [r for r in runs if (r["learner"], r["precision"]) == (learner, name)]
+            for name in PRECISIONS
+        ]
         for name, own in zip(PRECISIONS, both, strict=True):
-            rows.append({"learner": learner, "what": name} | summary([{f: r[f] for f in FIGURES} for r in own]))
-        pairs = list(zip(*both, strict=False))  # the last seed's second run may be still to be made
+            rows.append(
+                {"learner": learner, "what": name}
+                | summary([{f: r[f] for f in FIGURES} for r in own])
+            )
+        pairs = list(
+            zip(*both, strict=False)
+        )  # the last seed's second run may be still to be made
         differences = [{f: b[f] - a[f] for f in FIGURES} for a, b in pairs]
         rows.append({"learner": learner, "what": "bf16 - fp32"} | summary(differences))
-        rows[-1]["speedup"] = estimate([a["seconds"] / b["seconds"] for a, b in pairs]).mean
+        rows[-1]["speedup"] = estimate(
+            [a["seconds"] / b["seconds"] for a, b in pairs]
+        ).mean
     return rows
 
 
 def summary(figures: list[dict[str, float]]) -> dict[str, Any]:
     estimates = {name: estimate(row[name] for row in figures) for name in FIGURES}
-    return {name: [e.mean, e.half if e.count > 1 else None] for name, e in estimates.items()}
+    return {
+        name: [e.mean, e.half if e.count > 1 else None] for name, e in estimates.items()
+    }
 
 
 if __name__ == "__main__":

@@ -37,52 +37,103 @@ PHASES = ("start", "rounds", "scoring", "end")
 
 def main() -> None:
     """Run all cases, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--backends", nargs="+", default=["inline", "ray"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "small_models.json")
     args = parser.parse_args()
-    size = {"clients": 50, "rounds": 5, "chosen": 10} if args.quick else {"clients": 1000, "rounds": 100, "chosen": 10}
+    size = (
+        {"clients": 50, "rounds": 5, "chosen": 10}
+        if args.quick
+        else {"clients": 1000, "rounds": 100, "chosen": 10}
+    )
     runs: dict[str, list[dict[str, Any]]] = {backend: [] for backend in args.backends}
     for _ in range(1 if args.quick else args.repeats):
         for backend in args.backends:
             runs[backend].append(run(backend, **size))
     results = {}
-    print(f"{'backend':8} {'seconds':>8} {'CPU':>6}   {' '.join(f'{phase:>8}' for phase in PHASES)}  accuracy")
+    print(
+        f"{'backend':8} {'seconds':>8} {'CPU':>6}   {' '.join(f'{phase:>8}' for phase in PHASES)}  accuracy"
+    )
     for backend, found in runs.items():
-        results[backend] = {key: median(found, key) for key in ("seconds", "cpu", *PHASES, "accuracy")}
-        results[backend] |= {"updates_per_second": size["rounds"] * size["chosen"] / results[backend]["seconds"]}
+        results[backend] = {
+            key: median(found, key) for key in ("seconds", "cpu", *PHASES, "accuracy")
+        }
+        results[backend] |= {
+            "updates_per_second": size["rounds"]
+            * size["chosen"]
+            / results[backend]["seconds"]
+        }
         results[backend] |= {"runs": found}
         phases = " ".join(f"{results[backend][phase]:8.2f}" for phase in PHASES)
         row = results[backend]
-        print(f"{backend:8} {row['seconds']:8.2f} {row['cpu']:6.2f}   {phases}  {row['accuracy']:.3f}")
-    write(args.out, results, **size, batch=10, published={"FLUTE": 200, "Flower 1.0": 1814})
+        print(
+            f"{backend:8} {row['seconds']:8.2f} {row['cpu']:6.2f}   {phases}  {row['accuracy']:.3f}"
+        )
+    write(
+        args.out,
+        results,
+        **size,
+        batch=10,
+        published={"FLUTE": 200, "Flower 1.0": 1814},
+    )
 
 
 def run(backend: str, clients: int, rounds: int, chosen: int) -> dict[str, Any]:
     """One run: its seconds from start to end, its processor time, and where the seconds went."""
     with tempfile.TemporaryDirectory() as folder:
         config, out = Path(folder) / "config.toml", Path(folder) / "run"
-        values = {"clients": clients, "rounds": rounds, "fraction": chosen / clients, "backend": backend}
+        values = {
+            "clients": clients,
+            "rounds": rounds,
+            "fraction": chosen / clients,
+            "backend": backend,
+        }
         config.write_text(CONFIG % values)
         cpu, began, clock = os.times(), time.time(), time.perf_counter()
-        command = [sys.executable, "-m", "fedknow", "simulate", str(config), "--out", str(out)]
-        subprocess.run(command, check=True, cwd=HERE, env=os.environ | QUIET, stdout=subprocess.DEVNULL)
+        command = [
+            sys.executable,
+            "-m",
+            "fedknow",
+            "simulate",
+            str(config),
+            "--out",
+            str(out),
+        ]
+        subprocess.run(
+            command,
+            check=True,
+            cwd=HERE,
+            env=os.environ | QUIET,
+            stdout=subprocess.DEVNULL,
+        )
         seconds, after = time.perf_counter() - clock, os.times()
-        events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        events = [
+            json.loads(line)
+            for line in (out / "metrics.jsonl").read_text().splitlines()
+        ]
     at = {event["event"]: event["time"] for event in events}
     first = next(event for event in events if event["event"] == "round")
-    started = first["time"] - first["seconds"]  # the first round's warm-up belongs to the rounds
+    started = (
+        first["time"] - first["seconds"]
+    )  # the first round's warm-up belongs to the rounds
     return {
         "seconds": seconds,
         # Ray's processes are not children of ours: theirs is not in it.
-        "cpu": after.children_user - cpu.children_user + after.children_system - cpu.children_system,
+        "cpu": after.children_user
+        - cpu.children_user
+        + after.children_system
+        - cpu.children_system,
         "start": started - began,
         "rounds": at["round"] - started,
         "scoring": at["end"] - at["round"],
         "end": seconds - (at["end"] - began),
-        "accuracy": next(event["accuracy"] for event in events if event["event"] == "end"),
+        "accuracy": next(
+            event["accuracy"] for event in events if event["event"] == "end"
+        ),
     }
 
 

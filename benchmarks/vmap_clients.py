@@ -40,14 +40,19 @@ MODELS: dict[str, tuple[int, list[str]]] = {
     "mlp 512": (28, ["model=mlp", "model.hidden=512"]),
     "cnn, 8x8": (8, ["model=cnn"]),
     "cnn": (28, ["model=cnn"]),
-    "cnn6, quarter width": (28, ["model=cnn6", "model.width=0.25", "model.dropout=false"]),
+    "cnn6, quarter width": (
+        28,
+        ["model=cnn6", "model.width=0.25", "model.dropout=false"],
+    ),
 }
 """Side of the images, and settings."""
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--clients", nargs="+", type=int, default=CLIENTS)
@@ -60,13 +65,29 @@ def main() -> None:
         for model in args.models
         for clients in args.clients
     ]
-    name = "vmap_clients.json" if args.device == "cpu" else f"vmap_clients_{args.device}.json"
-    write(args.out or RESULTS / name, results, samples=SAMPLES, batch=10, repeats=args.repeats)
+    name = (
+        "vmap_clients.json"
+        if args.device == "cpu"
+        else f"vmap_clients_{args.device}.json"
+    )
+    write(
+        args.out or RESULTS / name,
+        results,
+        samples=SAMPLES,
+        batch=10,
+        repeats=args.repeats,
+    )
 
 
 def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[str, Any]:
     side, own = MODELS[name]
-    changes = ["learner=fedavg", "train.batch_size=10", "train.epochs=1", "train.optimizer=sgd", *own]
+    changes = [
+        "learner=fedavg",
+        "train.batch_size=10",
+        "train.epochs=1",
+        "train.optimizer=sgd",
+        *own,
+    ]
     learner = build_learner(read_config({}, changes), (1, side, side), CLASSES, device)
     starts = [start(learner, side, client, device) for client in range(clients)]
     seconds: dict[str, list[float]] = {"one": [], "together": []}
@@ -85,9 +106,15 @@ def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[st
         "clients": clients,
         "one_ms": 1e3 * statistics.median(seconds["one"]),
         "together_ms": 1e3 * statistics.median(seconds["together"]),
-        "gain": statistics.median(a / b for a, b in zip(seconds["one"], seconds["together"], strict=True)),
+        "gain": statistics.median(
+            a / b for a, b in zip(seconds["one"], seconds["together"], strict=True)
+        ),
     }
-    print("{model}, {clients} clients: {one_ms:.2f} ms, {together_ms:.2f} ms a client: {gain:.2f}".format(**result))
+    print(
+        "{model}, {clients} clients: {one_ms:.2f} ms, {together_ms:.2f} ms a client: {gain:.2f}".format(
+            **result
+        )
+    )
     return result
 
 
@@ -96,7 +123,11 @@ def start(learner: Learner, side: int, client: int, device: torch.device) -> Sta
     x = torch.randn(SAMPLES, 1, side, side, generator=generator).to(device)
     y = torch.randint(0, CLASSES, (SAMPLES,), generator=generator).to(device)
     classes = tuple(range(CLASSES))
-    return Start(learner.send(), TaskData(0, classes, classes, Split(x, y), Split(x, y)), Round(1, client))
+    return Start(
+        learner.send(),
+        TaskData(0, classes, classes, Split(x, y), Split(x, y)),
+        Round(1, client),
+    )
 
 
 def one_by_one(learner: Learner, starts: Sequence[Start]) -> None:

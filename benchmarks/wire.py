@@ -29,7 +29,9 @@ def model(parameters: int, tensors: int) -> Arrays:
     arrays = Arrays()
     for index, size in enumerate(sizes):
         weights = rng.standard_normal(int(size), dtype=np.float32)
-        arrays[f"body.layer{index}.weight"] = np.where(rng.random(int(size)) < 0.1, weights, np.float32(0))
+        arrays[f"body.layer{index}.weight"] = np.where(
+            rng.random(int(size)) < 0.1, weights, np.float32(0)
+        )
     return arrays
 
 
@@ -50,7 +52,13 @@ def once(message: Message, encoding: Encoding) -> list[float]:
     framing, frames = timed(lambda: list(packed.frames(3, "2")))
     assembling, parcel = timed(lambda: receive(frames))
     unpacking, _ = timed(lambda: unpack(parcel))
-    return [packing, framing, assembling, unpacking, packing + framing + assembling + unpacking]
+    return [
+        packing,
+        framing,
+        assembling,
+        unpacking,
+        packing + framing + assembling + unpacking,
+    ]
 
 
 def main() -> None:
@@ -59,15 +67,28 @@ def main() -> None:
     repeats = options.parse_args().repeats
     steps = ("pack", "frames", "assemble", "unpack")
     print(
-        f"{'parameters':>10} {'encoding':>8} {'MB':>7} " + " ".join(f"{step:>9}" for step in (*steps, "all")) + "  ms"
+        f"{'parameters':>10} {'encoding':>8} {'MB':>7} "
+        + " ".join(f"{step:>9}" for step in (*steps, "all"))
+        + "  ms"
     )
     for parameters, tensors in ((11_750_000, 122), (62_000, 10)):
-        message = Message(TRAIN, 2, "1", content={ARRAYS: model(parameters, tensors), CONFIG: Config(task=0, round=1)})
+        message = Message(
+            TRAIN,
+            2,
+            "1",
+            content={
+                ARRAYS: model(parameters, tensors),
+                CONFIG: Config(task=0, round=1),
+            },
+        )
         for encoding in Encoding:
             times = [once(message, encoding) for _ in range(repeats)]
             medians = [statistics.median(step) for step in zip(*times, strict=True)]
             size = pack(message, encoding).size / 1e6
-            print(f"{parameters:>10} {encoding:>8} {size:7.2f} " + " ".join(f"{m:9.2f}" for m in medians))
+            print(
+                f"{parameters:>10} {encoding:>8} {size:7.2f} "
+                + " ".join(f"{m:9.2f}" for m in medians)
+            )
 
 
 if __name__ == "__main__":

@@ -39,13 +39,21 @@ def describe_learner(name: str) -> Description:
     kind = learner_class(name)
     summary, parts = _read_docstring(kind)
     facts = parts | {"Scenarios": " and ".join(kind.scenarios)}
-    facts["Strategy"] = kind.strategy or "any that is not one half of a method; by default fedavg"
-    facts["Source"] = f"python -m pydoc {kind.__module__}, with equations and references"
+    facts["Strategy"] = (
+        kind.strategy or "any that is not one half of a method; by default fedavg"
+    )
+    facts["Source"] = (
+        f"python -m pydoc {kind.__module__}, with equations and references"
+    )
     settings = []
     for key, field in kind.Settings.model_fields.items():
         searched = ", ".join(map(toml, kind.search.get(key, ())))
         meaning = plain(field.description or "")
-        default = None if field.is_required() else toml(field.get_default(call_default_factory=True))
+        default = (
+            None
+            if field.is_required()
+            else toml(field.get_default(call_default_factory=True))
+        )
         settings.append(Setting(key, default, allowed_values(field), meaning, searched))
     return Description(summary, facts, "learner", settings)
 
@@ -74,7 +82,9 @@ def describe_model(name: str) -> Description:
     first, _, rest = (inspect.getdoc(build) or "").partition("\n\n")
     body = rest.partition("Parameters\n---")[0]
     facts = {"What": plain(body)} if body.strip() else {}
-    return Description(plain(first), facts, "model", _arguments(build, ("shape", "classes")))
+    return Description(
+        plain(first), facts, "model", _arguments(build, ("shape", "classes"))
+    )
 
 
 def _arguments(build: Callable[..., Any], given: tuple[str, ...]) -> list[Setting]:
@@ -84,7 +94,9 @@ def _arguments(build: Callable[..., Any], given: tuple[str, ...]) -> list[Settin
     for key, parameter in inspect.signature(build).parameters.items():
         if key in given:
             continue
-        default = None if parameter.default is parameter.empty else toml(parameter.default)
+        default = (
+            None if parameter.default is parameter.empty else toml(parameter.default)
+        )
         field = FieldInfo.from_annotation(kinds.get(key, Any))
         meaning = meanings.get(key) or field.description or ""
         allowed = allowed_values(field) if key in kinds else ""

@@ -47,13 +47,19 @@ def work(message: FlowerMessage, context: Context) -> FlowerMessage:
     content = dict(ours.content)
     envelope = content.pop(ENVELOPE, None)
     if not isinstance(envelope, Config):
-        raise ValueError(f"this app does the work of fedknow.server.flower_app; the message has no {ENVELOPE} record")
+        raise ValueError(
+            f"this app does the work of fedknow.server.flower_app; the message has no {ENVELOPE} record"
+        )
     client, version = _number(envelope, "client"), _number(envelope, "version")
     store = StateStore(_state_folder(context, envelope) / f"{client:06d}", 0)
     store.retain(client, {version, _number(envelope, "committed")})
-    node = _node(_text(envelope, "config"), str(context.node_config.get("data-dir", "")))
+    node = _node(
+        _text(envelope, "config"), str(context.node_config.get("data-dir", ""))
+    )
     host = Host(node.config, node.stream, store, node)
-    mine = replace(ours, id=_text(envelope, "id"), node=node_of(client), content=content)
+    mine = replace(
+        ours, id=_text(envelope, "id"), node=node_of(client), content=content
+    )
     with one_thread():
         reply, version = host.handle(mine, version)
     answer = to_flower(replace(reply, reply_to=ours.id), message)
@@ -79,7 +85,9 @@ def _node(text: str, folder: str) -> Node:
     if config.data.name == LOCAL:
         return Node(config, LocalStream(Path(folder), config.data))
     # The server's data lie where they lie on the server.
-    config = config.model_copy(update={"data": config.data.model_copy(update={"dir": folder})})
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"dir": folder})}
+    )
     return Node(config, make_benchmark(config))
 
 
@@ -94,7 +102,9 @@ def _state_folder(context: Context, envelope: Config) -> Path:
 def _number(envelope: Config, key: str) -> int:
     value = envelope.get(key)
     if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{ENVELOPE} record: {key} = {value!r}; it must be a number from 0")
+        raise ValueError(
+            f"{ENVELOPE} record: {key} = {value!r}; it must be a number from 0"
+        )
     return value
 
 

@@ -45,7 +45,11 @@ class Host:
     """
 
     def __init__(
-        self, config: ExperimentConfig, stream: TaskStream | None, store: StateStore, node: Answerer | None = None
+        self,
+        config: ExperimentConfig,
+        stream: TaskStream | None,
+        store: StateStore,
+        node: Answerer | None = None,
     ) -> None:
         if node is None:
             from fedknow.client.node import Node
@@ -77,7 +81,9 @@ class Host:
         reply, after = self.node.handle(message, state)
         return reply, self._keep(message, version, state, after)
 
-    def handle_many(self, messages: Sequence[Message], versions: Mapping[int, int]) -> Iterator[tuple[Message, int]]:
+    def handle_many(
+        self, messages: Sequence[Message], versions: Mapping[int, int]
+    ) -> Iterator[tuple[Message, int]]:
         """Answer messages, each from the state that the client's last one left.
 
         Clients that the node can train at once (:attr:`fedknow.client.node.Node.at_once`) are.
@@ -97,11 +103,18 @@ class Host:
         now = dict(versions)
         for group in self._groups(messages):
             clients = [client_of(message.node) for message in group]
-            answers = self._handle_group(group, [now.get(client, 0) for client in clients])
-            now.update((client, version) for client, (_, version) in zip(clients, answers, strict=True))
+            answers = self._handle_group(
+                group, [now.get(client, 0) for client in clients]
+            )
+            now.update(
+                (client, version)
+                for client, (_, version) in zip(clients, answers, strict=True)
+            )
             yield from answers
 
-    def _handle_group(self, group: Sequence[Message], versions: Sequence[int]) -> list[tuple[Message, int]]:
+    def _handle_group(
+        self, group: Sequence[Message], versions: Sequence[int]
+    ) -> list[tuple[Message, int]]:
         """Answer messages that the node takes at once."""
         if len(group) == 1:
             return [self.handle(group[0], versions[0])]
@@ -114,7 +127,9 @@ class Host:
                 answers[place] = message.fail(STATE_LOST, str(error)), version
         readable = [group[place] for place in states]
         node = cast("Node", self.node)
-        for place, (reply, after) in zip(states, node.train_together(readable, list(states.values())), strict=True):
+        for place, (reply, after) in zip(
+            states, node.train_together(readable, list(states.values())), strict=True
+        ):
             version = self._keep(group[place], versions[place], states[place], after)
             answers[place] = reply, version
         return [answers[place] for place in range(len(group))]
@@ -124,8 +139,12 @@ class Host:
         most = getattr(self.node, "at_once", 1)
         group: list[Message] = []
         for message in messages:
-            fits = message.kind in (TRAIN, END_TASK) and message.node not in {other.node for other in group}
-            if group and not (fits and group[0].kind == message.kind and len(group) < most):
+            fits = message.kind in (TRAIN, END_TASK) and message.node not in {
+                other.node for other in group
+            }
+            if group and not (
+                fits and group[0].kind == message.kind and len(group) < most
+            ):
                 yield group
                 group = []
             group.append(message)
@@ -147,7 +166,12 @@ def successor(version: int, id: str) -> int:
     The same work done again gives the same version, and other work on the same state another, so that a file is
     never replaced by one with other content, whatever was lost, refused or done twice in between.
     """
-    return int.from_bytes(hashlib.blake2b(f"{version}:{id}".encode(), digest_size=6).digest(), "big") or 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(f"{version}:{id}".encode(), digest_size=6).digest(), "big"
+        )
+        or 1
+    )
 
 
 @contextmanager

@@ -17,7 +17,14 @@ from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.compute.device import Border, find_device
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
-from fedknow.client.together import FEWEST, Start, Trained, clients_at_once, fit_together, price
+from fedknow.client.together import (
+    FEWEST,
+    Start,
+    Trained,
+    clients_at_once,
+    fit_together,
+    price,
+)
 from fedknow.protocols.config import ExperimentConfig, TrainConfig
 from fedknow.protocols.instructions import own_settings, read_instructions
 from fedknow.protocols.messages import (
@@ -69,8 +76,12 @@ class Node:
         self.config = config
         self.stream = stream
         self._border = Border(find_device(config.engine.device))
-        self.learner = build_learner(config, stream.shape, stream.classes, self._border.device)
-        self.at_once = clients_at_once(self.learner, config.engine.vectorize, stream.shape)
+        self.learner = build_learner(
+            config, stream.shape, stream.classes, self._border.device
+        )
+        self.at_once = clients_at_once(
+            self.learner, config.engine.vectorize, stream.shape
+        )
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
         """Do what a message asks for.
@@ -88,9 +99,15 @@ class Node:
             The answer, and the client's state from now on: the very object given where nothing changed. If the client
             fails, the answer carries a :class:`~fedknow.protocols.messages.Failure` and the state is the old one.
         """
-        work = {TRAIN: self._train, END_TASK: self._end_task, EVALUATE: self._evaluate}.get(message.kind)
+        work = {
+            TRAIN: self._train,
+            END_TASK: self._end_task,
+            EVALUATE: self._evaluate,
+        }.get(message.kind)
         if work is None:
-            return message.fail(CLIENT_FAILED, f"this client knows no work of kind {message.kind!r}"), state
+            return message.fail(
+                CLIENT_FAILED, f"this client knows no work of kind {message.kind!r}"
+            ), state
         started = time.perf_counter()
         meter = self.learner.meter
         try:
@@ -98,7 +115,9 @@ class Node:
                 content, new = work(message, state)
         except PASSED_ON:
             raise
-        except BaseException as error:  # whatever user code raises is this client's failure, not the run's
+        except (
+            BaseException
+        ) as error:  # whatever user code raises is this client's failure, not the run's
             return _failed(message, error), state
         metrics = content[METRICS]
         assert isinstance(metrics, Metrics)
@@ -109,18 +128,29 @@ class Node:
 
     def _counted(self, *methods: str) -> AbstractContextManager[None]:
         """Count everything where one of these methods is not in parts already."""
-        return nullcontext() if self.learner.unmetered.isdisjoint(methods) else self.learner.meter.part()
+        return (
+            nullcontext()
+            if self.learner.unmetered.isdisjoint(methods)
+            else self.learner.meter.part()
+        )
 
     def _costs(self, cost: Cost, before: State, after: State) -> dict[str, float]:
         """What work on a client cost, whose state it found and left."""
         replay, knowledge = 0, 0
         for state in (before,) if before is after else (before, after):
-            samples = sum(tensor_bytes(state.get(name, {})) for name in self.learner.replay)
+            samples = sum(
+                tensor_bytes(state.get(name, {})) for name in self.learner.replay
+            )
             replay = max(replay, samples)
-            knowledge = max(knowledge, tensor_bytes(state) - tensor_bytes(state.get("kept", {})) - samples)
+            knowledge = max(
+                knowledge,
+                tensor_bytes(state) - tensor_bytes(state.get("kept", {})) - samples,
+            )
         return costs(cost, self.learner.weight_bytes, knowledge, replay)
 
-    def train_together(self, messages: Sequence[Message], states: Sequence[State]) -> list[tuple[Message, State]]:
+    def train_together(
+        self, messages: Sequence[Message], states: Sequence[State]
+    ) -> list[tuple[Message, State]]:
         """Have several clients train at once; where they are too few for it, one by one.
 
         Parameters
@@ -136,7 +166,10 @@ class Node:
             As :meth:`handle` gives them, up to rounding; ``seconds`` are shared out evenly.
         """
         if len(messages) < FEWEST:
-            return [self.handle(message, state) for message, state in zip(messages, states, strict=True)]
+            return [
+                self.handle(message, state)
+                for message, state in zip(messages, states, strict=True)
+            ]
         started = time.perf_counter()
         answers: dict[int, tuple[Message, State]] = {}
         starts: dict[int, Start] = {}
@@ -148,15 +181,21 @@ class Node:
                 if message.kind == END_TASK and self.learner.has_trained(task):
                     answers[i] = self.handle(message, state)
                     continue
-                round = self._round(message, task, "train" if message.kind == TRAIN else "end_task")
-                starts[i] = Start(self.learner.send() | self.learner.kept(), data, round)
+                round = self._round(
+                    message, task, "train" if message.kind == TRAIN else "end_task"
+                )
+                starts[i] = Start(
+                    self.learner.send() | self.learner.kept(), data, round
+                )
                 trains[i] = self.learner.train
             except PASSED_ON:
                 raise
             except BaseException as error:  # as in handle
                 answers[i] = _failed(message, error), state
         trained: dict[int, Trained] = {}
-        for train in dict.fromkeys(trains.values()):  # as a rule all clients are told the same
+        for train in dict.fromkeys(
+            trains.values()
+        ):  # as a rule all clients are told the same
             group = {i: start for i, start in starts.items() if trains[i] == train}
             self.learner.train = train
             trained |= self._fit_group(group)
@@ -170,9 +209,13 @@ class Node:
             self.learner.adopt(result.parameters, start.task.task)
             if messages[i].kind == TRAIN:
                 samples = self.learner.epochs * len(start.task.train)
-                content, state = self._trained(start.task, start.round, result.report, samples)
+                content, state = self._trained(
+                    start.task, start.round, result.report, samples
+                )
             else:
-                content, state = self._ended(start.task, start.round, self.learner.epochs * len(start.task.train))
+                content, state = self._ended(
+                    start.task, start.round, self.learner.epochs * len(start.task.train)
+                )
             own = content[METRICS]
             assert isinstance(own, Metrics)
             own |= self._costs(cost, states[i], state)
@@ -186,7 +229,13 @@ class Node:
     def _fit_group(self, starts: Mapping[int, Start]) -> dict[int, Trained]:
         """Train clients at once that are told to train alike."""
         try:
-            return dict(zip(starts, fit_together(self.learner, list(starts.values())), strict=True))
+            return dict(
+                zip(
+                    starts,
+                    fit_together(self.learner, list(starts.values())),
+                    strict=True,
+                )
+            )
         except PASSED_ON:
             raise
         except BaseException as error:  # the failure of all of them, whose tensors its traceback would keep
@@ -206,12 +255,16 @@ class Node:
         self, data: TaskData, round: Round, report: dict[str, float], samples: int
     ) -> tuple[dict[str, Record], State]:
         sent = self._arrays(self.learner.send())
-        if type(self.learner).send is Learner.send:  # which copies: nobody else holds these, so nobody need copy again
+        if (
+            type(self.learner).send is Learner.send
+        ):  # which copies: nobody else holds these, so nobody need copy again
             for array in sent.values():
                 array.flags.writeable = False
         content: dict[str, Record] = {
             ARRAYS: sent,
-            METRICS: Metrics({"num-examples": len(data.train.y), "samples": samples, **report}),
+            METRICS: Metrics(
+                {"num-examples": len(data.train.y), "samples": samples, **report}
+            ),
         }
         with self.learner.meter.part():
             extra = self.learner.share(data, round, ended=False)
@@ -219,43 +272,60 @@ class Node:
             content[EXTRA] = self._arrays(extra)
         return content, self._border.leave(self.learner.state_dict())
 
-    def _end_task(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
+    def _end_task(
+        self, message: Message, state: State
+    ) -> tuple[dict[str, Record], State]:
         task, data = self._task(message)
         self._become(state, message)
         return self._ended(data, self._round(message, task, "end_task"))
 
-    def _ended(self, data: TaskData, round: Round, before: int = 0) -> tuple[dict[str, Record], State]:
+    def _ended(
+        self, data: TaskData, round: Round, before: int = 0
+    ) -> tuple[dict[str, Record], State]:
         """End a task; ``before``: samples learned from for it apart from what the meter has seen."""
         with self.learner.meter.part():
             report = self.learner.end_task(data, round)
             extra = self.learner.share(data, round, ended=True)
         samples = before + self.learner.meter.samples
         content: dict[str, Record] = {
-            METRICS: Metrics({"num-examples": len(data.train.y), "samples": samples, **report})
+            METRICS: Metrics(
+                {"num-examples": len(data.train.y), "samples": samples, **report}
+            )
         }
         if extra:
             content[EXTRA] = self._arrays(extra)
         return content, self._border.leave(self.learner.state_dict())
 
-    def _evaluate(self, message: Message, state: State) -> tuple[dict[str, Record], State]:
+    def _evaluate(
+        self, message: Message, state: State
+    ) -> tuple[dict[str, Record], State]:
         config = own_settings(message)
         task = int(_number(message, "task"))
         client = client_of(message.node)
         current = self.stream.task(client, task)
         self._become(state, message)
         if config.get("scoring") == "global":
-            self.learner.load_kept(self._border.enter(as_tensors(_named(message, KEPT))))
+            self.learner.load_kept(
+                self._border.enter(as_tensors(_named(message, KEPT)))
+            )
         last = self.stream.tasks if config.get("forward") else task + 1
         scored = [self.stream.task(client, t) for t in range(last)]
         tests = [self._border.enter_split(data.test) for data in scored]
-        heads = [current.head if current.incremental and t <= task else data.head for t, data in enumerate(scored)]
+        heads = [
+            current.head if current.incremental and t <= task else data.head
+            for t, data in enumerate(scored)
+        ]
         with self._counted("logits", "score"):
-            results = self.learner.score(tests, heads, self.config.evaluation.batch_size)
+            results = self.learner.score(
+                tests, heads, self.config.evaluation.batch_size
+            )
         right, total, losses = ([result[i] for result in results] for i in range(3))
         metrics = Metrics(
             {
                 "num-examples": sum(total[: task + 1]),
-                "accuracy": _mean([r / n for r, n in zip(right, total, strict=True)][: task + 1]),
+                "accuracy": _mean(
+                    [r / n for r, n in zip(right, total, strict=True)][: task + 1]
+                ),
                 "loss": _mean(losses[: task + 1]),
             }
         )
@@ -268,7 +338,9 @@ class Node:
 
     def _task(self, message: Message) -> tuple[int, TaskData]:
         task = int(_number(message, "task"))
-        return task, self._border.enter_task(self.stream.task(client_of(message.node), task))
+        return task, self._border.enter_task(
+            self.stream.task(client_of(message.node), task)
+        )
 
     def _round(self, message: Message, task: int, purpose: str) -> Round:
         number = int(_number(message, "round", 0))
@@ -284,7 +356,11 @@ class Node:
         records: dict[str, Any] = {}
         parameters = _named(message, ARRAYS)
         for name, record in message.content.items():
-            if isinstance(record, Arrays) and record is not parameters and name not in (EXTRA, KEPT):
+            if (
+                isinstance(record, Arrays)
+                and record is not parameters
+                and name not in (EXTRA, KEPT)
+            ):
                 records[name] = self._border.enter(as_tensors(record))
             elif isinstance(record, Metrics):
                 records[name] = dict(record)
@@ -292,15 +368,22 @@ class Node:
 
     def _become(self, state: State, message: Message) -> None:
         _check_frozen(message, self.learner)
-        self.learner.train = self.config.train  # what the last message's strategy put in its place is over
+        self.learner.train = (
+            self.config.train
+        )  # what the last message's strategy put in its place is over
         self.learner.load_state_dict(self._border.enter(state))
         only_read = type(self.learner).receive is Learner.receive
-        self.learner.receive(self._border.enter(as_tensors(_named(message, ARRAYS), only_read)))
+        self.learner.receive(
+            self._border.enter(as_tensors(_named(message, ARRAYS), only_read))
+        )
         if isinstance(extra := message.content.get(EXTRA), Arrays):
             self.learner.receive_extra(self._border.enter(as_tensors(extra)))
 
     def _arrays(self, tensors: Tensors) -> Arrays:
-        return Arrays((name, tensor.numpy()) for name, tensor in self._border.leave(tensors).items())
+        return Arrays(
+            (name, tensor.numpy())
+            for name, tensor in self._border.leave(tensors).items()
+        )
 
 
 def _check_frozen(message: Message, learner: Learner) -> None:
@@ -314,14 +397,18 @@ def _check_frozen(message: Message, learner: Learner) -> None:
 
 
 def _failed(message: Message, error: BaseException) -> Message:
-    log.info("client %d failed in %s", client_of(message.node), message.kind, exc_info=error)
+    log.info(
+        "client %d failed in %s", client_of(message.node), message.kind, exc_info=error
+    )
     return message.fail(CLIENT_FAILED, explain(error))
 
 
 def _number(message: Message, key: str, default: float | None = None) -> float:
     value = own_settings(message).get(key, default)
     if not isinstance(value, int | float):
-        raise ValueError(f"{message.kind}: the config record needs a number under {key!r}, got {value!r}")
+        raise ValueError(
+            f"{message.kind}: the config record needs a number under {key!r}, got {value!r}"
+        )
     return value
 
 
@@ -333,12 +420,16 @@ def _named(message: Message, name: str) -> Arrays:
 def as_tensors(arrays: Arrays, only_read: bool = False) -> Tensors:
     """Arrays as tensors on the same memory; copies of read-only ones, which others may share, unless only read."""
     return {
-        name: torch.from_numpy(array if only_read else np.require(array, requirements="W"))
+        name: torch.from_numpy(
+            array if only_read else np.require(array, requirements="W")
+        )
         for name, array in arrays.items()
     }
 
 
-with warnings.catch_warnings():  # PyTorch warns of read-only arrays once a process; ours are not written to
+with (
+    warnings.catch_warnings()
+):  # PyTorch warns of read-only arrays once a process; ours are not written to
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
 

@@ -22,7 +22,16 @@ from safetensors.torch import save
 from fedknow.client.compute.heap import give_back
 from fedknow.protocols.errors import FedknowError
 
-__all__ = ["State", "StateError", "StateLost", "StateStore", "load_state", "save_state", "sync_disk", "write_atomic"]
+__all__ = [
+    "State",
+    "StateError",
+    "StateLost",
+    "StateStore",
+    "load_state",
+    "save_state",
+    "sync_disk",
+    "write_atomic",
+]
 
 State = dict[str, Any]
 """A tree of dictionaries (with text as keys) and lists, whose leaves are ``torch.Tensor`` (dense, on the CPU),
@@ -56,7 +65,9 @@ class StateLost(StateError):
     is_resumable = False
 
 
-def save_state(path: str | os.PathLike[str], state: State, durable: bool = True) -> None:
+def save_state(
+    path: str | os.PathLike[str], state: State, durable: bool = True
+) -> None:
     """Write a state to a file, whole or not at all.
 
     The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of it and of the tensors' bytes.
@@ -133,13 +144,17 @@ def sync_disk(folder: Path) -> None:
         If something could not be written.
     """
     system = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(system, "syncfs"):  # it is Linux's; elsewhere all file systems are synced
+    if not hasattr(
+        system, "syncfs"
+    ):  # it is Linux's; elsewhere all file systems are synced
         os.sync()
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if system.syncfs(descriptor):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+            raise OSError(
+                ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder)
+            )
     finally:
         os.close(descriptor)
 
@@ -166,7 +181,9 @@ class StateStore:
         Whether a saved state is safe against loss of power at once, or only after :func:`sync_disk`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], memory_bytes: int, durable: bool = True) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], memory_bytes: int, durable: bool = True
+    ) -> None:
         self.folder = Path(folder)
         self.durable = durable
         self.memory_bytes = memory_bytes
@@ -237,9 +254,15 @@ class StateStore:
             If a file could not be deleted the last time.
         """
         self.settle()
-        kept = {self.path(client, version).name for client, version in keep.items() if version}
+        kept = {
+            self.path(client, version).name
+            for client, version in keep.items()
+            if version
+        }
         # What is there now: files that come later are no business of this call's.
-        self._deleting = self._background.submit(self._delete_but, kept, list(self.folder.glob(_ANY)))
+        self._deleting = self._background.submit(
+            self._delete_but, kept, list(self.folder.glob(_ANY))
+        )
 
     def settle(self) -> None:
         """Wait until :meth:`prune` is through.
@@ -266,17 +289,25 @@ class StateStore:
                 try:
                     written = (self.folder / name).stat().st_mtime_ns
                     found = self._named.get(name)
-                    named[name] = found if found and found[0] == written else (written, _parts(self.folder / name))
+                    named[name] = (
+                        found
+                        if found and found[0] == written
+                        else (written, _parts(self.folder / name))
+                    )
                 except (OSError, StateLost):  # which is for whoever asks for it to say
                     doubtful.add(_owner(name))
         self._named = named
         needed = set(kept).union(*(parts for _, parts in named.values()))
         try:
             for path in present:
-                if path.name not in needed and not (path.name.endswith(_PART) and _owner(path.name) in doubtful):
+                if path.name not in needed and not (
+                    path.name.endswith(_PART) and _owner(path.name) in doubtful
+                ):
                     path.unlink()
         except OSError as error:
-            raise StateError(f"{self.folder}: old client states cannot be deleted: {error}") from error
+            raise StateError(
+                f"{self.folder}: old client states cannot be deleted: {error}"
+            ) from error
 
     def retain(self, client: int | None, versions: Collection[int]) -> None:
         """Delete all files but those of some versions of one client; ``None``: all files.
@@ -286,23 +317,39 @@ class StateStore:
         StateError
             If a file cannot be deleted.
         """
-        kept = set() if client is None else {self.path(client, version).name for version in versions if version}
+        kept = (
+            set()
+            if client is None
+            else {self.path(client, version).name for version in versions if version}
+        )
         self._delete_but(kept, list(self.folder.glob(_ANY)))
 
     def path(self, client: int, version: int) -> Path:
         """The file of one version."""
         return self.folder / f"{client:06d}-{version:x}{_WHOLE}"
 
-    def _know(self, client: int, tree: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _know(
+        self, client: int, tree: Any, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
         """Note where the tensors lie that a client's next state may share with this one, if they are worth it."""
         leaves = list(_leaves(tree))
         if _small(tensors) and not any(map(_is_apart, leaves)):
             self._known.pop(client, None)
             return
         pairs = [(tensors[_name(leaf)], leaf) for leaf in leaves]
-        self._known[client] = {tensor.data_ptr(): _Known(tensor, leaf) for tensor, leaf in pairs if tensor.numel()}
+        self._known[client] = {
+            tensor.data_ptr(): _Known(tensor, leaf)
+            for tensor, leaf in pairs
+            if tensor.numel()
+        }
 
-    def _set_apart(self, path: Path, tree: Any, tensors: dict[str, torch.Tensor], known: Mapping[int, _Known]) -> None:
+    def _set_apart(
+        self,
+        path: Path,
+        tree: Any,
+        tensors: dict[str, torch.Tensor],
+        known: Mapping[int, _Known],
+    ) -> None:
         """Put what has not changed since last time into a part, and have the tree say what lies in which."""
         settled: list[_Leaf] = []
         lying: dict[str, list[tuple[_Leaf, _Leaf]]] = {}
@@ -313,11 +360,15 @@ class StateStore:
                 continue
             if not _is_apart(before.leaf):
                 settled.append(leaf)
-            elif before.leaf[3] == _checksum("", {"": tensor}):  # nobody has written to it, against the contract
+            elif before.leaf[3] == _checksum(
+                "", {"": tensor}
+            ):  # nobody has written to it, against the contract
                 lying.setdefault(before.leaf[2], []).append((leaf, before.leaf))
         for part, pairs in lying.items():
             needed = sum(tensors[_name(leaf)].nbytes for leaf, _ in pairs)
-            if 2 * needed < _size(path.with_name(part)):  # most of it is of no use any more, or it is lost
+            if 2 * needed < _size(
+                path.with_name(part)
+            ):  # most of it is of no use any more, or it is lost
                 settled += [leaf for leaf, _ in pairs]
             else:
                 for leaf, before_leaf in pairs:
@@ -328,7 +379,11 @@ class StateStore:
         part = path.name.removesuffix(_WHOLE) + _PART
         _write(path.with_name(part), [], unchanged, self.durable)
         for leaf in settled:
-            _place(tensors, leaf, [leaf[1], part, _checksum("", {"": tensors[_name(leaf)]})])
+            _place(
+                tensors,
+                leaf,
+                [leaf[1], part, _checksum("", {"": tensors[_name(leaf)]})],
+            )
 
     def _remember(self, client: int, version: int, state: State) -> None:
         if client in self._memory:
@@ -353,7 +408,11 @@ def _pack(state: State) -> tuple[Any, dict[str, torch.Tensor]]:
         tensor = tensor.detach()
         storage = tensor.untyped_storage()
         # safetensors wants tensors dense and apart; a view would also keep all that it is a view of in memory.
-        if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:
+        if (
+            not tensor.is_contiguous()
+            or storage.nbytes() != tensor.nbytes
+            or storage.data_ptr() in storages
+        ):
             tensor = tensor.clone(memory_format=torch.contiguous_format)
         storages.add(tensor.untyped_storage().data_ptr())
         tensors[str(len(tensors))] = tensor
@@ -369,17 +428,26 @@ def _pack(state: State) -> tuple[Any, dict[str, torch.Tensor]]:
             return value
         if isinstance(value, torch.Tensor):
             if value.layout is not torch.strided or value.device.type != "cpu":
-                raise StateError(f"state{where}: a {value.layout} tensor on {value.device}; keep dense ones on the CPU")
+                raise StateError(
+                    f"state{where}: a {value.layout} tensor on {value.device}; keep dense ones on the CPU"
+                )
             return place(value, _TENSOR)
         if isinstance(value, np.ndarray):
             try:
                 return place(torch.from_numpy(np.array(value, order="C")), _ARRAY)
             except (TypeError, ValueError):
-                raise StateError(f"state{where}: an array of type {value.dtype} cannot be kept") from None
+                raise StateError(
+                    f"state{where}: an array of type {value.dtype} cannot be kept"
+                ) from None
         if isinstance(value, list):
-            return [_LIST, *(split(item, f"{where}[{index}]") for index, item in enumerate(value))]
+            return [
+                _LIST,
+                *(split(item, f"{where}[{index}]") for index, item in enumerate(value)),
+            ]
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return {key: split(item, f"{where}[{key!r}]") for key, item in value.items()}
+            return {
+                key: split(item, f"{where}[{key!r}]") for key, item in value.items()
+            }
         raise StateError(
             f"state{where}: a {type(value).__name__} cannot be kept; use tensors, arrays, None, bool, int, float, str, "
             "lists or dictionaries with text as keys"
@@ -463,7 +531,11 @@ class _Known:
         mine = self.tensor()
         if mine is None:
             return False
-        return (mine.data_ptr(), mine.shape, mine.dtype) == (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        return (mine.data_ptr(), mine.shape, mine.dtype) == (
+            tensor.data_ptr(),
+            tensor.shape,
+            tensor.dtype,
+        )
 
 
 def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -474,23 +546,33 @@ def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
         if _is_apart(leaf):
             elsewhere.setdefault(leaf[2], []).append(leaf)
         elif _name(leaf) not in tensors:
-            raise StateLost(f"{path}: not a readable client state: tensor {_name(leaf)} is missing")
+            raise StateLost(
+                f"{path}: not a readable client state: tensor {_name(leaf)} is missing"
+            )
     for part, leaves in elsewhere.items():
         _, found = _open(path.with_name(part), {str(leaf[1]) for leaf in leaves})
         for leaf in leaves:
             tensor = found.get(str(leaf[1]))
             if tensor is None or leaf[3] != _checksum("", {"": tensor}):
-                raise StateLost(f"{path.with_name(part)}: not a readable client state: a checksum is wrong")
+                raise StateLost(
+                    f"{path.with_name(part)}: not a readable client state: a checksum is wrong"
+                )
             tensors[_name(leaf)] = tensor
     return tree, tensors
 
 
-def _open(path: Path, names: Collection[str] | None = None) -> tuple[Any, dict[str, torch.Tensor]]:
+def _open(
+    path: Path, names: Collection[str] | None = None
+) -> tuple[Any, dict[str, torch.Tensor]]:
     """Read a file's tree and its tensors, or those of some names."""
     try:
         with safe_open(str(path), "pt") as file:
             about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}  # noqa: SIM118 (not a dictionary)
+            tensors = {
+                name: file.get_tensor(name)
+                for name in file.keys()
+                if names is None or name in names
+            }  # noqa: SIM118 (not a dictionary)
             tensors = {name: tensors[name] for name in sorted(tensors, key=int)}
         if _BOUND in about:
             return _unfold(path.name, about[_BOUND], tensors, names is None), tensors
@@ -499,14 +581,20 @@ def _open(path: Path, names: Collection[str] | None = None) -> tuple[Any, dict[s
             raise ValueError("its checksum is wrong")
         return json.loads(text), tensors
     except FileNotFoundError:
-        raise StateLost(f"{path}: no such client state; was the folder changed by hand?") from None
+        raise StateLost(
+            f"{path}: no such client state; was the folder changed by hand?"
+        ) from None
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise StateLost(f"{path}: not a readable client state: {error}") from error
     except RuntimeError as error:  # torch's, where the system maps no more files
-        raise StateError(f"{path}: the client's state cannot be read: {error}") from error
+        raise StateError(
+            f"{path}: the client's state cannot be read: {error}"
+        ) from error
 
 
-def _unfold(name: str, entry: str, tensors: Mapping[str, torch.Tensor], is_whole: bool) -> Any:
+def _unfold(
+    name: str, entry: str, tensors: Mapping[str, torch.Tensor], is_whole: bool
+) -> Any:
     """The tree in a header's entry (see :func:`_fold`), if it belongs to a file of this name and these tensors.
 
     Raises
@@ -519,9 +607,13 @@ def _unfold(name: str, entry: str, tensors: Mapping[str, torch.Tensor], is_whole
         raise ValueError("its checksum is wrong")
     written, layout, tree = json.loads(text)
     if written != name:
-        raise ValueError(f"it was written as {written}, so it holds another client or another version")
+        raise ValueError(
+            f"it was written as {written}, so it holds another client or another version"
+        )
     # The bytes of a tensor do not say of which type and shape it is.
-    if {key: layout.get(key) for key in tensors} != _layout(tensors) or (is_whole and len(layout) != len(tensors)):
+    if {key: layout.get(key) for key in tensors} != _layout(tensors) or (
+        is_whole and len(layout) != len(tensors)
+    ):
         raise ValueError("its tensors are not those that were written")
     if is_whole and body != _checksum("", tensors):
         raise ValueError("its checksum is wrong")
@@ -543,17 +635,24 @@ def _parts(path: Path) -> frozenset[str]:
     tree, _ = _open(path, ())
     try:
         return frozenset(str(leaf[2]) for leaf in _leaves(tree) if _is_apart(leaf))
-    except (TypeError, KeyError) as error:  # a file of an earlier version, whose tree alone is not checked
+    except (
+        TypeError,
+        KeyError,
+    ) as error:  # a file of an earlier version, whose tree alone is not checked
         raise StateLost(f"{path}: not a readable client state: {error}") from error
 
 
-def _write(path: Path, tree: Any, tensors: Mapping[str, torch.Tensor], durable: bool) -> None:
+def _write(
+    path: Path, tree: Any, tensors: Mapping[str, torch.Tensor], durable: bool
+) -> None:
     # One entry: safetensors writes several in an order that changes from run to run.
     about = {_BOUND: _fold(path.name, tree, tensors)}
     try:
         write_atomic(path, save(dict(tensors), about), durable)
     except KeyError as error:
-        raise StateError(f"{path}: a tensor of type {error} cannot be kept; safetensors has no such type") from None
+        raise StateError(
+            f"{path}: a tensor of type {error} cannot be kept; safetensors has no such type"
+        ) from None
     except OSError as error:
         raise StateError(
             f"{path}: the client's state cannot be written: {error.strerror or error}; the state before is intact"

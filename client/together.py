@@ -94,16 +94,33 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
     schedule = _Schedule(learner, clients)
     model, train = learner.model, learner.train
     rows = {
-        name: _turned(torch.stack([client.parameters[name] for client in clients])).contiguous()
+        name: _turned(
+            torch.stack([client.parameters[name] for client in clients])
+        ).contiguous()
         for name in clients[0].parameters
     }
-    moving = {name: nn.Parameter(rows[name], p.requires_grad) for name, p in learner.trainable.items()}
-    mu = torch.tensor([client.round.proximal_mu for client in clients], device=schedule.weights.device)
-    anchors = {name: rows[name].clone() for name in moving if learner.travels(name)} if mu.any() else {}
-    body, head = ([moving[name] for name in moving if name.startswith(part)] for part in ("body.", "head."))
+    moving = {
+        name: nn.Parameter(rows[name], p.requires_grad)
+        for name, p in learner.trainable.items()
+    }
+    mu = torch.tensor(
+        [client.round.proximal_mu for client in clients], device=schedule.weights.device
+    )
+    anchors = (
+        {name: rows[name].clone() for name in moving if learner.travels(name)}
+        if mu.any()
+        else {}
+    )
+    body, head = (
+        [moving[name] for name in moving if name.startswith(part)]
+        for part in ("body.", "head.")
+    )
     optimizer = make_optimizer(train, iter(body), iter(head))
     model.train()
-    losses, right = torch.zeros_like(schedule.weights), torch.zeros_like(schedule.weights)
+    losses, right = (
+        torch.zeros_like(schedule.weights),
+        torch.zeros_like(schedule.weights),
+    )
     at_work = len(clients)
     for step, count in enumerate(schedule.at_work):
         if count < at_work:
@@ -113,22 +130,32 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         optimizer.zero_grad(set_to_none=True)
         with learner.autocast():
             natural = {name: _turned(parameter) for name, parameter in moving.items()}
-            logits = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(natural, x)
+            logits = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
+                natural, x
+            )
         z = widen(logits).masked_fill(outside, -torch.inf)
-        loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+        loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none").view(
+            y.shape
+        )
         loss = (loss * weight).sum(1)
         loss.sum().backward()  # type: ignore[no-untyped-call]
         for name, anchor in anchors.items():
             if (gradient := moving[name].grad) is not None:
-                gradient.add_(_column(mu[:count], anchor) * (moving[name].detach() - anchor[:count]))
+                gradient.add_(
+                    _column(mu[:count], anchor)
+                    * (moving[name].detach() - anchor[:count])
+                )
         if train.clip_norm:
-            _clip([p.grad for p in moving.values() if p.grad is not None], train.clip_norm)
+            _clip(
+                [p.grad for p in moving.values() if p.grad is not None], train.clip_norm
+            )
         optimizer.step()
         losses[:count, step] = loss.detach()
         right[:count, step] = ((z.detach().argmax(2) == y) & (weight > 0)).sum(1)
     trained = [
         Trained(
-            {name: _turned(value)[row] for name, value in rows.items()}, schedule.report(row, losses[row], right[row])
+            {name: _turned(value)[row] for name, value in rows.items()},
+            schedule.report(row, losses[row], right[row]),
         )
         for row in range(len(clients))
     ]
@@ -146,7 +173,9 @@ def price(learner: Learner, start: Start) -> Cost:
     with learner.meter.message():
         learner.begin(task, start.round)
         for _ in range(learner.epochs):
-            for index in batches(len(labels), learner.train.batch_size, torch.Generator(), learner.device):
+            for index in batches(
+                len(labels), learner.train.batch_size, torch.Generator(), learner.device
+            ):
                 key = learner.step_key(len(index), head, proximal)
                 if not learner.meter.charge(key):
                     with learner.meter.part(key):
@@ -177,10 +206,16 @@ class _Schedule:
         start = 0
         for row, (client, n) in enumerate(zip(clients, self._sizes, strict=True)):
             generator = torch.Generator().manual_seed(client.round.seed)
-            for step, index in enumerate(index for _ in range(learner.epochs) for index in batches(n, size, generator)):
+            for step, index in enumerate(
+                index
+                for _ in range(learner.epochs)
+                for index in batches(n, size, generator)
+            ):
                 self._index[row, step, : len(index)] = index
                 self.weights[row, step] = len(index)
-            self._index[row] += start  # short batches are filled up with the client's own first sample
+            self._index[row] += (
+                start  # short batches are filled up with the client's own first sample
+            )
             start += n
         self.at_work = [int(count) for count in (self.weights > 0).sum(0)]
         self._widths = [int(width) for width in self.weights.amax(0)]
@@ -188,7 +223,9 @@ class _Schedule:
         for row, client in enumerate(clients):
             outside[row, list(client.task.head)] = False
         device = learner.device
-        self._index, self.weights, self._outside = (t.to(device) for t in (self._index, self.weights, outside))
+        self._index, self.weights, self._outside = (
+            t.to(device) for t in (self._index, self.weights, outside)
+        )
         self._places = torch.arange(size, device=device)
         self._x = learner.images(torch.cat([client.task.train.x for client in clients]))
         self._y = torch.cat([client.task.train.y for client in clients])
@@ -203,16 +240,23 @@ class _Schedule:
             [k, b], 0 where a shorter batch is filled up; and which classes are not in use, bool [k, 1, classes].
         """
         count, width = self.at_work[step], self._widths[step]
-        index, samples = self._index[:count, step, :width], self.weights[:count, step, None]
+        index, samples = (
+            self._index[:count, step, :width],
+            self.weights[:count, step, None],
+        )
         weight = (self._places[:width] < samples) / samples
         return self._x[index], self._y[index], weight, self._outside[:count, None]
 
-    def report(self, row: int, losses: Tensor, right: Tensor) -> dict[str, float] | Diverged:
+    def report(
+        self, row: int, losses: Tensor, right: Tensor
+    ) -> dict[str, float] | Diverged:
         """What a client reports of its round: losses float [steps] and numbers of right answers [steps], by step."""
         per_epoch, epochs = self._per_epoch[row], self._learner.epochs
         own = losses[: epochs * per_epoch]
         for step in torch.nonzero(~(own < torch.inf)).flatten()[:1].tolist():
-            return Diverged.in_epoch(own[step].item(), step // per_epoch, self._learner.train)
+            return Diverged.in_epoch(
+                own[step].item(), step // per_epoch, self._learner.train
+            )
         last = slice((epochs - 1) * per_epoch, epochs * per_epoch)
         weights = self.weights[row, last].double()
         n = self._sizes[row]
@@ -223,7 +267,11 @@ class _Schedule:
         }
 
 
-def clients_at_once(learner: Learner, vectorize: Literal["off", "auto", "on"], shape: tuple[int, int, int]) -> int:
+def clients_at_once(
+    learner: Learner,
+    vectorize: Literal["off", "auto", "on"],
+    shape: tuple[int, int, int],
+) -> int:
     """How many clients :func:`fit_together` is to train at once; 1 where they are to be trained one by one.
 
     Parameters
@@ -246,7 +294,9 @@ def clients_at_once(learner: Learner, vectorize: Literal["off", "auto", "on"], s
     if fault := _fault(learner, shape):
         if vectorize == "auto":
             return 1
-        raise ConfigError(f"engine.vectorize = 'on': {fault}; set engine.vectorize = 'auto' or 'off'")
+        raise ConfigError(
+            f"engine.vectorize = 'on': {fault}; set engine.vectorize = 'auto' or 'off'"
+        )
     if learner.device.type != "cpu":
         free, _ = torch.get_device_module(learner.device).mem_get_info(learner.device)
         most = min(_MOST, int(_SHARE * free / _step_bytes(learner, shape)))
@@ -276,7 +326,10 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         return "the model has BatchNorm, which would see the samples that short batches are filled up with"
     parameters = learner.trainable
-    stacked = {name: parameter.detach().expand(2, *parameter.shape) for name, parameter in parameters.items()}
+    stacked = {
+        name: parameter.detach().expand(2, *parameter.shape)
+        for name, parameter in parameters.items()
+    }
     try:
         torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
             stacked, torch.zeros(2, 2, *shape, device=learner.device)
@@ -307,22 +360,32 @@ def _turned(stacked: Tensor) -> Tensor:
     return stacked.mT if stacked.dim() == 3 else stacked
 
 
-def _first(rows: Tensors, moving: _Moving, optimizer: torch.optim.Optimizer, count: int) -> _Moving:
+def _first(
+    rows: Tensors, moving: _Moving, optimizer: torch.optim.Optimizer, count: int
+) -> _Moving:
     """Let the optimizer go on with the first clients; the rows of those that are done stay as they are."""
-    fewer = {name: nn.Parameter(rows[name][:count], old.requires_grad) for name, old in moving.items()}
+    fewer = {
+        name: nn.Parameter(rows[name][:count], old.requires_grad)
+        for name, old in moving.items()
+    }
     new: dict[Tensor, nn.Parameter] = {old: fewer[name] for name, old in moving.items()}
     for group in optimizer.param_groups:
         group["params"] = [new[old] for old in group["params"]]
     for old, state in list(optimizer.state.items()):
         del optimizer.state[old]
         # A step counter has no rows: all clients are at the same step.
-        optimizer.state[new[old]] = {k: v[:count] if isinstance(v, Tensor) and v.dim() else v for k, v in state.items()}
+        optimizer.state[new[old]] = {
+            k: v[:count] if isinstance(v, Tensor) and v.dim() else v
+            for k, v in state.items()
+        }
     return fewer
 
 
 def _clip(gradients: Sequence[Tensor], most: float) -> None:
     """Scale each client's gradients to a norm of ``most`` at most, as ``torch.nn.utils.clip_grad_norm_`` does."""
-    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    norms = torch.stack(
+        [gradient.flatten(1).norm(dim=1) for gradient in gradients]
+    ).norm(dim=0)
     factor = (most / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(_column(factor, gradient))

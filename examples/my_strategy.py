@@ -33,7 +33,12 @@ class MyStrategy(FedAvg):
     """
 
     def __init__(self, slack: float = 1.0, fraction_train: float = 1.0) -> None:
-        super().__init__(fraction_train=fraction_train, fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+        super().__init__(
+            fraction_train=fraction_train,
+            fraction_evaluate=0.0,
+            min_train_nodes=1,
+            min_available_nodes=1,
+        )
         self.slack = slack
         self.current: dict[str, np.ndarray] = {}
 
@@ -52,13 +57,22 @@ class MyStrategy(FedAvg):
         norms = []
         for reply in replies:
             local = self._record(reply)
-            norms.append(np.sqrt(sum(np.sum((local[name].numpy() - w) ** 2) for name, w in self.current.items())))
+            norms.append(
+                np.sqrt(
+                    sum(
+                        np.sum((local[name].numpy() - w) ** 2)
+                        for name, w in self.current.items()
+                    )
+                )
+            )
         limit = self.slack * np.median(norms) if norms else 0.0
         for reply, norm in zip(replies, norms, strict=True):
             if norm > limit:
                 local = self._record(reply)
                 for name, w in self.current.items():
-                    local[name] = Array(w + (limit / norm).astype(w.dtype) * (local[name].numpy() - w))
+                    local[name] = Array(
+                        w + (limit / norm).astype(w.dtype) * (local[name].numpy() - w)
+                    )
         return super().aggregate_train(server_round, replies)
 
     def _record(self, reply: Message) -> ArrayRecord:

@@ -39,10 +39,17 @@ class RunProgress:
         Put before everything, to tell the runs of a comparison apart.
     """
 
-    def __init__(self, config: ExperimentConfig, console: Console, title: str = "") -> None:
+    def __init__(
+        self, config: ExperimentConfig, console: Console, title: str = ""
+    ) -> None:
         self._tasks, self._rounds = config.data.tasks, f"/{config.train.rounds}"
-        self._whole, self._measure = float(config.data.tasks * config.train.rounds), "server_round"
-        if (arrivals := Arrivals.of(config)) is not None:  # a task has as many rounds as go into its time
+        self._whole, self._measure = (
+            float(config.data.tasks * config.train.rounds),
+            "server_round",
+        )
+        if (
+            arrivals := Arrivals.of(config)
+        ) is not None:  # a task has as many rounds as go into its time
             self._rounds, self._whole = "", float(arrivals.ends.max())
             self._measure = "virtual_seconds" if arrivals.seconds else "server_round"
         self._console = console
@@ -61,7 +68,9 @@ class RunProgress:
                 transient=True,
                 expand=True,
             )
-            self._row = self._bar.add_task(self._prefix("starting"), total=self._whole, left="")
+            self._row = self._bar.add_task(
+                self._prefix("starting"), total=self._whole, left=""
+            )
 
     def __enter__(self) -> RunProgress:
         if self._bar is not None:
@@ -69,7 +78,10 @@ class RunProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -77,7 +89,9 @@ class RunProgress:
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show one event of the experiment (see :mod:`fedknow.server.run.experiment`)."""
         handler = getattr(self, f"_on_{event['event']}", None)
-        if handler is not None:  # an event that a later version adds is no reason to stop a run
+        if (
+            handler is not None
+        ):  # an event that a later version adds is no reason to stop a run
             handler(event)
 
     def _on_start(self, event: Mapping[str, Any]) -> None:
@@ -92,13 +106,18 @@ class RunProgress:
         place = f"task {event['task'] + 1}/{self._tasks} round {event['round']}{self._rounds}"
         if self._bar is not None:
             self._bar.update(
-                self._row, completed=done, description=self._prefix(f"{place} {self._accuracy}"), left=left
+                self._row,
+                completed=done,
+                description=self._prefix(f"{place} {self._accuracy}"),
+                left=left,
             )
             return
         parts = []
         if event.get("loss") is not None:
             parts.append(f"loss {event['loss']:.3f}")
-        if event.get("accuracy") is not None:  # on what was trained on; evaluations tell of the rest
+        if (
+            event.get("accuracy") is not None
+        ):  # on what was trained on; evaluations tell of the rest
             parts.append(f"training accuracy {100 * event['accuracy']:.1f} %")
         parts += [counted(event["clients"], "client"), f"{event['seconds']:.1f} s"]
         self._say(event, f"{place}: {', '.join(parts)}{f'; {left}' if left else ''}")
@@ -106,7 +125,10 @@ class RunProgress:
     def _on_evaluation(self, event: Mapping[str, Any]) -> None:
         self._accuracy = f"accuracy {100 * event['accuracy']:.1f} %"
         text = f"task {event['task'] + 1}/{self._tasks} after round {event['round']}{self._rounds}: {self._accuracy}"
-        for key, name in (("accuracy_global", "global model"), ("forgetting", "forgetting")):
+        for key, name in (
+            ("accuracy_global", "global model"),
+            ("forgetting", "forgetting"),
+        ):
             value = event.get(key)
             if value is not None:
                 text += f", {name} {100 * value:.1f} %"
@@ -137,7 +159,9 @@ class RunProgress:
         if self._bar is not None:
             self._console.print(escape(line), style=style, highlight=False)
         else:  # a log line is one line, however narrow the log
-            self._console.print(escape(line), style=style, highlight=False, soft_wrap=True)
+            self._console.print(
+                escape(line), style=style, highlight=False, soft_wrap=True
+            )
 
     def _prefix(self, text: str) -> str:
         return f"{self._title}: {text}" if self._title else text
@@ -148,4 +172,6 @@ def _details(event: Mapping[str, Any]) -> str:
     for key in ("message", "reason"):
         if key in event:
             return str(event[key])
-    return ", ".join(f"{key} {value}" for key, value in event.items() if key not in ("event", "time"))
+    return ", ".join(
+        f"{key} {value}" for key, value in event.items() if key not in ("event", "time")
+    )

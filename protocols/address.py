@@ -88,8 +88,12 @@ def _fault(host: str, wildcard: bool) -> str | None:
         address = ipaddress.ip_address(host)
     except ValueError:
         return _shape_fault(host) or _name_fault(host.lower(), wildcard)
-    has_zone = isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None
-    return "the zone (%) of an address is this machine's own affair" if has_zone else None
+    has_zone = (
+        isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None
+    )
+    return (
+        "the zone (%) of an address is this machine's own affair" if has_zone else None
+    )
 
 
 def _shape_fault(host: str) -> str | None:

@@ -8,7 +8,9 @@ from fedknow.protocols.values import show
 __all__ = ["check_between"]
 
 
-def check_between(option: str, value: float, low: float, high: float, remedy: str = "") -> None:
+def check_between(
+    option: str, value: float, low: float, high: float, remedy: str = ""
+) -> None:
     """Refuse a number that is not finite, too small or too large.
 
     Python's comparisons with NaN are all false, so a lower bound alone lets it pass.
@@ -39,6 +41,12 @@ def check_between(option: str, value: float, low: float, high: float, remedy: st
     """
     if low <= value <= high:  # false for NaN
         return
-    kind = "whole number" if isinstance(low, int) and isinstance(high, int) and isinstance(value, int) else "number"
+    kind = (
+        "whole number"
+        if isinstance(low, int) and isinstance(high, int) and isinstance(value, int)
+        else "number"
+    )
     end = f"; {remedy}" if remedy else ""
-    raise ConfigError(f"{option} {show(value)}: must be a {kind} from {low:.10g} to {high:.10g}{end}")
+    raise ConfigError(
+        f"{option} {show(value)}: must be a {kind} from {low:.10g} to {high:.10g}{end}"
+    )

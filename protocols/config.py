@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from fedknow.protocols.errors import REFUSED, FedknowError
 from fedknow.protocols.values import bad_values, show, too_deep
@@ -65,7 +73,9 @@ MOST_SCORES = 200_000_000
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused and values never change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class Component(BaseModel):
@@ -144,7 +154,9 @@ class DataConfig(Section):
                 f"data.classes_min = {self.classes_min} is above data.classes_max = {self.classes_max}; "
                 "lower the first or raise the second"
             )
-        if self.partition != "dirichlet" and self.alpha != (default := DataConfig.model_fields["alpha"].default):
+        if self.partition != "dirichlet" and self.alpha != (
+            default := DataConfig.model_fields["alpha"].default
+        ):
             raise ValueError(
                 f"data.alpha = {self.alpha:g} does nothing with data.partition = {self.partition!r}; "
                 f"set data.partition = 'dirichlet', or leave data.alpha at {default:g}"
@@ -264,7 +276,9 @@ def check_device(name: str, key: str = "engine.device") -> str:
         If it cannot; ``key`` is what the error calls the setting.
     """
     if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,2})?", name):
-        raise ConfigError(f"{key} = {name!r}: must be 'cpu', 'cuda', 'cuda:1' (or another number), or 'auto'")
+        raise ConfigError(
+            f"{key} = {name!r}: must be 'cpu', 'cuda', 'cuda:1' (or another number), or 'auto'"
+        )
     return name
 
 
@@ -327,7 +341,9 @@ class FleetConfig(Section):
     the devices: ``fleet = "testbed-a"``.
     """
 
-    devices: dict[str, Annotated[int, Field(ge=1, le=MOST_CLIENTS)]] | list[str] | str = {}
+    devices: (
+        dict[str, Annotated[int, Field(ge=1, le=MOST_CLIENTS)]] | list[str] | str
+    ) = {}
     """How many clients have which device (``fedknow list devices``), in the order of clients, adding up to
     ``data.clients``: ``{jetson-nano = 8, ...}``; or a list, repeated as often as need be (``ai-*``: all devices named
     so, in an order drawn at random); or the name of a whole fleet, such as ``testbed-a``."""
@@ -372,7 +388,9 @@ class FleetConfig(Section):
                     )
         for name in ("down", "up"):
             if 0 < (rate := getattr(self, name)) < 1:
-                raise ValueError(f"fleet.{name} = {rate:g}: must be at least 1 (byte a second), or 0 for no limit")
+                raise ValueError(
+                    f"fleet.{name} = {rate:g}: must be at least 1 (byte a second), or 0 for no limit"
+                )
         if self.shared and self.link_sigma:
             raise ValueError(
                 f"fleet.link_sigma = {self.link_sigma:g}: with fleet.shared = true there is one link, so set "
@@ -410,7 +428,9 @@ class ExperimentConfig(Section):
 
     def on_device(self, device: str) -> ExperimentConfig:
         """The same experiment with its clients on another device."""
-        return self.model_copy(update={"engine": self.engine.model_copy(update={"device": device})})
+        return self.model_copy(
+            update={"engine": self.engine.model_copy(update={"device": device})}
+        )
 
     def absolute(self) -> ExperimentConfig:
         """The same experiment with paths that mean the same from any folder.
@@ -452,15 +472,21 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
-        raise ConfigError(f"--set {show(text)}: write key=value, for example --set train.lr=0.01")
+        raise ConfigError(
+            f"--set {show(text)}: write key=value, for example --set train.lr=0.01"
+        )
     try:
         return path, tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         return path, value.strip()
     except RecursionError:
-        raise ConfigError(f"--set {key}: its value is nested too deeply; no setting is") from None
+        raise ConfigError(
+            f"--set {key}: its value is nested too deeply; no setting is"
+        ) from None
     except ValueError as error:  # integers with thousands of digits
-        raise ConfigError(f"--set {key}: its value is no TOML: {_first_line(error)}") from None
+        raise ConfigError(
+            f"--set {key}: its value is no TOML: {_first_line(error)}"
+        ) from None
 
 
 def read_config(
@@ -507,12 +533,18 @@ def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give a .toml file or a preset (fedknow list presets)") from None
+        raise ConfigError(
+            f"{path}: no such file; give a .toml file or a preset (fedknow list presets)"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except RecursionError:
-        raise ConfigError(f"{path}: not valid TOML: lists or tables nested too deeply") from None
-    except ValueError as error:  # of TOML, of UTF-8, of integers with thousands of digits
+        raise ConfigError(
+            f"{path}: not valid TOML: lists or tables nested too deeply"
+        ) from None
+    except (
+        ValueError
+    ) as error:  # of TOML, of UTF-8, of integers with thousands of digits
         raise ConfigError(f"{path}: not valid TOML: {_first_line(error)}") from None
 
 
@@ -526,7 +558,9 @@ def _refuse_deep(tree: Mapping[str, Any], where: str) -> None:
 
 
 def _refuse(problems: Iterable[str], where: str) -> NoReturn:
-    raise ConfigError("\n".join([f"{where}:", *(f"  {problem}" for problem in problems)])) from None
+    raise ConfigError(
+        "\n".join([f"{where}:", *(f"  {problem}" for problem in problems)])
+    ) from None
 
 
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
@@ -535,7 +569,11 @@ def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         out: dict[str, Any] = {}
         for key, value in tree.items():
-            out.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+            out.update(
+                flat(value, f"{prefix}{key}.")
+                if isinstance(value, Mapping)
+                else {f"{prefix}{key}": value}
+            )
         return out
 
     a, b = flat(old.digest_fields()), flat(new.digest_fields())
@@ -553,27 +591,54 @@ def closest(word: str, known: Iterable[str]) -> str:
 
 
 def _copy(tree: Any) -> Any:
-    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
+    return (
+        {key: _copy(value) for key, value in tree.items()}
+        if isinstance(tree, Mapping)
+        else tree
+    )
 
 
 def _assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> None:
     *parents, leaf = path
     for key in parents:
         child = tree.get(key, {})
-        if isinstance(child, str) and key in _COMPONENTS:  # learner = "gem", then --set learner.memory=20
+        if (
+            isinstance(child, str) and key in _COMPONENTS
+        ):  # learner = "gem", then --set learner.memory=20
             child = {"name": child}
-        if key == "fleet" and not isinstance(child, dict):  # fleet = "testbed-a", then --set fleet.down=1e6
+        if key == "fleet" and not isinstance(
+            child, dict
+        ):  # fleet = "testbed-a", then --set fleet.down=1e6
             child = {"devices": child}
         if not isinstance(child, dict):
             raise ConfigError(f"--set {show(text)}: {key!r} is a value, not a section")
         tree[key] = child
         tree = child
-    if leaf in _COMPONENTS and not parents and isinstance(value, str) and isinstance(tree.get(leaf), dict):
+    if (
+        leaf in _COMPONENTS
+        and not parents
+        and isinstance(value, str)
+        and isinstance(tree.get(leaf), dict)
+    ):
         # Another learner, strategy or model has settings of its own: those of the old one go with it.
-        value = {**tree[leaf], "name": value} if tree[leaf].get("name") == value else {"name": value}
-    if leaf == "data" and not parents and isinstance(value, str) and isinstance(tree.get(leaf), dict):
+        value = (
+            {**tree[leaf], "name": value}
+            if tree[leaf].get("name") == value
+            else {"name": value}
+        )
+    if (
+        leaf == "data"
+        and not parents
+        and isinstance(value, str)
+        and isinstance(tree.get(leaf), dict)
+    ):
         value = {**tree[leaf], "name": value}
-    if leaf == "fleet" and not parents and isinstance(value, str | list) and isinstance(tree.get(leaf), dict):
+    if (
+        leaf == "fleet"
+        and not parents
+        and isinstance(value, str | list)
+        and isinstance(tree.get(leaf), dict)
+    ):
         value = {**tree[leaf], "devices": value}
     tree[leaf] = value
 
@@ -589,17 +654,23 @@ def _explain(problem: Any) -> str:
         section: Any = ExperimentConfig
         for part in place[:-1]:
             annotation = section.model_fields[part].annotation
-            section = next((a for a in get_args(annotation) if isinstance(a, type)), annotation)
+            section = next(
+                (a for a in get_args(annotation) if isinstance(a, type)), annotation
+            )
         known = list(section.model_fields)
         owner = ".".join(place[:-1]) or "an experiment"
         return f"{key}: unknown key{closest(place[-1], known)}; {owner} has: {', '.join(known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     value = show(problem["input"])
-    if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
+    if problem["type"] == "string_type" and isinstance(
+        problem["input"], bool | int | float
+    ):
         quoted = f'{key}="{value}"'
         return f"{key} = {value}: must be text; write {quoted} (in a shell: --set '{quoted}')"
     if problem["type"] == "model_type":
-        what = "a name or a table of settings" if key in _NAMED else "a table of settings"
+        what = (
+            "a name or a table of settings" if key in _NAMED else "a table of settings"
+        )
         return f"{key} = {value}: must be {what}"
     return f"{key} = {value}: {problem['msg']}"

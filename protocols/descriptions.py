@@ -10,7 +10,14 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-__all__ = ["Description", "Setting", "allowed_values", "documented_parameters", "plain", "toml"]
+__all__ = [
+    "Description",
+    "Setting",
+    "allowed_values",
+    "documented_parameters",
+    "plain",
+    "toml",
+]
 
 _ROLE = re.compile(r":[a-z]+:`~?\.*([\w.]+)`")
 _LITERAL = re.compile(r"``(.+?)``|`(.+?)`")
@@ -95,7 +102,9 @@ def plain(text: str, names: Mapping[str, str] | None = None) -> str:
 def documented_parameters(function: object) -> dict[str, str]:
     """Read the meaning of each parameter from a docstring's NumPy section *Parameters*."""
     documentation = inspect.getdoc(function) or ""
-    section = re.search(r"^Parameters\n-+\n(.*?)(?:\n\n\w[\w ]*\n-+\n|\Z)", documentation, re.S | re.M)
+    section = re.search(
+        r"^Parameters\n-+\n(.*?)(?:\n\n\w[\w ]*\n-+\n|\Z)", documentation, re.S | re.M
+    )
     meanings: dict[str, str] = {}
     if section is None:
         return meanings
@@ -118,10 +127,19 @@ def allowed_values(setting: FieldInfo) -> str:
     kind = setting.annotation
     if get_origin(kind) is Literal:
         return " or ".join(toml(value) for value in get_args(kind))
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+    }
     parts = [words[kind] if isinstance(kind, type) and kind in words else str(kind)]
     for bound in setting.metadata:
-        parts += [f"{word} {getattr(bound, key):g}" for key, word in _BOUNDS.items() if hasattr(bound, key)]
+        parts += [
+            f"{word} {getattr(bound, key):g}"
+            for key, word in _BOUNDS.items()
+            if hasattr(bound, key)
+        ]
     return ", ".join(parts)
 
 

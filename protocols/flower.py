@@ -19,7 +19,15 @@ from flwr.app import Message as FlowerMessage
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedknow.protocols.messages import Arrays, Config, Content, Failure, Message, Metrics, Record
+from fedknow.protocols.messages import (
+    Arrays,
+    Config,
+    Content,
+    Failure,
+    Message,
+    Metrics,
+    Record,
+)
 
 __all__ = [
     "Cache",
@@ -64,7 +72,11 @@ def identify(run_id: int = 1) -> None:
 @contextmanager
 def keep_identity() -> Iterator[None]:
     """Leave what :func:`identify` sets as it was: in a process that Flower itself has told who it is."""
-    before = vars(TaskIdentity)["_run_id"], vars(TaskIdentity)["_node_id"], vars(TaskIdentity)["_task_id"]
+    before = (
+        vars(TaskIdentity)["_run_id"],
+        vars(TaskIdentity)["_node_id"],
+        vars(TaskIdentity)["_task_id"],
+    )
     try:
         yield
     finally:
@@ -100,15 +112,24 @@ def to_flower(message: Message, reply_to: FlowerMessage | None = None) -> Flower
     """
     asked = reply_to.metadata.message_id if reply_to is not None else ""
     if message.reply_to != asked:
-        raise ValueError(f"message {message.id!r} answers {message.reply_to!r}, but was given the work {asked!r}")
+        raise ValueError(
+            f"message {message.id!r} answers {message.reply_to!r}, but was given the work {asked!r}"
+        )
     if reply_to is None:
         if message.failure is not None:
-            raise ValueError(f"message {message.id!r} is a failure, but answers nothing")
+            raise ValueError(
+                f"message {message.id!r} is a failure, but answers nothing"
+            )
         made = FlowerMessage(
-            RecordDict(to_records(message.content)), message.node, message.kind, group_id=message.group
+            RecordDict(to_records(message.content)),
+            message.node,
+            message.kind,
+            group_id=message.group,
         )
     elif message.failure is not None:
-        made = FlowerMessage(Error(message.failure.code, message.failure.reason), reply_to=reply_to)
+        made = FlowerMessage(
+            Error(message.failure.code, message.failure.reason), reply_to=reply_to
+        )
     else:
         made = FlowerMessage(RecordDict(to_records(message.content)), reply_to=reply_to)
     set_id(made, message.id)
@@ -165,7 +186,9 @@ def to_arrays(record: ArrayRecord) -> Arrays:
     return Arrays((name, _view(array)) for name, array in record.items())
 
 
-def to_records(content: Mapping[str, Record], cache: FlowerCache | None = None) -> dict[str, FlowerRecord]:
+def to_records(
+    content: Mapping[str, Record], cache: FlowerCache | None = None
+) -> dict[str, FlowerRecord]:
     """Our records as Flower's; with a cache, a record that many messages share is converted once."""
     cache = {} if cache is None else cache
     for record in content.values():
@@ -186,7 +209,9 @@ def _to_record(record: Record) -> FlowerRecord:
     if isinstance(record, Config):
         return ConfigRecord(record)
     made = MetricRecord()
-    held = made.__dict__["_data"]  # set with Flower's check of each value, an answer's numbers take longer than arrays
+    held = made.__dict__[
+        "_data"
+    ]  # set with Flower's check of each value, an answer's numbers take longer than arrays
     for name, value in record.items():
         if type(value) is float or type(value) is int:
             held[name] = value
@@ -208,13 +233,17 @@ class LazyArray(Array):
         Of numbers or booleans. Copied if it is writeable, as its owner could change it.
     """
 
-    __qualname__ = Array.__qualname__  # by which Flower tells kinds of objects on its wire
+    __qualname__ = (
+        Array.__qualname__
+    )  # by which Flower tells kinds of objects on its wire
 
     def __init__(self, array: np.ndarray) -> None:
         if array.flags.writeable:
             array = array.copy()
             array.flags.writeable = False
-        self.__dict__.update(dtype=_name(array.dtype), shape=array.shape, stype=NUMPY, array=array)
+        self.__dict__.update(
+            dtype=_name(array.dtype), shape=array.shape, stype=NUMPY, array=array
+        )
 
     @property
     def data(self) -> bytes:
@@ -223,8 +252,15 @@ class LazyArray(Array):
         if made is None:
             array = self.__dict__["array"]
             # One copy of the data instead of several, and the header made once a shape.
-            made = b"".join((_header(array.dtype.str, array.shape), np.asarray(array, order="C").data))
-            self.__dict__["bytes"] = made  # not by attribute, a change of which makes Flower forget the array's id
+            made = b"".join(
+                (
+                    _header(array.dtype.str, array.shape),
+                    np.asarray(array, order="C").data,
+                )
+            )
+            self.__dict__["bytes"] = (
+                made  # not by attribute, a change of which makes Flower forget the array's id
+            )
         return made
 
     @data.setter
@@ -234,11 +270,17 @@ class LazyArray(Array):
     def numpy(self) -> np.ndarray:
         """A copy, as Flower's method gives one."""
         array: np.ndarray | None = self.__dict__["array"]
-        return array.copy() if array is not None and self.stype == NUMPY else super().numpy()
+        return (
+            array.copy()
+            if array is not None and self.stype == NUMPY
+            else super().numpy()
+        )
 
     def __eq__(self, other: object) -> bool:
         fields = ("dtype", "shape", "stype", "data")
-        return isinstance(other, Array) and all(getattr(self, name) == getattr(other, name) for name in fields)
+        return isinstance(other, Array) and all(
+            getattr(self, name) == getattr(other, name) for name in fields
+        )
 
     __hash__ = None  # type: ignore[assignment]  # as Flower's
 
@@ -254,7 +296,9 @@ def _view(array: Array) -> np.ndarray:
     if array.stype == NUMPY and array.dtype in np.sctypeDict:
         header = _header(np.dtype(array.dtype).str, tuple(array.shape))
         if array.data.startswith(header):
-            flat = np.frombuffer(array.data, array.dtype, math.prod(array.shape), len(header))
+            flat = np.frombuffer(
+                array.data, array.dtype, math.prod(array.shape), len(header)
+            )
             return flat.reshape(array.shape)
     value = array.numpy()
     value.flags.writeable = False  # many clients share it
@@ -269,5 +313,7 @@ def _name(dtype: np.dtype[Any]) -> str:
 @lru_cache(maxsize=4096)
 def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
     return header.getvalue()

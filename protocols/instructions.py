@@ -32,7 +32,12 @@ __all__ = ["POSITION", "READ", "Instructions", "own_settings", "read_instruction
 POSITION = ("task", "round", "rounds", "tasks", "server-round", "frozen")
 """Keys of the experiment itself."""
 
-_OVERRIDES = {"lr": "lr", "epochs": "epochs", "local-epochs": "epochs", "batch-size": "batch_size"}
+_OVERRIDES = {
+    "lr": "lr",
+    "epochs": "epochs",
+    "local-epochs": "epochs",
+    "batch-size": "batch_size",
+}
 """Keys that take the place of one of the ``train`` section."""
 
 READ = (*_OVERRIDES, "proximal-mu")
@@ -95,13 +100,19 @@ def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instru
             continue
         value = _checked(key, name, settings[key], train)
         if changes.setdefault(name, value) != value:
-            raise ValueError(f"{key} = {show(value)} contradicts {name} = {show(changes[name])}; send one of them")
+            raise ValueError(
+                f"{key} = {show(value)} contradicts {name} = {show(changes[name])}; send one of them"
+            )
     mu = settings.get("proximal-mu", 0.0)
     if not (_is_number(mu) and math.isfinite(mu) and mu >= 0):
-        raise ValueError(f"proximal-mu = {show(mu)}: must be a finite number, not below 0")
+        raise ValueError(
+            f"proximal-mu = {show(mu)}: must be a finite number, not below 0"
+        )
     known = {*POSITION, *READ}
     others = {key: value for key, value in settings.items() if key not in known}
-    return Instructions(train.model_copy(update=changes) if changes else train, float(mu), others)
+    return Instructions(
+        train.model_copy(update=changes) if changes else train, float(mu), others
+    )
 
 
 def _checked(key: str, name: str, value: object, train: TrainConfig) -> float:

@@ -98,7 +98,19 @@ class Metrics(dict[str, int | float | list[int] | list[float]]):
 
 
 class Config(
-    dict[str, bool | int | float | str | bytes | list[bool] | list[int] | list[float] | list[str] | list[bytes]]
+    dict[
+        str,
+        bool
+        | int
+        | float
+        | str
+        | bytes
+        | list[bool]
+        | list[int]
+        | list[float]
+        | list[str]
+        | list[bytes],
+    ]
 ):
     """Named settings: scalars, text, bytes, or lists of one of these."""
 
@@ -143,19 +155,35 @@ class Message:
 
     def reply(self, content: Mapping[str, Record]) -> Message:
         """The answer to this message."""
-        return Message(self.kind, self.node, f"{self.id}:reply", self.id, self.group, content)
+        return Message(
+            self.kind, self.node, f"{self.id}:reply", self.id, self.group, content
+        )
 
     def fail(self, code: int, reason: str) -> Message:
         """The answer that says why there is none."""
-        return Message(self.kind, self.node, f"{self.id}:reply", self.id, self.group, {}, Failure(code, reason))
+        return Message(
+            self.kind,
+            self.node,
+            f"{self.id}:reply",
+            self.id,
+            self.group,
+            {},
+            Failure(code, reason),
+        )
 
     def config(self) -> Config:
         """The first :class:`Config` record (empty if there is none)."""
-        return next((record for record in self.content.values() if isinstance(record, Config)), Config())
+        return next(
+            (record for record in self.content.values() if isinstance(record, Config)),
+            Config(),
+        )
 
     def arrays(self) -> Arrays:
         """The first :class:`Arrays` record (empty if there is none)."""
-        return next((record for record in self.content.values() if isinstance(record, Arrays)), Arrays())
+        return next(
+            (record for record in self.content.values() if isinstance(record, Arrays)),
+            Arrays(),
+        )
 
 
 def node_of(client: int) -> int:
@@ -176,7 +204,9 @@ def nbytes(content: Mapping[str, Record]) -> int:
             if isinstance(value, np.ndarray | bytes | str):
                 total += value.nbytes if isinstance(value, np.ndarray) else len(value)
             elif isinstance(value, list):
-                total += sum(len(item) if isinstance(item, bytes | str) else 8 for item in value)
+                total += sum(
+                    len(item) if isinstance(item, bytes | str) else 8 for item in value
+                )
             else:
                 total += 8
     return total

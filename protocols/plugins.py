@@ -52,9 +52,13 @@ def load_object(reference: str, key: str) -> Any:
     """
     module_name, colon, path = reference.partition(":")
     if not (colon and module_name and path):
-        raise ConfigError(f"{key} = {reference!r}: write module:name, for example my_module:MyClass")
+        raise ConfigError(
+            f"{key} = {reference!r}: write module:name, for example my_module:MyClass"
+        )
     folder = os.getcwd()
-    if folder not in sys.path:  # last, so that a user's file never hides an installed package
+    if (
+        folder not in sys.path
+    ):  # last, so that a user's file never hides an installed package
         sys.path.append(folder)
     try:
         found: Any = importlib.import_module(module_name)
@@ -76,7 +80,9 @@ def load_object(reference: str, key: str) -> Any:
     return found
 
 
-def check_maker(found: Any, reference: str, key: str, base: type, base_name: str) -> Callable[..., Any]:
+def check_maker(
+    found: Any, reference: str, key: str, base: type, base_name: str
+) -> Callable[..., Any]:
     """Refuse, without calling it, what cannot make a part of this kind.
 
     A part is made by a class derived from its base class or by a user's function. What is
@@ -101,7 +107,9 @@ def check_maker(found: Any, reference: str, key: str, base: type, base_name: str
     """
     right = f"it must be a class derived from {base_name}, or a function of yours that makes one"
     if not callable(found):
-        raise ConfigError(f"{key} = {reference!r}: is a {type(found).__name__}, no class or function; {right}")
+        raise ConfigError(
+            f"{key} = {reference!r}: is a {type(found).__name__}, no class or function; {right}"
+        )
     if isinstance(found, type):
         if not issubclass(found, base):
             raise ConfigError(f"{key} = {reference!r}: is another class; {right}")
@@ -110,11 +118,15 @@ def check_maker(found: Any, reference: str, key: str, base: type, base_name: str
     try:
         inspect.signature(found)
     except (TypeError, ValueError):
-        raise ConfigError(f"{key} = {reference!r}: does not say which arguments it takes; {right}") from None
+        raise ConfigError(
+            f"{key} = {reference!r}: does not say which arguments it takes; {right}"
+        ) from None
     return found  # type: ignore[no-any-return]
 
 
-def check_options_finite(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], part: str) -> None:
+def check_options_finite(
+    options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], part: str
+) -> None:
     """Refuse options that are infinite or NaN.
 
     An argument whose own default is such a number says by it that it takes them.

@@ -110,13 +110,23 @@ def find_proxy(address: str, environ: Mapping[str, str] | None = None) -> Proxy 
     variable = next((name for name in _PROXY_VARIABLES if name in environ), None)
     if variable is None or not environ[variable].strip() or is_loopback(address):
         return None
-    exceptions = next((environ[name] for name in _EXCEPTION_VARIABLES if name in environ), "")
-    return None if _is_exception(address, exceptions) else _parse(variable, environ[variable])
+    exceptions = next(
+        (environ[name] for name in _EXCEPTION_VARIABLES if name in environ), ""
+    )
+    return (
+        None
+        if _is_exception(address, exceptions)
+        else _parse(variable, environ[variable])
+    )
 
 
 def proxy_options(proxy: Proxy | None) -> list[tuple[str, str | int]]:
     """The options of a gRPC channel that goes this way, whatever the environment says."""
-    return [("grpc.enable_http_proxy", 0)] if proxy is None else [("grpc.http_proxy", proxy.url())]
+    return (
+        [("grpc.enable_http_proxy", 0)]
+        if proxy is None
+        else [("grpc.http_proxy", proxy.url())]
+    )
 
 
 def connect(address: str, proxy: Proxy | None, timeout: float) -> socket.socket:
@@ -178,7 +188,11 @@ def _is_exception(address: str, exceptions: str) -> bool:
     if any(_is_in_network(host, entry) for entry in entries):
         return True
     name = host.lower().rstrip(".")
-    return any(_is_below(target, entry) for entry in entries for target in (name, f"{name}:{port}"))
+    return any(
+        _is_below(target, entry)
+        for entry in entries
+        for target in (name, f"{name}:{port}")
+    )
 
 
 def _is_below(name: str, entry: str) -> bool:

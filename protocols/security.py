@@ -47,7 +47,13 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-CA, CERTIFICATE, KEY, TOKEN, TOKENS = "ca.pem", "cert.pem", "key.pem", "token", "tokens.json"
+CA, CERTIFICATE, KEY, TOKEN, TOKENS = (
+    "ca.pem",
+    "cert.pem",
+    "key.pem",
+    "token",
+    "tokens.json",
+)
 
 SERVER_URI = "fedknow://server"
 """The name by which a certificate says that it is the server's."""
@@ -129,7 +135,9 @@ class TlsError(Exception):
 # --- credentials for gRPC ---------------------------------------------------------------------------------------------
 
 
-def server_credentials(folder: Path, client_certificates: bool = True) -> grpc.ServerCredentials:
+def server_credentials(
+    folder: Path, client_certificates: bool = True
+) -> grpc.ServerCredentials:
     """Credentials of a server.
 
     Parameters
@@ -146,7 +154,9 @@ def server_credentials(folder: Path, client_certificates: bool = True) -> grpc.S
         not of this CA.
     """
     ca, certificate, key = _read(folder, "server")
-    return grpc.ssl_server_credentials([(key, certificate)], ca if client_certificates else None, client_certificates)
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], ca if client_certificates else None, client_certificates
+    )
 
 
 def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
@@ -173,7 +183,9 @@ def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
         credentials = grpc.ssl_channel_credentials(ca, key, certificate)
     if token is None:
         return credentials
-    return grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+    return grpc.composite_channel_credentials(
+        credentials, grpc.access_token_call_credentials(token)
+    )
 
 
 # --- who a peer is ----------------------------------------------------------------------------------------------------
@@ -197,7 +209,10 @@ def client_of_peer(peer: Mapping[str, Iterable[bytes]]) -> int | None:
     int or None
         ``None`` without a certificate, or with one that names no client, or several.
     """
-    names = {name.decode("utf-8", "replace") for name in peer.get("x509_subject_alternative_name", ())}
+    names = {
+        name.decode("utf-8", "replace")
+        for name in peer.get("x509_subject_alternative_name", ())
+    }
     numbers = {name.removeprefix(_URI) for name in names if name.startswith(_URI)}
     if len(numbers) != 1:
         return None
@@ -234,7 +249,12 @@ class Tokens:
         text = _file(folder, TOKENS, "server")
         try:
             entries = json.loads(text)["clients"]
-            return cls({int(client): (entry["salt"], entry["sha256"]) for client, entry in entries.items()})
+            return cls(
+                {
+                    int(client): (entry["salt"], entry["sha256"])
+                    for client, entry in entries.items()
+                }
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{folder / TOKENS}: not a list of tokens ({error!r}); `fedknow certs` makes one"
@@ -242,7 +262,10 @@ class Tokens:
 
     def to_json(self) -> bytes:
         """What :meth:`load` reads."""
-        entries = {str(c): {"salt": salt, "sha256": digest} for c, (salt, digest) in sorted(self.digests.items())}
+        entries = {
+            str(c): {"salt": salt, "sha256": digest}
+            for c, (salt, digest) in sorted(self.digests.items())
+        }
         return json.dumps({"clients": entries}, indent=1).encode() + b"\n"
 
     def add(self, token: str) -> None:
@@ -308,10 +331,13 @@ def authenticate(
             )
         client = tokens.client(token)
         if client is None:
-            raise CredentialError(CredentialFault.TOKEN, "this token is no client's of this run")
+            raise CredentialError(
+                CredentialFault.TOKEN, "this token is no client's of this run"
+            )
     if claimed is not None and claimed != client:
         raise CredentialError(
-            CredentialFault.IDENTITY, f"the credential is client {client}'s, but the peer says it is client {claimed}"
+            CredentialFault.IDENTITY,
+            f"the credential is client {client}'s, but the peer says it is client {claimed}",
         )
     return client
 
@@ -356,7 +382,9 @@ def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
             # A server judges the client's certificate after the client is done; it greets (SETTINGS) whom it takes.
             if not secure.recv(1):
                 raise TlsError(
-                    TlsFault.OTHER if (folder / CERTIFICATE).exists() else TlsFault.NO_CERTIFICATE,
+                    TlsFault.OTHER
+                    if (folder / CERTIFICATE).exists()
+                    else TlsFault.NO_CERTIFICATE,
                     "the server hung up on this side's certificate",
                 )
     except ssl.SSLError as error:
@@ -364,14 +392,27 @@ def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
     except ProxyError as error:
         raise TlsError(TlsFault.PROXY, str(error)) from None
     except OSError as error:
-        raise TlsError(TlsFault.UNREACHABLE, f"{address}: {error.strerror or error}") from None
+        raise TlsError(
+            TlsFault.UNREACHABLE, f"{address}: {error.strerror or error}"
+        ) from None
 
 
 def _tls_error(error: ssl.SSLError) -> TlsError:
     if isinstance(error, ssl.SSLCertVerificationError):
-        faults = {10: TlsFault.EXPIRED, 9: TlsFault.EARLY, 26: TlsFault.PURPOSE, 62: TlsFault.NAME, 64: TlsFault.NAME}
-        others = dict.fromkeys((2, 7, 18, 19, 20, 21, 30), TlsFault.OTHER_CA)  # X509_V_ERR_* of OpenSSL
-        return TlsError((faults | others).get(error.verify_code, TlsFault.OTHER), error.verify_message)
+        faults = {
+            10: TlsFault.EXPIRED,
+            9: TlsFault.EARLY,
+            26: TlsFault.PURPOSE,
+            62: TlsFault.NAME,
+            64: TlsFault.NAME,
+        }
+        others = dict.fromkeys(
+            (2, 7, 18, 19, 20, 21, 30), TlsFault.OTHER_CA
+        )  # X509_V_ERR_* of OpenSSL
+        return TlsError(
+            (faults | others).get(error.verify_code, TlsFault.OTHER),
+            error.verify_message,
+        )
     reason = error.reason or str(error)
     by_alert = {
         "CERTIFICATE_EXPIRED": TlsFault.EXPIRED,
@@ -383,7 +424,9 @@ def _tls_error(error: ssl.SSLError) -> TlsError:
         "WRONG_VERSION_NUMBER": TlsFault.NO_TLS,
         "RECORD_LAYER_FAILURE": TlsFault.NO_TLS,
     }
-    fault = next((fault for alert, fault in by_alert.items() if alert in reason), TlsFault.OTHER)
+    fault = next(
+        (fault for alert, fault in by_alert.items() if alert in reason), TlsFault.OTHER
+    )
     return TlsError(fault, reason.lower().replace("_", " "))
 
 
@@ -392,16 +435,23 @@ def _tls_error(error: ssl.SSLError) -> TlsError:
 
 def _read(folder: Path, usual: str) -> tuple[bytes, bytes, bytes]:
     """The CA's certificate, one's own and its key, proved to belong together and to be valid now."""
-    ca, certificate, key = (_file(folder, name, usual) for name in (CA, CERTIFICATE, KEY))
+    ca, certificate, key = (
+        _file(folder, name, usual) for name in (CA, CERTIFICATE, KEY)
+    )
     if (folder / KEY).stat().st_mode & 0o077:
-        log.warning("%s can be read by others on this machine; chmod 600 it", folder / KEY)
+        log.warning(
+            "%s can be read by others on this machine; chmod 600 it", folder / KEY
+        )
     _prove(folder, "server" if usual == "server" else "client")
     return ca, certificate, key
 
 
 def _prove(folder: Path, side: str) -> None:
     """Shake hands with oneself in memory: OpenSSL then says what is wrong, without a parser of certificates here."""
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server, client = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+    )
     client.check_hostname = False
     judge = client if side == "server" else server
     client.verify_mode = ssl.CERT_NONE
@@ -409,7 +459,9 @@ def _prove(folder: Path, side: str) -> None:
     try:
         judge.load_verify_locations(folder / CA)
     except ssl.SSLError as error:
-        raise ConfigError(f"{folder / CA}: not a certificate ({error.reason}); `fedknow certs` makes one") from None
+        raise ConfigError(
+            f"{folder / CA}: not a certificate ({error.reason}); `fedknow certs` makes one"
+        ) from None
     try:
         for context in (server, client):
             context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
@@ -437,12 +489,18 @@ def _file(folder: Path, name: str, usual: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except FileNotFoundError:
-        hint = f"; give {folder / 'server'}" if usual == "server" and (folder / "server" / name).exists() else ""
+        hint = (
+            f"; give {folder / 'server'}"
+            if usual == "server" and (folder / "server" / name).exists()
+            else ""
+        )
         raise ConfigError(
             f"{folder}: there is no {name}; give {usual} of a folder that `fedknow certs` made{hint}"
         ) from None
     except OSError as error:
-        raise ConfigError(f"{folder / name}: cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            f"{folder / name}: cannot be read: {error.strerror}"
+        ) from None
 
 
 def _token(folder: Path) -> str | None:
@@ -450,7 +508,9 @@ def _token(folder: Path) -> str | None:
         return None
     token = _file(folder, TOKEN, "clients/NNN").decode("utf-8", "replace").strip()
     if not _TOKEN.fullmatch(token):
-        raise ConfigError(f"{folder / TOKEN}: not a token (a number, a dot, 43 characters); copy it again")
+        raise ConfigError(
+            f"{folder / TOKEN}: not a token (a number, a dot, 43 characters); copy it again"
+        )
     return token
 
 

@@ -65,7 +65,9 @@ def check_address(address: str, tls: Path | None, insecure: bool) -> None:
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"address {address!r}: write HOST:PORT, for example 127.0.0.1:8700 or [::1]:8700")
+        raise ConfigError(
+            f"address {address!r}: write HOST:PORT, for example 127.0.0.1:8700 or [::1]:8700"
+        )
     try:
         check_host(split_address(address)[0])
     except ValueError as error:

@@ -33,7 +33,10 @@ def show(value: object) -> str:
         return f"an integer of {value.bit_length()} bits"
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a list with such an integer; a list in a list in ...
+    except (
+        ValueError,
+        RecursionError,
+    ):  # a list with such an integer; a list in a list in ...
         return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

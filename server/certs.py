@@ -13,14 +13,29 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedknow.client.state import write_atomic
 from fedknow.protocols.address import check_host
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import MOST_CLIENTS, ConfigError
-from fedknow.protocols.security import CA, CERTIFICATE, KEY, SERVER_URI, TOKEN, TOKENS, Tokens, client_uri, new_token
+from fedknow.protocols.security import (
+    CA,
+    CERTIFICATE,
+    KEY,
+    SERVER_URI,
+    TOKEN,
+    TOKENS,
+    Tokens,
+    client_uri,
+    new_token,
+)
 
 __all__ = ["make_certificates"]
 
@@ -34,7 +49,11 @@ _SKEW = dt.timedelta(hours=1)
 
 
 def make_certificates(
-    folder: Path, clients: int, hosts: Sequence[str] = (), days: int = 365, now: dt.datetime | None = None
+    folder: Path,
+    clients: int,
+    hosts: Sequence[str] = (),
+    days: int = 365,
+    now: dt.datetime | None = None,
 ) -> list[Path]:
     """Make what is missing in a folder of certificates; what is there is never changed.
 
@@ -77,10 +96,18 @@ def make_certificates(
     try:
         return _make(folder, clients, hosts, dt.timedelta(days=days), now)
     except OSError as error:
-        raise ConfigError(f"{error.filename or folder}: {error.strerror}; choose another folder") from None
+        raise ConfigError(
+            f"{error.filename or folder}: {error.strerror}; choose another folder"
+        ) from None
 
 
-def _make(folder: Path, clients: int, hosts: Sequence[str], life: dt.timedelta, now: dt.datetime) -> list[Path]:
+def _make(
+    folder: Path,
+    clients: int,
+    hosts: Sequence[str],
+    life: dt.timedelta,
+    now: dt.datetime,
+) -> list[Path]:
     for host in hosts:  # before anything is written
         _host(host)
     authority = _Authority.open(folder, now)
@@ -101,12 +128,20 @@ def _make(folder: Path, clients: int, hosts: Sequence[str], life: dt.timedelta, 
     for client in range(clients):
         place = folder / "clients" / f"{client:03d}"
         if place.exists():
-            if client not in tokens.digests:  # server/ was made anew, or the last run ended here
+            if (
+                client not in tokens.digests
+            ):  # server/ was made anew, or the last run ended here
                 tokens.add((place / TOKEN).read_text("ascii").strip())
         elif client not in tokens.digests:
             token = new_token(client)
             name = x509.UniformResourceIdentifier(client_uri(client))
-            files = authority.issue(f"fedknow client {client}", [name], [ExtendedKeyUsageOID.CLIENT_AUTH], now, life)
+            files = authority.issue(
+                f"fedknow client {client}",
+                [name],
+                [ExtendedKeyUsageOID.CLIENT_AUTH],
+                now,
+                life,
+            )
             _write_folder(place, files | {TOKEN: token.encode() + b"\n"})
             tokens.add(token)
             made.append(place)
@@ -117,7 +152,9 @@ def _make(folder: Path, clients: int, hosts: Sequence[str], life: dt.timedelta, 
 class _Authority:
     """A certificate authority: what signs."""
 
-    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(
+        self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
+    ) -> None:
         self.certificate = certificate
         self.key = key
 
@@ -127,37 +164,58 @@ class _Authority:
         certificate, key = folder / CA, folder / _CA_KEY
         if not certificate.exists() and not key.exists():
             if folder.exists() and any(folder.iterdir()):
-                raise ConfigError(f"{folder} holds something, but no CA; give a new folder or one made before")
+                raise ConfigError(
+                    f"{folder} holds something, but no CA; give a new folder or one made before"
+                )
             return cls._new(folder, now)
         try:
             secret = load_pem_private_key(key.read_bytes(), password=None)
             if not isinstance(secret, ec.EllipticCurvePrivateKey):
                 raise TypeError("the key is of another kind")
-            authority = cls(x509.load_pem_x509_certificate(certificate.read_bytes()), secret)
+            authority = cls(
+                x509.load_pem_x509_certificate(certificate.read_bytes()), secret
+            )
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{error.filename}: missing, so that nothing can be signed; bring it back, or start a new folder "
                 "(and give every machine its new files)"
             ) from None
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{folder}: {CA} or {_CA_KEY} is damaged ({error}); start a new folder") from None
+            raise ConfigError(
+                f"{folder}: {CA} or {_CA_KEY} is damaged ({error}); start a new folder"
+            ) from None
         if authority.certificate.public_key() != secret.public_key():
-            raise ConfigError(f"{folder}: {_CA_KEY} is not the key of {CA}; bring back the two that belong together")
+            raise ConfigError(
+                f"{folder}: {_CA_KEY} is not the key of {CA}; bring back the two that belong together"
+            )
         if authority.certificate.not_valid_after_utc <= now:
-            raise ConfigError(f"{folder / CA} has expired; start a new folder and give every machine its new files")
+            raise ConfigError(
+                f"{folder / CA} has expired; start a new folder and give every machine its new files"
+            )
         return authority
 
     @classmethod
     def _new(cls, folder: Path, now: dt.datetime) -> _Authority:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedknow CA {secrets.token_hex(4)}")])
+        name = x509.Name(
+            [
+                x509.NameAttribute(
+                    NameOID.COMMON_NAME, f"fedknow CA {secrets.token_hex(4)}"
+                )
+            ]
+        )
         certificate = (
-            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            x509.CertificateBuilder(
+                name, name, key.public_key(), x509.random_serial_number()
+            )
             .not_valid_before(now - _SKEW)
             .not_valid_after(now + dt.timedelta(days=_CA_DAYS))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs_certificates=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+                critical=False,
+            )
             .sign(key, hashes.SHA256())
         )
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,15 +236,27 @@ class _Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         issuer = self.certificate.subject
         certificate = (
-            x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+            x509.CertificateBuilder(
+                issuer, subject, key.public_key(), x509.random_serial_number()
+            )
             .not_valid_before(now - _SKEW)
             .not_valid_after(min(now + life, self.certificate.not_valid_after_utc))
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(
+                x509.BasicConstraints(ca=False, path_length=None), critical=True
+            )
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+                critical=False,
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(
+                    self.key.public_key()
+                ),
+                critical=False,
+            )
             .sign(self.key, hashes.SHA256())
         )
         return {
@@ -228,7 +298,9 @@ def _host(host: str) -> x509.GeneralName:
 
 def _check_hosts(certificate: Path, hosts: Sequence[str]) -> None:
     found = x509.load_pem_x509_certificate(certificate.read_bytes())
-    names = set(found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    names = set(
+        found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    )
     missing = [host for host in hosts if _host(host) not in names]
     if missing:
         raise ConfigError(
@@ -249,7 +321,9 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+    ) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

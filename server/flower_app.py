@@ -40,7 +40,9 @@ def main(grid: Grid, context: Context) -> None:
     run_on_flower(grid, context.run_config, context.run_id)
 
 
-def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> RunResult:
+def run_on_flower(
+    grid: Grid, settings: Mapping[str, Any], run_id: int = 0
+) -> RunResult:
     """Run an experiment with the clients that a Flower grid reaches, and write everything it yields, report included.
 
     Parameters
@@ -62,12 +64,23 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
     tree = dict(settings)
     out, resume = str(tree.pop("out", "")), tree.pop("resume", False)
     config = resolve(read_config(_nested(tree)))
-    place = Path(out) if out else Path.home() / ".fedknow" / "runs" / f"{config.name}-{config.learner.name}-{run_id}"
+    place = (
+        Path(out)
+        if out
+        else Path.home()
+        / ".fedknow"
+        / "runs"
+        / f"{config.name}-{config.learner.name}-{run_id}"
+    )
     if config.data.name == LOCAL:
         (shape, classes), partition, stream = local_shape(config.data), None, None
     else:
         stream = make_benchmark(config)
-        shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
+        shape, classes, partition = (
+            stream.shape,
+            stream.classes,
+            stream.partition.summary(),
+        )
     learner = build_learner(config, shape, classes)
     check_samples(config, learner, shape, stream)
     strategy = build_strategy(config.strategy, config.data.clients)
@@ -79,13 +92,24 @@ def run_on_flower(grid: Grid, settings: Mapping[str, Any], run_id: int = 0) -> R
             print(line, flush=True)  # what a ServerApp prints is what `flwr log` shows
 
     def waiting(there: int) -> None:
-        print(f"connected: {there} of {counted(config.data.clients, 'client')}", flush=True)
+        print(
+            f"connected: {there} of {counted(config.data.clients, 'client')}",
+            flush=True,
+        )
 
     config = config.absolute()
     again = resume and (place / "config.toml").is_file()
-    with RunFolder.resume(place, config) if again else RunFolder.create(place, config) as folder:
-        with FlowerGrid(grid, config.data.clients, config.to_toml(), folder.run_id, waiting) as ours:
-            result = Experiment(config, ours, folder, learner, [show], partition, stream).run()
+    with (
+        RunFolder.resume(place, config)
+        if again
+        else RunFolder.create(place, config) as folder
+    ):
+        with FlowerGrid(
+            grid, config.data.clients, config.to_toml(), folder.run_id, waiting
+        ) as ours:
+            result = Experiment(
+                config, ours, folder, learner, [show], partition, stream
+            ).run()
         print(f"Report: {write_report([folder], folder.path)}", flush=True)
     return result
 
@@ -98,7 +122,9 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"{key}: {parent} is set to a value and has settings too; write {parent}.name = ...")
+                raise ConfigError(
+                    f"{key}: {parent} is set to a value and has settings too; write {parent}.name = ..."
+                )
         place[leaf] = value
     return tree
 

@@ -73,17 +73,25 @@ def serve(
     """
     check_address(listen, tls, insecure)
     if config.fleet.devices:
-        raise ConfigError("fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate")
+        raise ConfigError(
+            "fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate"
+        )
     if tls is None and tokens:
         raise ConfigError("--tokens needs --tls: a token in the clear is anybody's")
-    credentials = None if tls is None else server_credentials(tls, client_certificates=not tokens)
+    credentials = (
+        None if tls is None else server_credentials(tls, client_certificates=not tokens)
+    )
     bearers = Tokens.load(tls) if tls is not None and tokens else None
     config = resolve(config)
     if config.data.name == LOCAL:
         (shape, classes), partition, stream = local_shape(config.data), None, None
     else:
         stream = make_benchmark(config)
-        shape, classes, partition = stream.shape, stream.classes, stream.partition.summary()
+        shape, classes, partition = (
+            stream.shape,
+            stream.classes,
+            stream.partition.summary(),
+        )
     learner = build_learner(config, shape, classes)
     check_samples(config, learner, shape, stream)
     strategy = build_strategy(config.strategy, config.data.clients)
@@ -91,26 +99,51 @@ def serve(
     check_running_mean(config, strategy, learner.sparse)
     config = config.absolute()
     again = resume and (out / "config.toml").is_file()
-    if again and (done := RunFolder.open(out)).complete and not differences(done.config.absolute(), config):
-        with GrpcGrid(config, listen, done.run_id, credentials=credentials, tokens=bearers) as grid:
+    if (
+        again
+        and (done := RunFolder.open(out)).complete
+        and not differences(done.config.absolute(), config)
+    ):
+        with GrpcGrid(
+            config, listen, done.run_id, credentials=credentials, tokens=bearers
+        ) as grid:
             ready(grid.port)
             log.info("the run in %s is finished", out)
             grid.finish(everyone=True)
         write_report([done], done.path)
         return None
-    with RunFolder.resume(out, config) if again else RunFolder.create(out, config) as folder:
+    with (
+        RunFolder.resume(out, config)
+        if again
+        else RunFolder.create(out, config) as folder
+    ):
         try:
             limits = _limits(
-                sum(tensor.nbytes for part in (learner.send(), learner.kept()) for tensor in part.values())
+                sum(
+                    tensor.nbytes
+                    for part in (learner.send(), learner.kept())
+                    for tensor in part.values()
+                )
             )
-            grid = GrpcGrid(config, listen, folder.run_id, credentials=credentials, tokens=bearers, limits=limits)
+            grid = GrpcGrid(
+                config,
+                listen,
+                folder.run_id,
+                credentials=credentials,
+                tokens=bearers,
+                limits=limits,
+            )
             with grid:
                 ready(grid.port)
-                result = Experiment(config, grid, folder, learner, observers, partition, stream).run()
+                result = Experiment(
+                    config, grid, folder, learner, observers, partition, stream
+                ).run()
                 # A client whose work was all done before the server came back may not have come to this process yet.
                 grid.finish(everyone=again)
         except Exception:
-            with suppress(OSError):  # a disk too full for the run is too full for its log
+            with suppress(
+                OSError
+            ):  # a disk too full for the run is too full for its log
                 (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")
             raise
         write_report([folder], folder.path)

@@ -115,7 +115,11 @@ def compare(
     failures: dict[str, str] = {}
     todo = [path for path, state in states.items() if state != "complete"]
     _check([plans[path] for path in todo])
-    with one_ray(config.engine.address) if todo and config.engine.backend == "ray" else nullcontext():
+    with (
+        one_ray(config.engine.address)
+        if todo and config.engine.backend == "ray"
+        else nullcontext()
+    ):
         for number, (path, run) in enumerate(plans.items(), start=1):
             if path not in todo:
                 continue
@@ -123,7 +127,13 @@ def compare(
             gc.collect()  # else the run before, its samples included, counts in this one's peak of memory
             with watch(run, title) if watch else nullcontext(_ignore) as observer:
                 try:
-                    simulate(run, path, resume=states[path] == "unfinished", observers=[observer], report=not lean)
+                    simulate(
+                        run,
+                        path,
+                        resume=states[path] == "unfinished",
+                        observers=[observer],
+                        report=not lean,
+                    )
                 except (RunError, StateError) as error:
                     failures[path.name] = str(error)
                 else:
@@ -133,7 +143,9 @@ def compare(
     if not folders:
         return Comparison([], failures, left_out, None)
     # Plans go seed by seed, tables learner by learner.
-    by_learner = sorted(folders, key=lambda folder: list(plans).index(folder.path) % len(methods))
+    by_learner = sorted(
+        folders, key=lambda folder: list(plans).index(folder.path) % len(methods)
+    )
     groups = write_numbers(by_learner, out, failures, left_out)
     page = None if lean else write_report(by_learner, out, left_out, shipped_rooms())
     return Comparison(groups, failures, left_out, page)
@@ -149,7 +161,10 @@ def write_numbers(
     summaries = {run.path.name: summarise(run) for run in runs}
     groups = group(summaries.values())
     with running_out_of_disk(out):
-        write_atomic(out / "compare.json", _as_json(groups, summaries, failures or {}, left_out or {}))
+        write_atomic(
+            out / "compare.json",
+            _as_json(groups, summaries, failures or {}, left_out or {}),
+        )
         write_atomic(out / "compare.csv", _as_csv(summaries))
     return groups
 
@@ -192,11 +207,15 @@ def _ignore(event: Mapping[str, Any]) -> None:
     """Watch nothing."""
 
 
-def _plan(config: ExperimentConfig, methods: Sequence[str], seeds: int, out: Path) -> dict[Path, ExperimentConfig]:
+def _plan(
+    config: ExperimentConfig, methods: Sequence[str], seeds: int, out: Path
+) -> dict[Path, ExperimentConfig]:
     """Run folder and configuration of each run; seed by seed, so that what is there early can be compared early."""
     check_between("--seeds", seeds, 1, MOST_SEEDS)
     return {
-        out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', method)}-seed{seed}": plan(config, method, seed)
+        out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', method)}-seed{seed}": plan(
+            config, method, seed
+        )
         for seed in range(config.seed, config.seed + seeds)
         for method in methods
     }
@@ -211,7 +230,9 @@ def _check(plans: Sequence[ExperimentConfig]) -> None:
             prepare(run, benchmark)
 
 
-def _state(path: Path, run: ExperimentConfig) -> Literal["new", "unfinished", "complete"]:
+def _state(
+    path: Path, run: ExperimentConfig
+) -> Literal["new", "unfinished", "complete"]:
     if not (path / "config.toml").is_file():
         return "new"
     folder = RunFolder.open(path)
@@ -225,7 +246,10 @@ def _state(path: Path, run: ExperimentConfig) -> Literal["new", "unfinished", "c
 
 
 def _as_json(
-    groups: Sequence[Group], runs: Mapping[str, Summary], failures: Mapping[str, str], left_out: Mapping[str, str]
+    groups: Sequence[Group],
+    runs: Mapping[str, Summary],
+    failures: Mapping[str, str],
+    left_out: Mapping[str, str],
 ) -> bytes:
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -250,7 +274,9 @@ def _as_json(
                 "seed": run.config.seed,
                 "partition": run.start.get("partition"),
                 **{key: number(value) for key, value in run.measures().items()},
-                "accuracy_after_each_task": [number(value) for value in run.personal.average.tolist()],
+                "accuracy_after_each_task": [
+                    number(value) for value in run.personal.average.tolist()
+                ],
             }
             for name, run in runs.items()
         },
@@ -267,6 +293,9 @@ def _as_csv(runs: Mapping[str, Summary]) -> bytes:
     table.writerow(["run", "learner", "seed", *(measure.key for measure in MEASURES)])
     for name, run in runs.items():
         values = run.measures()
-        numbers = ["" if math.isnan(values[measure.key]) else repr(values[measure.key]) for measure in MEASURES]
+        numbers = [
+            "" if math.isnan(values[measure.key]) else repr(values[measure.key])
+            for measure in MEASURES
+        ]
         table.writerow([name, run.config.learner.name, run.config.seed, *numbers])
     return text.getvalue().encode()

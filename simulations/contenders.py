@@ -38,10 +38,17 @@ def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
     changes = [f"learner.{setting}" for setting in settings.split("+") if setting]
     if changes[:1] == ["learner.best"]:
         name, changes = f"{name}{SUFFIX}", changes[1:]
-    return resolve(read_config(config.model_dump(mode="json"), [f"learner={name}", *changes, f"seed={seed}"]))
+    return resolve(
+        read_config(
+            config.model_dump(mode="json"),
+            [f"learner={name}", *changes, f"seed={seed}"],
+        )
+    )
 
 
-def contenders(config: ExperimentConfig, methods: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def contenders(
+    config: ExperimentConfig, methods: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
     """Spell out ``all``, ``all@best`` and ``-name``.
 
     Parameters
@@ -68,10 +75,14 @@ def contenders(config: ExperimentConfig, methods: Sequence[str]) -> tuple[list[s
     without = [method[1:] for method in methods if method.startswith("-")]
     for name in without:
         if name not in known:
-            raise ConfigError(f"-{name}: no such learner{closest(name, known)}; there are: {', '.join(known)}")
+            raise ConfigError(
+                f"-{name}: no such learner{closest(name, known)}; there are: {', '.join(known)}"
+            )
     given = [method for method in methods if not method.startswith("-")]
     if not given or len(set(given)) < len(given):
-        raise ConfigError(f"learners = {', '.join(methods)!r}: give one or more names, none of them twice")
+        raise ConfigError(
+            f"learners = {', '.join(methods)!r}: give one or more names, none of them twice"
+        )
     chosen: dict[str, None] = {}
     left_out: dict[str, str] = {}
     for method in given:
@@ -83,7 +94,9 @@ def contenders(config: ExperimentConfig, methods: Sequence[str]) -> tuple[list[s
     return list(chosen), left_out
 
 
-def _all(config: ExperimentConfig, without: Sequence[str], best: bool) -> tuple[list[str], dict[str, str]]:
+def _all(
+    config: ExperimentConfig, without: Sequence[str], best: bool
+) -> tuple[list[str], dict[str, str]]:
     known = list_learners()
     settled = found(config.name) if best else {}
     if best and not settled:

@@ -78,10 +78,15 @@ def candidates(learner: str, limit: int, seed: int) -> list[Settings]:
     """
     kind = learner_class(learner)
     defaults = {name: getattr(kind.Settings(), name) for name in kind.search}
-    grid = [dict(zip(kind.search, values, strict=True)) for values in itertools.product(*kind.search.values())]
+    grid = [
+        dict(zip(kind.search, values, strict=True))
+        for values in itertools.product(*kind.search.values())
+    ]
     others = [settings for settings in grid if settings != defaults]
     if len(others) >= limit:
-        drawn = generator(seed, f"search/{learner}").choice(len(others), limit - 1, replace=False)
+        drawn = generator(seed, f"search/{learner}").choice(
+            len(others), limit - 1, replace=False
+        )
         others = [others[place] for place in sorted(drawn)]
     return [defaults, *others]
 
@@ -128,30 +133,59 @@ def search(
     check_between("--runs", limit, 1, MOST_CANDIDATES)
     check_between("--seeds", seeds, 1, MOST_SEEDS)
     if not config.data.holdout:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"holdout": HOLDOUT})})
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"holdout": HOLDOUT})}
+        )
     names, _ = contenders(config, learners)
     if settled := [name for name in names if "@" in name]:
-        raise ConfigError(f"learners = {settled[0]!r}: settings are what is searched; give the name alone")
+        raise ConfigError(
+            f"learners = {settled[0]!r}: settings are what is searched; give the name alone"
+        )
     tried = {name: candidates(name, limit, config.seed) for name in names}
-    lines, tree = _found_before(out, names)  # before hours of runs: a damaged file is refused at once
-    result = compare(config, [_spelled(n, s) for n in names for s in tried[n]], seeds, out, watch, lean=True)
+    lines, tree = _found_before(
+        out, names
+    )  # before hours of runs: a damaged file is refused at once
+    result = compare(
+        config,
+        [_spelled(n, s) for n in names for s in tried[n]],
+        seeds,
+        out,
+        watch,
+        lean=True,
+    )
     found: dict[str, Found] = {}
     record = out / "search.jsonl"
     for name in names:
         scored = [
-            (settings, members.estimate("accuracy").mean, members.estimate("forgetting").mean)
+            (
+                settings,
+                members.estimate("accuracy").mean,
+                members.estimate("forgetting").mean,
+            )
             for settings in tried[name]
             for members in result.groups
             if _is(members, name, settings)
         ]
         lines += [
-            {"learner": name, "settings": settings, "accuracy": accuracy, "forgetting": _or_none(forgetting)}
+            {
+                "learner": name,
+                "settings": settings,
+                "accuracy": accuracy,
+                "forgetting": _or_none(forgetting),
+            }
             for settings, accuracy, forgetting in scored
         ]
         if scored:
-            best, accuracy, forgetting = min(scored, key=lambda one: (-one[1], 0.0 if math.isnan(one[2]) else one[2]))
-            default = next((score for settings, score, _ in scored if settings == tried[name][0]), math.nan)
-            space = {key: list(values) for key, values in learner_class(name).search.items()}
+            best, accuracy, forgetting = min(
+                scored, key=lambda one: (-one[1], 0.0 if math.isnan(one[2]) else one[2])
+            )
+            default = next(
+                (score for settings, score, _ in scored if settings == tried[name][0]),
+                math.nan,
+            )
+            space = {
+                key: list(values) for key, values in learner_class(name).search.items()
+            }
             found[name] = Found(best, accuracy, forgetting, default, len(scored), space)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(record, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
@@ -161,7 +195,8 @@ def search(
 
 def _spelled(name: str, settings: Settings) -> str:
     values = "+".join(
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in settings.items()
     )
     return f"{name}@{values}" if values else name
 
@@ -175,14 +210,18 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _found_before(out: Path, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+def _found_before(
+    out: Path, names: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Read what earlier searches in a folder found for other learners: lines, and best settings."""
     record, best = out / "search.jsonl", out / "best.toml"
     lines: list[dict[str, Any]] = []
     tree: dict[str, dict[str, Any]] = {}
     if record.is_file():
         with reading_a_summary(record):
-            lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
+            lines = [
+                json.loads(line) for line in record.read_text("utf-8").splitlines()
+            ]
             lines = [line for line in lines if line["learner"] not in names]
     if best.is_file():
         with reading_a_summary(best):
@@ -190,14 +229,24 @@ def _found_before(out: Path, names: Sequence[str]) -> tuple[list[dict[str, Any]]
     return lines, tree
 
 
-def _as_toml(found: Mapping[str, Found], command: str, before: Mapping[str, Any]) -> bytes:
+def _as_toml(
+    found: Mapping[str, Found], command: str, before: Mapping[str, Any]
+) -> bytes:
     tree = dict(before)
     for name, best in found.items():
-        numbers = {"accuracy": best.accuracy, "default": best.default, "forgetting": best.forgetting}
+        numbers = {
+            "accuracy": best.accuracy,
+            "default": best.default,
+            "forgetting": best.forgetting,
+        }
         tree[name] = {
             "command": command,
             "runs": best.runs,
-            **{key: round(value, 4) for key, value in numbers.items() if not math.isnan(value)},
+            **{
+                key: round(value, 4)
+                for key, value in numbers.items()
+                if not math.isnan(value)
+            },
             "settings": best.settings,
             "space": best.space,
         }

@@ -60,11 +60,17 @@ def simulate(
     benchmark = make_benchmark(config)
     learner = prepare(config, benchmark)
     config = config.absolute()  # not before: errors name paths as they were given
-    with RunFolder.resume(out, config) if resume else RunFolder.create(out, config) as folder:
+    with (
+        RunFolder.resume(out, config)
+        if resume
+        else RunFolder.create(out, config) as folder
+    ):
         try:
             with _grid(config, benchmark, folder) as grid:
                 partition = benchmark.partition.summary()
-                result = Experiment(config, grid, folder, learner, observers, partition, benchmark).run()
+                result = Experiment(
+                    config, grid, folder, learner, observers, partition, benchmark
+                ).run()
         except Exception:
             _log(folder)
             raise
@@ -95,21 +101,32 @@ def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
     return learner
 
 
-def _grid(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:
+def _grid(
+    config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder
+) -> MessageGrid:
     grid = _workers(config, benchmark, folder)
     if not config.fleet.devices:
         return grid
     strategy = build_strategy(config.strategy, config.data.clients)
-    wanted = [getattr(strategy, f"min_{name}_nodes", 1) for name in ("available", "train", "evaluate")]
+    wanted = [
+        getattr(strategy, f"min_{name}_nodes", 1)
+        for name in ("available", "train", "evaluate")
+    ]
     return FleetGrid(grid, config, build_fleet(config), quorum=max(wanted))
 
 
-def _workers(config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder) -> MessageGrid:
+def _workers(
+    config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder
+) -> MessageGrid:
     if config.engine.backend == "ray":
-        from fedknow.simulations.engine.ray_grid import RayGrid  # a run without Ray does not wait for its import
+        from fedknow.simulations.engine.ray_grid import (
+            RayGrid,
+        )  # a run without Ray does not wait for its import
 
         return RayGrid(config, benchmark, folder.clients)
-    store = StateStore(folder.clients, config.engine.memory_mb * 2**20, durable=False)  # checkpoints see to it
+    store = StateStore(
+        folder.clients, config.engine.memory_mb * 2**20, durable=False
+    )  # checkpoints see to it
     return InlineGrid(config.data.clients, Host(config, benchmark, store), store)
 
 

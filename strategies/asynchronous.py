@@ -44,7 +44,9 @@ class ArrivalGrid(Protocol):
         """Hand out work."""
         ...
 
-    def pull_messages(self, message_ids: Iterable[str], timeout: float | None = None) -> Iterable[FlowerMessage]:
+    def pull_messages(
+        self, message_ids: Iterable[str], timeout: float | None = None
+    ) -> Iterable[FlowerMessage]:
         """Answers that are there; the first, if it comes within ``timeout`` seconds; none if none can come."""
         ...
 
@@ -93,7 +95,13 @@ class Crew:
         Good answers still to come; no more work is given out than that.
     """
 
-    def __init__(self, grid: ArrivalGrid, arrays: ArrayRecord, config: ConfigRecord, concurrency: int) -> None:
+    def __init__(
+        self,
+        grid: ArrivalGrid,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        concurrency: int,
+    ) -> None:
         self.grid = grid
         self.arrays = arrays
         self.version = 0
@@ -117,15 +125,29 @@ class Crew:
         if self.grid.now >= self.grid.until:
             return False
         busy = {node for node, _, _ in self._at_work.values()}
-        free = sorted(node for node in nodes if node not in busy and self._given.get(node) != self.version)
-        count = int(min(len(free), self.wanted - len(busy), (self._concurrency or len(nodes)) - len(busy)))
+        free = sorted(
+            node
+            for node in nodes
+            if node not in busy and self._given.get(node) != self.version
+        )
+        count = int(
+            min(
+                len(free),
+                self.wanted - len(busy),
+                (self._concurrency or len(nodes)) - len(busy),
+            )
+        )
         if count <= 0:
             return False
         chosen = free if count == len(free) else sorted(random.sample(free, count))
         number = self.version + 1
-        config = ConfigRecord({**self._config, "round": number, "server-round": self._before + number})
+        config = ConfigRecord(
+            {**self._config, "round": number, "server-round": self._before + number}
+        )
         content = RecordDict({"arrays": self.arrays, "config": config})
-        ids = self.grid.push_messages([FlowerMessage(content, node, MessageType.TRAIN) for node in chosen])
+        ids = self.grid.push_messages(
+            [FlowerMessage(content, node, MessageType.TRAIN) for node in chosen]
+        )
         for id, node in zip(ids, chosen, strict=True):
             self._at_work[id] = node, self.version, self.arrays
             self._given[node] = self.version
@@ -156,7 +178,9 @@ class Crew:
                 left = None if until is None else max(0.0, until - self.grid.now)
                 self._arrived.extend(self.grid.pull_messages(list(self._at_work), left))
             if not self._arrived:
-                if until is None:  # none can come any more: whoever was at work is free again
+                if (
+                    until is None
+                ):  # none can come any more: whoever was at work is free again
                     self._at_work.clear()
                 return None
             reply = self._arrived.popleft()
@@ -166,7 +190,10 @@ class Crew:
                 return Update(reply, base, self.version - version)
             if reply.error.code == NO_ANSWER:
                 self._lost[node, version] += 1
-                if self._lost[node, version] < PATIENCE and self._given[node] == version:
+                if (
+                    self._lost[node, version] < PATIENCE
+                    and self._given[node] == version
+                ):
                     del self._given[node]
         return None
 
@@ -209,10 +236,14 @@ class Asynchronous(FedAvg):
         staleness_a: float = 0.5,
         staleness_b: float = 4.0,
     ) -> None:
-        super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+        super().__init__(
+            fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1
+        )
         whole("concurrency", concurrency, 0)
         if staleness not in ("polynomial", "hinge", "constant"):
-            raise ValueError(f"staleness = {staleness!r}: must be polynomial, hinge or constant")
+            raise ValueError(
+                f"staleness = {staleness!r}: must be polynomial, hinge or constant"
+            )
         for name, value in (("staleness_a", staleness_a), ("staleness_b", staleness_b)):
             if value < 0:
                 raise ValueError(f"{name} = {value!r}: must not be below 0")
@@ -274,7 +305,10 @@ class Asynchronous(FedAvg):
             if crew.version == before:
                 raise RuntimeError("no client gave a usable answer")
             self.round_metrics = metrics or MetricRecord()
-            result.arrays, result.train_metrics_clientapp[number] = crew.arrays, self.round_metrics
+            result.arrays, result.train_metrics_clientapp[number] = (
+                crew.arrays,
+                self.round_metrics,
+            )
             if evaluate_fn:
                 evaluate_fn(number, crew.arrays)
             if crew.over:
@@ -289,7 +323,9 @@ def combine(update: Callable[..., np.ndarray], *records: ArrayRecord) -> ArrayRe
     for name, last in names[-1].items():
         if last.dtype.kind == "f":
             last = np.asarray(update(*(arrays[name] for arrays in names)), last.dtype)
-            last.flags.writeable = False  # the record refers to it, without another copy
+            last.flags.writeable = (
+                False  # the record refers to it, without another copy
+            )
         made[name] = last
     return to_record(made)
 

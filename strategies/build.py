@@ -14,7 +14,13 @@ from fedknow.protocols.plugins import PASSED_ON, check_options_finite, explain
 from fedknow.strategies.flower_log import quiet_flower
 from fedknow.strategies.options import check_options, flower_parameters
 from fedknow.strategies.population import check_population
-from fedknow.strategies.registry import BUILTIN, DEFAULTS, OBJECTS, Builtin, find_strategy
+from fedknow.strategies.registry import (
+    BUILTIN,
+    DEFAULTS,
+    OBJECTS,
+    Builtin,
+    find_strategy,
+)
 from fedknow.strategies.unsuited import PORTING, check_suited, is_of_the_old_api
 
 __all__ = ["Recipe", "build_strategy", "option_names"]
@@ -84,7 +90,13 @@ class Recipe:
             return cls(name, None, factory, _parameters(factory), {})
         wrapper = builtin.wrapper
         outer = _parameters(wrapper, OBJECTS) if wrapper else {}
-        return cls(name, builtin, builtin.strategy, _parameters(builtin.strategy, OBJECTS), outer)
+        return cls(
+            name,
+            builtin,
+            builtin.strategy,
+            _parameters(builtin.strategy, OBJECTS),
+            outer,
+        )
 
     @property
     def known(self) -> Parameters:
@@ -102,7 +114,9 @@ class Recipe:
             options = ours | dict(self.builtin.defaults) | options
         else:
             flowers = flower_parameters(self.factory)
-            check_options({key: options[key] for key in options if key in flowers}, flowers)
+            check_options(
+                {key: options[key] for key in options if key in flowers}, flowers
+            )
         self._check_complete(options)
         return options
 
@@ -117,9 +131,15 @@ class Recipe:
                     strategy = self.builtin.wrapper(strategy, **outer)
         except PASSED_ON:
             raise
-        except BaseException as error:  # Flower's raise TypeError and ValueError, a user's anything
-            settings = ", ".join(f"strategy.{key} = {value!r}" for key, value in given.items())
-            raise ConfigError(f"strategy {self.name} refused {settings or 'its defaults'}: {explain(error)}") from error
+        except (
+            BaseException
+        ) as error:  # Flower's raise TypeError and ValueError, a user's anything
+            settings = ", ".join(
+                f"strategy.{key} = {value!r}" for key, value in given.items()
+            )
+            raise ConfigError(
+                f"strategy {self.name} refused {settings or 'its defaults'}: {explain(error)}"
+            ) from error
         if not isinstance(strategy, Strategy):
             porting = f"; {PORTING}" if is_of_the_old_api(strategy) else ""
             raise ConfigError(
@@ -149,15 +169,23 @@ class Recipe:
 
     def _check_complete(self, options: Mapping[str, Any]) -> None:
         missing = [
-            f"strategy.{key}" for key, parameter in self.known.items() if _is_required(parameter) and key not in options
+            f"strategy.{key}"
+            for key, parameter in self.known.items()
+            if _is_required(parameter) and key not in options
         ]
         if missing:
-            raise ConfigError(f"strategy {self.name} needs {' and '.join(missing)}; set it")
+            raise ConfigError(
+                f"strategy {self.name} needs {' and '.join(missing)}; set it"
+            )
 
 
-def _parameters(factory: Callable[..., Any], hidden: Collection[str] = ()) -> Parameters:
+def _parameters(
+    factory: Callable[..., Any], hidden: Collection[str] = ()
+) -> Parameters:
     parameters = inspect.signature(factory).parameters
-    return {key: parameter for key, parameter in parameters.items() if key not in hidden}
+    return {
+        key: parameter for key, parameter in parameters.items() if key not in hidden
+    }
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:

@@ -62,7 +62,12 @@ class Counterpart(FedAvg):
         As Flower's FedAvg has them.
     """
 
-    def __init__(self, fraction_train: float = 1.0, min_train_nodes: int = 1, min_available_nodes: int = 1) -> None:
+    def __init__(
+        self,
+        fraction_train: float = 1.0,
+        min_train_nodes: int = 1,
+        min_available_nodes: int = 1,
+    ) -> None:
         super().__init__(
             fraction_train=fraction_train,
             fraction_evaluate=0.0,
@@ -96,7 +101,9 @@ class Counterpart(FedAvg):
     def collect(self, task: int, extras: Mapping[int, Arrays]) -> None:
         """What clients shared with their answers of a round, by client; before the parameters are averaged."""
 
-    def aggregate_end_task(self, task: int, arrays: Arrays, replies: Sequence[Message]) -> None:
+    def aggregate_end_task(
+        self, task: int, arrays: Arrays, replies: Sequence[Message]
+    ) -> None:
         """A task is over.
 
         Parameters
@@ -128,7 +135,9 @@ class Counterpart(FedAvg):
         """Flower's FedAvg, and the ``extra`` record for each client that gets one."""
         self._task = int(config["task"])  # type: ignore[arg-type]
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        self.begin_round(self._task, to_arrays(arrays))  # after the draw of clients, which is then FedAvg's
+        self.begin_round(
+            self._task, to_arrays(arrays)
+        )  # after the draw of clients, which is then FedAvg's
         records: dict[int, tuple[Arrays, ArrayRecord]] = {}
         for message in messages:
             extra = self.extra(self._task, client_of(message.metadata.dst_node_id))
@@ -137,7 +146,11 @@ class Counterpart(FedAvg):
                     records[id(extra)] = extra, to_record(extra)
                 _, record = records[id(extra)]
                 message.content = RecordDict(
-                    {self.arrayrecord_key: arrays, EXTRA: record, CONFIG: message.content[self.configrecord_key]}
+                    {
+                        self.arrayrecord_key: arrays,
+                        EXTRA: record,
+                        CONFIG: message.content[self.configrecord_key],
+                    }
                 )
         return messages
 
@@ -149,8 +162,16 @@ class Counterpart(FedAvg):
         extras: dict[int, Arrays] = {}
         for reply in replies:
             if reply.has_content() and EXTRA in reply.content:
-                extras[client_of(reply.metadata.src_node_id)] = to_arrays(reply.content.array_records[EXTRA])
-                reply.content = RecordDict({name: record for name, record in reply.content.items() if name != EXTRA})
+                extras[client_of(reply.metadata.src_node_id)] = to_arrays(
+                    reply.content.array_records[EXTRA]
+                )
+                reply.content = RecordDict(
+                    {
+                        name: record
+                        for name, record in reply.content.items()
+                        if name != EXTRA
+                    }
+                )
         if extras:
             self.collect(self._task, extras)
         return super().aggregate_train(server_round, replies)

@@ -59,5 +59,17 @@ class FedAsync(Asynchronous):
             weight = self.alpha * self.discount(update.staleness)
             late.append(update.staleness)
             model = next(iter(update.reply.content.array_records.values()))
-            crew.step(combine(lambda x, y, w=np.float32(weight): x + w * (y - x), crew.arrays, model))
-        return MetricRecord({"staleness": float(np.mean(late)), "staleness-max": max(late)}) if late else None
+            crew.step(
+                combine(
+                    lambda x, y, w=np.float32(weight): x + w * (y - x),
+                    crew.arrays,
+                    model,
+                )
+            )
+        return (
+            MetricRecord(
+                {"staleness": float(np.mean(late)), "staleness-max": max(late)}
+            )
+            if late
+            else None
+        )

@@ -48,7 +48,10 @@ class Buffered(Asynchronous):
 
     def round(self, crew: Crew, left: int) -> MetricRecord | None:
         """Gather answers and make a step."""
-        updates = sorted(self.gather(crew, left), key=lambda update: update.reply.metadata.src_node_id)
+        updates = sorted(
+            self.gather(crew, left),
+            key=lambda update: update.reply.metadata.src_node_id,
+        )
         if not updates:
             return None
         late = [update.staleness for update in updates]
@@ -59,7 +62,12 @@ class Buffered(Asynchronous):
             averaged, metrics = self.aggregate_train(crew.version + 1, replies)
             assert averaged is not None  # there are replies, all of them good
             now = to_arrays(arrays)
-            arrays = to_record({name: _cast(value, now[name].dtype) for name, value in to_arrays(averaged).items()})
+            arrays = to_record(
+                {
+                    name: _cast(value, now[name].dtype)
+                    for name, value in to_arrays(averaged).items()
+                }
+            )
         crew.step(arrays)
         numbers = {"staleness": float(np.mean(late)), "staleness-max": max(late)}
         return MetricRecord({**(metrics or {}), **numbers})
@@ -71,7 +79,9 @@ class Buffered(Asynchronous):
         if factor == 1 and update.base is crew.arrays:
             return reply  # the client's model is just that
         name, model = next(iter(reply.content.array_records.items()))
-        moved = combine(lambda x, base, y: x + factor * (y - base), crew.arrays, update.base, model)
+        moved = combine(
+            lambda x, base, y: x + factor * (y - base), crew.arrays, update.base, model
+        )
         reply.content = RecordDict({**reply.content, name: moved})
         return reply
 
@@ -114,4 +124,8 @@ class FedBuff(Buffered):
 
 def _cast(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Flower's mean makes floats of whole numbers, which clients would not take."""
-    return value if value.dtype == dtype else (np.rint(value) if dtype.kind in "iu" else value).astype(dtype)
+    return (
+        value
+        if value.dtype == dtype
+        else (np.rint(value) if dtype.kind in "iu" else value).astype(dtype)
+    )

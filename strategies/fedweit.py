@@ -25,7 +25,12 @@ class FedWeit(Counterpart):
     in the paper.
     """
 
-    def __init__(self, fraction_train: float = 1.0, min_train_nodes: int = 1, min_available_nodes: int = 1) -> None:
+    def __init__(
+        self,
+        fraction_train: float = 1.0,
+        min_train_nodes: int = 1,
+        min_available_nodes: int = 1,
+    ) -> None:
         super().__init__(fraction_train, min_train_nodes, min_available_nodes)
         self._adaptive: Arrays | None = None
         self._told: set[int] = set()
@@ -51,32 +56,57 @@ class FedWeit(Counterpart):
         if not valid:
             return None, None
         self._told |= {client_of(reply.metadata.src_node_id) for reply in valid}
-        sent = [to_arrays(reply.content.array_records[self.arrayrecord_key]) for reply in valid]
-        metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
+        sent = [
+            to_arrays(reply.content.array_records[self.arrayrecord_key])
+            for reply in valid
+        ]
+        metrics = self.train_metrics_aggr_fn(
+            [reply.content for reply in valid], self.weighted_by_key
+        )
         return to_record(
-            {name: mean_of_sent(now, [a[name] for a in sent]) for name, now in self._current.items()}
+            {
+                name: mean_of_sent(now, [a[name] for a in sent])
+                for name, now in self._current.items()
+            }
         ), metrics
 
-    def aggregate_end_task(self, task: int, arrays: Arrays, replies: Sequence[Message]) -> None:
+    def aggregate_end_task(
+        self, task: int, arrays: Arrays, replies: Sequence[Message]
+    ) -> None:
         """Collect the adaptive parameters; those of a client that failed are zero."""
-        shared = {client_of(reply.node): reply.content[EXTRA] for reply in replies if EXTRA in reply.content}
+        shared = {
+            client_of(reply.node): reply.content[EXTRA]
+            for reply in replies
+            if EXTRA in reply.content
+        }
         adaptive, self._told = Arrays(), set()
         for client, record in shared.items():
             for name, array in record.items():
                 assert isinstance(array, np.ndarray)  # the inspector saw to it
                 if name not in adaptive:
-                    adaptive[name] = np.zeros((self._clients, *array.shape), array.dtype)
+                    adaptive[name] = np.zeros(
+                        (self._clients, *array.shape), array.dtype
+                    )
                 adaptive[name][client] = array
         self._adaptive = adaptive or None
 
     def state_dict(self) -> dict[str, Any]:
         """The adaptive parameters, and who has had them."""
-        tensors = {name: torch.from_numpy(array) for name, array in (self._adaptive or {}).items()}
+        tensors = {
+            name: torch.from_numpy(array)
+            for name, array in (self._adaptive or {}).items()
+        }
         return {"adaptive": pack(tensors), "told": sorted(self._told)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self._adaptive = Arrays((name, value.numpy()) for name, value in unpack(state["adaptive"]).items()) or None
+        self._adaptive = (
+            Arrays(
+                (name, value.numpy())
+                for name, value in unpack(state["adaptive"]).items()
+            )
+            or None
+        )
         self._told = set(state["told"])
 
 
@@ -84,5 +114,7 @@ def mean_of_sent(current: np.ndarray, sent: Sequence[np.ndarray]) -> np.ndarray:
     """The mean of the entries that are not zero, entry by entry; the current one where all are."""
     count = np.sum([array != 0 for array in sent], axis=0)
     total = np.sum(sent, axis=0, dtype=np.float64)
-    mean: np.ndarray = np.where(count > 0, total / np.maximum(count, 1), current).astype(current.dtype)
+    mean: np.ndarray = np.where(
+        count > 0, total / np.maximum(count, 1), current
+    ).astype(current.dtype)
     return mean

@@ -56,20 +56,32 @@ class Flcn(Counterpart):
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
         """Omega at the global model, as soon as there are proxy data."""
-        places = [(part, row) for part, proxy in enumerate(self._proxy) for row in range(len(proxy["y"]))]
+        places = [
+            (part, row)
+            for part, proxy in enumerate(self._proxy)
+            for row in range(len(proxy["y"]))
+        ]
         if not places:
             self._importance = None
             return
         # Python's generator is seeded by the experiment before each hook.
         chosen = sorted(random.sample(places, min(self.proxy_samples, len(places))))
         samples = [
-            Sample(torch.tensor(self._proxy[part]["x"][row]), int(self._proxy[part]["y"][row]), self._classes(part))
+            Sample(
+                torch.tensor(self._proxy[part]["x"][row]),
+                int(self._proxy[part]["y"][row]),
+                self._classes(part),
+            )
             for part, row in chosen
         ]
-        self._learner.receive({name: torch.tensor(array) for name, array in arrays.items()})
+        self._learner.receive(
+            {name: torch.tensor(array) for name, array in arrays.items()}
+        )
         with one_thread():
             omega = importance(self._learner, samples)
-        self._importance = Arrays((name, value.numpy()) for name, value in omega.items())
+        self._importance = Arrays(
+            (name, value.numpy()) for name, value in omega.items()
+        )
 
     def _classes(self, part: int) -> tuple[int, ...]:
         return tuple(int(label) for label in self._proxy[part]["classes"])
@@ -107,12 +119,19 @@ def importance(learner: Learner, samples: Sequence[Sample]) -> dict[str, Tensor]
         For each parameter to train, its shape; zero where a parameter takes no part.
     """
     parameters = learner.trainable
-    omega = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in parameters.items()}
+    omega = {
+        name: torch.zeros_like(p, memory_format=torch.contiguous_format)
+        for name, p in parameters.items()
+    }
     learner.model.eval()
     for x, y, classes in samples:
         head = HeadSlice(classes, learner.head.out_features)
-        log_p = head.logits(learner.model(learner.images(x[None]))).log_softmax(1)[0, classes.index(y)]
-        gradients = torch.autograd.grad(log_p, list(parameters.values()), allow_unused=True)
+        log_p = head.logits(learner.model(learner.images(x[None]))).log_softmax(1)[
+            0, classes.index(y)
+        ]
+        gradients = torch.autograd.grad(
+            log_p, list(parameters.values()), allow_unused=True
+        )
         for name, g in zip(parameters, gradients, strict=True):
             if g is not None:
                 omega[name].addcmul_(g, g, value=1 / len(samples))

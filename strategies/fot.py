@@ -57,11 +57,19 @@ def extend(basis: Tensor, moment: Tensor, threshold: float) -> Tensor:
     rest -= (rest @ basis) @ basis.T
     ascending, directions = torch.linalg.eigh(rest)
     energy, gained = moment.trace(), ascending.flip(0)
-    held = energy - rest.trace() + gained.cumsum(0) - gained  # before each direction is added
-    return _enlarge(basis, directions.flip(1), (held < threshold * energy) & (gained > ROUNDING * energy))
+    held = (
+        energy - rest.trace() + gained.cumsum(0) - gained
+    )  # before each direction is added
+    return _enlarge(
+        basis,
+        directions.flip(1),
+        (held < threshold * energy) & (gained > ROUNDING * energy),
+    )
 
 
-def extend_from_sketch(basis: Tensor, sketch: Tensor, energy: Tensor, threshold: float) -> Tensor:
+def extend_from_sketch(
+    basis: Tensor, sketch: Tensor, energy: Tensor, threshold: float
+) -> Tensor:
     """:func:`extend` where the second moment is too large to be sent.
 
     Directions are singular vectors of ``A - U U^T A`` for one part of the sketch's columns. These columns lie closer to
@@ -98,7 +106,9 @@ def extend_from_sketch(basis: Tensor, sketch: Tensor, energy: Tensor, threshold:
             "raise learner.columns = %d",
             *(len(gained), ever[-1] / energy, threshold, sketch.shape[1]),
         )
-    needed = (ever - gained < threshold * energy) & (values.square() > ROUNDING * finding.shape[1] * energy)
+    needed = (ever - gained < threshold * energy) & (
+        values.square() > ROUNDING * finding.shape[1] * energy
+    )
     return _enlarge(basis, directions, needed)
 
 
@@ -146,9 +156,14 @@ class Fot(Counterpart):
     def prepare(self, setup: Setup) -> None:
         """Learn the layers' names and sizes from the learner."""
         if not isinstance(setup.learner, FotLearner):
-            raise ConfigError("strategy.name = 'fot' is one half of a method; set learner.name = 'fot'")
+            raise ConfigError(
+                "strategy.name = 'fot' is one half of a method; set learner.name = 'fot'"
+            )
         layers = setup.learner.layers
-        self._bases = {name: torch.zeros(dimension(layer), 0, dtype=torch.float64) for name, layer in layers.items()}
+        self._bases = {
+            name: torch.zeros(dimension(layer), 0, dtype=torch.float64)
+            for name, layer in layers.items()
+        }
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
         """Remember the parameters that updates are counted from."""
@@ -170,9 +185,17 @@ class Fot(Counterpart):
 
     def _project_layer(self, arrays: Arrays, name: str, basis: Tensor) -> None:
         keys = [key for key in (f"{name}.weight", f"{name}.bias") if key in arrays]
-        basis = _seen_by(basis, sum(arrays[key][0].size for key in keys), f"{name}.weight" in arrays)
+        basis = _seen_by(
+            basis, sum(arrays[key][0].size for key in keys), f"{name}.weight" in arrays
+        )
         before, after = (
-            torch.cat([torch.tensor(tree[key]).double().reshape(len(tree[key]), -1) for key in keys], 1)
+            torch.cat(
+                [
+                    torch.tensor(tree[key]).double().reshape(len(tree[key]), -1)
+                    for key in keys
+                ],
+                1,
+            )
             for tree in (self._before, arrays)
         )
         rows = before + project(after - before, basis)
@@ -180,9 +203,15 @@ class Fot(Counterpart):
         for key, part in zip(keys, torch.split(rows, widths, 1), strict=True):
             arrays[key] = part.reshape(arrays[key].shape).float().numpy()
 
-    def aggregate_end_task(self, task: int, arrays: Arrays, replies: Sequence[Message]) -> None:
+    def aggregate_end_task(
+        self, task: int, arrays: Arrays, replies: Sequence[Message]
+    ) -> None:
         """Add up what clients know of their inputs and enlarge the subspaces."""
-        extras = [extra for reply in replies if isinstance(extra := reply.content.get(EXTRA), Arrays)]
+        extras = [
+            extra
+            for reply in replies
+            if isinstance(extra := reply.content.get(EXTRA), Arrays)
+        ]
         if not extras:
             return
         threshold = min(1.0, self.threshold + task * self.increase)
@@ -191,9 +220,13 @@ class Fot(Counterpart):
                 total = _sum(extra[name] for extra in extras)
                 if total.dim() == 2:
                     energy = _sum(extra[f"{name}.energy"] for extra in extras)[0]
-                    self._bases[name] = extend_from_sketch(basis, total, energy, threshold)
+                    self._bases[name] = extend_from_sketch(
+                        basis, total, energy, threshold
+                    )
                 else:
-                    self._bases[name] = extend(basis, _symmetric(total, len(basis)), threshold)
+                    self._bases[name] = extend(
+                        basis, _symmetric(total, len(basis)), threshold
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         """The bases."""
@@ -228,7 +261,9 @@ def _seen_by(basis: Tensor, size: int, weight: bool) -> Tensor:
 
 def _sum(parts: Iterable[np.ndarray]) -> Tensor:
     """Of all clients, in float64; no more than one client's is copied at a time."""
-    return functools.reduce(Tensor.add_, (torch.tensor(part, dtype=torch.float64) for part in parts))
+    return functools.reduce(
+        Tensor.add_, (torch.tensor(part, dtype=torch.float64) for part in parts)
+    )
 
 
 def _symmetric(triangle: Tensor, d: int) -> Tensor:

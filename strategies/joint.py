@@ -73,7 +73,10 @@ class JointCentral(Counterpart):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
         """Nothing for clients to do."""
-        self._task, self._round = int(cast(int, config["task"])), int(cast(int, config["round"]))
+        self._task, self._round = (
+            int(cast(int, config["task"])),
+            int(cast(int, config["round"])),
+        )
         self._arrays = arrays
         return []
 
@@ -88,15 +91,29 @@ class JointCentral(Counterpart):
             The trained parameters; ``loss`` and ``accuracy`` of the last epoch, and ``samples``, those of all epochs.
         """
         everything = self._everything()
-        sizes = [len(self._stream.task(client, self._task).train) for client in range(self._stream.clients)]
+        sizes = [
+            len(self._stream.task(client, self._task).train)
+            for client in range(self._stream.clients)
+        ]
         count = int(self.budget * self.fraction_train * sum(sizes))
-        round = Round(self._round, integer(self._seed, "joint", self._task, self._round))
+        round = Round(
+            self._round, integer(self._seed, "joint", self._task, self._round)
+        )
         self._learner.load_state_dict({})
-        self._learner.receive({name: torch.tensor(array) for name, array in to_arrays(self._arrays).items()})
+        self._learner.receive(
+            {
+                name: torch.tensor(array)
+                for name, array in to_arrays(self._arrays).items()
+            }
+        )
         with one_thread():
-            report = self._learner.fit_on(everything, count, self._stream.task(0, self._task), round)
+            report = self._learner.fit_on(
+                everything, count, self._stream.task(0, self._task), round
+            )
         samples = self._learner.drawn(everything, count) * self._learner.epochs
-        arrays = to_record({name: value.numpy() for name, value in self._learner.send().items()})
+        arrays = to_record(
+            {name: value.numpy() for name, value in self._learner.send().items()}
+        )
         return arrays, MetricRecord({**report, "samples": samples})
 
     def kept_bytes(self) -> int:
@@ -112,9 +129,17 @@ class JointCentral(Counterpart):
             width = self._learner.head.out_features
             parts = []
             for client in range(self._stream.clients):
-                seen = [self._stream.task(client, task) for task in range(self._task + 1)]
+                seen = [
+                    self._stream.task(client, task) for task in range(self._task + 1)
+                ]
                 for task in seen:
-                    head = columns(seen[-1].head if task.incremental else task.head, width)
-                    parts.append(Replay(task.train.x, task.train.y, head.expand(len(task.train), -1)))
+                    head = columns(
+                        seen[-1].head if task.incremental else task.head, width
+                    )
+                    parts.append(
+                        Replay(
+                            task.train.x, task.train.y, head.expand(len(task.train), -1)
+                        )
+                    )
             self._data = self._task, join(parts)
         return self._data[1]

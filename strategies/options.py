@@ -39,7 +39,9 @@ class _Span:
 
     def holds(self, value: object) -> bool:
         """Say whether a value is such a number; infinite ones never are."""
-        if isinstance(value, bool) or not isinstance(value, int if self.is_whole else int | float):
+        if isinstance(value, bool) or not isinstance(
+            value, int if self.is_whole else int | float
+        ):
             return False
         if not math.isfinite(value):
             return False
@@ -64,8 +66,12 @@ _MOMENTUM = _Span(low=0, high=1, is_high_in=False)
 _NODES = _Span(low=1, is_whole=True, meaning="a number of clients")
 
 _SPANS = {
-    "fraction_train": _Span(low=0, high=1, is_low_in=False, meaning="the share of clients in a round"),
-    "fraction_evaluate": _Span(low=0, high=1, meaning="the share of clients that evaluate"),
+    "fraction_train": _Span(
+        low=0, high=1, is_low_in=False, meaning="the share of clients in a round"
+    ),
+    "fraction_evaluate": _Span(
+        low=0, high=1, meaning="the share of clients that evaluate"
+    ),
     "min_train_nodes": _NODES,
     "min_evaluate_nodes": _Span(low=0, is_whole=True, meaning="a number of clients"),
     "min_available_nodes": _NODES,
@@ -110,7 +116,9 @@ def flower_parameters(factory: object) -> dict[str, inspect.Parameter]:
     return parameters
 
 
-def check_options(options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+def check_options(
+    options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> None:
     """Refuse what a built-in strategy's constructor would take and choke on later.
 
     Parameters

@@ -82,7 +82,9 @@ def _check_enough_answers(strategy: flower.FedAvg, answers: int, name: str) -> N
     needed = factor * malicious + 3
     if answers < needed:
         most = (answers - 3) // factor
-        remedy = f"lower strategy.num_malicious_nodes to {most}, or " if most >= 0 else ""
+        remedy = (
+            f"lower strategy.num_malicious_nodes to {most}, or " if most >= 0 else ""
+        )
         raise ConfigError(
             f"strategy {name} with strategy.num_malicious_nodes = {malicious} needs "
             f"{factor} x {malicious} + 3 = {needed} clients in a round, and a round asks "
@@ -96,14 +98,20 @@ def _check_enough_answers(strategy: flower.FedAvg, answers: int, name: str) -> N
         )
 
 
-def _check_something_is_trimmed(strategy: flower.FedTrimmedAvg, answers: int, name: str) -> None:
+def _check_something_is_trimmed(
+    strategy: flower.FedTrimmedAvg, answers: int, name: str
+) -> None:
     beta = strategy.beta
     # As Flower counts. A beta of 0 asks for a plain mean, and gets it.
     if not beta or int(beta * answers):
         return
     needed = math.ceil(1 / beta)
     needed += not int(beta * needed)  # of 1/49 times 49 rounding leaves less than 1
-    remedy = f"raise strategy.beta to {math.ceil(1000 / answers) / 1000:g}, or " if answers > 2 else ""
+    remedy = (
+        f"raise strategy.beta to {math.ceil(1000 / answers) / 1000:g}, or "
+        if answers > 2
+        else ""
+    )
     raise ConfigError(
         f"strategy {name} with strategy.beta = {beta:g} trims nothing of {counted(answers, 'answer')} "
         f"in a round, as {beta:g} x {answers} is below 1; {remedy}have {needed:g} clients in a round "

@@ -22,7 +22,14 @@ from fedknow.strategies.semisync import SemiSync
 from fedknow.strategies.target import Target
 from fedknow.strategies.unsuited import PORTING, is_of_the_old_api
 
-__all__ = ["BUILTIN", "DEFAULTS", "OBJECTS", "Builtin", "find_strategy", "list_strategies"]
+__all__ = [
+    "BUILTIN",
+    "DEFAULTS",
+    "OBJECTS",
+    "Builtin",
+    "find_strategy",
+    "list_strategies",
+]
 
 GROUP = "fedknow.strategies"
 """Entry-point group in which an installed package offers strategies."""
@@ -59,36 +66,78 @@ DEFAULTS = {
 }
 
 # What no file can hold: whoever needs these subclasses the strategy and names the class.
-OBJECTS = ("strategy", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn", "selection_rule", "accountant")
+OBJECTS = (
+    "strategy",
+    "train_metrics_aggr_fn",
+    "evaluate_metrics_aggr_fn",
+    "selection_rule",
+    "accountant",
+)
 
 BUILTIN = {
-    "fedavg": Builtin(flower.FedAvg, "weighted mean of the clients' parameters (McMahan et al. 2017)"),
+    "fedavg": Builtin(
+        flower.FedAvg, "weighted mean of the clients' parameters (McMahan et al. 2017)"
+    ),
     "fedprox": Builtin(
-        flower.FedProx, "FedAvg, clients pulled towards the global model by proximal_mu (Li et al. 2020)"
+        flower.FedProx,
+        "FedAvg, clients pulled towards the global model by proximal_mu (Li et al. 2020)",
     ),
-    "fedasync": Builtin(FedAsync, "each answer is mixed into the model as it arrives (Xie et al. 2019)"),
-    "fedbuff": Builtin(FedBuff, "asynchronous, a step from every so many answers (Nguyen et al. 2022)"),
-    "semisync": Builtin(SemiSync, "rounds end at a deadline, and who is late counts in the next"),
-    "flcn": Builtin(Flcn, "FedAvg with importance weights from proxy data, for the learner flcn (Yao and Sun 2020)"),
+    "fedasync": Builtin(
+        FedAsync, "each answer is mixed into the model as it arrives (Xie et al. 2019)"
+    ),
+    "fedbuff": Builtin(
+        FedBuff, "asynchronous, a step from every so many answers (Nguyen et al. 2022)"
+    ),
+    "semisync": Builtin(
+        SemiSync, "rounds end at a deadline, and who is late counts in the next"
+    ),
+    "flcn": Builtin(
+        Flcn,
+        "FedAvg with importance weights from proxy data, for the learner flcn (Yao and Sun 2020)",
+    ),
     "fedweit": Builtin(
-        FedWeit, "sparse bases and everybody's adaptive parameters, for the learner fedweit (Yoon et al. 2021)"
+        FedWeit,
+        "sparse bases and everybody's adaptive parameters, for the learner fedweit (Yoon et al. 2021)",
     ),
-    "fot": Builtin(Fot, "FedAvg orthogonal to past tasks' inputs, for the learner fot (Bakman et al. 2024)"),
-    "joint-central": Builtin(JointCentral, "training on all data in one place, for the learner joint-central"),
-    "target": Builtin(Target, "FedAvg and images made of the model, for the learner target (Zhang et al. 2023)"),
+    "fot": Builtin(
+        Fot,
+        "FedAvg orthogonal to past tasks' inputs, for the learner fot (Bakman et al. 2024)",
+    ),
+    "joint-central": Builtin(
+        JointCentral, "training on all data in one place, for the learner joint-central"
+    ),
+    "target": Builtin(
+        Target,
+        "FedAvg and images made of the model, for the learner target (Zhang et al. 2023)",
+    ),
     "fedavgm": Builtin(flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"),
     "fedadam": Builtin(flower.FedAdam, "Adam on the server (Reddi et al. 2021)"),
-    "fedadagrad": Builtin(flower.FedAdagrad, "Adagrad on the server (Reddi et al. 2021)"),
-    "fedyogi": Builtin(flower.FedYogi, "Yogi on the server (Reddi et al. 2021)"),
-    "fedmedian": Builtin(flower.FedMedian, "median of each parameter, robust to outliers (Yin et al. 2018)"),
-    "fedtrimmedavg": Builtin(
-        flower.FedTrimmedAvg, "mean without the extreme shares beta of each parameter (Yin et al. 2018)"
+    "fedadagrad": Builtin(
+        flower.FedAdagrad, "Adagrad on the server (Reddi et al. 2021)"
     ),
-    "krum": Builtin(flower.Krum, "the one client nearest to the others (Blanchard et al. 2017)"),
-    "multikrum": Builtin(flower.MultiKrum, "mean of the clients nearest to the others (Blanchard et al. 2017)"),
-    "bulyan": Builtin(flower.Bulyan, "Krum's choice, then a trimmed mean (El Mhamdi et al. 2018)"),
+    "fedyogi": Builtin(flower.FedYogi, "Yogi on the server (Reddi et al. 2021)"),
+    "fedmedian": Builtin(
+        flower.FedMedian,
+        "median of each parameter, robust to outliers (Yin et al. 2018)",
+    ),
+    "fedtrimmedavg": Builtin(
+        flower.FedTrimmedAvg,
+        "mean without the extreme shares beta of each parameter (Yin et al. 2018)",
+    ),
+    "krum": Builtin(
+        flower.Krum, "the one client nearest to the others (Blanchard et al. 2017)"
+    ),
+    "multikrum": Builtin(
+        flower.MultiKrum,
+        "mean of the clients nearest to the others (Blanchard et al. 2017)",
+    ),
+    "bulyan": Builtin(
+        flower.Bulyan, "Krum's choice, then a trimmed mean (El Mhamdi et al. 2018)"
+    ),
     "qfedavg": Builtin(
-        flower.QFedAvg, "fairness: clients with a high loss count for more (Li et al. 2020)", {"train_loss_key": "loss"}
+        flower.QFedAvg,
+        "fairness: clients with a high loss count for more (Li et al. 2020)",
+        {"train_loss_key": "loss"},
     ),
     "dp-fixed-clipping": Builtin(
         flower.FedAvg,
@@ -108,7 +157,10 @@ def list_strategies() -> dict[str, str]:
 
     Those of installed packages are among them.
     """
-    plugins = {entry.name: f"from {entry.value}" for entry in importlib.metadata.entry_points(group=GROUP)}
+    plugins = {
+        entry.name: f"from {entry.value}"
+        for entry in importlib.metadata.entry_points(group=GROUP)
+    }
     return {name: builtin.summary for name, builtin in BUILTIN.items()} | plugins
 
 
@@ -124,13 +176,21 @@ def find_strategy(name: str) -> Callable[..., Any]:
         found = load_object(name, "strategy.name")
     else:
         found = _installed(name)
-    if not callable(found) or (isinstance(found, type) and not issubclass(found, Strategy)):
-        porting = f"; {PORTING}" if isinstance(found, type) and is_of_the_old_api(found) else ""
+    if not callable(found) or (
+        isinstance(found, type) and not issubclass(found, Strategy)
+    ):
+        porting = (
+            f"; {PORTING}"
+            if isinstance(found, type) and is_of_the_old_api(found)
+            else ""
+        )
         raise ConfigError(
             f"strategy.name = {name!r}: neither a class derived from "
             f"flwr.serverapp.strategy.Strategy nor a function that makes one{porting}"
         )
-    return check_maker(found, name, "strategy.name", Strategy, "flwr.serverapp.strategy.Strategy")
+    return check_maker(
+        found, name, "strategy.name", Strategy, "flwr.serverapp.strategy.Strategy"
+    )
 
 
 def _installed(name: str) -> Any:

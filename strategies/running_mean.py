@@ -23,7 +23,9 @@ OF_THE_MEAN = (
 """Of Flower's strategies, those that look at the mean of the answers alone."""
 
 
-def check_running_mean(config: ExperimentConfig, strategy: Strategy, sparse: bool) -> None:
+def check_running_mean(
+    config: ExperimentConfig, strategy: Strategy, sparse: bool
+) -> None:
     """Refuse ``engine.running_mean`` where each answer must be seen.
 
     A strategy of a user's own says by an attribute ``of_the_mean = True`` that the mean,
@@ -52,7 +54,9 @@ def check_running_mean(config: ExperimentConfig, strategy: Strategy, sparse: boo
         )
     if not _asks_for_the_mean(strategy):
         known = ", ".join(
-            name for name, builtin in BUILTIN.items() if builtin.strategy in OF_THE_MEAN and not builtin.wrapper
+            name
+            for name, builtin in BUILTIN.items()
+            if builtin.strategy in OF_THE_MEAN and not builtin.wrapper
         )
         raise ConfigError(
             f"engine.running_mean = true: strategy {config.strategy.name} may look at each "

@@ -37,7 +37,11 @@ class Generator(nn.Module):
     def __init__(self, shape: tuple[int, int, int], width: int = 32) -> None:
         super().__init__()
         channels, self._height, self._width = shape
-        self._start = (2 * width, math.ceil(self._height / 4), math.ceil(self._width / 4))
+        self._start = (
+            2 * width,
+            math.ceil(self._height / 4),
+            math.ceil(self._width / 4),
+        )
         self.spread = nn.Linear(_NOISE, math.prod(self._start))
         self.paint = nn.Sequential(
             nn.BatchNorm2d(2 * width),
@@ -72,9 +76,15 @@ def statistics_gap(model: nn.Module) -> Iterator[list[Tensor]]:
         mean, var = args[0].mean((0, 2, 3)), args[0].var((0, 2, 3), unbiased=False)
         assert layer.running_mean is not None
         assert layer.running_var is not None
-        gaps.append((mean - layer.running_mean).norm() + (var - layer.running_var).norm())
+        gaps.append(
+            (mean - layer.running_mean).norm() + (var - layer.running_var).norm()
+        )
 
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.BatchNorm2d) and m.track_running_stats
+    ]
     handles = [norm.register_forward_pre_hook(note) for norm in norms]
     try:
         yield gaps
@@ -134,13 +144,19 @@ def synthesize(
     """
     classes = torch.cat(list(slices))
     width = int(teacher(torch.zeros(1, *shape)).shape[1])
-    among = torch.zeros(width, width, dtype=torch.bool)  # row y: the classes that y is told from
+    among = torch.zeros(
+        width, width, dtype=torch.bool
+    )  # row y: the classes that y is told from
     for part in slices:
         among[part[:, None], part] = True
     student = _student(teacher, trainable)
     generator = Generator(shape)
-    generator_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-3, betas=(0.5, 0.999))
-    student_optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=1e-3)
+    generator_optimizer = torch.optim.Adam(
+        generator.parameters(), lr=2e-3, betas=(0.5, 0.999)
+    )
+    student_optimizer = torch.optim.Adam(
+        [p for p in student.parameters() if p.requires_grad], lr=1e-3
+    )
     pool, labels = torch.zeros(0, *shape), torch.zeros(0, dtype=torch.int64)
     while len(pool) < samples:
         # Whole batches, for statistics; the last one's surplus is dropped.
@@ -156,7 +172,11 @@ def synthesize(
             disagree = told.argmax(1) != guessed.argmax(1)
             log_p, log_q = told.log_softmax(1), guessed.log_softmax(1)
             apart = (log_p.exp() * (log_p - log_q)).sum(1)
-            loss = F.cross_entropy(told, y) - (apart * disagree).mean() + sum(gaps, torch.zeros(()))
+            loss = (
+                F.cross_entropy(told, y)
+                - (apart * disagree).mean()
+                + sum(gaps, torch.zeros(()))
+            )
             generator_optimizer.zero_grad()
             noise_optimizer.zero_grad()
             loss.backward()
@@ -234,9 +254,13 @@ class Target(Counterpart):
             If the learner is another one.
         """
         if not isinstance(setup.learner, TargetLearner):
-            raise ConfigError("strategy.name = 'target' is one half of a method; set learner.name = 'target'")
+            raise ConfigError(
+                "strategy.name = 'target' is one half of a method; set learner.name = 'target'"
+            )
         self._learner = setup.learner
-        channels, height, width = setup.stream.shape if setup.stream is not None else setup.config.data.shape
+        channels, height, width = (
+            setup.stream.shape if setup.stream is not None else setup.config.data.shape
+        )
         self._shape = channels, height, width
         self._seed = setup.config.seed
         self._last_task = setup.config.data.tasks - 1
@@ -251,35 +275,70 @@ class Target(Counterpart):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """FedAvg's; whoever answered has the images."""
         replies = list(replies)
-        self._told |= {client_of(reply.metadata.src_node_id) for reply in replies if reply.has_content()}
+        self._told |= {
+            client_of(reply.metadata.src_node_id)
+            for reply in replies
+            if reply.has_content()
+        }
         return super().aggregate_train(server_round, replies)
 
-    def aggregate_end_task(self, task: int, arrays: Arrays, replies: Sequence[Message]) -> None:
+    def aggregate_end_task(
+        self, task: int, arrays: Arrays, replies: Sequence[Message]
+    ) -> None:
         """Note the task's classes, and make images of all classes so far unless it was the last task."""
         for extra in (reply.content.get(EXTRA) for reply in replies):
-            classes = sorted(int(label) for label in extra["classes"]) if isinstance(extra, Arrays) else []
+            classes = (
+                sorted(int(label) for label in extra["classes"])
+                if isinstance(extra, Arrays)
+                else []
+            )
             if classes and classes not in self._tasks:
                 self._tasks.append(classes)
         self._pool, self._told = None, set()
         if task == self._last_task or not self._tasks:
             return
-        groups = [sorted({label for part in self._tasks for label in part})] if self._incremental else self._tasks
+        groups = (
+            [sorted({label for part in self._tasks for label in part})]
+            if self._incremental
+            else self._tasks
+        )
         slices = [torch.tensor(group) for group in groups]
-        self._learner.receive({name: torch.tensor(array) for name, array in arrays.items()})
+        self._learner.receive(
+            {name: torch.tensor(array) for name, array in arrays.items()}
+        )
         teacher = self._learner.model.eval().requires_grad_(False)
         with torch.random.fork_rng(devices=[]), one_thread():
             torch.manual_seed(integer(self._seed, "target", task))
-            x, _ = synthesize(teacher, self._shape, slices, **self._effort, trainable=self._learner.trainable)
+            x, _ = synthesize(
+                teacher,
+                self._shape,
+                slices,
+                **self._effort,
+                trainable=self._learner.trainable,
+            )
             with torch.no_grad():
                 logits = teacher(x)
         columns = torch.cat(slices)
-        group = torch.cat([torch.full_like(part, number) for number, part in enumerate(slices)])
-        pool = {"x": x, "logits": logits[:, columns], "classes": columns, "slice": group}
-        self._pool = Arrays((name, value.contiguous().numpy()) for name, value in pool.items())
+        group = torch.cat(
+            [torch.full_like(part, number) for number, part in enumerate(slices)]
+        )
+        pool = {
+            "x": x,
+            "logits": logits[:, columns],
+            "classes": columns,
+            "slice": group,
+        }
+        self._pool = Arrays(
+            (name, value.contiguous().numpy()) for name, value in pool.items()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The images, the classes, and who has had the images."""
-        return {"tasks": self._tasks, "pool": dict(self._pool or {}), "told": sorted(self._told)}
+        return {
+            "tasks": self._tasks,
+            "pool": dict(self._pool or {}),
+            "told": sorted(self._told),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""

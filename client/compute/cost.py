@@ -32,7 +32,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["COSTS", "FLOPS", "MEMORY", "Cost", "Meter", "costs", "module_bytes", "tensor_bytes"]
+__all__ = [
+    "COSTS",
+    "FLOPS",
+    "MEMORY",
+    "Cost",
+    "Meter",
+    "costs",
+    "module_bytes",
+    "tensor_bytes",
+]
 
 FLOPS = "flops"
 MEMORY = "memory-bytes"
@@ -84,7 +93,11 @@ class Cost(NamedTuple):
 
     def around(self, inner: Cost) -> Cost:
         """Of this work and other work within it, which needs its memory while this one's is there."""
-        return self if inner is _NOTHING else self.beside(inner)._replace(peak=self.peak + inner.peak)
+        return (
+            self
+            if inner is _NOTHING
+            else self.beside(inner)._replace(peak=self.peak + inner.peak)
+        )
 
 
 _NOTHING = Cost()
@@ -98,7 +111,9 @@ class _Part:
         "samples", "steps",
     )  # fmt: skip
 
-    def __init__(self, meter: Meter, key: Hashable | None, counted: bool, charged: bool = True) -> None:
+    def __init__(
+        self, meter: Meter, key: Hashable | None, counted: bool, charged: bool = True
+    ) -> None:
         self._meter = meter
         self.key = key
         self.counted = counted
@@ -107,7 +122,9 @@ class _Part:
         self.steps = (0, 0)
         self.inner = _NOTHING
         self._hooks: Sequence[RemovableHandle] = ()
-        self._optimizers: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] | None = None
+        self._optimizers: (
+            weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] | None
+        ) = None
 
     def __enter__(self) -> None:
         self._meter.parts.append(self)
@@ -142,8 +159,13 @@ class _Part:
         gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
         if self._optimizers is None:
             self._optimizers = weakref.WeakKeyDictionary()
-        self._optimizers[optimizer] = gradients, sum(map(tensor_bytes, optimizer.state.values()))
-        gradients, moments = (sum(sizes) for sizes in zip(*self._optimizers.values(), strict=True))
+        self._optimizers[optimizer] = (
+            gradients,
+            sum(map(tensor_bytes, optimizer.state.values())),
+        )
+        gradients, moments = (
+            sum(sizes) for sizes in zip(*self._optimizers.values(), strict=True)
+        )
         self.steps = max(self.steps[0], gradients), max(self.steps[1], moments)
 
 
@@ -231,7 +253,9 @@ class Meter:
 
     def watch_steps(self) -> Sequence[RemovableHandle]:
         """See optimizers' steps from now on, until the handles are removed."""
-        return register_optimizer_step_pre_hook(self._begin_step), register_optimizer_step_post_hook(self._end_step)
+        return register_optimizer_step_pre_hook(
+            self._begin_step
+        ), register_optimizer_step_post_hook(self._end_step)
 
     def _begin_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self.parts[-1].counted:
@@ -250,7 +274,9 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._parts = parts
         self._network = network
-        self._watching: RemovableHandle | None = None  # only while it counts: a module with hooks is slower
+        self._watching: RemovableHandle | None = (
+            None  # only while it counts: a module with hooks is slower
+        )
         self._on = self._collecting = False
 
     @classmethod
@@ -277,7 +303,9 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.is_grad_enabled():
             self._parts[-1].samples += len(inputs[0])
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         formula = _FORMULAS.get(func._overloadpacket)
         if formula is None and _composite(func):
@@ -288,7 +316,9 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if formula is not None:
             part.flops += int(formula(*args, **kwargs, out_val=result))
         if _allocates(func):
-            for leaf in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+            for leaf in (
+                (result,) if isinstance(result, Tensor) else tree_leaves(result)
+            ):
                 if isinstance(leaf, Tensor):
                     part.made(leaf)
         return result
@@ -309,7 +339,11 @@ _FORMULAS = flop_registry | {
 @cache
 def _composite(func: Any) -> bool:
     """Whether an operation consists of others, as operations in inference mode may."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), "CompositeImplicitAutograd"
+        )
+    )
 
 
 @cache
@@ -329,7 +363,12 @@ def tensor_bytes(tree: Any) -> int:
 
 def module_bytes(*modules: nn.Module) -> int:
     """Bytes of all parameters and buffers of some modules, each counted once."""
-    return sum(tensor.nbytes for tensor in {t for module in modules for t in (*module.parameters(), *module.buffers())})
+    return sum(
+        tensor.nbytes
+        for tensor in {
+            t for module in modules for t in (*module.parameters(), *module.buffers())
+        }
+    )
 
 
 def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, float]:
@@ -349,5 +388,11 @@ def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, fl
         that the work had to make, of which most is kept for the backward pass. The parts need not be largest at the
         same moment, so their sum may be somewhat above what is needed at any one.
     """
-    parts = (weights, cost.gradients + cost.moments, max(0, cost.peak - cost.gradients), knowledge, replay)
+    parts = (
+        weights,
+        cost.gradients + cost.moments,
+        max(0, cost.peak - cost.gradients),
+        knowledge,
+        replay,
+    )
     return dict(zip(COSTS, map(float, (cost.flops, sum(parts), *parts)), strict=True))

@@ -45,7 +45,9 @@ def find_device(name: str, key: str = "engine.device") -> torch.device:
     kind, _, number = name.partition(":")
     if kind == "cuda" and int(number or 0) >= (count := torch.cuda.device_count()):
         seen = ", ".join(f"'cuda:{i}'" for i in range(count)) or "no GPU"
-        raise ConfigError(f"{key} = {name!r}: torch {torch.__version__} sees {seen} here; set {key} to 'cpu' or 'auto'")
+        raise ConfigError(
+            f"{key} = {name!r}: torch {torch.__version__} sees {seen} here; set {key} to 'cpu' or 'auto'"
+        )
     if kind == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
@@ -62,7 +64,9 @@ class Border:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._came: MutableMapping[Tensor, tuple[Tensor, int]] = WeakTensorKeyDictionary()
+        self._came: MutableMapping[Tensor, tuple[Tensor, int]] = (
+            WeakTensorKeyDictionary()
+        )
 
     def enter(self, tree: _Tree) -> _Tree:
         """Nested dictionaries and lists with their tensors on the device."""
@@ -74,18 +78,30 @@ class Border:
 
     def enter_split(self, split: Split) -> Split:
         """Samples on the device."""
-        return split if self.device.type == "cpu" else Split(split.x.to(self.device), split.y.to(self.device))
+        return (
+            split
+            if self.device.type == "cpu"
+            else Split(split.x.to(self.device), split.y.to(self.device))
+        )
 
     def enter_task(self, data: TaskData) -> TaskData:
         """A task with its training samples on the device."""
-        return data if self.device.type == "cpu" else replace(data, train=self.enter_split(data.train))
+        return (
+            data
+            if self.device.type == "cpu"
+            else replace(data, train=self.enter_split(data.train))
+        )
 
     def _walk(self, tree: Any, inward: bool) -> Any:
         if isinstance(tree, Tensor):
             return self._brought(tree) if inward else self._returned(tree)
         if isinstance(tree, dict):
             return {key: self._walk(value, inward) for key, value in tree.items()}
-        return [self._walk(value, inward) for value in tree] if isinstance(tree, list) else tree
+        return (
+            [self._walk(value, inward) for value in tree]
+            if isinstance(tree, list)
+            else tree
+        )
 
     def _brought(self, tensor: Tensor) -> Tensor:
         there = tensor.to(self.device)
@@ -95,4 +111,8 @@ class Border:
     def _returned(self, tensor: Tensor) -> Tensor:
         # A client's store writes again only what is another tensor than before.
         before, version = self._came.get(tensor, (None, 0))
-        return tensor.detach().cpu() if before is None or version != tensor._version else before
+        return (
+            tensor.detach().cpu()
+            if before is None or version != tensor._version
+            else before
+        )

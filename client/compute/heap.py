@@ -28,21 +28,31 @@ def keep_freed() -> None:
     thresholds in the environment, are left alone.
     """
     system = ctypes.CDLL(None)
-    chosen = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_"
+    chosen = (
+        "MALLOC_TRIM_THRESHOLD_",
+        "MALLOC_MMAP_THRESHOLD_",
+        "MALLOC_TOP_PAD_",
+        "MALLOC_MMAP_MAX_",
+    )
     if not hasattr(system, "mallopt") or any(name in os.environ for name in chosen):
         return
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     room = min(_KEPT, _memory() // 16)
     # Either threshold ends glibc's own adjusting of both, so without the first the second would do harm.
-    if any(system.mallopt(_M_MMAP_THRESHOLD, size) for size in (room // 4, min(room // 4, _OLD_LIMIT))):
+    if any(
+        system.mallopt(_M_MMAP_THRESHOLD, size)
+        for size in (room // 4, min(room // 4, _OLD_LIMIT))
+    ):
         system.mallopt(_M_TRIM_THRESHOLD, room)
 
 
 def _memory() -> int:
     """Bytes of memory of this machine, or of the container if that may have less."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # there is no limit ("max"), or no control group
+    with suppress(
+        OSError, ValueError
+    ):  # there is no limit ("max"), or no control group
         size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return size
 

@@ -15,7 +15,15 @@ from fedknow.protocols.config import ConfigError
 from fedknow.protocols.extras import how_to_install
 from fedknow.protocols.texts import counted
 
-__all__ = ["Dataset", "Images", "Labels", "has_channels_last", "levels", "require", "statistics"]
+__all__ = [
+    "Dataset",
+    "Images",
+    "Labels",
+    "has_channels_last",
+    "levels",
+    "require",
+    "statistics",
+]
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +67,10 @@ class Dataset:
     groups: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
+        for part, x, y in (
+            ("train", self.train_x, self.train_y),
+            ("test", self.test_x, self.test_y),
+        ):
             _check_arrays(self.name, part, x, y)
             if y.min() < 0 or y.max() >= self.classes:
                 raise self._wrong(
@@ -67,13 +78,25 @@ class Dataset:
                     f"with {counted(self.classes, 'class name')} it must stay within 0..{self.classes - 1}"
                 )
         if self.train_x.shape[1:] != self.test_x.shape[1:]:
-            raise self._wrong(f"train images are {self.train_x.shape[1:]}, test images {self.test_x.shape[1:]}")
+            raise self._wrong(
+                f"train images are {self.train_x.shape[1:]}, test images {self.test_x.shape[1:]}"
+            )
         channels = self.train_x.shape[1]
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise self._wrong(f"mean and std need {counted(channels, 'number')}, one a channel, and std above 0")
+        if (
+            len(self.mean) != channels
+            or len(self.std) != channels
+            or min(self.std) <= 0
+        ):
+            raise self._wrong(
+                f"mean and std need {counted(channels, 'number')}, one a channel, and std above 0"
+            )
         grouped = [label for group in self.groups for label in group]
-        if len(set(grouped)) != len(grouped) or not set(grouped) <= set(range(self.classes)):
-            raise self._wrong("groups must hold each class at most once, and only classes there are")
+        if len(set(grouped)) != len(grouped) or not set(grouped) <= set(
+            range(self.classes)
+        ):
+            raise self._wrong(
+                "groups must hold each class at most once, and only classes there are"
+            )
 
     def check_labels(self) -> None:
         """Refuse labels with gaps: a class without samples is neither learned nor scored.
@@ -86,7 +109,9 @@ class Dataset:
         for part, y in (("train", self.train_y), ("test", self.test_y)):
             missing = np.setdiff1d(np.arange(self.classes), y)
             if len(missing):
-                named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+                named = ", ".join(map(str, missing[:5])) + (
+                    ", ..." if len(missing) > 5 else ""
+                )
                 raise self._wrong(
                     f"{part}_y has no sample of {len(missing)} of {self.classes} classes ({named}); "
                     "number the classes that have samples from 0 without gaps, "
@@ -113,9 +138,23 @@ class Dataset:
         """
         _check_arrays(name, "train", train_x, train_y)
         _check_axes(name, train_x.shape[1:])
-        names = tuple(class_names) if class_names is not None else tuple(map(str, range(int(train_y.max()) + 1)))
+        names = (
+            tuple(class_names)
+            if class_names is not None
+            else tuple(map(str, range(int(train_y.max()) + 1)))
+        )
         mean, std = statistics(levels(train_x))
-        return cls(name, train_x, train_y, test_x, test_y, names, mean, std, tuple(map(tuple, groups)))
+        return cls(
+            name,
+            train_x,
+            train_y,
+            test_x,
+            test_y,
+            names,
+            mean,
+            std,
+            tuple(map(tuple, groups)),
+        )
 
     @property
     def classes(self) -> int:
@@ -135,8 +174,12 @@ class Dataset:
 def _check_arrays(name: str, part: str, x: Any, y: Any) -> None:
     def wrong(what: str, array: Any, right: str) -> ConfigError:
         is_array = isinstance(array, np.ndarray)
-        found = f"{array.dtype} {list(array.shape)}" if is_array else type(array).__name__
-        return ConfigError(f"data set {name!r}: {part}_{what} is {found}; it must be a NumPy array, {right}")
+        found = (
+            f"{array.dtype} {list(array.shape)}" if is_array else type(array).__name__
+        )
+        return ConfigError(
+            f"data set {name!r}: {part}_{what} is {found}; it must be a NumPy array, {right}"
+        )
 
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
         raise wrong("x", x, "uint8 [N, C, H, W]")
@@ -182,10 +225,17 @@ def _check_axes(name: str, shape: Sequence[int]) -> None:
 
 def levels(x: Images) -> NDArray[np.int64]:
     """How often each channel has each of the 256 levels: uint8 [N, C, H, W] -> int64 [C, 256]."""
-    return np.stack([np.bincount(x[:, channel].ravel(), minlength=256) for channel in range(x.shape[1])])
+    return np.stack(
+        [
+            np.bincount(x[:, channel].ravel(), minlength=256)
+            for channel in range(x.shape[1])
+        ]
+    )
 
 
-def statistics(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(
+    counts: NDArray[np.int64],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel on the scale 0..1, exactly, from counts of its levels [C, 256]."""
     scale = np.arange(256) / 255
     means, stds = [], []
@@ -193,7 +243,9 @@ def statistics(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[floa
         weight = of_channel / of_channel.sum()
         mean = float(weight @ scale)
         means.append(mean)
-        stds.append(float(np.sqrt(weight @ (scale - mean) ** 2)) or 1.0)  # a constant channel stays as it is
+        stds.append(
+            float(np.sqrt(weight @ (scale - mean) ** 2)) or 1.0
+        )  # a constant channel stays as it is
     return tuple(means), tuple(stds)
 
 

@@ -84,17 +84,28 @@ class Benchmark:
         return TaskData(
             task=task,
             classes=shares[task].classes,
-            seen=tuple(label for share in shares[: task + 1] for label in share.classes),
-            train=self._split(self.dataset.train_x, self.dataset.train_y, shares[task].train),
-            test=self._split(self.dataset.test_x, self.dataset.test_y, shares[task].test),
+            seen=tuple(
+                label for share in shares[: task + 1] for label in share.classes
+            ),
+            train=self._split(
+                self.dataset.train_x, self.dataset.train_y, shares[task].train
+            ),
+            test=self._split(
+                self.dataset.test_x, self.dataset.test_y, shares[task].test
+            ),
             incremental=self.incremental,
         )
 
     def _split(self, images: Images, labels: Labels, places: Indices) -> Split:
         # Indexing by an array copies, so tensors never share memory with the (perhaps read-only) data set.
         x = torch.from_numpy(images[places]).to(torch.float32).div_(255)
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.dataset.mean, self.dataset.std))
-        return Split(x.sub_(mean).div_(std), torch.from_numpy(np.asarray(labels[places])))
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1)
+            for values in (self.dataset.mean, self.dataset.std)
+        )
+        return Split(
+            x.sub_(mean).div_(std), torch.from_numpy(np.asarray(labels[places]))
+        )
 
     def _check(self, client: int, task: int) -> None:
         if not (0 <= client < self.clients and 0 <= task < self.tasks):
@@ -143,7 +154,9 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         count = min(max(round(fraction * len(places)), 1), len(places) - 1)
         held[generator(seed, "holdout", int(label)).permutation(places)[:count]] = True
     x, y = dataset.train_x, dataset.train_y
-    return replace(dataset, train_x=x[~held], train_y=y[~held], test_x=x[held], test_y=y[held])
+    return replace(
+        dataset, train_x=x[~held], train_y=y[~held], test_x=x[held], test_y=y[held]
+    )
 
 
 def make_benchmark(config: ExperimentConfig) -> Benchmark:
@@ -157,4 +170,6 @@ def make_benchmark(config: ExperimentConfig) -> Benchmark:
     dataset = load_dataset(config.data)
     if config.data.holdout:
         dataset = hold_out(dataset, config.data.holdout, config.seed)
-    return Benchmark(dataset, make_partition(dataset, config.data, config.seed), config.data.scenario)
+    return Benchmark(
+        dataset, make_partition(dataset, config.data, config.seed), config.data.scenario
+    )

@@ -29,7 +29,15 @@ from fedknow.client.data.source import Contents, Form, Part, Source, joined, loa
 from fedknow.protocols.config import ConfigError, DataConfig, closest
 from fedknow.protocols.plugins import calling, check_maker, is_reference, load_object
 
-__all__ = ["Dataset", "Images", "Labels", "dataset_facts", "list_datasets", "load_dataset", "require"]
+__all__ = [
+    "Dataset",
+    "Images",
+    "Labels",
+    "dataset_facts",
+    "list_datasets",
+    "load_dataset",
+    "require",
+]
 
 
 class Layout(Protocol):
@@ -99,7 +107,11 @@ _KNOWN: Mapping[str, _Known] = {
     "miniimagenet": _Known(
         "60,000 photographs, to 84x84 RGB, 100 classes (Vinyals 2016); folders, CSV lists, or parquet folder",
         Form("RGB", 84),
-        (Parquet("image", ("label",), test="validation"), MiniImageNetCsv(), MiniImageNetFolders()),
+        (
+            Parquet("image", ("label",), test="validation"),
+            MiniImageNetCsv(),
+            MiniImageNetFolders(),
+        ),
         folders=("mini-imagenet", "miniImageNet"),
     ),
     "tinyimagenet": _Known(
@@ -111,7 +123,10 @@ _KNOWN: Mapping[str, _Known] = {
     "svhn": _Known(
         "99,289 house numbers, 32x32 RGB, 10 classes (Netzer 2011); *_32x32.mat, or parquet folder",
         Form("RGB"),
-        (Parquet("image", ("label",), folders=("", "data", "cropped_digits")), SvhnMat()),
+        (
+            Parquet("image", ("label",), folders=("", "data", "cropped_digits")),
+            SvhnMat(),
+        ),
     ),
     "mix80": _Known(
         "80 tasks of 5 classes: miniimagenet, tinyimagenet and cifar100 one after another, to 32x32 RGB",
@@ -131,7 +146,9 @@ def load_dataset(config: DataConfig) -> Dataset:
     """
     if is_reference(config.name):
         found = load_object(config.name, "data.name")
-        build = check_maker(found, config.name, "data.name", Dataset, "fedknow.client.data.Dataset")
+        build = check_maker(
+            found, config.name, "data.name", Dataset, "fedknow.client.data.Dataset"
+        )
         with calling(config.name, "data.name"):
             dataset = build(config)
         if not isinstance(dataset, Dataset):
@@ -147,9 +164,13 @@ def load_dataset(config: DataConfig) -> Dataset:
         form = _KNOWN[config.name].form
         try:
             source = _find(config.name, config.dir)
-            return load(config.name, source, Form(form.mode, config.image_size or form.size))
+            return load(
+                config.name, source, Form(form.mode, config.image_size or form.size)
+            )
         except OSError as error:
-            raise ConfigError(f"data.name = {config.name!r}: {error.filename}: {error.strerror or error}") from error
+            raise ConfigError(
+                f"data.name = {config.name!r}: {error.filename}: {error.strerror or error}"
+            ) from error
     if config.name == "local":
         raise ConfigError(
             "data.name = 'local': the data are with real clients (fedknow server, fedknow client --data DIR); "
@@ -164,7 +185,9 @@ def load_dataset(config: DataConfig) -> Dataset:
 
 def list_datasets() -> dict[str, str]:
     """The data sets known by name, with a line about each."""
-    return {"digits": _DIGITS_ABOUT} | {name: known.about for name, known in _KNOWN.items()}
+    return {"digits": _DIGITS_ABOUT} | {
+        name: known.about for name, known in _KNOWN.items()
+    }
 
 
 def dataset_facts(name: str) -> dict[str, str]:
@@ -172,15 +195,23 @@ def dataset_facts(name: str) -> dict[str, str]:
     known = _KNOWN.get(name)
     if known is None:  # digits
         return {"Files": "none: they come with scikit-learn"}
-    size = f"{known.form.size}x{known.form.size}" if known.form.size else "as large as in the files"
-    facts = {"Images": f"{'grey' if known.form.mode == 'L' else known.form.mode}, {size} (data.image_size)"}
+    size = (
+        f"{known.form.size}x{known.form.size}"
+        if known.form.size
+        else "as large as in the files"
+    )
+    facts = {
+        "Images": f"{'grey' if known.form.mode == 'L' else known.form.mode}, {size} (data.image_size)"
+    }
     if known.mix:
         facts["Made of"] = ", ".join(known.mix)
         return facts
     facts["Folder"] = " or ".join(f"{folder}/" for folder in (name, *known.folders))
     facts["Folder"] += " in the folder that --data-dir, data.dir or FEDKNOW_DATA names"
     facts["Files in it"] = " or ".join(layout.wants for layout in known.layouts)
-    facts["Hub"] = f"{known.hub}, where no folder is named" if known.hub else "not from there"
+    facts["Hub"] = (
+        f"{known.hub}, where no folder is named" if known.hub else "not from there"
+    )
     return facts
 
 
@@ -192,8 +223,13 @@ _DIGITS_ABOUT = "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in sci
 def _digits() -> Dataset:
     found = importlib.util.find_spec("sklearn") or require("sklearn")
     # What its load_digits reads; to import scikit-learn takes a second.
-    table = np.loadtxt(Path(str(found.origin)).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    x = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0..16
+    table = np.loadtxt(
+        Path(str(found.origin)).parent / "datasets" / "data" / "digits.csv.gz",
+        delimiter=",",
+    )
+    x = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(
+        np.uint8
+    )  # 17 grey levels, 0..16
     y = table[:, -1].astype(np.int64)
     # Every fifth sample of each class is for testing: stratified, and the same whatever the seed or library version.
     rank = np.empty_like(y)
@@ -216,7 +252,9 @@ def _find(name: str, folder: str) -> Source:
     root = Path(given).expanduser() if given else _download(name)
     wants = " or ".join(f"{name}/{layout.wants}" for layout in known.layouts)
     if not root.is_dir():
-        raise ConfigError(f"{setting} = {str(root)!r}: no such folder; it must hold {wants}")
+        raise ConfigError(
+            f"{setting} = {str(root)!r}: no such folder; it must hold {wants}"
+        )
     for place in [*(root / alias for alias in (name, *known.folders)), root]:
         for layout in known.layouts:
             source = layout.find(place)
@@ -234,10 +272,16 @@ def _download(name: str) -> Path:
     wants = " or ".join(f"{name}/{layout.wants}" for layout in known.layouts)
     how = f"put {wants} into a folder and name it by --data-dir FOLDER (data.dir) or the variable FEDKNOW_DATA"
     if not known.hub:
-        raise ConfigError(f"data.name = {name!r}: no data folder is given and the set is not on the hub; {how}")
+        raise ConfigError(
+            f"data.name = {name!r}: no data folder is given and the set is not on the hub; {how}"
+        )
     hub = require("huggingface_hub")
     try:
-        return Path(hub.snapshot_download(known.hub, repo_type="dataset", allow_patterns="*.parquet"))
+        return Path(
+            hub.snapshot_download(
+                known.hub, repo_type="dataset", allow_patterns="*.parquet"
+            )
+        )
     except Exception as error:  # a dozen types, from several HTTP libraries; all mean the same to a user
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
@@ -261,10 +305,27 @@ def _mix(names: Sequence[str], sources: Sequence[Source]) -> Source:
             return Part(part.labels + start, part.image, part.place)
 
         return Contents(
-            joined([moved(each.train, start) for each, start in zip(contents, starts, strict=False)]),
-            joined([moved(each.test, start) for each, start in zip(contents, starts, strict=False)]),
-            [f"{name}/{label}" for name, each in zip(names, contents, strict=True) for label in each.class_names],
-            [range(start, min(start + 5, starts[-1])) for start in range(0, starts[-1], 5)],
+            joined(
+                [
+                    moved(each.train, start)
+                    for each, start in zip(contents, starts, strict=False)
+                ]
+            ),
+            joined(
+                [
+                    moved(each.test, start)
+                    for each, start in zip(contents, starts, strict=False)
+                ]
+            ),
+            [
+                f"{name}/{label}"
+                for name, each in zip(names, contents, strict=True)
+                for label in each.class_names
+            ],
+            [
+                range(start, min(start + 5, starts[-1]))
+                for start in range(0, starts[-1], 5)
+            ],
         )
 
     return Source([mark for source in sources for mark in source.marks], read)

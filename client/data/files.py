@@ -10,7 +10,9 @@ from fedknow.protocols.config import ConfigError
 
 __all__ = ["fingerprint", "pictures", "subfolders"]
 
-_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"))
+_ENDINGS = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+)
 _CLUTTER = frozenset(
     (
         "__macosx",
@@ -48,7 +50,9 @@ def pictures(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """List the folders in a folder by name, without those that tools leave there."""
-    return [folder / name for name in sorted(e.name for e in _entries(folder) if e.is_dir())]
+    return [
+        folder / name for name in sorted(e.name for e in _entries(folder) if e.is_dir())
+    ]
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:
@@ -90,7 +94,9 @@ def _require_file(entry: os.DirEntry[str]) -> None:
     """Refuse a pipe, a device or a folder with a picture's name; a broken link is named later."""
     if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
         return
-    raise ConfigError(f"{entry.path}: no file, though it has the name of a picture; move it away")
+    raise ConfigError(
+        f"{entry.path}: no file, though it has the name of a picture; move it away"
+    )
 
 
 def _ending(name: str) -> str:

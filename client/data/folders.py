@@ -17,12 +17,23 @@ from fedknow.client.data.source import Contents, Part, Source, joined, resplit
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.texts import counted
 
-__all__ = ["Core50", "Fc100", "MiniImageNetCsv", "MiniImageNetFolders", "SvhnMat", "TinyImageNet"]
+__all__ = [
+    "Core50",
+    "Fc100",
+    "MiniImageNetCsv",
+    "MiniImageNetFolders",
+    "SvhnMat",
+    "TinyImageNet",
+]
 
 
 def _images(files: Sequence[Path], labels: Sequence[int]) -> Part:
     pillow = require("PIL.Image")
-    return Part(np.array(labels, np.int64), lambda row: pillow.open(files[row]), lambda row: f"{files[row]}")
+    return Part(
+        np.array(labels, np.int64),
+        lambda row: pillow.open(files[row]),
+        lambda row: f"{files[row]}",
+    )
 
 
 def _text(path: Path) -> str:
@@ -62,15 +73,36 @@ class Core50:
         """The data set in a folder, or None."""
         if not (place / "s1" / "o1").is_dir():
             return None
-        sessions = [[place / f"s{session}" / f"o{number}" for number in range(1, 51)] for session in range(1, 12)]
-        gone = next((folder for session in sessions for folder in session if not folder.is_dir()), None)
+        sessions = [
+            [place / f"s{session}" / f"o{number}" for number in range(1, 51)]
+            for session in range(1, 12)
+        ]
+        gone = next(
+            (
+                folder
+                for session in sessions
+                for folder in session
+                if not folder.is_dir()
+            ),
+            None,
+        )
         if gone is not None:
-            raise ConfigError(f"{gone}: no such folder; CORe50 has s1 to s11, and o1 to o50 in each")
+            raise ConfigError(
+                f"{gone}: no such folder; CORe50 has s1 to s11, and o1 to o50 in each"
+            )
 
         def read() -> Contents:
             return Contents(
-                self._part(folders for number, folders in enumerate(sessions, start=1) if number not in (3, 7, 10)),
-                self._part(folders for number, folders in enumerate(sessions, start=1) if number in (3, 7, 10)),
+                self._part(
+                    folders
+                    for number, folders in enumerate(sessions, start=1)
+                    if number not in (3, 7, 10)
+                ),
+                self._part(
+                    folders
+                    for number, folders in enumerate(sessions, start=1)
+                    if number in (3, 7, 10)
+                ),
                 [f"{_CATEGORIES[label // 5]} {label % 5 + 1}" for label in range(50)],
                 [range(5 * category, 5 * category + 5) for category in range(10)],
             )
@@ -79,7 +111,10 @@ class Core50:
 
     def _part(self, sessions: Iterable[Sequence[Path]]) -> Part:
         found = [
-            (path, label) for objects in sessions for label, folder in enumerate(objects) for path in pictures(folder)
+            (path, label)
+            for objects in sessions
+            for label, folder in enumerate(objects)
+            for path in pictures(folder)
         ]
         return _images([path for path, _ in found], [label for _, label in found])
 
@@ -101,7 +136,12 @@ class MiniImageNetFolders:
         if not all((place / part).is_dir() for part in _PARTS):
             return None
         classes = [folder for part in _PARTS for folder in subfolders(place / part)]
-        return Source(classes, lambda: _pool([(path, path.parent.name) for c in classes for path in pictures(c)]))
+        return Source(
+            classes,
+            lambda: _pool(
+                [(path, path.parent.name) for c in classes for path in pictures(c)]
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +155,9 @@ class MiniImageNetCsv:
         lists = [place / f"{part}.csv" for part in _PARTS]
         if not all(path.is_file() for path in lists):
             return None
-        samples = [sample for path in lists for sample in _listed(path, place / "images")]
+        samples = [
+            sample for path in lists for sample in _listed(path, place / "images")
+        ]
         folders = dict.fromkeys(path.parent for path, _ in samples)
         return Source([*lists, *folders], lambda: _pool(samples))
 
@@ -125,7 +167,9 @@ def _listed(path: Path, folder: Path) -> list[tuple[Path, str]]:
     lines = _text(path).splitlines()
     table = csv.DictReader(lines)
     if not {"filename", "label"} <= set(table.fieldnames or ()):
-        raise ConfigError(f"{path}: its first line is {table.fieldnames}; it must be filename,label")
+        raise ConfigError(
+            f"{path}: its first line is {table.fieldnames}; it must be filename,label"
+        )
     samples = []
     for row in table:
         if not row["filename"] or not row["label"]:
@@ -137,7 +181,9 @@ def _listed(path: Path, folder: Path) -> list[tuple[Path, str]]:
 
 
 def _pool(samples: Sequence[tuple[Path, str]]) -> Contents:
-    names = list(dict.fromkeys(name for _, name in samples))  # in the order of the parts
+    names = list(
+        dict.fromkeys(name for _, name in samples)
+    )  # in the order of the parts
     labels = {name: label for label, name in enumerate(names)}
     pool = _images([path for path, _ in samples], [labels[name] for _, name in samples])
     return Contents(*resplit(pool, every=6), names)
@@ -162,13 +208,19 @@ class TinyImageNet:
         labels = {name: label for label, name in enumerate(names)}
 
         def read() -> Contents:
-            train = [(path, label) for label, c in enumerate(classes) for path in pictures(c / "images")]
+            train = [
+                (path, label)
+                for label, c in enumerate(classes)
+                for path in pictures(c / "images")
+            ]
             test = []
             for number, line in enumerate(_text(answers).splitlines(), start=1):
                 file, _, rest = line.partition("\t")
                 name = rest.partition("\t")[0]
                 if name not in labels:
-                    raise ConfigError(f"{answers}: line {number}: class {name!r} has no folder in {place / 'train'}")
+                    raise ConfigError(
+                        f"{answers}: line {number}: class {name!r} has no folder in {place / 'train'}"
+                    )
                 test.append((answers.parent / "images" / file, labels[name]))
             return Contents(
                 _images([path for path, _ in train], [label for _, label in train]),
@@ -176,7 +228,14 @@ class TinyImageNet:
                 names,
             )
 
-        return Source([*(folder / "images" for folder in classes), answers, answers.parent / "images"], read)
+        return Source(
+            [
+                *(folder / "images" for folder in classes),
+                answers,
+                answers.parent / "images",
+            ],
+            read,
+        )
 
 
 # --- SVHN -------------------------------------------------------------------------------------------------------------
@@ -194,9 +253,13 @@ class SvhnMat:
         if not files[0].is_file():
             return None
         if not files[1].is_file():
-            raise ConfigError(f"{files[1]}: no such file; it is needed beside {files[0].name}")
+            raise ConfigError(
+                f"{files[1]}: no such file; it is needed beside {files[0].name}"
+            )
         digits = [str(digit) for digit in range(10)]
-        return Source(files, lambda: Contents(self._part(files[0]), self._part(files[1]), digits))
+        return Source(
+            files, lambda: Contents(self._part(files[0]), self._part(files[1]), digits)
+        )
 
     def _part(self, path: Path) -> Part:
         scipy = require("scipy.io")
@@ -204,14 +267,24 @@ class SvhnMat:
             held = scipy.loadmat(path)
             x, y = held["X"], held["y"].reshape(-1)
         except Exception as error:  # scipy raises a dozen types for a damaged file
-            raise ConfigError(f"{path}: cannot be read as MATLAB's file of X and y: {error}") from error
+            raise ConfigError(
+                f"{path}: cannot be read as MATLAB's file of X and y: {error}"
+            ) from error
         if y.dtype.kind not in "iuf" or not np.isin(y, np.arange(11)).all():
-            raise ConfigError(f"{path}: y must hold whole numbers from 0 to 10; 10 stands for the digit 0")
+            raise ConfigError(
+                f"{path}: y must hold whole numbers from 0 to 10; 10 stands for the digit 0"
+            )
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[2:] != (3, len(y)):
-            raise ConfigError(f"{path}: X is {x.dtype} {list(x.shape)}; it must be uint8 [H, W, 3, {len(y)}]")
+            raise ConfigError(
+                f"{path}: X is {x.dtype} {list(x.shape)}; it must be uint8 [H, W, 3, {len(y)}]"
+            )
         pillow = require("PIL.Image")
         digits = y.astype(np.int64) % 10
-        return Part(digits, lambda row: pillow.fromarray(x[..., row]), lambda row: f"{path}: image {row}")
+        return Part(
+            digits,
+            lambda row: pillow.fromarray(x[..., row]),
+            lambda row: f"{path}: image {row}",
+        )
 
 
 # --- FC100 ------------------------------------------------------------------------------------------------------------
@@ -234,7 +307,11 @@ class Fc100:
     def find(self, place: Path) -> Source | None:
         """The data set in a folder of CIFAR-100's parquet files, or None."""
         cifar = Parquet("img", ("coarse_label", "fine_label")).find(place)
-        return None if cifar is None else Source(cifar.marks, lambda: self._read(cifar.read()))
+        return (
+            None
+            if cifar is None
+            else Source(cifar.marks, lambda: self._read(cifar.read()))
+        )
 
     def _read(self, cifar: Contents) -> Contents:
         if len(cifar.groups) != len(_FC100):
@@ -246,7 +323,9 @@ class Fc100:
         new: Labels = np.empty(len(order), np.int64)
         new[order] = np.arange(len(order))
         pool = joined([cifar.train, cifar.test])
-        starts = np.cumsum([0, *(len(cifar.groups[superclass]) for superclass in _FC100)])
+        starts = np.cumsum(
+            [0, *(len(cifar.groups[superclass]) for superclass in _FC100)]
+        )
         return Contents(
             *resplit(Part(new[pool.labels], pool.image, pool.place), every=6),
             [cifar.class_names[label] for label in order],

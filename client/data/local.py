@@ -109,7 +109,13 @@ class LocalStream:
         return TaskData(
             task=task,
             classes=classes,
-            seen=tuple(dict.fromkeys(label for earlier in range(task + 1) for label in self._slice(earlier))),
+            seen=tuple(
+                dict.fromkeys(
+                    label
+                    for earlier in range(task + 1)
+                    for label in self._slice(earlier)
+                )
+            ),
             train=_split(arrays["train_x"], arrays["train_y"]),
             test=_split(arrays["test_x"], arrays["test_y"]),
             incremental=self._incremental,
@@ -124,12 +130,16 @@ class LocalStream:
             elif self._block:
                 classes = list(range(task * self._block, (task + 1) * self._block))
             else:
-                classes = np.unique(np.concatenate([arrays["train_y"], arrays["test_y"]])).tolist()
+                classes = np.unique(
+                    np.concatenate([arrays["train_y"], arrays["test_y"]])
+                ).tolist()
             self._check_labels(task, arrays, classes)
             self._slices[task] = tuple(classes)
         return self._slices[task]
 
-    def _check_labels(self, task: int, arrays: dict[str, np.ndarray], classes: Sequence[int]) -> None:
+    def _check_labels(
+        self, task: int, arrays: dict[str, np.ndarray], classes: Sequence[int]
+    ) -> None:
         labels = {*arrays["train_y"].tolist(), *arrays["test_y"].tolist()}
         strange = sorted(labels - set(classes))
         if strange or not all(0 <= label < self.classes for label in classes):
@@ -142,17 +152,26 @@ class LocalStream:
 
     def _read(self, task: int) -> dict[str, np.ndarray]:
         if not 0 <= task < self.tasks:
-            raise IndexError(f"task {task}: the number of tasks is {self.tasks}, from 0")
+            raise IndexError(
+                f"task {task}: the number of tasks is {self.tasks}, from 0"
+            )
         if self._recent[0] != task:
             try:
                 with np.load(self._path(task), allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
             except FileNotFoundError:
-                there = ", ".join(sorted(path.name for path in self.folder.glob("*"))[:8]) or "nothing"
-                raise self._wrong(task, f"no such file; the folder holds {there}") from None
+                there = (
+                    ", ".join(sorted(path.name for path in self.folder.glob("*"))[:8])
+                    or "nothing"
+                )
+                raise self._wrong(
+                    task, f"no such file; the folder holds {there}"
+                ) from None
             except _UNREADABLE as error:
                 reason = str(error) or type(error).__name__
-                raise self._wrong(task, f"not a file that numpy.savez wrote: {reason}") from None
+                raise self._wrong(
+                    task, f"not a file that numpy.savez wrote: {reason}"
+                ) from None
             self._check(task, arrays)
             self._recent = task, arrays
         return self._recent[1]
@@ -160,20 +179,34 @@ class LocalStream:
     def _check(self, task: int, arrays: dict[str, np.ndarray]) -> None:
         for part in ("train", "test"):
             x, y = arrays.get(f"{part}_x"), arrays.get(f"{part}_y")
-            if x is None or x.dtype not in (np.uint8, np.float32) or x.shape[1:] != self.shape or len(x) == 0:
+            if (
+                x is None
+                or x.dtype not in (np.uint8, np.float32)
+                or x.shape[1:] != self.shape
+                or len(x) == 0
+            ):
                 right = f"uint8 or float32 [n, {', '.join(map(str, self.shape))}]"
-                raise self._wrong(task, f"{part}_x is {_what(x)}; it must be {right}{_transposed(x, self.shape)}")
+                raise self._wrong(
+                    task,
+                    f"{part}_x is {_what(x)}; it must be {right}{_transposed(x, self.shape)}",
+                )
             if not np.isfinite(x).all():
                 raise self._wrong(task, f"{part}_x holds NaN or infinity")
             if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-                raise self._wrong(task, f"{part}_y is {_what(y)}; it must be integers [{len(x)}]")
+                raise self._wrong(
+                    task, f"{part}_y is {_what(y)}; it must be integers [{len(x)}]"
+                )
         classes = arrays.get("classes")
         if classes is None:
             return
         if classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) == 0:
-            raise self._wrong(task, f"classes is {_what(classes)}; it must be a list of integers")
+            raise self._wrong(
+                task, f"classes is {_what(classes)}; it must be a list of integers"
+            )
         if len(np.unique(classes)) < len(classes):
-            raise self._wrong(task, f"classes is {classes.tolist()}; it must name each class once")
+            raise self._wrong(
+                task, f"classes is {classes.tolist()}; it must name each class once"
+            )
 
     def _path(self, task: int) -> Path:
         return self.folder / f"task-{task:03d}.npz"

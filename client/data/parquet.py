@@ -52,21 +52,36 @@ class Parquet:
         ConfigError
             If there are no test samples beside them.
         """
-        here = next((place / f for f in self.folders if any((place / f).glob("train-*.parquet"))), None)
+        here = next(
+            (
+                place / f
+                for f in self.folders
+                if any((place / f).glob("train-*.parquet"))
+            ),
+            None,
+        )
         if here is None:
             return None
-        train, test = (sorted(here.glob(f"{part}-*.parquet")) for part in ("train", self.test))
+        train, test = (
+            sorted(here.glob(f"{part}-*.parquet")) for part in ("train", self.test)
+        )
         if not test:
-            raise ConfigError(f"{here}: train-*.parquet is there but {self.test}-*.parquet is missing; both are needed")
+            raise ConfigError(
+                f"{here}: train-*.parquet is there but {self.test}-*.parquet is missing; both are needed"
+            )
         return Source([*train, *test], lambda: self._read(train, test))
 
     def _read(self, train: Sequence[Path], test: Sequence[Path]) -> Contents:
         tables = [self._labels(files) for files in (train, test)]
         keys = [
-            np.stack([_integers(table, column, files) for column in self.labels], axis=1)
+            np.stack(
+                [_integers(table, column, files) for column in self.labels], axis=1
+            )
             for table, files in zip(tables, (train, test), strict=True)
         ]
-        classes, train_y = np.unique(keys[0], axis=0, return_inverse=True)  # sorted by the label columns in order
+        classes, train_y = np.unique(
+            keys[0], axis=0, return_inverse=True
+        )  # sorted by the label columns in order
         places = {tuple(row): label for label, row in enumerate(classes.tolist())}
         unknown = {tuple(row) for row in keys[1].tolist()} - places.keys()
         if unknown:
@@ -77,7 +92,10 @@ class Parquet:
         test_y = np.array([places[tuple(row)] for row in keys[1].tolist()], np.int64)
         groups: list[list[int]] = []
         if len(self.labels) > 1:
-            groups = [np.flatnonzero(classes[:, 0] == group).tolist() for group in np.unique(classes[:, 0])]
+            groups = [
+                np.flatnonzero(classes[:, 0] == group).tolist()
+                for group in np.unique(classes[:, 0])
+            ]
         names = _names(train[0], tables[0].schema.metadata, self.labels[-1])
         return Contents(
             self._part(train, train_y.reshape(-1).astype(np.int64)),
@@ -97,12 +115,20 @@ class Parquet:
                 tables.append(parquet.read_table(path, columns=list(self.labels)))
             except ConfigError:
                 raise
-            except (pa.ArrowException, OSError, ValueError) as error:  # names may be no UTF-8
-                raise ConfigError(f"{path}: cannot be read as parquet: {error}") from error
+            except (
+                pa.ArrowException,
+                OSError,
+                ValueError,
+            ) as error:  # names may be no UTF-8
+                raise ConfigError(
+                    f"{path}: cannot be read as parquet: {error}"
+                ) from error
         try:
             table = pa.concat_tables(tables)
         except pa.ArrowInvalid as error:
-            raise ConfigError(f"{files[0].parent}: its parquet files differ in their columns: {error}") from error
+            raise ConfigError(
+                f"{files[0].parent}: its parquet files differ in their columns: {error}"
+            ) from error
         if table.num_rows == 0:
             raise ConfigError(f"{files[0]}: the file holds no rows")
         return table
@@ -156,8 +182,13 @@ class _Cells:
         if number != self._held[0]:
             path, group = self._groups[number]
             with require("pyarrow.parquet").ParquetFile(path) as file:
-                column = file.read_row_group(group, columns=[self._column])[self._column]
-            self._held = number, require("pyarrow.compute").struct_field(column, "bytes")
+                column = file.read_row_group(group, columns=[self._column])[
+                    self._column
+                ]
+            self._held = (
+                number,
+                require("pyarrow.compute").struct_field(column, "bytes"),
+            )
         cell: bytes | None = self._held[1][row - self._starts[number]].as_py()
         return cell
 
@@ -179,7 +210,9 @@ def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
     return np.asarray(labels, np.int64)
 
 
-def _names(path: Path, metadata: Mapping[bytes, bytes] | None, column: str) -> dict[int, str]:
+def _names(
+    path: Path, metadata: Mapping[bytes, bytes] | None, column: str
+) -> dict[int, str]:
     """Names of a column's values, which Hugging Face keeps as JSON in the file's metadata.
 
     Returns

@@ -46,11 +46,15 @@ class Partition:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over all classes and indices: equal digests mean equal partitions."""
-        total = hashlib.sha256(np.array([len(self.tasks), len(self.tasks[0])], "<i8").tobytes())
+        total = hashlib.sha256(
+            np.array([len(self.tasks), len(self.tasks[0])], "<i8").tobytes()
+        )
         for share in (share for client in self.tasks for share in client):
             for part in (share.classes, share.train, share.test):
                 values = np.asarray(part, "<i8")
-                total.update(np.array([len(values)], "<i8").tobytes() + values.tobytes())
+                total.update(
+                    np.array([len(values)], "<i8").tobytes() + values.tobytes()
+                )
         return total.hexdigest()
 
     def summary(self) -> dict[str, Any]:
@@ -112,22 +116,32 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
     order = np.tile(np.arange(config.tasks), (config.clients, 1))
     if config.task_order == "shuffled":
         order = np.stack(
-            [generator(seed, "partition/order", client).permutation(config.tasks) for client in range(config.clients)]
+            [
+                generator(seed, "partition/order", client).permutation(config.tasks)
+                for client in range(config.clients)
+            ]
         )
     return Partition(
         tuple(
-            tuple(_share(dataset, pools[task].classes, *drawn[task][client]) for task in order[client])
+            tuple(
+                _share(dataset, pools[task].classes, *drawn[task][client])
+                for task in order[client]
+            )
             for client in range(config.clients)
         )
     )
 
 
-def _share(dataset: Dataset, classes: tuple[int, ...], train: Indices, test: Indices) -> Share:
+def _share(
+    dataset: Dataset, classes: tuple[int, ...], train: Indices, test: Indices
+) -> Share:
     held = tuple(np.unique(dataset.train_y[train]).tolist())
     return Share(classes, np.sort(train), np.sort(test), held)
 
 
-def _task_classes(dataset: Dataset, config: DataConfig, seed: int) -> list[tuple[int, ...]]:
+def _task_classes(
+    dataset: Dataset, config: DataConfig, seed: int
+) -> list[tuple[int, ...]]:
     rng = generator(seed, "partition/classes")
     if dataset.groups and config.classes_per_task == 0:
         if config.tasks > len(dataset.groups):
@@ -152,10 +166,15 @@ def _task_classes(dataset: Dataset, config: DataConfig, seed: int) -> list[tuple
     labels = np.arange(dataset.classes)
     if config.class_order == "shuffled":
         labels = rng.permutation(labels)
-    return [tuple(labels[task * size : (task + 1) * size].tolist()) for task in range(config.tasks)]
+    return [
+        tuple(labels[task * size : (task + 1) * size].tolist())
+        for task in range(config.tasks)
+    ]
 
 
-def _pools(dataset: Dataset, tasks: Sequence[tuple[int, ...]], seed: int) -> list[_Pool]:
+def _pools(
+    dataset: Dataset, tasks: Sequence[tuple[int, ...]], seed: int
+) -> list[_Pool]:
     def by_class(y: NDArray[np.int64]) -> list[Indices]:
         order = np.argsort(y, kind="stable")
         return np.split(order, np.searchsorted(y[order], np.arange(1, dataset.classes)))
@@ -174,8 +193,14 @@ def _pools(dataset: Dataset, tasks: Sequence[tuple[int, ...]], seed: int) -> lis
             _Pool(
                 task,
                 classes,
-                [generator(seed, "partition/train", label).permutation(train[label]) for label in classes],
-                [generator(seed, "partition/test", label).permutation(test[label]) for label in classes],
+                [
+                    generator(seed, "partition/train", label).permutation(train[label])
+                    for label in classes
+                ],
+                [
+                    generator(seed, "partition/test", label).permutation(test[label])
+                    for label in classes
+                ],
             )
         )
     return pools
@@ -216,18 +241,30 @@ def _paper(pools: Sequence[_Pool], config: DataConfig, seed: int) -> list[Drawn]
             f"Set data.clients to {fit}, or lower data.samples or data.test_samples, "
             'or let clients hold the same samples: data.share = "overlapping"'
         )
-    return [_deal(pool, choice, config) for pool, choice in zip(pools, chosen, strict=True)]
+    return [
+        _deal(pool, choice, config) for pool, choice in zip(pools, chosen, strict=True)
+    ]
 
 
 def _classes_drawn(pool: _Pool, config: DataConfig, rng: np.random.Generator) -> int:
-    return int(rng.integers(config.classes_min, min(config.classes_max, len(pool.classes)), endpoint=True))
+    return int(
+        rng.integers(
+            config.classes_min,
+            min(config.classes_max, len(pool.classes)),
+            endpoint=True,
+        )
+    )
 
 
 def _overlapping(pool: _Pool, config: DataConfig, seed: int) -> Drawn:
     drawn = []
     for client in range(config.clients):
         rng = generator(seed, "partition/overlapping", pool.task, client)
-        chosen = np.sort(rng.choice(len(pool.classes), _classes_drawn(pool, config, rng), replace=False))
+        chosen = np.sort(
+            rng.choice(
+                len(pool.classes), _classes_drawn(pool, config, rng), replace=False
+            )
+        )
         train = [_some(pool.train[k], config.samples, rng) for k in chosen]
         test = [_some(pool.test[k], config.test_samples, rng) for k in chosen]
         drawn.append((np.concatenate(train), np.concatenate(test)))
@@ -238,10 +275,14 @@ def _some(places: Indices, fraction: float, rng: np.random.Generator) -> Indices
     return rng.choice(places, _part(fraction, len(places)), replace=False)
 
 
-def _slots(pool: _Pool, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _slots(
+    pool: _Pool, config: DataConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many disjoint shares each class of a task has: of its training samples, of its test samples."""
     train = [len(places) // _part(config.samples, len(places)) for places in pool.train]
-    test = [len(places) // _part(config.test_samples, len(places)) for places in pool.test]
+    test = [
+        len(places) // _part(config.test_samples, len(places)) for places in pool.test
+    ]
     return np.array(train), np.array(test)
 
 
@@ -261,7 +302,9 @@ def _choose(pool: _Pool, config: DataConfig, seed: int) -> list[NDArray[np.int64
             number = _classes_drawn(pool, config, rng)
             if np.count_nonzero(left) < number:
                 break
-            picked = np.sort(rng.choice(len(left), number, replace=False, p=left / left.sum()))
+            picked = np.sort(
+                rng.choice(len(left), number, replace=False, p=left / left.sum())
+            )
             left[picked] -= 1
             chosen.append(picked)
         if len(chosen) > len(longest):
@@ -271,7 +314,9 @@ def _choose(pool: _Pool, config: DataConfig, seed: int) -> list[NDArray[np.int64
     return longest
 
 
-def _deal(pool: _Pool, chosen: Sequence[NDArray[np.int64]], config: DataConfig) -> Drawn:
+def _deal(
+    pool: _Pool, chosen: Sequence[NDArray[np.int64]], config: DataConfig
+) -> Drawn:
     """Give each client the next unused share of each class it has chosen."""
     used = np.zeros(len(pool.classes), np.int64)
 
@@ -282,7 +327,9 @@ def _deal(pool: _Pool, chosen: Sequence[NDArray[np.int64]], config: DataConfig) 
     drawn = []
     for classes in chosen:
         train = np.concatenate([share(pool.train, config.samples, k) for k in classes])
-        test = np.concatenate([share(pool.test, config.test_samples, k) for k in classes])
+        test = np.concatenate(
+            [share(pool.test, config.test_samples, k) for k in classes]
+        )
         used[classes] += 1
         drawn.append((train, test))
     return drawn
@@ -291,7 +338,10 @@ def _deal(pool: _Pool, chosen: Sequence[NDArray[np.int64]], config: DataConfig) 
 def _iid(pools: Sequence[_Pool], config: DataConfig, seed: int) -> list[Drawn]:
     # The parts of flwr-datasets' IidPartitioner, which takes milliseconds to give out each.
     def deal(places: list[Indices], purpose: str, task: int) -> list[Indices]:
-        return np.array_split(generator(seed, purpose, task).permutation(np.concatenate(places)), config.clients)
+        return np.array_split(
+            generator(seed, purpose, task).permutation(np.concatenate(places)),
+            config.clients,
+        )
 
     drawn = []
     for pool in pools:
@@ -313,7 +363,10 @@ def _dirichlet_task(pool: _Pool, config: DataConfig, seed: int) -> Drawn:
     _enough_samples(pool, config)
     partitioners = require("flwr_datasets.partitioner")
     sizes = [len(places) for places in pool.train]
-    places, labels = np.concatenate(pool.train), np.repeat(np.arange(len(pool.classes)), sizes)
+    places, labels = (
+        np.concatenate(pool.train),
+        np.repeat(np.arange(len(pool.classes)), sizes),
+    )
     for attempt in range(_ATTEMPTS):
         partitioner = partitioners.DirichletPartitioner(
             num_partitions=config.clients,
@@ -324,11 +377,20 @@ def _dirichlet_task(pool: _Pool, config: DataConfig, seed: int) -> Drawn:
         )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it warns at each draw that leaves a client empty; we draw again
-                rows = _partition_rows(partitioner, np.arange(len(places)), {"label": labels}, config.clients)
+                warnings.simplefilter(
+                    "ignore"
+                )  # it warns at each draw that leaves a client empty; we draw again
+                rows = _partition_rows(
+                    partitioner,
+                    np.arange(len(places)),
+                    {"label": labels},
+                    config.clients,
+                )
         except ValueError:
             continue
-        counts = np.stack([np.bincount(labels[row], minlength=len(pool.classes)) for row in rows])
+        counts = np.stack(
+            [np.bincount(labels[row], minlength=len(pool.classes)) for row in rows]
+        )
         tests = _proportional(counts, [len(of_class) for of_class in pool.test])
         if tests is not None:
             break
@@ -343,20 +405,32 @@ def _dirichlet_task(pool: _Pool, config: DataConfig, seed: int) -> Drawn:
     drawn = []
     for client, row in enumerate(rows):
         test = [
-            of_class[starts[client, k] : starts[client, k] + tests[client, k]] for k, of_class in enumerate(pool.test)
+            of_class[starts[client, k] : starts[client, k] + tests[client, k]]
+            for k, of_class in enumerate(pool.test)
         ]
         drawn.append((places[row], np.concatenate(test)))
     return drawn
 
 
-def _partition_rows(partitioner: Any, values: Indices, columns: dict[str, Indices], clients: int) -> list[Indices]:
+def _partition_rows(
+    partitioner: Any, values: Indices, columns: dict[str, Indices], clients: int
+) -> list[Indices]:
     """Run one of flwr-datasets' partitioners over rows of these columns and return each part's ``values``."""
-    table = require("datasets").Dataset.from_dict(columns | {"value": values}).with_format("numpy")
+    table = (
+        require("datasets")
+        .Dataset.from_dict(columns | {"value": values})
+        .with_format("numpy")
+    )
     partitioner.dataset = table
-    return [np.asarray(partitioner.load_partition(part)[:]["value"], np.int64) for part in range(clients)]
+    return [
+        np.asarray(partitioner.load_partition(part)[:]["value"], np.int64)
+        for part in range(clients)
+    ]
 
 
-def _proportional(counts: NDArray[np.int64], available: Sequence[int]) -> NDArray[np.int64] | None:
+def _proportional(
+    counts: NDArray[np.int64], available: Sequence[int]
+) -> NDArray[np.int64] | None:
     """Share out each class's test samples in the proportion of the training samples, all of them, by largest remainder.
 
     A client that would be left without any takes one, of a class it trains on, from whoever has most of that class and
@@ -377,10 +451,14 @@ def _proportional(counts: NDArray[np.int64], available: Sequence[int]) -> NDArra
     quota = counts / counts.sum(axis=0) * np.asarray(available)
     tests: NDArray[np.int64] = np.floor(quota).astype(np.int64)
     for k, total in enumerate(available):
-        most = np.argsort(tests[:, k] - quota[:, k], kind="stable")  # largest remainder first, then by client
+        most = np.argsort(
+            tests[:, k] - quota[:, k], kind="stable"
+        )  # largest remainder first, then by client
         tests[most[: total - tests[:, k].sum()], k] += 1
     for client in np.flatnonzero(tests.sum(axis=1) == 0):
-        spare = np.where((tests.sum(axis=1) > 1)[:, None] & (counts[client] > 0), tests, 0)
+        spare = np.where(
+            (tests.sum(axis=1) > 1)[:, None] & (counts[client] > 0), tests, 0
+        )
         donor, k = divmod(int(np.argmax(spare)), spare.shape[1])
         if spare[donor, k] == 0:
             return None

@@ -64,7 +64,9 @@ def to_eight_bit(image: Any, mode: str) -> Any:
     """
     # The frames after a camera's first one (MPO) are previews, or what the other lens saw.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise UnusablePictureError("has several frames, and a sample is one; save each frame as a file of its own")
+        raise UnusablePictureError(
+            "has several frames, and a sample is one; save each frame as a file of its own"
+        )
     layout = _sample_layout(image)
     image.load()
     _check_tiff(image)
@@ -93,13 +95,17 @@ def _check_tiff(image: Any) -> None:
         return
     tags = image.tag_v2
     if {_UNSIGNED} != set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))):
-        raise UnusablePictureError(f"has signed or fractional samples; {_SAVE_AS_EIGHT_BIT}")
+        raise UnusablePictureError(
+            f"has signed or fractional samples; {_SAVE_AS_EIGHT_BIT}"
+        )
     if image.mode not in _SIXTEEN_BIT:
         return
     if set(tags.get(_BITS_PER_SAMPLE, (1,))) != {16}:
         raise UnusablePictureError(f"has samples of 9 to 15 bits; {_SAVE_AS_EIGHT_BIT}")
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        raise UnusablePictureError(f"has 16-bit samples whose 0 is white; {_SAVE_AS_EIGHT_BIT}")
+        raise UnusablePictureError(
+            f"has 16-bit samples whose 0 is white; {_SAVE_AS_EIGHT_BIT}"
+        )
 
 
 _SAVE_AS_EIGHT_BIT = "save it with 8 bits a channel (0 to 255)"
@@ -110,7 +116,11 @@ def _eight_bit_samples(image: Any) -> Any:
     if image.mode in _GREY or image.mode in _COLOUR:
         return image
     # Pillow has scaled a portable grey map to 16 bits; before 11 it opened 16-bit PNG as I, too.
-    is_sixteen_bit = image.mode in _SIXTEEN_BIT and image.format in ("PNG", "TIFF", "PPM")
+    is_sixteen_bit = image.mode in _SIXTEEN_BIT and image.format in (
+        "PNG",
+        "TIFF",
+        "PPM",
+    )
     if is_sixteen_bit or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _scaled(image)
     raise UnusablePictureError(
@@ -121,7 +131,9 @@ def _eight_bit_samples(image: Any) -> Any:
 def _scaled(image: Any) -> Any:
     pillow = require("PIL.Image")
     levels = np.asarray(image).astype(np.int64)
-    grey = pillow.fromarray(((levels + 128) // 257).astype(np.uint8))  # rounded; there are no ties
+    grey = pillow.fromarray(
+        ((levels + 128) // 257).astype(np.uint8)
+    )  # rounded; there are no ties
     key = image.info.get("transparency")
     if key is None:
         return grey

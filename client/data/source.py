@@ -19,7 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from fedknow.client.data.arrays import Dataset, Images, Labels, levels, require, statistics
+from fedknow.client.data.arrays import (
+    Dataset,
+    Images,
+    Labels,
+    levels,
+    require,
+    statistics,
+)
 from fedknow.client.data.files import fingerprint
 from fedknow.client.data.pixels import UnusablePictureError, to_eight_bit
 from fedknow.protocols.config import ConfigError
@@ -54,7 +61,11 @@ class Part:
 
     def pick(self, rows: Labels) -> Part:
         """These rows alone, in this order."""
-        return Part(self.labels[rows], lambda row: self.image(int(rows[row])), lambda row: self.place(int(rows[row])))
+        return Part(
+            self.labels[rows],
+            lambda row: self.image(int(rows[row])),
+            lambda row: self.place(int(rows[row])),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,9 +153,18 @@ def load(name: str, source: Source, form: Form) -> Dataset:
                 target,
                 error.strerror or error,
             )
-            x = [np.concatenate(list(_decoded(part, form))) for part in (contents.train, contents.test)]
+            x = [
+                np.concatenate(list(_decoded(part, form)))
+                for part in (contents.train, contents.test)
+            ]
             return Dataset.from_arrays(
-                name, x[0], contents.train.labels, x[1], contents.test.labels, contents.class_names, contents.groups
+                name,
+                x[0],
+                contents.train.labels,
+                x[1],
+                contents.test.labels,
+                contents.class_names,
+                contents.groups,
             )
     return _read(name, target)
 
@@ -192,13 +212,23 @@ def _pixels(part: Part, row: int, form: Form) -> Images:
         raise ConfigError(
             f"{part.place(row)}: the image does not fit into the memory; scale it down or take it out of the data set"
         ) from error
-    except Exception as error:  # Pillow's readers raise a dozen types for a damaged file
+    except (
+        Exception
+    ) as error:  # Pillow's readers raise a dozen types for a damaged file
         reason = str(error) or type(error).__name__
-        raise ConfigError(f"{part.place(row)} holds no image that can be decoded: {reason}") from error
+        raise ConfigError(
+            f"{part.place(row)} holds no image that can be decoded: {reason}"
+        ) from error
     if form.size and image.size != (form.size, form.size):
-        image = require("PIL.ImageOps").fit(image, (form.size, form.size), pillow.Resampling.BICUBIC)
+        image = require("PIL.ImageOps").fit(
+            image, (form.size, form.size), pillow.Resampling.BICUBIC
+        )
     pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return (
+        pixels[None]
+        if pixels.ndim == 2
+        else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    )
 
 
 def _check_samples(name: str, contents: Contents) -> None:
@@ -241,19 +271,27 @@ def _write(contents: Contents, form: Form, target: Path) -> None:
         try:
             made.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was first, with the same content
+            if (
+                not target.is_dir()
+            ):  # else another process was first, with the same content
                 raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _write_images(part: Part, form: Form, path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _write_images(
+    part: Part, form: Form, path: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Write a .npy file as images are decoded, a plain write after another: a mapped file on a full disk is a crash."""
     counts: Any = 0
     with path.open("wb") as file:
         for batch in _decoded(part, form):
             if file.tell() == 0:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (len(part.labels), *batch.shape[1:])}
+                header = {
+                    "descr": "|u1",
+                    "fortran_order": False,
+                    "shape": (len(part.labels), *batch.shape[1:]),
+                }
                 np.lib.format.write_array_header_1_0(file, header)
             file.write(batch.tobytes())
             counts = counts + levels(batch)
@@ -263,7 +301,10 @@ def _write_images(part: Part, form: Form, path: Path) -> tuple[tuple[float, ...]
 def _read(name: str, folder: Path) -> Dataset:
     try:
         # A plain array over the mapped file: pages are shared by all processes, and pickling treats it as any array.
-        arrays = {array: np.asarray(np.load(folder / f"{array}.npy", mmap_mode="r")) for array in _ARRAYS}
+        arrays = {
+            array: np.asarray(np.load(folder / f"{array}.npy", mmap_mode="r"))
+            for array in _ARRAYS
+        }
         about = json.loads((folder / "about.json").read_text("utf-8"))
         return Dataset(
             name,
@@ -274,4 +315,6 @@ def _read(name: str, folder: Path) -> Dataset:
             groups=tuple(map(tuple, about["groups"])),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError) as error:
-        raise ConfigError(f"{folder}: damaged cache of decoded images ({error}); delete this folder") from error
+        raise ConfigError(
+            f"{folder}: damaged cache of decoded images ({error}); delete this folder"
+        ) from error

@@ -272,7 +272,10 @@ class EdgeClient:
         try:
             answer = pack(reply, self._encoding, chunk_bytes=CHUNK_BYTES)
         except WireError as error:
-            reply, version = message.fail(CLIENT_FAILED, f"the answer cannot be sent: {error}"), parcel.version
+            reply, version = (
+                message.fail(CLIENT_FAILED, f"the answer cannot be sent: {error}"),
+                parcel.version,
+            )
             answer = pack(reply)
         seconds = time.perf_counter() - began
         if kept is None and reply.failure is None and seconds >= self._keep_after:
@@ -292,15 +295,21 @@ class EdgeClient:
         )
         asked = replace(message, content={})
         has_failed = reply.failure is not None
-        return _Done(job.key, parcel.id, answer, version, asked, parcel.version, has_failed)
+        return _Done(
+            job.key, parcel.id, answer, version, asked, parcel.version, has_failed
+        )
 
     def _work(self, message: Message, parcel: Parcel) -> tuple[Message, int]:
         assert self._host is not None
         try:
-            self._journal.commit(client_of(parcel.node), parcel.version, parcel.committed)
+            self._journal.commit(
+                client_of(parcel.node), parcel.version, parcel.committed
+            )
             with one_thread():
                 return self._host.handle(message, parcel.version)
-        except StateError as error:  # the server decides what becomes of a client whose disk fails
+        except (
+            StateError
+        ) as error:  # the server decides what becomes of a client whose disk fails
             return message.fail(CLIENT_FAILED, str(error)), parcel.version
 
     def _settle(self, config: str, run: str, node: int) -> None:
@@ -312,8 +321,14 @@ class EdgeClient:
         experiment = read_config(_toml(config))
         if self._device is not None:
             experiment = experiment.on_device(self._device)
-        self._host = Host(experiment, None, self._journal.store, self._make_node(experiment))
-        self._encoding = Encoding.SPARSE if learner_class(experiment.learner.name).sparse else Encoding.DENSE
+        self._host = Host(
+            experiment, None, self._journal.store, self._make_node(experiment)
+        )
+        self._encoding = (
+            Encoding.SPARSE
+            if learner_class(experiment.learner.name).sparse
+            else Encoding.DENSE
+        )
         self._settled = config, run
 
     def _real_node(self, config: ExperimentConfig) -> Answerer:
@@ -322,11 +337,15 @@ class EdgeClient:
 
         if config.data.name == LOCAL:
             if self._data is None:
-                raise ConfigError("this experiment is on the clients' own data: say where they are with --data DIR")
+                raise ConfigError(
+                    "this experiment is on the clients' own data: say where they are with --data DIR"
+                )
             return Node(config, LocalStream(self._data, config.data))
         # The server's folder means nothing here.
         folder = "" if self._data is None else str(self._data)
-        here = config.model_copy(update={"data": config.data.model_copy(update={"dir": folder})})
+        here = config.model_copy(
+            update={"data": config.data.model_copy(update={"dir": folder})}
+        )
         return Node(here, make_benchmark(here))
 
     # --- connection -----------------------------------------------------------------------------------------------
@@ -341,11 +360,17 @@ class EdgeClient:
                 reason = f"the server says goodbye: {goodbye.reason}"
             except _Refused as refusal_:
                 if refusal_.error.code in _FINAL:
-                    raise ConfigError(f"{self.server} refuses this client: {refusal_.error.reason}") from None
+                    raise ConfigError(
+                        f"{self.server} refuses this client: {refusal_.error.reason}"
+                    ) from None
                 if refusal_.error.code is Code.REPLACED:
                     raise EdgeError(f"{self.server}: {refusal_.error.reason}") from None
-                if refusal_.error.code is Code.TOO_LARGE and self._done is not None:  # and would be each time
-                    self._done = self._done.failed(f"the server does not take the answer: {refusal_.error.reason}")
+                if (
+                    refusal_.error.code is Code.TOO_LARGE and self._done is not None
+                ):  # and would be each time
+                    self._done = self._done.failed(
+                        f"the server does not take the answer: {refusal_.error.reason}"
+                    )
                 reason = f"refused: {refusal_.error}"
             except (WireError, _Gone) as error:
                 if isinstance(error, WireError) and error.code in _FINAL:
@@ -358,7 +383,9 @@ class EdgeClient:
                 reason = f"{reason}; {self._proxy.hint()}"
             away = time.monotonic() - self._connected_at
             if self._give_up is not None and away >= self._give_up:
-                raise EdgeError(f"{self.server}: no connection for {away:.0f} s, which is when to give up: {reason}")
+                raise EdgeError(
+                    f"{self.server}: no connection for {away:.0f} s, which is when to give up: {reason}"
+                )
             delay = self._random.uniform(0, self._delay)
             if self._give_up is not None:
                 delay = min(delay, self._give_up - away)
@@ -399,7 +426,12 @@ class EdgeClient:
         self._node, self._delay = welcome.node, FIRST_DELAY
         self._problem = None
         try:
-            return cast(Goodbye, await _first(self._read(stream), self._write(stream), self._prepare(welcome)))
+            return cast(
+                Goodbye,
+                await _first(
+                    self._read(stream), self._write(stream), self._prepare(welcome)
+                ),
+            )
         except (_Gone, grpc.aio.AioRpcError):
             if self._problem is None:
                 raise
@@ -441,11 +473,15 @@ class EdgeClient:
                     else:
                         if goodbye is not None:
                             with suppress(grpc.aio.AioRpcError):
-                                while await stream.read() is not grpc.aio.EOF:  # the server ends the stream, not we
+                                while (
+                                    await stream.read() is not grpc.aio.EOF
+                                ):  # the server ends the stream, not we
                                     pass
                             return goodbye
         except TimeoutError:
-            raise _Gone(f"{self.server} was not heard for {SILENCE_SECONDS:.0f} s") from None
+            raise _Gone(
+                f"{self.server} was not heard for {SILENCE_SECONDS:.0f} s"
+            ) from None
 
     def _hear(self, frame: Frame, assembler: Assembler) -> Goodbye | None:
         match frame.WhichOneof("kind"):
@@ -460,12 +496,16 @@ class EdgeClient:
             case "heartbeat":
                 pass
             case kind:
-                raise WireError(Code.OUT_OF_ORDER, f"a {kind} frame in the midst of a stream")
+                raise WireError(
+                    Code.OUT_OF_ORDER, f"a {kind} frame in the midst of a stream"
+                )
         return None
 
     def _take(self, parcel: Parcel) -> None:
         if parcel.node != self._node:
-            raise WireError(Code.FOREIGN, f"work for node {parcel.node} came to node {self._node}")
+            raise WireError(
+                Code.FOREIGN, f"work for node {parcel.node} came to node {self._node}"
+            )
         self._job = _Job(key_of(parcel), parcel)
         self._job_came.set()
         self._changed.set()
@@ -477,7 +517,9 @@ class EdgeClient:
                 if job is not None and done is not None and done.answers(job):
                     self._job = None
                     id = job.parcel.id
-                    for frame in done.answer.frames(self._node, f"{id}:reply", id, done.version):
+                    for frame in done.answer.frames(
+                        self._node, f"{id}:reply", id, done.version
+                    ):
                         await stream.write(frame)
                     continue
                 try:
@@ -486,7 +528,11 @@ class EdgeClient:
                     self._changed.clear()
                 except TimeoutError:
                     await stream.write(HEARTBEAT)
-            code = self._problem.code if isinstance(self._problem, WireError) else Code.BAD_VALUE
+            code = (
+                self._problem.code
+                if isinstance(self._problem, WireError)
+                else Code.BAD_VALUE
+            )
             await stream.write(refusal(WireError(code, str(self._problem))))
             await stream.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -500,7 +546,9 @@ class _Hand:
     """One thread that does one thing after the other, and does not keep the process from ending."""
 
     def __init__(self) -> None:
-        self._orders: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None]
+        self._orders: queue.SimpleQueue[
+            tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None
+        ]
         self._orders = queue.SimpleQueue()
         self.busy = False
         threading.Thread(target=self._run, name="fedknow-work", daemon=True).start()
@@ -546,7 +594,9 @@ def run_client(client: EdgeClient) -> None:
         task = asyncio.current_task()
         assert task is not None
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell asks of its background
+            if (
+                signal.getsignal(number) is not signal.SIG_IGN
+            ):  # as a shell asks of its background
                 asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         await client.run()
 
@@ -588,7 +638,9 @@ def fetch_status(server: str, tls: Path | None = None, timeout: float = 10.0) ->
         else grpc.secure_channel(server, channel_credentials(tls), options)
     )
     with channel:
-        ask = channel.unary_unary(STATUS, StatusRequest.SerializeToString, StatusReply.FromString)
+        ask = channel.unary_unary(
+            STATUS, StatusRequest.SerializeToString, StatusReply.FromString
+        )
         try:
             text: str = ask(StatusRequest(), timeout=timeout).json
         except grpc.RpcError as error:
@@ -637,7 +689,9 @@ def _toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the server's configuration is not valid TOML: {error}") from None
+        raise ConfigError(
+            f"the server's configuration is not valid TOML: {error}"
+        ) from None
 
 
 def _place(message: Message) -> str:

@@ -32,7 +32,9 @@ def key_of(work: Parcel) -> str:
     A server that was killed and resumed asks again for what its last run asked for, under other message ids. The
     header says all about the work but its tensors' bytes, and these it gives the checksums of.
     """
-    return hashlib.blake2b(bytes(work.header) + work.version.to_bytes(8, "big"), digest_size=12).hexdigest()
+    return hashlib.blake2b(
+        bytes(work.header) + work.version.to_bytes(8, "big"), digest_size=12
+    ).hexdigest()
 
 
 class Journal:
@@ -71,7 +73,9 @@ class Journal:
             self._lock = _locked(folder)
             self.store = StateStore(folder / "states", memory_bytes)
         except OSError as error:
-            raise ConfigError(f"--state {folder}: cannot be used: {error.strerror or error}") from None
+            raise ConfigError(
+                f"--state {folder}: cannot be used: {error.strerror or error}"
+            ) from None
 
     @property
     def node(self) -> int:
@@ -84,11 +88,15 @@ class Journal:
         if before == (run, node):
             return
         if before[0]:
-            log.info("another run, or another client: what was kept of the one before is deleted")
+            log.info(
+                "another run, or another client: what was kept of the one before is deleted"
+            )
         shutil.rmtree(self._answers, ignore_errors=True)
         self.store.retain(None, ())
         mark = f"{node} {run}"
-        write_atomic(self.folder / "run", f"x{zlib.crc32(mark.encode()):08x} {mark}".encode())
+        write_atomic(
+            self.folder / "run", f"x{zlib.crc32(mark.encode()):08x} {mark}".encode()
+        )
 
     def _mark(self) -> tuple[str, int]:
         """Run and node that the folder's content belongs to.
@@ -136,7 +144,10 @@ class Journal:
                 if path.name != f"{answer.reply_to}-{parcel.version:x}":
                     raise OSError("it is the answer to other work")
                 return answer, parcel.version
-            except (WireError, OSError) as error:  # it was not synced; made again from the state, which was
+            except (
+                WireError,
+                OSError,
+            ) as error:  # it was not synced; made again from the state, which was
                 log.info("%s: %s; the work is done again", path.name, error)
                 path.unlink(missing_ok=True)
         return None
@@ -153,7 +164,8 @@ class Journal:
         target = folder / f"{key}-{version:x}"
         neighbour = target.with_suffix(".tmp")
         frames = b"".join(
-            len(frame).to_bytes(4, "big") + frame for frame in answer.frames(reply_to=key, version=version)
+            len(frame).to_bytes(4, "big") + frame
+            for frame in answer.frames(reply_to=key, version=version)
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -161,8 +173,12 @@ class Journal:
             os.replace(neighbour, target)
         except OSError as error:
             neighbour.unlink(missing_ok=True)
-            raise StateError(f"{target}: the answer cannot be written: {error.strerror or error}") from error
-        for old in sorted(self._kept(committed), key=lambda path: path.stat().st_mtime_ns)[:-_ANSWERS]:
+            raise StateError(
+                f"{target}: the answer cannot be written: {error.strerror or error}"
+            ) from error
+        for old in sorted(
+            self._kept(committed), key=lambda path: path.stat().st_mtime_ns
+        )[:-_ANSWERS]:
             old.unlink()
 
     def close(self) -> None:

@@ -28,8 +28,20 @@ from fedknow.client.learners.mas import Mas
 from fedknow.client.learners.refed import ReFed
 from fedknow.client.learners.target import Target
 from fedknow.client.models import build_model
-from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig, StrategyConfig, closest
-from fedknow.protocols.plugins import PASSED_ON, calling, explain, is_reference, load_object
+from fedknow.protocols.config import (
+    ConfigError,
+    ExperimentConfig,
+    LearnerConfig,
+    StrategyConfig,
+    closest,
+)
+from fedknow.protocols.plugins import (
+    PASSED_ON,
+    calling,
+    explain,
+    is_reference,
+    load_object,
+)
 from fedknow.protocols.seeds import integer
 from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
@@ -79,7 +91,9 @@ _FOR_ANY = frozenset({"fedprox"})
 
 def list_learners() -> dict[str, str]:
     """Name and one line of each learner."""
-    return {name: (getdoc(kind) or "").splitlines()[0] for name, kind in LEARNERS.items()}
+    return {
+        name: (getdoc(kind) or "").splitlines()[0] for name, kind in LEARNERS.items()
+    }
 
 
 def learner_class(name: str) -> type[Learner]:
@@ -99,8 +113,12 @@ def learner_class(name: str) -> type[Learner]:
         )
     kind = load_object(name, "learner.name")
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
-        raise ConfigError(f"learner.name = {name!r}: not a subclass of fedknow.client.learners.Learner")
-    if not (isinstance(kind.Settings, type) and issubclass(kind.Settings, LearnerSettings)):
+        raise ConfigError(
+            f"learner.name = {name!r}: not a subclass of fedknow.client.learners.Learner"
+        )
+    if not (
+        isinstance(kind.Settings, type) and issubclass(kind.Settings, LearnerSettings)
+    ):
         raise ConfigError(
             f"learner.name = {name!r}: its Settings must be a subclass of fedknow.client.learners.LearnerSettings"
         )
@@ -117,15 +135,25 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                has = f"learner {config.name} has: {', '.join(known)}" if known else f"learner {config.name} has none"
-                lines.append(f"learner.{key}: unknown setting{closest(key, known)}; {has}")
+                has = (
+                    f"learner {config.name} has: {', '.join(known)}"
+                    if known
+                    else f"learner {config.name} has none"
+                )
+                lines.append(
+                    f"learner.{key}: unknown setting{closest(key, known)}; {has}"
+                )
             else:
-                lines.append(f"learner.{key} = {show(problem['input'])}: {problem['msg']}")
+                lines.append(
+                    f"learner.{key} = {show(problem['input'])}: {problem['msg']}"
+                )
         raise ConfigError("\n".join(lines)) from None
     except PASSED_ON:
         raise
     except BaseException as error:  # a user's settings may check themselves in any way
-        raise ConfigError(f"learner.name = {config.name!r}: its Settings failed: {explain(error)}") from error
+        raise ConfigError(
+            f"learner.name = {config.name!r}: its Settings failed: {explain(error)}"
+        ) from error
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
@@ -150,13 +178,17 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"learner": learner, "strategy": strategy})
 
 
-def _with_counterpart(config: ExperimentConfig, kind: type[Learner], settings: LearnerSettings) -> StrategyConfig:
+def _with_counterpart(
+    config: ExperimentConfig, kind: type[Learner], settings: LearnerSettings
+) -> StrategyConfig:
     """The strategy that a learner needs, with the options that are the learner's settings; otherwise as configured."""
     strategy = config.strategy
     if not kind.strategy:
         _check_whole(config)
         return strategy
-    if strategy.name not in ("fedavg", kind.strategy) and not is_reference(strategy.name):
+    if strategy.name not in ("fedavg", kind.strategy) and not is_reference(
+        strategy.name
+    ):
         raise ConfigError(
             f"strategy.name = {strategy.name!r} does not fit learner.name = {config.learner.name!r}, whose half on the "
             f"server is {kind.strategy!r}; leave strategy.name out"
@@ -181,9 +213,15 @@ def _check_whole(config: ExperimentConfig) -> None:
         Saying which learner is.
     """
     name = config.strategy.name
-    halves = [repr(learner) for learner, kind in LEARNERS.items() if kind.strategy == name]
+    halves = [
+        repr(learner) for learner, kind in LEARNERS.items() if kind.strategy == name
+    ]
     if halves and name not in _FOR_ANY:
-        own = f", strategy = {name!r} in your class" if is_reference(config.learner.name) else ""
+        own = (
+            f", strategy = {name!r} in your class"
+            if is_reference(config.learner.name)
+            else ""
+        )
         raise ConfigError(
             f"strategy.name = {name!r} is one half of a method and does not fit learner.name = "
             f"{config.learner.name!r}; set learner.name = {' or '.join(halves)}{own}, or leave strategy.name out"
@@ -191,7 +229,10 @@ def _check_whole(config: ExperimentConfig) -> None:
 
 
 def build_learner(
-    config: ExperimentConfig, shape: tuple[int, int, int], classes: int, device: torch.device | str = "cpu"
+    config: ExperimentConfig,
+    shape: tuple[int, int, int],
+    classes: int,
+    device: torch.device | str = "cpu",
 ) -> Learner:
     """Build an experiment's learner with the initial weights that its seed stands for.
 
@@ -211,7 +252,9 @@ def build_learner(
     ConfigError
         For an unknown learner or model, or settings that do not fit.
     """
-    model = build_model(config.model, shape, classes, integer(config.seed, "model")).to(device)
+    model = build_model(config.model, shape, classes, integer(config.seed, "model")).to(
+        device
+    )
     kind, settings = learner_class(config.learner.name), _settings(config.learner)
     with calling(config.learner.name, "learner.name"):
         return kind(model, config.train, settings)
@@ -265,8 +308,12 @@ def check_samples(
     needed = counted(smallest, "sample")
     model = f"model.name = {config.model.name!r} has BatchNorm layers that need {needed} a batch"
     if config.train.batch_size < smallest:
-        raise ConfigError(f"train.batch_size = {config.train.batch_size}: {model}; set it to {smallest} or more")
-    if sizes is None or smallest == 1 or isinstance(learner, JointCentral):  # which trains on all of them together
+        raise ConfigError(
+            f"train.batch_size = {config.train.batch_size}: {model}; set it to {smallest} or more"
+        )
+    if (
+        sizes is None or smallest == 1 or isinstance(learner, JointCentral)
+    ):  # which trains on all of them together
         return
     for client in range(sizes.clients):
         for task in range(sizes.tasks):

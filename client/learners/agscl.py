@@ -27,13 +27,26 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import ContinualSettings, Learner, Round, State
+from fedknow.client.learners.frames.learner import (
+    ContinualSettings,
+    Learner,
+    Round,
+    State,
+)
 from fedknow.client.learners.fot import check_plain
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["AgsCl", "AgsClSettings", "shrink"]
 
-_PASSIVE = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Flatten, nn.Identity)
+_PASSIVE = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Dropout,
+    nn.Flatten,
+    nn.Identity,
+)
 
 
 class AgsClSettings(ContinualSettings):
@@ -61,7 +74,9 @@ def shrink(rows: Tensor, towards: Tensor, threshold: Tensor) -> Tensor:
     """
     away = rows - towards
     norm = away.norm(dim=1)
-    left = 1 - threshold / torch.maximum(norm, threshold).clamp_min(torch.finfo(rows.dtype).tiny)
+    left = 1 - threshold / torch.maximum(norm, threshold).clamp_min(
+        torch.finfo(rows.dtype).tiny
+    )
     return towards + left[:, None] * away
 
 
@@ -85,9 +100,14 @@ class AgsCl(Learner):
     Settings = AgsClSettings
     settings: AgsClSettings
     scenarios = ("task-incremental",)
-    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"lam": [1.0, 8.0, 100.0, 400.0], "mu": [0.1, 1.0, 10.0]}
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {
+        "lam": [1.0, 8.0, 100.0, 400.0],
+        "mu": [0.1, 1.0, 10.0],
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: AgsClSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: AgsClSettings
+    ) -> None:
         super().__init__(model, train, settings)
         self._layers = _layers(self.body)
         self._initial = [_rows(layer) for layer in self._layers]
@@ -117,7 +137,10 @@ class AgsCl(Learner):
         """See :meth:`Learner.state_dict`."""
         nodes = enumerate(zip(self._importance, self._anchor, strict=True))
         return super().state_dict() | {
-            "nodes": {str(i): {"importance": omega, "anchor": rows[omega > 0]} for i, (omega, rows) in nodes},
+            "nodes": {
+                str(i): {"importance": omega, "anchor": rows[omega > 0]}
+                for i, (omega, rows) in nodes
+            },
             "trained_task": self._trained_task,
             "prepared": self._prepared,
         }
@@ -137,9 +160,13 @@ class AgsCl(Learner):
         """An optimizer step that leaves at zero what unimportant nodes would give to important ones."""
         super().step()
         with torch.no_grad():
-            for (_, below), (layer, above) in pairwise(zip(self._layers, self._importance, strict=True)):
+            for (_, below), (layer, above) in pairwise(
+                zip(self._layers, self._importance, strict=True)
+            ):
                 if layer.weight.requires_grad:
-                    _by_node(layer.weight, below)[(above > 0)[:, None] & (below == 0)] = 0
+                    _by_node(layer.weight, below)[
+                        (above > 0)[:, None] & (below == 0)
+                    ] = 0
 
     def begin_epoch(self, epoch: int) -> None:
         """The proximal step of the epoch before."""
@@ -161,16 +188,24 @@ class AgsCl(Learner):
 
     def _proximal_step(self) -> None:
         """Empty unimportant nodes and hold important ones, each by its own threshold (Eqs. 3 and 4)."""
-        for layer, omega, anchor in zip(self._layers, self._importance, self._anchor, strict=True):
+        for layer, omega, anchor in zip(
+            self._layers, self._importance, self._anchor, strict=True
+        ):
             weight = torch.where(omega > 0, self.settings.lam * omega, self.settings.mu)
             _set_rows(layer, shrink(_rows(layer), anchor, self.train.lr * weight))
 
     def _start_anew(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._cut_off(self._importance)
-        for layer, omega, initial in zip(self._layers, self._importance, self._initial, strict=True):
+        for layer, omega, initial in zip(
+            self._layers, self._importance, self._initial, strict=True
+        ):
             unused = torch.nonzero(omega == 0).flatten()
-            chosen = unused[torch.randperm(len(unused), generator=generator)[: int(self.settings.rho * len(unused))]]
+            chosen = unused[
+                torch.randperm(len(unused), generator=generator)[
+                    : int(self.settings.rho * len(unused))
+                ]
+            ]
             _set_rows(layer, _rows(layer).index_copy(0, chosen, initial[chosen]))
 
     def _cut_off(self, importance: list[Tensor]) -> None:
@@ -186,21 +221,30 @@ class AgsCl(Learner):
         """Add the task's mean activations to the importance of nodes and keep the weights of important ones (Eq. 5)."""
         shared = self.send()
         super().end_task(task, round)
-        self._load(shared)  # a client that had to train first: its anchor is the shared model like everybody's
+        self._load(
+            shared
+        )  # a client that had to train first: its anchor is the shared model like everybody's
         active = self._mean_activations(self.images(task.train.x))
-        self._importance = [self.settings.eta * old + new for old, new in zip(self._importance, active, strict=True)]
+        self._importance = [
+            self.settings.eta * old + new
+            for old, new in zip(self._importance, active, strict=True)
+        ]
         body = {name: value.clone() for name, value in self.body.state_dict().items()}
         self._cut_off(self._importance)
         self._anchor = [
             torch.where((omega > 0)[:, None], _rows(layer), 0.0)
             for layer, omega in zip(self._layers, self._importance, strict=True)
         ]
-        self.body.load_state_dict(body)  # scored as it was trained; the next task begins with the cut
+        self.body.load_state_dict(
+            body
+        )  # scored as it was trained; the next task begins with the cut
         with torch.no_grad():
             rows = torch.tensor(task.classes, device=self.device)[:, None]
             if self.head.weight.requires_grad:
                 self.head.weight[rows, torch.nonzero(self._importance[-1] == 0).T] = 0
-        kept = [t for layer in self.state_dict()["nodes"].values() for t in layer.values()]
+        kept = [
+            t for layer in self.state_dict()["nodes"].values() for t in layer.values()
+        ]
         return {"knowledge-bytes": float(sum(t.nbytes for t in kept))}
 
     @torch.no_grad()
@@ -213,7 +257,11 @@ class AgsCl(Learner):
             for module in _chain(self.body):
                 part = module(part)
                 if isinstance(module, nn.ReLU):
-                    next(nodes).add_(part.flatten(2).mean(2).sum(0) if part.dim() > 2 else part.sum(0))
+                    next(nodes).add_(
+                        part.flatten(2).mean(2).sum(0)
+                        if part.dim() > 2
+                        else part.sum(0)
+                    )
         return [total / len(x) for total in totals]
 
 
@@ -238,7 +286,9 @@ def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     rectified = True
     for module in _chain(body):
         fits = isinstance(module, _PASSIVE)
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        if isinstance(module, nn.Linear) or (
+            isinstance(module, nn.Conv2d) and module.groups == 1
+        ):
             fits, rectified = rectified, False
             layers.append(module)
         elif isinstance(module, nn.ReLU):
@@ -261,7 +311,10 @@ def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
 
 def _rows(layer: nn.Conv2d | nn.Linear) -> Tensor:
     """A copy of the incoming weights of a layer's nodes, bias last: float [nodes, p]."""
-    parts = [layer.weight.detach().flatten(1), *([] if layer.bias is None else [layer.bias.detach()[:, None]])]
+    parts = [
+        layer.weight.detach().flatten(1),
+        *([] if layer.bias is None else [layer.bias.detach()[:, None]]),
+    ]
     return torch.cat(parts, 1)
 
 

@@ -62,11 +62,19 @@ class Apfl(Learner):
 
     Settings = ApflSettings
     settings: ApflSettings
-    search: ClassVar[dict[str, list[Any]]] = {"alpha": [0.25, 0.5, 0.75], "alpha_lr": [0.0, 0.01, 0.1]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "alpha": [0.25, 0.5, 0.75],
+        "alpha_lr": [0.0, 0.01, 0.1],
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: ApflSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: ApflSettings
+    ) -> None:
         super().__init__(model, train, settings)
-        self._initial = {name: self._entry(name).detach().clone() for name in (*self._names, *self._counters)}
+        self._initial = {
+            name: self._entry(name).detach().clone()
+            for name in (*self._names, *self._counters)
+        }
         self._become({})
 
     # --- state ----------------------------------------------------------------------------------------------------
@@ -79,7 +87,11 @@ class Apfl(Learner):
     def _become(self, state: State) -> None:
         own: Tensors = self._initial | state.get("own", {})
         self._own = {name: nn.Parameter(own[name].clone()) for name in self.trainable}
-        self._own_buffers = {name: value.clone() for name, value in own.items() if name not in self.trainable}
+        self._own_buffers = {
+            name: value.clone()
+            for name, value in own.items()
+            if name not in self.trainable
+        }
         self.alpha = float(state.get("alpha", self.settings.alpha))
         self._alpha_gradient: float | None = None
         self._mixed = True
@@ -92,7 +104,11 @@ class Apfl(Learner):
     def state_dict(self) -> State:
         """See :meth:`Learner.state_dict`."""
         own = {n: p.detach().clone() for n, p in self._own.items()}
-        own |= {n: b.clone() for n, b in self._own_buffers.items() if n not in self._counters}
+        own |= {
+            n: b.clone()
+            for n, b in self._own_buffers.items()
+            if n not in self._counters
+        }
         return {"own": own, "alpha": self.alpha, "trained_task": self._trained_task}
 
     def kept(self) -> Tensors:
@@ -108,17 +124,26 @@ class Apfl(Learner):
     def begin(self, task: TaskData, round: Round) -> None:
         """An optimizer for either model."""
         super().begin(task, round)
-        self._own_optimizer = make_optimizer(self.train, self._own_part("body."), self._own_part("head."))
+        self._own_optimizer = make_optimizer(
+            self.train, self._own_part("body."), self._own_part("head.")
+        )
         self._alpha_gradient = None
         self._first = True
 
     def _own_part(self, prefix: str) -> Iterator[nn.Parameter]:
-        return (parameter for name, parameter in self._own.items() if name.startswith(prefix))
+        return (
+            parameter
+            for name, parameter in self._own.items()
+            if name.startswith(prefix)
+        )
 
     def mixture(self) -> Tensors:
         """Parameters of the mixture, alpha v + (1 - alpha) w."""
         shared = self.trainable
-        return {name: torch.lerp(shared[name].detach(), own.detach(), self.alpha) for name, own in self._own.items()}
+        return {
+            name: torch.lerp(shared[name].detach(), own.detach(), self.alpha)
+            for name, own in self._own.items()
+        }
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
         """Two plain steps, and in the first of a round the share's."""
@@ -127,16 +152,23 @@ class Apfl(Learner):
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the shared model at itself, of the personal one at the mixture."""
         super().gradient(batch)
-        mixture = {name: value.requires_grad_() for name, value in self.mixture().items()}
+        mixture = {
+            name: value.requires_grad_() for name, value in self.mixture().items()
+        }
         with self.autocast():
-            logits = functional_call(self.model, mixture | self._own_buffers, (batch.x,))
+            logits = functional_call(
+                self.model, mixture | self._own_buffers, (batch.x,)
+            )
         z = batch.head.logits(widen(logits))
         loss = F.cross_entropy(z, batch.y)
         parts = torch.autograd.grad(loss, list(mixture.values()), allow_unused=True)
-        gradients = {name: g for name, g in zip(mixture, parts, strict=True) if g is not None}
+        gradients = {
+            name: g for name, g in zip(mixture, parts, strict=True) if g is not None
+        }
         if self._first:
             self._alpha_gradient = sum(
-                float(((self._own[name] - self.trainable[name]).detach() * g).sum()) for name, g in gradients.items()
+                float(((self._own[name] - self.trainable[name]).detach() * g).sum())
+                for name, g in gradients.items()
             )
             self._first = False
         for name, own in self._own.items():
@@ -150,7 +182,10 @@ class Apfl(Learner):
             nn.utils.clip_grad_norm_(self._own.values(), self.train.clip_norm)
         self._own_optimizer.step()
         if self._alpha_gradient is not None and self.settings.adaptive:
-            moved = self.alpha - (self.settings.alpha_lr or self.train.lr) * self._alpha_gradient
+            moved = (
+                self.alpha
+                - (self.settings.alpha_lr or self.train.lr) * self._alpha_gradient
+            )
             self.alpha = min(1.0, max(0.0, moved))
         self._alpha_gradient = None
 
@@ -176,4 +211,11 @@ class Apfl(Learner):
         mixture = self.mixture() | self._own_buffers
         with self.autocast():
             parts = torch.split(self.images(x), batch_size)
-            return torch.cat([self.counted(lambda x: functional_call(self.model, mixture, (x,)), p) for p in parts])
+            return torch.cat(
+                [
+                    self.counted(
+                        lambda x: functional_call(self.model, mixture, (x,)), p
+                    )
+                    for p in parts
+                ]
+            )

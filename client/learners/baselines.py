@@ -12,7 +12,15 @@ from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import Learner, LearnerSettings, Round
 from fedknow.protocols.config import ConfigError, TrainConfig
 
-__all__ = ["FedPer", "FedProx", "FedProxSettings", "FedRep", "FedRepSettings", "Finetune", "Local"]
+__all__ = [
+    "FedPer",
+    "FedProx",
+    "FedProxSettings",
+    "FedRep",
+    "FedRepSettings",
+    "Finetune",
+    "Local",
+]
 
 
 class Finetune(Learner):
@@ -73,7 +81,9 @@ class FedRep(Learner):
     settings: FedRepSettings
     search: ClassVar[dict[str, list[Any]]] = {"head_epochs": [0, 1]}
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: FedRepSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: FedRepSettings
+    ) -> None:
         super().__init__(model, train, settings)
         if settings.head_epochs >= max(2, train.epochs):
             raise ConfigError(
@@ -96,9 +106,14 @@ class FedRep(Learner):
     def begin_epoch(self, epoch: int) -> None:
         """Switch from head to body when the head has had its epochs."""
         on_head = epoch < self.head_epochs
-        for name, parameter in self.trainable.items():  # what the user froze stays frozen
+        for (
+            name,
+            parameter,
+        ) in self.trainable.items():  # what the user froze stays frozen
             parameter.requires_grad_(name.startswith("head.") is on_head)
-        for module in self.body.modules():  # a frozen body's running statistics stand still too
+        for (
+            module
+        ) in self.body.modules():  # a frozen body's running statistics stand still too
             if isinstance(module, _BatchNorm):
                 module.train(not on_head)
 

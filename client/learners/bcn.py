@@ -28,7 +28,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round, Tensors, hits, widen
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    HeadSlice,
+    Round,
+    Tensors,
+    hits,
+    widen,
+)
 from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay
 from fedknow.protocols.config import TrainConfig
 
@@ -60,9 +67,14 @@ class Bcn(Rehearsal):
 
     Settings = BcnSettings
     settings: BcnSettings
-    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"beta": [2.0, 3.0, 5.0], "epsilon": [0.01, 0.1, 1.0]}
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {
+        "beta": [2.0, 3.0, 5.0],
+        "epsilon": [0.01, 0.1, 1.0],
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: BcnSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: BcnSettings
+    ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable
         self._steps, self._ascent, self._descent = 0, 0.0, 0.0
@@ -79,7 +91,9 @@ class Bcn(Rehearsal):
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
         """Passes over the batch and as many remembered samples."""
-        return super().cost_key(count, head), min(count, len(self.past)) if self.past is not None else None
+        return super().cost_key(count, head), min(
+            count, len(self.past)
+        ) if self.past is not None else None
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """dH/dtheta over the batch and as many remembered samples."""
@@ -92,7 +106,9 @@ class Bcn(Rehearsal):
         cost, cost_worse = joint.loss(z), joint.loss(self._logits(here, worse))
         cost_better = joint.loss(self._logits(better, joint.x))
         direct = self._gradients((self.settings.beta - 2) * cost + cost_worse, here)
-        for parameter, a, b in zip(here.values(), direct, self._gradients(cost_better, better), strict=True):
+        for parameter, a, b in zip(
+            here.values(), direct, self._gradients(cost_better, better), strict=True
+        ):
             parameter.grad = None if a is None or b is None else a + b
         self._steps += 1
         self._ascent += (cost_worse - cost).item()
@@ -118,10 +134,15 @@ class Bcn(Rehearsal):
         weights = {name: p.detach().clone() for name, p in self._parameters.items()}
         for _ in range(self.settings.zeta):
             weights = {name: w.requires_grad_() for name, w in weights.items()}
-            downhill = self._gradients(joint.loss(self._logits(weights, joint.x)), weights)
+            downhill = self._gradients(
+                joint.loss(self._logits(weights, joint.x)), weights
+            )
             pairs = zip(weights.items(), downhill, strict=True)
             weights = {
-                name: w.detach() if g is None else w.detach() - self.settings.theta_lr * g for (name, w), g in pairs
+                name: w.detach()
+                if g is None
+                else w.detach() - self.settings.theta_lr * g
+                for (name, w), g in pairs
             }
         return {name: w.requires_grad_() for name, w in weights.items()}
 
@@ -131,4 +152,6 @@ class Bcn(Rehearsal):
 
     def _gradients(self, cost: Tensor, weights: Tensors) -> list[Tensor | None]:
         """Gradient by each weight, None where it takes no part."""
-        return list(torch.autograd.grad(cost, list(weights.values()), allow_unused=True))
+        return list(
+            torch.autograd.grad(cost, list(weights.values()), allow_unused=True)
+        )

@@ -34,12 +34,30 @@ from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.augment import view
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round, State, make_optimizer, widen
-from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay, columns
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    HeadSlice,
+    Round,
+    State,
+    make_optimizer,
+    widen,
+)
+from fedknow.client.learners.frames.rehearsal import (
+    MemorySettings,
+    Rehearsal,
+    Replay,
+    columns,
+)
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
-__all__ = ["Co2L", "Co2LSettings", "asymmetric_contrast", "relation", "relation_distillation"]
+__all__ = [
+    "Co2L",
+    "Co2LSettings",
+    "asymmetric_contrast",
+    "relation",
+    "relation_distillation",
+]
 
 
 class Co2LSettings(MemorySettings):
@@ -73,7 +91,9 @@ def relation(z: Tensor, temperature: float) -> Tensor:
     return similarity.fill_diagonal_(-torch.inf).log_softmax(1)
 
 
-def asymmetric_contrast(z: Tensor, y: Tensor, anchor: Tensor, temperature: float) -> Tensor:
+def asymmetric_contrast(
+    z: Tensor, y: Tensor, anchor: Tensor, temperature: float
+) -> Tensor:
     """Supervised contrast in which only some views are anchors (Eq. 2), their mean.
 
     Parameters
@@ -92,10 +112,14 @@ def asymmetric_contrast(z: Tensor, y: Tensor, anchor: Tensor, temperature: float
     return -(logs.sum(1) / positive.sum(1)).mean()
 
 
-def relation_distillation(z: Tensor, past: Tensor, temperature: float, past_temperature: float) -> Tensor:
+def relation_distillation(
+    z: Tensor, past: Tensor, temperature: float, past_temperature: float
+) -> Tensor:
     """How far relations between views have moved from the past model's (Eq. 4): float [m, d] each -> mean."""
     # The diagonal is -inf in both; there 0 * -inf would be no number.
-    logs = relation(z, temperature).masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), 0)
+    logs = relation(z, temperature).masked_fill(
+        torch.eye(len(z), dtype=torch.bool, device=z.device), 0
+    )
     return -(relation(past, past_temperature).exp() * logs).sum(1).mean()
 
 
@@ -118,14 +142,22 @@ class Co2L(Rehearsal):
         "flip": [True, False],
     }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: Co2LSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: Co2LSettings
+    ) -> None:
         features = cast(nn.Linear, model.head).in_features
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            layers = nn.Linear(features, features), nn.ReLU(), nn.Linear(features, settings.projection)
+            layers = (
+                nn.Linear(features, features),
+                nn.ReLU(),
+                nn.Linear(features, settings.projection),
+            )
         self.projection = nn.Sequential(*layers)
         self.projection.to(cast(nn.Linear, model.head).weight.device)
-        model.add_module("projection", self.projection)  # a part of what is sent, saved and loaded
+        model.add_module(
+            "projection", self.projection
+        )  # a part of what is sent, saved and loaded
         super().__init__(model, train, settings)
         self.check_free("co2l", "head", "fits the head by itself")
         self._encoder = nn.Sequential(self.body, self.projection)
@@ -133,7 +165,9 @@ class Co2L(Rehearsal):
 
     def travels(self, name: str) -> bool:
         """The projection goes where the body goes."""
-        return super().travels(name) or (self.exchange == "body" and name.startswith("projection."))
+        return super().travels(name) or (
+            self.exchange == "body" and name.startswith("projection.")
+        )
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -150,7 +184,9 @@ class Co2L(Rehearsal):
     def begin(self, task: TaskData, round: Round) -> None:
         """Have the optimizer train the projection with the body; bring back the past model."""
         super().begin(task, round)
-        self.optimizer = make_optimizer(self.train, self._encoder.parameters(), self.head.parameters())
+        self.optimizer = make_optimizer(
+            self.train, self._encoder.parameters(), self.head.parameters()
+        )
         if self._past_state:
             self._past.load_state_dict(self._past_state)
 
@@ -162,25 +198,35 @@ class Co2L(Rehearsal):
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of contrast and distillation on two views of the batch and of as many remembered samples."""
         count = len(batch.y)
-        no_head = torch.zeros(0, self.head.out_features, dtype=torch.bool, device=self.device)
+        no_head = torch.zeros(
+            0, self.head.out_features, dtype=torch.bool, device=self.device
+        )
         none = Replay(batch.x[:0], batch.y[:0], no_head)
-        both = self.join(batch, none if self.past is None else self.draw(self.past, count))
+        both = self.join(
+            batch, none if self.past is None else self.draw(self.past, count)
+        )
         views = self.images(torch.cat([self._view(both.x), self._view(both.x)]))
         current = (torch.arange(len(both), device=self.device) < count).repeat(2)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             z = self._project(self._encoder, views)
-        loss = asymmetric_contrast(z, both.y.repeat(2), current, self.settings.temperature)
+        loss = asymmetric_contrast(
+            z, both.y.repeat(2), current, self.settings.temperature
+        )
         if self._past_state:
             with torch.no_grad(), self.autocast():
                 past = self._project(self._past, views)
             kappas = self.settings.current_temperature, self.settings.past_temperature
-            loss = loss + self.settings.distill * relation_distillation(z, past, *kappas)
+            loss = loss + self.settings.distill * relation_distillation(
+                z, past, *kappas
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item(), 0
 
     def _view(self, x: Tensor) -> Tensor:
-        return view(x, self.draws, self.settings.crop, self.settings.flip, self.settings.jitter)
+        return view(
+            x, self.draws, self.settings.crop, self.settings.flip, self.settings.jitter
+        )
 
     @staticmethod
     def _project(encoder: nn.Module, x: Tensor) -> Tensor:
@@ -201,19 +247,34 @@ class Co2L(Rehearsal):
         width = self.head.out_features
         x, y = task.train.x, task.train.y
         here = Replay(x, y, columns(task.head, width, self.device).expand(len(y), -1))
-        past = [self.memory.of(t, task, width) for t in sorted(self.memory.tasks) if t != task.task]
-        y, head = (torch.cat([getattr(part, name) for part in (here, *past)]) for name in ("y", "head"))
+        past = [
+            self.memory.of(t, task, width)
+            for t in sorted(self.memory.tasks)
+            if t != task.task
+        ]
+        y, head = (
+            torch.cat([getattr(part, name) for part in (here, *past)])
+            for name in ("y", "head")
+        )
         features = torch.cat([self._features(part.x) for part in (here, *past)])
         generator = torch.Generator().manual_seed(integer(round.seed, "head"))
-        share = 1 / torch.bincount(y, minlength=width)[y].double().cpu()  # all classes are equally likely
-        free = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        share = (
+            1 / torch.bincount(y, minlength=width)[y].double().cpu()
+        )  # all classes are equally likely
+        free = [
+            parameter for parameter in self.head.parameters() if parameter.requires_grad
+        ]
         optimizer = torch.optim.Adam(free, lr=self.settings.head_lr)
         for _ in range(self.settings.head_epochs):
-            drawn = torch.multinomial(share, len(y), replacement=True, generator=generator)
+            drawn = torch.multinomial(
+                share, len(y), replacement=True, generator=generator
+            )
             for index in torch.split(drawn.to(self.device), self.train.batch_size):
                 with self.meter.part(("head", len(index))):
                     optimizer.zero_grad(set_to_none=True)
-                    loss = Replay(features[index], y[index], head[index]).loss(self.head(features[index]))
+                    loss = Replay(features[index], y[index], head[index]).loss(
+                        self.head(features[index])
+                    )
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
         with torch.no_grad():
@@ -224,7 +285,12 @@ class Co2L(Rehearsal):
     def _features(self, x: Tensor) -> Tensor:
         self.body.eval()
         with self.autocast():
-            return torch.cat([self.counted(self.body, part, "features") for part in torch.split(self.images(x), 256)])
+            return torch.cat(
+                [
+                    self.counted(self.body, part, "features")
+                    for part in torch.split(self.images(x), 256)
+                ]
+            )
 
     # --- the end of a task ----------------------------------------------------------------------------------------
 
@@ -235,6 +301,8 @@ class Co2L(Rehearsal):
         self._load(shared)
         if self.exchange != "all":
             self._fit_head(task, round)
-        self._past_state = {name: value.clone() for name, value in self._encoder.state_dict().items()}
+        self._past_state = {
+            name: value.clone() for name, value in self._encoder.state_dict().items()
+        }
         bytes_kept = sum(value.nbytes for value in self._past_state.values())
         return {"knowledge-bytes": report["knowledge-bytes"] + bytes_kept}

@@ -41,22 +41,31 @@ class ExperienceReplay(Rehearsal):
 
     Settings = ExperienceReplaySettings
     settings: ExperienceReplaySettings
-    search: ClassVar[dict[str, list[Any]]] = {"memory_batch": [0, 32], "keep": ["ring", "reservoir"]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "memory_batch": [0, 32],
+        "keep": ["ring", "reservoir"],
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: ExperienceReplaySettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: ExperienceReplaySettings
+    ) -> None:
         super().__init__(model, train, settings)
         self.balanced = settings.keep == "ring"
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
         """A pass over the batch and stored samples."""
         drawn = self.settings.memory_batch or self.train.batch_size
-        return super().cost_key(count, head), min(drawn, len(self.past)) if self.past is not None else None
+        return super().cost_key(count, head), min(
+            drawn, len(self.past)
+        ) if self.past is not None else None
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the mean loss over the batch and the stored samples that join it."""
         if self.past is None:
             return super().gradient(batch)
-        stored = self.draw(self.past, self.settings.memory_batch or self.train.batch_size)
+        stored = self.draw(
+            self.past, self.settings.memory_batch or self.train.batch_size
+        )
         count = len(batch.y)
         both = self.join(batch, stored)
         self.optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
-from fedknow.client.learners.frames.consolidation import Consolidation, ConsolidationSettings
+from fedknow.client.learners.frames.consolidation import (
+    Consolidation,
+    ConsolidationSettings,
+)
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Ewc", "EwcSettings", "OnlineEwc", "OnlineEwcSettings"]
@@ -60,7 +63,9 @@ class _Fisher(Consolidation):
         head = HeadSlice(task.head, self.head.out_features, self.device)
         draws = torch.Generator().manual_seed(integer(round.seed, "fisher"))
         fisher = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
-        for x, y in zip(self.images(task.train.x), head.labels(task.train.y).tolist(), strict=True):
+        for x, y in zip(
+            self.images(task.train.x), head.labels(task.train.y).tolist(), strict=True
+        ):
             with self.meter.part(("fisher", len(head.index))):
                 log_p = head.logits(self.model(x[None]))[0].log_softmax(0)
                 for label, weight in self._labels(log_p.detach().exp(), y, draws):
@@ -68,7 +73,9 @@ class _Fisher(Consolidation):
                         fisher[name].addcmul_(g, g, value=weight / len(task.train))
         return fisher
 
-    def _labels(self, p: Tensor, y: int, draws: torch.Generator) -> Iterator[tuple[int, float]]:
+    def _labels(
+        self, p: Tensor, y: int, draws: torch.Generator
+    ) -> Iterator[tuple[int, float]]:
         if self.settings.labels == "expected":
             yield from enumerate(p.tolist())
         elif self.settings.labels == "sampled":
@@ -103,8 +110,12 @@ class Ewc(_Fisher):
         if not self.importance:
             return importance, anchor
         total = {name: self.importance[name] + new for name, new in importance.items()}
-        share = {name: (importance[name] / total[name]).nan_to_num(1.0) for name in total}
-        return total, {name: self.anchor[name].lerp(anchor[name], share[name]) for name in total}
+        share = {
+            name: (importance[name] / total[name]).nan_to_num(1.0) for name in total
+        }
+        return total, {
+            name: self.anchor[name].lerp(anchor[name], share[name]) for name in total
+        }
 
 
 class OnlineEwc(_Fisher):

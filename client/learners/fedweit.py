@@ -68,10 +68,18 @@ class _Task:
     buffers: Tensors = field(default_factory=dict)
     """The body's running statistics when the task was over."""
 
-    def weights(self, base: Mapping[str, Tensor], borrowed: Mapping[str, Tensor]) -> Tensors:
+    def weights(
+        self, base: Mapping[str, Tensor], borrowed: Mapping[str, Tensor]
+    ) -> Tensors:
         """theta = B * sigmoid(m) + A + what is borrowed (Eq. 2)."""
-        weights = {name: b * torch.sigmoid(self.mask[name]) + self.adaptive[name] for name, b in base.items()}
-        return {name: value + borrowed[name] if borrowed else value for name, value in weights.items()}
+        weights = {
+            name: b * torch.sigmoid(self.mask[name]) + self.adaptive[name]
+            for name, b in base.items()
+        }
+        return {
+            name: value + borrowed[name] if borrowed else value
+            for name, value in weights.items()
+        }
 
     def state_dict(self) -> State:
         return {
@@ -83,13 +91,26 @@ class _Task:
 
     @classmethod
     def from_state(cls, state: State) -> _Task:
-        mask = {name: m.clone() for name, m in state["mask"].items()}  # trained in place, and the state is not ours
-        return cls(mask, unpack(state["adaptive"]), unpack(state["borrowed"]), dict(state["buffers"]))
+        mask = {
+            name: m.clone() for name, m in state["mask"].items()
+        }  # trained in place, and the state is not ours
+        return cls(
+            mask,
+            unpack(state["adaptive"]),
+            unpack(state["borrowed"]),
+            dict(state["buffers"]),
+        )
 
     @property
     def nbytes(self) -> int:
-        plain = sum(value.nbytes for value in (*self.mask.values(), *self.buffers.values()))
-        return plain + packed_bytes(pack(self.adaptive)) + packed_bytes(pack(self.borrowed))
+        plain = sum(
+            value.nbytes for value in (*self.mask.values(), *self.buffers.values())
+        )
+        return (
+            plain
+            + packed_bytes(pack(self.adaptive))
+            + packed_bytes(pack(self.borrowed))
+        )
 
 
 class FedWeit(Learner):
@@ -146,10 +167,14 @@ class FedWeit(Learner):
         "sent": [0.3, 0.7, 1.0],
     }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: FedWeitSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: FedWeitSettings
+    ) -> None:
         super().__init__(model, train, settings)
         self.check_free("fedweit", "body", "splits the body's parameters")
-        self._base = {name: p for name, p in self.body.named_parameters() if p.requires_grad}
+        self._base = {
+            name: p for name, p in self.body.named_parameters() if p.requires_grad
+        }
         self._buffers = dict(self.body.named_buffers())
         self.load_state_dict({})
 
@@ -158,22 +183,36 @@ class FedWeit(Learner):
     def load_state_dict(self, state: State) -> None:
         """See :meth:`Learner.load_state_dict`."""
         super().load_state_dict(state)
-        self._tasks = {int(task): _Task.from_state(entry) for task, entry in state.get("tasks", {}).items()}
+        self._tasks = {
+            int(task): _Task.from_state(entry)
+            for task, entry in state.get("tasks", {}).items()
+        }
         self._base_then: Tensors = dict(state.get("base_then", {}))
-        self._adaptive_then = {int(task): unpack(entry) for task, entry in state.get("adaptive_then", {}).items()}
+        self._adaptive_then = {
+            int(task): unpack(entry)
+            for task, entry in state.get("adaptive_then", {}).items()
+        }
         self._others: Tensors = unpack(state.get("others", {}))
-        self._attention: Tensors = {name: alpha.clone() for name, alpha in state.get("attention", {}).items()}
+        self._attention: Tensors = {
+            name: alpha.clone() for name, alpha in state.get("attention", {}).items()
+        }
         self._everybody: Tensors = {}
         self._global = False
 
     def state_dict(self) -> State:
         """See :meth:`Learner.state_dict`."""
         return super().state_dict() | {
-            "tasks": {str(task): entry.state_dict() for task, entry in self._tasks.items()},
+            "tasks": {
+                str(task): entry.state_dict() for task, entry in self._tasks.items()
+            },
             "base_then": self._base_then,
-            "adaptive_then": {str(task): pack(entry) for task, entry in self._adaptive_then.items()},
+            "adaptive_then": {
+                str(task): pack(entry) for task, entry in self._adaptive_then.items()
+            },
             "others": pack(self._others),
-            "attention": {name: alpha.detach() for name, alpha in self._attention.items()},
+            "attention": {
+                name: alpha.detach() for name, alpha in self._attention.items()
+            },
         }
 
     def load_kept(self, arrays: Tensors) -> None:
@@ -198,12 +237,20 @@ class FedWeit(Learner):
 
     def shares(self, ended: bool) -> Layout:
         """The adaptive parameters of a task."""
-        return {name: ("float32", tuple(b.shape)) for name, b in self._base.items()} if ended else {}
+        return (
+            {name: ("float32", tuple(b.shape)) for name, b in self._base.items()}
+            if ended
+            else {}
+        )
 
     def receive_extra(self, extra: Tensors) -> None:
         """All clients' adaptive parameters of the previous task: for each name, one after the other."""
-        if {n: v.shape[1:] for n, v in extra.items()} != {n: b.shape for n, b in self._base.items()}:
-            raise ValueError(f"adaptive parameters of {counted(len(extra), 'tensor')} do not fit the model's body")
+        if {n: v.shape[1:] for n, v in extra.items()} != {
+            n: b.shape for n, b in self._base.items()
+        }:
+            raise ValueError(
+                f"adaptive parameters of {counted(len(extra), 'tensor')} do not fit the model's body"
+            )
         self._everybody = extra
 
     # --- training -------------------------------------------------------------------------------------------------
@@ -215,22 +262,39 @@ class FedWeit(Learner):
         if self._everybody:
             clients = len(next(iter(self._everybody.values())))
             others = [client for client in range(clients) if client != round.client]
-            self._others = {name: everybody[others] for name, everybody in self._everybody.items()}
-            self._attention = {name: b.new_zeros(len(others)) for name, b in self._base.items()}
+            self._others = {
+                name: everybody[others] for name, everybody in self._everybody.items()
+            }
+            self._attention = {
+                name: b.new_zeros(len(others)) for name, b in self._base.items()
+            }
             self._everybody = {}
         self._now = self._tasks[task.task]
-        self._past = [(self._tasks[past], then) for past, then in self._adaptive_then.items()]
+        self._past = [
+            (self._tasks[past], then) for past, then in self._adaptive_then.items()
+        ]
         decayed = [*self._now.mask.values(), *self._now.adaptive.values()]
-        plain = [*self._attention.values(), *(a for entry, _ in self._past for a in entry.adaptive.values())]
+        plain = [
+            *self._attention.values(),
+            *(a for entry, _ in self._past for a in entry.adaptive.values()),
+        ]
         self._own = [tensor.requires_grad_() for tensor in (*decayed, *plain)]
         self.optimizer = make_optimizer(
-            self.train, iter([*self._base.values(), *decayed]), iter([*self.head.parameters(), *plain])
+            self.train,
+            iter([*self._base.values(), *decayed]),
+            iter([*self.head.parameters(), *plain]),
         )
 
     def _begin_task(self, task: int) -> None:
         self._tasks[task] = _Task(
-            {name: b.new_full(_unit_shape(b), self.settings.mask) for name, b in self._base.items()},
-            {name: torch.zeros_like(b, requires_grad=False) for name, b in self._base.items()},
+            {
+                name: b.new_full(_unit_shape(b), self.settings.mask)
+                for name, b in self._base.items()
+            },
+            {
+                name: torch.zeros_like(b, requires_grad=False)
+                for name, b in self._base.items()
+            },
         )
         self._adaptive_then = {
             past: {name: a.clone() for name, a in entry.adaptive.items()}
@@ -256,24 +320,40 @@ class FedWeit(Learner):
         z = batch.head.logits(widen(logits))
         loss = F.cross_entropy(z, batch.y)
         (loss + self._penalty()).backward()  # type: ignore[no-untyped-call]
-        for name in self._base.keys() - reached:  # with the penalty's zeros, weight decay would move it
+        for name in (
+            self._base.keys() - reached
+        ):  # with the penalty's zeros, weight decay would move it
             self._base[name].grad = None
         return loss.item(), hits(z, batch.y)
 
     def _borrow(self) -> Tensors:
         """sum_c alpha_c A_c."""
-        return {name: torch.tensordot(alpha, self._others[name], 1) for name, alpha in self._attention.items()}
+        return {
+            name: torch.tensordot(alpha, self._others[name], 1)
+            for name, alpha in self._attention.items()
+        }
 
     def _penalty(self) -> Tensor:
         """The terms of Eq. (3) besides the loss."""
-        adaptive = [a for entry in (self._now, *(entry for entry, _ in self._past)) for a in entry.adaptive.values()]
-        penalty = self.settings.sparsity * torch.stack([a.abs().sum() for a in adaptive]).sum()
+        adaptive = [
+            a
+            for entry in (self._now, *(entry for entry, _ in self._past))
+            for a in entry.adaptive.values()
+        ]
+        penalty = (
+            self.settings.sparsity
+            * torch.stack([a.abs().sum() for a in adaptive]).sum()
+        )
         if self.settings.mask_sparsity:
-            penalty = penalty + self.settings.mask_sparsity * sum(m.abs().sum() for m in self._now.mask.values())
+            penalty = penalty + self.settings.mask_sparsity * sum(
+                m.abs().sum() for m in self._now.mask.values()
+            )
         for entry, then in self._past:
             for name, b in self._base.items():
                 moved = (
-                    (b - self._base_then[name]) * torch.sigmoid(entry.mask[name]) + entry.adaptive[name] - then[name]
+                    (b - self._base_then[name]) * torch.sigmoid(entry.mask[name])
+                    + entry.adaptive[name]
+                    - then[name]
                 )
                 penalty = penalty + self.settings.retention * moved.square().sum()
         return penalty
@@ -296,24 +376,42 @@ class FedWeit(Learner):
 
     def counts(self) -> dict[str, float]:
         """``adaptive``: share of the task's adaptive parameters above lambda_1."""
-        adaptive = torch.cat([a.detach().flatten() for a in self._now.adaptive.values()])
-        return {"adaptive": float((adaptive.abs() > self.settings.sparsity).float().mean())}
+        adaptive = torch.cat(
+            [a.detach().flatten() for a in self._now.adaptive.values()]
+        )
+        return {
+            "adaptive": float((adaptive.abs() > self.settings.sparsity).float().mean())
+        }
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Drop small adaptive parameters, fix what was borrowed, and note the state that must be retained."""
-        shared = super().send()  # all of it: what is withheld from the server belongs to B' too
+        shared = (
+            super().send()
+        )  # all of it: what is withheld from the server belongs to B' too
         super().end_task(task, round)
-        self._load(shared)  # a client that had to train first: its B' is the shared base like everybody's
+        self._load(
+            shared
+        )  # a client that had to train first: its B' is the shared base like everybody's
         done = self._tasks[task.task]
         done.borrowed = self._borrow()
         done.buffers = {name: value.clone() for name, value in self._buffers.items()}
         for entry in self._tasks.values():
-            large = {name: a.abs() > self.settings.sparsity for name, a in entry.adaptive.items()}
-            entry.adaptive = {name: torch.where(large[name], a, 0.0) for name, a in entry.adaptive.items()}
+            large = {
+                name: a.abs() > self.settings.sparsity
+                for name, a in entry.adaptive.items()
+            }
+            entry.adaptive = {
+                name: torch.where(large[name], a, 0.0)
+                for name, a in entry.adaptive.items()
+            }
         self._base_then = {name: shared[f"body.{name}"] for name in self._base}
         self._others, self._attention, self._adaptive_then = {}, {}, {}
         then = sum(b.nbytes for b in self._base_then.values())
-        return {"knowledge-bytes": float(then + sum(entry.nbytes for entry in self._tasks.values()))}
+        return {
+            "knowledge-bytes": float(
+                then + sum(entry.nbytes for entry in self._tasks.values())
+            )
+        }
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
@@ -329,7 +427,12 @@ class FedWeit(Learner):
                 weights = self._weights_of(task)
             with self.autocast():
                 parts = torch.split(self.images(split.x), batch_size)
-                z = torch.cat([self.counted(partial(self._logits_with, weights), part) for part in parts])
+                z = torch.cat(
+                    [
+                        self.counted(partial(self._logits_with, weights), part)
+                        for part in parts
+                    ]
+                )
             head = HeadSlice(classes, self.head.out_features, self.device)
             sliced, labels = head.logits(z), head.labels(split.y)
             loss = F.cross_entropy(sliced, labels).item()

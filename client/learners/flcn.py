@@ -15,7 +15,16 @@ from pydantic import Field
 from torch import nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, Layout, Learner, LearnerSettings, Round, State, Tensors
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    HeadSlice,
+    Layout,
+    Learner,
+    LearnerSettings,
+    Round,
+    State,
+    Tensors,
+)
 from fedknow.client.learners.frames.rehearsal import choose
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
@@ -61,9 +70,14 @@ class Flcn(Learner):
     Settings = FlcnSettings
     settings: FlcnSettings
     strategy = "flcn"
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5], "proxy": [0.05, 0.1, 0.15]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "strength": [1.0, 10.0, 100.0, 1e3, 1e4, 1e5],
+        "proxy": [0.05, 0.1, 0.15],
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: FlcnSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: FlcnSettings
+    ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable
         self._shape: tuple[int, ...] = ()
@@ -90,8 +104,12 @@ class Flcn(Learner):
 
     def receive_extra(self, extra: Tensors) -> None:
         """Omega, for every parameter to train."""
-        if {n: v.shape for n, v in extra.items()} != {n: p.shape for n, p in self._parameters.items()}:
-            raise ValueError(f"importance weights of {counted(len(extra), 'tensor')} do not fit the model's parameters")
+        if {n: v.shape for n, v in extra.items()} != {
+            n: p.shape for n, p in self._parameters.items()
+        }:
+            raise ValueError(
+                f"importance weights of {counted(len(extra), 'tensor')} do not fit the model's parameters"
+            )
         self._importance = extra
 
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
@@ -100,19 +118,37 @@ class Flcn(Learner):
             return {}
         self._shown_task = task.task
         count = max(1, int(self.settings.proxy * len(task.train)))
-        index = choose(task.train.y, count, torch.Generator().manual_seed(integer(round.seed, "proxy")))
-        return {"x": task.train.x[index], "y": task.train.y[index], "classes": torch.tensor(task.head)}
+        index = choose(
+            task.train.y,
+            count,
+            torch.Generator().manual_seed(integer(round.seed, "proxy")),
+        )
+        return {
+            "x": task.train.x[index],
+            "y": task.train.y[index],
+            "classes": torch.tensor(task.head),
+        }
 
     def shares(self, ended: bool) -> Layout:
         """Samples, labels and classes, any number of them."""
-        return {} if ended else {"x": ("float32", (-1, -1, -1, -1)), "y": ("int64", (-1,)), "classes": ("int64", (-1,))}
+        return (
+            {}
+            if ended
+            else {
+                "x": ("float32", (-1, -1, -1, -1)),
+                "y": ("int64", (-1,)),
+                "classes": ("int64", (-1,)),
+            }
+        )
 
     # --- training -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Note the global model."""
         super().begin(task, round)
-        self._anchor = {name: self._parameters[name].detach().clone() for name in self._importance}
+        self._anchor = {
+            name: self._parameters[name].detach().clone() for name in self._importance
+        }
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
         """A plain step, and the penalty where there is one."""
@@ -125,6 +161,8 @@ class Flcn(Learner):
             parameter = self._parameters[name]
             if parameter.grad is not None:
                 parameter.grad.addcmul_(
-                    omega, parameter.detach() - self._anchor[name], value=2 * self.settings.strength
+                    omega,
+                    parameter.detach() - self._anchor[name],
+                    value=2 * self.settings.strength,
                 )
         return report

@@ -41,11 +41,25 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Layout, Learner, LearnerSettings, Round, Tensors
+from fedknow.client.learners.frames.learner import (
+    Layout,
+    Learner,
+    LearnerSettings,
+    Round,
+    Tensors,
+)
 from fedknow.protocols.config import ConfigError, TrainConfig
 from fedknow.protocols.seeds import integer
 
-__all__ = ["Fot", "FotSettings", "check_plain", "dimension", "inputs", "layers", "triangle"]
+__all__ = [
+    "Fot",
+    "FotSettings",
+    "check_plain",
+    "dimension",
+    "inputs",
+    "layers",
+    "triangle",
+]
 
 
 class FotSettings(LearnerSettings):
@@ -81,9 +95,13 @@ class Fot(Learner):
     settings: FotSettings
     strategy = "fot"
     scenarios = ("task-incremental",)
-    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"threshold": [0.8, 0.9, 0.95, 0.99]}
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {
+        "threshold": [0.8, 0.9, 0.95, 0.99]
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: FotSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: FotSettings
+    ) -> None:
         super().__init__(model, train, settings)
         self.layers = layers(self.body)
 
@@ -111,7 +129,10 @@ class Fot(Learner):
         for name, layer in self.layers.items() if ended else ():
             d = dimension(layer)
             if self.sketched(layer):
-                layout |= {name: ("float32", (d, self.settings.columns)), f"{name}.energy": ("float32", (1,))}
+                layout |= {
+                    name: ("float32", (d, self.settings.columns)),
+                    f"{name}.energy": ("float32", (1,)),
+                }
             else:
                 layout[name] = "float32", (d * (d + 1) // 2,)
         return layout
@@ -123,22 +144,37 @@ class Fot(Learner):
             return {}
         draws = torch.Generator().manual_seed(integer(round.seed, "sketch"))
         m = self.settings.columns
-        sizes = {name: (dimension(x), m if self.sketched(x) else dimension(x)) for name, x in self.layers.items()}
-        sums = {name: torch.zeros(size, device=self.device) for name, size in sizes.items()}
-        energy = {name: torch.zeros(1, device=self.device) for name, x in self.layers.items() if self.sketched(x)}
+        sizes = {
+            name: (dimension(x), m if self.sketched(x) else dimension(x))
+            for name, x in self.layers.items()
+        }
+        sums = {
+            name: torch.zeros(size, device=self.device) for name, size in sizes.items()
+        }
+        energy = {
+            name: torch.zeros(1, device=self.device)
+            for name, x in self.layers.items()
+            if self.sketched(x)
+        }
         self.body.eval()
         for part in torch.split(self.images(task.train.x), 64):
             with inputs(self.layers, self.settings.patches, draws) as seen:
                 self.body(part)
             for name, x in seen.items():
                 if name in energy:
-                    sums[name].addmm_(x, torch.randn(x.shape[1], m, generator=draws).to(x.device))
+                    sums[name].addmm_(
+                        x, torch.randn(x.shape[1], m, generator=draws).to(x.device)
+                    )
                     energy[name] += x.square().sum()
                 else:
                     sums[name].addmm_(x, x.T)
         shared: Tensors = {}
         for name, total in sums.items():
-            shared |= {name: total, f"{name}.energy": energy[name]} if name in energy else {name: triangle(total)}
+            shared |= (
+                {name: total, f"{name}.energy": energy[name]}
+                if name in energy
+                else {name: triangle(total)}
+            )
         return shared
 
     def sketched(self, layer: nn.Conv2d | nn.Linear) -> bool:
@@ -166,8 +202,12 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """
     found: dict[str, nn.Conv2d | nn.Linear] = {}
     for name, module in body.named_modules():
-        learns = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        learns = any(
+            parameter.requires_grad for parameter in module.parameters(recurse=False)
+        )
+        if isinstance(module, nn.Linear) or (
+            isinstance(module, nn.Conv2d) and module.groups == 1
+        ):
             check_plain({name: module}, "fot")
             if learns:
                 found[name] = module
@@ -177,7 +217,9 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
                 "nothing to learn but convolutions and linear layers, as in model.name = 'cnn', 'cnn6' or 'mlp'"
             )
     if not found:
-        raise ConfigError("learner.name = 'fot' cannot train this model: its body has no layers to project")
+        raise ConfigError(
+            "learner.name = 'fot' cannot train this model: its body has no layers to project"
+        )
     check_plain(found, "fot")
     return found
 
@@ -215,7 +257,9 @@ def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
 
 
 @contextmanager
-def inputs(layers: dict[str, nn.Conv2d | nn.Linear], patches: int, draws: torch.Generator) -> Iterator[Tensors]:
+def inputs(
+    layers: dict[str, nn.Conv2d | nn.Linear], patches: int, draws: torch.Generator
+) -> Iterator[Tensors]:
     """Collect what goes into each layer: columns of float [d, n], a convolution's patches, last row 1 for a bias."""
     seen: Tensors = {}
 
@@ -224,15 +268,25 @@ def inputs(layers: dict[str, nn.Conv2d | nn.Linear], patches: int, draws: torch.
             x = args[0]
             if isinstance(layer, nn.Conv2d):
                 padding = layer._reversed_padding_repeated_twice
-                mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-                x = F.unfold(F.pad(x, padding, mode), layer.kernel_size, layer.dilation, 0, layer.stride)
+                mode = (
+                    "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+                )
+                x = F.unfold(
+                    F.pad(x, padding, mode),
+                    layer.kernel_size,
+                    layer.dilation,
+                    0,
+                    layer.stride,
+                )
                 if patches:
                     x = x[:, :, torch.randperm(x.shape[2], generator=draws)[:patches]]
                 x = x.transpose(0, 1)  # [d, images, places]
             else:
                 x = x.movedim(-1, 0)
             x = x.reshape(len(x), -1)
-            seen[name] = x if layer.bias is None else torch.cat([x, x.new_ones(1, x.shape[1])])
+            seen[name] = (
+                x if layer.bias is None else torch.cat([x, x.new_ones(1, x.shape[1])])
+            )
 
         return layer.register_forward_pre_hook(collect)
 

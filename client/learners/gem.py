@@ -14,7 +14,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, Learner, Round, widen
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    HeadSlice,
+    Learner,
+    Round,
+    widen,
+)
 from fedknow.client.learners.frames.projection import integrate, integrate_one
 from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay
 from fedknow.protocols.config import TrainConfig
@@ -41,7 +47,9 @@ class _Projecting(Rehearsal):
 
     replays_alone = True
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: MemorySettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: MemorySettings
+    ) -> None:
         super().__init__(model, train, settings)
         self._parameters = list(self.trainable.values())
         self._sizes = [p.numel() for p in self._parameters]
@@ -72,12 +80,20 @@ class _Projecting(Rehearsal):
         """Gradient of the mean loss on samples of the memory, float [p]; zero where a parameter has no part in it."""
         with self.autocast():
             logits = self.model(replay.x)
-        parts = torch.autograd.grad(replay.loss(widen(logits)), self._parameters, allow_unused=True)
-        return torch.cat([_or_zero(part, p) for part, p in zip(parts, self._parameters, strict=True)])
+        parts = torch.autograd.grad(
+            replay.loss(widen(logits)), self._parameters, allow_unused=True
+        )
+        return torch.cat(
+            [_or_zero(part, p) for part, p in zip(parts, self._parameters, strict=True)]
+        )
 
     def _set_gradient(self, g: Tensor) -> None:
-        for part, parameter in zip(torch.split(g, self._sizes), self._parameters, strict=True):
-            if parameter.grad is not None or part.any():  # with a gradient of zeros, weight decay would move it
+        for part, parameter in zip(
+            torch.split(g, self._sizes), self._parameters, strict=True
+        ):
+            if (
+                parameter.grad is not None or part.any()
+            ):  # with a gradient of zeros, weight decay would move it
                 parameter.grad = part.view(parameter.shape)
 
 
@@ -111,20 +127,33 @@ class Gem(_Projecting):
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out each past task's memory."""
         super().begin(task, round)
-        stored = [self.memory.of(past, task, self.head.out_features) for past in sorted(self.memory.tasks)]
-        self._tasks = [Replay(self.images(replay.x), replay.y, replay.head) for replay in stored]
+        stored = [
+            self.memory.of(past, task, self.head.out_features)
+            for past in sorted(self.memory.tasks)
+        ]
+        self._tasks = [
+            Replay(self.images(replay.x), replay.y, replay.head) for replay in stored
+        ]
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
         """One more pass over each past task's memory."""
-        return Learner.cost_key(self, count, head), tuple(len(replay) for replay in self._tasks)
+        return Learner.cost_key(self, count, head), tuple(
+            len(replay) for replay in self._tasks
+        )
 
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         memories = torch.stack([self._gradient_of(replay) for replay in self._tasks])
         with self.meter.told():
             result = integrate(g, memories)
-            self.meter.add(result.flops, 3 * g.nbytes)  # g', what was added to g, and the margin
+            self.meter.add(
+                result.flops, 3 * g.nbytes
+            )  # g', what was added to g, and the margin
             self._violated += result.violated
-            return result.gradient + self.settings.margin * memories.sum(0) if result.violated else g
+            return (
+                result.gradient + self.settings.margin * memories.sum(0)
+                if result.violated
+                else g
+            )
 
 
 class AGem(_Projecting):
@@ -160,6 +189,8 @@ class AGem(_Projecting):
         reference = self._gradient_of(self.draw(past, self._drawn))
         with self.meter.told():
             turned = integrate_one(g, reference)
-            self.meter.add(4 * g.numel(), 2 * g.nbytes)  # two products; g' and what was added to g
+            self.meter.add(
+                4 * g.numel(), 2 * g.nbytes
+            )  # two products; g' and what was added to g
         self._violated += turned is not g
         return turned

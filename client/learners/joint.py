@@ -11,11 +11,29 @@ from pydantic import Field
 from torch import Tensor
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.frames.learner import Batch, Learner, LearnerSettings, Round, widen
-from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay, columns
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    Learner,
+    LearnerSettings,
+    Round,
+    widen,
+)
+from fedknow.client.learners.frames.rehearsal import (
+    MemorySettings,
+    Rehearsal,
+    Replay,
+    columns,
+)
 from fedknow.protocols.seeds import integer
 
-__all__ = ["Joint", "JointCentral", "JointCentralSettings", "JointSettings", "UnionTraining", "join"]
+__all__ = [
+    "Joint",
+    "JointCentral",
+    "JointCentralSettings",
+    "JointSettings",
+    "UnionTraining",
+    "join",
+]
 
 
 class JointSettings(MemorySettings):
@@ -37,12 +55,24 @@ class JointCentralSettings(LearnerSettings):
 class _Jointly(Learner):
     """Training on samples of many tasks at once."""
 
-    def fit_on(self, everything: Replay, count: int, task: TaskData, round: Round) -> dict[str, float]:
+    def fit_on(
+        self, everything: Replay, count: int, task: TaskData, round: Round
+    ) -> dict[str, float]:
         """One round on a random draw of at most ``count`` samples, each scored in its own slice of the head."""
         draws = torch.Generator().manual_seed(integer(round.seed, "joint"))
-        index = torch.randperm(len(everything), generator=draws)[: self.drawn(everything, count)].sort().values
-        self._drawn = Replay(everything.x[index], everything.y[index], everything.head[index])
-        return super().fit(replace(task, train=Split(self._drawn.x, self._drawn.y)), round)
+        index = (
+            torch.randperm(len(everything), generator=draws)[
+                : self.drawn(everything, count)
+            ]
+            .sort()
+            .values
+        )
+        self._drawn = Replay(
+            everything.x[index], everything.y[index], everything.head[index]
+        )
+        return super().fit(
+            replace(task, train=Split(self._drawn.x, self._drawn.y)), round
+        )
 
     def drawn(self, everything: Replay, count: int) -> int:
         """How many samples a round draws where ``count`` are asked for: at least as many as a step takes."""
@@ -52,7 +82,9 @@ class _Jointly(Learner):
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the mean loss."""
-        drawn = Replay(batch.x, self._drawn.y[batch.index], self._drawn.head[batch.index])
+        drawn = Replay(
+            batch.x, self._drawn.y[batch.index], self._drawn.head[batch.index]
+        )
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             z = widen(self.model(batch.x))
@@ -91,7 +123,9 @@ class Joint(UnionTraining):
 
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round on samples of all tasks seen."""
-        return self.fit_on(self.union(task), int(self.settings.budget * len(task.train)), task, round)
+        return self.fit_on(
+            self.union(task), int(self.settings.budget * len(task.train)), task, round
+        )
 
 
 class JointCentral(_Jointly):
@@ -118,5 +152,7 @@ class JointCentral(_Jointly):
 
 def join(parts: Sequence[Replay]) -> Replay:
     """Samples of several tasks or clients as one."""
-    fields: list[list[Tensor]] = [[getattr(part, name) for part in parts] for name in ("x", "y", "head")]
+    fields: list[list[Tensor]] = [
+        [getattr(part, name) for part in parts] for name in ("x", "y", "head")
+    ]
     return Replay(*map(torch.cat, fields))

@@ -78,9 +78,14 @@ class Lwf(Learner):
 
     Settings = LwfSettings
     settings: LwfSettings
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [0.1, 1.0, 10.0], "warmup_epochs": [0, 1]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "strength": [0.1, 1.0, 10.0],
+        "warmup_epochs": [0, 1],
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: LwfSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: LwfSettings
+    ) -> None:
         super().__init__(model, train, settings)
         most = train.epochs - (train.rounds == 1)
         if settings.warmup_epochs > most:
@@ -113,7 +118,11 @@ class Lwf(Learner):
 
     def state_dict(self) -> State:
         """See :meth:`Learner.state_dict`."""
-        own = {"trained_task": self._trained_task, "old": self.old, "slices": self.slices}
+        own = {
+            "trained_task": self._trained_task,
+            "old": self.old,
+            "slices": self.slices,
+        }
         return super().state_dict() | own
 
     # --- training -------------------------------------------------------------------------------------------------
@@ -128,7 +137,9 @@ class Lwf(Learner):
             self._scratch.eval()
             parts = torch.split(self.images(task.train.x), 256)
             with torch.no_grad(), self.autocast():
-                self._answers = torch.cat([self.counted(self._scratch, part, "old") for part in parts])
+                self._answers = torch.cat(
+                    [self.counted(self._scratch, part, "old") for part in parts]
+                )
 
     metered = ("begin_epoch",)
 
@@ -156,7 +167,10 @@ class Lwf(Learner):
         z = batch.head.logits(logits)
         new = F.cross_entropy(z, batch.y)
         old = torch.stack(
-            [distillation(logits[:, s], answers[:, s], self.settings.temperature) for s in self.slices]
+            [
+                distillation(logits[:, s], answers[:, s], self.settings.temperature)
+                for s in self.slices
+            ]
         ).sum()
         (new + self.settings.strength * old).backward()  # type: ignore[no-untyped-call]
         self._steps += 1
@@ -177,4 +191,6 @@ class Lwf(Learner):
             self.slices = [list(task.head)]
         elif list(task.classes) not in self.slices:
             self.slices = [*self.slices, list(task.classes)]
-        return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in self.old.values()))}
+        return {
+            "knowledge-bytes": float(sum(tensor.nbytes for tensor in self.old.values()))
+        }

@@ -13,7 +13,10 @@ from pydantic import Field
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
-from fedknow.client.learners.frames.consolidation import Consolidation, ConsolidationSettings
+from fedknow.client.learners.frames.consolidation import (
+    Consolidation,
+    ConsolidationSettings,
+)
 
 __all__ = ["Mas", "MasSettings"]
 
@@ -42,7 +45,10 @@ class Mas(Consolidation):
 
     Settings = MasSettings
     settings: MasSettings
-    search: ClassVar[dict[str, list[Any]]] = {"strength": [0.001, 0.01, 0.1, 1.0, 10.0], "anchor": ["global", "local"]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "strength": [0.001, 0.01, 0.1, 1.0, 10.0],
+        "anchor": ["global", "local"],
+    }
 
     @property
     def strength(self) -> float:
@@ -55,6 +61,8 @@ class Mas(Consolidation):
         omega = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         for x in self.images(task.train.x):
             with self.meter.part(("omega", len(head.index))):
-                for name, g in self.gradients(head.logits(self.model(x[None])).square().sum()).items():
+                for name, g in self.gradients(
+                    head.logits(self.model(x[None])).square().sum()
+                ).items():
                     omega[name].add_(g.abs(), alpha=1 / len(task.train))
         return omega

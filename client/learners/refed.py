@@ -63,9 +63,14 @@ class ReFed(UnionTraining):
     Settings = ReFedSettings
     settings: ReFedSettings
     metered = ("fit",)
-    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"balance": [0.1, 0.5, 0.9], "pim_lr": [1e-3, 1e-2, 1e-1]}
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {
+        "balance": [0.1, 0.5, 0.9],
+        "pim_lr": [1e-3, 1e-2, 1e-1],
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: ReFedSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: ReFedSettings
+    ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable
 
@@ -99,8 +104,12 @@ class ReFed(UnionTraining):
         self.memory.keep(task, 1.0, integer(round.seed, "memory"))
         everything = self.memory.all(task, self.head.out_features)
         self._seen += len(task.train)
-        best = self.importance(everything).argsort(descending=True, stable=True)[: self.budget]
-        self._cache(torch.zeros_like(everything.y, dtype=torch.bool).index_fill(0, best, True))
+        best = self.importance(everything).argsort(descending=True, stable=True)[
+            : self.budget
+        ]
+        self._cache(
+            torch.zeros_like(everything.y, dtype=torch.bool).index_fill(0, best, True)
+        )
         return {"knowledge-bytes": float(self.memory.nbytes)}
 
     def importance(self, samples: Replay) -> Tensor:
@@ -109,24 +118,45 @@ class ReFed(UnionTraining):
         w = {name: p.detach() for name, p in self._parameters.items()}
         v = {name: p.clone().requires_grad_() for name, p in w.items()}
         q = (1 - self.settings.balance) / (2 * self.settings.balance)
-        images, score = self.images(samples.x), torch.zeros(len(samples), device=self.device)
+        images, score = (
+            self.images(samples.x),
+            torch.zeros(len(samples), device=self.device),
+        )
         for step in range(1, self.settings.pim_steps + 1):
             pull = {name: q * (v[name].detach() - w[name]) for name in v}
             for i in range(len(samples)):
                 with self.meter.part("importance"):
-                    one = Replay(images[i : i + 1], samples.y[i : i + 1], samples.head[i : i + 1])
+                    one = Replay(
+                        images[i : i + 1], samples.y[i : i + 1], samples.head[i : i + 1]
+                    )
                     loss = one.loss(functional_call(self.model, v, (one.x,)))
-                    parts = torch.autograd.grad(loss, list(v.values()), allow_unused=True, materialize_grads=True)
-                    score[i] += torch.stack([part.norm() for part in parts]).norm() / step
+                    parts = torch.autograd.grad(
+                        loss,
+                        list(v.values()),
+                        allow_unused=True,
+                        materialize_grads=True,
+                    )
+                    score[i] += (
+                        torch.stack([part.norm() for part in parts]).norm() / step
+                    )
                     for name, part in zip(pull, parts, strict=True):
                         pull[name].add_(part, alpha=1 / len(samples))
-            v = {name: (v[name].detach() - self.settings.pim_lr * pull[name]).requires_grad_() for name in v}
+            v = {
+                name: (
+                    v[name].detach() - self.settings.pim_lr * pull[name]
+                ).requires_grad_()
+                for name in v
+            }
         return score
 
     def _cache(self, chosen: Tensor) -> None:
         """Keep those of the memory's samples, in the order of tasks, that are chosen: bool [n]."""
         tasks = sorted(self.memory.tasks.items())
-        for (task, stored), keep in zip(tasks, torch.split(chosen, [len(s.y) for _, s in tasks]), strict=True):
-            self.memory.tasks[task] = Stored(stored.classes, stored.x[keep], stored.y[keep])
+        for (task, stored), keep in zip(
+            tasks, torch.split(chosen, [len(s.y) for _, s in tasks]), strict=True
+        ):
+            self.memory.tasks[task] = Stored(
+                stored.classes, stored.x[keep], stored.y[keep]
+            )
             if not keep.any():
                 del self.memory.tasks[task]

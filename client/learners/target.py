@@ -54,7 +54,9 @@ class TargetSettings(LearnerSettings):
     """Steps of the student that the generator is to find weak spots of, after each batch of images."""
 
 
-def distillation(z: Tensor, target: Tensor, slices: Sequence[Tensor], temperature: float) -> Tensor:
+def distillation(
+    z: Tensor, target: Tensor, slices: Sequence[Tensor], temperature: float
+) -> Tensor:
     """Cross-entropy of softened answers, the mean over samples and over slices of the head.
 
     Parameters
@@ -67,7 +69,12 @@ def distillation(z: Tensor, target: Tensor, slices: Sequence[Tensor], temperatur
         T.
     """
     losses = [
-        -((target[:, columns] / temperature).softmax(1) * (z[:, columns] / temperature).log_softmax(1)).sum(1).mean()
+        -(
+            (target[:, columns] / temperature).softmax(1)
+            * (z[:, columns] / temperature).log_softmax(1)
+        )
+        .sum(1)
+        .mean()
         for columns in slices
     ]
     return torch.stack(losses).mean()
@@ -89,16 +96,22 @@ class Target(Learner):
     Settings = TargetSettings
     settings: TargetSettings
     strategy = "target"
-    search: ClassVar[Mapping[str, Sequence[float | str]]] = {"distill": [1.0, 5.0, 25.0]}
+    search: ClassVar[Mapping[str, Sequence[float | str]]] = {
+        "distill": [1.0, 5.0, 25.0]
+    }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: TargetSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: TargetSettings
+    ) -> None:
         super().__init__(model, train, settings)
         self.load_state_dict({})
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
         """How the server makes images."""
-        return settings.model_dump(include={"samples", "temperature", "generator_steps", "student_steps"})
+        return settings.model_dump(
+            include={"samples", "temperature", "generator_steps", "student_steps"}
+        )
 
     # --- state, and what travels ----------------------------------------------------------------------------------
 
@@ -121,8 +134,13 @@ class Target(Learner):
     def receive_extra(self, extra: Tensors) -> None:
         """Images ``x`` float [n, C, H, W], ``logits`` [n, k] of ``classes`` int64 [k], and the ``slice`` each is in."""
         fits = extra.keys() == {"x", "logits", "classes", "slice"}
-        if not fits or extra["logits"].shape != (len(extra["x"]), len(extra["classes"])):
-            raise ValueError(f"synthetic images with {', '.join(extra)} do not fit together")
+        if not fits or extra["logits"].shape != (
+            len(extra["x"]),
+            len(extra["classes"]),
+        ):
+            raise ValueError(
+                f"synthetic images with {', '.join(extra)} do not fit together"
+            )
         self._pool = {name: value.clone() for name, value in extra.items()}
 
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
@@ -142,14 +160,23 @@ class Target(Learner):
         self._current = HeadSlice(task.classes, self.head.out_features, self.device)
         if self._pool:
             self._images = self.images(self._pool["x"])
-            self._answers = torch.zeros(len(self._images), self.head.out_features, device=self.device)
+            self._answers = torch.zeros(
+                len(self._images), self.head.out_features, device=self.device
+            )
             self._answers[:, self._pool["classes"]] = self._pool["logits"]
             group = self._pool["slice"]
-            self._slices = [self._pool["classes"][group == number] for number in range(int(group.max()) + 1)]
+            self._slices = [
+                self._pool["classes"][group == number]
+                for number in range(int(group.max()) + 1)
+            ]
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
         """A pass over the batch and as many synthetic images."""
-        synthetic = (min(count, len(self._images)), tuple(map(len, self._slices))) if self._pool else ()
+        synthetic = (
+            (min(count, len(self._images)), tuple(map(len, self._slices)))
+            if self._pool
+            else ()
+        )
         return super().cost_key(count, head), synthetic
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
@@ -157,16 +184,29 @@ class Target(Learner):
         if not self._pool:
             return super().gradient(batch)
         count = len(batch.y)
-        index = torch.randperm(len(self._images), generator=self._draws)[:count].to(self.device)
+        index = torch.randperm(len(self._images), generator=self._draws)[:count].to(
+            self.device
+        )
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            logits = widen(self.model(self.images(torch.cat([batch.x, self._images[index]]))))
+            logits = widen(
+                self.model(self.images(torch.cat([batch.x, self._images[index]])))
+            )
         own = logits[:count]
-        loss = F.cross_entropy(self._current.logits(own), self._current.labels(batch.head.index[batch.y]))
-        kept = distillation(logits[count:], self._answers[index], self._slices, self.settings.temperature)
+        loss = F.cross_entropy(
+            self._current.logits(own), self._current.labels(batch.head.index[batch.y])
+        )
+        kept = distillation(
+            logits[count:],
+            self._answers[index],
+            self._slices,
+            self.settings.temperature,
+        )
         (loss + self.settings.distill * kept).backward()  # type: ignore[no-untyped-call]
         return loss.item(), hits(batch.head.logits(own.detach()), batch.y)
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Nothing to do: nothing is personal, so a client never chosen in the task need not train for itself."""
-        return {"knowledge-bytes": float(sum(value.nbytes for value in self._pool.values()))}
+        return {
+            "knowledge-bytes": float(sum(value.nbytes for value in self._pool.values()))
+        }

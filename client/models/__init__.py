@@ -18,7 +18,13 @@ from fedknow.client.models.layers import Dropout
 from fedknow.client.models.mlp import linear, mlp
 from fedknow.client.models.mobile import mobilenet_v2, shufflenet_v2
 from fedknow.client.models.parameters import check_dtypes, check_parameters
-from fedknow.client.models.resnet import resnet18, resnet152, resnext50, senet18, wide_resnet50
+from fedknow.client.models.resnet import (
+    resnet18,
+    resnet152,
+    resnext50,
+    senet18,
+    wide_resnet50,
+)
 from fedknow.client.models.split import Body, Shape, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
 from fedknow.protocols.plugins import (
@@ -31,7 +37,14 @@ from fedknow.protocols.plugins import (
 from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
 
-__all__ = ["Dropout", "SplitModel", "build_model", "list_models", "model_factory", "setting_names"]
+__all__ = [
+    "Dropout",
+    "SplitModel",
+    "build_model",
+    "list_models",
+    "model_factory",
+    "setting_names",
+]
 
 _MODELS: Mapping[str, Callable[..., Body]] = {
     "cnn6": cnn6,
@@ -53,7 +66,9 @@ MOST_PARAMETERS = 10**9
 """4 GB: far above the largest that is published here, far below what a slip of a digit makes."""
 
 
-def build_model(config: ModelConfig, shape: Shape, classes: int, seed: int) -> nn.Module:
+def build_model(
+    config: ModelConfig, shape: Shape, classes: int, seed: int
+) -> nn.Module:
     """Build a network with fresh weights, which depend on ``seed`` only.
 
     Parameters
@@ -116,12 +131,17 @@ def model_factory(name: str) -> Callable[..., Any]:
 
 def list_models() -> dict[str, str]:
     """The models known by name, with a line about each."""
-    return {name: (inspect.getdoc(build) or "").partition("\n")[0] for name, build in _MODELS.items()}
+    return {
+        name: (inspect.getdoc(build) or "").partition("\n")[0]
+        for name, build in _MODELS.items()
+    }
 
 
 def setting_names(name: str) -> list[str]:
     """List the settings of a model that is known by its name."""
-    return [key for key in inspect.signature(_MODELS[name]).parameters if key != "shape"]
+    return [
+        key for key in inspect.signature(_MODELS[name]).parameters if key != "shape"
+    ]
 
 
 def _build_body(config: ModelConfig, shape: Shape) -> Body:
@@ -133,13 +153,17 @@ def _build_body(config: ModelConfig, shape: Shape) -> Body:
                 f"model.{key} = {value!r}: {config.name} has no such setting{closest(key, known)}; "
                 f"it has: {', '.join(known)}"
             )
-    checked: Callable[..., Body] = validate_call(config=ConfigDict(allow_inf_nan=False))(build)
+    checked: Callable[..., Body] = validate_call(
+        config=ConfigDict(allow_inf_nan=False)
+    )(build)
     try:
         return checked(shape, **config.options)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"model.{key} = {show(problem['input'])}: {problem['msg']}") from None
+        raise ConfigError(
+            f"model.{key} = {show(problem['input'])}: {problem['msg']}"
+        ) from None
 
 
 def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
@@ -152,7 +176,9 @@ def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
         count, features = MOST_PARAMETERS, MOST_PARAMETERS
     count += features * classes
     if count > MOST_PARAMETERS:
-        options = ", ".join(f"model.{key} = {value!r}" for key, value in config.options.items())
+        options = ", ".join(
+            f"model.{key} = {value!r}" for key, value in config.options.items()
+        )
         raise ConfigError(
             f"model.name = {config.name!r} with {options or 'its defaults'}, images of "
             f"{'x'.join(map(str, shape))} and {counted(classes, 'class', 'classes')}: "
@@ -182,7 +208,9 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
         training = model.training
         model.eval()
         features = body(x)
-        agrees = features.dim() == 2 and torch.allclose(model(x), head(features), equal_nan=True)
+        agrees = features.dim() == 2 and torch.allclose(
+            model(x), head(features), equal_nan=True
+        )
         model.train(training)
     if not agrees:
         raise ConfigError(

@@ -16,7 +16,10 @@ Count = Annotated[int, Field(ge=1, le=65536)]
 
 
 def cnn6(
-    shape: Shape, width: Width = 1.0, dropout: bool = True, init: Literal["default", "kaiming"] = "default"
+    shape: Shape,
+    width: Width = 1.0,
+    dropout: bool = True,
+    init: Literal["default", "kaiming"] = "default",
 ) -> Body:
     """The 6-layer CNN of the FedKNOW paper, 2.4 M parameters at 32x32; settings: width, dropout, init.
 
@@ -49,11 +52,20 @@ def cnn6(
     layers: list[nn.Module] = []
     for block in (32, 64, 128):
         out = max(1, round(block * width))
-        layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU(), nn.Conv2d(out, out, 3, padding=1), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels, out, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, padding=1),
+            nn.ReLU(),
+        ]
         layers += [nn.MaxPool2d(2), *([Dropout(0.25)] if dropout else [])]
         channels = out
     features = max(1, round(1024 * width))
-    layers += [nn.Flatten(), nn.Linear(channels * (height // 8) * (wide // 8), features), nn.ReLU()]
+    layers += [
+        nn.Flatten(),
+        nn.Linear(channels * (height // 8) * (wide // 8), features),
+        nn.ReLU(),
+    ]
     layers += [Dropout(0.5)] if dropout else []
     if init == "kaiming":
         for layer in layers:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedknow.client.models.layers import Stem, Width, at_least, convolution, pooled, scaled, small_stem
+from fedknow.client.models.layers import (
+    Stem,
+    Width,
+    at_least,
+    convolution,
+    pooled,
+    scaled,
+    small_stem,
+)
 from fedknow.client.models.split import Body, Shape
 
 __all__ = ["densenet121"]
@@ -50,16 +58,27 @@ def densenet121(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     if small_stem(stem, shape):
         layers = convolution(shape[0], channels, 3, activation=nn.ReLU)
     else:
-        layers = [*convolution(shape[0], channels, 7, 2, activation=nn.ReLU), nn.MaxPool2d(3, 2, padding=1)]
+        layers = [
+            *convolution(shape[0], channels, 7, 2, activation=nn.ReLU),
+            nn.MaxPool2d(3, 2, padding=1),
+        ]
     for block, depth in enumerate((6, 12, 24, 16)):
         if block > 0:
             layers += [*_before(channels, channels // 2, kernel=1), nn.AvgPool2d(2)]
             channels //= 2
-        layers += [_DenseLayer(channels + number * growth, growth) for number in range(depth)]
+        layers += [
+            _DenseLayer(channels + number * growth, growth) for number in range(depth)
+        ]
         channels += depth * growth
-    return nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU(), *pooled()), channels
+    return nn.Sequential(
+        *layers, nn.BatchNorm2d(channels), nn.ReLU(), *pooled()
+    ), channels
 
 
 def _before(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     """A convolution with normalisation and activation before it."""
-    return [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)]
+    return [
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+    ]

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from fedknow.client.models.layers import Branches, Chance, Dropout, Stem, Width, at_least, pooled, scaled, small_stem
+from fedknow.client.models.layers import (
+    Branches,
+    Chance,
+    Dropout,
+    Stem,
+    Width,
+    at_least,
+    pooled,
+    scaled,
+    small_stem,
+)
 from fedknow.client.models.split import Body, Shape
 
 __all__ = ["inception_v3"]
@@ -12,7 +22,9 @@ __all__ = ["inception_v3"]
 Kernel = int | tuple[int, int]
 
 
-def inception_v3(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout: Chance = 0.5) -> Body:
+def inception_v3(
+    shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout: Chance = 0.5
+) -> Body:
     """InceptionV3 without its auxiliary classifier, 21.8 M parameters; settings: width, stem, dropout.
 
     Parameters
@@ -38,7 +50,9 @@ def inception_v3(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout:
     (the branches of each block) follows the authors' published model.
     """
     small = small_stem(stem, shape, below=75)
-    at_least("inception_v3", shape, 8 if small else 75, "model.stem = 'small' takes 8x8")
+    at_least(
+        "inception_v3", shape, 8 if small else 75, "model.stem = 'small' takes 8x8"
+    )
 
     def s(channels: int) -> int:
         return scaled(channels, width)
@@ -68,7 +82,10 @@ def inception_v3(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout:
     layers.append(
         Branches(
             _conv(channels, s(384), 3, stride=2),
-            nn.Sequential(_chain(channels, (s(64), 1), (s(96), 3)), _conv(s(96), s(96), 3, stride=2)),
+            nn.Sequential(
+                _chain(channels, (s(64), 1), (s(96), 3)),
+                _conv(s(96), s(96), 3, stride=2),
+            ),
             nn.MaxPool2d(3, 2),
         )
     )
@@ -78,16 +95,26 @@ def inception_v3(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout:
             Branches(
                 _conv(channels, s(192), 1),
                 _chain(channels, (inner, 1), (inner, (1, 7)), (s(192), (7, 1))),
-                _chain(channels, (inner, 1), (inner, (7, 1)), (inner, (1, 7)), (inner, (7, 1)), (s(192), (1, 7))),
+                _chain(
+                    channels,
+                    (inner, 1),
+                    (inner, (7, 1)),
+                    (inner, (1, 7)),
+                    (inner, (7, 1)),
+                    (s(192), (1, 7)),
+                ),
                 _pooled_conv(channels, s(192)),
             )
         )
         channels = 4 * s(192)
     layers.append(
         Branches(
-            nn.Sequential(_conv(channels, s(192), 1), _conv(s(192), s(320), 3, stride=2)),
             nn.Sequential(
-                _chain(channels, (s(192), 1), (s(192), (1, 7)), (s(192), (7, 1))), _conv(s(192), s(192), 3, stride=2)
+                _conv(channels, s(192), 1), _conv(s(192), s(320), 3, stride=2)
+            ),
+            nn.Sequential(
+                _chain(channels, (s(192), 1), (s(192), (1, 7)), (s(192), (7, 1))),
+                _conv(s(192), s(192), 3, stride=2),
             ),
             nn.MaxPool2d(3, 2),
         )
@@ -98,7 +125,9 @@ def inception_v3(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout:
             Branches(
                 _conv(channels, s(320), 1),
                 nn.Sequential(_conv(channels, s(384), 1), _cross(s(384), s(384))),
-                nn.Sequential(_chain(channels, (s(448), 1), (s(384), 3)), _cross(s(384), s(384))),
+                nn.Sequential(
+                    _chain(channels, (s(448), 1), (s(384), 3)), _cross(s(384), s(384))
+                ),
                 _pooled_conv(channels, s(192)),
             )
         )
@@ -106,9 +135,13 @@ def inception_v3(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout:
     return nn.Sequential(*layers, *pooled(), Dropout(dropout)), channels
 
 
-def _conv(inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padding: Kernel = 0) -> nn.Sequential:
+def _conv(
+    inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padding: Kernel = 0
+) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False), nn.BatchNorm2d(outputs, eps=1e-3), nn.ReLU()
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
+        nn.BatchNorm2d(outputs, eps=1e-3),
+        nn.ReLU(),
     )
 
 

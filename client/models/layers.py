@@ -57,7 +57,12 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; zeros with probability ``p`` while training, the rest times 1 / (1 - p)."""
-        if not self.training or self.p in (0, 1) or self.inplace or x.device.type != "cpu":
+        if (
+            not self.training
+            or self.p in (0, 1)
+            or self.inplace
+            or x.device.type != "cpu"
+        ):
             return super().forward(x)
         # In float32 whatever the type of x: bfloat16 has only 128 numbers between 0.5 and 1.
         noise = torch.rand_like(x, dtype=torch.float32, requires_grad=False)
@@ -65,11 +70,24 @@ class Dropout(nn.Dropout):
 
 
 def convolution(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, activation: type[nn.Module] | None = None
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.Module] | None = None,
 ) -> list[nn.Module]:
     """A convolution that keeps the image's size (or halves it, with stride 2), batch normalisation, an activation."""
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding=kernel // 2,
+            groups=groups,
+            bias=False,
+        ),
         nn.BatchNorm2d(outputs),
     ]
     return layers if activation is None else [*layers, activation()]
@@ -90,7 +108,12 @@ def small_stem(stem: Stem, shape: Shape, below: int = 64) -> bool:
     return stem == "small" or (stem == "auto" and min(shape[1:]) < below)
 
 
-def at_least(model: str, shape: Shape, side: int, advice: str = "model.name = 'mlp' takes any size") -> None:
+def at_least(
+    model: str,
+    shape: Shape,
+    side: int,
+    advice: str = "model.name = 'mlp' takes any size",
+) -> None:
     """Refuse images with a side shorter than this.
 
     Raises

@@ -7,7 +7,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedknow.client.models.layers import Chance, Dropout, Stem, Width, at_least, convolution, pooled, scaled, small_stem
+from fedknow.client.models.layers import (
+    Chance,
+    Dropout,
+    Stem,
+    Width,
+    at_least,
+    convolution,
+    pooled,
+    scaled,
+    small_stem,
+)
 from fedknow.client.models.split import Body, Shape
 
 __all__ = ["mobilenet_v2", "shufflenet_v2"]
@@ -19,7 +29,9 @@ class _InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
-        up = convolution(inputs, hidden, 1, activation=nn.ReLU6) if expansion > 1 else []
+        up = (
+            convolution(inputs, hidden, 1, activation=nn.ReLU6) if expansion > 1 else []
+        )
         self.residual = nn.Sequential(
             *up,
             *convolution(hidden, hidden, 3, stride, groups=hidden, activation=nn.ReLU6),
@@ -31,7 +43,9 @@ class _InvertedResidual(nn.Module):
         return cast(Tensor, x + self.residual(x) if self.around else self.residual(x))
 
 
-def mobilenet_v2(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout: Chance = 0.2) -> Body:
+def mobilenet_v2(
+    shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout: Chance = 0.2
+) -> Body:
     """MobileNetV2, 2.2 M parameters; settings: width, stem, dropout.
 
     Parameters
@@ -71,10 +85,18 @@ def mobilenet_v2(shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout:
     ):
         for number in range(depth):
             outputs = _eights(channels * width)
-            layers.append(_InvertedResidual(inputs, outputs, stride if number == 0 else 1, expansion))
+            layers.append(
+                _InvertedResidual(
+                    inputs, outputs, stride if number == 0 else 1, expansion
+                )
+            )
             inputs = outputs
     features = _eights(1280 * max(1.0, width))
-    layers += [*convolution(inputs, features, 1, activation=nn.ReLU6), *pooled(), Dropout(dropout)]
+    layers += [
+        *convolution(inputs, features, 1, activation=nn.ReLU6),
+        *pooled(),
+        Dropout(dropout),
+    ]
     return nn.Sequential(*layers), features
 
 
@@ -101,7 +123,8 @@ class _ShuffleUnit(nn.Module):
         self.past: nn.Module | None = None
         if stride == 2:
             self.past = nn.Sequential(
-                *convolution(inputs, inputs, 3, 2, groups=inputs), *convolution(inputs, half, 1, activation=nn.ReLU)
+                *convolution(inputs, inputs, 3, 2, groups=inputs),
+                *convolution(inputs, half, 1, activation=nn.ReLU),
             )
         self.through = nn.Sequential(
             *convolution(inputs if stride == 2 else half, half, 1, activation=nn.ReLU),
@@ -112,7 +135,9 @@ class _ShuffleUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         past, through = x.chunk(2, dim=1) if self.past is None else (self.past(x), x)
-        return cast(Tensor, self.shuffle(torch.cat([past, self.through(through)], dim=1)))
+        return cast(
+            Tensor, self.shuffle(torch.cat([past, self.through(through)], dim=1))
+        )
 
 
 _SHUFFLENET = {0.5: 48, 1.0: 116, 1.5: 176, 2.0: 244}
@@ -144,11 +169,16 @@ def shufflenet_v2(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body
     if small_stem(stem, shape):
         layers = convolution(shape[0], inputs, 3, activation=nn.ReLU)
     else:
-        layers = [*convolution(shape[0], inputs, 3, 2, activation=nn.ReLU), nn.MaxPool2d(3, 2, padding=1)]
+        layers = [
+            *convolution(shape[0], inputs, 3, 2, activation=nn.ReLU),
+            nn.MaxPool2d(3, 2, padding=1),
+        ]
     outputs = _SHUFFLENET[width] if published else scaled(116, width, 2)
     for depth in (4, 8, 4):
         layers.append(_ShuffleUnit(inputs, outputs, stride=2))
         layers += [_ShuffleUnit(outputs, outputs, stride=1) for _ in range(depth - 1)]
         inputs, outputs = outputs, 2 * outputs
     features = (2048 if width == 2.0 else 1024) if published else scaled(1024, width)
-    return nn.Sequential(*layers, *convolution(inputs, features, 1, activation=nn.ReLU), *pooled()), features
+    return nn.Sequential(
+        *layers, *convolution(inputs, features, 1, activation=nn.ReLU), *pooled()
+    ), features

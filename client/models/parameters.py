@@ -67,7 +67,10 @@ def check_parameters(model: nn.Module, name: str) -> None:
             f"model.name = {name!r}: all parameters are frozen (requires_grad = False), so there is "
             "nothing to train; leave at least those of the head free"
         )
-    in_body = {parameter: place for place, parameter in model.get_submodule("body").named_parameters()}
+    in_body = {
+        parameter: place
+        for place, parameter in model.get_submodule("body").named_parameters()
+    }
     for place, parameter in model.get_submodule("head").named_parameters():
         if parameter in in_body:
             raise ConfigError(

@@ -7,7 +7,15 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from fedknow.client.models.layers import Stem, Width, at_least, convolution, pooled, scaled, small_stem
+from fedknow.client.models.layers import (
+    Stem,
+    Width,
+    at_least,
+    convolution,
+    pooled,
+    scaled,
+    small_stem,
+)
 from fedknow.client.models.split import Body, Shape
 
 __all__ = ["resnet18", "resnet152", "resnext50", "senet18", "wide_resnet50"]
@@ -19,7 +27,9 @@ Residual = Callable[[int, int, int], list[nn.Module]]
 class _Block(nn.Module):
     """Layers, and a way around them."""
 
-    def __init__(self, residual: Sequence[nn.Module], inputs: int, outputs: int, stride: int) -> None:
+    def __init__(
+        self, residual: Sequence[nn.Module], inputs: int, outputs: int, stride: int
+    ) -> None:
         super().__init__()
         self.residual = nn.Sequential(*residual)
         self.shortcut: nn.Module = nn.Identity()
@@ -82,7 +92,10 @@ def senet18(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     plain = _basic(width)
 
     def residual(inputs: int, stage: int, stride: int) -> list[nn.Module]:
-        return [*plain(inputs, stage, stride), _SqueezeExcitation(scaled(64 << stage, width))]
+        return [
+            *plain(inputs, stage, stride),
+            _SqueezeExcitation(scaled(64 << stage, width)),
+        ]
 
     return _resnet("senet18", shape, width, stem, (2, 2, 2, 2), residual)
 
@@ -94,7 +107,9 @@ def resnet152(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     the image in their 3x3 convolution, as is usual (v1.5).
     """
     residual = _bottleneck(width, lambda stage: scaled(64 << stage, width))
-    return _resnet("resnet152", shape, width, stem, (3, 8, 36, 3), residual, expansion=4)
+    return _resnet(
+        "resnet152", shape, width, stem, (3, 8, 36, 3), residual, expansion=4
+    )
 
 
 def wide_resnet50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
@@ -107,7 +122,9 @@ def wide_resnet50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body
     Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016.
     """
     residual = _bottleneck(width, lambda stage: 2 * scaled(64 << stage, width))
-    return _resnet("wide_resnet50", shape, width, stem, (3, 4, 6, 3), residual, expansion=4)
+    return _resnet(
+        "wide_resnet50", shape, width, stem, (3, 4, 6, 3), residual, expansion=4
+    )
 
 
 def resnext50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
@@ -130,7 +147,10 @@ def _basic(width: float) -> Residual:
 
     def residual(inputs: int, stage: int, stride: int) -> list[nn.Module]:
         outputs = scaled(64 << stage, width)
-        return [*convolution(inputs, outputs, 3, stride, activation=nn.ReLU), *convolution(outputs, outputs, 3)]
+        return [
+            *convolution(inputs, outputs, 3, stride, activation=nn.ReLU),
+            *convolution(outputs, outputs, 3),
+        ]
 
     return residual
 
@@ -150,18 +170,29 @@ def _bottleneck(width: float, inner: Callable[[int], int], groups: int = 1) -> R
 
 
 def _resnet(
-    name: str, shape: Shape, width: float, stem: Stem, depths: Sequence[int], residual: Residual, expansion: int = 1
+    name: str,
+    shape: Shape,
+    width: float,
+    stem: Stem,
+    depths: Sequence[int],
+    residual: Residual,
+    expansion: int = 1,
 ) -> Body:
     at_least(name, shape, 8, "model.name = 'cnn' takes 4x4")
     inputs = scaled(64, width)
     if small_stem(stem, shape):
         layers = convolution(shape[0], inputs, 3, activation=nn.ReLU)
     else:
-        layers = [*convolution(shape[0], inputs, 7, 2, activation=nn.ReLU), nn.MaxPool2d(3, 2, padding=1)]
+        layers = [
+            *convolution(shape[0], inputs, 7, 2, activation=nn.ReLU),
+            nn.MaxPool2d(3, 2, padding=1),
+        ]
     for stage, depth in enumerate(depths):
         outputs = expansion * scaled(64 << stage, width)
         for number in range(depth):
             stride = 2 if stage > 0 and number == 0 else 1
-            layers.append(_Block(residual(inputs, stage, stride), inputs, outputs, stride))
+            layers.append(
+                _Block(residual(inputs, stage, stride), inputs, outputs, stride)
+            )
             inputs = outputs
     return nn.Sequential(*layers, *pooled()), inputs

@@ -30,7 +30,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _fedknow(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Federated continual learning: clients learn a stream of tasks together without sharing data.
@@ -70,4 +73,6 @@ app.command("list")(inspect.list_)
 
 def main() -> None:
     """Entry point of the ``fedknow`` command."""
-    app(prog_name="fedknow")  # its own name, in completion scripts too, when started with python -m
+    app(
+        prog_name="fedknow"
+    )  # its own name, in completion scripts too, when started with python -m

@@ -39,7 +39,9 @@ __all__ = ["certs", "client", "forget", "server", "status"]
 
 def certs(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    clients: Annotated[int, typer.Option("--clients", min=1, help="How many clients there shall be.")],
+    clients: Annotated[
+        int, typer.Option("--clients", min=1, help="How many clients there shall be.")
+    ],
     hosts: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,7 +51,9 @@ def certs(
             "before; may be given many times.",
         ),
     ] = None,
-    days: Annotated[int, typer.Option("--days", min=1, help="How long certificates are valid.")] = 365,
+    days: Annotated[
+        int, typer.Option("--days", min=1, help="How long certificates are valid.")
+    ] = 365,
 ) -> None:
     """Make the certificates and tokens of a run: its CA, one folder for the server and one for each client.
 
@@ -70,23 +74,46 @@ def certs(
 def server(
     experiment: Annotated[str, EXPERIMENT] = "digits",
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Where clients connect; port 0 is any free one.")
+        str,
+        typer.Option(
+            "--listen",
+            metavar="HOST:PORT",
+            help="Where clients connect; port 0 is any free one.",
+        ),
     ] = "127.0.0.1:8700",
     tls: Annotated[
-        Path | None, typer.Option("--tls", metavar="DIR", help="`server/` of a folder that `fedknow certs` made.")
+        Path | None,
+        typer.Option(
+            "--tls",
+            metavar="DIR",
+            help="`server/` of a folder that `fedknow certs` made.",
+        ),
     ] = None,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="Let clients in by their tokens instead of their certificates.")
+        bool,
+        typer.Option(
+            "--tokens",
+            help="Let clients in by their tokens instead of their certificates.",
+        ),
     ] = False,
     insecure: Annotated[bool, INSECURE] = False,
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[Path | None, OUT] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the run folder, from its last round; else begin.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in the run folder, from its last round; else begin.",
+        ),
     ] = False,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     port_file: Annotated[
-        Path | None, typer.Option("--port-file", metavar="FILE", help="Write the port here when clients can connect.")
+        Path | None,
+        typer.Option(
+            "--port-file",
+            metavar="FILE",
+            help="Write the port here when clients can connect.",
+        ),
     ] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -112,7 +139,9 @@ def server(
         from fedknow.server.serve import serve
 
         def ready(port: int) -> None:
-            logging.getLogger("fedknow").info("listening on %s:%d", listen.rpartition(":")[0], port)
+            logging.getLogger("fedknow").info(
+                "listening on %s:%d", listen.rpartition(":")[0], port
+            )
             if port_file is not None:
                 write_atomic(port_file, f"{port}\n".encode())
 
@@ -146,11 +175,21 @@ def client(
         ),
     ] = None,
     state: Annotated[
-        Path, typer.Option("--state", metavar="DIR", help="What this client keeps; a folder of its own.")
+        Path,
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="What this client keeps; a folder of its own.",
+        ),
     ] = Path("fedknow-state"),
     number: Annotated[
         int | None,
-        typer.Option("--client", metavar="N", min=0, help="Which client this is; a certificate says it by itself."),
+        typer.Option(
+            "--client",
+            metavar="N",
+            min=0,
+            help="Which client this is; a certificate says it by itself.",
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -163,7 +202,12 @@ def client(
     ] = None,
     give_up: Annotated[
         float | None,
-        typer.Option("--give-up", metavar="SECONDS", min=0, help="End after so long without a connection.  [never]"),
+        typer.Option(
+            "--give-up",
+            metavar="SECONDS",
+            min=0,
+            help="End after so long without a connection.  [never]",
+        ),
     ] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -184,7 +228,15 @@ def client(
 
         check_address(server, tls, insecure)
         _log_plainly(quiet)
-        edge = EdgeClient(server, state, tls=tls, data=data, client=number, device=device, give_up=give_up)
+        edge = EdgeClient(
+            server,
+            state,
+            tls=tls,
+            data=data,
+            client=number,
+            device=device,
+            give_up=give_up,
+        )
         with _not_waiting_for(edge), explained(None):
             run_client(edge)
 
@@ -205,7 +257,13 @@ def status(
 def forget(
     folder: Annotated[Path, typer.Argument(metavar="RUN")],
     clients: Annotated[
-        list[int], typer.Option("--client", metavar="N", min=0, help="Which client; may be given many times.")
+        list[int],
+        typer.Option(
+            "--client",
+            metavar="N",
+            min=0,
+            help="Which client; may be given many times.",
+        ),
     ],
 ) -> None:
     """Have clients of an unfinished run begin anew when it is resumed: the way back for one that lost its state.
@@ -221,7 +279,9 @@ def forget(
         from fedknow.server.run.forget import forget_clients
 
         for client in forget_clients(folder, clients):
-            out.print(f"Client {client} begins anew when the run is resumed.", highlight=False)
+            out.print(
+                f"Client {client} begins anew when the run is resumed.", highlight=False
+            )
 
 
 def _log_plainly(quiet: bool) -> None:

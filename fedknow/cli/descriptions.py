@@ -26,7 +26,11 @@ def print_description(console: Console, name: str, description: Description) -> 
         console.print(Padding(_pairs(description.facts), (1, 0, 0, 0)), highlight=False)
     if description.section:
         key = f"{description.section}.NAME"
-        title = f"Settings (--set {key}=VALUE)" if description.settings else "No settings of its own"
+        title = (
+            f"Settings (--set {key}=VALUE)"
+            if description.settings
+            else "No settings of its own"
+        )
         console.print(Text(f"\n{title}", "bold"), highlight=False)
     for setting in description.settings:
         console.print(Text(_assignment(setting)), highlight=False)

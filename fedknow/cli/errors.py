@@ -22,7 +22,9 @@ __all__ = ["explained", "report_failures"]
 
 
 @contextmanager
-def explained(run: Path | None, command: str = "simulate", extra: str | None = None) -> Iterator[None]:
+def explained(
+    run: Path | None, command: str = "simulate", extra: str | None = None
+) -> Iterator[None]:
     """Turn what may go wrong into a sentence on stderr and an exit code.
 
     Parameters
@@ -67,7 +69,9 @@ def _end_with_sentence(error: Exception, run: Path | None, command: str) -> NoRe
     """
     if isinstance(error, FedknowError):
         exit_code, is_resumable = error.exit_code, error.is_resumable
-    elif isinstance(error, OSError):  # a full disk, a port in use: of the machine, not of this program
+    elif isinstance(
+        error, OSError
+    ):  # a full disk, a port in use: of the machine, not of this program
         exit_code, is_resumable = FAILED, True
     else:
         raise error
@@ -113,8 +117,12 @@ def _kept(run: Path | None, verb: str) -> str:
         if _is_finished(run):
             command = shlex.join(["fedknow", "report", str(run)])
             return f"The run in {run} is finished. Write its report with: {command}"
-        command = shlex.join(["fedknow", verb, str(config), "--out", str(run), "--resume"])
-        return f"All up to the last complete round is kept in {run}. Go on with: {command}"
+        command = shlex.join(
+            ["fedknow", verb, str(config), "--out", str(run), "--resume"]
+        )
+        return (
+            f"All up to the last complete round is kept in {run}. Go on with: {command}"
+        )
     if any(run.glob("*/config.toml")) or any(run.glob("*/*/config.toml")):
         return f"What was done is kept in {run}. Go on with: {_same_command()}"
     return ""

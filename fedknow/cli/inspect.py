@@ -52,7 +52,10 @@ def report(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Where to write.  [default: the folder of the run or runs]", show_default=False
+            "--out",
+            metavar="DIR",
+            help="Where to write.  [default: the folder of the run or runs]",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -67,7 +70,9 @@ def report(
         from fedknow.server.reports.page import write_report
 
         found = [run for path in runs for run in _runs_in(path)]
-        target = folder or Path(os.path.commonpath([run.path.absolute() for run in found]))
+        target = folder or Path(
+            os.path.commonpath([run.path.absolute() for run in found])
+        )
         if len(found) > 1:
             from fedknow.simulations.compare import left_out_before, write_numbers
             from fedknow.simulations.fleet.devices import shipped_rooms
@@ -95,20 +100,39 @@ def show(
     with explained(None):
         from fedknow.client.learners import resolve
 
-        typer.echo(resolve(read_experiment(experiment, changes, data_dir)).to_toml(), nl=False)
+        typer.echo(
+            resolve(read_experiment(experiment, changes, data_dir)).to_toml(), nl=False
+        )
 
 
 def calibrate(
     experiment: Annotated[str, EXPERIMENT] = "digits",
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call this device.")] = "here",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="What to call this device.")
+    ] = "here",
     profiles: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Where to write; other devices in it are kept.")
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Where to write; other devices in it are kept.",
+        ),
     ] = Path("devices.toml"),
-    seconds: Annotated[float, typer.Option("--seconds", min=0, help="How long to measure.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="How long to measure.")
+    ] = 10.0,
     busy: Annotated[
-        float | None, typer.Option("--busy-watts", min=0, help="What this machine draws when it trains, from a meter.")
+        float | None,
+        typer.Option(
+            "--busy-watts",
+            min=0,
+            help="What this machine draws when it trains, from a meter.",
+        ),
     ] = None,
-    idle: Annotated[float | None, typer.Option("--idle-watts", min=0, help="What it draws when it does not.")] = None,
+    idle: Annotated[
+        float | None,
+        typer.Option("--idle-watts", min=0, help="What it draws when it does not."),
+    ] = None,
     changes: Annotated[list[str] | None, SET] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
 ) -> None:
@@ -132,7 +156,9 @@ def calibrate(
 
         check_device_name(name)
         others = read_profiles(profiles) if profiles.exists() else {}
-        profile = measure(read_experiment(experiment, changes, data_dir), seconds, busy, idle)
+        profile = measure(
+            read_experiment(experiment, changes, data_dir), seconds, busy, idle
+        )
         write_profile(profiles, name, profile, others)
         out.print(
             f"{escape(name)}: {profile.peak / 1e9:.3g} GFLOP/s, room for {profile.room / 1e9:.1f} GB; written to "

@@ -49,11 +49,22 @@ DATA_DIR = typer.Option(
     help="Folder with `cifar100/*.parquet`, `omniglot/*.parquet` as on the Hugging Face hub. "
     "Without it `FEDKNOW_DATA` is used; `digits` needs neither.",
 )
-OUT = typer.Option("--out", metavar="DIR", help="Run folder.  [default: runs/NAME-LEARNER-seedN]", show_default=False)
+OUT = typer.Option(
+    "--out",
+    metavar="DIR",
+    help="Run folder.  [default: runs/NAME-LEARNER-seedN]",
+    show_default=False,
+)
 SERVER = typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")
-CLIENT_TLS = typer.Option("--tls", metavar="DIR", help="`clients/NNN/` of a folder that `fedknow certs` made.")
-INSECURE = typer.Option("--insecure", help="Without TLS although the address is not on this machine alone.")
-QUIET = typer.Option("--quiet", "-q", help="Print nothing but errors and where the report is.")
+CLIENT_TLS = typer.Option(
+    "--tls", metavar="DIR", help="`clients/NNN/` of a folder that `fedknow certs` made."
+)
+INSECURE = typer.Option(
+    "--insecure", help="Without TLS although the address is not on this machine alone."
+)
+QUIET = typer.Option(
+    "--quiet", "-q", help="Print nothing but errors and where the report is."
+)
 
 
 class Listed(StrEnum):
@@ -75,7 +86,9 @@ def overrides(changes: Sequence[str] | None, data_dir: Path | None) -> list[str]
     return [*(changes or []), f"data.dir={json.dumps(str(data_dir))}"]
 
 
-def read_experiment(experiment: str, changes: Sequence[str] | None, data_dir: Path | None) -> ExperimentConfig:
+def read_experiment(
+    experiment: str, changes: Sequence[str] | None, data_dir: Path | None
+) -> ExperimentConfig:
     """Read a preset by its name, else a TOML file, with the changes applied."""
     is_file = experiment.endswith(".toml") or os.sep in experiment
     read = read_config if is_file else load_preset

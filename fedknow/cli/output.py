@@ -16,7 +16,16 @@ from fedknow.protocols.texts import counted
 if TYPE_CHECKING:
     from fedknow.progress import RunProgress
 
-__all__ = ["err", "out", "point_to", "progress_of_each", "progress_shown", "ray_in_words", "say_starting", "show_run"]
+__all__ = [
+    "err",
+    "out",
+    "point_to",
+    "progress_of_each",
+    "progress_shown",
+    "ray_in_words",
+    "say_starting",
+    "show_run",
+]
 
 # Without emoji: a setting such as my:a:b is no emoji.
 out = Console(emoji=False)
@@ -24,7 +33,9 @@ err = Console(stderr=True, emoji=False)
 
 
 @contextmanager
-def progress_shown(config: ExperimentConfig, quiet: bool) -> Iterator[list[RunProgress]]:
+def progress_shown(
+    config: ExperimentConfig, quiet: bool
+) -> Iterator[list[RunProgress]]:
     """Show how a run goes on; gives the observers that the run must have for it."""
     if quiet:
         yield []
@@ -35,7 +46,9 @@ def progress_shown(config: ExperimentConfig, quiet: bool) -> Iterator[list[RunPr
         yield [progress]
 
 
-def progress_of_each(quiet: bool) -> Callable[[ExperimentConfig, str], RunProgress] | None:
+def progress_of_each(
+    quiet: bool,
+) -> Callable[[ExperimentConfig, str], RunProgress] | None:
     """Give what makes the progress of each of several runs, by configuration and title."""
     if quiet:
         return None
@@ -61,13 +74,17 @@ def point_to(page: Path) -> None:
     out.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
-def say_starting(what: str, quiet: bool, config: ExperimentConfig | None = None) -> None:
+def say_starting(
+    what: str, quiet: bool, config: ExperimentConfig | None = None
+) -> None:
     """Say what is being started, before it is: on a busy machine the start alone takes half a minute."""
     if quiet:
         return
     out.print(f"Starting {escape(what)} ...", highlight=False, soft_wrap=True)
     if config is not None and config.engine.backend == "ray":
-        out.print(f"{escape(ray_in_words(config))} ...", highlight=False, soft_wrap=True)
+        out.print(
+            f"{escape(ray_in_words(config))} ...", highlight=False, soft_wrap=True
+        )
 
 
 def ray_in_words(config: ExperimentConfig) -> str:
@@ -76,7 +93,11 @@ def ray_in_words(config: ExperimentConfig) -> str:
     if engine.workers:
         workers = counted(engine.workers, "worker")
     else:
-        workers = "a worker for each GPU" if engine.device == "cuda" else "a worker for each core"
+        workers = (
+            "a worker for each GPU"
+            if engine.device == "cuda"
+            else "a worker for each core"
+        )
     if engine.address:
         return f"Joining the Ray cluster at {engine.address} with {workers}"
     return f"Starting Ray with {workers}"

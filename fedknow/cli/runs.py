@@ -23,7 +23,14 @@ from fedknow.cli.options import (
     read_experiment,
     split_names,
 )
-from fedknow.cli.output import out, point_to, progress_of_each, progress_shown, say_starting, show_run
+from fedknow.cli.output import (
+    out,
+    point_to,
+    progress_of_each,
+    progress_shown,
+    say_starting,
+    show_run,
+)
 from fedknow.protocols.config import ExperimentConfig
 
 __all__ = ["compare", "paper", "search", "simulate"]
@@ -34,7 +41,11 @@ def simulate(
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[Path | None, OUT] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run in the run folder, from its last round.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the unfinished run in the run folder, from its last round.",
+        ),
     ] = False,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     quiet: Annotated[bool, QUIET] = False,
@@ -57,7 +68,9 @@ def simulate(
     with explained(folder):
         config = read_experiment(experiment, changes, data_dir)
         run = folder or default_run_folder(config)
-        say_starting(f"{config.name} with {config.learner.name} in {run}", quiet, config)
+        say_starting(
+            f"{config.name} with {config.learner.name} in {run}", quiet, config
+        )
     with explained(run, extra="sim"), ray_started(config):
         from fedknow.simulations.simulate import simulate as run_experiment
 
@@ -77,12 +90,18 @@ def compare(
             "ewc@best, all@best: the settings a search found; all,-gem: without one.",
         ),
     ] = "fedavg,fedknow",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on.")] = 3,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on."),
+    ] = 3,
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder of all runs.  [default: runs/NAME-compare]", show_default=False
+            "--out",
+            metavar="DIR",
+            help="Folder of all runs.  [default: runs/NAME-compare]",
+            show_default=False,
         ),
     ] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
@@ -116,7 +135,10 @@ def compare(
             print_table(out, comparison_table(result.groups))
         if not quiet:
             for name, reason in result.left_out.items():
-                out.print(f"[dim]left out: {escape(name)}: {escape(reason)}[/]", highlight=False)
+                out.print(
+                    f"[dim]left out: {escape(name)}: {escape(reason)}[/]",
+                    highlight=False,
+                )
         if result.report:
             point_to(result.report)
         report_failures(result.failures)
@@ -127,16 +149,29 @@ def search(
     learners: Annotated[
         str,
         typer.Option(
-            "--learners", metavar="NAME,NAME", help="Whose settings to search, or `all`; all,-gem: without one."
+            "--learners",
+            metavar="NAME,NAME",
+            help="Whose settings to search, or `all`; all,-gem: without one.",
         ),
     ] = "all",
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Most candidates a learner; its defaults are one.")] = 8,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on.")] = 1,
+    runs: Annotated[
+        int,
+        typer.Option(
+            "--runs", min=1, help="Most candidates a learner; its defaults are one."
+        ),
+    ] = 8,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on."),
+    ] = 1,
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder of all runs.  [default: runs/NAME-search]", show_default=False
+            "--out",
+            metavar="DIR",
+            help="Folder of all runs.  [default: runs/NAME-search]",
+            show_default=False,
         ),
     ] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
@@ -158,37 +193,79 @@ def search(
         config = read_experiment(experiment, changes, data_dir)
         names = split_names(learners)
         place = folder or Path("runs") / f"{config.name}-search"
-        say_starting(f"a search for settings of {learners} on {config.name} in {place}", quiet)
+        say_starting(
+            f"a search for settings of {learners} on {config.name} in {place}", quiet
+        )
     with explained(place, extra="sim"):
         from fedknow.cli.tables import found_table, print_table
         from fedknow.simulations.search import search as search_all
 
-        given = ["fedknow", "search", experiment, "--learners", learners, "--runs", str(runs), "--seeds", str(seeds)]
-        command = shlex.join([*given, *(part for change in changes or [] for part in ("--set", change))])
-        found, failures = search_all(config, names, runs, seeds, place, command, progress_of_each(quiet))
+        given = [
+            "fedknow",
+            "search",
+            experiment,
+            "--learners",
+            learners,
+            "--runs",
+            str(runs),
+            "--seeds",
+            str(seeds),
+        ]
+        command = shlex.join(
+            [*given, *(part for change in changes or [] for part in ("--set", change))]
+        )
+        found, failures = search_all(
+            config, names, runs, seeds, place, command, progress_of_each(quiet)
+        )
         if found and not quiet:
             print_table(out, found_table(found))
-        out.print(f"Found: {escape(str(place / 'best.toml'))}", highlight=False, soft_wrap=True)
+        out.print(
+            f"Found: {escape(str(place / 'best.toml'))}",
+            highlight=False,
+            soft_wrap=True,
+        )
         report_failures(failures, is_fatal=not found)
 
 
 def paper(
-    experiment: Annotated[str, typer.Argument(metavar="5.1|5.1-pi|5.2|5.3|5.4|5.5|5.6")],
+    experiment: Annotated[
+        str, typer.Argument(metavar="5.1|5.1-pi|5.2|5.3|5.4|5.5|5.6")
+    ],
     data: Annotated[
-        str, typer.Option("--data", metavar="NAME", help="Which of the paper's data sets.  [default: the experiment's]")
+        str,
+        typer.Option(
+            "--data",
+            metavar="NAME",
+            help="Which of the paper's data sets.  [default: the experiment's]",
+        ),
     ] = "",
     scale: Annotated[
-        float, typer.Option("--scale", metavar="SHARE", help="How much of the paper's training, above 0, at most 1.")
+        float,
+        typer.Option(
+            "--scale",
+            metavar="SHARE",
+            help="How much of the paper's training, above 0, at most 1.",
+        ),
     ] = 1.0,
     learners: Annotated[
-        str, typer.Option("--learners", metavar="NAME,NAME", help="Which to run.  [default: the experiment's]")
+        str,
+        typer.Option(
+            "--learners",
+            metavar="NAME,NAME",
+            help="Which to run.  [default: the experiment's]",
+        ),
     ] = "",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from 0 on.")] = 1,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from 0 on.")
+    ] = 1,
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder of all runs.  [default: runs/paper-EXPERIMENT]", show_default=False
+            "--out",
+            metavar="DIR",
+            help="Folder of all runs.  [default: runs/paper-EXPERIMENT]",
+            show_default=False,
         ),
     ] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
@@ -217,7 +294,16 @@ def paper(
         settings = overrides(changes, data_dir)
         for variant in [] if quiet else variants(experiment, data, scale, settings):
             out.print(escape(str(variant)), highlight=False, soft_wrap=True)
-        outcome = run_paper(experiment, place, data, scale, names, seeds, settings, progress_of_each(quiet))
+        outcome = run_paper(
+            experiment,
+            place,
+            data,
+            scale,
+            names,
+            seeds,
+            settings,
+            progress_of_each(quiet),
+        )
         if outcome.page:
             point_to(outcome.page)
         report_failures(outcome.failures)

@@ -25,7 +25,14 @@ from fedknow.server.reports.summary import Summary
 if TYPE_CHECKING:
     from fedknow.simulations.search import Found
 
-__all__ = ["Column", "FittingTable", "comparison_table", "found_table", "print_table", "result_tables"]
+__all__ = [
+    "Column",
+    "FittingTable",
+    "comparison_table",
+    "found_table",
+    "print_table",
+    "result_tables",
+]
 
 LEAST_COLUMNS = 2
 """With fewer columns beside the names, each name gets a line of its own."""
@@ -71,7 +78,9 @@ class FittingTable:
     first_to_go: Sequence[str] = ()
     notes: Sequence[str] = ()
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
         """Yield the title, the table, and the notes."""
         yield Text(self.title, "bold")
         fitting = self._fitting(console, options)
@@ -79,7 +88,9 @@ class FittingTable:
             yield self._table(fitting)
             left_out = [each.name for each in self.columns if each not in fitting]
             if left_out:
-                yield Text(f"left out for lack of width: {', '.join(left_out)}", "italic")
+                yield Text(
+                    f"left out for lack of width: {', '.join(left_out)}", "italic"
+                )
         else:
             yield from self._stacked()
         for note in self.notes:
@@ -89,7 +100,9 @@ class FittingTable:
         """Give the columns that there is room for."""
         fitting = list(self.columns)
         while fitting:
-            needed = console.measure(self._table(fitting), options=options.update(width=10_000))
+            needed = console.measure(
+                self._table(fitting), options=options.update(width=10_000)
+            )
             if needed.maximum <= options.max_width:
                 break
             names = [each.name for each in fitting]
@@ -104,7 +117,9 @@ class FittingTable:
         for each in columns:
             heading = f"{each.heading}\n{each.unit}" if has_units else each.heading
             table.add_column(Text(heading), justify="right", no_wrap=True)
-        for name, *cells in zip(self.names, *(each.cells for each in columns), strict=True):
+        for name, *cells in zip(
+            self.names, *(each.cells for each in columns), strict=True
+        ):
             table.add_row(Text(name), *map(Text, cells))
         return table
 
@@ -135,19 +150,36 @@ def _task_table(run: Summary) -> FittingTable:
         scorings.append(("global", run.global_model))
     columns = []
     for name, scoring in scorings:
-        learned, now = scoring.learned[: run.tasks].tolist(), scoring.now[: run.tasks].tolist()
+        learned, now = (
+            scoring.learned[: run.tasks].tolist(),
+            scoring.now[: run.tasks].tolist(),
+        )
         forgotten = [then - value for then, value in zip(learned, now, strict=True)]
-        forgotten[-1:] = [math.nan] * len(forgotten[-1:])  # nothing was learned after the last task
-        for kind, values in (("learned", learned), ("now", now), ("forgotten", forgotten)):
-            columns.append(Column(f"{name}\n{kind}", [_percent(value) for value in values]))
-    method = f"{run.config.name}, {run.config.learner.name} with {run.config.strategy.name}"
+        forgotten[-1:] = [math.nan] * len(
+            forgotten[-1:]
+        )  # nothing was learned after the last task
+        for kind, values in (
+            ("learned", learned),
+            ("now", now),
+            ("forgotten", forgotten),
+        ):
+            columns.append(
+                Column(f"{name}\n{kind}", [_percent(value) for value in values])
+            )
+    method = (
+        f"{run.config.name}, {run.config.learner.name} with {run.config.strategy.name}"
+    )
     title = f"{method}, seed {run.config.seed}: accuracy on each task"
-    return FittingTable(title, [f"task {task + 1}" for task in range(run.tasks)], columns)
+    return FittingTable(
+        title, [f"task {task + 1}" for task in range(run.tasks)], columns
+    )
 
 
 def _overall_table(run: Summary) -> Table:
     title = f"After {run.tasks} of {counted(run.config.data.tasks, 'task')}"
-    table = Table(show_header=False, title=title, title_justify="left", title_style="bold")
+    table = Table(
+        show_header=False, title=title, title_justify="left", title_style="bold"
+    )
     table.add_column()
     table.add_column(justify="right", no_wrap=True)
     values = run.measures()
@@ -165,7 +197,11 @@ def comparison_table(groups: Sequence[Group]) -> FittingTable:
     order = ranked(groups)
     names = []
     for group in order:
-        seeds = f" ({counted(len(group.runs), 'seed')})" if len(group.runs) != fewest else ""
+        seeds = (
+            f" ({counted(len(group.runs), 'seed')})"
+            if len(group.runs) != fewest
+            else ""
+        )
         names.append(f"{group.label}{seeds}")
     columns = []
     for measure in known(run.measures() for group in groups for run in group.runs):
@@ -177,7 +213,9 @@ def comparison_table(groups: Sequence[Group]) -> FittingTable:
         else:  # a page and a file have their intervals too
             cells = [measure.text(point.mean) for point in points]
         columns.append(Column(measure.short, cells, "%" if measure.percent else ""))
-    return FittingTable("Comparison", names, columns, FIRST_TO_GO, [interval_note(groups)])
+    return FittingTable(
+        "Comparison", names, columns, FIRST_TO_GO, [interval_note(groups)]
+    )
 
 
 def found_table(found: Mapping[str, Found]) -> FittingTable:
@@ -185,9 +223,19 @@ def found_table(found: Mapping[str, Found]) -> FittingTable:
     accuracy, forgetting = measure_named("accuracy"), measure_named("forgetting")
     best = found.values()
     columns = [
-        Column("accuracy", [accuracy.text(each.accuracy, unit=False) for each in best], "%"),
-        Column("with defaults", [accuracy.text(each.default, unit=False) for each in best], "%"),
-        Column("forgotten", [forgetting.text(each.forgetting, unit=False) for each in best], "%"),
+        Column(
+            "accuracy", [accuracy.text(each.accuracy, unit=False) for each in best], "%"
+        ),
+        Column(
+            "with defaults",
+            [accuracy.text(each.default, unit=False) for each in best],
+            "%",
+        ),
+        Column(
+            "forgotten",
+            [forgetting.text(each.forgetting, unit=False) for each in best],
+            "%",
+        ),
         Column("runs", [str(each.runs) for each in best]),
     ]
     notes = []

@@ -36,7 +36,9 @@ class Encoding(enum.StrEnum):
 
 
 _TYPES: dict[int, np.dtype] = {
-    value: np.dtype(name.lower()).newbyteorder("<") for name, value in pb.Tensor.Type.items() if value
+    value: np.dtype(name.lower()).newbyteorder("<")
+    for name, value in pb.Tensor.Type.items()
+    if value
 }
 _NUMBERS = {dtype.name: number for number, dtype in _TYPES.items()}
 _LOSSY_TYPES = ("float32", "float64")
@@ -59,7 +61,9 @@ def lossy(dtype: np.dtype) -> bool:
     return dtype.name in _LOSSY_TYPES
 
 
-def encode(name: str, array: np.ndarray, encoding: Encoding = Encoding.DENSE) -> tuple[pb.Tensor, memoryview]:
+def encode(
+    name: str, array: np.ndarray, encoding: Encoding = Encoding.DENSE
+) -> tuple[pb.Tensor, memoryview]:
     """A tensor's description and its bytes.
 
     Parameters
@@ -85,10 +89,16 @@ def encode(name: str, array: np.ndarray, encoding: Encoding = Encoding.DENSE) ->
     number = _NUMBERS.get(array.dtype.name)
     if number is None:
         raise WireError(
-            Code.BAD_DTYPE, f"tensor {name!r} has dtype {array.dtype}; these travel: {', '.join(sorted(_NUMBERS))}"
+            Code.BAD_DTYPE,
+            f"tensor {name!r} has dtype {array.dtype}; these travel: {', '.join(sorted(_NUMBERS))}",
         )
     flat = np.ravel(np.asarray(array, dtype=_TYPES[number]))
-    tensor = pb.Tensor(name=name, type=pb.Tensor.Type.Name(number), shape=array.shape, layout=pb.Tensor.DENSE)
+    tensor = pb.Tensor(
+        name=name,
+        type=pb.Tensor.Type.Name(number),
+        shape=array.shape,
+        layout=pb.Tensor.DENSE,
+    )
     if encoding is Encoding.SPARSE:
         flat = _to_sparse(tensor, flat)
     elif encoding is not Encoding.DENSE:
@@ -122,7 +132,10 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
     name = tensor.name
     dtype = _TYPES.get(tensor.type)
     if dtype is None:
-        raise WireError(Code.BAD_DTYPE, f"tensor {name!r} has type number {tensor.type}, which is none of 1 to 12")
+        raise WireError(
+            Code.BAD_DTYPE,
+            f"tensor {name!r} has type number {tensor.type}, which is none of 1 to 12",
+        )
     if len(tensor.shape) > limits.dims:
         raise WireError(
             Code.TOO_LARGE,
@@ -132,7 +145,8 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
     if math.prod(side or 1 for side in tensor.shape) > limits.elements:
         shape = tuple(tensor.shape)
         raise WireError(
-            Code.TOO_LARGE, f"tensor {name!r} has shape {shape}, above the limit of elements: {limits.elements}"
+            Code.TOO_LARGE,
+            f"tensor {name!r} has shape {shape}, above the limit of elements: {limits.elements}",
         )
     nbytes: int = size * dtype.itemsize
     if tensor.layout in (pb.Tensor.MASK, pb.Tensor.GAPS):
@@ -142,13 +156,20 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
     elif tensor.layout in _WIDTH:
         fits = tensor.length == size * _WIDTH[tensor.layout]
         if not lossy(dtype):
-            raise WireError(Code.BAD_DTYPE, f"tensor {name!r} has a lossy layout, which {dtype.name} has not")
+            raise WireError(
+                Code.BAD_DTYPE,
+                f"tensor {name!r} has a lossy layout, which {dtype.name} has not",
+            )
         if tensor.layout == pb.Tensor.SCALED and not _scale_fits(tensor.scale, dtype):
             raise WireError(
-                Code.BAD_VALUE, f"tensor {name!r} has scale {tensor.scale!r}, of which {dtype.name} has no 127"
+                Code.BAD_VALUE,
+                f"tensor {name!r} has scale {tensor.scale!r}, of which {dtype.name} has no 127",
             )
     else:
-        raise WireError(Code.MALFORMED, f"tensor {name!r} has layout number {tensor.layout}, which is none of 1 to 6")
+        raise WireError(
+            Code.MALFORMED,
+            f"tensor {name!r} has layout number {tensor.layout}, which is none of 1 to 6",
+        )
     if not fits:
         raise WireError(
             Code.BAD_SHAPE,
@@ -160,7 +181,9 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
     return nbytes
 
 
-def decode(tensor: pb.Tensor, payload: memoryview, limits: Limits | None = None) -> np.ndarray:
+def decode(
+    tensor: pb.Tensor, payload: memoryview, limits: Limits | None = None
+) -> np.ndarray:
     """The array that a description and its bytes stand for.
 
     Parameters
@@ -185,9 +208,14 @@ def decode(tensor: pb.Tensor, payload: memoryview, limits: Limits | None = None)
     """
     check(tensor, limits or Limits())
     if len(payload) != tensor.length:
-        raise WireError(Code.TRUNCATED, f"tensor {tensor.name!r}: {len(payload)} of {counted(tensor.length, 'byte')}")
+        raise WireError(
+            Code.TRUNCATED,
+            f"tensor {tensor.name!r}: {len(payload)} of {counted(tensor.length, 'byte')}",
+        )
     if zlib.crc32(payload) != tensor.crc32:
-        raise WireError(Code.BAD_CHECKSUM, f"tensor {tensor.name!r} was changed on its way")
+        raise WireError(
+            Code.BAD_CHECKSUM, f"tensor {tensor.name!r} was changed on its way"
+        )
     dtype = _TYPES[tensor.type]
     if tensor.layout == pb.Tensor.DENSE:
         flat = _elements(tensor, payload, dtype)
@@ -202,7 +230,10 @@ def decode(tensor: pb.Tensor, payload: memoryview, limits: Limits | None = None)
 def _elements(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
     flat = np.frombuffer(payload, dtype)
     if dtype.kind == "b" and flat.view(np.uint8).max(initial=0) > 1:
-        raise WireError(Code.BAD_VALUE, f"tensor {tensor.name!r} of bool holds a byte that is neither 0 nor 1")
+        raise WireError(
+            Code.BAD_VALUE,
+            f"tensor {tensor.name!r} of bool holds a byte that is neither 0 nor 1",
+        )
     return flat
 
 
@@ -211,11 +242,16 @@ def _elements(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.nda
 
 def _to_sparse(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
     """The present elements and their index, as bytes, or the elements themselves where that is no larger."""
-    present = flat.view(f"<u{flat.itemsize}") != 0  # by bits: -0.0 is an element like any other
+    present = (
+        flat.view(f"<u{flat.itemsize}") != 0
+    )  # by bits: -0.0 is an element like any other
     count = int(np.count_nonzero(present))
     layout, index = pb.Tensor.MASK, np.empty(0, np.uint8)
     if count < _mask_bytes(flat.size):  # a distance takes a byte at least
-        layout, index = pb.Tensor.GAPS, _to_varints(np.diff(np.flatnonzero(present), prepend=-1))
+        layout, index = (
+            pb.Tensor.GAPS,
+            _to_varints(np.diff(np.flatnonzero(present), prepend=-1)),
+        )
     if count >= _mask_bytes(flat.size) or len(index) >= _mask_bytes(flat.size):
         layout, index = pb.Tensor.MASK, np.packbits(present, bitorder="little")
     if count * flat.itemsize + len(index) >= flat.nbytes:
@@ -231,13 +267,22 @@ def _check_sparse(tensor: pb.Tensor, size: int, dtype: np.dtype) -> bool:
         return False
     if tensor.layout == pb.Tensor.MASK:
         return index == _mask_bytes(size)
-    return tensor.count <= index <= tensor.count * _GAP_BYTES and index < _mask_bytes(size)
+    return tensor.count <= index <= tensor.count * _GAP_BYTES and index < _mask_bytes(
+        size
+    )
 
 
 def _from_sparse(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
     size, split = math.prod(tensor.shape), tensor.count * dtype.itemsize
-    values, index = _elements(tensor, payload[:split], dtype), np.frombuffer(payload[split:], np.uint8)
-    where = _from_mask(tensor, index, size) if tensor.layout == pb.Tensor.MASK else _from_gaps(tensor, index, size)
+    values, index = (
+        _elements(tensor, payload[:split], dtype),
+        np.frombuffer(payload[split:], np.uint8),
+    )
+    where = (
+        _from_mask(tensor, index, size)
+        if tensor.layout == pb.Tensor.MASK
+        else _from_gaps(tensor, index, size)
+    )
     flat = np.zeros(size, dtype)
     flat[where] = values
     return flat
@@ -255,12 +300,18 @@ def _from_mask(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
 
 def _from_gaps(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
     gaps = _from_varints(index)
-    if gaps is not None and len(gaps) == tensor.count and gaps.min(initial=1) > 0 and gaps.max(initial=0) <= size:
+    if (
+        gaps is not None
+        and len(gaps) == tensor.count
+        and gaps.min(initial=1) > 0
+        and gaps.max(initial=0) <= size
+    ):
         where = np.cumsum(gaps) - 1  # neither overflows: 2**31 gaps of 2**31 at most
         if where.max(initial=-1) < size:
             return where
     raise WireError(
-        Code.MALFORMED, f"tensor {tensor.name!r}: its index does not show {tensor.count} of {counted(size, 'element')}"
+        Code.MALFORMED,
+        f"tensor {tensor.name!r}: its index does not show {tensor.count} of {counted(size, 'element')}",
     )
 
 
@@ -320,7 +371,9 @@ def _to_bf16(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
     upper: np.ndarray = (rounded >> np.uint32(16)).astype("<u2")
     nan = np.isnan(flat)
     if nan.any():
-        upper[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)  # quiet: a set bit survives the cut
+        upper[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(
+            0x40
+        )  # quiet: a set bit survives the cut
     _refuse_overflow(tensor, flat, (upper & np.uint16(0x7FFF)) == 0x7F80, Encoding.BF16)
     return upper
 
@@ -330,19 +383,27 @@ def _from_bf16(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.nd
     return bits.view("<f4").astype(dtype, copy=False)
 
 
-def _refuse_overflow(tensor: pb.Tensor, flat: np.ndarray, infinite: np.ndarray, encoding: Encoding) -> None:
+def _refuse_overflow(
+    tensor: pb.Tensor, flat: np.ndarray, infinite: np.ndarray, encoding: Encoding
+) -> None:
     if infinite.any() and np.isfinite(flat[infinite]).any():
         largest = float(np.abs(flat[np.isfinite(flat)]).max())
         raise WireError(
-            Code.BAD_VALUE, f"tensor {tensor.name!r} holds {largest:g}, which {encoding} cannot hold; send it dense"
+            Code.BAD_VALUE,
+            f"tensor {tensor.name!r} holds {largest:g}, which {encoding} cannot hold; send it dense",
         )
 
 
 def _to_scaled(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
     top = max(float(flat.max(initial=0)), -float(flat.min(initial=0)))
-    scale = max(top / 127, _TINY)  # a subnormal scale would be too coarse a number itself
+    scale = max(
+        top / 127, _TINY
+    )  # a subnormal scale would be too coarse a number itself
     if not _scale_fits(scale, flat.dtype):
-        raise WireError(Code.BAD_VALUE, f"tensor {tensor.name!r} holds {top:g}, which has no 127th part; send it dense")
+        raise WireError(
+            Code.BAD_VALUE,
+            f"tensor {tensor.name!r} holds {top:g}, which has no 127th part; send it dense",
+        )
     tensor.scale = scale
     quantised = np.empty(flat.size, np.int8)
     for block in _blocks(flat.size):
@@ -353,7 +414,9 @@ def _to_scaled(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
 def _from_scaled(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
     quantised = np.frombuffer(payload, np.int8)
     if quantised.min(initial=0) < -127:
-        raise WireError(Code.BAD_VALUE, f"tensor {tensor.name!r} holds -128; -127 to 127 are in use")
+        raise WireError(
+            Code.BAD_VALUE, f"tensor {tensor.name!r} holds -128; -127 to 127 are in use"
+        )
     flat = np.empty(quantised.size, dtype)
     for block in _blocks(flat.size):
         flat[block] = np.multiply(quantised[block], tensor.scale, dtype=np.float64)
@@ -369,5 +432,13 @@ def _blocks(size: int) -> Iterator[slice]:
     return (slice(start, start + _BLOCK) for start in range(0, size, _BLOCK))
 
 
-_TO_LOSSY = {Encoding.FP16: _to_fp16, Encoding.BF16: _to_bf16, Encoding.INT8: _to_scaled}
-_FROM_LOSSY = {pb.Tensor.FP16: _from_fp16, pb.Tensor.BF16: _from_bf16, pb.Tensor.SCALED: _from_scaled}
+_TO_LOSSY = {
+    Encoding.FP16: _to_fp16,
+    Encoding.BF16: _to_bf16,
+    Encoding.INT8: _to_scaled,
+}
+_FROM_LOSSY = {
+    pb.Tensor.FP16: _from_fp16,
+    pb.Tensor.BF16: _from_bf16,
+    pb.Tensor.SCALED: _from_scaled,
+}

@@ -18,7 +18,16 @@ from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.errors import Code, WireError
 from fedknow.protocols.wire.limits import Limits
 
-__all__ = ["ALIGNMENT", "CHUNK_BYTES", "Assembler", "Packed", "Parcel", "cut", "padding", "parse"]
+__all__ = [
+    "ALIGNMENT",
+    "CHUNK_BYTES",
+    "Assembler",
+    "Packed",
+    "Parcel",
+    "cut",
+    "padding",
+    "parse",
+]
 
 CHUNK_BYTES = 1 << 20
 """Largest and usual chunk. A slow link may want smaller ones: a heartbeat waits for one chunk."""
@@ -137,7 +146,9 @@ def cut(
         If ``chunk_bytes`` is none of these.
     """
     if not _SMALLEST_CHUNK <= chunk_bytes <= CHUNK_BYTES:
-        raise ValueError(f"chunk_bytes = {chunk_bytes}: must be {_SMALLEST_CHUNK} to {CHUNK_BYTES}")
+        raise ValueError(
+            f"chunk_bytes = {chunk_bytes}: must be {_SMALLEST_CHUNK} to {CHUNK_BYTES}"
+        )
     pieces = [memoryview(header + bytes(padding(len(header)))), *payload]
     envelope = pb.Envelope(
         node=node,
@@ -172,7 +183,8 @@ def parse(data: bytes) -> pb.Frame:
     """
     if len(data) > CHUNK_BYTES + _OVERHEAD:
         raise WireError(
-            Code.TOO_LARGE, f"frame of {counted(len(data), 'byte')}; at most {CHUNK_BYTES + _OVERHEAD} are taken"
+            Code.TOO_LARGE,
+            f"frame of {counted(len(data), 'byte')}; at most {CHUNK_BYTES + _OVERHEAD} are taken",
         )
     try:
         frame: pb.Frame = pb.Frame.FromString(data)
@@ -180,7 +192,12 @@ def parse(data: bytes) -> pb.Frame:
         raise WireError(Code.MALFORMED, f"not a frame: {error}") from None
     kind = frame.WhichOneof("kind")
     if kind is None or (kind != "chunk" and frame.data):
-        raise WireError(Code.MALFORMED, "frame of no known kind" if kind is None else f"{kind} frame that carries data")
+        raise WireError(
+            Code.MALFORMED,
+            "frame of no known kind"
+            if kind is None
+            else f"{kind} frame that carries data",
+        )
     return frame
 
 
@@ -212,8 +229,13 @@ class Assembler:
             self._begin(chunk)
         message = self._open.get(chunk.stream)
         if message is None:
-            raise WireError(Code.OUT_OF_ORDER, f"chunk {chunk.sequence} of stream {chunk.stream}, which has not begun")
-        if chunk.sequence != message.chunks or (chunk.sequence > 0 and chunk.HasField("envelope")):
+            raise WireError(
+                Code.OUT_OF_ORDER,
+                f"chunk {chunk.sequence} of stream {chunk.stream}, which has not begun",
+            )
+        if chunk.sequence != message.chunks or (
+            chunk.sequence > 0 and chunk.HasField("envelope")
+        ):
             raise WireError(
                 Code.OUT_OF_ORDER,
                 f"chunk {chunk.sequence} of stream {chunk.stream}, where chunk {message.chunks} was expected",
@@ -226,35 +248,59 @@ class Assembler:
                 f"in place of {min(left, message.envelope.chunk_size)}",
             )
         if zlib.crc32(data) != chunk.crc32:
-            raise WireError(Code.BAD_CHECKSUM, f"chunk {chunk.sequence} of stream {chunk.stream}: changed on its way")
+            raise WireError(
+                Code.BAD_CHECKSUM,
+                f"chunk {chunk.sequence} of stream {chunk.stream}: changed on its way",
+            )
         message.body += data
         message.chunks += 1
         return self._finish(chunk.stream) if len(data) == left else None
 
     def _begin(self, chunk: pb.Chunk) -> None:
         if chunk.stream in self._open:
-            raise WireError(Code.OUT_OF_ORDER, f"chunk 0 of stream {chunk.stream}, which is under way already")
+            raise WireError(
+                Code.OUT_OF_ORDER,
+                f"chunk 0 of stream {chunk.stream}, which is under way already",
+            )
         if not chunk.HasField("envelope"):
-            raise WireError(Code.MALFORMED, f"chunk 0 of stream {chunk.stream} has no envelope")
+            raise WireError(
+                Code.MALFORMED, f"chunk 0 of stream {chunk.stream} has no envelope"
+            )
         if len(self._open) >= self._limits.streams:
-            raise WireError(Code.TOO_LARGE, f"more than {counted(self._limits.streams, 'message')} under way at once")
+            raise WireError(
+                Code.TOO_LARGE,
+                f"more than {counted(self._limits.streams, 'message')} under way at once",
+            )
         envelope, limits = chunk.envelope, self._limits
-        announced = envelope.size + sum(message.envelope.size for message in self._open.values())
+        announced = envelope.size + sum(
+            message.envelope.size for message in self._open.values()
+        )
         for what, size, most in (
             ("messages under way", announced, limits.message_bytes),
             ("message header", envelope.header_size, limits.header_bytes),
             ("chunk", envelope.chunk_size, CHUNK_BYTES),
             ("message id", len(envelope.id.encode()), limits.name_bytes),
-            ("id of the answered message", len(envelope.reply_to.encode()), limits.name_bytes),
+            (
+                "id of the answered message",
+                len(envelope.reply_to.encode()),
+                limits.name_bytes,
+            ),
         ):
             if size > most:
-                raise WireError(Code.TOO_LARGE, f"{what} of {counted(size, 'byte')}; at most {most} are taken")
+                raise WireError(
+                    Code.TOO_LARGE,
+                    f"{what} of {counted(size, 'byte')}; at most {most} are taken",
+                )
         if envelope.chunk_size < _SMALLEST_CHUNK:
             raise WireError(
                 Code.MALFORMED,
                 f"chunks of {counted(envelope.chunk_size, 'byte')}; at least {_SMALLEST_CHUNK} are taken",
             )
-        if not 0 < envelope.header_size + padding(envelope.header_size) <= envelope.size:
+        if (
+            not 0
+            < envelope.header_size + padding(envelope.header_size)
+            <= envelope.size
+        ):
             raise WireError(
                 Code.MALFORMED,
                 f"message of {counted(envelope.size, 'byte')} that begins with {envelope.header_size} of header",
@@ -286,7 +332,14 @@ class _Open:
 
 def _frame(chunk: pb.Chunk, data: Sequence[memoryview]) -> bytes:
     # Frame(chunk=chunk, data=b"".join(data)).SerializeToString() gives the same bytes, with two more copies of them.
-    return b"".join((pb.Frame(chunk=chunk).SerializeToString(), _DATA_KEY, _varint(sum(map(len, data))), *data))
+    return b"".join(
+        (
+            pb.Frame(chunk=chunk).SerializeToString(),
+            _DATA_KEY,
+            _varint(sum(map(len, data))),
+            *data,
+        )
+    )
 
 
 def _varint(number: int) -> bytes:

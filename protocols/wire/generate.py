@@ -29,7 +29,9 @@ def compiled() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as out:
         options = [f"-I{package}={HERE}", f"--python_out={out}", f"--pyi_out={out}"]
         if protoc.main(["protoc", *options, f"{package}/fedknow.proto"]) != 0:
-            raise ValueError(f"the compiler refuses {HERE / 'fedknow.proto'}; it says why above")
+            raise ValueError(
+                f"the compiler refuses {HERE / 'fedknow.proto'}; it says why above"
+            )
         return {name: (Path(out) / package / name).read_text() for name in FILES}
 
 

@@ -6,7 +6,16 @@ from fedknow import __version__
 from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.errors import Code, WireError
 
-__all__ = ["HEARTBEAT", "PROTOCOL", "check_version", "goodbye", "hello", "refusal", "refused", "welcome"]
+__all__ = [
+    "HEARTBEAT",
+    "PROTOCOL",
+    "check_version",
+    "goodbye",
+    "hello",
+    "refusal",
+    "refused",
+    "welcome",
+]
 
 PROTOCOL = 1
 """The version of ``fedknow.proto`` that this code speaks. A change that an older peer would misread makes it 2."""
@@ -16,18 +25,24 @@ HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 
 def hello(node: int = 0) -> bytes:
     """A client's first frame; ``node`` is the id it had before, if it had one."""
-    return _serialised(pb.Frame(hello=pb.Hello(protocol=PROTOCOL, package=__version__, node=node)))
+    return _serialised(
+        pb.Frame(hello=pb.Hello(protocol=PROTOCOL, package=__version__, node=node))
+    )
 
 
 def welcome(node: int, config: str, run: str = "") -> bytes:
     """The server's answer: the client's node id, the experiment's configuration (TOML) and the run's id."""
-    greeting = pb.Welcome(protocol=PROTOCOL, package=__version__, node=node, config=config, run=run)
+    greeting = pb.Welcome(
+        protocol=PROTOCOL, package=__version__, node=node, config=config, run=run
+    )
     return _serialised(pb.Frame(welcome=greeting))
 
 
 def refusal(error: WireError) -> bytes:
     """The last frame of a stream: why it ends."""
-    return _serialised(pb.Frame(refusal=pb.Refusal(code=error.code.name, reason=error.reason)))
+    return _serialised(
+        pb.Frame(refusal=pb.Refusal(code=error.code.name, reason=error.reason))
+    )
 
 
 def goodbye(finished: bool, reason: str) -> bytes:
@@ -38,7 +53,9 @@ def goodbye(finished: bool, reason: str) -> bytes:
 def refused(refusal: pb.Refusal) -> WireError:
     """The error that the other side refused us with, to raise or to log."""
     known = refusal.code in Code._value2member_map_
-    return WireError(Code(refusal.code) if known else Code.CODE_UNSPECIFIED, refusal.reason)
+    return WireError(
+        Code(refusal.code) if known else Code.CODE_UNSPECIFIED, refusal.reason
+    )
 
 
 def check_version(peer: pb.Hello | pb.Welcome) -> None:

@@ -43,6 +43,10 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) < 1:
-                raise ValueError(f"limit {field.name} = {getattr(self, field.name)}: must be 1 or more")
+                raise ValueError(
+                    f"limit {field.name} = {getattr(self, field.name)}: must be 1 or more"
+                )
         if self.elements > 1 << 31:
-            raise ValueError(f"limit elements = {self.elements}: must be 2**31 = {1 << 31} or less")
+            raise ValueError(
+                f"limit elements = {self.elements}: must be 2**31 = {1 << 31} or less"
+            )

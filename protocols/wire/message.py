@@ -7,7 +7,15 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fedknow import __version__
-from fedknow.protocols.messages import Arrays, Config, Content, Failure, Message, Metrics, Record
+from fedknow.protocols.messages import (
+    Arrays,
+    Config,
+    Content,
+    Failure,
+    Message,
+    Metrics,
+    Record,
+)
 from fedknow.protocols.texts import counted
 from fedknow.protocols.wire import codec
 from fedknow.protocols.wire import fedknow_pb2 as pb
@@ -21,9 +29,21 @@ __all__ = ["pack", "unpack"]
 
 _INT64 = range(-(1 << 63), 1 << 63)
 _UINT64 = range(1 << 64)
-_SCALARS = (("flag", bool), ("integer", int), ("real", float), ("text", str), ("blob", bytes))
+_SCALARS = (
+    ("flag", bool),
+    ("integer", int),
+    ("real", float),
+    ("text", str),
+    ("blob", bytes),
+)
 """The kinds of scalar in the order of asking: a bool is an int too."""
-_LISTS = {"flag": "flags", "integer": "integers", "real": "reals", "text": "texts", "blob": "blobs"}
+_LISTS = {
+    "flag": "flags",
+    "integer": "integers",
+    "real": "reals",
+    "text": "texts",
+    "blob": "blobs",
+}
 _NUMBERS = ("integer", "real", "integers", "reals")
 
 
@@ -53,10 +73,17 @@ def pack(
         If something in it cannot be written or would be refused; names the record and the key.
     """
     limits = limits or Limits()
-    for what, text in (("kind", message.kind), ("group", message.group), ("id", message.id), ("id", message.reply_to)):
+    for what, text in (
+        ("kind", message.kind),
+        ("group", message.group),
+        ("id", message.id),
+        ("id", message.reply_to),
+    ):
         _check_name(what, text, limits)
     if message.node not in _UINT64:
-        raise WireError(Code.BAD_VALUE, f"node {message.node}: must be 0 or more, and below 2**64")
+        raise WireError(
+            Code.BAD_VALUE, f"node {message.node}: must be 0 or more, and below 2**64"
+        )
     header = pb.Header(protocol=PROTOCOL, kind=message.kind, group=message.group)
     if message.failure is not None:
         _write_failure(header, message.failure)
@@ -71,8 +98,12 @@ def pack(
         arrays.SetInParent()  # an empty record is a record
         for key, array in record.items():
             _check_name(f"tensor of record {name!r}", key, limits)
-            exact = encoding in (Encoding.DENSE, Encoding.SPARSE) or codec.lossy(array.dtype)
-            tensor, payload = codec.encode(key, array, encoding if exact else Encoding.DENSE)
+            exact = encoding in (Encoding.DENSE, Encoding.SPARSE) or codec.lossy(
+                array.dtype
+            )
+            tensor, payload = codec.encode(
+                key, array, encoding if exact else Encoding.DENSE
+            )
             tensor.offset = offset
             arrays.tensors.append(tensor)
             pieces += (payload, memoryview(bytes(padding(len(payload)))))
@@ -80,10 +111,23 @@ def pack(
     _check(header, offset, limits)
     text = header.SerializeToString()
     whole = len(text) + padding(len(text)) + offset
-    for what, size, most in (("header", len(text), limits.header_bytes), ("message", whole, limits.message_bytes)):
+    for what, size, most in (
+        ("header", len(text), limits.header_bytes),
+        ("message", whole, limits.message_bytes),
+    ):
         if size > most:
-            raise WireError(Code.TOO_LARGE, f"{what} of {counted(size, 'byte')}; at most {most} are taken")
-    return cut(text, pieces, node=message.node, id=message.id, reply_to=message.reply_to, chunk_bytes=chunk_bytes)
+            raise WireError(
+                Code.TOO_LARGE,
+                f"{what} of {counted(size, 'byte')}; at most {most} are taken",
+            )
+    return cut(
+        text,
+        pieces,
+        node=message.node,
+        id=message.id,
+        reply_to=message.reply_to,
+        chunk_bytes=chunk_bytes,
+    )
 
 
 def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
@@ -109,7 +153,8 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
     limits = limits or Limits()
     if len(parcel.header) > limits.header_bytes:
         raise WireError(
-            Code.TOO_LARGE, f"header of {counted(len(parcel.header), 'byte')}; at most {limits.header_bytes} are taken"
+            Code.TOO_LARGE,
+            f"header of {counted(len(parcel.header), 'byte')}; at most {limits.header_bytes} are taken",
         )
     try:
         header = pb.Header.FromString(bytes(parcel.header))
@@ -122,15 +167,35 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
         if record.name in content:
             raise WireError(Code.MALFORMED, f"two records are called {record.name!r}")
         if kind == "arrays":
-            content[record.name] = _read_arrays(record.name, record.arrays, parcel.payload, limits)
+            content[record.name] = _read_arrays(
+                record.name, record.arrays, parcel.payload, limits
+            )
         elif kind == "metrics":
-            content[record.name] = Metrics(_read_values(record.name, record.metrics, limits, _NUMBERS))
+            content[record.name] = Metrics(
+                _read_values(record.name, record.metrics, limits, _NUMBERS)
+            )
         elif kind == "config":
-            content[record.name] = Config(_read_values(record.name, record.config, limits))
+            content[record.name] = Config(
+                _read_values(record.name, record.config, limits)
+            )
         else:
-            raise WireError(Code.MALFORMED, f"record {record.name!r} is of no known kind")
-    failure = Failure(header.failure.code, header.failure.reason) if header.HasField("failure") else None
-    return Message(header.kind, parcel.node, parcel.id, parcel.reply_to, header.group, content, failure)
+            raise WireError(
+                Code.MALFORMED, f"record {record.name!r} is of no known kind"
+            )
+    failure = (
+        Failure(header.failure.code, header.failure.reason)
+        if header.HasField("failure")
+        else None
+    )
+    return Message(
+        header.kind,
+        parcel.node,
+        parcel.id,
+        parcel.reply_to,
+        header.group,
+        content,
+        failure,
+    )
 
 
 def _check(header: pb.Header, payload: int, limits: Limits) -> None:
@@ -144,9 +209,14 @@ def _check(header: pb.Header, payload: int, limits: Limits) -> None:
     for what, text in (("kind", header.kind), ("group", header.group)):
         _check_name(what, text, limits)
     tensors = sum(len(record.arrays.tensors) for record in header.records)
-    for what, number, most in (("records", len(header.records), limits.records), ("tensors", tensors, limits.tensors)):
+    for what, number, most in (
+        ("records", len(header.records), limits.records),
+        ("tensors", tensors, limits.tensors),
+    ):
         if number > most:
-            raise WireError(Code.TOO_LARGE, f"message of {number} {what}; at most {most} are taken")
+            raise WireError(
+                Code.TOO_LARGE, f"message of {number} {what}; at most {most} are taken"
+            )
     offset = decoded = 0
     for record in header.records:
         _check_name("record", record.name, limits)
@@ -155,12 +225,14 @@ def _check(header: pb.Header, payload: int, limits: Limits) -> None:
             decoded += codec.check(tensor, limits)
             if tensor.offset != offset:  # so they cannot overlap either
                 raise WireError(
-                    Code.MALFORMED, f"tensor {tensor.name!r} lies at {tensor.offset}, where {offset} was expected"
+                    Code.MALFORMED,
+                    f"tensor {tensor.name!r} lies at {tensor.offset}, where {offset} was expected",
                 )
             offset += tensor.length + padding(tensor.length)
     if decoded > limits.decoded_bytes:
         raise WireError(
-            Code.TOO_LARGE, f"arrays of {counted(decoded, 'byte')}; at most {limits.decoded_bytes} are taken"
+            Code.TOO_LARGE,
+            f"arrays of {counted(decoded, 'byte')}; at most {limits.decoded_bytes} are taken",
         )
     if offset != payload:
         raise WireError(
@@ -184,13 +256,17 @@ def _utf8(what: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise WireError(Code.BAD_VALUE, f"{what} {text[:32]!r}: cannot be written as UTF-8") from None
+        raise WireError(
+            Code.BAD_VALUE, f"{what} {text[:32]!r}: cannot be written as UTF-8"
+        ) from None
 
 
 def _write_failure(header: pb.Header, failure: Failure) -> None:
     _utf8("reason of the failure", failure.reason)
     if failure.code not in _INT64:
-        raise WireError(Code.BAD_VALUE, f"failure code {failure.code}: must fit 64 bits")
+        raise WireError(
+            Code.BAD_VALUE, f"failure code {failure.code}: must fit 64 bits"
+        )
     header.failure.code, header.failure.reason = failure.code, failure.reason
     header.failure.SetInParent()
 
@@ -198,7 +274,8 @@ def _write_failure(header: pb.Header, failure: Failure) -> None:
 def _write_values(header: pb.Header, name: str, record: Record, limits: Limits) -> None:
     if not isinstance(record, Metrics | Config):
         raise WireError(
-            Code.BAD_VALUE, f"record {name!r} is a {type(record).__name__}; must be Arrays, Metrics or Config"
+            Code.BAD_VALUE,
+            f"record {name!r} is a {type(record).__name__}; must be Arrays, Metrics or Config",
         )
     to = header.records.add(name=name)
     values = to.metrics if isinstance(record, Metrics) else to.config
@@ -208,7 +285,10 @@ def _write_values(header: pb.Header, name: str, record: Record, limits: Limits) 
         where = f"{name}.{key}"
         kind = _kind(where, value)
         if isinstance(record, Metrics) and kind not in _NUMBERS:
-            raise WireError(Code.BAD_VALUE, f"{where} = {value!r:.64}: metrics are int, float, or lists of one of them")
+            raise WireError(
+                Code.BAD_VALUE,
+                f"{where} = {value!r:.64}: metrics are int, float, or lists of one of them",
+            )
         entry = values.entries.add(name=key)
         if isinstance(value, list):
             getattr(entry, kind).SetInParent()  # an empty list is a list
@@ -222,13 +302,17 @@ def _kind(where: str, value: object) -> str:
     if isinstance(value, list):
         kinds = {_kind(where, item) for item in value}
         if len(kinds) > 1 or not kinds <= _LISTS.keys():
-            raise WireError(Code.BAD_VALUE, f"{where} = {value!r:.64}: a list holds scalars, all of one type")
+            raise WireError(
+                Code.BAD_VALUE,
+                f"{where} = {value!r:.64}: a list holds scalars, all of one type",
+            )
         return _LISTS[kinds.pop()] if kinds else "integers"
     for kind, type_ in _SCALARS:
         if isinstance(value, type_):
             if type_ is int and isinstance(value, int) and value not in _INT64:
                 raise WireError(
-                    Code.BAD_VALUE, f"{where} is an integer of {counted(value.bit_length(), 'bit')}; signed 64 travel"
+                    Code.BAD_VALUE,
+                    f"{where} is an integer of {counted(value.bit_length(), 'bit')}; signed 64 travel",
                 )
             if isinstance(value, str):
                 _utf8(where, value)
@@ -239,24 +323,38 @@ def _kind(where: str, value: object) -> str:
     )
 
 
-def _read_arrays(name: str, arrays: pb.Arrays, payload: memoryview, limits: Limits) -> Arrays:
+def _read_arrays(
+    name: str, arrays: pb.Arrays, payload: memoryview, limits: Limits
+) -> Arrays:
     read = Arrays()
     for tensor in arrays.tensors:
         if tensor.name in read:
-            raise WireError(Code.MALFORMED, f"two tensors of record {name!r} are called {tensor.name!r}")
-        read[tensor.name] = codec.decode(tensor, payload[tensor.offset : tensor.offset + tensor.length], limits)
+            raise WireError(
+                Code.MALFORMED,
+                f"two tensors of record {name!r} are called {tensor.name!r}",
+            )
+        read[tensor.name] = codec.decode(
+            tensor, payload[tensor.offset : tensor.offset + tensor.length], limits
+        )
     return read
 
 
-def _read_values(name: str, values: pb.Values, limits: Limits, kinds: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read_values(
+    name: str, values: pb.Values, limits: Limits, kinds: tuple[str, ...] = ()
+) -> dict[str, Any]:
     read = {}
     for entry in values.entries:
         _check_name(f"key of record {name!r}", entry.name, limits)
         kind = entry.WhichOneof("kind")
         if kind is None or (kinds and kind not in kinds):
-            raise WireError(Code.MALFORMED, f"{name}.{entry.name} is of no known kind, or not of one that goes there")
+            raise WireError(
+                Code.MALFORMED,
+                f"{name}.{entry.name} is of no known kind, or not of one that goes there",
+            )
         if entry.name in read:
-            raise WireError(Code.MALFORMED, f"record {name!r} holds {entry.name!r} twice")
+            raise WireError(
+                Code.MALFORMED, f"record {name!r} holds {entry.name!r} twice"
+            )
         value = getattr(entry, kind)
         read[entry.name] = list(value.items) if kind in _LISTS.values() else value
     return read

@@ -14,7 +14,9 @@ from fedknow.server.checks.replies import RunError, Unusable, check_finite, chec
 __all__ = ["check_aggregate", "check_arrays"]
 
 
-def check_aggregate(returned: object, current: Arrays, strategy: str) -> tuple[Arrays | None, dict[str, Any]]:
+def check_aggregate(
+    returned: object, current: Arrays, strategy: str
+) -> tuple[Arrays | None, dict[str, Any]]:
     """Take what a strategy's ``aggregate_train`` returned.
 
     Parameters
@@ -49,7 +51,9 @@ def check_aggregate(returned: object, current: Arrays, strategy: str) -> tuple[A
                 f"strategy {strategy}: aggregate_train returned {_what(value)} where a {kind.__name__} belongs"
             )
     numbers = dict(metrics) if metrics is not None else {}
-    return (None if arrays is None else check_arrays(arrays, current, strategy)), numbers
+    return (
+        None if arrays is None else check_arrays(arrays, current, strategy)
+    ), numbers
 
 
 def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
@@ -59,11 +63,15 @@ def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
         for name, array in arrays.items():
             check_finite(name, array)
         check_like(arrays, current, dtypes=False)
-        arrays = Arrays((name, _cast(arrays[name], current[name].dtype)) for name in current)
+        arrays = Arrays(
+            (name, _cast(arrays[name], current[name].dtype)) for name in current
+        )
         for name, array in arrays.items():  # a float64 may be too large for a float32
             check_finite(name, array)
     except Unusable as problem:
-        raise RunError(f"strategy {strategy} returned unusable parameters: {problem}") from None
+        raise RunError(
+            f"strategy {strategy} returned unusable parameters: {problem}"
+        ) from None
     return arrays
 
 
@@ -71,7 +79,9 @@ def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
-        return (np.rint(array) if dtype.kind in "iub" and array.dtype.kind == "f" else array).astype(dtype)
+        return (
+            np.rint(array) if dtype.kind in "iub" and array.dtype.kind == "f" else array
+        ).astype(dtype)
 
 
 def _what(value: object) -> str:

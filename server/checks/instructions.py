@@ -27,7 +27,10 @@ OWN = "fedknow"
 def position(message: FlowerMessage) -> ConfigRecord:
     """Find the config record of a message that says which task and round it is for."""
     records = message.content.config_records.values()
-    return next((record for record in records if "task" in record and "round" in record), ConfigRecord())
+    return next(
+        (record for record in records if "task" in record and "round" in record),
+        ConfigRecord(),
+    )
 
 
 class StrategyCheck:
@@ -43,15 +46,22 @@ class StrategyCheck:
         Told once a run, in a sentence, which settings nobody reads.
     """
 
-    def __init__(self, config: ExperimentConfig, learner: Any, warn: Callable[[str], object]) -> None:
+    def __init__(
+        self, config: ExperimentConfig, learner: Any, warn: Callable[[str], object]
+    ) -> None:
         self._config = config
         self._learner = learner
         self._warn = warn
         self._known = {*POSITION, *READ, *getattr(learner, "reads", ())}
-        self._takes_extra = getattr(type(learner), "receive_extra", Learner.receive_extra) is not Learner.receive_extra
+        self._takes_extra = (
+            getattr(type(learner), "receive_extra", Learner.receive_extra)
+            is not Learner.receive_extra
+        )
         self._warned = False
 
-    def __call__(self, messages: Sequence[FlowerMessage], ours: Callable[[], ConfigRecord]) -> None:
+    def __call__(
+        self, messages: Sequence[FlowerMessage], ours: Callable[[], ConfigRecord]
+    ) -> None:
         """Check messages; where a strategy leaves out our settings, ``ours`` makes them.
 
         Raises
@@ -59,8 +69,12 @@ class StrategyCheck:
         RunError
             Naming the strategy, the key, the value and what would be right.
         """
-        work = [message for message in messages if message.metadata.message_type == TRAIN]
-        checked: set[int] = set()  # clients share records, and often a message's whole content
+        work = [
+            message for message in messages if message.metadata.message_type == TRAIN
+        ]
+        checked: set[int] = (
+            set()
+        )  # clients share records, and often a message's whole content
         unread: dict[str, None] = {}
         for message in work:
             if not position(message):
@@ -94,12 +108,16 @@ class StrategyCheck:
             raise self._fault(client, reason)
 
     def _fault(self, client: int, reason: str) -> RunError:
-        return RunError(f"strategy {self._config.strategy.name} sends client {client} {reason}")
+        return RunError(
+            f"strategy {self._config.strategy.name} sends client {client} {reason}"
+        )
 
     def _unread(self, message: FlowerMessage) -> list[str]:
         arrays = list(message.content.array_records)
         parameters = ARRAYS if ARRAYS in arrays else next(iter(arrays), ARRAYS)
-        names: list[str] = [key for record in message.content.config_records.values() for key in record]
+        names: list[str] = [
+            key for record in message.content.config_records.values() for key in record
+        ]
         names += [name for name in arrays if name not in (parameters, EXTRA)]
         names += list(message.content.metric_records)
         return [name for name in names if name not in self._known]

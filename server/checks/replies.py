@@ -216,11 +216,19 @@ class Inspector:
             self._check(reply)
         except Unusable as problem:
             failure = ClientFailure(
-                problem.fault, client_of(reply.node), self._task, self._round, reply.kind, problem.tensor, str(problem)
+                problem.fault,
+                client_of(reply.node),
+                self._task,
+                self._round,
+                reply.kind,
+                problem.tensor,
+                str(problem),
             )
             self.failures += 1
             self._on_failure(failure)
-            return replace(reply, content={}, failure=Failure(CLIENT_FAILED, str(failure)))
+            return replace(
+                reply, content={}, failure=Failure(CLIENT_FAILED, str(failure))
+            )
         return reply
 
     def mean(self, metric: str) -> float:
@@ -231,12 +239,19 @@ class Inspector:
             if isinstance(metrics.get(metric), int | float)
         ]
         total = sum(weight for weight, _ in pairs)
-        return sum(weight * value for weight, value in pairs) / total if total else float("nan")
+        return (
+            sum(weight * value for weight, value in pairs) / total
+            if total
+            else float("nan")
+        )
 
     def total(self, metric: str) -> float:
         """Sum of a metric over the good replies to ``train`` messages; NaN where one of them lacks it."""
         values = [metrics.get(metric) for _, metrics in self.trained]
-        return sum(float(value) if isinstance(value, int | float) else float("nan") for value in values)
+        return sum(
+            float(value) if isinstance(value, int | float) else float("nan")
+            for value in values
+        )
 
     def _check(self, reply: Message) -> None:
         if reply.failure is not None:
@@ -263,7 +278,9 @@ class Inspector:
             size = metrics.get(KNOWLEDGE_BYTES)
             if not isinstance(size, int | float) or size < 0:
                 raise Unusable(
-                    Fault.METRICS, KNOWLEDGE_BYTES, f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r}"
+                    Fault.METRICS,
+                    KNOWLEDGE_BYTES,
+                    f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r}",
                 )
         elif reply.kind == EVALUATE and self._scored:
             self._check_scores(reply)
@@ -274,7 +291,11 @@ class Inspector:
         if not limit or norm + self._expected_norm <= limit:
             return
         with np.errstate(over="ignore"):
-            update = _norm(array - self._expected[name] for name, array in arrays.items() if array.dtype.kind == "f")
+            update = _norm(
+                array - self._expected[name]
+                for name, array in arrays.items()
+                if array.dtype.kind == "f"
+            )
         if update > limit:
             raise Unusable(
                 Fault.NORM,
@@ -284,7 +305,14 @@ class Inspector:
             )
 
     def _check_metrics(self, reply: Message) -> Metrics:
-        metrics = next((record for record in reply.content.values() if isinstance(record, Metrics)), Metrics())
+        metrics = next(
+            (
+                record
+                for record in reply.content.values()
+                if isinstance(record, Metrics)
+            ),
+            Metrics(),
+        )
         _check_examples(metrics)
         if self._metrics is None:
             self._metrics = set(metrics)
@@ -299,9 +327,14 @@ class Inspector:
 
     def _check_scores(self, reply: Message) -> None:
         metrics = _own_metrics(reply)
-        lists = {name: np.asarray(metrics.get(name)) for name in ("correct", "total", "losses")}
+        lists = {
+            name: np.asarray(metrics.get(name))
+            for name in ("correct", "total", "losses")
+        }
         for name, values in lists.items():
-            if values.shape != (self._scored,) or values.dtype.kind not in ("if" if name == "losses" else "i"):
+            if values.shape != (self._scored,) or values.dtype.kind not in (
+                "if" if name == "losses" else "i"
+            ):
                 kind = "numbers" if name == "losses" else "whole numbers"
                 raise Unusable(
                     Fault.METRICS,
@@ -318,7 +351,11 @@ class Inspector:
         if self._collect:
             kept = reply.content.get(KEPT)
             if not isinstance(kept, Arrays):
-                raise Unusable(Fault.NAMES, KEPT, "what the client keeps was asked for and is missing")
+                raise Unusable(
+                    Fault.NAMES,
+                    KEPT,
+                    "what the client keeps was asked for and is missing",
+                )
             if self._kept is None:
                 self._kept = kept
             check_like(kept, self._kept)
@@ -336,14 +373,22 @@ def _own_metrics(reply: Message) -> Metrics:
 def _check_examples(metrics: Metrics) -> None:
     examples = metrics.get(NUM_EXAMPLES)
     if not isinstance(examples, int | float) or examples <= 0:
-        raise Unusable(Fault.METRICS, NUM_EXAMPLES, f"{NUM_EXAMPLES} must be a positive number, got {examples!r}")
+        raise Unusable(
+            Fault.METRICS,
+            NUM_EXAMPLES,
+            f"{NUM_EXAMPLES} must be a positive number, got {examples!r}",
+        )
 
 
 def _check_costs(metrics: Metrics) -> None:
     for name in COSTS:
         cost = metrics.get(name, 0.0)
         if not isinstance(cost, int | float) or cost < 0:
-            raise Unusable(Fault.METRICS, name, f"{name} must be a number not below 0, got {cost!r}")
+            raise Unusable(
+                Fault.METRICS,
+                name,
+                f"{name} must be a number not below 0, got {cost!r}",
+            )
 
 
 def _check_number(name: str, value: object) -> None:
@@ -354,7 +399,9 @@ def _check_number(name: str, value: object) -> None:
             finite = bool(np.isfinite(np.asarray(value, dtype=np.float64)).all())
     except (TypeError, ValueError, OverflowError):
         raise Unusable(
-            Fault.METRICS, name, f"metric {name} must be a number or a list of numbers, got {value!r}"
+            Fault.METRICS,
+            name,
+            f"metric {name} must be a number or a list of numbers, got {value!r}",
         ) from None
     if not finite:
         raise Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")
@@ -364,10 +411,16 @@ def check_finite(name: str, array: np.ndarray) -> None:
     """Raise :class:`Unusable` if a number of an array is NaN or infinite."""
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
-        raise Unusable(Fault.NOT_FINITE, name, f"{name}: NaN or infinite in {bad} of {counted(array.size, 'value')}")
+        raise Unusable(
+            Fault.NOT_FINITE,
+            name,
+            f"{name}: NaN or infinite in {bad} of {counted(array.size, 'value')}",
+        )
 
 
-def check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True) -> None:
+def check_like(
+    arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True
+) -> None:
     """Raise :class:`Unusable` if arrays have other names, shapes or (unless told not to) dtypes than expected."""
     if arrays.keys() != expected.keys():
         odd = sorted(arrays.keys() ^ expected.keys())
@@ -379,39 +432,71 @@ def check_like(arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool 
         )
     for name, array in arrays.items():
         if array.shape != expected[name].shape:
-            raise Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {expected[name].shape}")
+            raise Unusable(
+                Fault.SHAPE,
+                name,
+                f"{name} has shape {array.shape}, not {expected[name].shape}",
+            )
         if dtypes and array.dtype != expected[name].dtype:
-            raise Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {expected[name].dtype}")
+            raise Unusable(
+                Fault.DTYPE,
+                name,
+                f"{name} has dtype {array.dtype}, not {expected[name].dtype}",
+            )
 
 
 def _check_layout(record: Record, layout: Layout) -> None:
     if not isinstance(record, Arrays):
-        raise Unusable(Fault.NAMES, EXTRA, f"the record {EXTRA!r} must hold arrays, not {type(record).__name__}")
+        raise Unusable(
+            Fault.NAMES,
+            EXTRA,
+            f"the record {EXTRA!r} must hold arrays, not {type(record).__name__}",
+        )
     odd = sorted(record.keys() ^ layout.keys())
     if odd:
-        raise Unusable(Fault.NAMES, odd[0], f"extra arrays {', '.join(odd[:5])} are missing, or not the method's")
+        raise Unusable(
+            Fault.NAMES,
+            odd[0],
+            f"extra arrays {', '.join(odd[:5])} are missing, or not the method's",
+        )
     for name, array in record.items():
         dtype, shape = layout[name]
         if array.dtype.name != dtype:
-            raise Unusable(Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {dtype}")
-        if len(array.shape) != len(shape) or any(b not in (-1, a) for a, b in zip(array.shape, shape, strict=True)):
-            raise Unusable(Fault.SHAPE, name, f"{name} has shape {array.shape}, not {shape} (-1: any size)")
+            raise Unusable(
+                Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {dtype}"
+            )
+        if len(array.shape) != len(shape) or any(
+            b not in (-1, a) for a, b in zip(array.shape, shape, strict=True)
+        ):
+            raise Unusable(
+                Fault.SHAPE,
+                name,
+                f"{name} has shape {array.shape}, not {shape} (-1: any size)",
+            )
 
 
 def _norm(arrays: Iterable[np.ndarray]) -> float:
     """L2 norm of all real numbers but integers; infinite where its square is above what a float32 holds."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return math.hypot(*(_length(array) for array in arrays if array.dtype.kind == "f"))
+        return math.hypot(
+            *(_length(array) for array in arrays if array.dtype.kind == "f")
+        )
 
 
 def _finite_norm(arrays: Arrays) -> float:
     """:func:`_norm` of arrays whose numbers must all be finite, in one pass over them."""
     with np.errstate(over="ignore", invalid="ignore"):
-        lengths = {name: _length(array) for name, array in arrays.items() if array.dtype.kind in "fc"}
+        lengths = {
+            name: _length(array)
+            for name, array in arrays.items()
+            if array.dtype.kind in "fc"
+        }
     for name, length in lengths.items():
         if not math.isfinite(length):  # or its square was too large for a float32
             check_finite(name, arrays[name])
-    return math.hypot(*(length for name, length in lengths.items() if arrays[name].dtype.kind == "f"))
+    return math.hypot(
+        *(length for name, length in lengths.items() if arrays[name].dtype.kind == "f")
+    )
 
 
 def _length(array: np.ndarray) -> float:

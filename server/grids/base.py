@@ -19,7 +19,15 @@ from flwr.serverapp import Grid
 from fedknow.client.compute.heap import keep_freed
 from fedknow.client.host import one_thread
 from fedknow.client.state import StateStore
-from fedknow.protocols.flower import Cache, Run, empty_run, from_flower, identify, set_id, to_flower
+from fedknow.protocols.flower import (
+    Cache,
+    Run,
+    empty_run,
+    from_flower,
+    identify,
+    set_id,
+    to_flower,
+)
 from fedknow.protocols.messages import (
     EXTRA,
     NO_ANSWER,
@@ -48,7 +56,9 @@ Answers = Generator[tuple[Message, int], None, None]
 class Hosting(Protocol):
     """Answers messages and keeps client states by version (:class:`fedknow.client.host.Host`)."""
 
-    def handle_many(self, messages: Sequence[Message], versions: Mapping[int, int]) -> Iterator[tuple[Message, int]]:
+    def handle_many(
+        self, messages: Sequence[Message], versions: Mapping[int, int]
+    ) -> Iterator[tuple[Message, int]]:
         """Answer messages to clients whose states have these versions (0 where none is given), in order.
 
         Gives the version of the client's state after each, too.
@@ -179,10 +189,17 @@ class MessageGrid(Grid):
         version : int
             Of the state that the client was to start from.
         """
-        if self.forgot is None or reply.failure is None or reply.failure.code != STATE_LOST or not version:
+        if (
+            self.forgot is None
+            or reply.failure is None
+            or reply.failure.code != STATE_LOST
+            or not version
+        ):
             return False
         client = client_of(reply.node)
-        if self.versions.pop(client, 0):  # else another piece of its work said so before
+        if self.versions.pop(
+            client, 0
+        ):  # else another piece of its work said so before
             self.forgot(client, reply.failure.reason)
         return True
 
@@ -199,7 +216,9 @@ class MessageGrid(Grid):
         RuntimeError
             If that clock stands still.
         """
-        raise RuntimeError(f"{type(self).__name__}: a clock that stands still never shows {until:g} s")
+        raise RuntimeError(
+            f"{type(self).__name__}: a clock that stands still never shows {until:g} s"
+        )
 
     def gather(self, until: float) -> None:
         """Let time pass until as many clients are there as the strategy needs, and up to a moment at most.
@@ -217,7 +236,9 @@ class MessageGrid(Grid):
         """Clients with pushed work whose answers have not been pulled."""
         return {client_of(work.node) for _, work in self._pushed.values()}
 
-    def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
+    def arrivals(
+        self, work: Sequence[Message], timeout: float | None
+    ) -> Sequence[tuple[Message, int]]:
         """Answers to work that was pushed, as far as they are there; where there is none, wait for the first.
 
         Here clients are equally fast, so all answers arrive at once. A grid with a clock gives those that are due, in
@@ -245,7 +266,10 @@ class MessageGrid(Grid):
     # --- our messages ---------------------------------------------------------------------------------------------
 
     def exchange(
-        self, messages: Sequence[Message], timeout: float | None = None, label: str | None = None
+        self,
+        messages: Sequence[Message],
+        timeout: float | None = None,
+        label: str | None = None,
     ) -> list[Message]:
         """Send our own messages and wait for the answers.
 
@@ -272,14 +296,27 @@ class MessageGrid(Grid):
         return self._collect(work, timeout, label, lambda reply: reply)
 
     def _collect(
-        self, work: Sequence[Message], timeout: float | None, label: str | None, convert: Callable[[Message], T]
+        self,
+        work: Sequence[Message],
+        timeout: float | None,
+        label: str | None,
+        convert: Callable[[Message], T],
     ) -> list[T]:
         self._give_out(work, label)
         replies: dict[str, T] = {}
         with closing(self.perform(work, timeout)) as answers:
-            for reply, version in answers:  # each is dealt with as it arrives, while other clients still work
+            for (
+                reply,
+                version,
+            ) in (
+                answers
+            ):  # each is dealt with as it arrives, while other clients still work
                 replies[reply.reply_to] = convert(self._take_in(reply, version, label))
-        missing = [message for message in work if message.id not in replies and message.id not in self.spare]
+        missing = [
+            message
+            for message in work
+            if message.id not in replies and message.id not in self.spare
+        ]
         if missing and self.missed:
             self.missed(missing)
         by_node = sorted(work, key=lambda message: message.node)
@@ -287,15 +324,22 @@ class MessageGrid(Grid):
 
     def _give_out(self, work: Sequence[Message], label: str | None = None) -> None:
         """See that there is somebody to do the work, and count it."""
-        strangers = sorted({message.node for message in work} - {node_of(client) for client in range(self.clients)})
+        strangers = sorted(
+            {message.node for message in work}
+            - {node_of(client) for client in range(self.clients)}
+        )
         if strangers:
-            raise ValueError(f"no such nodes: {strangers}; they are {node_of(0)} to {node_of(self.clients - 1)}")
+            raise ValueError(
+                f"no such nodes: {strangers}; they are {node_of(0)} to {node_of(self.clients - 1)}"
+            )
         sizes: dict[int, int] = {}
         for message in work:
             self._book(label or message.kind, "down", message.content, sizes)
             self.traffic[label or message.kind]["messages"] += 1
 
-    def _take_in(self, reply: Message, version: int, label: str | None = None) -> Message:
+    def _take_in(
+        self, reply: Message, version: int, label: str | None = None
+    ) -> Message:
         """Count and check an answer; it, or a failure in its stead."""
         self._book(label or reply.kind, "up", reply.content, {})
         checked = self.inspect(reply) if self.inspect else reply
@@ -305,7 +349,9 @@ class MessageGrid(Grid):
             self.refused(checked)
         return checked
 
-    def _book(self, kind: str, way: str, content: Mapping[str, Record], sizes: dict[int, int]) -> None:
+    def _book(
+        self, kind: str, way: str, content: Mapping[str, Record], sizes: dict[int, int]
+    ) -> None:
         """Count a message's bytes, those of its ``extra`` record apart; ``sizes`` remembers what messages share."""
         self.traffic.setdefault(kind, {"down": 0, "up": 0, "messages": 0})
         for name, record in content.items():
@@ -347,10 +393,17 @@ class MessageGrid(Grid):
         return list(self.get_node_ids())
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> FlowerMessage:
         """A Flower message (Flower's own constructor does the same)."""
-        return FlowerMessage(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        return FlowerMessage(
+            content, dst_node_id, message_type, ttl=ttl, group_id=group_id
+        )
 
     def push_messages(self, messages: Iterable[FlowerMessage]) -> list[str]:
         """Take messages in, as they are now; they are worked on from the next pull on, at the latest.
@@ -373,10 +426,14 @@ class MessageGrid(Grid):
             set_id(message, self._next_id())
         work = [from_flower(message, cache) for message in pushed]
         self._give_out(work)
-        self._pushed |= {ours.id: (theirs, ours) for theirs, ours in zip(pushed, work, strict=True)}
+        self._pushed |= {
+            ours.id: (theirs, ours) for theirs, ours in zip(pushed, work, strict=True)
+        }
         return [message.id for message in work]
 
-    def pull_messages(self, message_ids: Iterable[str], timeout: float | None = None) -> list[FlowerMessage]:
+    def pull_messages(
+        self, message_ids: Iterable[str], timeout: float | None = None
+    ) -> list[FlowerMessage]:
         """Answers to messages pushed before, as far as they are there; where there is none yet, wait for the first.
 
         Parameters
@@ -423,12 +480,19 @@ class MessageGrid(Grid):
             set_id(message, self._next_id())
         return self._flower(sent, timeout)
 
-    def _flower(self, sent: Sequence[FlowerMessage], timeout: float | None) -> list[FlowerMessage]:
+    def _flower(
+        self, sent: Sequence[FlowerMessage], timeout: float | None
+    ) -> list[FlowerMessage]:
         cache: Cache = {}
         work = [from_flower(message, cache) for message in sent]
         asked = {message.metadata.message_id: message for message in sent}
         if not self.averages(work):
-            return self._collect(work, timeout, None, lambda reply: to_flower(reply, asked[reply.reply_to]))
+            return self._collect(
+                work,
+                timeout,
+                None,
+                lambda reply: to_flower(reply, asked[reply.reply_to]),
+            )
         running = RunningMean()
         replies = self._collect(work, timeout, None, running.take)
         good = [reply for reply in replies if reply.failure is None]
@@ -442,7 +506,11 @@ class MessageGrid(Grid):
 
     # --- client states --------------------------------------------------------------------------------------------
 
-    def restore(self, versions: Mapping[int, int], traffic: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    def restore(
+        self,
+        versions: Mapping[int, int],
+        traffic: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
         """Go back to the client states, and the traffic, of a checkpoint."""
         self.versions = dict(versions)
         if traffic is not None:
@@ -491,7 +559,10 @@ class MessageGrid(Grid):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -500,7 +571,9 @@ def _sparse_bytes(record: Record) -> int:
     """Bytes of a record whose arrays travel without their zeros."""
     if not isinstance(record, Arrays):
         return nbytes({"": record})
-    return sum(encode(name, array, Encoding.SPARSE)[0].length for name, array in record.items())
+    return sum(
+        encode(name, array, Encoding.SPARSE)[0].length for name, array in record.items()
+    )
 
 
 class InlineGrid(MessageGrid):
@@ -516,8 +589,12 @@ class InlineGrid(MessageGrid):
         Where the host keeps states; by default the host's own ``store``, where it has one.
     """
 
-    def __init__(self, clients: int, host: Hosting, store: StateStore | None = None) -> None:
-        super().__init__(clients, store if store is not None else getattr(host, "store", None))
+    def __init__(
+        self, clients: int, host: Hosting, store: StateStore | None = None
+    ) -> None:
+        super().__init__(
+            clients, store if store is not None else getattr(host, "store", None)
+        )
         self.host = host
 
     def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:

@@ -11,7 +11,13 @@ from flwr.serverapp import Grid
 
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import FlowerCache, from_flower, keep_identity, to_records
-from fedknow.protocols.messages import CLIENT_FAILED, ENVELOPE, Config, Message, client_of
+from fedknow.protocols.messages import (
+    CLIENT_FAILED,
+    ENVELOPE,
+    Config,
+    Message,
+    client_of,
+)
 from fedknow.server.grids.base import Answers, MessageGrid
 
 __all__ = ["FlowerGrid"]
@@ -71,15 +77,22 @@ class FlowerGrid(MessageGrid):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
-            sent = [self._to_flower(message, clients, versions, cache) for message in wave]
+            sent = [
+                self._to_flower(message, clients, versions, cache) for message in wave
+            ]
             replies = self._grid.send_and_receive(sent, timeout=left)
             # Flower's grid writes the ids into the messages.
-            asked = {ours.metadata.message_id: message for ours, message in zip(sent, wave, strict=True)}
+            asked = {
+                ours.metadata.message_id: message
+                for ours, message in zip(sent, wave, strict=True)
+            }
             for flower_reply in replies:
                 message = asked[flower_reply.metadata.reply_to_message_id]
                 client = client_of(message.node)
                 reply, version = _answer(message, from_flower(flower_reply))
-                versions[client] = versions.get(client, 0) if version is None else version
+                versions[client] = (
+                    versions.get(client, 0) if version is None else version
+                )
                 yield reply, versions[client]
 
     def prune(self) -> None:
@@ -87,7 +100,11 @@ class FlowerGrid(MessageGrid):
         self._committed = dict(self.versions)
 
     def _to_flower(
-        self, message: Message, clients: dict[int, int], versions: dict[int, int], cache: FlowerCache
+        self,
+        message: Message,
+        clients: dict[int, int],
+        versions: dict[int, int],
+        cache: FlowerCache,
     ) -> FlowerMessage:
         client = client_of(message.node)
         envelope = ConfigRecord(
@@ -100,14 +117,18 @@ class FlowerGrid(MessageGrid):
             }
         )
         records = RecordDict({**to_records(message.content, cache), ENVELOPE: envelope})
-        return FlowerMessage(records, clients[client], message.kind, group_id=message.group)
+        return FlowerMessage(
+            records, clients[client], message.kind, group_id=message.group
+        )
 
     def _find_clients(self) -> dict[int, int]:
         """Flower's node for each of our clients; waits until all are there."""
         seen = -1
         while True:
             there = set(self._grid.get_node_ids())
-            self._nodes = {node: client for node, client in self._nodes.items() if node in there}
+            self._nodes = {
+                node: client for node, client in self._nodes.items() if node in there
+            }
             self._ask(sorted(there - self._nodes.keys()))
             clients = {client: node for node, client in sorted(self._nodes.items())}
             if len(clients) == self.clients:
@@ -119,7 +140,10 @@ class FlowerGrid(MessageGrid):
 
     def _ask(self, nodes: Sequence[int]) -> None:
         """Learn which clients these nodes are; one that cannot say is asked again when it is looked for again."""
-        questions = [FlowerMessage(RecordDict({ENVELOPE: ConfigRecord()}), node, "query") for node in nodes]
+        questions = [
+            FlowerMessage(RecordDict({ENVELOPE: ConfigRecord()}), node, "query")
+            for node in nodes
+        ]
         for reply in self._grid.send_and_receive(questions) if questions else ():
             about = Config() if reply.has_error() else from_flower(reply).config()
             client, partitions = about.get("partition-id"), about.get("num-partitions")
@@ -140,7 +164,9 @@ def _waves(work: Sequence[Message]) -> Iterator[list[Message]]:
         firsts = {message.node: message for message in reversed(waiting)}
         wave = [message for message in waiting if firsts[message.node] is message]
         yield wave
-        waiting = [message for message in waiting if firsts[message.node] is not message]
+        waiting = [
+            message for message in waiting if firsts[message.node] is not message
+        ]
 
 
 def _answer(message: Message, reply: Message) -> tuple[Message, int | None]:
@@ -151,5 +177,7 @@ def _answer(message: Message, reply: Message) -> tuple[Message, int | None]:
     envelope = content.pop(ENVELOPE, None)
     version = envelope.get("version") if isinstance(envelope, Config) else None
     if not isinstance(version, int):
-        return message.fail(CLIENT_FAILED, "its answer is not one of fedknow.client.flower_app"), None
+        return message.fail(
+            CLIENT_FAILED, "its answer is not one of fedknow.client.flower_app"
+        ), None
     return message.reply(content), version

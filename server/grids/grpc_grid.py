@@ -20,7 +20,15 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import CLIENT_FAILED, NO_ANSWER, Message, client_of
 from fedknow.protocols.security import Tokens
 from fedknow.protocols.transport import CHUNK_BYTES, HEARTBEAT_SECONDS, LONGEST_DELAY
-from fedknow.protocols.wire import Code, Encoding, Limits, Packed, WireError, pack, unpack
+from fedknow.protocols.wire import (
+    Code,
+    Encoding,
+    Limits,
+    Packed,
+    WireError,
+    pack,
+    unpack,
+)
 from fedknow.server.checks.replies import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.grpc_service import Answer, Service, Work
@@ -110,7 +118,10 @@ class GrpcGrid(MessageGrid):
         self._loop = asyncio.new_event_loop()
         started: Future[int] = Future()
         self._thread = threading.Thread(
-            target=self._serve, args=(listen, credentials, started), name="fedknow-grpc", daemon=True
+            target=self._serve,
+            args=(listen, credentials, started),
+            name="fedknow-grpc",
+            daemon=True,
         )
         self._thread.start()
         try:
@@ -135,9 +146,15 @@ class GrpcGrid(MessageGrid):
         if not work:
             return
         if self._open is not None:
-            raise RuntimeError("work that was pushed is under way: pull its answers before other work is sent")
+            raise RuntimeError(
+                "work that was pushed is under way: pull its answers before other work is sent"
+            )
         self._wait()
-        limits = [seconds for seconds in (timeout, self._engine.round_timeout or None) if seconds is not None]
+        limits = [
+            seconds
+            for seconds in (timeout, self._engine.round_timeout or None)
+            if seconds is not None
+        ]
         deadline = time.monotonic() + min(limits) if limits else None
         wave = _Wave(self)
         wave.add(work)
@@ -162,7 +179,9 @@ class GrpcGrid(MessageGrid):
         """Whether pushed work is under way: a client does one thing at a time."""
         return self._open is not None
 
-    def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
+    def arrivals(
+        self, work: Sequence[Message], timeout: float | None
+    ) -> Sequence[tuple[Message, int]]:
         """What clients have sent by now; see :meth:`MessageGrid.arrivals`.
 
         With ``engine.round_timeout`` a client that takes longer for its work is not waited for any more.
@@ -171,16 +190,29 @@ class GrpcGrid(MessageGrid):
         asked = {message.id for message in work}
         found = [self._early.pop(id) for id in sorted(asked & self._early.keys())]
         done = {reply.reply_to for reply, _ in found}
-        if new := [message for message in work if message.id not in done | wave.pieces.keys()]:
+        if new := [
+            message for message in work if message.id not in done | wave.pieces.keys()
+        ]:
             self._wait()
             wave.add(new)
         until = None if timeout is None else self.now + timeout
         while not found and asked & wave.pieces.keys():
             longest = self._engine.round_timeout or None
-            over = None if longest is None else min(piece.since for piece in wave.pieces.values()) + longest
-            answer = self._next(min((end for end in (until, over) if end is not None), default=None), wave)
+            over = (
+                None
+                if longest is None
+                else min(piece.since for piece in wave.pieces.values()) + longest
+            )
+            answer = self._next(
+                min((end for end in (until, over) if end is not None), default=None),
+                wave,
+            )
             if answer is None:
-                late = [piece for piece in wave.pieces.values() if longest and piece.since + longest <= self.now]
+                late = [
+                    piece
+                    for piece in wave.pieces.values()
+                    if longest and piece.since + longest <= self.now
+                ]
                 if not late:
                     break
                 self._left_out(late)
@@ -188,8 +220,16 @@ class GrpcGrid(MessageGrid):
             while answer is not None:  # and all that has come in meanwhile
                 if settled := wave.settle(answer):
                     found.append(settled)
-                answer = None if self._service.answers.empty() else self._next(self.now, wave)
-            self._early |= {entry[0].reply_to: entry for entry in found if entry[0].reply_to not in asked}
+                answer = (
+                    None
+                    if self._service.answers.empty()
+                    else self._next(self.now, wave)
+                )
+            self._early |= {
+                entry[0].reply_to: entry
+                for entry in found
+                if entry[0].reply_to not in asked
+            }
             found = [entry for entry in found if entry[0].reply_to in asked]
         if not wave.pieces:
             self._open = None
@@ -203,7 +243,11 @@ class GrpcGrid(MessageGrid):
     def _next(self, deadline: float | None, wave: _Wave) -> Answer | None:
         """The next answer, or ``None`` when the time is over."""
         while True:
-            until = REMIND_SECONDS if deadline is None else min(REMIND_SECONDS, deadline - time.monotonic())
+            until = (
+                REMIND_SECONDS
+                if deadline is None
+                else min(REMIND_SECONDS, deadline - time.monotonic())
+            )
             try:
                 answer = self._service.answers.get(timeout=max(0.0, until))
             except queue.Empty:
@@ -217,12 +261,16 @@ class GrpcGrid(MessageGrid):
 
     def _left_out(self, pieces: Collection[_Piece]) -> None:
         self._call(self._service.count, "left_out", len(pieces))
-        log.warning("clients %s did not answer in time and are left out", _clients(pieces))
+        log.warning(
+            "clients %s did not answer in time and are left out", _clients(pieces)
+        )
 
     def _read(self, answer: Answer, message: Message) -> Message:
         reply = unpack(answer.parcel, self._limits)
         if reply.kind != message.kind:
-            raise WireError(Code.MALFORMED, f"a {reply.kind!r} answer to {message.kind!r} work")
+            raise WireError(
+                Code.MALFORMED, f"a {reply.kind!r} answer to {message.kind!r} work"
+            )
         return replace(reply, id=f"{message.id}:reply", group=message.group)
 
     # --- who is there ---------------------------------------------------------------------------------------------
@@ -239,7 +287,12 @@ class GrpcGrid(MessageGrid):
         needed = self._engine.min_clients or (1 if self._begun else self.clients)
         while not self._service.wait_for(needed, REMIND_SECONDS):
             there = [client_of(node) for node in self._service.connected()]
-            log.info("%d clients are connected (%s); the run waits for %d", len(there), there, needed)
+            log.info(
+                "%d clients are connected (%s); the run waits for %d",
+                len(there),
+                there,
+                needed,
+            )
         self._begun = True
 
     def status(self) -> dict[str, Any]:
@@ -248,7 +301,11 @@ class GrpcGrid(MessageGrid):
 
     # --- client states --------------------------------------------------------------------------------------------
 
-    def restore(self, versions: Mapping[int, int], traffic: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    def restore(
+        self,
+        versions: Mapping[int, int],
+        traffic: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
         """Go back to the client states, and the traffic, of a checkpoint."""
         super().restore(versions, traffic)
         self._committed = dict(versions)
@@ -259,7 +316,9 @@ class GrpcGrid(MessageGrid):
 
     # --- life -----------------------------------------------------------------------------------------------------
 
-    def finish(self, linger: float = LONGEST_DELAY + HEARTBEAT_SECONDS, everyone: bool = False) -> None:
+    def finish(
+        self, linger: float = LONGEST_DELAY + HEARTBEAT_SECONDS, everyone: bool = False
+    ) -> None:
         """Close, telling clients that nothing follows.
 
         Parameters
@@ -285,7 +344,12 @@ class GrpcGrid(MessageGrid):
     def _next_id(self) -> str:
         return f"{self._session}.{super()._next_id()}"
 
-    def _serve(self, listen: str, credentials: grpc.ServerCredentials | None, started: Future[int]) -> None:
+    def _serve(
+        self,
+        listen: str,
+        credentials: grpc.ServerCredentials | None,
+        started: Future[int],
+    ) -> None:
         """The thread of the server."""
 
         async def main() -> None:
@@ -349,7 +413,11 @@ class _Wave:
 
     def settle(self, answer: Answer) -> tuple[Message, int] | None:
         """What an answer comes to, and the version after it; None if it is late, or the work is to be done again."""
-        grid, node, asked = self._grid, answer.work.node, self._queues.get(answer.work.node)
+        grid, node, asked = (
+            self._grid,
+            answer.work.node,
+            self._queues.get(answer.work.node),
+        )
         if not asked or asked[0].message.id != answer.work.id:
             grid._call(grid._service.count, "late")
             return None
@@ -376,7 +444,10 @@ class _Wave:
         """Wait no longer for a client; what it sends now is late."""
         grid, message = self._grid, piece.message
         del self.pieces[message.id]
-        waiting, version = self._queues[message.node], grid.versions.get(client_of(message.node), 0)
+        waiting, version = (
+            self._queues[message.node],
+            grid.versions.get(client_of(message.node), 0),
+        )
         had = waiting[0] is piece
         waiting.remove(piece)
         if had:
@@ -386,8 +457,13 @@ class _Wave:
         return message.fail(NO_ANSWER, "no answer in time"), version
 
     def _work(self, node: int, version: int) -> Work:
-        piece, committed = self._queues[node][0], self._grid._committed.get(client_of(node), 0)
-        return Work(piece.message.id, node, piece.pack(piece.message), version, committed)
+        piece, committed = (
+            self._queues[node][0],
+            self._grid._committed.get(client_of(node), 0),
+        )
+        return Work(
+            piece.message.id, node, piece.pack(piece.message), version, committed
+        )
 
 
 class _Packer:
@@ -403,9 +479,13 @@ class _Packer:
         key = message.kind, message.group, records
         if key not in self._packed:
             try:
-                self._packed[key] = pack(message, self._encoding, chunk_bytes=CHUNK_BYTES)
+                self._packed[key] = pack(
+                    message, self._encoding, chunk_bytes=CHUNK_BYTES
+                )
             except WireError as error:
-                raise RunError(f"the {message.kind} work for client {client_of(message.node)}: {error}") from None
+                raise RunError(
+                    f"the {message.kind} work for client {client_of(message.node)}: {error}"
+                ) from None
         return self._packed[key]
 
 
@@ -414,8 +494,15 @@ def _progress(work: Sequence[Message]) -> dict[str, Any]:
     if not work:
         return {}
     config = work[0].config()
-    about = {key: config[key] for key in ("task", "round", "server-round") if key in config}
-    return {"kind": work[0].kind, **about, "messages": len(work), "since": round(time.time(), 1)}
+    about = {
+        key: config[key] for key in ("task", "round", "server-round") if key in config
+    }
+    return {
+        "kind": work[0].kind,
+        **about,
+        "messages": len(work),
+        "since": round(time.time(), 1),
+    }
 
 
 def _clients(pieces: Iterable[_Piece]) -> list[int]:

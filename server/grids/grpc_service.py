@@ -19,7 +19,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedknow.protocols.messages import client_of, node_of
 from fedknow.protocols.security import CredentialError, Tokens, authenticate, is_server
-from fedknow.protocols.transport import HEARTBEAT_SECONDS, HELLO_SECONDS, SERVER_OPTIONS, SILENCE_SECONDS
+from fedknow.protocols.transport import (
+    HEARTBEAT_SECONDS,
+    HELLO_SECONDS,
+    SERVER_OPTIONS,
+    SILENCE_SECONDS,
+)
 from fedknow.protocols.wire import (
     HEARTBEAT,
     SERVICE,
@@ -57,7 +62,9 @@ class Work:
 
     def frames(self) -> Iterator[bytes]:
         """What is written on the client's stream."""
-        return self.packed.frames(self.node, self.id, version=self.version, committed=self.committed)
+        return self.packed.frames(
+            self.node, self.id, version=self.version, committed=self.committed
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +124,18 @@ class Service:
     """
 
     def __init__(
-        self, clients: int, config: str, run: str, *, secure: bool, tokens: Tokens | None, limits: Limits
+        self,
+        clients: int,
+        config: str,
+        run: str,
+        *,
+        secure: bool,
+        tokens: Tokens | None,
+        limits: Limits,
     ) -> None:
-        self.peers = {node_of(client): _Peer(node_of(client)) for client in range(clients)}
+        self.peers = {
+            node_of(client): _Peer(node_of(client)) for client in range(clients)
+        }
         self.answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
         self.progress: dict[str, Any] = {}
         self.limits = limits
@@ -138,7 +154,9 @@ class Service:
 
     # --- life -----------------------------------------------------------------------------------------------------
 
-    async def start(self, listen: str, credentials: grpc.ServerCredentials | None) -> int:
+    async def start(
+        self, listen: str, credentials: grpc.ServerCredentials | None
+    ) -> int:
         """Begin to listen; the port, which is one of the system's choice where ``listen`` ends with ``:0``.
 
         Raises
@@ -148,14 +166,18 @@ class Service:
         """
         # A connection that has not said who it is costs little, but not nothing.
         most = 2 * len(self.peers) + 64
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=most)
+        self._server = grpc.aio.server(
+            options=SERVER_OPTIONS, maximum_concurrent_rpcs=most
+        )
         methods = {
             "Join": grpc.stream_stream_rpc_method_handler(self._join),
             "Status": grpc.unary_unary_rpc_method_handler(
                 self._status, StatusRequest.FromString, StatusReply.SerializeToString
             ),
         }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, methods),)
+        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
@@ -167,14 +189,20 @@ class Service:
         await self._server.start()
         return port
 
-    async def stop(self, finished: bool, reason: str, linger: float, everyone: bool) -> None:
+    async def stop(
+        self, finished: bool, reason: str, linger: float, everyone: bool
+    ) -> None:
         """Say goodbye to all clients, also to those that come back within ``linger`` seconds, and stop.
 
         ``everyone``: also to those that this process has never seen.
         """
         await self._health.enter_graceful_shutdown()
         self._farewell = goodbye(finished, reason)
-        self._away = {node for node, peer in self.peers.items() if (peer.joined or everyone) and not peer.link}
+        self._away = {
+            node
+            for node, peer in self.peers.items()
+            if (peer.joined or everyone) and not peer.link
+        }
         for peer in self.peers.values():
             if peer.link is not None:
                 peer.link.end(self._farewell)
@@ -184,12 +212,16 @@ class Service:
                     await self._all_told.wait()
             except TimeoutError:
                 away = ", ".join(str(client_of(node)) for node in sorted(self._away))
-                log.warning("clients %s are away and do not know that the run is over", away)
+                log.warning(
+                    "clients %s are away and do not know that the run is over", away
+                )
         await self._server.stop(grace=HEARTBEAT_SECONDS)
 
     # --- work -----------------------------------------------------------------------------------------------------
 
-    def assign(self, works: Sequence[Work], progress: Mapping[str, Any] | None = None) -> None:
+    def assign(
+        self, works: Sequence[Work], progress: Mapping[str, Any] | None = None
+    ) -> None:
         """Give out work, one piece a client; what the client had before is not wanted any more."""
         if progress is not None:
             self.progress = dict(progress)
@@ -228,7 +260,9 @@ class Service:
     def wait_for(self, clients: int, timeout: float) -> bool:
         """Wait until so many clients are connected; whether they are. From any thread but the loop's."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self.connected()) >= clients, timeout)
+            return self._changed.wait_for(
+                lambda: len(self.connected()) >= clients, timeout
+            )
 
     def connected(self) -> list[int]:
         """Nodes that are connected, ascending. From any thread."""
@@ -255,7 +289,9 @@ class Service:
             "work": self.progress,
             "clients": len(self.peers),
             "connected": len(self.connected()),
-            "waiting_for": [client_of(peer.node) for peer in peers if peer.work is not None],
+            "waiting_for": [
+                client_of(peer.node) for peer in peers if peer.work is not None
+            ],
             "bytes_in": sum(peer.received for peer in peers),
             "bytes_out": sum(peer.sent for peer in peers),
             "refusals": dict(self.refusals),
@@ -304,27 +340,41 @@ class Service:
         finally:
             if link.peer.link is link:
                 self._attach(link.peer, None)
-            log.info("%s is gone: %s", name, "told why" if link.last is not None else reason)
+            log.info(
+                "%s is gone: %s", name, "told why" if link.last is not None else reason
+            )
 
     async def _greet(self, context: Any) -> _Link:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 data = await context.read()
         except TimeoutError:
-            raise WireError(Code.OUT_OF_ORDER, f"no hello within {HELLO_SECONDS:.0f} s") from None
+            raise WireError(
+                Code.OUT_OF_ORDER, f"no hello within {HELLO_SECONDS:.0f} s"
+            ) from None
         if data is grpc.aio.EOF:
             raise _Over("hung up without a word")
         frame = parse(data)
         if frame.WhichOneof("kind") != "hello":
-            raise WireError(Code.OUT_OF_ORDER, f"a {frame.WhichOneof('kind')} frame where hello was expected")
+            raise WireError(
+                Code.OUT_OF_ORDER,
+                f"a {frame.WhichOneof('kind')} frame where hello was expected",
+            )
         check_version(frame.hello)
-        peer = self._identify(context, client_of(frame.hello.node) if frame.hello.node else None)
+        peer = self._identify(
+            context, client_of(frame.hello.node) if frame.hello.node else None
+        )
         if peer.link is not None:
-            error = WireError(Code.REPLACED, f"client {client_of(peer.node)} has connected anew, from {context.peer()}")
+            error = WireError(
+                Code.REPLACED,
+                f"client {client_of(peer.node)} has connected anew, from {context.peer()}",
+            )
             self._refuse(f"client {client_of(peer.node)}", error)
             peer.link.end(refusal(error))
         link = _Link(self, peer, context)
-        self._attach(peer, link)  # with nothing awaited since it was found, so that nobody else is given the same place
+        self._attach(
+            peer, link
+        )  # with nothing awaited since it was found, so that nobody else is given the same place
         if self._farewell is not None:
             link.end(self._farewell)
             self._away.discard(peer.node)
@@ -337,17 +387,26 @@ class Service:
         if not self._secure:
             return claimed
         try:
-            return authenticate(context.auth_context(), context.invocation_metadata() or (), self._tokens, claimed)
+            return authenticate(
+                context.auth_context(),
+                context.invocation_metadata() or (),
+                self._tokens,
+                claimed,
+            )
         except CredentialError as error:
             raise WireError(Code.CREDENTIAL, error.reason) from None
 
     def _identify(self, context: Any, claimed: int | None) -> _Peer:
         """Whose stream this is."""
         client = self._prove(context, claimed)
-        if client is None:  # in the clear, a client that comes for the first time takes any free place
+        if (
+            client is None
+        ):  # in the clear, a client that comes for the first time takes any free place
             free = [peer for peer in self.peers.values() if peer.link is None]
             if not free:
-                raise WireError(Code.NO_ROOM, f"no place is free: data.clients = {len(self.peers)}")
+                raise WireError(
+                    Code.NO_ROOM, f"no place is free: data.clients = {len(self.peers)}"
+                )
             return min(free, key=lambda peer: peer.joined > 0)
         peer = self.peers.get(node_of(client))
         if peer is None:
@@ -392,7 +451,12 @@ class Service:
         if work is None or work.id != parcel.reply_to:
             kind = "duplicate" if parcel.reply_to in self._owners else "late"
             self.counts[kind] += 1
-            log.info("client %d: %s answer dropped (to %r)", client_of(peer.node), kind, parcel.reply_to)
+            log.info(
+                "client %d: %s answer dropped (to %r)",
+                client_of(peer.node),
+                kind,
+                parcel.reply_to,
+            )
             return
         peer.work = None
         self.answers.put(Answer(work, parcel))
@@ -421,10 +485,15 @@ class _Link:
 
     async def run(self) -> str:
         """Read and write until the stream ends; why it did."""
-        reading, writing = asyncio.create_task(self._read()), asyncio.create_task(self._write())
+        reading, writing = (
+            asyncio.create_task(self._read()),
+            asyncio.create_task(self._write()),
+        )
         try:
             await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
-            if reading.done() and self.last is not None:  # a refusal is still to be written
+            if (
+                reading.done() and self.last is not None
+            ):  # a refusal is still to be written
                 await asyncio.wait((writing,), timeout=HEARTBEAT_SECONDS)
             return reading.result() if reading.done() else writing.result()
         except grpc.aio.BaseError as error:
@@ -466,7 +535,9 @@ class _Link:
             case "refusal":
                 raise _Over(f"it refuses: {refused(frame.refusal)}")
             case kind:
-                raise WireError(Code.OUT_OF_ORDER, f"a {kind} frame in the midst of a stream")
+                raise WireError(
+                    Code.OUT_OF_ORDER, f"a {kind} frame in the midst of a stream"
+                )
 
     async def _write(self) -> str:
         sent: Work | None = None

@@ -24,5 +24,7 @@ def forget_process_peak() -> None:
 
 def process_peak_mb() -> float:
     """Largest resident memory that this process ever had, or had since :func:`forget_process_peak`; MB (1e6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    peak = resource.getrusage(
+        resource.RUSAGE_SELF
+    ).ru_maxrss  # KiB on Linux, bytes on macOS
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 
 from fedknow.client.node import as_tensors
-from fedknow.protocols.messages import ARRAYS, METRICS, TRAIN, Arrays, Mean, Message, Metrics, nbytes
+from fedknow.protocols.messages import (
+    ARRAYS,
+    METRICS,
+    TRAIN,
+    Arrays,
+    Mean,
+    Message,
+    Metrics,
+    nbytes,
+)
 from fedknow.protocols.texts import counted
 from fedknow.server.checks.replies import NUM_EXAMPLES, Inspector, RunError
 
@@ -64,12 +73,19 @@ class RunningMean:
         if not isinstance(arrays, Mean):
             self.add(arrays, _weight(reply))
         else:
-            if arrays is not self._last:  # the answers of one mean come one after the other
+            if (
+                arrays is not self._last
+            ):  # the answers of one mean come one after the other
                 self.add(arrays, arrays.weight)
                 self._last = arrays
                 self._expected += arrays.clients
             self._expected -= 1
-        return replace(reply, content={n: r for n, r in reply.content.items() if not isinstance(r, Arrays)})
+        return replace(
+            reply,
+            content={
+                n: r for n, r in reply.content.items() if not isinstance(r, Arrays)
+            },
+        )
 
     def mean(self, into: Mean | None = None) -> Mean:
         """What has been added so far, as a mean; read-only arrays.
@@ -95,11 +111,15 @@ class RunningMean:
 
     def reply(self, replies: Sequence[Message]) -> Message:
         """One answer in the name of the first of these, which :meth:`take` gave: means, and the sum of the samples."""
-        return replace(replies[0], content={ARRAYS: self.mean(), METRICS: _mean_metrics(replies)})
+        return replace(
+            replies[0], content={ARRAYS: self.mean(), METRICS: _mean_metrics(replies)}
+        )
 
 
 def averaged(
-    work: Iterable[Message], answers: Iterable[tuple[Message, int]], inspector: Inspector
+    work: Iterable[Message],
+    answers: Iterable[tuple[Message, int]],
+    inspector: Inspector,
 ) -> Iterator[tuple[Message, int]]:
     """Put one :class:`Mean` in the place of clients' parameters; it is complete when the last answer has been given.
 
@@ -121,8 +141,13 @@ def averaged(
             inspector.begin(0, 0, sent)
         if asked.kind == TRAIN and inspector(reply).failure is None:
             running.take(reply)
-            mean.bytes = nbytes({ARRAYS: reply.arrays()})  # the same for all, as shapes and dtypes are
-            content = {name: mean if isinstance(record, Arrays) else record for name, record in reply.content.items()}
+            mean.bytes = nbytes(
+                {ARRAYS: reply.arrays()}
+            )  # the same for all, as shapes and dtypes are
+            content = {
+                name: mean if isinstance(record, Arrays) else record
+                for name, record in reply.content.items()
+            }
             reply = replace(reply, content=content)
         yield reply, version
     if running.clients:
@@ -130,13 +155,18 @@ def averaged(
 
 
 def _weight(reply: Message) -> float:
-    metrics = next(record for record in reply.content.values() if isinstance(record, Metrics))
+    metrics = next(
+        record for record in reply.content.values() if isinstance(record, Metrics)
+    )
     return float(cast("int | float", metrics[NUM_EXAMPLES]))  # the inspector saw to it
 
 
 def _mean_metrics(replies: Sequence[Message]) -> Metrics:
     """Means of clients' numbers, weighted by their samples, and the sum of these."""
-    metrics = [next(r for r in reply.content.values() if isinstance(r, Metrics)) for reply in replies]
+    metrics = [
+        next(r for r in reply.content.values() if isinstance(r, Metrics))
+        for reply in replies
+    ]
     weights = np.array([_weight(reply) for reply in replies])
     found = Metrics()
     for name in metrics[0]:

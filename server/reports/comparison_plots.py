@@ -29,7 +29,11 @@ __all__ = ["COMPARISON_PLOTS", "draw_bars"]
 
 Groups = Sequence[Group]
 
-FIELDS = {"average": "accuracy", "forgetting": "forgetting", "relative": "forgetting_relative"}
+FIELDS = {
+    "average": "accuracy",
+    "forgetting": "forgetting",
+    "relative": "forgetting_relative",
+}
 """The measure of each field of a scoring that is drawn."""
 LINE = 0.2
 """Height of a line of text, inches."""
@@ -59,11 +63,15 @@ def _spread_of_curves(groups: Groups) -> str:
     """Say what is drawn of several seeds beside their mean."""
     if _is_crowded(groups):
         return ""
-    return _spread(groups, "Bands: 95 % intervals over seeds.", "Thin lines: each seed.")
+    return _spread(
+        groups, "Bands: 95 % intervals over seeds.", "Thin lines: each seed."
+    )
 
 
 def _spread_of_bars(groups: Groups) -> str:
-    return _spread(groups, "Whiskers: 95 % intervals over seeds.", "Circles: each seed.")
+    return _spread(
+        groups, "Whiskers: 95 % intervals over seeds.", "Circles: each seed."
+    )
 
 
 def _spread(groups: Groups, intervals: str, seeds: str) -> str:
@@ -76,7 +84,9 @@ def _spread(groups: Groups, intervals: str, seeds: str) -> str:
     return " ".join(parts)
 
 
-def _curves(figure: Figure, groups: Groups, pick: str, label: str, is_global: bool) -> None:
+def _curves(
+    figure: Figure, groups: Groups, pick: str, label: str, is_global: bool
+) -> None:
     axes = axes_with(figure, "tasks learned", label)
     ends = []
     for index, group in reversed(list(enumerate(groups))):  # the first on top
@@ -88,7 +98,9 @@ def _curves(figure: Figure, groups: Groups, pick: str, label: str, is_global: bo
             axes.set_ylim(0, 100)
     else:  # nothing can be forgotten after the first task: the axis has its place all the same
         axes.axhline(0, color=INK, lw=0.8)
-        axes.set_xlim(0.8, max(run.tasks for group in groups for run in group.runs) + 0.2)
+        axes.set_xlim(
+            0.8, max(run.tasks for group in groups for run in group.runs) + 0.2
+        )
     if _is_crowded(groups):
         _name_lines(figure, axes, ends)
     else:
@@ -135,7 +147,9 @@ def _heights(axes: Axes, ends: Sequence[End], gap: float) -> list[float]:
         above = [place - gap for place in places[-1:]]
         places.append(min([(value - low) / (high - low), *above]))
     floor = 0.0
-    for index in reversed(range(len(places))):  # those pushed out at the bottom push back
+    for index in reversed(
+        range(len(places))
+    ):  # those pushed out at the bottom push back
         places[index] = max(places[index], floor)
         floor = places[index] + gap
     return places
@@ -172,8 +186,12 @@ def _name_lines(figure: Figure, axes: Axes, ends: Sequence[End]) -> None:
 
 def _over_time(figure: Figure, groups: Groups) -> None:
     firsts = [(group.label, group.runs[0]) for group in groups]
-    scale = time_scale(max(_or_zero(run.elapsed("virtual_seconds")) for _, run in firsts))
-    axes = axes_with(figure, f"virtual time ({scale.name})", "average accuracy (%)", False)
+    scale = time_scale(
+        max(_or_zero(run.elapsed("virtual_seconds")) for _, run in firsts)
+    )
+    axes = axes_with(
+        figure, f"virtual time ({scale.name})", "average accuracy (%)", False
+    )
     ends = []
     for index, (label, run) in reversed(list(enumerate(firsts))):
         style = series_style(index)
@@ -211,11 +229,15 @@ def draw_bars(figure: Figure, groups: Groups, key: str, label: str) -> Axes:
             ends[row] = high
         elif point.count > 1:
             seeds = np.array(point.values) / scale.size
-            axes.plot(seeds, np.full(point.count, row), "o", color=INK, ms=3.5, mfc="none")
+            axes.plot(
+                seeds, np.full(point.count, row), "o", color=INK, ms=3.5, mfc="none"
+            )
             ends[row] = float(seeds.max())
     for row, (end, mean) in enumerate(zip(ends, means, strict=True)):
         text = measure.text(mean)
-        axes.annotate(text, (end, row), (5, 0), textcoords="offset points", va="center", size=9)
+        axes.annotate(
+            text, (end, row), (5, 0), textcoords="offset points", va="center", size=9
+        )
     axes.set_yticks(rows, [wrapped(group.label, BAR_LABEL) for group in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlim(0, 1.35 * max(ends) or 1)
@@ -256,7 +278,9 @@ def _bar_spec(key: str, title: str, caption: str, label: str) -> PlotSpec[Groups
         title,
         f"{caption} Mean over seeds.",
         partial(draw_bars, key=key, label=label),
-        lambda groups: any(not math.isnan(group.estimate(key).mean) for group in groups),
+        lambda groups: any(
+            not math.isnan(group.estimate(key).mean) for group in groups
+        ),
         _spread_of_bars,
         _shape_of_bars,
     )
@@ -318,7 +342,9 @@ COMPARISON_PLOTS: tuple[PlotSpec[Groups], ...] = (
         "Samples that went forward to be learned from: extra epochs and replayed samples count.",
         "samples",
     ),
-    _bar_spec("seconds", "Time", "Real time of the whole run, scoring included.", "time"),
+    _bar_spec(
+        "seconds", "Time", "Real time of the whole run, scoring included.", "time"
+    ),
     _bar_spec(
         "peak_memory_mb",
         "Peak memory",

@@ -84,7 +84,9 @@ def _compared(group: Group, rooms: Mapping[str, float]) -> list[Cell | str]:
     total, messages, computing = means.values()
     waiting = max(0.0, total - messages - computing)
     shares = [part / total if total else 0.0 for part in (messages, computing, waiting)]
-    failed = [sum(client["out_of_memory"] > 0 for client in run.clients) for run in runs]
+    failed = [
+        sum(client["out_of_memory"] > 0 for client in run.clients) for run in runs
+    ]
     lacking = sum(failed) / len(failed)
     needed = group.estimate("client_memory_bytes").mean
     return [
@@ -147,7 +149,11 @@ def has_room(needed: float, rooms: Mapping[str, float]) -> str:
     lack = [name for name in finite if name not in fit]
     if not lack:
         return f"all {len(fit)}"
-    return f"all but {', '.join(lack)}" if len(lack) < len(fit) else ", ".join(fit) or "none"
+    return (
+        f"all but {', '.join(lack)}"
+        if len(lack) < len(fit)
+        else ", ".join(fit) or "none"
+    )
 
 
 def too_small(runs: Iterable[tuple[str, Summary]]) -> Table:
@@ -189,9 +195,17 @@ def fleet_of_run(run: Summary) -> list[Block]:
     for client in run.clients:
         kinds.setdefault(client["device"], []).append(client)
     total = run.fleet["virtual_seconds"]
-    devices = [_device_row(f"{name} ({len(clients)})", clients, total) for name, clients in kinds.items()]
-    slowest = sorted(run.clients, key=lambda each: -(each["computing"] + each["transfer"]))
-    clients = [_device_row(f"{client['client']}: {client['device']}", [client], total) for client in slowest[:SLOWEST]]
+    devices = [
+        _device_row(f"{name} ({len(clients)})", clients, total)
+        for name, clients in kinds.items()
+    ]
+    slowest = sorted(
+        run.clients, key=lambda each: -(each["computing"] + each["transfer"])
+    )
+    clients = [
+        _device_row(f"{client['client']}: {client['device']}", [client], total)
+        for client in slowest[:SLOWEST]
+    ]
     return [
         Text(_where_time_went(run)),
         Table("Devices by kind", ["Device", *DEVICE_COLUMNS], devices),
@@ -201,7 +215,8 @@ def fleet_of_run(run: Summary) -> list[Block]:
 
 def _where_time_went(run: Summary) -> str:
     computing, messages, waiting = (
-        duration(run.fleet[f"{key}_seconds"]) for key in ("computing", "communication", "waiting")
+        duration(run.fleet[f"{key}_seconds"])
+        for key in ("computing", "communication", "waiting")
     )
     return (
         f"{duration(run.fleet['virtual_seconds'])} of virtual time passed until the last task "
@@ -213,7 +228,9 @@ def _where_time_went(run: Summary) -> str:
     )
 
 
-def _device_row(name: str, clients: Sequence[Mapping[str, Any]], total: float) -> list[Cell | str]:
+def _device_row(
+    name: str, clients: Sequence[Mapping[str, Any]], total: float
+) -> list[Cell | str]:
     percent = measure_named("accuracy")
     times = [sum(client[key] for client in clients) / len(clients) for key in TIMES]
     shares = [time / total if total else 0.0 for time in times]

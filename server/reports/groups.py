@@ -13,7 +13,12 @@ import numpy as np
 
 from fedknow.client.learners import learner_class, list_learners, resolve
 from fedknow.protocols.config import ConfigError
-from fedknow.server.reports.measures import SEEDS_FOR_INTERVAL, Estimate, Measure, estimate
+from fedknow.server.reports.measures import (
+    SEEDS_FOR_INTERVAL,
+    Estimate,
+    Measure,
+    estimate,
+)
 from fedknow.server.reports.summary import Array, Summary
 
 __all__ = ["Group", "group", "interval_note", "ranked"]
@@ -32,7 +37,9 @@ class Group:
 
     def seed_curves(self, pick: str, global_model: bool = False) -> list[Array]:
         """Collect a field of :class:`Scoring` such as ``"average"``, float64 [trained] a run."""
-        scorings = [run.global_model if global_model else run.personal for run in self.runs]
+        scorings = [
+            run.global_model if global_model else run.personal for run in self.runs
+        ]
         return [getattr(scoring, pick) for scoring in scorings if scoring is not None]
 
     def estimates(self, pick: str, global_model: bool = False) -> list[Estimate]:
@@ -73,7 +80,9 @@ def interval_note(groups: Iterable[Group]) -> str:
     if max(counts, default=1) == 1:
         return "one seed: no interval"
     interval = "mean ± 95 % interval over seeds (Student's t)"
-    each = f"below {SEEDS_FOR_INTERVAL} seeds each seed's value, as an interval needs more"
+    each = (
+        f"below {SEEDS_FOR_INTERVAL} seeds each seed's value, as an interval needs more"
+    )
     if min(counts) >= SEEDS_FOR_INTERVAL:
         return interval
     return each if max(counts) < SEEDS_FOR_INTERVAL else f"{interval}; {each}"
@@ -93,7 +102,9 @@ def group(runs: Iterable[Summary]) -> list[Group]:
         else:
             groups.append([run])
     labels = _labels([members[0] for members in groups])
-    return [Group(label, members) for label, members in zip(labels, groups, strict=True)]
+    return [
+        Group(label, members) for label, members in zip(labels, groups, strict=True)
+    ]
 
 
 def ranked(groups: Iterable[Group]) -> list[Group]:
@@ -131,13 +142,18 @@ def _labels(firsts: Sequence[Summary]) -> list[str]:
     strategies = [_named_strategy(method) for method in methods]
     several = len(set(strategies) - {""}) > 1
     names = [
-        f"{method['learner.name']} + {strategy}" if several and strategy else method["learner.name"]
+        f"{method['learner.name']} + {strategy}"
+        if several and strategy
+        else method["learner.name"]
         for method, strategy in zip(methods, strategies, strict=True)
     ]
     by_name: dict[str, list[Method]] = {}
     for name, method in zip(names, methods, strict=True):
         by_name.setdefault(name, []).append(method)
-    return [_with_settings(name, method, by_name[name]) for name, method in zip(names, methods, strict=True)]
+    return [
+        _with_settings(name, method, by_name[name])
+        for name, method in zip(names, methods, strict=True)
+    ]
 
 
 def _with_settings(name: str, method: Method, rivals: Sequence[Method]) -> str:
@@ -147,7 +163,11 @@ def _with_settings(name: str, method: Method, rivals: Sequence[Method]) -> str:
         same = [rival for rival in rivals if rival.get(key) == method[key]]
         return 2 * len(same) <= len(rivals)
 
-    settings = [f"{key.removeprefix('learner.')}={method[key]}" for key in method if is_rare(key)]
+    settings = [
+        f"{key.removeprefix('learner.')}={method[key]}"
+        for key in method
+        if is_rare(key)
+    ]
     return f"{name} ({', '.join(settings)})" if settings else name
 
 

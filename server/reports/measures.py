@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit  # Student's t; scipy.stats takes half a second longer to import
+from scipy.special import (
+    stdtrit,
+)  # Student's t; scipy.stats takes half a second longer to import
 
 __all__ = [
     "BYTES",
@@ -43,7 +45,9 @@ class Scale(NamedTuple):
     def text(self, value: float) -> str:
         """The number alone, in this unit."""
         number = f"{value / self.size:,.{self.digits}f}"
-        return number.removeprefix("-") if not number.strip("-0.,") else number  # never "-0.0"
+        return (
+            number.removeprefix("-") if not number.strip("-0.,") else number
+        )  # never "-0.0"
 
 
 Scales = tuple[Scale, ...]
@@ -53,7 +57,12 @@ BYTES: Scales = (Scale(1, "B", 0), Scale(1e3, "kB"), Scale(1e6, "MB"), Scale(1e9
 JOULES: Scales = (Scale(1, "J"), Scale(1e3, "kJ"), Scale(1e6, "MJ"))
 _MEGABYTES: Scales = (Scale(1, "MB"), Scale(1e3, "GB"))
 _COUNTS: Scales = (Scale(1, "", 0), Scale(1e3, "k"), Scale(1e6, "M"))
-_SECONDS: Scales = (Scale(1e-3, "ms"), Scale(1, "s"), Scale(60, "min"), Scale(3600, "h"))
+_SECONDS: Scales = (
+    Scale(1e-3, "ms"),
+    Scale(1, "s"),
+    Scale(60, "min"),
+    Scale(3600, "h"),
+)
 _OPERATIONS: Scales = (
     Scale(1, "", 0),
     Scale(1e3, "k"),
@@ -131,10 +140,19 @@ def _suffix(scale: Scale, unit: bool) -> str:
 
 MEASURES = (
     Measure("accuracy", "Average accuracy", PERCENT, "accuracy", most=1),
-    Measure("accuracy_global", "Average accuracy, global model", PERCENT, "global", most=1),
+    Measure(
+        "accuracy_global", "Average accuracy, global model", PERCENT, "global", most=1
+    ),
     Measure("gap", "Personal minus global", PERCENT, least=-1, most=1),
     Measure("forgetting", "Forgetting", PERCENT, "forgotten", least=-1, most=1),
-    Measure("forgetting_relative", "Forgetting, relative", PERCENT, "relative", least=-math.inf, most=1),
+    Measure(
+        "forgetting_relative",
+        "Forgetting, relative",
+        PERCENT,
+        "relative",
+        least=-math.inf,
+        most=1,
+    ),
     Measure("forgetting_global", "Forgetting, global model", PERCENT, least=-1, most=1),
     Measure("backward_transfer", "Backward transfer", PERCENT, least=-1, most=1),
     Measure("forward_transfer", "Forward transfer", PERCENT, least=-1, most=1),
@@ -143,11 +161,18 @@ MEASURES = (
     Measure("bytes_evaluate", "Traffic of scoring", BYTES),
     Measure("knowledge_bytes", "Kept about past tasks, a client", BYTES, "kept"),
     Measure("server_bytes", "Kept on the server about past tasks, at most", BYTES),
-    Measure("samples", "Samples learned from, extra epochs and replay included", _COUNTS, "samples"),
+    Measure(
+        "samples",
+        "Samples learned from, extra epochs and replay included",
+        _COUNTS,
+        "samples",
+    ),
     Measure("flops", "Operations of clients' training", _OPERATIONS),
     Measure("seconds", "Time", _SECONDS, "time"),
     Measure("peak_memory_mb", "Peak memory, all processes of the run", _MEGABYTES),
-    Measure("client_memory_bytes", "Most memory that a client's training needed", BYTES),
+    Measure(
+        "client_memory_bytes", "Most memory that a client's training needed", BYTES
+    ),
     Measure("virtual_seconds", "Virtual time on the fleet", _SECONDS, "virtual"),
     Measure("communication_seconds", "of it, waiting for messages under way", _SECONDS),
     Measure("energy_joules", "Energy, all devices", JOULES),
@@ -163,7 +188,11 @@ def measure_named(key: str) -> Measure:
 def known(values: Iterable[Mapping[str, float]]) -> list[Measure]:
     """List the measures that at least one of these runs has (:meth:`Summary.measures`)."""
     runs = list(values)
-    return [entry for entry in MEASURES if any(not math.isnan(run[entry.key]) for run in runs)]
+    return [
+        entry
+        for entry in MEASURES
+        if any(not math.isnan(run[entry.key]) for run in runs)
+    ]
 
 
 @dataclass(frozen=True)
@@ -222,7 +251,9 @@ def estimate(values: Iterable[float]) -> Estimate:
 
     ``half = t(0.975, n - 1) * s / sqrt(n)`` with the sample standard deviation ``s``.
     """
-    numbers = np.asarray([value for value in values if not math.isnan(value)], dtype=np.float64)
+    numbers = np.asarray(
+        [value for value in values if not math.isnan(value)], dtype=np.float64
+    )
     each = tuple(numbers.tolist())
     if numbers.size == 0:
         return Estimate(math.nan, math.nan, 0)

@@ -80,11 +80,15 @@ def write_report(
     if len(summaries) == 1:
         title, sections = _run_page(summaries[0])
     else:
-        title, sections = _comparison_page(ranked(group(summaries)), left_out or {}, rooms)
+        title, sections = _comparison_page(
+            ranked(group(summaries)), left_out or {}, rooms
+        )
     return write_page(out / "report.html", title, sections, summaries)
 
 
-def write_page(path: Path, title: str, sections: Sequence[Section], runs: Iterable[Summary]) -> Path:
+def write_page(
+    path: Path, title: str, sections: Sequence[Section], runs: Iterable[Summary]
+) -> Path:
     """Write an HTML file of sections, and their plots beside it as ``plots/*.png``.
 
     Parameters
@@ -108,7 +112,9 @@ def write_page(path: Path, title: str, sections: Sequence[Section], runs: Iterab
     RunError
         If the disk is full; a page that was there before is left whole.
     """
-    from fedknow.server.reports.render import render  # Jinja, which a run is not to wait for
+    from fedknow.server.reports.render import (
+        render,
+    )  # Jinja, which a run is not to wait for
 
     page = render(title, sections, _footer(runs))
     with running_out_of_disk(path.parent):
@@ -121,7 +127,9 @@ def write_page(path: Path, title: str, sections: Sequence[Section], runs: Iterab
 
 def _plots(sections: Iterable[Section]) -> list[Plot]:
     blocks = [block for section in sections for block in section.blocks]
-    return [plot for block in blocks if isinstance(block, Figures) for plot in block.plots]
+    return [
+        plot for block in blocks if isinstance(block, Figures) for plot in block.plots
+    ]
 
 
 def _footer(runs: Iterable[Summary]) -> str:
@@ -130,10 +138,15 @@ def _footer(runs: Iterable[Summary]) -> str:
     That need not be what is installed where the page is written.
     """
     versions = [run.start.get("versions", {}) for run in runs]
-    made_with = {", ".join(f"{name} {number}" for name, number in each.items()) for each in versions}
+    made_with = {
+        ", ".join(f"{name} {number}" for name, number in each.items())
+        for each in versions
+    }
     written = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     named = sorted(made_with - {""})
-    return f"{written}; run with {'; or with '.join(named)}." if named else f"{written}."
+    return (
+        f"{written}; run with {'; or with '.join(named)}." if named else f"{written}."
+    )
 
 
 def _run_page(run: Summary) -> tuple[str, list[Section]]:
@@ -153,9 +166,20 @@ def _run_page(run: Summary) -> tuple[str, list[Section]]:
         f"seed {config.seed}",
     ]
     values = run.measures()
-    cards = [(measure.text(values[measure.key]), measure.title) for measure in known([values])]
-    top: list[Block] = [Facts(facts, run.status), Cards(cards), Figures(draw_plots(RUN_PLOTS, run))]
-    start = {key: value for key, value in run.start.items() if key not in AT_THE_FOOT and value is not None}
+    cards = [
+        (measure.text(values[measure.key]), measure.title)
+        for measure in known([values])
+    ]
+    top: list[Block] = [
+        Facts(facts, run.status),
+        Cards(cards),
+        Figures(draw_plots(RUN_PLOTS, run)),
+    ]
+    start = {
+        key: value
+        for key, value in run.start.items()
+        if key not in AT_THE_FOOT and value is not None
+    }
     travels = property_table("Facts of the start", ("Property", "Value"), start)
     sections: list[tuple[str, Sequence[Block]]] = [
         ("", top),
@@ -174,7 +198,9 @@ def _filled(sections: Iterable[tuple[str, Sequence[Block]]]) -> list[Section]:
 
 
 def _comparison_page(
-    groups: Sequence[Group], left_out: Mapping[str, str], rooms: Mapping[str, float] | None
+    groups: Sequence[Group],
+    left_out: Mapping[str, str],
+    rooms: Mapping[str, float] | None,
 ) -> tuple[str, list[Section]]:
     from fedknow.server.reports.comparison_plots import COMPARISON_PLOTS
     from fedknow.server.reports.plots import draw_plots
@@ -191,8 +217,13 @@ def _comparison_page(
     if any(run.status != "complete" for run in runs):
         facts.append("unfinished runs count with what they have")
     reasons = property_table("Methods left out", ("Method", "Why"), left_out)
-    failures = [troubles(run, f"{run.config.learner.name}, seed {run.config.seed}") for run in runs]
-    configurations = [Folded(members.label, members.runs[0].config.to_toml()) for members in groups]
+    failures = [
+        troubles(run, f"{run.config.learner.name}, seed {run.config.seed}")
+        for run in runs
+    ]
+    configurations = [
+        Folded(members.label, members.runs[0].config.to_toml()) for members in groups
+    ]
     sections = [
         Section("", [Facts(facts)]),
         Section("Side by side", comparison_tables(groups)),
@@ -200,9 +231,15 @@ def _comparison_page(
         *fleet_parts(groups, rooms),
         *([Section("Left out", [reasons])] if left_out else []),
         Section("Run by run", runs_table(groups)),
-        Section("Failures and warnings", [each for each in failures if each] or [Text("None.")]),
+        Section(
+            "Failures and warnings",
+            [each for each in failures if each] or [Text("None.")],
+        ),
         Section("Configuration", configurations),
     ]
     labels = ", ".join(members.label for members in groups)
     is_short = len(groups) <= MOST_NAMED
-    return f"{config.name}: {labels if is_short else f'{len(groups)} methods'}", sections
+    return (
+        f"{config.name}: {labels if is_short else f'{len(groups)} methods'}",
+        sections,
+    )

@@ -105,7 +105,9 @@ class Plot:
         with self._drawn() as figure:
             figure.suptitle(self.title)
             about = {"Software": None}  # the same run gives the same file
-            figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata=about)
+            figure.savefig(
+                buffer, format="png", dpi=200, facecolor="white", metadata=about
+            )
         return buffer.getvalue()
 
     def svg(self) -> str:
@@ -118,7 +120,9 @@ class Plot:
     @contextmanager
     def _drawn(self) -> Iterator[Figure]:
         with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(self.shape.width, self.shape.height), layout="constrained")
+            figure = Figure(
+                figsize=(self.shape.width, self.shape.height), layout="constrained"
+            )
             self.draw(figure)
             yield figure
 
@@ -168,10 +172,14 @@ class PlotSpec(Generic[Source]):
         def draw(figure: Figure) -> None:
             self.draw(figure, source)
 
-        return Plot(f"{prefix}{self.name}", self.title, caption, draw, self.shape(source))
+        return Plot(
+            f"{prefix}{self.name}", self.title, caption, draw, self.shape(source)
+        )
 
 
-def draw_plots(specs: Sequence[PlotSpec[Source]], source: Source, prefix: str = "") -> list[Plot]:
+def draw_plots(
+    specs: Sequence[PlotSpec[Source]], source: Source, prefix: str = ""
+) -> list[Plot]:
     """Give the plots for which a source has the numbers."""
     return [spec.plot(source, prefix) for spec in specs if spec.has_data(source)]
 
@@ -273,5 +281,7 @@ def _own(key: str, value: str, name: str) -> str:
     return _SERIES.get(value, value)
 
 
-_SERIES = {colour: f"var(--series-{place}, {colour})" for place, colour in enumerate(COLOURS)}
+_SERIES = {
+    colour: f"var(--series-{place}, {colour})" for place, colour in enumerate(COLOURS)
+}
 _SERIES |= {GREY: f"var(--series-grey, {GREY})", INK: "currentColor"}

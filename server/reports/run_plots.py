@@ -52,7 +52,9 @@ def _forgetting(figure: Figure, run: Summary) -> None:
         ("relative", run.personal.relative, "D--", COLOURS[2]),
     ]
     if run.global_model:
-        curves.append(("absolute, global model", run.global_model.forgetting, "s:", COLOURS[1]))
+        curves.append(
+            ("absolute, global model", run.global_model.forgetting, "s:", COLOURS[1])
+        )
     for label, values, style, colour in curves:
         axes.plot(tasks, 100 * values[: run.tasks], style, color=colour, label=label)
     axes.axhline(0, color=INK, lw=0.8)
@@ -73,7 +75,9 @@ def _matrix(figure: Figure, run: Summary) -> None:
             value = values[seen, trained]
             colour = "#ffffff" if value < 55 else "#000000"
             place = (trained + 1, seen + 1)
-            axes.text(*place, f"{value:.0f}", ha="center", va="center", color=colour, size=9)
+            axes.text(
+                *place, f"{value:.0f}", ha="center", va="center", color=colour, size=9
+            )
     figure.colorbar(mesh, label="accuracy (%)").outline.set_visible(False)
 
 
@@ -85,13 +89,17 @@ def _each_task(figure: Figure, run: Summary) -> None:
         values = 100 * run.personal.matrix[task, steps]
         axes.plot(steps + 1, values, marker=".", color=colour)
         end = (steps[-1] + 1, values[-1])
-        axes.annotate(str(task + 1), end, (5, 0), textcoords="offset points", va="center", size=9)
+        axes.annotate(
+            str(task + 1), end, (5, 0), textcoords="offset points", va="center", size=9
+        )
     axes.set_ylim(0, 100)
 
 
 def _traffic(figure: Figure, run: Summary) -> None:
     kinds = sorted(run.traffic, reverse=True)
-    largest = max(max(run.traffic[kind]["down"], run.traffic[kind]["up"]) for kind in kinds)
+    largest = max(
+        max(run.traffic[kind]["down"], run.traffic[kind]["up"]) for kind in kinds
+    )
     scale = scale_for(largest, BYTES)
     axes = axes_with(figure, f"bytes ({scale.name})", "", is_counted=False)
     places = np.arange(len(kinds))
@@ -99,7 +107,9 @@ def _traffic(figure: Figure, run: Summary) -> None:
         counts = [run.traffic[kind][way] for kind in kinds]
         widths = [count / scale.size for count in counts]
         bars = axes.barh(places + shift, widths, height=0.36, color=colour, label=way)
-        axes.bar_label(bars, [size(count) for count in counts], padding=3, color=INK, size=9)
+        axes.bar_label(
+            bars, [size(count) for count in counts], padding=3, color=INK, size=9
+        )
     axes.set_yticks(places, kinds)
     axes.set_xlim(0, 1.3 * max(largest, 1) / scale.size)
     axes.grid(False, axis="y")
@@ -109,12 +119,22 @@ def _traffic(figure: Figure, run: Summary) -> None:
 def _tasks_begin(axes: Axes, run: Summary) -> None:
     for event in run.rounds:
         if event["round"] == 1 and event["server_round"] > 1:
-            axes.axvline(event["server_round"] - 0.5, color=INK, lw=0.8, ls=":", alpha=0.5)
+            axes.axvline(
+                event["server_round"] - 0.5, color=INK, lw=0.8, ls=":", alpha=0.5
+            )
 
 
-def _by_round(figure: Figure, run: Summary, key: str, label: str, scaled: Callable[[float], Scale] | None) -> None:
+def _by_round(
+    figure: Figure,
+    run: Summary,
+    key: str,
+    label: str,
+    scaled: Callable[[float], Scale] | None,
+) -> None:
     rounds = [event["server_round"] for event in run.rounds]
-    values = np.array([math.nan if event.get(key) is None else event[key] for event in run.rounds])
+    values = np.array(
+        [math.nan if event.get(key) is None else event[key] for event in run.rounds]
+    )
     if scaled is not None:
         largest = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
         scale = scaled(largest)
@@ -152,7 +172,9 @@ def time_scale(seconds: float) -> Scale:
     return scale_for(seconds, measure_named("seconds").scales)
 
 
-def draw_over_time(axes: Axes, run: Summary, scale: Scale, **style: Any) -> tuple[list[float], list[float]]:
+def draw_over_time(
+    axes: Axes, run: Summary, scale: Scale, **style: Any
+) -> tuple[list[float], list[float]]:
     """Draw a run's accuracy over its virtual time.
 
     Returns
@@ -160,7 +182,9 @@ def draw_over_time(axes: Axes, run: Summary, scale: Scale, **style: Any) -> tupl
     (list of float, list of float)
         The times, in units of ``scale``, and the accuracies in percent.
     """
-    points = [event for event in run.evaluations if event.get("virtual_seconds") is not None]
+    points = [
+        event for event in run.evaluations if event.get("virtual_seconds") is not None
+    ]
     times = [event["virtual_seconds"] / scale.size for event in points]
     accuracies = [_percentage(event, "accuracy") for event in points]
     axes.plot(times, accuracies, **style)
@@ -175,7 +199,9 @@ def begin_at_zero(axes: Axes) -> None:
 
 def _over_time(figure: Figure, run: Summary) -> None:
     scale = time_scale(run.elapsed("virtual_seconds"))
-    axes = axes_with(figure, f"virtual time ({scale.name})", "average accuracy (%)", False)
+    axes = axes_with(
+        figure, f"virtual time ({scale.name})", "average accuracy (%)", False
+    )
     draw_over_time(axes, run, scale, marker=".", color=COLOURS[0])
     begin_at_zero(axes)
 
@@ -200,7 +226,10 @@ def _devices(figure: Figure, run: Summary) -> None:
         ("away", "away", "none"),
     )
     for key, label, colour in parts:
-        means = [100 * sum(client[key] for client in clients) / len(clients) / total for clients in kinds.values()]
+        means = [
+            100 * sum(client[key] for client in clients) / len(clients) / total
+            for clients in kinds.values()
+        ]
         axes.barh(names, means, left=left, color=colour, edgecolor=GREY, label=label)
         left += means
     axes.set_xlim(left=0)

@@ -124,12 +124,16 @@ class Summary:
         return {
             "accuracy": at(self.personal.average),
             "accuracy_global": at(global_model.average) if global_model else math.nan,
-            "gap": at(self.personal.average - global_model.average) if global_model else math.nan,
+            "gap": at(self.personal.average - global_model.average)
+            if global_model
+            else math.nan,
             "forgetting": at(self.personal.forgetting),
             "forgetting_relative": at(self.personal.relative),
             "backward_transfer": at(self.personal.backward),
             "forward_transfer": at(self.personal.forward),
-            "forgetting_global": at(global_model.forgetting) if global_model else math.nan,
+            "forgetting_global": at(global_model.forgetting)
+            if global_model
+            else math.nan,
             "bytes": float(self.bytes_of("train")),
             "bytes_extra": float(self.bytes_of("train", ".extra")) or math.nan,
             "bytes_evaluate": float(self.bytes_of("evaluate")),
@@ -173,10 +177,14 @@ def summarise(run: RunFolder) -> Summary:
         if run.fingerprint:  # its checksums are right, so this is no damage
             raise
         what = f"{type(error).__name__}: {error}"
-        raise FolderDamaged(f"{run.path}: its events are not those of a run: {what}") from error
+        raise FolderDamaged(
+            f"{run.path}: its events are not those of a run: {what}"
+        ) from error
 
 
-def _summary(run: RunFolder, arrays: Mapping[str, Array], events: Sequence[Event]) -> Summary:
+def _summary(
+    run: RunFolder, arrays: Mapping[str, Array], events: Sequence[Event]
+) -> Summary:
     by_kind: dict[str, list[Event]] = {}
     for event in events:
         by_kind.setdefault(event["event"], []).append(event)
@@ -195,7 +203,11 @@ def _summary(run: RunFolder, arrays: Mapping[str, Array], events: Sequence[Event
         traffic=_last(events, "traffic", {}),
         rounds=rounds,
         evaluations=by_kind.get("evaluation", []),
-        troubles=[event for event in events if event["event"] in ("failure", "forgotten", "warning")],
+        troubles=[
+            event
+            for event in events
+            if event["event"] in ("failure", "forgotten", "warning")
+        ],
         seconds=ends[0]["seconds"] if ends else _seconds(events),
         knowledge_bytes=_last(task_ends, "knowledge_bytes", math.nan),
         server_bytes=_most(events, "server_bytes"),
@@ -237,7 +249,11 @@ def _whole(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if not fleet:
         return fleet
-    waiting = fleet["virtual_seconds"] - fleet["communication_seconds"] - fleet["computing_seconds"]
+    waiting = (
+        fleet["virtual_seconds"]
+        - fleet["communication_seconds"]
+        - fleet["computing_seconds"]
+    )
     clients = [{"away": 0.0, **client} for client in fleet["clients"]]
     return {"waiting_seconds": max(0.0, waiting), **fleet, "clients": clients}
 
@@ -266,7 +282,9 @@ def _or_nan(value: float | None) -> float:
 def _most(events: Iterable[Event], key: str) -> float:
     """Give the largest value of a field; NaN where there is none, as in older runs."""
     values = [event.get(key) for event in events]
-    return max((float(value) for value in values if value is not None), default=math.nan)
+    return max(
+        (float(value) for value in values if value is not None), default=math.nan
+    )
 
 
 def _seconds(events: Sequence[Mapping[str, Any]]) -> float:

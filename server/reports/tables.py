@@ -8,7 +8,13 @@ from typing import Any
 
 from fedknow.server.reports.blocks import Bullets, Cell, Table
 from fedknow.server.reports.groups import Group
-from fedknow.server.reports.measures import Estimate, Measure, known, measure_named, size
+from fedknow.server.reports.measures import (
+    Estimate,
+    Measure,
+    known,
+    measure_named,
+    size,
+)
 from fedknow.server.reports.summary import Scoring, Summary
 
 __all__ = [
@@ -22,7 +28,12 @@ __all__ = [
 
 TOPICS: Mapping[str, tuple[str, ...]] = {
     "Accuracy": ("accuracy", "accuracy_global", "gap", "forward_transfer"),
-    "Forgetting": ("forgetting", "forgetting_relative", "forgetting_global", "backward_transfer"),
+    "Forgetting": (
+        "forgetting",
+        "forgetting_relative",
+        "forgetting_global",
+        "backward_transfer",
+    ),
     "Traffic and memory": (
         "bytes",
         "bytes_extra",
@@ -87,9 +98,13 @@ def traffic_table(traffic: Mapping[str, Mapping[str, int]]) -> Table:
     return Table("Messages by kind", ["Kind", "Messages", "Down", "Up"], rows)
 
 
-def property_table(caption: str, names: tuple[str, str], pairs: Mapping[str, object]) -> Table:
+def property_table(
+    caption: str, names: tuple[str, str], pairs: Mapping[str, object]
+) -> Table:
     """Show names and what belongs to them, such as reasons."""
-    return Table(caption, names, [[key, str(value)] for key, value in pairs.items()], prose=(1,))
+    return Table(
+        caption, names, [[key, str(value)] for key, value in pairs.items()], prose=(1,)
+    )
 
 
 def comparison_tables(groups: Sequence[Group]) -> list[Table]:
@@ -99,7 +114,9 @@ def comparison_tables(groups: Sequence[Group]) -> list[Table]:
     for topic, measures in _shown(runs):
         rows: list[list[Cell | str]] = []
         for members in groups:
-            cells = [_estimate_cell(members.estimate(each.key), each) for each in measures]
+            cells = [
+                _estimate_cell(members.estimate(each.key), each) for each in measures
+            ]
             rows.append([members.label, str(len(members.runs)), *cells])
         head = ["Method", "Seeds", *(each.title for each in measures)]
         tables.append(Table(topic, head, rows))
@@ -131,14 +148,19 @@ def _run_row(label: str, run: Summary, measures: Sequence[Measure]) -> list[Cell
 def _shown(runs: Iterable[Summary]) -> list[tuple[str, list[Measure]]]:
     """Give the measures of each topic that at least one of the runs has."""
     keys = {each.key for each in known(run.measures() for run in runs)}
-    topics = [(topic, [measure_named(key) for key in members if key in keys]) for topic, members in TOPICS.items()]
+    topics = [
+        (topic, [measure_named(key) for key in members if key in keys])
+        for topic, members in TOPICS.items()
+    ]
     return [(topic, measures) for topic, measures in topics if measures]
 
 
 def troubles(run: Summary, title: str = "") -> Bullets | None:
     """List a run's failures and warnings, each kind once; ``None`` where there were none."""
     kinds: dict[tuple[object, ...], list[Mapping[str, Any]]] = {}
-    for event in run.troubles:  # what differs in numbers alone is the same trouble again
+    for (
+        event
+    ) in run.troubles:  # what differs in numbers alone is the same trouble again
         reason = NUMBERS.sub("#", event["reason"])
         kind = (event["event"], event.get("client"), event.get("fault"), reason)
         kinds.setdefault(kind, []).append(event)
@@ -157,6 +179,10 @@ def _trouble(events: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     parts = [first["fault"]] if "fault" in first else []
     if len(events) > 1:
         parts.append(f"{len(events):,} times")
-    places = [f"task {event['task'] + 1}, round {event['round']}" for event in (first, last) if "task" in event]
+    places = [
+        f"task {event['task'] + 1}, round {event['round']}"
+        for event in (first, last)
+        if "task" in event
+    ]
     parts += [" to ".join(dict.fromkeys(places)), last["reason"]]
     return str(first["event"]), "; ".join(filter(None, parts))

@@ -27,12 +27,25 @@ from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from fedknow.client.state import StateError, load_state, save_state, sync_disk, write_atomic
+from fedknow.client.state import (
+    StateError,
+    load_state,
+    save_state,
+    sync_disk,
+    write_atomic,
+)
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import Arrays
 from fedknow.server.checks.replies import RunError
 
-__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "restore_strategy", "save_checkpoint", "strategy_state"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "load_checkpoint",
+    "restore_strategy",
+    "save_checkpoint",
+    "strategy_state",
+]
 
 _LATEST = "latest"
 _NAME = re.compile(r"checkpoint-[0-9]{1,18}(\.1)?")
@@ -123,11 +136,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
             "task": checkpoint.task,
             "round": checkpoint.round,
             "server_round": checkpoint.server_round,
-            "names": list(checkpoint.arrays),  # in order, which safetensors does not keep
+            "names": list(
+                checkpoint.arrays
+            ),  # in order, which safetensors does not keep
             "crc32": zlib.crc32(arrays),  # nor a checksum
             "strategy": checkpoint.strategy,
             "scores": dict(checkpoint.scores),
-            "versions": {str(client): version for client, version in checkpoint.versions.items()},
+            "versions": {
+                str(client): version for client, version in checkpoint.versions.items()
+            },
             "traffic": checkpoint.traffic,
             "position": checkpoint.position,
             "seconds": checkpoint.seconds,
@@ -190,8 +207,14 @@ def _complete_one(folder: Path) -> Checkpoint | None:
 
     It was written with all that belongs to it, and nothing was deleted after it.
     """
-    present = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    for path in sorted(present, key=lambda path: [int(part) for part in path.name[11:].split(".")], reverse=True):
+    present = [
+        path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)
+    ]
+    for path in sorted(
+        present,
+        key=lambda path: [int(part) for part in path.name[11:].split(".")],
+        reverse=True,
+    ):
         with suppress(CheckpointError):  # a run that was killed left it half written
             return _load(path)
     return None
@@ -213,7 +236,9 @@ def _load(target: Path) -> Checkpoint:
             arrays=Arrays((name, arrays[name]) for name in state["names"]),
             strategy=state["strategy"],
             scores=state["scores"],
-            versions={int(client): version for client, version in state["versions"].items()},
+            versions={
+                int(client): version for client, version in state["versions"].items()
+            },
             traffic=state["traffic"],
             position=state["position"],
             seconds=state["seconds"],
@@ -281,7 +306,11 @@ def _attributes(strategy: Strategy, prefix: str) -> tuple[dict[str, Any], list[s
 
 def _freeze(value: Any) -> Any:
     """A tree of what ``save_state`` can store; dictionaries carry under ``is`` what a value was."""
-    if value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor):
+    if (
+        value is None
+        or type(value) in (bool, int, float, str)
+        or isinstance(value, torch.Tensor)
+    ):
         return value
     match value:
         case np.generic():
@@ -354,4 +383,6 @@ def _thaw(value: Any, current: Any) -> Any:
             restore_strategy(current, value)
             return current
         case kind:
-            return _RECORDS[kind]({_thaw(key, None): _thaw(item, None) for key, item in value["items"]})
+            return _RECORDS[kind](
+                {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
+            )

@@ -52,7 +52,9 @@ class Scores:
     """
 
     def __init__(self, clients: int, tasks: int) -> None:
-        self.correct = {scoring: np.full((clients, tasks, tasks), np.nan) for scoring in SCORINGS}
+        self.correct = {
+            scoring: np.full((clients, tasks, tasks), np.nan) for scoring in SCORINGS
+        }
         self.weights: Floats = np.full((clients, tasks), np.nan)
         self.untrained: Floats = np.full((clients, tasks), np.nan)
         self._steps: list[tuple[int, int, int]] = []
@@ -73,7 +75,9 @@ class Scores:
         self._weigh(total)
         self.untrained = correct
 
-    def add_round(self, step: tuple[int, int, int], correct: Mapping[str, Floats], total: Floats) -> None:
+    def add_round(
+        self, step: tuple[int, int, int], correct: Mapping[str, Floats], total: Floats
+    ) -> None:
         """Results within a task; ``step`` is (server round, task, round)."""
         self._weigh(total)
         self._steps.append(step)
@@ -96,7 +100,10 @@ class Scores:
             "correct_untrained": self.untrained,
             "round_steps": np.array(self._steps, dtype=np.int64).reshape(-1, 3),
             **{f"correct_{scoring}": self.correct[scoring] for scoring in SCORINGS},
-            **{f"round_correct_{scoring}": np.reshape(self._within[scoring], shape) for scoring in SCORINGS},
+            **{
+                f"round_correct_{scoring}": np.reshape(self._within[scoring], shape)
+                for scoring in SCORINGS
+            },
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -104,7 +111,10 @@ class Scores:
         raw = self.raw()
         return {
             **{scoring: self.accuracy(scoring) for scoring in SCORINGS},
-            **{f"round_{scoring}": raw[f"round_correct_{scoring}"] / self.weights for scoring in SCORINGS},
+            **{
+                f"round_{scoring}": raw[f"round_correct_{scoring}"] / self.weights
+                for scoring in SCORINGS
+            },
             "untrained": self.untrained / self.weights,
             **raw,
         }
@@ -174,25 +184,40 @@ def score_clients(
         If no client could be scored, and everybody was to be.
     """
 
-    def wave(scoring: str, extra: Mapping[str, Record], label: str | None, collect: bool) -> list[Message]:
+    def wave(
+        scoring: str, extra: Mapping[str, Record], label: str | None, collect: bool
+    ) -> list[Message]:
         inspector.expect_scores(tasks if forward else task + 1, collect)
         settings = Config(task=task, scoring=scoring, collect=collect, forward=forward)
         content: dict[str, Record] = {ARRAYS: arrays, **extra, CONFIG: settings}
-        work = [Message(EVALUATE, node, "", group=str(task), content=content) for node in nodes or grid.members()]
-        replies = [reply for reply in grid.exchange(work, label=label) if reply.failure is None]
+        work = [
+            Message(EVALUATE, node, "", group=str(task), content=content)
+            for node in nodes or grid.members()
+        ]
+        replies = [
+            reply for reply in grid.exchange(work, label=label) if reply.failure is None
+        ]
         if not replies and nodes is None:
-            raise RunError(f"no client could be scored after task {task + 1}; see the failures in metrics.jsonl")
+            raise RunError(
+                f"no client could be scored after task {task + 1}; see the failures in metrics.jsonl"
+            )
         return replies
 
     replies = wave("personal", {}, None, both)
     correct, total = _table(replies, grid.clients, tasks)
     if not both:
         return {"personal": correct, "global": np.full_like(correct, np.nan)}, total
-    extra = sum(nbytes({KEPT: reply.content[KEPT]}) for reply in replies if KEPT in reply.content)
+    extra = sum(
+        nbytes({KEPT: reply.content[KEPT]})
+        for reply in replies
+        if KEPT in reply.content
+    )
     kept = _mean_kept(replies)
     if not kept:
         return {"personal": correct, "global": correct}, total
-    shared, _ = _table(wave("global", {KEPT: kept}, GLOBAL_TRAFFIC, False), grid.clients, tasks)
+    shared, _ = _table(
+        wave("global", {KEPT: kept}, GLOBAL_TRAFFIC, False), grid.clients, tasks
+    )
     # What clients kept to themselves came along with the first wave, but for the second.
     grid.traffic[EVALUATE]["up"] -= extra
     grid.traffic[GLOBAL_TRAFFIC]["up"] += extra
@@ -200,7 +225,10 @@ def score_clients(
 
 
 def _table(replies: list[Message], clients: int, tasks: int) -> tuple[Floats, Floats]:
-    correct, total = np.full((clients, tasks), np.nan), np.full((clients, tasks), np.nan)
+    correct, total = (
+        np.full((clients, tasks), np.nan),
+        np.full((clients, tasks), np.nan),
+    )
     for reply in replies:
         metrics = _metrics(reply)
         for table, name in ((correct, "correct"), (total, "total")):
@@ -218,7 +246,10 @@ def _mean_kept(replies: list[Message]) -> Arrays:
             part = array.astype(np.float64) * (weight / sum(weights))
             mean[name] = mean[name] + part if name in mean else part
     kept = replies[0].content.get(KEPT, Arrays())
-    return Arrays((name, value.astype(np.asarray(kept[name]).dtype)) for name, value in mean.items())
+    return Arrays(
+        (name, value.astype(np.asarray(kept[name]).dtype))
+        for name, value in mean.items()
+    )
 
 
 def _metrics(reply: Message) -> Metrics:

@@ -104,7 +104,12 @@ from fedknow.server.run.evaluation import Scores, score_clients
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.checks.instructions import StrategyCheck, position
 from fedknow.server.run.folder import RunFolder, is_disk_full, running_out_of_disk
-from fedknow.strategies import build_strategy, check_running_mean, heard_from_flower, quiet_flower
+from fedknow.strategies import (
+    build_strategy,
+    check_running_mean,
+    heard_from_flower,
+    quiet_flower,
+)
 from fedknow.strategies.counterpart import Counterpart, Setup
 
 __all__ = ["Experiment", "Observer", "RunError", "RunResult", "ServerLearner"]
@@ -218,9 +223,16 @@ class Experiment:
         if isinstance(self.strategy, Counterpart):
             self.strategy.prepare(Setup(config, cast(Learner, learner), stream))
         self.scores = Scores(config.data.clients, config.data.tasks)
-        self.arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
-        extras = {TRAIN: learner.shares(ended=False), END_TASK: learner.shares(ended=True)}
-        self.inspector = Inspector(self._client_failed, config.engine.max_update_norm, extras)
+        self.arrays = Arrays(
+            (name, value.numpy()) for name, value in learner.send().items()
+        )
+        extras = {
+            TRAIN: learner.shares(ended=False),
+            END_TASK: learner.shares(ended=True),
+        }
+        self.inspector = Inspector(
+            self._client_failed, config.engine.max_update_norm, extras
+        )
         self._last: Checkpoint | None = None
         self._deleting: Thread | None = None
         self._server_round = 0
@@ -254,9 +266,15 @@ class Experiment:
         self.grid.sparse = self.learner.sparse
         self.grid.running_mean = self.config.engine.running_mean
         self.grid.address = self._address
-        self.grid.forgot = self._forgot if self.config.engine.on_lost_state == "fresh" else None
+        self.grid.forgot = (
+            self._forgot if self.config.engine.on_lost_state == "fresh" else None
+        )
         try:
-            with quiet_flower(), _restored_randomness(), running_out_of_disk(self.folder.path):
+            with (
+                quiet_flower(),
+                _restored_randomness(),
+                running_out_of_disk(self.folder.path),
+            ):
                 self._begin()
                 if self.arrivals is None:
                     self._run_tasks()
@@ -265,10 +283,16 @@ class Experiment:
                 return self._end()
         except KeyboardInterrupt:
             last = self._last
-            self._emit("interrupted", task=last.task if last else None, round=last.round if last else None)
+            self._emit(
+                "interrupted",
+                task=last.task if last else None,
+                round=last.round if last else None,
+            )
             raise
         finally:
-            self.grid.inspect = self.grid.missed = self.grid.address = self.grid.forgot = None
+            self.grid.inspect = self.grid.missed = self.grid.address = (
+                self.grid.forgot
+            ) = None
             if self._deleting is not None:
                 self._deleting.join()
 
@@ -291,7 +315,9 @@ class Experiment:
         Before a round begins all clients are at the tasks that they are to train on in it.
         """
         if self._last is None:
-            self._finish_tasks(0, arrivals)  # it may take time until enough clients are there
+            self._finish_tasks(
+                0, arrivals
+            )  # it may take time until enough clients are there
         while not arrivals.over:
             task, last = arrivals.task, self._last
             round = last.round + 1 if last and last.task == task else 1
@@ -338,7 +364,11 @@ class Experiment:
             resumed_from=checkpoint.server_round if checkpoint else None,
             versions=_versions(),
         )
-        if checkpoint is None and getattr(self.strategy, "by_clock", False) and not self.grid.timed:
+        if (
+            checkpoint is None
+            and getattr(self.strategy, "by_clock", False)
+            and not self.grid.timed
+        ):
             self._emit(
                 "warning",
                 reason=f"strategy {self.config.strategy.name} goes by the clock, which stands still here, as all "
@@ -348,19 +378,33 @@ class Experiment:
         if checkpoint is None and self.config.evaluation.forward:
             self.inspector.begin(0, 0, self.arrays)
             tasks = self.config.data.tasks
-            correct, total = score_clients(self.grid, self.inspector, self.arrays, 0, tasks, both=False, forward=True)
+            correct, total = score_clients(
+                self.grid,
+                self.inspector,
+                self.arrays,
+                0,
+                tasks,
+                both=False,
+                forward=True,
+            )
             self.scores.add_untrained(correct["personal"], total)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        check = {name: (array.shape, array.dtype) for name, array in checkpoint.arrays.items()}
-        if check != {name: (array.shape, array.dtype) for name, array in self.arrays.items()}:
+        check = {
+            name: (array.shape, array.dtype)
+            for name, array in checkpoint.arrays.items()
+        }
+        if check != {
+            name: (array.shape, array.dtype) for name, array in self.arrays.items()
+        }:
             raise CheckpointError(
                 f"{self.folder.checkpoints}: the checkpoint holds another model's parameters; use the model it was "
                 "started with, or choose another --out"
             )
         # Only where no round has aggregated anything is the model still the one it began with.
         self._has_aggregated = any(
-            not np.array_equal(array, self.arrays[name]) for name, array in checkpoint.arrays.items()
+            not np.array_equal(array, self.arrays[name])
+            for name, array in checkpoint.arrays.items()
         )
         self.arrays = checkpoint.arrays
         self.scores = Scores.from_raw(checkpoint.scores)
@@ -373,7 +417,9 @@ class Experiment:
                     "an earlier version; start again with another --out"
                 )
             self.arrivals.restore(checkpoint.arrivals)
-        with self._strategy_acts("load_state_dict", 0, checkpoint.task, checkpoint.round):
+        with self._strategy_acts(
+            "load_state_dict", 0, checkpoint.task, checkpoint.round
+        ):
             restore_strategy(self.strategy, checkpoint.strategy)
         self._last = checkpoint
         self._server_round = checkpoint.server_round
@@ -389,7 +435,10 @@ class Experiment:
         if self.arrays:
             self._refuse_to_stand_still("in the whole run")
         weights = self.scores.sizes()
-        personal, shared = self.scores.accuracy("personal"), self.scores.accuracy("global")
+        personal, shared = (
+            self.scores.accuracy("personal"),
+            self.scores.accuracy("global"),
+        )
         untrained = self.scores.untrained / self.scores.weights
         summary = self._emit(
             "end",
@@ -418,19 +467,33 @@ class Experiment:
         config = self._settings(task, round)
         with self._strategy_acts("configure_train", 0, task, round):
             record = to_record(self.arrays)
-            messages = _messages(self.strategy.configure_train(self._server_round, record, config, self.grid))
+            messages = _messages(
+                self.strategy.configure_train(
+                    self._server_round, record, config, self.grid
+                )
+            )
         replies = _good(self.grid.send_and_receive(messages))
-        if messages and not replies and (self.inspector.failures or not self.config.fleet.devices):
-            raise RunError(f"task {task + 1}, round {round}: {self._all_failed(len(messages))}")
+        if (
+            messages
+            and not replies
+            and (self.inspector.failures or not self.config.fleet.devices)
+        ):
+            raise RunError(
+                f"task {task + 1}, round {round}: {self._all_failed(len(messages))}"
+            )
         aggregated: dict[str, Any] = {}
         if self.arrays:  # where nothing travels there is nothing to aggregate, and some strategies stumble over it
             with self._strategy_acts("aggregate_train", 1, task, round):
                 returned = self.strategy.aggregate_train(self._server_round, replies)
-            arrays, aggregated = check_aggregate(returned, self.arrays, self.config.strategy.name)
+            arrays, aggregated = check_aggregate(
+                returned, self.arrays, self.config.strategy.name
+            )
         else:
             arrays = self.arrays
         if arrays is None:
-            self._aggregated_nothing(task, round, "aggregated nothing" if messages else "chose no clients")
+            self._aggregated_nothing(
+                task, round, "aggregated nothing" if messages else "chose no clients"
+            )
             if replies and round >= self.config.train.rounds:
                 self._refuse_to_stand_still(f"by task {task + 1}, round {round}")
         else:
@@ -486,15 +549,28 @@ class Experiment:
                 evaluate_fn=evaluate_fn,
             )
         if not calls:
-            reason = "its start never called evaluate_fn: its rounds could not be told apart"
-            self._emit("warning", task=task, round=rounds, reason=f"strategy {self.config.strategy.name}: {reason}")
+            reason = (
+                "its start never called evaluate_fn: its rounds could not be told apart"
+            )
+            self._emit(
+                "warning",
+                task=task,
+                round=rounds,
+                reason=f"strategy {self.config.strategy.name}: {reason}",
+            )
         if not isinstance(getattr(result, "arrays", None), ArrayRecord):
-            raise RunError(f"strategy {self.config.strategy.name}: start must return a Result, not {result!r}")
+            raise RunError(
+                f"strategy {self.config.strategy.name}: start must return a Result, not {result!r}"
+            )
         if self.arrays and not result.arrays:
             self._aggregated_nothing(task, rounds, "aggregated nothing")
             self._refuse_to_stand_still(f"by the end of task {task + 1}")
         else:
-            self._note_aggregate(task, rounds, check_arrays(result.arrays, self.arrays, self.config.strategy.name))
+            self._note_aggregate(
+                task,
+                rounds,
+                check_arrays(result.arrays, self.arrays, self.config.strategy.name),
+            )
         if self.arrivals is None:
             made = rounds
         else:  # it is told when to stop; a round in which nobody answered is one
@@ -510,7 +586,9 @@ class Experiment:
         """
         if self.arrivals is not None:
             self.arrivals.steps = self._steps_told
-            while self.config.data.arrival != "same" and self._leave_tasks(round, self.arrivals, last=False):
+            while self.config.data.arrival != "same" and self._leave_tasks(
+                round, self.arrivals, last=False
+            ):
                 pass
 
     def _address(self, messages: Sequence[FlowerMessage]) -> None:
@@ -519,18 +597,29 @@ class Experiment:
         if self.arrivals is not None:
             self._address_arrivals(messages, self.arrivals)
 
-    def _address_arrivals(self, messages: Sequence[FlowerMessage], arrivals: Arrivals) -> None:
+    def _address_arrivals(
+        self, messages: Sequence[FlowerMessage], arrivals: Arrivals
+    ) -> None:
         """Tell clients which task they are at; in a strategy's own loop, end first what is over for those asked."""
-        work = [message for message in messages if message.metadata.message_type == TRAIN]
+        work = [
+            message for message in messages if message.metadata.message_type == TRAIN
+        ]
         if self._own_loop and work:
             content = work[0].content
             number = cast(int, position(work[0])["round"])  # of the step it is for
-            arrivals.steps, self._steps_told = self._steps_before + number - 1, self._steps_before + number
-            if self.config.data.arrival != "same" and arrivals.leaving(self._moment(arrivals)):
+            arrivals.steps, self._steps_told = (
+                self._steps_before + number - 1,
+                self._steps_before + number,
+            )
+            if self.config.data.arrival != "same" and arrivals.leaving(
+                self._moment(arrivals)
+            ):
                 now = next(iter(content.array_records.values()))
                 self.arrays = check_arrays(now, self.arrays, self.config.strategy.name)
                 with self.inspector.aside():
-                    while self._leave_tasks(self.inspector.position[1], arrivals, last=False):
+                    while self._leave_tasks(
+                        self.inspector.position[1], arrivals, last=False
+                    ):
                         pass
         arrivals.tell(work)
 
@@ -606,18 +695,31 @@ class Experiment:
             self.grid.gather(arrivals.next())
         return self._moment(arrivals) > before
 
-    def _finish_own_task(self, task: int, round: int, clients: Sequence[int], last: bool) -> None:
+    def _finish_own_task(
+        self, task: int, round: int, clients: Sequence[int], last: bool
+    ) -> None:
         """End and score a task that is over for these clients; what is told of it is told with the last of them.
 
         The purely global model is not scored, as that takes what all clients keep at one moment.
         """
         began = time.perf_counter()
-        nodes = [node_of(client) for client in clients] if len(clients) < self.config.data.clients else None
+        nodes = (
+            [node_of(client) for client in clients]
+            if len(clients) < self.config.data.clients
+            else None
+        )
         knowledge = self._end_task(task, round, nodes)
         self.inspector.begin(task, round, self.arrays)
         tasks, forward = self.config.data.tasks, self.config.evaluation.forward
         correct, total = score_clients(
-            self.grid, self.inspector, self.arrays, task, tasks, both=False, forward=forward, nodes=nodes
+            self.grid,
+            self.inspector,
+            self.arrays,
+            task,
+            tasks,
+            both=False,
+            forward=forward,
+            nodes=nodes,
         )
         self.scores.add_task(task, correct, total)
         self.folder.write_accuracy(self.scores.arrays())
@@ -626,7 +728,9 @@ class Experiment:
             self._emit_evaluation(task, round, now, {}, time.perf_counter() - began)
             self._emit_task_end(task, round, knowledge)
 
-    def _end_task(self, task: int, round: int, nodes: Sequence[int] | None = None) -> float:
+    def _end_task(
+        self, task: int, round: int, nodes: Sequence[int] | None = None
+    ) -> float:
         """Tell clients (all) that the task is over; mean size in bytes of what they keep about their tasks.
 
         NaN: none of those asked answered well.
@@ -636,18 +740,25 @@ class Experiment:
         self.inspector.begin(task, round, self.arrays)
         self._too_small = 0
         content: dict[str, Record] = {ARRAYS: self.arrays, CONFIG: Config(task=task)}
-        work = [Message(END_TASK, node, "", group=str(task), content=content) for node in nodes or self.grid.members()]
+        work = [
+            Message(END_TASK, node, "", group=str(task), content=content)
+            for node in nodes or self.grid.members()
+        ]
         replies = [reply for reply in self.grid.exchange(work) if reply.failure is None]
         sizes = [_scalar(reply.content[METRICS], KNOWLEDGE_BYTES) for reply in replies]
         self._note_memory(reply.content[METRICS] for reply in replies)
         for reply in replies:
             for name in self._of_ending:
                 spent = reply.content[METRICS].get(name)
-                self._of_ending[name] += float(spent) if isinstance(spent, int | float) else math.nan
+                self._of_ending[name] += (
+                    float(spent) if isinstance(spent, int | float) else math.nan
+                )
         if not sizes:
             if nodes is not None:  # others may still go on
                 return math.nan
-            raise RunError(f"task {task + 1}, when it ended: {self._all_failed(len(work))}")
+            raise RunError(
+                f"task {task + 1}, when it ended: {self._all_failed(len(work))}"
+            )
         if isinstance(self.strategy, Counterpart):
             with self._strategy_acts("aggregate_end_task", 5, task, round):
                 self.strategy.aggregate_end_task(task, self.arrays, replies)
@@ -662,10 +773,16 @@ class Experiment:
             config = self._settings(task, round)
             with self._strategy_acts("configure_evaluate", 2, task, round):
                 record = to_record(self.arrays)
-                messages = _messages(self.strategy.configure_evaluate(self._server_round, record, config, self.grid))
+                messages = _messages(
+                    self.strategy.configure_evaluate(
+                        self._server_round, record, config, self.grid
+                    )
+                )
             replies = _good(self.grid.send_and_receive(messages))
             with self._strategy_acts("aggregate_evaluate", 3, task, round):
-                aggregated = self.strategy.aggregate_evaluate(self._server_round, replies)
+                aggregated = self.strategy.aggregate_evaluate(
+                    self._server_round, replies
+                )
         evaluation = self.config.evaluation
         correct, total = score_clients(
             self.grid,
@@ -685,7 +802,9 @@ class Experiment:
         for scoring, values in correct.items():
             now[scoring] = self.scores.accuracy(scoring)
             now[scoring][:, :, task] = values / self.scores.weights
-        self._emit_evaluation(task, round, now, aggregated or {}, time.perf_counter() - began)
+        self._emit_evaluation(
+            task, round, now, aggregated or {}, time.perf_counter() - began
+        )
 
     def _emit_task_end(self, task: int, round: int, knowledge: float) -> None:
         kept = 0
@@ -709,7 +828,12 @@ class Experiment:
             self.folder.write_fleet(fleet)
 
     def _emit_evaluation(
-        self, task: int, round: int, now: Mapping[str, np.ndarray], aggregated: Mapping[str, Any], seconds: float
+        self,
+        task: int,
+        round: int,
+        now: Mapping[str, np.ndarray],
+        aggregated: Mapping[str, Any],
+        seconds: float,
     ) -> None:
         weights = self.scores.sizes()
         self._emit(
@@ -771,7 +895,13 @@ class Experiment:
     def _forgot(self, client: int, reason: str) -> None:
         """Put on record that a client begins anew."""
         task, round = self.inspector.position
-        self._emit("forgotten", client=client, task=task, round=round, reason=f"client {client} begins anew: {reason}")
+        self._emit(
+            "forgotten",
+            client=client,
+            task=task,
+            round=round,
+            reason=f"client {client} begins anew: {reason}",
+        )
 
     @property
     def _own_loop(self) -> bool:
@@ -792,7 +922,9 @@ class Experiment:
         return settings
 
     @contextmanager
-    def _strategy_acts(self, hook: str, stage: int, task: int, round: int) -> Iterator[None]:
+    def _strategy_acts(
+        self, hook: str, stage: int, task: int, round: int
+    ) -> Iterator[None]:
         """Seed what strategies draw from, and name the strategy if it fails."""
         self._seed(self._server_round, stage)
         try:
@@ -805,7 +937,8 @@ class Experiment:
                 raise
             raise RunError(
                 f"strategy {self.config.strategy.name} failed in {hook}, task {task + 1}, round {round}: "
-                f"{explain(error)}" + (f"; {self._all_failed(self._too_small)}" if self._too_small else "")
+                f"{explain(error)}"
+                + (f"; {self._all_failed(self._too_small)}" if self._too_small else "")
             ) from error
 
     def _aggregated_nothing(self, task: int, round: int, what: str) -> None:
@@ -843,11 +976,15 @@ class Experiment:
     def _seed(self, server_round: int, stage: int) -> None:
         # Flower samples clients with Python's global generator and draws noise from NumPy's.
         random.seed(integer(self.config.seed, "strategy", server_round, stage))
-        np.random.seed(integer(self.config.seed, "strategy.numpy", server_round, stage) % 2**32)  # noqa: NPY002
+        np.random.seed(
+            integer(self.config.seed, "strategy.numpy", server_round, stage) % 2**32
+        )  # noqa: NPY002
 
     def _client_failed(self, failure: ClientFailure) -> None:
         self._emit("failure", **failure.event())
-        if failure.fault is Fault.OUT_OF_MEMORY:  # that a device is too small is a result of the experiment
+        if (
+            failure.fault is Fault.OUT_OF_MEMORY
+        ):  # that a device is too small is a result of the experiment
             self._too_small += 1
         elif self.config.engine.on_client_error == "stop":
             if failure.fault is Fault.STATE_LOST:
@@ -856,7 +993,9 @@ class Experiment:
                     f"after fedknow forget {self.folder.path} --client {failure.client}, or with "
                     "--set engine.on_lost_state=fresh"
                 )
-            raise RunError(f"{failure}; to leave such clients out of the round: --set engine.on_client_error=skip")
+            raise RunError(
+                f"{failure}; to leave such clients out of the round: --set engine.on_client_error=skip"
+            )
 
     def _all_failed(self, clients: int) -> str:
         if self._too_small:
@@ -869,7 +1008,9 @@ class Experiment:
         failed = "the client" if clients == 1 else f"all {clients} clients"
         return f"{failed} failed; see metrics.jsonl"
 
-    def _emit_round(self, task: int, round: int, aggregated: Mapping[str, Any], seconds: float) -> None:
+    def _emit_round(
+        self, task: int, round: int, aggregated: Mapping[str, Any], seconds: float
+    ) -> None:
         clients = self.inspector
         self._note_memory(metrics for _, metrics in clients.trained)
         # Where no client trains, a strategy that does says in its metrics how it went.
@@ -879,15 +1020,23 @@ class Experiment:
             round=round,
             server_round=self._server_round,
             clients=len(clients.trained),
-            loss=clients.mean("loss") if clients.trained else aggregated.get("loss", math.nan),
-            accuracy=clients.mean("accuracy") if clients.trained else aggregated.get("accuracy", math.nan),
-            samples=clients.total("samples") if clients.trained else aggregated.get("samples", 0.0),
+            loss=clients.mean("loss")
+            if clients.trained
+            else aggregated.get("loss", math.nan),
+            accuracy=clients.mean("accuracy")
+            if clients.trained
+            else aggregated.get("accuracy", math.nan),
+            samples=clients.total("samples")
+            if clients.trained
+            else aggregated.get("samples", 0.0),
             metrics=dict(aggregated),
             seconds=seconds,
             traffic=self.grid.traffic,
             peak_memory_mb=self.grid.peak_memory_mb(),
             client_memory_bytes=self._client_memory or math.nan,
-            flops=clients.total(FLOPS) if clients.trained else aggregated.get("flops", math.nan),
+            flops=clients.total(FLOPS)
+            if clients.trained
+            else aggregated.get("flops", math.nan),
             failures=self.inspector.failures,
             **self.grid.elapsed(),
         )
@@ -911,7 +1060,9 @@ class Experiment:
 
 def _messages(messages: object) -> list[FlowerMessage]:
     if messages is None:
-        raise TypeError("it returned nothing (None); it must return messages, an empty list for no clients")
+        raise TypeError(
+            "it returned nothing (None); it must return messages, an empty list for no clients"
+        )
     return list(messages)  # type: ignore[call-overload, no-any-return]
 
 
@@ -936,7 +1087,11 @@ def _versions() -> dict[str, str]:
 
 def _digest(partition: Mapping[str, Any]) -> str:
     stated = partition.get("digest")
-    return str(stated) if stated else hashlib.sha256(json.dumps(partition, sort_keys=True).encode()).hexdigest()
+    return (
+        str(stated)
+        if stated
+        else hashlib.sha256(json.dumps(partition, sort_keys=True).encode()).hexdigest()
+    )
 
 
 def _digest_before(folder: RunFolder, otherwise: str) -> str:
@@ -948,7 +1103,11 @@ def _digest_before(folder: RunFolder, otherwise: str) -> str:
 @contextmanager
 def _restored_randomness() -> Iterator[None]:
     """Leave the process's global generators as they were."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    python, numpy, pytorch = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )  # noqa: NPY002
     try:
         yield
     finally:

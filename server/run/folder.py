@@ -32,7 +32,12 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from fedknow.client.state import write_atomic
-from fedknow.protocols.config import ConfigError, ExperimentConfig, differences, read_config
+from fedknow.protocols.config import (
+    ConfigError,
+    ExperimentConfig,
+    differences,
+    read_config,
+)
 from fedknow.protocols.texts import counted
 from fedknow.server.checks.replies import RunError
 from fedknow.server.run.evaluation import Scores
@@ -108,16 +113,24 @@ class RunFolder:
         path = Path(path)
         if (path / _CONFIG).is_file():
             if cls(path, config).complete:
-                raise ConfigError(f"{path} holds a finished run; choose another folder with --out, or delete this one")
+                raise ConfigError(
+                    f"{path} holds a finished run; choose another folder with --out, or delete this one"
+                )
             _locked(path).close()  # refused in other words while that run is going on
-            raise ConfigError(f"{path} holds an unfinished run; go on with it by --resume, or choose another --out")
-        if path.exists() and (not path.is_dir() or any(not _leftover(entry) for entry in path.iterdir())):
+            raise ConfigError(
+                f"{path} holds an unfinished run; go on with it by --resume, or choose another --out"
+            )
+        if path.exists() and (
+            not path.is_dir() or any(not _leftover(entry) for entry in path.iterdir())
+        ):
             raise ConfigError(f"{path} is no empty folder; choose another with --out")
         with running_out_of_disk(path):
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except PermissionError as error:
-                raise ConfigError(f"{path} cannot be made: {error.strerror}; choose another --out") from None
+                raise ConfigError(
+                    f"{path} cannot be made: {error.strerror}; choose another --out"
+                ) from None
             lock = _locked(path)
             try:
                 sealed = seal_text(config.to_toml())
@@ -141,7 +154,10 @@ class RunFolder:
         if changed:
             raise ConfigError(
                 "\n  ".join(
-                    [f"{path} was started with other settings; give them again or choose another --out:", *changed]
+                    [
+                        f"{path} was started with other settings; give them again or choose another --out:",
+                        *changed,
+                    ]
                 )
             )
         if folder.complete:
@@ -170,7 +186,9 @@ class RunFolder:
         try:
             _, fingerprint = open_text((path / _CONFIG).read_text("utf-8"))
         except ValueError as error:
-            raise ConfigError(f"{path / _CONFIG} was changed since the run was made: {error}") from None
+            raise ConfigError(
+                f"{path / _CONFIG} was changed since the run was made: {error}"
+            ) from None
         return cls(path, config, fingerprint=fingerprint)
 
     def close(self) -> None:
@@ -183,7 +201,11 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, ConfigError | OSError) and self._is_new and not self.position():
+        if (
+            isinstance(error, ConfigError | OSError)
+            and self._is_new
+            and not self.position()
+        ):
             self.discard()
         self.close()
 
@@ -249,7 +271,12 @@ class RunFolder:
             If a line is not what the run wrote.
         """
         with self._reading(_METRICS):
-            return [event for event, _ in read_lines(self._events(), chain_start(self.fingerprint))]
+            return [
+                event
+                for event, _ in read_lines(
+                    self._events(), chain_start(self.fingerprint)
+                )
+            ]
 
     def _events(self) -> bytes:
         try:
@@ -271,7 +298,9 @@ class RunFolder:
         try:
             yield
         except (ValueError, RecursionError) as error:
-            raise FolderDamaged(f"{self.path / name} is not what the run wrote: {error}; {_PUT_BACK}") from None
+            raise FolderDamaged(
+                f"{self.path / name} is not what the run wrote: {error}; {_PUT_BACK}"
+            ) from None
 
     def accuracy(self) -> dict[str, np.ndarray]:
         """Raw accuracies; all NaN where nothing has been scored yet.
@@ -330,7 +359,9 @@ class RunFolder:
 
     def write_partition(self, partition: Mapping[str, Any]) -> None:
         """Write which client holds what."""
-        write_atomic(self.path / _PARTITION, seal_json(_plain(partition), self.fingerprint))
+        write_atomic(
+            self.path / _PARTITION, seal_json(_plain(partition), self.fingerprint)
+        )
 
     def write_accuracy(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace the raw accuracies."""
@@ -400,7 +431,9 @@ class RunFolder:
         found = self._check(data)
         with self._reading(_METRICS):
             if len(data) < position:
-                raise ValueError(f"it has {counted(len(data), 'byte')} and had {position}")
+                raise ValueError(
+                    f"it has {counted(len(data), 'byte')} and had {position}"
+                )
             if chain is not None and chain != found:
                 raise ValueError("it holds other events than the checkpoint says")
         with (self.path / _METRICS).open("ab") as file:
@@ -439,13 +472,17 @@ def _locked(path: Path) -> BinaryIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ConfigError(f"{path} is in use by a run that is going on; choose another --out") from None
+        raise ConfigError(
+            f"{path} is in use by a run that is going on; choose another --out"
+        ) from None
     return lock
 
 
 def _leftover(path: Path) -> bool:
     """Whether a file is what a run leaves that was killed before it began."""
-    return path.name == _LOCK or (path.name.startswith(_CONFIG) and path.suffix == ".tmp")
+    return path.name == _LOCK or (
+        path.name.startswith(_CONFIG) and path.suffix == ".tmp"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -39,18 +39,32 @@ def forget_clients(path: Path, clients: Collection[int]) -> list[int]:
     RunError
         If the run folder is damaged, or the disk is full.
     """
-    with RunFolder.resume(path, RunFolder.open(path).config) as folder, running_out_of_disk(path):
+    with (
+        RunFolder.resume(path, RunFolder.open(path).config) as folder,
+        running_out_of_disk(path),
+    ):
         checkpoint = load_checkpoint(folder.checkpoints)
         if checkpoint is None:
-            raise ConfigError(f"{path} has no checkpoint yet, so no client has kept anything; resume it as it is")
+            raise ConfigError(
+                f"{path} has no checkpoint yet, so no client has kept anything; resume it as it is"
+            )
         wanted = sorted(set(clients))
         for client in wanted:
             _check(client, checkpoint, folder)
         folder.cut_back(checkpoint.position, checkpoint.chain)
         for client in wanted:
             _record(client, checkpoint, folder)
-        versions = {client: version for client, version in checkpoint.versions.items() if client not in wanted}
-        after = replace(checkpoint, versions=versions, position=folder.position(), chain=folder.chain)
+        versions = {
+            client: version
+            for client, version in checkpoint.versions.items()
+            if client not in wanted
+        }
+        after = replace(
+            checkpoint,
+            versions=versions,
+            position=folder.position(),
+            chain=folder.chain,
+        )
         save_checkpoint(folder.checkpoints, after).join()
     return wanted
 
@@ -58,12 +72,24 @@ def forget_clients(path: Path, clients: Collection[int]) -> list[int]:
 def _check(client: int, checkpoint: Checkpoint, folder: RunFolder) -> None:
     count = folder.config.data.clients
     if client >= count:
-        raise ConfigError(f"--client {client}: {folder.path} has clients 0 to {count - 1}")
+        raise ConfigError(
+            f"--client {client}: {folder.path} has clients 0 to {count - 1}"
+        )
     if not checkpoint.versions.get(client):
-        raise ConfigError(f"--client {client}: this client keeps nothing that could be forgotten; leave it out")
+        raise ConfigError(
+            f"--client {client}: this client keeps nothing that could be forgotten; leave it out"
+        )
 
 
 def _record(client: int, checkpoint: Checkpoint, folder: RunFolder) -> None:
     reason = f"client {client} begins anew: its state was given up by fedknow forget"
     place = {"task": checkpoint.task, "round": checkpoint.round}
-    folder.append({"event": "forgotten", "time": time.time(), "client": client, **place, "reason": reason})
+    folder.append(
+        {
+            "event": "forgotten",
+            "time": time.time(),
+            "client": client,
+            **place,
+            "reason": reason,
+        }
+    )

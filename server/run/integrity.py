@@ -117,7 +117,9 @@ def read_lines(data: bytes, chain: int) -> Iterator[tuple[dict[str, Any], int]]:
         if stated is None and is_sealed:
             raise ValueError(f"line {number} has no checksum")
         if stated is not None and stated != chain:
-            raise ValueError(f"line {number}: a checksum is wrong here or in the lines before")
+            raise ValueError(
+                f"line {number}: a checksum is wrong here or in the lines before"
+            )
         is_sealed = stated is not None
         yield _event(body, number), chain
 
@@ -140,7 +142,11 @@ def is_last_event(data: bytes, kind: str) -> bool:
 def _unseal(line: bytes) -> tuple[bytes, int | None]:
     """A line without its checksum, and that."""
     found = _LAST_KEY.search(line)
-    return (line, None) if found is None else (line[: found.start()] + b"}", int(found[1], 16))
+    return (
+        (line, None)
+        if found is None
+        else (line[: found.start()] + b"}", int(found[1], 16))
+    )
 
 
 def _event(body: bytes, number: int) -> dict[str, Any]:
@@ -174,7 +180,9 @@ def open_json(data: bytes, fingerprint: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError("it holds no names and values")
     stated = tree.pop(_KEY, None)
-    if (stated is not None or fingerprint) and stated != _tree_checksum(tree, fingerprint):
+    if (stated is not None or fingerprint) and stated != _tree_checksum(
+        tree, fingerprint
+    ):
         raise ValueError("its checksum is wrong")
     return tree
 

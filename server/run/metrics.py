@@ -69,7 +69,9 @@ def task_accuracy(accuracy: Floats, weights: Floats) -> Floats:
     float64 [seen, trained]
         NaN where no client was scored.
     """
-    return _weighted_mean(accuracy, np.broadcast_to(weights[:, :, None], accuracy.shape))
+    return _weighted_mean(
+        accuracy, np.broadcast_to(weights[:, :, None], accuracy.shape)
+    )
 
 
 def learned(accuracy: Floats, weights: Floats) -> Floats:
@@ -102,7 +104,11 @@ def relative_forgetting(accuracy: Floats, weights: Floats) -> Floats:
     float64 [trained]
         NaN after the first task.
     """
-    return _over_earlier(accuracy, weights, lambda a, u, m: (a[u, u] - a[u, m]) / a[u, u] if a[u, u] else float("nan"))
+    return _over_earlier(
+        accuracy,
+        weights,
+        lambda a, u, m: (a[u, u] - a[u, m]) / a[u, u] if a[u, u] else float("nan"),
+    )
 
 
 def max_forgetting(accuracy: Floats, weights: Floats) -> Floats:
@@ -174,7 +180,9 @@ def local_global_gap(personal: Floats, shared: Floats, weights: Floats) -> Float
 def _over_earlier(accuracy: Floats, weights: Floats, term: _Term) -> Floats:
     """Mean of ``term(a, u, m)`` over the tasks ``u`` before each ``m``, where ``a[u, m]`` is the task accuracy."""
     a = task_accuracy(accuracy, weights)
-    return np.array([_mean([term(a, u, m) for u in range(m)]) for m in range(a.shape[1])])
+    return np.array(
+        [_mean([term(a, u, m) for u in range(m)]) for m in range(a.shape[1])]
+    )
 
 
 def _weighted_mean(values: Floats, weights: Floats) -> Floats:

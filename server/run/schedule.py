@@ -69,13 +69,20 @@ class Arrivals:
         data, seconds = config.data, config.data.arrival_seconds > 0
         if data.arrival == "same" and not seconds:
             return None
-        lengths = np.full((data.clients, data.tasks), data.arrival_seconds or float(config.train.rounds))
+        lengths = np.full(
+            (data.clients, data.tasks),
+            data.arrival_seconds or float(config.train.rounds),
+        )
         if data.arrival == "staggered":
-            behind = data.arrival_lag * np.arange(data.clients) / max(1, data.clients - 1)
+            behind = (
+                data.arrival_lag * np.arange(data.clients) / max(1, data.clients - 1)
+            )
             lengths[:, 0] += behind if seconds else np.floor(behind)
         elif data.arrival == "poisson":
             for client in range(data.clients):
-                gaps = generator(config.seed, "arrivals", client).exponential(lengths[client])
+                gaps = generator(config.seed, "arrivals", client).exponential(
+                    lengths[client]
+                )
                 lengths[client] = gaps if seconds else np.maximum(1, np.ceil(gaps))
         ends = lengths.cumsum(axis=1)
         ends[:, -1] = ends[:, -1].max()
@@ -142,11 +149,18 @@ class Arrivals:
 
     def state(self) -> dict[str, Any]:
         """How far clients have come, for checkpoints."""
-        return {"tasks": self.tasks, "since": self.since, "before": self.before, "steps": self.steps}
+        return {
+            "tasks": self.tasks,
+            "since": self.since,
+            "before": self.before,
+            "steps": self.steps,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to what :meth:`state` gave."""
-        self.tasks, self.since, self.before = (np.array(state[name]) for name in ("tasks", "since", "before"))
+        self.tasks, self.since, self.before = (
+            np.array(state[name]) for name in ("tasks", "since", "before")
+        )
         self.steps = state["steps"]
 
     # --- messages -------------------------------------------------------------------------------------------------
@@ -158,13 +172,20 @@ class Arrivals:
         """
         made: dict[tuple[int, int, int], tuple[RecordDict, RecordDict]] = {}
         for message in messages:
-            content, position = message.content, self.position(client_of(message.metadata.dst_node_id))
+            content, position = (
+                message.content,
+                self.position(client_of(message.metadata.dst_node_id)),
+            )
             if (key := (id(content), *position)) not in made:
                 own = {"task": position[0], "round": position[1]}
                 records = {
-                    k: ConfigRecord({**v, **own}) if isinstance(v, ConfigRecord) else v for k, v in content.items()
+                    k: ConfigRecord({**v, **own}) if isinstance(v, ConfigRecord) else v
+                    for k, v in content.items()
                 }
-                made[key] = content, RecordDict(records)  # both: an id is its own as long as what it is of is there
+                made[key] = (
+                    content,
+                    RecordDict(records),
+                )  # both: an id is its own as long as what it is of is there
             message.content = made[key][1]
 
     @staticmethod
@@ -186,11 +207,17 @@ class Arrivals:
         data, same = config.data, config.data.arrival == "same"
         if same and not data.arrival_seconds:
             return
-        arrival = f"data.arrival_seconds = {data.arrival_seconds:g}" if same else f"data.arrival = {data.arrival!r}"
+        arrival = (
+            f"data.arrival_seconds = {data.arrival_seconds:g}"
+            if same
+            else f"data.arrival = {data.arrival!r}"
+        )
         otherwise = "data.arrival_seconds = 0" if same else "data.arrival = 'same'"
         if isinstance(strategy, Asynchronous) and real and not same:
             reason = "has clients at work when others are to end a task, which real clients cannot"
-        elif type(strategy).start is not Strategy.start and not isinstance(strategy, Asynchronous):
+        elif type(strategy).start is not Strategy.start and not isinstance(
+            strategy, Asynchronous
+        ):
             reason = "has a loop of its own, which is called once a task of all clients"
         elif isinstance(strategy, Counterpart) and not same:
             reason = "gathers what clients send when a task is over for all of them"

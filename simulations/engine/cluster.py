@@ -119,7 +119,9 @@ def _join(address: str, options: dict[str, Any]) -> None:
     except (RuntimeError, ValueError, RayError) as error:
         # Ray says which versions of Ray and Python run there and here, one a line.
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: this Ray cluster cannot be joined: {reason}") from error
+        raise ConfigError(
+            f"{where}: this Ray cluster cannot be joined: {reason}"
+        ) from error
 
 
 def _knock(address: str) -> None:
@@ -156,7 +158,9 @@ def _without(names: Sequence[str]) -> Iterator[None]:
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Keep this process's own answer to SIGTERM, which Ray sets aside when it starts."""
-    if threading.current_thread() is not threading.main_thread():  # where Ray leaves it alone too
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # where Ray leaves it alone too
         yield
         return
     before = signal.getsignal(signal.SIGTERM)

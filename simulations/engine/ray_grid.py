@@ -30,7 +30,15 @@ from fedknow.protocols.messages import Mean, Message, client_of, nbytes
 from fedknow.server.checks.replies import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.simulations.engine.cluster import start_ray
-from fedknow.simulations.engine.worker import Answered, Job, NodeFactory, Worker, detached, share, unpack
+from fedknow.simulations.engine.worker import (
+    Answered,
+    Job,
+    NodeFactory,
+    Worker,
+    detached,
+    share,
+    unpack,
+)
 
 __all__ = ["WORKER_DIED", "RayGrid", "gpu_share", "placement"]
 
@@ -105,7 +113,9 @@ class RayGrid(MessageGrid):
                 start_ray(config.engine.address)
             resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             cores = resources.get("CPU", 1.0)
-            device, gpus, fitting = placement(config.engine.device, cores, resources.get("GPU", 0.0))
+            device, gpus, fitting = placement(
+                config.engine.device, cores, resources.get("GPU", 0.0)
+            )
             config = config.on_device(device)
             count = min(workers or config.engine.workers or fitting, stream.clients)
             # More workers than cores share them; Ray counts in ten-thousandths.
@@ -114,7 +124,12 @@ class RayGrid(MessageGrid):
             room = resources.get("object_store_memory", 0.0)
             self._room = room / (4 * len(ray.nodes()))  # type: ignore[no-untyped-call]
             self._pace: dict[str, float] = {}
-            self._made_from = (ray.put(config), ray.put(stream), Path(folder).absolute(), node)
+            self._made_from = (
+                ray.put(config),
+                ray.put(stream),
+                Path(folder).absolute(),
+                node,
+            )
             self._workers = [self._spawn() for _ in range(count)]
             self._home: dict[int, int] = {}
             self._peaks: dict[int, float] = {}
@@ -151,13 +166,20 @@ class RayGrid(MessageGrid):
         jobs: dict[int, Job] = {}
         for message in work:
             client = client_of(message.node)
-            jobs.setdefault(client, Job(client, self.versions.get(client, 0))).work.append(message)
+            jobs.setdefault(
+                client, Job(client, self.versions.get(client, 0))
+            ).work.append(message)
         lean, arrays = share(list(jobs.values()))
         shared = [ray.put(record) for record in arrays]
         queues = self._queues(lean)
-        pace = max((self._pace.get(message.kind, math.inf) for message in work), default=1.0)
+        pace = max(
+            (self._pace.get(message.kind, math.inf) for message in work), default=1.0
+        )
         few, seconds, part = FEW
-        least = max(int(SHORTEST / pace), min(int(seconds / pace), int(part * len(work) / self.workers), few))
+        least = max(
+            int(SHORTEST / pace),
+            min(int(seconds / pace), int(part * len(work) / self.workers), few),
+        )
         average = self.averages(work)
         running: dict[ray.ObjectRef, _Batch] = {}
         held = 0
@@ -166,14 +188,19 @@ class RayGrid(MessageGrid):
             batch = _take(queues[index] or max(queues, key=len), least)
             if batch:
                 self._home.update((job.client, index) for job in batch)
-                running[self._workers[index].work.remote(batch, shared, average)] = index, batch
+                running[self._workers[index].work.remote(batch, shared, average)] = (
+                    index,
+                    batch,
+                )
 
         try:
             for index in range(self.workers):
                 submit(index)
             while running:
                 left = deadline - time.monotonic()
-                done, _ = ray.wait(list(running), timeout=None if left == math.inf else max(0.0, left))
+                done, _ = ray.wait(
+                    list(running), timeout=None if left == math.inf else max(0.0, left)
+                )
                 if not done:
                     return
                 index, batch = running.pop(done[0])
@@ -186,17 +213,26 @@ class RayGrid(MessageGrid):
                     submit(index)
                     yield from failures
                 else:
-                    submit(index)  # before the answers are looked at, so that no worker waits for us
+                    submit(
+                        index
+                    )  # before the answers are looked at, so that no worker waits for us
                     self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
-                    self._peaks[index] = max(self._peaks[index], answered.peak_memory_mb)
+                    self._peaks[index] = max(
+                        self._peaks[index], answered.peak_memory_mb
+                    )
                     for light, version in answered.answers:
                         reply = unpack(light, answered.arrays)
-                        if isinstance(reply.arrays(), Mean):  # it is added to others and let go
+                        if isinstance(
+                            reply.arrays(), Mean
+                        ):  # it is added to others and let go
                             yield reply, version
                             continue
                         held += nbytes(reply.content)
                         # What is read where it lies keeps its place in the store until the strategy is done with it.
-                        yield (reply if held <= self._room else detached(reply)), version
+                        yield (
+                            (reply if held <= self._room else detached(reply)),
+                            version,
+                        )
         finally:
             # Given up by timeout, interrupted, or left by an error: what still runs must not write states any more.
             self._replace({index for index, _ in running.values()})
@@ -208,7 +244,9 @@ class RayGrid(MessageGrid):
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it."""
-        if ray.is_initialized():  # else they are gone, and asking Ray for anything would start it again
+        if (
+            ray.is_initialized()
+        ):  # else they are gone, and asking Ray for anything would start it again
             for worker in self._workers:
                 ray.kill(worker)
         self._workers = []
@@ -219,7 +257,9 @@ class RayGrid(MessageGrid):
 
     def _spawn(self) -> ActorHandle[Worker]:
         config, stream, folder, node = self._made_from
-        actor = ray.remote(Worker).options(num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0)
+        actor = ray.remote(Worker).options(
+            num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0
+        )
         return cast("ActorHandle[Worker]", actor.remote(config, stream, folder, node))
 
     def _wait(self, starting: list[ray.ObjectRef]) -> None:
@@ -230,7 +270,12 @@ class RayGrid(MessageGrid):
                 free = ray.available_resources()  # type: ignore[no-untyped-call]
                 log.warning(
                     "%d of %d workers wait for their place in the Ray cluster (%g cores and %g GPUs are free)",
-                    *(len(starting), self.workers, free.get("CPU", 0), free.get("GPU", 0)),
+                    *(
+                        len(starting),
+                        self.workers,
+                        free.get("CPU", 0),
+                        free.get("GPU", 0),
+                    ),
                 )
 
     def _replace(self, indices: Collection[int]) -> None:
@@ -271,10 +316,14 @@ def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
         device = "cuda" if gpus >= 1 and torch.backends.cuda.is_built() else "cpu"  # type: ignore[no-untyped-call]
     if device == "cpu":
         return device, 0.0, max(1, int(cores))
-    if device != "cuda":  # that one of a machine: Ray, which hands out any, is not asked
+    if (
+        device != "cuda"
+    ):  # that one of a machine: Ray, which hands out any, is not asked
         return device, 0.0, 1
     if gpus < 1:
-        raise ConfigError("engine.device = 'cuda': Ray sees no GPU; set engine.device to 'cpu' or 'auto'")
+        raise ConfigError(
+            "engine.device = 'cuda': Ray sees no GPU; set engine.device to 'cpu' or 'auto'"
+        )
     return device, gpus, int(gpus)
 
 
@@ -288,14 +337,22 @@ def _take(queue: deque[Job], least: int = 1) -> list[Job]:
     size = max((len(queue) + 1) // 2, least)
     if len(queue) - size < least:
         size = len(queue)
-    if queue and queue[0].deaths:  # what a worker died on is at the front, and is tried alone
+    if (
+        queue and queue[0].deaths
+    ):  # what a worker died on is at the front, and is tried alone
         size = 1
     return [queue.popleft() for _ in range(size)]
 
 
-def _after_death(batch: Sequence[Job], error: Exception) -> tuple[list[Job], list[tuple[Message, int]]]:
+def _after_death(
+    batch: Sequence[Job], error: Exception
+) -> tuple[list[Job], list[tuple[Message, int]]]:
     """What to try again after a worker died on a batch, and failures for what has been tried often enough."""
-    log.warning("a worker died and is replaced; %d clients' work is done again: %s", len(batch), _first_line(error))
+    log.warning(
+        "a worker died and is replaced; %d clients' work is done again: %s",
+        len(batch),
+        _first_line(error),
+    )
     again, failures = [], []
     for job in batch:
         job.deaths += 1
@@ -306,7 +363,9 @@ def _after_death(batch: Sequence[Job], error: Exception) -> tuple[list[Job], lis
             f"client {job.client}: {job.deaths} workers died on its {job.work[0].kind!r} work ({_first_line(error)}); "
             "if memory ran out, lower engine.workers or train.batch_size"
         )
-        failures += [(message.fail(WORKER_DIED, reason), job.version) for message in job.work]
+        failures += [
+            (message.fail(WORKER_DIED, reason), job.version) for message in job.work
+        ]
     return again, failures
 
 

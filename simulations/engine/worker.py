@@ -83,15 +83,25 @@ def share(jobs: Sequence[Job]) -> tuple[list[Job], list[Arrays]]:
         return places[id(record)]
 
     def strip(message: Message) -> Message:
-        return _with(message, {name: light(record) for name, record in message.content.items()})
+        return _with(
+            message, {name: light(record) for name, record in message.content.items()}
+        )
 
-    return [replace(job, work=[strip(message) for message in job.work]) for job in jobs], arrays
+    return [
+        replace(job, work=[strip(message) for message in job.work]) for job in jobs
+    ], arrays
 
 
 def unshare(message: Message, arrays: Sequence[Arrays]) -> Message:
     """Put the arrays that :func:`share` took out back into a message."""
     content: Mapping[str, Record | Shared] = message.content
-    return _with(message, {name: arrays[r.place] if isinstance(r, Shared) else r for name, r in content.items()})
+    return _with(
+        message,
+        {
+            name: arrays[r.place] if isinstance(r, Shared) else r
+            for name, r in content.items()
+        },
+    )
 
 
 _Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
@@ -143,24 +153,33 @@ def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
     """
     size = 0
     todo: list[tuple[int, np.ndarray]] = []
-    layouts: dict[_Layout, _Layout] = {}  # one object for all messages, which pickle then writes once
+    layouts: dict[
+        _Layout, _Layout
+    ] = {}  # one object for all messages, which pickle then writes once
 
     def stow(record: Record) -> Record | Packed:
         nonlocal size
-        if not isinstance(record, Arrays) or isinstance(record, Mean):  # a mean is one object, written once as it is
+        if not isinstance(record, Arrays) or isinstance(
+            record, Mean
+        ):  # a mean is one object, written once as it is
             return record
         if any(array.dtype.hasobject for array in record.values()):
             return record
         if sum(array.nbytes for array in record.values()) >= _LARGE * len(record):
             return record
-        layout = tuple((name, array.dtype, array.shape) for name, array in record.items())
+        layout = tuple(
+            (name, array.dtype, array.shape) for name, array in record.items()
+        )
         packed = Packed(size, layouts.setdefault(layout, layout))
         for array in record.values():
             todo.append((size, array))
             size += _room(array.nbytes)
         return packed
 
-    light = [_with(message, {name: stow(record) for name, record in message.content.items()}) for message in messages]
+    light = [
+        _with(message, {name: stow(record) for name, record in message.content.items()})
+        for message in messages
+    ]
     buffer = np.empty(size, np.uint8)
     for start, array in todo:
         np.ndarray(array.shape, array.dtype, buffer.data, start)[...] = array
@@ -179,7 +198,13 @@ def unpack(message: Message, buffer: np.ndarray) -> Message:
         return found
 
     content: Mapping[str, Record | Packed] = message.content
-    return _with(message, {name: arrays(r) if isinstance(r, Packed) else r for name, r in content.items()})
+    return _with(
+        message,
+        {
+            name: arrays(r) if isinstance(r, Packed) else r
+            for name, r in content.items()
+        },
+    )
 
 
 def detached(message: Message) -> Message:
@@ -192,7 +217,13 @@ def detached(message: Message) -> Message:
 
     content = message.content.items()
     return _with(
-        message, {n: Arrays((k, copy(a)) for k, a in r.items()) if isinstance(r, Arrays) else r for n, r in content}
+        message,
+        {
+            n: Arrays((k, copy(a)) for k, a in r.items())
+            if isinstance(r, Arrays)
+            else r
+            for n, r in content
+        },
     )
 
 
@@ -220,7 +251,11 @@ class Worker:
     """
 
     def __init__(
-        self, config: ExperimentConfig, stream: TaskStream, folder: Path, node: NodeFactory | None = None
+        self,
+        config: ExperimentConfig,
+        stream: TaskStream,
+        folder: Path,
+        node: NodeFactory | None = None,
     ) -> None:
         torch.set_num_threads(1)
         self._made_from = config, stream, folder, node
@@ -233,12 +268,23 @@ class Worker:
         if self._host is None:
             config, stream, folder, node = self._made_from
             # The server's checkpoints wait for this machine's disk, but not for that of others.
-            store = StateStore(folder, config.engine.memory_mb * 2**20, durable=bool(config.engine.address))
-            self._host = Host(config, stream, store, node(config, stream) if node else None)
+            store = StateStore(
+                folder,
+                config.engine.memory_mb * 2**20,
+                durable=bool(config.engine.address),
+            )
+            self._host = Host(
+                config, stream, store, node(config, stream) if node else None
+            )
             gc.freeze()  # as the grid does in its process
         return process_peak_mb()
 
-    def work(self, jobs: Sequence[Job], shared: Sequence[ray.ObjectRef], average: bool = False) -> Answered:
+    def work(
+        self,
+        jobs: Sequence[Job],
+        shared: Sequence[ray.ObjectRef],
+        average: bool = False,
+    ) -> Answered:
         """Do jobs, one after the other or many at once (``engine.vectorize``).
 
         Parameters
@@ -253,17 +299,26 @@ class Worker:
         self.start()
         assert self._host is not None
         self._shared = {
-            ref.hex(): self._shared[ref.hex()] if ref.hex() in self._shared else ray.get(ref) for ref in shared
+            ref.hex(): self._shared[ref.hex()]
+            if ref.hex() in self._shared
+            else ray.get(ref)
+            for ref in shared
         }
         arrays = list(self._shared.values())
         work = [unshare(message, arrays) for job in jobs for message in job.work]
         began = time.perf_counter()
-        answering = self._host.handle_many(work, {job.client: job.version for job in jobs})
+        answering = self._host.handle_many(
+            work, {job.client: job.version for job in jobs}
+        )
         if average:
             limit = self._made_from[0].engine.max_update_norm
-            answering = averaged(work, answering, Inspector(lambda failure: None, limit))
+            answering = averaged(
+                work, answering, Inspector(lambda failure: None, limit)
+            )
         answers = list(answering)
         seconds = time.perf_counter() - began
         light, packed = pack([reply for reply, _ in answers])
         versions = [version for _, version in answers]
-        return Answered(list(zip(light, versions, strict=True)), packed, seconds, process_peak_mb())
+        return Answered(
+            list(zip(light, versions, strict=True)), packed, seconds, process_peak_mb()
+        )

@@ -105,7 +105,9 @@ class Markov(Presence):
     def until(self, client: int, time: float) -> float:
         """See :meth:`Presence.until`."""
         index = self.index(client, time)
-        return self._totals[client][index] + max(0.0, time - self._starts[client][index])
+        return self._totals[client][index] + max(
+            0.0, time - self._starts[client][index]
+        )
 
     def _draw(self, client: int) -> None:
         if client not in self._draws:
@@ -113,7 +115,11 @@ class Markov(Presence):
             away = draw.random() >= self._online / (self._online + self._offline)
             self._starts[client] = [draw.exponential(self._offline) if away else 0.0]
             self._ends[client], self._totals[client] = [], [0.0]
-        draw, starts, ends = self._draws[client], self._starts[client], self._ends[client]
+        draw, starts, ends = (
+            self._draws[client],
+            self._starts[client],
+            self._ends[client],
+        )
         ends.append(starts[-1] + draw.exponential(self._online))
         self._totals[client].append(self._totals[client][-1] + ends[-1] - starts[-1])
         starts.append(ends[-1] + draw.exponential(self._offline))
@@ -134,7 +140,9 @@ class Trace(Presence):
     def __init__(self, spans: list[list[tuple[float, float]]], period: float) -> None:
         self._spans = spans
         self._ends = [[end for _, end in client] for client in spans]
-        self._totals = [[0.0, *accumulate(end - start for start, end in client)] for client in spans]
+        self._totals = [
+            [0.0, *accumulate(end - start for start, end in client)] for client in spans
+        ]
         """Seconds there before each span, and in all."""
         self._period = period
 
@@ -148,13 +156,22 @@ class Trace(Presence):
         """See :meth:`Presence.span`."""
         spans = self._spans[client % len(self._spans)]
         turn, place = divmod(index, len(spans))
-        return spans[place][0] + turn * self._period, spans[place][1] + turn * self._period
+        return spans[place][0] + turn * self._period, spans[place][
+            1
+        ] + turn * self._period
 
     def until(self, client: int, time: float) -> float:
         """See :meth:`Presence.until`."""
-        index, totals = self.index(client, time), self._totals[client % len(self._totals)]
+        index, totals = (
+            self.index(client, time),
+            self._totals[client % len(self._totals)],
+        )
         turn, place = divmod(index, len(totals) - 1)
-        return turn * totals[-1] + totals[place] + max(0.0, time - self.span(client, index)[0])
+        return (
+            turn * totals[-1]
+            + totals[place]
+            + max(0.0, time - self.span(client, index)[0])
+        )
 
     @classmethod
     def read(cls, path: Path) -> Trace:
@@ -172,7 +189,9 @@ class Trace(Presence):
                     try:
                         span = float(row["start"]), float(row["end"])
                         if not 0 <= span[0] < span[1] < math.inf:
-                            raise ValueError(f"start = {span[0]:g}, end = {span[1]:g}: not 0 <= start < end")
+                            raise ValueError(
+                                f"start = {span[0]:g}, end = {span[1]:g}: not 0 <= start < end"
+                            )
                         found.setdefault(row["client"], []).append(span)
                     except (KeyError, ValueError, TypeError) as error:
                         raise ConfigError(
@@ -187,7 +206,9 @@ class Trace(Presence):
             spans.sort()
             for (_, end), (start, _) in pairwise(spans):
                 if start < end:
-                    raise ConfigError(f"fleet.availability: {path}: spans of client {client} overlap at {start:g} s")
+                    raise ConfigError(
+                        f"fleet.availability: {path}: spans of client {client} overlap at {start:g} s"
+                    )
         if not found:
             raise ConfigError(f"fleet.availability: {path}: there is nobody in it")
         return cls(list(found.values()), max(spans[-1][1] for spans in found.values()))

@@ -20,7 +20,17 @@ from fedknow.client.node import Node
 from fedknow.client.state import write_atomic
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.messages import ARRAYS, CONFIG, METRICS, TRAIN, Arrays, Config, Message, Metrics, node_of
+from fedknow.protocols.messages import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+    Metrics,
+    node_of,
+)
 from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
 from fedknow.server.checks.replies import RunError
@@ -39,7 +49,10 @@ LEAST = 3
 
 
 def calibrate(
-    config: ExperimentConfig, seconds: float = 10.0, busy: float | None = None, idle: float | None = None
+    config: ExperimentConfig,
+    seconds: float = 10.0,
+    busy: float | None = None,
+    idle: float | None = None,
 ) -> Profile:
     """Train client 0 of an experiment on its first task, round after round, and see how fast that was.
 
@@ -77,9 +90,14 @@ def calibrate(
     speeds: list[float] = []
     until = time.monotonic() + seconds
     while len(speeds) <= LEAST or time.monotonic() < until:
-        settings = Config(task=0, round=1, rounds=config.train.rounds, tasks=config.data.tasks)
+        settings = Config(
+            task=0, round=1, rounds=config.train.rounds, tasks=config.data.tasks
+        )
         settings["server-round"] = 1
-        reply, _ = node.handle(Message(TRAIN, node_of(0), "1", content={ARRAYS: arrays, CONFIG: settings}), {})
+        reply, _ = node.handle(
+            Message(TRAIN, node_of(0), "1", content={ARRAYS: arrays, CONFIG: settings}),
+            {},
+        )
         if reply.failure is not None:
             raise RunError(f"training failed: {reply.failure.reason}")
         metrics = reply.content[METRICS]
@@ -88,7 +106,11 @@ def calibrate(
     timed = speeds[1:]
     what = f"{config.learner.name}, {config.model.name} on {config.data.name}, batches of {config.train.batch_size}"
     threads = torch.get_num_threads()
-    watts = {name: value for name, value in (("busy", busy), ("idle", idle)) if value is not None}
+    watts = {
+        name: value
+        for name, value in (("busy", busy), ("idle", idle))
+        if value is not None
+    }
     return Profile(
         about=f"{platform.machine()}, {counted(threads, 'thread')}, CPU, measured",
         peak=statistics.median(timed),
@@ -133,8 +155,12 @@ def check_device_name(name: str) -> None:
         )
 
 
-def write_profile(path: Path, name: str, profile: Profile, others: Mapping[str, Profile]) -> None:
+def write_profile(
+    path: Path, name: str, profile: Profile, others: Mapping[str, Profile]
+) -> None:
     """Write a profile into a TOML file that ``fleet.profiles`` can name; other profiles in it are kept."""
     profiles = {**others, name: profile}
-    text = tomli_w.dumps({key: value.model_dump(exclude_none=True) for key, value in profiles.items()})
+    text = tomli_w.dumps(
+        {key: value.model_dump(exclude_none=True) for key, value in profiles.items()}
+    )
     write_atomic(path, text.encode())

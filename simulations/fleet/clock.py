@@ -185,10 +185,16 @@ class Clock:
             start = max(start, since)
             if start >= end:
                 return 0.0
-            return self._presence.between(timing.job.client, start, end) if paused else end - start
+            return (
+                self._presence.between(timing.job.client, start, end)
+                if paused
+                else end - start
+            )
 
         paused = not self._links.shared
-        transfer = there(timing.began, timing.received, paused) + there(timing.computed, timing.arrived, paused)
+        transfer = there(timing.began, timing.received, paused) + there(
+            timing.computed, timing.arrived, paused
+        )
         return transfer, there(timing.received, timing.computed)
 
     def wait(self, until: float) -> None:
@@ -201,17 +207,25 @@ class Clock:
     def _at(self, time: float, id: str, what: str) -> None:
         self._count += 1
         # What is done just when it is due is done, so the end of patience comes last.
-        heapq.heappush(self._events, (time, 2 if what == "due" else 0, self._count, id, what))
+        heapq.heappush(
+            self._events, (time, 2 if what == "due" else 0, self._count, id, what)
+        )
 
     def _first(self) -> _Event:
         """The next event."""
         while self._events and self._events[0][3] not in self._runs:
             heapq.heappop(self._events)
-        moving = [(found[0], 1, way, found[1], "moved") for way, p in enumerate(self._pipes) if (found := p.next())]
+        moving = [
+            (found[0], 1, way, found[1], "moved")
+            for way, p in enumerate(self._pipes)
+            if (found := p.next())
+        ]
         return min([*self._events[:1], *moving])
 
     def _begin(self, id: str) -> None:
-        self._at(self._presence.after(self._runs[id].job.client, self.now, 0.0), id, "begin")
+        self._at(
+            self._presence.after(self._runs[id].job.client, self.now, 0.0), id, "begin"
+        )
 
     def _advance(self, run: _Run) -> Timing | None:
         """The next stage of a job: it sets out, comes to the client, is computed, and the answer comes back."""
@@ -225,7 +239,11 @@ class Clock:
         if len(run.marks) == 4:  # nobody knows that the answer is lost until it is due
             return None
         if len(run.marks) == 2:
-            self._at(self._presence.after(job.client, self.now, job.seconds), job.id, "computed")
+            self._at(
+                self._presence.after(job.client, self.now, job.seconds),
+                job.id,
+                "computed",
+            )
         else:
             self._send(run)
         return None
@@ -238,7 +256,9 @@ class Clock:
         else:
             size, rates = ((job.down, self._links.down), (job.up, self._links.up))[way]
             seconds = job.delays[way] + size / rates[job.client]
-            self._at(self._presence.after(job.client, self.now, seconds), job.id, "moved")
+            self._at(
+                self._presence.after(job.client, self.now, seconds), job.id, "moved"
+            )
 
     def _enter(self, run: _Run) -> None:
         job, way = run.job, len(run.marks) // 2
@@ -254,5 +274,10 @@ class Clock:
         queue.remove(id)
         if first and queue:
             self._begin(queue[0])
-        began, received, computed, arrived = (*run.marks, *[self.now] * (4 - len(run.marks)))
-        return Timing(run.job, run.given, began, received, computed, arrived, self.now, complete)
+        began, received, computed, arrived = (
+            *run.marks,
+            *[self.now] * (4 - len(run.marks)),
+        )
+        return Timing(
+            run.job, run.given, began, received, computed, arrived, self.now, complete
+        )

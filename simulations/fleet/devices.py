@@ -35,7 +35,12 @@ __all__ = [
 NUMBERS = ("peak", "efficiency", "memory", "reserved", "busy", "idle")
 
 FLEETS: Mapping[str, Mapping[str, int]] = {
-    "testbed-a": {"jetson-nano": 8, "jetson-tx2": 2, "jetson-xavier-nx": 8, "jetson-agx-xavier": 2},
+    "testbed-a": {
+        "jetson-nano": 8,
+        "jetson-tx2": 2,
+        "jetson-xavier-nx": 8,
+        "jetson-agx-xavier": 2,
+    },
     "testbed-b": {
         "jetson-nano": 8,
         "jetson-tx2": 2,
@@ -152,7 +157,10 @@ def phones(path: Path) -> dict[str, Profile]:
         with path.open(newline="", encoding="utf-8") as file:
             for line, row in enumerate(csv.DictReader(file), 2):
                 try:
-                    score, memory = math.log(float(row["cpu_float_score"])), 1e9 * float(row["ram_gb"])
+                    score, memory = (
+                        math.log(float(row["cpu_float_score"])),
+                        1e9 * float(row["ram_gb"]),
+                    )
                     model = row["model"]
                 except (KeyError, ValueError, TypeError) as error:
                     raise ConfigError(
@@ -160,18 +168,25 @@ def phones(path: Path) -> dict[str, Profile]:
                         f"numbers above 0: {error}"
                     ) from None
                 nearest = classes[int(np.argmin(np.abs(scores - score)))]
-                source = "ai-benchmark.com score, between the classes that FLASH measured"
-                found["ai-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")] = Profile(
-                    about=model,
-                    peak=float(np.exp(np.interp(score, scores, speeds))),
-                    memory=memory,
-                    reserved=memory / 2,
-                    busy=nearest.busy,
-                    idle=nearest.idle,
-                    source=dict(nearest.source) | {"peak": source, "memory": "ai-benchmark.com list"},
+                source = (
+                    "ai-benchmark.com score, between the classes that FLASH measured"
+                )
+                found["ai-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")] = (
+                    Profile(
+                        about=model,
+                        peak=float(np.exp(np.interp(score, scores, speeds))),
+                        memory=memory,
+                        reserved=memory / 2,
+                        busy=nearest.busy,
+                        idle=nearest.idle,
+                        source=dict(nearest.source)
+                        | {"peak": source, "memory": "ai-benchmark.com list"},
+                    )
                 )
     except OSError as error:
-        raise ConfigError(f"fleet.profiles = {str(path)!r}: cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            f"fleet.profiles = {str(path)!r}: cannot be read: {error.strerror}"
+        ) from None
     return found
 
 
@@ -196,7 +211,9 @@ def assign(config: FleetConfig, clients: int, seed: int) -> list[str]:
             )
     if isinstance(devices, list):
         draw = generator(seed, "fleet.devices")
-        places = list(chain.from_iterable(_matching(name, known, draw) for name in devices))
+        places = list(
+            chain.from_iterable(_matching(name, known, draw) for name in devices)
+        )
         return list(islice(cycle(places), clients))
     if sum(devices.values()) != clients:
         raise ConfigError(
@@ -204,13 +221,22 @@ def assign(config: FleetConfig, clients: int, seed: int) -> list[str]:
             "make these equal, or give "
             "a list of devices, which is repeated as often as need be"
         )
-    return list(chain.from_iterable(repeat(name, count) for name, count in devices.items()))
+    return list(
+        chain.from_iterable(repeat(name, count) for name, count in devices.items())
+    )
 
 
-def _matching(name: str, known: Mapping[str, Profile], draw: np.random.Generator) -> Sequence[str]:
+def _matching(
+    name: str, known: Mapping[str, Profile], draw: np.random.Generator
+) -> Sequence[str]:
     if "*" not in name:
         return [name]
-    return [str(found) for found in draw.permutation(sorted(other for other in known if fnmatchcase(other, name)))]
+    return [
+        str(found)
+        for found in draw.permutation(
+            sorted(other for other in known if fnmatchcase(other, name))
+        )
+    ]
 
 
 def list_devices() -> dict[str, str]:
@@ -219,9 +245,12 @@ def list_devices() -> dict[str, str]:
     for name, profile in shipped_profiles().items():
         lines[name] = profile.about
         if profile.peak < math.inf:
-            lines[name] += f": {_giga(profile.speed)}FLOP/s, room for {_giga(profile.room)}B, {_watts(profile.busy)}"
+            lines[name] += (
+                f": {_giga(profile.speed)}FLOP/s, room for {_giga(profile.room)}B, {_watts(profile.busy)}"
+            )
     return lines | {
-        name: "a whole fleet: " + ", ".join(f"{count} {device}" for device, count in devices.items())
+        name: "a whole fleet: "
+        + ", ".join(f"{count} {device}" for device, count in devices.items())
         for name, devices in FLEETS.items()
     }
 
@@ -240,10 +269,18 @@ def describe_devices(name: str) -> dict[str, list[tuple[str, str, str]]]:
         If there is no such device.
     """
     known = shipped_profiles()
-    found = [other for other in known if other in FLEETS.get(name, ()) or fnmatchcase(other, name)]
+    found = [
+        other
+        for other in known
+        if other in FLEETS.get(name, ()) or fnmatchcase(other, name)
+    ]
     if not found:
-        raise ConfigError(f"no device {name!r}{closest(name, [*known, *FLEETS])}; fedknow list devices shows all")
-    return {f"{device}: {known[device].about}": _numbers(known[device]) for device in found}
+        raise ConfigError(
+            f"no device {name!r}{closest(name, [*known, *FLEETS])}; fedknow list devices shows all"
+        )
+    return {
+        f"{device}: {known[device].about}": _numbers(known[device]) for device in found
+    }
 
 
 def _numbers(profile: Profile) -> list[tuple[str, str, str]]:
@@ -279,22 +316,37 @@ def read_profiles(path: Path) -> dict[str, Profile]:
     try:
         tree: dict[str, dict[str, Any]] = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"fleet.profiles = {str(path)!r}: cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            f"fleet.profiles = {str(path)!r}: cannot be read: {error.strerror}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"fleet.profiles: {path}: not valid TOML: {error}") from None
     found = {}
     for name, fields in tree.items():
         try:
             base = tree[fields["like"]] if "like" in fields else {}
-            profile = Profile.model_validate({k: v for k, v in (base | fields).items() if k != "like"})
+            profile = Profile.model_validate(
+                {k: v for k, v in (base | fields).items() if k != "like"}
+            )
         except KeyError as error:
-            raise ConfigError(f"fleet.profiles: {path}: {name}: like = {error}: no such device in the file") from None
+            raise ConfigError(
+                f"fleet.profiles: {path}: {name}: like = {error}: no such device in the file"
+            ) from None
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+                for fault in error.errors()
+            )
             raise ConfigError(f"fleet.profiles: {path}: {name}: {faults}") from None
         except TypeError:
-            raise ConfigError(f"fleet.profiles: {path}: {name} = {fields!r}: must be a section, [{name}]") from None
-        unsaid = [number for number in NUMBERS if number in fields and number not in profile.source]
+            raise ConfigError(
+                f"fleet.profiles: {path}: {name} = {fields!r}: must be a section, [{name}]"
+            ) from None
+        unsaid = [
+            number
+            for number in NUMBERS
+            if number in fields and number not in profile.source
+        ]
         if unsaid:
             raise ConfigError(
                 f"fleet.profiles: {path}: {name}.source lacks {', '.join(unsaid)}: say where each number is from, "

@@ -120,7 +120,9 @@ class _Work:
 
     def given_up(self) -> tuple[Message, int]:
         """What is told of work whose answer does not come."""
-        return self.message.fail(NO_ANSWER, f"client {self.job.client}: no answer"), self.version
+        return self.message.fail(
+            NO_ANSWER, f"client {self.job.client}: no answer"
+        ), self.version
 
 
 class FleetGrid(MessageGrid):
@@ -147,7 +149,13 @@ class FleetGrid(MessageGrid):
 
     timed = True
 
-    def __init__(self, inner: MessageGrid, config: ExperimentConfig, fleet: Fleet, quorum: int = 1) -> None:
+    def __init__(
+        self,
+        inner: MessageGrid,
+        config: ExperimentConfig,
+        fleet: Fleet,
+        quorum: int = 1,
+    ) -> None:
         super().__init__(inner.clients, inner.store)
         self.inner = inner
         self.settings = config.fleet
@@ -167,7 +175,10 @@ class FleetGrid(MessageGrid):
     # --- waves ----------------------------------------------------------------------------------------------------
 
     def exchange(
-        self, messages: Sequence[Message], timeout: float | None = None, label: str | None = None
+        self,
+        messages: Sequence[Message],
+        timeout: float | None = None,
+        label: str | None = None,
     ) -> list[Message]:
         """See :meth:`MessageGrid.exchange`; scoring, of which only we ask this way, takes no time."""
         self._measuring = all(message.kind == EVALUATE for message in messages)
@@ -207,15 +218,23 @@ class FleetGrid(MessageGrid):
             return
         self._begin([pushed for _, pushed in self._pushed.values()])
         wave = _Wave(self._due(work, timeout), self._chances())
-        keep = bool(self._wanted) or wave.due < math.inf  # else all that are not lost will arrive, and need not be kept
+        keep = (
+            bool(self._wanted) or wave.due < math.inf
+        )  # else all that are not lost will arrive, and need not be kept
         asked = {message.id: message for message in work}
         pieces: dict[str, _Work] = {}
         for reply, version in self._perform(work):
-            piece = pieces[reply.reply_to] = self._piece(asked[reply.reply_to], reply, version, wave)
+            piece = pieces[reply.reply_to] = self._piece(
+                asked[reply.reply_to], reply, version, wave
+            )
             if not keep and not piece.job.lost:
                 yield piece.reply, version
-                pieces[reply.reply_to] = replace(piece, reply=replace(piece.reply, content={}))
-        arrived = self._wave([pieces[message.id] for message in work])  # in this order, however workers came to it
+                pieces[reply.reply_to] = replace(
+                    piece, reply=replace(piece.reply, content={})
+                )
+        arrived = self._wave(
+            [pieces[message.id] for message in work]
+        )  # in this order, however workers came to it
         if keep:
             for piece in arrived:
                 yield piece.reply, piece.version
@@ -236,7 +255,9 @@ class FleetGrid(MessageGrid):
         while left and (timing := self._clock.step()):
             piece, came = self._close(timing)
             if timing.job.id not in left:  # pushed before, and to be pulled
-                self._early.append((piece.reply, piece.version) if came else piece.given_up())
+                self._early.append(
+                    (piece.reply, piece.version) if came else piece.given_up()
+                )
                 continue
             left.discard(timing.job.id)
             if came:
@@ -261,7 +282,9 @@ class FleetGrid(MessageGrid):
         """See :meth:`MessageGrid.wait`."""
         self._clock.wait(until)
 
-    def arrivals(self, work: Sequence[Message], timeout: float | None) -> Sequence[tuple[Message, int]]:
+    def arrivals(
+        self, work: Sequence[Message], timeout: float | None
+    ) -> Sequence[tuple[Message, int]]:
         """The first answer to arrive and all that arrive with it; see :meth:`MessageGrid.arrivals`.
 
         Work that is not answered is given up at the deadline, or when its answer should have come.
@@ -269,7 +292,9 @@ class FleetGrid(MessageGrid):
         self._begin(work)
         asked = {message.id for message in work}
         answers = [answer for answer in self._early if answer[0].reply_to in asked]
-        self._early = [answer for answer in self._early if answer[0].reply_to not in asked]
+        self._early = [
+            answer for answer in self._early if answer[0].reply_to not in asked
+        ]
         until = math.inf if timeout is None else self.now + timeout
         while timing := self._clock.step(self.now if answers else until):
             piece, came = self._close(timing)
@@ -284,7 +309,9 @@ class FleetGrid(MessageGrid):
         new = [message for message in pushed if message.id not in self._known]
         if not new:
             return
-        done = {reply.reply_to: (reply, version) for reply, version in self._perform(new)}
+        done = {
+            reply.reply_to: (reply, version) for reply, version in self._perform(new)
+        }
         wave = _Wave(self._due(new, None), self._chances())
         for message in new:
             self._known.add(message.id)
@@ -311,7 +338,9 @@ class FleetGrid(MessageGrid):
             if len(here) >= self._quorum or not self._clock.idle or self.now >= until:
                 return
             away = set(range(self.clients)) - set(here)
-            self._clock.wait(min(until, *(presence.after(client, self.now, 0.0) for client in away)))
+            self._clock.wait(
+                min(until, *(presence.after(client, self.now, 0.0) for client in away))
+            )
         raise RunError(
             f"fleet.availability: {counted(self._quorum, 'client')} wanted at once, which never were "
             f"there in {self.now / 3600:.1f} h of virtual time"
@@ -321,7 +350,9 @@ class FleetGrid(MessageGrid):
         presence = self.devices.presence
         if isinstance(presence, Always):
             return range(self.clients)
-        return [client for client in range(self.clients) if presence.here(client, self.now)]
+        return [
+            client for client in range(self.clients) if presence.here(client, self.now)
+        ]
 
     def members(self) -> list[int]:
         """Ids of all clients."""
@@ -335,8 +366,12 @@ class FleetGrid(MessageGrid):
             "virtual_seconds": self.now,
             "communication_seconds": self._communication,
             "computing_seconds": self._computing,
-            "waiting_seconds": max(0.0, self.now - self._communication - self._computing),
-            "energy_joules": sum(self._joules(client) for client in range(self.clients)),
+            "waiting_seconds": max(
+                0.0, self.now - self._communication - self._computing
+            ),
+            "energy_joules": sum(
+                self._joules(client) for client in range(self.clients)
+            ),
         }
 
     def fleet(self) -> dict[str, Any]:
@@ -349,7 +384,12 @@ class FleetGrid(MessageGrid):
             clients.append(
                 {"client": client, "device": self.devices.names[client]}
                 | vars(account)
-                | {"idle": idle, "away": self.now - here, "utilisation": share, "joules": self._joules(client)}
+                | {
+                    "idle": idle,
+                    "away": self.now - here,
+                    "utilisation": share,
+                    "joules": self._joules(client),
+                }
                 | {"room": self.devices.profiles[client].room}
             )
         return self.elapsed() | {"clients": clients}
@@ -357,7 +397,8 @@ class FleetGrid(MessageGrid):
     def state(self) -> dict[str, Any]:
         """The clock and the accounts; work under way is not in it, as there is none between rounds."""
         accounts = {
-            field.name: [getattr(account, field.name) for account in self._accounts] for field in fields(_Account)
+            field.name: [getattr(account, field.name) for account in self._accounts]
+            for field in fields(_Account)
         }
         spent = {"communication": self._communication, "computing": self._computing}
         return {"now": self.now, "waves": self._waves, **spent, "accounts": accounts}
@@ -365,14 +406,24 @@ class FleetGrid(MessageGrid):
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """See :meth:`MessageGrid.restore_state`."""
         self._clock = Clock(self.devices.links, self.devices.presence, state["now"])
-        self._communication, self._computing = state["communication"], state["computing"]
+        self._communication, self._computing = (
+            state["communication"],
+            state["computing"],
+        )
         self._charged, self._waves = self.now, state["waves"]
         columns = state["accounts"]
-        self._accounts = [_Account(**{name: columns[name][c] for name in columns}) for c in range(self.clients)]
+        self._accounts = [
+            _Account(**{name: columns[name][c] for name in columns})
+            for c in range(self.clients)
+        ]
 
     # --- the grid that does the work ------------------------------------------------------------------------------
 
-    def restore(self, versions: Mapping[int, int], traffic: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    def restore(
+        self,
+        versions: Mapping[int, int],
+        traffic: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
         """See :meth:`MessageGrid.restore`."""
         super().restore(versions, traffic)
         self.inner.versions = self.versions
@@ -394,7 +445,9 @@ class FleetGrid(MessageGrid):
 
     def _more(self, sent: Sequence[FlowerMessage]) -> list[FlowerMessage]:
         """Messages to further clients that are there, drawn at random."""
-        if not sent or any(message.metadata.message_type != MessageType.TRAIN for message in sent):
+        if not sent or any(
+            message.metadata.message_type != MessageType.TRAIN for message in sent
+        ):
             return []
         content = sent[0].content
         if any(message.content is not content for message in sent):
@@ -402,17 +455,29 @@ class FleetGrid(MessageGrid):
                 f"fleet.over_commit = {self.settings.over_commit:g} needs a strategy that sends all clients the same; "
                 "set it to 1"
             )
-        others = sorted(set(self.get_node_ids()) - {message.metadata.dst_node_id for message in sent})
-        count = min(math.ceil(len(sent) * self.settings.over_commit) - len(sent), len(others))
+        others = sorted(
+            set(self.get_node_ids())
+            - {message.metadata.dst_node_id for message in sent}
+        )
+        count = min(
+            math.ceil(len(sent) * self.settings.over_commit) - len(sent), len(others)
+        )
         draw = random.Random(integer(self._seed, "fleet.more", self._waves))
-        return [FlowerMessage(content, node, MessageType.TRAIN) for node in sorted(draw.sample(others, count))]
+        return [
+            FlowerMessage(content, node, MessageType.TRAIN)
+            for node in sorted(draw.sample(others, count))
+        ]
 
     def _due(self, work: Sequence[Message], timeout: float | None) -> float:
         """Until when answers to a wave count."""
         deadline = self.settings.deadline if all(map(_can_fail, work)) else 0.0
-        return self.now + min(deadline or math.inf, math.inf if timeout is None else timeout)
+        return self.now + min(
+            deadline or math.inf, math.inf if timeout is None else timeout
+        )
 
-    def _piece(self, message: Message, reply: Message, version: int, wave: _Wave) -> _Work:
+    def _piece(
+        self, message: Message, reply: Message, version: int, wave: _Wave
+    ) -> _Work:
         """What becomes of a piece of work, from what its answer says it cost; a failure where memory lacks."""
         client = client_of(message.node)
         account, profile = self._accounts[client], self.devices.profiles[client]
@@ -432,13 +497,25 @@ class FleetGrid(MessageGrid):
                 )
             else:
                 seconds = flops / profile.speed * slower
-        for name, record in message.content.items():  # what messages of a wave share is weighed once
+        for (
+            name,
+            record,
+        ) in message.content.items():  # what messages of a wave share is weighed once
             if id(record) not in wave.sizes:
                 wave.sizes[id(record)] = self._size(name, record)
         down = sum(wave.sizes[id(record)] for record in message.content.values())
         up = sum(self._size(name, record) for name, record in reply.content.items())
         account.down += down
-        job = Job(message.id, client, down, seconds, up, delays, wave.due, lost and _can_fail(message))
+        job = Job(
+            message.id,
+            client,
+            down,
+            seconds,
+            up,
+            delays,
+            wave.due,
+            lost and _can_fail(message),
+        )
         return _Work(message, reply, version, flops, job)
 
     def _chances(self) -> list[_Chance]:
@@ -448,11 +525,15 @@ class FleetGrid(MessageGrid):
         if not (settings.jitter or settings.compute_sigma or settings.dropout):
             return [((settings.latency, settings.latency), 1.0, False)] * self.clients
         draw = generator(self._seed, "fleet.work", self._waves)
-        delays = settings.latency + settings.jitter * draw.standard_exponential((self.clients, 2))
+        delays = settings.latency + settings.jitter * draw.standard_exponential(
+            (self.clients, 2)
+        )
         slower = np.exp(settings.compute_sigma * draw.standard_normal(self.clients))
         lost = draw.random(self.clients) < settings.dropout
         down, up = delays.T.tolist()
-        return list(zip(zip(down, up, strict=True), slower.tolist(), lost.tolist(), strict=True))
+        return list(
+            zip(zip(down, up, strict=True), slower.tolist(), lost.tolist(), strict=True)
+        )
 
     def _give(self, piece: _Work) -> None:
         self._at_work[piece.job.id] = piece
@@ -460,13 +541,22 @@ class FleetGrid(MessageGrid):
 
     def _close(self, timing: Timing) -> tuple[_Work, bool]:
         """Book what a piece of work came to; whether its answer came."""
-        piece, account = self._at_work.pop(timing.job.id), self._accounts[timing.job.client]
+        piece, account = (
+            self._at_work.pop(timing.job.id),
+            self._accounts[timing.job.client],
+        )
         there = partial(self.devices.presence.between, timing.job.client)
         computing = there(timing.received, timing.computed)
         account.computing += computing
-        account.transfer += there(timing.began, timing.received) + there(timing.computed, timing.arrived)
+        account.transfer += there(timing.began, timing.received) + there(
+            timing.computed, timing.arrived
+        )
         whole = timing.computed < timing.ended or timing.complete
-        account.flops += piece.flops if whole else piece.flops * computing / (timing.job.seconds or math.inf)
+        account.flops += (
+            piece.flops
+            if whole
+            else piece.flops * computing / (timing.job.seconds or math.inf)
+        )
         if timing.job.lost:
             account.lost += 1
         elif not timing.complete:
@@ -492,7 +582,9 @@ class FleetGrid(MessageGrid):
         profile, busy = self.devices.profiles[client], self._accounts[client].computing
         if profile.busy is None or profile.idle is None:
             return math.nan
-        return profile.busy * busy + profile.idle * max(0.0, self.devices.presence.until(client, self.now) - busy)
+        return profile.busy * busy + profile.idle * max(
+            0.0, self.devices.presence.until(client, self.now) - busy
+        )
 
 
 def _can_fail(message: Message) -> bool:
@@ -501,9 +593,14 @@ def _can_fail(message: Message) -> bool:
 
 
 def _cost(reply: Message, name: str) -> float:
-    metrics = next((record for record in reply.content.values() if isinstance(record, Metrics)), Metrics())
+    metrics = next(
+        (record for record in reply.content.values() if isinstance(record, Metrics)),
+        Metrics(),
+    )
     value = metrics.get(name)
     if not isinstance(value, int | float):
         client = client_of(reply.node)
-        raise RunError(f"client {client} does not say what its work cost: a fleet needs {name!r} among its metrics")
+        raise RunError(
+            f"client {client} does not say what its work cost: a fleet needs {name!r} among its metrics"
+        )
     return float(value)

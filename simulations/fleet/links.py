@@ -36,7 +36,9 @@ def make_links(config: FleetConfig, clients: int, seed: int) -> Links:
     """What the configuration says, with the differences between clients drawn from the seed."""
     draw = generator(seed, "fleet.links")
     factors = np.exp(config.link_sigma * draw.standard_normal(clients))
-    down, up = (((rate or math.inf) * factors).tolist() for rate in (config.down, config.up))
+    down, up = (
+        ((rate or math.inf) * factors).tolist() for rate in (config.down, config.up)
+    )
     return Links(down, up, config.shared)
 
 
@@ -80,7 +82,9 @@ class Pipe:
             self._service = 0.0  # nobody refers to it: numbers stay small, and exact
             return None
         target, _, id = self._heap[0]
-        return self._time + max(0.0, target - self._service) * len(self._present) / self._rate, id
+        return self._time + max(0.0, target - self._service) * len(
+            self._present
+        ) / self._rate, id
 
     def _pass(self, time: float) -> None:
         if self._present and self._rate < math.inf:

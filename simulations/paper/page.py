@@ -13,7 +13,12 @@ from fedknow.server.reports.plots import draw_plots
 from fedknow.server.reports.summary import Array
 from fedknow.simulations.paper.effort import communication_hours, mean, virtual_hours
 from fedknow.simulations.paper.plots import PAPER_PLOTS
-from fedknow.simulations.paper.protocol import Variant, devices_of, paper_table, share_text
+from fedknow.simulations.paper.protocol import (
+    Variant,
+    devices_of,
+    paper_table,
+    share_text,
+)
 from fedknow.simulations.paper.published import (
     Published,
     Result,
@@ -96,7 +101,9 @@ def _notes(experiment: str, config: ExperimentConfig) -> str:
         spec.get("note", ""),
     ]
     if experiment.startswith(("5.3", "5.5", "5.6")) and data != spec["data"]:
-        notes.append(f"The paper's values are those on {spec['data']}, these runs are on {data}.")
+        notes.append(
+            f"The paper's values are those on {spec['data']}, these runs are on {data}."
+        )
     return " ".join(note for note in notes if note)
 
 
@@ -117,12 +124,19 @@ def results(result: Result) -> list[Section]:
 
 
 def _side_by_side(result: Result) -> Table:
-    rows = [_method_row(method, group, result.published_for(method)) for method, group in result.groups.items()]
+    rows = [
+        _method_row(method, group, result.published_for(method))
+        for method, group in result.groups.items()
+    ]
     for method, published in result.only_published().items():
         last = published["tasks"][-1]
-        papers = [published_text(published, key, last) for key in ("accuracy", "forgetting")]
+        papers = [
+            published_text(published, key, last) for key in ("accuracy", "forgetting")
+        ]
         rows.append([method, str(last), "–", papers[0], "–", papers[1], "–"])
-    tasks = (task for values in result.published.values() for task in values.get("tasks", ()))
+    tasks = (
+        task for values in result.published.values() for task in values.get("tasks", ())
+    )
     last = max(tasks, default=result.variant.paper.data.tasks)
     return Table(
         f"{result.variant.name}: accuracy, forgetting and memory",
@@ -189,12 +203,22 @@ def _all_hours(result: Result) -> Table:
 
 def _single_tasks(result: Result) -> Table:
     """Show virtual hours of the single tasks for which the paper has them."""
-    papers = {method: by_task(values, "task_hours") for method, values in result.published.items()}
+    papers = {
+        method: by_task(values, "task_hours")
+        for method, values in result.published.items()
+    }
     tasks = sorted({task for found in papers.values() for task in found})
     rows: list[list[Cell | str]] = []
     for method, group in result.groups.items():
         ours = [virtual_hours(run, result.variant) for run in group.runs]
-        rows.append([method, *_numbers(mean(_entry(hours, task) for hours in ours) for task in tasks)])
+        rows.append(
+            [
+                method,
+                *_numbers(
+                    mean(_entry(hours, task) for hours in ours) for task in tasks
+                ),
+            ]
+        )
     for method, found in papers.items():
         if found and (method in result.groups or not method.islower()):
             values = (found.get(task, math.nan) for task in tasks)
@@ -229,4 +253,6 @@ def _at_rates(result: Result, rates: Sequence[int]) -> Table:
 
 def _numbers(values: Iterable[float]) -> list[Cell]:
     """Write numbers with three digits."""
-    return [Cell("–" if math.isnan(value) else f"{value:,.3g}", value) for value in values]
+    return [
+        Cell("–" if math.isnan(value) else f"{value:,.3g}", value) for value in values
+    ]

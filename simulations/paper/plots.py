@@ -56,9 +56,13 @@ def _published_curve(axes: Axes, published: Published, key: str, colour: str) ->
 
 
 def _over_time(figure: Figure, result: Result) -> None:
-    seconds = [group.estimate("virtual_seconds").mean for group in result.groups.values()]
+    seconds = [
+        group.estimate("virtual_seconds").mean for group in result.groups.values()
+    ]
     scale = time_scale(max(value for value in seconds if not math.isnan(value)))
-    axes = axes_with(figure, f"virtual time ({scale.name})", "average accuracy (%)", False)
+    axes = axes_with(
+        figure, f"virtual time ({scale.name})", "average accuracy (%)", False
+    )
     for index, (method, group) in enumerate(result.groups.items()):
         draw_over_time(axes, group.runs[0], scale, label=method, **series_style(index))
     begin_at_zero(axes)
@@ -69,8 +73,14 @@ def draw_communication(figure: Figure, result: Result) -> Axes:
     """Draw hours of communication: a bar a method, and the paper's mark on the same row."""
     axes = axes_with(figure, "hours of communication at 1 MB/s", "", is_counted=False)
     rows = np.arange(len(result.groups))
-    ours = [communication_hours(group, 1000, result.variant) for group in result.groups.values()]
-    papers = [result.published_for(method).get("communication_hours", math.nan) for method in result.groups]
+    ours = [
+        communication_hours(group, 1000, result.variant)
+        for group in result.groups.values()
+    ]
+    papers = [
+        result.published_for(method).get("communication_hours", math.nan)
+        for method in result.groups
+    ]
     axes.barh(rows, ours, 0.55, color=COLOURS[0])
     if _has_hours(result):
         axes.plot(papers, rows, "D", color=COLOURS[1], ms=6, label=PAPER, zorder=3)
@@ -79,7 +89,9 @@ def draw_communication(figure: Figure, result: Result) -> Axes:
         has_both = not math.isnan(published)
         end = max(hours, published) if has_both else hours
         text = f"{hours:,.2g}, paper {published:,.2g}" if has_both else f"{hours:,.2g}"
-        axes.annotate(text, (end, row), (8, 0), textcoords="offset points", va="center", size=9)
+        axes.annotate(
+            text, (end, row), (8, 0), textcoords="offset points", va="center", size=9
+        )
     axes.set_yticks(rows, [wrapped(method, 22) for method in result.groups])
     axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
     widest = max([*ours, *(value for value in papers if not math.isnan(value))])
@@ -89,7 +101,10 @@ def draw_communication(figure: Figure, result: Result) -> Axes:
 
 
 def _has_hours(result: Result) -> bool:
-    return any("communication_hours" in result.published_for(method) for method in result.groups)
+    return any(
+        "communication_hours" in result.published_for(method)
+        for method in result.groups
+    )
 
 
 def _has_published(result: Result, key: str) -> bool:
@@ -97,7 +112,9 @@ def _has_published(result: Result, key: str) -> bool:
 
 
 def _has_virtual_time(result: Result) -> bool:
-    seconds = [group.estimate("virtual_seconds").mean for group in result.groups.values()]
+    seconds = [
+        group.estimate("virtual_seconds").mean for group in result.groups.values()
+    ]
     return not all(map(math.isnan, seconds))
 
 
@@ -129,7 +146,9 @@ PAPER_PLOTS: tuple[PlotSpec[Result], ...] = (
         "forgetting",
         "Relative forgetting over tasks",
         "Share of what was learned that was lost. Hollow marks, dotted: the paper's.",
-        partial(_curves, pick="relative", key="forgetting", label="relative forgetting (%)"),
+        partial(
+            _curves, pick="relative", key="forgetting", label="relative forgetting (%)"
+        ),
         shape=_shape_of_curves,
     ),
     PlotSpec(

@@ -34,7 +34,12 @@ __all__ = [
 
 Tree = dict[str, Any]
 
-SCALED = (("train", "rounds"), ("train", "epochs"), ("data", "clients"), ("data", "tasks"))
+SCALED = (
+    ("train", "rounds"),
+    ("train", "epochs"),
+    ("data", "clients"),
+    ("data", "tasks"),
+)
 """Numbers that are scaled: rounds of a task, epochs of a round, then clients and tasks."""
 
 
@@ -76,9 +81,14 @@ class Variant:
         return math.prod(ours / papers for ours, papers in self.scaled.values())
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{ours} of {papers} {key.partition('.')[2]}" for key, (ours, papers) in self.scaled.items())
+        parts = ", ".join(
+            f"{ours} of {papers} {key.partition('.')[2]}"
+            for key, (ours, papers) in self.scaled.items()
+        )
         devices = devices_of(self.config).items()
-        fleet = ", ".join(f"{count} {device}" for device, count in devices) or "no fleet"
+        fleet = (
+            ", ".join(f"{count} {device}" for device, count in devices) or "no fleet"
+        )
         share = share_text(self.share)
         return f"{self.name}: {share} of the paper's training ({parts}) on {fleet}"
 
@@ -167,7 +177,9 @@ def _full(experiment: str, data: str, special: Tree, seed: int) -> Tree:
     }
 
 
-def _configured(experiment: str, tree: Tree, changes: Sequence[str]) -> ExperimentConfig:
+def _configured(
+    experiment: str, tree: Tree, changes: Sequence[str]
+) -> ExperimentConfig:
     """Read a configuration with the experiment's fleet for as many clients as it has."""
     table = paper_table()
     source = f"experiment {experiment}"
@@ -212,7 +224,9 @@ def mixed(devices: Sequence[str], clients: int) -> list[str]:
 @cache
 def paper_table() -> Tree:
     """Read ``paper.toml``: experiments, their parts, and the paper's values."""
-    return tomllib.loads((files("fedknow.simulations.paper") / "paper.toml").read_text("utf-8"))
+    return tomllib.loads(
+        (files("fedknow.simulations.paper") / "paper.toml").read_text("utf-8")
+    )
 
 
 def entry(table: Mapping[str, Tree], name: str, kind: str) -> Tree:
@@ -237,7 +251,9 @@ def _scaled(full: Tree, scale: float) -> Tree:
     return full | {"train": train, "data": data}
 
 
-def _shrunk(tree: Tree, keys: tuple[str, str], factor: float, least: int) -> tuple[Tree, float]:
+def _shrunk(
+    tree: Tree, keys: tuple[str, str], factor: float, least: int
+) -> tuple[Tree, float]:
     """Shrink two numbers by a factor together; give also by how much they did."""
     root = math.sqrt(factor)
     smaller = {key: min(tree[key], max(least, round(tree[key] * root))) for key in keys}
@@ -250,7 +266,11 @@ def _shared(tree: Tree, changes: Iterable[str]) -> Tree:
 
     A class makes ten shares of a tenth of its samples.
     """
-    overrides = {path[-1]: value for path, value in map(parse_override, changes) if path[0] == "data"}
+    overrides = {
+        path[-1]: value
+        for path, value in map(parse_override, changes)
+        if path[0] == "data"
+    }
     data = {**tree["data"], **overrides}
     classes = data.get("classes_per_task", 5)
     needed = data["clients"] * data.get("classes_max", min(5, classes))

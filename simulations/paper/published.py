@@ -10,7 +10,14 @@ from typing import Any
 from fedknow.server.reports.groups import Group
 from fedknow.simulations.paper.protocol import Variant, paper_table
 
-__all__ = ["Published", "Result", "by_task", "published_values", "tasks_compared", "value_after"]
+__all__ = [
+    "Published",
+    "Result",
+    "by_task",
+    "published_values",
+    "tasks_compared",
+    "value_after",
+]
 
 Published = Mapping[str, Any]
 """Values of one method (see ``paper.toml``)."""
@@ -43,7 +50,11 @@ class Result:
 
     def only_published(self) -> dict[str, Published]:
         """Give the values of methods that are not run."""
-        return {name: values for name, values in self.published.items() if not name.islower()}
+        return {
+            name: values
+            for name, values in self.published.items()
+            if not name.islower()
+        }
 
 
 def published_values(experiment: str, variant: str) -> dict[str, Published]:
@@ -61,13 +72,19 @@ def published_values(experiment: str, variant: str) -> dict[str, Published]:
 def by_task(published: Published, key: str) -> dict[int, float]:
     """Give values by the number of tasks learned; fewer values than tasks are of the last tasks."""
     values = published.get(key, [])
-    return dict(zip(published["tasks"][-len(values) :], values, strict=True)) if values else {}
+    return (
+        dict(zip(published["tasks"][-len(values) :], values, strict=True))
+        if values
+        else {}
+    )
 
 
 def tasks_compared(published: Published, group: Group) -> int:
     """Give the most tasks after which both the paper and these runs have a value."""
     done = min(run.tasks for run in group.runs)
-    return max((task for task in published.get("tasks", ()) if task <= done), default=done)
+    return max(
+        (task for task in published.get("tasks", ()) if task <= done), default=done
+    )
 
 
 def value_after(published: Published, key: str, tasks: int) -> tuple[float, int]:

@@ -85,7 +85,9 @@ def run_paper(
     ended: list[Group] = []
     for variant in chosen:
         result = compare(variant.config, methods, seeds, out / variant.name, watch)
-        failures |= {f"{variant.name}/{run}": reason for run, reason in result.failures.items()}
+        failures |= {
+            f"{variant.name}/{run}": reason for run, reason in result.failures.items()
+        }
         groups = _by_method(variant, methods, result.groups)
         ended += groups.values()
         sections += _sections(experiment, variant, groups, result, out / variant.name)
@@ -108,7 +110,11 @@ def _sections(
     folder: Path,
 ) -> list[Section]:
     """Show what a variant came to, the runs that did not end included."""
-    begun = [folder / run for run in comparison.failures if (folder / run / "config.toml").is_file()]
+    begun = [
+        folder / run
+        for run in comparison.failures
+        if (folder / run / "config.toml").is_file()
+    ]
     failed = [(path.name, summarise(RunFolder.open(path))) for path in begun]
     sections = []
     if groups:
@@ -118,9 +124,14 @@ def _sections(
     return sections + fleet_parts(list(groups.values()), shipped_rooms(), failed, title)
 
 
-def _by_method(variant: Variant, methods: Sequence[str], groups: Sequence[Group]) -> dict[str, Group]:
+def _by_method(
+    variant: Variant, methods: Sequence[str], groups: Sequence[Group]
+) -> dict[str, Group]:
     """Give the groups by the names they were asked for; a method whose runs all failed has none."""
-    planned = {method: plan(variant.config, method, variant.config.seed).learner for method in methods}
+    planned = {
+        method: plan(variant.config, method, variant.config.seed).learner
+        for method in methods
+    }
     return {
         method: Group(method, group.runs)
         for method, learner in planned.items()

@@ -14,8 +14,15 @@ __all__ = ["describe_preset", "list_presets", "load_preset"]
 
 def list_presets() -> dict[str, str]:
     """Name of each preset and what it is: the comment on the first line of its file."""
-    texts = {path.name: path.read_text("utf-8") for path in files(__name__).iterdir() if path.name.endswith(".toml")}
-    comments = {name.removesuffix(".toml"): text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
+    texts = {
+        path.name: path.read_text("utf-8")
+        for path in files(__name__).iterdir()
+        if path.name.endswith(".toml")
+    }
+    comments = {
+        name.removesuffix(".toml"): text.partition("\n")[0].lstrip("# ")
+        for name, text in texts.items()
+    }
     return dict(sorted(comments.items()))
 
 

@@ -10,7 +10,18 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-ECHO = ["--clients", "3", "--rounds", "1", "--repeats", "1", "--workloads", "echo:100", "--engines", "inline"]
+ECHO = [
+    "--clients",
+    "3",
+    "--rounds",
+    "1",
+    "--repeats",
+    "1",
+    "--workloads",
+    "echo:100",
+    "--engines",
+    "inline",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +43,10 @@ def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
         ("pfl_race.py", ["--quick", "--models", "dnn"]),
         ("engine_vs_flower.py", ECHO),
         ("numerics.py", ["--models", "mlp", "--repeats", "1"]),
-        ("asynchronous.py", ["--data", "digits", "--clients", "20", "--rounds", "1", "--workers", "1"]),
+        (
+            "asynchronous.py",
+            ["--data", "digits", "--clients", "20", "--rounds", "1", "--workers", "1"],
+        ),
         ("vmap_clients.py", ["--models", "linear", "--clients", "2", "--repeats", "1"]),
     ],
 )
@@ -50,7 +64,10 @@ def test_quick_form(script: str, options: list[str], tmp_path: Path) -> None:
 def test_stacked_cohorts_learn() -> None:
     """What ``--device cuda`` times, here on the processor."""
     race = load("pfl_race")
-    few, more = (race.ours("dnn", 1, 1000, 5, rounds, vectorize="on", dropout=False) for rounds in (1, 30))
+    few, more = (
+        race.ours("dnn", 1, 1000, 5, rounds, vectorize="on", dropout=False)
+        for rounds in (1, 30)
+    )
     assert few["accuracy"] < 0.3 < 0.6 < more["accuracy"]
     assert more["seconds"] > 0
 
@@ -61,9 +78,24 @@ def test_the_page_shows_the_results() -> None:
 
 
 def test_a_table_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
-    case = {"raw": 2.0, "ours": 2.2, "ratio": 1.104, "steps": 12000, "start": 0.5, "report": 1.0}
-    about = {"command": "python x.py", "cpu": "C", "cores": 2, "versions": {"torch": "2"}, "load_at_end": 0.25}
-    (tmp_path / "overhead.json").write_text(json.dumps({"about": about, "results": {"mlp, 1": case}}))
+    case = {
+        "raw": 2.0,
+        "ours": 2.2,
+        "ratio": 1.104,
+        "steps": 12000,
+        "start": 0.5,
+        "report": 1.0,
+    }
+    about = {
+        "command": "python x.py",
+        "cpu": "C",
+        "cores": 2,
+        "versions": {"torch": "2"},
+        "load_at_end": 0.25,
+    }
+    (tmp_path / "overhead.json").write_text(
+        json.dumps({"about": about, "results": {"mlp, 1": case}})
+    )
     before = "a\n<!-- overhead -->\nold\n<!-- /overhead -->\nb\n<!-- pfl_race -->\n<!-- /pfl_race -->\n"
     after = page().render(before, tmp_path)
     assert "| mlp, 1 | 12000 | 2 | 2.2 | 1.1 | – | 0.5 | 1 |" in after
@@ -78,12 +110,20 @@ def test_a_comparison_is_ranked_and_paired_by_seed() -> None:
 
     def runs(learner: str, *accuracies: float) -> dict[str, dict[str, object]]:
         return {
-            f"{learner}-seed{seed}": {"learner": learner, "seed": seed, **dict.fromkeys(shown, accuracy)}
+            f"{learner}-seed{seed}": {
+                "learner": learner,
+                "seed": seed,
+                **dict.fromkeys(shown, accuracy),
+            }
             for seed, accuracy in enumerate(accuracies)
         }
 
     def group(accuracy: float) -> dict[str, object]:
-        plain = {"samples": {"mean": 2000.0}, "knowledge_bytes": {"mean": None}, "bytes": {"mean": 3e6}}
+        plain = {
+            "samples": {"mean": 2000.0},
+            "knowledge_bytes": {"mean": None},
+            "bytes": {"mean": 3e6},
+        }
         return {"accuracy": {"mean": accuracy}, **plain}
 
     found = {
@@ -91,7 +131,11 @@ def test_a_comparison_is_ranked_and_paired_by_seed() -> None:
         "runs": runs("fedknow", 0.7, 0.9) | runs("er", 0.6, 0.6) | runs("local", 0.5),
     }
     rows = page().comparison(found).splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["`fedknow`", "`er`", "`local`"]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "`fedknow`",
+        "`er`",
+        "`local`",
+    ]
     # Differences 10 and 30: mean 20, standard deviation 14.1, and t = 12.706 with one degree of freedom.
     assert rows[1].endswith("| 60.0, 60.0 | 2 | 0 | 3 | +10.0, +30.0 | +10.0, +30.0 |")
     assert rows[2].endswith("| 50.0 | 2 | 0 | 3 | +20.0 | +20.0 |")
@@ -100,11 +144,26 @@ def test_a_comparison_is_ranked_and_paired_by_seed() -> None:
 
 def test_tables_of_series() -> None:
     about = {"command": "python x.py", "cpu": "C", "cores": 2}
-    row = {"learner": "l", "what": "bf16", "accuracy": [0.5, 0.01], "forgetting": [0.1, None], "seconds": [40, 2]}
+    row = {
+        "learner": "l",
+        "what": "bf16",
+        "accuracy": [0.5, 0.01],
+        "forgetting": [0.1, None],
+        "seconds": [40, 2],
+    }
     found = {"about": about, "results": {"table": [row | {"speedup": 1.5}]}}
-    assert "| l | bf16 | 50.0 ± 1.0 | 10.0 | 40.0 ± 2.0 | 1.5 |" in page().precision(found)
-    found = {"about": about, "results": {"clients": [{"clients": 20, "seconds": 1.25, "runs": []}]}}
-    assert page().growth(found).splitlines()[2:5] == ["| clients | seconds |", "| --- | --- |", "| 20 | 1.25 |"]
+    assert "| l | bf16 | 50.0 ± 1.0 | 10.0 | 40.0 ± 2.0 | 1.5 |" in page().precision(
+        found
+    )
+    found = {
+        "about": about,
+        "results": {"clients": [{"clients": 20, "seconds": 1.25, "runs": []}]},
+    }
+    assert page().growth(found).splitlines()[2:5] == [
+        "| clients | seconds |",
+        "| --- | --- |",
+        "| 20 | 1.25 |",
+    ]
 
 
 def page() -> ModuleType:
@@ -112,7 +171,9 @@ def page() -> ModuleType:
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"benchmark_{name}", BENCHMARKS / f"{name}.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

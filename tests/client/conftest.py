@@ -13,9 +13,19 @@ from fedknow.client.learners.frames.learner import Learner, Round
 class TinyModel(nn.Module):
     """One hidden layer on 1 x 2 x 2 images; six classes."""
 
-    def __init__(self, hidden: int = 8, classes: int = 6, dropout: float = 0.0, norm: bool = False) -> None:
+    def __init__(
+        self,
+        hidden: int = 8,
+        classes: int = 6,
+        dropout: float = 0.0,
+        norm: bool = False,
+    ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(12, hidden)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(1, 3, 1),
+            nn.Flatten(),
+            nn.Linear(12, hidden),
+        ]
         if norm:
             layers.append(nn.BatchNorm1d(hidden))
         layers += [nn.ReLU(), nn.Dropout(dropout)]
@@ -40,7 +50,9 @@ def tiny_model() -> Callable[..., TinyModel]:
 def tiny_task() -> Callable[..., TaskData]:
     """Task t has classes 2t and 2t + 1, told apart by the sign of the first pixel."""
 
-    def build(task: int, samples: int = 20, seed: int = 0, incremental: bool = False) -> TaskData:
+    def build(
+        task: int, samples: int = 20, seed: int = 0, incremental: bool = False
+    ) -> TaskData:
         generator = torch.Generator().manual_seed(1000 * seed + task)
 
         def split(count: int) -> Split:
@@ -50,7 +62,14 @@ def tiny_task() -> Callable[..., TaskData]:
             return Split(x, 2 * task + positive)
 
         classes = (2 * task, 2 * task + 1)
-        return TaskData(task, classes, tuple(range(2 * task + 2)), split(samples), split(samples), incremental)
+        return TaskData(
+            task,
+            classes,
+            tuple(range(2 * task + 2)),
+            split(samples),
+            split(samples),
+            incremental,
+        )
 
     return build
 
@@ -59,7 +78,9 @@ def tiny_task() -> Callable[..., TaskData]:
 def assert_interruptions_do_not_matter() -> Callable[..., None]:
     """Three tasks come to the same, bit for bit, if another client trains in the same object after each."""
 
-    def run(build: Callable[[], Learner], task: Callable[..., TaskData], interrupt: bool) -> dict[str, torch.Tensor]:
+    def run(
+        build: Callable[[], Learner], task: Callable[..., TaskData], interrupt: bool
+    ) -> dict[str, torch.Tensor]:
         learner = build()
         for number in range(3):
             learner.fit(task(number), Round(1, number))
@@ -76,6 +97,8 @@ def assert_interruptions_do_not_matter() -> Callable[..., None]:
     def check(build: Callable[[], Learner], task: Callable[..., TaskData]) -> None:
         plain, interrupted = run(build, task, False), run(build, task, True)
         assert plain.keys() == interrupted.keys()
-        assert all(torch.equal(value, interrupted[name]) for name, value in plain.items())
+        assert all(
+            torch.equal(value, interrupted[name]) for name, value in plain.items()
+        )
 
     return check

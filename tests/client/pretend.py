@@ -55,57 +55,89 @@ class Pretended(torch.Tensor):
     @staticmethod
     def __new__(cls, real: torch.Tensor) -> Pretended:
         about = real.size(), real.stride(), real.storage_offset()
-        with torch.inference_mode(False):  # where it is on, a view of a tensor from outside of it may not be a new one
+        with torch.inference_mode(
+            False
+        ):  # where it is on, a view of a tensor from outside of it may not be a new one
             device = torch.device(NAME, 0)
-            self = torch.Tensor._make_wrapper_subclass(cls, *about, dtype=real.dtype, device=device)
+            self = torch.Tensor._make_wrapper_subclass(
+                cls, *about, dtype=real.dtype, device=device
+            )
         self.hidden = real
         return self
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _compute(func, *args, **(kwargs or {}))
 
     def __getitem__(self, index: Any) -> Any:
         # PyTorch would make tensors of lists, on the device, below of where this one is.
         parts = index if isinstance(index, tuple) else (index,)
-        return super().__getitem__(tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts))
+        return super().__getitem__(
+            tuple(
+                torch.tensor(part) if isinstance(part, list) else part for part in parts
+            )
+        )
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
-            raise TypeError("can't convert a tensor on another device to numpy; use Tensor.cpu()")
+            raise TypeError(
+                "can't convert a tensor on another device to numpy; use Tensor.cpu()"
+            )
         return self.detach().cpu().numpy()
 
 
 def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Do an operation on the tensors within."""
-    if func is _ATEN._has_compatible_shallow_copy_type.default:  # asked for by ``tensor.data = ...``
+    if (
+        func is _ATEN._has_compatible_shallow_copy_type.default
+    ):  # asked for by ``tensor.data = ...``
         return True
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    given = {id(tensor.hidden if isinstance(tensor, Pretended) else tensor): tensor for tensor in tensors}
+    tensors = [
+        leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+    ]
+    given = {
+        id(tensor.hidden if isinstance(tensor, Pretended) else tensor): tensor
+        for tensor in tensors
+    }
     together = tensors
     if func.overloadpacket in _INDEXING and isinstance(args[0], Pretended):
-        together = [leaf for leaf in (args[0], *args[2:]) if isinstance(leaf, torch.Tensor)]
+        together = [
+            leaf for leaf in (args[0], *args[2:]) if isinstance(leaf, torch.Tensor)
+        ]
     mixed = {isinstance(tensor, Pretended) for tensor in together if tensor.dim()}
     if len(mixed) > 1 and func.overloadpacket is not _ATEN.copy_:
         raise RuntimeError(f"{func}: expected all tensors to be on the same device")
-    if isinstance(generator := kwargs.get("generator"), torch.Generator) and generator.device.type == "cpu":
-        raise RuntimeError(f"{func}: expected a generator of the device, found one of the CPU")
+    if (
+        isinstance(generator := kwargs.get("generator"), torch.Generator)
+        and generator.device.type == "cpu"
+    ):
+        raise RuntimeError(
+            f"{func}: expected a generator of the device, found one of the CPU"
+        )
     outward = kwargs.get("device") is not None and kwargs["device"].type == "cpu"
     if "device" in kwargs:
         kwargs["device"] = torch.device("cpu")
-    args, kwargs = tree_map_only(Pretended, lambda tensor: tensor.hidden, (args, kwargs))
+    args, kwargs = tree_map_only(
+        Pretended, lambda tensor: tensor.hidden, (args, kwargs)
+    )
     result = func(*args, **kwargs)
     if outward:
         return result
-    for tensor in tensors:  # where an operation changed a tensor's shape, so does what hides it
+    for (
+        tensor
+    ) in tensors:  # where an operation changed a tensor's shape, so does what hides it
         if isinstance(tensor, Pretended) and _looks(tensor) != _looks(tensor.hidden):
             tensor.data = Pretended(tensor.hidden)
     # What was given comes back as what it was: operations in place return their argument.
     return tree_map_only(
-        torch.Tensor, lambda tensor: given[id(tensor)] if id(tensor) in given else Pretended(tensor), result
+        torch.Tensor,
+        lambda tensor: given[id(tensor)] if id(tensor) in given else Pretended(tensor),
+        result,
     )
 
 

@@ -19,19 +19,40 @@ from fedknow.simulations.simulate import simulate
 
 DEVICE = pretend.set_up()
 BASE = {
-    "data": {"clients": 2, "tasks": 3, "classes_per_task": 2, "classes_max": 2, "samples": 0.04, "test_samples": 0.1},
+    "data": {
+        "clients": 2,
+        "tasks": 3,
+        "classes_per_task": 2,
+        "classes_max": 2,
+        "samples": 0.04,
+        "test_samples": 0.1,
+    },
     "model": {"name": "cnn"},
     "train": {"rounds": 1, "epochs": 1, "batch_size": 8, "lr": 1e-3},
     "engine": {"backend": "inline"},
 }
-SHORT = {"target": ["learner.generator_steps=3", "learner.student_steps=1"], "co2l": ["learner.head_epochs=2"]}
+SHORT = {
+    "target": ["learner.generator_steps=3", "learner.student_steps=1"],
+    "co2l": ["learner.head_epochs=2"],
+}
 OTHER_WAYS = [
-    ["learner=finetune", "train.optimizer=sgd", "train.momentum=0.9", "train.clip_norm=1", "train.channels_last=false"],
+    [
+        "learner=finetune",
+        "train.optimizer=sgd",
+        "train.momentum=0.9",
+        "train.clip_norm=1",
+        "train.channels_last=false",
+    ],
     ["learner=finetune", "model=resnet18", "data.tasks=1"],
     ["learner=local", "data.tasks=2", "evaluation.every=1", "evaluation.forward=true"],
     ["learner=fedper", "engine.vectorize=on", "data.clients=5"],
     ["learner=fedprox", "engine.vectorize=on", "data.clients=5", "train.clip_norm=1"],
-    ["learner=fedknow", "learner.path=full", "learner.labels=hard", "learner.extract_from=global"],
+    [
+        "learner=fedknow",
+        "learner.path=full",
+        "learner.labels=hard",
+        "learner.extract_from=global",
+    ],
     [
         "learner=fedknow",
         "learner.k=1",
@@ -39,9 +60,19 @@ OTHER_WAYS = [
         "learner.post_aggregation=first-epoch",
         "train.rounds=2",
     ],
-    ["learner=fedknow", "learner.k=1", "learner.wasserstein=positions", "learner.integrator=surrogate"],
+    [
+        "learner=fedknow",
+        "learner.k=1",
+        "learner.wasserstein=positions",
+        "learner.integrator=surrogate",
+    ],
     ["learner=fedknow", "learner.integrator=online", "learner.margin=0.1"],
-    ["learner=fedknow", "model=mlp", "learner.restore_from=0.5", "learner.integrator=sum"],
+    [
+        "learner=fedknow",
+        "model=mlp",
+        "learner.restore_from=0.5",
+        "learner.integrator=sum",
+    ],
     ["learner=ewc", "learner.labels=expected", "learner.anchor=local"],
     ["learner=er", "learner.keep=reservoir"],
     ["learner=fedweit", "learner.mask_sparsity=0.001", "train.clip_norm=1"],
@@ -68,7 +99,8 @@ def numbers(folder):
         for event in run.events()
         if event["event"] == "round"
         for name, value in event["metrics"].items()
-        if name != "seconds" and not name.startswith("memory-")  # whose storages are another kind's
+        if name != "seconds"
+        and not name.startswith("memory-")  # whose storages are another kind's
     }
     return run.accuracy() | load_file(arrays) | told
 
@@ -88,7 +120,13 @@ def assert_same_on_both(tmp_path, on_device, *changes):
 def test_learners_come_to_the_same(tmp_path, on_device, name):
     """Bit for bit, states that pass through a store included, which takes tensors of the CPU alone."""
     scenario = learner_class(name).scenarios[-1]
-    assert_same_on_both(tmp_path, on_device, f"learner={name}", f"data.scenario={scenario}", *SHORT.get(name, []))
+    assert_same_on_both(
+        tmp_path,
+        on_device,
+        f"learner={name}",
+        f"data.scenario={scenario}",
+        *SHORT.get(name, []),
+    )
 
 
 @pytest.mark.slow
@@ -100,7 +138,12 @@ def test_their_settings_do_too(tmp_path, on_device, changes):
 def test_mixing_devices_is_found_out():
     """What these tests are worth."""
     here, there = torch.ones(2), torch.ones(2).to(DEVICE)
-    for wrong in (lambda: here + there, lambda: torch.cat([there, here]), lambda: there.add_(here), there.numpy):
+    for wrong in (
+        lambda: here + there,
+        lambda: torch.cat([there, here]),
+        lambda: there.add_(here),
+        there.numpy,
+    ):
         with pytest.raises((RuntimeError, TypeError)):
             wrong()
     index, index_there = torch.tensor([1]), torch.tensor([1]).to(DEVICE)
@@ -113,14 +156,22 @@ def test_mixing_devices_is_found_out():
             wrong()
     with pytest.raises(RuntimeError):
         torch.randperm(3, generator=torch.Generator(), device=DEVICE)
-    assert torch.equal((there[torch.tensor([1])] + torch.tensor(1.0)).cpu(), torch.tensor([2.0]))
+    assert torch.equal(
+        (there[torch.tensor([1])] + torch.tensor(1.0)).cpu(), torch.tensor([2.0])
+    )
 
 
 def test_what_was_not_written_to_comes_back_as_it_was():
     border = Border(DEVICE)
-    state = {"kept": [torch.zeros(2), torch.zeros(2)], "count": 3, "nested": {"x": torch.ones(1)}}
+    state = {
+        "kept": [torch.zeros(2), torch.zeros(2)],
+        "count": 3,
+        "nested": {"x": torch.ones(1)},
+    }
     inside = border.enter(state)
-    assert {tensor.device for tensor in (*inside["kept"], inside["nested"]["x"])} == {DEVICE}
+    assert {tensor.device for tensor in (*inside["kept"], inside["nested"]["x"])} == {
+        DEVICE
+    }
     inside["kept"][0].add_(1)
     inside["new"] = inside["nested"]["x"] + 1
     outside = border.leave(inside)
@@ -128,12 +179,18 @@ def test_what_was_not_written_to_comes_back_as_it_was():
     assert state["kept"][0].tolist() == [0, 0]
     assert outside["kept"][1] is state["kept"][1]
     assert outside["nested"]["x"] is state["nested"]["x"]
-    assert (outside["new"].device.type, outside["new"].item(), outside["count"]) == ("cpu", 2, 3)
+    assert (outside["new"].device.type, outside["new"].item(), outside["count"]) == (
+        "cpu",
+        2,
+        3,
+    )
 
 
 @pytest.mark.parametrize(("free", "clients"), [(2**40, 128), (0, 1)])
 def test_memory_bounds_clients_at_once(monkeypatch, free, clients):
     monkeypatch.setattr(torch.pretend, "free", free)
-    learner = build_learner(read_config({}, ["learner=finetune", "model=cnn"]), (3, 32, 32), 100, DEVICE)
+    learner = build_learner(
+        read_config({}, ["learner=finetune", "model=cnn"]), (3, 32, 32), 100, DEVICE
+    )
     assert clients_at_once(learner, "auto", (3, 32, 32)) == clients
     assert clients_at_once(learner, "off", (3, 32, 32)) == 1

@@ -4,7 +4,11 @@ import pytest
 from pydantic import Field
 
 from fedknow.client.data import list_datasets
-from fedknow.client.descriptions import describe_dataset, describe_learner, describe_model
+from fedknow.client.descriptions import (
+    describe_dataset,
+    describe_learner,
+    describe_model,
+)
 from fedknow.client.learners import Learner, LearnerSettings, list_learners
 from fedknow.client.models import list_models
 from fedknow.protocols.config import ConfigError
@@ -42,7 +46,9 @@ def test_every_learner_says_what_it_keeps_sends_and_needs(name):
 @pytest.mark.parametrize("name", list_learners())
 def test_every_setting_of_a_learner_has_values_and_a_meaning(name):
     for setting in describe_learner(name).settings:
-        assert len(setting.meaning.split()) > 1, f"{name}.{setting.name}: say what it does"
+        assert len(setting.meaning.split()) > 1, (
+            f"{name}.{setting.name}: say what it does"
+        )
         assert setting.allowed
         assert setting.default is not None
 
@@ -53,14 +59,22 @@ def test_a_users_learner_is_described_as_ours_are():
     assert description.facts["Keeps"] == "what ewc keeps."
     assert description.facts["Sends"] == "all."
     assert description.settings == [
-        Setting("pull", "0.5", "a number, above 0, at most 2", "How strongly w is pulled.", "0.5, 1.0"),
+        Setting(
+            "pull",
+            "0.5",
+            "a number, above 0, at most 2",
+            "How strongly w is pulled.",
+            "0.5, 1.0",
+        ),
         Setting("mode", '"near"', '"near" or "far"', "Where to."),
         Setting("is_wild", "false", "true or false"),
     ]
 
 
 def test_bounds_and_values_are_those_that_are_checked():
-    settings = {setting.name: setting for setting in describe_learner("fedknow").settings}
+    settings = {
+        setting.name: setting for setting in describe_learner("fedknow").settings
+    }
     assert settings["rho"].default == "0.1"
     assert settings["rho"].allowed == "a number, above 0, at most 1"
     assert settings["rho"].searched == "0.05, 0.1, 0.2"
@@ -79,7 +93,11 @@ def test_every_setting_of_a_model_has_values_and_a_meaning(name):
 
 
 def test_the_settings_of_a_model_are_those_it_takes():
-    assert [setting.name for setting in describe_model("cnn6").settings] == ["width", "dropout", "init"]
+    assert [setting.name for setting in describe_model("cnn6").settings] == [
+        "width",
+        "dropout",
+        "init",
+    ]
     assert describe_model("cnn6").settings[0].default == "1.0"
 
 
@@ -90,10 +108,18 @@ def test_every_data_set_says_where_its_files_are(name):
     assert {"Files", "Files in it", "Made of"} & description.facts.keys()
 
 
-@pytest.mark.parametrize("describe", [describe_learner, describe_model, describe_dataset])
+@pytest.mark.parametrize(
+    "describe", [describe_learner, describe_model, describe_dataset]
+)
 def test_a_name_that_is_none_is_refused_with_the_closest(describe):
     with pytest.raises(ConfigError, match=r"cnn6|digits|ewc"):
-        describe("cn6" if describe is describe_model else "digit" if describe is describe_dataset else "ewcc")
+        describe(
+            "cn6"
+            if describe is describe_model
+            else "digit"
+            if describe is describe_dataset
+            else "ewcc"
+        )
 
 
 def test_docstrings_become_plain_text():

@@ -6,7 +6,15 @@ import torch
 from fedknow.client.host import Host, one_thread, successor
 from fedknow.client.state import State, StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import CLIENT_FAILED, EVALUATE, STATE_LOST, TRAIN, Message, Metrics, node_of
+from fedknow.protocols.messages import (
+    CLIENT_FAILED,
+    EVALUATE,
+    STATE_LOST,
+    TRAIN,
+    Message,
+    Metrics,
+    node_of,
+)
 
 
 class Counter:
@@ -41,7 +49,9 @@ def test_states_go_from_message_to_message(tmp_path, memory):
     versions = {0: 0, 1: 0}
     seen = []
     for id, client in enumerate([0, 1, 0, 0, 1]):
-        reply, versions[client] = it.handle(Message(TRAIN, node_of(client), str(id)), versions[client])
+        reply, versions[client] = it.handle(
+            Message(TRAIN, node_of(client), str(id)), versions[client]
+        )
         assert reply.reply_to == str(id)
         seen.append((client, count(reply)))
     assert seen == [(0, 1), (1, 1), (0, 2), (0, 3), (1, 2)]
@@ -81,7 +91,9 @@ def test_other_work_on_the_same_state_gets_a_version_of_its_own(tmp_path):
 
 
 def test_versions_are_48_bit_numbers_and_never_fresh():
-    versions = {successor(version, str(id)) for version in range(100) for id in range(100)}
+    versions = {
+        successor(version, str(id)) for version in range(100) for id in range(100)
+    }
     assert len(versions) == 10_000
     assert min(versions) > 0
     assert max(versions) < 2**48
@@ -93,7 +105,9 @@ def test_a_lost_state_is_a_failure_of_its_own_kind(tmp_path):
     assert reply.failure.code == STATE_LOST
     assert "000000-63.safetensors: no such client state" in reply.failure.reason
     assert version == 99
-    (first, _), (second, after) = it.handle_many([Message(TRAIN, 2, "1"), Message(TRAIN, 3, "2")], {0: 99})
+    (first, _), (second, after) = it.handle_many(
+        [Message(TRAIN, 2, "1"), Message(TRAIN, 3, "2")], {0: 99}
+    )
     assert first.failure.code == STATE_LOST
     assert second.failure is None
     assert after
@@ -104,7 +118,10 @@ def test_a_lost_state_costs_those_that_train_with_it_nothing(tmp_path):
         at_once = 3
 
         def train_together(self, messages, states):
-            return [self.handle(message, state) for message, state in zip(messages, states, strict=True)]
+            return [
+                self.handle(message, state)
+                for message, state in zip(messages, states, strict=True)
+            ]
 
     work = [Message(TRAIN, node, str(node)) for node in (2, 3, 4)]
     answers = list(host(tmp_path, Together()).handle_many(work, {1: 99}))

@@ -43,7 +43,9 @@ def tiny(shape, classes):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 6), torch.nn.ReLU())
+            self.body = torch.nn.Sequential(
+                torch.nn.Flatten(), torch.nn.Linear(4, 6), torch.nn.ReLU()
+            )
             self.head = torch.nn.Linear(6, classes)
 
         def forward(self, x):
@@ -70,17 +72,25 @@ def node(tiny_task, monkeypatch):
                 return tiny(shape, classes)
 
         monkeypatch.setattr(learners, "build_model", model)
-        config = read_config({"train": {"epochs": 2, "batch_size": 8, "lr": 0.01}}, overrides)
+        config = read_config(
+            {"train": {"epochs": 2, "batch_size": 8, "lr": 0.01}}, overrides
+        )
         return Node(config, Stream(tiny_task, incremental))
 
     return build
 
 
 def ask(node, kind, client=0, state=None, **config):
-    content = {ARRAYS: config.pop("arrays", None) or start(node), CONFIG: Config(config)}
+    content = {
+        ARRAYS: config.pop("arrays", None) or start(node),
+        CONFIG: Config(config),
+    }
     if "kept" in content[CONFIG]:
         content[KEPT] = content[CONFIG].pop("kept")
-    return node.handle(Message(kind, node_of(client), "m1", content=content), state if state is not None else {})
+    return node.handle(
+        Message(kind, node_of(client), "m1", content=content),
+        state if state is not None else {},
+    )
 
 
 def start(node):
@@ -93,7 +103,14 @@ def test_training_answers_with_arrays_and_numbers(node):
     assert reply.failure is None
     assert (reply.reply_to, reply.kind, reply.node) == ("m1", TRAIN, node_of(0))
     assert list(reply.content) == [ARRAYS, METRICS]
-    assert {"num-examples", "loss", "accuracy", "seconds", "violated", "active"} <= reply.content[METRICS].keys()
+    assert {
+        "num-examples",
+        "loss",
+        "accuracy",
+        "seconds",
+        "violated",
+        "active",
+    } <= reply.content[METRICS].keys()
     assert reply.content[METRICS]["num-examples"] == 20
     assert state["trained_task"] == 0
 
@@ -103,7 +120,9 @@ def test_answers_depend_on_client_task_and_round_only(node):
     arrays = start(n)
 
     def train(client, round, seed=0):
-        return ask(n, TRAIN, client, arrays=arrays, task=0, round=round)[0].arrays()["body.1.weight"]
+        return ask(n, TRAIN, client, arrays=arrays, task=0, round=round)[0].arrays()[
+            "body.1.weight"
+        ]
 
     first = train(0, 1)
     train(3, 2)
@@ -131,11 +150,16 @@ def test_a_failing_client_says_why_and_keeps_its_state(node):
     assert state is old
     assert reply.failure is not None
     assert reply.failure.code == CLIENT_FAILED
-    assert reply.failure.reason.startswith("RuntimeError: the disk of my dreams is full (test_node.py, line ")
+    assert reply.failure.reason.startswith(
+        "RuntimeError: the disk of my dreams is full (test_node.py, line "
+    )
     assert not reply.content
 
 
-@pytest.mark.parametrize(("kind", "config", "reason"), [("query", {}, "no work of kind"), (TRAIN, {}, "'task'")])
+@pytest.mark.parametrize(
+    ("kind", "config", "reason"),
+    [("query", {}, "no work of kind"), (TRAIN, {}, "'task'")],
+)
 def test_work_that_makes_no_sense_is_refused(node, kind, config, reason):
     reply, _ = ask(node(), kind, **config)
     assert reason in reply.failure.reason
@@ -147,11 +171,15 @@ def test_evaluation_scores_every_task_seen_and_changes_nothing(node):
     for task in range(2):
         _, state = ask(n, TRAIN, state=state, task=task, round=1)
         _, state = ask(n, END_TASK, state=state, task=task)
-    reply, after = ask(n, EVALUATE, state=state, task=1, scoring="personal", collect=True)
+    reply, after = ask(
+        n, EVALUATE, state=state, task=1, scoring="personal", collect=True
+    )
     assert after is state
     metrics = reply.content[METRICS]
     assert metrics["total"] == [20, 20]
-    assert metrics["accuracy"] == pytest.approx(np.mean([r / 20 for r in metrics["correct"]]))
+    assert metrics["accuracy"] == pytest.approx(
+        np.mean([r / 20 for r in metrics["correct"]])
+    )
     assert set(reply.content[KEPT]) == {"head.weight", "head.bias"}
     forward, _ = ask(n, EVALUATE, state=state, task=1, scoring="personal", forward=True)
     assert len(forward.content[METRICS]["correct"]) == TASKS
@@ -161,7 +189,12 @@ def test_evaluation_scores_every_task_seen_and_changes_nothing(node):
 def test_global_scoring_uses_the_kept_parameters_given(node):
     n = node("learner=fedper")
     _, state = ask(n, TRAIN, task=0, round=1)
-    kept = Arrays({"head.weight": np.zeros((6, 6), np.float32), "head.bias": np.array([9, 0, 0, 0, 0, 0], np.float32)})
+    kept = Arrays(
+        {
+            "head.weight": np.zeros((6, 6), np.float32),
+            "head.bias": np.array([9, 0, 0, 0, 0, 0], np.float32),
+        }
+    )
     reply, after = ask(n, EVALUATE, state=state, task=0, scoring="global", kept=kept)
     assert after is state
     assert reply.content[METRICS]["correct"] == [10]  # class 0 for everything
@@ -171,9 +204,14 @@ def test_class_incremental_scoring_lets_all_seen_classes_compete(node):
     def right(incremental):
         n = node("learner=fedper", incremental=incremental)
         kept = Arrays(
-            {"head.weight": np.zeros((6, 6), np.float32), "head.bias": np.array([1, 0, 0, 5, 0, 9], np.float32)}
+            {
+                "head.weight": np.zeros((6, 6), np.float32),
+                "head.bias": np.array([1, 0, 0, 5, 0, 9], np.float32),
+            }
         )
-        return ask(n, EVALUATE, task=1, scoring="global", kept=kept)[0].content[METRICS]["correct"]
+        return ask(n, EVALUATE, task=1, scoring="global", kept=kept)[0].content[
+            METRICS
+        ]["correct"]
 
     assert right(False) == [10, 10]  # task 0: class 0; task 1: class 3
     assert right(True) == [0, 10]  # class 3 wins everywhere; 5 is not seen yet
@@ -187,5 +225,11 @@ def test_a_client_never_chosen_still_ends_the_task_with_a_trained_head(node):
     assert reply.content[METRICS]["samples"] == 2 * 20
     assert not torch.equal(state["kept"]["head.weight"], fresh)
     again, same = ask(n, END_TASK, state=state, task=0)
-    assert torch.equal(same["kept"]["head.weight"], state["kept"]["head.weight"])  # it was trained already
-    assert again.content[METRICS]["knowledge-bytes"] == again.content[METRICS]["samples"] == 0
+    assert torch.equal(
+        same["kept"]["head.weight"], state["kept"]["head.weight"]
+    )  # it was trained already
+    assert (
+        again.content[METRICS]["knowledge-bytes"]
+        == again.content[METRICS]["samples"]
+        == 0
+    )

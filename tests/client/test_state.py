@@ -15,17 +15,41 @@ from hypothesis.extra import numpy as stnp
 from safetensors import torch as safetensors_torch
 
 from fedknow.client import state as module
-from fedknow.client.state import StateError, StateLost, StateStore, load_state, save_state
+from fedknow.client.state import (
+    StateError,
+    StateLost,
+    StateStore,
+    load_state,
+    save_state,
+)
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-DTYPES = st.sampled_from(["bool", *INTEGERS, "float16", "float32", "float64", "complex64"])
-ARRAYS = DTYPES.flatmap(lambda t: stnp.arrays(t, stnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)))
+DTYPES = st.sampled_from(
+    ["bool", *INTEGERS, "float16", "float32", "float64", "complex64"]
+)
+ARRAYS = DTYPES.flatmap(
+    lambda t: stnp.arrays(
+        t, stnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
+    )
+)
 TENSORS = ARRAYS.map(lambda a: torch.from_numpy(a.copy()))
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | ARRAYS | TENSORS
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | ARRAYS
+    | TENSORS
+)
 KEYS = st.text(max_size=5)
 STATES = st.dictionaries(
     KEYS,
-    st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=3), max_leaves=8),
+    st.recursive(
+        LEAVES,
+        lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=3),
+        max_leaves=8,
+    ),
     max_size=4,
 )
 
@@ -43,7 +67,12 @@ def assert_same(a, b):
     elif isinstance(a, torch.Tensor):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
         if a.numel():  # bit by bit, so that what is not a number is equal to itself
-            assert torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (a, b)))
+            assert torch.equal(
+                *(
+                    tensor.reshape(-1).contiguous().view(torch.uint8)
+                    for tensor in (a, b)
+                )
+            )
     elif isinstance(a, np.ndarray):
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
     else:
@@ -66,7 +95,13 @@ def test_types_that_numpy_lacks_come_back(tmp_path, dtype):
 
 def test_views_parameters_and_twins_come_back_dense_and_apart(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
-    state = {"base": base, "row": base[1], "t": base.t(), "again": base, "p": torch.nn.Parameter(base * 2)}
+    state = {
+        "base": base,
+        "row": base[1],
+        "t": base.t(),
+        "again": base,
+        "p": torch.nn.Parameter(base * 2),
+    }
     save_state(tmp_path / "state", state)
     back = load_state(tmp_path / "state")
     for name, value in state.items():
@@ -78,9 +113,17 @@ def test_views_parameters_and_twins_come_back_dense_and_apart(tmp_path):
 
 
 def test_special_numbers_come_back(tmp_path):
-    save_state(tmp_path / "state", {"x": [float("inf"), -0.0, float("nan"), 2**200, 5e-324]})
+    save_state(
+        tmp_path / "state", {"x": [float("inf"), -0.0, float("nan"), 2**200, 5e-324]}
+    )
     inf, zero, nan, big, small = load_state(tmp_path / "state")["x"]
-    assert (inf, str(zero), nan != nan, big, small) == (float("inf"), "-0.0", True, 2**200, 5e-324)
+    assert (inf, str(zero), nan != nan, big, small) == (
+        float("inf"),
+        "-0.0",
+        True,
+        2**200,
+        5e-324,
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +136,10 @@ def test_special_numbers_come_back(tmp_path):
         ({"a": np.array(["x"])}, r"state\['a'\]: an array of type <U1 cannot be kept"),
         ({"a": np.arange(2, dtype=">f4")}, r"an array of type >f4 cannot be kept"),
         ({"a": torch.eye(2).to_sparse()}, r"state\['a'\]: a torch.sparse_coo tensor"),
-        ({"a": torch.zeros(2, dtype=torch.complex128)}, r"type torch.complex128 cannot be kept"),
+        (
+            {"a": torch.zeros(2, dtype=torch.complex128)},
+            r"type torch.complex128 cannot be kept",
+        ),
         ([1], "a state is a dictionary, not a list"),
     ],
 )
@@ -112,7 +158,10 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, call
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module.os, call, full)
-    with pytest.raises(StateError, match=r"state: .* cannot be written: No space left on device; .* is intact"):
+    with pytest.raises(
+        StateError,
+        match=r"state: .* cannot be written: No space left on device; .* is intact",
+    ):
         save_state(tmp_path / "state", {"x": torch.zeros(3)})
     monkeypatch.undo()
     assert torch.equal(load_state(tmp_path / "state")["x"], torch.ones(3))
@@ -122,14 +171,19 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, call
 def test_the_disk_is_waited_for_where_that_is_asked_for(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(
-        module.os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        module.os,
+        "fsync",
+        lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")),
     )
     StateStore(tmp_path, 0, durable=False).save(0, 1, {"x": 1})
     assert not synced
     module.sync_disk(tmp_path)
     store = StateStore(tmp_path, 0)
     store.save(0, 2, {"x": 2})
-    assert synced == [f"{store.path(0, 2)}.{os.getpid()}.tmp", str(tmp_path)]  # what it holds, then its name
+    assert synced == [
+        f"{store.path(0, 2)}.{os.getpid()}.tmp",
+        str(tmp_path),
+    ]  # what it holds, then its name
     with pytest.raises(OSError, match="No such file"):
         module.sync_disk(tmp_path / "missing")
 
@@ -182,7 +236,10 @@ def test_a_state_in_anothers_place_is_refused(tmp_path):
     for client, version in ((0, 2), (1, 1)):
         shutil.copyfile(store.path(client, version), store.path(0, 1))
         name = store.path(client, version).name
-        with pytest.raises(StateLost, match=rf"000000-1.*: it was written as {name}, so it holds another client"):
+        with pytest.raises(
+            StateLost,
+            match=rf"000000-1.*: it was written as {name}, so it holds another client",
+        ):
             store.load(0, 1)
 
 
@@ -190,13 +247,20 @@ def test_a_part_in_anothers_place_is_refused(tmp_path):
     store = StateStore(tmp_path, 0)
     for client in (0, 1):
         live(store, torch.arange(30_000), range(1, 4), client=client)
-    shutil.copyfile(tmp_path / "000001-2.part.safetensors", tmp_path / "000000-2.part.safetensors")
-    with pytest.raises(StateLost, match=r"000000-2\.part.*: it was written as 000001-2\.part\.safetensors"):
+    shutil.copyfile(
+        tmp_path / "000001-2.part.safetensors", tmp_path / "000000-2.part.safetensors"
+    )
+    with pytest.raises(
+        StateLost,
+        match=r"000000-2\.part.*: it was written as 000001-2\.part\.safetensors",
+    ):
         store.load(0, 3)
     assert store.load(1, 3)["new"][0] == 3
 
 
-@pytest.mark.parametrize(("old", "new"), [(b"F32", b"I32"), (b"[2,3]", b"[3,2]"), (b'"0"', b'"1"')])
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"F32", b"I32"), (b"[2,3]", b"[3,2]"), (b'"0"', b'"1"')]
+)
 def test_bytes_taken_for_another_tensor_are_noticed(tmp_path, old, new):
     path = tmp_path / "state"
     save_state(path, {"x": torch.rand(2, 3)})
@@ -221,13 +285,17 @@ def test_files_of_earlier_versions_are_read(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(StateError, match=r"000003-7\.safetensors: no such client state"):
+    with pytest.raises(
+        StateError, match=r"000003-7\.safetensors: no such client state"
+    ):
         StateStore(tmp_path, 1000).load(3, 7)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StateError, match="file/clients: cannot be made: Not a directory"):
+    with pytest.raises(
+        StateError, match="file/clients: cannot be made: Not a directory"
+    ):
         StateStore(tmp_path / "file" / "clients", 0)
 
 
@@ -241,12 +309,17 @@ def test_versions_lie_side_by_side_until_pruned(tmp_path):
         for client in (0, 1):
             store.save(client, version, {"x": version * 10 + client})
     assert store.load(1, 5) == {"x": 51}
-    (tmp_path / "000007-1.safetensors.123.tmp").write_text("left by a process that died")
+    (tmp_path / "000007-1.safetensors.123.tmp").write_text(
+        "left by a process that died"
+    )
     store.prune({0: 9, 1: 5, 2: 0})
     store.save(2, 3, {"x": 23})  # saved after it was said what is to go
     store.settle()
     (tmp_path / "000002-3.safetensors").unlink()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000-9.safetensors", "000001-5.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "000000-9.safetensors",
+        "000001-5.safetensors",
+    ]
     assert store.load(0, 9) == {"x": 90}
     with pytest.raises(StateError, match="no such client state"):
         store.load(0, 5)
@@ -270,7 +343,9 @@ def test_a_file_that_cannot_be_deleted_is_said_the_next_time(tmp_path, monkeypat
 
     monkeypatch.setattr(module.Path, "unlink", refuse)
     store.prune({})
-    with pytest.raises(StateError, match=r"old client states cannot be deleted: .*Permission denied"):
+    with pytest.raises(
+        StateError, match=r"old client states cannot be deleted: .*Permission denied"
+    ):
         store.prune({})
     store.settle()
 
@@ -278,7 +353,9 @@ def test_a_file_that_cannot_be_deleted_is_said_the_next_time(tmp_path, monkeypat
 def test_memory_holds_the_latest_states_within_the_budget(tmp_path, monkeypatch):
     store = StateStore(tmp_path, memory_bytes=100)
     read, reading = [], module._read
-    monkeypatch.setattr(module, "_read", lambda path: read.append(path.name) or reading(path))
+    monkeypatch.setattr(
+        module, "_read", lambda path: read.append(path.name) or reading(path)
+    )
     for client in range(3):  # 40 bytes each: two fit
         store.save(client, 1, {"x": torch.full((10,), float(client))})
     for client in (1, 2):
@@ -296,7 +373,11 @@ def live(store, kept, versions, client=0, **more):
     """Versions of a client whose ``kept`` stays as it is while ``more`` is new each time."""
     for version in versions:
         state = store.load(client, version - 1) if version > 1 else {}
-        after = {"kept": state.get("kept", kept), "new": torch.full((50,), float(version)), "list": [1, more]}
+        after = {
+            "kept": state.get("kept", kept),
+            "new": torch.full((50,), float(version)),
+            "list": [1, more],
+        }
         store.save(client, version, after)
         assert_same(store.load(client, version), after)
 
@@ -307,7 +388,11 @@ def sizes(folder):
 
 @pytest.mark.parametrize("memory", [0, 2**30])
 def test_what_stays_as_it_is_is_written_to_a_part_once(tmp_path, memory):
-    kept = {"big": torch.arange(30_000), "also": torch.ones(7, dtype=torch.bool), "empty": torch.empty(0)}
+    kept = {
+        "big": torch.arange(30_000),
+        "also": torch.ones(7, dtype=torch.bool),
+        "empty": torch.empty(0),
+    }
     store = StateStore(tmp_path, memory)
     live(store, kept, range(1, 6))
     found = sizes(tmp_path)
@@ -320,7 +405,9 @@ def test_what_stays_as_it_is_is_written_to_a_part_once(tmp_path, memory):
         "000000-5.safetensors",
     ]
     assert found["000000-1.safetensors"] > 240_000 < found["000000-2.part.safetensors"]
-    assert all(found[f"000000-{version}.safetensors"] < 2000 for version in (2, 3, 4, 5))
+    assert all(
+        found[f"000000-{version}.safetensors"] < 2000 for version in (2, 3, 4, 5)
+    )
     for fresh in (StateStore(tmp_path, 0), store):
         for version in range(1, 6):
             assert_same(fresh.load(0, version)["kept"], kept)
@@ -334,11 +421,16 @@ def test_a_state_names_the_parts_of_several_versions(tmp_path):
         before = store.load(0, version - 1) if version > 1 else {}
         state = before | {f"task {version}": torch.full((20_000,), float(version))}
         store.save(0, version, state)
-    assert all(sizes(tmp_path)[f"000000-{version}.safetensors"] < 82_000 for version in range(1, 7))
+    assert all(
+        sizes(tmp_path)[f"000000-{version}.safetensors"] < 82_000
+        for version in range(1, 7)
+    )
     assert_same(StateStore(tmp_path, 0).load(0, 6), state)
     store.prune({0: 6})
     store.settle()
-    assert [name for name in sizes(tmp_path) if "part" not in name] == ["000000-6.safetensors"]
+    assert [name for name in sizes(tmp_path) if "part" not in name] == [
+        "000000-6.safetensors"
+    ]
     assert len(sizes(tmp_path)) == 1 + 5
     assert_same(StateStore(tmp_path, 0).load(0, 6), state)
 
@@ -366,7 +458,9 @@ def test_parts_go_when_no_version_that_is_kept_names_them(tmp_path, act):
     assert [name for name in sizes(tmp_path) if name.startswith("000000")] == ours
     store.save(0, 5, {"new": torch.zeros(3)})
     keep({0: 5, 1: 3})
-    assert [name for name in sizes(tmp_path) if name.startswith("000000")] == ["000000-5.safetensors"]
+    assert [name for name in sizes(tmp_path) if name.startswith("000000")] == [
+        "000000-5.safetensors"
+    ]
     if act == "prune":
         assert_same(store.load(1, 3)["kept"], torch.arange(20_000))
 
@@ -407,7 +501,10 @@ def test_what_is_of_no_use_any_more_does_not_fill_the_disk(tmp_path):
     for version in range(1, 41):
         state = store.load(0, version - 1) if version > 1 else {}
         if version % 2:
-            state = state | {"model": torch.full((200_000,), float(version)), f"task {version}": torch.ones(2000)}
+            state = state | {
+                "model": torch.full((200_000,), float(version)),
+                f"task {version}": torch.ones(2000),
+            }
         store.save(0, version, state)
         store.prune({0: version})
         store.settle()
@@ -436,8 +533,14 @@ def test_a_damaged_file_stops_nobody_else(tmp_path):
     store.prune({0: 2, 1: 3})
     store.settle()
     names = ["000000-2.part.safetensors", "000000-2.safetensors"]
-    assert list(sizes(tmp_path)) == [*names, "000001-2.part.safetensors", "000001-3.safetensors"]
-    with pytest.raises(StateLost, match=r"000000-2\.safetensors: not a readable client state"):
+    assert list(sizes(tmp_path)) == [
+        *names,
+        "000001-2.part.safetensors",
+        "000001-3.safetensors",
+    ]
+    with pytest.raises(
+        StateLost, match=r"000000-2\.safetensors: not a readable client state"
+    ):
         store.load(0, 2)
 
 
@@ -465,7 +568,11 @@ def test_other_tensors_in_the_same_memory_are_others(tmp_path):
     store = StateStore(tmp_path, 2**30)
     store.save(0, 1, {"x": torch.arange(20_000)})
     x = store.load(0, 1)["x"]
-    states = [{"x": x.view(100, 200)}, {"x": x.view(torch.float64)}, {"x": x[:19_000], "y": x, "z": x}]
+    states = [
+        {"x": x.view(100, 200)},
+        {"x": x.view(torch.float64)},
+        {"x": x[:19_000], "y": x, "z": x},
+    ]
     for version, state in enumerate(states, 2):
         store.save(0, version, state)
         assert_same(StateStore(tmp_path, 0).load(0, version), state)
@@ -476,7 +583,9 @@ def test_work_that_is_done_again_from_an_older_version_is_the_same(tmp_path):
     first, second = StateStore(tmp_path, 2**30), StateStore(tmp_path, 0)
     live(first, torch.arange(30_000), range(1, 5))
     before = {name: (tmp_path / name).read_bytes() for name in sizes(tmp_path)}
-    live(second, torch.arange(30_000), range(3, 5))  # another process, after the first was lost
+    live(
+        second, torch.arange(30_000), range(3, 5)
+    )  # another process, after the first was lost
     assert {name: (tmp_path / name).read_bytes() for name in sizes(tmp_path)} == before
     live(first, torch.arange(30_000), [2])
     live(first, torch.arange(30_000), [5])
@@ -489,16 +598,24 @@ def test_a_part_that_is_missing_or_damaged_is_noticed(tmp_path):
     part = tmp_path / "000000-2.part.safetensors"
     data = part.read_bytes()
     part.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(StateLost, match=r"000000-2\.part\.safetensors: .*checksum is wrong"):
+    with pytest.raises(
+        StateLost, match=r"000000-2\.part\.safetensors: .*checksum is wrong"
+    ):
         store.load(0, 3)
     part.unlink()
-    with pytest.raises(StateLost, match=r"000000-2\.part\.safetensors: no such client state"):
+    with pytest.raises(
+        StateLost, match=r"000000-2\.part\.safetensors: no such client state"
+    ):
         store.load(0, 3)
     assert store.load(0, 1)["new"][0] == 1
 
 
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=50,
+    deadline=None,
+)
 def test_any_mixture_of_old_and_new_comes_back(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("states")
     stores = [StateStore(folder, 2**30), StateStore(folder, 0)]
@@ -509,7 +626,10 @@ def test_any_mixture_of_old_and_new_comes_back(tmp_path_factory, data):
         assert_same(state, now)
         kept = {key: value for key, value in state.items() if data.draw(st.booleans())}
         new = {
-            str(version + i): torch.full((data.draw(st.sampled_from([3, 20_000])),), version + i) for i in (0.0, 0.5)
+            str(version + i): torch.full(
+                (data.draw(st.sampled_from([3, 20_000])),), version + i
+            )
+            for i in (0.0, 0.5)
         }
         now = kept | new
         store.save(0, version, now)

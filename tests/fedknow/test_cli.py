@@ -48,7 +48,9 @@ class Broken(Learner):
 
 
 def fedknow(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(
+        app, [str(argument) for argument in arguments], env={"COLUMNS": "200"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +72,25 @@ def test_a_device_that_is_none_is_refused(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     result = fedknow(*arguments)
     assert result.exit_code == 2
-    assert re.search(r"(--|engine\.)device = 'tpu': must be 'cpu', 'cuda', 'cuda:1'", result.output)
+    assert re.search(
+        r"(--|engine\.)device = 'tpu': must be 'cpu', 'cuda', 'cuda:1'", result.output
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "fedknow", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedknow", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == f"fedknow {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["simulate", "compare", "search", "report", "show", "list"])
+@pytest.mark.parametrize(
+    "command", ["simulate", "compare", "search", "report", "show", "list"]
+)
 def test_help_teaches(command):
     result = fedknow(command, "--help")
     assert result.exit_code == 0
@@ -126,26 +137,59 @@ def test_report_without_a_run(tmp_path):
 
 
 def test_compare(tmp_path, run):
-    arguments = ["compare", "digits", *TINY, "--learners", "fedavg, fedknow", "--seeds", "1", "--out", tmp_path / "c"]
+    arguments = [
+        "compare",
+        "digits",
+        *TINY,
+        "--learners",
+        "fedavg, fedknow",
+        "--seeds",
+        "1",
+        "--out",
+        tmp_path / "c",
+    ]
     result = fedknow(*arguments)
     assert result.exit_code == 0, result.output
     assert "fedknow seed 0 (2/2)" in result.stdout
     assert "one seed: no interval" in result.stdout
-    for name in ("report.html", "compare.json", "compare.csv", "fedavg-seed0/report.html", "plots/accuracy.png"):
+    for name in (
+        "report.html",
+        "compare.json",
+        "compare.csv",
+        "fedavg-seed0/report.html",
+        "plots/accuracy.png",
+    ):
         assert (tmp_path / "c" / name).is_file(), name
     quiet = fedknow(*arguments, "--quiet")
-    assert (quiet.exit_code, quiet.stdout) == (0, f"Report: {tmp_path / 'c' / 'report.html'}\n")
-    written = [(tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")]
+    assert (quiet.exit_code, quiet.stdout) == (
+        0,
+        f"Report: {tmp_path / 'c' / 'report.html'}\n",
+    )
+    written = [
+        (tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")
+    ]
     for name in ("report.html", "compare.json", "compare.csv"):
         (tmp_path / "c" / name).unlink()
     assert fedknow("report", tmp_path / "c").exit_code == 0
-    again = [(tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")]
+    again = [
+        (tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")
+    ]
     assert again == written
     assert "fedknow" in (tmp_path / "c" / "report.html").read_text("utf-8")
 
 
 def test_search(tmp_path):
-    arguments = ["search", "digits", *TINY, "--set", "train.epochs=2", "--learners", "fedrep", "--out", tmp_path]
+    arguments = [
+        "search",
+        "digits",
+        *TINY,
+        "--set",
+        "train.epochs=2",
+        "--learners",
+        "fedrep",
+        "--out",
+        tmp_path,
+    ]
     result = fedknow(*arguments, "--runs", "2")
     assert result.exit_code == 0, result.output
     assert "fedrep@head_epochs=1" not in result.stdout
@@ -153,9 +197,15 @@ def test_search(tmp_path):
     assert "fedrep: head_epochs=" in result.stdout
     best = tomllib.loads((tmp_path / "best.toml").read_text())["fedrep"]
     changes = [part for part in TINY if part != "--set"]
-    expected = ["fedknow search digits --learners fedrep --runs 2 --seeds 1", *changes, "train.epochs=2"]
+    expected = [
+        "fedknow search digits --learners fedrep --runs 2 --seeds 1",
+        *changes,
+        "train.epochs=2",
+    ]
     assert best["command"] == " --set ".join(expected)
-    refused = fedknow("search", "digits", "--learners", "fedrp", "--out", tmp_path / "none")
+    refused = fedknow(
+        "search", "digits", "--learners", "fedrp", "--out", tmp_path / "none"
+    )
     assert refused.exit_code == 2
     assert "did you mean 'fedrep'" in refused.stderr
 
@@ -163,10 +213,22 @@ def test_search(tmp_path):
 def test_the_numbers_of_a_comparison_are_those_of_single_runs(tmp_path, run):
     path, _ = run
     assert (
-        fedknow("compare", "digits", *TINY, "--learners", "fedknow", "--seeds", "1", "--out", tmp_path).exit_code == 0
+        fedknow(
+            "compare",
+            "digits",
+            *TINY,
+            "--learners",
+            "fedknow",
+            "--seeds",
+            "1",
+            "--out",
+            tmp_path,
+        ).exit_code
+        == 0
     )
     np.testing.assert_array_equal(
-        RunFolder.open(tmp_path / "fedknow-seed0").accuracy()["personal"], RunFolder.open(path).accuracy()["personal"]
+        RunFolder.open(tmp_path / "fedknow-seed0").accuracy()["personal"],
+        RunFolder.open(path).accuracy()["personal"],
     )
 
 
@@ -182,7 +244,15 @@ def test_a_failing_learner(tmp_path, monkeypatch):
     assert "Traceback" not in result.output
     assert "Traceback" in (path / "error.log").read_text()
 
-    result = fedknow("compare", "digits", *TINY, "--learners", "own_learner:Broken,fedavg", "--seeds", "1")
+    result = fedknow(
+        "compare",
+        "digits",
+        *TINY,
+        "--learners",
+        "own_learner:Broken,fedavg",
+        "--seeds",
+        "1",
+    )
     assert result.exit_code == 1
     assert "own_learner-Broken-seed0 failed" in result.stderr
     assert "Report: runs/digits-compare/report.html" in result.stdout
@@ -289,7 +359,18 @@ def test_interrupted_and_resumed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("what", "name", "words"),
     [
-        ("learners", "ewc", ["Keeps", "Sends", "Needs", "strength = 1000.0", "at least 0", "Searched: 1.0"]),
+        (
+            "learners",
+            "ewc",
+            [
+                "Keeps",
+                "Sends",
+                "Needs",
+                "strength = 1000.0",
+                "at least 0",
+                "Searched: 1.0",
+            ],
+        ),
         ("strategies", "fedadam", ["eta = 0.1", "above 0", "learning rate"]),
         ("models", "cnn6", ["width = 1.0", "at most 8"]),
         ("datasets", "omniglot", ["omniglot/", "28x28"]),
@@ -303,7 +384,9 @@ def test_list_explains_a_name(what, name, words):
     assert all(word in result.stdout for word in words)
 
 
-@pytest.mark.parametrize("what", ["learners", "strategies", "models", "datasets", "presets", "devices"])
+@pytest.mark.parametrize(
+    "what", ["learners", "strategies", "models", "datasets", "presets", "devices"]
+)
 def test_list_refuses_a_name_that_is_none(what):
     result = fedknow("list", what, "no-such-thing")
     assert result.exit_code == 2
@@ -313,16 +396,27 @@ def test_list_refuses_a_name_that_is_none(what):
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_names_of_lists_do_not_wrap(width):
     result = CliRunner().invoke(app, ["list", "learners"], env={"COLUMNS": str(width)})
-    starts = [line.split()[0] for line in result.stdout.splitlines() if not line.startswith(" ")]
+    starts = [
+        line.split()[0]
+        for line in result.stdout.splitlines()
+        if not line.startswith(" ")
+    ]
     assert starts == list(list_learners())
 
 
 def test_says_at_once_what_is_started(tmp_path):
     missing = ["--data-dir", tmp_path / "nowhere", "--out", tmp_path / "run"]
-    result = fedknow("simulate", "paper-cifar100", "--set", "engine.backend=inline", *missing)
+    result = fedknow(
+        "simulate", "paper-cifar100", "--set", "engine.backend=inline", *missing
+    )
     assert result.exit_code == 2
-    assert result.stdout == f"Starting paper-cifar100 with fedknow in {tmp_path / 'run'} ...\n"
-    quiet = fedknow("simulate", "paper-cifar100", "--set", "engine.backend=inline", *missing, "-q")
+    assert (
+        result.stdout
+        == f"Starting paper-cifar100 with fedknow in {tmp_path / 'run'} ...\n"
+    )
+    quiet = fedknow(
+        "simulate", "paper-cifar100", "--set", "engine.backend=inline", *missing, "-q"
+    )
     assert (quiet.exit_code, quiet.stdout) == (2, "")
 
 
@@ -333,7 +427,10 @@ def test_says_at_once_what_is_started(tmp_path):
         (["engine.workers=2"], "Starting Ray with 2 workers"),
         ([], "Starting Ray with a worker for each core"),
         (["engine.device=cuda"], "Starting Ray with a worker for each GPU"),
-        (["engine.address=lab:6379"], "Joining the Ray cluster at lab:6379 with a worker for each core"),
+        (
+            ["engine.address=lab:6379"],
+            "Joining the Ray cluster at lab:6379 with a worker for each core",
+        ),
     ],
 )
 def testray_in_words(changes, words):
@@ -346,7 +443,11 @@ def completed(shell, typed):
     line = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
     environment = {**os.environ, **line, "_FEDKNOW_COMPLETE": f"complete_{shell}"}
     done = subprocess.run(
-        [sys.executable, "-m", "fedknow"], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "fedknow"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -354,7 +455,9 @@ def completed(shell, typed):
 
 def test_completion():
     assert completed("bash", ["sim"]) == ["simulate"]
-    assert completed("bash", ["simulate", "paper-cifar100-s"]) == ["paper-cifar100-small"]
+    assert completed("bash", ["simulate", "paper-cifar100-s"]) == [
+        "paper-cifar100-small"
+    ]
     assert completed("bash", ["list", "dev"]) == ["devices"]
 
 
@@ -362,7 +465,11 @@ def test_completion():
 def test_completion_scripts(shell):
     environment = {**os.environ, "_FEDKNOW_COMPLETE": f"source_{shell}"}
     done = subprocess.run(
-        [sys.executable, "-m", "fedknow"], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "fedknow"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert f"_FEDKNOW_COMPLETE=complete_{shell}" in done.stdout

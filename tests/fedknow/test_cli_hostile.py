@@ -45,7 +45,9 @@ def test_a_number_that_cannot_be_meant_is_refused(tmp_path, command, words):
 
 
 def test_a_message_holds_what_was_typed_and_no_emoji():
-    result = CliRunner().invoke(app, ["simulate", "--set", "model=json:a:b"], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        app, ["simulate", "--set", "model=json:a:b"], env={"COLUMNS": "200"}
+    )
     assert result.exit_code == 2
     assert "model.name = 'json:a:b'" in result.stderr
 
@@ -61,7 +63,13 @@ def test_a_run_that_never_aggregates_is_not_told_to_go_on(tmp_path, monkeypatch)
     )
     changes = ("strategy=stands_still:Still", "engine.backend=inline", "model=linear", "learner=finetune",
                "data.clients=2", "data.tasks=1", "train.rounds=1", "train.epochs=1")  # fmt: skip
-    arguments = ["simulate", "-q", "--out", "run", *(part for change in changes for part in ("--set", change))]
+    arguments = [
+        "simulate",
+        "-q",
+        "--out",
+        "run",
+        *(part for change in changes for part in ("--set", change)),
+    ]
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 1
     assert "aggregated nothing" in result.stderr

@@ -53,7 +53,11 @@ NEEDING_AN_EXTRA = [
 ]
 FAILING = [
     (["status", "--server", CLOSED], 1, f"{CLOSED} does not answer"),
-    (["status", "--server", "fl.invalid:1", "--insecure"], 1, "fl.invalid:1 does not answer"),
+    (
+        ["status", "--server", "fl.invalid:1", "--insecure"],
+        1,
+        "fl.invalid:1 does not answer",
+    ),
     (["status", "--server", "fl.invalid:1"], 2, "--insecure"),
     (["client", "--server", "fl.invalid:1"], 2, "--insecure"),
     (["client", "--server", CLOSED, "--tls", "nowhere"], 2, "nowhere: there is no"),
@@ -95,7 +99,9 @@ def test_a_command_that_needs_no_extra_works(outcomes, line):
     assert outcome["out"]
 
 
-@pytest.mark.parametrize(("line", "extra"), NEEDING_AN_EXTRA, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("line", "extra"), NEEDING_AN_EXTRA, ids=lambda value: str(value)
+)
 def test_a_command_names_the_extra_that_is_enough_for_it(outcomes, line, extra):
     outcome = outcomes[named(line)]
     assert outcome["code"] == 2, outcome
@@ -103,7 +109,9 @@ def test_a_command_names_the_extra_that_is_enough_for_it(outcomes, line, extra):
     assert "pip install 'fedknow" not in outcome["err"]  # it is on no index
 
 
-@pytest.mark.parametrize(("line", "code", "text"), FAILING, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("line", "code", "text"), FAILING, ids=lambda value: str(value)
+)
 def test_a_command_that_fails_says_why(outcomes, line, code, text):
     outcome = outcomes[named(line)]
     assert outcome["code"] == code, outcome
@@ -118,9 +126,22 @@ class EdgeProcess:
     """``fedknow client`` as a process of its own."""
 
     def __init__(self, program, server, place, *arguments, env=None):
-        line = [*program, "client", "--server", server, "--state", place / "state", *arguments]
+        line = [
+            *program,
+            "client",
+            "--server",
+            server,
+            "--state",
+            place / "state",
+            *arguments,
+        ]
         self.process = subprocess.Popen(
-            line, cwd=place, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            line,
+            cwd=place,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.lines = []
 
@@ -151,10 +172,20 @@ def real_installation(tmp_path_factory):
     """``fedknow`` in a virtual environment with the base dependencies alone."""
     place = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    pip = [
+        place / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        ROOT / "constraints.txt",
+    ]
     source = place / "source"
     source.mkdir()
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +256,9 @@ def test_a_client_that_is_refused_ends(start):
 
 
 def test_a_client_whose_server_goes_gives_up(start):
-    config = read_config({"data": {"name": "local", "shape": [1, 8, 8], "classes": 2, "clients": 1}})
+    config = read_config(
+        {"data": {"name": "local", "shape": [1, 8, 8], "classes": 2, "clients": 1}}
+    )
     grid = GrpcGrid(config, "127.0.0.1:0", "run")
     try:
         client = start(f"127.0.0.1:{grid.port}", "--data", ".", "--give-up", "0.1")
@@ -248,20 +281,36 @@ def test_a_client_that_lacks_a_package_for_its_data_names_the_extra(start):
 
 def write_task(place):
     draw = np.random.default_rng(0)
-    train, test = (draw.integers(0, 256, (count, 1, 8, 8), np.uint8) for count in (8, 4))
+    train, test = (
+        draw.integers(0, 256, (count, 1, 8, 8), np.uint8) for count in (8, 4)
+    )
     labels = [np.arange(len(images)) % 2 for images in (train, test)]
-    np.savez(place / "task-000.npz", train_x=train, train_y=labels[0], test_x=test, test_y=labels[1])
+    np.savez(
+        place / "task-000.npz",
+        train_x=train,
+        train_y=labels[0],
+        test_x=test,
+        test_y=labels[1],
+    )
 
 
 def test_a_client_takes_part_to_the_end(start, tmp_path, monkeypatch):
     monkeypatch.setattr(servers, "write_report", lambda *_: None)
     write_task(tmp_path)
     data = {"name": "local", "shape": [1, 8, 8], "classes": 2, "clients": 1, "tasks": 1}
-    config = read_config({"data": data, "model": {"name": "mlp", "hidden": 4}, "train": {"rounds": 2, "epochs": 1}})
+    config = read_config(
+        {
+            "data": data,
+            "model": {"name": "mlp", "hidden": 4},
+            "train": {"rounds": 2, "epochs": 1},
+        }
+    )
     port, result = queue.SimpleQueue(), queue.SimpleQueue()
 
     def run():
-        result.put(servers.serve(config, tmp_path / "run", "127.0.0.1:0", ready=port.put))
+        result.put(
+            servers.serve(config, tmp_path / "run", "127.0.0.1:0", ready=port.put)
+        )
 
     threading.Thread(target=run, daemon=True).start()
     code, text = start(f"127.0.0.1:{port.get(timeout=WAIT)}", "--data", ".").end()

@@ -31,9 +31,14 @@ SETTINGS = (
 class Command:
     """``fedknow`` as a process of its own, in a group of its own."""
 
-    def __init__(self, place, *arguments, backend="inline", signal_at="", settings=SETTINGS):
+    def __init__(
+        self, place, *arguments, backend="inline", signal_at="", settings=SETTINGS
+    ):
         changes = [*settings, f"engine.backend={backend}"]
-        self.arguments = [*arguments, *(part for change in changes for part in ("--set", change))]
+        self.arguments = [
+            *arguments,
+            *(part for change in changes for part in ("--set", change)),
+        ]
         self.lines = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fedknow", *self.arguments],
@@ -89,7 +94,9 @@ def interrupted(text):
     return found[0]
 
 
-@pytest.mark.parametrize("arguments", [["simulate", "digits"], ["compare", "digits"], ["search", "digits"]])
+@pytest.mark.parametrize(
+    "arguments", [["simulate", "digits"], ["compare", "digits"], ["search", "digits"]]
+)
 def test_before_anything_is_done(start, arguments):
     command = start(*arguments, signal_at="import torch")
     code, text = command.end()
@@ -102,7 +109,9 @@ def test_before_anything_is_done(start, arguments):
 def test_a_paper_experiment_before_anything_is_done(start):
     code, text = start("paper", "5.1", signal_at="import torch", settings=()).end()
     assert code == 130, text
-    assert interrupted(text).startswith("Nothing is kept yet. Begin again with: fedknow paper 5.1")
+    assert interrupted(text).startswith(
+        "Nothing is kept yet. Begin again with: fedknow paper 5.1"
+    )
     assert text.startswith("Starting the paper's experiment 5.1 in ")
 
 
@@ -117,14 +126,19 @@ def test_while_the_report_is_written(start, tmp_path):
     )
     code, text = command.end()
     assert code == 130, text
-    assert interrupted(text) == "The run in run is finished. Write its report with: fedknow report run"
+    assert (
+        interrupted(text)
+        == "The run in run is finished. Write its report with: fedknow report run"
+    )
     assert RunFolder.open(tmp_path / "run").complete
 
 
 @pytest.mark.parametrize("verb", ["compare", "search"])
 def test_runs_of_several_go_on_with_the_same_command(start, verb):
     settings = (*SETTINGS, "train.epochs=2")  # so that fedrep has something to search
-    command = start(verb, "digits", "--learners", "fedrep", "--out", "runs", settings=settings)
+    command = start(
+        verb, "digits", "--learners", "fedrep", "--out", "runs", settings=settings
+    )
     command.read_until("round 2/200")
     command.process.send_signal(signal.SIGTERM)
     code, text = command.end()
@@ -137,7 +151,9 @@ def test_a_run_is_resumed_as_the_last_line_says(start, tmp_path):
     command = start("simulate", "digits", "--out", "run")
     command.read_until("round 2/200")
     command.process.send_signal(signal.SIGTERM)
-    command.process.send_signal(signal.SIGTERM)  # who signals a process and its group does it twice
+    command.process.send_signal(
+        signal.SIGTERM
+    )  # who signals a process and its group does it twice
     code, text = command.end()
     assert code == 130, text
     expected = "All up to the last complete round is kept in run. Go on with: "
@@ -151,14 +167,18 @@ def test_a_run_is_resumed_as_the_last_line_says(start, tmp_path):
 
 
 def test_while_ray_starts(start):
-    command = start("simulate", "digits", backend="ray", signal_at="start raylet/raylet")
+    command = start(
+        "simulate", "digits", backend="ray", signal_at="start raylet/raylet"
+    )
     code, text = command.end()
     assert code == 130, text
     assert interrupted(text).startswith("Nothing is kept yet.")
     assert "Starting Ray with 2 workers ..." in text
 
 
-@pytest.mark.parametrize("reached", ["process", pytest.param("group", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "reached", ["process", pytest.param("group", marks=pytest.mark.slow)]
+)
 def test_a_run_on_ray(start, tmp_path, reached):
     command = start("simulate", "digits", "--out", "run", backend="ray")
     processes = command.read_until("round 2/200")
@@ -167,14 +187,21 @@ def test_a_run_on_ray(start, tmp_path, reached):
     kill(command.process.pid, signal.SIGTERM)
     code, text = command.end()
     assert code == 130, text
-    assert "Go on with: fedknow simulate run/config.toml --out run --resume" in interrupted(text)
+    assert (
+        "Go on with: fedknow simulate run/config.toml --out run --resume"
+        in interrupted(text)
+    )
     assert RunFolder.open(tmp_path / "run").events()[-1]["event"] == "interrupted"
     assert psutil.wait_procs(processes, timeout=WAIT)[1] == []
 
 
-def test_an_interruption_is_remembered_and_a_repeated_one_does_not_cut_it_short(monkeypatch):
+def test_an_interruption_is_remembered_and_a_repeated_one_does_not_cut_it_short(
+    monkeypatch,
+):
     monkeypatch.setattr(interruption, "_last", None)
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = [
+        (number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)
+    ]
     try:
         interruption.heed_signals()
         assert not interruption.is_interrupted()

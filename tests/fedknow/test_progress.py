@@ -22,7 +22,11 @@ def events():
             "event": "evaluation", "time": 101.0 + 10 * done, "task": task, "round": 2, "accuracy": 0.75,
             "accuracy_global": 0.5 if task else None, "forgetting": 0.125 if task else None,
         }  # fmt: skip
-    yield {"event": "failure", "time": 150.0, "reason": "client 3, task 1, round 2 (train): [boom]"}
+    yield {
+        "event": "failure",
+        "time": 150.0,
+        "reason": "client 3, task 1, round 2 (train): [boom]",
+    }
     yield {"event": "warning", "time": 151.0, "reason": "nothing aggregated"}
     yield {"event": "something_new", "time": 151.0}
     yield {"event": "interrupted", "time": 152.0, "task": 1, "round": 2}
@@ -53,13 +57,19 @@ def test_a_log_gets_one_plain_line_an_event():
 
 def test_with_times_of_tasks_what_is_left_is_told_from_virtual_time():
     config = read_config(
-        {"data": {"tasks": 2, "arrival_seconds": 50}, "train": {"rounds": 9}, "fleet": {"devices": "infinite"}}
+        {
+            "data": {"tasks": 2, "arrival_seconds": 50},
+            "train": {"rounds": 9},
+            "fleet": {"devices": "infinite"},
+        }
     )
     stream = io.StringIO()
     with RunProgress(config, Console(file=stream, width=80)) as progress:
         for event in [*events()][:3]:
             progress({**event, "virtual_seconds": 20.0 * event.get("server_round", 0)})
-        progress({**[*events()][5], "virtual_seconds": 104.0})  # the last round takes longer than there is time
+        progress(
+            {**[*events()][5], "virtual_seconds": 104.0}
+        )  # the last round takes longer than there is time
     assert stream.getvalue().splitlines() == [
         "[   10.0 s] task 1/2 round 1: loss 0.500, 8 clients, 9.5 s",
         "[   20.0 s] task 1/2 round 2: loss 0.500, 8 clients, 9.5 s; about 30.0 s left",
@@ -68,7 +78,10 @@ def test_with_times_of_tasks_what_is_left_is_told_from_virtual_time():
 
 
 def test_runs_of_a_comparison_are_told_apart():
-    assert all(line.startswith("fedknow seed 1 (4/6): [") for line in shown(False, "fedknow seed 1 (4/6)").splitlines())
+    assert all(
+        line.startswith("fedknow seed 1 (4/6): [")
+        for line in shown(False, "fedknow seed 1 (4/6)").splitlines()
+    )
 
 
 def test_a_terminal_gets_a_bar_and_the_evaluations():

@@ -35,7 +35,9 @@ def paragraphs(text):
     skipped = {"heading_open", "table_open"}
     closing = {"heading_close", "table_close"}
     depth = 0
-    for token in MarkdownIt("commonmark").enable("table").parse(GENERATED.sub("", text)):
+    for token in (
+        MarkdownIt("commonmark").enable("table").parse(GENERATED.sub("", text))
+    ):
         depth += (token.type in skipped) - (token.type in closing)
         if token.type == "inline" and not depth:
             yield "".join(plain(child) for child in token.children)
@@ -52,7 +54,9 @@ def plain(token):
 
 def sentences(text):
     """The sentences of a page, each with its words."""
-    parts = [part for paragraph in paragraphs(text) for part in BOUNDARY.split(paragraph)]
+    parts = [
+        part for paragraph in paragraphs(text) for part in BOUNDARY.split(paragraph)
+    ]
     return [part for part in parts if len(part.split()) >= SHORTEST]
 
 

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedknow.cli.tables import Column, FittingTable, comparison_table, found_table, print_table, result_tables
+from fedknow.cli.tables import (
+    Column,
+    FittingTable,
+    comparison_table,
+    found_table,
+    print_table,
+    result_tables,
+)
 from fedknow.protocols.config import read_config
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.summary import summarise
@@ -15,7 +22,9 @@ from fedknow.simulations.search import Found
 
 LONG = "fedknow (rho=0.2, k=5)"
 WIDTHS = st.integers(40, 200)
-NAMES = st.text("abdefg-_=, ()[]", min_size=1, max_size=60).map(lambda text: f"n{text.strip()}")
+NAMES = st.text("abdefg-_=, ()[]", min_size=1, max_size=60).map(
+    lambda text: f"n{text.strip()}"
+)
 
 
 def lines(table: object, width: int) -> list[str]:
@@ -30,7 +39,12 @@ def run(tmp_path_factory):
 
     config = read_config(
         {
-            "data": {"tasks": 2, "clients": 2, "classes_max": 2, "share": "overlapping"},
+            "data": {
+                "tasks": 2,
+                "clients": 2,
+                "classes_max": 2,
+                "share": "overlapping",
+            },
             "train": {"rounds": 1, "epochs": 1},
             "engine": {"backend": "inline"},
         }
@@ -44,7 +58,10 @@ def a_table(names: list[str], columns: int, cell: str = "82.5 ± 14.0") -> Fitti
     return FittingTable(
         "Comparison",
         names,
-        [Column(f"column{number}", [cell] * len(names), "%") for number in range(columns)],
+        [
+            Column(f"column{number}", [cell] * len(names), "%")
+            for number in range(columns)
+        ],
         ["column1"],
     )
 
@@ -54,16 +71,26 @@ def a_table(names: list[str], columns: int, cell: str = "82.5 ± 14.0") -> Fitti
     width=WIDTHS,
     columns=st.integers(1, 12),
     names=st.lists(NAMES, min_size=1, max_size=5),
-    cell=st.sampled_from(["1.2 MB", "82.5 ± 14.0", "97.5 (93.0 to 100.0)", "82.5, 97.5", "–"]),
+    cell=st.sampled_from(
+        ["1.2 MB", "82.5 ± 14.0", "97.5 (93.0 to 100.0)", "82.5, 97.5", "–"]
+    ),
 )
 def test_names_and_numbers_are_whole_at_every_width(width, columns, names, cell):
     shown = lines(a_table(names, columns, cell), width)
     text = "\n".join(shown)
-    left_out = text.partition("left out for lack of width: ")[2].replace("\n", " ").split(", ")
-    kept = [f"column{number}" for number in range(columns) if f"column{number}" not in left_out]
+    left_out = (
+        text.partition("left out for lack of width: ")[2].replace("\n", " ").split(", ")
+    )
+    kept = [
+        f"column{number}"
+        for number in range(columns)
+        if f"column{number}" not in left_out
+    ]
     assert kept
     for name in names:
-        beside = [line for line in shown if line.strip().startswith(name) and cell in line]
+        beside = [
+            line for line in shown if line.strip().startswith(name) and cell in line
+        ]
         assert name in shown or beside  # in a line of its own, or with all its numbers
         for line in beside:
             assert line.count(cell) >= len(kept)
@@ -128,8 +155,14 @@ def test_one_seed_has_no_interval_and_two_are_shown_one_by_one(run):
 
 
 def test_what_a_search_found_has_its_settings_in_full():
-    found = {"online-ewc": Found({"strength": 40000.0, "gamma": 0.95}, 0.8125, 0.02, 0.75, 8, {})}
+    found = {
+        "online-ewc": Found(
+            {"strength": 40000.0, "gamma": 0.95}, 0.8125, 0.02, 0.75, 8, {}
+        )
+    }
     for width in range(40, 121):
         shown = lines(found_table(found), width)
-        assert any(line.strip().startswith("online-ewc") and "81.2" in line for line in shown)
+        assert any(
+            line.strip().startswith("online-ewc") and "81.2" in line for line in shown
+        )
         assert "online-ewc: strength=40000.0, gamma=0.95" in " ".join(shown)

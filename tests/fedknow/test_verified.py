@@ -9,7 +9,11 @@ from fedknow.client.learners import list_learners
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "verified.md").read_text("utf-8")
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| `")]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT.splitlines()
+    if line.startswith("| `")
+]
 
 
 def quoted(text):
@@ -29,7 +33,9 @@ def test_every_learner_has_a_row():
 def test_what_a_row_names_is_there(row):
     name, files, *cells = row
     there = {test for path in quoted(files) for test in checks_in(path)}
-    named = [test for cell in cells for test in quoted(cell) if test.startswith("test_")]
+    named = [
+        test for cell in cells for test in quoted(cell) if test.startswith("test_")
+    ]
     assert set(named) <= there, f"{name}: no such test"
     assert all(cell for cell in cells)  # a test, a comparison or an honest cross
 

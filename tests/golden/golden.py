@@ -50,16 +50,44 @@ SETTINGS: dict[str, list[str]] = {
     "fedknow, surrogate": ["learner=fedknow", "learner.integrator=surrogate"],
     "fedknow, online": ["learner=fedknow", "learner.integrator=online"],
     "fedknow, sum": ["learner=fedknow", "learner.integrator=sum"],
-    "fedknow, full path, k = 1": ["learner=fedknow", "learner.path=full", "learner.k=1"],
+    "fedknow, full path, k = 1": [
+        "learner=fedknow",
+        "learner.path=full",
+        "learner.k=1",
+    ],
     "fedknow, part of the batch": ["learner=fedknow", "learner.restore_from=0.5"],
-    "fedknow, extra epoch": ["learner=fedknow", "learner.post_aggregation=extra-epoch", "strategy.fraction=1"],
-    "fedknow, first epoch": ["learner=fedknow", "learner.post_aggregation=first-epoch", "strategy.fraction=1"],
-    "fedknow, batch norm": ["learner=fedknow", "model=resnet18", "data.tasks=2", "train.epochs=1"],
-    "fedknow, class-incremental": ["learner=fedknow", "data.scenario=class-incremental"],
-    "fedknow, bf16, sgd": ["learner=fedknow", "train.precision=bf16", "train.optimizer=sgd"],
+    "fedknow, extra epoch": [
+        "learner=fedknow",
+        "learner.post_aggregation=extra-epoch",
+        "strategy.fraction=1",
+    ],
+    "fedknow, first epoch": [
+        "learner=fedknow",
+        "learner.post_aggregation=first-epoch",
+        "strategy.fraction=1",
+    ],
+    "fedknow, batch norm": [
+        "learner=fedknow",
+        "model=resnet18",
+        "data.tasks=2",
+        "train.epochs=1",
+    ],
+    "fedknow, class-incremental": [
+        "learner=fedknow",
+        "data.scenario=class-incremental",
+    ],
+    "fedknow, bf16, sgd": [
+        "learner=fedknow",
+        "train.precision=bf16",
+        "train.optimizer=sgd",
+    ],
     "fedavg, fedadam": ["learner=fedavg", "strategy=fedadam", "train.clip_norm=1"],
     "er, fedprox": ["learner=er", "strategy=fedprox", "strategy.proximal_mu=0.1"],
-    "gem, shuffled": ["learner=gem", "data.task_order=shuffled", "train.weight_decay=1e-3"],
+    "gem, shuffled": [
+        "learner=gem",
+        "data.task_order=shuffled",
+        "train.weight_decay=1e-3",
+    ],
     "fedavg, vectorized": ["learner=fedavg", "model=mlp", "engine.vectorize=on"],
     "fedknow, fleet": ["learner=fedknow", *FLEET, "fleet.deadline=60"],
     "fedbuff, fleet": [
@@ -75,7 +103,11 @@ SETTINGS: dict[str, list[str]] = {
         "data.arrival_lag=1",
         *FLEET,
     ],
-    "fedrep, staggered": ["learner=fedrep", "data.arrival=staggered", "data.arrival_lag=1"],
+    "fedrep, staggered": [
+        "learner=fedrep",
+        "data.arrival=staggered",
+        "data.arrival_lag=1",
+    ],
 }
 """Runs besides one of each learner, in each scenario that it is made for."""
 OVER_GRPC = ("fedknow", "fedweit")
@@ -88,9 +120,14 @@ def experiments() -> dict[str, ExperimentConfig]:
     table = {}
     for name in list_learners():
         for scenario in learner_class(name).scenarios:
-            table[f"{name}, {scenario}"] = [f"learner={name}", f"data.scenario={scenario}"]
+            table[f"{name}, {scenario}"] = [
+                f"learner={name}",
+                f"data.scenario={scenario}",
+            ]
     table |= SETTINGS
-    return {name: resolve(read_config(BASE, changes)) for name, changes in table.items()}
+    return {
+        name: resolve(read_config(BASE, changes)) for name, changes in table.items()
+    }
 
 
 def machine() -> dict[str, str]:
@@ -128,7 +165,9 @@ def run_grpc(config: ExperimentConfig, folder: Path) -> Path:
         def start(port: int) -> None:
             for client in range(CLIENTS):
                 state = folder.with_name(f"{folder.name}-state{client}")
-                edge = EdgeClient(f"127.0.0.1:{port}", state, client=client, node=OneAtATime)
+                edge = EdgeClient(
+                    f"127.0.0.1:{port}", state, client=client, node=OneAtATime
+                )
                 running.append(threads.submit(asyncio.run, edge.run()))
 
         serve(config, folder, "127.0.0.1:0", ready=start)
@@ -144,12 +183,16 @@ def numbers(folder: Path) -> dict[str, Any]:
     rounds = [event for event in run.events() if event["event"] == "round"]
     ended = [event for event in run.events() if event["event"] == "task_end"]
     return {
-        "accuracy": {name: _listed(array) for name, array in sorted(run.accuracy().items())},
+        "accuracy": {
+            name: _listed(array) for name, array in sorted(run.accuracy().items())
+        },
         "samples": [event["samples"] for event in rounds],
         "flops": [event["flops"] for event in rounds],
         "flops_of_task_ends": [event["flops"] for event in ended],
         "knowledge_bytes": [event["knowledge_bytes"] for event in ended],
-        "client_memory_bytes": [event["client_memory_bytes"] for event in rounds + ended],
+        "client_memory_bytes": [
+            event["client_memory_bytes"] for event in rounds + ended
+        ],
         "traffic": rounds[-1]["traffic"],
         "loss": [event["loss"] for event in rounds],
         "model": hashlib.sha256(arrays.read_bytes()).hexdigest(),
@@ -180,7 +223,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", required=True)
     parser.parse_args()
     torch.set_num_threads(1)
-    FILE.write_text(json.dumps(record(), separators=(",", ":")).replace('},"', '},\n"') + "\n")
+    FILE.write_text(
+        json.dumps(record(), separators=(",", ":")).replace('},"', '},\n"') + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("golden", Path(__file__).with_name("golden.py"))
+SPEC = importlib.util.spec_from_file_location(
+    "golden", Path(__file__).with_name("golden.py")
+)
 golden = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(golden)
 
@@ -59,7 +61,9 @@ def test_real_clients_give_the_recorded_accuracy_and_model(tmp_path, learner):
 def test_ray_workers_give_the_recorded_numbers(tmp_path):
     ray = pytest.importorskip("ray")
     name = "fedknow, task-incremental"
-    engine = EXPERIMENTS[name].engine.model_copy(update={"backend": "ray", "workers": 2})
+    engine = EXPERIMENTS[name].engine.model_copy(
+        update={"backend": "ray", "workers": 2}
+    )
     config = EXPERIMENTS[name].model_copy(update={"engine": engine})
     try:
         found = golden.numbers(golden.run_inline(config, tmp_path / "run"))

@@ -37,7 +37,10 @@ def fedknow():
     """The command, in this process: arguments, then changes of settings."""
 
     def run(*arguments, changes=()):
-        line = [*map(str, arguments), *(part for change in changes for part in ("--set", change))]
+        line = [
+            *map(str, arguments),
+            *(part for change in changes for part in ("--set", change)),
+        ]
         return CliRunner().invoke(app, line, env={"COLUMNS": "200"})
 
     return run
@@ -49,7 +52,10 @@ def numbers():
 
     def read(path):
         [arrays] = Path(path).glob("checkpoint/checkpoint-*/arrays.safetensors")
-        accuracy = {name: array.tobytes() for name, array in RunFolder.open(path).accuracy().items()}
+        accuracy = {
+            name: array.tobytes()
+            for name, array in RunFolder.open(path).accuracy().items()
+        }
         return {**accuracy, "parameters": arrays.read_bytes()}
 
     return read

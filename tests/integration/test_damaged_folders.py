@@ -39,7 +39,11 @@ def no_plots():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulations, "write_report", read)
         patch.setattr(serving, "write_report", read)
-        patch.setattr(page, "write_report", lambda runs, out, *_: read(runs) and out / "report.html")
+        patch.setattr(
+            page,
+            "write_report",
+            lambda runs, out, *_: read(runs) and out / "report.html",
+        )
         yield
 
 
@@ -65,10 +69,16 @@ def folders(tmp_path_factory):
 
 def files(folder):
     """All files, each under the name of its kind: there is one client's state for all."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    paths = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
+    )
     states = [path for path in paths if path.parent.name == "clients"]
     kinds = {".part." in path.name: path for path in states}
-    return [path.relative_to(folder) for path in paths if path not in states or path in kinds.values()]
+    return [
+        path.relative_to(folder)
+        for path in paths
+        if path not in states or path in kinds.values()
+    ]
 
 
 def damaged(data, draw):
@@ -76,7 +86,11 @@ def damaged(data, draw):
     place = draw.randrange(len(data))
     kind = draw.choice(["flipped", "changed", "missing", "short", "exchanged"])
     if kind == "flipped":
-        new = data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :]
+        new = (
+            data[:place]
+            + bytes([data[place] ^ 1 << draw.randrange(8)])
+            + data[place + 1 :]
+        )
     elif kind == "changed":
         new = data[:place] + bytes([draw.randrange(256)]) + data[place + 1 :]
     elif kind == "missing":
@@ -94,7 +108,9 @@ def damaged(data, draw):
 def timeless(value):
     """A tree without what is another number in each run."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if not TIMES.search(key)}
+        return {
+            key: timeless(item) for key, item in value.items() if not TIMES.search(key)
+        }
     return value
 
 
@@ -102,7 +118,11 @@ def came_to(folder):
     """All numbers of a finished run but those of time and memory."""
     run = RunFolder.open(folder)
     accuracy = {name: array.tobytes() for name, array in run.accuracy().items()}
-    measures = {key: repr(value) for key, value in summarise(run).measures().items() if not TIMES.search(key)}
+    measures = {
+        key: repr(value)
+        for key, value in summarise(run).measures().items()
+        if not TIMES.search(key)
+    }
     kinds = ("round", "evaluation", "task_end", "end")
     events = [timeless(event) for event in run.events() if event["event"] in kinds]
     return accuracy, measures, events, summarise(run).fleet
@@ -131,10 +151,14 @@ def check(folders, scratch, fedknow, command, name, draw):
     kind, place, data = damaged((scratch / name).read_bytes(), draw)
     (scratch / name).write_bytes(data)
     if command == "resume":
-        done = fedknow("simulate", scratch / "config.toml", "--out", scratch, "--resume", "--quiet")
+        done = fedknow(
+            "simulate", scratch / "config.toml", "--out", scratch, "--resume", "--quiet"
+        )
     else:
         done = fedknow("report", scratch)
-    where = f"{command} with {name}, byte {place} {kind}: {done.output}{done.exception!r}"
+    where = (
+        f"{command} with {name}, byte {place} {kind}: {done.output}{done.exception!r}"
+    )
     try:
         if done.exit_code == 0:
             expected = came_to(folders / "finished")
@@ -154,13 +178,19 @@ def check(folders, scratch, fedknow, command, name, draw):
 
 
 @pytest.mark.parametrize("command", ["resume", "report"])
-@pytest.mark.parametrize("places", [3, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(
+    "places",
+    [3, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
 def test_no_damage_is_taken_for_a_result(folders, tmp_path, fedknow, command, places):
     origin = folders / ("unfinished" if command == "resume" else "finished")
     codes = {}
     for name in files(origin):
         draw = random.Random(f"{command} {name.suffix} {name.parent.name}")
-        codes[name] = [check(folders, tmp_path / "run", fedknow, command, name, draw) for _ in range(places)]
+        codes[name] = [
+            check(folders, tmp_path / "run", fedknow, command, name, draw)
+            for _ in range(places)
+        ]
     refused = {name.name for name, found in codes.items() if any(found)}
     harmless = {name.name for name, found in codes.items() if not any(found)}
     assert {"report.html", "accuracy.png", "partition.json"} <= harmless
@@ -176,7 +206,14 @@ def test_no_missing_file_is_taken_for_a_result(folders, tmp_path, fedknow, comma
         shutil.copytree(origin, scratch)
         (scratch / name).unlink()
         if command == "resume":
-            done = fedknow("simulate", scratch / "config.toml", "--out", scratch, "--resume", "--quiet")
+            done = fedknow(
+                "simulate",
+                scratch / "config.toml",
+                "--out",
+                scratch,
+                "--resume",
+                "--quiet",
+            )
         else:
             done = fedknow("report", scratch)
         if done.exit_code:

@@ -34,7 +34,9 @@ def simulate(folder, fedknow):
     """``fedknow simulate digits`` with tiny settings and changes to them, in a folder of its own."""
 
     def run(*changes, out="run", arguments=()):
-        done = fedknow("simulate", "digits", "--out", out, *arguments, changes=[*TINY, *changes])
+        done = fedknow(
+            "simulate", "digits", "--out", out, *arguments, changes=[*TINY, *changes]
+        )
         assert "Traceback" not in done.output
         return done
 
@@ -47,7 +49,9 @@ def whole(tmp_path_factory, fedknow, numbers):
     found = {}
     for learner in ("fedavg", "fedknow"):
         path = tmp_path_factory.mktemp("whole") / learner
-        done = fedknow("simulate", "digits", "--out", path, changes=[*TINY, f"learner={learner}"])
+        done = fedknow(
+            "simulate", "digits", "--out", path, changes=[*TINY, f"learner={learner}"]
+        )
         assert done.exit_code == 0, done.output
         found[learner] = numbers(path)
     return found
@@ -110,7 +114,10 @@ def test_refused_before_anything_runs(folder, simulate, changes, words):
     (folder / "empty").mkdir()
     (folder / "odd" / "cifar100").mkdir(parents=True)
     for part in ("train", "test"):
-        parquet.write_table(pa.table({"img": [b""], "label": [0]}), folder / "odd" / "cifar100" / f"{part}-0.parquet")
+        parquet.write_table(
+            pa.table({"img": [b""], "label": [0]}),
+            folder / "odd" / "cifar100" / f"{part}-0.parquet",
+        )
     done = simulate(*changes)
     assert done.exit_code == 2, done.output
     for word in words:
@@ -131,14 +138,38 @@ def test_an_unknown_preset(folder, fedknow):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        ("strategy=odd_parts:ReturnsNone", ["strategy odd_parts:ReturnsNone", "returned nothing (None)", "a pair"]),
-        ("strategy=odd_parts:Divides", ["aggregate_train, task 2, round 1", "ZeroDivisionError", "(odd_parts.py, li"]),
-        ("learner=odd_parts:Raises", ["client 1, task 2, round 2", "ValueError: out of ideas (odd_parts.py, line "]),
-        ("learner=odd_parts:Poisons", ["client 1, task 2, round 2", "head.weight: NaN or infinite in 1 of "]),
-        ("learner=odd_parts:Reshapes", ["client 1, task 2, round 2", "head.bias has shape (3,), not (4,)"]),
+        (
+            "strategy=odd_parts:ReturnsNone",
+            ["strategy odd_parts:ReturnsNone", "returned nothing (None)", "a pair"],
+        ),
+        (
+            "strategy=odd_parts:Divides",
+            [
+                "aggregate_train, task 2, round 1",
+                "ZeroDivisionError",
+                "(odd_parts.py, li",
+            ],
+        ),
+        (
+            "learner=odd_parts:Raises",
+            [
+                "client 1, task 2, round 2",
+                "ValueError: out of ideas (odd_parts.py, line ",
+            ],
+        ),
+        (
+            "learner=odd_parts:Poisons",
+            ["client 1, task 2, round 2", "head.weight: NaN or infinite in 1 of "],
+        ),
+        (
+            "learner=odd_parts:Reshapes",
+            ["client 1, task 2, round 2", "head.bias has shape (3,), not (4,)"],
+        ),
     ],
 )
-def test_the_run_stops_and_can_go_on_when_the_fault_is_mended(folder, simulate, fedknow, numbers, whole, part, words):
+def test_the_run_stops_and_can_go_on_when_the_fault_is_mended(
+    folder, simulate, fedknow, numbers, whole, part, words
+):
     fault = odd(folder)
     done = simulate(part)
     assert done.exit_code == 1, done.output
@@ -161,15 +192,28 @@ def test_or_the_client_is_left_out(folder, simulate, learner):
     done = simulate(f"learner=odd_parts:{learner}", "engine.on_client_error=skip")
     assert done.exit_code == 0, done.output
     events = RunFolder.open("run").events()
-    assert [event["client"] for event in events if event["event"] == "failure"] == [CLIENT]
-    assert [(e["clients"], e["failures"]) for e in events if e["event"] == "round"] == [(3, 0), (3, 0), (2, 1), (3, 0)]
+    assert [event["client"] for event in events if event["event"] == "failure"] == [
+        CLIENT
+    ]
+    assert [(e["clients"], e["failures"]) for e in events if e["event"] == "round"] == [
+        (3, 0),
+        (3, 0),
+        (2, 1),
+        (3, 0),
+    ]
     assert "failed: client 1, task 2, round 1" in done.stdout
-    assert all(np.isfinite(array).all() for array in load_checkpoint(Path("run/checkpoint")).arrays.values())
+    assert all(
+        np.isfinite(array).all()
+        for array in load_checkpoint(Path("run/checkpoint")).arrays.values()
+    )
 
 
 @pytest.mark.parametrize(
     ("strategy", "words"),
-    [("Forgets", "failed in state_dict, task 1, round 1: KeyError: 'momentum'"), ("Empties", "body.1.weight")],
+    [
+        ("Forgets", "failed in state_dict, task 1, round 1: KeyError: 'momentum'"),
+        ("Empties", "body.1.weight"),
+    ],
 )
 def test_a_strategy_at_fault_from_the_beginning(simulate, strategy, words):
     done = simulate(f"strategy=odd_parts:{strategy}")
@@ -232,8 +276,20 @@ def test_a_really_full_disk(folder, fedknow, numbers, whole):
     mount -o remount,size=50m small && cp -r small/run kept
     """
     command = [sys.executable, "-m", "fedknow", "simulate", "digits", "-q"]
-    changes = [part for change in (*TINY, "learner=fedknow") for part in ("--set", change)]
-    line = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", *command, *changes]
+    changes = [
+        part for change in (*TINY, "learner=fedknow") for part in ("--set", change)
+    ]
+    line = [
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        *command,
+        *changes,
+    ]
     if shutil.which("unshare") is None:
         pytest.skip("no unshare here to make a small disk with")
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)
@@ -254,20 +310,35 @@ def test_a_really_full_disk(folder, fedknow, numbers, whole):
 def killed(parts, folder, kills):
     """Exit codes of processes that each go on with a run, and die in the middle of the n-th file they write."""
     arguments = ["simulate", "digits", "-q"]
-    arguments += [part for change in (*TINY, "learner=fedknow") for part in ("--set", change)]
-    line = [sys.executable, parts / "killed.py", json.dumps(arguments), json.dumps(kills)]
+    arguments += [
+        part for change in (*TINY, "learner=fedknow") for part in ("--set", change)
+    ]
+    line = [
+        sys.executable,
+        parts / "killed.py",
+        json.dumps(arguments),
+        json.dumps(kills),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, cwd=folder, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    return [int(line) for line in done.stdout.splitlines() if line.lstrip("-").isdigit()]
+    return [
+        int(line) for line in done.stdout.splitlines() if line.lstrip("-").isdigit()
+    ]
 
 
 def test_killed_in_mid_write_again_and_again(folder, parts, numbers, whole):
     # Of 44 files; a round has 8. Config, before the first round, a client, a checkpoint, after a resume, ...
-    codes = killed(parts, folder, [("run", kill) for kill in (1, 2, 4, 13, 3, 9, 16, 1, 8, 0)])
+    codes = killed(
+        parts, folder, [("run", kill) for kill in (1, 2, 4, 13, 3, 9, 16, 1, 8, 0)]
+    )
     assert codes == [-9] * 9 + [0]
     assert numbers("run") == whole["fedknow"]
-    resumed = [event["resumed_from"] for event in RunFolder.open("run").events() if event["event"] == "start"]
+    resumed = [
+        event["resumed_from"]
+        for event in RunFolder.open("run").events()
+        if event["event"] == "start"
+    ]
     assert len(resumed) > 2
     assert not list(Path("run").rglob("*.tmp"))
 
@@ -275,8 +346,14 @@ def test_killed_in_mid_write_again_and_again(folder, parts, numbers, whole):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_in_every_fourth_write(folder, parts, numbers, whole):
-    codes = killed(parts, folder, [(f"run{kill}", n) for kill in range(1, 70, 4) for n in (kill, 0)])
-    writes = codes[::2].index(0)  # the first run that was over before its turn to be killed
+    codes = killed(
+        parts,
+        folder,
+        [(f"run{kill}", n) for kill in range(1, 70, 4) for n in (kill, 0)],
+    )
+    writes = codes[::2].index(
+        0
+    )  # the first run that was over before its turn to be killed
     assert writes > 8
     assert codes[: 2 * writes] == [-9, 0] * writes
     for kill in range(1, 4 * writes, 4):
@@ -298,24 +375,38 @@ def unfinished(folder, simulate):
 def test_a_run_folder_is_never_overwritten(unfinished, simulate):
     Path("notes").mkdir()
     Path("notes/notes.txt").write_text("mine")
-    before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
-    for out, words in (("run", "holds an unfinished run; go on with it by --resume"), ("notes", "is no empty folder")):
+    before = {
+        path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()
+    }
+    for out, words in (
+        ("run", "holds an unfinished run; go on with it by --resume"),
+        ("notes", "is no empty folder"),
+    ):
         done = simulate(out=out)
         assert done.exit_code == 2
         assert words in done.stderr
         assert "--out" in done.stderr
-    assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()
+    } == before
     assert Path("notes/notes.txt").read_text() == "mine"
 
 
 def test_resuming_with_other_settings(unfinished, simulate):
-    done = simulate("learner=odd_parts:Raises", "train.lr=0.5", "data.clients=4", arguments=["--resume"])
+    done = simulate(
+        "learner=odd_parts:Raises",
+        "train.lr=0.5",
+        "data.clients=4",
+        arguments=["--resume"],
+    )
     assert done.exit_code == 2
     assert "data.clients: was 3, now 4" in done.stderr
     assert "train.lr: was 0.001, now 0.5" in done.stderr
     assert "choose another --out" in done.stderr
     # How it is run is not what is run.
-    done = simulate("learner=odd_parts:Raises", "engine.memory_mb=16", arguments=["--resume"])
+    done = simulate(
+        "learner=odd_parts:Raises", "engine.memory_mb=16", arguments=["--resume"]
+    )
     assert done.exit_code == 0, done.output
 
 
@@ -339,7 +430,9 @@ def test_two_runs_in_one_folder_at_once(unfinished, simulate):
         for arguments in ([], ["--resume"]):
             done = simulate("learner=odd_parts:Raises", arguments=arguments)
             assert done.exit_code == 2
-            assert "in use by a run that is going on; choose another --out" in done.stderr
+            assert (
+                "in use by a run that is going on; choose another --out" in done.stderr
+            )
     assert simulate("learner=odd_parts:Raises", arguments=["--resume"]).exit_code == 0
 
 
@@ -362,7 +455,9 @@ def test_a_damaged_client_state(folder, fedknow, simulate):
     versions = load_checkpoint(Path("run/checkpoint")).versions
     path = state.StateStore("run/clients", 0).path(2, versions[2])
     path.write_bytes(path.read_bytes()[:-1])
-    done = simulate("learner=fedper", "strategy=odd_parts:Divides", arguments=["--resume"])
+    done = simulate(
+        "learner=fedper", "strategy=odd_parts:Divides", arguments=["--resume"]
+    )
     assert done.exit_code == 1
     assert f"{path}: not a readable client state" in done.stderr
     assert "go on with --resume after fedknow forget run --client 2" in done.stderr
@@ -374,4 +469,8 @@ def test_a_line_half_written(unfinished, simulate, numbers, whole):
         file.write('{"event": "rou')
     assert simulate("learner=odd_parts:Raises", arguments=["--resume"]).exit_code == 0
     assert numbers(unfinished) == whole["fedavg"]
-    assert [e["server_round"] for e in RunFolder.open("run").events() if e["event"] == "round"] == [1, 2, 3, 4]
+    assert [
+        e["server_round"]
+        for e in RunFolder.open("run").events()
+        if e["event"] == "round"
+    ] == [1, 2, 3, 4]

@@ -65,7 +65,9 @@ def environment(tmp_path):
 
 def test_flowers_simulation_gives_our_numbers(tmp_path, environment, expected, numbers):
     command = [sys.executable, "-c", SIMULATION, str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert numbers(tmp_path / "run") == expected
 
@@ -76,7 +78,9 @@ def test_flwr_run_gives_our_numbers(tmp_path, environment, expected, numbers):
     changes = " ".join([*CHANGES, f'out="{tmp_path / "run"}"'])
     command = ["flwr", "run", str(app), "--stream", "--run-config", changes]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=280
+        )
         assert "Report: " in done.stdout, done.stdout + done.stderr
         assert numbers(tmp_path / "run") == expected
     finally:

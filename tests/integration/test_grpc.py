@@ -65,7 +65,11 @@ def zygote(parts):
     class Command:
         def __init__(self, cwd, name, *arguments):
             self.log = Path(cwd) / f"{name}.log"
-            order = {"arguments": [str(a) for a in arguments], "log": str(self.log), "cwd": str(cwd)}
+            order = {
+                "arguments": [str(a) for a in arguments],
+                "log": str(self.log),
+                "cwd": str(cwd),
+            }
             process.stdin.write(json.dumps(order) + "\n")
             self.pid = born.get(timeout=WAIT)
 
@@ -76,7 +80,9 @@ def zygote(parts):
         def end(self, timeout=WAIT):
             """Its exit code, once it has ended."""
             with lock:
-                assert lock.wait_for(lambda: not self.alive, timeout), self.log.read_text()
+                assert lock.wait_for(lambda: not self.alive, timeout), (
+                    self.log.read_text()
+                )
             return dead[self.pid]
 
         def kill(self, how=signal.SIGKILL):
@@ -178,7 +184,9 @@ class Stage:
         return self.folder / "run"
 
     def status(self):
-        return json.loads(fetch_status(self.address, self.certificates / "clients" / "000"))
+        return json.loads(
+            fetch_status(self.address, self.certificates / "clients" / "000")
+        )
 
     def log(self):
         return self.server.text()
@@ -202,31 +210,45 @@ def talk(channel, *frames):
         outgoing = queue.SimpleQueue()
         for frame in frames:
             outgoing.put(frame)
-        heard = [parse(data) for data in channel.stream_stream(JOIN)(iter(outgoing.get, None), timeout=WAIT)]
+        heard = [
+            parse(data)
+            for data in channel.stream_stream(JOIN)(
+                iter(outgoing.get, None), timeout=WAIT
+            )
+        ]
         outgoing.put(None)
     return refused(heard[-1].refusal)
 
 
 def peak_kb(pid):
     """The most memory that a process ever had."""
-    return int(re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
+    return int(
+        re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]
+    )
 
 
 # --- undisturbed ------------------------------------------------------------------------------------------------------
 
 
-def test_real_processes_over_tls_give_the_numbers_of_one_process(stage, expected, numbers):
+def test_real_processes_over_tls_give_the_numbers_of_one_process(
+    stage, expected, numbers
+):
     stage.start()
     assert numbers(stage.end()) == expected
     logs = stage.clients[0].text()
     assert re.search(r"connected to 127\.0\.0\.1:\d+ as client 0\n", logs)
-    assert re.search(r"task 1, round 3: train in \d+\.\d s, 0\.05 MB in, 0\.05 MB out\n", logs)
+    assert re.search(
+        r"task 1, round 3: train in \d+\.\d s, 0\.05 MB in, 0\.05 MB out\n", logs
+    )
     assert logs.endswith("done: the run is over\n")
 
 
 def test_ray_gives_the_numbers_of_one_process_too(tmp_path, expected, numbers):
     changes = ["engine.backend=ray", "engine.workers=2"]
-    assert numbers(simulate(read_config(BASE, changes), tmp_path / "run").folder) == expected
+    assert (
+        numbers(simulate(read_config(BASE, changes), tmp_path / "run").folder)
+        == expected
+    )
 
 
 def test_a_running_mean_gives_the_same_up_to_rounding(stage):
@@ -234,8 +256,12 @@ def test_a_running_mean_gives_the_same_up_to_rounding(stage):
     whole steps."""
     changes = ["train.optimizer=sgd", "train.lr=0.05"]
     mean = [*changes, "engine.running_mean=true"]
-    simulate(read_config(BASE, ["engine.backend=inline", *changes]), stage.folder / "exact")
-    simulate(read_config(BASE, ["engine.backend=inline", *mean]), stage.folder / "inline")
+    simulate(
+        read_config(BASE, ["engine.backend=inline", *changes]), stage.folder / "exact"
+    )
+    simulate(
+        read_config(BASE, ["engine.backend=inline", *mean]), stage.folder / "inline"
+    )
     stage.start(*mean)
     paths = [stage.folder / "exact", stage.folder / "inline", stage.end()]
     exact, *others = (load_checkpoint(path / "checkpoint") for path in paths)
@@ -246,7 +272,9 @@ def test_a_running_mean_gives_the_same_up_to_rounding(stage):
             np.testing.assert_allclose(other.arrays[name], array, rtol=1e-3, atol=1e-4)
 
 
-def test_with_everybody_in_the_buffer_asynchronous_rounds_are_synchronous_ones(stage, expected_of, numbers):
+def test_with_everybody_in_the_buffer_asynchronous_rounds_are_synchronous_ones(
+    stage, expected_of, numbers
+):
     stage.start("strategy=fedbuff", f"strategy.buffer={CLIENTS}")
     assert numbers(stage.end()) == expected_of("strategy=fedavg")
 
@@ -257,31 +285,55 @@ def test_a_deadline_that_all_keep_is_none(stage, expected_of, numbers):
 
 
 def test_who_misses_a_deadline_counts_in_the_next_round(stage):
-    stage.start("strategy=semisync", "strategy.deadline=1e-6")  # so the first answer is waited for, and the others late
+    stage.start(
+        "strategy=semisync", "strategy.deadline=1e-6"
+    )  # so the first answer is waited for, and the others late
     events = RunFolder.open(stage.end()).events()
     assert not [event for event in events if event["event"] == "warning"]
     rounds = [event for event in events if event["event"] == "round"]
-    assert [(event["task"], event["round"]) for event in rounds] == [(t, r) for t in (0, 1) for r in (1, 2, 3)]
+    assert [(event["task"], event["round"]) for event in rounds] == [
+        (t, r) for t in (0, 1) for r in (1, 2, 3)
+    ]
     late = [event["metrics"]["staleness-max"] for event in rounds]
     assert [late[0], late[3]] == [0, 0]  # a task begins with everybody
-    assert max(late) >= 1  # who is late how often is up to the machine, and so are the scores
+    assert (
+        max(late) >= 1
+    )  # who is late how often is up to the machine, and so are the scores
     assert events[-1]["event"] == "end"
 
 
-def test_real_clients_report_the_costs_that_a_simulation_counts(stage, parts, monkeypatch):
+def test_real_clients_report_the_costs_that_a_simulation_counts(
+    stage, parts, monkeypatch
+):
     monkeypatch.syspath_prepend(parts)
     ledger = "strategy=odd_parts:Ledger"
-    simulate(read_config(BASE, [ledger, "engine.backend=inline"]), stage.folder / "simulated")
+    simulate(
+        read_config(BASE, [ledger, "engine.backend=inline"]), stage.folder / "simulated"
+    )
     stage.start(ledger)
-    real, simulated = (RunFolder.open(path).events() for path in (stage.end(), stage.folder / "simulated"))
-    told = [[event["metrics"] for event in events if event["event"] == "round"] for events in (real, simulated)]
+    real, simulated = (
+        RunFolder.open(path).events()
+        for path in (stage.end(), stage.folder / "simulated")
+    )
+    told = [
+        [event["metrics"] for event in events if event["event"] == "round"]
+        for events in (real, simulated)
+    ]
     assert len(told[0]) == len(told[1]) == 2 * 3
     for ours, theirs in zip(*told, strict=True):
-        assert all(ours.pop(f"{client}/seconds") > 0 < theirs.pop(f"{client}/seconds") for client in range(CLIENTS))
-        assert {f"{client}/{cost}" for client in range(CLIENTS) for cost in COSTS} <= ours.keys()
+        assert all(
+            ours.pop(f"{client}/seconds") > 0 < theirs.pop(f"{client}/seconds")
+            for client in range(CLIENTS)
+        )
+        assert {
+            f"{client}/{cost}" for client in range(CLIENTS) for cost in COSTS
+        } <= ours.keys()
         assert ours == theirs
     last = told[0][-1]
-    assert min(last["0/flops"], last["0/memory-knowledge"], last["0/memory-activations"]) > 0
+    assert (
+        min(last["0/flops"], last["0/memory-knowledge"], last["0/memory-activations"])
+        > 0
+    )
     assert real[-1]["traffic"] == simulated[-1]["traffic"]
 
 
@@ -289,7 +341,9 @@ def test_answers_are_mixed_in_as_they_come(stage):
     stage.start("strategy=fedasync")
     events = RunFolder.open(stage.end()).events()
     rounds = [event for event in events if event["event"] == "round"]
-    assert [(event["task"], event["round"]) for event in rounds] == [(t, r) for t in (0, 1) for r in (1, 2, 3)]
+    assert [(event["task"], event["round"]) for event in rounds] == [
+        (t, r) for t in (0, 1) for r in (1, 2, 3)
+    ]
     assert rounds[-1]["traffic"]["train"]["messages"] == 2 * 3 * CLIENTS
     assert max(event["metrics"]["staleness-max"] for event in rounds) >= 1
     assert events[-1]["accuracy"] > 0.5
@@ -306,7 +360,15 @@ def test_tokens_in_the_stead_of_certificates(stage, expected, numbers):
         home = stage.folder / f"client{client}"
         home.mkdir()
         stage.clients[client] = stage.command(
-            home, "client", "client", "--server", stage.address, "--tls", here, "--state", "state"
+            home,
+            "client",
+            "client",
+            "--server",
+            stage.address,
+            "--tls",
+            here,
+            "--state",
+            "state",
         )
     assert numbers(stage.end()) == expected
 
@@ -326,8 +388,17 @@ def test_clients_with_data_of_their_own(stage):
         data.mkdir()
         for task in range(2):
             y = np.tile([2 * task, 2 * task + 1], 20)
-            x = (generator.integers(0, 100, (40, 1, 8, 8)) + 100 * (y % 2)[:, None, None, None]).astype(np.uint8)
-            np.savez(data / f"task-{task:03d}.npz", train_x=x, train_y=y, test_x=x[:10], test_y=y[:10])
+            x = (
+                generator.integers(0, 100, (40, 1, 8, 8))
+                + 100 * (y % 2)[:, None, None, None]
+            ).astype(np.uint8)
+            np.savez(
+                data / f"task-{task:03d}.npz",
+                train_x=x,
+                train_y=y,
+                test_x=x[:10],
+                test_y=y[:10],
+            )
         stage.start_client(client, "--data", data)
     accuracy = RunFolder.open(stage.end()).accuracy()["personal"]
     assert accuracy[:, :, -1].min() > 0.9  # bright or dark is easy to tell
@@ -364,15 +435,21 @@ def test_a_client_killed_while_it_trains_does_not_matter(stage, expected, number
     assert numbers(stage.end()) == expected
 
 
-def test_a_server_killed_while_a_client_trains_does_not_matter(stage, expected, numbers):
+def test_a_server_killed_while_a_client_trains_does_not_matter(
+    stage, expected, numbers
+):
     wait = gate(stage, 1)
     stage.start("learner=edge_parts:Gated")
     wait()
     assert stage.server.kill() == -signal.SIGKILL
     stage.start_server("learner=edge_parts:Gated")
-    (stage.folder / "client1" / "go").write_text("")  # waits for the client, which was at it all the time
+    (stage.folder / "client1" / "go").write_text(
+        ""
+    )  # waits for the client, which was at it all the time
     assert numbers(stage.end()) == expected
-    assert stage.clients[1].text().count("task 1, round 2: train") == 1  # and what it did was of use
+    assert (
+        stage.clients[1].text().count("task 1, round 2: train") == 1
+    )  # and what it did was of use
 
 
 def test_sigterm_is_a_pause(stage, expected, numbers):
@@ -389,7 +466,9 @@ def test_sigterm_is_a_pause(stage, expected, numbers):
     assert "the server says goodbye" in stage.clients[0].text()
 
 
-def test_a_server_killed_after_the_end_tells_clients_that_it_is_over(stage, expected, numbers):
+def test_a_server_killed_after_the_end_tells_clients_that_it_is_over(
+    stage, expected, numbers
+):
     stage.start()
     assert numbers(stage.end()) == expected
     stage.start()  # with --resume, as a service manager does
@@ -397,13 +476,17 @@ def test_a_server_killed_after_the_end_tells_clients_that_it_is_over(stage, expe
     assert "the run in run is finished" in stage.log()
 
 
-def test_a_server_killed_before_it_could_say_that_it_is_over_tells_clients_too(stage, expected, numbers):
+def test_a_server_killed_before_it_could_say_that_it_is_over_tells_clients_too(
+    stage, expected, numbers
+):
     """After the last checkpoint nobody is needed any more: clients that are away then still hear of the end."""
     stage.start()
     folder = stage.end()
     log = folder / "metrics.jsonl"
     events = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(event for event in events if json.loads(event)["event"] != "end"))
+    log.write_text(
+        "".join(event for event in events if json.loads(event)["event"] != "end")
+    )
     assert not RunFolder.open(folder).complete
     stage.start()
     assert numbers(stage.end()) == expected
@@ -413,7 +496,9 @@ def test_a_server_killed_before_it_could_say_that_it_is_over_tells_clients_too(s
 def test_a_late_client_a_deadline_and_who_was_left_out(stage):
     """Client 2 comes after the beginning, and is killed for good after that: rounds go on without it."""
     wait = gate(stage, 2)
-    stage.start_server("learner=edge_parts:Gated", "engine.min_clients=2", "engine.round_timeout=2.0")
+    stage.start_server(
+        "learner=edge_parts:Gated", "engine.min_clients=2", "engine.round_timeout=2.0"
+    )
     for client in (0, 1):
         stage.start_client(client)
     while stage.status()["work"] == {}:
@@ -427,7 +512,9 @@ def test_a_late_client_a_deadline_and_who_was_left_out(stage):
     assert len(rounds) == 6
     assert rounds[-1] == 2
     # It was at work when it was killed: that wave ended by the deadline, and says so.
-    assert any(event["event"] == "warning" and event.get("clients") == [2] for event in events)
+    assert any(
+        event["event"] == "warning" and event.get("clients") == [2] for event in events
+    )
     assert set(rounds) <= {2, 3}
     accuracy = RunFolder.open(run).accuracy()["personal"]
     assert np.isfinite(accuracy[:2, :, -1]).all()
@@ -440,7 +527,9 @@ def test_hostile_bytes_do_not_matter(stage, expected, numbers):
     stage.start("learner=edge_parts:Gated")
     wait()
     memory = peak_kb(stage.server.pid)
-    reply = Message("train", node_of(2), "x").reply({"metrics": Metrics({"num-examples": 1})})
+    reply = Message("train", node_of(2), "x").reply(
+        {"metrics": Metrics({"num-examples": 1})}
+    )
     frame = next(pack(reply).frames())
     corrupt = parse(frame)
     corrupt.chunk.crc32 ^= 1
@@ -459,7 +548,10 @@ def test_hostile_bytes_do_not_matter(stage, expected, numbers):
     generator = random.Random(3)
     for number in range(60):
         noise = generator.randbytes(generator.randrange(1, 200_000))
-        assert talk(bearer(stage, 2), noise if number % 2 else version.SerializeToString()[:-1] + noise)
+        assert talk(
+            bearer(stage, 2),
+            noise if number % 2 else version.SerializeToString()[:-1] + noise,
+        )
     before = stage.status()["refusals"]
     assert sum(before.values()) >= 65
     # In client 1's name, whose stream it takes; that one is told, and ends.
@@ -496,13 +588,20 @@ def test_wrong_credentials_do_not_get_in(stage, tmp_path_factory):
     assert "issued by another CA" in text
     code, text = attempt(right, "b", "--client", "1")
     assert code == 2, text
-    assert "the credential is client 0's, but the peer says it is client 1" in text.replace("\n", " ")
+    assert (
+        "the credential is client 0's, but the peer says it is client 1"
+        in text.replace("\n", " ")
+    )
     assert stage.status()["refusals"] == {"CREDENTIAL": 1}
 
 
 def test_off_loopback_in_the_clear_takes_a_word(stage):
     off = "192.0.2.1:1"
-    for arguments in (("server", "--listen", "0.0.0.0:0"), ("client", "--server", off), ("status", "--server", off)):
+    for arguments in (
+        ("server", "--listen", "0.0.0.0:0"),
+        ("client", "--server", off),
+        ("status", "--server", off),
+    ):
         command = stage.command(stage.folder, "refused", *arguments)
         assert command.end() == 2
         assert "give --tls DIR" in command.text()
@@ -516,7 +615,10 @@ LONG = "data.tasks=3", "train.rounds=40"
 
 @pytest.mark.parametrize(
     ("seed", "kills", "changes"),
-    [(1, 3, ()), *(pytest.param(seed, 30, LONG, marks=pytest.mark.slow) for seed in range(2, 6))],
+    [
+        (1, 3, ()),
+        *(pytest.param(seed, 30, LONG, marks=pytest.mark.slow) for seed in range(2, 6)),
+    ],
 )
 def test_chaos(stage, expected_of, numbers, seed, kills, changes, record_property):
     """Server and clients are killed at random moments and started again; the run comes to the same numbers."""

@@ -33,8 +33,14 @@ EXPERIMENTS = {
     "fedknow": ["data.tasks=3", "strategy.fraction=0.5"],
     "fedper, normed": ["learner=fedper", "model=odd_parts:Normed"],
     "fedavg, normed": ["learner=fedavg", "model=odd_parts:Normed", "strategy=fedadam"],
-    "fedweit": ["learner=fedweit", "strategy.fraction=0.5"],  # more than parameters passes, and not to all
-    "class-incremental": ["data.scenario=class-incremental", "data.task_order=shuffled"],
+    "fedweit": [
+        "learner=fedweit",
+        "strategy.fraction=0.5",
+    ],  # more than parameters passes, and not to all
+    "class-incremental": [
+        "data.scenario=class-incremental",
+        "data.task_order=shuffled",
+    ],
 }
 
 
@@ -51,7 +57,12 @@ def place(tmp_path_factory, parts):
 
 @pytest.fixture(scope="module")
 def cluster(place):
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+    )
     yield
     ray.shutdown()
 
@@ -69,7 +80,11 @@ def expected(place, numbers):
 
     @functools.cache
     def of(name):
-        return numbers(simulate(experiment(name, "engine.backend=inline"), place / f"{name}, inline").folder)
+        return numbers(
+            simulate(
+                experiment(name, "engine.backend=inline"), place / f"{name}, inline"
+            ).folder
+        )
 
     return of
 
@@ -110,14 +125,23 @@ def test_the_experiments_say_something(expected, place):
         accuracy = RunFolder.open(place / f"{name}, inline").accuracy()
         assert accuracy["personal"][:, :, -1].max() > 0.55  # guessing gives 0.5
         assert len(np.unique(accuracy["personal"][:, :, -1])) > 2
-    assert len({expected(name)["parameters"] for name in EXPERIMENTS}) == len(EXPERIMENTS)
+    assert len({expected(name)["parameters"] for name in EXPERIMENTS}) == len(
+        EXPERIMENTS
+    )
 
 
-def test_the_command_gives_the_same_numbers(expected, tmp_path, place, numbers, fedknow):
+def test_the_command_gives_the_same_numbers(
+    expected, tmp_path, place, numbers, fedknow
+):
     name = "fedper, normed"
     (tmp_path / "same.toml").write_text(experiment(name).to_toml())
     done = fedknow(
-        "simulate", tmp_path / "same.toml", "--out", tmp_path / "run", "--quiet", changes=["engine.backend=inline"]
+        "simulate",
+        tmp_path / "same.toml",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+        changes=["engine.backend=inline"],
     )
     assert done.exit_code == 0, done.output
     assert numbers(tmp_path / "run") == expected(name)
@@ -126,7 +150,9 @@ def test_the_command_gives_the_same_numbers(expected, tmp_path, place, numbers, 
 @pytest.mark.parametrize(
     ("name", "workers"),
     [
-        *(("fedknow", workers) for workers in (1, 4)),  # and with two, of which some are killed, below
+        *(
+            ("fedknow", workers) for workers in (1, 4)
+        ),  # and with two, of which some are killed, below
         *((name, 2) for name in EXPERIMENTS if name != "fedknow"),
     ],
 )
@@ -135,8 +161,14 @@ def test_workers_do_not_matter(cluster, expected, tmp_path, numbers, name, worke
     assert numbers(result.folder) == expected(name)
 
 
-def test_whether_states_are_at_hand_or_read_back_does_not_matter(expected, tmp_path, numbers, monkeypatch):
-    monkeypatch.setattr(simulations, "StateStore", lambda folder, memory, durable: StateStore(folder, 0, durable))
+def test_whether_states_are_at_hand_or_read_back_does_not_matter(
+    expected, tmp_path, numbers, monkeypatch
+):
+    monkeypatch.setattr(
+        simulations,
+        "StateStore",
+        lambda folder, memory, durable: StateStore(folder, 0, durable),
+    )
     result = simulate(experiment("fedknow", "engine.backend=inline"), tmp_path / "run")
     assert numbers(result.folder) == expected("fedknow")
 
@@ -153,7 +185,9 @@ def a_worker():
     raise AssertionError("no worker has come")
 
 
-def test_workers_killed_at_work_and_between_rounds_do_not_matter(cluster, expected, tmp_path, place, numbers):
+def test_workers_killed_at_work_and_between_rounds_do_not_matter(
+    cluster, expected, tmp_path, place, numbers
+):
     at_work, idle = [], []
 
     def kill(end):
@@ -161,7 +195,10 @@ def test_workers_killed_at_work_and_between_rounds_do_not_matter(cluster, expect
         os.kill(at_work[0], signal.SIGKILL)
 
     def kill_one(event):
-        if event["event"] == "round" and event["server_round"] in (2, 5):  # the one at work is killed in round 4
+        if event["event"] == "round" and event["server_round"] in (
+            2,
+            5,
+        ):  # the one at work is killed in round 4
             idle.append(a_worker())
             os.kill(idle[-1], signal.SIGKILL)
 
@@ -187,22 +224,49 @@ def test_workers_killed_at_work_and_between_rounds_do_not_matter(cluster, expect
         ("class-incremental", "round", 0, "inline", "inline"),
     ],
 )
-def test_an_interrupt_does_not_matter(cluster, expected, tmp_path, numbers, name, kind, task, first, second):
-    engines = [f"engine.backend={first}", "engine.workers=2"], [f"engine.backend={second}", "engine.workers=1"]
+def test_an_interrupt_does_not_matter(
+    cluster, expected, tmp_path, numbers, name, kind, task, first, second
+):
+    engines = (
+        [f"engine.backend={first}", "engine.workers=2"],
+        [f"engine.backend={second}", "engine.workers=1"],
+    )
     with pytest.raises(KeyboardInterrupt):
-        simulate(experiment(name, *engines[0]), tmp_path / "run", observers=[once(kind, task)])
+        simulate(
+            experiment(name, *engines[0]),
+            tmp_path / "run",
+            observers=[once(kind, task)],
+        )
     result = simulate(experiment(name, *engines[1]), tmp_path / "run", resume=True)
     assert numbers(result.folder) == expected(name)
 
 
-def test_ctrl_c_on_a_real_run_does_not_matter(expected, tmp_path, parts, numbers, fedknow, monkeypatch):
+def test_ctrl_c_on_a_real_run_does_not_matter(
+    expected, tmp_path, parts, numbers, fedknow, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(parts / "odd_parts.py", tmp_path)  # as a user has it: in the current folder
-    (tmp_path / "waits.toml").write_text(experiment("fedknow", "learner=odd_parts:Waits", "engine.workers=2").to_toml())
+    shutil.copy(
+        parts / "odd_parts.py", tmp_path
+    )  # as a user has it: in the current folder
+    (tmp_path / "waits.toml").write_text(
+        experiment("fedknow", "learner=odd_parts:Waits", "engine.workers=2").to_toml()
+    )
     with fifo(tmp_path / "waiting") as end:
-        command = [sys.executable, "-m", "fedknow", "simulate", "waits.toml", "--out", "run"]
+        command = [
+            sys.executable,
+            "-m",
+            "fedknow",
+            "simulate",
+            "waits.toml",
+            "--out",
+            "run",
+        ]
         run = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         told(end)
         os.killpg(run.pid, signal.SIGINT)  # a terminal sends it to all there is

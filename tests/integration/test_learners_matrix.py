@@ -29,21 +29,39 @@ pytestmark = pytest.mark.usefixtures("no_report")
 
 CLIENTS, TASKS, ROUNDS = 3, 3, 2
 BASE = {
-    "data": {"clients": CLIENTS, "tasks": TASKS, "classes_per_task": 2, "classes_max": 2, "test_samples": 0.5},
+    "data": {
+        "clients": CLIENTS,
+        "tasks": TASKS,
+        "classes_per_task": 2,
+        "classes_max": 2,
+        "test_samples": 0.5,
+    },
     "model": {"name": "cnn"},
     "train": {"rounds": ROUNDS, "epochs": 2, "batch_size": 16, "lr": 1e-3},
-    "strategy": {"name": "fedavg", "fraction": 0.5},  # one of the three: some are never chosen in a task
+    "strategy": {
+        "name": "fedavg",
+        "fraction": 0.5,
+    },  # one of the three: some are never chosen in a task
     "engine": {"backend": "inline"},
 }
-MATRIX = [(name, scenario) for name in list_learners() for scenario in learner_class(name).scenarios]
+MATRIX = [
+    (name, scenario)
+    for name in list_learners()
+    for scenario in learner_class(name).scenarios
+]
 FIRST = [(name, learner_class(name).scenarios[0]) for name in list_learners()]
-LONG = [pair if pair in FIRST else pytest.param(*pair, marks=pytest.mark.slow) for pair in MATRIX]
+LONG = [
+    pair if pair in FIRST else pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in MATRIX
+]
 WAIT = 120
 """Seconds that nothing here takes, on a busy machine."""
 
 
 def experiment(name, scenario, *changes):
-    return resolve(read_config(BASE, [f"learner={name}", f"data.scenario={scenario}", *changes]))
+    return resolve(
+        read_config(BASE, [f"learner={name}", f"data.scenario={scenario}", *changes])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +70,9 @@ def expected(tmp_path_factory):
 
     @functools.cache
     def of(name, scenario):
-        return simulate(experiment(name, scenario), tmp_path_factory.mktemp("matrix") / "run").folder
+        return simulate(
+            experiment(name, scenario), tmp_path_factory.mktemp("matrix") / "run"
+        ).folder
 
     return of
 
@@ -82,15 +102,23 @@ def test_it_runs_and_is_scored_both_ways(expected, name, scenario):
     assert len(rounds) == TASKS * ROUNDS
     assert all(event["loss"] is not None for event in rounds)
     assert not [event for event in events if event["event"] in ("failure", "warning")]
-    kept = [event["knowledge_bytes"] for event in events if event["event"] == "task_end"]
+    kept = [
+        event["knowledge_bytes"] for event in events if event["event"] == "task_end"
+    ]
     assert kept == sorted(kept)  # what is known of past tasks does not become less
     # A client that was just trained on two classes tells them apart better than a coin does.
     assert np.diagonal(accuracy["personal"], axis1=1, axis2=2).max() > 0.5
 
 
 @pytest.mark.parametrize(("name", "scenario"), LONG)
-def test_interrupts_and_states_read_back_do_not_matter(expected, tmp_path, numbers, monkeypatch, name, scenario):
-    monkeypatch.setattr(simulations, "StateStore", lambda folder, memory, durable: StateStore(folder, 0, durable))
+def test_interrupts_and_states_read_back_do_not_matter(
+    expected, tmp_path, numbers, monkeypatch, name, scenario
+):
+    monkeypatch.setattr(
+        simulations,
+        "StateStore",
+        lambda folder, memory, durable: StateStore(folder, 0, durable),
+    )
     config = experiment(name, scenario)
     for kind, task, resume in (("task_end", 0, False), ("round", 1, True)):
         with pytest.raises(KeyboardInterrupt):
@@ -119,7 +147,12 @@ def test_real_clients_do_not_matter(expected, tmp_path, numbers, name, scenario)
 
         def start(port):
             for client in range(CLIENTS):
-                edge = EdgeClient(f"127.0.0.1:{port}", tmp_path / f"state{client}", client=client, node=OneAtATime)
+                edge = EdgeClient(
+                    f"127.0.0.1:{port}",
+                    tmp_path / f"state{client}",
+                    client=client,
+                    node=OneAtATime,
+                )
                 clients.append(threads.submit(asyncio.run, edge.run()))
 
         serve(experiment(name, scenario), tmp_path / "run", "127.0.0.1:0", ready=start)

@@ -68,7 +68,9 @@ def lose(folder):
 
 
 def forgotten(out):
-    return [event for event in RunFolder.open(out).events() if event["event"] == "forgotten"]
+    return [
+        event for event in RunFolder.open(out).events() if event["event"] == "forgotten"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -95,23 +97,33 @@ def test_a_fresh_client_is_on_record(fresh, tmp_path, numbers):
     assert numbers(tmp_path / "undisturbed") != found
 
 
-def test_by_default_the_run_stops_and_says_what_can_be_done(fresh, tmp_path, fedknow, numbers):
+def test_by_default_the_run_stops_and_says_what_can_be_done(
+    fresh, tmp_path, fedknow, numbers
+):
     out = tmp_path / "run"
     begin(out)
     lose(out / "clients")
-    with pytest.raises(RunError, match=r"client 1, task 2, round 2 \(train\): .*fedknow forget .*run --client 1"):
+    with pytest.raises(
+        RunError,
+        match=r"client 1, task 2, round 2 \(train\): .*fedknow forget .*run --client 1",
+    ):
         simulate(read_config(BASE), out, resume=True)
     done = fedknow("forget", out, "--client", LOST)
     assert done.exit_code == 0, done.output
     assert "Client 1 begins anew when the run is resumed." in done.stdout
     simulate(read_config(BASE), out, resume=True)
     [event] = forgotten(out)
-    assert event["reason"] == "client 1 begins anew: its state was given up by fedknow forget"
+    assert (
+        event["reason"]
+        == "client 1 begins anew: its state was given up by fedknow forget"
+    )
     assert numbers(out) == fresh[1]
 
 
 @pytest.mark.parametrize("change", ["fleet=infinite", "engine.vectorize=on"])
-def test_a_client_begins_anew_whatever_carries_the_run(fresh, tmp_path, numbers, change):
+def test_a_client_begins_anew_whatever_carries_the_run(
+    fresh, tmp_path, numbers, change
+):
     out = tmp_path / "run"
     changes = [change, "learner=fedavg"] if "vectorize" in change else [change]
     with pytest.raises(KeyboardInterrupt):
@@ -128,7 +140,12 @@ def test_a_client_begins_anew_whatever_carries_the_run(fresh, tmp_path, numbers,
 
 @pytest.mark.parametrize(
     ("client", "message"),
-    [(2, "clients 0 to 1"), (None, "no checkpoint yet"), (0, "holds a finished run"), (1, "keeps nothing that could")],
+    [
+        (2, "clients 0 to 1"),
+        (None, "no checkpoint yet"),
+        (0, "holds a finished run"),
+        (1, "keeps nothing that could"),
+    ],
 )
 def test_what_cannot_be_forgotten_is_refused(fresh, tmp_path, fedknow, client, message):
     out = tmp_path / "run"
@@ -137,12 +154,18 @@ def test_what_cannot_be_forgotten_is_refused(fresh, tmp_path, fedknow, client, m
         out = fresh[0]
     else:
         with pytest.raises(KeyboardInterrupt):
-            simulate(read_config(BASE, changes), out, observers=[stop_in(1 if client is None else 2)])
+            simulate(
+                read_config(BASE, changes),
+                out,
+                observers=[stop_in(1 if client is None else 2)],
+            )
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     done = fedknow("forget", out, "--client", client or 0)
     assert done.exit_code == 2, done.output
     assert message in done.stderr
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in out.rglob("*") if path.is_file()
+    } == before
 
 
 # --- real clients -----------------------------------------------------------------------------------------------------
@@ -154,7 +177,11 @@ class OneAtATime:
     """A node among others in this process, whose learners share generators of random numbers."""
 
     def __init__(self, config, data=None):
-        stream = LocalStream(data, config.data) if config.data.name == LOCAL else make_benchmark(config)
+        stream = (
+            LocalStream(data, config.data)
+            if config.data.name == LOCAL
+            else make_benchmark(config)
+        )
         self.node = Node(config, stream)
 
     def handle(self, message, state):
@@ -176,7 +203,9 @@ class Clients:
                 node=lambda config, home=home: OneAtATime(config, home),
             )
             started = queue.SimpleQueue()
-            threading.Thread(target=self._run, args=[client, started], daemon=True).start()
+            threading.Thread(
+                target=self._run, args=[client, started], daemon=True
+            ).start()
             self.tasks.append(started.get(timeout=WAIT))
 
     def _run(self, client, started):
@@ -210,18 +239,24 @@ def port():
 
 def serve(out, port, *changes, resume=True, base=BASE, observers=()):
     config = read_config(base, changes)
-    return serving.serve(config, out, f"127.0.0.1:{port}", resume=resume, observers=observers)
+    return serving.serve(
+        config, out, f"127.0.0.1:{port}", resume=resume, observers=observers
+    )
 
 
 @pytest.mark.parametrize("way", ["setting", "command"])
-def test_a_real_client_that_lost_its_state_begins_anew(fresh, tmp_path, fedknow, numbers, port, way):
+def test_a_real_client_that_lost_its_state_begins_anew(
+    fresh, tmp_path, fedknow, numbers, port, way
+):
     out = tmp_path / "run"
     clients = Clients(port, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         serve(out, port, observers=[stop_in(5)])
     clients.stop()
     version = load_checkpoint(out / "checkpoint").versions[LOST]
-    assert (tmp_path / str(LOST) / "states" / f"{LOST:06d}-{version:x}.safetensors").is_file()
+    assert (
+        tmp_path / str(LOST) / "states" / f"{LOST:06d}-{version:x}.safetensors"
+    ).is_file()
     shutil.rmtree(tmp_path / str(LOST))
     if way == "command":
         clients = Clients(port, tmp_path)
@@ -245,12 +280,21 @@ def test_a_client_that_failed_goes_on_when_the_cause_is_gone(tmp_path, numbers, 
             arrays = {}
             for part in ("train", "test"):
                 labels = draw.integers(0, 2, 12) + 2 * task
-                arrays[f"{part}_x"] = (labels[:, None, None, None] * 60 + draw.integers(0, 60, (12, 1, 8, 8))).astype(
-                    np.uint8
-                )
+                arrays[f"{part}_x"] = (
+                    labels[:, None, None, None] * 60
+                    + draw.integers(0, 60, (12, 1, 8, 8))
+                ).astype(np.uint8)
                 arrays[f"{part}_y"] = labels
             np.savez(data / str(client) / f"task-{task:03d}.npz", **arrays)
-    local = BASE | {"data": {"name": "local", "clients": 2, "tasks": 2, "classes": 4, "shape": [1, 8, 8]}}
+    local = BASE | {
+        "data": {
+            "name": "local",
+            "clients": 2,
+            "tasks": 2,
+            "classes": 4,
+            "shape": [1, 8, 8],
+        }
+    }
     whole = Clients(port, tmp_path / "whole", data)
     serve(tmp_path / "undisturbed", port, base=local)
     assert whole.ended() == [None, None]
@@ -258,7 +302,9 @@ def test_a_client_that_failed_goes_on_when_the_cause_is_gone(tmp_path, numbers, 
     missing.rename(tmp_path / "away.npz")
     clients = Clients(port, tmp_path, data)
     for _ in range(2):
-        with pytest.raises(RunError, match=r"client 1, task 2, round 1 .*task-001.npz: no such file"):
+        with pytest.raises(
+            RunError, match=r"client 1, task 2, round 1 .*task-001.npz: no such file"
+        ):
             serve(tmp_path / "run", port, base=local)
     (tmp_path / "away.npz").rename(missing)
     serve(tmp_path / "run", port, base=local)
@@ -288,4 +334,6 @@ def test_a_run_is_resumed_from_any_folder(tmp_path, monkeypatch, numbers):
     monkeypatch.chdir(tmp_path)
     simulate(read_config(home / "run" / "config.toml"), home / "run", resume=True)
     assert numbers(home / "run") == numbers(home / "undisturbed")
-    assert json.loads((home / "run" / "fleet.json").read_text())["virtual_seconds"] == 0.0
+    assert (
+        json.loads((home / "run" / "fleet.json").read_text())["virtual_seconds"] == 0.0
+    )

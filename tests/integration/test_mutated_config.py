@@ -78,7 +78,11 @@ QUICK_MODELS = ("cnn6", "cnn", "mlp", "linear")
 def cases():
     """Each setting with each value: what is set before, the key, what the value is called."""
     for base, key in settings():
-        is_quick = not key.startswith("model.") or key == "model.name" or base[0].endswith(QUICK_MODELS)
+        is_quick = (
+            not key.startswith("model.")
+            or key == "model.name"
+            or base[0].endswith(QUICK_MODELS)
+        )
         for name in NEVER | (SOMETIMES if is_quick else {}):
             yield base, key, name
 
@@ -91,18 +95,28 @@ def settings():
         fleet = ["fleet=infinite"] if section == "fleet" else []
         yield from ((fleet, name) for name in names)
     for learner, kind in LEARNERS.items():
-        yield from (([f"learner={learner}"], f"learner.{name}") for name in kind.Settings.model_fields)
+        yield from (
+            ([f"learner={learner}"], f"learner.{name}")
+            for name in kind.Settings.model_fields
+        )
     for strategy in BUILTIN:
         base = [f"strategy={strategy}", *halves(strategy), *NEEDED.get(strategy, [])]
         yield from ((base, f"strategy.{name}") for name in option_names(strategy))
     for model in list_models():
         image = ["data.image_size=0"]
-        yield from (([f"model={model}", *image], f"model.{name}") for name in setting_names(model))
+        yield from (
+            ([f"model={model}", *image], f"model.{name}")
+            for name in setting_names(model)
+        )
 
 
 def halves(strategy):
     """The learner that a strategy is one half of a method with, and a model whose body it can train."""
-    found = [f"learner={name}" for name, kind in LEARNERS.items() if kind.strategy == strategy][:1]
+    found = [
+        f"learner={name}"
+        for name, kind in LEARNERS.items()
+        if kind.strategy == strategy
+    ][:1]
     return [*found, "model=mlp"] if found else []
 
 
@@ -113,10 +127,19 @@ def attempt(folder, fedknow):
     def run(base, key, name):
         out = folder / "run"
         value = (NEVER | SOMETIMES)[name]
-        done = fedknow("simulate", "digits", "-q", "--out", out, changes=[*TINY, *base, f"{key}={value}"])
+        done = fedknow(
+            "simulate",
+            "digits",
+            "-q",
+            "--out",
+            out,
+            changes=[*TINY, *base, f"{key}={value}"],
+        )
         case = f"{' '.join(base)} {key} = {name}: "
         if done.exception is not None and not isinstance(done.exception, SystemExit):
-            return case + f"{type(done.exception).__name__}: {str(done.exception)[:300]}"
+            return (
+                case + f"{type(done.exception).__name__}: {str(done.exception)[:300]}"
+            )
         problem = wrong_end(done, key, name, out)
         shutil.rmtree(out, ignore_errors=True)
         return case + problem if problem else ""
@@ -131,7 +154,11 @@ def wrong_end(done, key, name, out):
         return f"not refused: {text}"
     if done.exit_code == 0:
         complete = RunFolder.open(out).complete
-        return "" if complete and not done.stderr else f"ended, but is not complete or complains: {text}"
+        return (
+            ""
+            if complete and not done.stderr
+            else f"ended, but is not complete or complains: {text}"
+        )
     if not done.stderr.startswith("Error: ") or len(done.stderr) > 3000:
         return f"no sentence: {text}"
     if done.exit_code == 1:
@@ -139,8 +166,12 @@ def wrong_end(done, key, name, out):
     if out.exists():
         return f"refused, but left a folder: {text}"
     leaf = key.rpartition(".")[2]
-    names_it = re.search(rf"\b{leaf}\b", done.stderr) or key.partition(".")[0] in done.stderr
-    return "" if done.exit_code == 2 and names_it else f"does not name the setting: {text}"
+    names_it = (
+        re.search(rf"\b{leaf}\b", done.stderr) or key.partition(".")[0] in done.stderr
+    )
+    return (
+        "" if done.exit_code == 2 and names_it else f"does not name the setting: {text}"
+    )
 
 
 SHORT = 600

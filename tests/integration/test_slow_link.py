@@ -78,7 +78,9 @@ class Link:
             _ip("netns", "add", name)
             device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
             self.devices.append(device)
-            fcntl.ioctl(device, 0x400454CA, struct.pack("16sH", name.encode(), 0x1001))  # TUNSETIFF: TUN, no header
+            fcntl.ioctl(
+                device, 0x400454CA, struct.pack("16sH", name.encode(), 0x1001)
+            )  # TUNSETIFF: TUN, no header
             _ip("link", "set", name, "netns", name)
             _ip("-n", name, "address", "add", f"{address}/30", "dev", name)
             _ip("-n", name, "link", "set", name, "up")
@@ -125,7 +127,9 @@ def link():
 
 
 @pytest.mark.timeout(900)
-def test_the_numbers_are_the_same_over_a_slow_link_that_loses_packets(link, tmp_path, numbers):
+def test_the_numbers_are_the_same_over_a_slow_link_that_loses_packets(
+    link, tmp_path, numbers
+):
     config = read_config(tomllib.loads(EXPERIMENT), ["engine.backend=inline"])
     expected = numbers(simulate(config, tmp_path / "inline").folder)
     (tmp_path / "slow.toml").write_text(EXPERIMENT)
@@ -153,11 +157,15 @@ def test_the_numbers_are_the_same_over_a_slow_link_that_loses_packets(link, tmp_
         assert way.lost > 0.03 * way.packets  # the link was what it says
         assert way.bytes <= RATE * seconds
     sent = sum(way.bytes for way in link.ways)
-    print(f"{seconds:.0f} s, {sent / 1e6:.1f} MB, {sum(way.lost for way in link.ways)} packets lost")
+    print(
+        f"{seconds:.0f} s, {sent / 1e6:.1f} MB, {sum(way.lost for way in link.ways)} packets lost"
+    )
 
 
 def _start(namespace, log, *command):
     with log.open("wb") as file:
         return subprocess.Popen(
-            ["ip", "netns", "exec", namespace, FEDKNOW, *map(str, command)], stdout=file, stderr=subprocess.STDOUT
+            ["ip", "netns", "exec", namespace, FEDKNOW, *map(str, command)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )

@@ -105,7 +105,9 @@ def test_an_address_without_a_host_is_refused(address, text):
     assert text in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:8700", "[fd00::7]:1", "fl.example.org:1"])
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:0", "[::]:8700", "[fd00::7]:1", "fl.example.org:1"]
+)
 def test_an_address_is_taken(address):
     check_address(address, None, insecure=True)
 

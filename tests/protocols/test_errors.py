@@ -22,7 +22,9 @@ from fedknow.server.checks.replies import RunError
     ],
 )
 def test_what_a_person_is_told_has_an_exit_code(kind, exit_code, is_resumable):
-    error = pickle.loads(pickle.dumps(kind("the sentence")))  # as Ray brings it from a worker
+    error = pickle.loads(
+        pickle.dumps(kind("the sentence"))
+    )  # as Ray brings it from a worker
     assert isinstance(error, FedknowError)
     assert (error.exit_code, error.is_resumable) == (exit_code, is_resumable)
     assert str(error) == "the sentence"

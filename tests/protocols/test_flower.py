@@ -16,8 +16,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
 from fedknow.protocols import flower
-from fedknow.protocols.flower import LazyArray, from_flower, identify, set_id, to_arrays, to_flower, to_record
-from fedknow.protocols.messages import CLIENT_FAILED, Arrays, Config, Failure, Message, Metrics
+from fedknow.protocols.flower import (
+    LazyArray,
+    from_flower,
+    identify,
+    set_id,
+    to_arrays,
+    to_flower,
+    to_record,
+)
+from fedknow.protocols.messages import (
+    CLIENT_FAILED,
+    Arrays,
+    Config,
+    Failure,
+    Message,
+    Metrics,
+)
 
 NAMES = st.text(min_size=1, max_size=8)
 FLOATS = st.floats(allow_nan=False)
@@ -33,8 +48,14 @@ SETTINGS = (
     | st.lists(st.binary(max_size=4), max_size=4)
 )
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-DTYPES = st.sampled_from(["bool", *INTEGERS, "float16", "float32", "float64", "complex64"])
-ARRAYS = DTYPES.flatmap(lambda t: stnp.arrays(t, stnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)))
+DTYPES = st.sampled_from(
+    ["bool", *INTEGERS, "float16", "float32", "float64", "complex64"]
+)
+ARRAYS = DTYPES.flatmap(
+    lambda t: stnp.arrays(
+        t, stnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)
+    )
+)
 RECORDS = (
     st.dictionaries(NAMES, ARRAYS, max_size=4).map(Arrays)
     | st.dictionaries(NAMES, NUMBERS, max_size=4).map(Metrics)
@@ -44,7 +65,9 @@ KINDS = st.sampled_from(["train", "evaluate", "query", "train.end_task"])
 
 
 def work(content=None, kind="train", node=5, id="7", group="3"):
-    return Message(kind, node, id, group=group, content={} if content is None else content)
+    return Message(
+        kind, node, id, group=group, content={} if content is None else content
+    )
 
 
 def assert_same(a: Message, b: Message) -> None:
@@ -68,7 +91,11 @@ def assert_same(a: Message, b: Message) -> None:
                 assert p.tobytes() == q.tobytes()
             else:
                 assert p == q
-                assert [type(i) for i in p] == [type(i) for i in q] if isinstance(p, list) else True
+                assert (
+                    [type(i) for i in p] == [type(i) for i in q]
+                    if isinstance(p, list)
+                    else True
+                )
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +103,13 @@ def _identity():
     identify()
 
 
-@given(st.dictionaries(NAMES, RECORDS, max_size=4), KINDS, st.integers(2, 2**40), NAMES, st.text(max_size=4))
+@given(
+    st.dictionaries(NAMES, RECORDS, max_size=4),
+    KINDS,
+    st.integers(2, 2**40),
+    NAMES,
+    st.text(max_size=4),
+)
 def test_work_is_converted_without_loss(content, kind, node, id, group):
     identify()
     message = work(content, kind, node, id, group)
@@ -111,20 +144,32 @@ def test_a_failure_is_converted_without_loss(code, reason):
 @given(ARRAYS)
 def test_arrays_are_the_bytes_that_flower_would_store(array):
     mine, theirs = to_record({"x": array})["x"], Array(array)
-    assert (mine.dtype, mine.shape, mine.stype) == (theirs.dtype, theirs.shape, theirs.stype)
+    assert (mine.dtype, mine.shape, mine.stype) == (
+        theirs.dtype,
+        theirs.shape,
+        theirs.stype,
+    )
     assert mine.data == theirs.data
 
 
 @given(ARRAYS)
 def test_a_lazy_array_is_flowers_to_whoever_uses_it(array):
     theirs = Array(array)
-    for lazy in (LazyArray(array), pickle.loads(pickle.dumps(LazyArray(array))), copy.deepcopy(LazyArray(array))):
+    for lazy in (
+        LazyArray(array),
+        pickle.loads(pickle.dumps(LazyArray(array))),
+        copy.deepcopy(LazyArray(array)),
+    ):
         assert lazy == theirs
         assert theirs == lazy
         assert lazy.object_id == theirs.object_id
         assert lazy.deflate() == theirs.deflate()
         found = lazy.numpy()
-        assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
+        assert (found.dtype, found.shape, found.tobytes()) == (
+            array.dtype,
+            array.shape,
+            array.tobytes(),
+        )
         assert found.flags.writeable  # a strategy may compute in place
 
 
@@ -150,13 +195,23 @@ def test_read_only_arrays_travel_through_flowers_records_without_a_copy():
 def test_flowers_own_arrays_are_read_where_they_lie(array):
     theirs = Array(array)
     found = to_arrays(ArrayRecord({"x": theirs}))["x"]
-    assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert (found.dtype, found.shape, found.tobytes()) == (
+        array.dtype,
+        array.shape,
+        array.tobytes(),
+    )
     assert not found.flags.writeable
-    assert array.size == 0 or np.shares_memory(found, np.frombuffer(theirs.data, np.uint8))
+    assert array.size == 0 or np.shares_memory(
+        found, np.frombuffer(theirs.data, np.uint8)
+    )
 
 
 def test_arrays_in_another_order_or_byte_order_keep_their_values():
-    for array in (np.asfortranarray(np.arange(12.0).reshape(3, 4)), np.arange(6)[::2], np.arange(3, dtype=">f4")):
+    for array in (
+        np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        np.arange(6)[::2],
+        np.arange(3, dtype=">f4"),
+    ):
         back = to_arrays(to_record({"x": array}))["x"]
         assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
@@ -172,19 +227,25 @@ def test_what_messages_share_is_converted_once_and_is_read_only():
     shared = RecordDict({"arrays": arrays, "config": ConfigRecord({"lr": 0.1})})
     own = RecordDict({"arrays": arrays, "config": ConfigRecord({"lr": 0.2})})
     cache: flower.Cache = {}
-    a, b, c = (from_flower(FlowerMessage(r, 2, "train"), cache) for r in (shared, shared, own))
+    a, b, c = (
+        from_flower(FlowerMessage(r, 2, "train"), cache) for r in (shared, shared, own)
+    )
     assert a.content["arrays"] is b.content["arrays"] is c.content["arrays"]
     assert a.content["config"] is b.content["config"]
     assert c.config() == {"lr": 0.2}
     with pytest.raises(ValueError, match="read-only"):
         a.arrays()["0"][0] = 1.0
     arrays["0"] = Array(np.zeros(1))
-    assert from_flower(FlowerMessage(shared, 2, "train"), {}).arrays()["0"].shape == (1,)
+    assert from_flower(FlowerMessage(shared, 2, "train"), {}).arrays()["0"].shape == (
+        1,
+    )
 
 
 def test_an_error_without_a_reason_gets_an_empty_one():
     asked = to_flower(work())
-    assert from_flower(FlowerMessage(Error(3), reply_to=asked)).failure == Failure(3, "")
+    assert from_flower(FlowerMessage(Error(3), reply_to=asked)).failure == Failure(
+        3, ""
+    )
 
 
 def test_an_answer_needs_the_work_it_answers():
@@ -211,8 +272,17 @@ def test_contract_a_message_takes_its_sender_from_the_task_identity():
     identify(random.Random(0).getrandbits(40))
     try:
         message = FlowerMessage(RecordDict(), 2, "train")
-        assert message.metadata.run_id == TaskIdentity.run_id == random.Random(0).getrandbits(40)
-        assert message.metadata.src_node_id == TaskIdentity.node_id == flower.SERVER_NODE == SUPERLINK_NODE_ID
+        assert (
+            message.metadata.run_id
+            == TaskIdentity.run_id
+            == random.Random(0).getrandbits(40)
+        )
+        assert (
+            message.metadata.src_node_id
+            == TaskIdentity.node_id
+            == flower.SERVER_NODE
+            == SUPERLINK_NODE_ID
+        )
     finally:
         identify()
 
@@ -222,14 +292,21 @@ def test_contract_the_id_of_a_message_is_set_by_the_grid():
     assert message.metadata.message_id == ""
     set_id(message, "17")
     assert message.metadata.message_id == "17"
-    assert FlowerMessage(RecordDict(), reply_to=message).metadata.reply_to_message_id == "17"
+    assert (
+        FlowerMessage(RecordDict(), reply_to=message).metadata.reply_to_message_id
+        == "17"
+    )
 
 
 def test_contract_an_array_is_what_numpy_saves():
     buffer = io.BytesIO()
     np.save(buffer, np.arange(6, dtype=np.float32).reshape(2, 3))
     array = Array(np.arange(6, dtype=np.float32).reshape(2, 3))
-    assert (array.data, array.dtype, array.shape) == (buffer.getvalue(), "float32", (2, 3))
+    assert (array.data, array.dtype, array.shape) == (
+        buffer.getvalue(),
+        "float32",
+        (2, 3),
+    )
     assert array.stype == SType.NUMPY == flower.NUMPY
 
 

@@ -19,9 +19,18 @@ def test_nothing_said_leaves_training_as_it_is():
 
 
 def test_settings_take_the_place_of_the_experiments():
-    said = {"lr": 1, "local-epochs": 7, "batch-size": 4, "proximal-mu": 0.5, "beta": [1.0], "mode": "fast"}
+    said = {
+        "lr": 1,
+        "local-epochs": 7,
+        "batch-size": 4,
+        "proximal-mu": 0.5,
+        "beta": [1.0],
+        "mode": "fast",
+    }
     read = read_instructions(POSITION | said, TRAIN)
-    assert read.train == TRAIN.model_copy(update={"lr": 1.0, "epochs": 7, "batch_size": 4})
+    assert read.train == TRAIN.model_copy(
+        update={"lr": 1.0, "epochs": 7, "batch_size": 4}
+    )
     assert read.proximal_mu == 0.5
     assert read.others == {"beta": [1.0], "mode": "fast"}
     assert read_instructions({"epochs": 3, "local-epochs": 3}, TRAIN).train.epochs == 3
@@ -41,9 +50,15 @@ def test_settings_take_the_place_of_the_experiments():
         ({"epochs": 1.5}, "epochs = 1.5"),
         ({"epochs": 10**18}, "epochs = 1000000000000000000"),
         ({"local-epochs": [2]}, r"local-epochs = \[2\]: must be a number"),
-        ({"epochs": 2, "local-epochs": 3}, "local-epochs = 3 contradicts epochs = 2; send one of them"),
+        (
+            {"epochs": 2, "local-epochs": 3},
+            "local-epochs = 3 contradicts epochs = 2; send one of them",
+        ),
         ({"batch-size": 0}, "batch-size = 0"),
-        ({"proximal-mu": -0.1}, "proximal-mu = -0.1: must be a finite number, not below 0"),
+        (
+            {"proximal-mu": -0.1},
+            "proximal-mu = -0.1: must be a finite number, not below 0",
+        ),
         ({"proximal-mu": math.inf}, "proximal-mu = inf"),
         ({"proximal-mu": b"1"}, "proximal-mu = b'1'"),
     ],
@@ -54,5 +69,13 @@ def test_what_makes_no_sense_is_refused_by_name(said, words):
 
 
 def test_all_config_records_of_a_message_count_and_the_first_decides():
-    content = {"weights": Arrays(), "mine": Config(lr=0.5, task=1), "other": Config(lr=0.1, beta=2)}
-    assert own_settings(Message("train", 2, "1", content=content)) == {"lr": 0.5, "task": 1, "beta": 2}
+    content = {
+        "weights": Arrays(),
+        "mine": Config(lr=0.5, task=1),
+        "other": Config(lr=0.1, beta=2),
+    }
+    assert own_settings(Message("train", 2, "1", content=content)) == {
+        "lr": 0.5,
+        "task": 1,
+        "beta": 2,
+    }

@@ -17,7 +17,9 @@ def test_finds_installed_and_nested_names() -> None:
     assert not is_reference("fedavg")
 
 
-def test_finds_files_of_the_current_folder_but_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_files_of_the_current_folder_but_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "plugin_for_test.py").write_text("value = 3\n")
@@ -32,12 +34,20 @@ def test_finds_files_of_the_current_folder_but_hides_nothing(tmp_path: Path, mon
     [
         ("module:", "write module:name"),
         (":name", "write module:name"),
-        ("no_such_module_at_all:f", "importing 'no_such_module_at_all' failed: ModuleNotFoundError"),
+        (
+            "no_such_module_at_all:f",
+            "importing 'no_such_module_at_all' failed: ModuleNotFoundError",
+        ),
         ("os.path:joyn", r"'os.path' has no 'joyn' \(did you mean 'join'\?\)"),
-        ("broken_plugin_for_test:f", "importing 'broken_plugin_for_test' failed: ZeroDivisionError"),
+        (
+            "broken_plugin_for_test:f",
+            "importing 'broken_plugin_for_test' failed: ZeroDivisionError",
+        ),
     ],
 )
-def test_errors(reference: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors(
+    reference: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "broken_plugin_for_test.py").write_text("1 / 0\n")

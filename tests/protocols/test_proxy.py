@@ -5,14 +5,25 @@ import socket
 import pytest
 
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.proxy import Proxy, ProxyError, connect, find_proxy, proxy_options
+from fedknow.protocols.proxy import (
+    Proxy,
+    ProxyError,
+    connect,
+    find_proxy,
+    proxy_options,
+)
 
 PROXY = "http://proxy:3128"
 
 
-@pytest.mark.parametrize("address", ["localhost:8700", "LOCALHOST:8700", "127.0.0.1:8700", "127.9.9.9:1", "[::1]:8700"])
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8700", "LOCALHOST:8700", "127.0.0.1:8700", "127.9.9.9:1", "[::1]:8700"],
+)
 def test_this_machine_is_never_reached_through_a_proxy(address):
-    assert find_proxy(address, {"http_proxy": PROXY, "https_proxy": "socks5://x"}) is None
+    assert (
+        find_proxy(address, {"http_proxy": PROXY, "https_proxy": "socks5://x"}) is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +57,9 @@ def test_this_machine_is_never_reached_through_a_proxy(address):
     ],
 )
 @pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY", "no_grpc_proxy"])
-def test_no_proxy_is_honoured_as_users_write_it(variable, exceptions, address, is_direct):
+def test_no_proxy_is_honoured_as_users_write_it(
+    variable, exceptions, address, is_direct
+):
     found = find_proxy(address, {"http_proxy": PROXY, variable: exceptions})
     assert (found is None) is is_direct
 
@@ -104,14 +117,18 @@ def test_a_proxy_is_given_to_grpc_and_named_without_its_password(value, url):
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_refused(value):
-    with pytest.raises(ConfigError, match=r"^https_proxy = .*write http://HOST:PORT.*no_proxy") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^https_proxy = .*write http://HOST:PORT.*no_proxy"
+    ) as caught:
         find_proxy("fl.example.org:1", {"https_proxy": value})
     assert value.replace("me:secret@", "") in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
 def test_the_password_is_sent_to_the_proxy():
-    request = Proxy("http_proxy", "proxy", 1, "me:se%40cret").request("fl.example.org:8700")
+    request = Proxy("http_proxy", "proxy", 1, "me:se%40cret").request(
+        "fl.example.org:8700"
+    )
     assert request == (
         b"CONNECT fl.example.org:8700 HTTP/1.1\r\nHost: fl.example.org:8700\r\n"
         b"Proxy-Authorization: Basic bWU6c2VAY3JldA==\r\n\r\n"
@@ -122,5 +139,8 @@ def test_a_proxy_that_is_not_there_is_named():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         proxy = Proxy("http_proxy", *free.getsockname())
-        with pytest.raises(ProxyError, match=rf"http://127\.0\.0\.1:{proxy.port} \(http_proxy\) cannot be reached"):
+        with pytest.raises(
+            ProxyError,
+            match=rf"http://127\.0\.0\.1:{proxy.port} \(http_proxy\) cannot be reached",
+        ):
             connect("fl.example.org:1", proxy, 5)

@@ -67,7 +67,12 @@ class Server:
     async def _who(self, request, context):
         claimed = int(request) if request else None
         try:
-            client = authenticate(context.auth_context(), context.invocation_metadata(), self.tokens, claimed)
+            client = authenticate(
+                context.auth_context(),
+                context.invocation_metadata(),
+                self.tokens,
+                claimed,
+            )
         except CredentialError as error:
             self.refused.append(error.fault)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
@@ -76,7 +81,9 @@ class Server:
     async def _start(self):
         self.server = grpc.aio.server()
         handlers = {"Who": grpc.unary_unary_rpc_method_handler(self._who)}
-        self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", handlers)])
+        self.server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("test", handlers)]
+        )
         if self.credentials is None:
             self.port = self.server.add_insecure_port("127.0.0.1:0")
         else:
@@ -96,7 +103,9 @@ class Server:
         self.loop.close()
 
     def ask(self, folder, claim=b"", credentials=None):
-        with grpc.secure_channel(self.address, credentials or channel_credentials(folder)) as channel:
+        with grpc.secure_channel(
+            self.address, credentials or channel_credentials(folder)
+        ) as channel:
             return channel.unary_unary(WHO)(claim, timeout=10)
 
     def refuses(self, folder, claim=b"", credentials=None):
@@ -113,7 +122,10 @@ def server(certs):
 
 @pytest.fixture
 def token_server(certs):
-    with Server(server_credentials(certs / "server", client_certificates=False), Tokens.load(certs / "server")) as s:
+    with Server(
+        server_credentials(certs / "server", client_certificates=False),
+        Tokens.load(certs / "server"),
+    ) as s:
         yield s
 
 
@@ -127,7 +139,10 @@ def test_a_client_is_who_its_certificate_says(server, certs):
 
 def test_another_clients_identity_cannot_be_claimed(server, certs):
     before = len(server.refused)
-    assert server.refuses(certs / "clients" / "001", b"2") is grpc.StatusCode.UNAUTHENTICATED
+    assert (
+        server.refuses(certs / "clients" / "001", b"2")
+        is grpc.StatusCode.UNAUTHENTICATED
+    )
     assert server.refused[before:] == [CredentialFault.IDENTITY]
 
 
@@ -141,7 +156,9 @@ def test_a_client_of_another_ca_is_refused_and_refuses(server, certs, others, tm
     shutil.copy(certs / "ca.pem", believer / "ca.pem")
     with pytest.raises(ConfigError, match="issued by another CA"):
         channel_credentials(believer)
-    ca, key, cert = (((believer / name).read_bytes()) for name in ("ca.pem", "key.pem", "cert.pem"))
+    ca, key, cert = (
+        ((believer / name).read_bytes()) for name in ("ca.pem", "key.pem", "cert.pem")
+    )
     bare = grpc.ssl_channel_credentials(ca, key, cert)
     assert server.refuses(believer, credentials=bare) is grpc.StatusCode.UNAVAILABLE
 
@@ -149,7 +166,9 @@ def test_a_client_of_another_ca_is_refused_and_refuses(server, certs, others, tm
 def test_no_certificate_is_refused(server, certs, copy):
     (copy / "cert.pem").unlink()
     (copy / "key.pem").unlink()
-    assert server.refuses(copy) is grpc.StatusCode.UNAVAILABLE  # its token is of no use here
+    assert (
+        server.refuses(copy) is grpc.StatusCode.UNAVAILABLE
+    )  # its token is of no use here
     with pytest.raises(TlsError) as caught:
         handshake(server.address, copy)
     assert caught.value.fault is TlsFault.NO_CERTIFICATE
@@ -163,7 +182,9 @@ def test_an_expired_certificate_is_refused_by_both_sides(server, certs, tmp_path
     shutil.copytree(certs, past)
     shutil.rmtree(past / "clients")
     shutil.rmtree(past / "server")
-    make_certificates(past, 1, days=30, now=dt.datetime.now(dt.UTC) - dt.timedelta(days=31))
+    make_certificates(
+        past, 1, days=30, now=dt.datetime.now(dt.UTC) - dt.timedelta(days=31)
+    )
     folder = past / "clients" / "000"
     with pytest.raises(ConfigError, match=r"cert\.pem: expired .*Renewal"):
         channel_credentials(folder)
@@ -186,7 +207,9 @@ def test_a_clock_that_is_behind_is_named(certs, tmp_path):
 
 def test_a_server_of_another_name_is_not_believed(server, certs):
     address = f"127.0.0.2:{server.port}"  # no name of the certificate
-    with grpc.secure_channel(address, channel_credentials(certs / "clients" / "000")) as channel:
+    with grpc.secure_channel(
+        address, channel_credentials(certs / "clients" / "000")
+    ) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(WHO)(b"", timeout=10)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -215,9 +238,16 @@ def test_a_token_lets_its_client_in(token_server, certs, copy):
     (copy / "token").write_text(new_token(77))
     assert token_server.refuses(copy) is grpc.StatusCode.UNAUTHENTICATED
     without = grpc.ssl_channel_credentials((copy / "ca.pem").read_bytes())
-    assert token_server.refuses(copy, credentials=without) is grpc.StatusCode.UNAUTHENTICATED
-    odd = grpc.composite_channel_credentials(without, grpc.metadata_call_credentials(_Basic()))
-    assert token_server.refuses(copy, credentials=odd) is grpc.StatusCode.UNAUTHENTICATED
+    assert (
+        token_server.refuses(copy, credentials=without)
+        is grpc.StatusCode.UNAUTHENTICATED
+    )
+    odd = grpc.composite_channel_credentials(
+        without, grpc.metadata_call_credentials(_Basic())
+    )
+    assert (
+        token_server.refuses(copy, credentials=odd) is grpc.StatusCode.UNAUTHENTICATED
+    )
     assert token_server.refused == [
         CredentialFault.IDENTITY,
         CredentialFault.TOKEN,
@@ -267,14 +297,25 @@ def test_a_token_with_another_clients_number_is_nobodys():
     ],
 )
 def test_only_one_plain_number_in_the_certificate_counts(names, client):
-    assert client_of_peer({"x509_subject_alternative_name": [name.encode() for name in names]}) == client
+    assert (
+        client_of_peer(
+            {"x509_subject_alternative_name": [name.encode() for name in names]}
+        )
+        == client
+    )
     assert client_of_peer({"x509_common_name": [client_uri(1).encode()]}) is None
 
 
 def test_the_server_may_be_asked_with_its_own_certificate(server, certs):
-    assert server.refuses(certs / "server") is grpc.StatusCode.UNAUTHENTICATED  # but it is no client
-    assert is_server({"x509_subject_alternative_name": [b"localhost", b"fedknow://server"]})
-    assert not is_server({"x509_subject_alternative_name": [b"fedknow://client/1", b"server"]})
+    assert (
+        server.refuses(certs / "server") is grpc.StatusCode.UNAUTHENTICATED
+    )  # but it is no client
+    assert is_server(
+        {"x509_subject_alternative_name": [b"localhost", b"fedknow://server"]}
+    )
+    assert not is_server(
+        {"x509_subject_alternative_name": [b"fedknow://client/1", b"server"]}
+    )
     assert not is_server({})
 
 
@@ -290,7 +331,9 @@ def test_the_server_has_no_identity_and_strangers_are_told_apart():
 def test_a_folder_that_is_wrong_is_explained(certs, copy):
     with pytest.raises(ConfigError, match=r"there is no ca\.pem; give clients/NNN"):
         channel_credentials(copy / "nowhere")
-    with pytest.raises(ConfigError, match=r"no cert\.pem; give server .*; give .*/server$"):
+    with pytest.raises(
+        ConfigError, match=r"no cert\.pem; give server .*; give .*/server$"
+    ):
         server_credentials(certs)
     with pytest.raises(ConfigError, match="the other side's kind of certificate"):
         server_credentials(copy)
@@ -325,7 +368,11 @@ def test_a_key_open_to_others_is_warned_of(copy, caplog):
 def test_what_exists_is_never_changed_and_clients_are_added(tmp_path):
     folder = tmp_path / "certs"
     made = make_certificates(folder, 2)
-    assert made == [folder / "server", folder / "clients" / "000", folder / "clients" / "001"]
+    assert made == [
+        folder / "server",
+        folder / "clients" / "000",
+        folder / "clients" / "001",
+    ]
     files = [path for path in folder.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files if path.name != "tokens.json"}
     assert len(before) == 2 + 3 + 2 * 4
@@ -334,7 +381,10 @@ def test_what_exists_is_never_changed_and_clients_are_added(tmp_path):
     assert make_certificates(folder, 3) == [folder / "clients" / "002"]
     assert {path: path.read_bytes() for path in before} == before
     tokens = Tokens.load(folder / "server")
-    read = [(folder / "clients" / f"{client:03d}" / "token").read_text().strip() for client in range(3)]
+    read = [
+        (folder / "clients" / f"{client:03d}" / "token").read_text().strip()
+        for client in range(3)
+    ]
     assert [tokens.client(token) for token in read] == [0, 1, 2]
 
 
@@ -350,11 +400,15 @@ def test_a_folder_that_moved_to_its_machine_is_not_made_again(tmp_path):
 def test_a_new_server_certificate_leaves_clients_alone(tmp_path):
     folder = tmp_path / "certs"
     make_certificates(folder, 2)
-    with pytest.raises(ConfigError, match=r"without --host new\.example\.org; remove .*server"):
+    with pytest.raises(
+        ConfigError, match=r"without --host new\.example\.org; remove .*server"
+    ):
         make_certificates(folder, 2, ["new.example.org", "localhost"])
     shutil.rmtree(folder / "server")
     assert make_certificates(folder, 2, ["new.example.org"]) == [folder / "server"]
-    assert len(json.loads((folder / "server" / "tokens.json").read_text())["clients"]) == 2
+    assert (
+        len(json.loads((folder / "server" / "tokens.json").read_text())["clients"]) == 2
+    )
     with Server(server_credentials(folder / "server")) as server:
         assert server.ask(folder / "clients" / "001") == b"1"
 
@@ -396,7 +450,9 @@ def test_a_folder_that_cannot_be_used_is_explained(tmp_path):
         ("224.0.0.1", "nobody can connect to this address"),
     ],
 )
-def test_a_host_that_can_never_match_is_refused_before_anything_is_written(tmp_path, host, text):
+def test_a_host_that_can_never_match_is_refused_before_anything_is_written(
+    tmp_path, host, text
+):
     with pytest.raises(ConfigError) as caught:
         make_certificates(tmp_path / "certs", 1, ["fl.example.org", host])
     assert str(caught.value).startswith(f"--host {host!r}: ")
@@ -406,9 +462,18 @@ def test_a_host_that_can_never_match_is_refused_before_anything_is_written(tmp_p
 
 def test_each_kind_of_host_is_believed(tmp_path):
     folder = tmp_path / "certs"
-    hosts = ["*.example.org", "my_server", "FL.Example.com", "pi3", "2001:DB8::0:7", "192.0.2.7"]
+    hosts = [
+        "*.example.org",
+        "my_server",
+        "FL.Example.com",
+        "pi3",
+        "2001:DB8::0:7",
+        "192.0.2.7",
+    ]
     make_certificates(folder, 1, hosts)
-    assert make_certificates(folder, 1, ["fl.example.COM", "2001:db8::7"]) == []  # they are there
+    assert (
+        make_certificates(folder, 1, ["fl.example.COM", "2001:db8::7"]) == []
+    )  # they are there
     credentials = channel_credentials(folder / "clients" / "000")
 
     def ask(server, host):
@@ -417,7 +482,14 @@ def test_each_kind_of_host_is_believed(tmp_path):
             return channel.unary_unary(WHO)(b"", timeout=10)
 
     with Server(server_credentials(folder / "server")) as server:
-        for host in ("a.example.org", "my_server", "fl.example.com", "pi3", "2001:db8::7", "192.0.2.7"):
+        for host in (
+            "a.example.org",
+            "my_server",
+            "fl.example.com",
+            "pi3",
+            "2001:db8::7",
+            "192.0.2.7",
+        ):
             assert ask(server, host) == b"0"
         for host in ("example.org", "a.b.example.org", "pi4"):
             with pytest.raises(grpc.RpcError):

@@ -53,13 +53,19 @@ def plurals_after_numbers(code: str) -> Iterator[str]:
         for value, text in itertools.pairwise(parts):
             if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant):
                 name = ast.unparse(value.value)
-                if PLURALS.match(text.value) and not name.rpartition(".")[2].isupper() and "if" not in name:
+                if (
+                    PLURALS.match(text.value)
+                    and not name.rpartition(".")[2].isupper()
+                    and "if" not in name
+                ):
                     yield name
 
 
 def test_a_number_without_the_right_noun_is_found():
     assert list(plurals_after_numbers("f'{clients} clients'")) == ["clients"]
-    assert list(plurals_after_numbers("f'{len(a)} natural tasks, {SEEDS} seeds'")) == ["len(a)"]
+    assert list(plurals_after_numbers("f'{len(a)} natural tasks, {SEEDS} seeds'")) == [
+        "len(a)"
+    ]
     assert list(plurals_after_numbers("""f'{counted(3, "client")} are here'""")) == []
 
 

@@ -48,11 +48,24 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
-SCALARS = {bool: st.booleans(), int: INTEGERS, float: st.floats(), str: NAMES, bytes: st.binary(max_size=12)}
+SCALARS = {
+    bool: st.booleans(),
+    int: INTEGERS,
+    float: st.floats(),
+    str: NAMES,
+    bytes: st.binary(max_size=12),
+}
 LISTS = st.one_of(*(st.lists(values, max_size=4) for values in SCALARS.values()))
-NUMBERS = st.one_of(INTEGERS, st.floats(), st.lists(INTEGERS, max_size=4), st.lists(st.floats(), max_size=4))
+NUMBERS = st.one_of(
+    INTEGERS,
+    st.floats(),
+    st.lists(INTEGERS, max_size=4),
+    st.lists(st.floats(), max_size=4),
+)
 ARRAYS = hnp.arrays(
-    st.sampled_from(["bool", "int8", "int64", "uint16", "uint64", "float16", "float32", "float64"]),
+    st.sampled_from(
+        ["bool", "int8", "int64", "uint16", "uint64", "float16", "float32", "float64"]
+    ),
     hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5),
 )
 RECORDS = st.one_of(
@@ -88,7 +101,9 @@ def plain(value):
         return value.dtype.name, value.shape, value.tobytes()
     if isinstance(value, list):
         return [plain(item) for item in value]
-    return type(value), np.float64(value).tobytes() if isinstance(value, float) else value
+    return type(value), np.float64(value).tobytes() if isinstance(
+        value, float
+    ) else value
 
 
 def same(message, other):
@@ -96,7 +111,10 @@ def same(message, other):
         return it.kind, it.node, it.id, it.reply_to, it.group, it.failure
 
     def content(it):
-        return [(n, type(r), [(key, plain(value)) for key, value in r.items()]) for n, r in it.content.items()]
+        return [
+            (n, type(r), [(key, plain(value)) for key, value in r.items()])
+            for n, r in it.content.items()
+        ]
 
     return about(message) == about(other) and content(message) == content(other)
 
@@ -108,8 +126,15 @@ def refusing(code):
 def large(tensors=6, size=70_000, seed=0):
     """A message of a few chunks."""
     rng = np.random.default_rng(seed)
-    arrays = Arrays({f"w{i}": rng.standard_normal(size + i, dtype=np.float32) for i in range(tensors)})
-    return Message("train", 7, "m7", "", "3", {"arrays": arrays, "config": Config(task=1)})
+    arrays = Arrays(
+        {
+            f"w{i}": rng.standard_normal(size + i, dtype=np.float32)
+            for i in range(tensors)
+        }
+    )
+    return Message(
+        "train", 7, "m7", "", "3", {"arrays": arrays, "config": Config(task=1)}
+    )
 
 
 # Messages
@@ -123,17 +148,46 @@ def test_nothing_is_lost(message, encoding):
 
 @pytest.mark.parametrize(
     "value",
-    [True, 1, 1.0, "1", b"1", 0, 0.0, -0.0, "", b"", [], [True], [1], [1.0], ["1"], [b"1"], 2**63 - 1, -(2**63)],
+    [
+        True,
+        1,
+        1.0,
+        "1",
+        b"1",
+        0,
+        0.0,
+        -0.0,
+        "",
+        b"",
+        [],
+        [True],
+        [1],
+        [1.0],
+        ["1"],
+        [b"1"],
+        2**63 - 1,
+        -(2**63),
+    ],
 )
 def test_each_type_comes_back_as_itself(value):
-    back = there_and_back(Message("train", 2, "1", content={"config": Config(key=value)})).config()["key"]
+    back = there_and_back(
+        Message("train", 2, "1", content={"config": Config(key=value)})
+    ).config()["key"]
     assert plain(back) == plain(value)
 
 
 def test_lossy_encodings_leave_other_tensors_exact():
-    arrays = Arrays(w=np.full(5, 0.1, np.float32), n=np.array(2**40 + 1), half=np.full(3, 0.1, np.float16))
+    arrays = Arrays(
+        w=np.full(5, 0.1, np.float32),
+        n=np.array(2**40 + 1),
+        half=np.full(3, 0.1, np.float16),
+    )
     message = Message("train", 2, "1", content={"arrays": arrays})
-    for encoding, expected in ((Encoding.FP16, 0.0999755859375), (Encoding.BF16, 0.10009765625), (Encoding.INT8, 0.1)):
+    for encoding, expected in (
+        (Encoding.FP16, 0.0999755859375),
+        (Encoding.BF16, 0.10009765625),
+        (Encoding.INT8, 0.1),
+    ):
         back = there_and_back(message, encoding).arrays()
         assert back["w"].tolist() == np.full(5, expected, np.float32).tolist()
         assert plain(back["n"]) == plain(arrays["n"])
@@ -145,7 +199,10 @@ def test_lossy_encodings_leave_other_tensors_exact():
     [
         ({"c": Config(k=2**63)}, "c.k is an integer of 64 bits"),
         ({"c": Config(k=10**5000)}, "c.k is an integer of 16610 bits"),
-        ({"c": Config(k=[1, 2.0])}, r"c.k = \[1, 2.0\]: a list holds scalars, all of one type"),
+        (
+            {"c": Config(k=[1, 2.0])},
+            r"c.k = \[1, 2.0\]: a list holds scalars, all of one type",
+        ),
         ({"c": Config(k=[[1]])}, "c.k = .*: a list holds scalars"),
         ({"c": Config(k=(1, 2))}, r"c.k = \(1, 2\) is a tuple; must be"),
         ({"c": Config(k=None)}, "c.k = None is a NoneType; must be"),
@@ -178,13 +235,22 @@ def test_the_envelope_too_is_checked_before_it_is_written():
     [
         (Limits(name_bytes=8), Message("train", 2, "x" * 9)),
         (Limits(name_bytes=8), Message("train", 2, "1", content={"é" * 5: Config()})),
-        (Limits(records=1), Message("train", 2, "1", content={"a": Config(), "b": Config()})),
+        (
+            Limits(records=1),
+            Message("train", 2, "1", content={"a": Config(), "b": Config()}),
+        ),
         (Limits(tensors=5), large()),
-        (Limits(dims=1), Message("train", 2, "1", content={"a": Arrays(w=np.ones((1, 1)))})),
+        (
+            Limits(dims=1),
+            Message("train", 2, "1", content={"a": Arrays(w=np.ones((1, 1)))}),
+        ),
         (Limits(elements=69_999), large()),
         (Limits(decoded_bytes=4 * 6 * 70_000), large()),
         (Limits(message_bytes=4 * 6 * 70_000), large()),
-        (Limits(header_bytes=99), Message("train", 2, "1", content={"a": Config(k=b"1" * 99)})),
+        (
+            Limits(header_bytes=99),
+            Message("train", 2, "1", content={"a": Config(k=b"1" * 99)}),
+        ),
     ],
 )
 def test_limits_hold_on_both_sides(limits, message):
@@ -196,7 +262,9 @@ def test_limits_hold_on_both_sides(limits, message):
 
 
 def parcel_of(header, payload=b""):
-    return Parcel(2, "1", "", memoryview(header.SerializeToString()), memoryview(payload))
+    return Parcel(
+        2, "1", "", memoryview(header.SerializeToString()), memoryview(payload)
+    )
 
 
 def header_of(message):
@@ -205,7 +273,9 @@ def header_of(message):
 
 
 def test_headers_that_contradict_themselves_are_refused():
-    header, payload = header_of(Message("train", 2, "1", content={"a": Arrays(u=np.ones(3), v=np.ones(4))}))
+    header, payload = header_of(
+        Message("train", 2, "1", content={"a": Arrays(u=np.ones(3), v=np.ones(4))})
+    )
     assert unpack(parcel_of(header, payload)).arrays()["v"].tolist() == [1] * 4
     with refusing(Code.TRUNCATED):
         unpack(parcel_of(header, payload[:-8]))
@@ -225,9 +295,16 @@ def test_headers_that_contradict_themselves_are_refused():
     [
         pb.Record(name="a"),
         pb.Record(name="a", config=pb.Values(entries=[pb.Entry(name="k")])),
-        pb.Record(name="a", config=pb.Values(entries=[pb.Entry(name="k", flag=True)] * 2)),
+        pb.Record(
+            name="a", config=pb.Values(entries=[pb.Entry(name="k", flag=True)] * 2)
+        ),
         pb.Record(name="a", metrics=pb.Values(entries=[pb.Entry(name="k", flag=True)])),
-        pb.Record(name="a", metrics=pb.Values(entries=[pb.Entry(name="k", texts=pb.Texts(items=["a"]))])),
+        pb.Record(
+            name="a",
+            metrics=pb.Values(
+                entries=[pb.Entry(name="k", texts=pb.Texts(items=["a"]))]
+            ),
+        ),
     ],
 )
 def test_records_that_cannot_be_read_are_refused(record):
@@ -240,7 +317,9 @@ def test_records_that_cannot_be_read_are_refused(record):
 
 def test_arrays_are_views_of_one_buffer():
     back = there_and_back(large()).arrays()
-    assert all(array.flags.writeable and array.ctypes.data % 8 == 0 for array in back.values())
+    assert all(
+        array.flags.writeable and array.ctypes.data % 8 == 0 for array in back.values()
+    )
     assert back["w0"].base is not None
     gap = back["w1"].ctypes.data - back["w0"].ctypes.data
     assert gap == back["w0"].nbytes  # 280,000 bytes, a multiple of 8
@@ -258,13 +337,20 @@ def test_arrays_may_change_once_they_are_packed():
 # Frames
 
 
-@given(st.integers(0, 3000), st.integers(1, 40), st.sampled_from([4096, 5000, CHUNK_BYTES]), st.integers(0, 99))
+@given(
+    st.integers(0, 3000),
+    st.integers(1, 40),
+    st.sampled_from([4096, 5000, CHUNK_BYTES]),
+    st.integers(0, 99),
+)
 @settings(deadline=None)
 def test_any_pieces_arrive_whole(size, header, chunk_bytes, seed):
     draw = random.Random(seed)
     data = draw.randbytes(8 * size)
     marks = sorted(draw.randrange(len(data) + 1) for _ in range(5))
-    pieces = [memoryview(data)[a:b] for a, b in itertools.pairwise([0, *marks, len(data)])]
+    pieces = [
+        memoryview(data)[a:b] for a, b in itertools.pairwise([0, *marks, len(data)])
+    ]
     packed = cut(bytes(header), pieces, node=2, id="1", chunk_bytes=chunk_bytes)
     frames = list(packed.frames())
     (parcel,) = receive(frames)
@@ -300,7 +386,10 @@ def test_a_broadcast_is_serialised_once():
 @settings(max_examples=20, deadline=None)
 def test_messages_interleave_and_heartbeats_pass_between(draw):
     messages = [large(seed=seed) for seed in range(3)]
-    queues = [list(pack(message, chunk_bytes=1 << 17).frames(id=str(i))) for i, message in enumerate(messages)]
+    queues = [
+        list(pack(message, chunk_bytes=1 << 17).frames(id=str(i)))
+        for i, message in enumerate(messages)
+    ]
     assembler, arrived = Assembler(), {}
     while any(queues):
         frame = parse(draw.choice([queue for queue in queues if queue]).pop(0))
@@ -325,7 +414,12 @@ def test_frames_out_of_order_twice_or_foreign_are_refused():
     frames = frames_of(chunk_bytes=1 << 18)
     assert len(frames) == 7
     add_all(frames)
-    for wrong in ([frames[1]], [*frames[:2], frames[3]], [*frames[:3], frames[2]], [frames[0], frames[0]]):
+    for wrong in (
+        [frames[1]],
+        [*frames[:2], frames[3]],
+        [*frames[:3], frames[2]],
+        [frames[0], frames[0]],
+    ):
         with refusing(Code.OUT_OF_ORDER):
             add_all(wrong)
     with refusing(Code.OUT_OF_ORDER):
@@ -350,7 +444,11 @@ def changed(frame, data=None, **envelope):
 
 def test_chunks_of_the_wrong_size_are_refused():
     first, second, *_ = frames_of(chunk_bytes=1 << 18)
-    for data, code in ((second.data[:-1], Code.TRUNCATED), (b"", Code.TRUNCATED), (second.data + b"1", Code.TRUNCATED)):
+    for data, code in (
+        (second.data[:-1], Code.TRUNCATED),
+        (b"", Code.TRUNCATED),
+        (second.data + b"1", Code.TRUNCATED),
+    ):
         with refusing(code):
             add_all([first, changed(second, data)])
     (small,) = frames_of(Message("train", 2, "1"))
@@ -390,7 +488,10 @@ def test_a_peer_has_so_much_under_way_and_no_more():
         add_all(starts, Limits(streams=3))
     size = starts[0].chunk.envelope.size
     add_all(starts, Limits(message_bytes=4 * size))
-    with pytest.raises(WireError, match=f"TOO_LARGE: messages under way of {4 * size} bytes; at most {4 * size - 1}"):
+    with pytest.raises(
+        WireError,
+        match=f"TOO_LARGE: messages under way of {4 * size} bytes; at most {4 * size - 1}",
+    ):
         add_all(starts, Limits(message_bytes=4 * size - 1))
 
 
@@ -407,8 +508,14 @@ def test_first_chunk_without_an_envelope_is_refused():
         (Code.MALFORMED, b""),
         (Code.MALFORMED, b"\xff"),
         (Code.MALFORMED, Frame(data=b"1").SerializeToString()),
-        (Code.MALFORMED, Frame(heartbeat=pb.Heartbeat(), data=b"1").SerializeToString()),
-        (Code.MALFORMED, b"\x0a\x03\x12\x01\xff"),  # a package version that is not UTF-8
+        (
+            Code.MALFORMED,
+            Frame(heartbeat=pb.Heartbeat(), data=b"1").SerializeToString(),
+        ),
+        (
+            Code.MALFORMED,
+            b"\x0a\x03\x12\x01\xff",
+        ),  # a package version that is not UTF-8
         (Code.TOO_LARGE, bytes(CHUNK_BYTES + (1 << 14) + 1)),
     ],
 )
@@ -425,7 +532,12 @@ def test_memory_follows_what_arrives_not_what_is_announced():
     tensor = header.records[0].arrays.tensors[0]
     tensor.shape[:], tensor.length = [1 << 60], 1 << 63
     huge = parcel_of(header, bytes(24))
-    tensor.shape[:], tensor.length, tensor.layout, tensor.count = [1 << 28], 0, pb.Tensor.GAPS, 0
+    tensor.shape[:], tensor.length, tensor.layout, tensor.count = (
+        [1 << 28],
+        0,
+        pb.Tensor.GAPS,
+        0,
+    )
     empty = parcel_of(header)
     tracemalloc.start()
     try:
@@ -438,7 +550,9 @@ def test_memory_follows_what_arrives_not_what_is_announced():
             unpack(huge, limits)
         with refusing(Code.TOO_LARGE):
             unpack(empty)  # two gigabytes of zeros in no bytes
-        assert tracemalloc.get_traced_memory()[1] < 2 << 18  # one chunk, read off its frame
+        assert (
+            tracemalloc.get_traced_memory()[1] < 2 << 18
+        )  # one chunk, read off its frame
     finally:
         tracemalloc.stop()
 
@@ -448,8 +562,17 @@ def test_memory_follows_what_arrives_not_what_is_announced():
 
 def test_greetings_carry_both_versions():
     greeting, answer = parse(hello(9)).hello, parse(welcome(9, "[data]\n")).welcome
-    assert (greeting.protocol, greeting.package, greeting.node) == (PROTOCOL, fedknow.__version__, 9)
-    assert (answer.protocol, answer.package, answer.node, answer.config) == (1, fedknow.__version__, 9, "[data]\n")
+    assert (greeting.protocol, greeting.package, greeting.node) == (
+        PROTOCOL,
+        fedknow.__version__,
+        9,
+    )
+    assert (answer.protocol, answer.package, answer.node, answer.config) == (
+        1,
+        fedknow.__version__,
+        9,
+        "[data]\n",
+    )
     check_version(greeting)
     check_version(answer)
 
@@ -468,7 +591,11 @@ def test_another_version_is_refused_by_name():
 def test_refusals_travel():
     error = WireError(Code.BAD_SHAPE, "tensor 'w'")
     back = refused(parse(refusal(error)).refusal)
-    assert (back.code, back.reason, str(back)) == (Code.BAD_SHAPE, "tensor 'w'", "BAD_SHAPE: tensor 'w'")
+    assert (back.code, back.reason, str(back)) == (
+        Code.BAD_SHAPE,
+        "tensor 'w'",
+        "BAD_SHAPE: tensor 'w'",
+    )
     assert refused(Refusal(code=99, reason="new")).code is Code.CODE_UNSPECIFIED
     copied = copy.copy(error)  # as another process gets it
     assert (copied.code, copied.reason) == (error.code, error.reason)
@@ -484,7 +611,9 @@ def test_the_generated_code_is_up_to_date():
     from fedknow.protocols.wire.generate import HERE, compiled
 
     for name, text in compiled().items():
-        assert (HERE / name).read_text() == text, f"{name}: python protocols/wire/generate.py"
+        assert (HERE / name).read_text() == text, (
+            f"{name}: python protocols/wire/generate.py"
+        )
 
 
 # Hostile bytes
@@ -492,7 +621,9 @@ def test_the_generated_code_is_up_to_date():
 
 @pytest.fixture(scope="module")
 def fuzzer():
-    spec = importlib.util.spec_from_file_location("fuzz_wire", BENCHMARKS / "fuzz_wire.py")
+    spec = importlib.util.spec_from_file_location(
+        "fuzz_wire", BENCHMARKS / "fuzz_wire.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -518,4 +649,12 @@ def test_mutated_messages_are_read_or_refused_and_take_no_memory(fuzzer):
         assert tracemalloc.get_traced_memory()[1] < 4 * fuzzer.LIMITS.decoded_bytes
     finally:
         tracemalloc.stop()
-    assert {"read", "MALFORMED", "TRUNCATED", "BAD_CHECKSUM", "BAD_SHAPE", "BAD_DTYPE", "TOO_LARGE"} <= outcomes.keys()
+    assert {
+        "read",
+        "MALFORMED",
+        "TRUNCATED",
+        "BAD_CHECKSUM",
+        "BAD_SHAPE",
+        "BAD_DTYPE",
+        "TOO_LARGE",
+    } <= outcomes.keys()

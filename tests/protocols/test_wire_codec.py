@@ -17,7 +17,9 @@ from fedknow.protocols.wire.codec import check, decode, encode, lossy
 
 TYPES = [name.lower() for name, number in pb.Tensor.Type.items() if number]
 TENSORS = st.sampled_from(TYPES).flatmap(
-    lambda name: hnp.arrays(name, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
+    lambda name: hnp.arrays(
+        name, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
+    )
 )
 FLOATS = st.sampled_from(["float32", "float64"])
 
@@ -28,7 +30,11 @@ def there_and_back(array, encoding):
 
 
 def same_bits(array, other):
-    return (array.dtype, array.shape, array.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    return (array.dtype, array.shape, array.tobytes()) == (
+        other.dtype,
+        other.shape,
+        other.tobytes(),
+    )
 
 
 def refused(code, action, *arguments):
@@ -74,7 +80,11 @@ def test_negative_zero_nan_and_infinity_are_elements_of_a_sparse_tensor():
     array[[3, 400, 999]] = -0.0, np.nan, -np.inf
     array.view(np.uint32)[500] = 0x7F800001  # a signalling NaN
     tensor, payload = encode("w", array, Encoding.SPARSE)
-    assert (tensor.layout, tensor.count, len(payload)) == (pb.Tensor.GAPS, 4, 4 * 4 + 6)  # gaps 4, 397, 100, 499
+    assert (tensor.layout, tensor.count, len(payload)) == (
+        pb.Tensor.GAPS,
+        4,
+        4 * 4 + 6,
+    )  # gaps 4, 397, 100, 499
     assert same_bits(decode(tensor, payload), array)
 
 
@@ -82,7 +92,11 @@ def test_negative_zero_nan_and_infinity_are_elements_of_a_sparse_tensor():
     ("present", "layout", "size"),
     [
         (0, pb.Tensor.GAPS, 0),
-        (100, pb.Tensor.GAPS, 400 + 100),  # gaps of 40: one byte each, against 500 bytes of mask
+        (
+            100,
+            pb.Tensor.GAPS,
+            400 + 100,
+        ),  # gaps of 40: one byte each, against 500 bytes of mask
         (499, pb.Tensor.GAPS, 4 * 499 + 499),
         (500, pb.Tensor.MASK, 4 * 500 + 500),
         (3800, pb.Tensor.MASK, 4 * 3800 + 500),
@@ -150,7 +164,9 @@ def test_bf16_is_within_its_bound(data, name):
 @given(st.data(), FLOATS)
 @settings(deadline=None)
 def test_int8_is_within_its_bound(data, name):
-    array = floats(data.draw, name, data.draw(st.sampled_from([1e-300, 1e-40, 1.0, 1e30])))
+    array = floats(
+        data.draw, name, data.draw(st.sampled_from([1e-300, 1e-40, 1.0, 1e30]))
+    )
     tensor, payload = encode("w", array, Encoding.INT8)
     back = decode(tensor, payload)
     assert len(payload) == array.size
@@ -172,8 +188,16 @@ def test_bf16_numbers_travel_as_they_are(upper):
 
 def test_bf16_rounds_to_nearest_even():
     one, step = 1.0, 2.0**-7
-    array = np.array([one + step / 2, one + 1.5 * step, one + step / 2 + 1e-6, -one - 1.5 * step], np.float32)
-    assert there_and_back(array, Encoding.BF16).tolist() == [one, one + 2 * step, one + step, -one - 2 * step]
+    array = np.array(
+        [one + step / 2, one + 1.5 * step, one + step / 2 + 1e-6, -one - 1.5 * step],
+        np.float32,
+    )
+    assert there_and_back(array, Encoding.BF16).tolist() == [
+        one,
+        one + 2 * step,
+        one + step,
+        -one - 2 * step,
+    ]
 
 
 @pytest.mark.parametrize("encoding", [Encoding.FP16, Encoding.BF16])
@@ -181,7 +205,10 @@ def test_bf16_rounds_to_nearest_even():
 def test_halves_keep_nan_and_infinity(encoding, name):
     array = np.array([np.nan, -np.nan, np.inf, -np.inf, -0.0, 1.5], name)
     if name == "float32":
-        array = np.append(array, np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32))
+        array = np.append(
+            array,
+            np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32),
+        )
     back = there_and_back(array, encoding)
     assert np.array_equal(back, array, equal_nan=True)
     assert np.signbit(back[4])
@@ -200,7 +227,9 @@ def test_halves_keep_nan_and_infinity(encoding, name):
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(encoding, value, name):
-    reason = refused(Code.BAD_VALUE, encode, "body.w", np.array([1, value], name), encoding)
+    reason = refused(
+        Code.BAD_VALUE, encode, "body.w", np.array([1, value], name), encoding
+    )
     assert "body.w" in reason
     assert "dense" in reason
 
@@ -209,10 +238,15 @@ def test_numbers_that_do_not_fit_are_refused(encoding, value, name):
 @pytest.mark.parametrize("name", ["float16", "int64", "bool"])
 def test_lossy_encodings_take_float32_and_float64_only(encoding, name):
     assert not lossy(np.dtype(name))
-    assert "'w' of dtype" in refused(Code.BAD_DTYPE, encode, "w", np.ones(3, name), encoding)
+    assert "'w' of dtype" in refused(
+        Code.BAD_DTYPE, encode, "w", np.ones(3, name), encoding
+    )
 
 
-@pytest.mark.parametrize("array", [np.ones(2, complex), np.array(["a"]), np.array([None]), np.zeros(2, "M8[s]")])
+@pytest.mark.parametrize(
+    "array",
+    [np.ones(2, complex), np.array(["a"]), np.array([None]), np.zeros(2, "M8[s]")],
+)
 def test_other_dtypes_are_refused(array):
     assert "float32" in refused(Code.BAD_DTYPE, encode, "w", array)
 
@@ -222,10 +256,14 @@ def test_other_dtypes_are_refused(array):
 @settings(deadline=None)
 def test_a_flipped_bit_never_gets_through(encoding, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 9)))
-    array = np.where(rng.random(300) < 0.1, rng.standard_normal(300), 0).astype(np.float32)
+    array = np.where(rng.random(300) < 0.1, rng.standard_normal(300), 0).astype(
+        np.float32
+    )
     tensor, payload = encode("w", array, encoding)
     broken = bytearray(payload)
-    broken[data.draw(st.integers(0, len(broken) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    broken[data.draw(st.integers(0, len(broken) - 1))] ^= 1 << data.draw(
+        st.integers(0, 7)
+    )
     refused(Code.BAD_CHECKSUM, decode, tensor, memoryview(broken))
     cut = data.draw(st.integers(0, len(broken) - 1))
     refused(Code.TRUNCATED, decode, tensor, payload[:cut])
@@ -246,7 +284,10 @@ def described(**changes):
     [
         (Code.BAD_DTYPE, {"type": 0}),
         (Code.BAD_DTYPE, {"type": 77}),
-        (Code.BAD_DTYPE, {"type": pb.Tensor.INT32, "layout": pb.Tensor.FP16, "length": 24}),
+        (
+            Code.BAD_DTYPE,
+            {"type": pb.Tensor.INT32, "layout": pb.Tensor.FP16, "length": 24},
+        ),
         (Code.MALFORMED, {"layout": 0}),
         (Code.MALFORMED, {"layout": 77}),
         (Code.TOO_LARGE, {"shape": [1] * 17}),
@@ -260,10 +301,16 @@ def described(**changes):
         (Code.BAD_SHAPE, {"layout": pb.Tensor.MASK, "count": 13}),
         (Code.BAD_SHAPE, {"layout": pb.Tensor.MASK, "count": 1 << 63}),
         (Code.BAD_SHAPE, {"layout": pb.Tensor.GAPS, "count": 1, "length": 4}),
-        (Code.BAD_SHAPE, {"layout": pb.Tensor.GAPS, "count": 1, "length": 6}),  # a mask would be as small
+        (
+            Code.BAD_SHAPE,
+            {"layout": pb.Tensor.GAPS, "count": 1, "length": 6},
+        ),  # a mask would be as small
         (Code.BAD_VALUE, {"layout": pb.Tensor.SCALED, "length": 12, "scale": 0.0}),
         (Code.BAD_VALUE, {"layout": pb.Tensor.SCALED, "length": 12, "scale": -1.0}),
-        (Code.BAD_VALUE, {"layout": pb.Tensor.SCALED, "length": 12, "scale": float("nan")}),
+        (
+            Code.BAD_VALUE,
+            {"layout": pb.Tensor.SCALED, "length": 12, "scale": float("nan")},
+        ),
         (Code.BAD_VALUE, {"layout": pb.Tensor.SCALED, "length": 12, "scale": 1e38}),
     ],
 )
@@ -275,27 +322,82 @@ def test_descriptions_that_cannot_be_true_are_refused(code, changes):
     ("code", "name", "changes", "payload"),
     [
         (Code.BAD_VALUE, "bool", {"shape": [2]}, [1, 2]),
-        (Code.BAD_VALUE, "float32", {"shape": [2], "layout": pb.Tensor.SCALED, "scale": 1.0}, [0, 128]),
-        (Code.MALFORMED, "uint8", {"shape": [20], "layout": pb.Tensor.MASK, "count": 2}, [5, 5, 1, 0, 0]),
-        (Code.MALFORMED, "uint8", {"shape": [20], "layout": pb.Tensor.MASK, "count": 1}, [5, 0, 0, 0x80]),
-        (Code.MALFORMED, "uint8", {"shape": [20], "layout": pb.Tensor.GAPS, "count": 1}, [5, 0]),
-        (Code.MALFORMED, "uint8", {"shape": [20], "layout": pb.Tensor.GAPS, "count": 1}, [5, 21]),
-        (Code.MALFORMED, "uint8", {"shape": [20], "layout": pb.Tensor.GAPS, "count": 2}, [5, 5, 11, 10]),
-        (Code.MALFORMED, "uint8", {"shape": [20], "layout": pb.Tensor.GAPS, "count": 1}, [5, 0x81]),
-        (Code.MALFORMED, "uint8", {"shape": [20], "layout": pb.Tensor.GAPS, "count": 1}, [5, 1, 1]),
-        (Code.MALFORMED, "uint8", {"shape": [99], "layout": pb.Tensor.GAPS, "count": 2}, [5, 5] + [0x80] * 5 + [1, 1]),
+        (
+            Code.BAD_VALUE,
+            "float32",
+            {"shape": [2], "layout": pb.Tensor.SCALED, "scale": 1.0},
+            [0, 128],
+        ),
+        (
+            Code.MALFORMED,
+            "uint8",
+            {"shape": [20], "layout": pb.Tensor.MASK, "count": 2},
+            [5, 5, 1, 0, 0],
+        ),
+        (
+            Code.MALFORMED,
+            "uint8",
+            {"shape": [20], "layout": pb.Tensor.MASK, "count": 1},
+            [5, 0, 0, 0x80],
+        ),
+        (
+            Code.MALFORMED,
+            "uint8",
+            {"shape": [20], "layout": pb.Tensor.GAPS, "count": 1},
+            [5, 0],
+        ),
+        (
+            Code.MALFORMED,
+            "uint8",
+            {"shape": [20], "layout": pb.Tensor.GAPS, "count": 1},
+            [5, 21],
+        ),
+        (
+            Code.MALFORMED,
+            "uint8",
+            {"shape": [20], "layout": pb.Tensor.GAPS, "count": 2},
+            [5, 5, 11, 10],
+        ),
+        (
+            Code.MALFORMED,
+            "uint8",
+            {"shape": [20], "layout": pb.Tensor.GAPS, "count": 1},
+            [5, 0x81],
+        ),
+        (
+            Code.MALFORMED,
+            "uint8",
+            {"shape": [20], "layout": pb.Tensor.GAPS, "count": 1},
+            [5, 1, 1],
+        ),
+        (
+            Code.MALFORMED,
+            "uint8",
+            {"shape": [99], "layout": pb.Tensor.GAPS, "count": 2},
+            [5, 5] + [0x80] * 5 + [1, 1],
+        ),
     ],
 )
-def test_bytes_that_lie_are_refused_though_their_checksum_is_right(code, name, changes, payload):
+def test_bytes_that_lie_are_refused_though_their_checksum_is_right(
+    code, name, changes, payload
+):
     data = memoryview(bytes(payload))
     number = pb.Tensor.Type.Value(name.upper())
-    refused(code, decode, described(type=number, length=len(data), crc32=zlib.crc32(data), **changes), data)
+    refused(
+        code,
+        decode,
+        described(type=number, length=len(data), crc32=zlib.crc32(data), **changes),
+        data,
+    )
 
 
 def test_reading_a_sparse_tensor_takes_memory_in_proportion_to_it():
     array = np.zeros(1 << 20, np.float32)
     array[:: 1 << 7] = 1  # gaps of two bytes
-    for values in (array, np.where(np.arange(1 << 20) % 3 == 0, np.float32(1), np.float32(0))):
+    for values in (
+        array,
+        np.where(np.arange(1 << 20) % 3 == 0, np.float32(1), np.float32(0)),
+    ):
         tensor, payload = encode("w", values, Encoding.SPARSE)
         tracemalloc.start()
         try:
@@ -305,7 +407,10 @@ def test_reading_a_sparse_tensor_takes_memory_in_proportion_to_it():
             tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("field", "value"), [("streams", 0), ("elements", (1 << 31) + 1), ("message_bytes", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("streams", 0), ("elements", (1 << 31) + 1), ("message_bytes", -1)],
+)
 def test_limits_that_cannot_be(field, value):
     with pytest.raises(ValueError, match=f"limit {field} = {value}: must be"):
         Limits(**{field: value})

@@ -20,7 +20,13 @@ from fedknow.simulations.simulate import Observer, simulate
 
 SMALL = {
     "name": "small",
-    "data": {"tasks": 2, "clients": 3, "classes_min": 2, "classes_max": 2, "share": "overlapping"},
+    "data": {
+        "tasks": 2,
+        "clients": 3,
+        "classes_min": 2,
+        "classes_max": 2,
+        "share": "overlapping",
+    },
     "model": {"name": "mlp", "hidden": 16},
     "train": {"rounds": 1, "epochs": 1},
     "engine": {"backend": "inline"},
@@ -67,9 +73,17 @@ def compared(tmp_path_factory):
 
 def test_every_learner_runs_with_every_seed(compared):
     out, watch, result = compared
-    assert watch.titles == ["fedavg seed 0 (1/4)", "fedrep seed 0 (2/4)", "fedavg seed 1 (3/4)", "fedrep seed 1 (4/4)"]
+    assert watch.titles == [
+        "fedavg seed 0 (1/4)",
+        "fedrep seed 0 (2/4)",
+        "fedavg seed 1 (3/4)",
+        "fedrep seed 1 (4/4)",
+    ]
     assert watch.events.count("end") == 4
-    assert [(members.label, len(members.runs)) for members in result.groups] == [("fedavg", 2), ("fedrep", 2)]
+    assert [(members.label, len(members.runs)) for members in result.groups] == [
+        ("fedavg", 2),
+        ("fedrep", 2),
+    ]
     assert result.failures == {}
     assert result.report == out / "report.html"
     assert result.report.is_file()
@@ -85,24 +99,39 @@ def test_one_partition_a_seed(compared):
     digest = {key: run.events()[0]["partition"] for key, run in runs.items()}
     assert digest == {key: run.partition["digest"] for key, run in runs.items()}
     assert {
-        make_benchmark(read_config(SMALL, [f"learner={learner}"])).partition.digest for learner in list_learners()
+        make_benchmark(read_config(SMALL, [f"learner={learner}"])).partition.digest
+        for learner in list_learners()
     } == {digest["fedavg", 0]}
-    assert digest["fedavg", 0] == digest["fedrep", 0] != digest["fedavg", 1] == digest["fedrep", 1]
+    assert (
+        digest["fedavg", 0]
+        == digest["fedrep", 0]
+        != digest["fedavg", 1]
+        == digest["fedrep", 1]
+    )
 
 
 def test_files_hold_the_numbers(compared):
     out, _, result = compared
     tree = json.loads((out / "compare.json").read_text())
     rows = list(csv.DictReader((out / "compare.csv").open()))
-    assert [row["run"] for row in rows] == ["fedavg-seed0", "fedavg-seed1", "fedrep-seed0", "fedrep-seed1"]
+    assert [row["run"] for row in rows] == [
+        "fedavg-seed0",
+        "fedavg-seed1",
+        "fedrep-seed0",
+        "fedrep-seed1",
+    ]
     values = np.array([float(row["accuracy"]) for row in rows[:2]])
     written = tree["learners"]["fedavg"]["accuracy"]
     assert written["mean"] == pytest.approx(values.mean())
-    assert written["half_interval_95"] == pytest.approx(12.7062047 * values.std(ddof=1) / math.sqrt(2))
+    assert written["half_interval_95"] == pytest.approx(
+        12.7062047 * values.std(ddof=1) / math.sqrt(2)
+    )
     assert written["seeds"] == 2
     end = RunFolder.open(out / "fedavg-seed1").events()[-1]
     assert tree["runs"]["fedavg-seed1"]["accuracy"] == pytest.approx(end["accuracy"])
-    assert tree["runs"]["fedavg-seed1"]["forgetting_relative"] == pytest.approx(end["forgetting_relative"])
+    assert tree["runs"]["fedavg-seed1"]["forgetting_relative"] == pytest.approx(
+        end["forgetting_relative"]
+    )
     assert result.groups[0].estimate("accuracy").mean == pytest.approx(values.mean())
 
 
@@ -127,7 +156,9 @@ def test_a_finished_run_that_is_older_than_a_setting_is_read(compared, tmp_path)
     out, _, _ = compared
     shutil.copytree(out / "fedrep-seed0", tmp_path / "fedrep-seed0")
     path = tmp_path / "fedrep-seed0" / "config.toml"
-    text = re.sub(r"(?s)(\[learner\]\nname = \"fedrep\"\n).*?\n(?=\[)", r"\1\n", path.read_text())
+    text = re.sub(
+        r"(?s)(\[learner\]\nname = \"fedrep\"\n).*?\n(?=\[)", r"\1\n", path.read_text()
+    )
     assert len(text) < len(path.read_text())
     path.write_text(text.partition("\n")[2])  # nor had it a checksum then
     for name in ("metrics.jsonl", "accuracy.npz"):
@@ -148,14 +179,18 @@ def test_a_half_finished_run_goes_on(compared, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulate(plan, tmp_path / "fedrep-seed0", observers=[stop])
     result = compare(read_config(SMALL), ["fedrep"], 1, tmp_path)
-    assert result.groups[0].estimate("accuracy").mean == undisturbed.groups[1].runs[0].measures()["accuracy"]
+    assert (
+        result.groups[0].estimate("accuracy").mean
+        == undisturbed.groups[1].runs[0].measures()["accuracy"]
+    )
     assert math.isnan(result.groups[0].estimate("accuracy").half)
 
 
 def test_runs_with_other_settings_are_refused(compared):
     out, _, _ = compared
     with pytest.raises(
-        ConfigError, match=r"fedavg-seed0 was run with other settings(?s:.*)train.lr: was 0.001, now 0.01"
+        ConfigError,
+        match=r"fedavg-seed0 was run with other settings(?s:.*)train.lr: was 0.001, now 0.01",
     ):
         compare(read_config(SMALL, ["train.lr=0.01"]), ["fedavg"], 1, out)
 
@@ -163,12 +198,20 @@ def test_runs_with_other_settings_are_refused(compared):
 def test_a_failing_learner_costs_the_others_nothing(tmp_path, monkeypatch):
     (tmp_path / "own_learner.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
-    result = compare(read_config(SMALL), ["own_learner:Broken", "fedavg"], 1, tmp_path / "out")
+    result = compare(
+        read_config(SMALL), ["own_learner:Broken", "fedavg"], 1, tmp_path / "out"
+    )
     assert list(result.failures) == ["own_learner-Broken-seed0"]
     assert "out of ideas" in result.failures["own_learner-Broken-seed0"]
     assert [members.label for members in result.groups] == ["fedavg"]
-    assert json.loads((tmp_path / "out" / "compare.json").read_text())["failures"] == result.failures
-    assert "out of ideas" in (tmp_path / "out" / "own_learner-Broken-seed0" / "error.log").read_text()
+    assert (
+        json.loads((tmp_path / "out" / "compare.json").read_text())["failures"]
+        == result.failures
+    )
+    assert (
+        "out of ideas"
+        in (tmp_path / "out" / "own_learner-Broken-seed0" / "error.log").read_text()
+    )
 
 
 def test_a_lost_state_costs_the_others_nothing(tmp_path, monkeypatch):
@@ -190,12 +233,22 @@ def test_a_lost_state_costs_the_others_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("learner", "change", "message"),
     [
-        ("own_learner:Picky", "train.rounds=1", r"learner.name = 'own_learner:Picky': failed: .*not with this model"),
-        ("fedrep", "model.hiden=3", r"mlp has no such setting \(did you mean 'hidden'\?\)"),
+        (
+            "own_learner:Picky",
+            "train.rounds=1",
+            r"learner.name = 'own_learner:Picky': failed: .*not with this model",
+        ),
+        (
+            "fedrep",
+            "model.hiden=3",
+            r"mlp has no such setting \(did you mean 'hidden'\?\)",
+        ),
         ("fedrep", "strategy.fraction=2", r"fraction"),
     ],
 )
-def test_parts_are_built_before_anything_is_run(tmp_path, monkeypatch, learner, change, message):
+def test_parts_are_built_before_anything_is_run(
+    tmp_path, monkeypatch, learner, change, message
+):
     (tmp_path / "own_learner.py").write_text(PICKY)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_learner", raising=False)  # another test's

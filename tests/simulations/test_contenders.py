@@ -13,18 +13,29 @@ from fedknow.simulations.presets import list_presets, load_preset
 
 SMALL = {
     "name": "small",
-    "data": {"tasks": 2, "clients": 3, "classes_min": 2, "classes_max": 2, "share": "overlapping"},
+    "data": {
+        "tasks": 2,
+        "clients": 3,
+        "classes_min": 2,
+        "classes_max": 2,
+        "share": "overlapping",
+    },
     "model": {"name": "cnn"},
     "train": {"rounds": 1, "epochs": 1},
     "engine": {"backend": "inline"},
 }
-FOUND = {"fedrep": {"settings": {"head_epochs": 1}}, "fedknow": {"settings": {"rho": 0.25, "k": 3}}}
+FOUND = {
+    "fedrep": {"settings": {"head_epochs": 1}},
+    "fedknow": {"settings": {"rho": 0.25, "k": 3}},
+}
 
 
 @pytest.fixture
 def shipped(monkeypatch):
     """Best settings for the preset ``small``."""
-    monkeypatch.setattr(best, "found", lambda preset: FOUND if preset == "small" else {})
+    monkeypatch.setattr(
+        best, "found", lambda preset: FOUND if preset == "small" else {}
+    )
     monkeypatch.setattr("fedknow.simulations.contenders.found", best.found)
 
 
@@ -37,7 +48,9 @@ def test_all_is_every_method_once():
 
 
 def test_all_but_some_and_with_others():
-    methods, left_out = contenders(read_config(SMALL), ["all", "-fedrep", "fedknow@rho=0.2", "fedper"])
+    methods, left_out = contenders(
+        read_config(SMALL), ["all", "-fedrep", "fedknow@rho=0.2", "fedper"]
+    )
     assert "fedrep" not in methods
     assert left_out["fedrep"] == "as was asked"
     assert methods[-1] == "fedknow@rho=0.2"
@@ -73,15 +86,36 @@ def test_left_out_is_in_what_a_comparison_leaves(tmp_path, monkeypatch):
     monkeypatch.setattr(
         learners,
         "LEARNERS",
-        {name: kind for name, kind in learners.LEARNERS.items() if "fed" in name or "fine" in name},
+        {
+            name: kind
+            for name, kind in learners.LEARNERS.items()
+            if "fed" in name or "fine" in name
+        },
     )
-    without = [f"-{name}" for name in list_learners() if name not in ("finetune", "fedavg", "fedper")]
-    result = compare(read_config(SMALL, ["model=mlp"]), ["all", *without], 1, tmp_path / "out")
+    without = [
+        f"-{name}"
+        for name in list_learners()
+        if name not in ("finetune", "fedavg", "fedper")
+    ]
+    result = compare(
+        read_config(SMALL, ["model=mlp"]), ["all", *without], 1, tmp_path / "out"
+    )
     assert {members.label for members in result.groups} == {"fedavg", "fedper"}
-    assert "the same method as fedavg" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "the same method as fedavg" in (tmp_path / "out" / "report.html").read_text(
+        "utf-8"
+    )
     assert left_out_before(tmp_path / "out") == result.left_out
     assert result.left_out["finetune"] == "the same method as fedavg"
-    assert compare(read_config(SMALL, ["model=mlp"]), ["fedper"], 1, tmp_path / "bare", lean=True).report is None
+    assert (
+        compare(
+            read_config(SMALL, ["model=mlp"]),
+            ["fedper"],
+            1,
+            tmp_path / "bare",
+            lean=True,
+        ).report
+        is None
+    )
     left = {path.name for path in (tmp_path / "bare" / "fedper-seed0").iterdir()}
     assert {"config.toml", "metrics.jsonl", "accuracy.npz"} <= left
     assert not {"clients", "checkpoint", "report.html", "plots"} & left
@@ -92,11 +126,15 @@ def test_left_out_is_in_what_a_comparison_leaves(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("shipped")
 def test_best_settings_take_the_place_of_the_presets():
-    config = read_config(SMALL, ["learner.name=fedknow", "learner.k=7", "learner.temperature=4.0"])
+    config = read_config(
+        SMALL, ["learner.name=fedknow", "learner.k=7", "learner.temperature=4.0"]
+    )
     settings = plan(config, "fedknow@best", 0).learner.options
     assert (settings["rho"], settings["k"], settings["temperature"]) == (0.25, 3, 1.0)
     assert plan(config, "fedknow@best+rho=0.5", 0).learner.options["rho"] == 0.5
-    assert resolve(read_config(SMALL, ["learner=fedrep@best"])).learner.options == {"head_epochs": 1}
+    assert resolve(read_config(SMALL, ["learner=fedrep@best"])).learner.options == {
+        "head_epochs": 1
+    }
     assert resolve(read_config(SMALL, ["learner=fedrep@best"])).learner.name == "fedrep"
 
 
@@ -104,15 +142,24 @@ def test_best_settings_take_the_place_of_the_presets():
 def test_all_at_their_best_where_that_is_known():
     methods, _ = contenders(read_config(SMALL), ["all@best"])
     assert {"fedrep@best", "fedknow@best", "fedper"} <= set(methods)
-    with pytest.raises(ConfigError, match=r"'all@best': .* for name = 'other'; compare 'all'.*fedknow search other"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'all@best': .* for name = 'other'; compare 'all'.*fedknow search other",
+    ):
         contenders(read_config(SMALL, ["name=other"]), ["all@best"])
 
 
 @pytest.mark.usefixtures("shipped")
 def test_there_are_no_best_settings():
-    with pytest.raises(ConfigError, match=r"'fedper@best': .* for 'small' there are those of fedrep, fedknow; search"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'fedper@best': .* for 'small' there are those of fedrep, fedknow; search",
+    ):
         resolve(read_config(SMALL, ["learner=fedper@best"]))
-    with pytest.raises(ConfigError, match=r"there are none for 'other'(?s:.*)fedknow search other --learners fedrep"):
+    with pytest.raises(
+        ConfigError,
+        match=r"there are none for 'other'(?s:.*)fedknow search other --learners fedrep",
+    ):
         resolve(read_config(SMALL, ["learner=fedrep@best", "name=other"]))
 
 
@@ -126,12 +173,16 @@ def shipped_settings():
 
 
 @pytest.mark.parametrize(("preset", "learner"), shipped_settings())
-def test_shipped_settings_are_those_of_a_learner_and_tell_where_they_are_from(preset, learner):
+def test_shipped_settings_are_those_of_a_learner_and_tell_where_they_are_from(
+    preset, learner
+):
     assert preset in list_presets()
     entry = best.found(preset)[learner]
     config = resolve(load_preset(preset, [f"learner={learner}@best"]))
     assert entry["settings"].items() <= config.learner.options.items()
-    assert entry["command"].startswith((f"fedknow search {preset} ", f"fedknow compare {preset} --set data.holdout="))
+    assert entry["command"].startswith(
+        (f"fedknow search {preset} ", f"fedknow compare {preset} --set data.holdout=")
+    )
     assert 0 < entry["accuracy"] <= 1
     assert entry["runs"] >= 1
     assert set(entry["settings"]) <= set(entry["space"])

@@ -25,13 +25,21 @@ SMALL = {
 @pytest.fixture
 def spaces(monkeypatch):
     monkeypatch.setattr(FedRep, "search", {"head_epochs": [0, 1, 2]})
-    monkeypatch.setattr(FedKnow, "search", {"rho": [0.05, 0.1], "labels": ["soft", "hard"], "k": [1, 10]})
+    monkeypatch.setattr(
+        FedKnow,
+        "search",
+        {"rho": [0.05, 0.1], "labels": ["soft", "hard"], "k": [1, 10]},
+    )
 
 
 @pytest.mark.usefixtures("spaces")
 def test_candidates_are_the_defaults_and_the_grid_or_a_part_of_it():
     assert candidates("fedper", 5, 0) == [{}]
-    assert candidates("fedrep", 5, 0) == [{"head_epochs": 0}, {"head_epochs": 1}, {"head_epochs": 2}]
+    assert candidates("fedrep", 5, 0) == [
+        {"head_epochs": 0},
+        {"head_epochs": 1},
+        {"head_epochs": 2},
+    ]
     whole = candidates("fedknow", 8, 0)
     assert whole[0] == {"rho": 0.1, "labels": "soft", "k": 10}
     assert len({json.dumps(settings) for settings in whole}) == 8
@@ -45,20 +53,32 @@ def test_candidates_are_the_defaults_and_the_grid_or_a_part_of_it():
 
 def test_defaults_off_the_grid_are_tried_too(monkeypatch):
     monkeypatch.setattr(FedRep, "search", {"head_epochs": [1, 2]})
-    assert candidates("fedrep", 9, 0) == [{"head_epochs": 0}, {"head_epochs": 1}, {"head_epochs": 2}]
+    assert candidates("fedrep", 9, 0) == [
+        {"head_epochs": 0},
+        {"head_epochs": 1},
+        {"head_epochs": 2},
+    ]
 
 
 @pytest.mark.usefixtures("spaces")
 def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
     config = read_config(SMALL)
-    found, failures = search(config, ["fedrep", "fedper"], 3, 1, tmp_path, "fedknow search small")
+    found, failures = search(
+        config, ["fedrep", "fedper"], 3, 1, tmp_path, "fedknow search small"
+    )
     assert failures == {}
-    lines = [json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "search.jsonl").read_text().splitlines()
+    ]
     assert [(line["learner"], line["settings"]) for line in lines] == [
         *(("fedrep", {"head_epochs": epochs}) for epochs in (0, 1, 2)), ("fedper", {}),
     ]  # fmt: skip
     best = max(lines[:3], key=lambda line: (line["accuracy"], -line["forgetting"]))
-    assert (found["fedrep"].settings, found["fedrep"].accuracy) == (best["settings"], best["accuracy"])
+    assert (found["fedrep"].settings, found["fedrep"].accuracy) == (
+        best["settings"],
+        best["accuracy"],
+    )
     assert found["fedrep"].default == lines[0]["accuracy"]
     assert found["fedrep"].runs == 3
     run = RunFolder.open(tmp_path / "fedrep-head_epochs-1-seed0")
@@ -71,11 +91,22 @@ def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
     assert written["fedper"]["command"] == "fedknow search small"
 
     seen = []
-    again, _ = search(config, ["fedrep"], 3, 1, tmp_path, "another", lambda *watched: seen.append(watched))
+    again, _ = search(
+        config,
+        ["fedrep"],
+        3,
+        1,
+        tmp_path,
+        "another",
+        lambda *watched: seen.append(watched),
+    )
     assert seen == []  # what is finished is read
     assert again["fedrep"] == found["fedrep"]
     assert len((tmp_path / "search.jsonl").read_text().splitlines()) == 4
-    assert tomllib.loads((tmp_path / "best.toml").read_text())["fedper"] == written["fedper"]
+    assert (
+        tomllib.loads((tmp_path / "best.toml").read_text())["fedper"]
+        == written["fedper"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ from fedknow.simulations.presets import list_presets, load_preset
 from fedknow.simulations.simulate import simulate
 
 SMALL = {
-    "data": {"tasks": 2, "clients": 3, "classes_min": 2, "classes_max": 2, "share": "overlapping"},
+    "data": {
+        "tasks": 2,
+        "clients": 3,
+        "classes_min": 2,
+        "classes_max": 2,
+        "share": "overlapping",
+    },
     "model": {"name": "mlp", "hidden": 16},
     "train": {"rounds": 1, "epochs": 1},
     "learner": "fedavg",
@@ -19,7 +25,14 @@ def test_a_run_leaves_everything_behind(tmp_path):
     seen = []
     result = simulate(read_config(SMALL), tmp_path / "run", observers=[seen.append])
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"config.toml", "partition.json", "metrics.jsonl", "accuracy.npz", "report.html", "plots"} <= names
+    assert {
+        "config.toml",
+        "partition.json",
+        "metrics.jsonl",
+        "accuracy.npz",
+        "report.html",
+        "plots",
+    } <= names
     assert [event["event"] for event in seen] == [
         "start", *("round", "evaluation", "task_end") * 2, "end"
     ]  # fmt: skip
@@ -62,10 +75,29 @@ def test_presets_can_be_read(name):
 def test_the_paper_preset_is_the_papers_protocol():
     config = resolve(load_preset("paper-cifar100"))
     data, train = config.data, config.train
-    assert (data.clients, data.tasks, data.classes_per_task, data.classes_min, data.classes_max) == (20, 10, 10, 2, 5)
-    assert (train.rounds, train.epochs, train.batch_size, train.optimizer) == (15, 8, 40, "adam")
-    assert (train.lr, train.weight_decay, config.strategy.options["fraction"]) == (1e-3, 1e-4, 0.4)
-    assert (config.learner.options["rho"], config.learner.options["k"], config.model.name) == (0.1, 10, "cnn6")
+    assert (
+        data.clients,
+        data.tasks,
+        data.classes_per_task,
+        data.classes_min,
+        data.classes_max,
+    ) == (20, 10, 10, 2, 5)
+    assert (train.rounds, train.epochs, train.batch_size, train.optimizer) == (
+        15,
+        8,
+        40,
+        "adam",
+    )
+    assert (train.lr, train.weight_decay, config.strategy.options["fraction"]) == (
+        1e-3,
+        1e-4,
+        0.4,
+    )
+    assert (
+        config.learner.options["rho"],
+        config.learner.options["k"],
+        config.model.name,
+    ) == (0.1, 10, "cnn6")
 
 
 def test_a_preset_that_is_not_there():

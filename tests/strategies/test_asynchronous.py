@@ -24,10 +24,17 @@ class Adder:
     def handle(self, message, state):
         assert message.kind == TRAIN
         client, config = client_of(message.node), message.config()
-        self.seen.append((client, config["round"], float(message.arrays()["w"][0]), dict(config)))
+        self.seen.append(
+            (client, config["round"], float(message.arrays()["w"][0]), dict(config))
+        )
         if (client, config["round"]) in self.fail:
             return message.fail(2, "broken"), state
-        arrays = Arrays({k: np.asarray(v + v.dtype.type(client + 1)) for k, v in message.arrays().items()})
+        arrays = Arrays(
+            {
+                k: np.asarray(v + v.dtype.type(client + 1))
+                for k, v in message.arrays().items()
+            }
+        )
         metrics = Metrics({"num-examples": 1, "loss": 0.0})
         return message.reply({"arrays": arrays, "metrics": metrics}), state
 
@@ -36,7 +43,10 @@ class ClockedGrid(InlineGrid):
     """Client c takes ``seconds[c]``; an infinite time is a lost answer, and given up 50 s after it was asked for."""
 
     def __init__(self, tmp_path, node, seconds):
-        super().__init__(len(seconds), Host(None, None, StateStore(tmp_path / "clients", 2**20), node))
+        super().__init__(
+            len(seconds),
+            Host(None, None, StateStore(tmp_path / "clients", 2**20), node),
+        )
         self.seconds = seconds
         self.clock = 0.0
         self.due = {}
@@ -58,15 +68,25 @@ class ClockedGrid(InlineGrid):
             lost = seconds == np.inf
             asked = next(message for message in new if message.id == reply.reply_to)
             answer = (asked.fail(NO_ANSWER, "lost"), 0) if lost else (reply, version)
-            self.due[reply.reply_to] = self.pushed_at[reply.reply_to] + (50 if lost else seconds), answer
+            self.due[reply.reply_to] = (
+                self.pushed_at[reply.reply_to] + (50 if lost else seconds),
+                answer,
+            )
         waited = {message.id: self.due[message.id] for message in work}
         first = min(time for time, _ in waited.values())
         if timeout is not None and first > self.clock + timeout:
             self.clock += timeout
             return []
         self.clock = max(self.clock, first)
-        there = [(time, answer) for time, answer in waited.values() if time <= self.clock]
-        return [answer for _, answer in sorted(there, key=lambda entry: (entry[0], entry[1][0].node))]
+        there = [
+            (time, answer) for time, answer in waited.values() if time <= self.clock
+        ]
+        return [
+            answer
+            for _, answer in sorted(
+                there, key=lambda entry: (entry[0], entry[1][0].node)
+            )
+        ]
 
 
 class Run:
@@ -74,18 +94,28 @@ class Run:
         self.node = Adder()
         self.node.fail = set(fail)
         self.rounds = []
-        start = to_record({"w": np.array([w], np.float32), "n": np.array([3], np.int64)})
+        start = to_record(
+            {"w": np.array([w], np.float32), "n": np.array([3], np.int64)}
+        )
         with ClockedGrid(tmp_path, self.node, seconds) as self.grid, quiet_flower():
-            self.strategy = build_strategy(StrategyConfig(name=name, **options), len(seconds))
+            self.strategy = build_strategy(
+                StrategyConfig(name=name, **options), len(seconds)
+            )
             self.missed = []
             self.grid.missed = self.missed.append
             told = ConfigRecord({"task": 0, "round": 1, "server-round": 10})
 
             def evaluate_fn(number, arrays):
-                self.rounds.append((number, self.grid.now, float(to_arrays(arrays)["w"][0])))
+                self.rounds.append(
+                    (number, self.grid.now, float(to_arrays(arrays)["w"][0]))
+                )
 
             self.result = self.strategy.start(
-                self.grid, start, num_rounds=rounds, train_config=told, evaluate_fn=evaluate_fn
+                self.grid,
+                start,
+                num_rounds=rounds,
+                train_config=told,
+                evaluate_fn=evaluate_fn,
             )
             assert not self.grid._pushed  # nobody is at work
 
@@ -119,15 +149,26 @@ def test_fedasync_trusts_late_answers_less(tmp_path):
 
 def test_fedasync_tells_clients_of_the_proximal_term(tmp_path):
     run = Run(tmp_path, [1], "fedasync", 1, proximal_mu=0.25)
-    assert run.node.seen[0][3] == {"task": 0, "round": 1, "server-round": 11, "proximal-mu": 0.25}
+    assert run.node.seen[0][3] == {
+        "task": 0,
+        "round": 1,
+        "server-round": 11,
+        "proximal-mu": 0.25,
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({"staleness": "constant"}, [1, 1, 1, 1]),
-        ({"staleness": "polynomial", "staleness_a": 0.5}, [1, 2**-0.5, 5**-0.5, 7**-0.5]),
-        ({"staleness": "hinge", "staleness_a": 10.0, "staleness_b": 4.0}, [1, 1, 1, 1 / 21]),
+        (
+            {"staleness": "polynomial", "staleness_a": 0.5},
+            [1, 2**-0.5, 5**-0.5, 7**-0.5],
+        ),
+        (
+            {"staleness": "hinge", "staleness_a": 10.0, "staleness_b": 4.0},
+            [1, 1, 1, 1 / 21],
+        ),
     ],
 )
 def test_what_staleness_costs(options, expected):
@@ -145,8 +186,16 @@ def test_fedbuff_steps_when_the_buffer_is_full(tmp_path):
     # Whoever it is (3 s or 4 s) ends before or with client 2, which is one step late: its 3 counts half.
     (again,) = [client for client, round, _ in run.trained if round == 2]
     assert run.trained == [(0, 1, 0.0), (1, 1, 0.0), (2, 1, 0.0), (again, 2, 1.5)]
-    assert run.rounds == [(0, 0.0, 0.0), (1, 2.0, 1.5), (2, 4.0, 1.5 + ((again + 1) + 0.5 * 3) / 2)]
-    assert dict(run.strategy.round_metrics) == {"loss": 0.0, "staleness": 0.5, "staleness-max": 1}
+    assert run.rounds == [
+        (0, 0.0, 0.0),
+        (1, 2.0, 1.5),
+        (2, 4.0, 1.5 + ((again + 1) + 0.5 * 3) / 2),
+    ]
+    assert dict(run.strategy.round_metrics) == {
+        "loss": 0.0,
+        "staleness": 0.5,
+        "staleness-max": 1,
+    }
 
 
 def test_fedbuff_gives_nobody_the_same_model_twice(tmp_path):
@@ -195,16 +244,28 @@ def test_where_nobody_is_in_time_the_first_is_waited_for(tmp_path):
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "options"), [("fedbuff", {"buffer": 3}), ("fedasync", {}), ("semisync", {})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fedbuff", {"buffer": 3}), ("fedasync", {}), ("semisync", {})],
+)
 def test_without_a_client_that_fails(tmp_path, name, options):
-    run = Run(tmp_path, [1, 2, 3], name, 2, fail=[(1, round) for round in range(1, 9)], **options)
+    run = Run(
+        tmp_path,
+        [1, 2, 3],
+        name,
+        2,
+        fail=[(1, round) for round in range(1, 9)],
+        **options,
+    )
     assert run.rounds[-1][0] == 2
 
 
 def test_lost_answers_are_given_up_and_told(tmp_path):
     run = Run(tmp_path, [1, np.inf, 3], "fedbuff", 1, buffer=3)
     assert run.rounds[-1] == (1, 150.0, (1 + 3) / 2)  # it is asked three times
-    assert [[client_of(message.node) for message in work] for work in run.missed] == [[1]] * 3
+    assert [[client_of(message.node) for message in work] for work in run.missed] == [
+        [1]
+    ] * 3
 
 
 def test_a_round_without_any_answer_is_the_end(tmp_path):
@@ -221,7 +282,11 @@ def test_a_round_without_any_answer_is_the_end(tmp_path):
         ("fedasync", {"concurrency": 5}, "concurrency = 5, but"),
         ("fedasync", {"concurrency": 1.5}, "concurrency = 1.5: must be a whole number"),
         ("fedasync", {"alpha": 2}, "alpha = 2: must be above 0 and at most 1"),
-        ("fedasync", {"proximal_mu": -1}, "proximal_mu = -1: must be a number, at least 0"),
+        (
+            "fedasync",
+            {"proximal_mu": -1},
+            "proximal_mu = -1: must be a number, at least 0",
+        ),
         ("fedasync", {"staleness": "linear"}, "polynomial, hinge or constant"),
         ("fedasync", {"staleness_a": -1}, "staleness_a = -1: must not be below 0"),
         ("semisync", {"deadline": 0}, "deadline = 0: must be above 0"),
@@ -248,7 +313,10 @@ def experiment(out, strategy, *changes, **options):
 
 
 def test_with_everybody_in_the_buffer_fedbuff_is_fedavg(tmp_path):
-    a, b = experiment(tmp_path / "a", "fedavg"), experiment(tmp_path / "b", "fedbuff", buffer=3, concurrency=3)
+    a, b = (
+        experiment(tmp_path / "a", "fedavg"),
+        experiment(tmp_path / "b", "fedbuff", buffer=3, concurrency=3),
+    )
     assert a.summary["accuracy"] > 0.4
     for name, array in a.arrays.items():
         np.testing.assert_array_equal(array, b.arrays[name])
@@ -256,7 +324,10 @@ def test_with_everybody_in_the_buffer_fedbuff_is_fedavg(tmp_path):
         np.testing.assert_array_equal(array, b.accuracy[name])
 
 
-@pytest.mark.parametrize(("name", "options"), [("fedasync", {}), ("fedbuff", {"buffer": 2}), ("semisync", {})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fedasync", {}), ("fedbuff", {"buffer": 2}), ("semisync", {})],
+)
 def test_the_same_seed_gives_the_same_numbers(tmp_path, name, options):
     a, b = (experiment(tmp_path / folder, name, **options) for folder in "ab")
     assert a.summary["accuracy"] == b.summary["accuracy"] > 0.4

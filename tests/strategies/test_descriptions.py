@@ -17,10 +17,15 @@ def test_every_option_of_a_strategy_has_values_and_a_meaning(name):
 
 
 def test_defaults_are_those_that_a_run_has():
-    settings = {setting.name: setting for setting in describe_strategy("fedadam").settings}
+    settings = {
+        setting.name: setting for setting in describe_strategy("fedadam").settings
+    }
     assert settings["eta"].default == "0.1"
     assert settings["min_available_nodes"].default == "1"  # ours; Flower's is 2
-    private = {setting.name: setting for setting in describe_strategy("dp-fixed-clipping").settings}
+    private = {
+        setting.name: setting
+        for setting in describe_strategy("dp-fixed-clipping").settings
+    }
     assert private["clipping_norm"].default is None  # must be set
     assert describe_strategy("target").facts["Learner"] == "target"
 

@@ -17,7 +17,10 @@ __all__ = ["SEARCHED_AS", "SUFFIX", "best_settings", "found", "with_best"]
 
 SUFFIX = "@best"
 """What follows a learner's name where its best settings are meant."""
-SEARCHED_AS = {"paper-cifar100-small": "cifar100-mini", "paper-cifar100": "cifar100-mini"}
+SEARCHED_AS = {
+    "paper-cifar100-small": "cifar100-mini",
+    "paper-cifar100": "cifar100-mini",
+}
 """Presets that take hours a run, and the small one with the same data and network whose best settings are theirs."""
 
 
@@ -37,9 +40,17 @@ def best_settings(preset: str, learner: str) -> dict[str, Any]:
     """
     known = found(preset)
     if learner not in known:
-        presets = sorted(file.name.removesuffix(".toml") for file in files(__name__).iterdir() if ".toml" in file.name)
+        presets = sorted(
+            file.name.removesuffix(".toml")
+            for file in files(__name__).iterdir()
+            if ".toml" in file.name
+        )
         others = ", ".join(name for name in presets if learner in found(name))
-        there = f"for {preset!r} there are those of {', '.join(known)}" if known else f"there are none for {preset!r}"
+        there = (
+            f"for {preset!r} there are those of {', '.join(known)}"
+            if known
+            else f"there are none for {preset!r}"
+        )
         raise ConfigError(
             f"learner.name = '{learner}{SUFFIX}': no best settings are shipped for name = {preset!r}; {there}"
             f"{f', and {learner} has some for {others}' if others else ''}; search them with: "

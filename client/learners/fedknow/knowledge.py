@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.compute.cost import Meter
-from fedknow.client.learners.frames.learner import Autocast, Batch, Diverged, HeadSlice, State, Tensors, batches, widen
+from fedknow.client.learners.frames.learner import (
+    Autocast,
+    Batch,
+    Diverged,
+    HeadSlice,
+    State,
+    Tensors,
+    batches,
+    widen,
+)
 
 __all__ = ["Knowledge", "extract", "prunable", "top_fraction"]
 
@@ -83,20 +92,30 @@ class Knowledge:
 
     def restore_into(self, body: nn.Module) -> None:
         """Make a body the pruned one: kept weights in their places, all other prunable weights zero."""
-        flat = self.values.new_zeros(sum(weight.numel() for weight in prunable(body).values()))
+        flat = self.values.new_zeros(
+            sum(weight.numel() for weight in prunable(body).values())
+        )
         kept = np.unpackbits(self.mask.cpu().numpy(), count=len(flat)).view(bool)
         flat.masked_scatter_(torch.from_numpy(kept).to(flat.device), self.values)
         state = body.state_dict()
         with torch.no_grad():
             start = 0
             for name, weight in prunable(body).items():
-                state[name].copy_(flat[start : start + weight.numel()].view(weight.shape))
+                state[name].copy_(
+                    flat[start : start + weight.numel()].view(weight.shape)
+                )
                 start += weight.numel()
             for name, value in self.whole.items():
                 state[name].copy_(value)
 
     @torch.inference_mode()
-    def logits(self, body: nn.Module, x: Tensor, batch_size: int, autocast: Autocast = nullcontext) -> Tensor:
+    def logits(
+        self,
+        body: nn.Module,
+        x: Tensor,
+        batch_size: int,
+        autocast: Autocast = nullcontext,
+    ) -> Tensor:
         """What the task's knowledge says of samples of any task, in evaluation mode.
 
         Parameters
@@ -116,12 +135,21 @@ class Knowledge:
         self.restore_into(body)
         body.eval()
         with autocast():
-            return torch.cat([widen(F.linear(body(part), *self.head)) for part in torch.split(x, batch_size)])
+            return torch.cat(
+                [
+                    widen(F.linear(body(part), *self.head))
+                    for part in torch.split(x, batch_size)
+                ]
+            )
 
 
 def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
     """The weights that compete for a place: matrices and filters to train, by name."""
-    return {name: p for name, p in body.named_parameters() if p.dim() > 1 and p.requires_grad}
+    return {
+        name: p
+        for name, p in body.named_parameters()
+        if p.dim() > 1 and p.requires_grad
+    }
 
 
 def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
@@ -142,7 +170,9 @@ def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
     ties = torch.nonzero(flat == threshold).flatten()[: count - int(above.sum())]
     above[ties] = True
     parts = torch.split(above, [weight.numel() for weight in weights])
-    return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+    return [
+        part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)
+    ]
 
 
 def extract(
@@ -200,10 +230,26 @@ def extract(
             weight.mul_(mask)
     columns = HeadSlice(classes, head.out_features, x.device)
     meter = meter or Meter()
-    _finetune(model, weights, masks, columns, x, y, epochs, batch_size, lr, seed, autocast, meter, smallest)
+    _finetune(
+        model,
+        weights,
+        masks,
+        columns,
+        x,
+        y,
+        epochs,
+        batch_size,
+        lr,
+        seed,
+        autocast,
+        meter,
+        smallest,
+    )
     chosen = torch.cat([mask.flatten() for mask in masks])
     flat = torch.cat([weight.detach().flatten() for weight in weights])
-    learned = {name for name, parameter in body.named_parameters() if parameter.requires_grad}
+    learned = {
+        name for name, parameter in body.named_parameters() if parameter.requires_grad
+    }
     whole = (learned - prunable(body).keys()) | dict(body.named_buffers()).keys()
     index = torch.tensor(classes)
     return Knowledge(
@@ -245,17 +291,23 @@ def _finetune(
     for _ in range(epochs):
         for index in batches(len(labels), batch_size, generator, x.device, smallest):
             with meter.part(("finetune", len(index), len(head.index))):
-                meter.add(samples=len(index))  # the model is a copy, which the meter does not watch
+                meter.add(
+                    samples=len(index)
+                )  # the model is a copy, which the meter does not watch
                 batch = Batch(x[index], labels[index], index, head)
                 optimizer.zero_grad(set_to_none=True)
                 with autocast():
                     logits = model(batch.x)
                 loss: Any = F.cross_entropy(head.logits(widen(logits)), batch.y)
                 if not math.isfinite(loss.item()):
-                    raise Diverged(f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}")
+                    raise Diverged(
+                        f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}"
+                    )
                 loss.backward()
                 for weight, mask in zip(weights, masks, strict=True):
-                    if weight.grad is not None:  # a weight may take no part in a forward pass
+                    if (
+                        weight.grad is not None
+                    ):  # a weight may take no part in a forward pass
                         weight.grad.mul_(mask)
                 optimizer.step()
                 with torch.no_grad():

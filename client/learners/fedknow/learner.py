@@ -56,7 +56,12 @@ from fedknow.client.learners.frames.projection import (
     step_dual,
 )
 from fedknow.client.learners.fedknow.knowledge import Knowledge, extract, prunable
-from fedknow.client.learners.fedknow.linearization import Linearization, factorable, flatten, views
+from fedknow.client.learners.fedknow.linearization import (
+    Linearization,
+    factorable,
+    flatten,
+    views,
+)
 from fedknow.client.learners.fedknow.restorer import Restorer, restored_cotangent
 from fedknow.protocols.config import ConfigError, TrainConfig
 from fedknow.protocols.seeds import generator
@@ -156,32 +161,47 @@ class FedKnow(Learner):
         "post_aggregation": ["off", "first-epoch", "extra-epoch"],
     }
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings
+    ) -> None:
         super().__init__(model, train, settings)
         _check_model(self)
-        self._scratch = copy.deepcopy(model)  # teachers, extraction and the model before aggregation work in here
+        self._scratch = copy.deepcopy(
+            model
+        )  # teachers, extraction and the model before aggregation work in here
         self._parameters = _free(self.body)
         self._memory = torch.empty(0)  # for the gradients of a batch
-        self._factored: frozenset[nn.Parameter] | None = None  # what the body allows is not known before it meets data
+        self._factored: frozenset[nn.Parameter] | None = (
+            None  # what the body allows is not known before it meets data
+        )
         self._lazy: bool | None = None
         self._become({})
 
     # --- state ----------------------------------------------------------------------------------------------------
 
     def _become(self, state: State) -> None:
-        self._knowledge = {int(task): Knowledge.from_state(entry) for task, entry in state.get("knowledge", {}).items()}
-        self._answers: dict[int, Tensor] = {int(task): answer for task, answer in state.get("answers", {}).items()}
+        self._knowledge = {
+            int(task): Knowledge.from_state(entry)
+            for task, entry in state.get("knowledge", {}).items()
+        }
+        self._answers: dict[int, Tensor] = {
+            int(task): answer for task, answer in state.get("answers", {}).items()
+        }
         self._answers_task = int(state.get("answers_task", -1))
         self._local: Tensors = dict(state.get("local", {}))
         self._signature: list[int] = list(state.get("signature", []))
-        self._multipliers = {int(task): float(v) for task, v in state.get("multipliers", {}).items()}
+        self._multipliers = {
+            int(task): float(v) for task, v in state.get("multipliers", {}).items()
+        }
         self._candidates: list[int] = []
         self._chosen: list[int] | None = None
         self._revisiting = self._after_aggregation = False
         self._start_counting()
 
     def _start_counting(self) -> None:
-        self._batches = self._steps = self._signatures = self._violated = self._active = 0
+        self._batches = self._steps = self._signatures = self._violated = (
+            self._active
+        ) = 0
         self._pullbacks = self._pushforwards = self._revisits = self._opposed = 0
 
     def load_state_dict(self, state: State) -> None:
@@ -192,7 +212,10 @@ class FedKnow(Learner):
     def state_dict(self) -> State:
         """See :meth:`Learner.state_dict`."""
         return super().state_dict() | {
-            "knowledge": {str(task): knowledge.state_dict() for task, knowledge in self._knowledge.items()},
+            "knowledge": {
+                str(task): knowledge.state_dict()
+                for task, knowledge in self._knowledge.items()
+            },
             "answers": {str(task): answer for task, answer in self._answers.items()},
             "answers_task": self._answers_task,
             "local": self._local,
@@ -212,14 +235,19 @@ class FedKnow(Learner):
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round of local training with integrated gradients."""
         report = super().fit(task, round)
-        if self.settings.extract_from == "local" or self.settings.post_aggregation != "off":
+        if (
+            self.settings.extract_from == "local"
+            or self.settings.post_aggregation != "off"
+        ):
             self._local = self.send()
         return report
 
     @property
     def epochs(self) -> int:
         """Local epochs, and the extra one where a setting asks for it."""
-        return self.train.epochs + (self._revisiting and self.settings.post_aggregation == "extra-epoch")
+        return self.train.epochs + (
+            self._revisiting and self.settings.post_aggregation == "extra-epoch"
+        )
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Restore what past tasks' knowledge says of the samples; keep the model before aggregation at hand."""
@@ -231,34 +259,52 @@ class FedKnow(Learner):
             with self.meter.free():
                 found = factorable(self._scratch_body, self.images(task.train.x[:2]))
             pairs = zip(self._parameters, _free(self._scratch_body), strict=True)
-            self._factored = frozenset(parameter for parameter, scratch in pairs if scratch in found)
-        stale = self._answers_task != task.task or any(len(a) != len(task.train.y) for a in self._answers.values())
+            self._factored = frozenset(
+                parameter for parameter, scratch in pairs if scratch in found
+            )
+        stale = self._answers_task != task.task or any(
+            len(a) != len(task.train.y) for a in self._answers.values()
+        )
         if stale:
             self._answers, self._answers_task, self._multipliers = {}, task.task, {}
-        self._candidates = [] if self.settings.integrator == "off" else self._draw_candidates(task.task, round)
+        self._candidates = (
+            []
+            if self.settings.integrator == "off"
+            else self._draw_candidates(task.task, round)
+        )
         if len(self._candidates) <= self.settings.k:
             self._signature = self._candidates
         if missing := [past for past in self._candidates if past not in self._answers]:
             x = self.images(task.train.x)
-            self._answers |= {past: self._answer(self._knowledge[past], x) for past in missing}
+            self._answers |= {
+                past: self._answer(self._knowledge[past], x) for past in missing
+            }
         if self._revisiting:
             self._own_model_into_scratch()
             self._scratch.eval()
 
     def _draw_candidates(self, task: int, round: Round) -> list[int]:
         """Past tasks that a round's signature tasks are chosen from (:attr:`FedKnowSettings.candidates`), ascending."""
-        past, size = sorted(t for t in self._knowledge if t < task), self.settings.k + self.settings.candidates
+        past, size = (
+            sorted(t for t in self._knowledge if t < task),
+            self.settings.k + self.settings.candidates,
+        )
         if not self.settings.candidates or len(past) <= size:
             return past
         kept = [t for t in self._signature if t in past]
         others = [t for t in past if t not in kept]
-        drawn = generator(round.seed, "candidates").choice(others, size - len(kept), replace=False)
+        drawn = generator(round.seed, "candidates").choice(
+            others, size - len(kept), replace=False
+        )
         return sorted([*kept, *drawn.tolist()])
 
     def _answer(self, knowledge: Knowledge, x: Tensor) -> Tensor:
         """What a past task's knowledge says of samples: float [n, C, H, W] -> distributions float [n, c]."""
         with self.meter.part(("answer", len(x), len(knowledge.classes))):
-            return soft_labels(knowledge.logits(self._scratch_body, x, 256, self.autocast), self.settings)
+            return soft_labels(
+                knowledge.logits(self._scratch_body, x, 256, self.autocast),
+                self.settings,
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """The first epoch after aggregation guards against negative transfer instead of forgetting."""
@@ -282,7 +328,9 @@ class FedKnow(Learner):
             return super().gradient(batch)
         if self.settings.restore_from < 1:
             return self._gradient_restored_from_a_part(batch, past)
-        at_body = Linearization(self.body, batch.x, self.autocast(), self._factored or frozenset())
+        at_body = Linearization(
+            self.body, batch.x, self.autocast(), self._factored or frozenset()
+        )
         features = at_body.features.requires_grad_()
         with self.autocast():
             logits = widen(self.head(features))
@@ -293,7 +341,9 @@ class FedKnow(Learner):
         for parameter, gradient in zip(of_head, gradients, strict=True):
             parameter.grad = gradient
         restored = self._restored(logits.detach(), batch.index, past)
-        if self.settings.integrator == "online" and self._may_be_lazy(min(len(past), self.settings.k)):
+        if self.settings.integrator == "online" and self._may_be_lazy(
+            min(len(past), self.settings.k)
+        ):
             result = self._integrated_online(at_body, own, restored, past)
         else:
             result = self._integrated(at_body, own, restored, past)
@@ -301,16 +351,24 @@ class FedKnow(Learner):
         self._set_body_gradient(at_body.expand(result.gradient), at_body.reached)
         return loss.item(), hits(z, batch.y)
 
-    def _gradient_restored_from_a_part(self, batch: Batch, past: list[int]) -> tuple[float, int]:
+    def _gradient_restored_from_a_part(
+        self, batch: Batch, past: list[int]
+    ) -> tuple[float, int]:
         """The batch's gradient, integrated with restored gradients of its first samples."""
         report = super().gradient(batch)
-        plain, reached = _whole([parameter.grad for parameter in self._parameters], self._parameters)
+        plain, reached = _whole(
+            [parameter.grad for parameter in self._parameters], self._parameters
+        )
         part = math.ceil(self.settings.restore_from * len(batch.y))
-        at_part = Linearization(self.body, batch.x[:part], self.autocast())  # its own coordinates would not be g's
+        at_part = Linearization(
+            self.body, batch.x[:part], self.autocast()
+        )  # its own coordinates would not be g's
         with self.autocast(), torch.no_grad():
             logits = widen(self.head(at_part.features))
         restored = self._restored(logits, batch.index[:part], past)
-        result = self._integrated(at_part, restored.sum(0) @ self.head.weight.detach(), restored, past, plain)
+        result = self._integrated(
+            at_part, restored.sum(0) @ self.head.weight.detach(), restored, past, plain
+        )
         self._count(result)
         self._set_body_gradient(at_part.expand(result.gradient), reached)
         return report
@@ -324,10 +382,19 @@ class FedKnow(Learner):
 
     def _integrates(self, batch: int, past: list[int]) -> bool:
         """Whether the gradient of a round's so-and-so-manieth batch is integrated."""
-        return bool(past) and self.settings.integrator != "off" and batch % self.settings.every == 0
+        return (
+            bool(past)
+            and self.settings.integrator != "off"
+            and batch % self.settings.every == 0
+        )
 
     def _integrated(
-        self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int], plain: Tensor | None = None
+        self,
+        at_body: Linearization,
+        own: Tensor,
+        restored: Tensor,
+        past: list[int],
+        plain: Tensor | None = None,
     ) -> Integration:
         """Integrate the gradients of one batch.
 
@@ -353,8 +420,14 @@ class FedKnow(Learner):
         g, rows = room[0], room[1:]
         lazily = self._may_be_lazy(count)
         self.meter.add(memory=g.nbytes)
-        leant = not choosing and (plain is None or lazily)  # else g alone is needed first
-        towards = own if plain is not None or not leant or not margin else own + margin * restored.sum(0) @ head
+        leant = not choosing and (
+            plain is None or lazily
+        )  # else g alone is needed first
+        towards = (
+            own
+            if plain is not None or not leant or not margin
+            else own + margin * restored.sum(0) @ head
+        )
         if plain is None or lazily:
             at_body.pullback(towards, g, forward=lazily)
         able = lazily and self._can_push_forward(at_body, towards, g)
@@ -363,29 +436,40 @@ class FedKnow(Learner):
         elif plain is not None:
             g.copy_(plain)
         if choosing:
-            restored = restored[self._choose(at_body, g, restored @ head, past, rows[0])]
+            restored = restored[
+                self._choose(at_body, g, restored @ head, past, rows[0])
+            ]
         restorer = Restorer(at_body, restored, head, rows, self.meter)
         if margin and not leant:
             g.add_(restorer.combine(np.ones(count)), alpha=margin)
             self._pullbacks += 1
         with self.meter.told():
             if s.integrator == "sum":
-                result = Integration(g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1)
+                result = Integration(
+                    g + restorer.combine(np.ones(count)), np.zeros(count), 0, 1
+                )
             elif able and s.integrator == "qp":
                 result = integrate_lazily(g, count, restorer.build, restorer.products)
             elif able and s.integrator == "surrogate":
-                result = integrate_surrogate(g, restorer.lengths(), restorer.products(g)[0], restorer.combine)
+                result = integrate_surrogate(
+                    g, restorer.lengths(), restorer.products(g)[0], restorer.combine
+                )
             else:
                 result = integrate(g, restorer.build(range(count)))
             self.meter.add(result.flops, 2 * g.nbytes)  # g' and what was added to g
         return result
 
-    def _integrated_online(self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]) -> Integration:
+    def _integrated_online(
+        self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]
+    ) -> Integration:
         """Integrate with the multipliers that the task's earlier batches left, and move these; as `_integrated`.
 
         One backward pass, of ``c + sum_i v_i c_i``, gives g', and one pushforward along it tells how v moves.
         """
-        head, choosing = self.head.weight.detach(), self._chosen is None and len(past) > self.settings.k
+        head, choosing = (
+            self.head.weight.detach(),
+            self._chosen is None and len(past) > self.settings.k,
+        )
         g, *rows = self._room(2, at_body.size)
         if self._lazy is None:
             with self.meter.free():
@@ -402,19 +486,32 @@ class FedKnow(Learner):
         v = np.array([self._multipliers.get(task, 0.0) for task in past])
         turned = restorer.turn(own, v + self.settings.margin, g)
         products, lengths = restorer.products(turned)[0], restorer.lengths(turned)
-        self._multipliers |= dict(zip(past, step_dual(v, products, lengths).tolist(), strict=True))
+        self._multipliers |= dict(
+            zip(past, step_dual(v, products, lengths).tolist(), strict=True)
+        )
         return Integration(turned, v, int((products < 0).sum()), 0, 1)
 
-    def _choose(self, at_body: Linearization, g: Tensor, restored: Tensor, past: list[int], row: Tensor) -> list[int]:
+    def _choose(
+        self,
+        at_body: Linearization,
+        g: Tensor,
+        restored: Tensor,
+        past: list[int],
+        row: Tensor,
+    ) -> list[int]:
         """Places, among past tasks, of the signature tasks: those farthest from g. One restored gradient at a time."""
         self._pullbacks += len(past)
 
         def gradient(cotangent: Tensor) -> Tensor:
             with self.meter.part(("candidate", cotangent.shape)):
-                return flatten(at_body.expand(at_body.pullback(cotangent, row)), self._parameters)
+                return flatten(
+                    at_body.expand(at_body.pullback(cotangent, row)), self._parameters
+                )
 
         own = flatten(at_body.expand(g), self._parameters)
-        chosen = most_dissimilar(own, map(gradient, restored), self.settings.k, self.settings.wasserstein)
+        chosen = most_dissimilar(
+            own, map(gradient, restored), self.settings.k, self.settings.wasserstein
+        )
         self._signature = [past[place] for place in chosen]
         if self.settings.select == "round":
             self._chosen = self._signature
@@ -431,7 +528,9 @@ class FedKnow(Learner):
         """Whether the gradients an integration needs are to be found out before they are computed."""
         if self.settings.integrator == "qp" and self.settings.path == "full":
             return False
-        return self.settings.integrator != "sum" and count > 1 and self._lazy is not False
+        return (
+            self.settings.integrator != "sum" and count > 1 and self._lazy is not False
+        )
 
     def _can_push_forward(self, at_body: Linearization, own: Tensor, g: Tensor) -> bool:
         """Whether the body's operations can be differentiated twice: found out once, by ``<c, J g> = <g, g>``.
@@ -452,7 +551,10 @@ class FedKnow(Learner):
             tolerance = 1e-3 if self.train.precision == "fp32" else 5e-2
             self._lazy = abs(product - square) <= tolerance * square
             if not self._lazy:
-                log.warning("all restored gradients will be computed, as this body's cannot be asked for: %s", fault)
+                log.warning(
+                    "all restored gradients will be computed, as this body's cannot be asked for: %s",
+                    fault,
+                )
         return self._lazy
 
     def counts(self) -> dict[str, float]:
@@ -487,12 +589,18 @@ class FedKnow(Learner):
         for restored, task in zip(at_logits, past, strict=True):
             classes = torch.tensor(self._knowledge[task].classes, device=logits.device)
             answers = self._answers[task][index]
-            restored[:, classes] = restored_cotangent(logits[:, classes], answers, self.settings.temperature)
+            restored[:, classes] = restored_cotangent(
+                logits[:, classes], answers, self.settings.temperature
+            )
         return at_logits
 
-    def _set_body_gradient(self, parts: Sequence[Tensor], reached: Sequence[bool]) -> None:
+    def _set_body_gradient(
+        self, parts: Sequence[Tensor], reached: Sequence[bool]
+    ) -> None:
         """Leave alone what the batch does not depend on: with a gradient of zeros, weight decay would move it."""
-        for parameter, part, has_part in zip(self._parameters, parts, reached, strict=True):
+        for parameter, part, has_part in zip(
+            self._parameters, parts, reached, strict=True
+        ):
             parameter.grad = part if has_part else None
 
     def _gradient_after_aggregation(self, batch: Batch) -> tuple[float, int]:
@@ -500,12 +608,19 @@ class FedKnow(Learner):
         with self.autocast():
             logits = self._scratch(batch.x)
         loss = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
-        g_b, _ = _whole(torch.autograd.grad(loss, _free(self._scratch_body), allow_unused=True), self._parameters)
+        g_b, _ = _whole(
+            torch.autograd.grad(loss, _free(self._scratch_body), allow_unused=True),
+            self._parameters,
+        )
         report = super().gradient(batch)
-        g_a, reached = _whole([parameter.grad for parameter in self._parameters], self._parameters)
+        g_a, reached = _whole(
+            [parameter.grad for parameter in self._parameters], self._parameters
+        )
         with self.meter.told():
             integrated = integrate_one(g_a, g_b)
-            self.meter.add(4 * g_a.numel(), 2 * g_a.nbytes)  # two products; g' and what was added to g_a
+            self.meter.add(
+                4 * g_a.numel(), 2 * g_a.nbytes
+            )  # two products; g' and what was added to g_a
         self._revisits += 1
         self._opposed += integrated is not g_a
         self._set_body_gradient(views(integrated, self._parameters), reached)
@@ -535,7 +650,11 @@ class FedKnow(Learner):
             smallest=self.smallest_batch(task.train.x),
         )
         self._local, self._answers, self._answers_task = {}, {}, -1
-        return {"knowledge-bytes": float(sum(knowledge.nbytes for knowledge in self._knowledge.values()))}
+        return {
+            "knowledge-bytes": float(
+                sum(knowledge.nbytes for knowledge in self._knowledge.values())
+            )
+        }
 
     def _own_model_into_scratch(self) -> None:
         """The model as this client last trained it: its own body under its head."""
@@ -551,10 +670,15 @@ def _free(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def _whole(parts: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> tuple[Tensor, list[bool]]:
+def _whole(
+    parts: Sequence[Tensor | None], parameters: Sequence[Tensor]
+) -> tuple[Tensor, list[bool]]:
     """Gradients as one flat vector, zero where there is none, and where there is one."""
     pairs = zip(parts, parameters, strict=True)
-    filled = [torch.zeros_like(parameter) if part is None else part for part, parameter in pairs]
+    filled = [
+        torch.zeros_like(parameter) if part is None else part
+        for part, parameter in pairs
+    ]
     return flatten(filled, parameters), [part is not None for part in parts]
 
 
@@ -571,7 +695,9 @@ def _check_model(learner: FedKnow) -> None:
         fault = "its body has no weight matrices to train, of which it would keep a fraction"
     elif learner.head.bias is None:
         fault = "its head needs a bias"
-    elif learner.settings.restore_from < 1 and any(isinstance(m, _BatchNorm) for m in learner.body.modules()):
+    elif learner.settings.restore_from < 1 and any(
+        isinstance(m, _BatchNorm) for m in learner.body.modules()
+    ):
         fault = "learner.restore_from < 1 would move its BatchNorm statistics twice a batch; set it to 1"
     elif learner.settings.restore_from < 1 and learner.settings.integrator == "online":
         fault = "learner.integrator = 'online' turns g by one backward pass of the whole batch; set restore_from to 1"

@@ -49,15 +49,23 @@ def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     return parts
 
 
-def flatten(parts: Sequence[Tensor], parameters: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+def flatten(
+    parts: Sequence[Tensor], parameters: Sequence[Tensor], out: Tensor | None = None
+) -> Tensor:
     """The reverse of :func:`views`: tensors of the parameters' shapes as one flat vector, float [p]."""
-    flat = parts[0].new_empty(sum(parameter.numel() for parameter in parameters)) if out is None else out
+    flat = (
+        parts[0].new_empty(sum(parameter.numel() for parameter in parameters))
+        if out is None
+        else out
+    )
     with torch.no_grad():
         torch._foreach_copy_(views(flat, parameters), list(parts))
     return flat
 
 
-def factorable(body: nn.Module, x: Tensor, threshold: int = 1 << 16) -> frozenset[nn.Parameter]:
+def factorable(
+    body: nn.Module, x: Tensor, threshold: int = 1 << 16
+) -> frozenset[nn.Parameter]:
     """The large weights that a body multiplies a matrix by, once, and does nothing else with.
 
     Parameters
@@ -70,14 +78,20 @@ def factorable(body: nn.Module, x: Tensor, threshold: int = 1 << 16) -> frozense
         Entries from which on a weight is large.
     """
     body.eval()
-    weights = {p for p in body.parameters() if p.requires_grad and p.dim() == 2 and p.numel() >= threshold}
+    weights = {
+        p
+        for p in body.parameters()
+        if p.requires_grad and p.dim() == 2 and p.numel() >= threshold
+    }
     tracer = _Tracer(weights, probe=True)
     with tracer:
         features = body(x)
     if not (weights and features.requires_grad):
         return frozenset()
     elsewhere = torch.autograd.grad(features.sum(), list(weights), allow_unused=True)
-    once = {w for w, gradient in zip(weights, elsewhere, strict=True) if gradient is None}
+    once = {
+        w for w, gradient in zip(weights, elsewhere, strict=True) if gradient is None
+    }
     return frozenset(once & tracer.factors.keys() - tracer.again)
 
 
@@ -121,10 +135,14 @@ class Linearization:
         with context or nullcontext(), tracer:
             self._features = widen(body(x))
         self.features = self._features.detach()
-        self._parameters = [parameter for parameter in body.parameters() if parameter.requires_grad]
+        self._parameters = [
+            parameter for parameter in body.parameters() if parameter.requires_grad
+        ]
         self.reached = [False] * len(self._parameters)
         self._factors = tracer.factors
-        self._leaves = [tracer.factors[p][0] if p in tracer.factors else p for p in self._parameters]
+        self._leaves = [
+            tracer.factors[p][0] if p in tracer.factors else p for p in self._parameters
+        ]
         self.size = sum(leaf.numel() for leaf in self._leaves)
         self._transpose: tuple[Tensor, list[Tensor]] | None = None
 
@@ -142,11 +160,17 @@ class Linearization:
         """
         cotangent = cotangent.detach().requires_grad_(forward)
         found = torch.autograd.grad(
-            self._features, self._leaves, cotangent, retain_graph=True, create_graph=forward, allow_unused=True
+            self._features,
+            self._leaves,
+            cotangent,
+            retain_graph=True,
+            create_graph=forward,
+            allow_unused=True,
         )
         self.reached = [part is not None for part in found]
         parts = [
-            torch.zeros_like(leaf) if part is None else part for part, leaf in zip(found, self._leaves, strict=True)
+            torch.zeros_like(leaf) if part is None else part
+            for part, leaf in zip(found, self._leaves, strict=True)
         ]
         if forward:
             self._transpose = cotangent, parts
@@ -161,10 +185,16 @@ class Linearization:
             If an operation of the body cannot be differentiated twice.
         """
         if self._transpose is None:
-            raise RuntimeError("pushforward needs a pullback with forward=True before it")
+            raise RuntimeError(
+                "pushforward needs a pullback with forward=True before it"
+            )
         cotangent, parts = self._transpose
         steps = views(direction, self._leaves)
-        pairs = [(part, step) for part, step in zip(parts, steps, strict=True) if part.requires_grad]
+        pairs = [
+            (part, step)
+            for part, step in zip(parts, steps, strict=True)
+            if part.requires_grad
+        ]
         (result,) = torch.autograd.grad(
             [part for part, _ in pairs],
             cotangent,
@@ -199,7 +229,9 @@ class _Tracer(TorchFunctionMode):
         self.factors: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
         self.again: set[nn.Parameter] = set()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is F.conv2d:
             return _convolve(*args, **kwargs)
@@ -209,7 +241,9 @@ class _Tracer(TorchFunctionMode):
             return self._linear(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _linear(self, x: Tensor, weight: nn.Parameter, bias: Tensor | None = None) -> Tensor:
+    def _linear(
+        self, x: Tensor, weight: nn.Parameter, bias: Tensor | None = None
+    ) -> Tensor:
         if weight in self.factors:
             self.again.add(weight)
         if x.dim() != 2 or not (self._probe or 2 * len(x) <= weight.shape[1]):
@@ -232,9 +266,15 @@ def _convolve(
     if isinstance(padding, str):  # "same" is more than a number
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     device = x.device.type
-    if torch.is_autocast_enabled(device):  # a Function's inside is not seen by autocast on the way back
+    if torch.is_autocast_enabled(
+        device
+    ):  # a Function's inside is not seen by autocast on the way back
         dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x, weight, bias = (
+            x.to(dtype),
+            weight.to(dtype),
+            None if bias is None else bias.to(dtype),
+        )
     geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
     return cast(Tensor, _Convolution.apply(x, weight, bias, geometry))  # type: ignore[no-untyped-call]
 
@@ -243,7 +283,9 @@ class _Convolution(Function):
     """y = x * w + b."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
         return F.conv2d(x, weight, bias, *geometry)
@@ -251,30 +293,54 @@ class _Convolution(Function):
     @staticmethod
     def backward(ctx: Any, at_y: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        return *_Transpose.apply(at_y, x, weight, ctx.needs_input_grad[:3], ctx.geometry), None  # type: ignore[no-untyped-call]
+        return *_Transpose.apply(
+            at_y, x, weight, ctx.needs_input_grad[:3], ctx.geometry
+        ), None  # type: ignore[no-untyped-call]
 
 
 class _Transpose(Function):
     """Gradients by x, w and b of ``<at_y, x * w + b>``: linear in at_y, and differentiated by at_y alone."""
 
     @staticmethod
-    def forward(ctx: Any, at_y: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], geometry: _Geometry) -> Any:
+    def forward(
+        ctx: Any,
+        at_y: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        wanted: Sequence[bool],
+        geometry: _Geometry,
+    ) -> Any:
         ctx.save_for_backward(x, weight)
         ctx.geometry, ctx.shape = geometry, at_y.shape
         ctx.set_materialize_grads(False)
         stride, padding, dilation, groups = geometry
         return torch.ops.aten.convolution_backward(
-            at_y, x, weight, [len(weight)], stride, padding, dilation, False, [0, 0], groups, list(wanted)
+            at_y,
+            x,
+            weight,
+            [len(weight)],
+            stride,
+            padding,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            list(wanted),
         )
 
     @staticmethod
-    def backward(ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None) -> Any:
+    def backward(
+        ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None
+    ) -> Any:
         x, weight = ctx.saved_tensors
         tangent: Tensor | float = 0.0
         if of_weight is not None:
             tangent, of_bias = F.conv2d(x, of_weight, of_bias, *ctx.geometry), None
         if of_x is not None:
-            tangent, of_bias = tangent + F.conv2d(of_x, weight, of_bias, *ctx.geometry), None
+            tangent, of_bias = (
+                tangent + F.conv2d(of_x, weight, of_bias, *ctx.geometry),
+                None,
+            )
         if of_bias is not None:
             tangent = of_bias.view(-1, 1, 1).expand(ctx.shape)
         return tangent, None, None, None, None
@@ -290,8 +356,12 @@ def _normalize(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if training and x.numel() == x.shape[1]:  # as torch refuses it: one value has no variance
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+    if (
+        training and x.numel() == x.shape[1]
+    ):  # as torch refuses it: one value has no variance
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
+        )
     statistics = (running_mean, running_var, training, momentum, eps)
     return cast(Tensor, _Normalization.apply(x, weight, bias, statistics))  # type: ignore[no-untyped-call]
 
@@ -300,7 +370,9 @@ class _Normalization(Function):
     """y = w (x - mean) / deviation + b, a channel."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Any
+    ) -> Tensor:
         running_mean, running_var, training, _, eps = statistics
         y, mean, inverse = torch.native_batch_norm(x, weight, bias, *statistics)
         if not training:
@@ -336,10 +408,14 @@ class _NormalizationTranspose(Function):
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.training, ctx.eps, ctx.shape = training, eps, at_y.shape
         ctx.set_materialize_grads(False)
-        return _normalization_backward(at_y, x, weight, mean, inverse, training, eps, wanted)
+        return _normalization_backward(
+            at_y, x, weight, mean, inverse, training, eps, wanted
+        )
 
     @staticmethod
-    def backward(ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None) -> Any:
+    def backward(
+        ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None
+    ) -> Any:
         x, weight, mean, inverse = ctx.saved_tensors
         tangent: Tensor | float = 0.0
         if of_x is not None:
@@ -347,9 +423,16 @@ class _NormalizationTranspose(Function):
             tangent = _normalization_backward(of_x, x, *fixed, (True, False, False))[0]
         if of_weight is not None:
             variance = inverse**-2 - ctx.eps
-            tangent = tangent + torch.native_batch_norm(x, of_weight, of_bias, mean, variance, False, 0.0, ctx.eps)[0]
+            tangent = (
+                tangent
+                + torch.native_batch_norm(
+                    x, of_weight, of_bias, mean, variance, False, 0.0, ctx.eps
+                )[0]
+            )
         elif of_bias is not None:
-            tangent = tangent + of_bias.view(-1, *[1] * (len(ctx.shape) - 2)).expand(ctx.shape)
+            tangent = tangent + of_bias.view(-1, *[1] * (len(ctx.shape) - 2)).expand(
+                ctx.shape
+            )
         return tangent, *[None] * 7
 
 
@@ -365,7 +448,16 @@ def _normalization_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     variance = None if training else inverse**-2 - eps
     return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
-        at_y, x, weight, None if training else mean, variance, mean, inverse, training, eps, list(wanted)
+        at_y,
+        x,
+        weight,
+        None if training else mean,
+        variance,
+        mean,
+        inverse,
+        training,
+        eps,
+        list(wanted),
     )
 
 

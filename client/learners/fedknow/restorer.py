@@ -55,7 +55,14 @@ class Restorer:
         Told what is computed.
     """
 
-    def __init__(self, at_body: Linearization, at_logits: Tensor, head: Tensor, rows: Tensor, meter: Meter) -> None:
+    def __init__(
+        self,
+        at_body: Linearization,
+        at_logits: Tensor,
+        head: Tensor,
+        rows: Tensor,
+        meter: Meter,
+    ) -> None:
         self._at_body = at_body
         self._at_logits = at_logits
         self._head = head
@@ -78,7 +85,9 @@ class Restorer:
         """``sum_i w_i g_i`` by one backward pass: float64 [k] to float [size]."""
         self._meter.add(memory=self._rows[0].nbytes)
         with self._part("combine"):
-            combined = torch.tensordot(torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1)
+            combined = torch.tensordot(
+                torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1
+            )
             return self._at_body.pullback(combined @ self._head, self._rows[0])
 
     def turn(self, cotangent: Tensor, weights: Vector, out: Tensor) -> Tensor:
@@ -87,7 +96,9 @@ class Restorer:
         Afterwards :meth:`products` can be asked for.
         """
         with self._part("turn"):
-            combined = torch.tensordot(torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1)
+            combined = torch.tensordot(
+                torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1
+            )
             self._turned = cotangent + combined @ self._head
             return self._at_body.pullback(self._turned, out, forward=True)
 
@@ -107,10 +118,17 @@ class Restorer:
         With the result of :meth:`turn` they are made longer by as much as its cotangent was: estimates of ``|g_i|``.
         """
         with self._part("lengths"):
-            squares = (self._at_logits @ (self._head @ self._head.T)).mul_(self._at_logits).flatten(1).sum(1)
+            squares = (
+                (self._at_logits @ (self._head @ self._head.T))
+                .mul_(self._at_logits)
+                .flatten(1)
+                .sum(1)
+            )
             lengths = squares.clamp_min(0).sqrt()
             return _numbers(
-                lengths if turned is None else lengths * turned.norm() / self._turned.norm().clamp_min(1e-30)
+                lengths
+                if turned is None
+                else lengths * turned.norm() / self._turned.norm().clamp_min(1e-30)
             )
 
 

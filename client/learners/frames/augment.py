@@ -9,7 +9,9 @@ from torch.nn import functional as F
 __all__ = ["view"]
 
 
-def view(x: Tensor, generator: torch.Generator, crop: float, flip: bool, jitter: float) -> Tensor:
+def view(
+    x: Tensor, generator: torch.Generator, crop: float, flip: bool, jitter: float
+) -> Tensor:
     """One random view of each image: a crop brought back to size, a flip, another contrast and brightness.
 
     Parameters
@@ -33,15 +35,21 @@ def view(x: Tensor, generator: torch.Generator, crop: float, flip: bool, jitter:
     """
 
     def uniform(low: float, high: float) -> Tensor:
-        return (low + (high - low) * torch.rand(len(x), generator=generator, dtype=x.dtype)).to(x.device)
+        return (
+            low + (high - low) * torch.rand(len(x), generator=generator, dtype=x.dtype)
+        ).to(x.device)
 
     side = uniform(crop, 1).sqrt()  # of the crop, in units of the image's
-    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones_like(side)
+    mirror = (
+        torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones_like(side)
+    )
     place = torch.stack([(1 - side) * uniform(-1, 1), (1 - side) * uniform(-1, 1)], 1)
     zero = torch.zeros_like(side)
     # The affine map from places in the view to places in the image, both in [-1, 1].
     rows = [mirror * side, zero, place[:, 0], zero, side, place[:, 1]]
-    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
+    grid = F.affine_grid(
+        torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False
+    )
     seen = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     contrast, brightness = uniform(1 - jitter, 1 + jitter), uniform(-jitter, jitter)
     return seen * contrast.view(-1, 1, 1, 1) + brightness.view(-1, 1, 1, 1)

@@ -86,7 +86,9 @@ def smallest_batch(model: nn.Module, x: Tensor) -> int:
     hooks = [norm.register_forward_pre_hook(look) for norm in norms]
     try:
         with torch.no_grad():
-            model.eval()(torch.cat([x, x]))  # of one, a layer without running statistics would fail
+            model.eval()(
+                torch.cat([x, x])
+            )  # of one, a layer without running statistics would fail
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,7 +116,11 @@ def check_batches(count: int, size: int, smallest: int) -> None:
     """
     if min(count, size) >= smallest:
         return
-    fault = "train.batch_size is 1" if size < smallest else "this client has one training sample"
+    fault = (
+        "train.batch_size is 1"
+        if size < smallest
+        else "this client has one training sample"
+    )
     raise TooFewSamples(
         f"{fault}, and the model's BatchNorm layers need two values a channel; take at least two, or a "
         "model without BatchNorm"

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Batch, ContinualSettings, Diverged, HeadSlice, Learner, Round, State, Tensors
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    ContinualSettings,
+    Diverged,
+    HeadSlice,
+    Learner,
+    Round,
+    State,
+    Tensors,
+)
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["Consolidation", "ConsolidationSettings"]
@@ -39,7 +48,9 @@ class Consolidation(Learner):
     settings: ConsolidationSettings
     factor: ClassVar[float] = 1.0
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: ConsolidationSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: ConsolidationSettings
+    ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable
         self._become({})
@@ -65,7 +76,10 @@ class Consolidation(Learner):
         """
         if not self.importance:
             return importance, anchor
-        return {name: self.decay * self.importance[name] + new for name, new in importance.items()}, anchor
+        return {
+            name: self.decay * self.importance[name] + new
+            for name, new in importance.items()
+        }, anchor
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -108,7 +122,9 @@ class Consolidation(Learner):
         try:
             report = super().fit(task, round)
         except Diverged as error:
-            raise Diverged(f"{error}, or lower learner.strength = {self.strength:g}") from None
+            raise Diverged(
+                f"{error}, or lower learner.strength = {self.strength:g}"
+            ) from None
         if self.settings.anchor == "local":
             self._local = self.send()
         return report
@@ -135,7 +151,11 @@ class Consolidation(Learner):
         """The penalty at the model as it is, lambda included."""
         total = 0.0
         for name, anchor in self.anchor.items():
-            total += (self.importance[name] * (self._parameters[name] - anchor).square()).sum().item()
+            total += (
+                (self.importance[name] * (self._parameters[name] - anchor).square())
+                .sum()
+                .item()
+            )
         return self.factor * self.strength * total
 
     def counts(self) -> dict[str, float]:
@@ -157,6 +177,10 @@ class Consolidation(Learner):
     def gradients(self, objective: Tensor, again: bool = False) -> Tensors:
         """Gradient of a scalar by each parameter; ``again``: there is more to differentiate on this graph."""
         parts = torch.autograd.grad(
-            objective, list(self._parameters.values()), retain_graph=again, allow_unused=True, materialize_grads=True
+            objective,
+            list(self._parameters.values()),
+            retain_graph=again,
+            allow_unused=True,
+            materialize_grads=True,
         )
         return dict(zip(self._parameters, parts, strict=True))

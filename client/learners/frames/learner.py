@@ -23,7 +23,11 @@ from torch.nn import functional as F
 
 from fedknow.client.compute.cost import Meter, module_bytes
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.frames.batching import batches, check_batches, smallest_batch
+from fedknow.client.learners.frames.batching import (
+    batches,
+    check_batches,
+    smallest_batch,
+)
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = [
@@ -62,7 +66,9 @@ class LearnerSettings(BaseModel):
     """
 
     # The docstrings of settings are what `fedknow list learners NAME` says of them.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ContinualSettings(LearnerSettings):
@@ -79,7 +85,9 @@ class Diverged(RuntimeError):
     @classmethod
     def in_epoch(cls, loss: float, epoch: int, train: TrainConfig) -> Self:
         """Say in which epoch (from 0), and what to do about it."""
-        return cls(f"loss is {loss} in epoch {epoch + 1}; lower train.lr = {train.lr} or set train.clip_norm")
+        return cls(
+            f"loss is {loss} in epoch {epoch + 1}; lower train.lr = {train.lr} or set train.clip_norm"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,9 @@ class HeadSlice:
         Where logits and labels are.
     """
 
-    def __init__(self, classes: Sequence[int], width: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, classes: Sequence[int], width: int, device: torch.device | str = "cpu"
+    ) -> None:
         index = torch.tensor(classes, dtype=torch.int64)
         position = torch.full((width,), -1, dtype=torch.int64)
         position[index] = torch.arange(len(classes))
@@ -160,7 +170,9 @@ def seed_torch(seed: int) -> None:
 
 def hits(z: Tensor, y: Tensor) -> int:
     """How many of the logits [n, classes] are largest at their labels [n]; by NumPy, whose calls take less time."""
-    return int(np.count_nonzero(z.detach().numpy(force=True).argmax(1) == y.numpy(force=True)))
+    return int(
+        np.count_nonzero(z.detach().numpy(force=True).argmax(1) == y.numpy(force=True))
+    )
 
 
 def widen(z: Tensor) -> Tensor:
@@ -220,9 +232,13 @@ class Learner:
         if own & {"gradient", "step"} and "cost_key" not in own:
             cls.cost_key = _unknown  # type: ignore[method-assign, assignment]
         here = own & {"fit", "begin_epoch", "logits", "score"}
-        cls.unmetered = cls.unmetered - here | here.difference(cls.metered if "metered" in own else ())
+        cls.unmetered = cls.unmetered - here | here.difference(
+            cls.metered if "metered" in own else ()
+        )
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: LearnerSettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: LearnerSettings
+    ) -> None:
         self.exchange = getattr(settings, "exchange", self.exchange)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # in place; not in torch's types
@@ -239,19 +255,35 @@ class Learner:
             _warn_of_slow_bf16()
         parameters = dict(model.named_parameters())
         self.trainable = {name: p for name, p in parameters.items() if p.requires_grad}
-        self._frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
+        self._frozen = {
+            name: p for name, p in parameters.items() if not p.requires_grad
+        }
         # Integer buffers (BatchNorm's counters) would come back from an average as fractions: they do not travel, and
         # start anew with each message, as they steer BatchNorm without momentum and must not tell who came before.
         # A tensor with several names (tied weights) goes by the first.
         own = self.trainable.keys() | dict(model.named_buffers()).keys()
-        initial = {name: value for name, value in model.state_dict().items() if name in own}
-        self._names = [name for name, value in initial.items() if value.is_floating_point()]
-        self._counters = {n: value.clone() for n, value in initial.items() if n not in self._names}
-        self._fresh = {name: value.clone() for name, value in initial.items() if not self.travels(name)}
+        initial = {
+            name: value for name, value in model.state_dict().items() if name in own
+        }
+        self._names = [
+            name for name, value in initial.items() if value.is_floating_point()
+        ]
+        self._counters = {
+            n: value.clone() for n, value in initial.items() if n not in self._names
+        }
+        self._fresh = {
+            name: value.clone()
+            for name, value in initial.items()
+            if not self.travels(name)
+        }
         # Where each entry lies; state_dict() walks through all modules, a tenth of a small client's round.
         self._all_parameters = list(model.parameters())
         self._places = {
-            name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in initial
+            name: (
+                model.get_submodule(name.rpartition(".")[0]),
+                name.rpartition(".")[2],
+            )
+            for name in initial
         }
         self._trained_task = -1
         self._smallest_batch: int | None = None
@@ -266,7 +298,9 @@ class Learner:
 
     def travels(self, name: str) -> bool:
         """Whether an entry of the model's state dict is averaged over clients."""
-        return self.exchange == "all" or (self.exchange == "body" and name.startswith("body."))
+        return self.exchange == "all" or (
+            self.exchange == "body" and name.startswith("body.")
+        )
 
     def send(self) -> Tensors:
         """Copies of the parameters that travel, in the order of the state dict."""
@@ -283,7 +317,9 @@ class Learner:
         wanted = {name for name in self._names if self.travels(name)}
         if arrays.keys() != wanted:
             odd = sorted(arrays.keys() ^ wanted)
-            raise ValueError(f"received parameters do not fit the model: {', '.join(odd[:5])} are missing or unknown")
+            raise ValueError(
+                f"received parameters do not fit the model: {', '.join(odd[:5])} are missing or unknown"
+            )
         self._load(arrays)
 
     @functools.cached_property
@@ -348,7 +384,9 @@ class Learner:
             for name, value in arrays.items():
                 entry = self._entry(name)
                 if entry.shape != value.shape:
-                    raise ValueError(f"{name} has shape {tuple(value.shape)}, the model's is {tuple(entry.shape)}")
+                    raise ValueError(
+                        f"{name} has shape {tuple(value.shape)}, the model's is {tuple(entry.shape)}"
+                    )
                 entry.copy_(value)
 
     def _entry(self, name: str) -> Tensor:
@@ -404,7 +442,11 @@ class Learner:
         head = HeadSlice(task.head, self.head.out_features, self.device)
         labels = head.labels(task.train.y)
         x = self.images(task.train.x)
-        anchor = {n: p.detach().clone() for n, p in self.trainable.items()} if round.proximal_mu else {}
+        anchor = (
+            {n: p.detach().clone() for n, p in self.trainable.items()}
+            if round.proximal_mu
+            else {}
+        )
         self.model.train()
         with self.meter.part():
             self.begin(task, round)
@@ -412,7 +454,9 @@ class Learner:
         for epoch in range(self.epochs):
             self.begin_epoch(epoch)
             total, correct = 0.0, 0
-            for index in batches(len(labels), self.train.batch_size, generator, self.device, smallest):
+            for index in batches(
+                len(labels), self.train.batch_size, generator, self.device, smallest
+            ):
                 with self.meter.part(self.step_key(len(index), head, bool(anchor))):
                     batch = Batch(x[index], labels[index], index, head)
                     loss, right = self.gradient(batch)
@@ -421,12 +465,18 @@ class Learner:
                     if anchor:
                         self._proximal(anchor, round.proximal_mu)
                     if self.train.clip_norm:
-                        nn.utils.clip_grad_norm_(self.model.parameters(), self.train.clip_norm)
+                        nn.utils.clip_grad_norm_(
+                            self.model.parameters(), self.train.clip_norm
+                        )
                     self.step()
                 total += loss * len(index)
                 correct += right
         self._trained_task = task.task
-        return {"loss": total / len(labels), "accuracy": correct / len(labels), **self.counts()}
+        return {
+            "loss": total / len(labels),
+            "accuracy": correct / len(labels),
+            **self.counts(),
+        }
 
     def check_free(self, name: str, part: str, why: str) -> None:
         """Refuse a model of which a part is frozen as a whole.
@@ -447,8 +497,16 @@ class Learner:
         """
         if any(place.startswith(f"{part}.") for place in self.trainable):
             return
-        parameters = [place for place, _ in self.model.named_parameters() if place.startswith(f"{part}.")]
-        fault = f"all parameters of its {part} are frozen" if parameters else f"its {part} has no parameters"
+        parameters = [
+            place
+            for place, _ in self.model.named_parameters()
+            if place.startswith(f"{part}.")
+        ]
+        fault = (
+            f"all parameters of its {part} are frozen"
+            if parameters
+            else f"its {part} has no parameters"
+        )
         remedy = "leave some of them free" if parameters else "choose another model"
         raise ConfigError(
             f"learner.name = {name!r} cannot train this model: {fault}, and the method {why}; {remedy}, or choose "
@@ -457,7 +515,9 @@ class Learner:
 
     def smallest_batch(self, x: Tensor) -> int:
         """The fewest samples that the model can be trained on at once; ``x``: samples, of which one is looked at."""
-        if self._smallest_batch is None:  # a property of the model and the size of an image
+        if (
+            self._smallest_batch is None
+        ):  # a property of the model and the size of an image
             with self.meter.free():
                 self._smallest_batch = smallest_batch(self.model, self.images(x[:1]))
         return self._smallest_batch
@@ -475,7 +535,9 @@ class Learner:
     def begin(self, task: TaskData, round: Round) -> None:
         """Before the first epoch of a round: a fresh optimizer, and whatever the method prepares."""
         align = type(self).gradient is not Learner.gradient
-        self.optimizer = make_optimizer(self.train, self.body.parameters(), self.head.parameters(), align)
+        self.optimizer = make_optimizer(
+            self.train, self.body.parameters(), self.head.parameters(), align
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         """Before each epoch (from 0)."""
@@ -501,7 +563,11 @@ class Learner:
         changes from step to step belongs in here. A method that overrides :meth:`gradient` or :meth:`step` must
         override this too; otherwise each of its steps is counted, which is slow.
         """
-        return count, len(head.index), tuple(p.requires_grad for p in self._all_parameters)
+        return (
+            count,
+            len(head.index),
+            tuple(p.requires_grad for p in self._all_parameters),
+        )
 
     def step_key(self, count: int, head: HeadSlice, proximal: bool) -> Hashable | None:
         """:meth:`cost_key`, and whether FedProx's term is added."""
@@ -511,7 +577,9 @@ class Learner:
     @functools.cached_property
     def weight_bytes(self) -> int:
         """Size of the models that the method works with, its scratch copies included."""
-        return module_bytes(*(part for part in vars(self).values() if isinstance(part, nn.Module)))
+        return module_bytes(
+            *(part for part in vars(self).values() if isinstance(part, nn.Module))
+        )
 
     def counts(self) -> dict[str, float]:
         """The method's own numbers of the round just trained, the same keys from every client."""
@@ -559,9 +627,16 @@ class Learner:
         """Logits over the whole head, in evaluation mode: float [n, C, H, W] -> [n, classes]."""
         self.model.eval()
         with self.autocast():
-            return torch.cat([self.counted(self.model, part) for part in torch.split(self.images(x), batch_size)])
+            return torch.cat(
+                [
+                    self.counted(self.model, part)
+                    for part in torch.split(self.images(x), batch_size)
+                ]
+            )
 
-    def counted(self, model: Callable[[Tensor], Tensor], x: Tensor, key: Hashable = "logits") -> Tensor:
+    def counted(
+        self, model: Callable[[Tensor], Tensor], x: Tensor, key: Hashable = "logits"
+    ) -> Tensor:
         """A forward pass in the present mode and without gradients, counted once for each size: for long loops.
 
         Parameters
@@ -594,7 +669,9 @@ class Learner:
         """
         z = self.logits(torch.cat([split.x for split in splits]), batch_size)
         results = []
-        for part, split, classes in zip(torch.split(z, [len(s.y) for s in splits]), splits, heads, strict=True):
+        for part, split, classes in zip(
+            torch.split(z, [len(s.y) for s in splits]), splits, heads, strict=True
+        ):
             head = HeadSlice(classes, self.head.out_features, self.device)
             sliced, labels = head.logits(part), head.labels(split.y)
             loss = F.cross_entropy(sliced, labels).item()
@@ -611,7 +688,9 @@ def _flatten_both_ways(module: nn.Module, inputs: tuple[Tensor]) -> None:
     (x,) = inputs
     if x.dim() != 4 or x.numel() < _LARGE:
         return
-    if x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(x):  # no hooks there
+    if x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(
+        x
+    ):  # no hooks there
         x.register_hook(_channels_last)  # type: ignore[no-untyped-call]
 
 
@@ -628,11 +707,16 @@ def _warn_of_slow_bf16() -> None:
     """Say once a process that this machine has no instructions for bfloat16."""
     mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        log.warning("train.precision = 'bf16': this processor computes bfloat16 by emulation; 'fp32' will be faster")
+        log.warning(
+            "train.precision = 'bf16': this processor computes bfloat16 by emulation; 'fp32' will be faster"
+        )
 
 
 def make_optimizer(
-    train: TrainConfig, body: Iterator[Tensor], head: Iterator[Tensor], align: bool = True
+    train: TrainConfig,
+    body: Iterator[Tensor],
+    head: Iterator[Tensor],
+    align: bool = True,
 ) -> torch.optim.Optimizer:
     """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink old tasks' rows.
 
@@ -640,16 +724,29 @@ def make_optimizer(
     """
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in body if parameter.requires_grad]},
-        {"params": [parameter for parameter in head if parameter.requires_grad], "weight_decay": 0.0},
+        {
+            "params": [parameter for parameter in head if parameter.requires_grad],
+            "weight_decay": 0.0,
+        },
     ]
-    if not train.weight_decay:  # one group: a fused step of each would be a call of its own
-        groups = [{"params": [parameter for group in groups for parameter in group["params"]]}]
-    settings: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
+    if (
+        not train.weight_decay
+    ):  # one group: a fused step of each would be a call of its own
+        groups = [
+            {"params": [parameter for group in groups for parameter in group["params"]]}
+        ]
+    settings: dict[str, Any] = {
+        "lr": train.lr,
+        "weight_decay": train.weight_decay,
+        "fused": True,
+    }
     optimizer: torch.optim.Optimizer
     if train.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, momentum=train.momentum, **settings)
     else:
-        optimizer = (torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam)(groups, **settings)
+        optimizer = (
+            torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+        )(groups, **settings)
     if align:
         optimizer.register_step_pre_hook(_align_gradients)
     return optimizer

@@ -91,7 +91,9 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     _check_finite(products)
     violated = int((products < 0).sum())
     if not violated:
-        return Integration(g, np.zeros(len(products)), 0, len(signature), flops=2 * signature.numel())
+        return Integration(
+            g, np.zeros(len(products)), 0, len(signature), flops=2 * signature.numel()
+        )
     gram = (signature @ signature.T).double().cpu().numpy()
     v = solve_dual(gram, products)
     flops = 2 * signature.numel() * (1 + len(signature) + 1)  # G g, G G^T and G^T v
@@ -153,7 +155,9 @@ def integrate_lazily(
     return Integration(result.gradient, multipliers, violated, len(rows), asked, flops)
 
 
-def _likely_to_bind(products: Vector, lengths: Vector, cosine: float = 0.2) -> NDArray[np.bool_]:
+def _likely_to_bind(
+    products: Vector, lengths: Vector, cosine: float = 0.2
+) -> NDArray[np.bool_]:
     """Which of some violated constraints would bind if their gradients were at this cosine to one another.
 
     Turning from one restored gradient often turns from others too: on CIFAR-100 with ten tasks their cosines are 0.1
@@ -198,10 +202,14 @@ def integrate_surrogate(
     square = torch.dot(surrogate, surrogate).item()
     _check_finite(np.array([square]))
     scale = -(w @ products) / square if square else 0.0
-    return Integration(g + scale * surrogate, scale * w, int((products < 0).sum()), 1, 1, 2 * g.numel())
+    return Integration(
+        g + scale * surrogate, scale * w, int((products < 0).sum()), 1, 1, 2 * g.numel()
+    )
 
 
-def step_dual(v: Vector, products: Vector, lengths: Vector, cosine: float = 0.5) -> Vector:
+def step_dual(
+    v: Vector, products: Vector, lengths: Vector, cosine: float = 0.5
+) -> Vector:
     """One step of projected gradient descent on Eq. (4), whose gradient at v is ``G g' = G G^T v + G g``.
 
     In units in which all gradients have length 1, the step is one over the largest eigenvalue that G G^T has where
@@ -294,13 +302,17 @@ def solve_dual(gram: Vector, products: Vector) -> Vector:
 
 def _check_finite(*arrays: Vector) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
-        raise FloatingPointError("the gradients to integrate are not finite; lower train.lr or set train.clip_norm")
+        raise FloatingPointError(
+            "the gradients to integrate are not finite; lower train.lr or set train.clip_norm"
+        )
 
 
 def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:
     v = np.zeros(len(b))
     free = np.zeros(len(b), dtype=bool)
-    barred = np.zeros(len(b), dtype=bool)  # entered and left at once: rounding, not progress
+    barred = np.zeros(
+        len(b), dtype=bool
+    )  # entered and left at once: rounding, not progress
     for _ in range(4 * len(b) + 4):
         downhill = np.where(free | barred, -np.inf, -(q @ v + b))
         entering = int(downhill.argmax())
@@ -316,7 +328,9 @@ def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:
                 barred[:] = False
                 break
             back = target <= 0
-            step = (v[index][back] / np.maximum(v[index][back] - target[back], 1e-300)).min()
+            step = (
+                v[index][back] / np.maximum(v[index][back] - target[back], 1e-300)
+            ).min()
             v[index] += step * (target - v[index])
             leaving = index[back & (v[index] <= tolerance)]
             if not len(leaving):
@@ -327,7 +341,9 @@ def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:
     return np.clip(v, 0, None)
 
 
-def _coordinate_descent(q: Vector, b: Vector, v: Vector, sweeps: int = 1000, tolerance: float = 1e-10) -> Vector:
+def _coordinate_descent(
+    q: Vector, b: Vector, v: Vector, sweeps: int = 1000, tolerance: float = 1e-10
+) -> Vector:
     slope = q @ v + b
     for _ in range(sweeps):
         if slope.min() >= -tolerance:
@@ -354,13 +370,20 @@ def wasserstein(a: Tensor, b: Tensor, form: str = "values") -> float:
 
 
 def _quantiles_or_cdf(x: Tensor, form: str) -> Tensor:
-    if form == "values":  # NumPy sorts some twenty times as fast as torch on a processor with AVX-512
+    if (
+        form == "values"
+    ):  # NumPy sorts some twenty times as fast as torch on a processor with AVX-512
         return torch.from_numpy(np.sort(x.numpy())) if x.is_cpu else x.sort().values
     return (x.abs() / x.abs().sum().clamp_min(torch.finfo(x.dtype).tiny)).cumsum(0)
 
 
-def most_dissimilar(g: Tensor, candidates: Iterable[Tensor], k: int, form: str = "values") -> list[int]:
+def most_dissimilar(
+    g: Tensor, candidates: Iterable[Tensor], k: int, form: str = "values"
+) -> list[int]:
     """Places of the k ``candidates`` [p] farthest from g [p] by :func:`wasserstein`, in ascending order."""
     own = _quantiles_or_cdf(g, form)
-    distance = [float(_quantiles_or_cdf(candidate, form).sub_(own).abs_().mean()) for candidate in candidates]
+    distance = [
+        float(_quantiles_or_cdf(candidate, form).sub_(own).abs_().mean())
+        for candidate in candidates
+    ]
     return sorted(int(i) for i in np.argsort(-np.array(distance), kind="stable")[:k])

@@ -16,11 +16,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Batch, ContinualSettings, Learner, Round, State
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    ContinualSettings,
+    Learner,
+    Round,
+    State,
+)
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
-__all__ = ["Memory", "MemorySettings", "Rehearsal", "Replay", "Stored", "choose", "columns"]
+__all__ = [
+    "Memory",
+    "MemorySettings",
+    "Rehearsal",
+    "Replay",
+    "Stored",
+    "choose",
+    "columns",
+]
 
 
 class MemorySettings(ContinualSettings):
@@ -72,17 +86,23 @@ class Replay:
 
     def loss(self, logits: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy of logits over the whole head, float [n, classes], each sample in its own slice."""
-        return F.cross_entropy(logits.masked_fill(~self.head, -torch.inf), self.y, reduction=reduction)
+        return F.cross_entropy(
+            logits.masked_fill(~self.head, -torch.inf), self.y, reduction=reduction
+        )
 
 
-def columns(classes: Sequence[int], width: int, device: torch.device | str = "cpu") -> Tensor:
+def columns(
+    classes: Sequence[int], width: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Which columns of a head of that width belong to a slice: bool [width]."""
     mask = torch.zeros(width, dtype=torch.bool)
     mask[list(classes)] = True
     return mask.to(device)
 
 
-def choose(y: Tensor, count: int, generator: torch.Generator, balanced: bool = True) -> Tensor:
+def choose(
+    y: Tensor, count: int, generator: torch.Generator, balanced: bool = True
+) -> Tensor:
     """Draw samples to keep.
 
     Parameters
@@ -108,7 +128,9 @@ def choose(y: Tensor, count: int, generator: torch.Generator, balanced: bool = T
         grouped = y[order].argsort(stable=True)
         sizes = torch.bincount(y)
         rank = torch.empty_like(order)  # how many of its class come before each
-        rank[grouped] = torch.arange(len(y)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        rank[grouped] = torch.arange(len(y)) - (
+            sizes.cumsum(0) - sizes
+        ).repeat_interleave(sizes)
         order = order[rank.argsort(stable=True)]
     return order[:count].sort().values
 
@@ -134,7 +156,14 @@ class Memory:
         """Size of all samples and labels, in bytes."""
         return sum(stored.x.nbytes + stored.y.nbytes for stored in self.tasks.values())
 
-    def keep(self, task: TaskData, fraction: float, seed: int, balanced: bool = True, least: int = 1) -> None:
+    def keep(
+        self,
+        task: TaskData,
+        fraction: float,
+        seed: int,
+        balanced: bool = True,
+        least: int = 1,
+    ) -> None:
         """Keep a fraction of a task's training samples, at least so many (:func:`choose`)."""
         x, y = task.train.x, task.train.y
         count = max(least, round(fraction * len(y)))
@@ -144,7 +173,11 @@ class Memory:
     def of(self, past: int, current: TaskData, width: int) -> Replay:
         """All samples of a past task, in its slice of a head of ``width``; when class-incremental, in all seen."""
         stored = self.tasks[past]
-        head = columns(current.head if current.incremental else stored.classes, width, stored.y.device)
+        head = columns(
+            current.head if current.incremental else stored.classes,
+            width,
+            stored.y.device,
+        )
         return Replay(stored.x, stored.y, head.expand(len(stored.y), -1))
 
     def all(self, current: TaskData, width: int) -> Replay:
@@ -158,16 +191,29 @@ class Memory:
         if not self.tasks:
             raise ValueError("the memory is empty: no task is finished")
         parts = [self.of(past, current, width) for past in sorted(self.tasks)]
-        return Replay(*(torch.cat([getattr(part, name) for part in parts]) for name in ("x", "y", "head")))
+        return Replay(
+            *(
+                torch.cat([getattr(part, name) for part in parts])
+                for name in ("x", "y", "head")
+            )
+        )
 
     def state_dict(self) -> State:
         """As tensors and numbers that can be saved."""
-        return {str(t): {"classes": list(s.classes), "x": s.x, "y": s.y} for t, s in self.tasks.items()}
+        return {
+            str(t): {"classes": list(s.classes), "x": s.x, "y": s.y}
+            for t, s in self.tasks.items()
+        }
 
     @classmethod
     def from_state(cls, state: State) -> Memory:
         """The reverse of :meth:`state_dict`; ``{}`` is an empty memory."""
-        return cls({int(t): Stored(tuple(s["classes"]), s["x"], s["y"]) for t, s in state.items()})
+        return cls(
+            {
+                int(t): Stored(tuple(s["classes"]), s["x"], s["y"])
+                for t, s in state.items()
+            }
+        )
 
 
 class Rehearsal(Learner):
@@ -185,7 +231,9 @@ class Rehearsal(Learner):
     replays_alone: ClassVar[bool] = False
     """Whether stored samples pass through the model without others, to be trained on."""
 
-    def __init__(self, model: nn.Module, train: TrainConfig, settings: MemorySettings) -> None:
+    def __init__(
+        self, model: nn.Module, train: TrainConfig, settings: MemorySettings
+    ) -> None:
         super().__init__(model, train, settings)
         self._remember({})
 
@@ -201,7 +249,10 @@ class Rehearsal(Learner):
 
     def state_dict(self) -> State:
         """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {"trained_task": self._trained_task, "memory": self.memory.state_dict()}
+        return super().state_dict() | {
+            "trained_task": self._trained_task,
+            "memory": self.memory.state_dict(),
+        }
 
     def load_state_dict(self, state: State) -> None:
         """See :meth:`Learner.load_state_dict`."""
@@ -219,12 +270,16 @@ class Rehearsal(Learner):
 
     def draw(self, past: Replay, count: int) -> Replay:
         """At most ``count`` samples, uniformly at random without replacement."""
-        index = torch.randperm(len(past), generator=self.draws)[:count].to(past.y.device)
+        index = torch.randperm(len(past), generator=self.draws)[:count].to(
+            past.y.device
+        )
         return Replay(past.x[index], past.y[index], past.head[index])
 
     def join(self, batch: Batch, stored: Replay) -> Replay:
         """A batch, first, and stored samples together."""
-        here = columns(batch.head.index.tolist(), self.head.out_features, self.device).expand(len(batch.y), -1)
+        here = columns(
+            batch.head.index.tolist(), self.head.out_features, self.device
+        ).expand(len(batch.y), -1)
         return Replay(
             self.images(torch.cat([batch.x, stored.x])),
             torch.cat([batch.head.index[batch.y], stored.y]),
@@ -235,5 +290,11 @@ class Rehearsal(Learner):
         """Keep a part of the task's samples."""
         super().end_task(task, round)
         least = self.smallest_batch(task.train.x) if self.replays_alone else 1
-        self.memory.keep(task, self.settings.memory, integer(round.seed, "memory"), self.balanced, least)
+        self.memory.keep(
+            task,
+            self.settings.memory,
+            integer(round.seed, "memory"),
+            self.balanced,
+            least,
+        )
         return {"knowledge-bytes": float(self.memory.nbytes)}

@@ -41,4 +41,6 @@ def unpack(packed: State) -> Tensors:
 
 def packed_bytes(packed: State) -> int:
     """Size of what :func:`pack` gave, in bytes."""
-    return sum(int(entry["there"].nbytes + entry["values"].nbytes) for entry in packed.values())
+    return sum(
+        int(entry["there"].nbytes + entry["values"].nbytes) for entry in packed.values()
+    )

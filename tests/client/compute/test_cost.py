@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedknow.client.compute.cost import COSTS, Cost, Meter, costs, module_bytes, tensor_bytes
+from fedknow.client.compute.cost import (
+    COSTS,
+    Cost,
+    Meter,
+    costs,
+    module_bytes,
+    tensor_bytes,
+)
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import LEARNERS, build_learner
 from fedknow.client.learners.frames.learner import Learner, LearnerSettings, Round
@@ -23,8 +30,17 @@ BATCH = 4
 
 def cnn6_layers(n):
     """Of the 6-layer CNN at n samples of 3x32x32: a forward pass of each layer, 2 x outputs x inputs of each output."""
-    convolutions = [(3, 32, 32), (32, 32, 32), (32, 64, 16), (64, 64, 16), (64, 128, 8), (128, 128, 8)]
-    body = [2 * n * (side * side * out) * (9 * inputs) for inputs, out, side in convolutions]
+    convolutions = [
+        (3, 32, 32),
+        (32, 32, 32),
+        (32, 64, 16),
+        (64, 64, 16),
+        (64, 128, 8),
+        (128, 128, 8),
+    ]
+    body = [
+        2 * n * (side * side * out) * (9 * inputs) for inputs, out, side in convolutions
+    ]
     return [*body, 2 * n * 1024 * (128 * 4 * 4)], 2 * n * CLASSES * 1024
 
 
@@ -52,7 +68,10 @@ def test_a_step_of_the_six_layer_cnn_by_hand(cnn6):
     cost = learner.meter.cost
     assert cost.flops == 3 * (3 * (sum(body) + head) - body[0])
     size = module_bytes(cnn6)
-    assert (cost.gradients, cost.moments) == (size, 2 * size + 4 * len(list(cnn6.parameters())))  # Adam, and its clocks
+    assert (cost.gradients, cost.moments) == (
+        size,
+        2 * size + 4 * len(list(cnn6.parameters())),
+    )  # Adam, and its clocks
     with learner.meter.message():
         learner.score([task().test], [range(CLASSES)], 256)
     assert learner.meter.cost.flops == sum(body) + head
@@ -85,7 +104,9 @@ def test_what_training_keeps_for_the_backward_pass_by_hand():
     assert meter.cost.flops == 2 * 5 * (3 * 7 * 2 + 7 * 2 * 3)
     with meter.message(), meter.part(), torch.no_grad():
         second(F.relu(first(x)))
-    assert meter.cost == Cost(2 * 5 * (3 * 7 + 7 * 2), 4 * 5 * 7 * 2)  # h and relu(h) at once
+    assert meter.cost == Cost(
+        2 * 5 * (3 * 7 + 7 * 2), 4 * 5 * 7 * 2
+    )  # h and relu(h) at once
 
 
 def product(meter, n, key=None):
@@ -108,7 +129,10 @@ def test_a_key_is_counted_once_and_charged_each_time():
 
 def test_parts_within_are_apart():
     meter = Meter()
-    for inner in (2, 3):  # the second time the outer part's cost is known, and the inner one's is not
+    for inner in (
+        2,
+        3,
+    ):  # the second time the outer part's cost is known, and the inner one's is not
         with meter.message(), meter.part("outer"):
             kept = torch.ones(4, 4) @ torch.ones(4, 4)
             product(meter, inner)
@@ -124,7 +148,12 @@ def test_parts_within_are_apart():
 
 def test_a_failure_leaves_the_meter_as_it_was():
     meter = Meter()
-    with pytest.raises(RuntimeError, match="no more"), meter.message(), meter.part("key"), meter.part():
+    with (
+        pytest.raises(RuntimeError, match="no more"),
+        meter.message(),
+        meter.part("key"),
+        meter.part(),
+    ):
         raise RuntimeError("no more")
     with meter.message():
         product(meter, 2, "key")
@@ -134,7 +163,11 @@ def test_a_failure_leaves_the_meter_as_it_was():
 
 def test_counting_changes_no_number(tiny_model, tiny_task):
     def trained(meter):
-        learner = FedPer(tiny_model(dropout=0.5, norm=True), TrainConfig(batch_size=8), LearnerSettings())
+        learner = FedPer(
+            tiny_model(dropout=0.5, norm=True),
+            TrainConfig(batch_size=8),
+            LearnerSettings(),
+        )
         with meter(learner):
             learner.fit(tiny_task(0), Round(1, 3))
         return learner.model.state_dict()
@@ -154,7 +187,10 @@ def test_counting_changes_no_number(tiny_model, tiny_task):
     assert all(torch.equal(value, plain[name]) for name, value in counted.items())
 
 
-SMALL = {"model": {"name": "cnn", "channels": 4, "hidden": 16}, "train": {"batch_size": 8, "epochs": 2}}
+SMALL = {
+    "model": {"name": "cnn", "channels": 4, "hidden": 16},
+    "train": {"batch_size": 8, "epochs": 2},
+}
 
 
 def career(build, always=False, count=3):
@@ -171,13 +207,19 @@ def career(build, always=False, count=3):
             learner.share(data, Round(0, data.task), True)
 
     def score(learner, data):
-        learner.score([t.test for t in tasks[: data.task + 1]], [t.head for t in tasks[: data.task + 1]], 16)
+        learner.score(
+            [t.test for t in tasks[: data.task + 1]],
+            [t.head for t in tasks[: data.task + 1]],
+            16,
+        )
 
     for data in tasks:
         for work in (fit, end, score):
             learner = build()
             if always:
-                learner.meter.part = lambda key=None, meter=learner.meter: Meter.part(meter)
+                learner.meter.part = lambda key=None, meter=learner.meter: Meter.part(
+                    meter
+                )
             learner.load_state_dict(state)
             learner.receive(arrays)
             if data.task and extra:
@@ -190,7 +232,9 @@ def career(build, always=False, count=3):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in LEARNERS if name not in ("fedavg", "joint-central")])
+@pytest.mark.parametrize(
+    "name", [name for name in LEARNERS if name not in ("fedavg", "joint-central")]
+)
 def test_keys_tell_all_that_a_cost_depends_on(name):
     """What is charged is what is counted when everything is counted, and whatever the process counted before."""
     config = read_config(SMALL | {"learner": name})
@@ -228,14 +272,22 @@ def test_keys_of_fedknow(options):
     count = 5 if "candidates" in options else 3
     one = build_learner(config, (1, 8, 8), 2 * count)
     found = career(lambda: one, count=count)
-    assert found == career(lambda: build_learner(config, (1, 8, 8), 2 * count), always=True, count=count)
+    assert found == career(
+        lambda: build_learner(config, (1, 8, 8), 2 * count), always=True, count=count
+    )
 
 
 def test_samples_learned_from_when_a_task_ends():
     """Those of a scratch copy's fine-tuning, and of a client's training that was never chosen; 0 without such work."""
-    for name, trained, never in (("fedknow", 3 * 20, 3 * 20 + 2 * 20), ("fedper", 0, 2 * 20), ("ewc", 20, 20 + 2 * 20)):
+    for name, trained, never in (
+        ("fedknow", 3 * 20, 3 * 20 + 2 * 20),
+        ("fedper", 0, 2 * 20),
+        ("ewc", 20, 20 + 2 * 20),
+    ):
         for done, expected in ((True, trained), (False, never)):
-            learner = build_learner(read_config(SMALL | {"learner": name}), (1, 8, 8), 2)
+            learner = build_learner(
+                read_config(SMALL | {"learner": name}), (1, 8, 8), 2
+            )
             data = task(0, 20, (1, 8, 8), (0, 1))
             for _ in range(2):  # counted, then charged
                 learner.load_state_dict({})
@@ -265,7 +317,9 @@ def test_a_step_of_ones_own_is_counted_each_time(tiny_model, tiny_task):
 
 def test_clients_trained_at_once_cost_what_one_by_one_does(tiny_model, tiny_task):
     train = TrainConfig(epochs=3, batch_size=8, optimizer="sgd")
-    learner, other = (Finetune(tiny_model(), train, LearnerSettings()) for _ in range(2))
+    learner, other = (
+        Finetune(tiny_model(), train, LearnerSettings()) for _ in range(2)
+    )
     for samples in (20, 5, 16):
         data = tiny_task(0, samples)
         with learner.meter.message():
@@ -274,8 +328,18 @@ def test_clients_trained_at_once_cost_what_one_by_one_does(tiny_model, tiny_task
 
 
 def test_the_sum_of_what_is_needed():
-    found = costs(Cost(flops=10, peak=70, gradients=30, moments=60), weights=30, knowledge=5, replay=2)
+    found = costs(
+        Cost(flops=10, peak=70, gradients=30, moments=60),
+        weights=30,
+        knowledge=5,
+        replay=2,
+    )
     assert tuple(found) == COSTS
     assert list(found.values()) == [10, 30 + 90 + 40 + 5 + 2, 30, 90, 40, 5, 2]
     assert all(isinstance(value, float) for value in found.values())
-    assert tensor_bytes({"a": torch.ones(3), "b": [torch.ones(2, dtype=torch.int64), 7], "c": "x"}) == 28
+    assert (
+        tensor_bytes(
+            {"a": torch.ones(3), "b": [torch.ones(2, dtype=torch.int64), 7], "c": "x"}
+        )
+        == 28
+    )

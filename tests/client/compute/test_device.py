@@ -22,8 +22,24 @@ HERE = Path(__file__).parent.parent  # where pretend.py lies
 
 def on_pretended_device(*options):
     """Run ``pretended.py``: PyTorch must know a device before this process took its first gradient."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, "pretended.py"]
-    done = subprocess.run(command, cwd=HERE, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *options,
+        "pretended.py",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=HERE,
+        env=os.environ | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -36,26 +52,45 @@ def test_their_settings_on_another_device():
     on_pretended_device("-m", "slow")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA", "mps", ""])
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "CUDA", "mps", ""]
+)
 def test_names_that_are_none_are_refused(name):
-    with pytest.raises(ConfigError, match=r"engine\.device = '.*': must be 'cpu', 'cuda', 'cuda:1' .* or 'auto'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"engine\.device = '.*': must be 'cpu', 'cuda', 'cuda:1' .* or 'auto'",
+    ):
         read_config({}, [f"engine.device={name}"])
     with pytest.raises(ConfigError, match=r"--device = '.*': must be"):
         find_device(name, "--device")
 
 
 @pytest.mark.parametrize(
-    ("count", "name", "seen"), [(0, "cuda", "no GPU"), (2, "cuda:2", "'cuda:0', 'cuda:1'"), (1, "cuda:1", "'cuda:0'")]
+    ("count", "name", "seen"),
+    [
+        (0, "cuda", "no GPU"),
+        (2, "cuda:2", "'cuda:0', 'cuda:1'"),
+        (1, "cuda:1", "'cuda:0'"),
+    ],
 )
 def test_gpus_that_are_not_there_are_refused(monkeypatch, count, name, seen):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(ConfigError, match=rf"engine\.device = '{name}': torch .* sees {seen} here; set .* 'cpu'"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"engine\.device = '{name}': torch .* sees {seen} here; set .* 'cpu'",
+    ):
         find_device(name)
 
 
 @pytest.mark.parametrize(
     ("count", "name", "device"),
-    [(0, "cpu", "cpu"), (0, "auto", "cpu"), (1, "auto", "cuda"), (1, "cuda", "cuda"), (2, "cuda:1", "cuda:1")],
+    [
+        (0, "cpu", "cpu"),
+        (0, "auto", "cpu"),
+        (1, "auto", "cuda"),
+        (1, "cuda", "cuda"),
+        (2, "cuda:1", "cuda:1"),
+    ],
 )
 def test_devices_that_are_there(monkeypatch, count, name, device):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -65,13 +100,18 @@ def test_devices_that_are_there(monkeypatch, count, name, device):
 
 def test_one_gpu_of_a_machine_is_none_of_a_cluster():
     with pytest.raises(
-        ConfigError, match=r"engine.device = 'cuda:1'.*engine.address = 'auto'.*set engine.device to 'cuda'"
+        ConfigError,
+        match=r"engine.device = 'cuda:1'.*engine.address = 'auto'.*set engine.device to 'cuda'",
     ):
         read_config({}, ["engine.device=cuda:1", "engine.address=auto"])
 
 
 def test_nothing_crosses_on_the_cpu(tiny_task):
-    border, state, data = Border(torch.device("cpu")), {"kept": {"w": torch.zeros(2)}}, tiny_task(0)
+    border, state, data = (
+        Border(torch.device("cpu")),
+        {"kept": {"w": torch.zeros(2)}},
+        tiny_task(0),
+    )
     assert border.enter(state) is border.leave(state) is state
     assert border.enter_task(data) is data
     assert border.enter_split(data.test) is data.test

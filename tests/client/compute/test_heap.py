@@ -10,7 +10,9 @@ import pytest
 from fedknow.client.compute import heap
 from fedknow.client.compute.heap import give_back, keep_freed
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's thresholds")
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="glibc's thresholds"
+)
 
 PROGRAM = """
 import resource
@@ -36,9 +38,17 @@ print(again, step())
 
 def faults(*words, **environment):
     """Pages taken from the system by a step, and by one after it."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words], env=clean | environment, check=True, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, *words],
+        env=clean | environment,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return [int(word) for word in done.stdout.split()]
 
@@ -56,7 +66,10 @@ def test_what_is_given_back_is_taken_anew():
 
 @pytest.mark.parametrize(
     "environment",
-    [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}],
+    [
+        {"MALLOC_TRIM_THRESHOLD_": "131072"},
+        {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"},
+    ],
     ids=["MALLOC_", "GLIBC_TUNABLES"],
 )
 def test_thresholds_from_the_environment_are_left_alone(environment):
@@ -82,7 +95,11 @@ class Old:
         (2**40, 2**34, {-3: 2**27, -1: 2**29}),
         (2**25, 2**34, {-3: 2**25, -1: 2**29}),
         (2**25, 2**30, {-3: 2**24, -1: 2**26}),  # a small box
-        (2**20, 2**34, {}),  # as if nothing had been asked: one threshold alone does harm
+        (
+            2**20,
+            2**34,
+            {},
+        ),  # as if nothing had been asked: one threshold alone does harm
     ],
 )
 def test_an_older_library_gets_what_it_takes(monkeypatch, limit, memory, found):

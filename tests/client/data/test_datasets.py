@@ -28,23 +28,36 @@ def png(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def write(path: Path, images: list[bytes | None], names: dict[str, list[str]] | None = None, **labels: list) -> None:
+def write(
+    path: Path,
+    images: list[bytes | None],
+    names: dict[str, list[str]] | None = None,
+    **labels: list,
+) -> None:
     """A parquet file in the layout of the Hugging Face hub; the first keyword is the image column's name."""
     column = labels.pop("column", "img")
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = pa.array(
-        [{"bytes": b, "path": None} for b in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        [{"bytes": b, "path": None} for b in images],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     )
     table = pa.table({column: cells} | labels)
     if names:
-        features = {key: {"_type": "ClassLabel", "names": value} for key, value in names.items()}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        features = {
+            key: {"_type": "ClassLabel", "names": value} for key, value in names.items()
+        }
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     pq.write_table(table, path)
 
 
 def colours(n: int, start: int = 0) -> list[np.ndarray]:
     """Images whose pixels tell their number and channel."""
-    return [np.full((4, 6, 3), (start + i, start + i + 1, start + i + 2), np.uint8) for i in range(n)]
+    return [
+        np.full((4, 6, 3), (start + i, start + i + 1, start + i + 2), np.uint8)
+        for i in range(n)
+    ]
 
 
 @pytest.fixture
@@ -52,9 +65,24 @@ def cifar(tmp_path: Path) -> Path:
     root = tmp_path / "data"
     names = {"fine_label": ["ant", "bee", "cat"]}
     # Two training files, out of order on purpose: they are read by name.
-    write(root / "cifar100/train-00001-of-00002.parquet", [png(x) for x in colours(2, 40)], names, fine_label=[2, 0])
-    write(root / "cifar100/train-00000-of-00002.parquet", [png(x) for x in colours(4)], names, fine_label=[0, 1, 2, 1])
-    write(root / "cifar100/test-00000-of-00001.parquet", [png(x) for x in colours(3, 90)], names, fine_label=[2, 1, 0])
+    write(
+        root / "cifar100/train-00001-of-00002.parquet",
+        [png(x) for x in colours(2, 40)],
+        names,
+        fine_label=[2, 0],
+    )
+    write(
+        root / "cifar100/train-00000-of-00002.parquet",
+        [png(x) for x in colours(4)],
+        names,
+        fine_label=[0, 1, 2, 1],
+    )
+    write(
+        root / "cifar100/test-00000-of-00001.parquet",
+        [png(x) for x in colours(3, 90)],
+        names,
+        fine_label=[2, 1, 0],
+    )
     return root
 
 
@@ -77,7 +105,16 @@ def test_digits() -> None:
 
 def test_list_datasets() -> None:
     known = list_datasets()
-    sets = ["cifar100", "omniglot", "fc100", "core50", "miniimagenet", "tinyimagenet", "svhn", "mix80"]
+    sets = [
+        "cifar100",
+        "omniglot",
+        "fc100",
+        "core50",
+        "miniimagenet",
+        "tinyimagenet",
+        "svhn",
+        "mix80",
+    ]
     assert list(known) == ["digits", *sets]
     assert all(text and "\n" not in text for text in known.values())
 
@@ -95,12 +132,16 @@ def test_parquet_folder_and_its_parent(cifar: Path, inside: str) -> None:
     assert data.train_y.dtype == np.int64
 
 
-def test_environment_names_the_folder(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_names_the_folder(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEDKNOW_DATA", str(cifar))
     assert load_dataset(DataConfig(name="cifar100")).classes == 3
 
 
-def test_omniglot_classes_are_sorted_by_alphabet_and_make_groups(tmp_path: Path) -> None:
+def test_omniglot_classes_are_sorted_by_alphabet_and_make_groups(
+    tmp_path: Path,
+) -> None:
     grey = [png(np.full((5, 5), 10 * i, np.uint8)) for i in range(5)]
     labels = {"character": [7, 3, 7, 1, 3], "alphabet": [1, 2, 0, 2, 2]}
     for part in ("train", "test"):
@@ -109,22 +150,40 @@ def test_omniglot_classes_are_sorted_by_alphabet_and_make_groups(tmp_path: Path)
     # (alphabet, character): (0, 7) (1, 7) (2, 1) (2, 3)
     assert data.train_y.tolist() == [1, 3, 0, 2, 3]
     assert data.groups == ((0,), (1,), (2, 3))
-    assert data.class_names == ("0/7", "1/7", "2/1", "2/3")  # the file has no names for them
+    assert data.class_names == (
+        "0/7",
+        "1/7",
+        "2/1",
+        "2/3",
+    )  # the file has no names for them
     assert data.shape == (1, 5, 5)
 
 
-def test_cache_is_read_back_and_follows_the_files(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_read_back_and_follows_the_files(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load_dataset(cifar_config(cifar))
     with monkeypatch.context() as patch:
         patch.setattr("PIL.Image.open", lambda *_: pytest.fail("decoded again"))
         second = load_dataset(cifar_config(cifar))
     np.testing.assert_array_equal(first.train_x, second.train_x)
-    assert (first.mean, first.std, first.class_names) == (second.mean, second.std, second.class_names)
+    assert (first.mean, first.std, first.class_names) == (
+        second.mean,
+        second.std,
+        second.class_names,
+    )
     assert not second.train_x.flags.writeable
     assert type(second.train_x) is np.ndarray
-    write(cifar / "cifar100/test-00000-of-00001.parquet", [png(x) for x in colours(1, 7)], fine_label=[1])
+    write(
+        cifar / "cifar100/test-00000-of-00001.parquet",
+        [png(x) for x in colours(1, 7)],
+        fine_label=[1],
+    )
     assert load_dataset(cifar_config(cifar)).test_x[:, 0, 0, 0].tolist() == [7]
-    assert sorted(path.name[:9] for path in (tmp_path / "cache").iterdir()) == ["cifar100-", "cifar100-"]
+    assert sorted(path.name[:9] for path in (tmp_path / "cache").iterdir()) == [
+        "cifar100-",
+        "cifar100-",
+    ]
 
 
 def test_damaged_cache_says_what_to_delete(cifar: Path, tmp_path: Path) -> None:
@@ -136,7 +195,10 @@ def test_damaged_cache_says_what_to_delete(cifar: Path, tmp_path: Path) -> None:
 
 
 def test_cache_that_cannot_be_written_is_done_without(
-    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cifar: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("FEDKNOW_CACHE", str(tmp_path / "file"))
@@ -144,7 +206,9 @@ def test_cache_that_cannot_be_written_is_done_without(
     assert "FEDKNOW_CACHE" in caplog.text
 
 
-def test_full_disk_leaves_no_half_cache(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_half_cache(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -160,19 +224,39 @@ def fails(config: DataConfig, *parts: str) -> None:
         assert part in str(caught.value)
 
 
-def test_missing_folder_and_files(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_folder_and_files(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fails(cifar_config(tmp_path / "nowhere"), "data.dir", "nowhere", "no such folder")
     monkeypatch.setenv("FEDKNOW_DATA", str(tmp_path / "gone"))
     fails(DataConfig(name="cifar100"), "FEDKNOW_DATA", "gone", "no such folder")
-    fails(DataConfig(name="omniglot", dir=str(cifar)), "no omniglot/train-*.parquet", "it holds: cifar100")
+    fails(
+        DataConfig(name="omniglot", dir=str(cifar)),
+        "no omniglot/train-*.parquet",
+        "it holds: cifar100",
+    )
     (cifar / "cifar100/test-00000-of-00001.parquet").unlink()
     fails(cifar_config(cifar), "test-*.parquet is missing")
 
 
 def test_wrong_column(cifar: Path) -> None:
-    write(cifar / "cifar100/test-00000-of-00001.parquet", [png(x) for x in colours(1)], label=[0])
-    fails(cifar_config(cifar), "test-00000", "'fine_label' is missing", "needed: img, fine_label", "found: img, label")
-    write(cifar / "cifar100/test-00000-of-00001.parquet", [png(x) for x in colours(1)], fine_label=["ant"])
+    write(
+        cifar / "cifar100/test-00000-of-00001.parquet",
+        [png(x) for x in colours(1)],
+        label=[0],
+    )
+    fails(
+        cifar_config(cifar),
+        "test-00000",
+        "'fine_label' is missing",
+        "needed: img, fine_label",
+        "found: img, label",
+    )
+    write(
+        cifar / "cifar100/test-00000-of-00001.parquet",
+        [png(x) for x in colours(1)],
+        fine_label=["ant"],
+    )
     fails(cifar_config(cifar), "'fine_label' is string", "whole numbers")
     table = pa.table({"img": ["a.png"], "fine_label": [0]})
     pq.write_table(table, cifar / "cifar100/test-00000-of-00001.parquet")
@@ -194,7 +278,11 @@ def test_unreadable_images_and_files(cifar: Path) -> None:
 
 
 def test_class_without_training_samples(cifar: Path) -> None:
-    write(cifar / "cifar100/test-00000-of-00001.parquet", [png(x) for x in colours(1)], fine_label=[9])
+    write(
+        cifar / "cifar100/test-00000-of-00001.parquet",
+        [png(x) for x in colours(1)],
+        fine_label=[9],
+    )
     fails(cifar_config(cifar), "(9,)", "not among the training samples")
 
 
@@ -203,12 +291,22 @@ def test_no_folder_and_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    fails(DataConfig(name="cifar100"), "uoft-cs/cifar100", "no route to host", "--data-dir", "FEDKNOW_DATA")
+    fails(
+        DataConfig(name="cifar100"),
+        "uoft-cs/cifar100",
+        "no route to host",
+        "--data-dir",
+        "FEDKNOW_DATA",
+    )
     fails(DataConfig(name="omniglot"), "not on the hub", "--data-dir", "FEDKNOW_DATA")
 
 
-def test_hub_copy_is_read_like_a_folder(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(cifar))
+def test_hub_copy_is_read_like_a_folder(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **__: str(cifar)
+    )
     assert load_dataset(DataConfig(name="cifar100")).train_x.shape == (6, 3, 4, 6)
 
 
@@ -218,7 +316,12 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_name() -> None:
-    fails(DataConfig(name="cifar10"), "data.name = 'cifar10'", "did you mean 'cifar100'?", "module:callable")
+    fails(
+        DataConfig(name="cifar10"),
+        "data.name = 'cifar10'",
+        "did you mean 'cifar100'?",
+        "module:callable",
+    )
 
 
 def test_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,11 +351,24 @@ def test_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         DataConfig(name="own_data_for_test:gaps"),
         "train_y has no sample of 4 of 8 classes (2, 4, 5, 6)", "np.unique(y, return_inverse=True)",
     )  # fmt: skip
-    fails(DataConfig(name="own_data_for_test:untested"), "test_y has no sample of 1 of 3 classes (2)")
-    fails(DataConfig(name="own_data_for_test:leaves"), "failed: SystemExit", "own_data_for_test.py, line")
-    fails(DataConfig(name="builtins:dict"), "data.name = 'builtins:dict'", "fedknow.client.data.Dataset")
+    fails(
+        DataConfig(name="own_data_for_test:untested"),
+        "test_y has no sample of 1 of 3 classes (2)",
+    )
+    fails(
+        DataConfig(name="own_data_for_test:leaves"),
+        "failed: SystemExit",
+        "own_data_for_test.py, line",
+    )
+    fails(
+        DataConfig(name="builtins:dict"),
+        "data.name = 'builtins:dict'",
+        "fedknow.client.data.Dataset",
+    )
     fails(DataConfig(name="os:getcwd"), "data.name = 'os:getcwd'", "function of yours")
-    fails(DataConfig(name="own_data_for_test:lod"), "has no 'lod'", "did you mean 'load'?")
+    fails(
+        DataConfig(name="own_data_for_test:lod"), "has no 'lod'", "did you mean 'load'?"
+    )
 
 
 def test_data_set_that_does_not_fit_itself() -> None:
@@ -274,7 +390,9 @@ def test_data_set_that_does_not_fit_itself() -> None:
             Dataset.from_arrays("bad", class_names="abc", **arrays)
 
 
-needs_data = pytest.mark.skipif(not os.environ.get("FEDKNOW_DATA"), reason="FEDKNOW_DATA is not set")
+needs_data = pytest.mark.skipif(
+    not os.environ.get("FEDKNOW_DATA"), reason="FEDKNOW_DATA is not set"
+)
 REAL = os.environ.get("FEDKNOW_DATA", "")
 
 
@@ -302,5 +420,8 @@ def test_real_omniglot() -> None:
     assert len(data.groups) == 50
     sizes = [len(group) for group in data.groups]
     assert (min(sizes), max(sizes), sum(sizes)) == (14, 55, 1623)
-    alphabets = [{data.class_names[label].split("/")[0] for label in group} for group in data.groups]
+    alphabets = [
+        {data.class_names[label].split("/")[0] for label in group}
+        for group in data.groups
+    ]
     assert all(len(alphabet) == 1 for alphabet in alphabets)

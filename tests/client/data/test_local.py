@@ -8,7 +8,14 @@ from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LocalStream, local_shape
 from fedknow.protocols.config import ConfigError, read_config
 
-DATA = {"name": "local", "tasks": 2, "clients": 3, "shape": [1, 2, 2], "classes": 4, "classes_per_task": 2}
+DATA = {
+    "name": "local",
+    "tasks": 2,
+    "clients": 3,
+    "shape": [1, 2, 2],
+    "classes": 4,
+    "classes_per_task": 2,
+}
 
 
 def config(**changes):
@@ -19,26 +26,44 @@ def write(folder, task, labels=(0, 1), dtype=np.uint8, **changes):
     y = np.array(labels)
     x = np.arange(len(y) * 4).reshape(len(y), 1, 2, 2).astype(dtype)
     arrays = {"train_x": x, "train_y": y, "test_x": x[:1], "test_y": y[:1]} | changes
-    np.savez(folder / f"task-{task:03d}.npz", **{name: array for name, array in arrays.items() if array is not None})
+    np.savez(
+        folder / f"task-{task:03d}.npz",
+        **{name: array for name, array in arrays.items() if array is not None},
+    )
 
 
 def test_tasks_are_read_as_they_come(tmp_path):
     write(tmp_path, 0)
     stream = LocalStream(tmp_path, config())
-    assert (stream.tasks, stream.clients, stream.classes, stream.shape) == (2, 3, 4, (1, 2, 2))
+    assert (stream.tasks, stream.clients, stream.classes, stream.shape) == (
+        2,
+        3,
+        4,
+        (1, 2, 2),
+    )
     data = stream.task(1, 0)
     assert (data.classes, data.seen, data.incremental) == ((0, 1), (0, 1), False)
-    torch.testing.assert_close(data.train.x[1].flatten(), torch.tensor([4.0, 5, 6, 7]) / 127.5 - 1)
+    torch.testing.assert_close(
+        data.train.x[1].flatten(), torch.tensor([4.0, 5, 6, 7]) / 127.5 - 1
+    )
     assert data.train.x.dtype == torch.float32
     assert data.train.y.tolist() == [0, 1]
     assert data.train.y.dtype == torch.int64
     assert len(data.test) == 1
-    with pytest.raises(ConfigError, match=r"task-001\.npz: no such file; the folder holds task-000\.npz"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task-001\.npz: no such file; the folder holds task-000\.npz",
+    ):
         stream.task(1, 1)
     write(tmp_path, 1, (3, 2, 3), np.float32)  # it arrives while the run goes on
     later = stream.task(1, 1)
     assert (later.classes, later.seen) == ((2, 3), (0, 1, 2, 3))
-    assert later.train.x[0].flatten().tolist() == [0, 1, 2, 3]  # floats are taken as they are
+    assert later.train.x[0].flatten().tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]  # floats are taken as they are
     with pytest.raises(IndexError, match="the number of tasks is 2, from 0"):
         stream.task(1, 2)
 
@@ -47,7 +72,9 @@ def test_classes_come_from_the_file_or_the_labels(tmp_path):
     write(tmp_path, 0, (1, 3), classes=np.array([3, 1, 0]))
     assert LocalStream(tmp_path, config()).task(0, 0).classes == (3, 1, 0)
     write(tmp_path, 0, (3, 1))
-    stream = LocalStream(tmp_path, config(classes_per_task=0, scenario="class-incremental"))
+    stream = LocalStream(
+        tmp_path, config(classes_per_task=0, scenario="class-incremental")
+    )
     assert stream.task(0, 0).classes == (1, 3)
     assert stream.task(0, 0).head == (1, 3)
 
@@ -55,16 +82,40 @@ def test_classes_come_from_the_file_or_the_labels(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train_x": None}, r"train_x is missing; it must be uint8 or float32 \[n, 1, 2, 2\]"),
-        ({"train_x": np.zeros((2, 1, 3, 2), np.uint8)}, r"train_x is uint8 \[2, 1, 3, 2\]; it must be"),
+        (
+            {"train_x": None},
+            r"train_x is missing; it must be uint8 or float32 \[n, 1, 2, 2\]",
+        ),
+        (
+            {"train_x": np.zeros((2, 1, 3, 2), np.uint8)},
+            r"train_x is uint8 \[2, 1, 3, 2\]; it must be",
+        ),
         ({"test_x": np.zeros((1, 1, 2, 2))}, r"test_x is float64 \[1, 1, 2, 2\]"),
-        ({"test_x": np.zeros((0, 1, 2, 2), np.uint8)}, r"test_x is uint8 \[0, 1, 2, 2\]"),
-        ({"train_x": np.full((2, 1, 2, 2), np.nan, np.float32)}, "train_x holds NaN or infinity"),
-        ({"train_y": np.zeros(3, int)}, r"train_y is int64 \[3\]; it must be integers \[2\]"),
+        (
+            {"test_x": np.zeros((0, 1, 2, 2), np.uint8)},
+            r"test_x is uint8 \[0, 1, 2, 2\]",
+        ),
+        (
+            {"train_x": np.full((2, 1, 2, 2), np.nan, np.float32)},
+            "train_x holds NaN or infinity",
+        ),
+        (
+            {"train_y": np.zeros(3, int)},
+            r"train_y is int64 \[3\]; it must be integers \[2\]",
+        ),
         ({"train_y": np.zeros(2)}, r"train_y is float64 \[2\]"),
-        ({"train_y": np.array([0, 2])}, r"labels \[2\] are none of the task's; its classes are \[0, 1\]"),
-        ({"classes": np.array([0, 1, 4])}, r"labels \[0, 1, 4\] are none .* out of 0\.\.3"),
-        ({"classes": np.array([0.5])}, r"classes is float64 \[1\]; it must be a list of integers"),
+        (
+            {"train_y": np.array([0, 2])},
+            r"labels \[2\] are none of the task's; its classes are \[0, 1\]",
+        ),
+        (
+            {"classes": np.array([0, 1, 4])},
+            r"labels \[0, 1, 4\] are none .* out of 0\.\.3",
+        ),
+        (
+            {"classes": np.array([0.5])},
+            r"classes is float64 \[1\]; it must be a list of integers",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, changes, said):
@@ -75,7 +126,9 @@ def test_what_is_wrong_is_named(tmp_path, changes, said):
 
 def test_files_that_are_none(tmp_path):
     (tmp_path / "task-000.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(ConfigError, match=r"task-000\.npz: not a file that numpy\.savez wrote"):
+    with pytest.raises(
+        ConfigError, match=r"task-000\.npz: not a file that numpy\.savez wrote"
+    ):
         LocalStream(tmp_path, config())
 
 
@@ -90,19 +143,28 @@ def test_the_server_needs_shape_and_classes(tmp_path):
 
 
 def test_channels_that_stand_last_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.shape = \[32, 32, 3\]: .*data\.shape = \[3, 32, 32\]"):
+    with pytest.raises(
+        ConfigError, match=r"data\.shape = \[32, 32, 3\]: .*data\.shape = \[3, 32, 32\]"
+    ):
         local_shape(config(shape=[32, 32, 3]))
     assert local_shape(config(shape=[3, 3, 3]))[0] == (3, 3, 3)
     last = np.zeros((2, 4, 5, 3), np.uint8)
     write(tmp_path, 0, train_x=last)
-    with pytest.raises(ConfigError, match=r"n, 3, 4, 5\] \(channels first: x\.transpose\(0, 3, 1, 2\)\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"n, 3, 4, 5\] \(channels first: x\.transpose\(0, 3, 1, 2\)\)",
+    ):
         LocalStream(tmp_path, config(shape=[3, 4, 5]))
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.float16, np.float64, bool])
+@pytest.mark.parametrize(
+    "dtype", [np.uint16, np.int32, np.int64, np.float16, np.float64, bool]
+)
 def test_images_of_another_depth_are_refused(tmp_path, dtype):
     write(tmp_path, 0, dtype=dtype)
-    with pytest.raises(ConfigError, match=r"train_x is \w+ .*; it must be uint8 or float32"):
+    with pytest.raises(
+        ConfigError, match=r"train_x is \w+ .*; it must be uint8 or float32"
+    ):
         LocalStream(tmp_path, config())
 
 
@@ -137,10 +199,14 @@ def test_a_damaged_file_is_named_or_harmless(tmp_path):
 def test_other_files_under_the_name_are_refused(tmp_path):
     with (tmp_path / "task-000.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(ConfigError, match=r"task-000\.npz: not a file that numpy\.savez wrote"):
+    with pytest.raises(
+        ConfigError, match=r"task-000\.npz: not a file that numpy\.savez wrote"
+    ):
         LocalStream(tmp_path, config())
     write(tmp_path, 0, classes=np.array([0, 1, 1]))
-    with pytest.raises(ConfigError, match=r"classes is \[0, 1, 1\]; it must name each class once"):
+    with pytest.raises(
+        ConfigError, match=r"classes is \[0, 1, 1\]; it must name each class once"
+    ):
         LocalStream(tmp_path, config())
 
 
@@ -152,5 +218,7 @@ def test_a_file_exchanged_for_one_of_other_labels_is_refused(tmp_path):
     stream.task(0, 0)
     stream.task(0, 1)
     write(tmp_path, 0, (0, 3))
-    with pytest.raises(ConfigError, match=r"task-000\.npz: labels \[3\] are none of the task's"):
+    with pytest.raises(
+        ConfigError, match=r"task-000\.npz: labels \[3\] are none of the task's"
+    ):
         stream.task(0, 0)

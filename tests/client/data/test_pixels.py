@@ -69,7 +69,9 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
 
 
-def png(rows: list[bytes], width: int, depth: int, colour_type: int, key: bytes = b"") -> bytes:
+def png(
+    rows: list[bytes], width: int, depth: int, colour_type: int, key: bytes = b""
+) -> bytes:
     """A PNG file of a depth that Pillow does not write; ``key`` is its transparent colour."""
     header = struct.pack(">IIBBBBB", width, len(rows), depth, colour_type, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
@@ -138,7 +140,10 @@ class Kind(NamedTuple):
 
 BILEVEL = np.where(GREY > 100, 255, 0).astype(np.uint8)
 TWO_BITS = GREY >> 6
-TWO_BIT_ROWS = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, -2:].reshape(-1)).tobytes() for row in TWO_BITS]
+TWO_BIT_ROWS = [
+    np.packbits(np.unpackbits(row[:, None], axis=1)[:, -2:].reshape(-1)).tobytes()
+    for row in TWO_BITS
+]
 PLAIN_PALETTE = palette(None)
 ALPHA_PALETTE = palette(bytes([0, 128, 255, 3]))
 KEY_PALETTE = palette(5)
@@ -159,7 +164,9 @@ HUGE = b"".join(
 
 KINDS = {
     "1": Kind(encoded(Image.fromarray(BILEVEL).convert("1")), rgb(BILEVEL)),
-    "1, white is transparent": Kind(encoded(Image.fromarray(BILEVEL).convert("1"), transparency=255), rgb(BILEVEL)),
+    "1, white is transparent": Kind(
+        encoded(Image.fromarray(BILEVEL).convert("1"), transparency=255), rgb(BILEVEL)
+    ),
     "1, black is transparent": Kind(
         encoded(Image.fromarray(BILEVEL).convert("1"), transparency=0),
         "is one colour when its transparency",
@@ -174,8 +181,12 @@ KINDS = {
         png(TWO_BIT_ROWS, SIDE, 2, 0, b"\0\2"),
         r"a transparent colour and samples of another depth than 8 bits \(L;2\)",
     ),
-    "LA": Kind(encoded(Image.fromarray(np.dstack([GREY, ALPHA]))), rgb(on_white(GREY, ALPHA))),
-    "LA, opaque": Kind(encoded(Image.fromarray(np.dstack([GREY, BLACK + 255]))), rgb(GREY)),
+    "LA": Kind(
+        encoded(Image.fromarray(np.dstack([GREY, ALPHA]))), rgb(on_white(GREY, ALPHA))
+    ),
+    "LA, opaque": Kind(
+        encoded(Image.fromarray(np.dstack([GREY, BLACK + 255]))), rgb(GREY)
+    ),
     "LA, 16 bits": Kind(
         deep_png(np.dstack([DEEP, DEEP_COLOUR[..., 0]]), 4),
         rgb(on_white(DEEP / 257, DEEP_COLOUR[..., 0] / 257)),
@@ -188,17 +199,28 @@ KINDS = {
     ),
     "I;16, TIFF": Kind(encoded(Image.fromarray(DEEP), "tiff"), rgb(DEEP / 257)),
     "I;16, TIFF, 0 is white": Kind(
-        encoded(Image.fromarray(DEEP), "tiff", tiffinfo={262: 0}), "16-bit samples whose 0 is white"
+        encoded(Image.fromarray(DEEP), "tiff", tiffinfo={262: 0}),
+        "16-bit samples whose 0 is white",
     ),
     "I, PGM": Kind(b"P5 6 6 65535\n" + DEEP.astype(">u2").tobytes(), rgb(DEEP / 257)),
     "I, PGM of 12 bits": Kind(
-        b"P5 6 6 4095\n" + (DEEP >> 4).astype(">u2").tobytes(), rgb((DEEP >> 4) * (255 / 4095)), 1
+        b"P5 6 6 4095\n" + (DEEP >> 4).astype(">u2").tobytes(),
+        rgb((DEEP >> 4) * (255 / 4095)),
+        1,
     ),
-    "I, TIFF": Kind(encoded(Image.fromarray(DEEP.astype(np.int32)), "tiff"), "signed or fractional samples"),
-    "F, TIFF": Kind(encoded(Image.fromarray(DEEP.astype(np.float32)), "tiff"), "signed or fractional samples"),
+    "I, TIFF": Kind(
+        encoded(Image.fromarray(DEEP.astype(np.int32)), "tiff"),
+        "signed or fractional samples",
+    ),
+    "F, TIFF": Kind(
+        encoded(Image.fromarray(DEEP.astype(np.float32)), "tiff"),
+        "signed or fractional samples",
+    ),
     "RGB": Kind(encoded(Image.fromarray(COLOUR)), rgb(COLOUR)),
     "RGB, BMP": Kind(encoded(Image.fromarray(COLOUR), "bmp"), rgb(COLOUR)),
-    "RGB, WebP": Kind(encoded(Image.fromarray(COLOUR), "webp", lossless=True), rgb(COLOUR)),
+    "RGB, WebP": Kind(
+        encoded(Image.fromarray(COLOUR), "webp", lossless=True), rgb(COLOUR)
+    ),
     "RGB, key": Kind(
         encoded(Image.fromarray(COLOUR), transparency=COLOUR_KEY),
         rgb(np.where((COLOUR == COLOUR_KEY).all(-1, keepdims=True), 255, COLOUR)),
@@ -209,32 +231,49 @@ KINDS = {
         "a transparent colour and samples of another depth",
     ),
     "RGBA": Kind(encoded(Image.fromarray(RGBA)), rgb(on_white(COLOUR, ALPHA))),
-    "RGBA, opaque": Kind(encoded(Image.fromarray(np.dstack([COLOUR, BLACK + 255]))), rgb(COLOUR)),
-    "RGBA, black": Kind(encoded(Image.fromarray(np.dstack([COLOUR * 0, ALPHA]))), rgb(255 - ALPHA)),
+    "RGBA, opaque": Kind(
+        encoded(Image.fromarray(np.dstack([COLOUR, BLACK + 255]))), rgb(COLOUR)
+    ),
+    "RGBA, black": Kind(
+        encoded(Image.fromarray(np.dstack([COLOUR * 0, ALPHA]))), rgb(255 - ALPHA)
+    ),
     "RGBA, white": Kind(
         encoded(Image.fromarray(np.dstack([COLOUR * 0 + 255, ALPHA]))),
         "is one colour when its transparency is laid on white, though it holds more",
     ),
     "RGBA, all transparent": Kind(
-        encoded(Image.fromarray(np.dstack([COLOUR, BLACK]))), "is one colour when its transparency"
+        encoded(Image.fromarray(np.dstack([COLOUR, BLACK]))),
+        "is one colour when its transparency",
     ),
     "RGBA, one colour": Kind(
         encoded(Image.new("RGBA", (SIDE, SIDE), (10, 20, 30, 255))),
         rgb(np.tile(np.uint8([10, 20, 30]), (SIDE, SIDE, 1))),
     ),
-    "RGBA, 16 bits": Kind(deep_png(np.dstack([DEEP_COLOUR, DEEP]), 6), rgb(on_white(DEEP_COLOUR / 257, DEEP / 257)), 2),
+    "RGBA, 16 bits": Kind(
+        deep_png(np.dstack([DEEP_COLOUR, DEEP]), 6),
+        rgb(on_white(DEEP_COLOUR / 257, DEEP / 257)),
+        2,
+    ),
     "P": Kind(PLAIN_PALETTE[0], rgb(PLAIN_PALETTE[1])),
     "P, alpha": Kind(ALPHA_PALETTE[0], rgb(on_white(*ALPHA_PALETTE[1:]))),
     "P, key": Kind(KEY_PALETTE[0], rgb(on_white(*KEY_PALETTE[1:]))),
     "CMYK": Kind(encoded(Image.fromarray(CMYK, "CMYK"), "tiff"), rgb(CMYK_COLOUR), 1),
     "CMYK, JPEG": Kind(
-        encoded(Image.new("CMYK", (SIDE, SIDE), (10, 60, 110, 20)), "jpeg", quality=100),
+        encoded(
+            Image.new("CMYK", (SIDE, SIDE), (10, 60, 110, 20)), "jpeg", quality=100
+        ),
         rgb(np.tile((255.0 - np.array([10, 60, 110])) * 235 / 255, (SIDE, SIDE, 1))),
         3,
     ),
     "LAB": Kind(encoded(Image.new("LAB", (SIDE, SIDE)), "tiff"), "Pillow's mode 'LAB'"),
-    "camera's MPO": Kind(frames("mpo"), rgb(np.asarray(Image.open(io.BytesIO(frames("mpo"))).convert("RGB")))),
-    **{f"two frames, {kind}": Kind(frames(kind), "has several frames") for kind in ("gif", "png", "webp")},
+    "camera's MPO": Kind(
+        frames("mpo"),
+        rgb(np.asarray(Image.open(io.BytesIO(frames("mpo"))).convert("RGB"))),
+    ),
+    **{
+        f"two frames, {kind}": Kind(frames(kind), "has several frames")
+        for kind in ("gif", "png", "webp")
+    },
     **{f"EXIF {k}, PNG": Kind(oriented(k, "png"), rgb(turned(k))) for k in range(10)},
     **{f"EXIF {k}, TIFF": Kind(oriented(k, "tiff"), rgb(turned(k))) for k in (1, 6)},
     "20000 x 20000": Kind(HUGE, "the image has more than 178,956,970 pixels"),
@@ -271,7 +310,10 @@ def folders(root: Path, content: bytes) -> Dataset:
 def lists(root: Path, content: bytes) -> Dataset:
     for part in ("train", "val", "test"):
         rows = [f"{part}/{number}.png,{part}s" for number in range(6)]
-        put(root / f"miniimagenet/{part}.csv", "\n".join(["\ufefffilename,label", *rows]))
+        put(
+            root / f"miniimagenet/{part}.csv",
+            "\n".join(["\ufefffilename,label", *rows]),
+        )
         for number in range(6):
             put(root / f"miniimagenet/images/{part}/{number}.png", content)
     return load_dataset(DataConfig(name="miniimagenet", dir=str(root), image_size=SIDE))
@@ -296,7 +338,13 @@ def grey_parquet(root: Path, content: bytes) -> Dataset:
     return load_dataset(DataConfig(name="omniglot", dir=str(root)))
 
 
-LOADERS = {"folders": folders, "lists": lists, "tiny": tiny, "parquet": parquet, "grey": grey_parquet}
+LOADERS = {
+    "folders": folders,
+    "lists": lists,
+    "tiny": tiny,
+    "parquet": parquet,
+    "grey": grey_parquet,
+}
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -320,13 +368,20 @@ def test_sixteen_bit_case_keeps_the_classes_apart(tmp_path: Path) -> None:
     for part, level in (("train", 20), ("train", 80), ("val", 140), ("test", 200)):
         picture = Image.fromarray(np.full((SIDE, SIDE), level * 257, np.uint16))
         for number in range(6):
-            put(tmp_path / f"miniimagenet/{part}/c{level:03}/{number}.png", encoded(picture))
-    data = load_dataset(DataConfig(name="miniimagenet", dir=str(tmp_path), image_size=SIDE))
+            put(
+                tmp_path / f"miniimagenet/{part}/c{level:03}/{number}.png",
+                encoded(picture),
+            )
+    data = load_dataset(
+        DataConfig(name="miniimagenet", dir=str(tmp_path), image_size=SIDE)
+    )
     means = [data.train_x[data.train_y == label].mean() for label in range(4)]
     assert means == [20, 80, 140, 200]
 
 
-@pytest.mark.parametrize("mode", ["PA", "La", "RGBa", "RGBX", "YCbCr", "HSV", "LAB", "I", "F", "I;16B"])
+@pytest.mark.parametrize(
+    "mode", ["PA", "La", "RGBa", "RGBX", "YCbCr", "HSV", "LAB", "I", "F", "I;16B"]
+)
 def test_modes_that_no_png_has(mode: str) -> None:
     """Modes that a reader of Pillow may give: within a level of their colours, or refused."""
     if mode in ("HSV", "LAB", "I", "F", "I;16B"):
@@ -386,12 +441,22 @@ def test_matlab_file_is_right_or_refused(tmp_path: Path) -> None:
 def test_any_png_is_its_eight_bit_conversion(data: st.DataObject) -> None:
     """Against NumPy, within a level; a picture that lies in its transparency alone is refused."""
     mode, bands, highest = data.draw(
-        st.sampled_from([("L", 1, 255), ("LA", 2, 255), ("RGB", 3, 255), ("RGBA", 4, 255), ("I;16", 1, 65535)])
+        st.sampled_from(
+            [
+                ("L", 1, 255),
+                ("LA", 2, 255),
+                ("RGB", 3, 255),
+                ("RGBA", 4, 255),
+                ("I;16", 1, 65535),
+            ]
+        )
     )
     side = data.draw(st.integers(1, 4))
     size = side * side * bands
     values = data.draw(st.lists(st.integers(0, highest), min_size=size, max_size=size))
-    samples = np.array(values, np.uint8 if highest == 255 else np.uint16).reshape(side, side, bands)
+    samples = np.array(values, np.uint8 if highest == 255 else np.uint16).reshape(
+        side, side, bands
+    )
     image = Image.fromarray(samples.squeeze(-1) if bands == 1 else samples)
     assert image.mode == mode
     eight_bit = samples / (highest / 255)
@@ -419,7 +484,10 @@ def test_pictures_overwritten_in_place_are_seen(loader: str, tmp_path: Path) -> 
     """Also where size and time of the content are the old ones."""
     root = tmp_path / "data"
     load = LOADERS[loader]
-    dark, bright = (encoded(Image.new("RGB", (SIDE, SIDE), (level,) * 3), "bmp") for level in (40, 215))
+    dark, bright = (
+        encoded(Image.new("RGB", (SIDE, SIDE), (level,) * 3), "bmp")
+        for level in (40, 215)
+    )
     assert len(dark) == len(bright)
     assert set(load(root, dark).train_x.flat) == {40}
     old = {path: path.stat() for path in root.rglob("*") if path.is_file()}
@@ -434,7 +502,11 @@ def test_pictures_overwritten_in_place_are_seen(loader: str, tmp_path: Path) -> 
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     for path in old:
         assert path.stat().st_mtime_ns == old[path].st_mtime_ns
-    config = {"folders": "miniimagenet", "lists": "miniimagenet", "tiny": "tinyimagenet"}
+    config = {
+        "folders": "miniimagenet",
+        "lists": "miniimagenet",
+        "tiny": "tinyimagenet",
+    }
     name = config.get(loader, "cifar100" if loader == "parquet" else "omniglot")
     size = SIDE if loader in config else 0
     data = load_dataset(DataConfig(name=name, dir=str(root), image_size=size))
@@ -442,7 +514,9 @@ def test_pictures_overwritten_in_place_are_seen(loader: str, tmp_path: Path) -> 
     assert set(data.test_x.flat) == {215}
 
 
-def test_a_folder_s_state_takes_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_s_state_takes_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(20):
         put(tmp_path / f"{number}.png", b"x")
     scan = os.scandir
@@ -459,7 +533,9 @@ def test_a_folder_s_state_takes_one_pass(tmp_path: Path, monkeypatch: pytest.Mon
     assert fingerprint(tmp_path)[1][-1] == ("gone.png", -1, -1, -1)
 
 
-def test_a_pipe_with_a_picture_s_name_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_with_a_picture_s_name_is_refused_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
     os.mkfifo(tmp_path / "0.png")
     with pytest.raises(ConfigError, match=r"0\.png: no file"):
         pictures(tmp_path)
@@ -476,7 +552,13 @@ def test_clutter_is_no_class_no_picture_and_no_change(
         put(folder / "._0.png", b"\0\5\x16\7AppleDouble")
         put(folder / ".DS_Store", b"Bud1")
         put(folder / "Thumbs.db", b"thumbs")
-        for hidden in (".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir", "$RECYCLE.BIN"):
+        for hidden in (
+            ".ipynb_checkpoints",
+            "__MACOSX",
+            ".git",
+            "@eaDir",
+            "$RECYCLE.BIN",
+        ):
             put(folder / hidden / "images/0.png", content)
             put(folder / hidden / "0.png", content)
     monkeypatch.setattr("PIL.Image.open", lambda *_: pytest.fail("decoded again"))
@@ -493,14 +575,36 @@ def test_clutter_is_no_class_no_picture_and_no_change(
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda place: (place / "val.csv").write_text("filename,label\na.png\n"), r"val\.csv: line 2: "),
-        (lambda place: (place / "val.csv").write_bytes(b"filename,label\n\xff.png,a\n"), r"val\.csv: not text"),
-        (lambda place: [put(place / f"{p}.csv", "filename,label") for p in ("train", "val", "test")], "no samples"),
-        (lambda place: put(place / "val.csv", "filename,label\nnowhere/a.png,a"), r"nowhere: No such file"),
-        (lambda place: put(place / "val.csv", "filename,label\ntrain/a.png,a"), r"a\.png holds no image"),
+        (
+            lambda place: (place / "val.csv").write_text("filename,label\na.png\n"),
+            r"val\.csv: line 2: ",
+        ),
+        (
+            lambda place: (place / "val.csv").write_bytes(
+                b"filename,label\n\xff.png,a\n"
+            ),
+            r"val\.csv: not text",
+        ),
+        (
+            lambda place: [
+                put(place / f"{p}.csv", "filename,label")
+                for p in ("train", "val", "test")
+            ],
+            "no samples",
+        ),
+        (
+            lambda place: put(place / "val.csv", "filename,label\nnowhere/a.png,a"),
+            r"nowhere: No such file",
+        ),
+        (
+            lambda place: put(place / "val.csv", "filename,label\ntrain/a.png,a"),
+            r"a\.png holds no image",
+        ),
     ],
 )
-def test_lists_that_do_not_fit(change: Callable[[Path], object], text: str, tmp_path: Path) -> None:
+def test_lists_that_do_not_fit(
+    change: Callable[[Path], object], text: str, tmp_path: Path
+) -> None:
     root = tmp_path / "data"
     lists(root, encoded(Image.fromarray(COLOUR)))
     change(root / "miniimagenet")
@@ -512,14 +616,18 @@ def test_damaged_parquet_is_a_sentence_or_the_same(tmp_path: Path) -> None:
     """Also where a column's name or Hugging Face's metadata are no text any more."""
     parquet(tmp_path, encoded(Image.fromarray(COLOUR)))
     path = tmp_path / "cifar100/train-0.parquet"
-    described = {"huggingface": '{"info": {"features": {"fine_label": {"names": ["a", "b"]}}}}'}
+    described = {
+        "huggingface": '{"info": {"features": {"fine_label": {"names": ["a", "b"]}}}}'
+    }
     pq.write_table(pq.read_table(path).replace_schema_metadata(described), path)
     config = DataConfig(name="cifar100", dir=str(tmp_path))
     assert load_dataset(config).class_names == ("a", "b")
     whole = path.read_bytes()
     refused = 0
     for place in np.random.default_rng(7).integers(0, len(whole), 120):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :]
+        )
         try:
             found = load_dataset(config)
         except ConfigError:
@@ -527,11 +635,18 @@ def test_damaged_parquet_is_a_sentence_or_the_same(tmp_path: Path) -> None:
         else:
             np.testing.assert_array_equal(found.train_x, np.stack([rgb(COLOUR)] * 2))
     assert refused > 20
-    for broken in ("{", "[]", '{"info": 3}', '{"info": {"features": {"fine_label": {"names": 3}}}}'):
+    for broken in (
+        "{",
+        "[]",
+        '{"info": 3}',
+        '{"info": {"features": {"fine_label": {"names": 3}}}}',
+    ):
         path.write_bytes(whole)
         table = pq.read_table(path).replace_schema_metadata({"huggingface": broken})
         pq.write_table(table, path)
-        with pytest.raises(ConfigError, match=r"train-0\.parquet: its metadata of Hugging Face"):
+        with pytest.raises(
+            ConfigError, match=r"train-0\.parquet: its metadata of Hugging Face"
+        ):
             load_dataset(config)
 
 
@@ -540,7 +655,9 @@ def test_labels_below_zero_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "cifar100/test-0.parquet"
     table = pq.read_table(path)
     pq.write_table(table.set_column(1, "fine_label", pa.array([-1, 1])), path)
-    with pytest.raises(ConfigError, match=r"test-0\.parquet: column 'fine_label' runs from -1 to 1"):
+    with pytest.raises(
+        ConfigError, match=r"test-0\.parquet: column 'fine_label' runs from -1 to 1"
+    ):
         load_dataset(DataConfig(name="cifar100", dir=str(tmp_path)))
 
 
@@ -552,9 +669,20 @@ def test_arrays_with_channels_last(caplog: pytest.LogCaptureFixture) -> None:
         return Dataset.from_arrays("mine", x, y, x, y)
 
     for shape in ((32, 32, 3), (8, 8, 1), (64, 64, 4)):
-        with pytest.raises(ConfigError, match=r"train_x is \[N, .*; .*give x\.transpose\(0, 3, 1, 2\)"):
+        with pytest.raises(
+            ConfigError, match=r"train_x is \[N, .*; .*give x\.transpose\(0, 3, 1, 2\)"
+        ):
             make(*shape)
-    for shape in ((3, 32, 32), (1, 8, 8), (3, 3, 3), (1, 1, 1), (64, 8, 8), (2, 3, 3), (16, 5, 3), (3, 32, 3)):
+    for shape in (
+        (3, 32, 32),
+        (1, 8, 8),
+        (3, 3, 3),
+        (1, 1, 1),
+        (64, 8, 8),
+        (2, 3, 3),
+        (16, 5, 3),
+        (3, 32, 3),
+    ):
         assert make(*shape).shape == shape
     assert not caplog.records
     assert make(48, 64, 3).shape == (48, 64, 3)

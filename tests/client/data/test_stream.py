@@ -24,7 +24,11 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 
 @pytest.fixture(scope="module")
 def digits() -> Benchmark:
-    return make_benchmark(read_config({"seed": 3, "data": {"share": "overlapping", "task_order": "shuffled"}}))
+    return make_benchmark(
+        read_config(
+            {"seed": 3, "data": {"share": "overlapping", "task_order": "shuffled"}}
+        )
+    )
 
 
 def tiny(scenario: str = "task-incremental") -> Benchmark:
@@ -34,13 +38,21 @@ def tiny(scenario: str = "task-incremental") -> Benchmark:
     y.setflags(write=False)
     data = Dataset("tiny", x, y, x, y, tuple("abcdef"), (0.5, 0.25), (0.5, 2.0))
     at = np.array
-    tasks = (Share((2, 3), at([2, 3]), at([3]), (2, 3)), Share((0, 1), at([1]), at([0, 1]), (1,)))
+    tasks = (
+        Share((2, 3), at([2, 3]), at([3]), (2, 3)),
+        Share((0, 1), at([1]), at([0, 1]), (1,)),
+    )
     return Benchmark(data, Partition((tasks, tasks[::-1])), scenario)
 
 
 def test_contract(digits: Benchmark) -> None:
     stream: TaskStream = digits
-    assert (stream.tasks, stream.classes, stream.shape, stream.clients) == (5, 10, (1, 8, 8), 20)
+    assert (stream.tasks, stream.classes, stream.shape, stream.clients) == (
+        5,
+        10,
+        (1, 8, 8),
+        20,
+    )
 
 
 def test_values() -> None:
@@ -51,7 +63,10 @@ def test_values() -> None:
     assert task.train.y.tolist() == [2, 3]
     assert len(task.train) == 2
     expected = np.array(
-        [[(100 / 255 - 0.5) / 0.5, (100 / 255 - 0.25) / 2], [(150 / 255 - 0.5) / 0.5, (150 / 255 - 0.25) / 2]]
+        [
+            [(100 / 255 - 0.5) / 0.5, (100 / 255 - 0.25) / 2],
+            [(150 / 255 - 0.5) / 0.5, (150 / 255 - 0.25) / 2],
+        ]
     )
     np.testing.assert_allclose(task.train.x[:, :, 1, 1].numpy(), expected, rtol=1e-6)
     assert task.test.y.tolist() == [3]
@@ -68,7 +83,9 @@ def test_classes_seen_and_head() -> None:
     assert [growing.task(0, t).head for t in (0, 1)] == [(2, 3), (2, 3, 0, 1)]
 
 
-def test_tensors_are_copies_and_warn_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+def test_tensors_are_copies_and_warn_of_nothing(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     stream = tiny()
     before = stream.dataset.train_x.copy()
     split = stream.task(0, 0).train
@@ -79,15 +96,21 @@ def test_tensors_are_copies_and_warn_of_nothing(recwarn: pytest.WarningsRecorder
     assert len(recwarn) == 0
 
 
-def test_recent_shares_are_kept_up_to_a_size_and_others_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recent_shares_are_kept_up_to_a_size_and_others_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stream = tiny()
     first = stream.task(0, 0)
-    size = sum(t.nbytes for split in (first.train, first.test) for t in (split.x, split.y))
+    size = sum(
+        t.nbytes for split in (first.train, first.test) for t in (split.x, split.y)
+    )
     monkeypatch.setattr(benchmark, "_REMEMBERED", size)
     assert stream.task(0, 0) is first
     other = stream.task(0, 1)
     assert list(stream._recent) == [(0, 1)]
-    assert stream._bytes == sum(t.nbytes for split in (other.train, other.test) for t in (split.x, split.y))
+    assert stream._bytes == sum(
+        t.nbytes for split in (other.train, other.test) for t in (split.x, split.y)
+    )
     again = stream.task(0, 0)
     assert again is not first
     assert torch.equal(again.train.x, first.train.x)
@@ -123,29 +146,51 @@ def test_normalisation_of_the_whole_is_standard() -> None:
 
 def test_seed_is_the_experiments(digits: Benchmark) -> None:
     data = {"share": "overlapping", "task_order": "shuffled"}
-    assert make_benchmark(read_config({"seed": 3, "data": data})).partition.digest == digits.partition.digest
-    assert make_benchmark(read_config({"seed": 4, "data": data})).partition.digest != digits.partition.digest
-    other = read_config({"seed": 3, "data": data, "learner": "finetune", "strategy": "fedadam"})
-    assert make_benchmark(other).partition.digest == digits.partition.digest  # shared by all methods
+    assert (
+        make_benchmark(read_config({"seed": 3, "data": data})).partition.digest
+        == digits.partition.digest
+    )
+    assert (
+        make_benchmark(read_config({"seed": 4, "data": data})).partition.digest
+        != digits.partition.digest
+    )
+    other = read_config(
+        {"seed": 3, "data": data, "learner": "finetune", "strategy": "fedadam"}
+    )
+    assert (
+        make_benchmark(other).partition.digest == digits.partition.digest
+    )  # shared by all methods
 
 
 def test_default_data_with_too_many_disjoint_clients_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.clients = 60"):
-        make_benchmark(ExperimentConfig.model_validate({"data": {"clients": 60, "share": "disjoint"}}))
+        make_benchmark(
+            ExperimentConfig.model_validate(
+                {"data": {"clients": 60, "share": "disjoint"}}
+            )
+        )
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.01, 0.99), st.integers(0, 5))
 def test_what_is_held_out_is_neither_trained_on_nor_test_data(fraction, seed):
     config = read_config({"data": {"clients": 3, "holdout": fraction}, "seed": seed})
-    whole, part = load_dataset(config.data), hold_out(load_dataset(config.data), fraction, seed)
+    whole, part = (
+        load_dataset(config.data),
+        hold_out(load_dataset(config.data), fraction, seed),
+    )
     assert len(part.train_y) + len(part.test_y) == len(whole.train_y)
     sizes = np.bincount(whole.train_y)
     held = np.bincount(part.test_y, minlength=10)
-    np.testing.assert_array_equal(held, np.clip(np.round(fraction * sizes), 1, sizes - 1))
-    together = np.concatenate([part.train_x, part.test_x]).reshape(len(whole.train_y), -1)
     np.testing.assert_array_equal(
-        np.sort(together @ np.arange(1, 65)), np.sort(whole.train_x.reshape(len(together), -1) @ np.arange(1, 65))
+        held, np.clip(np.round(fraction * sizes), 1, sizes - 1)
+    )
+    together = np.concatenate([part.train_x, part.test_x]).reshape(
+        len(whole.train_y), -1
+    )
+    np.testing.assert_array_equal(
+        np.sort(together @ np.arange(1, 65)),
+        np.sort(whole.train_x.reshape(len(together), -1) @ np.arange(1, 65)),
     )
     assert (part.mean, part.std) == (whole.mean, whole.std)
     benchmark = make_benchmark(config)
@@ -156,10 +201,15 @@ def test_what_is_held_out_is_neither_trained_on_nor_test_data(fraction, seed):
 def test_a_class_of_one_sample_cannot_be_held_out_of():
     x = np.zeros((3, 1, 2, 2), np.uint8)
     data = Dataset.from_arrays("tiny", x, np.array([0, 0, 1]), x, np.array([0, 1, 1]))
-    with pytest.raises(ConfigError, match=r"data.holdout = 0.5: class '1' of tiny has one training sample"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data.holdout = 0.5: class '1' of tiny has one training sample",
+    ):
         hold_out(data, 0.5, 0)
 
 
 def test_holding_out_of_clients_own_data_is_refused():
-    with pytest.raises(ConfigError, match=r"data.holdout = 0.2: with data.name = 'local'"):
+    with pytest.raises(
+        ConfigError, match=r"data.holdout = 0.2: with data.name = 'local'"
+    ):
         read_config({"data": {"name": "local", "holdout": 0.2}})

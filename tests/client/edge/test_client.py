@@ -16,7 +16,17 @@ from fedknow.client.edge import client as edge
 from fedknow.client.edge.client import EdgeClient, EdgeError, fetch_status
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.messages import TRAIN, Arrays, Config, Message, Metrics, node_of
-from fedknow.protocols.wire import JOIN, SERVICE, Frame, Limits, goodbye, pack, parse, refused, welcome
+from fedknow.protocols.wire import (
+    JOIN,
+    SERVICE,
+    Frame,
+    Limits,
+    goodbye,
+    pack,
+    parse,
+    refused,
+    welcome,
+)
 from fedknow.server.grids.grpc_grid import GrpcGrid
 
 WAIT = 30
@@ -40,10 +50,15 @@ class Counter:
         self.calls.put(message.config()["round"])
         assert self.gate.wait(WAIT)
         count = state.get("count", 0) + 1
-        arrays = Arrays({name: array + np.float32(count) for name, array in message.arrays().items()})
-        return message.reply({"arrays": arrays, "metrics": Metrics({"num-examples": 1, "count": count})}), {
-            "count": count
-        }
+        arrays = Arrays(
+            {
+                name: array + np.float32(count)
+                for name, array in message.arrays().items()
+            }
+        )
+        return message.reply(
+            {"arrays": arrays, "metrics": Metrics({"num-examples": 1, "count": count})}
+        ), {"count": count}
 
     def done(self):
         """Rounds worked on so far."""
@@ -115,7 +130,10 @@ def client(tmp_path):
 
 
 def work(*clients, round=1):
-    content = {"arrays": Arrays({"w": np.zeros(200_000, np.float32)}), "config": Config({"task": 0, "round": round})}
+    content = {
+        "arrays": Arrays({"w": np.zeros(200_000, np.float32)}),
+        "config": Config({"task": 0, "round": round}),
+    }
     return [Message(TRAIN, node_of(client), "", content=content) for client in clients]
 
 
@@ -126,7 +144,9 @@ def small(message):
 def exchange(it, messages):
     """An exchange in a thread of its own; gives a function that waits for the answers."""
     result = queue.SimpleQueue()
-    threading.Thread(target=lambda: result.put(it.exchange(messages)), daemon=True).start()
+    threading.Thread(
+        target=lambda: result.put(it.exchange(messages)), daemon=True
+    ).start()
     return lambda: result.get(timeout=WAIT)
 
 
@@ -140,7 +160,10 @@ def counts(replies):
 def test_clients_work_and_their_states_go_on(grid, client):
     it = grid(2)
     nodes = Counter(), Counter()
-    running = [client(it, node, str(number), client=number) for number, node in enumerate(nodes)]
+    running = [
+        client(it, node, str(number), client=number)
+        for number, node in enumerate(nodes)
+    ]
     assert counts(it.exchange(work(0, 1))) == [1, 1]
     assert counts(it.exchange(work(1, round=2))) == [2]
     assert counts(it.exchange(work(0, 1, round=3))) == [2, 3]
@@ -161,7 +184,13 @@ def test_a_client_has_a_device_of_its_own(grid, tmp_path):
         return Counter()
 
     for number, device in enumerate(("cpu", None)):
-        one = EdgeClient(f"127.0.0.1:{it.port}", tmp_path / str(number), client=number, device=device, node=make)
+        one = EdgeClient(
+            f"127.0.0.1:{it.port}",
+            tmp_path / str(number),
+            client=number,
+            device=device,
+            node=make,
+        )
         threading.Thread(target=asyncio.run, args=[one.run()], daemon=True).start()
     it.exchange(work(0, 1))
     it.finish()
@@ -205,10 +234,15 @@ def test_an_answer_that_the_server_finds_too_large_is_a_failure(grid, client):
     node = Counter()
     client(it, node)
     (reply,) = exchange(it, work(0))()
-    assert "the server does not take the answer: messages under way of 8" in reply.failure.reason
+    assert (
+        "the server does not take the answer: messages under way of 8"
+        in reply.failure.reason
+    )
     assert it.status()["refusals"] == {"TOO_LARGE": 1}
     assert it.versions == {}
-    it = exchange(it, [replace(message, content=small(message)) for message in work(0, round=2)])
+    it = exchange(
+        it, [replace(message, content=small(message)) for message in work(0, round=2)]
+    )
     assert counts(it()) == [1]  # it went on from the state before
     assert node.done() == [1, 2]
 
@@ -327,7 +361,12 @@ def test_the_edge_is_light():
         "import sys, fedknow.cli, fedknow.client.edge.client, fedknow.client.node, fedknow.client.data;"
         "print({'flwr', 'ray', 'matplotlib', 'scipy', 'sklearn', 'pyarrow', 'cryptography'} & sys.modules.keys())"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        ).stdout
+        == "set()\n"
+    )
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------
@@ -366,7 +405,10 @@ def test_what_it_cannot_do_is_told_to_the_server_too(grid, client, caplog):
         it.close()
     assert isinstance(error, ConfigError)
     assert "say where they are with --data DIR" in str(error)
-    assert "client 0 is gone: it refuses: BAD_VALUE: this experiment is on the clients' own data" in caplog.text
+    assert (
+        "client 0 is gone: it refuses: BAD_VALUE: this experiment is on the clients' own data"
+        in caplog.text
+    )
 
 
 class Script:
@@ -377,7 +419,9 @@ class Script:
         self.heard = queue.SimpleQueue()
         self.server = grpc.server(ThreadPoolExecutor(4))
         methods = {"Join": grpc.stream_stream_rpc_method_handler(self._join)}
-        self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        self.server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, methods),)
+        )
         self.port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
 
@@ -444,7 +488,9 @@ class Failing(Counter):
         return (reply, after) if self.has_data else (message.fail(2, "no data"), state)
 
 
-def test_a_failure_is_no_work_done_and_a_resumed_server_has_it_tried_again(grid, client):
+def test_a_failure_is_no_work_done_and_a_resumed_server_has_it_tried_again(
+    grid, client
+):
     node, first = Failing(), grid()
     running = client(first, node)
     [reply] = first.exchange(work(0))

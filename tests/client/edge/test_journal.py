@@ -11,13 +11,25 @@ from fedknow.protocols.wire import Assembler, pack, parse
 
 
 def parcel(value=1.0, id="1", version=0, round=1):
-    message = Message("train", 2, id, content={"a": Arrays(w=np.full(3, value)), "config": Config(round=round)})
+    message = Message(
+        "train",
+        2,
+        id,
+        content={"a": Arrays(w=np.full(3, value)), "config": Config(round=round)},
+    )
     frames = pack(message).frames(version=version)
     return Assembler().add(parse(next(frames)))
 
 
 def answer(value=1.0):
-    return Message("train", 2, "1:reply", "1", "", {"a": Arrays(w=np.full(40000, value)), "m": Metrics(n=3)})
+    return Message(
+        "train",
+        2,
+        "1:reply",
+        "1",
+        "",
+        {"a": Arrays(w=np.full(40000, value)), "m": Metrics(n=3)},
+    )
 
 
 @pytest.fixture
@@ -29,7 +41,10 @@ def journal(tmp_path):
 
 
 def states(journal):
-    return sorted(int(path.stem.partition("-")[2], 16) for path in journal.store.folder.glob("*.safetensors"))
+    return sorted(
+        int(path.stem.partition("-")[2], 16)
+        for path in journal.store.folder.glob("*.safetensors")
+    )
 
 
 def save(journal, *versions):
@@ -118,8 +133,12 @@ def test_a_damaged_mark_is_a_sentence_and_deletes_nothing(journal, tmp_path, pla
     save(journal, 1)
     path = journal.folder / "run"
     data = path.read_bytes()
-    path.write_bytes(data[:place] + bytes([data[place % len(data)] ^ 1]) + data[place + 1 :])
-    with pytest.raises(ConfigError, match=r"the file `run` in it is damaged; .* fedknow forget"):
+    path.write_bytes(
+        data[:place] + bytes([data[place % len(data)] ^ 1]) + data[place + 1 :]
+    )
+    with pytest.raises(
+        ConfigError, match=r"the file `run` in it is damaged; .* fedknow forget"
+    ):
         journal.begin("run", 3)
     assert states(journal) == [1]
 

@@ -17,7 +17,14 @@ from fedknow.server.grids.grpc_grid import GrpcGrid
 NAME = "fl.example.test"
 """A name that only the proxy knows: whoever reaches it went through the proxy."""
 WAIT = 30
-VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy", "NO_PROXY")
+VARIABLES = (
+    "grpc_proxy",
+    "https_proxy",
+    "http_proxy",
+    "no_grpc_proxy",
+    "no_proxy",
+    "NO_PROXY",
+)
 
 
 class FakeProxy:
@@ -107,7 +114,11 @@ def grid():
     made = []
 
     def make(**options):
-        made.append(GrpcGrid(read_config({"data": {"clients": 1}}), "127.0.0.1:0", "run", **options))
+        made.append(
+            GrpcGrid(
+                read_config({"data": {"clients": 1}}), "127.0.0.1:0", "run", **options
+            )
+        )
         return made[-1]
 
     yield make
@@ -127,7 +138,10 @@ def take_part(it, server, state, tls=None):
     client = EdgeClient(server, state, tls=tls, node=lambda config: Echo())
     thread = threading.Thread(target=lambda: asyncio.run(client.run()), daemon=True)
     thread.start()
-    content = {"arrays": Arrays({"w": np.ones(2, np.float32)}), "config": Config({"task": 0, "round": 1})}
+    content = {
+        "arrays": Arrays({"w": np.ones(2, np.float32)}),
+        "config": Config({"task": 0, "round": 1}),
+    }
     (reply,) = it.exchange([Message(TRAIN, node_of(0), "", content=content)])
     assert reply.failure is None
     it.finish()
@@ -144,7 +158,9 @@ def give_up(server, state, tls=None):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_this_machine_is_reached_without_the_proxy(grid, proxy, tmp_path, monkeypatch, host):
+def test_this_machine_is_reached_without_the_proxy(
+    grid, proxy, tmp_path, monkeypatch, host
+):
     fake = proxy()
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{fake.port}")
     it = grid()
@@ -153,7 +169,9 @@ def test_this_machine_is_reached_without_the_proxy(grid, proxy, tmp_path, monkey
     assert fake.requests == []
 
 
-def test_another_machine_is_reached_through_the_proxy(grid, proxy, tmp_path, monkeypatch):
+def test_another_machine_is_reached_through_the_proxy(
+    grid, proxy, tmp_path, monkeypatch
+):
     it = grid()
     fake = proxy(it.port)
     monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{fake.port}")
@@ -175,7 +193,9 @@ def test_tls_goes_through_the_proxy(grid, proxy, certs, tmp_path, monkeypatch):
     assert len(fake.requests) == 2
 
 
-@pytest.mark.parametrize("exceptions", ["*", NAME, "*.example.test", ".test", "a, example.test"])
+@pytest.mark.parametrize(
+    "exceptions", ["*", NAME, "*.example.test", ".test", "a, example.test"]
+)
 def test_no_proxy_leaves_a_server_out(proxy, tmp_path, monkeypatch, exceptions):
     fake = proxy()
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{fake.port}")
@@ -185,7 +205,9 @@ def test_no_proxy_leaves_a_server_out(proxy, tmp_path, monkeypatch, exceptions):
     assert fake.requests == []
 
 
-def test_a_proxy_that_refuses_is_named_without_its_password(proxy, tmp_path, monkeypatch):
+def test_a_proxy_that_refuses_is_named_without_its_password(
+    proxy, tmp_path, monkeypatch
+):
     fake = proxy()
     monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{fake.port}")
     named = f"goes through the proxy http://127.0.0.1:{fake.port} (http_proxy); no_proxy leaves"

@@ -14,7 +14,14 @@ from fedknow.client.models.cnn import cnn
 from fedknow.client.models.resnet import resnet18
 from fedknow.protocols.config import ConfigError, TrainConfig
 
-SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.1, weight_decay=0.0, channels_last=False)
+SGD = TrainConfig(
+    epochs=1,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=0.0,
+    channels_last=False,
+)
 
 
 def two_nodes() -> SplitModel:
@@ -31,7 +38,9 @@ def two_nodes() -> SplitModel:
 def task(number: int, x: torch.Tensor) -> TaskData:
     y = torch.arange(len(x)) % 2 + 2 * number
     classes = (2 * number, 2 * number + 1)
-    return TaskData(number, classes, tuple(range(2 * number + 2)), Split(x, y), Split(x, y))
+    return TaskData(
+        number, classes, tuple(range(2 * number + 2)), Split(x, y), Split(x, y)
+    )
 
 
 def deep(seed: int = 0) -> SplitModel:
@@ -76,7 +85,9 @@ def test_first_round_by_hand():
     kept = learner.end_task(task(0, x), Round(0, 0))
     omega = learner.state_dict()["nodes"]["0"]["importance"]
     assert omega.tolist() == pytest.approx([6.3, 0.0])  # 2.7 + 3.6 after ReLU
-    assert kept["knowledge-bytes"] == 4 * (2 + 2)  # two importances, one node's two weights
+    assert kept["knowledge-bytes"] == 4 * (
+        2 + 2
+    )  # two importances, one node's two weights
     assert learner.head.weight[:2, 1].tolist() == [0.0, 0.0]
 
 
@@ -88,11 +99,17 @@ def test_second_task_by_hand():
     learner.end_task(task(0, x), Round(0, 0))
     anchor = learner.body[1].weight[0].detach().clone()
     learner.begin(task(1, x), Round(1, 0))
-    assert torch.equal(learner.body[1].weight[1], torch.tensor([0.3, 0.4]))  # the empty node starts anew
+    assert torch.equal(
+        learner.body[1].weight[1], torch.tensor([0.3, 0.4])
+    )  # the empty node starts anew
     with torch.no_grad():
-        learner.body[1].weight[0] += torch.tensor([0.6, 0.8])  # away by 1; the threshold is 0.1 * 6.3 = 0.63
+        learner.body[1].weight[0] += torch.tensor(
+            [0.6, 0.8]
+        )  # away by 1; the threshold is 0.1 * 6.3 = 0.63
     learner._proximal_step()
-    assert torch.allclose(learner.body[1].weight[0], anchor + 0.37 * torch.tensor([0.6, 0.8]))
+    assert torch.allclose(
+        learner.body[1].weight[0], anchor + 0.37 * torch.tensor([0.6, 0.8])
+    )
     learner._proximal_step()
     assert torch.equal(learner.body[1].weight[0], anchor)
     learner.end_task(task(1, 2 * x), Round(0, 0))
@@ -108,7 +125,9 @@ def test_important_nodes_are_frozen_and_get_nothing_from_unimportant_ones():
     learner.end_task(first, Round(0, 2))
     used = learner._importance[-1] > 0
     assert 0 < used.float().mean() < 1
-    learner.begin(images(1), Round(1, 3))  # from here on the second task; the cut comes first
+    learner.begin(
+        images(1), Round(1, 3)
+    )  # from here on the second task; the cut comes first
     with torch.no_grad():
         before = learner.body.eval()(first.test.x)[:, used]
     report = learner.fit(images(1), Round(1, 3))
@@ -116,7 +135,9 @@ def test_important_nodes_are_frozen_and_get_nothing_from_unimportant_ones():
         after = learner.body.eval()(first.test.x)[:, used]
     assert torch.equal(before, after)
     assert 0 < report["important"] < 1
-    for below, layer, above in zip(learner._importance, learner._layers[1:], learner._importance[1:], strict=False):
+    for below, layer, above in zip(
+        learner._importance, learner._layers[1:], learner._importance[1:], strict=False
+    ):
         weight = layer.weight.detach().unflatten(1, (len(below), -1)).flatten(2)
         assert not weight[above > 0][:, below == 0].any()
 
@@ -127,13 +148,17 @@ def test_mean_activation_against_a_loop():
     means = learner._mean_activations(x)
     with torch.no_grad():
         for i in range(4):
-            filters = torch.stack([learner.body[:2](x[j : j + 1])[0, i].mean() for j in range(len(x))])
+            filters = torch.stack(
+                [learner.body[:2](x[j : j + 1])[0, i].mean() for j in range(len(x))]
+            )
             assert means[0][i] == pytest.approx(filters.mean().item(), rel=1e-5)
     assert [len(layer) for layer in means] == [4, 8, 8]
 
 
 @pytest.mark.parametrize("exchange", ["all", "body", "none"])
-def test_interrupted_or_not_and_whoever_was_here_before(assert_interruptions_do_not_matter, exchange):
+def test_interrupted_or_not_and_whoever_was_here_before(
+    assert_interruptions_do_not_matter, exchange
+):
     settings = AgsClSettings(exchange=exchange, mu=1.0)
     assert_interruptions_do_not_matter(lambda: AgsCl(deep(), SGD, settings), images)
 

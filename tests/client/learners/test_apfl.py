@@ -13,7 +13,14 @@ from fedknow.client.learners.frames.learner import Round
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 
-SGD = TrainConfig(epochs=1, batch_size=8, optimizer="sgd", lr=0.5, weight_decay=0.0, channels_last=False)
+SGD = TrainConfig(
+    epochs=1,
+    batch_size=8,
+    optimizer="sgd",
+    lr=0.5,
+    weight_decay=0.0,
+    channels_last=False,
+)
 BODY = np.array([[0.5, -1.0], [0.25, 0.75]])
 HEAD = np.array([[1.0, 0.5], [-0.5, 1.5]])
 X = np.array([[1.0, 0.5], [-0.5, 2.0], [2.0, -1.0]])
@@ -21,7 +28,10 @@ Y = np.array([0, 1, 1])
 
 
 def linear_model():
-    model = SplitModel(nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)), nn.Linear(2, 2, bias=False))
+    model = SplitModel(
+        nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)),
+        nn.Linear(2, 2, bias=False),
+    )
     with torch.no_grad():
         model.body[1].weight.copy_(torch.tensor(BODY))
         model.head.weight.copy_(torch.tensor(HEAD))
@@ -29,7 +39,9 @@ def linear_model():
 
 
 def task():
-    split = Split(torch.tensor(X, dtype=torch.float32).view(-1, 1, 1, 2), torch.tensor(Y))
+    split = Split(
+        torch.tensor(X, dtype=torch.float32).view(-1, 1, 1, 2), torch.tensor(Y)
+    )
     return TaskData(0, (0, 1), (0, 1), split, split)
 
 
@@ -65,7 +77,9 @@ def test_one_step_by_hand():
 
 def test_the_share_moves_once_a_round_and_not_out_of_bounds():
     many = SGD.model_copy(update={"epochs": 4})
-    once, more = (Apfl(linear_model(), train, ApflSettings(alpha=0.5)) for train in (SGD, many))
+    once, more = (
+        Apfl(linear_model(), train, ApflSettings(alpha=0.5)) for train in (SGD, many)
+    )
     for learner in (once, more):
         received(learner, 0.1)
         learner.fit(task(), Round(1, 0))
@@ -82,7 +96,9 @@ def test_the_share_moves_once_a_round_and_not_out_of_bounds():
 
 def test_the_personal_model_is_what_a_client_keeps():
     learner = Apfl(linear_model(), SGD, ApflSettings())
-    assert learner.end_task(task(), Round(0, 0)) == {"knowledge-bytes": 4.0 * (BODY.size + HEAD.size)}
+    assert learner.end_task(task(), Round(0, 0)) == {
+        "knowledge-bytes": 4.0 * (BODY.size + HEAD.size)
+    }
     assert learner.has_trained(0)
 
 
@@ -106,12 +122,16 @@ def test_running_statistics_of_either_model_are_its_own(tiny_model, tiny_task):
     learner.fit(tiny_task(0), Round(1, 0))
     name = "body.3.running_mean"
     assert not torch.equal(learner.send()[name], learner.state_dict()["own"][name])
-    assert learner.model.state_dict()["body.3.num_batches_tracked"] == 4  # two epochs of two batches, shared model only
+    assert (
+        learner.model.state_dict()["body.3.num_batches_tracked"] == 4
+    )  # two epochs of two batches, shared model only
 
 
 def test_state_comes_back_and_nothing_leaks(tiny_model, tiny_task):
     def ends(between):
-        learner = Apfl(tiny_model(norm=True, dropout=0.3), TrainConfig(), ApflSettings())
+        learner = Apfl(
+            tiny_model(norm=True, dropout=0.3), TrainConfig(), ApflSettings()
+        )
         arrays = learner.send()
         state = {}
         for number in (1, 2):
@@ -128,4 +148,7 @@ def test_state_comes_back_and_nothing_leaks(tiny_model, tiny_task):
         learner.fit(tiny_task(1, seed=5), Round(1, 9))
         learner.load_kept(learner.kept())
 
-    assert all(torch.equal(a, b) for a, b in zip(ends(lambda learner: None), ends(somebody_else), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ends(lambda learner: None), ends(somebody_else), strict=True)
+    )

@@ -12,13 +12,22 @@ from fedknow.client.learners.er import ExperienceReplay, ExperienceReplaySetting
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 
-SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.1, weight_decay=0.0, channels_last=False)
+SGD = TrainConfig(
+    epochs=1,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=0.0,
+    channels_last=False,
+)
 
 
 def linear_model() -> SplitModel:
     model = SplitModel(nn.Flatten(), nn.Linear(2, 4, bias=False))
     with torch.no_grad():
-        model.head.weight.copy_(torch.tensor([[0.5, -1.0], [0.25, 0.75], [1.0, 0.5], [-0.5, 1.5]]))
+        model.head.weight.copy_(
+            torch.tensor([[0.5, -1.0], [0.25, 0.75], [1.0, 0.5], [-0.5, 1.5]])
+        )
     return model
 
 
@@ -26,7 +35,13 @@ def task(number: int, x: list[list[float]]) -> TaskData:
     images = torch.tensor(x).view(-1, 1, 1, 2)
     y = torch.arange(len(x)) % 2 + 2 * number
     classes = (2 * number, 2 * number + 1)
-    return TaskData(number, classes, tuple(range(2 * number + 2)), Split(images, y), Split(images, y))
+    return TaskData(
+        number,
+        classes,
+        tuple(range(2 * number + 2)),
+        Split(images, y),
+        Split(images, y),
+    )
 
 
 OLD, NEW = task(0, [[1.0, 0.5], [-0.5, 2.0]]), task(1, [[0.2, -1.0], [1.5, 1.0]])
@@ -34,7 +49,9 @@ OLD, NEW = task(0, [[1.0, 0.5], [-0.5, 2.0]]), task(1, [[0.2, -1.0], [1.5, 1.0]]
 
 def by_hand(w, beta, zeta, epsilon, theta_lr):
     """dH/dW of a linear softmax model with two slices of the head, all formulas written out."""
-    x = np.concatenate([NEW.train.x.numpy().reshape(-1, 2), OLD.train.x.numpy().reshape(-1, 2)]).astype(float)
+    x = np.concatenate(
+        [NEW.train.x.numpy().reshape(-1, 2), OLD.train.x.numpy().reshape(-1, 2)]
+    ).astype(float)
     y = np.concatenate([NEW.train.y.numpy(), OLD.train.y.numpy()])
     mask = np.array([[0, 0, 1, 1]] * 2 + [[1, 1, 0, 0]] * 2)
 
@@ -58,7 +75,9 @@ def by_hand(w, beta, zeta, epsilon, theta_lr):
 def started(kind, settings):
     """A learner that has finished the old task, keeps all of it, and is about to see the new one."""
     learner = kind(linear_model(), SGD, settings)
-    initial = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    initial = {
+        name: value.clone() for name, value in learner.model.state_dict().items()
+    }
     learner.fit(OLD, Round(1, 0))
     learner.end_task(OLD, Round(0, 0))
     learner.model.load_state_dict(initial)
@@ -68,24 +87,36 @@ def started(kind, settings):
 
 def whole_batch(data: TaskData) -> Batch:
     head = HeadSlice(data.head, 4)
-    return Batch(data.train.x, head.labels(data.train.y), torch.arange(len(data.train)), head)
+    return Batch(
+        data.train.x, head.labels(data.train.y), torch.arange(len(data.train)), head
+    )
 
 
-@pytest.mark.parametrize("settings", [{}, {"beta": 3.5, "zeta": 3, "epsilon": 0.2, "theta_lr": 0.3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"beta": 3.5, "zeta": 3, "epsilon": 0.2, "theta_lr": 0.3}]
+)
 def test_gradient_against_the_formulas(settings):
     settings = BcnSettings(memory=1.0, **settings)
     learner = started(Bcn, settings)
     w = learner.head.weight.detach().double().numpy().copy()
     loss, hits = learner.gradient(whole_batch(NEW))
-    expected = by_hand(w, settings.beta, settings.zeta, settings.epsilon, settings.theta_lr)
-    assert learner.head.weight.grad.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    expected = by_hand(
+        w, settings.beta, settings.zeta, settings.epsilon, settings.theta_lr
+    )
+    assert learner.head.weight.grad.numpy() == pytest.approx(
+        expected, rel=1e-4, abs=1e-6
+    )
     z = torch.from_numpy(w).float() @ NEW.train.x.flatten(1).T
-    assert loss == pytest.approx(nn.functional.cross_entropy(z.T[:, 2:], NEW.train.y - 2).item(), rel=1e-5)
+    assert loss == pytest.approx(
+        nn.functional.cross_entropy(z.T[:, 2:], NEW.train.y - 2).item(), rel=1e-5
+    )
     assert hits == int((z.T[:, 2:].argmax(1) == NEW.train.y - 2).sum())
 
 
 def test_the_players_push_the_cost_their_ways(tiny_model, tiny_task):
-    learner = Bcn(tiny_model(), SGD, BcnSettings(memory=0.5, zeta=3, epsilon=0.05, theta_lr=0.05))
+    learner = Bcn(
+        tiny_model(), SGD, BcnSettings(memory=0.5, zeta=3, epsilon=0.05, theta_lr=0.05)
+    )
     assert learner.fit(tiny_task(0), Round(1, 0))["ascent"] == 0.0
     learner.end_task(tiny_task(0), Round(0, 0))
     report = learner.fit(tiny_task(1), Round(1, 1))
@@ -108,4 +139,6 @@ def test_interrupted_or_not_and_whoever_was_here_before(
 ):
     train = SGD.model_copy(update={"batch_size": 8, "optimizer": "adam", "lr": 1e-2})
     settings = BcnSettings(exchange=exchange, memory=0.3)
-    assert_interruptions_do_not_matter(lambda: Bcn(tiny_model(), train, settings), tiny_task)
+    assert_interruptions_do_not_matter(
+        lambda: Bcn(tiny_model(), train, settings), tiny_task
+    )

@@ -21,21 +21,28 @@ TASKS = 9
 
 def client(model, **settings):
     kept = {"rho": 0.3, "finetune_epochs": 1, "k": 2} | settings
-    return FedKnow(model, TrainConfig(epochs=1, batch_size=8, lr=0.01), FedKnowSettings(**kept))
+    return FedKnow(
+        model, TrainConfig(epochs=1, batch_size=8, lr=0.01), FedKnowSettings(**kept)
+    )
 
 
 def live(learner, tasks, rounds=1):
     """Train and end tasks; what each round reported."""
     reports = []
     for task in tasks:
-        reports += [learner.fit(task, Round(number, 31 * task.task + number)) for number in range(1, rounds + 1)]
+        reports += [
+            learner.fit(task, Round(number, 31 * task.task + number))
+            for number in range(1, rounds + 1)
+        ]
         learner.end_task(task, Round(0, 99 + task.task))
     return reports
 
 
 def as_double(task):
     return replace(
-        task, train=Split(task.train.x.double(), task.train.y), test=Split(task.test.x.double(), task.test.y)
+        task,
+        train=Split(task.train.x.double(), task.train.y),
+        test=Split(task.test.x.double(), task.test.y),
     )
 
 
@@ -45,39 +52,61 @@ def distances(learner, model, tasks, current, form):
     x, y = current.train.x[index], current.train.y[index] - head[0]
 
     def gradient(loss):
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss(model(x)), list(model.body.parameters()))])
+        return torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(
+                    loss(model(x)), list(model.body.parameters())
+                )
+            ]
+        )
 
     def apart(a, b):
         if form == "values":
             return wasserstein_distance(a, b)
-        return np.abs(np.cumsum(np.abs(a)) / np.abs(a).sum() - np.cumsum(np.abs(b)) / np.abs(b).sum()).mean()
+        return np.abs(
+            np.cumsum(np.abs(a)) / np.abs(a).sum()
+            - np.cumsum(np.abs(b)) / np.abs(b).sum()
+        ).mean()
 
     g = gradient(lambda z: torch.nn.functional.cross_entropy(z[:, head], y)).numpy()
     found = []
     for task in tasks:
         target, classes = learner._answers[task.task][index], list(task.classes)
-        asked = gradient(lambda z, c=classes, p=target: -(p * z[:, c].log_softmax(1)).sum(1).mean())  # T = 1
+        asked = gradient(
+            lambda z, c=classes, p=target: -(p * z[:, c].log_softmax(1)).sum(1).mean()
+        )  # T = 1
         found.append(apart(g, asked.numpy()))
     return np.array(found)
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=20,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     seed=st.integers(0, 1000),
     past=st.integers(2, 6),
     k=st.integers(1, 3),
     form=st.sampled_from(["values", "positions"]),
 )
-def test_signature_tasks_are_the_farthest_by_a_plain_reference(tiny_model, tiny_task, seed, past, k, form):
+def test_signature_tasks_are_the_farthest_by_a_plain_reference(
+    tiny_model, tiny_task, seed, past, k, form
+):
     model = tiny_model(seed, classes=2 * past + 2).double()
-    tasks = [as_double(tiny_task(task, samples=10, seed=seed)) for task in range(past + 1)]
+    tasks = [
+        as_double(tiny_task(task, samples=10, seed=seed)) for task in range(past + 1)
+    ]
     learner = client(model, k=k, wasserstein=form)
     live(learner, tasks[:-1])
     current = tasks[-1]
     learner.begin(current, Round(1, 5))
     expected = distances(learner, model, tasks[:-1], current, form)
     index, head = torch.arange(8), HeadSlice(current.head, learner.head.out_features)
-    learner.gradient(Batch(current.train.x[index], head.labels(current.train.y[index]), index, head))
+    learner.gradient(
+        Batch(current.train.x[index], head.labels(current.train.y[index]), index, head)
+    )
     if past > k:
         chosen = learner._chosen
         others = np.setdiff1d(np.arange(past), chosen)
@@ -92,12 +121,17 @@ def test_signature_tasks_are_the_farthest_by_a_plain_reference(tiny_model, tiny_
 def test_enough_candidates_change_nothing(tiny_model, tiny_task, select):
     tasks = [tiny_task(task) for task in range(7)]
     exact, enough, few = (
-        client(tiny_model(classes=14), select=select, candidates=candidates) for candidates in (0, 4, 1)
+        client(tiny_model(classes=14), select=select, candidates=candidates)
+        for candidates in (0, 4, 1)
     )
     for learner in (exact, enough, few):
         live(learner, tasks, rounds=2)
-    assert all(torch.equal(value, enough.send()[name]) for name, value in exact.send().items())
-    assert any(not torch.equal(value, few.send()[name]) for name, value in exact.send().items())
+    assert all(
+        torch.equal(value, enough.send()[name]) for name, value in exact.send().items()
+    )
+    assert any(
+        not torch.equal(value, few.send()[name]) for name, value in exact.send().items()
+    )
 
 
 def test_candidates_are_those_chosen_last_and_others_at_random(tiny_model, tiny_task):
@@ -129,13 +163,22 @@ def test_tasks_of_which_none_was_left_out_are_those_chosen_last(tiny_model, tiny
     assert len(client_who_missed_all._candidates) == 3
 
 
-def test_a_round_costs_the_same_however_many_tasks_there_are(tiny_model, tiny_task, monkeypatch):
+def test_a_round_costs_the_same_however_many_tasks_there_are(
+    tiny_model, tiny_task, monkeypatch
+):
     """``sum`` does the same in each step, whatever the gradients are."""
     asked, answer = [], FedKnow._answer
-    monkeypatch.setattr(FedKnow, "_answer", lambda *args: asked.append(1) or answer(*args))
+    monkeypatch.setattr(
+        FedKnow, "_answer", lambda *args: asked.append(1) or answer(*args)
+    )
 
     def flops(candidates):
-        learner, found = client(tiny_model(classes=2 * TASKS), candidates=candidates, integrator="sum"), []
+        learner, found = (
+            client(
+                tiny_model(classes=2 * TASKS), candidates=candidates, integrator="sum"
+            ),
+            [],
+        )
         for number in range(TASKS):
             asked.clear()
             with learner.meter.message():
@@ -158,7 +201,9 @@ def test_offered_are_the_candidates_alone(tiny_model, tiny_task, monkeypatch):
     monkeypatch.setattr(
         fedknow,
         "most_dissimilar",
-        lambda g, rows, k, form: offered.append(len(rows := list(rows))) or choose(g, rows, k, form),
+        lambda g, rows, k, form: (
+            offered.append(len(rows := list(rows))) or choose(g, rows, k, form)
+        ),
     )
     for select, times in (("batch", 3), ("round", 1)):
         learner = client(tiny_model(classes=2 * TASKS), candidates=2, select=select)
@@ -169,7 +214,9 @@ def test_offered_are_the_candidates_alone(tiny_model, tiny_task, monkeypatch):
 
 
 @pytest.mark.parametrize("select", ["round", "batch"])
-def test_a_client_goes_on_from_its_state_as_if_never_interrupted(tiny_model, tiny_task, tmp_path, select):
+def test_a_client_goes_on_from_its_state_as_if_never_interrupted(
+    tiny_model, tiny_task, tmp_path, select
+):
     learner = client(tiny_model(classes=2 * TASKS), candidates=2, select=select)
     live(learner, [tiny_task(task) for task in range(TASKS - 2)])
     last = tiny_task(TASKS - 2)
@@ -186,4 +233,6 @@ def test_a_client_goes_on_from_its_state_as_if_never_interrupted(tiny_model, tin
         one.fit(tiny_task(TASKS - 1), Round(1, 4))
     assert other._candidates == learner._candidates
     assert other._signature == learner._signature
-    assert all(torch.equal(value, other.send()[name]) for name, value in learner.send().items())
+    assert all(
+        torch.equal(value, other.send()[name]) for name, value in learner.send().items()
+    )

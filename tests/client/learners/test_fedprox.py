@@ -16,7 +16,14 @@ from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.strategies import build_strategy
 
-TWO_STEPS = TrainConfig(epochs=2, batch_size=64, optimizer="sgd", lr=0.5, weight_decay=0.0, channels_last=False)
+TWO_STEPS = TrainConfig(
+    epochs=2,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.5,
+    weight_decay=0.0,
+    channels_last=False,
+)
 
 
 @pytest.mark.parametrize("mu", [0.0, 1.0, 4.0])
@@ -35,14 +42,24 @@ def test_proximal_term_by_hand(mu):
     head.requires_grad_(False)
     sample = Split(torch.ones(1, 1), torch.tensor([0]))
     learner = FedProx(SplitModel(body, head), TWO_STEPS, FedProx.Settings())
-    learner.fit(TaskData(0, (0, 1), (0, 1), sample, sample), Round(1, 0, proximal_mu=mu))
-    assert body.weight.item() == pytest.approx(1.5 + 1 / (1 + math.e) - mu / 4, rel=1e-6)
+    learner.fit(
+        TaskData(0, (0, 1), (0, 1), sample, sample), Round(1, 0, proximal_mu=mu)
+    )
+    assert body.weight.item() == pytest.approx(
+        1.5 + 1 / (1 + math.e) - mu / 4, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", [FedProx, FedPer])
 @given(seed=st.integers(0, 1000), mu=st.floats(0.01, 10))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_was_received_pulls_and_what_is_personal_is_left_alone(tiny_model, tiny_task, kind, seed, mu):
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_what_was_received_pulls_and_what_is_personal_is_left_alone(
+    tiny_model, tiny_task, kind, seed, mu
+):
     """Two steps with the term are two steps without it, less lr mu (w_1 - w_G) where w travels."""
 
     def trained(epochs, mu):
@@ -50,19 +67,36 @@ def test_what_was_received_pulls_and_what_is_personal_is_left_alone(tiny_model, 
         learner = kind(tiny_model(seed=seed).double(), train, kind.Settings())
         task = tiny_task(0, seed=seed)
         split = Split(task.train.x.double(), task.train.y)
-        learner.fit(TaskData(0, task.classes, task.seen, split, split), Round(1, 1, proximal_mu=mu))
-        return {name: (p.detach(), learner.travels(name)) for name, p in learner.model.named_parameters()}
+        learner.fit(
+            TaskData(0, task.classes, task.seen, split, split),
+            Round(1, 1, proximal_mu=mu),
+        )
+        return {
+            name: (p.detach(), learner.travels(name))
+            for name, p in learner.model.named_parameters()
+        }
 
-    start, one, plain, near = trained(0, 0.0), trained(1, mu), trained(2, 0.0), trained(2, mu)
+    start, one, plain, near = (
+        trained(0, 0.0),
+        trained(1, mu),
+        trained(2, 0.0),
+        trained(2, mu),
+    )
     for name, (value, travels) in near.items():
         pull = 0.5 * mu * (one[name][0] - start[name][0]) if travels else 0.0
         assert torch.allclose(value, plain[name][0] - pull, atol=1e-12), name
 
 
 def test_mu_reaches_the_strategy():
-    config = read_config({}, ["learner=fedprox", "learner.proximal_mu=0.5", "strategy.fraction=0.25"])
+    config = read_config(
+        {}, ["learner=fedprox", "learner.proximal_mu=0.5", "strategy.fraction=0.25"]
+    )
     resolved = resolve(config)
-    assert resolved.strategy.model_dump() == {"name": "fedprox", "fraction": 0.25, "proximal_mu": 0.5}
+    assert resolved.strategy.model_dump() == {
+        "name": "fedprox",
+        "fraction": 0.25,
+        "proximal_mu": 0.5,
+    }
     assert resolve(resolved) == resolved
     strategy = build_strategy(resolved.strategy)
     assert (strategy.proximal_mu, strategy.fraction_train) == (0.5, 0.25)
@@ -71,8 +105,18 @@ def test_mu_reaches_the_strategy():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["strategy=fedadam"], ["strategy.name = 'fedadam'", "learner.name = 'fedprox'", "leave strategy.name out"]),
-        (["strategy=fedprox", "strategy.proximal_mu=2"], ["strategy.proximal_mu = 2", "learner.proximal_mu = 0.01"]),
+        (
+            ["strategy=fedadam"],
+            [
+                "strategy.name = 'fedadam'",
+                "learner.name = 'fedprox'",
+                "leave strategy.name out",
+            ],
+        ),
+        (
+            ["strategy=fedprox", "strategy.proximal_mu=2"],
+            ["strategy.proximal_mu = 2", "learner.proximal_mu = 0.01"],
+        ),
     ],
 )
 def test_what_contradicts_is_refused(changes, words):

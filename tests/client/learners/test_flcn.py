@@ -13,7 +13,14 @@ from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 from fedknow.strategies.flcn import Sample, importance
 
-SGD = TrainConfig(epochs=2, batch_size=8, optimizer="sgd", lr=0.1, weight_decay=0.0, channels_last=False)
+SGD = TrainConfig(
+    epochs=2,
+    batch_size=8,
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=0.0,
+    channels_last=False,
+)
 WEIGHT = np.array([[0.5, -1.0], [0.25, 0.75], [1.0, 0.5], [-0.5, 1.5]])
 X = np.array([[1.0, 0.5], [-0.5, 2.0], [2.0, -1.0]])
 Y = np.array([2, 3, 3])
@@ -27,7 +34,9 @@ def linear_model():
 
 
 def task(number=1):
-    split = Split(torch.tensor(X, dtype=torch.float32).view(-1, 1, 1, 2), torch.tensor(Y))
+    split = Split(
+        torch.tensor(X, dtype=torch.float32).view(-1, 1, 1, 2), torch.tensor(Y)
+    )
     return TaskData(number, (2, 3), (0, 1, 2, 3), split, split)
 
 
@@ -59,9 +68,15 @@ def test_without_proxy_data_it_is_fedavg():
 def test_importance_by_its_definition():
     """d log p(y | x) / dW of a linear model is (e_y - p) x^T, in the sample's slice of the head."""
     learner = Flcn(linear_model(), SGD, FlcnSettings())
-    samples = [Sample(x, int(y), (2, 3)) for x, y in zip(task().train.x, Y, strict=True)]
-    expected = np.mean([np.outer(e, x) ** 2 for e, x in zip(error(WEIGHT), X, strict=True)], axis=0)
-    assert importance(learner, samples)["head.weight"].numpy() == pytest.approx(expected, rel=1e-5)
+    samples = [
+        Sample(x, int(y), (2, 3)) for x, y in zip(task().train.x, Y, strict=True)
+    ]
+    expected = np.mean(
+        [np.outer(e, x) ** 2 for e, x in zip(error(WEIGHT), X, strict=True)], axis=0
+    )
+    assert importance(learner, samples)["head.weight"].numpy() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_samples_are_given_once_a_task(tiny_model, tiny_task):
@@ -70,13 +85,15 @@ def test_samples_are_given_once_a_task(tiny_model, tiny_task):
     learner.fit(data, Round(1, 3))
     shared = learner.share(data, Round(1, 3), ended=False)
     layout = learner.shares(ended=False)
-    assert {name: (str(value.numpy().dtype), value.dim()) for name, value in shared.items()} == {
-        name: (dtype, len(shape)) for name, (dtype, shape) in layout.items()
-    }
+    assert {
+        name: (str(value.numpy().dtype), value.dim()) for name, value in shared.items()
+    } == {name: (dtype, len(shape)) for name, (dtype, shape) in layout.items()}
     assert len(shared["y"]) == 4
     assert sorted(shared["y"].tolist()) == [2, 2, 3, 3]
     assert shared["classes"].tolist() == [2, 3]
-    assert all(any(torch.equal(x, other) for other in data.train.x) for x in shared["x"])
+    assert all(
+        any(torch.equal(x, other) for other in data.train.x) for x in shared["x"]
+    )
     state = learner.state_dict()
     learner.load_state_dict({})  # another client, which has given nothing yet
     assert learner.share(data, Round(1, 3), ended=False)
@@ -90,13 +107,17 @@ def test_importance_does_not_leak_to_the_next_client(tiny_model, tiny_task):
     fresh = Flcn(tiny_model(), SGD, FlcnSettings())
     used = Flcn(tiny_model(), SGD, FlcnSettings())
     arrays = used.send()
-    used.receive_extra({name: torch.ones_like(p) for name, p in used.model.named_parameters()})
+    used.receive_extra(
+        {name: torch.ones_like(p) for name, p in used.model.named_parameters()}
+    )
     used.fit(tiny_task(1), Round(1, 1))
     used.load_state_dict({})
     used.receive(arrays)
     for learner in (fresh, used):
         learner.fit(tiny_task(0), Round(1, 2))
-    assert all(torch.equal(value, used.send()[name]) for name, value in fresh.send().items())
+    assert all(
+        torch.equal(value, used.send()[name]) for name, value in fresh.send().items()
+    )
 
 
 def test_importance_that_does_not_fit_is_refused(tiny_model):

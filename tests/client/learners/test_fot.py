@@ -21,7 +21,14 @@ from fedknow.strategies.counterpart import Setup
 from fedknow.strategies.fot import ROUNDING, extend, project
 from fedknow.strategies.fot import Fot as FotStrategy
 
-SGD = TrainConfig(epochs=2, batch_size=8, optimizer="sgd", lr=0.1, weight_decay=0.0, channels_last=False)
+SGD = TrainConfig(
+    epochs=2,
+    batch_size=8,
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=0.0,
+    channels_last=False,
+)
 NOTHING = torch.zeros(3, 0, dtype=torch.float64)
 
 
@@ -40,46 +47,72 @@ def test_subspace_by_hand():
     assert extend(one, energies(9, 4, 4), 0.5).shape == (3, 1)
     assert extend(one, energies(9, 4, 4), 0.7).shape == (3, 2)
     assert extend(one, energies(9, 4, 4), 0.8).shape == (3, 3)
-    assert extend(torch.eye(3, dtype=torch.float64), energies(1, 1, 1), 1.0).shape == (3, 3)
+    assert extend(torch.eye(3, dtype=torch.float64), energies(1, 1, 1), 1.0).shape == (
+        3,
+        3,
+    )
     update = torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64)
     assert project(update, one).tolist() == [[0, 4, 5]]
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), threshold=st.just(1.0) | st.floats(0.1, 1.0), tasks=st.integers(1, 4))
+@given(
+    seed=st.integers(0, 10**6),
+    threshold=st.just(1.0) | st.floats(0.1, 1.0),
+    tasks=st.integers(1, 4),
+)
 def test_updates_leave_past_inputs_alone(seed, threshold, tasks):
     generator = torch.Generator().manual_seed(seed)
     basis = torch.zeros(6, 0, dtype=torch.float64)
     for _ in range(tasks):
         inputs = torch.randn(6, 2, generator=generator, dtype=torch.float64)
         before, basis = basis, extend(basis, inputs @ inputs.T, threshold)
-        assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-9)
-        assert torch.allclose(basis @ (basis.T @ before), before, atol=1e-9)  # nothing learned is lost
+        assert torch.allclose(
+            basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-9
+        )
+        assert torch.allclose(
+            basis @ (basis.T @ before), before, atol=1e-9
+        )  # nothing learned is lost
         energy = inputs.square().sum()
         assert (basis.T @ inputs).square().sum() >= (threshold - 6 * ROUNDING) * energy
     update = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     left = project(update, basis)
-    assert torch.allclose(left @ basis, torch.zeros(4, basis.shape[1], dtype=torch.float64), atol=1e-9)
-    if threshold == 1.0:  # what is left of an input is at most what is taken for rounding
+    assert torch.allclose(
+        left @ basis, torch.zeros(4, basis.shape[1], dtype=torch.float64), atol=1e-9
+    )
+    if (
+        threshold == 1.0
+    ):  # what is left of an input is at most what is taken for rounding
         assert (left @ inputs).norm() <= update.norm() * (6 * ROUNDING * energy).sqrt()
 
 
-SPECTRA = {"flat": lambda i: 1 + 0 * i, "slow": lambda i: i**-0.5, "fast": lambda i: 0.7**i}
+SPECTRA = {
+    "flat": lambda i: 1 + 0 * i,
+    "slow": lambda i: i**-0.5,
+    "fast": lambda i: 0.7**i,
+}
 
 
 def linear(d: int, **changes) -> Fot:
     """A learner whose only layer has the images as inputs."""
     return Fot(
-        SplitModel(nn.Sequential(nn.Flatten(), nn.Linear(d, 3, bias=False)), nn.Linear(3, 2)),
+        SplitModel(
+            nn.Sequential(nn.Flatten(), nn.Linear(d, 3, bias=False)), nn.Linear(3, 2)
+        ),
         SGD,
         FotSettings(**changes),
     )
 
 
-def drawn_inputs(d: int, count: int, spectrum: str, generator: torch.Generator) -> torch.Tensor:
+def drawn_inputs(
+    d: int, count: int, spectrum: str, generator: torch.Generator
+) -> torch.Tensor:
     """X, float [d, count], of inputs with this spectrum and principal directions that were drawn."""
     axes, _ = torch.linalg.qr(torch.randn(d, d, generator=generator))
-    return axes @ (SPECTRA[spectrum](torch.arange(1.0, d + 1))[:, None] * torch.randn(d, count, generator=generator))
+    return axes @ (
+        SPECTRA[spectrum](torch.arange(1.0, d + 1))[:, None]
+        * torch.randn(d, count, generator=generator)
+    )
 
 
 def bases_after(learner: Fot, tasks: list[list[torch.Tensor]]) -> list[torch.Tensor]:
@@ -90,11 +123,21 @@ def bases_after(learner: Fot, tasks: list[list[torch.Tensor]]) -> list[torch.Ten
     for task, clients in enumerate(tasks):
         replies = []
         for client, x in enumerate(clients):
-            images = Split(x.T.reshape(-1, 1, 1, len(x)), torch.zeros(x.shape[1]).long())
-            shared = learner.share(TaskData(task, (0, 1), (0, 1), images, images), Round(0, 100 * task + client), True)
-            assert {name: ("float32", tuple(value.shape)) for name, value in shared.items()} == learner.shares(True)
+            images = Split(
+                x.T.reshape(-1, 1, 1, len(x)), torch.zeros(x.shape[1]).long()
+            )
+            shared = learner.share(
+                TaskData(task, (0, 1), (0, 1), images, images),
+                Round(0, 100 * task + client),
+                True,
+            )
+            assert {
+                name: ("float32", tuple(value.shape)) for name, value in shared.items()
+            } == learner.shares(True)
             extra = Arrays((name, value.numpy()) for name, value in shared.items())
-            replies.append(Message("train.end_task", client, "", content={EXTRA: extra}))
+            replies.append(
+                Message("train.end_task", client, "", content={EXTRA: extra})
+            )
         strategy.aggregate_end_task(task, Arrays(), replies)
         found.append(torch.tensor(strategy.state_dict()["1"]))
     return found
@@ -114,10 +157,15 @@ def held(basis: torch.Tensor, clients: list[torch.Tensor]) -> float:
     spectrum=st.sampled_from(sorted(SPECTRA)),
     threshold=st.floats(0.3, 0.999),
 )
-def test_subspaces_hold_the_energy_asked_for_and_no_more(seed, d, counts, spectrum, threshold):
+def test_subspaces_hold_the_energy_asked_for_and_no_more(
+    seed, d, counts, spectrum, threshold
+):
     """Over both halves, as float32 on the way; one direction less would not do."""
     generator = torch.Generator().manual_seed(seed)
-    tasks = [[drawn_inputs(d, count, spectrum, generator) for count in counts] for _ in range(2)]
+    tasks = [
+        [drawn_inputs(d, count, spectrum, generator) for count in counts]
+        for _ in range(2)
+    ]
     first, second = bases_after(linear(d, threshold=threshold), tasks)
     assert held(first, tasks[0]) >= threshold - 1e-4
     assert held(first[:, :-1], tasks[0]) < threshold + 1e-4
@@ -137,12 +185,20 @@ def left_out(basis: torch.Tensor, clients: list[torch.Tensor]) -> tuple[float, f
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spectrum", ["slow", "fast"])
 @pytest.mark.parametrize("threshold", [0.5, 0.7])
-def test_subspaces_of_sketches_hold_it_up_to_the_error_of_measuring(seed, spectrum, threshold, caplog):
+def test_subspaces_of_sketches_hold_it_up_to_the_error_of_measuring(
+    seed, spectrum, threshold, caplog
+):
     """Four standard errors; of one direction less likewise."""
     generator = torch.Generator().manual_seed(seed)
     learner = linear(400, threshold=threshold, columns=200)
-    assert learner.shares(True) == {"1": ("float32", (400, 200)), "1.energy": ("float32", (1,))}
-    tasks = [[drawn_inputs(400, count, spectrum, generator) for count in (500, 300)] for _ in range(2)]
+    assert learner.shares(True) == {
+        "1": ("float32", (400, 200)),
+        "1.energy": ("float32", (1,)),
+    }
+    tasks = [
+        [drawn_inputs(400, count, spectrum, generator) for count in (500, 300)]
+        for _ in range(2)
+    ]
     for basis, clients in zip(bases_after(learner, tasks), tasks, strict=True):
         left, error = left_out(basis, clients)
         assert left <= 1 - threshold + 4 * error
@@ -153,13 +209,19 @@ def test_subspaces_of_sketches_hold_it_up_to_the_error_of_measuring(seed, spectr
 
 def told(caplog) -> list[str]:
     """The strategy's warnings."""
-    return [record.getMessage() for record in caplog.records if record.name == "fedknow.strategies.fot"]
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "fedknow.strategies.fot"
+    ]
 
 
 def test_sketches_span_the_inputs(caplog):
     """Where these have fewer directions than the sketch, all is held, and nothing besides."""
     x = drawn_inputs(64, 20, "flat", torch.Generator().manual_seed(0))
-    (basis,) = bases_after(linear(64, threshold=1.0, columns=32), [[x[:, :12], x[:, 12:]]])
+    (basis,) = bases_after(
+        linear(64, threshold=1.0, columns=32), [[x[:, :12], x[:, 12:]]]
+    )
     assert basis.shape == (64, 20)
     assert torch.allclose(basis @ (basis.T @ x.double()), x.double(), atol=1e-4)
     assert not told(caplog)
@@ -185,7 +247,12 @@ def test_epsilon_grows_by_what_is_asked_up_to_one():
 def test_inputs_are_what_layers_multiply():
     """W [x; 1] is what the layer gives, for a padded, strided convolution and for a linear layer."""
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4, bias=False))
+    body = nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(27, 4, bias=False),
+    )
     found = layers(body)
     x = torch.randn(5, 2, 6, 6)
     with inputs(found, 0, torch.Generator()) as seen, torch.no_grad():
@@ -193,7 +260,9 @@ def test_inputs_are_what_layers_multiply():
         out = body(x)
     conv, linear = found["0"], found["3"]
     rows = torch.cat([conv.weight.flatten(1), conv.bias[:, None]], 1)
-    assert torch.allclose(rows @ seen["0"], middle.transpose(0, 1).flatten(1), atol=1e-5)
+    assert torch.allclose(
+        rows @ seen["0"], middle.transpose(0, 1).flatten(1), atol=1e-5
+    )
     assert torch.allclose(linear.weight @ seen["3"], out.T, atol=1e-5)
     assert not conv._forward_pre_hooks
 
@@ -203,21 +272,32 @@ def test_what_is_sent_is_the_second_moment(tiny_model, tiny_task):
     data = tiny_task(0)
     shared = learner.share(data, Round(0, 5), ended=True)
     declared = learner.shares(ended=True)
-    assert {name: ("float32", tuple(value.shape)) for name, value in shared.items()} == declared
+    assert {
+        name: ("float32", tuple(value.shape)) for name, value in shared.items()
+    } == declared
     assert declared == {"0": ("float32", (3,)), "2": ("float32", (91,))}
-    assert learner.share(data, Round(1, 5), ended=False) == learner.shares(ended=False) == {}
+    assert (
+        learner.share(data, Round(1, 5), ended=False)
+        == learner.shares(ended=False)
+        == {}
+    )
     with inputs(learner.layers, 0, torch.Generator()) as seen, torch.no_grad():
         learner.body(data.train.x)
     for name, x in seen.items():
         rows, columns = torch.triu_indices(len(x), len(x))
-        assert torch.allclose(shared[name], (x @ x.T)[rows, columns], rtol=1e-4, atol=1e-4)
+        assert torch.allclose(
+            shared[name], (x @ x.T)[rows, columns], rtol=1e-4, atol=1e-4
+        )
     again = learner.share(data, Round(0, 5), ended=True)
     assert all(torch.equal(value, again[name]) for name, value in shared.items())
 
 
 def test_which_layers_are_sketched():
     """Those whose triangle, d (d + 1) / 2, is more than m columns; by default not the 6-layer CNN's 2049."""
-    declared = {d: {name: shape for name, (_, shape) in linear(d).shares(True).items()} for d in (2049, 2559, 2560)}
+    declared = {
+        d: {name: shape for name, (_, shape) in linear(d).shares(True).items()}
+        for d in (2049, 2559, 2560)
+    }
     assert declared[2049] == {"1": (2_100_225,)}
     assert declared[2559] == {"1": (2559 * 1280,)}
     assert declared[2560] == {"1": (2560, 1280), "1.energy": (1,)}
@@ -228,7 +308,10 @@ def test_energy_of_a_sketch_is_that_of_the_inputs():
     learner = linear(40, columns=16)
     x = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
     images = Split(x.T.reshape(300, 1, 5, 8), torch.zeros(300).long())
-    shared = [learner.share(TaskData(0, (0, 1), (0, 1), images, images), Round(0, seed), True) for seed in range(50)]
+    shared = [
+        learner.share(TaskData(0, (0, 1), (0, 1), images, images), Round(0, seed), True)
+        for seed in range(50)
+    ]
     assert shared[0]["1.energy"].item() == pytest.approx(x.square().sum().item())
     mean = torch.stack([sent["1"].square().sum() / 16 for sent in shared]).mean()
     assert mean.item() == pytest.approx(x.square().sum().item(), rel=0.05)
@@ -242,7 +325,14 @@ def test_bodies_with_other_parameters_are_refused(tiny_model):
 
 
 BASE = {
-    "data": {"clients": 3, "tasks": 2, "classes_per_task": 2, "classes_max": 2, "test_samples": 1.0, "samples": 0.3},
+    "data": {
+        "clients": 3,
+        "tasks": 2,
+        "classes_per_task": 2,
+        "classes_max": 2,
+        "test_samples": 1.0,
+        "samples": 0.3,
+    },
     "model": {"name": "mlp", "hidden": 96, "layers": 1},
     "train": {"rounds": 2, "epochs": 2, "batch_size": 16, "lr": 1e-2},
     "evaluation": {"every": 1},
@@ -251,9 +341,13 @@ BASE = {
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.9])
-def test_a_run_forgets_nothing_where_all_energy_is_held(tmp_path, monkeypatch, threshold):
+def test_a_run_forgets_nothing_where_all_energy_is_held(
+    tmp_path, monkeypatch, threshold
+):
     """Under epsilon = 1 the features of the first task's samples, and with them its accuracy, cannot change."""
-    monkeypatch.setattr(simulations, "write_report", lambda *_: None)  # it takes longer than the run
+    monkeypatch.setattr(
+        simulations, "write_report", lambda *_: None
+    )  # it takes longer than the run
     changes = [f"learner.threshold={threshold}"]
     config = resolve(read_config({**BASE, "learner": {"name": "fot"}}, changes))
     assert config.strategy.name == "fot"
@@ -266,4 +360,6 @@ def test_a_run_forgets_nothing_where_all_energy_is_held(tmp_path, monkeypatch, t
     if threshold == 1.0:
         # Test samples are others than those the subspace was taken from, but 108 of them span nearly all of it.
         assert accuracy[:, 0, 1] == pytest.approx(accuracy[:, 0, 0], abs=0.02)
-    assert np.nanmean(accuracy[:, 1, 1]) > 0.7  # and still there was room to learn the second task
+    assert (
+        np.nanmean(accuracy[:, 1, 1]) > 0.7
+    )  # and still there was room to learn the second task

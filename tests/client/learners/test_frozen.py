@@ -15,13 +15,17 @@ from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies.fot import _seen_by, project
 
-TRAIN = TrainConfig(epochs=2, batch_size=6, optimizer="adamw", lr=0.01, weight_decay=0.1, clip_norm=1.0)
+TRAIN = TrainConfig(
+    epochs=2, batch_size=6, optimizer="adamw", lr=0.01, weight_decay=0.1, clip_norm=1.0
+)
 MOVES_ALL = {"weight_decay": 0.1, "lr": 0.01, "epochs": 1}
 
 
 def layered():
     """Layers with a ReLU after each, the first frozen and the second's bias; what every method can take."""
-    body = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8), nn.ReLU())
+    body = nn.Sequential(
+        nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8), nn.ReLU()
+    )
     body[0].requires_grad_(False)
     body[3].bias.requires_grad_(False)
     return SplitModel(body, nn.Linear(8, 6))
@@ -32,7 +36,11 @@ class Loose(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.frozen, self.never = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(3, 2)
+        self.first, self.frozen, self.never = (
+            nn.Linear(4, 8),
+            nn.Linear(8, 8),
+            nn.Linear(3, 2),
+        )
         self.frozen.requires_grad_(False)
 
     def forward(self, x):
@@ -44,7 +52,11 @@ class Tied(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.first, self.one, self.two = (
+            nn.Linear(4, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+        )
         self.two.weight = self.one.weight
 
     def forward(self, x):
@@ -53,7 +65,9 @@ class Tied(nn.Module):
 
 
 def frozen_head():
-    model = SplitModel(nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 6))
+    model = SplitModel(
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 6)
+    )
     model.head.weight.requires_grad_(False)
     return model
 
@@ -65,7 +79,10 @@ MODELS = {
     "frozen head": frozen_head,
 }
 REFUSED = {("agscl", "loose"), ("agscl", "tied"), ("fot", "tied")}
-NEEDED = {(name, "body") for name in ("fedrep", "fedweit", "fedknow", "fot")} | {("fedrep", "head"), ("co2l", "head")}
+NEEDED = {(name, "body") for name in ("fedrep", "fedweit", "fedknow", "fot")} | {
+    ("fedrep", "head"),
+    ("co2l", "head"),
+}
 """Parts that a method has to train."""
 
 
@@ -76,21 +93,31 @@ def make(name, model="layered", train=TRAIN, **options):
 
 
 def values(learner):
-    return {name: value.detach().clone() for name, value in learner.model.named_parameters()}
+    return {
+        name: value.detach().clone() for name, value in learner.model.named_parameters()
+    }
 
 
 def fit(learner, task, round):
     if not isinstance(learner, JointCentral):
         return learner.fit(task, round)
-    head = columns(task.head, 6).expand(len(task.train), -1)  # its server trains, on everybody's samples
-    return learner.fit_on(Replay(task.train.x, task.train.y, head), len(task.train), task, round)
+    head = columns(task.head, 6).expand(
+        len(task.train), -1
+    )  # its server trains, on everybody's samples
+    return learner.fit_on(
+        Replay(task.train.x, task.train.y, head), len(task.train), task, round
+    )
 
 
 def live_through(learner, tiny_task, tasks=2):
     """Several tasks of two rounds, between two of which the client is laid down and taken up again."""
     for task in range(tasks):
         for number in (1, 2):
-            fit(learner, tiny_task(task), Round(number, 10 * task + number, proximal_mu=0.1))
+            fit(
+                learner,
+                tiny_task(task),
+                Round(number, 10 * task + number, proximal_mu=0.1),
+            )
             state, sent = learner.state_dict(), learner.send()
             learner.load_state_dict({})
             learner.load_state_dict(state)
@@ -115,7 +142,9 @@ def models_of(learner):
 @pytest.mark.parametrize("name", list_learners())
 def test_a_frozen_or_unused_parameter_never_moves(tiny_task, name, model):
     if (name, model) in REFUSED:
-        with pytest.raises(ConfigError, match=f"learner.name = '{name}' cannot train this model"):
+        with pytest.raises(
+            ConfigError, match=f"learner.name = '{name}' cannot train this model"
+        ):
             make(name, model)
         return
     learner = make(name, model)
@@ -128,21 +157,34 @@ def test_a_frozen_or_unused_parameter_never_moves(tiny_task, name, model):
     assert not still & (learner.send() | learner.kept()).keys()
     kept = set(names_in(learner.state_dict()))
     assert not {n for n in still if n in kept or n.removeprefix("body.") in kept}
-    assert [n for n, p in learner.model.named_parameters() if not p.requires_grad] == [n for n in before if n in still]
+    assert [n for n, p in learner.model.named_parameters() if not p.requires_grad] == [
+        n for n in before if n in still
+    ]
     if model == "loose":
         now = values(learner)
         assert all(torch.equal(now[n], before[n]) for n in before if ".never." in n)
-    moved = {n for n, value in values(learner).items() if not torch.equal(value, before[n])}
+    moved = {
+        n for n, value in values(learner).items() if not torch.equal(value, before[n])
+    }
     assert moved == {n for n in before if n not in still and ".never." not in n}
 
 
-@pytest.mark.parametrize("options", [{"post_aggregation": "extra-epoch"}, {"restore_from": 0.5}, {"path": "full"}])
-def test_fedknows_other_ways_leave_frozen_and_unused_parameters_alone(tiny_task, options):
+@pytest.mark.parametrize(
+    "options",
+    [{"post_aggregation": "extra-epoch"}, {"restore_from": 0.5}, {"path": "full"}],
+)
+def test_fedknows_other_ways_leave_frozen_and_unused_parameters_alone(
+    tiny_task, options
+):
     learner = make("fedknow", "loose", **options)
     before = values(learner)
     live_through(learner, tiny_task)
     now = values(learner)
-    assert all(torch.equal(now[n], before[n]) for n in before if ".never." in n or ".frozen." in n)
+    assert all(
+        torch.equal(now[n], before[n])
+        for n in before
+        if ".never." in n or ".frozen." in n
+    )
     assert not torch.equal(now["body.first.weight"], before["body.first.weight"])
 
 
@@ -163,14 +205,18 @@ def test_a_part_frozen_as_a_whole_is_trained_around_or_refused(tiny_task, name, 
     getattr(model, part).requires_grad_(False)
     kind = learner_class(name)
     if (name, part) in NEEDED:
-        with pytest.raises(ConfigError, match=f"learner.name = '{name}' cannot train this model"):
+        with pytest.raises(
+            ConfigError, match=f"learner.name = '{name}' cannot train this model"
+        ):
             kind(model, TRAIN, kind.Settings())
         return
     learner = kind(model, TRAIN, kind.Settings())
     before = values(learner)
     live_through(learner, tiny_task)
     now = values(learner)
-    assert all(torch.equal(now[n], before[n]) for n in before if n.startswith(f"{part}."))
+    assert all(
+        torch.equal(now[n], before[n]) for n in before if n.startswith(f"{part}.")
+    )
 
 
 def test_tied_weights_travel_once(tiny_task):
@@ -192,7 +238,8 @@ def registered(shape, classes):
     """A model with a frozen and an unused layer, and how it was when it was built."""
     channels, height, width = shape
     model = SplitModel(
-        nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 4), Loose()), nn.Linear(8, classes)
+        nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 4), Loose()),
+        nn.Linear(8, classes),
     )
     BUILT.append((model, {n: p.detach().clone() for n, p in model.named_parameters()}))
     return model
@@ -217,11 +264,28 @@ def test_it_moves_neither_here_nor_on_the_server(tmp_path, learner, strategy):
         f"model={__name__}:registered",
         f"learner={learner}",
         *([f"strategy={strategy}"] if strategy else []),
-        *(["learner.samples=8", "learner.generator_steps=2", "learner.student_steps=2"] if learner == "target" else []),
+        *(
+            [
+                "learner.samples=8",
+                "learner.generator_steps=2",
+                "learner.student_steps=2",
+            ]
+            if learner == "target"
+            else []
+        ),
     ]
-    data = {"clients": 2, "tasks": 2, "classes_per_task": 2, "classes_max": 2, "samples": 0.05, "test_samples": 0.2}
+    data = {
+        "clients": 2,
+        "tasks": 2,
+        "classes_per_task": 2,
+        "classes_max": 2,
+        "samples": 0.05,
+        "test_samples": 0.2,
+    }
     train = MOVES_ALL | {"rounds": 2}
-    config = read_config({"data": data, "train": train, "engine": {"backend": "inline"}}, changes)
+    config = read_config(
+        {"data": data, "train": train, "engine": {"backend": "inline"}}, changes
+    )
     result = simulate(config, tmp_path / "run", report=False)
     assert not [name for name in result.arrays if ".frozen." in name]
     moved = set()
@@ -236,15 +300,21 @@ def test_it_moves_neither_here_nor_on_the_server(tmp_path, learner, strategy):
     assert {"body.1.weight", "body.2.first.weight", "head.weight"} <= moved
 
 
-@pytest.mark.parametrize(("free", "weight"), [(slice(0, 5), True), (slice(5, 6), False), (slice(0, 6), True)])
+@pytest.mark.parametrize(
+    ("free", "weight"), [(slice(0, 5), True), (slice(5, 6), False), (slice(0, 6), True)]
+)
 def test_a_partly_frozen_layers_update_is_orthogonal_too(free, weight):
     generator = torch.Generator().manual_seed(1)
-    basis, _ = torch.linalg.qr(torch.randn(6, 3, dtype=torch.float64, generator=generator))
+    basis, _ = torch.linalg.qr(
+        torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    )
     update = torch.zeros(4, 6, dtype=torch.float64)
     size = free.stop - free.start
     rows = torch.randn(4, size, dtype=torch.float64, generator=generator)
     update[:, free] = project(rows, _seen_by(basis, size, weight))
-    assert torch.allclose(update @ basis, torch.zeros(4, 3, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(
+        update @ basis, torch.zeros(4, 3, dtype=torch.float64), atol=1e-12
+    )
     assert update.any() == (size > 3)
 
 
@@ -255,7 +325,10 @@ def test_frozen_parameters_that_differ_are_noticed():
     first, second = make("finetune"), make("finetune")
     assert first.frozen_digest == second.frozen_digest != ""
     torch.manual_seed(4)
-    assert Finetune(layered(), TRAIN, LearnerSettings()).frozen_digest != first.frozen_digest
+    assert (
+        Finetune(layered(), TRAIN, LearnerSettings()).frozen_digest
+        != first.frozen_digest
+    )
     assert FedPer(MODELS["tied"](), TRAIN, LearnerSettings()).frozen_digest == ""
 
 
@@ -276,9 +349,18 @@ def own_draw(shape, classes):
 
 
 def test_a_client_with_other_frozen_parameters_says_so(tmp_path):
-    changes = [f"model={__name__}:own_draw", "learner=fedavg", "data.clients=2", "data.tasks=2", "train.rounds=1"]
+    changes = [
+        f"model={__name__}:own_draw",
+        "learner=fedavg",
+        "data.clients=2",
+        "data.tasks=2",
+        "train.rounds=1",
+    ]
     config = read_config({"engine": {"backend": "inline"}}, changes)
-    with pytest.raises(Exception, match="the frozen parameters of this client's model are not the server's"):
+    with pytest.raises(
+        Exception,
+        match="the frozen parameters of this client's model are not the server's",
+    ):
         simulate(config, tmp_path / "run", report=False)
 
 
@@ -311,7 +393,9 @@ def frozen_model(shape, classes):
 
 
 def lazy_model(shape, classes):
-    model = SplitModel(nn.Sequential(nn.Flatten(), nn.LazyLinear(8)), nn.LazyLinear(classes))
+    model = SplitModel(
+        nn.Sequential(nn.Flatten(), nn.LazyLinear(8)), nn.LazyLinear(classes)
+    )
     model.body.never = nn.LazyLinear(3)
     model.body.forward = lambda x: model.body[1](model.body[0](x))
     return model
@@ -328,15 +412,40 @@ def lent_head(shape, classes):
     ("model", "named", "remedy"),
     [
         ("complex_model", "parameter body.w is complex64", "view_as_complex"),
-        ("half_model", "parameter head.weight is float16", "build the model in float32"),
-        ("double_model", "parameter head.weight is float64", "build the model in float32"),
-        ("frozen_model", "all parameters are frozen", "leave at least those of the head free"),
-        ("lazy_model", "body.never.weight has no shape yet", "give the module its size"),
-        ("lent_head", "head.bias is also body.1.bias", "give the head a parameter of its own"),
+        (
+            "half_model",
+            "parameter head.weight is float16",
+            "build the model in float32",
+        ),
+        (
+            "double_model",
+            "parameter head.weight is float64",
+            "build the model in float32",
+        ),
+        (
+            "frozen_model",
+            "all parameters are frozen",
+            "leave at least those of the head free",
+        ),
+        (
+            "lazy_model",
+            "body.never.weight has no shape yet",
+            "give the module its size",
+        ),
+        (
+            "lent_head",
+            "head.bias is also body.1.bias",
+            "give the head a parameter of its own",
+        ),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(tmp_path, model, named, remedy):
-    config = read_config({"engine": {"backend": "inline"}}, [f"model={__name__}:{model}", "learner=fedavg"])
+def test_what_cannot_be_trained_is_refused_before_there_is_a_folder(
+    tmp_path, model, named, remedy
+):
+    config = read_config(
+        {"engine": {"backend": "inline"}},
+        [f"model={__name__}:{model}", "learner=fedavg"],
+    )
     with pytest.raises(ConfigError) as refused:
         simulate(config, tmp_path / "run", report=False)
     assert named in str(refused.value)
@@ -354,12 +463,16 @@ def frozen_half(shape, classes):
             self.top = nn.Linear(16, 8)
 
         def forward(self, x):
-            return self.top(self.backbone(x.flatten(1).to(torch.bfloat16)).float()).relu()
+            return self.top(
+                self.backbone(x.flatten(1).to(torch.bfloat16)).float()
+            ).relu()
 
     return SplitModel(Body(), nn.Linear(8, classes))
 
 
-@pytest.mark.parametrize("name", [name for name in list_learners() if name not in ("agscl", "fot")])
+@pytest.mark.parametrize(
+    "name", [name for name in list_learners() if name not in ("agscl", "fot")]
+)
 def test_a_frozen_backbone_may_have_another_dtype(name):
     config = read_config({}, [f"model={__name__}:frozen_half", f"learner={name}"])
     learner = build_learner(config, (1, 8, 8), 4)

@@ -12,7 +12,14 @@ from fedknow.client.learners.joint import Joint, JointSettings
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 
-SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.5, weight_decay=0.0, channels_last=False)
+SGD = TrainConfig(
+    epochs=1,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.5,
+    weight_decay=0.0,
+    channels_last=False,
+)
 
 
 def weights(learner):
@@ -30,8 +37,17 @@ def test_one_step_by_hand():
 
     def task(number):
         part = slice(2 * number, 2 * number + 2)
-        split = Split(torch.tensor(x[part], dtype=torch.float32).view(-1, 1, 1, 2), torch.tensor(y[part]))
-        return TaskData(number, (2 * number, 2 * number + 1), tuple(range(2 * number + 2)), split, split)
+        split = Split(
+            torch.tensor(x[part], dtype=torch.float32).view(-1, 1, 1, 2),
+            torch.tensor(y[part]),
+        )
+        return TaskData(
+            number,
+            (2 * number, 2 * number + 1),
+            tuple(range(2 * number + 2)),
+            split,
+            split,
+        )
 
     learner = Joint(model, SGD, JointSettings(budget=2.0))
     learner.memory.keep(task(0), 1.0, 0)
@@ -45,9 +61,14 @@ def test_one_step_by_hand():
 
 
 def test_the_first_task_is_plain_training(tiny_model, tiny_task):
-    joint, plain = (kind(tiny_model(), TrainConfig(), kind.Settings()) for kind in (Joint, FedPer))
+    joint, plain = (
+        kind(tiny_model(), TrainConfig(), kind.Settings()) for kind in (Joint, FedPer)
+    )
     assert joint.fit(tiny_task(0), Round(1, 3)) == plain.fit(tiny_task(0), Round(1, 3))
-    assert all(torch.equal(value, weights(plain)[name]) for name, value in weights(joint).items())
+    assert all(
+        torch.equal(value, weights(plain)[name])
+        for name, value in weights(joint).items()
+    )
 
 
 @pytest.mark.parametrize(("budget", "expected"), [(1.0, 20), (1.5, 30), (9.0, 40)])
@@ -82,7 +103,9 @@ def test_nothing_is_forgotten_and_nothing_leaks(tiny_model, tiny_task):
             arrays, state = learner.send(), learner.state_dict()
         assert report["knowledge-bytes"] == 3 * 20 * (4 * 4 + 8)
         tests = [tiny_task(number) for number in range(3)]
-        scores = learner.score([test.test for test in tests], [test.classes for test in tests], 64)
+        scores = learner.score(
+            [test.test for test in tests], [test.classes for test in tests], 64
+        )
         return [right / total for right, total, _ in scores], weights(learner)
 
     def somebody_else(learner):

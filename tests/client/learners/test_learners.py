@@ -19,15 +19,32 @@ from fedknow.client.learners.frames.learner import (
     batches,
     make_optimizer,
 )
-from fedknow.client.learners.baselines import FedPer, FedProx, FedRep, FedRepSettings, Finetune, Local
+from fedknow.client.learners.baselines import (
+    FedPer,
+    FedProx,
+    FedRep,
+    FedRepSettings,
+    Finetune,
+    Local,
+)
 from fedknow.client.models import SplitModel, build_model
 from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig, read_config
 
-SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.5, weight_decay=0.0, channels_last=False)
+SGD = TrainConfig(
+    epochs=1,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.5,
+    weight_decay=0.0,
+    channels_last=False,
+)
 
 
 def weights(learner):
-    return {name: value.detach().clone() for name, value in learner.model.state_dict().items()}
+    return {
+        name: value.detach().clone()
+        for name, value in learner.model.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("kind", [Finetune, Local, FedPer])
@@ -44,7 +61,9 @@ def test_one_sgd_step_by_hand(tiny_model, tiny_task, kind):
     moved = (before["head.weight"] - learner.head.weight.detach()) / 0.5
     assert torch.allclose(moved[[2, 3]], expected.detach(), atol=1e-6)
     assert torch.equal(moved[[0, 1, 4, 5]], torch.zeros(4, 8))
-    assert report["loss"] == pytest.approx(torch.nn.functional.cross_entropy(z, task.train.y - 2).item(), rel=1e-5)
+    assert report["loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(z, task.train.y - 2).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +79,9 @@ def test_one_sgd_step_by_hand(tiny_model, tiny_task, kind):
 def test_what_travels(tiny_model, kind, travelling):
     learner = kind(tiny_model(norm=True), SGD, kind.Settings())
     assert {name.split(".")[0] for name in learner.send()} == travelling
-    everything = {n for n, v in learner.model.state_dict().items() if v.is_floating_point()}
+    everything = {
+        n for n, v in learner.model.state_dict().items() if v.is_floating_point()
+    }
     assert learner.send().keys() | learner.kept().keys() == everything
     assert not learner.send().keys() & learner.kept().keys()
     assert learner.ends_task is (travelling != {"body", "head"})
@@ -74,16 +95,25 @@ def test_integer_buffers_neither_travel_nor_stay(tiny_model):
 
 
 @pytest.mark.parametrize("kind", [Finetune, Local, FedPer, FedRep, FedProx])
-def test_a_returning_client_has_the_broadcast_and_what_is_its_own(tiny_model, tiny_task, kind):
+def test_a_returning_client_has_the_broadcast_and_what_is_its_own(
+    tiny_model, tiny_task, kind
+):
     learner = kind(tiny_model(), SGD, kind.Settings())
     learner.fit(tiny_task(0), Round(1, 1))
     state = learner.state_dict()
-    broadcast = {name: torch.full_like(value, 0.25) for name, value in learner.send().items()}
+    broadcast = {
+        name: torch.full_like(value, 0.25) for name, value in learner.send().items()
+    }
     learner.load_state_dict({})  # somebody else
     learner.load_state_dict(state)
     learner.receive(broadcast)
-    assert all(torch.equal(value, broadcast[name]) for name, value in learner.send().items())
-    assert all(torch.equal(value, state["kept"][name]) for name, value in learner.kept().items())
+    assert all(
+        torch.equal(value, broadcast[name]) for name, value in learner.send().items()
+    )
+    assert all(
+        torch.equal(value, state["kept"][name])
+        for name, value in learner.kept().items()
+    )
 
 
 def test_a_fresh_client_has_the_initial_head(tiny_model, tiny_task):
@@ -101,7 +131,11 @@ def ways_to_exchange():
         kind = learner_class(name)
         field = kind.Settings.model_fields.get("exchange")
         if kind.strategy != "joint-central":
-            yield from ((kind, {"exchange": way}) for way in get_args(field.annotation)) if field else [(kind, {})]
+            yield from (
+                ((kind, {"exchange": way}) for way in get_args(field.annotation))
+                if field
+                else [(kind, {})]
+            )
 
 
 @pytest.mark.parametrize(("kind", "settings"), list(ways_to_exchange()))
@@ -109,7 +143,12 @@ def test_a_returning_client_knows_that_it_has_trained(tiny_task, kind, settings)
     """Or it would train once more when the task is over, as who was never chosen does."""
     train = TrainConfig(epochs=1, batch_size=8, lr=0.01)
     learner, again = (
-        kind(build_model(ModelConfig(name="mlp"), (1, 2, 2), 6, 0), train, kind.Settings(**settings)) for _ in range(2)
+        kind(
+            build_model(ModelConfig(name="mlp"), (1, 2, 2), 6, 0),
+            train,
+            kind.Settings(**settings),
+        )
+        for _ in range(2)
     )
     learner.fit(tiny_task(0), Round(1, 5))
     assert ("trained_task" in learner.state_dict()) is learner.ends_task
@@ -131,7 +170,9 @@ def test_parameters_that_do_not_fit_are_refused(tiny_model):
     learner = Finetune(tiny_model(), SGD, LearnerSettings())
     arrays = learner.send()
     with pytest.raises(ValueError, match=r"head\.bias"):
-        learner.receive({name: value for name, value in arrays.items() if name != "head.bias"})
+        learner.receive(
+            {name: value for name, value in arrays.items() if name != "head.bias"}
+        )
     with pytest.raises(ValueError, match=r"head\.bias has shape \(5,\)"):
         learner.receive(arrays | {"head.bias": torch.zeros(5)})
 
@@ -150,16 +191,28 @@ def test_same_seed_same_numbers_whoever_was_here_before(tiny_model, tiny_task):
         learner.receive(arrays)
         learner.fit(tiny_task(0), Round(1, 7))
         results.append(learner.send() | learner.kept())
-    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+    assert all(
+        torch.equal(value, results[1][name]) for name, value in results[0].items()
+    )
 
 
 def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
-    learner = FedRep(tiny_model(norm=True), TrainConfig(epochs=3, batch_size=64), FedRepSettings(head_epochs=2))
+    learner = FedRep(
+        tiny_model(norm=True),
+        TrainConfig(epochs=3, batch_size=64),
+        FedRepSettings(head_epochs=2),
+    )
     seen = []
     plain = learner.gradient
 
     def watched(batch):
-        seen.append({name.split(".")[0] for name, p in learner.model.named_parameters() if p.requires_grad})
+        seen.append(
+            {
+                name.split(".")[0]
+                for name, p in learner.model.named_parameters()
+                if p.requires_grad
+            }
+        )
         return plain(batch)
 
     learner.gradient = watched
@@ -168,9 +221,13 @@ def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
     assert seen == [{"head"}, {"head"}, {"body"}]
     assert counted == 1  # running statistics moved in the body's epoch alone
     assert all(p.requires_grad for p in learner.model.parameters())
-    assert FedRep(tiny_model(), TrainConfig(epochs=8), FedRepSettings()).head_epochs == 4
+    assert (
+        FedRep(tiny_model(), TrainConfig(epochs=8), FedRepSettings()).head_epochs == 4
+    )
     assert FedRep(tiny_model(), TrainConfig(epochs=1), FedRepSettings()).epochs == 2
-    with pytest.raises(ConfigError, match=r"learner\.head_epochs = 3 leaves none of train\.epochs = 3"):
+    with pytest.raises(
+        ConfigError, match=r"learner\.head_epochs = 3 leaves none of train\.epochs = 3"
+    ):
         FedRep(tiny_model(), TrainConfig(epochs=3), FedRepSettings(head_epochs=3))
 
 
@@ -184,7 +241,9 @@ def test_a_fedrep_round_by_hand():
     for parameter, value in ((body.weight, 1.0), (head.weight, 0.0), (head.bias, 0.0)):
         torch.nn.init.constant_(parameter, value)
     samples = Split(torch.tensor([[2.0]]), torch.tensor([0]))
-    learner = FedRep(SplitModel(body, head), SGD.model_copy(update={"epochs": 2}), FedRepSettings())
+    learner = FedRep(
+        SplitModel(body, head), SGD.model_copy(update={"epochs": 2}), FedRepSettings()
+    )
     learner.fit(TaskData(0, (0, 1), (0, 1), samples, samples), Round(1, 0))
     q = 1 / (1 + math.exp(2.5))
     assert head.weight.flatten().tolist() == pytest.approx([0.5, -0.5])
@@ -201,7 +260,11 @@ def test_l2_term_leaves_the_head_alone(tiny_model, tiny_task):
 
 
 def test_divergence_is_said_not_averaged(tiny_model, tiny_task):
-    learner = Finetune(tiny_model(), TrainConfig(optimizer="sgd", lr=10, epochs=60, batch_size=4), LearnerSettings())
+    learner = Finetune(
+        tiny_model(),
+        TrainConfig(optimizer="sgd", lr=10, epochs=60, batch_size=4),
+        LearnerSettings(),
+    )
     task = tiny_task(0)
     task.train.x.mul_(1e18)
     with pytest.raises(Diverged, match=r"lower train\.lr = 10"):
@@ -217,7 +280,9 @@ def test_scoring_by_hand(tiny_model):
         model.head.bias.copy_(torch.tensor([0.0, 1.0, 5.0, 0.0, 0.0, 0.0]))
     x = torch.zeros(4, 1, 2, 2)
     split = Split(x, torch.tensor([0, 1, 1, 1]))
-    (right, total, loss), (right_all, _, _) = learner.score([split, split], [(0, 1), (0, 1, 2)], 3)
+    (right, total, loss), (right_all, _, _) = learner.score(
+        [split, split], [(0, 1), (0, 1, 2)], 3
+    )
     assert (right, total) == (3, 4)  # the slice knows classes 0 and 1 only, and 1 wins
     assert right_all == 0  # with class 2 allowed, 2 wins
     assert loss == pytest.approx(torch.log1p(torch.e * torch.ones(())).item() - 0.75)
@@ -243,8 +308,17 @@ class Mine(Learner):
 def test_learners_by_name_and_by_path():
     assert learner_class("fedavg") is Finetune
     assert learner_class("fedknow.client.learners.baselines:Local") is Local
-    assert {"fedknow", "fedavg", "fedper", "fedrep", "local", "finetune"} <= list_learners().keys()
-    with pytest.raises(ConfigError, match=r"learner\.name = 'fedknwo'.*did you mean 'fedknow'"):
+    assert {
+        "fedknow",
+        "fedavg",
+        "fedper",
+        "fedrep",
+        "local",
+        "finetune",
+    } <= list_learners().keys()
+    with pytest.raises(
+        ConfigError, match=r"learner\.name = 'fedknwo'.*did you mean 'fedknow'"
+    ):
         learner_class("fedknwo")
     with pytest.raises(ConfigError, match="not a subclass"):
         learner_class("collections:OrderedDict")
@@ -256,7 +330,9 @@ def test_settings_are_checked_and_spelled_out():
     config = resolve(read_config({}, ["learner=fedknow", "learner.rho=0.2"]))
     assert config.learner.options["rho"] == 0.2
     assert config.learner.options["k"] == 10
-    with pytest.raises(ConfigError, match=r"learner\.rhoo: unknown setting \(did you mean 'rho'\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"learner\.rhoo: unknown setting \(did you mean 'rho'\?\)"
+    ):
         resolve(read_config({}, ["learner.rhoo=0.2"]))
     with pytest.raises(ConfigError, match=r"learner\.rho = 0: .*greater than 0"):
         resolve(read_config({}, ["learner.rho=0"]))
@@ -269,7 +345,11 @@ def test_same_seed_builds_the_same_weights_for_every_learner():
         config = read_config({}, overrides)
         return build_learner(config, (1, 8, 8), 10).model.state_dict()
 
-    one, other, third = build("learner=fedknow"), build("learner=local"), build("seed=1")
+    one, other, third = (
+        build("learner=fedknow"),
+        build("learner=local"),
+        build("seed=1"),
+    )
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert not all(torch.equal(value, third[name]) for name, value in one.items())
 
@@ -287,9 +367,13 @@ def test_a_gradient_in_another_memory_format_is_the_same_gradient(optimizer):
     gradient = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     moved = []
     for given in (gradient, gradient.to(memory_format=torch.channels_last)):
-        parameter = torch.nn.Parameter(weight.to(memory_format=torch.channels_last, copy=True))
+        parameter = torch.nn.Parameter(
+            weight.to(memory_format=torch.channels_last, copy=True)
+        )
         parameter.grad = given.clone()
-        make_optimizer(train, iter([parameter]), iter([torch.nn.Parameter(torch.zeros(1))])).step()
+        make_optimizer(
+            train, iter([parameter]), iter([torch.nn.Parameter(torch.zeros(1))])
+        ).step()
         moved.append(parameter.detach())
     assert not torch.equal(moved[0], weight)
     assert torch.equal(*moved)
@@ -299,10 +383,18 @@ def test_gradients_of_flat_features_come_back_channels_last(tiny_model, monkeypa
     monkeypatch.setattr(base, "_LARGE", 1)
 
     def gradient_by_features(channels_last):
-        learner = Finetune(tiny_model(), SGD.model_copy(update={"channels_last": channels_last}), LearnerSettings())
+        learner = Finetune(
+            tiny_model(),
+            SGD.model_copy(update={"channels_last": channels_last}),
+            LearnerSettings(),
+        )
         given = []
-        learner.body[0].register_full_backward_pre_hook(lambda module, gradients: given.extend(gradients))
-        learner.model(learner.images(torch.arange(16.0).reshape(4, 1, 2, 2)).requires_grad_()).square().sum().backward()
+        learner.body[0].register_full_backward_pre_hook(
+            lambda module, gradients: given.extend(gradients)
+        )
+        learner.model(
+            learner.images(torch.arange(16.0).reshape(4, 1, 2, 2)).requires_grad_()
+        ).square().sum().backward()
         return given[0]
 
     plain, last = gradient_by_features(False), gradient_by_features(True)
@@ -314,12 +406,18 @@ def test_gradients_of_flat_features_come_back_channels_last(tiny_model, monkeypa
 
 def test_models_with_flat_features_work_under_transforms_too(tiny_model, monkeypatch):
     monkeypatch.setattr(base, "_LARGE", 1)
-    learner = Finetune(tiny_model(), SGD.model_copy(update={"channels_last": True}), LearnerSettings())
-    parameters = {name: value.detach() for name, value in learner.model.named_parameters()}
+    learner = Finetune(
+        tiny_model(), SGD.model_copy(update={"channels_last": True}), LearnerSettings()
+    )
+    parameters = {
+        name: value.detach() for name, value in learner.model.named_parameters()
+    }
     x = torch.arange(16.0).reshape(4, 1, 1, 2, 2)
 
     def loss(parameters, x):
-        return torch.func.functional_call(learner.model, parameters, (x,)).square().sum()
+        return (
+            torch.func.functional_call(learner.model, parameters, (x,)).square().sum()
+        )
 
     each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
     learner.model(x[:, 0]).square().sum().backward()
@@ -329,7 +427,11 @@ def test_models_with_flat_features_work_under_transforms_too(tiny_model, monkeyp
 
 def test_bf16_trains_float32_weights_to_nearly_the_same(tiny_model, tiny_task):
     plain, half = (
-        FedPer(tiny_model(), SGD.model_copy(update={"epochs": 5, "lr": 0.1, "precision": precision}), LearnerSettings())
+        FedPer(
+            tiny_model(),
+            SGD.model_copy(update={"epochs": 5, "lr": 0.1, "precision": precision}),
+            LearnerSettings(),
+        )
         for precision in ("fp32", "bf16")
     )
     reports = [learner.fit(tiny_task(0), Round(1, 0)) for learner in (plain, half)]

@@ -44,7 +44,9 @@ def same(a, b):
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", METHODS)
-def test_state_on_disk_between_messages_gives_the_same_bits(tiny_model, tiny_task, tmp_path, name, exchange):
+def test_state_on_disk_between_messages_gives_the_same_bits(
+    tiny_model, tiny_task, tmp_path, name, exchange
+):
     tasks = [tiny_task(t) for t in range(3)]
 
     def stay(learner):
@@ -59,7 +61,8 @@ def test_state_on_disk_between_messages_gives_the_same_bits(tiny_model, tiny_tas
         return other
 
     (a, undisturbed), (b, moved) = (
-        live(build(tiny_model, name, exchange=exchange), tasks, b) for b in (stay, through_disk)
+        live(build(tiny_model, name, exchange=exchange), tasks, b)
+        for b in (stay, through_disk)
     )
     assert undisturbed == moved
     assert same(a.state_dict(), b.state_dict())
@@ -69,7 +72,9 @@ def test_state_on_disk_between_messages_gives_the_same_bits(tiny_model, tiny_tas
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", METHODS)
-def test_nothing_leaks_from_one_client_to_the_next(tiny_model, tiny_task, name, exchange):
+def test_nothing_leaks_from_one_client_to_the_next(
+    tiny_model, tiny_task, name, exchange
+):
     def one_client(learner):
         state, shared = {}, initial
         reports = []
@@ -101,7 +106,9 @@ def test_a_state_handed_out_does_not_change(tiny_model, tiny_task, name):
     learner.load_state_dict(state)
     live(learner, [tiny_task(1)], lambda learner: learner)
     assert {"/".join(path) for path, _ in leaves(state)} == copy.keys()
-    assert all(torch.equal(value, copy["/".join(path)]) for path, value in leaves(state))
+    assert all(
+        torch.equal(value, copy["/".join(path)]) for path, value in leaves(state)
+    )
 
 
 def leaves(tree, path=()):
@@ -113,7 +120,9 @@ def leaves(tree, path=()):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_method_tells_its_own_task_end_and_what_it_keeps(tiny_model, tiny_task, name):
+def test_the_method_tells_its_own_task_end_and_what_it_keeps(
+    tiny_model, tiny_task, name
+):
     for exchange in EXCHANGES:
         learner = build(tiny_model, name, exchange=exchange)
         assert learner.ends_task

@@ -21,33 +21,61 @@ from fedknow.strategies import build_strategy
 from fedknow.strategies.counterpart import Setup
 from fedknow.strategies.target import Generator, statistics_gap, synthesize
 
-SGD = TrainConfig(epochs=1, batch_size=64, optimizer="sgd", lr=0.1, weight_decay=0.0, channels_last=False)
+SGD = TrainConfig(
+    epochs=1,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=0.0,
+    channels_last=False,
+)
 
 
 def test_distillation_by_hand():
     """Answers 1 : 3 at T = 1, learned as 1 : 1: cross-entropy log 2, whatever a class of no slice says."""
-    z, target = torch.tensor([[0.0, 9.0, 0.0]]), torch.tensor([[0.0, -5.0, math.log(3)]])
-    assert distillation(z, target, [torch.tensor([0, 2])], 1.0).item() == pytest.approx(math.log(2))
+    z, target = (
+        torch.tensor([[0.0, 9.0, 0.0]]),
+        torch.tensor([[0.0, -5.0, math.log(3)]]),
+    )
+    assert distillation(z, target, [torch.tensor([0, 2])], 1.0).item() == pytest.approx(
+        math.log(2)
+    )
     # At T = 2 the answers are 1 : sqrt 3, and z = 2 log 4 softens to 1 : 4.
     z[0, 2] = 2 * math.log(4)
     p = math.sqrt(3) / (1 + math.sqrt(3))
     expected = -(1 - p) * math.log(1 / 5) - p * math.log(4 / 5)
-    assert distillation(z, target, [torch.tensor([0, 2])], 2.0).item() == pytest.approx(expected, rel=1e-5)
+    assert distillation(z, target, [torch.tensor([0, 2])], 2.0).item() == pytest.approx(
+        expected, rel=1e-5
+    )
     both = distillation(z, target, [torch.tensor([0, 2]), torch.tensor([1])], 2.0)
-    assert both.item() == pytest.approx(expected / 2, rel=1e-5)  # one class alone: nothing to tell apart
+    assert both.item() == pytest.approx(
+        expected / 2, rel=1e-5
+    )  # one class alone: nothing to tell apart
 
 
 def linear(classes: int = 4) -> SplitModel:
     model = SplitModel(nn.Flatten(), nn.Linear(2, classes, bias=False))
     with torch.no_grad():
-        model.head.weight.copy_(torch.tensor([[0.5, -1.0], [0.25, 0.75], [1.0, 0.5], [-0.5, 1.5]])[:classes])
+        model.head.weight.copy_(
+            torch.tensor([[0.5, -1.0], [0.25, 0.75], [1.0, 0.5], [-0.5, 1.5]])[:classes]
+        )
     return model
 
 
 def two_samples(number: int, incremental: bool) -> TaskData:
-    x, y = torch.tensor([[0.2, -1.0], [1.5, 1.0]]).view(-1, 1, 1, 2), torch.tensor([0, 1]) + 2 * number
+    x, y = (
+        torch.tensor([[0.2, -1.0], [1.5, 1.0]]).view(-1, 1, 1, 2),
+        torch.tensor([0, 1]) + 2 * number,
+    )
     classes = (2 * number, 2 * number + 1)
-    return TaskData(number, classes, tuple(range(2 * number + 2)), Split(x, y), Split(x, y), incremental)
+    return TaskData(
+        number,
+        classes,
+        tuple(range(2 * number + 2)),
+        Split(x, y),
+        Split(x, y),
+        incremental,
+    )
 
 
 @pytest.mark.parametrize("incremental", [False, True])
@@ -55,7 +83,12 @@ def test_gradient_against_autograd_of_the_paper_s_loss(incremental):
     learner = Target(linear(), SGD, TargetSettings(distill=3.0))
     images = torch.tensor([[1.0, 0.5], [-0.5, 2.0]]).view(-1, 1, 1, 2)
     logits = torch.tensor([[0.3, -0.2], [1.0, 0.0]])
-    pool = {"x": images, "logits": logits, "classes": torch.tensor([0, 1]), "slice": torch.tensor([0, 0])}
+    pool = {
+        "x": images,
+        "logits": logits,
+        "classes": torch.tensor([0, 1]),
+        "slice": torch.tensor([0, 0]),
+    }
     learner.receive_extra(pool)
     data = two_samples(1, incremental)
     learner.begin(data, Round(1, 0))
@@ -65,7 +98,11 @@ def test_gradient_against_autograd_of_the_paper_s_loss(incremental):
 
     w = learner.head.weight.detach().clone().requires_grad_()
     new = F.cross_entropy(data.train.x.flatten(1) @ w[2:].T, data.train.y - 2)
-    kept = -((logits / 2).softmax(1) * (images.flatten(1) @ w[:2].T / 2).log_softmax(1)).sum(1).mean()
+    kept = (
+        -((logits / 2).softmax(1) * (images.flatten(1) @ w[:2].T / 2).log_softmax(1))
+        .sum(1)
+        .mean()
+    )
     (new + 3.0 * kept).backward()
     assert torch.allclose(learner.head.weight.grad, w.grad, atol=1e-6)
     assert loss == pytest.approx(new.item(), rel=1e-5)
@@ -75,7 +112,11 @@ def test_gradient_against_autograd_of_the_paper_s_loss(incremental):
 
 def moved(model, tiny_task, distill):
     """How far the first task's answers move while the second is learned, mean over test samples."""
-    learner = Target(model, TrainConfig(epochs=5, batch_size=8, lr=1e-2), TargetSettings(distill=distill))
+    learner = Target(
+        model,
+        TrainConfig(epochs=5, batch_size=8, lr=1e-2),
+        TargetSettings(distill=distill),
+    )
     for number in range(3):
         learner.fit(tiny_task(0), Round(1 + number, number))
     x = tiny_task(0).test.x
@@ -83,7 +124,14 @@ def moved(model, tiny_task, distill):
     pool = tiny_task(0, seed=1).train.x
     answers = learner.logits(pool, 64)[:, :2].clone()
     classes = torch.tensor([0, 1])
-    learner.receive_extra({"x": pool, "logits": answers, "classes": classes, "slice": torch.zeros(2).long()})
+    learner.receive_extra(
+        {
+            "x": pool,
+            "logits": answers,
+            "classes": classes,
+            "slice": torch.zeros(2).long(),
+        }
+    )
     for number in range(5):
         learner.fit(tiny_task(1), Round(1 + number, number))
     return (learner.logits(x, 64)[:, :2].softmax(1) - before).abs().mean().item()
@@ -93,14 +141,22 @@ def test_answers_are_kept(tiny_model, tiny_task):
     """Trained on another task, a model forgets the first one's answers less with the pool than without."""
     ratios = []
     for seed in range(3):
-        without, kept = (moved(tiny_model(seed), tiny_task, distill) for distill in (0.0, 25.0))
+        without, kept = (
+            moved(tiny_model(seed), tiny_task, distill) for distill in (0.0, 25.0)
+        )
         ratios.append(kept / without)
     assert sum(ratios) / 3 < 0.5
 
 
 def test_the_teacher_takes_images_for_what_they_were_made_for():
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 16))
+    body = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 25, 16),
+    )
     teacher = SplitModel(body, nn.Linear(16, 6))
     teacher(torch.randn(64, 1, 7, 7))
     teacher.eval().requires_grad_(False)
@@ -114,7 +170,9 @@ def test_the_teacher_takes_images_for_what_they_were_made_for():
         of = torch.isin(labels, part)
         told = part[z[of][:, part].argmax(1)]
         assert (told == labels[of]).float().mean() > 0.95
-    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in teacher.state_dict().items()
+    )
     assert Generator((3, 9, 14))(torch.randn(2, 64)).shape == (2, 3, 9, 14)
 
 
@@ -130,20 +188,37 @@ def test_gap_between_statistics_by_hand():
 
 
 BASE = {
-    "data": {"clients": 3, "tasks": 3, "classes_per_task": 2, "classes_max": 2, "test_samples": 0.5},
+    "data": {
+        "clients": 3,
+        "tasks": 3,
+        "classes_per_task": 2,
+        "classes_max": 2,
+        "test_samples": 0.5,
+    },
     "model": {"name": "cnn", "channels": 4, "hidden": 16},
     "train": {"rounds": 2, "epochs": 1, "batch_size": 16, "lr": 1e-2},
-    "learner": {"name": "target", "samples": 32, "generator_steps": 2, "student_steps": 1},
+    "learner": {
+        "name": "target",
+        "samples": 32,
+        "generator_steps": 2,
+        "student_steps": 1,
+    },
     "engine": {"backend": "inline"},
 }
 
 
 @pytest.mark.parametrize("scenario", ["class-incremental", "task-incremental"])
-def test_each_client_is_told_once_a_task_and_bytes_are_counted(tmp_path, monkeypatch, scenario):
+def test_each_client_is_told_once_a_task_and_bytes_are_counted(
+    tmp_path, monkeypatch, scenario
+):
     monkeypatch.setattr(simulations, "write_report", lambda *_: None)
     config = resolve(read_config(BASE, [f"data.scenario={scenario}"]))
     run = RunFolder.open(simulate(config, tmp_path / "run").folder)
-    ends = [event["knowledge_bytes"] for event in run.events() if event["event"] == "task_end"]
+    ends = [
+        event["knowledge_bytes"]
+        for event in run.events()
+        if event["event"] == "task_end"
+    ]
     # 32 images of 8 x 8, answers for the classes of past tasks, and for each class its label and slice.
     pools = [32 * 4 * 64 + 32 * 4 * k + 8 * 2 * k for k in (2, 4)]
     assert ends == [0.0, *pools]
@@ -162,7 +237,9 @@ def test_a_resumed_strategy_goes_on_where_it_was(tiny_task):
     arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
     replies = [
         Message("train.end_task", node, "", content={EXTRA: Arrays({"classes": c})})
-        for node, c in enumerate([torch.tensor([1, 0]).numpy(), torch.tensor([0, 1]).numpy()], start=2)
+        for node, c in enumerate(
+            [torch.tensor([1, 0]).numpy(), torch.tensor([0, 1]).numpy()], start=2
+        )
     ]
     assert first.extra(0, 0) is None
     first.aggregate_end_task(0, arrays, replies)
@@ -174,7 +251,9 @@ def test_a_resumed_strategy_goes_on_where_it_was(tiny_task):
     assert pool["classes"].tolist() == [0, 1]
     assert first.extra(1, 1) is pool  # one object for all
     with pytest.raises(ConfigError, match=r"set learner\.name = 'target'"):
-        first.prepare(Setup(config, build_learner(read_config({}), (1, 8, 8), 10), _Stream()))
+        first.prepare(
+            Setup(config, build_learner(read_config({}), (1, 8, 8), 10), _Stream())
+        )
 
 
 class _Stream:

@@ -10,7 +10,9 @@ from fedknow.cli import app
 outcomes = []
 for line in json.load(sys.stdin):
     result = CliRunner().invoke(app, line, env={"COLUMNS": "200"})
-    traceback = None if isinstance(result.exception, SystemExit) else repr(result.exception)
+    traceback = (
+        None if isinstance(result.exception, SystemExit) else repr(result.exception)
+    )
     outcomes.append(
         {
             "code": result.exit_code,

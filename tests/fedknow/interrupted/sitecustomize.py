@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 
-kind, _, name = os.environ.pop("SIGNAL_AT", "").partition(" ")  # popped: not for processes it starts
+kind, _, name = os.environ.pop("SIGNAL_AT", "").partition(
+    " "
+)  # popped: not for processes it starts
 waiting = [name] if name else []
 
 
@@ -16,7 +18,11 @@ def watch(event, arguments):
     if not waiting:
         return
     is_import = kind == "import" and event == "import" and arguments[0] == name
-    is_start = kind == "start" and event == "subprocess.Popen" and str(arguments[0]).endswith(name)
+    is_start = (
+        kind == "start"
+        and event == "subprocess.Popen"
+        and str(arguments[0]).endswith(name)
+    )
     if is_import or is_start:
         waiting.clear()
         os.kill(os.getpid(), signal.SIGTERM)

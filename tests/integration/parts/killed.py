@@ -46,7 +46,9 @@ def command(arguments, kill):
     try:
         cli.app(arguments)
     except SystemExit as done:
-        os._exit(done.code or 0)  # taking apart all that was imported takes longer than the run
+        os._exit(
+            done.code or 0
+        )  # taking apart all that was imported takes longer than the run
 
 
 arguments = json.loads(sys.argv[1])
@@ -56,5 +58,13 @@ cli.app([*arguments, "--out", "warm"], standalone_mode=False)
 for out, kill in json.loads(sys.argv[2]):
     pid = os.fork()
     if pid == 0:
-        command([*arguments, "--out", out, *["--resume"] * os.path.exists(f"{out}/config.toml")], kill)
+        command(
+            [
+                *arguments,
+                "--out",
+                out,
+                *["--resume"] * os.path.exists(f"{out}/config.toml"),
+            ],
+            kill,
+        )
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -133,7 +133,10 @@ class Ledger(FedAvg):
         told = {}
         for reply in replies:
             client = client_of(reply.metadata.src_node_id)
-            told |= {f"{client}/{name}": value for name, value in reply.content["metrics"].items()}
+            told |= {
+                f"{client}/{name}": value
+                for name, value in reply.content["metrics"].items()
+            }
         return arrays, MetricRecord(told)
 
 

@@ -67,7 +67,10 @@ def main():
                 pid = running.pop(end)
                 os.close(end)
                 _, status = os.waitpid(pid, 0)
-                print(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}), flush=True)
+                print(
+                    json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

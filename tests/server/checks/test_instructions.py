@@ -13,7 +13,13 @@ from fedknow.server.checks.replies import RunError
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy
 
-DATA = {"clients": 4, "tasks": 2, "classes_per_task": 2, "classes_max": 2, "test_samples": 0.2}
+DATA = {
+    "clients": 4,
+    "tasks": 2,
+    "classes_per_task": 2,
+    "classes_max": 2,
+    "test_samples": 0.2,
+}
 BASE = {
     "data": DATA,
     "model": "mlp",
@@ -39,7 +45,9 @@ class OwnRecords(FedAvg):
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
             content = {"weights": arrays, "mine": ConfigRecord(dict(SAID))}
-            message.content = RecordDict(content | {"drift": ArrayRecord({"c": arrays["head.bias"]})})
+            message.content = RecordDict(
+                content | {"drift": ArrayRecord({"c": arrays["head.bias"]})}
+            )
         return messages
 
 
@@ -70,7 +78,9 @@ class Hears(Learner):
     reads = ("beta", "drift")
 
     def fit(self, task, round):
-        drift = {name: value.shape for name, value in round.settings.get("drift", {}).items()}
+        drift = {
+            name: value.shape for name, value in round.settings.get("drift", {}).items()
+        }
         HEARD.append((round.settings.get("beta"), drift))
         return super().fit(task, round)
 
@@ -83,7 +93,12 @@ def run(tmp_path):
         name = f"run{len(list(tmp_path.iterdir()))}"
         changes = [*([f"strategy={__name__}:{strategy}"] if strategy else []), *changes]
         events = []
-        result = simulate(read_config(BASE, changes), tmp_path / name, observers=[events.append], report=False)
+        result = simulate(
+            read_config(BASE, changes),
+            tmp_path / name,
+            observers=[events.append],
+            report=False,
+        )
         return result.arrays, events
 
     return run
@@ -102,21 +117,33 @@ def warnings(events):
 @pytest.mark.parametrize("vectorize", ["off", "on"])
 def test_clients_train_as_the_strategy_says(run, strategy, vectorize):
     """To the bit as where the experiment says so; operations and samples are counted of what was done."""
-    own = ["train.lr=0.02", "train.epochs=3", "train.batch_size=5", f"engine.vectorize={vectorize}"]
+    own = [
+        "train.lr=0.02",
+        "train.epochs=3",
+        "train.batch_size=5",
+        f"engine.vectorize={vectorize}",
+    ]
     expected, as_configured = run({}, "", *own)
     said = {"lr": 0.02, "local-epochs": 3, "batch-size": 5}
     arrays, events = run(said, strategy, f"engine.vectorize={vectorize}")
     assert_equal(arrays, expected)
     for counted in ("samples", "flops"):
-        now, before = ([e[counted] for e in each if e["event"] == "round"] for each in (events, as_configured))
+        now, before = (
+            [e[counted] for e in each if e["event"] == "round"]
+            for each in (events, as_configured)
+        )
         assert now == before
     plain, _ = run({}, "", f"engine.vectorize={vectorize}")
     assert not all(np.array_equal(arrays[name], plain[name]) for name in plain)
-    assert not [text for text in warnings(events) if "lr" in text.split(", which learner")[0]]
+    assert not [
+        text for text in warnings(events) if "lr" in text.split(", which learner")[0]
+    ]
 
 
 def test_the_proximal_term_may_come_from_any_strategy(run):
-    expected, _ = run({}, "", "strategy=fedprox", "strategy.proximal_mu=0.5", "train.epochs=2")
+    expected, _ = run(
+        {}, "", "strategy=fedprox", "strategy.proximal_mu=0.5", "train.epochs=2"
+    )
     arrays, events = run({"proximal-mu": 0.5}, "Says", "train.epochs=2")
     assert_equal(arrays, expected)
     assert not warnings(events)
@@ -134,25 +161,35 @@ def test_the_proximal_term_may_come_from_any_strategy(run):
     ],
 )
 def test_nonsense_is_the_strategys_fault(run, tmp_path, strategy, said, words):
-    with pytest.raises(RunError, match=f"strategy {__name__}:{strategy} sends client 0 {words}"):
+    with pytest.raises(
+        RunError, match=f"strategy {__name__}:{strategy} sends client 0 {words}"
+    ):
         run(said, strategy)
     assert '"failure"' not in (tmp_path / "run0" / "metrics.jsonl").read_text()
 
 
 def test_an_extra_record_that_the_learner_does_not_take_is_the_strategys_fault(run):
-    with pytest.raises(RunError, match=r"strategy .*:Extra sends client 0 a record 'extra', which learner.name"):
+    with pytest.raises(
+        RunError,
+        match=r"strategy .*:Extra sends client 0 a record 'extra', which learner.name",
+    ):
         run({}, "Extra")
 
 
 def test_a_batch_too_small_for_the_model_is_the_strategys_fault(run):
-    with pytest.raises(RunError, match=r"batch-size = 1: model.name = 'resnet18' has BatchNorm, which needs 2 or more"):
+    with pytest.raises(
+        RunError,
+        match=r"batch-size = 1: model.name = 'resnet18' has BatchNorm, which needs 2 or more",
+    ):
         run({"batch-size": 1}, "Says", "model=resnet18")
 
 
 def test_what_nobody_reads_is_said_once_a_run(run):
     _, events = run({"beta": 1.5, "batch_size": 4})
     (said,) = warnings(events)
-    assert said.startswith(f"strategy {__name__}:Says sends clients beta, batch_size, which learner fedavg does not")
+    assert said.startswith(
+        f"strategy {__name__}:Says sends clients beta, batch_size, which learner fedavg does not"
+    )
     assert "this changes nothing" in said
     assert "it reads lr, epochs, local-epochs, batch-size, proximal-mu" in said
 
@@ -187,11 +224,30 @@ def old():
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ("clips_on_clients", ["noise would protect nobody", "'dp-fixed-clipping' or 'dp-adaptive-clipping'"]),
-        ("clips_on_clients_adaptively", ["ClientSideAdaptiveClipping", "ServerSideFixedClipping"]),
+        (
+            "clips_on_clients",
+            [
+                "noise would protect nobody",
+                "'dp-fixed-clipping' or 'dp-adaptive-clipping'",
+            ],
+        ),
+        (
+            "clips_on_clients_adaptively",
+            ["ClientSideAdaptiveClipping", "ServerSideFixedClipping"],
+        ),
         ("bagging", ["trees of XGBoost", "'fedavg'"]),
-        ("old", ["made a FedAvg", "flwr.server.strategy must be ported", "configure_fit becomes configure_train"]),
-        ("OldFedAvg", ["neither a class derived", "configure_fit becomes configure_train"]),
+        (
+            "old",
+            [
+                "made a FedAvg",
+                "flwr.server.strategy must be ported",
+                "configure_fit becomes configure_train",
+            ],
+        ),
+        (
+            "OldFedAvg",
+            ["neither a class derived", "configure_fit becomes configure_train"],
+        ),
     ],
 )
 def test_strategies_that_would_not_do_what_they_say_are_refused(made, words):

@@ -5,7 +5,16 @@ import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 
 from fedknow.protocols.flower import to_record
-from fedknow.protocols.messages import END_TASK, EVALUATE, KEPT, TRAIN, Arrays, Message, Metrics, node_of
+from fedknow.protocols.messages import (
+    END_TASK,
+    EVALUATE,
+    KEPT,
+    TRAIN,
+    Arrays,
+    Message,
+    Metrics,
+    node_of,
+)
 from fedknow.server.checks.aggregates import check_aggregate
 from fedknow.server.checks.replies import Fault, Inspector, RunError
 
@@ -15,7 +24,13 @@ CURRENT = Arrays(w=np.zeros((2, 3), np.float32), n=np.array(4, np.int64))
 def reply(arrays=None, metrics=None, kind=TRAIN, client=3, **records):
     arrays = CURRENT if arrays is None else arrays
     metrics = Metrics({"num-examples": 5, "loss": 1.0}) if metrics is None else metrics
-    return Message(kind, node_of(client), "9", "8", content={"arrays": arrays, "metrics": metrics, **records})
+    return Message(
+        kind,
+        node_of(client),
+        "9",
+        "8",
+        content={"arrays": arrays, "metrics": metrics, **records},
+    )
 
 
 @pytest.fixture
@@ -36,27 +51,75 @@ def with_value(value):
 @pytest.mark.parametrize(
     ("bad", "fault", "tensor", "words"),
     [
-        (reply(with_value(np.nan)), Fault.NOT_FINITE, "w", "w: NaN or infinite in 1 of 6 values"),
+        (
+            reply(with_value(np.nan)),
+            Fault.NOT_FINITE,
+            "w",
+            "w: NaN or infinite in 1 of 6 values",
+        ),
         (reply(with_value(-np.inf)), Fault.NOT_FINITE, "w", "NaN or infinite"),
         (reply(Arrays(w=CURRENT["w"])), Fault.NAMES, "n", "arrays n are missing"),
-        (reply(Arrays(CURRENT, extra=np.zeros(1))), Fault.NAMES, "extra", "missing or unknown"),
-        (reply(Arrays(CURRENT, w=np.zeros((3, 2), np.float32))), Fault.SHAPE, "w", "(3, 2), not (2, 3)"),
-        (reply(Arrays(CURRENT, w=np.zeros((2, 3)))), Fault.DTYPE, "w", "float64, not float32"),
+        (
+            reply(Arrays(CURRENT, extra=np.zeros(1))),
+            Fault.NAMES,
+            "extra",
+            "missing or unknown",
+        ),
+        (
+            reply(Arrays(CURRENT, w=np.zeros((3, 2), np.float32))),
+            Fault.SHAPE,
+            "w",
+            "(3, 2), not (2, 3)",
+        ),
+        (
+            reply(Arrays(CURRENT, w=np.zeros((2, 3)))),
+            Fault.DTYPE,
+            "w",
+            "float64, not float32",
+        ),
         (reply(metrics=Metrics(loss=1.0)), Fault.METRICS, "num-examples", "got None"),
-        (reply(metrics=Metrics({"num-examples": 0, "loss": 1.0})), Fault.METRICS, "num-examples", "got 0"),
-        (reply(metrics=Metrics({"num-examples": [1], "loss": 1.0})), Fault.METRICS, "num-examples", "got [1]"),
-        (reply(metrics=Metrics({"num-examples": 5, "loss": np.nan})), Fault.NOT_FINITE, "loss", "metric loss is nan"),
-        (reply(kind=EVALUATE, kept=Arrays(h=np.array([np.nan]))), Fault.NOT_FINITE, "h", "h: NaN or infinite"),
+        (
+            reply(metrics=Metrics({"num-examples": 0, "loss": 1.0})),
+            Fault.METRICS,
+            "num-examples",
+            "got 0",
+        ),
+        (
+            reply(metrics=Metrics({"num-examples": [1], "loss": 1.0})),
+            Fault.METRICS,
+            "num-examples",
+            "got [1]",
+        ),
+        (
+            reply(metrics=Metrics({"num-examples": 5, "loss": np.nan})),
+            Fault.NOT_FINITE,
+            "loss",
+            "metric loss is nan",
+        ),
+        (
+            reply(kind=EVALUATE, kept=Arrays(h=np.array([np.nan]))),
+            Fault.NOT_FINITE,
+            "h",
+            "h: NaN or infinite",
+        ),
         (reply().fail(2, "ValueError: no"), Fault.FAILED, "", "ValueError: no"),
     ],
 )
-def test_bad_replies_become_failures_that_name_everything(inspector, bad, fault, tensor, words):
+def test_bad_replies_become_failures_that_name_everything(
+    inspector, bad, fault, tensor, words
+):
     answer = inspector(bad)
     assert answer.failure is not None
     assert not answer.content
     assert (answer.node, answer.reply_to) == (bad.node, bad.reply_to)
     [failure] = inspector.seen
-    assert (failure.fault, failure.tensor, failure.client, failure.task, failure.round) == (fault, tensor, 3, 1, 2)
+    assert (
+        failure.fault,
+        failure.tensor,
+        failure.client,
+        failure.task,
+        failure.round,
+    ) == (fault, tensor, 3, 1, 2)
     assert words in str(failure)
     assert "client 3, task 2, round 2" in answer.failure.reason
     event = failure.event()
@@ -94,7 +157,9 @@ def test_an_update_far_beyond_the_model_is_refused(sent, value, refused):
     def arrays(first):
         w = np.zeros((2, 3), np.float32)
         w[0, 0] = first
-        return Arrays(w=w, n=np.array(10**9 * int(first != sent)))  # a counter may be anything
+        return Arrays(
+            w=w, n=np.array(10**9 * int(first != sent))
+        )  # a counter may be anything
 
     failures = []
     inspector = Inspector(failures.append, max_update_norm=10)
@@ -112,7 +177,10 @@ def test_an_update_far_beyond_the_model_is_refused(sent, value, refused):
 
 def test_the_mean_does_not_depend_on_the_order_of_arrival():
     values = [0.1, 0.7, 1e9, -1e9, 0.3]
-    replies = [reply(metrics=Metrics({"num-examples": 1, "loss": v}), client=c) for c, v in enumerate(values)]
+    replies = [
+        reply(metrics=Metrics({"num-examples": 1, "loss": v}), client=c)
+        for c, v in enumerate(values)
+    ]
     means = set()
     for order in (replies, replies[::-1], replies[2:] + replies[:2]):
         inspector = Inspector(lambda failure: None)
@@ -137,35 +205,82 @@ def test_evaluation_replies_need_not_look_like_training(inspector):
 
 
 def scores(**changes):
-    metrics = {"num-examples": 9, "correct": [0, 5], "total": [4, 5], "losses": [1.5, 0.25]}
-    metrics = {name: value for name, value in (metrics | changes).items() if value is not None}
-    return reply(kind=EVALUATE, arrays=Arrays(), metrics=Metrics(metrics), kept=Arrays(h=np.zeros(2)))
+    metrics = {
+        "num-examples": 9,
+        "correct": [0, 5],
+        "total": [4, 5],
+        "losses": [1.5, 0.25],
+    }
+    metrics = {
+        name: value for name, value in (metrics | changes).items() if value is not None
+    }
+    return reply(
+        kind=EVALUATE,
+        arrays=Arrays(),
+        metrics=Metrics(metrics),
+        kept=Arrays(h=np.zeros(2)),
+    )
 
 
 @pytest.mark.parametrize(
     ("bad", "fault", "tensor", "words"),
     [
-        (scores(correct=None), Fault.METRICS, "correct", "a list of 2 whole numbers, one a task, got None"),
+        (
+            scores(correct=None),
+            Fault.METRICS,
+            "correct",
+            "a list of 2 whole numbers, one a task, got None",
+        ),
         (scores(total=[4]), Fault.METRICS, "total", "got [4]"),
         (scores(total=[4, 5, 6]), Fault.METRICS, "total", "got [4, 5, 6]"),
         (scores(correct=[0.0, 5.0]), Fault.METRICS, "correct", "whole numbers"),
         (scores(correct=5), Fault.METRICS, "correct", "got 5"),
         (scores(losses=[1.0]), Fault.METRICS, "losses", "a list of 2 numbers"),
-        (scores(losses=[1.0, np.inf]), Fault.NOT_FINITE, "losses", "metric losses is [1.0, inf]"),
+        (
+            scores(losses=[1.0, np.inf]),
+            Fault.NOT_FINITE,
+            "losses",
+            "metric losses is [1.0, inf]",
+        ),
         (scores(correct=[5, 5]), Fault.METRICS, "correct", "got [5, 5] of [4, 5]"),
         (scores(correct=[-1, 5]), Fault.METRICS, "correct", "between 0 and total"),
-        (scores(correct=[0, 0], total=[0, 5]), Fault.METRICS, "correct", "total above 0"),
+        (
+            scores(correct=[0, 0], total=[0, 5]),
+            Fault.METRICS,
+            "correct",
+            "total above 0",
+        ),
         (scores(**{"num-examples": 0}), Fault.METRICS, "num-examples", "got 0"),
-        (scores(mine="good"), Fault.METRICS, "mine", "a number or a list of numbers, got 'good'"),
-        (replace(scores(), content={}), Fault.METRICS, "metrics", "'metrics' is missing"),
-        (replace(scores(), content={"metrics": scores().content["metrics"]}), Fault.NAMES, KEPT, "asked for"),
+        (
+            scores(mine="good"),
+            Fault.METRICS,
+            "mine",
+            "a number or a list of numbers, got 'good'",
+        ),
+        (
+            replace(scores(), content={}),
+            Fault.METRICS,
+            "metrics",
+            "'metrics' is missing",
+        ),
+        (
+            replace(scores(), content={"metrics": scores().content["metrics"]}),
+            Fault.NAMES,
+            KEPT,
+            "asked for",
+        ),
     ],
 )
 def test_scores_are_not_believed(inspector, bad, fault, tensor, words):
     inspector.expect_scores(2, collect=True)
     assert inspector(bad).failure is not None
     [failure] = inspector.seen
-    assert (failure.fault, failure.tensor, failure.client, failure.kind) == (fault, tensor, 3, EVALUATE)
+    assert (failure.fault, failure.tensor, failure.client, failure.kind) == (
+        fault,
+        tensor,
+        3,
+        EVALUATE,
+    )
     assert words in str(failure)
 
 
@@ -174,7 +289,9 @@ def test_good_scores_pass(inspector):
     good = scores()
     assert inspector(good) is good
     other = replace(good, content={**good.content, KEPT: Arrays(h=np.zeros(3))})
-    assert inspector(other).failure is not None  # an average over clients could not be taken
+    assert (
+        inspector(other).failure is not None
+    )  # an average over clients could not be taken
     assert inspector.seen[0].fault is Fault.SHAPE
     inspector.expect_scores(2, collect=False)
     without = replace(good, content={"metrics": good.content["metrics"]})
@@ -194,17 +311,29 @@ def test_good_scores_pass(inspector):
         (Metrics({"knowledge-bytes": 1.0}), "num-examples"),
     ],
 )
-def test_what_clients_say_at_the_end_of_a_task_is_not_believed(inspector, metrics, tensor):
-    assert inspector(reply(kind=END_TASK, arrays=Arrays(), metrics=metrics)).failure is not None
+def test_what_clients_say_at_the_end_of_a_task_is_not_believed(
+    inspector, metrics, tensor
+):
+    assert (
+        inspector(reply(kind=END_TASK, arrays=Arrays(), metrics=metrics)).failure
+        is not None
+    )
     assert inspector.seen[0].tensor == tensor
-    good = reply(kind=END_TASK, arrays=Arrays(), metrics=Metrics({"num-examples": 1, "knowledge-bytes": 0.0}))
+    good = reply(
+        kind=END_TASK,
+        arrays=Arrays(),
+        metrics=Metrics({"num-examples": 1, "knowledge-bytes": 0.0}),
+    )
     assert inspector(good) is good
 
 
 @pytest.mark.parametrize("value", [-1.0, [1.0]])
 def test_a_cost_below_nothing_is_not_believed(inspector, value):
     told = Metrics({"num-examples": 1, "knowledge-bytes": 0.0, "flops": value})
-    assert inspector(reply(kind=END_TASK, arrays=Arrays(), metrics=told)).failure is not None
+    assert (
+        inspector(reply(kind=END_TASK, arrays=Arrays(), metrics=told)).failure
+        is not None
+    )
     assert inspector.seen[0].tensor == "flops"
 
 
@@ -244,9 +373,15 @@ def test_nothing_aggregated_is_allowed():
         (({"w": 1}, None), "a dict where a ArrayRecord belongs"),
         ((to_record(CURRENT), {"loss": 1}), "a dict where a MetricRecord belongs"),
         ((to_record({"w": CURRENT["w"]}), None), "arrays n are missing"),
-        ((to_record({"w": np.zeros(6), "n": CURRENT["n"]}), None), "shape (6,), not (2, 3)"),
+        (
+            (to_record({"w": np.zeros(6), "n": CURRENT["n"]}), None),
+            "shape (6,), not (2, 3)",
+        ),
         ((to_record(with_value(np.nan)), None), "NaN or infinite"),
-        ((to_record({"w": np.full((2, 3), 1e300), "n": CURRENT["n"]}), None), "w: NaN or infinite in 6 of 6 values"),
+        (
+            (to_record({"w": np.full((2, 3), 1e300), "n": CURRENT["n"]}), None),
+            "w: NaN or infinite in 6 of 6 values",
+        ),
         ((ArrayRecord({"w": Array(np.zeros((2, 3)))}), None), "arrays n are missing"),
     ],
 )

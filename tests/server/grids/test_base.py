@@ -46,19 +46,34 @@ class Adder:
         if client in self.failing:
             return message.fail(CLIENT_FAILED, f"client {client} fails"), state
         count = state.get("count", 0) + 1
-        arrays = Arrays({name: array + np.float32(client + 1) for name, array in message.arrays().items()})
+        arrays = Arrays(
+            {
+                name: array + np.float32(client + 1)
+                for name, array in message.arrays().items()
+            }
+        )
         metrics = Metrics({"num-examples": 10, "count": count})
         return message.reply({"arrays": arrays, "metrics": metrics}), {"count": count}
 
 
 def grid(tmp_path, clients=4, node=None):
-    host = Host(ExperimentConfig(), None, StateStore(tmp_path / "clients", 10**6), node or Adder())
+    host = Host(
+        ExperimentConfig(),
+        None,
+        StateStore(tmp_path / "clients", 10**6),
+        node or Adder(),
+    )
     return InlineGrid(clients, host)
 
 
 def work(*clients, kind=TRAIN):
-    content = {"arrays": Arrays({"w": np.zeros(3, np.float32)}), "config": Config({"task": 0})}
-    return [Message(kind, node_of(client), "mine", content=content) for client in clients]
+    content = {
+        "arrays": Arrays({"w": np.zeros(3, np.float32)}),
+        "config": Config({"task": 0}),
+    }
+    return [
+        Message(kind, node_of(client), "mine", content=content) for client in clients
+    ]
 
 
 def counts(replies):
@@ -77,7 +92,9 @@ def test_exchange_orders_answers_by_node_whatever_the_order_of_work(tmp_path):
     assert node.order == [2, 0, 3, 1]
     assert [client_of(reply.node) for reply in replies] == [0, 1, 2, 3]
     for reply in replies:
-        np.testing.assert_array_equal(reply.arrays()["w"], np.full(3, reply.node - 1, np.float32))
+        np.testing.assert_array_equal(
+            reply.arrays()["w"], np.full(3, reply.node - 1, np.float32)
+        )
 
 
 def test_messages_get_ids_of_their_own(tmp_path):
@@ -110,7 +127,9 @@ def test_traffic_is_counted_by_kind_or_label(tmp_path):
 def test_work_for_a_node_that_does_not_exist_is_refused(tmp_path):
     it = grid(tmp_path)
     with pytest.raises(ValueError, match=r"no such nodes: \[1, 6\]; they are 2 to 5"):
-        it.exchange([Message(TRAIN, 6, ""), Message(TRAIN, 1, ""), Message(TRAIN, 2, "")])
+        it.exchange(
+            [Message(TRAIN, 6, ""), Message(TRAIN, 1, ""), Message(TRAIN, 2, "")]
+        )
     assert it.traffic == {}
 
 
@@ -132,7 +151,9 @@ def test_an_answer_that_is_refused_leaves_the_client_as_it_was(tmp_path):
     it.inspect = lambda reply: (
         reply
         if reply.node == 2
-        else Message.fail(Message(reply.kind, reply.node, reply.reply_to), CLIENT_FAILED, "refused")
+        else Message.fail(
+            Message(reply.kind, reply.node, reply.reply_to), CLIENT_FAILED, "refused"
+        )
     )
     replies = it.exchange(work(0, 1))
     assert counts(replies[:1]) == [(0, 2)]
@@ -162,13 +183,19 @@ def test_work_is_done_with_one_thread(tmp_path):
 def test_restore_goes_back_and_prune_keeps_what_is_present(tmp_path):
     it = grid(tmp_path)
     it.exchange(work(0, 1))
-    checkpoint, traffic = dict(it.versions), {kind: dict(count) for kind, count in it.traffic.items()}
+    checkpoint, traffic = (
+        dict(it.versions),
+        {kind: dict(count) for kind, count in it.traffic.items()},
+    )
     it.prune()
     it.store.settle()
     files = {path.name: path.read_bytes() for path in (tmp_path / "clients").iterdir()}
     assert len(files) == 2
     it.exchange(work(0, 1, 2))
-    for name, data in files.items():  # what the checkpoint names is untouched by later work
+    for (
+        name,
+        data,
+    ) in files.items():  # what the checkpoint names is untouched by later work
         assert (tmp_path / "clients" / name).read_bytes() == data
 
     again = grid(tmp_path)
@@ -202,29 +229,44 @@ def test_fedavg_runs_unmodified(tmp_path):
     # each round adds the mean of 1, 2, 3 and 4
     np.testing.assert_array_equal(a, np.full(3, 5.0, np.float32))
     np.testing.assert_array_equal(b, np.full((2, 2), 6.0, np.float32))
-    assert [dict(m)["count"] for m in result.train_metrics_clientapp.values()] == [1.0, 2.0]
+    assert [dict(m)["count"] for m in result.train_metrics_clientapp.values()] == [
+        1.0,
+        2.0,
+    ]
     assert it.traffic["train"]["messages"] == 8
 
 
 def test_a_strategy_meets_failures_as_errors(tmp_path):
-    result = start(FedAvg(fraction_evaluate=0.0), grid(tmp_path, node=Adder(failing=(0, 3))), rounds=1)
-    np.testing.assert_array_equal(result.arrays.to_numpy_ndarrays()[0], np.full(3, 2.5, np.float32))
+    result = start(
+        FedAvg(fraction_evaluate=0.0),
+        grid(tmp_path, node=Adder(failing=(0, 3))),
+        rounds=1,
+    )
+    np.testing.assert_array_equal(
+        result.arrays.to_numpy_ndarrays()[0], np.full(3, 2.5, np.float32)
+    )
 
 
 def test_another_strategy_and_its_evaluation_run_too(tmp_path):
     it = grid(tmp_path)
     result = start(FedMedian(), it, rounds=3)
-    np.testing.assert_array_equal(result.arrays.to_numpy_ndarrays()[0], np.full(3, 7.5, np.float32))
+    np.testing.assert_array_equal(
+        result.arrays.to_numpy_ndarrays()[0], np.full(3, 7.5, np.float32)
+    )
     assert it.traffic["evaluate"]["messages"] == 12
 
 
 def flower_work(*nodes):
-    record = RecordDict({"arrays": ArrayRecord([np.zeros(2)]), "config": ConfigRecord({"task": 0})})
+    record = RecordDict(
+        {"arrays": ArrayRecord([np.zeros(2)]), "config": ConfigRecord({"task": 0})}
+    )
     return [FlowerMessage(record, node, "train", group_id="4") for node in nodes]
 
 
 def test_send_and_receive_gives_a_list_in_order_of_the_nodes(tmp_path):
-    replies = grid(tmp_path, node=Adder(failing=(2,))).send_and_receive(iter(flower_work(5, 4, 2)))
+    replies = grid(tmp_path, node=Adder(failing=(2,))).send_and_receive(
+        iter(flower_work(5, 4, 2))
+    )
     assert isinstance(replies, list)
     assert [reply.metadata.src_node_id for reply in replies] == [2, 4, 5]
     assert [reply.has_error() for reply in replies] == [False, True, False]
@@ -241,7 +283,9 @@ def test_messages_pushed_are_answered_when_pulled_and_once(tmp_path):
     assert node.order == []
     first = it.pull_messages(ids[:2])
     assert [reply.metadata.reply_to_message_id for reply in first] == [ids[1], ids[0]]
-    assert [reply.metadata.src_node_id for reply in it.pull_messages([*ids, "unknown"])] == [4]
+    assert [
+        reply.metadata.src_node_id for reply in it.pull_messages([*ids, "unknown"])
+    ] == [4]
     assert it.pull_messages(ids) == []
 
 

@@ -43,7 +43,10 @@ class FlowerLike(Grid):
     def __init__(self, nodes=CLIENTS, partitions=None):
         draw = random.Random(5)
         partitions = nodes if partitions is None else partitions
-        self.configs = {draw.getrandbits(64): {"partition-id": n, "num-partitions": partitions} for n in range(nodes)}
+        self.configs = {
+            draw.getrandbits(64): {"partition-id": n, "num-partitions": partitions}
+            for n in range(nodes)
+        }
         self.late = deque()
         self.calls = 0
         self.kill_at = None
@@ -83,14 +86,18 @@ class FlowerLike(Grid):
         self.kinds.append(about.message_type)
         if about.dst_node_id in self.broken:
             return self.broken[about.dst_node_id](message)
-        context = Context(77, about.dst_node_id, self.configs[about.dst_node_id], RecordDict(), {})
+        context = Context(
+            77, about.dst_node_id, self.configs[about.dst_node_id], RecordDict(), {}
+        )
         return client_app(message=message, context=context)
 
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDKNOW_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(flower_app, "write_report", lambda folders, out: out / "report.html")
+    monkeypatch.setattr(
+        flower_app, "write_report", lambda folders, out: out / "report.html"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +108,10 @@ def expected(tmp_path_factory):
     benchmark = make_benchmark(config)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
     host = Host(config, benchmark, StateStore(place / "states", 2**20))
-    with RunFolder.create(place / "run", config) as folder, InlineGrid(CLIENTS, host) as grid:
+    with (
+        RunFolder.create(place / "run", config) as folder,
+        InlineGrid(CLIENTS, host) as grid,
+    ):
         return Experiment(config, grid, folder, learner).run().accuracy
 
 
@@ -110,7 +120,9 @@ def run(grid, out, **changes):
 
 
 def same(one, other):
-    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n], equal_nan=True) for n in one)
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[n], other[n], equal_nan=True) for n in one
+    )
 
 
 def test_the_numbers_are_our_own_grids(tmp_path, expected, capsys):
@@ -131,7 +143,9 @@ def test_what_passes_beside_the_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(simulations, "write_report", lambda *_: None)
     changes = {"learner.name": "fedweit", "strategy.name": "fedavg"}
     on_flower = run(FlowerLike(), tmp_path / "run", **changes)
-    config = read_config(flower_app._nested(SETTINGS | changes), ["engine.backend=inline"])
+    config = read_config(
+        flower_app._nested(SETTINGS | changes), ["engine.backend=inline"]
+    )
     inline = simulations.simulate(config, tmp_path / "inline")
     assert same(on_flower.accuracy, inline.accuracy)
     assert on_flower.summary["traffic"] == inline.summary["traffic"]
@@ -168,7 +182,9 @@ def test_a_node_that_starts_again_under_another_id_is_the_same_client(tmp_path):
 
 @pytest.mark.parametrize(("nodes", "partitions"), [(2, 2), (4, 4), (3, 5)])
 def test_another_number_of_nodes_is_refused(tmp_path, nodes, partitions):
-    with pytest.raises(ConfigError, match=r"data\.clients = 3, but a Flower node is partition"):
+    with pytest.raises(
+        ConfigError, match=r"data\.clients = 3, but a Flower node is partition"
+    ):
         run(FlowerLike(nodes, partitions), tmp_path / "run")
 
 
@@ -180,7 +196,10 @@ def _stranger(message):
     return Message(RecordDict(), reply_to=message)
 
 
-@pytest.mark.parametrize(("answer", "words"), [(_gone, "node unavailable"), (_stranger, "not one of fedknow.client")])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(_gone, "node unavailable"), (_stranger, "not one of fedknow.client")],
+)
 def test_a_node_that_fails_is_a_client_that_fails(tmp_path, answer, words):
     def broken(message):
         if message.metadata.message_type == "query":
@@ -191,7 +210,9 @@ def test_a_node_that_fails_is_a_client_that_fails(tmp_path, answer, words):
     grid = FlowerLike()
     node = list(grid.configs)[1]
     grid.broken[node] = broken
-    with pytest.raises(RunError, match=rf"client 1, task 1, round 1 \(train\): .*{words}"):
+    with pytest.raises(
+        RunError, match=rf"client 1, task 1, round 1 \(train\): .*{words}"
+    ):
         run(grid, tmp_path / "stop")
     result = run(grid, tmp_path / "skip", **{"engine.on_client_error": "skip"})
     assert np.isnan(result.accuracy["personal"][1]).all()
@@ -202,8 +223,13 @@ def test_what_is_set_wrongly_is_refused(tmp_path):
     grid = FlowerLike()
     with pytest.raises(ConfigError, match="unknown key"):
         run(grid, tmp_path / "run", **{"train.roundz": 1})
-    with pytest.raises(ConfigError, match="learner is set to a value and has settings too"):
-        run_on_flower(grid, {"learner": "fedknow", "learner.rho": 0.2, "out": str(tmp_path / "run")})
+    with pytest.raises(
+        ConfigError, match="learner is set to a value and has settings too"
+    ):
+        run_on_flower(
+            grid,
+            {"learner": "fedknow", "learner.rho": 0.2, "out": str(tmp_path / "run")},
+        )
     assert grid.kinds == []
 
 
@@ -211,11 +237,20 @@ def test_work_that_is_not_the_servers_is_refused():
     identify(77)
     message = Message(RecordDict(), 5, "train")
     set_id(message, "1")
-    with pytest.raises(ValueError, match=r"does the work of fedknow\.server\.flower_app"):
+    with pytest.raises(
+        ValueError, match=r"does the work of fedknow\.server\.flower_app"
+    ):
         client_app(message=message, context=Context(77, 5, {}, RecordDict(), {}))
     content = RecordDict()
     content[ENVELOPE] = ConfigRecord(
-        {"client": 0, "version": 0, "committed": 0, "run": "../../x", "config": "", "id": ""}
+        {
+            "client": 0,
+            "version": 0,
+            "committed": 0,
+            "run": "../../x",
+            "config": "",
+            "id": "",
+        }
     )
     message = Message(content, 5, "train")
     set_id(message, "1")

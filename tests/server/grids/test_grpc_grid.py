@@ -15,7 +15,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fedknow.client.edge.client import fetch_status
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.flower import from_flower, to_flower
-from fedknow.protocols.messages import EVALUATE, NO_ANSWER, TRAIN, Arrays, Config, Message, Metrics, node_of
+from fedknow.protocols.messages import (
+    EVALUATE,
+    NO_ANSWER,
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+    Metrics,
+    node_of,
+)
 from fedknow.protocols.security import server_credentials
 from fedknow.protocols.wire import (
     JOIN,
@@ -74,11 +83,17 @@ class Puppet:
 
     def __init__(self, port, client=None, first=None, credentials=None):
         target = f"localhost:{port}"
-        self.channel = grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target)
+        self.channel = (
+            grpc.secure_channel(target, credentials)
+            if credentials
+            else grpc.insecure_channel(target)
+        )
         self.outgoing = queue.SimpleQueue()
         self.stream = self.channel.stream_stream(JOIN)(iter(self.outgoing.get, None))
         self.assembler = Assembler()
-        self.say(hello(0 if client is None else node_of(client)) if first is None else first)
+        self.say(
+            hello(0 if client is None else node_of(client)) if first is None else first
+        )
 
     def say(self, *frames):
         for frame in frames:
@@ -119,8 +134,12 @@ class Puppet:
     def answer(self, parcel, add=1.0, version=7, **changes):
         """Answer with what came, plus something."""
         message = replace(unpack(parcel), **changes)
-        arrays = Arrays({name: array + np.float32(add) for name, array in message.arrays().items()})
-        reply = message.reply({"arrays": arrays, "metrics": Metrics({"num-examples": 1})})
+        arrays = Arrays(
+            {name: array + np.float32(add) for name, array in message.arrays().items()}
+        )
+        reply = message.reply(
+            {"arrays": arrays, "metrics": Metrics({"num-examples": 1})}
+        )
         self.say(*pack(reply).frames(version=version))
 
     def drop(self):
@@ -130,7 +149,10 @@ class Puppet:
 
 
 def work(*clients, kind=TRAIN):
-    content = {"arrays": Arrays({"w": np.arange(3, dtype=np.float32)}), "config": Config({"task": 0, "round": 1})}
+    content = {
+        "arrays": Arrays({"w": np.arange(3, dtype=np.float32)}),
+        "config": Config({"task": 0, "round": 1}),
+    }
     return [Message(kind, node_of(client), "", content=content) for client in clients]
 
 
@@ -169,9 +191,13 @@ def sums(replies):
 # --- waves ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_broadcast_is_serialised_once_and_answers_are_in_order(grid, puppet, monkeypatch):
+def test_a_broadcast_is_serialised_once_and_answers_are_in_order(
+    grid, puppet, monkeypatch
+):
     packs = []
-    monkeypatch.setattr(grpc_grid, "pack", lambda *a, **k: packs.append(a) or pack(*a, **k))
+    monkeypatch.setattr(
+        grpc_grid, "pack", lambda *a, **k: packs.append(a) or pack(*a, **k)
+    )
     it = grid()
     exchange = Exchange(it, work(2, 0, 1))
     puppets = all_in(it, puppet)
@@ -191,7 +217,12 @@ def test_a_broadcast_is_serialised_once_and_answers_are_in_order(grid, puppet, m
 def test_what_clients_may_send_does_not_bound_what_they_are_sent(grid, puppet):
     it = grid(1, limits=Limits(decoded_bytes=1000))
     (one,) = all_in(it, puppet, 1)
-    large = Message(TRAIN, node_of(0), "", content={"arrays": Arrays({"w": np.ones(1000, np.float32)})})
+    large = Message(
+        TRAIN,
+        node_of(0),
+        "",
+        content={"arrays": Arrays({"w": np.ones(1000, np.float32)})},
+    )
     exchange = Exchange(it, [large])
     parcel = one.parcel()
     assert unpack(parcel).arrays()["w"].sum() == 1000
@@ -220,7 +251,9 @@ def test_min_clients_says_how_many_are_enough(grid, puppet):
     one.welcome()
     one.answer(one.parcel())
     assert sums(exchange.replies()) == {3: 6.0}
-    with pytest.raises(ConfigError, match=r"engine\.min_clients = 4: more than data\.clients = 3"):
+    with pytest.raises(
+        ConfigError, match=r"engine\.min_clients = 4: more than data\.clients = 3"
+    ):
         grid(3, "engine.min_clients=4")
 
 
@@ -257,10 +290,14 @@ def test_several_pieces_for_one_client_are_done_in_order(grid, puppet):
     assert [float(r.arrays()["w"][0]) for r in exchange.replies()] == [21.0, 22.0, 23.0]
 
 
-def test_an_inspector_that_refuses_an_answer_leaves_the_client_where_it_was(grid, puppet):
+def test_an_inspector_that_refuses_an_answer_leaves_the_client_where_it_was(
+    grid, puppet
+):
     it = grid(1)
     (one,) = all_in(it, puppet, 1)
-    it.inspect = lambda reply: Message(reply.kind, reply.node, reply.reply_to).fail(2, "refused")
+    it.inspect = lambda reply: Message(reply.kind, reply.node, reply.reply_to).fail(
+        2, "refused"
+    )
     exchange = Exchange(it, work(0))
     one.answer(one.parcel(), version=5)
     exchange.replies()
@@ -285,7 +322,9 @@ class Pull(Exchange):
 
     def __init__(self, it, ids, timeout=None):
         self.result = queue.SimpleQueue()
-        call = lambda: self.result.put([from_flower(reply) for reply in it.pull_messages(ids, timeout)])  # noqa: E731
+        call = lambda: self.result.put(
+            [from_flower(reply) for reply in it.pull_messages(ids, timeout)]
+        )  # noqa: E731
         threading.Thread(target=call, daemon=True).start()
 
 
@@ -302,7 +341,9 @@ def test_answers_are_there_while_others_still_work(grid, puppet):
     one.answer(one.parcel(), 2, version=8)
     assert sums(pull.replies()) == {3: 9.0}
     assert it.versions == {1: 8}
-    with pytest.raises(RuntimeError, match="pull its answers before other work is sent"):
+    with pytest.raises(
+        RuntimeError, match="pull its answers before other work is sent"
+    ):
         it.exchange(work(1))
     zero.answer(parcels[0], 3)
     two.answer(parcels[2], 4)
@@ -359,7 +400,11 @@ def test_a_client_that_drops_gets_its_work_again_and_counts_once(grid, puppet):
     again = puppet(it, 0)
     again.welcome()
     parcel = again.parcel()
-    assert (parcel.id, parcel.node, bytes(parcel.header)) == (asked.id, asked.node, bytes(asked.header))
+    assert (parcel.id, parcel.node, bytes(parcel.header)) == (
+        asked.id,
+        asked.node,
+        bytes(asked.header),
+    )
     again.answer(parcel, 1)
     again.answer(parcel, 100)  # said twice
     eventually(lambda: it.status()["dropped"]["duplicate"] == 1)
@@ -431,7 +476,9 @@ def test_a_client_that_falls_silent_is_let_go(grid, puppet, monkeypatch):
 def test_heartbeats_come_when_there_is_nothing_to_say(grid, puppet, monkeypatch):
     monkeypatch.setattr(grpc_service, "HEARTBEAT_SECONDS", 0.05)
     (one,) = all_in(grid(1), puppet, 1)
-    assert [parse(next(one.stream)).WhichOneof("kind") for _ in range(3)] == ["heartbeat"] * 3
+    assert [parse(next(one.stream)).WhichOneof("kind") for _ in range(3)] == [
+        "heartbeat"
+    ] * 3
 
 
 # --- greeting ---------------------------------------------------------------------------------------------------------
@@ -445,7 +492,10 @@ def test_a_client_is_given_its_node_the_experiment_and_the_run(grid, puppet):
     assert puppet(it).welcome().node == 3
     assert puppet(it).refusal().code.name == "NO_ROOM"
     error = puppet(it, 7).refusal()
-    assert str(error) == "NO_ROOM: there is no client 7; this experiment has 2 (data.clients), from 0 on"
+    assert (
+        str(error)
+        == "NO_ROOM: there is no client 7; this experiment has 2 (data.clients), from 0 on"
+    )
 
 
 def test_other_versions_and_other_talk_are_refused(grid, puppet):
@@ -456,7 +506,10 @@ def test_other_versions_and_other_talk_are_refused(grid, puppet):
     assert error.code.name == "VERSION"
     assert "protocol 99" in error.reason
     assert puppet(it, first=b"\xff\xff").refusal().code.name == "MALFORMED"
-    assert puppet(it, first=next(pack(work(0)[0]).frames())).refusal().code.name == "OUT_OF_ORDER"
+    assert (
+        puppet(it, first=next(pack(work(0)[0]).frames())).refusal().code.name
+        == "OUT_OF_ORDER"
+    )
     assert it.status()["refusals"] == {"VERSION": 1, "MALFORMED": 1, "OUT_OF_ORDER": 1}
 
 
@@ -506,7 +559,9 @@ def test_an_answer_in_anothers_name_is_refused(grid, puppet):
     assert it.status()["refusals"] == {"FOREIGN": 2}
 
 
-@pytest.mark.parametrize("bad", ["frame", "checksum", "kind", "second hello", "welcome"])
+@pytest.mark.parametrize(
+    "bad", ["frame", "checksum", "kind", "second hello", "welcome"]
+)
 def test_bad_bytes_end_their_stream_and_nothing_else(grid, puppet, bad):
     it = grid(2)
     exchange = Exchange(it, work(0, 1))
@@ -556,13 +611,23 @@ def test_only_the_bearer_of_a_credential_is_that_client(grid, puppet, tmp_path):
     def bearer(number, client=None):
         folder = tmp_path / "clients" / f"{number:03d}"
         names = ("ca.pem", "key.pem", "cert.pem")
-        credentials = grpc.ssl_channel_credentials(*((folder / name).read_bytes() for name in names))
+        credentials = grpc.ssl_channel_credentials(
+            *((folder / name).read_bytes() for name in names)
+        )
         return puppet(it, client, credentials=credentials)
 
     assert bearer(1).welcome().node == 3
     error = bearer(1, client=0).refusal()
-    assert (error.code.name, it.status()["refusals"]) == ("CREDENTIAL", {"CREDENTIAL": 1})
-    assert json.loads(fetch_status(f"127.0.0.1:{it.port}", tmp_path / "clients" / "000"))["connected"] == 1
+    assert (error.code.name, it.status()["refusals"]) == (
+        "CREDENTIAL",
+        {"CREDENTIAL": 1},
+    )
+    assert (
+        json.loads(fetch_status(f"127.0.0.1:{it.port}", tmp_path / "clients" / "000"))[
+            "connected"
+        ]
+        == 1
+    )
 
 
 # --- status, health, the end ------------------------------------------------------------------------------------------
@@ -587,7 +652,9 @@ def test_status_and_health(grid, puppet):
     with grpc.insecure_channel(f"127.0.0.1:{it.port}") as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         for name in ("", SERVICE):
-            serving = check(health_pb2.HealthCheckRequest(service=name), timeout=WAIT).status
+            serving = check(
+                health_pb2.HealthCheckRequest(service=name), timeout=WAIT
+            ).status
             assert serving == health_pb2.HealthCheckResponse.SERVING
     one.answer(asked)
     exchange.replies()

@@ -36,7 +36,12 @@ SENT = Arrays({"w": np.zeros(2, np.float32), "steps": np.zeros((), np.int64)})
 
 
 def asked(client):
-    return Message(TRAIN, node_of(client), str(client), content={"arrays": SENT, "config": Config()})
+    return Message(
+        TRAIN,
+        node_of(client),
+        str(client),
+        content={"arrays": SENT, "config": Config()},
+    )
 
 
 def answer(client, w, examples, steps=0, **metrics):
@@ -59,7 +64,9 @@ def test_a_mean_by_hand():
     reply = running.reply(lean)
     arrays, metrics = reply.arrays(), reply.content["metrics"]
     assert (reply.node, reply.reply_to, type(arrays)) == (node_of(0), "0", Mean)
-    np.testing.assert_array_equal(arrays["w"], [4, -1])  # (1 + 3 * 5) / 4, (2 - 3 * 2) / 4
+    np.testing.assert_array_equal(
+        arrays["w"], [4, -1]
+    )  # (1 + 3 * 5) / 4, (2 - 3 * 2) / 4
     assert (arrays["w"].dtype, float(arrays["steps"])) == (np.float32, 3.75)
     assert (arrays.weight, arrays.clients) == (4, 2)
     assert metrics == {"num-examples": 4, "loss": 1.25, "per_task": [0.25, 0.75]}
@@ -68,12 +75,16 @@ def test_a_mean_by_hand():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 2)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(1, 1000), st.integers(0, 2)), min_size=1, max_size=12
+    ),
     st.integers(0, 2**32 - 1),
 )
 def test_any_grouping_gives_the_mean(clients, seed):
     """Clients of weights and workers drawn at random; the workers' means are averaged as if clients had answered."""
-    values = np.random.default_rng(seed).normal(size=(len(clients), 2)).astype(np.float32)
+    values = (
+        np.random.default_rng(seed).normal(size=(len(clients), 2)).astype(np.float32)
+    )
     running, answers = RunningMean(), []
     for worker in range(3):
         mine = [i for i, (_, place) in enumerate(clients) if place == worker]
@@ -84,9 +95,14 @@ def test_any_grouping_gives_the_mean(clients, seed):
         answers += replies
     lean = [running.take(reply) for reply, _ in answers]
     found = running.reply(lean).arrays()
-    expected = np.average(values.astype(np.float64), axis=0, weights=[weight for weight, _ in clients])
+    expected = np.average(
+        values.astype(np.float64), axis=0, weights=[weight for weight, _ in clients]
+    )
     np.testing.assert_allclose(found["w"], expected, rtol=1e-5, atol=1e-6)
-    assert (found.weight, found.clients) == (sum(weight for weight, _ in clients), len(clients))
+    assert (found.weight, found.clients) == (
+        sum(weight for weight, _ in clients),
+        len(clients),
+    )
 
 
 def test_a_bad_answer_is_not_in_a_workers_mean_and_is_named_by_the_server():
@@ -100,7 +116,10 @@ def test_a_bad_answer_is_not_in_a_workers_mean_and_is_named_by_the_server():
     server = Inspector(told.append)
     server.begin(2, 1, SENT)
     work = [asked(client) for client in range(4)]
-    replies = [server(reply) for reply, _ in averaged(work, [(reply, 1) for reply in answers], inspector())]
+    replies = [
+        server(reply)
+        for reply, _ in averaged(work, [(reply, 1) for reply in answers], inspector())
+    ]
     assert [(failure.client, failure.fault, failure.tensor) for failure in told] == [
         (1, Fault.NOT_FINITE, "w"),
         (2, Fault.FAILED, ""),
@@ -114,9 +133,17 @@ def test_a_bad_answer_is_not_in_a_workers_mean_and_is_named_by_the_server():
 
 def test_an_answer_of_a_mean_that_turns_out_unusable_ends_the_run():
     work = [asked(0), asked(1)]
-    replies = [reply for reply, _ in averaged(work, [(answer(i, [1, 1], 1), 1) for i in (0, 1)], inspector())]
+    replies = [
+        reply
+        for reply, _ in averaged(
+            work, [(answer(i, [1, 1], 1), 1) for i in (0, 1)], inspector()
+        )
+    ]
     running = RunningMean()
-    lean = [running.take(replies[0]), running.take(asked(1).fail(CLIENT_FAILED, "other metrics"))]
+    lean = [
+        running.take(replies[0]),
+        running.take(asked(1).fail(CLIENT_FAILED, "other metrics")),
+    ]
     with pytest.raises(RunError, match=r"1 answer .* engine\.running_mean=false"):
         running.reply(lean[:1])
 
@@ -128,16 +155,23 @@ class Adder:
         number = client_of(message.node) + 1
         if number == 3:
             return message.fail(CLIENT_FAILED, "client 2 fails"), state
-        arrays = Arrays((name, array + np.float32(number)) for name, array in message.arrays().items())
+        arrays = Arrays(
+            (name, array + np.float32(number))
+            for name, array in message.arrays().items()
+        )
         metrics = Metrics({"num-examples": number, "loss": 1.0 / number})
-        return message.reply({"arrays": arrays, "metrics": metrics}), {"count": state.get("count", 0) + 1}
+        return message.reply({"arrays": arrays, "metrics": metrics}), {
+            "count": state.get("count", 0) + 1
+        }
 
 
 @pytest.mark.parametrize("strategy", [FedAvg, FedAdam])
 def test_a_strategy_gets_one_answer_and_makes_the_same_of_it(tmp_path, strategy):
     results = []
     for mean in (False, True):
-        host = Host(ExperimentConfig(), None, StateStore(tmp_path / str(mean), 10**6), Adder())
+        host = Host(
+            ExperimentConfig(), None, StateStore(tmp_path / str(mean), 10**6), Adder()
+        )
         grid = InlineGrid(5, host)
         grid.running_mean = mean
         told = []
@@ -149,7 +183,9 @@ def test_a_strategy_gets_one_answer_and_makes_the_same_of_it(tmp_path, strategy)
         replies = grid.send_and_receive(messages)
         assert [reply.has_error() for reply in replies].count(True) == 1
         assert len(replies) == (2 if mean else 5)
-        arrays, metrics = it.aggregate_train(1, [reply for reply in replies if not reply.has_error()])
+        arrays, metrics = it.aggregate_train(
+            1, [reply for reply in replies if not reply.has_error()]
+        )
         results.append((arrays["w"].numpy(), metrics["loss"]))
         assert len(told) == 1
         assert len(grid.inspect.trained) == 4
@@ -158,10 +194,19 @@ def test_a_strategy_gets_one_answer_and_makes_the_same_of_it(tmp_path, strategy)
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
     assert results[0][1] == pytest.approx(results[1][1])
     if strategy is FedAvg:
-        np.testing.assert_allclose(results[1][0], np.full(3, (1 + 4 + 16 + 25) / 12), rtol=1e-6)
+        np.testing.assert_allclose(
+            results[1][0], np.full(3, (1 + 4 + 16 + 25) / 12), rtol=1e-6
+        )
 
 
-SMALL = ["data.clients=6", "data.tasks=2", "train.rounds=2", "train.optimizer=sgd", "train.lr=0.05", "learner=fedrep"]
+SMALL = [
+    "data.clients=6",
+    "data.tasks=2",
+    "train.rounds=2",
+    "train.optimizer=sgd",
+    "train.lr=0.05",
+    "learner=fedrep",
+]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +231,11 @@ def test_a_run_comes_to_the_same_up_to_rounding(tmp_path, fleet):
         found.append(simulate(config, tmp_path / mean, report=False))
     for name, array in found[0].arrays.items():
         np.testing.assert_allclose(found[1].arrays[name], array, rtol=1e-3, atol=1e-5)
-    late = [event for event in RunFolder.open(tmp_path / "true").events() if event["event"] == "warning"]
+    late = [
+        event
+        for event in RunFolder.open(tmp_path / "true").events()
+        if event["event"] == "warning"
+    ]
     assert bool(late) is bool(fleet)
     same = ["traffic", *(["virtual_seconds"] if fleet else [])]
     assert all(found[0].summary[name] == found[1].summary[name] for name in same)
@@ -200,12 +249,22 @@ def test_a_run_comes_to_the_same_up_to_rounding(tmp_path, fleet):
             "{name = 'dp-fixed-clipping', noise_multiplier = 0.1, clipping_norm = 1.0, num_sampled_clients = 2}",
             "dp-fixed-clipping may look at each client's answer",
         ),
-        ("{name = 'fedbuff', buffer = 2, concurrency = 3}", "fedbuff may look at each client's answer"),
-        ("{name = 'fedavg', weighted_by_key = 'loss'}", "strategy.weighted_by_key = 'loss'"),
+        (
+            "{name = 'fedbuff', buffer = 2, concurrency = 3}",
+            "fedbuff may look at each client's answer",
+        ),
+        (
+            "{name = 'fedavg', weighted_by_key = 'loss'}",
+            "strategy.weighted_by_key = 'loss'",
+        ),
     ],
 )
 def test_strategies_that_need_more_are_refused(tmp_path, strategy, words):
-    changes = ["engine.backend=inline", "engine.running_mean=true", f"strategy={strategy}"]
+    changes = [
+        "engine.backend=inline",
+        "engine.running_mean=true",
+        f"strategy={strategy}",
+    ]
     with pytest.raises(ConfigError, match=r"engine\.running_mean = true") as error:
         simulate(load_preset("digits", [*SMALL, *changes]), tmp_path / "run")
     assert words in str(error.value)
@@ -213,24 +272,44 @@ def test_strategies_that_need_more_are_refused(tmp_path, strategy, words):
 
 
 def worst(records, weighted_by):
-    return MetricRecord({"loss": max(next(iter(record.metric_records.values()))["loss"] for record in records)})
+    return MetricRecord(
+        {
+            "loss": max(
+                next(iter(record.metric_records.values()))["loss"] for record in records
+            )
+        }
+    )
 
 
 def watching():
     """Flower's strategy, and a function that looks at each client's metrics."""
-    return FedAvg(fraction_evaluate=0, min_train_nodes=1, min_available_nodes=1, train_metrics_aggr_fn=worst)
+    return FedAvg(
+        fraction_evaluate=0,
+        min_train_nodes=1,
+        min_available_nodes=1,
+        train_metrics_aggr_fn=worst,
+    )
 
 
 def test_a_function_that_sees_each_clients_metrics_is_refused(tmp_path):
-    changes = ["engine.backend=inline", "engine.running_mean=true", f"strategy={__name__}:watching"]
+    changes = [
+        "engine.backend=inline",
+        "engine.running_mean=true",
+        f"strategy={__name__}:watching",
+    ]
     with pytest.raises(ConfigError, match="may look at each client's answer"):
         simulate(load_preset("digits", [*SMALL, *changes]), tmp_path / "run")
 
 
 def test_metrics_that_have_no_mean_are_named():
     running = RunningMean()
-    lean = [running.take(answer(0, [1, 2], 1, per_class=[1, 0])), running.take(answer(1, [1, 2], 1, per_class=[1]))]
-    with pytest.raises(RunError, match=r"metric 'per_class'\. Its lengths differ: 1, 2;"):
+    lean = [
+        running.take(answer(0, [1, 2], 1, per_class=[1, 0])),
+        running.take(answer(1, [1, 2], 1, per_class=[1])),
+    ]
+    with pytest.raises(
+        RunError, match=r"metric 'per_class'\. Its lengths differ: 1, 2;"
+    ):
         running.reply(lean)
 
 
@@ -239,7 +318,9 @@ def test_traffic_is_that_of_each_client():
     work = [asked(0), asked(1)]
     answers = [(answer(client, [1, 1], 1), 1) for client in (0, 1)]
     sizes = [nbytes({"arrays": reply.arrays()}) for reply, _ in answers]
-    assert [reply.arrays().bytes for reply, _ in averaged(work, answers, inspector())] == sizes
+    assert [
+        reply.arrays().bytes for reply, _ in averaged(work, answers, inspector())
+    ] == sizes
 
 
 class Own(FedAvg):
@@ -249,6 +330,11 @@ class Own(FedAvg):
 
 
 def test_a_strategy_of_ones_own_may_say_so(tmp_path):
-    changes = ["engine.backend=inline", "engine.running_mean=true", f"strategy={__name__}:Own", "data.tasks=1"]
+    changes = [
+        "engine.backend=inline",
+        "engine.running_mean=true",
+        f"strategy={__name__}:Own",
+        "data.tasks=1",
+    ]
     config = load_preset("digits", [*SMALL, *changes])
     assert simulate(config, tmp_path / "run", report=False).summary["accuracy"] > 0.5

@@ -29,13 +29,23 @@ def recorded_run(
 ) -> RunFolder:
     """A run in which 90 of 100 test samples are right when learned, and a task loses ``lost`` with each later one."""
     config = read_config(
-        {"name": "made", "data": {"tasks": TASKS, "clients": CLIENTS}, "train": {"rounds": ROUNDS}, **(tree or {})}
+        {
+            "name": "made",
+            "data": {"tasks": TASKS, "clients": CLIENTS},
+            "train": {"rounds": ROUNDS},
+            **(tree or {}),
+        }
     )
     run = RunFolder.create(path, config)
     scores = Scores(CLIENTS, TASKS)
     time = 1e9
     versions = {"python": "3.99", "torch": "9.9"}
-    start = {"clients": CLIENTS, "travelling": 60_000, "partition": "abc", "versions": versions}
+    start = {
+        "clients": CLIENTS,
+        "travelling": 60_000,
+        "partition": "abc",
+        "versions": versions,
+    }
     run.append({"event": "start", "time": time, **start})
     for task in range(done):
         for round in range(1, ROUNDS + 1):
@@ -51,15 +61,25 @@ def recorded_run(
         right[:, : task + 1] = 100 * (0.9 - lost * np.arange(task, -1, -1))
         nothing = np.full((CLIENTS, TASKS), np.nan)
         total = np.where(np.isnan(right), np.nan, 100.0)
-        scores.add_task(task, {"personal": right, "global": right / 2 if shared else nothing}, total)
-        event = {"event": "evaluation", "time": time, "task": task, "round": ROUNDS, "accuracy": 0.9}
+        scores.add_task(
+            task, {"personal": right, "global": right / 2 if shared else nothing}, total
+        )
+        event = {
+            "event": "evaluation",
+            "time": time,
+            "task": task,
+            "round": ROUNDS,
+            "accuracy": 0.9,
+        }
         if hours is not None:  # of virtual time a task
             elapsed = 3600 * hours * (task + 1)
             event |= {"virtual_seconds": elapsed, "computing_seconds": elapsed / 2}
         run.append(event | {"seconds": 0.1})
     run.write_accuracy(scores.arrays())
     run.append(
-        {"event": "end", "time": time, "seconds": 61.0} if done == TASKS else {"event": "interrupted", "time": time}
+        {"event": "end", "time": time, "seconds": 61.0}
+        if done == TASKS
+        else {"event": "interrupted", "time": time}
     )
     run.close()
     return RunFolder.open(path)

@@ -10,10 +10,16 @@ import pytest
 from fedknow.server.reports.blocks import Cell, Section, Table
 from fedknow.server.reports.page import write_page, write_report
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed"
+)
 axe_module = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or shutil.which("google-chrome")
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 KINDS = ("run", "two-seeds", "three-seeds", "many", "fleet")
@@ -35,7 +41,9 @@ def show(browser) -> Iterator[Callable[..., Any]]:
     contexts = []
 
     def opened(path: Path, width: int = 1280, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=scheme
+        )
         contexts.append(context)
         page = context.new_page()
         page.notes, page.requests = [], []
@@ -68,7 +76,15 @@ def pages(make_run, tmp_path_factory) -> dict[str, Path]:
         ]
 
     alone = runs("run", 1, 1, hours=1.0)
-    alone[0].append({"event": "warning", "time": 2e9, "task": 0, "round": 1, "reason": "nothing aggregated"})
+    alone[0].append(
+        {
+            "event": "warning",
+            "time": 2e9,
+            "task": 0,
+            "round": 1,
+            "reason": "nothing aggregated",
+        }
+    )
     fleet = runs("fleet", 2, 1, hours=2.0)
     for run in fleet:
         _add_fleet(run)
@@ -80,30 +96,58 @@ def pages(make_run, tmp_path_factory) -> dict[str, Path]:
         "fleet": fleet,
     }
     left_out = {"joint": "needs all data at once"}
-    return {name: write_report(found, folder / name, left_out) for name, found in made.items()}
+    return {
+        name: write_report(found, folder / name, left_out)
+        for name, found in made.items()
+    }
 
 
 def _add_fleet(run: Any) -> None:
     times = {"computing": 10.0, "transfer": 20.0, "idle": 30.0, "away": 0.0}
     counts = dict.fromkeys(("asked", "answered", "late", "lost", "out_of_memory"), 1)
     clients = [
-        {"client": number, "device": f"board-{number}", "memory": 1e6, "joules": 5.0, "room": 1e9, **times, **counts}
+        {
+            "client": number,
+            "device": f"board-{number}",
+            "memory": 1e6,
+            "joules": 5.0,
+            "room": 1e9,
+            **times,
+            **counts,
+        }
         for number in range(2)
     ]
-    elapsed = {"virtual_seconds": 60.0, "communication_seconds": 20.0, "computing_seconds": 10.0}
+    elapsed = {
+        "virtual_seconds": 60.0,
+        "communication_seconds": 20.0,
+        "computing_seconds": 10.0,
+    }
     run.write_fleet({**elapsed, "energy_joules": 10.0, "clients": clients})
     fault = {"fault": "out_of_memory", "client": 1, "task": 1, "round": 1}
-    run.append({"event": "failure", "time": 2e9, **fault, "reason": "out of memory: board-1 has 1 GB"})
+    run.append(
+        {
+            "event": "failure",
+            "time": 2e9,
+            **fault,
+            "reason": "out of memory: board-1 has 1 GB",
+        }
+    )
 
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_axe_finds_nothing_and_nothing_is_asked_for(pages, show, kind: str, width: int, scheme: str) -> None:
+def test_axe_finds_nothing_and_nothing_is_asked_for(
+    pages, show, kind: str, width: int, scheme: str
+) -> None:
     page = show(pages[kind], width, scheme)
     found = axe_module.Axe().run(page, options={"resultTypes": ["violations"]}).response
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
+    assert [
+        (each["id"], each["nodes"][0]["html"]) for each in found["violations"]
+    ] == []
     # These two are what earlier pages broke: they must have been looked at.
-    assert {"empty-table-header", "svg-img-alt"} <= {each["id"] for each in found["passes"]}
+    assert {"empty-table-header", "svg-img-alt"} <= {
+        each["id"] for each in found["passes"]
+    }
     assert page.notes == []
     assert page.requests == [pages[kind].as_uri()]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -116,7 +160,9 @@ def test_axe_would_find_what_earlier_pages_had(show, tmp_path) -> None:
         "<table><tr><th></th><th>wide</th></tr><tr><td>one</td><td>twooooooooooooo</td></tr></table></div></main>"
     )
     found = axe_module.Axe().run(show(bad)).response["violations"]
-    assert {"empty-table-header", "scrollable-region-focusable"} <= {each["id"] for each in found}
+    assert {"empty-table-header", "scrollable-region-focusable"} <= {
+        each["id"] for each in found
+    }
 
 
 def test_the_policy_stops_what_is_not_ours(pages, show) -> None:
@@ -152,12 +198,18 @@ def sortable(tmp_path) -> Path:
     ("column", "once", "twice"),
     [
         ("Method", ["a", "b-9", "b-10"], ["b-10", "b-9", "a"]),
-        ("Size", ["b-9", "b-10", "a"], ["b-10", "b-9", "a"]),  # what is not known stays last
+        (
+            "Size",
+            ["b-9", "b-10", "a"],
+            ["b-10", "b-9", "a"],
+        ),  # what is not known stays last
         ("Count", ["a", "b-9", "b-10"], ["b-10", "b-9", "a"]),
         ("Share", ["a", "b-9", "b-10"], ["b-9", "a", "b-10"]),
     ],
 )
-def test_tables_are_sorted_by_their_numbers(sortable, show, column: str, once: list[str], twice: list[str]) -> None:
+def test_tables_are_sorted_by_their_numbers(
+    sortable, show, column: str, once: list[str], twice: list[str]
+) -> None:
     page = show(sortable)
     head = page.get_by_role("columnheader", name=column)
     for order, state in ((once, "ascending"), (twice, "descending")):

@@ -45,7 +45,9 @@ ACCURACY = measure_named("accuracy")
         ("accuracy", math.nan, "–"),
     ],
 )
-def test_a_number_is_written_in_a_unit_of_its_size(key: str, value: float, text: str) -> None:
+def test_a_number_is_written_in_a_unit_of_its_size(
+    key: str, value: float, text: str
+) -> None:
     assert measure_named(key).text(value) == text
 
 
@@ -77,7 +79,9 @@ def test_sizes_durations_and_energies() -> None:
         ([0.02, 0.0, 0.01], "1.0 (0.0 to 3.5) %"),
     ],
 )
-def test_fewer_than_three_seeds_are_shown_one_by_one(values: list[float], text: str) -> None:
+def test_fewer_than_three_seeds_are_shown_one_by_one(
+    values: list[float], text: str
+) -> None:
     assert estimate(values).text(ACCURACY) == text
 
 

@@ -29,9 +29,16 @@ def checkpoint(server_round=1, **changes):
         "task": 0,
         "round": server_round,
         "server_round": server_round,
-        "arrays": Arrays(z=np.full(3, 0.1 * server_round, np.float32), a=np.array(2.5), e=np.zeros((0, 4))),
+        "arrays": Arrays(
+            z=np.full(3, 0.1 * server_round, np.float32),
+            a=np.array(2.5),
+            e=np.zeros((0, 4)),
+        ),
         "strategy": {"attributes": {}},
-        "scores": {"personal": np.array([[0.5, np.nan]]), "steps": np.zeros((0, 3), np.int64)},
+        "scores": {
+            "personal": np.array([[0.5, np.nan]]),
+            "steps": np.zeros((0, 3), np.int64),
+        },
         "versions": {0: 2**47 + 1, 5: 3},
         "traffic": {"train": {"down": 1, "up": 2, "messages": 3}},
         "position": 77,
@@ -47,7 +54,15 @@ def assert_same(a, b):
         for name in left:
             assert left[name].dtype == right[name].dtype
             np.testing.assert_array_equal(left[name], right[name])
-    for name in ("task", "round", "server_round", "versions", "traffic", "position", "seconds"):
+    for name in (
+        "task",
+        "round",
+        "server_round",
+        "versions",
+        "traffic",
+        "position",
+        "seconds",
+    ):
         assert getattr(a, name) == getattr(b, name)
 
 
@@ -61,18 +76,25 @@ def test_only_the_latest_is_kept(tmp_path):
     for server_round in (1, 2, 10):
         deleting = save_checkpoint(tmp_path, checkpoint(server_round))
     deleting.join()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "latest"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-10",
+        "latest",
+    ]
     assert load_checkpoint(tmp_path).server_round == 10
 
 
-def test_the_disk_is_waited_for_before_a_checkpoint_counts_and_before_older_ones_go(tmp_path, monkeypatch):
+def test_the_disk_is_waited_for_before_a_checkpoint_counts_and_before_older_ones_go(
+    tmp_path, monkeypatch
+):
     save_checkpoint(tmp_path, checkpoint(1))
     seen = []
 
     def look(name, real):
         def call(*args):
             files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-            seen.append((name, (tmp_path / "latest").read_text().split()[0], len(files)))
+            seen.append(
+                (name, (tmp_path / "latest").read_text().split()[0], len(files))
+            )
             real(*args)
 
         return call
@@ -81,7 +103,11 @@ def test_the_disk_is_waited_for_before_a_checkpoint_counts_and_before_older_ones
     monkeypatch.setattr(os, "fsync", look("one", os.fsync))
     save_checkpoint(tmp_path, checkpoint(2)).join()
     # Both checkpoints' two files and the old name; then the new name beside the old; then the folder with the new one.
-    assert seen == [("all", "checkpoint-1", 5), ("one", "checkpoint-1", 6), ("one", "checkpoint-2", 5)]
+    assert seen == [
+        ("all", "checkpoint-1", 5),
+        ("one", "checkpoint-1", 6),
+        ("one", "checkpoint-2", 5),
+    ]
     assert not (tmp_path / "checkpoint-1").exists()
 
 
@@ -144,10 +170,18 @@ class Everything(FedAvg):
         self.tensor = torch.tensor([1.5, -0.0])
         self.pair = (1, (2.5, "three"))
         self.table = {3: np.ones(2), (1, 2): [None, b"\x00\xff"], "is": "dict"}
-        self.arrays = ArrayRecord({"b": Array(np.array([1.0, 2.0])), "a": Array(np.array(3))})
-        self.metrics, self.config = MetricRecord({"m": [1, 2]}), ConfigRecord({"b": b"raw", "s": "t"})
+        self.arrays = ArrayRecord(
+            {"b": Array(np.array([1.0, 2.0])), "a": Array(np.array(3))}
+        )
+        self.metrics, self.config = (
+            MetricRecord({"m": [1, 2]}),
+            ConfigRecord({"b": b"raw", "s": "t"}),
+        )
         self.single = Array(np.array([4, 5], np.uint8))
-        self.numpy_generator, self.python_generator = np.random.default_rng(3), random.Random(4)
+        self.numpy_generator, self.python_generator = (
+            np.random.default_rng(3),
+            random.Random(4),
+        )
         self.function = lambda: 1
 
 
@@ -166,7 +200,17 @@ def test_everything_a_strategy_may_remember_comes_back(tmp_path):
         if name != "function" and not name.endswith(("_generator", "_fn")):
             setattr(new, name, None)
     assert round_trip(old, new, tmp_path) == []
-    for name in ("number", "whole", "flag", "word", "infinite", "pair", "nothing", "fraction_train", "weighted_by_key"):
+    for name in (
+        "number",
+        "whole",
+        "flag",
+        "word",
+        "infinite",
+        "pair",
+        "nothing",
+        "fraction_train",
+        "weighted_by_key",
+    ):
         assert getattr(new, name) == getattr(old, name)
         assert type(getattr(new, name)) is type(getattr(old, name))
     for name in ("array", "zero_d", "scalar", "tensor"):
@@ -215,7 +259,10 @@ def test_a_strategy_with_a_state_of_its_own_is_asked(tmp_path):
 
 def test_wrapped_strategies_are_filled_in_where_they_stand(tmp_path):
     options = {"noise_multiplier": 0.5, "clipping_norm": 1.0, "num_sampled_clients": 4}
-    old, new = (build_strategy(StrategyConfig(name="dp-fixed-clipping", **options)) for _ in range(2))
+    old, new = (
+        build_strategy(StrategyConfig(name="dp-fixed-clipping", **options))
+        for _ in range(2)
+    )
     old.strategy.seen = np.arange(3)
     inner = new.strategy
     assert round_trip(old, new, tmp_path) == []

@@ -18,7 +18,15 @@ from fedknow.client.host import Host
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.protocols.messages import END_TASK, EVALUATE, KEPT, TRAIN, Arrays, Metrics, client_of
+from fedknow.protocols.messages import (
+    END_TASK,
+    EVALUATE,
+    KEPT,
+    TRAIN,
+    Arrays,
+    Metrics,
+    client_of,
+)
 from fedknow.server.run.experiment import Experiment, RunError
 from fedknow.server.grids.base import InlineGrid
 from fedknow.server.reports.summary import summarise
@@ -57,25 +65,48 @@ class FakeNode:
                 (k, np.asarray(v * np.float32(0.5) + np.float32(client + count / 8)))
                 for k, v in message.arrays().items()
             )
-            metrics = Metrics({"num-examples": client + 1, "loss": float(count), "accuracy": 0.25 * client})
+            metrics = Metrics(
+                {
+                    "num-examples": client + 1,
+                    "loss": float(count),
+                    "accuracy": 0.25 * client,
+                }
+            )
             spoil = self.spoil.get((client, config["task"], config["round"]))
             if spoil is not None:
                 try:
                     spoil(arrays, metrics)
                 except ValueError as error:
                     return message.fail(2, f"ValueError: {error}"), state
-            return message.reply({"arrays": arrays, "metrics": metrics}), {"count": count}
+            return message.reply({"arrays": arrays, "metrics": metrics}), {
+                "count": count
+            }
         if message.kind == END_TASK:
-            report = Metrics({"num-examples": 1, "knowledge-bytes": 100.0 * (client + 1)})
-            return message.reply({"metrics": report}), {**state, "ended": config["task"]}
+            report = Metrics(
+                {"num-examples": 1, "knowledge-bytes": 100.0 * (client + 1)}
+            )
+            return message.reply({"metrics": report}), {
+                **state,
+                "ended": config["task"],
+            }
         assert message.kind == EVALUATE
         last = self.config.data.tasks if config.get("forward") else config["task"] + 1
         total = [10 * (client + 1)] * last
         # right answers tell which task was trained, which is scored, and what the global head was
-        bonus = int(message.content[KEPT]["h"][0]) if config.get("scoring") == "global" else client
+        bonus = (
+            int(message.content[KEPT]["h"][0])
+            if config.get("scoring") == "global"
+            else client
+        )
         correct = [config["task"] + task + bonus for task in range(last)]
         metrics = Metrics(
-            {"num-examples": sum(total), "accuracy": 0.5, "loss": 1.0, "correct": correct, "total": total}
+            {
+                "num-examples": sum(total),
+                "accuracy": 0.5,
+                "loss": 1.0,
+                "correct": correct,
+                "total": total,
+            }
         )
         if config.get("scoring"):
             metrics["losses"] = [1.0] * last
@@ -111,8 +142,17 @@ class Rig:
             self.node = FakeNode(self.config, self.personal)
             self.node.spoil = self.spoil
             store = StateStore(folder.clients, 2**20)
-            with InlineGrid(self.config.data.clients, Host(self.config, None, store, self.node)) as self.grid:
-                experiment = Experiment(self.config, self.grid, folder, FakeLearner(), observers, self.partition)
+            with InlineGrid(
+                self.config.data.clients, Host(self.config, None, store, self.node)
+            ) as self.grid:
+                experiment = Experiment(
+                    self.config,
+                    self.grid,
+                    folder,
+                    FakeLearner(),
+                    observers,
+                    self.partition,
+                )
                 if strategy is not None:
                     experiment.strategy = strategy
                 return experiment.run()
@@ -165,7 +205,14 @@ def test_events_come_in_order_and_go_to_observers_too(rig):
     assert (start["travelling"], start["bytes"], start["partition"]) == (3, 12, "abc")
     assert start["resumed_from"] is None
     assert start["versions"]["torch"] == torch.__version__
-    assert start["versions"].keys() == {"fedknow", "flwr", "torch", "ray", "numpy", "python"}
+    assert start["versions"].keys() == {
+        "fedknow",
+        "flwr",
+        "torch",
+        "ray",
+        "numpy",
+        "python",
+    }
     rounds = [event for event in run.events if event["event"] == "round"]
     assert [(e["task"], e["round"], e["server_round"]) for e in rounds] == [
         (0, 1, 1), (0, 2, 2), (0, 3, 3), (1, 1, 4), (1, 2, 5), (1, 3, 6),
@@ -173,12 +220,23 @@ def test_events_come_in_order_and_go_to_observers_too(rig):
     assert {event["clients"] for event in rounds} == {4}
     # client c has c + 1 samples: (0 * 1 + .25 * 2 + .5 * 3 + .75 * 4) / 10
     assert rounds[0]["accuracy"] == pytest.approx(0.5)
-    assert rounds[0]["metrics"] == {"loss": pytest.approx(1.0), "accuracy": pytest.approx(0.5)}
+    assert rounds[0]["metrics"] == {
+        "loss": pytest.approx(1.0),
+        "accuracy": pytest.approx(0.5),
+    }
     assert rounds[4]["loss"] == pytest.approx(5.0)
     assert all(event["peak_memory_mb"] > 10 for event in rounds)
     ends = [event for event in run.events if event["event"] == "task_end"]
     assert [event["knowledge_bytes"] for event in ends] == [250.0, 250.0]
-    told = [(event["server_bytes"], event["client_memory_bytes"], event["samples"], event["flops"]) for event in ends]
+    told = [
+        (
+            event["server_bytes"],
+            event["client_memory_bytes"],
+            event["samples"],
+            event["flops"],
+        )
+        for event in ends
+    ]
     assert told == [(0, None, None, None)] * 2  # these clients count no costs
 
 
@@ -189,11 +247,17 @@ def test_what_clients_needed(rig, monkeypatch):
     def counted(self, message, state):
         reply, state = handle(self, message, state)
         task, client = message.config()["task"], client_of(message.node)
-        needed = {TRAIN: 1000.0 * (client + 1) - task, END_TASK: 4000.5 - client, EVALUATE: 1e9}
+        needed = {
+            TRAIN: 1000.0 * (client + 1) - task,
+            END_TASK: 4000.5 - client,
+            EVALUATE: 1e9,
+        }
         spent = {TRAIN: 10.0 * (client + 1), END_TASK: 1.0 + task, EVALUATE: 1e9}
         learned = {TRAIN: 5.0, END_TASK: 2.0 * client, EVALUATE: 1e9}
         told = {"memory-bytes": needed, "flops": spent, "samples": learned}
-        reply.content["metrics"] |= {name: values[message.kind] for name, values in told.items()}
+        reply.content["metrics"] |= {
+            name: values[message.kind] for name, values in told.items()
+        }
         return reply, state
 
     monkeypatch.setattr(FakeNode, "handle", counted)
@@ -201,7 +265,11 @@ def test_what_clients_needed(rig, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run.run(stop_at(7))
     run.run(resume=True)
-    told = [(e["event"], e["client_memory_bytes"]) for e in run.events if "client_memory_bytes" in e]
+    told = [
+        (e["event"], e["client_memory_bytes"])
+        for e in run.events
+        if "client_memory_bytes" in e
+    ]
     task = [("round", 4000.0)] * 3 + [("task_end", 4000.5)]
     assert told == [*task, *[("round", 4000.5)] * 3, ("task_end", 4000.5)]
     flops = [event["flops"] for event in run.events if "flops" in event]
@@ -213,13 +281,21 @@ def test_what_clients_needed(rig, monkeypatch):
 def test_clients_are_told_task_and_round(rig):
     run = rig()
     run.run()
-    told = [config for kind, client, config in run.node.seen if kind == TRAIN and client == 2]
+    told = [
+        config
+        for kind, client, config in run.node.seen
+        if kind == TRAIN and client == 2
+    ]
     assert [(c["task"], c["round"], c["server-round"]) for c in told] == [
         (0, 1, 1), (0, 2, 2), (0, 3, 3), (1, 1, 4), (1, 2, 5), (1, 3, 6),
     ]  # fmt: skip
     assert {(c["rounds"], c["tasks"]) for c in told} == {(3, 2)}
-    ended = [(client, config) for kind, client, config in run.node.seen if kind == END_TASK]
-    assert ended == [(client, {"task": task}) for task in range(2) for client in range(4)]
+    ended = [
+        (client, config) for kind, client, config in run.node.seen if kind == END_TASK
+    ]
+    assert ended == [
+        (client, {"task": task}) for task in range(2) for client in range(4)
+    ]
 
 
 def test_fedavg_is_the_mean_weighted_by_samples(rig):
@@ -242,12 +318,17 @@ def test_raw_accuracies_are_what_clients_answered(rig):
     for name, value in result.accuracy.items():
         np.testing.assert_array_equal(value, stored[name])
     sizes = np.array([10, 20, 30, 40])
-    np.testing.assert_array_equal(stored["weights"], np.repeat(sizes[:, None], 2, axis=1))
+    np.testing.assert_array_equal(
+        stored["weights"], np.repeat(sizes[:, None], 2, axis=1)
+    )
     for client in range(4):
         # head of the global model: (0 * 1 + 1 * 2 + 2 * 3 + 3 * 4) / 10 = 2
         for scoring, bonus in (("personal", client), ("global", 2)):
             size = sizes[client]
-            expected = [[bonus / size, (1 + bonus) / size], [np.nan, (2 + bonus) / size]]
+            expected = [
+                [bonus / size, (1 + bonus) / size],
+                [np.nan, (2 + bonus) / size],
+            ]
             np.testing.assert_allclose(stored[scoring][client], expected)
     assert stored["round_personal"].shape == (0, 4, 2)
     end = run.events[-1]
@@ -275,7 +356,11 @@ def test_scoring_the_global_model_is_nobodys_traffic(rig):
     alone.run()
     assert personal == alone.grid.traffic["evaluate"]
     assert "evaluate.global" not in alone.grid.traffic
-    assert traffic["train"] == {"down": 24 * (12 + 5 * 8), "up": 24 * (12 + 3 * 8), "messages": 24}
+    assert traffic["train"] == {
+        "down": 24 * (12 + 5 * 8),
+        "up": 24 * (12 + 3 * 8),
+        "messages": 24,
+    }
 
 
 def test_one_scoring_is_enough_where_everything_travels(rig):
@@ -295,12 +380,16 @@ def test_without_the_global_scoring_there_is_none(rig):
 def test_evaluation_within_tasks_and_of_tasks_to_come(rig):
     run = rig("evaluation.every=1", "evaluation.forward=true")
     stored = run.run().accuracy
-    np.testing.assert_array_equal(stored["round_steps"], [[1, 0, 1], [2, 0, 2], [4, 1, 1], [5, 1, 2]])
+    np.testing.assert_array_equal(
+        stored["round_steps"], [[1, 0, 1], [2, 0, 2], [4, 1, 1], [5, 1, 2]]
+    )
     assert stored["round_personal"].shape == (4, 4, 2)
     np.testing.assert_allclose(stored["round_personal"][2], stored["personal"][:, :, 1])
     assert kinds(run.events).count("evaluation") == 6
     # client 3 before task 1 is learned: (0 + 1 + 3) / 40, and as much before any training
-    assert stored["personal"][3, 1, 0] == stored["untrained"][3, 1] == pytest.approx(0.1)
+    assert (
+        stored["personal"][3, 1, 0] == stored["untrained"][3, 1] == pytest.approx(0.1)
+    )
     assert run.events[-1]["forward_transfer"] == pytest.approx(0.0)
 
 
@@ -309,7 +398,10 @@ def test_learners_that_keep_nothing_are_not_told_of_the_end_of_a_task(rig, monke
     run = rig()
     run.run()
     assert not any(kind == END_TASK for kind, *_ in run.node.seen)
-    assert [e["knowledge_bytes"] for e in run.events if e["event"] == "task_end"] == [0.0, 0.0]
+    assert [e["knowledge_bytes"] for e in run.events if e["event"] == "task_end"] == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_the_strategys_own_evaluation_is_called_too(rig):
@@ -317,8 +409,17 @@ def test_the_strategys_own_evaluation_is_called_too(rig):
     run.run()
     evaluations = [event for event in run.events if event["event"] == "evaluation"]
     # the mean weighted by 10, 20, 30, 40 samples of 0, 1, 2, 3 right answers
-    assert evaluations[0]["metrics"] == {"accuracy": 0.5, "loss": 1.0, "correct": [2.0], "total": [30.0]}
-    plain = [config for kind, _, config in run.node.seen if kind == EVALUATE and "scoring" not in config]
+    assert evaluations[0]["metrics"] == {
+        "accuracy": 0.5,
+        "loss": 1.0,
+        "correct": [2.0],
+        "total": [30.0],
+    }
+    plain = [
+        config
+        for kind, _, config in run.node.seen
+        if kind == EVALUATE and "scoring" not in config
+    ]
     assert [config["task"] for config in plain] == [0] * 4 + [1] * 4
 
 
@@ -340,13 +441,19 @@ def test_sampling_depends_on_the_seed_alone_and_leaves_no_trace(tmp_path):
     first = sampled("a", 1)
     assert first == sampled("b", 2)
     assert first != sampled("c", 1, "seed=7")
-    assert len({tuple(sorted(first[i : i + 2])) for i in range(0, 12, 2)}) > 1  # not the same pair every round
+    assert (
+        len({tuple(sorted(first[i : i + 2])) for i in range(0, 12, 2)}) > 1
+    )  # not the same pair every round
 
 
 STRATEGIES = [
     ("strategy=fedavg", "strategy.fraction=0.5"),
     ("strategy=fedadam", "strategy.fraction=0.75"),
-    ("strategy=fedavgm", "strategy.server_momentum=0.9", "strategy.server_learning_rate=0.5"),
+    (
+        "strategy=fedavgm",
+        "strategy.server_momentum=0.9",
+        "strategy.server_learning_rate=0.5",
+    ),
     ("strategy=fedyogi",),
     (
         "strategy=dp-adaptive-clipping",
@@ -369,7 +476,9 @@ def undisturbed(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("place", range(1, 12))
-def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_happened(tmp_path, undisturbed, place):
+def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_happened(
+    tmp_path, undisturbed, place
+):
     overrides, whole, expected = undisturbed
     broken = Rig(tmp_path / "broken", *overrides)
     with pytest.raises(KeyboardInterrupt):
@@ -381,7 +490,11 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_happened(tmp_path,
         assert value.tobytes() == result.arrays[name].tobytes()
     for name, value in expected.accuracy.items():
         np.testing.assert_array_equal(value, result.accuracy[name])
-    again = [event for event in broken.events if not (event["event"] == "start" and event["resumed_from"])]
+    again = [
+        event
+        for event in broken.events
+        if not (event["event"] == "start" and event["resumed_from"])
+    ]
     assert comparable(again) == comparable(whole.events)
     assert broken.grid.traffic == whole.grid.traffic
     # files of client states: exactly one a client, of the same content
@@ -405,18 +518,30 @@ def test_so_does_one_interrupted_while_clients_work(tmp_path, monkeypatch, messa
     monkeypatch.undo()
     result = broken.run(resume=True)
     assert result.arrays["w"].tobytes() == expected.arrays["w"].tobytes()
-    np.testing.assert_array_equal(result.accuracy["personal"], expected.accuracy["personal"])
+    np.testing.assert_array_equal(
+        result.accuracy["personal"], expected.accuracy["personal"]
+    )
     assert broken.grid.traffic == whole.grid.traffic
 
 
 def test_resuming_skips_what_is_done(rig):
     run = rig()
     with pytest.raises(KeyboardInterrupt):
-        run.run(stop_at(9))  # in the third round of the second task's: start, 3 rounds, 2 more, 2 rounds, round
-    assert run.events[-1] == run.events[-1] | {"event": "interrupted", "task": 1, "round": 2}
+        run.run(
+            stop_at(9)
+        )  # in the third round of the second task's: start, 3 rounds, 2 more, 2 rounds, round
+    assert run.events[-1] == run.events[-1] | {
+        "event": "interrupted",
+        "task": 1,
+        "round": 2,
+    }
     run.run(resume=True)
-    assert [event["resumed_from"] for event in run.events if event["event"] == "start"] == [None, 5]
-    assert {(c["task"], c["round"]) for kind, _, c in run.node.seen if kind == TRAIN} == {(1, 3)}
+    assert [
+        event["resumed_from"] for event in run.events if event["event"] == "start"
+    ] == [None, 5]
+    assert {
+        (c["task"], c["round"]) for kind, _, c in run.node.seen if kind == TRAIN
+    } == {(1, 3)}
     seconds = [event["seconds"] for event in run.events if event["event"] == "end"]
     assert seconds[0] > 0
 
@@ -448,7 +573,9 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, monkeypatch, wri
     monkeypatch.undo()
     result = broken.run(resume=True)
     assert result.arrays["w"].tobytes() == expected.arrays["w"].tobytes()
-    np.testing.assert_array_equal(result.accuracy["personal"], expected.accuracy["personal"])
+    np.testing.assert_array_equal(
+        result.accuracy["personal"], expected.accuracy["personal"]
+    )
 
 
 # --- clients that fail --------------------------------------------------------------------------------------------
@@ -488,11 +615,18 @@ def test_a_client_at_fault_ends_the_run_and_is_named(rig, spoil, words):
     assert words in str(error.value)
     assert "engine.on_client_error=skip" in str(error.value)
     [failure] = [event for event in run.events if event["event"] == "failure"]
-    assert (failure["client"], failure["task"], failure["round"], failure["kind"]) == (2, 1, 2, "train")
+    assert (failure["client"], failure["task"], failure["round"], failure["kind"]) == (
+        2,
+        1,
+        2,
+        "train",
+    )
     assert words in failure["reason"]
     run.spoil = {}  # mended: all that was earned is there
     run.run(resume=True)
-    assert [event["resumed_from"] for event in run.events if event["event"] == "start"] == [None, 4]
+    assert [
+        event["resumed_from"] for event in run.events if event["event"] == "start"
+    ] == [None, 4]
 
 
 @pytest.mark.parametrize("spoil", [nan, fall, rename, forget_samples])
@@ -513,15 +647,23 @@ def test_scores_that_cannot_be_are_a_failure_of_that_client(tmp_path):
 
     run = Rig(tmp_path / "stops")
     run.spoil = {(2, 0, "global"): boast}
-    with pytest.raises(RunError, match=r"client 2, task 1, round 3 \(evaluate\): correct must lie between"):
+    with pytest.raises(
+        RunError,
+        match=r"client 2, task 1, round 3 \(evaluate\): correct must lie between",
+    ):
         run.run()
-    run = Rig(tmp_path / "skips", "engine.on_client_error=skip", "evaluation.forward=true")
+    run = Rig(
+        tmp_path / "skips", "engine.on_client_error=skip", "evaluation.forward=true"
+    )
     run.spoil = {(2, 0, "personal"): boast}
     accuracy = run.run().accuracy
     assert np.isnan(accuracy["personal"][2, 0, 0])
     assert np.isfinite(accuracy["personal"][[0, 1, 3], 0, 0]).all()
     failures = [event for event in run.events if event["event"] == "failure"]
-    assert [(event["client"], event["task"], event["round"]) for event in failures] == [(2, 0, 0), (2, 0, 3)]
+    assert [(event["client"], event["task"], event["round"]) for event in failures] == [
+        (2, 0, 0),
+        (2, 0, 3),
+    ]
 
 
 def test_a_refused_update_leaves_the_clients_state_as_it_was(rig):
@@ -537,7 +679,12 @@ def test_a_refused_update_leaves_the_clients_state_as_it_was(rig):
 def test_if_all_clients_fail_the_run_does(rig, policy):
     run = rig(f"engine.on_client_error={policy}")
     run.spoil = {(client, 0, 2): fall for client in range(4)}
-    with pytest.raises(RunError, match="client 0, task 1, round 2" if policy == "stop" else "all 4 clients failed"):
+    with pytest.raises(
+        RunError,
+        match="client 0, task 1, round 2"
+        if policy == "stop"
+        else "all 4 clients failed",
+    ):
         run.run()
 
 
@@ -551,7 +698,9 @@ def strategy(**hooks):
 
 def poisoned(self, server_round, replies):
     arrays, metrics = FedAvg.aggregate_train(self, server_round, replies)
-    return ArrayRecord({name: array for name, array in arrays.items() if name != "b"}), metrics
+    return ArrayRecord(
+        {name: array for name, array in arrays.items() if name != "b"}
+    ), metrics
 
 
 @pytest.mark.parametrize(
@@ -592,7 +741,9 @@ def test_a_run_that_never_aggregates_is_no_result(rig):
     nothing = strategy(aggregate_train=lambda self, r, replies: (None, None))
     run = rig()
     for resumed in (False, True):  # to go on changes nothing
-        with pytest.raises(RunError, match=r"aggregated nothing by task 1, round 3, .*another --out"):
+        with pytest.raises(
+            RunError, match=r"aggregated nothing by task 1, round 3, .*another --out"
+        ):
             run.run(strategy=nothing, resume=resumed)
     assert not any(event["event"] == "end" for event in run.events)
 
@@ -601,18 +752,29 @@ def test_flowers_reason_for_aggregating_nothing_is_told(rig):
     from flwr.serverapp.strategy import Bulyan
 
     run = rig()
-    bulyan = Bulyan(fraction_evaluate=0.0, num_malicious_nodes=1)  # needs 7 answers, of 4 clients
-    with pytest.raises(RunError, match=r"Required at least 7 \(4\*num_malicious_nodes \+ 3\), but received 4"):
+    bulyan = Bulyan(
+        fraction_evaluate=0.0, num_malicious_nodes=1
+    )  # needs 7 answers, of 4 clients
+    with pytest.raises(
+        RunError,
+        match=r"Required at least 7 \(4\*num_malicious_nodes \+ 3\), but received 4",
+    ):
         run.run(strategy=bulyan)
     assert len(warnings_of(run)) == 3
-    assert "Insufficient replies, skipping Bulyan aggregation: Required at least 7" in warnings_of(run)[0]
+    assert (
+        "Insufficient replies, skipping Bulyan aggregation: Required at least 7"
+        in warnings_of(run)[0]
+    )
 
 
 def test_a_run_in_which_nobody_is_ever_chosen_is_no_result(rig):
     run = rig("data.tasks=1")
     with pytest.raises(RunError, match="aggregated nothing in the whole run"):
         run.run(strategy=strategy(configure_train=lambda self, *a: []))
-    assert warnings_of(run) == ["strategy chose no clients; the global model stays as it is"] * 3
+    assert (
+        warnings_of(run)
+        == ["strategy chose no clients; the global model stays as it is"] * 3
+    )
 
 
 @pytest.mark.parametrize("hook", ["configure_train", "aggregate_train"])
@@ -620,7 +782,9 @@ def test_a_strategy_cannot_end_the_process(rig, hook):
     def leave(self, *arguments):
         raise SystemExit
 
-    with pytest.raises(RunError, match=f"failed in {hook}, task 1, round 1: SystemExit"):
+    with pytest.raises(
+        RunError, match=f"failed in {hook}, task 1, round 1: SystemExit"
+    ):
         rig().run(strategy=strategy(**{hook: leave}))
 
 
@@ -630,7 +794,9 @@ def test_where_nothing_travels_any_strategy_will_do(rig, monkeypatch, name):
     run = rig(f"strategy={name}")
     result = run.run()
     assert result.arrays == {}
-    assert [event["clients"] for event in run.events if event["event"] == "round"] == [4] * 6
+    assert [event["clients"] for event in run.events if event["event"] == "round"] == [
+        4
+    ] * 6
     assert run.events[0]["travelling"] == 0
 
 
@@ -647,7 +813,9 @@ class OwnLoop(FedAvg):
     """A strategy with a loop of its own, as asynchronous ones have."""
 
     def __init__(self, tell=True, **options):
-        super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, **options)
+        super().__init__(
+            fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, **options
+        )
         self.tell = tell
         self.starts = 0
 
@@ -672,8 +840,14 @@ def test_a_strategy_with_a_loop_of_its_own_is_called_once_a_task(tmp_path):
     expected, result = ours.run(), theirs.run(strategy=loop)
     assert loop.starts == 2
     np.testing.assert_array_equal(result.arrays["w"], expected.arrays["w"])
-    np.testing.assert_array_equal(result.accuracy["personal"], expected.accuracy["personal"])
-    told = [(c["task"], c["round"]) for kind, client, c in theirs.node.seen if kind == TRAIN and client == 0]
+    np.testing.assert_array_equal(
+        result.accuracy["personal"], expected.accuracy["personal"]
+    )
+    told = [
+        (c["task"], c["round"])
+        for kind, client, c in theirs.node.seen
+        if kind == TRAIN and client == 0
+    ]
     assert told == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
     rounds = [event for event in theirs.events if event["event"] == "round"]
     assert [event["server_round"] for event in rounds] == [1, 2, 3, 4, 5, 6]
@@ -682,7 +856,10 @@ def test_a_strategy_with_a_loop_of_its_own_is_called_once_a_task(tmp_path):
 
 
 def test_clients_are_scored_between_rounds_of_a_loop_of_its_own_too(tmp_path):
-    ours, theirs = Rig(tmp_path / "a", "evaluation.every=2"), Rig(tmp_path / "b", "evaluation.every=2")
+    ours, theirs = (
+        Rig(tmp_path / "a", "evaluation.every=2"),
+        Rig(tmp_path / "b", "evaluation.every=2"),
+    )
     expected, result = ours.run(), theirs.run(strategy=OwnLoop())
     assert kinds(theirs.events) == kinds(ours.events)
     for name, array in expected.accuracy.items():
@@ -705,8 +882,12 @@ def test_it_is_resumed_at_the_task(tmp_path):
         broken.run(stop_at(8), strategy=OwnLoop(fraction_train=0.5))
     result = broken.run(resume=True, strategy=OwnLoop(fraction_train=0.5))
     assert result.arrays["w"].tobytes() == expected.arrays["w"].tobytes()
-    np.testing.assert_array_equal(result.accuracy["personal"], expected.accuracy["personal"])
-    assert [event["resumed_from"] for event in broken.events if event["event"] == "start"] == [None, 3]
+    np.testing.assert_array_equal(
+        result.accuracy["personal"], expected.accuracy["personal"]
+    )
+    assert [
+        event["resumed_from"] for event in broken.events if event["event"] == "start"
+    ] == [None, 3]
 
 
 def test_one_that_cannot_be_followed_is_warned_of(rig):
@@ -729,7 +910,13 @@ def test_client_failures_end_a_loop_of_their_own_too(rig):
 
 def real(path, *overrides):
     base = {
-        "data": {"clients": 4, "tasks": 2, "classes_max": 2, "share": "overlapping", "test_samples": 0.5},
+        "data": {
+            "clients": 4,
+            "tasks": 2,
+            "classes_max": 2,
+            "share": "overlapping",
+            "test_samples": 0.5,
+        },
         "train": {"rounds": 2, "epochs": 4, "batch_size": 8, "lr": 3e-3},
         "model": {"name": "cnn"},
     }
@@ -739,7 +926,9 @@ def real(path, *overrides):
         store = StateStore(folder.clients, 2**24)
         with InlineGrid(config.data.clients, Host(config, benchmark, store)) as grid:
             learner = build_learner(config, benchmark.shape, benchmark.classes)
-            return Experiment(config, grid, folder, learner, (), benchmark.partition.summary()).run()
+            return Experiment(
+                config, grid, folder, learner, (), benchmark.partition.summary()
+            ).run()
 
 
 def test_fedknow_learns_two_tasks_of_digits(tmp_path):
@@ -752,12 +941,26 @@ def test_fedknow_learns_two_tasks_of_digits(tmp_path):
 @pytest.mark.parametrize(("learner", "at_the_end"), [("fedknow", 3), ("fedper", 0)])
 def test_all_samples_that_are_learned_from_are_told(tmp_path, learner, at_the_end):
     """One client trains in a task's round, the others when it ends; FedKNOW then fine-tunes for three epochs."""
-    changes = [f"learner={learner}", "train.rounds=1", "train.epochs=2", "strategy.fraction=0.26", "model=mlp"]
+    changes = [
+        f"learner={learner}",
+        "train.rounds=1",
+        "train.epochs=2",
+        "strategy.fraction=0.26",
+        "model=mlp",
+    ]
     folder = RunFolder.open(real(tmp_path / "run", *changes).folder)
     benchmark = make_benchmark(folder.config)
-    sizes = [[benchmark.train_size(c, t) for c in range(folder.config.data.clients)] for t in range(benchmark.tasks)]
-    told = {kind: [e["samples"] for e in folder.events() if e["event"] == kind] for kind in ("round", "task_end")}
-    for size, in_round, ended in zip(sizes, told["round"], told["task_end"], strict=True):
+    sizes = [
+        [benchmark.train_size(c, t) for c in range(folder.config.data.clients)]
+        for t in range(benchmark.tasks)
+    ]
+    told = {
+        kind: [e["samples"] for e in folder.events() if e["event"] == kind]
+        for kind in ("round", "task_end")
+    }
+    for size, in_round, ended in zip(
+        sizes, told["round"], told["task_end"], strict=True
+    ):
         assert in_round in [2 * n for n in size]
         assert in_round + ended == (2 + at_the_end) * sum(size)
     assert summarise(folder).measures()["samples"] == (2 + at_the_end) * np.sum(sizes)
@@ -766,5 +969,7 @@ def test_all_samples_that_are_learned_from_are_told(tmp_path, learner, at_the_en
 def test_a_users_strategy_file_trains_real_clients(tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3] / "examples")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    result = real(tmp_path / "run", "strategy=my_strategy:MyStrategy", "strategy.slack=1.5")
+    result = real(
+        tmp_path / "run", "strategy=my_strategy:MyStrategy", "strategy.slack=1.5"
+    )
     assert result.summary["accuracy"] > 0.8

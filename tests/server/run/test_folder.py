@@ -82,7 +82,10 @@ def test_accuracy_round_trip_and_before_anything_was_scored(tmp_path):
         assert np.isnan(empty["global"]).all()
         assert (empty["weights"] == 0).all()
         assert empty["round_personal"].shape == (0, 2, 3)
-        arrays = {"personal": np.arange(4.0).reshape(1, 2, 2), "weights": np.ones((1, 2))}
+        arrays = {
+            "personal": np.arange(4.0).reshape(1, 2, 2),
+            "weights": np.ones((1, 2)),
+        }
         folder.write_accuracy(arrays)
         for name, value in folder.accuracy().items():
             np.testing.assert_array_equal(value, arrays[name])
@@ -91,7 +94,10 @@ def test_accuracy_round_trip_and_before_anything_was_scored(tmp_path):
 def test_partition_round_trip(tmp_path):
     with RunFolder.create(tmp_path / "run", CONFIG) as folder:
         folder.write_partition({"digest": "abc", "clients": [[1, 2], [3]]})
-    assert RunFolder.open(tmp_path / "run").partition == {"digest": "abc", "clients": [[1, 2], [3]]}
+    assert RunFolder.open(tmp_path / "run").partition == {
+        "digest": "abc",
+        "clients": [[1, 2], [3]],
+    }
 
 
 def test_what_is_there_is_never_overwritten(tmp_path):
@@ -122,7 +128,9 @@ def test_only_an_unfinished_run_of_the_same_experiment_is_resumed(tmp_path):
     assert "train.lr: was 0.001, now 0.5" in str(error.value)
     assert "data.tasks: was 3, now 4" in str(error.value)
     assert "--out" in str(error.value)
-    elsewhere = read_config(CONFIG.model_dump(), ["engine.workers=7", "engine.on_client_error=skip"])
+    elsewhere = read_config(
+        CONFIG.model_dump(), ["engine.workers=7", "engine.on_client_error=skip"]
+    )
     with RunFolder.resume(tmp_path / "half", elsewhere) as folder:
         assert folder.config.engine.workers == 7
 
@@ -131,13 +139,17 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
     with RunFolder.create(tmp_path / "run", CONFIG):
         with pytest.raises(ConfigError, match="in use"):
             RunFolder.resume(tmp_path / "run", CONFIG)
-        assert RunFolder.open(tmp_path / "run").events() == []  # reading is always possible
+        assert (
+            RunFolder.open(tmp_path / "run").events() == []
+        )  # reading is always possible
     RunFolder.resume(tmp_path / "run", CONFIG).close()
     code = (
         "import os, sys; from fedknow.server.run.folder import RunFolder\n"
         "folder = RunFolder.resume(sys.argv[1], RunFolder.open(sys.argv[1]).config); os._exit(9)"
     )
-    died = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
+    died = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], check=False
+    )
     assert died.returncode == 9
     RunFolder.resume(tmp_path / "run", CONFIG).close()
 
@@ -185,12 +197,18 @@ def test_a_run_that_began_is_kept_whatever_ends_it(tmp_path):
     folder.append({"event": "start"})
     with pytest.raises(ConfigError), folder:
         raise ConfigError
-    assert [event["event"] for event in RunFolder.open(tmp_path / "run").events()] == ["start"]
+    assert [event["event"] for event in RunFolder.open(tmp_path / "run").events()] == [
+        "start"
+    ]
 
 
 def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fleet = {"devices": "infinite", "profiles": "mine.toml", "availability": "there.csv"}
+    fleet = {
+        "devices": "infinite",
+        "profiles": "mine.toml",
+        "availability": "there.csv",
+    }
     config = read_config({"data": {"dir": "data"}, "fleet": fleet}).absolute()
     assert config.data.dir == str(tmp_path / "data")
     assert config.fleet.profiles == str(tmp_path / "mine.toml")
@@ -200,7 +218,9 @@ def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
     assert markov.absolute() == markov
 
 
-def test_a_run_of_an_earlier_version_is_resumed_where_its_paths_are_relative(tmp_path, monkeypatch):
+def test_a_run_of_an_earlier_version_is_resumed_where_its_paths_are_relative(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     config = read_config({"fleet": {"devices": "infinite", "profiles": "mine.toml"}})
     RunFolder.create("run", config).close()
@@ -226,18 +246,34 @@ def test_damage_is_a_sentence_that_names_the_file(tmp_path):
         folder.write_accuracy({"personal": np.arange(4.0)})
         assert len(folder.run_id) == 16
     folder = RunFolder.open(tmp_path / "run")
-    for name in ("metrics.jsonl", "partition.json", "fleet.json", "accuracy.npz", "run-id"):
+    for name in (
+        "metrics.jsonl",
+        "partition.json",
+        "fleet.json",
+        "accuracy.npz",
+        "run-id",
+    ):
         before = (folder.path / name).read_bytes()
         damage(folder.path / name)
-        with pytest.raises(FolderDamaged, match=rf"{name} is not what the run wrote: .*; put it back"):
-            assert not (folder.events(), folder.partition, folder.fleet, folder.accuracy(), folder.run_id)
+        with pytest.raises(
+            FolderDamaged, match=rf"{name} is not what the run wrote: .*; put it back"
+        ):
+            assert not (
+                folder.events(),
+                folder.partition,
+                folder.fleet,
+                folder.accuracy(),
+                folder.run_id,
+            )
         (folder.path / name).write_bytes(before)
     assert folder.complete
     assert [event.get("loss") for event in folder.events()] == [0.0, 0.125, 0.25, None]
     (folder.path / "config.toml").write_text(
         (folder.path / "config.toml").read_text().replace("rounds = 2", "rounds = 3")
     )
-    with pytest.raises(ConfigError, match=r"config\.toml was changed since the run was made: .*--set"):
+    with pytest.raises(
+        ConfigError, match=r"config\.toml was changed since the run was made: .*--set"
+    ):
         RunFolder.open(folder.path)
 
 
@@ -246,11 +282,17 @@ def test_a_line_that_is_gone_is_noticed(tmp_path):
         for number in range(4):
             folder.append({"event": "round", "loss": number})
         lines = (folder.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        for others in (lines[1:], lines[:1] + lines[2:], [lines[1], lines[0], *lines[2:]]):
+        for others in (
+            lines[1:],
+            lines[:1] + lines[2:],
+            [lines[1], lines[0], *lines[2:]],
+        ):
             (folder.path / "metrics.jsonl").write_bytes(b"".join(others))
             with pytest.raises(FolderDamaged, match=r"line \d: a checksum is wrong"):
                 folder.events()
-            with pytest.raises(FolderDamaged, match=r"it has \d+ bytes and had \d+|checksum is wrong"):
+            with pytest.raises(
+                FolderDamaged, match=r"it has \d+ bytes and had \d+|checksum is wrong"
+            ):
                 folder.cut_back(len(b"".join(lines)))
 
 
@@ -260,10 +302,14 @@ def test_an_array_that_is_gone_from_the_directory_is_noticed(tmp_path):
         path = folder.path / "accuracy.npz"
         whole = path.read_bytes()
         for place in range(len(whole)):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+            path.write_bytes(
+                whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :]
+            )
             try:
                 assert folder.accuracy().keys() == {"personal", "global"}
-                assert len(whole) - 19 <= place < len(whole) - 17  # the comment's length
+                assert (
+                    len(whole) - 19 <= place < len(whole) - 17
+                )  # the comment's length
             except FolderDamaged:
                 pass
 
@@ -303,7 +349,10 @@ def test_folders_of_earlier_versions_are_read(tmp_path):
         assert folder.complete
         assert [event["event"] for event in folder.events()] == ["start", "end"]
         damage(path / "metrics.jsonl", 12)
-        with pytest.raises(FolderDamaged, match="line 2: a checksum is wrong here or in the lines before"):
+        with pytest.raises(
+            FolderDamaged,
+            match="line 2: a checksum is wrong here or in the lines before",
+        ):
             folder.events()
     (path / "config.toml").write_text("")
     with pytest.raises(ConfigError, match="was changed since the run was made"):
@@ -313,5 +362,8 @@ def test_folders_of_earlier_versions_are_read(tmp_path):
 def test_a_run_that_clients_know_does_not_get_another_name(tmp_path):
     with RunFolder.create(tmp_path / "run", CONFIG) as folder:
         folder.checkpoints.mkdir()
-        with pytest.raises(FolderDamaged, match=r"run-id is missing, so clients would not know the run again"):
+        with pytest.raises(
+            FolderDamaged,
+            match=r"run-id is missing, so clients would not know the run again",
+        ):
             assert not folder.run_id

@@ -35,8 +35,12 @@ def test_average_accuracy_is_per_client_first():
 
 def test_forgetting_in_three_forms():
     np.testing.assert_allclose(metrics.forgetting(A, W), [NAN, 0.05, (0.15 + 0.05) / 2])
-    np.testing.assert_allclose(metrics.relative_forgetting(A, W), [NAN, 0.1, (0.3 + 0.05 / 0.7) / 2])
-    np.testing.assert_allclose(metrics.max_forgetting(A, W), [NAN, 0.05, (0.15 + 0.05) / 2])
+    np.testing.assert_allclose(
+        metrics.relative_forgetting(A, W), [NAN, 0.1, (0.3 + 0.05 / 0.7) / 2]
+    )
+    np.testing.assert_allclose(
+        metrics.max_forgetting(A, W), [NAN, 0.05, (0.15 + 0.05) / 2]
+    )
     np.testing.assert_allclose(metrics.backward_transfer(A, W), [NAN, -0.05, -0.1])
 
 
@@ -49,14 +53,18 @@ def test_forgetting_from_the_best_sees_a_peak_that_forgetting_does_not():
 
 def test_a_task_never_learned_has_nothing_to_lose_in_relative_terms():
     a = np.array([[[0.0, 0.2, 0.1], [NAN, 0.8, 0.4], [NAN, NAN, 1.0]]])
-    np.testing.assert_allclose(metrics.relative_forgetting(a, np.ones((1, 3))), [NAN, NAN, 0.5])
+    np.testing.assert_allclose(
+        metrics.relative_forgetting(a, np.ones((1, 3))), [NAN, NAN, 0.5]
+    )
 
 
 def test_forward_transfer():
     a = np.array([[[0.8, 0.8, 0.8], [0.4, 0.9, 0.9], [0.3, 0.5, 0.9]]])
     untrained = np.array([[0.1, 0.2, 0.25]])
     # a(0, 1) - b(1) = .2; a(1, 2) - b(2) = .25
-    np.testing.assert_allclose(metrics.forward_transfer(a, np.ones((1, 3)), untrained), [NAN, 0.2, 0.225])
+    np.testing.assert_allclose(
+        metrics.forward_transfer(a, np.ones((1, 3)), untrained), [NAN, 0.2, 0.225]
+    )
     assert np.isnan(metrics.forward_transfer(A, W, np.full((2, 3), NAN))).all()
 
 
@@ -76,7 +84,9 @@ def test_a_client_that_was_not_scored_is_left_out():
 def test_unfinished_runs_have_numbers_up_to_where_they_are():
     a = A.copy()
     a[:, :, 2] = NAN
-    np.testing.assert_allclose(metrics.average_accuracy(a, W)[:2], metrics.average_accuracy(A, W)[:2])
+    np.testing.assert_allclose(
+        metrics.average_accuracy(a, W)[:2], metrics.average_accuracy(A, W)[:2]
+    )
     assert np.isnan(metrics.average_accuracy(a, W)[2])
     assert np.isnan(metrics.forgetting(a, W)[2])
 
@@ -84,10 +94,16 @@ def test_unfinished_runs_have_numbers_up_to_where_they_are():
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     clients, tasks = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    weights = draw(hnp.arrays(np.float64, (clients, tasks), elements=st.integers(1, 50).map(float)))
-    correct = draw(hnp.arrays(np.float64, (clients, tasks, tasks), elements=st.floats(0, 1)))
+    weights = draw(
+        hnp.arrays(np.float64, (clients, tasks), elements=st.integers(1, 50).map(float))
+    )
+    correct = draw(
+        hnp.arrays(np.float64, (clients, tasks, tasks), elements=st.floats(0, 1))
+    )
     accuracy = np.floor(correct * weights[:, :, None]) / weights[:, :, None]
-    accuracy[:, np.tril(np.ones((tasks, tasks), bool), -1)] = np.nan  # tasks that come later
+    accuracy[:, np.tril(np.ones((tasks, tasks), bool), -1)] = (
+        np.nan
+    )  # tasks that come later
     return accuracy, weights
 
 
@@ -103,7 +119,12 @@ def test_averages_lie_between_the_extremes(run):
 @given(runs())
 def test_order_of_clients_and_scale_of_weights_do_not_matter(run):
     a, w = run
-    for metric in (metrics.average_accuracy, metrics.forgetting, metrics.relative_forgetting, metrics.max_forgetting):
+    for metric in (
+        metrics.average_accuracy,
+        metrics.forgetting,
+        metrics.relative_forgetting,
+        metrics.max_forgetting,
+    ):
         np.testing.assert_allclose(metric(a[::-1], w[::-1]), metric(a, w), atol=1e-12)
         np.testing.assert_allclose(metric(a, 3 * w), metric(a, w), atol=1e-12)
 
@@ -111,9 +132,13 @@ def test_order_of_clients_and_scale_of_weights_do_not_matter(run):
 @given(runs())
 def test_relations_between_the_metrics(run):
     a, w = run
-    np.testing.assert_allclose(metrics.backward_transfer(a, w), -metrics.forgetting(a, w), atol=1e-12)
+    np.testing.assert_allclose(
+        metrics.backward_transfer(a, w), -metrics.forgetting(a, w), atol=1e-12
+    )
     later = slice(1, None)
-    assert (metrics.max_forgetting(a, w)[later] >= metrics.forgetting(a, w)[later] - 1e-12).all()
+    assert (
+        metrics.max_forgetting(a, w)[later] >= metrics.forgetting(a, w)[later] - 1e-12
+    ).all()
     assert np.isnan(metrics.forgetting(a, w)[0])
     constant = np.where(np.isnan(a), np.nan, 0.5)
     np.testing.assert_allclose(metrics.forgetting(constant, w)[later], 0, atol=1e-12)
@@ -124,11 +149,16 @@ def test_relations_between_the_metrics(run):
 def test_relative_forgetting_does_not_depend_on_the_level(run, scale):
     a, w = run
     np.testing.assert_allclose(
-        metrics.relative_forgetting(a * scale, w), metrics.relative_forgetting(a, w), rtol=1e-6, atol=1e-9
+        metrics.relative_forgetting(a * scale, w),
+        metrics.relative_forgetting(a, w),
+        rtol=1e-6,
+        atol=1e-9,
     )
 
 
-@pytest.mark.parametrize("metric", [metrics.average_accuracy, metrics.task_accuracy, metrics.forgetting])
+@pytest.mark.parametrize(
+    "metric", [metrics.average_accuracy, metrics.task_accuracy, metrics.forgetting]
+)
 def test_inputs_are_left_alone(metric):
     a, w = A.copy(), W.copy()
     metric(a, w)

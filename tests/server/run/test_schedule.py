@@ -76,7 +76,14 @@ def test_a_client_counts_rounds_from_where_its_task_began():
             it.leave(clients, done)
         places.append((it.position(1), it.task))
         it.steps += 1
-    assert places == [((0, 1), 0), ((0, 2), 0), ((0, 3), 0), ((1, 1), 0), ((1, 2), 1), ((1, 3), 1)]
+    assert places == [
+        ((0, 1), 0),
+        ((0, 2), 0),
+        ((0, 3), 0),
+        ((1, 1), 0),
+        ((1, 2), 1),
+        ((1, 3), 1),
+    ]
     assert not it.idle(100)  # in rounds nobody waits
 
 
@@ -90,7 +97,12 @@ def test_schedules_in_virtual_seconds():
     assert walk(same) == [(10, 0, [0, 1, 2]), (20, 1, [0, 1, 2])]
     staggered = schedule(*TIMED, "data.arrival=staggered", "data.arrival_lag=25")
     assert staggered.ends.tolist() == [[10, 45], [22.5, 45], [35, 45]]
-    assert walk(staggered) == [(10, 0, [0]), (22.5, 0, [1]), (35, 0, [2]), (45, 1, [0, 1, 2])]
+    assert walk(staggered) == [
+        (10, 0, [0]),
+        (22.5, 0, [1]),
+        (35, 0, [2]),
+        (45, 1, [0, 1, 2]),
+    ]
 
 
 def test_the_server_waits_when_everybody_has_had_its_rounds():
@@ -112,21 +124,43 @@ def test_who_is_late_meets_all_tasks_in_order():
 
 @pytest.mark.parametrize("unit", [[], ["data.arrival_seconds=20", "fleet=infinite"]])
 def test_poisson_arrivals_have_the_rate_that_was_asked_for(unit):
-    it = schedule("data.arrival=poisson", "data.clients=200", "data.tasks=10", "train.rounds=20", *unit)
+    it = schedule(
+        "data.arrival=poisson",
+        "data.clients=200",
+        "data.tasks=10",
+        "train.rounds=20",
+        *unit,
+    )
     gaps = np.diff(it.ends[:, :-1], axis=1)
     # exponential of mean 20; in rounds rounded up: 1 / (1 - exp(-1 / 20)), give or take 5 %
-    assert gaps.mean() == pytest.approx(20 if unit else 1 / (1 - np.exp(-1 / 20)), rel=0.05)
+    assert gaps.mean() == pytest.approx(
+        20 if unit else 1 / (1 - np.exp(-1 / 20)), rel=0.05
+    )
     assert gaps.std() == pytest.approx(20, rel=0.1)
     assert gaps.min() > 0 if unit else gaps.min() >= 1
     assert (it.ends[:, -1] == it.ends.max()).all()
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000), st.floats(0, 9), st.booleans())
-def test_every_client_ends_each_of_its_tasks_once_and_in_order(clients, tasks, rounds, seed, pace, seconds):
+@given(
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 1000),
+    st.floats(0, 9),
+    st.booleans(),
+)
+def test_every_client_ends_each_of_its_tasks_once_and_in_order(
+    clients, tasks, rounds, seed, pace, seconds
+):
     """However far apart the moments are at which the server looks."""
     unit = [f"data.arrival_seconds={rounds}", "fleet=infinite"] if seconds else []
-    sizes = [f"data.clients={clients}", f"data.tasks={tasks}", f"train.rounds={rounds}", f"seed={seed}"]
+    sizes = [
+        f"data.clients={clients}",
+        f"data.tasks={tasks}",
+        f"train.rounds={rounds}",
+        f"seed={seed}",
+    ]
     it = schedule("data.arrival=poisson", *sizes, *unit)
     ended = {client: [] for client in range(clients)}
     moment = 0.0
@@ -155,12 +189,24 @@ def test_a_restored_schedule_goes_on_where_it_was():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["data.arrival=staggered"], "data.arrival_lag = 0 with data.arrival = 'staggered'"),
+        (
+            ["data.arrival=staggered"],
+            "data.arrival_lag = 0 with data.arrival = 'staggered'",
+        ),
         (["data.arrival_lag=3"], "data.arrival_lag = 3 with data.arrival = 'same'"),
-        (["data.arrival=staggered", "data.arrival_lag=2.5"], "data.arrival_lag = 2.5: rounds are counted in whole"),
-        (["data.arrival_seconds=10"], "data.arrival_seconds = 10: only a fleet has virtual time"),
+        (
+            ["data.arrival=staggered", "data.arrival_lag=2.5"],
+            "data.arrival_lag = 2.5: rounds are counted in whole",
+        ),
+        (
+            ["data.arrival_seconds=10"],
+            "data.arrival_seconds = 10: only a fleet has virtual time",
+        ),
         (["data.arrival_seconds=-1"], "data.arrival_seconds = -1"),
-        ([*STAGGERED, "strategy=own_loop:OwnLoop"], "strategy own_loop:OwnLoop has a loop of its own"),
+        (
+            [*STAGGERED, "strategy=own_loop:OwnLoop"],
+            "strategy own_loop:OwnLoop has a loop of its own",
+        ),
         ([*STAGGERED, "learner=fot"], "strategy fot gathers what clients send"),
         ([*STAGGERED, "evaluation.every=1"], "evaluation.every = 1"),
     ],
@@ -196,36 +242,57 @@ def test_times_need_a_grid_that_has_time(tmp_path):
     with (
         RunFolder.create(tmp_path / "run", config) as folder,
         InlineGrid(3, SimpleNamespace()) as grid,
-        pytest.raises(ConfigError, match=r"data\.arrival_seconds = 10: real clients have no virtual time"),
+        pytest.raises(
+            ConfigError,
+            match=r"data\.arrival_seconds = 10: real clients have no virtual time",
+        ),
     ):
         Experiment(config, grid, folder, learner)
 
 
 def run(out, *changes, observers=(), resume=False):
-    return simulate(read_config(BASE, [*STAGGERED, *changes]), out, resume, observers, report=False)
+    return simulate(
+        read_config(BASE, [*STAGGERED, *changes]), out, resume, observers, report=False
+    )
 
 
 def test_clients_are_scored_when_a_task_of_their_own_is_over(tmp_path):
     result = run(tmp_path / "run")
     events = RunFolder.open(tmp_path / "run").events()
-    assert [event["server_round"] for event in events if event["event"] == "round"] == [1, 2, 3, 4, 5, 6]
+    assert [event["server_round"] for event in events if event["event"] == "round"] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     # All have ended their first task after the fourth round, and the second after the sixth. The server is at the task
     # of whoever is furthest behind.
-    assert [(e["task"], e["round"]) for e in events if e["event"] == "round"] == [(0, n) for n in range(1, 5)] + [
+    assert [(e["task"], e["round"]) for e in events if e["event"] == "round"] == [
+        (0, n) for n in range(1, 5)
+    ] + [
         (1, 1),
         (1, 2),
     ]
     kinds = [event["event"] for event in events[1:-1]]
     told = ["evaluation", "task_end"]
     assert kinds == ["round"] * 4 + told + ["round"] * 2 + told
-    assert [event["task"] for event in events if event["event"] == "evaluation"] == [0, 1]
+    assert [event["task"] for event in events if event["event"] == "evaluation"] == [
+        0,
+        1,
+    ]
     accuracy = result.accuracy["personal"]
     assert np.isfinite(accuracy[:, 0, 0]).all()
     assert np.isfinite(accuracy[:, :, 1]).all()
     assert np.isnan(accuracy[:, 1, 0]).all()
     traffic = events[-1]["traffic"]
     assert traffic["train"]["messages"] == 6 * 3
-    assert traffic["train.end_task"]["messages"] == traffic["evaluate"]["messages"] == 2 * 3
+    assert (
+        traffic["train.end_task"]["messages"]
+        == traffic["evaluate"]["messages"]
+        == 2 * 3
+    )
     assert events[-1]["accuracy_global"] is None
 
 
@@ -233,7 +300,9 @@ def test_a_client_alone_does_not_notice_that_it_is_staggered(tmp_path):
     """What travels nowhere depends on the client alone: client 0, which nobody keeps waiting, trains as ever."""
     alone = ["learner=local"]
     ours = run(tmp_path / "a", *alone).accuracy["personal"]
-    same = simulate(read_config(BASE, alone), tmp_path / "b", report=False).accuracy["personal"]
+    same = simulate(read_config(BASE, alone), tmp_path / "b", report=False).accuracy[
+        "personal"
+    ]
     assert ours[0, 0, 0] == same[0, 0, 0]
 
 
@@ -260,5 +329,9 @@ def test_asynchronous_strategies_count_the_same_rounds(tmp_path):
     result = run(tmp_path / "b", "strategy=fedbuff", "strategy.buffer=3")
     for name, array in expected.accuracy.items():
         np.testing.assert_array_equal(array, result.accuracy[name])
-    rounds = [[e["task"], e["round"]] for e in RunFolder.open(tmp_path / "b").events() if e["event"] == "round"]
+    rounds = [
+        [e["task"], e["round"]]
+        for e in RunFolder.open(tmp_path / "b").events()
+        if e["event"] == "round"
+    ]
     assert rounds == [[0, 1], [0, 2], [0, 3], [0, 4], [1, 1], [1, 2]]

@@ -38,12 +38,26 @@ def place(monkeypatch):
 @pytest.fixture
 def head(place):
     """A Ray that somebody else started on this machine; its address."""
-    line = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=1"]
+    line = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=1",
+    ]
     with socket.create_server(("127.0.0.1", 0)) as free:  # Ray takes no 0 for this port
         line += [f"--ray-client-server-port={free.getsockname()[1]}"]
     line += ["--port=0", "--dashboard-agent-listen-port=0"]
-    line += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    line += [
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        "--object-store-memory=100000000",
+    ]
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     processes = []
     try:
         for text in process.stdout:
@@ -84,7 +98,9 @@ def test_beside_a_cluster_that_runs(head, monkeypatch):
     assert joined() == head
     ray.shutdown()
     monkeypatch.setattr(ray, "__version__", "1.2.3")
-    with pytest.raises(ConfigError, match=r"cannot be joined: .*ersion mismatch.*2\.\d.*1\.2\.3") as told:
+    with pytest.raises(
+        ConfigError, match=r"cannot be joined: .*ersion mismatch.*2\.\d.*1\.2\.3"
+    ) as told:
         start_ray(head)
     assert str(told.value).startswith(f"engine.address = {head!r}")
     assert "\n" not in str(told.value)
@@ -114,25 +130,36 @@ def test_the_cluster_that_is_looked_up_is_gone(place):
     (place / "ray").mkdir()
     (place / "ray" / "ray_current_cluster").write_text(CLOSED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", CLOSED)  # so that no other Ray on this machine is found
-        assert refused("auto").startswith("engine.address = 'auto': no Ray cluster answers")
+        patch.setenv(
+            "RAY_ADDRESS", CLOSED
+        )  # so that no other Ray on this machine is found
+        assert refused("auto").startswith(
+            "engine.address = 'auto': no Ray cluster answers"
+        )
 
 
 @pytest.mark.parametrize("address", ["nonsense", "local", "host:port"])
 def test_an_address_that_is_none(place, address):
-    with pytest.raises(ConfigError, match=f"engine.address = '{address}': .* cannot be joined"):
+    with pytest.raises(
+        ConfigError, match=f"engine.address = '{address}': .* cannot be joined"
+    ):
         start_ray(address)
 
 
 def test_ray_cannot_start(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
-    with pytest.raises(ConfigError, match=r"cannot be started.*RAY_TMPDIR.*engine\.backend=inline"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be started.*RAY_TMPDIR.*engine\.backend=inline"
+    ):
         start_ray("")
 
 
 def test_what_cannot_be_imported_meanwhile_is_raised(monkeypatch):
     monkeypatch.setattr(cluster, "start_ray", lambda address: None)
-    with pytest.raises(ModuleNotFoundError, match="no_such_module"), one_ray("", "no_such_module"):
+    with (
+        pytest.raises(ModuleNotFoundError, match="no_such_module"),
+        one_ray("", "no_such_module"),
+    ):
         pass
 
 
@@ -144,7 +171,9 @@ def test_sigterm_while_ray_starts_is_left_to_the_handler_before(monkeypatch):
         raise Ended
 
     def init(**options):
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
+        signal.signal(
+            signal.SIGTERM, lambda number, frame: sys.exit(number)
+        )  # as Ray does
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(ray, "init", init)

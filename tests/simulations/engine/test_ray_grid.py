@@ -22,13 +22,30 @@ from fedknow.client.host import Host
 from fedknow.client.state import State, StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.flower import to_record
-from fedknow.protocols.messages import CLIENT_FAILED, TRAIN, Arrays, Config, Message, Metrics, client_of, node_of
+from fedknow.protocols.messages import (
+    CLIENT_FAILED,
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+    Metrics,
+    client_of,
+    node_of,
+)
 from fedknow.server.checks.replies import RunError
 from fedknow.server.grids.base import InlineGrid
-from fedknow.simulations.engine.ray_grid import WORKER_DIED, RayGrid, _take, gpu_share, placement
+from fedknow.simulations.engine.ray_grid import (
+    WORKER_DIED,
+    RayGrid,
+    _take,
+    gpu_share,
+    placement,
+)
 from fedknow.simulations.engine.worker import Job, Shared, pack, share, unpack, unshare
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
+ray.cloudpickle.register_pickle_by_value(
+    sys.modules[__name__]
+)  # workers cannot import a test module
 
 CLIENTS = 11
 CONFIG = ExperimentConfig()
@@ -40,7 +57,11 @@ class Stream:
     """Stands for the data."""
 
     clients: int = CLIENTS
-    weights: np.ndarray = field(default_factory=lambda: np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64))
+    weights: np.ndarray = field(
+        default_factory=lambda: np.linspace(0, 1, 4096, dtype=np.float32).reshape(
+            64, 64
+        )
+    )
 
 
 class Trainer:
@@ -61,21 +82,27 @@ class Trainer:
         if client in config.get("fails", []):
             return message.fail(CLIENT_FAILED, f"client {client} fails"), state
         marker = Path(f"{config.get('marker')}-{client}")
-        if client in config.get("dies", []) or (client in config.get("dies-once", []) and not marker.exists()):
+        if client in config.get("dies", []) or (
+            client in config.get("dies-once", []) and not marker.exists()
+        ):
             marker.touch()
             os._exit(1)
         if "seconds" in config:
             time.sleep(config["seconds"][client])  # stands for training
         received = message.arrays()
         kept = state.get("kept", torch.full((64, 64), 1.0 + client))
-        kept = torch.tanh(kept @ self.weights) + torch.from_numpy(received["w"].copy()).mean()
+        kept = (
+            torch.tanh(kept @ self.weights)
+            + torch.from_numpy(received["w"].copy()).mean()
+        )
         state = {"kept": kept, "count": state.get("count", 0) + 1}
         metrics = {
             "num-examples": client + 1,
             "count": state["count"],
             "process": os.getpid(),
             "broadcast": id(received["w"]),
-            "threads": torch.get_num_threads() * int(os.environ.get("OMP_NUM_THREADS", "0")),
+            "threads": torch.get_num_threads()
+            * int(os.environ.get("OMP_NUM_THREADS", "0")),
             "gpu": int(os.environ.get("CUDA_VISIBLE_DEVICES") or -1),
             "data-is-copied": int(self.stream.weights.flags.writeable),
         }
@@ -90,7 +117,13 @@ def dies_at_start(config, stream):
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        num_cpus=8,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+    )
     yield
     ray.shutdown()
 
@@ -104,7 +137,9 @@ def pair(cluster, tmp_path_factory):
 
 @pytest.fixture
 def grid(pair):
-    ray.get([worker.start.remote() for worker in pair._workers])  # those that the last test had replaced are up
+    ray.get(
+        [worker.start.remote() for worker in pair._workers]
+    )  # those that the last test had replaced are up
     pair.restore({}, {})
     pair._home = {client: client % 2 for client in range(CLIENTS)}
     pair._pace = {}
@@ -113,11 +148,18 @@ def grid(pair):
 
 @pytest.fixture
 def inline(tmp_path):
-    return InlineGrid(CLIENTS, Host(CONFIG, None, StateStore(tmp_path / "inline", 0), Trainer(CONFIG, Stream())))
+    return InlineGrid(
+        CLIENTS,
+        Host(
+            CONFIG, None, StateStore(tmp_path / "inline", 0), Trainer(CONFIG, Stream())
+        ),
+    )
 
 
 def work(clients, arrays=START, **config):
-    settings = Config({"task": 0, **{name.replace("_", "-"): value for name, value in config.items()}})
+    settings = Config(
+        {"task": 0, **{name.replace("_", "-"): value for name, value in config.items()}}
+    )
     content = {"arrays": arrays, "config": settings}
     return [Message(TRAIN, node_of(client), "", content=content) for client in clients]
 
@@ -127,7 +169,12 @@ def numbers(replies):
     return [
         (r.node, r.failure)
         if r.failure
-        else (r.node, r.arrays()["w"].tobytes(), r.content["metrics"]["count"], r.content["metrics"]["num-examples"])
+        else (
+            r.node,
+            r.arrays()["w"].tobytes(),
+            r.content["metrics"]["count"],
+            r.content["metrics"]["num-examples"],
+        )
         for r in replies
     ]
 
@@ -142,7 +189,14 @@ def waves(grid, **config):
     for clients in (range(CLIENTS), [5, 1, 3, 4], range(CLIENTS - 1, -1, -1)):
         replies = grid.exchange(work(clients, arrays, **config))
         seen += numbers(replies)
-        arrays = Arrays({"w": np.mean([reply.arrays()["w"] for reply in replies if not reply.failure], axis=0)})
+        arrays = Arrays(
+            {
+                "w": np.mean(
+                    [reply.arrays()["w"] for reply in replies if not reply.failure],
+                    axis=0,
+                )
+            }
+        )
     return seen
 
 
@@ -161,12 +215,16 @@ def test_a_grid_starts_and_stops_its_own_ray(tmp_path):
     assert not ray.is_initialized()
 
 
-def test_answers_do_not_depend_on_the_number_of_workers(cluster, grid, inline, tmp_path):
+def test_answers_do_not_depend_on_the_number_of_workers(
+    cluster, grid, inline, tmp_path
+):
     expected = waves(inline, fails=[4])
     assert len(expected) == 26
     assert waves(grid, fails=[4]) == expected
     for workers in (1, 4):
-        with RayGrid(CONFIG, Stream(), tmp_path / str(workers), workers, Trainer) as other:
+        with RayGrid(
+            CONFIG, Stream(), tmp_path / str(workers), workers, Trainer
+        ) as other:
             assert other.workers == workers
             assert waves(other, fails=[4]) == expected
 
@@ -186,15 +244,26 @@ def test_workers_have_one_thread_share_the_data_and_decode_a_broadcast_once(grid
     assert set(metric(replies, "threads").values()) == {1}
     assert set(metric(replies, "data-is-copied").values()) == {0}
     process, broadcast = metric(replies, "process"), metric(replies, "broadcast")
-    assert len({(process[client], broadcast[client]) for client in process}) == len(set(process.values()))
+    assert len({(process[client], broadcast[client]) for client in process}) == len(
+        set(process.values())
+    )
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(0, {0, 1}), (3, {0, 1})])
 def test_workers_have_gpus(cluster, tmp_path, workers, expected):
     """As Ray hands them out; it does not look whether they are there."""
-    with RayGrid(CONFIG.on_device("cuda"), Stream(), tmp_path, workers, Trainer) as grid:
+    with RayGrid(
+        CONFIG.on_device("cuda"), Stream(), tmp_path, workers, Trainer
+    ) as grid:
         assert grid.workers == (workers or 2)
-        assert set(metric(grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)), "gpu").values()) <= expected
+        assert (
+            set(
+                metric(
+                    grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)), "gpu"
+                ).values()
+            )
+            <= expected
+        )
 
 
 def test_workers_on_the_cpu_have_none(grid):
@@ -218,14 +287,18 @@ def test_where_workers_compute(monkeypatch, device, cores, gpus, expected):
 
 
 def test_without_a_gpu_none_is_asked_for(monkeypatch):
-    with pytest.raises(ConfigError, match=r"engine\.device = 'cuda': Ray sees no GPU; set .* 'cpu' or 'auto'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"engine\.device = 'cuda': Ray sees no GPU; set .* 'cpu' or 'auto'",
+    ):
         placement("cuda", 8.0, 0.0)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
     assert placement("auto", 8.0, 2.0) == ("cpu", 0.0, 8)  # torch could not use them
 
 
 @pytest.mark.parametrize(
-    ("workers", "gpus", "share"), [(1, 4, 1), (4, 4, 1), (4, 2, 0.5), (3, 2, 0.5), (3, 1, 0.3333), (8, 0, 0)]
+    ("workers", "gpus", "share"),
+    [(1, 4, 1), (4, 4, 1), (4, 2, 0.5), (3, 2, 0.5), (3, 1, 0.3333), (8, 0, 0)],
 )
 def test_workers_share_gpus(workers, gpus, share):
     """Three on two GPUs: of parts of two thirds there would be room for two."""
@@ -233,7 +306,9 @@ def test_workers_share_gpus(workers, gpus, share):
 
 
 def test_the_worker_that_did_the_work_is_a_clients_home(grid):
-    process = metric(grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)), "process")
+    process = metric(
+        grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)), "process"
+    )
     homes = {(grid._home[client], process[client]) for client in range(CLIENTS)}
     assert len(homes) == 2
 
@@ -244,7 +319,10 @@ def test_clients_go_home_as_far_as_that_is_even(grid):
         return clients_of(grid._queues([Job(client, 0) for client in clients]))
 
     assert queues([0, 1, 2, 3], {0: 1, 1: 0, 2: 1, 3: 0}) == [[1, 3], [0, 2]]
-    assert queues(range(9), dict.fromkeys(range(9), 1)) == [[5, 6, 7, 8], [0, 1, 2, 3, 4]]
+    assert queues(range(9), dict.fromkeys(range(9), 1)) == [
+        [5, 6, 7, 8],
+        [0, 1, 2, 3, 4],
+    ]
     assert queues(range(5), {4: 1}) == [[0, 1, 3], [4, 2]]
     assert queues([3], {3: 1}) == [[], [3]]
 
@@ -271,7 +349,9 @@ def test_a_worker_killed_between_waves_changes_nothing(grid, inline):
 
 
 def test_a_client_that_kills_every_worker_fails_alone(grid, inline, tmp_path):
-    replies = grid.exchange(work(range(CLIENTS), dies=[1], marker=str(tmp_path / "died")))
+    replies = grid.exchange(
+        work(range(CLIENTS), dies=[1], marker=str(tmp_path / "died"))
+    )
     failure = replies.pop(1).failure
     assert failure is not None
     assert failure.code == WORKER_DIED
@@ -284,7 +364,9 @@ def test_after_a_timeout_the_clients_that_did_not_answer_are_as_they_were(grid):
     started = time.monotonic()
     replies = grid.exchange(work(range(4), seconds=[0.0, 0.0, 60.0, 60.0]), timeout=1.0)
     assert time.monotonic() - started < 10
-    assert [client_of(reply.node) for reply in replies] == sorted(grid.versions) == [0, 1]
+    assert (
+        [client_of(reply.node) for reply in replies] == sorted(grid.versions) == [0, 1]
+    )
     assert metric(grid.exchange(work(range(4))), "count") == {0: 2, 1: 2, 2: 1, 3: 1}
 
 
@@ -319,7 +401,10 @@ def test_a_node_that_cannot_be_built_is_said_at_the_start(cluster, tmp_path):
 
 def test_arrays_that_messages_share_are_taken_out_and_put_back():
     own = Arrays({"x": np.ones(2)})
-    jobs = [Job(0, 0, work([0, 0])), Job(1, 0, [Message(TRAIN, 3, "", content={"arrays": START, "kept": own})])]
+    jobs = [
+        Job(0, 0, work([0, 0])),
+        Job(1, 0, [Message(TRAIN, 3, "", content={"arrays": START, "kept": own})]),
+    ]
     light, arrays = share(jobs)
     assert [id(record) for record in arrays] == [id(START)]
     assert light[0].work[1].content["arrays"] == Shared(0)
@@ -331,12 +416,24 @@ def test_arrays_that_messages_share_are_taken_out_and_put_back():
 
 
 def test_arrays_of_answers_travel_as_one_and_are_read_where_they_lie():
-    own = Arrays({"x": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)), "none": np.empty((0, 3)), "n": 0})
+    own = Arrays(
+        {
+            "x": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)),
+            "none": np.empty((0, 3)),
+            "n": 0,
+        }
+    )
     own["n"] = np.array(2.5, np.float16)
-    odd, large = Arrays({"o": np.array([None])}), Arrays({"l": np.zeros(2**14, np.float32)})
+    odd, large = (
+        Arrays({"o": np.array([None])}),
+        Arrays({"l": np.zeros(2**14, np.float32)}),
+    )
     first, second = work([0, 1])
     content = {"b": own, "odd": odd, "large": large}
-    messages = [first.reply({"a": START, "b": own, "m": Metrics(loss=1.0)}), second.reply(content)]
+    messages = [
+        first.reply({"a": START, "b": own, "m": Metrics(loss=1.0)}),
+        second.reply(content),
+    ]
     light, buffer = pack(messages)
     assert light[0].content["b"].layout is light[1].content["b"].layout
     assert light[1].content["odd"] is odd
@@ -349,7 +446,11 @@ def test_arrays_of_answers_travel_as_one_and_are_read_where_they_lie():
         for name, record in original.content.items():
             for key, array in record.items() if name in "ab" else ():
                 found = full.content[name][key]
-                assert (found.dtype, found.shape, found.tolist()) == (array.dtype, array.shape, array.tolist())
+                assert (found.dtype, found.shape, found.tolist()) == (
+                    array.dtype,
+                    array.shape,
+                    array.tolist(),
+                )
                 assert not found.flags.writeable
                 assert array.size == 0 or np.shares_memory(found, buffer)
 
@@ -359,7 +460,9 @@ def test_how_long_work_took_says_how_much_is_asked_for_at_once(grid, inline):
     assert grid._pace[TRAIN] > 0
     grid.exchange(work(range(CLIENTS), seconds=[0.01] * CLIENTS))
     assert grid._pace[TRAIN] > 0.01
-    assert numbers(grid.exchange(work([3, 4]))) == numbers([inline.exchange(work([3, 4])) for _ in range(3)][-1])
+    assert numbers(grid.exchange(work([3, 4]))) == numbers(
+        [inline.exchange(work([3, 4])) for _ in range(3)][-1]
+    )
 
 
 def test_answers_that_fill_the_store_are_copied_out_of_it(grid, inline):
@@ -383,8 +486,12 @@ def test_workers_average_their_own_clients(grid, inline, tmp_path, died):
             (tmp_path / "marker-4").touch()
         elif died:
             (tmp_path / "marker-4").unlink()
-        messages = list(strategy.configure_train(1, to_record(START), ConfigRecord(settings), it))
-        replies = [reply for reply in it.send_and_receive(messages) if not reply.has_error()]
+        messages = list(
+            strategy.configure_train(1, to_record(START), ConfigRecord(settings), it)
+        )
+        replies = [
+            reply for reply in it.send_and_receive(messages) if not reply.has_error()
+        ]
         assert len(replies) == (1 if mean else CLIENTS - 1)
         found.append(strategy.aggregate_train(1, replies)[0]["w"].numpy())
     grid.running_mean = False
@@ -396,16 +503,28 @@ def test_workers_average_their_own_clients(grid, inline, tmp_path, died):
 def test_batches_get_smaller_and_what_a_worker_died_on_is_tried_alone():
     queue = deque(Job(client, 0) for client in range(11))
     assert [len(_take(queue)) for _ in range(5)] == [6, 3, 1, 1, 0]
-    queue = deque([Job(0, 0, deaths=1), Job(1, 0, deaths=2), *(Job(client, 0) for client in range(2, 6))])
+    queue = deque(
+        [
+            Job(0, 0, deaths=1),
+            Job(1, 0, deaths=2),
+            *(Job(client, 0) for client in range(2, 6)),
+        ]
+    )
     taken = itertools.takewhile(bool, (_take(queue) for _ in range(9)))
     assert clients_of(taken) == [[0], [1], [2, 3], [4], [5]]
     queue = deque(Job(client, 0) for client in range(11))
-    assert [len(_take(queue, 4)) for _ in range(3)] == [6, 5, 0]  # one client is not worth a batch of its own
+    assert [len(_take(queue, 4)) for _ in range(3)] == [
+        6,
+        5,
+        0,
+    ]  # one client is not worth a batch of its own
     queue = deque(Job(client, 0) for client in range(11))
     assert [len(_take(queue, 8)) for _ in range(2)] == [11, 0]
 
 
 def test_a_worker_that_dies_while_it_starts_is_a_sentence(cluster, tmp_path):
-    with pytest.raises(RunError, match=r"Ray failed while workers started: .*engine.workers") as told:
+    with pytest.raises(
+        RunError, match=r"Ray failed while workers started: .*engine.workers"
+    ) as told:
         RayGrid(CONFIG, Stream(), tmp_path, 1, dies_at_start)
     assert "\n" not in str(told.value)

@@ -14,16 +14,24 @@ BASE = {
     "engine": {"backend": "inline"},
 }
 MIXED = {"devices": {"jetson-tx2": 2, "jetson-nano": 2}, "up": 1e5, "down": 1e5}
-ASYNCHRONOUS = [("fedasync", {}), ("fedbuff", {"buffer": 2}), ("semisync", {"deadline": 1.0})]
+ASYNCHRONOUS = [
+    ("fedasync", {}),
+    ("fedbuff", {"buffer": 2}),
+    ("semisync", {"deadline": 1.0}),
+]
 
 
 def run(out, strategy, fleet, *changes, **options):
-    tree = {**BASE, "strategy": {"name": strategy, **options}} | ({"fleet": fleet} if fleet else {})
+    tree = {**BASE, "strategy": {"name": strategy, **options}} | (
+        {"fleet": fleet} if fleet else {}
+    )
     return simulate(read_config(tree, changes), out, report=False)
 
 
 def rounds(out):
-    return [event for event in RunFolder.open(out).events() if event["event"] == "round"]
+    return [
+        event for event in RunFolder.open(out).events() if event["event"] == "round"
+    ]
 
 
 def assert_same(a, b):
@@ -43,7 +51,11 @@ def test_devices_that_take_no_time_change_nothing(tmp_path, name, options):
 def test_a_deadline_without_a_clock_is_warned_of(tmp_path):
     def warned(out, *arguments, **options):
         run(out, *arguments, **options)
-        return [event["reason"] for event in RunFolder.open(out).events() if event["event"] == "warning"]
+        return [
+            event["reason"]
+            for event in RunFolder.open(out).events()
+            if event["event"] == "warning"
+        ]
 
     (reason,) = warned(tmp_path / "a", "semisync", None)
     assert "strategy semisync goes by the clock, which stands still here" in reason
@@ -55,9 +67,15 @@ def test_a_deadline_without_a_clock_is_warned_of(tmp_path):
 
 
 def test_with_everybody_in_the_buffer_fedbuff_is_fedavg_and_takes_as_long(tmp_path):
-    a, b = run(tmp_path / "a", "fedavg", MIXED), run(tmp_path / "b", "fedbuff", MIXED, buffer=4)
+    a, b = (
+        run(tmp_path / "a", "fedavg", MIXED),
+        run(tmp_path / "b", "fedbuff", MIXED, buffer=4),
+    )
     assert_same(a, b)
-    ours, theirs = ([event["virtual_seconds"] for event in rounds(tmp_path / folder)] for folder in "ab")
+    ours, theirs = (
+        [event["virtual_seconds"] for event in rounds(tmp_path / folder)]
+        for folder in "ab"
+    )
     assert ours == pytest.approx(theirs)
     assert ours[0] > 0
 
@@ -73,7 +91,11 @@ def test_whoever_is_quick_does_not_wait_for_the_slow(tmp_path):
     run(tmp_path / "a", "fedavg", MIXED)
     run(tmp_path / "b", "fedbuff", MIXED, "train.rounds=4", buffer=2)
     a, b = rounds(tmp_path / "a"), rounds(tmp_path / "b")
-    assert a[-1]["traffic"]["train"]["messages"] == b[-1]["traffic"]["train"]["messages"] == 16
+    assert (
+        a[-1]["traffic"]["train"]["messages"]
+        == b[-1]["traffic"]["train"]["messages"]
+        == 16
+    )
     assert b[0]["virtual_seconds"] < a[0]["virtual_seconds"]
     assert max(event["metrics"]["staleness-max"] for event in b) >= 1
 
@@ -82,18 +104,35 @@ def test_whoever_is_quick_does_not_wait_for_the_slow(tmp_path):
 def test_numbers_and_times_do_not_depend_on_workers(tmp_path, name, options):
     workers = ["engine.backend=ray", "engine.workers=2"]
     fleet = {**MIXED, "compute_sigma": 0.5, "dropout": 0.2}
-    a, b = run(tmp_path / "a", name, fleet, **options), run(tmp_path / "b", name, fleet, *workers, **options)
+    a, b = (
+        run(tmp_path / "a", name, fleet, **options),
+        run(tmp_path / "b", name, fleet, *workers, **options),
+    )
     assert_same(a, b)
-    ours, theirs = ([event["virtual_seconds"] for event in rounds(tmp_path / folder)] for folder in "ab")
+    ours, theirs = (
+        [event["virtual_seconds"] for event in rounds(tmp_path / folder)]
+        for folder in "ab"
+    )
     assert ours == theirs
 
 
 def test_scoring_on_the_way_takes_no_time_and_changes_nothing(tmp_path):
     a = run(tmp_path / "a", "fedbuff", MIXED, "train.rounds=4", buffer=2)
-    b = run(tmp_path / "b", "fedbuff", MIXED, "train.rounds=4", "evaluation.every=1", buffer=2)
+    b = run(
+        tmp_path / "b",
+        "fedbuff",
+        MIXED,
+        "train.rounds=4",
+        "evaluation.every=1",
+        buffer=2,
+    )
     for name, array in a.arrays.items():
         np.testing.assert_array_equal(array, b.arrays[name])
-    evaluations = [e["virtual_seconds"] for e in RunFolder.open(tmp_path / "b").events() if e["event"] == "evaluation"]
+    evaluations = [
+        e["virtual_seconds"]
+        for e in RunFolder.open(tmp_path / "b").events()
+        if e["event"] == "evaluation"
+    ]
     assert len(evaluations) == 8
     assert evaluations == [event["virtual_seconds"] for event in rounds(tmp_path / "a")]
 

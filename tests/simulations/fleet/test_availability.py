@@ -27,7 +27,17 @@ def test_a_trace_by_hand():
     assert TRACE.after(0, 1.0, 8.0) == 12.0
     assert TRACE.after(0, 1.0, 9.0) == 16.0
     assert TRACE.between(0, 1.0, 16.0) == 1 + 5 + 2 + 1
-    assert [TRACE.until(0, t) for t in (0, 1, 2, 4, 6, 10, 11, 14, 26)] == [0, 1, 2, 2, 3, 7, 8, 9, 17]
+    assert [TRACE.until(0, t) for t in (0, 1, 2, 4, 6, 10, 11, 14, 26)] == [
+        0,
+        1,
+        2,
+        2,
+        3,
+        7,
+        8,
+        9,
+        17,
+    ]
     # A third client is the first recorded one again.
     assert TRACE.after(2, 3.0, 0.0) == 5.0
     assert TRACE.after(3, 0.0, 1.5) == 13.5
@@ -43,10 +53,14 @@ def test_always():
 def test_markov_is_a_function_of_the_seed_and_there_as_often_as_it_should_be():
     one, other = Markov(1, 30.0, 10.0), Markov(1, 30.0, 10.0)
     times = [100.0, 5.0, 2000.0, 0.0]
-    assert [one.after(4, t, 50.0) for t in times] == [other.after(4, t, 50.0) for t in reversed(times)][::-1]
+    assert [one.after(4, t, 50.0) for t in times] == [
+        other.after(4, t, 50.0) for t in reversed(times)
+    ][::-1]
     share = sum(one.between(client, 0.0, 10_000.0) for client in range(40)) / 400_000
     assert share == pytest.approx(0.75, abs=0.01)
-    assert sum(one.here(client, 0.0) for client in range(2000)) / 2000 == pytest.approx(0.75, abs=0.03)
+    assert sum(one.here(client, 0.0) for client in range(2000)) / 2000 == pytest.approx(
+        0.75, abs=0.03
+    )
 
 
 @given(st.integers(0, 5), st.floats(0, 500), st.floats(0, 500))
@@ -55,13 +69,17 @@ def test_who_has_been_there_so_long_was_there_so_long(client, time, seconds):
         end = presence.after(client, time, seconds)
         assert end >= time + seconds - 1e-9
         assert presence.between(client, time, end) == pytest.approx(seconds, abs=1e-6)
-        assert presence.until(client, end) == pytest.approx(presence.between(client, 0.0, end), abs=1e-6)
+        assert presence.until(client, end) == pytest.approx(
+            presence.between(client, 0.0, end), abs=1e-6
+        )
 
 
 def test_files(tmp_path):
     path = tmp_path / "trace.csv"
     path.write_text("client,start,end\nx,5,10\ny,3,4\nx,0,2\n")
-    presence = make_presence(FleetConfig(devices=["infinite"], availability=str(path)), 0)
+    presence = make_presence(
+        FleetConfig(devices=["infinite"], availability=str(path)), 0
+    )
     assert [presence.after(c, 1.0, 8.0) for c in (0, 2)] == [12.0, 12.0]
     for text, message in (
         ("client,start,end\nx,5,4\n", "line 2.*not 0 <= start < end"),
@@ -72,6 +90,8 @@ def test_files(tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
             Trace.read(path)
-    with pytest.raises(ConfigError, match=r"fleet\.availability.*cannot be read.*'markov'"):
+    with pytest.raises(
+        ConfigError, match=r"fleet\.availability.*cannot be read.*'markov'"
+    ):
         Trace.read(tmp_path / "none.csv")
     assert math.isinf(Always().span(0, 0)[1])

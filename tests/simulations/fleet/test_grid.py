@@ -45,15 +45,32 @@ class Cheap(MessageGrid):
     def deliver(self, work, timeout):
         for message in reversed(work) if self.backwards else work:
             client = client_of(message.node)
-            cost = Metrics({"flops": 100.0 * (client + 1), "memory-bytes": 5000.0 if client == 3 else 500.0})
-            yield message.reply({ARRAYS: Arrays(w=np.zeros(1, np.float32)), METRICS: cost}), 7
+            cost = Metrics(
+                {
+                    "flops": 100.0 * (client + 1),
+                    "memory-bytes": 5000.0 if client == 3 else 500.0,
+                }
+            )
+            yield (
+                message.reply(
+                    {ARRAYS: Arrays(w=np.zeros(1, np.float32)), METRICS: cost}
+                ),
+                7,
+            )
 
 
 def fleet(clients=4, presence=None, rate=4.0, quorum=1, seed=0, **settings):
     config = read_config({"data": {"clients": clients}, "seed": seed})
-    config = config.model_copy(update={"fleet": FleetConfig(devices=["infinite"], **settings)})
+    config = config.model_copy(
+        update={"fleet": FleetConfig(devices=["infinite"], **settings)}
+    )
     links = Links([rate] * clients, [rate] * clients)
-    it = Fleet([f"box-{c}" for c in range(clients)], [DEVICE] * clients, links, presence or Always())
+    it = Fleet(
+        [f"box-{c}" for c in range(clients)],
+        [DEVICE] * clients,
+        links,
+        presence or Always(),
+    )
     return FleetGrid(Cheap(clients), config, it, quorum)
 
 
@@ -63,7 +80,12 @@ def work(*clients, kind=TRAIN):
 
 
 def flower(*clients):
-    content = RecordDict({"arrays": ArrayRecord([np.zeros(2, np.float32)]), "config": ConfigRecord({"task": 0})})
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord([np.zeros(2, np.float32)]),
+            "config": ConfigRecord({"task": 0}),
+        }
+    )
     return [FlowerMessage(content, node_of(client), TRAIN) for client in clients]
 
 
@@ -90,7 +112,12 @@ def test_a_wave_takes_as_long_as_its_slowest():
     first, _, third, _ = it.fleet()["clients"]
     assert (first["computing"], first["transfer"], first["idle"]) == (10.0, 9.0, 20.0)
     assert third["utilisation"] == 30 / 39
-    assert (first["down"], first["up"], first["flops"], first["answered"]) == (16.0, 20.0, 100.0, 1)
+    assert (first["down"], first["up"], first["flops"], first["answered"]) == (
+        16.0,
+        20.0,
+        100.0,
+        1,
+    )
 
 
 def test_scoring_is_free_and_the_end_of_a_task_is_not():
@@ -106,7 +133,10 @@ def test_a_device_that_lacks_the_memory_fails_and_says_so():
     replies = it.exchange(work(0, 3))
     assert answered(replies) == [0]
     assert replies[1].failure.code == OUT_OF_MEMORY
-    assert "out of memory: box-3 has room for 0 MB, 'train' needs 0 MB" in replies[1].failure.reason
+    assert (
+        "out of memory: box-3 has room for 0 MB, 'train' needs 0 MB"
+        in replies[1].failure.reason
+    )
     assert it.versions == {0: 7}
     assert it.fleet()["clients"][3]["out_of_memory"] == 1
     assert it.now == 19
@@ -121,8 +151,15 @@ def test_who_is_late_is_left_out():
     assert [client_of(message.node) for message in missed] == [2]
     assert it.versions == {0: 7, 1: 7}
     third = it.fleet()["clients"][2]
-    assert (third["late"], third["answered"], third["computing"], third["transfer"]) == (1, 0, 26.0, 4.0)
-    assert third["flops"] == pytest.approx(260.0)  # of 300: what was not computed any more is not counted
+    assert (
+        third["late"],
+        third["answered"],
+        third["computing"],
+        third["transfer"],
+    ) == (1, 0, 26.0, 4.0)
+    assert third["flops"] == pytest.approx(
+        260.0
+    )  # of 300: what was not computed any more is not counted
 
 
 def test_time_away_is_booked_as_such():
@@ -131,7 +168,10 @@ def test_time_away_is_booked_as_such():
     it.exchange(work(0))
     assert it.now == 10804.0
     elapsed = it.elapsed()
-    parts = {key: elapsed[f"{key}_seconds"] for key in ("communication", "computing", "waiting")}
+    parts = {
+        key: elapsed[f"{key}_seconds"]
+        for key in ("communication", "computing", "waiting")
+    }
     assert parts == {"communication": 9.0, "computing": 10.0, "waiting": 10785.0}
     first, second, *_ = it.fleet()["clients"]
     assert {key: first[key] for key in ("computing", "transfer", "idle", "away")} == {
@@ -140,25 +180,41 @@ def test_time_away_is_booked_as_such():
         "idle": 0.0,
         "away": 10785.0,
     }
-    assert (second["computing"], second["transfer"], second["idle"], second["away"]) == (0.0, 0.0, 19.0, 10785.0)
+    assert (
+        second["computing"],
+        second["transfer"],
+        second["idle"],
+        second["away"],
+    ) == (0.0, 0.0, 19.0, 10785.0)
     # 4 W for 10 s and 1 W for the other 9 s that it was there; the other three 1 W for 19 s. Away: none.
     assert elapsed["energy_joules"] == 4 * 10 + 9 + 3 * 19
 
 
 def test_work_that_never_began_costs_nothing():
     # Client 0 is there at once, the others in an hour: what they were to do is given up before they see it.
-    it = fleet(presence=Trace([[(0.0, 30.0)], [(3600.0, 3630.0)]], 7200.0), deadline=100.0)
+    it = fleet(
+        presence=Trace([[(0.0, 30.0)], [(3600.0, 3630.0)]], 7200.0), deadline=100.0
+    )
     assert answered(it.exchange(work(0, 1))) == [0]
     assert it.now == 100.0
     second = it.fleet()["clients"][1]
-    assert (second["late"], second["flops"], second["computing"], second["transfer"], second["away"]) == (
+    assert (
+        second["late"],
+        second["flops"],
+        second["computing"],
+        second["transfer"],
+        second["away"],
+    ) == (
         1,
         0,
         0,
         0,
         100,
     )
-    assert (it.elapsed()["waiting_seconds"], it.elapsed()["energy_joules"]) == (100.0, 4 * 10 + 20 + 30)
+    assert (it.elapsed()["waiting_seconds"], it.elapsed()["energy_joules"]) == (
+        100.0,
+        4 * 10 + 20 + 30,
+    )
 
 
 def test_a_lost_answer_is_waited_for_but_not_under_way():
@@ -166,9 +222,16 @@ def test_a_lost_answer_is_waited_for_but_not_under_way():
     it._chances = lambda: [((0.0, 0.0), 1.0, client == 1) for client in range(4)]
     assert answered(it.exchange(work(0, 1))) == [0]
     second = it.fleet()["clients"][1]
-    assert (second["computing"], second["transfer"], second["idle"], second["flops"]) == (20.0, 9.0, 21.0, 200.0)
+    assert (
+        second["computing"],
+        second["transfer"],
+        second["idle"],
+        second["flops"],
+    ) == (20.0, 9.0, 21.0, 200.0)
     elapsed = it.elapsed()
-    assert [elapsed[f"{key}_seconds"] for key in ("communication", "computing", "waiting")] == [9.0, 20.0, 21.0]
+    assert [
+        elapsed[f"{key}_seconds"] for key in ("communication", "computing", "waiting")
+    ] == [9.0, 20.0, 21.0]
 
 
 def test_over_commit_asks_more_and_takes_the_first():
@@ -186,7 +249,10 @@ def test_over_commit_asks_more_and_takes_the_first():
 
 def test_over_commit_needs_the_same_for_all():
     it = fleet(over_commit=2.0)
-    with pytest.raises(ConfigError, match=r"fleet.over_commit = 2 needs a strategy that sends all clients the same"):
+    with pytest.raises(
+        ConfigError,
+        match=r"fleet.over_commit = 2 needs a strategy that sends all clients the same",
+    ):
         it.send_and_receive(flower(0) + flower(1))
 
 
@@ -230,10 +296,15 @@ def test_pushed_work_is_pulled_in_the_order_of_virtual_time():
     assert it.now == 20.0
     order = []
     while answers := it.pull_messages(ids):
-        order += [(client_of(answer.metadata.src_node_id), it.now) for answer in answers]
+        order += [
+            (client_of(answer.metadata.src_node_id), it.now) for answer in answers
+        ]
     assert order == [(0, 38.0), (2, 39.0), (1, 48.0)]
     # The server waited for 0 (4 + 10 + 5, twice), then for the last second of 2's answer, then for 1: 4 + 5.
-    assert (it.elapsed()["communication_seconds"], it.elapsed()["computing_seconds"]) == (9 + 9 + 1 + 5, 20 + 4)
+    assert (
+        it.elapsed()["communication_seconds"],
+        it.elapsed()["computing_seconds"],
+    ) == (9 + 9 + 1 + 5, 20 + 4)
 
 
 def test_pushed_work_that_is_late_is_given_up():
@@ -241,13 +312,17 @@ def test_pushed_work_that_is_late_is_given_up():
     missed = []
     it.missed = missed.extend
     ids = it.push_messages(flower(0, 2))
-    assert [answer.has_error() for _ in range(2) for answer in it.pull_messages(ids)] == [False, True]
+    assert [
+        answer.has_error() for _ in range(2) for answer in it.pull_messages(ids)
+    ] == [False, True]
     assert it.now == 25.0
     assert [client_of(message.node) for message in missed] == [2]
 
 
 def test_only_clients_that_are_there_can_be_chosen():
-    presence = Trace([[(0.0, 10.0)], [(20.0, 30.0)], [(5.0, 30.0)], [(25.0, 30.0)]], 30.0)
+    presence = Trace(
+        [[(0.0, 10.0)], [(20.0, 30.0)], [(5.0, 30.0)], [(25.0, 30.0)]], 30.0
+    )
     it = fleet(presence=presence)
     assert it.get_node_ids() == [node_of(0)]
     assert it.members() == [node_of(client) for client in range(4)]
@@ -260,15 +335,26 @@ def test_only_clients_that_are_there_can_be_chosen():
 
 def test_answers_must_say_what_they_cost():
     it = fleet()
-    it.inner.deliver = lambda work, timeout: (answer for answer in [(work[0].reply({METRICS: Metrics()}), 1)])
-    with pytest.raises(RunError, match="client 0 does not say what its work cost: a fleet needs 'flops'"):
+    it.inner.deliver = lambda work, timeout: (
+        answer for answer in [(work[0].reply({METRICS: Metrics()}), 1)]
+    )
+    with pytest.raises(
+        RunError,
+        match="client 0 does not say what its work cost: a fleet needs 'flops'",
+    ):
         it.exchange(work(0))
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
 SMALL = {
-    "data": {"tasks": 2, "clients": 4, "classes_min": 2, "classes_max": 2, "share": "overlapping"},
+    "data": {
+        "tasks": 2,
+        "clients": 4,
+        "classes_min": 2,
+        "classes_max": 2,
+        "share": "overlapping",
+    },
     "model": {"name": "mlp", "hidden": 16},
     "train": {"rounds": 2, "epochs": 1},
     "learner": "fedknow",
@@ -276,7 +362,13 @@ SMALL = {
 }
 DEVICES = 'fleet=["jetson-nano", "raspberry-pi-4-2gb", "jetson-agx-xavier"]'
 LINK = ["fleet.down=1e5", "fleet.up=5e4", "fleet.latency=0.02"]
-CLOCK = ("virtual_seconds", "communication_seconds", "computing_seconds", "waiting_seconds", "energy_joules")
+CLOCK = (
+    "virtual_seconds",
+    "communication_seconds",
+    "computing_seconds",
+    "waiting_seconds",
+    "energy_joules",
+)
 REAL = ("time", "seconds", "peak_memory_mb")
 """What is measured, and not the same twice."""
 
@@ -291,8 +383,15 @@ def plain(events, *without):
     """Events without what is real time."""
     kept = []
     for event in events:
-        metrics = {key: value for key, value in event.get("metrics", {}).items() if key != "seconds"}
-        kept.append({k: v for k, v in event.items() if k not in (*REAL, *without)} | {"metrics": metrics})
+        metrics = {
+            key: value
+            for key, value in event.get("metrics", {}).items()
+            if key != "seconds"
+        }
+        kept.append(
+            {k: v for k, v in event.items() if k not in (*REAL, *without)}
+            | {"metrics": metrics}
+        )
     return kept
 
 
@@ -300,12 +399,17 @@ def same(one, other):
     assert one[0].arrays.keys() == other[0].arrays.keys()
     for name, array in one[0].arrays.items():
         np.testing.assert_array_equal(array, other[0].arrays[name])
-    np.testing.assert_array_equal(one[0].accuracy["personal"], other[0].accuracy["personal"])
+    np.testing.assert_array_equal(
+        one[0].accuracy["personal"], other[0].accuracy["personal"]
+    )
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedasync", "fedbuff"])
 def test_infinitely_fast_devices_change_nothing(tmp_path, strategy):
-    changes = [f"strategy={strategy}", *(["strategy.buffer=2"] if strategy == "fedbuff" else [])]
+    changes = [
+        f"strategy={strategy}",
+        *(["strategy.buffer=2"] if strategy == "fedbuff" else []),
+    ]
     without = run(tmp_path / "without", *changes)
     infinite = run(tmp_path / "infinite", *changes, "fleet=infinite")
     same(without, infinite)
@@ -319,22 +423,41 @@ def test_a_slow_fleet_changes_the_time_and_nothing_else(tmp_path):
     slow = run(tmp_path / "slow", DEVICES, *LINK)
     same(without, slow)
     end = slow[0].summary
-    assert end["virtual_seconds"] == pytest.approx(end["communication_seconds"] + end["computing_seconds"])
+    assert end["virtual_seconds"] == pytest.approx(
+        end["communication_seconds"] + end["computing_seconds"]
+    )
     # Two rounds of two tasks: 5,248 bytes and a few numbers each way, and at the end of a task the model down.
     down, up = (5248 + 5 * 8, 5248 + 18 * 8)
     rounds = 4 * (down / 1e5 + up / 5e4 + 0.04)
-    assert end["communication_seconds"] == pytest.approx(rounds + 2 * (5248 / 1e5 + 0.04), rel=0.02)
+    assert end["communication_seconds"] == pytest.approx(
+        rounds + 2 * (5248 / 1e5 + 0.04), rel=0.02
+    )
     # The Raspberry Pi is waited for, and every FLOP takes its time.
     for client in slow[1].fleet["clients"]:
         speed = shipped_profiles()[client["device"]].speed
         assert client["computing"] == pytest.approx(client["flops"] / speed)
-    times = [event["virtual_seconds"] for event in slow[1].events() if "virtual_seconds" in event]
+    times = [
+        event["virtual_seconds"]
+        for event in slow[1].events()
+        if "virtual_seconds" in event
+    ]
     assert times == sorted(times)
 
 
 def test_a_resumed_run_has_the_same_clock(tmp_path):
-    changes = [DEVICES, *LINK, "fleet.jitter=0.01", "fleet.dropout=0.2", "fleet.availability=markov"]
-    changes += ["fleet.online=1", "fleet.offline=0.5", "fleet.over_commit=1.5", "strategy.fraction=0.5"]
+    changes = [
+        DEVICES,
+        *LINK,
+        "fleet.jitter=0.01",
+        "fleet.dropout=0.2",
+        "fleet.availability=markov",
+    ]
+    changes += [
+        "fleet.online=1",
+        "fleet.offline=0.5",
+        "fleet.over_commit=1.5",
+        "strategy.fraction=0.5",
+    ]
     whole = run(tmp_path / "whole", *changes)
 
     def stop(event):
@@ -357,24 +480,37 @@ def test_a_device_too_small_is_recorded_and_the_run_goes_on(tmp_path):
         "[tiny]\npeak = 1e9\nmemory = 7.5e4\nbusy = 1\nidle = 1\n"
         f"source = {{ peak = {source}, memory = {source}, busy = {source}, idle = {source} }}\n"
     )
-    _, folder = run(tmp_path / "run", f"fleet.profiles={own}", 'fleet.devices=["infinite", "tiny"]')
+    _, folder = run(
+        tmp_path / "run", f"fleet.profiles={own}", 'fleet.devices=["infinite", "tiny"]'
+    )
     failures = [event for event in folder.events() if event["event"] == "failure"]
     assert {event["fault"] for event in failures} == {"out_of_memory"}
     # The second task's signature gradients are what no longer fits.
     assert {(event["client"], event["task"]) for event in failures} == {(1, 1), (3, 1)}
     assert "tiny has room for 0 MB" in failures[0]["reason"]
-    assert [event["clients"] for event in folder.events() if event["event"] == "round"] == [4, 4, 2, 2]
-    with pytest.raises(RunError, match=r"does not fit the fleet: too little memory on 4 of 4 devices"):
+    assert [
+        event["clients"] for event in folder.events() if event["event"] == "round"
+    ] == [4, 4, 2, 2]
+    with pytest.raises(
+        RunError, match=r"does not fit the fleet: too little memory on 4 of 4 devices"
+    ):
         run(tmp_path / "none", f"fleet.profiles={own}", "fleet.devices=tiny")
     with pytest.raises(RunError, match=r"does not fit the fleet"):
-        run(tmp_path / "push", f"fleet.profiles={own}", "fleet.devices=tiny", "strategy=fedasync")
+        run(
+            tmp_path / "push",
+            f"fleet.profiles={own}",
+            "fleet.devices=tiny",
+            "strategy=fedasync",
+        )
 
 
 def test_rounds_without_answers_leave_the_model_and_are_no_result(tmp_path):
     with pytest.raises(RunError, match="aggregated nothing in the whole run"):
         run(tmp_path, DEVICES, "fleet.deadline=0.001", *LINK)
     folder = RunFolder.open(tmp_path)
-    warnings = [event["reason"] for event in folder.events() if event["event"] == "warning"]
+    warnings = [
+        event["reason"] for event in folder.events() if event["event"] == "warning"
+    ]
     assert any("no answer to 'train' in time" in reason for reason in warnings)
     assert any("the global model stays as it is" in reason for reason in warnings)
     rounds = [event for event in folder.events() if event["event"] == "round"]
@@ -383,7 +519,9 @@ def test_rounds_without_answers_leave_the_model_and_are_no_result(tmp_path):
 
 
 def test_a_fleet_that_cannot_be_leaves_no_folder(tmp_path):
-    with pytest.raises(ConfigError, match=r"20 devices for data.clients = 4|fleet.devices: 20 devices"):
+    with pytest.raises(
+        ConfigError, match=r"20 devices for data.clients = 4|fleet.devices: 20 devices"
+    ):
         run(tmp_path / "run", "fleet=testbed-a")
     assert not (tmp_path / "run").exists()
 
@@ -394,7 +532,14 @@ def test_real_clients_have_no_imagined_devices(tmp_path):
 
 
 def test_the_same_on_one_worker_and_on_four(tmp_path):
-    changes = [DEVICES, *LINK, "fleet.jitter=0.01", "fleet.deadline=0.5", "engine.backend=ray", "data.clients=8"]
+    changes = [
+        DEVICES,
+        *LINK,
+        "fleet.jitter=0.01",
+        "fleet.deadline=0.5",
+        "engine.backend=ray",
+        "data.clients=8",
+    ]
     one = run(tmp_path / "one", *changes, "engine.workers=1")
     four = run(tmp_path / "four", *changes, "engine.workers=4")
     same(one, four)

@@ -22,8 +22,18 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
-from fedknow.client.learners.frames.projection import integrate, integrate_lazily, integrate_surrogate, step_dual
-from fedknow.client.learners.fedknow.linearization import Linearization, factorable, flatten, views
+from fedknow.client.learners.frames.projection import (
+    integrate,
+    integrate_lazily,
+    integrate_surrogate,
+    step_dual,
+)
+from fedknow.client.learners.fedknow.linearization import (
+    Linearization,
+    factorable,
+    flatten,
+    views,
+)
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 # --- the algorithm on matrices ------------------------------------------------------------------------------------
@@ -56,7 +66,9 @@ def problems(draw):
     for row in range(1, k):
         kind = draw(st.sampled_from(["own"] * 6 + ["parallel", "opposite", "zero"]))
         if kind != "own":
-            signature[row] = signature[0] * {"parallel": 3.0, "opposite": -1.0, "zero": 0.0}[kind]
+            signature[row] = (
+                signature[0] * {"parallel": 3.0, "opposite": -1.0, "zero": 0.0}[kind]
+            )
     g = rng.normal(size=p) * 10 ** rng.uniform(-6, 3)
     side = draw(st.sampled_from([0.0, 1.0, -1.0]))  # among all, with all, against all
     return g + side * 10 * signature.sum(0), signature
@@ -69,9 +81,14 @@ def test_a_working_set_ends_at_the_solution_for_all(problem):
     result = integrate_lazily(g, len(problem[1]), signature.build, signature.products)
     v, _ = nnls(problem[1].T, -problem[0], maxiter=1000)
     size = np.linalg.norm(problem[0])
-    assert result.gradient.numpy() == pytest.approx(problem[0] + problem[1].T @ v, abs=1e-6 * size)
+    assert result.gradient.numpy() == pytest.approx(
+        problem[0] + problem[1].T @ v, abs=1e-6 * size
+    )
     assert (result.multipliers >= 0).all()
-    assert (problem[1] @ result.gradient.numpy() >= -1e-7 * size * np.linalg.norm(problem[1], axis=1)).all()
+    assert (
+        problem[1] @ result.gradient.numpy()
+        >= -1e-7 * size * np.linalg.norm(problem[1], axis=1)
+    ).all()
     assert (result.built, result.asked) == (len(signature.rows), signature.asked)
     # One more than a product for each row: the worst there is. Few violated constraints cost few rows.
     assert result.asked <= 1 + result.built <= 1 + len(problem[1])
@@ -88,18 +105,24 @@ def test_no_violated_constraint_costs_one_product():
 def test_rows_are_built_as_they_are_found_violated():
     # g = (-1, 1, 1): e_1 is violated; without it, (0, 1, 1), all others hold. One row, found and confirmed.
     signature = Gradients(np.eye(3))
-    result = integrate_lazily(torch.tensor([-1.0, 1, 1]).double(), 3, signature.build, signature.products)
+    result = integrate_lazily(
+        torch.tensor([-1.0, 1, 1]).double(), 3, signature.build, signature.products
+    )
     assert (result.gradient.tolist(), signature.rows) == ([0, 1, 1], [0])
     assert (result.violated, result.built, result.asked) == (1, 1, 2)
     # (1, -1) against (1, 0), (1, 2) and (1, -1): turning from the second, to (6/5, -3/5), leaves the others alone.
     matrix = np.array([[1.0, 0], [1, 2], [1, -1]])
-    result = integrate_lazily(torch.tensor([1.0, -1]).double(), 3, (s := Gradients(matrix)).build, s.products)
+    result = integrate_lazily(
+        torch.tensor([1.0, -1]).double(), 3, (s := Gradients(matrix)).build, s.products
+    )
     assert result.gradient.tolist() == pytest.approx([1.2, -0.6])
     assert s.rows == [1]
     # (-4, 1) violates (1, 0) alone; turned to (0, 1) it violates (-1, -1), which it did not. Of the three nothing but
     # 0 is left; the third is built, as asking for it would cost as much.
     matrix = np.array([[1.0, 0], [-1, -1], [0, 1]])
-    result = integrate_lazily(torch.tensor([-4.0, 1]).double(), 3, (s := Gradients(matrix)).build, s.products)
+    result = integrate_lazily(
+        torch.tensor([-4.0, 1]).double(), 3, (s := Gradients(matrix)).build, s.products
+    )
     assert result.gradient.tolist() == pytest.approx([0, 0], abs=1e-12)
     assert s.rows == [0, 1, 2]
     assert (result.violated, result.built, result.asked) == (1, 3, 2)
@@ -107,7 +130,10 @@ def test_rows_are_built_as_they_are_found_violated():
 
 def test_one_signature_gradient_is_built_without_asking():
     result = integrate_lazily(
-        torch.tensor([-1.0, 1]), 1, (s := Gradients(np.eye(2, dtype=np.float32)[:1])).build, s.products
+        torch.tensor([-1.0, 1]),
+        1,
+        (s := Gradients(np.eye(2, dtype=np.float32)[:1])).build,
+        s.products,
     )
     assert (result.gradient.tolist(), result.violated, result.asked) == ([0, 1], 1, 0)
 
@@ -118,13 +144,18 @@ def test_surrogate_never_opposes_the_sum_and_never_goes_farther_than_needed(prob
     g, matrix = problem
     size = np.linalg.norm(g)
     result = integrate_surrogate(
-        torch.from_numpy(g), np.linalg.norm(matrix, axis=1), matrix @ g, lambda w: torch.from_numpy(w @ matrix)
+        torch.from_numpy(g),
+        np.linalg.norm(matrix, axis=1),
+        matrix @ g,
+        lambda w: torch.from_numpy(w @ matrix),
     )
     ours = result.gradient.numpy()
     assert (result.multipliers >= 0).all()
     assert ours == pytest.approx(g + result.multipliers @ matrix, abs=1e-9 * size)
     sum_ = result.multipliers @ matrix
-    assert ours @ sum_ == pytest.approx(0, abs=1e-7 * size * max(np.linalg.norm(sum_), 1e-300))
+    assert ours @ sum_ == pytest.approx(
+        0, abs=1e-7 * size * max(np.linalg.norm(sum_), 1e-300)
+    )
     # A consequence of the constraints: its nearest point is no farther off than theirs.
     exact = integrate(torch.from_numpy(g), torch.from_numpy(matrix)).gradient.numpy()
     assert np.linalg.norm(ours - g) <= np.linalg.norm(exact - g) + 1e-6 * size
@@ -132,14 +163,24 @@ def test_surrogate_never_opposes_the_sum_and_never_goes_farther_than_needed(prob
 
 def test_surrogate_is_exact_for_one_violated_constraint():
     g, matrix = np.array([-1.0, 1.0]), np.array([[1.0, 0.0], [0.0, 1.0]])
-    result = integrate_surrogate(torch.from_numpy(g), np.ones(2), matrix @ g, lambda w: torch.from_numpy(w @ matrix))
+    result = integrate_surrogate(
+        torch.from_numpy(g),
+        np.ones(2),
+        matrix @ g,
+        lambda w: torch.from_numpy(w @ matrix),
+    )
     assert result.gradient.tolist() == [0, 1]
     assert (result.violated, result.built, result.asked) == (1, 1, 1)
 
 
 def test_a_dual_step_by_hand():
     """Largest eigenvalue of two unit vectors at cosine 1/2: 1.5."""
-    v = step_dual(np.array([0.0, 1.0, 0.1]), np.array([-2.0, 0.5, 9.0]), np.array([1.0, 2.0, 0.0]), cosine=0.25)
+    v = step_dual(
+        np.array([0.0, 1.0, 0.1]),
+        np.array([-2.0, 0.5, 9.0]),
+        np.array([1.0, 2.0, 0.0]),
+        cosine=0.25,
+    )
     assert v == pytest.approx([2 / 1.5, 1 - 0.5 / (1.5 * 4), 0])
 
 
@@ -150,11 +191,17 @@ def test_a_dual_step_never_goes_uphill(problem, seed):
     g, signature = problem
     lengths = np.linalg.norm(signature, axis=1)
     unit = signature[lengths > 0] / lengths[lengths > 0, None]
-    v = np.random.default_rng(seed).exponential(size=len(signature)) * np.linalg.norm(g) / np.maximum(lengths, 1e-9)
+    v = (
+        np.random.default_rng(seed).exponential(size=len(signature))
+        * np.linalg.norm(g)
+        / np.maximum(lengths, 1e-9)
+    )
     v[lengths == 0] = 0
 
     def dual(v):
-        w = (v * lengths)[lengths > 0]  # Eq. (4) in units in which all gradients have length 1
+        w = (v * lengths)[
+            lengths > 0
+        ]  # Eq. (4) in units in which all gradients have length 1
         return 0.5 * ((w @ unit) ** 2).sum() + w @ (unit @ g)
 
     for _ in range(5):
@@ -168,11 +215,15 @@ def test_a_dual_step_never_goes_uphill(problem, seed):
 def test_products_that_are_not_finite_are_refused(bad):
     g, odd = torch.tensor([1.0, -1.0]), np.array([bad, 0.0])
     with pytest.raises(FloatingPointError, match="not finite"):
-        integrate_lazily(g, 2, lambda tasks: torch.eye(2)[tasks], lambda u: (odd, np.ones(2)))
+        integrate_lazily(
+            g, 2, lambda tasks: torch.eye(2)[tasks], lambda u: (odd, np.ones(2))
+        )
     with pytest.raises(FloatingPointError, match="not finite"):
         integrate_surrogate(g, np.ones(2), odd, lambda w: g)
     with pytest.raises(FloatingPointError, match="not finite"):
-        integrate_surrogate(g, np.ones(2), np.array([-1.0, 0.0]), lambda w: torch.tensor([bad, 0.0]))
+        integrate_surrogate(
+            g, np.ones(2), np.array([-1.0, 0.0]), lambda w: torch.tensor([bad, 0.0])
+        )
 
 
 # --- the body at a batch ------------------------------------------------------------------------------------------
@@ -186,7 +237,11 @@ class Residual(nn.Module):
         self.stem = nn.Conv2d(2, 4, 3, stride=2, padding=1)
         self.grouped = nn.Conv2d(4, 4, (3, 1), padding=(1, 0), groups=2, bias=False)
         self.dilated = nn.Conv2d(4, 4, 3, padding="same", dilation=2)
-        self.norm, self.plain, self.pool = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.MaxPool2d(2)
+        self.norm, self.plain, self.pool = (
+            nn.BatchNorm2d(4),
+            nn.BatchNorm2d(4, affine=False),
+            nn.MaxPool2d(2),
+        )
         self.drop, self.last = nn.Dropout(0.3), nn.Linear(16, 5)
 
     def forward(self, x):
@@ -208,7 +263,10 @@ def test_products_are_those_of_the_explicit_jacobian(channels_last, factor, trai
     body = Residual().double()
     x = torch.randn(6, 2, 8, 8, dtype=torch.float64)
     if channels_last:
-        body, x = body.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+        body, x = (
+            body.to(memory_format=torch.channels_last),
+            x.to(memory_format=torch.channels_last),
+        )
     parameters = list(body.parameters())
     factored = factorable(body, x[:2], threshold=1) if factor else frozenset()
     assert (body.last.weight in factored) is factor
@@ -219,20 +277,34 @@ def test_products_are_those_of_the_explicit_jacobian(channels_last, factor, trai
     torch.manual_seed(7)
     features = body(x)
     moved = copy.deepcopy(body.state_dict())
-    rows = [torch.autograd.grad(f, parameters, retain_graph=True) for f in features.flatten()]
+    rows = [
+        torch.autograd.grad(f, parameters, retain_graph=True)
+        for f in features.flatten()
+    ]
     jacobian = torch.stack([flatten(row, parameters) for row in rows])
 
     body.load_state_dict(statistics)
     at = at_batch(body, x, factored=factored)
     assert torch.equal(at.features, features)
     c, d = torch.randn(2, 4, 5, dtype=torch.float64)
-    g, h = (at.pullback(part, torch.empty(at.size, dtype=x.dtype), forward=part is c) for part in (c, d))
+    g, h = (
+        at.pullback(part, torch.empty(at.size, dtype=x.dtype), forward=part is c)
+        for part in (c, d)
+    )
     expected_g, expected_h = c.flatten() @ jacobian, d.flatten() @ jacobian
     assert torch.allclose(flatten(at.expand(g), parameters), expected_g, atol=1e-12)
-    assert torch.allclose(g @ h, expected_g @ expected_h, rtol=1e-10)  # coordinates keep inner products
-    assert torch.allclose(at.pushforward(h).flatten(), jacobian @ expected_h, atol=1e-11)
-    assert torch.allclose((at.pushforward(h) * c).sum(), g @ h, rtol=1e-10)  # the two are adjoint
-    assert all(torch.equal(value, moved[name]) for name, value in body.state_dict().items())  # statistics moved once
+    assert torch.allclose(
+        g @ h, expected_g @ expected_h, rtol=1e-10
+    )  # coordinates keep inner products
+    assert torch.allclose(
+        at.pushforward(h).flatten(), jacobian @ expected_h, atol=1e-11
+    )
+    assert torch.allclose(
+        (at.pushforward(h) * c).sum(), g @ h, rtol=1e-10
+    )  # the two are adjoint
+    assert all(
+        torch.equal(value, moved[name]) for name, value in body.state_dict().items()
+    )  # statistics moved once
     assert (at.size < jacobian.shape[1]) is factor
 
 
@@ -243,7 +315,9 @@ def test_views_and_flatten_are_inverse_and_laid_out_as_the_parameters():
     ]
     flat = torch.arange(53.0)
     parts = views(flat, parameters)
-    assert [part.stride() for part in parts] == [parameter.stride() for parameter in parameters]
+    assert [part.stride() for part in parts] == [
+        parameter.stride() for parameter in parameters
+    ]
     assert torch.equal(flatten(parts, parameters), flat)
     assert torch.equal(flatten([part.contiguous() for part in parts], parameters), flat)
 
@@ -253,7 +327,9 @@ class Shared(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.twice, self.tied, self.tokens, self.plain = (nn.Linear(4, 4) for _ in range(4))
+        self.twice, self.tied, self.tokens, self.plain = (
+            nn.Linear(4, 4) for _ in range(4)
+        )
 
     def forward(self, x):
         x = self.twice(self.twice(x.flatten(1)).tanh())
@@ -271,16 +347,31 @@ def test_weights_used_twice_are_not_factored():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_single_and_half_precision_agree_with_double(precision):
     torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 6))
+    body = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 6),
+    )
     x, c = torch.randn(8, 2, 8, 8), torch.randn(8, 6)
     results = []
     for dtype in (torch.float64, torch.float32):
         body.to(dtype)
-        context = torch.autocast("cpu", torch.bfloat16) if (precision, dtype) == ("bf16", torch.float32) else None
+        context = (
+            torch.autocast("cpu", torch.bfloat16)
+            if (precision, dtype) == ("bf16", torch.float32)
+            else None
+        )
         factored = factorable(body, x[:2].to(dtype), threshold=1)
         at = Linearization(body.train(), x.to(dtype), context, factored)
         g = at.pullback(c.to(dtype), torch.empty(at.size, dtype=dtype), forward=True)
-        results.append((flatten(at.expand(g), list(body.parameters())).double(), at.pushforward(g).double()))
+        results.append(
+            (
+                flatten(at.expand(g), list(body.parameters())).double(),
+                at.pushforward(g).double(),
+            )
+        )
     tolerance = {"fp32": 1e-5, "bf16": 3e-2}[precision]
     for exact, ours in zip(*results, strict=True):
         assert float((ours - exact).norm() / exact.norm()) < tolerance
@@ -297,13 +388,17 @@ def test_pushforward_needs_a_pullback():
 
 def as_double(task):
     return replace(
-        task, train=Split(task.train.x.double(), task.train.y), test=Split(task.test.x.double(), task.test.y)
+        task,
+        train=Split(task.train.x.double(), task.train.y),
+        test=Split(task.test.x.double(), task.test.y),
     )
 
 
 def client(model, **settings):
     kept = {"rho": 0.3, "finetune_epochs": 1} | settings
-    return FedKnow(model, TrainConfig(epochs=1, batch_size=8, lr=0.01), FedKnowSettings(**kept))
+    return FedKnow(
+        model, TrainConfig(epochs=1, batch_size=8, lr=0.01), FedKnowSettings(**kept)
+    )
 
 
 def live(learner, tasks, rounds=1):
@@ -328,8 +423,13 @@ def step_again(learner, task, index=FIRST):
     learner.model.train()
     head = HeadSlice(task.head, learner.head.out_features)
     torch.manual_seed(1)
-    learner.gradient(Batch(task.train.x[index], head.labels(task.train.y[index]), index, head))
-    return flatten([parameter.grad for parameter in learner.body.parameters()], list(learner.body.parameters()))
+    learner.gradient(
+        Batch(task.train.x[index], head.labels(task.train.y[index]), index, head)
+    )
+    return flatten(
+        [parameter.grad for parameter in learner.body.parameters()],
+        list(learner.body.parameters()),
+    )
 
 
 def at_its_fifth_task(tiny_model, tiny_task):
@@ -355,20 +455,37 @@ def reference(learner, model, tasks, current, index=FIRST):
         torch.manual_seed(1)  # the same dropout mask
         return flatten(torch.autograd.grad(loss(model(x)), parameters), parameters)
 
-    g = gradient(lambda z: F.cross_entropy(z[:, head], torch.searchsorted(torch.tensor(head), y))).numpy()
+    g = gradient(
+        lambda z: F.cross_entropy(z[:, head], torch.searchsorted(torch.tensor(head), y))
+    ).numpy()
     rows = []
     for task in tasks:
-        knowledge, teacher = learner._knowledge[task.task], copy.deepcopy(model.body).eval()
+        knowledge, teacher = (
+            learner._knowledge[task.task],
+            copy.deepcopy(model.body).eval(),
+        )
         knowledge.restore_into(teacher)
         target = (F.linear(teacher(x), *knowledge.head) / t).softmax(1).detach()
         classes = list(knowledge.classes)
-        rows.append(gradient(lambda z, c=classes, p=target: -(p * (z[:, c] / t).log_softmax(1)).sum(1).mean()))
+        rows.append(
+            gradient(
+                lambda z, c=classes, p=target: (
+                    -(p * (z[:, c] / t).log_softmax(1)).sum(1).mean()
+                )
+            )
+        )
     signature = torch.stack(rows).numpy()
-    g = g + learner.settings.margin * signature.sum(0)  # v >= margin is v = margin + w, w >= 0
+    g = g + learner.settings.margin * signature.sum(
+        0
+    )  # v >= margin is v = margin + w, w >= 0
     return torch.from_numpy(g + signature.T @ nnls(signature.T, -g)[0]), signature, g
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     seed=st.integers(0, 10_000),
     past=st.integers(1, 6),
@@ -382,11 +499,28 @@ def reference(learner, model, tasks, current, index=FIRST):
     batch=st.lists(st.integers(0, 9), min_size=2, max_size=10, unique=True),
 )
 def test_step_equals_the_plain_reference(
-    tiny_model, tiny_task, seed, past, hidden, dropout, norm, path, temperature, margin, scale, batch
+    tiny_model,
+    tiny_task,
+    seed,
+    past,
+    hidden,
+    dropout,
+    norm,
+    path,
+    temperature,
+    margin,
+    scale,
+    batch,
 ):
-    model = tiny_model(seed, hidden=hidden, classes=2 * past + 2, dropout=dropout, norm=norm).double()
-    tasks = [as_double(tiny_task(task, samples=10, seed=seed)) for task in range(past + 1)]
-    learner = live(client(model, path=path, temperature=temperature, margin=margin), tasks[:-1])
+    model = tiny_model(
+        seed, hidden=hidden, classes=2 * past + 2, dropout=dropout, norm=norm
+    ).double()
+    tasks = [
+        as_double(tiny_task(task, samples=10, seed=seed)) for task in range(past + 1)
+    ]
+    learner = live(
+        client(model, path=path, temperature=temperature, margin=margin), tasks[:-1]
+    )
     with torch.no_grad():
         for parameter in model.body.parameters():
             parameter.mul_(scale)  # away from where the past tasks are content
@@ -395,12 +529,19 @@ def test_step_equals_the_plain_reference(
     expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1], index)
     size = np.linalg.norm(g)
     assert ours.numpy() == pytest.approx(expected.numpy(), abs=1e-8 * size)
-    assert (signature @ ours.numpy() >= -1e-8 * size * np.linalg.norm(signature, axis=1)).all()
+    assert (
+        signature @ ours.numpy() >= -1e-8 * size * np.linalg.norm(signature, axis=1)
+    ).all()
 
 
-def test_a_step_by_coordinates_equals_the_plain_reference(tiny_model, tiny_task, monkeypatch):
+def test_a_step_by_coordinates_equals_the_plain_reference(
+    tiny_model, tiny_task, monkeypatch
+):
     """What large models have: gradients as coordinates of the batch's inputs, found out as they are needed."""
-    monkeypatch.setattr("fedknow.client.learners.fedknow.learner.factorable", functools.partial(factorable, threshold=1))
+    monkeypatch.setattr(
+        "fedknow.client.learners.fedknow.learner.factorable",
+        functools.partial(factorable, threshold=1),
+    )
     torch.manual_seed(0)
     model = tiny_model(hidden=8, classes=10).double()
     tasks = [as_double(tiny_task(number)) for number in range(5)]
@@ -428,7 +569,10 @@ def test_both_paths_train_the_same_client(tiny_model, tiny_task, dtype, kind):
         learner.receive(lived.send())
         reports[path] = step(learner, task(tiny_task(6))), learner.counts()
     (full, all_), (lazy, some) = reports["full"], reports["adaptive"]
-    assert float((full - lazy).norm() / full.norm()) < {torch.float64: 1e-8, torch.float32: 1e-3}[dtype]
+    assert (
+        float((full - lazy).norm() / full.norm())
+        < {torch.float64: 1e-8, torch.float32: 1e-3}[dtype]
+    )
     assert (all_["pullbacks"], all_["pushforwards"]) == (7, 0)
     assert some["pullbacks"] <= 7
     assert some["pushforwards"] >= 1
@@ -438,7 +582,9 @@ def test_both_paths_train_the_same_client(tiny_model, tiny_task, dtype, kind):
     }
 
 
-def test_every_adaptive_step_of_a_training_satisfies_every_task(tiny_model, tiny_task, monkeypatch):
+def test_every_adaptive_step_of_a_training_satisfies_every_task(
+    tiny_model, tiny_task, monkeypatch
+):
     learner = client(tiny_model(classes=10))
     worst, original = [], FedKnow._integrated
 
@@ -446,7 +592,12 @@ def test_every_adaptive_step_of_a_training_satisfies_every_task(tiny_model, tiny
         result = original(self, at_body, own, restored, past)
         if len(past) > 1:
             head = self.head.weight.detach()
-            rows = torch.stack([at_body.pullback(p @ head, torch.empty(at_body.size)) for p in restored])
+            rows = torch.stack(
+                [
+                    at_body.pullback(p @ head, torch.empty(at_body.size))
+                    for p in restored
+                ]
+            )
             g = at_body.pullback(own, torch.empty(at_body.size))
             lengths = (rows.norm(dim=1) * g.norm()).clamp_min(1e-30)
             worst.append(((rows @ result.gradient) / lengths).min().item())
@@ -484,7 +635,9 @@ class _Opaque(Function):
 
 
 @pytest.mark.parametrize("function", [_Once, _Opaque])
-def test_bodies_that_cannot_be_asked_are_integrated_in_full(tiny_model, tiny_task, caplog, function):
+def test_bodies_that_cannot_be_asked_are_integrated_in_full(
+    tiny_model, tiny_task, caplog, function
+):
     class Odd(nn.Module):
         def forward(self, x):
             return function.apply(x)
@@ -494,7 +647,16 @@ def test_bodies_that_cannot_be_asked_are_integrated_in_full(tiny_model, tiny_tas
     learner = client(model)
     with caplog.at_level(logging.WARNING):
         live(learner, [tiny_task(number) for number in range(4)], rounds=2)
-    assert len([r for r in caplog.records if "all restored gradients will be computed" in r.message]) == 1
+    assert (
+        len(
+            [
+                r
+                for r in caplog.records
+                if "all restored gradients will be computed" in r.message
+            ]
+        )
+        == 1
+    )
     adaptive = step(learner, tiny_task(4))
     assert learner.counts()["pullbacks"] == 5
     learner.settings = FedKnowSettings(path="full")
@@ -502,7 +664,11 @@ def test_bodies_that_cannot_be_asked_are_integrated_in_full(tiny_model, tiny_tas
 
 
 def test_an_approximation_costs_three_products_at_most(tiny_model, tiny_task):
-    learner = live(client(tiny_model(classes=14), integrator="surrogate"), [tiny_task(t) for t in range(6)], rounds=2)
+    learner = live(
+        client(tiny_model(classes=14), integrator="surrogate"),
+        [tiny_task(t) for t in range(6)],
+        rounds=2,
+    )
     report = learner.fit(tiny_task(6), Round(1, 1))
     assert 1 <= report["pullbacks"] <= 2
     assert report["pushforwards"] == 1
@@ -510,16 +676,27 @@ def test_an_approximation_costs_three_products_at_most(tiny_model, tiny_task):
 
 
 def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_task):
-    learner = live(client(tiny_model(classes=14), integrator="online"), [tiny_task(t) for t in range(6)], rounds=2)
+    learner = live(
+        client(tiny_model(classes=14), integrator="online"),
+        [tiny_task(t) for t in range(6)],
+        rounds=2,
+    )
     report = learner.fit(tiny_task(6), Round(1, 1))
-    assert (report["pullbacks"], report["pushforwards"], report["signature-tasks"]) == (1, 1, 6)
+    assert (report["pullbacks"], report["pushforwards"], report["signature-tasks"]) == (
+        1,
+        1,
+        6,
+    )
     assert set(learner._multipliers) == set(range(6))
     again = client(tiny_model(classes=14), integrator="online")
     again.load_state_dict(learner.state_dict())
     assert again._multipliers == learner._multipliers
     again.begin(tiny_task(7), Round(1, 1))
     assert again._multipliers == {}  # another task's samples ask for others
-    few = live(client(tiny_model(classes=12), integrator="online", k=2), [tiny_task(t) for t in range(5)])
+    few = live(
+        client(tiny_model(classes=12), integrator="online", k=2),
+        [tiny_task(t) for t in range(5)],
+    )
     step(few, tiny_task(5))
     assert sorted(few._multipliers) == sorted(few._chosen)
     assert few.counts()["signature-tasks"] == 2
@@ -540,7 +717,9 @@ def test_the_online_dual_ends_at_the_exact_gradient(tiny_model, tiny_task, margi
 
 @pytest.mark.parametrize("margin", [0.0, 0.1])
 @pytest.mark.parametrize("part", [0.5, 0.6])
-def test_gradients_restored_from_a_part_of_the_batch(tiny_model, tiny_task, part, margin):
+def test_gradients_restored_from_a_part_of_the_batch(
+    tiny_model, tiny_task, part, margin
+):
     """The batch's gradient, integrated with what past tasks ask of its first samples."""
     learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     few = FIRST[: math.ceil(part * len(FIRST))]
@@ -565,7 +744,9 @@ def test_other_integrators_by_their_definition(tiny_model, tiny_task, margin):
     learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     _, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
     learner.settings = FedKnowSettings(integrator="sum")
-    assert step(learner, tasks[-1]).numpy() == pytest.approx(g + signature.sum(0), abs=1e-10)
+    assert step(learner, tasks[-1]).numpy() == pytest.approx(
+        g + signature.sum(0), abs=1e-10
+    )
     learner.settings = FedKnowSettings(integrator="surrogate", margin=margin)
     g = g + margin * signature.sum(0)
     ours = step(learner, tasks[-1]).numpy()
@@ -579,13 +760,19 @@ def test_other_integrators_by_their_definition(tiny_model, tiny_task, margin):
 
 
 @pytest.mark.parametrize("integrator", ["qp", "surrogate", "sum"])
-def test_signature_tasks_are_chosen_before_they_are_integrated(tiny_model, tiny_task, integrator):
+def test_signature_tasks_are_chosen_before_they_are_integrated(
+    tiny_model, tiny_task, integrator
+):
     """The batch that chooses among all past tasks makes the step that the chosen ones alone would make."""
     tasks = [as_double(tiny_task(number)) for number in range(6)]
-    learner = live(client(tiny_model(classes=12).double(), integrator=integrator, k=2), tasks[:-1])
+    learner = live(
+        client(tiny_model(classes=12).double(), integrator=integrator, k=2), tasks[:-1]
+    )
     ours = step(learner, tasks[-1])
     assert learner.counts()["signature-tasks"] == 2
-    assert 1 + 5 <= learner.counts()["pullbacks"] <= 1 + 5 + 1 + 2  # its own, all, the margin's, the built ones
+    assert (
+        1 + 5 <= learner.counts()["pullbacks"] <= 1 + 5 + 1 + 2
+    )  # its own, all, the margin's, the built ones
     assert len(learner._chosen) == 2
     learner._answers = {task: learner._answers[task] for task in learner._chosen}
     assert torch.allclose(step_again(learner, tasks[-1]), ours, atol=1e-12)

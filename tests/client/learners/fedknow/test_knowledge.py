@@ -6,17 +6,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedknow.client.learners.fedknow.knowledge import Knowledge, extract, prunable, top_fraction
+from fedknow.client.learners.fedknow.knowledge import (
+    Knowledge,
+    extract,
+    prunable,
+    top_fraction,
+)
 from fedknow.client.state import load_state, save_state
 
 
 def take(model, task, **changes):
-    options = {"rho": 0.25, "epochs": 2, "batch_size": 8, "lr": 1e-2, "seed": 3} | changes
+    options = {
+        "rho": 0.25,
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 1e-2,
+        "seed": 3,
+    } | changes
     return extract(model, task.train.x, task.train.y, task.classes, **options)
 
 
 def test_largest_weights_over_all_layers_by_hand():
-    a, b = torch.tensor([[0.1, -5.0], [0.2, 0.3]]), torch.tensor([[4.0, -0.4, 0.05, 0.0]])
+    a, b = (
+        torch.tensor([[0.1, -5.0], [0.2, 0.3]]),
+        torch.tensor([[4.0, -0.4, 0.05, 0.0]]),
+    )
     masks = top_fraction([a, b], 0.375)  # three of eight: -5, 4, -0.4
     assert masks[0].tolist() == [[False, True], [False, False]]
     assert masks[1].tolist() == [[True, True, False, False]]
@@ -33,7 +47,9 @@ def test_many_zeros_do_not_make_a_mask_of_everything():
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.floats(0.001, 1.0), st.integers(1, 300))
 def test_fraction_is_kept_exactly_and_nothing_larger_is_left_out(seed, rho, size):
-    weights = torch.randn(size, generator=torch.Generator().manual_seed(seed)).round(decimals=1)  # with ties
+    weights = torch.randn(size, generator=torch.Generator().manual_seed(seed)).round(
+        decimals=1
+    )  # with ties
     (mask,) = top_fraction([weights], rho)
     assert int(mask.sum()) == max(1, round(rho * size))
     if not mask.all():
@@ -41,7 +57,9 @@ def test_fraction_is_kept_exactly_and_nothing_larger_is_left_out(seed, rho, size
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_pruned_weights_stay_exactly_zero_through_fine_tuning(tiny_model, tiny_task, norm):
+def test_pruned_weights_stay_exactly_zero_through_fine_tuning(
+    tiny_model, tiny_task, norm
+):
     model = tiny_model(norm=norm)
     weights = list(prunable(model.body).values())
     masks = top_fraction(weights, 0.25)
@@ -55,7 +73,9 @@ def test_pruned_weights_stay_exactly_zero_through_fine_tuning(tiny_model, tiny_t
 
 def test_without_fine_tuning_the_values_are_the_models_own(tiny_model, tiny_task):
     model = tiny_model()
-    flat = torch.cat([weight.detach().flatten() for weight in prunable(model.body).values()])
+    flat = torch.cat(
+        [weight.detach().flatten() for weight in prunable(model.body).values()]
+    )
     knowledge = take(model, tiny_task(0), epochs=0)
     places = np.flatnonzero(np.unpackbits(knowledge.mask.numpy())[: len(flat)])
     assert torch.equal(knowledge.values, flat[torch.from_numpy(places)])
@@ -67,9 +87,13 @@ def test_knowledge_answers_as_the_pruned_model_did(tiny_model, tiny_task, norm):
     knowledge = take(model, task)
     with torch.no_grad():
         expected = model.eval()(task.test.x)[:, list(task.classes)]
-    other = tiny_model(seed=9, norm=norm)  # another body, whose own weights must not shine through
+    other = tiny_model(
+        seed=9, norm=norm
+    )  # another body, whose own weights must not shine through
     # Up to rounding: matrix products of other sizes (batches of 7, a slice of the head) may sum in another order.
-    torch.testing.assert_close(knowledge.logits(other.body, task.test.x, 7), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        knowledge.logits(other.body, task.test.x, 7), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_size_is_a_bit_a_weight_and_the_kept_values(tiny_model, tiny_task):
@@ -83,8 +107,12 @@ def test_size_is_a_bit_a_weight_and_the_kept_values(tiny_model, tiny_task):
 
 def test_round_trip_through_a_file_is_exact(tiny_model, tiny_task, tmp_path):
     knowledge = take(tiny_model(norm=True), tiny_task(2))
-    save_state(tmp_path / "state.safetensors", {"knowledge": {"2": knowledge.state_dict()}})
-    again = Knowledge.from_state(load_state(tmp_path / "state.safetensors")["knowledge"]["2"])
+    save_state(
+        tmp_path / "state.safetensors", {"knowledge": {"2": knowledge.state_dict()}}
+    )
+    again = Knowledge.from_state(
+        load_state(tmp_path / "state.safetensors")["knowledge"]["2"]
+    )
     x = tiny_task(0).test.x
     body = tiny_model(norm=True).body
     assert again.classes == knowledge.classes

@@ -10,7 +10,11 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.fedknow import learner as fedknow
 from fedknow.client.learners.frames.learner import Batch, Diverged, HeadSlice, Round
-from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings, soft_labels
+from fedknow.client.learners.fedknow.learner import (
+    FedKnow,
+    FedKnowSettings,
+    soft_labels,
+)
 from fedknow.client.learners.fedknow.knowledge import Knowledge
 from fedknow.client.learners.fedknow.restorer import restored_cotangent
 from fedknow.client.state import load_state, save_state
@@ -20,7 +24,11 @@ TRAIN = TrainConfig(epochs=2, batch_size=8, lr=0.01, weight_decay=1e-2)
 
 
 def learner(tiny_model, train=TRAIN, model=None, **settings):
-    return FedKnow(model or tiny_model(), train, FedKnowSettings(**({"rho": 0.3, "finetune_epochs": 2} | settings)))
+    return FedKnow(
+        model or tiny_model(),
+        train,
+        FedKnowSettings(**({"rho": 0.3, "finetune_epochs": 2} | settings)),
+    )
 
 
 def live_through(client, tasks, rounds=2):
@@ -52,16 +60,20 @@ def test_cotangent_by_hand():
 def test_soft_and_hard_labels_by_hand():
     logits = torch.tensor([[2.0, 0.0]])
     e = torch.e
-    assert soft_labels(logits, FedKnowSettings(temperature=2.0))[0].tolist() == pytest.approx(
-        [e / (1 + e), 1 / (1 + e)]
-    )
+    assert soft_labels(logits, FedKnowSettings(temperature=2.0))[
+        0
+    ].tolist() == pytest.approx([e / (1 + e), 1 / (1 + e)])
     assert soft_labels(logits, FedKnowSettings(labels="hard")).tolist() == [[1.0, 0.0]]
 
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("choices", [{}, {"margin": 0.0}, {"path": "full"}, {"temperature": 2.0}])
-def test_step_equals_a_plain_reference_with_one_backward_a_loss(tiny_model, tiny_task, norm, dropout, choices):
+@pytest.mark.parametrize(
+    "choices", [{}, {"margin": 0.0}, {"path": "full"}, {"temperature": 2.0}]
+)
+def test_step_equals_a_plain_reference_with_one_backward_a_loss(
+    tiny_model, tiny_task, norm, dropout, choices
+):
     """Gradients from the shared graph against losses differentiated one by one, and SciPy for Eq. (3)."""
     model = tiny_model(norm=norm, dropout=dropout).double()
     client = learner(tiny_model, model=model, **choices)
@@ -74,7 +86,9 @@ def test_step_equals_a_plain_reference_with_one_backward_a_loss(tiny_model, tiny
     model.train()
     head = HeadSlice(current.head, 6)
     index = torch.arange(8)
-    batch = Batch(current.train.x[index], head.labels(current.train.y[index]), index, head)
+    batch = Batch(
+        current.train.x[index], head.labels(current.train.y[index]), index, head
+    )
     torch.manual_seed(1)
     client.gradient(batch)
     ours = torch.cat([p.grad.flatten() for p in model.body.parameters()])
@@ -82,7 +96,12 @@ def test_step_equals_a_plain_reference_with_one_backward_a_loss(tiny_model, tiny
     def gradient(loss_of):
         torch.manual_seed(1)  # the same dropout mask
         loss = loss_of(model(batch.x))
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.body.parameters()))])
+        return torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(loss, list(model.body.parameters()))
+            ]
+        )
 
     g = gradient(lambda z: F.cross_entropy(z[:, list(current.classes)], batch.y))
     rows = []
@@ -92,9 +111,17 @@ def test_step_equals_a_plain_reference_with_one_backward_a_loss(tiny_model, tiny
         knowledge = Knowledge.from_state(state["knowledge"][str(past)])
         target = (knowledge.logits(teacher.body, batch.x, 4) / hot).softmax(1)
         classes = list(tasks[past].classes)
-        rows.append(gradient(lambda z, c=classes, t=target: -(t * (z[:, c] / hot).log_softmax(1)).sum(1).mean()))
+        rows.append(
+            gradient(
+                lambda z, c=classes, t=target: (
+                    -(t * (z[:, c] / hot).log_softmax(1)).sum(1).mean()
+                )
+            )
+        )
     signature = torch.stack(rows).numpy()
-    towards = g.numpy() + margin * signature.sum(0)  # v >= margin is v = margin + w, w >= 0
+    towards = g.numpy() + margin * signature.sum(
+        0
+    )  # v >= margin is v = margin + w, w >= 0
     expected = towards + signature.T @ nnls(signature.T, -towards)[0]
     assert torch.allclose(ours, torch.from_numpy(expected), atol=1e-9)
 
@@ -108,7 +135,9 @@ def test_the_head_is_averaged_only_where_that_is_asked_for(tiny_model):
 
 def as_double(task):
     return replace(
-        task, train=Split(task.train.x.double(), task.train.y), test=Split(task.test.x.double(), task.test.y)
+        task,
+        train=Split(task.train.x.double(), task.train.y),
+        test=Split(task.test.x.double(), task.test.y),
     )
 
 
@@ -118,7 +147,9 @@ def test_every_step_satisfies_every_signature_task(tiny_model, tiny_task, monkey
     def watched(g, signature):
         result = integrate(g, signature)
         lengths = signature.norm(dim=1) * g.norm()
-        products.append(((signature @ result.gradient) / lengths.clamp_min(1e-30)).min().item())
+        products.append(
+            ((signature @ result.gradient) / lengths.clamp_min(1e-30)).min().item()
+        )
         return result
 
     integrate = fedknow.integrate
@@ -132,13 +163,21 @@ def flat(state, prefix=""):
     """A state as one level of copies."""
     out = {}
     for key, value in state.items():
-        deeper = flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        out.update({name: v.clone() if torch.is_tensor(v) else v for name, v in deeper.items()})
+        deeper = (
+            flat(value, f"{prefix}{key}/")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
+        out.update(
+            {name: v.clone() if torch.is_tensor(v) else v for name, v in deeper.items()}
+        )
     return out
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) if torch.is_tensor(v) else v == b[k] for k, v in a.items())
+    return a.keys() == b.keys() and all(
+        torch.equal(v, b[k]) if torch.is_tensor(v) else v == b[k] for k, v in a.items()
+    )
 
 
 @pytest.mark.parametrize("kind", [{}, {"norm": True, "dropout": 0.5}])
@@ -152,7 +191,10 @@ def test_knowledge_is_bit_identical_after_later_tasks(tiny_model, tiny_task, kin
 
 def test_a_step_changes_neither_task_nor_batch_nor_answers(tiny_model, tiny_task):
     """The authors' loop overwrote the task's index and drew new teacher outputs in every step."""
-    client = live_through(learner(tiny_model, k=1, model=tiny_model(dropout=0.5)), [tiny_task(0), tiny_task(1)])
+    client = live_through(
+        learner(tiny_model, k=1, model=tiny_model(dropout=0.5)),
+        [tiny_task(0), tiny_task(1)],
+    )
     task = tiny_task(2)
     copies = task.task, task.train.x.clone(), task.train.y.clone()
     client.fit(task, Round(1, 1))
@@ -173,10 +215,19 @@ def test_answers_for_other_samples_are_not_used(tiny_model, tiny_task):
 
 def test_knowledge_survives_any_training_rate(tiny_model, tiny_task):
     """Fine-tuning has a rate of its own: with SGD's 0.5 given to Adam the knowledge would be noise."""
-    train = TrainConfig(epochs=5, batch_size=8, optimizer="sgd", lr=0.5, weight_decay=0.0)
+    train = TrainConfig(
+        epochs=5, batch_size=8, optimizer="sgd", lr=0.5, weight_decay=0.0
+    )
     client = live_through(learner(tiny_model, train=train), [tiny_task(0)])
     knowledge, task = client._knowledge[0], tiny_task(0)
-    right = (knowledge.logits(tiny_model(seed=3).body, task.train.x, 64).argmax(1) == task.train.y).float().mean()
+    right = (
+        (
+            knowledge.logits(tiny_model(seed=3).body, task.train.x, 64).argmax(1)
+            == task.train.y
+        )
+        .float()
+        .mean()
+    )
     assert right == 1.0
 
 
@@ -223,7 +274,9 @@ def test_head_kept_by_the_client_survives_extraction(tiny_model, tiny_task):
     client = learner(tiny_model)
     client.fit(tiny_task(0), Round(1, 1))
     kept = client.kept()
-    client.receive({name: torch.zeros_like(value) for name, value in client.send().items()})
+    client.receive(
+        {name: torch.zeros_like(value) for name, value in client.send().items()}
+    )
     client.end_task(tiny_task(0), Round(0, 1))
     assert all(torch.equal(value, kept[name]) for name, value in client.kept().items())
 
@@ -232,9 +285,14 @@ def test_extraction_from_the_own_or_the_shared_model(tiny_model, tiny_task):
     for source, expect_zero in (("local", False), ("global", True)):
         client = learner(tiny_model, extract_from=source, finetune_epochs=0)
         client.fit(tiny_task(0), Round(1, 1))
-        client.receive({name: torch.zeros_like(value) for name, value in client.send().items()})
+        client.receive(
+            {name: torch.zeros_like(value) for name, value in client.send().items()}
+        )
         client.end_task(tiny_task(0), Round(0, 1))
-        assert bool((client.state_dict()["knowledge"]["0"]["values"] == 0).all()) is expect_zero
+        assert (
+            bool((client.state_dict()["knowledge"]["0"]["values"] == 0).all())
+            is expect_zero
+        )
 
 
 def test_at_most_k_signature_tasks_are_restored(tiny_model, tiny_task):
@@ -242,37 +300,52 @@ def test_at_most_k_signature_tasks_are_restored(tiny_model, tiny_task):
     report = client.fit(tiny_task(2), Round(1, 1))
     # The first batch chooses among both; all of them are integrated with one.
     assert report["signature-tasks"] == 1
-    every_batch = live_through(learner(tiny_model, k=1, select="batch"), [tiny_task(0), tiny_task(1)])
+    every_batch = live_through(
+        learner(tiny_model, k=1, select="batch"), [tiny_task(0), tiny_task(1)]
+    )
     assert every_batch.fit(tiny_task(2), Round(1, 1))["signature-tasks"] == 1
     ignored = live_through(learner(tiny_model, integrator="off"), [tiny_task(0)])
     assert ignored.fit(tiny_task(1), Round(1, 1))["signature-tasks"] == 0
-    assert learner(tiny_model, k=10).fit(tiny_task(0), Round(1, 1)).keys() == report.keys()
+    assert (
+        learner(tiny_model, k=10).fit(tiny_task(0), Round(1, 1)).keys() == report.keys()
+    )
 
 
-def test_signature_tasks_chosen_every_batch_come_from_all_past_tasks(tiny_model, tiny_task, monkeypatch):
+def test_signature_tasks_chosen_every_batch_come_from_all_past_tasks(
+    tiny_model, tiny_task, monkeypatch
+):
     offered = []
     choose = fedknow.most_dissimilar
     monkeypatch.setattr(
         fedknow,
         "most_dissimilar",
-        lambda g, rows, k, form: offered.append(len(rows := list(rows))) or choose(g, rows, k, form),
+        lambda g, rows, k, form: (
+            offered.append(len(rows := list(rows))) or choose(g, rows, k, form)
+        ),
     )
     for select, times in (("batch", 2 * 3), ("round", 1)):
         offered.clear()
-        client = live_through(learner(tiny_model, k=1, select=select), [tiny_task(0), tiny_task(1)])
+        client = live_through(
+            learner(tiny_model, k=1, select=select), [tiny_task(0), tiny_task(1)]
+        )
         offered.clear()
         client.fit(tiny_task(2), Round(1, 1))
         assert offered == [2] * times
 
 
 @pytest.mark.parametrize("form", ["off", "first-epoch", "extra-epoch"])
-def test_post_aggregation_turns_g_a_towards_g_b(tiny_model, tiny_task, monkeypatch, form):
+def test_post_aggregation_turns_g_a_towards_g_b(
+    tiny_model, tiny_task, monkeypatch, form
+):
     calls = []
     closed_form = fedknow.integrate_one
 
     def watched(g_a, g_b):
         result = closed_form(g_a, g_b)
-        calls.append(torch.dot(result, g_b).item() / max(float(result.norm() * g_b.norm()), 1e-30))
+        calls.append(
+            torch.dot(result, g_b).item()
+            / max(float(result.norm() * g_b.norm()), 1e-30)
+        )
         return result
 
     monkeypatch.setattr(fedknow, "integrate_one", watched)
@@ -289,7 +362,9 @@ def test_post_aggregation_turns_g_a_towards_g_b(tiny_model, tiny_task, monkeypat
 
 @pytest.mark.parametrize("post", ["off", "first-epoch"])
 def test_state_round_trip_is_the_same_client(tiny_model, tiny_task, tmp_path, post):
-    client = live_through(learner(tiny_model, post_aggregation=post), [tiny_task(0), tiny_task(1)])
+    client = live_through(
+        learner(tiny_model, post_aggregation=post), [tiny_task(0), tiny_task(1)]
+    )
     client.fit(tiny_task(2), Round(1, 1))
     body = client.send()
     save_state(tmp_path / "state.safetensors", client.state_dict())
@@ -313,16 +388,24 @@ def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_tas
     """After a third task, the model disagrees less with what the knowledge of the first two says of its samples."""
 
     def drift(integrator):
-        client = live_through(learner(tiny_model, integrator=integrator), [tiny_task(0), tiny_task(1)])
+        client = live_through(
+            learner(tiny_model, integrator=integrator), [tiny_task(0), tiny_task(1)]
+        )
         current = tiny_task(2)
         for number in range(1, 9):
             client.fit(current, Round(number, number))
         z = client.logits(current.train.x, 64)
-        client.settings = FedKnowSettings(temperature=2.0)  # without integration nothing is asked
+        client.settings = FedKnowSettings(
+            temperature=2.0
+        )  # without integration nothing is asked
         client.begin(current, Round(9, 9))
         answers = client.state_dict()["answers"]
         losses = [
-            -(answers[str(t)] * (z[:, [2 * t, 2 * t + 1]] / 2.0).log_softmax(1)).sum(1).mean().item() for t in (0, 1)
+            -(answers[str(t)] * (z[:, [2 * t, 2 * t + 1]] / 2.0).log_softmax(1))
+            .sum(1)
+            .mean()
+            .item()
+            for t in (0, 1)
         ]
         return sum(losses)
 

@@ -30,7 +30,9 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     signature = rng.normal(size=(k, p)) * 10 ** rng.uniform(-6, 3, size=(k, 1))
     if draw(st.booleans()) and k > 1:
-        signature[-1] = signature[0] * draw(st.sampled_from([1.0, 3.0, -1.0]))  # parallel or opposite
+        signature[-1] = signature[0] * draw(
+            st.sampled_from([1.0, 3.0, -1.0])
+        )  # parallel or opposite
     if draw(st.booleans()):
         signature[0] = 0
     g = rng.normal(size=p) * 10 ** rng.uniform(-6, 3)
@@ -57,11 +59,15 @@ def test_one_violated_constraint_by_hand() -> None:
 def test_two_constraints_of_which_one_becomes_idle_by_hand() -> None:
     # g = (-2, -1), g_1 = (1, 0), g_2 = (1, 1). Both are violated; projecting onto both half-planes gives (0, 0):
     # at g' = 0, v solves v_1 + v_2 = 2, v_2 = 1.
-    result = integrate(torch.tensor([-2.0, -1.0]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    result = integrate(
+        torch.tensor([-2.0, -1.0]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    )
     assert result.gradient.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
     assert result.multipliers == pytest.approx([1.0, 1.0])
     # g = (-2, 1): only g_1 and g_2 violated again, but removing g_1 alone gives (0, 1), which g_2 accepts.
-    result = integrate(torch.tensor([-2.0, 1.0]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    result = integrate(
+        torch.tensor([-2.0, 1.0]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    )
     assert result.gradient.tolist() == pytest.approx([0.0, 1.0], abs=1e-6)
     assert result.multipliers == pytest.approx([2.0, 0.0])
     assert result.violated == 2
@@ -75,7 +81,9 @@ def test_opposing_unit_gradients_end_at_zero_not_below() -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(problems())
-def test_equals_scipys_nnls_and_satisfies_every_constraint(problem: tuple[np.ndarray, np.ndarray]) -> None:
+def test_equals_scipys_nnls_and_satisfies_every_constraint(
+    problem: tuple[np.ndarray, np.ndarray],
+) -> None:
     g, signature = problem
     result = integrate(torch.from_numpy(g), torch.from_numpy(signature))
     ours = result.gradient.numpy()
@@ -90,11 +98,16 @@ def test_equals_scipys_nnls_and_satisfies_every_constraint(problem: tuple[np.nda
 
 @settings(deadline=None, max_examples=100)
 @given(problems(), st.sampled_from([1e-12, 1e-5, 1e5, 1e12]))
-def test_answer_does_not_depend_on_scale(problem: tuple[np.ndarray, np.ndarray], scale: float) -> None:
+def test_answer_does_not_depend_on_scale(
+    problem: tuple[np.ndarray, np.ndarray], scale: float
+) -> None:
     g, signature = problem
     one = integrate(torch.from_numpy(g), torch.from_numpy(signature)).gradient
     other = integrate(torch.from_numpy(g), torch.from_numpy(signature * scale)).gradient
-    bigger = integrate(torch.from_numpy(g * scale), torch.from_numpy(signature)).gradient / scale
+    bigger = (
+        integrate(torch.from_numpy(g * scale), torch.from_numpy(signature)).gradient
+        / scale
+    )
     tolerance = 1e-6 * float(np.linalg.norm(g))
     assert torch.allclose(one, other, rtol=0, atol=tolerance)
     assert torch.allclose(one, bigger, rtol=0, atol=tolerance)
@@ -102,7 +115,10 @@ def test_answer_does_not_depend_on_scale(problem: tuple[np.ndarray, np.ndarray],
 
 def test_single_precision_constraints_hold_at_the_size_of_a_network() -> None:
     generator = torch.Generator().manual_seed(0)
-    signature = torch.randn(10, 500_000, generator=generator) * torch.logspace(-4, 1, 10)[:, None]
+    signature = (
+        torch.randn(10, 500_000, generator=generator)
+        * torch.logspace(-4, 1, 10)[:, None]
+    )
     g = -signature.sum(0) + torch.randn(500_000, generator=generator)
     result = integrate(g, signature)
     products = (signature.double() @ result.gradient.double()).numpy()
@@ -114,7 +130,9 @@ def test_single_precision_constraints_hold_at_the_size_of_a_network() -> None:
 def test_closed_form_for_one_constraint(g: list[float]) -> None:
     other = torch.tensor([2.0, 1.0])
     assert torch.allclose(
-        integrate_one(torch.tensor(g), other), integrate(torch.tensor(g), other[None]).gradient, atol=1e-6
+        integrate_one(torch.tensor(g), other),
+        integrate(torch.tensor(g), other[None]).gradient,
+        atol=1e-6,
     )
 
 
@@ -144,7 +162,9 @@ def test_single_precision_scales(scale: float) -> None:
     """Down to where squares vanish the constraint holds; below, a gradient counts as none."""
     g, other = torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0]) * scale
     expected = [1.0, -1.0] if scale < 1e-19 else [1.0, 0.0]
-    assert integrate(g, other[None]).gradient.tolist() == pytest.approx(expected, abs=1e-6)
+    assert integrate(g, other[None]).gradient.tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
     assert integrate_one(g, other).tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -153,7 +173,9 @@ def test_single_precision_scales(scale: float) -> None:
 def test_wasserstein_of_values_is_scipys(seed: int, p: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(2, p))
-    assert wasserstein(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(wasserstein_distance(a, b))
+    assert wasserstein(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(
+        wasserstein_distance(a, b)
+    )
 
 
 def test_wasserstein_of_positions_by_hand() -> None:

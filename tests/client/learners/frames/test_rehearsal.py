@@ -8,14 +8,25 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from fedknow.client.learners.frames.learner import Round
-from fedknow.client.learners.frames.rehearsal import Memory, MemorySettings, Rehearsal, Replay, choose, columns
+from fedknow.client.learners.frames.rehearsal import (
+    Memory,
+    MemorySettings,
+    Rehearsal,
+    Replay,
+    choose,
+    columns,
+)
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import TrainConfig
 
 TRAIN = TrainConfig(epochs=1, batch_size=8, lr=0.01)
 
 
-@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), share=st.floats(0.01, 1), seed=st.integers(0, 99))
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    share=st.floats(0.01, 1),
+    seed=st.integers(0, 99),
+)
 def test_a_balanced_choice_takes_from_every_class_alike(labels, share, seed):
     y = torch.tensor(labels)
     count = max(1, round(share * len(y)))
@@ -24,14 +35,19 @@ def test_a_balanced_choice_takes_from_every_class_alike(labels, share, seed):
     assert len(index) == count
     taken, there = (torch.bincount(part, minlength=5) for part in (y[index], y))
     for a in range(5):
-        for b in range(5):  # a class may lag another by more than one only if all it has is taken
+        for b in range(
+            5
+        ):  # a class may lag another by more than one only if all it has is taken
             assert taken[a] >= taken[b] - 1 or taken[a] == there[a]
 
 
 def test_an_unbalanced_choice_follows_the_classes_frequencies():
     y = torch.tensor([0] * 90 + [1] * 10)
     shares = [
-        (y[choose(y, 20, torch.Generator().manual_seed(seed), balanced=False)] == 1).sum().item() for seed in range(200)
+        (y[choose(y, 20, torch.Generator().manual_seed(seed), balanced=False)] == 1)
+        .sum()
+        .item()
+        for seed in range(200)
     ]
     assert sum(shares) / 200 == pytest.approx(2.0, abs=0.25)
     assert (y[choose(y, 20, torch.Generator().manual_seed(0))] == 1).sum() == 10
@@ -43,7 +59,9 @@ def test_what_is_kept_and_what_it_weighs(tiny_task):
     memory.keep(tiny_task(1, samples=10), 0.01, seed=3)
     assert len(memory) == 4 + 1
     assert memory.tasks[0].y.bincount().tolist() == [2, 2]
-    assert memory.nbytes == 5 * (4 * 4 + 8)  # four float32 pixels and an int64 label each
+    assert memory.nbytes == 5 * (
+        4 * 4 + 8
+    )  # four float32 pixels and an int64 label each
     again = Memory()
     again.keep(tiny_task(0, samples=40), 0.1, seed=3)
     assert torch.equal(memory.tasks[0].x, again.tasks[0].x)
@@ -57,17 +75,27 @@ def test_each_sample_is_scored_in_the_slice_of_its_task(tiny_task):
         memory.keep(tiny_task(task), 0.1, seed=0)
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     past = memory.all(tiny_task(2), 6)
-    expected = F.cross_entropy(logits[:2, :2], past.y[:2]) + F.cross_entropy(logits[2:, 2:4], past.y[2:] - 2)
+    expected = F.cross_entropy(logits[:2, :2], past.y[:2]) + F.cross_entropy(
+        logits[2:, 2:4], past.y[2:] - 2
+    )
     assert past.loss(logits).item() == pytest.approx(expected.item() / 2, rel=1e-6)
     one = memory.of(1, tiny_task(2), 6)
-    assert one.loss(logits[2:]).item() == pytest.approx(F.cross_entropy(logits[2:, 2:4], one.y - 2).item(), rel=1e-6)
-    seen = memory.all(tiny_task(2, incremental=True), 6)  # class-incremental: in the slice of all classes seen
-    assert seen.loss(logits).item() == pytest.approx(F.cross_entropy(logits, seen.y).item(), rel=1e-6)
+    assert one.loss(logits[2:]).item() == pytest.approx(
+        F.cross_entropy(logits[2:, 2:4], one.y - 2).item(), rel=1e-6
+    )
+    seen = memory.all(
+        tiny_task(2, incremental=True), 6
+    )  # class-incremental: in the slice of all classes seen
+    assert seen.loss(logits).item() == pytest.approx(
+        F.cross_entropy(logits, seen.y).item(), rel=1e-6
+    )
 
 
 def test_columns_outside_a_slice_get_no_gradient():
     z = torch.zeros(1, 3, requires_grad=True)
-    Replay(torch.zeros(1, 1, 2, 2), torch.tensor([1]), columns((0, 1), 3)[None]).loss(z).backward()
+    Replay(torch.zeros(1, 1, 2, 2), torch.tensor([1]), columns((0, 1), 3)[None]).loss(
+        z
+    ).backward()
     assert z.grad.tolist() == [[0.5, -0.5, 0.0]]
 
 
@@ -91,7 +119,9 @@ def test_state_round_trip_on_disk(tiny_task, tmp_path):
 
 @pytest.mark.parametrize("exchange", ["all", "body", "none"])
 def test_the_frame_keeps_samples_whatever_is_exchanged(tiny_model, tiny_task, exchange):
-    learner = Rehearsal(tiny_model(), TRAIN, MemorySettings(memory=0.2, exchange=exchange))
+    learner = Rehearsal(
+        tiny_model(), TRAIN, MemorySettings(memory=0.2, exchange=exchange)
+    )
     assert learner.ends_task
     learner.fit(tiny_task(0), Round(1, 1))
     assert learner.past is None
