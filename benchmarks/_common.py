@@ -1,4 +1,5 @@
-"""What the benchmarks share: one case a process, cases in turn, medians, and where and how figures were taken."""
+"""What the benchmarks share: one case a process, cases in turn, medians, and where and how figures
+were taken."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def measure(
 def in_turn(
     cases: Mapping[str, Sequence[str]], repeats: int, **environment: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Measure each case so many times, the cases in turn, so that what else the machine does meets them alike."""
+    """Measure each case so many times, the cases in turn, so that what else the machine does meets
+    them alike."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, command in cases.items():
@@ -74,7 +76,8 @@ def in_turn(
 
 @contextmanager
 def watching(seconds: float = 1.0) -> Iterator[list[float]]:
-    """Memory of all processes that this one has started, MB (1e6 bytes), looked at every so many seconds.
+    """Memory of all processes that this one has started, MB (1e6 bytes), looked at every so many
+    seconds.
 
     It is the sum of their proportional set sizes, in which what processes share counts once.
     """
@@ -115,7 +118,8 @@ def ratio(
 
 
 def spent(ends: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Seconds, and processor seconds of this process, from the first to the last of (perf_counter, process_time)."""
+    """Seconds, and processor seconds of this process, from the first to the last of (perf_counter,
+    process_time)."""
     return {"seconds": ends[-1][0] - ends[0][0], "cpu": ends[-1][1] - ends[0][1]}
 
 

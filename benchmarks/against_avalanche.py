@@ -5,19 +5,21 @@ And the metrics: do both say the same of the same answers?
     pip install avalanche-lib            # 0.6.0 here, in an environment of its own, beside fedknow
     python benchmarks/against_avalanche.py
 
-Three tasks (scikit-learn's digits, with other pixels shuffled in each), one head, a small network, full batches and
-plain SGD, so that nothing is left to chance: the same learner alone, once ours and once Avalanche's plugin on its
-``Naive`` strategy, from the same weights. The distance of the final weights is given relative to how far the method
-itself moves them: to the distance between ours and plain fine-tuning.
+Three tasks (scikit-learn's digits, with other pixels shuffled in each), one head, a small
+network, full batches and plain SGD, so that nothing is left to chance: the same learner alone,
+once ours and once Avalanche's plugin on its ``Naive`` strategy, from the same weights. The
+distance of the final weights is given relative to how far the method itself moves them: to the
+distance between ours and plain fine-tuning.
 
-Where Avalanche's choice is another one it is brought to ours, and each place is marked below: GEM's constant on the
-diagonal, EWC's squares of batch means, its lack of the half, MAS's average over tasks. GEM is compared without a
-margin, where the paper (ours) and its authors' code (Avalanche's) differ; EWC with ``labels = "data"``, where our
-default draws them.
+Where Avalanche's choice is another one it is brought to ours, and each place is marked below:
+GEM's constant on the diagonal, EWC's squares of batch means, its lack of the half, MAS's
+average over tasks. GEM is compared without a margin, where the paper (ours) and its authors'
+code (Avalanche's) differ; EWC with ``labels = "data"``, where our default draws them.
 
-Metrics are taken of answers that were drawn: some right, some wrong, for three clients and five tasks. Avalanche knows
-one learner, so a task's accuracy is that of all clients' samples together, and the average accuracy is put together
-of Avalanche's accuracies of each client as ``server/run/metrics.py`` says.
+Metrics are taken of answers that were drawn: some right, some wrong, for three clients and five
+tasks. Avalanche knows one learner, so a task's accuracy is that of all clients' samples
+together, and the average accuracy is put together of Avalanche's accuracies of each client as
+``server/run/metrics.py`` says.
 """
 
 from __future__ import annotations
@@ -147,7 +149,8 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
     scale = 1.0
     plugins: list[Any]
     if name == "gem":
-        # Its quadratic program has 1e-3 added to the diagonal: so the loss is made large, and the rate small.
+        # Its quadratic program has 1e-3 added to the diagonal: so the loss is made large, and
+        # the rate small.
         scale = 1e3
         plugins = [GEMPlugin(SAMPLES, 0.0)]
     elif (
@@ -169,7 +172,8 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
         plugins = [LwFPlugin(STRENGTH[name], 2.0)]
     elif name == "mas":
         mas = MASPlugin(STRENGTH[name], alpha=0.5)
-        # It keeps the mean of the old importance and the new one, which after the second task is half the sum.
+        # It keeps the mean of the old importance and the new one, which after the second task
+        # is half the sum.
         double = Hook(
             before=lambda s: setattr(
                 mas,
@@ -179,7 +183,8 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
         )
         plugins = [double, *_per_sample(mas)]
     else:
-        # Its penalty has no half, and its importance squares the gradient of a batch: here, of one sample.
+        # Its penalty has no half, and its importance squares the gradient of a batch: here, of
+        # one sample.
         options = {} if name == "ewc" else {"mode": "online", "decay_factor": 0.5}
         plugins = _per_sample(EWCPlugin(STRENGTH[name] / 2, **options))
 
@@ -233,7 +238,8 @@ def distance(a: nn.Module, b: nn.Module) -> float:
 
 
 def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
-    """How far our metrics of answers that were drawn are from Avalanche's: the largest distance after any task."""
+    """How far our metrics of answers that were drawn are from Avalanche's: the largest distance
+    after any task."""
     draws = np.random.default_rng(0)
     sizes = draws.integers(20, 60, (clients, count))
     chance = draws.random(

@@ -1,14 +1,17 @@
-"""Who waits for whom: 500 phones and Jetsons that come and go, synchronous and asynchronous, in virtual time.
+"""Who waits for whom: 500 phones and Jetsons that come and go, synchronous and asynchronous, in
+virtual time.
 
     FEDKNOW_DATA=DIR python benchmarks/asynchronous.py
     python benchmarks/asynchronous.py --data digits --clients 50 --rounds 4          # a look at it
 
-A stream of two tasks on CIFAR-100, FedAvg clients with 50 images of each, links of 250 kB/s whose rates differ, devices
-that are there for ten minutes and away for ten on average. Every contender may have a tenth of the clients at work at
-once, and takes as many answers in all: ``synchronous`` waits for the last of a round, ``over-committed`` asks 1.3 times
-as many and takes the first, ``semisync`` waits as long as the median synchronous round took, and ``fedbuff`` makes a
-step of every fifth of a round's answers. ``hours`` are virtual. Accuracy is looked at during the tasks; hours ``to`` an
-accuracy are counted from the beginning of the task to when 95 % of what the synchronous run had at its end is reached.
+A stream of two tasks on CIFAR-100, FedAvg clients with 50 images of each, links of 250 kB/s
+whose rates differ, devices that are there for ten minutes and away for ten on average. Every
+contender may have a tenth of the clients at work at once, and takes as many answers in all:
+``synchronous`` waits for the last of a round, ``over-committed`` asks 1.3 times as many and
+takes the first, ``semisync`` waits as long as the median synchronous round took, and
+``fedbuff`` makes a step of every fifth of a round's answers. ``hours`` are virtual. Accuracy is
+looked at during the tasks; hours ``to`` an accuracy are counted from the beginning of the task
+to when 95 % of what the synchronous run had at its end is reached.
 """
 
 from __future__ import annotations

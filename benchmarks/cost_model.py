@@ -1,8 +1,11 @@
-"""What counting costs: processor time of clients' work with the meter and without it, message by message in turn.
+"""What counting costs: processor time of clients' work with the meter and without it, message by
+message in turn.
 
-    python benchmarks/cost_model.py --preset digits --learner fedknow --clients 8 --tasks 3 --rounds 3
+    python benchmarks/cost_model.py --preset digits --learner fedknow --clients 8 --tasks 3
+    --rounds 3
 
-prints, for each kind of message and for all, the median of the ratio over the repetitions, and the rest of it in %.
+prints, for each kind of message and for all, the median of the ratio over the repetitions, and
+the rest of it in %.
 """
 
 from __future__ import annotations

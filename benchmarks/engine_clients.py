@@ -1,4 +1,5 @@
-"""The clients of ``engine_vs_flower.py``: one client code for our grids and, as a ``ClientApp``, for Flower.
+"""The clients of ``engine_vs_flower.py``: one client code for our grids and, as a ``ClientApp``,
+for Flower.
 
 A module of its own, so that the workers of either engine import it and keep what they have built.
 """
@@ -66,7 +67,8 @@ def digits(clients: int, learner: str) -> ExperimentConfig:
 
 
 def first_arrays(workload: str, clients: int, parameters: int) -> Arrays:
-    """What the server starts with: ``parameters`` float32 in ten tensors, or the digits model's parameters."""
+    """What the server starts with: ``parameters`` float32 in ten tensors, or the digits model's
+    parameters."""
     if workload == "echo":
         rng = np.random.default_rng(0)
         return Arrays(
@@ -86,8 +88,9 @@ def first_arrays(workload: str, clients: int, parameters: int) -> Arrays:
 def flower_app(workload: str, clients: int, folder: str) -> ClientApp:
     """The client as a Flower app.
 
-    The echo client is written as one writes it for Flower, without our messages; a learner answers through the same
-    :class:`~fedknow.client.host.Host` as in our grids, built once a process; Flower carries its state's version.
+    The echo client is written as one writes it for Flower, without our messages; a learner
+    answers through the same :class:`~fedknow.client.host.Host` as in our grids, built once a
+    process; Flower carries its state's version.
     """
     app = ClientApp()
 

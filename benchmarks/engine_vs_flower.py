@@ -1,16 +1,19 @@
-"""Seconds a round: our grids against Flower's own simulation, with the same client code and the same strategy.
+"""Seconds a round: our grids against Flower's own simulation, with the same client code and the
+same strategy.
 
     python benchmarks/engine_vs_flower.py                          # the whole table, about an hour
     python benchmarks/engine_vs_flower.py --clients 10 --rounds 3 --repeats 1 --workloads echo:62000
 
-Every case runs in a process of its own, the engines in turn, so that what else the machine does meets them alike.
-Flower's own ``FedAvg.start`` drives all of them; a round ends when it calls ``evaluate_fn``. The first round is
-start-up (processes, imports, data) and is reported apart; the rest is warm. Medians over the warm rounds of all
-repeats, with the medians of the single repeats beside them; how many times faster is the median over the repeats. With
-1,000 clients there are three warm rounds. Cases that are in the file of results already and are not run again stay.
+Every case runs in a process of its own, the engines in turn, so that what else the machine does
+meets them alike. Flower's own ``FedAvg.start`` drives all of them; a round ends when it calls
+``evaluate_fn``. The first round is start-up (processes, imports, data) and is reported apart;
+the rest is warm. Medians over the warm rounds of all repeats, with the medians of the single
+repeats beside them; how many times faster is the median over the repeats. With 1,000 clients
+there are three warm rounds. Cases that are in the file of results already and are not run again
+stay.
 
-Memory is looked at in a run of its own, as looking takes time: the sum over all processes of their proportional set
-size, in which what they share counts once; the most that was seen.
+Memory is looked at in a run of its own, as looking takes time: the sum over all processes of
+their proportional set size, in which what they share counts once; the most that was seen.
 """
 
 from __future__ import annotations

@@ -1,23 +1,24 @@
 """What a FedKNOW step costs, in FedAvg steps, while really training on CIFAR-100.
 
-``FEDKNOW_DATA=... python benchmarks/fedknow_step.py`` trains two clients of the paper's protocol (10 tasks, 2 to 5 of
-10 classes each, batch 40) whose bodies are averaged after each round, with the exact integrator. Many batches of the
-first client are also given, at the very same weights and with the same dropout mask, to the other ways of making a
-step; each step (gradient and optimizer) is timed on its own:
+``FEDKNOW_DATA=... python benchmarks/fedknow_step.py`` trains two clients of the paper's
+protocol (10 tasks, 2 to 5 of 10 classes each, batch 40) whose bodies are averaged after each
+round, with the exact integrator. Many batches of the first client are also given, at the very
+same weights and with the same dropout mask, to the other ways of making a step; each step
+(gradient and optimizer) is timed on its own:
 
-``fedavg``     plain local training
-``exact``      the default: restored gradients as far as they are needed
-``full``       all restored gradients, one forward pass (``path = "full"``)
-``surrogate``  violated constraints as one (``integrator = "surrogate"``)
-``surrogate/2``  the same for one batch in two (``every = 2``): half the time of two steps
-``naive``      the same arithmetic as ``full`` with a forward pass of the model and of its teacher for each past task
+``fedavg``     plain local training ``exact``      the default: restored gradients as far as
+they are needed ``full``       all restored gradients, one forward pass (``path = "full"``)
+``surrogate``  violated constraints as one (``integrator = "surrogate"``) ``surrogate/2``  the
+same for one batch in two (``every = 2``): half the time of two steps ``naive``      the same
+arithmetic as ``full`` with a forward pass of the model and of its teacher for each past task
 
-``--past 19 39 79`` goes on to longer streams, where the classes of CIFAR-100 are met again: the first client lives
-through the shares of one client after another, and only steps at the places asked for are integrated and timed
-(k = 100; without ``naive``). Ratios are taken batch by batch; ``mean`` is the ratio of sums.
+``--past 19 39 79`` goes on to longer streams, where the classes of CIFAR-100 are met again: the
+first client lives through the shares of one client after another, and only steps at the places
+asked for are integrated and timed (k = 100; without ``naive``). Ratios are taken batch by
+batch; ``mean`` is the ratio of sums.
 
-Times are CPU time of one thread on a CPU (the wall clock of a core that is not shared), wall-clock time on a GPU.
-Results are put into ``--out`` under the model, precision and device.
+Times are CPU time of one thread on a CPU (the wall clock of a core that is not shared),
+wall-clock time on a GPU. Results are put into ``--out`` under the model, precision and device.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ from _common import machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedknow.client.compute.device import Border, find_device
 from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
-from fedknow.client.compute.device import Border, find_device
 from fedknow.client.learners import build_learner
+from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
+from fedknow.client.learners.fedknow.linearization import flatten, views
 from fedknow.client.learners.frames.learner import (
     Batch,
     HeadSlice,
@@ -48,9 +51,7 @@ from fedknow.client.learners.frames.learner import (
     batches,
     widen,
 )
-from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
 from fedknow.client.learners.frames.projection import integrate
-from fedknow.client.learners.fedknow.linearization import flatten, views
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.simulations.presets import load_preset
 
@@ -66,8 +67,9 @@ EVERY = {
     "full": 12,
     "naive": 12,
 }
-"""Which of the batches each way is timed on: one in so many. A quarter of a batch is what gradients are restored from;
-an online dual begins each of its steps with the multipliers of the last one that was timed."""
+"""Which of the batches each way is timed on: one in so many. A quarter of a batch is what
+gradients are restored from; an online dual begins each of its steps with the multipliers of the
+last one that was timed."""
 
 
 class Naive(FedKnow):
@@ -158,7 +160,8 @@ class Stopwatch:
     def round(
         self, main: FedKnow, task: TaskData, round: Round
     ) -> tuple[list[dict[str, float]], dict[str, float]]:
-        """Train ``main`` for a round as :meth:`Learner.fit` does, and time every way on some of its batches.
+        """Train ``main`` for a round as :meth:`Learner.fit` does, and time every way on some of
+        its batches.
 
         Returns
         -------
@@ -292,7 +295,8 @@ def longer(
     places: list[int],
     note: Callable[[dict[str, object]], None],
 ) -> None:
-    """One client lives through the shares of all; timed at the places asked for, plainly trained between them."""
+    """One client lives through the shares of all; timed at the places asked for, plainly trained
+    between them."""
     model = copy.deepcopy(watch.ways["fedavg"].model).cpu()
     main = FedKnow(model, config.train, FedKnowSettings(k=100, integrator="off"))
     for place in range(max(places) + 1):

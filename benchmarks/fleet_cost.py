@@ -1,7 +1,7 @@
 """What imagining a fleet costs: real time spent in it, as a share of a whole run in one process.
 
-    python benchmarks/fleet_cost.py --clients 20 --fleet testbed-a
-    python benchmarks/fleet_cost.py --clients 500 --fleet phone-low,phone-middle,phone-high,jetson-nano
+    python benchmarks/fleet_cost.py --clients 20 --fleet testbed-a python
+    benchmarks/fleet_cost.py --clients 500 --fleet phone-low,phone-middle,phone-high,jetson-nano
 
 prints, over repetitions, the median share in % and milliseconds a round.
 """

@@ -1,11 +1,14 @@
-"""Seconds a round of the same experiment as a Flower app under Flower's simulation, and on our own grids.
+"""Seconds a round of the same experiment as a Flower app under Flower's simulation, and on our own
+grids.
 
-    python benchmarks/flower_app.py                                    # the whole table, a few minutes
-    python benchmarks/flower_app.py --clients 4 --rounds 3 --repeats 1 --learners finetune
+    python benchmarks/flower_app.py                                    # the whole table, a few
+    minutes python benchmarks/flower_app.py --clients 4 --rounds 3 --repeats 1 --learners
+    finetune
 
-The same clients train on digits, and come to the same numbers; what differs is what carries the messages. Every case
-runs in a process of its own, the engines in turn. The seconds are those of the run's own ``round`` events; the first
-round is start-up and reported apart, medians are over the warm rounds of all repeats.
+The same clients train on digits, and come to the same numbers; what differs is what carries the
+messages. Every case runs in a process of its own, the engines in turn. The seconds are those of
+the run's own ``round`` events; the first round is start-up and reported apart, medians are over
+the warm rounds of all repeats.
 """
 
 from __future__ import annotations
@@ -93,7 +96,8 @@ def main() -> None:
 def compare(
     learner: str, clients: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One case on each engine, the engines in turn; the same numbers, bit for bit, are asked of all of them."""
+    """One case on each engine, the engines in turn; the same numbers, bit for bit, are asked of
+    all of them."""
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
     for _ in range(args.repeats):
         for engine in ENGINES:

@@ -1,9 +1,10 @@
 """Throw hostile bytes at every decoder of the wire: ``python benchmarks/fuzz_wire.py --seconds 60``.
 
-Valid messages in every encoding are mutated - bits, bytes, numbers, lengths, order, pieces of one in another - and
-read; in most ways of reading the checksums are put right first, so that the mutation gets past them. Anything but a
-:class:`WireError` is a fault: it is raised, and the input is written to ``fuzz-<crc>.bin``, which ``--input`` reads
-again. Prints what came of the inputs and how far the process grew.
+Valid messages in every encoding are mutated - bits, bytes, numbers, lengths, order, pieces of
+one in another - and read; in most ways of reading the checksums are put right first, so that
+the mutation gets past them. Anything but a :class:`WireError` is a fault: it is raised, and the
+input is written to ``fuzz-<crc>.bin``, which ``--input`` reads again. Prints what came of the
+inputs and how far the process grew.
 """
 
 from __future__ import annotations
@@ -240,7 +241,8 @@ def mutate(draw: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def _mutate_order(draw: random.Random, data: bytes, other: bytes) -> bytes:
-    """An input of :func:`_read_stream` with frames dropped, doubled or moved, or some of another stream between."""
+    """An input of :func:`_read_stream` with frames dropped, doubled or moved, or some of another
+    stream between."""
     frames = _split(data[1:])
     for _ in range(draw.randint(1, 3)):
         frames.insert(
@@ -314,7 +316,8 @@ def _mutate_header(draw: random.Random, data: bytes) -> bytes:
 
 
 def run(inputs: int | None, seconds: float, seed: int) -> collections.Counter[str]:
-    """Fuzz with mutated inputs until so many are read or so much time is over; returns how often what came of them."""
+    """Fuzz with mutated inputs until so many are read or so much time is over; returns how often
+    what came of them."""
     draw, seeds = random.Random(seed), corpus()
     outcomes: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + seconds

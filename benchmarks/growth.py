@@ -1,16 +1,21 @@
-"""How FedKNOW's runs grow: with clients (seconds a round, memory) and with tasks (seconds a task, knowledge).
+"""How FedKNOW's runs grow: with clients (seconds a round, memory) and with tasks (seconds a task,
+knowledge).
 
-    FEDKNOW_DATA=... python benchmarks/growth.py                                   # all of it, twenty-five minutes
-    FEDKNOW_DATA=... python benchmarks/growth.py --clients 20 --series clients     # one case
+    FEDKNOW_DATA=... python benchmarks/growth.py                                   # all of it,
+    twenty-five minutes FEDKNOW_DATA=... python benchmarks/growth.py --clients 20 --series
+    clients     # one case
 
-Clients: whole runs of ten tasks on CIFAR-100 with the 6-layer network, on Ray, ten clients chosen a round; the others
-train once when a task ends, so every client has all its knowledge. A client has four images a task: it is the number
-of clients that is measured here, not their training. Tasks: one run on Omniglot, ten characters a task, with k = 10.
-A round has two steps there, so what is done once a round, choosing k signature tasks among all past ones, weighs most.
-Candidates: the same run with ``learner.candidates = 10``, so that they are chosen among 20.
+Clients: whole runs of ten tasks on CIFAR-100 with the 6-layer network, on Ray, ten clients
+chosen a round; the others train once when a task ends, so every client has all its knowledge. A
+client has four images a task: it is the number of clients that is measured here, not their
+training. Tasks: one run on Omniglot, ten characters a task, with k = 10. A round has two steps
+there, so what is done once a round, choosing k signature tasks among all past ones, weighs
+most. Candidates: the same run with ``learner.candidates = 10``, so that they are chosen among
+20.
 
-Memory is the sum over all processes of a run (Ray's too) of their proportional set size, in which what processes
-share counts once, looked at once a second; ``peak_mb`` is the most that was seen.
+Memory is the sum over all processes of a run (Ray's too) of their proportional set size, in
+which what processes share counts once, looked at once a second; ``peak_mb`` is the most that
+was seen.
 """
 
 from __future__ import annotations
@@ -37,8 +42,8 @@ CLIENTS = [
     "learner.finetune_epochs=0",
     "evaluation.global_model=false",
 ]
-"""Changes to the preset ``paper-cifar100-small``: two classes and four images a client and task, one step, and none of
-fine-tuning."""
+"""Changes to the preset ``paper-cifar100-small``: two classes and four images a client and task,
+one step, and none of fine-tuning."""
 
 LONG = [
     "data.name=omniglot",

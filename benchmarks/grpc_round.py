@@ -2,10 +2,11 @@
 
     python benchmarks/grpc_round.py [--quick] [--tls] [--out FILE]
 
-Each setting is one server (a process of its own, as all of them) and so many clients over loopback; a round is one
-wave: serialise, send, read, work through the clients' own code, answer, read, check that the answers are finite. 100
-connections are in 4 processes with 25 clients each: this machine has not the memory for 100 interpreters. Prints a line
-a setting; ``--out`` writes JSON.
+Each setting is one server (a process of its own, as all of them) and so many clients over
+loopback; a round is one wave: serialise, send, read, work through the clients' own code,
+answer, read, check that the answers are finite. 100 connections are in 4 processes with 25
+clients each: this machine has not the memory for 100 interpreters. Prints a line a setting;
+``--out`` writes JSON.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""Seconds a round with clients that return what they got: our gRPC server against Flower's own deployment.
+"""Seconds a round with clients that return what they got: our gRPC server against Flower's own
+deployment.
 
-    python benchmarks/grpc_vs_flower.py                                              # the table, about half an hour
-    python benchmarks/grpc_vs_flower.py --clients 2 --parameters 62000 --rounds 3 --repeats 1
+    python benchmarks/grpc_vs_flower.py                                              # the
+    table, about half an hour python benchmarks/grpc_vs_flower.py --clients 2 --parameters 62000
+    --rounds 3 --repeats 1
 
-Everything is on this machine, over loopback: ours with TLS both ways, Flower's in the clear (``flower-superlink
---insecure``, a ``flower-supernode`` a client, ``flwr run``). Flower's own ``FedAvg.start`` drives both, and a round
-ends when it calls ``evaluate_fn``. The first round, in which ours waits for its clients, is reported apart; medians
-over the warm rounds of all repeats.
+Everything is on this machine, over loopback: ours with TLS both ways, Flower's in the clear
+(``flower-superlink --insecure``, a ``flower-supernode`` a client, ``flwr run``). Flower's own
+``FedAvg.start`` drives both, and a round ends when it calls ``evaluate_fn``. The first round,
+in which ours waits for its clients, is reported apart; medians over the warm rounds of all
+repeats.
 """
 
 from __future__ import annotations
@@ -199,7 +202,8 @@ def table(args: argparse.Namespace) -> None:
     print(f"written to {args.out}")
 
 
-# --- ours -------------------------------------------------------------------------------------------------------------
+# --- ours
+# -------------------------------------------------------------------------------------------------------------
 
 
 def ours(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
@@ -287,7 +291,8 @@ def echo(server: str, tls: Path, state: Path) -> None:
     )
 
 
-# --- Flower's ---------------------------------------------------------------------------------------------------------
+# --- Flower's
+# ---------------------------------------------------------------------------------------------------------
 
 
 def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
@@ -343,7 +348,8 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
     return [after - before for before, after in pairwise(times)]
 
 
-# --- helpers ----------------------------------------------------------------------------------------------------------
+# --- helpers
+# ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -1,11 +1,13 @@
-"""What it saves to keep freed memory for the next step (`fedknow.client.compute.heap`), and our dropout layer.
+"""What it saves to keep freed memory for the next step (`fedknow.client.compute.heap`), and our
+dropout layer.
 
     python benchmarks/heap.py                      # synthetic images of CIFAR-10's shape
     python benchmarks/heap.py --quick
 
-Seconds of training (6-layer CNN, batch 40: 16 clients of 50 images; pfl's two-layer CNN, batch 10: one such client)
-and of scoring 800 images in batches of 256, with glibc's own thresholds and with ours, and with PyTorch's dropout and
-ours; each in a process of its own, one thread, in turn. `pages` is how many the system gave anew in the time.
+Seconds of training (6-layer CNN, batch 40: 16 clients of 50 images; pfl's two-layer CNN, batch
+10: one such client) and of scoring 800 images in batches of 256, with glibc's own thresholds
+and with ours, and with PyTorch's dropout and ours; each in a process of its own, one thread, in
+turn. `pages` is how many the system gave anew in the time.
 """
 
 from __future__ import annotations

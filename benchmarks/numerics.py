@@ -3,9 +3,10 @@
     python benchmarks/numerics.py
     python benchmarks/numerics.py --models mlp cnn --repeats 5
 
-Milliseconds of one step with one thread, the ways in turn: forward and backward pass with images and filters in either
-memory format and in either precision; and the optimizer's step as PyTorch's loop, foreach and fused versions take it.
-`train.channels_last = true`, fused optimizers and `train.precision = "fp32"` are the defaults.
+Milliseconds of one step with one thread, the ways in turn: forward and backward pass with
+images and filters in either memory format and in either precision; and the optimizer's step as
+PyTorch's loop, foreach and fused versions take it. `train.channels_last = true`, fused
+optimizers and `train.precision = "fp32"` are the defaults.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
 """What the framework costs: a whole simulated run beside a raw PyTorch loop that takes the same steps.
 
-    FEDKNOW_DATA=DIR python benchmarks/overhead.py                # mlp, cnn (digits) and cnn6 (CIFAR-100)
-    python benchmarks/overhead.py --quick --workloads mlp cnn
+    FEDKNOW_DATA=DIR python benchmarks/overhead.py                # mlp, cnn (digits) and cnn6
+    (CIFAR-100) python benchmarks/overhead.py --quick --workloads mlp cnn
 
-The run is FedAvg of all clients, one task: rounds, checks, aggregation, events, a checkpoint after every round, and
-scoring all clients at the end. The raw loop is what one writes without a framework: for each client put the global
-weights into the model, make the optimizer (fused), draw the same batches, forward, loss, backward, step; then the
-weighted mean; at the end each client's test samples. Model, optimizer, memory format, order of samples and what the C
-library keeps of freed memory are the run's, and both must end with the same weights, but for rounding. Each process
-computes with one thread. `1` is one process (our `inline` grid), `2` is two workers (Ray) beside a pool of two
-processes. Both are timed from the end of the first round, which is warm-up, to the end of the scoring; what we take
-before the first round and after the end (start of processes, data; report) is `start` and `report`. With one process
-the ratio of processor seconds is given too (`cpu_ratio`), which other work on the machine disturbs less.
+The run is FedAvg of all clients, one task: rounds, checks, aggregation, events, a checkpoint
+after every round, and scoring all clients at the end. The raw loop is what one writes without a
+framework: for each client put the global weights into the model, make the optimizer (fused),
+draw the same batches, forward, loss, backward, step; then the weighted mean; at the end each
+client's test samples. Model, optimizer, memory format, order of samples and what the C library
+keeps of freed memory are the run's, and both must end with the same weights, but for rounding.
+Each process computes with one thread. `1` is one process (our `inline` grid), `2` is two
+workers (Ray) beside a pool of two processes. Both are timed from the end of the first round,
+which is warm-up, to the end of the scoring; what we take before the first round and after the
+end (start of processes, data; report) is `start` and `report`. With one process the ratio of
+processor seconds is given too (`cpu_ratio`), which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -251,8 +253,8 @@ class Loop:
     def __init__(self, config: ExperimentConfig) -> None:
         import torch
 
-        from fedknow.client.data import make_benchmark
         from fedknow.client.compute.heap import keep_freed
+        from fedknow.client.data import make_benchmark
         from fedknow.client.models import build_model
         from fedknow.protocols.seeds import integer
 

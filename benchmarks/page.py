@@ -1,9 +1,10 @@
 """Put the figures of ``results/`` into the tables of ``docs/benchmarks.md`` and ``docs/results.md``.
 
-    python benchmarks/page.py            # rewrite the tables
-    python benchmarks/page.py --check    # say whether they are those of the results; exit with 1 if not
+    python benchmarks/page.py            # rewrite the tables python benchmarks/page.py --check
+    # say whether they are those of the results; exit with 1 if not
 
-A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; everything else on the page is written by hand.
+A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; everything else on the page is
+written by hand.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Data sets and a model that several benchmarks name as ``parts:...``; pixels and sizes matter here, not accuracy.
+"""Data sets and a model that several benchmarks name as ``parts:...``; pixels and sizes matter
+here, not accuracy.
 
-Imports our package only where a data set is asked for: ``pfl_client.py`` takes the model, and runs without us.
+Imports our package only where a data set is asked for: ``pfl_client.py`` takes the model, and
+runs without us.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ __all__ = ["Split", "cifar10_like", "dnn", "like_images", "mnist_like", "two_lay
 def like_images(
     shape: tuple[int, int, int], samples: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ten smooth patterns under heavy noise: uint8 [n, C, H, W] and labels int64 [n], each class equally often."""
+    """Ten smooth patterns under heavy noise: uint8 [n, C, H, W] and labels int64 [n], each class
+    equally often."""
     rng = np.random.default_rng(seed)
     channels, height, width = shape
     coarse = rng.normal(size=(10, channels, 4, 4))
@@ -79,9 +82,11 @@ class Split(nn.Module):
 def two_layer_cnn(
     shape: tuple[int, int, int], classes: int, dropout: bool = True, quick: bool = False
 ) -> Split:
-    """pfl-research's CNN for CIFAR-10: two 3x3 convolutions, one pooling, two dense layers, dropout of 0.25 and 0.5.
+    """pfl-research's CNN for CIFAR-10: two 3x3 convolutions, one pooling, two dense layers,
+    dropout of 0.25 and 0.5.
 
-    1,626,442 parameters at 3x32x32 and ten classes. ``quick``: with our dropout layer, whose masks are drawn faster.
+    1,626,442 parameters at 3x32x32 and ten classes. ``quick``: with our dropout layer, whose
+    masks are drawn faster.
     """
     drop: type[nn.Dropout] = nn.Dropout
     if quick:

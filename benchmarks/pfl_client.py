@@ -1,7 +1,8 @@
-"""pfl-research's side of ``pfl_race.py``: its own FederatedAveraging on the same data, model and settings.
+"""pfl-research's side of ``pfl_race.py``: its own FederatedAveraging on the same data, model and
+settings.
 
-Runs in an environment of its own that has `pfl` and not us; with more than one process under ``torchrun``, as pfl asks
-for. Prints the seconds of each round and the accuracy at the end.
+Runs in an environment of its own that has `pfl` and not us; with more than one process under
+``torchrun``, as pfl asks for. Prints the seconds of each round and the accuracy at the end.
 """
 
 from __future__ import annotations

@@ -1,22 +1,26 @@
-"""Client updates a second beside pfl-research, on its CIFAR-10 set-up: 1,000 users of 50 images, cohorts of 50.
+"""Client updates a second beside pfl-research, on its CIFAR-10 set-up: 1,000 users of 50 images,
+cohorts of 50.
 
     python3 -m venv /tmp/pfl && /tmp/pfl/bin/pip install torch==2.13.0 pfl==0.6.0
     python benchmarks/pfl_race.py --pfl /tmp/pfl/bin/python
     python benchmarks/pfl_race.py --pfl /tmp/pfl/bin/python --device cuda
     python benchmarks/pfl_race.py --pfl /tmp/pfl/bin/python --quick
 
-Both: the same synthetic images of CIFAR-10's shape, pfl's two-layer CNN (1.6 M parameters, dropout), one local epoch in
-batches of 10, SGD at 0.1, the mean of the cohort, the same PyTorch, one thread a process, in turn on the same machine;
-and the same with a dense network of 55,050 parameters on images of MNIST's shape (60 a user), where frameworks cost
-more than arithmetic and ours may train clients at once (`engine.vectorize = "auto"`). The first round is warm-up and
-not counted; neither is scoring. What is not alike: pfl takes a user's samples in order and reports nothing of its
-training; we shuffle them, check each update, report loss and accuracy of the training, and write a checkpoint after
-every round. We use channels-last convolutions (our default); `--channels-last` gives them to pfl too. Two processes are
-our Ray workers and pfl's own torch.distributed. `cpu_ratio` is that of processor seconds, which other work on the
-machine disturbs less.
+Both: the same synthetic images of CIFAR-10's shape, pfl's two-layer CNN (1.6 M parameters,
+dropout), one local epoch in batches of 10, SGD at 0.1, the mean of the cohort, the same
+PyTorch, one thread a process, in turn on the same machine; and the same with a dense network of
+55,050 parameters on images of MNIST's shape (60 a user), where frameworks cost more than
+arithmetic and ours may train clients at once (`engine.vectorize = "auto"`). The first round is
+warm-up and not counted; neither is scoring. What is not alike: pfl takes a user's samples in
+order and reports nothing of its training; we shuffle them, check each update, report loss and
+accuracy of the training, and write a checkpoint after every round. We use channels-last
+convolutions (our default); `--channels-last` gives them to pfl too. Two processes are our Ray
+workers and pfl's own torch.distributed. `cpu_ratio` is that of processor seconds, which other
+work on the machine disturbs less.
 
-With ``--device cuda`` (`engine.device`) one simulated client is too small for a GPU, so there the cohort trains at once
-with its weights stacked (`engine.vectorize`), and neither side has dropout. This has never been run on a GPU.
+With ``--device cuda`` (`engine.device`) one simulated client is too small for a GPU, so there
+the cohort trains at once with its weights stacked (`engine.vectorize`), and neither side has
+dropout. This has never been run on a GPU.
 """
 
 from __future__ import annotations
@@ -46,7 +50,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "dnn": {"data": "mnist_like", "shape": (1, 28, 28), "samples": 60, "rounds": 30},
 }
-"""Of ``parts.py``: the data of each, how many images a user has of them, and the rounds that are counted."""
+"""Of ``parts.py``: the data of each, how many images a user has of them, and the rounds that are
+counted."""
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     FEDKNOW_DATA=DIR python benchmarks/precision.py
     FEDKNOW_DATA=DIR python benchmarks/precision.py --runs 2      # two runs more than the file has
 
-Each learner and seed is run in both precisions, one after the other, in processes of their own. Runs that the results
-have already are not made again, so a long series may be made in pieces; `--fresh` forgets them.
+Each learner and seed is run in both precisions, one after the other, in processes of their own.
+Runs that the results have already are not made again, so a long series may be made in pieces;
+`--fresh` forgets them.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     python benchmarks/small_models.py            # three runs in one process, three on Ray
     python benchmarks/small_models.py --quick    # 50 clients, 5 rounds, one run
 
-Each run is `fedknow simulate` in a process of its own, timed from its start to its end: imports, data, rounds, a
-checkpoint after each of them, scoring all clients, report. Data are synthetic, of MNIST's shape and size (60 training
-images a client). FLUTE's authors give 200 s for this set-up, and 1,814 s for Flower 1.0 (Garcia et al.,
-arXiv:2203.13789): on another machine, so of orders of magnitude only.
+Each run is `fedknow simulate` in a process of its own, timed from its start to its end:
+imports, data, rounds, a checkpoint after each of them, scoring all clients, report. Data are
+synthetic, of MNIST's shape and size (60 training images a client). FLUTE's authors give 200 s
+for this set-up, and 1,814 s for Flower 1.0 (Garcia et al., arXiv:2203.13789): on another
+machine, so of orders of magnitude only.
 """
 
 from __future__ import annotations

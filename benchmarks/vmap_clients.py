@@ -3,8 +3,9 @@
     python benchmarks/vmap_clients.py
     python benchmarks/vmap_clients.py --device cuda
 
-Each case trains the same clients both ways, in turn, with one thread: 50 samples each, batches of 10, one local epoch.
-One by one is what a client's node does (`Learner.fit`). `engine.vectorize = "auto"` is made from the ratios.
+Each case trains the same clients both ways, in turn, with one thread: 50 samples each, batches
+of 10, one local epoch. One by one is what a client's node does (`Learner.fit`).
+`engine.vectorize = "auto"` is made from the ratios.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from _common import RESULTS, write
 
-from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.compute.device import find_device
+from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import Learner, build_learner
 from fedknow.client.learners.frames.learner import Round
 from fedknow.client.together import Start, fit_together

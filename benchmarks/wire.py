@@ -1,7 +1,8 @@
 """What the wire costs: pack, frame, assemble and unpack a message, on one core.
 
-``python benchmarks/wire.py`` prints milliseconds of CPU for each step (median of the repeats) and bytes sent, for a
-model of the size of ResNet-18 (47 MB, 122 tensors) and one of 62 thousand parameters (10 tensors), in each encoding.
+``python benchmarks/wire.py`` prints milliseconds of CPU for each step (median of the repeats)
+and bytes sent, for a model of the size of ResNet-18 (47 MB, 122 tensors) and one of 62 thousand
+parameters (10 tensors), in each encoding.
 """
 
 from __future__ import annotations

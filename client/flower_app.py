@@ -1,12 +1,15 @@
 """The client as a Flower ``ClientApp``: what a SuperNode, or Flower's simulation, runs.
 
-Flower starts a process for a message as it pleases, and keeps its ``context.state`` in memory for one run. So the
-client's state lies on disk, as everywhere (:class:`fedknow.client.state.StateStore`), in a folder a client; the
-experiment itself comes with each message (:class:`fedknow.server.grids.flower_grid.FlowerGrid`). A node says which client it
-is by its ``partition-id``. Its ``state-dir`` is where states are kept (by default ``$FEDKNOW_STATE``, else
-``~/.fedknow/flower``), and its ``data-dir`` where the data lie (by default ``$FEDKNOW_DATA``)::
+Flower starts a process for a message as it pleases, and keeps its ``context.state`` in memory
+for one run. So the client's state lies on disk, as everywhere
+(:class:`fedknow.client.state.StateStore`), in a folder a client; the experiment itself comes
+with each message (:class:`fedknow.server.grids.flower_grid.FlowerGrid`). A node says which
+client it is by its ``partition-id``. Its ``state-dir`` is where states are kept (by default
+``$FEDKNOW_STATE``, else ``~/.fedknow/flower``), and its ``data-dir`` where the data lie (by
+default ``$FEDKNOW_DATA``)::
 
-    flower-supernode --superlink HOST:PORT --node-config "partition-id=0 num-partitions=4 state-dir='/var/lib/fedknow'"
+    flower-supernode --superlink HOST:PORT --node-config "partition-id=0 num-partitions=4
+    state-dir='/var/lib/fedknow'"
 
 The one module of the client that imports Flower.
 """
@@ -42,7 +45,8 @@ app = ClientApp()
 @app.train("end_task")
 @app.evaluate()
 def work(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Do a piece of work from the state that the server names, and answer with the version of the state after it."""
+    """Do a piece of work from the state that the server names, and answer with the version of the
+    state after it."""
     ours = from_flower(message)
     content = dict(ours.content)
     envelope = content.pop(ENVELOPE, None)

@@ -25,12 +25,14 @@ class Answerer(Protocol):
     """A pure node: state in, state out (:class:`fedknow.client.node.Node`)."""
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
-        """Answer a message; the state given is not changed, and is given back itself where nothing is new."""
+        """Answer a message; the state given is not changed, and is given back itself where nothing
+        is new."""
         ...
 
 
 class Host:
-    """Answers messages to any client, whose state it takes from a store and puts back under a new version.
+    """Answers messages to any client, whose state it takes from a store and puts back under a new
+    version.
 
     Parameters
     ----------
@@ -66,8 +68,9 @@ class Host:
         Returns
         -------
         tuple of Message and int
-            The answer and the version of the client's state after it: the same where the state did not change. A state
-            that is missing or damaged is a failure with the code ``STATE_LOST``: the server decides what follows.
+            The answer and the version of the client's state after it: the same where the state
+            did not change. A state that is missing or damaged is a failure with the code
+            ``STATE_LOST``: the server decides what follows.
 
         Raises
         ------
@@ -135,7 +138,8 @@ class Host:
         return [answers[place] for place in range(len(group))]
 
     def _groups(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
-        """Neighbouring messages that the node answers at once: of one kind of training, and different clients."""
+        """Neighbouring messages that the node answers at once: of one kind of training, and
+        different clients."""
         most = getattr(self.node, "at_once", 1)
         group: list[Message] = []
         for message in messages:
@@ -161,10 +165,12 @@ class Host:
 
 
 def successor(version: int, id: str) -> int:
-    """The version of a client's state after it answered the message of this id: a 48-bit digest of both, never 0.
+    """The version of a client's state after it answered the message of this id: a 48-bit digest of
+    both, never 0.
 
-    The same work done again gives the same version, and other work on the same state another, so that a file is
-    never replaced by one with other content, whatever was lost, refused or done twice in between.
+    The same work done again gives the same version, and other work on the same state another,
+    so that a file is never replaced by one with other content, whatever was lost, refused or
+    done twice in between.
     """
     return (
         int.from_bytes(

@@ -1,4 +1,5 @@
-"""The node: what answers messages for a client. One function, message and state in, message and state out."""
+"""The node: what answers messages for a client. One function, message and state in, message and
+state out."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 
 from fedknow.client.compute.cost import Cost, costs, tensor_bytes
-from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.compute.device import Border, find_device
+from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
 from fedknow.client.together import (
@@ -63,13 +64,14 @@ class Node:
     Attributes
     ----------
     at_once : int
-        How many clients :meth:`train_together` takes (``engine.vectorize``); 1: none, they train one by one.
+        How many clients :meth:`train_together` takes (``engine.vectorize``); 1: none, they
+        train one by one.
 
     Raises
     ------
     ConfigError
-        If the learner cannot be built, its device is not there (``engine.device``), or its clients cannot train at once
-        where that is asked for.
+        If the learner cannot be built, its device is not there (``engine.device``), or its
+        clients cannot train at once where that is asked for.
     """
 
     def __init__(self, config: ExperimentConfig, stream: TaskStream) -> None:
@@ -96,8 +98,9 @@ class Node:
         Returns
         -------
         tuple
-            The answer, and the client's state from now on: the very object given where nothing changed. If the client
-            fails, the answer carries a :class:`~fedknow.protocols.messages.Failure` and the state is the old one.
+            The answer, and the client's state from now on: the very object given where nothing
+            changed. If the client fails, the answer carries a
+            :class:`~fedknow.protocols.messages.Failure` and the state is the old one.
         """
         work = {
             TRAIN: self._train,
@@ -418,7 +421,8 @@ def _named(message: Message, name: str) -> Arrays:
 
 
 def as_tensors(arrays: Arrays, only_read: bool = False) -> Tensors:
-    """Arrays as tensors on the same memory; copies of read-only ones, which others may share, unless only read."""
+    """Arrays as tensors on the same memory; copies of read-only ones, which others may share,
+    unless only read."""
     return {
         name: torch.from_numpy(
             array if only_read else np.require(array, requirements="W")

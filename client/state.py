@@ -34,9 +34,9 @@ __all__ = [
 ]
 
 State = dict[str, Any]
-"""A tree of dictionaries (with text as keys) and lists, whose leaves are ``torch.Tensor`` (dense, on the CPU),
-``numpy.ndarray`` (of a type that torch has too), ``None``, ``bool``, ``int``, ``float`` or ``str``. Tuples, bytes and
-NumPy scalars are refused.
+"""A tree of dictionaries (with text as keys) and lists, whose leaves are ``torch.Tensor`` (dense,
+on the CPU), ``numpy.ndarray`` (of a type that torch has too), ``None``, ``bool``, ``int``,
+``float`` or ``str``. Tuples, bytes and NumPy scalars are refused.
 
 A state is never changed once it was handed to a store or received from one: make a new one instead.
 """
@@ -48,15 +48,18 @@ _UNBOUND = "state"
 """Its forerunner: one checksum, and a tree. Such a file may take the place of any other."""
 _WHOLE, _PART, _ANY = ".safetensors", ".part.safetensors", "*.safetensors*"
 _Leaf = list[Any]
-"""A tensor's place in a state's tree: kind and number in the version's own file, or also name of a part, and CRC-32."""
+"""A tensor's place in a state's tree: kind and number in the version's own file, or also name of a
+part, and CRC-32."""
 _APART = 2**16
 """Bytes of tensors that have not changed from which on they get a file of their own."""
 _TRIM = 16
-"""Saved states after which memory is given back: milliseconds in the time that so many clients trained."""
+"""Saved states after which memory is given back: milliseconds in the time that so many clients
+trained."""
 
 
 class StateError(FedknowError, RuntimeError):
-    """A client's state that cannot be kept or read; the text names the file or the entry and what is wrong."""
+    """A client's state that cannot be kept or read; the text names the file or the entry and what
+    is wrong."""
 
 
 class StateLost(StateError):
@@ -70,22 +73,25 @@ def save_state(
 ) -> None:
     """Write a state to a file, whole or not at all.
 
-    The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of it and of the tensors' bytes.
-    The JSON holds the file's name too, so a file that takes another one's place is no state.
+    The tensors make a safetensors file; the rest is JSON in its header, with a CRC-32 of it and
+    of the tensors' bytes. The JSON holds the file's name too, so a file that takes another
+    one's place is no state.
 
     Parameters
     ----------
     path : str or PathLike
         The file; one that exists is replaced only once the new one is safe on disk.
     state : State
-        Tensors may be of any type and shape, 0-d and empty ones included. Memory formats are not kept.
+        Tensors may be of any type and shape, 0-d and empty ones included. Memory formats are
+        not kept.
     durable : bool
         As in :func:`write_atomic`.
 
     Raises
     ------
     StateError
-        If the state holds something that is no part of a :data:`State`, or the file cannot be written.
+        If the state holds something that is no part of a :data:`State`, or the file cannot be
+        written.
     """
     _write(Path(path), *_pack(state), durable)
 
@@ -112,8 +118,9 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
     data : bytes
         What it is to hold.
     durable : bool
-        Whether it is to be safe against loss of power from now on, its name included, which takes a disk some
-        milliseconds. Otherwise it is after :func:`sync_disk`, and until then only against the end of the process.
+        Whether it is to be safe against loss of power from now on, its name included, which
+        takes a disk some milliseconds. Otherwise it is after :func:`sync_disk`, and until then
+        only against the end of the process.
 
     Raises
     ------
@@ -136,7 +143,8 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
 
 
 def sync_disk(folder: Path) -> None:
-    """Make all that was written to the file system of a folder safe against loss of power: many files at once.
+    """Make all that was written to the file system of a folder safe against loss of power: many
+    files at once.
 
     Raises
     ------
@@ -162,14 +170,16 @@ def sync_disk(folder: Path) -> None:
 class StateStore:
     """The states of many clients: files in a folder, and the latest ones in memory as far as they fit.
 
-    A state's version is a number its owner chooses (:class:`~fedknow.client.host.Host`); 0 is a fresh client, whose
-    state is empty and has no file. The files are the truth: several stores, in several processes, may share a folder
-    as long as one client is in one process's hands at a time.
+    A state's version is a number its owner chooses (:class:`~fedknow.client.host.Host`); 0 is a
+    fresh client, whose state is empty and has no file. The files are the truth: several stores,
+    in several processes, may share a folder as long as one client is in one process's hands at
+    a time.
 
-    What a method keeps of past tasks stays as it is for the rest of the run, so tensors that a state has in common with
-    the one it came from, if they are 64 KiB or more, are written once more, to a part that the states to come name:
-    saving costs what has changed. A part of which less than half is still named is written anew. (Arrays of NumPy are
-    copied and written each time.)
+    What a method keeps of past tasks stays as it is for the rest of the run, so tensors that a
+    state has in common with the one it came from, if they are 64 KiB or more, are written once
+    more, to a part that the states to come name: saving costs what has changed. A part of which
+    less than half is still named is written anew. (Arrays of NumPy are copied and written each
+    time.)
 
     Parameters
     ----------
@@ -178,7 +188,8 @@ class StateStore:
     memory_bytes : int
         Budget for states kept in memory, in bytes of tensors; 0 keeps none.
     durable : bool
-        Whether a saved state is safe against loss of power at once, or only after :func:`sync_disk`.
+        Whether a saved state is safe against loss of power at once, or only after
+        :func:`sync_disk`.
     """
 
     def __init__(
@@ -191,7 +202,8 @@ class StateStore:
         self._used = 0
         self._known: dict[int, dict[int, _Known]] = {}
         self._named: dict[str, tuple[int, frozenset[str]]] = {}
-        # One a store: a process that forks keeps no thread, so a shared one would wait for ever in the child.
+        # One a store: a process that forks keeps no thread, so a shared one would wait for ever
+        # in the child.
         self._background = ThreadPoolExecutor(1, "fedknow-prune")
         self._deleting: Future[None] | None = None
         self._saved = 0
@@ -221,7 +233,8 @@ class StateStore:
         return state
 
     def save(self, client: int, version: int, state: State) -> None:
-        """Keep a client's state under a version; other versions of it stay on disk until :meth:`prune`.
+        """Keep a client's state under a version; other versions of it stay on disk until
+        :meth:`prune`.
 
         Raises
         ------
@@ -246,7 +259,8 @@ class StateStore:
     def prune(self, keep: Mapping[int, int]) -> None:
         """Delete the files of all present versions but those given, by client.
 
-        A disk may take milliseconds for each, so it is done in the background; :meth:`settle` waits for it.
+        A disk may take milliseconds for each, so it is done in the background; :meth:`settle`
+        waits for it.
 
         Raises
         ------
@@ -279,7 +293,8 @@ class StateStore:
     def _delete_but(self, kept: Collection[str], present: Sequence[Path]) -> None:
         """Delete what is present but some versions' files and the parts that these name.
 
-        A version that is kept need not be among what is present: on a disk of many machines a listing may be late.
+        A version that is kept need not be among what is present: on a disk of many machines a
+        listing may be late.
         """
         divided = {_owner(path.name) for path in present if path.name.endswith(_PART)}
         named: dict[str, tuple[int, frozenset[str]]] = {}
@@ -331,7 +346,8 @@ class StateStore:
     def _know(
         self, client: int, tree: Any, tensors: Mapping[str, torch.Tensor]
     ) -> None:
-        """Note where the tensors lie that a client's next state may share with this one, if they are worth it."""
+        """Note where the tensors lie that a client's next state may share with this one, if they
+        are worth it."""
         leaves = list(_leaves(tree))
         if _small(tensors) and not any(map(_is_apart, leaves)):
             self._known.pop(client, None)
@@ -350,7 +366,8 @@ class StateStore:
         tensors: dict[str, torch.Tensor],
         known: Mapping[int, _Known],
     ) -> None:
-        """Put what has not changed since last time into a part, and have the tree say what lies in which."""
+        """Put what has not changed since last time into a part, and have the tree say what lies in
+        which."""
         settled: list[_Leaf] = []
         lying: dict[str, list[tuple[_Leaf, _Leaf]]] = {}
         for leaf in _leaves(tree) if known else ():
@@ -407,7 +424,8 @@ def _pack(state: State) -> tuple[Any, dict[str, torch.Tensor]]:
     def place(tensor: torch.Tensor, kind: str) -> list[Any]:
         tensor = tensor.detach()
         storage = tensor.untyped_storage()
-        # safetensors wants tensors dense and apart; a view would also keep all that it is a view of in memory.
+        # safetensors wants tensors dense and apart; a view would also keep all that it is a
+        # view of in memory.
         if (
             not tensor.is_contiguous()
             or storage.nbytes() != tensor.nbytes
@@ -570,9 +588,9 @@ def _open(
             about = file.metadata() or {}
             tensors = {
                 name: file.get_tensor(name)
-                for name in file.keys()
+                for name in file.keys()  # noqa: SIM118  # not a mapping
                 if names is None or name in names
-            }  # noqa: SIM118 (not a dictionary)
+            }
             tensors = {name: tensors[name] for name in sorted(tensors, key=int)}
         if _BOUND in about:
             return _unfold(path.name, about[_BOUND], tensors, names is None), tensors
@@ -595,7 +613,8 @@ def _open(
 def _unfold(
     name: str, entry: str, tensors: Mapping[str, torch.Tensor], is_whole: bool
 ) -> Any:
-    """The tree in a header's entry (see :func:`_fold`), if it belongs to a file of this name and these tensors.
+    """The tree in a header's entry (see :func:`_fold`), if it belongs to a file of this name and
+    these tensors.
 
     Raises
     ------
@@ -621,7 +640,8 @@ def _unfold(
 
 
 def _fold(name: str, tree: Any, tensors: Mapping[str, torch.Tensor]) -> str:
-    """A header's entry: checksums of what follows and of the tensors' bytes, the file's name, layout and tree."""
+    """A header's entry: checksums of what follows and of the tensors' bytes, the file's name,
+    layout and tree."""
     text = json.dumps([name, _layout(tensors), tree])
     return f"{_checksum(text, {})} {_checksum('', tensors)} {text}"
 

@@ -1,10 +1,11 @@
 """Training many clients at once: their parameters stacked, one pass for all of them.
 
-One small model after the other costs mostly the calls, not the arithmetic. Here the parameters of K clients are tensors
-``[K, ...]``, the forward pass is :func:`torch.vmap` over them, and since optimizers work entry by entry, PyTorch's own
-step on the stacked tensors is each client's own step. Every client sees its own batches in its own order. The result is
-that of :meth:`~fedknow.client.learners.frames.learner.Learner.fit` up to rounding: a product of stacked matrices may take its
-sums in another order.
+One small model after the other costs mostly the calls, not the arithmetic. Here the parameters
+of K clients are tensors ``[K, ...]``, the forward pass is :func:`torch.vmap` over them, and
+since optimizers work entry by entry, PyTorch's own step on the stacked tensors is each client's
+own step. Every client sees its own batches in its own order. The result is that of
+:meth:`~fedknow.client.learners.frames.learner.Learner.fit` up to rounding: a product of stacked
+matrices may take its sums in another order.
 """
 
 from __future__ import annotations
@@ -39,17 +40,20 @@ from fedknow.protocols.config import ConfigError
 __all__ = ["FEWEST", "Start", "Trained", "clients_at_once", "fit_together", "price"]
 
 _Moving = dict[str, nn.Parameter]
-# Measured by benchmarks/vmap_clients.py, on a processor; nothing was measured on a GPU, which no small model fills:
+# Measured by benchmarks/vmap_clients.py, on a processor; nothing was measured on a GPU, which
+# no small model fills:
 _MOST = 128
 """More clients at once gain nothing,"""
 _BYTES = 8 * 2**20
 """and nor do more stacked weights than a processor's cache holds."""
 _SMALL = 128 * 1024
-"""``auto``: multiply-adds a sample up to which clients at once win; of larger models one client fills a core."""
+"""``auto``: multiply-adds a sample up to which clients at once win; of larger models one client
+fills a core."""
 FEWEST = 4
 """Fewer clients are trained faster one by one."""
 _SHARE = 0.25
-"""Of a GPU's free memory, for weights and activations: the rest is for samples, and for whoever else computes there."""
+"""Of a GPU's free memory, for weights and activations: the rest is for samples, and for whoever
+else computes there."""
 _DROPOUT = (nn.modules.dropout._DropoutNd,)
 
 
@@ -57,7 +61,8 @@ _DROPOUT = (nn.modules.dropout._DropoutNd,)
 class Start:
     """What one client trains from: all parameters of its model by name, its task, its round.
 
-    Clients that train together have one learner, and so one learning rate, batch size and number of epochs.
+    Clients that train together have one learner, and so one learning rate, batch size and
+    number of epochs.
     """
 
     parameters: Tensors
@@ -165,7 +170,8 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
 def price(learner: Learner, start: Start) -> Cost:
     """What it costs a client to train by itself, whoever it was trained with.
 
-    Of steps of a kind not counted yet one is made, so the learner's parameters are nobody's afterwards.
+    Of steps of a kind not counted yet one is made, so the learner's parameters are nobody's
+    afterwards.
     """
     task, proximal = start.task, start.round.proximal_mu > 0
     head = HeadSlice(task.head, learner.head.out_features, learner.device)
@@ -236,8 +242,9 @@ class _Schedule:
         Returns
         -------
         tuple of Tensor
-            Samples [k, b, C, H, W]; labels of the whole head int64 [k, b]; weight of each sample in its client's mean
-            [k, b], 0 where a shorter batch is filled up; and which classes are not in use, bool [k, 1, classes].
+            Samples [k, b, C, H, W]; labels of the whole head int64 [k, b]; weight of each
+            sample in its client's mean [k, b], 0 where a shorter batch is filled up; and which
+            classes are not in use, bool [k, 1, classes].
         """
         count, width = self.at_work[step], self._widths[step]
         index, samples = (
@@ -250,7 +257,8 @@ class _Schedule:
     def report(
         self, row: int, losses: Tensor, right: Tensor
     ) -> dict[str, float] | Diverged:
-        """What a client reports of its round: losses float [steps] and numbers of right answers [steps], by step."""
+        """What a client reports of its round: losses float [steps] and numbers of right answers
+        [steps], by step."""
         per_epoch, epochs = self._per_epoch[row], self._learner.epochs
         own = losses[: epochs * per_epoch]
         for step in torch.nonzero(~(own < torch.inf)).flatten()[:1].tolist():
@@ -272,15 +280,16 @@ def clients_at_once(
     vectorize: Literal["off", "auto", "on"],
     shape: tuple[int, int, int],
 ) -> int:
-    """How many clients :func:`fit_together` is to train at once; 1 where they are to be trained one by one.
+    """How many clients :func:`fit_together` is to train at once; 1 where they are to be trained
+    one by one.
 
     Parameters
     ----------
     learner : Learner
         Of the clients.
     vectorize : {"off", "auto", "on"}
-        ``engine.vectorize``. ``auto``: on a processor where it was measured to win, which is for small models; on a GPU
-        wherever it can be done.
+        ``engine.vectorize``. ``auto``: on a processor where it was measured to win, which is
+        for small models; on a GPU wherever it can be done.
     shape : tuple of int
         Of a sample: channels, height, width.
 
@@ -347,8 +356,9 @@ def _multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
-    """What a client's step needs at most, about: eight times its weights (themselves, gradients, an optimizer's two
-    moments, FedProx's anchor, and copies of those under way), and twice what its batch leaves for the backward pass."""
+    """What a client's step needs at most, about: eight times its weights (themselves, gradients,
+    an optimizer's two moments, FedProx's anchor, and copies of those under way), and twice what
+    its batch leaves for the backward pass."""
     meter = Meter()
     with meter.message(), meter.part():
         learner.model(torch.zeros(2, *shape, device=learner.device))
@@ -356,14 +366,16 @@ def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
 
 
 def _turned(stacked: Tensor) -> Tensor:
-    """Stacked matrices are kept transposed, as products of stacked matrices leave their gradients; and back."""
+    """Stacked matrices are kept transposed, as products of stacked matrices leave their gradients;
+    and back."""
     return stacked.mT if stacked.dim() == 3 else stacked
 
 
 def _first(
     rows: Tensors, moving: _Moving, optimizer: torch.optim.Optimizer, count: int
 ) -> _Moving:
-    """Let the optimizer go on with the first clients; the rows of those that are done stay as they are."""
+    """Let the optimizer go on with the first clients; the rows of those that are done stay as they
+    are."""
     fewer = {
         name: nn.Parameter(rows[name][:count], old.requires_grad)
         for name, old in moving.items()
@@ -382,7 +394,8 @@ def _first(
 
 
 def _clip(gradients: Sequence[Tensor], most: float) -> None:
-    """Scale each client's gradients to a norm of ``most`` at most, as ``torch.nn.utils.clip_grad_norm_`` does."""
+    """Scale each client's gradients to a norm of ``most`` at most, as
+    ``torch.nn.utils.clip_grad_norm_`` does."""
     norms = torch.stack(
         [gradient.flatten(1).norm(dim=1) for gradient in gradients]
     ).norm(dim=0)

@@ -4,8 +4,9 @@ Run it from this folder::
 
     fedknow simulate digits --set strategy=my_strategy:MyStrategy --set strategy.fraction_train=0.5
 
-Any key under ``strategy`` is an argument of the constructor. The experiment calls the hooks; the strategy neither knows
-nor cares how clients are reached, so the same class runs under Flower itself.
+Any key under ``strategy`` is an argument of the constructor. The experiment calls the hooks;
+the strategy neither knows nor cares how clients are reached, so the same class runs under
+Flower itself.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from flwr.serverapp.strategy import FedAvg
 class MyStrategy(FedAvg):
     """FedAvg in which no client moves the model further than a typical one does.
 
-    Each client's update is shortened to at most ``slack`` times the median norm of the round's updates. With many
-    tasks and little data a single client that runs away would otherwise undo what the others remember.
+    Each client's update is shortened to at most ``slack`` times the median norm of the round's
+    updates. With many tasks and little data a single client that runs away would otherwise undo
+    what the others remember.
 
     Parameters
     ----------

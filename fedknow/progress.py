@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.texts import counted
-from fedknow.server.run.schedule import Arrivals
 from fedknow.server.reports.measures import duration
+from fedknow.server.run.schedule import Arrivals
 
 __all__ = ["RunProgress"]
 
@@ -26,8 +26,8 @@ WINDOW = 12
 class RunProgress:
     """Observer of one run's events, to be used as a context manager.
 
-    On a terminal a bar shows task, round, accuracy so far and the time left; elsewhere each round and each
-    evaluation is one line without control characters.
+    On a terminal a bar shows task, round, accuracy so far and the time left; elsewhere each
+    round and each evaluation is one line without control characters.
 
     Parameters
     ----------

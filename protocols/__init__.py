@@ -1,1 +1,2 @@
-"""The contract between server and clients: typed configuration, typed messages, and their conversion to Flower's."""
+"""The contract between server and clients: typed configuration, typed messages, and their
+conversion to Flower's."""

@@ -1,7 +1,9 @@
-"""The typed configuration of an experiment: one model for files, the command line, checkpoints and the wire.
+"""The typed configuration of an experiment: one model for files, the command line, checkpoints and
+the wire.
 
-An experiment is a TOML file (or a preset's name) plus ``key=value`` overrides. Everything is checked when it is read:
-an unknown key or an impossible value is refused with the key, the value and what would be right.
+An experiment is a TOML file (or a preset's name) plus ``key=value`` overrides. Everything is
+checked when it is read: an unknown key or an impossible value is refused with the key, the
+value and what would be right.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ MOST_SECONDS = 1e9
 """Thirty years; Python's timers end at three hundred."""
 MOST_SCORES = 200_000_000
 """Clients x tasks x tasks: 1.6 GB for each way of scoring."""
-# Bounds far above what anybody has run: with a zero too many a run would be endless or fill the memory.
+# Bounds far above what anybody has run: with a zero too many a run would be endless or fill the
+# memory.
 
 
 class Section(BaseModel):
@@ -81,7 +84,8 @@ class Section(BaseModel):
 class Component(BaseModel):
     """A part chosen by ``name``, whose further keys are the chosen part's own settings.
 
-    A bare string stands for the name: ``strategy = "fedadam"``. The settings are checked by whoever builds the part.
+    A bare string stands for the name: ``strategy = "fedadam"``. The settings are checked by
+    whoever builds the part.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
@@ -102,8 +106,8 @@ class DataConfig(Section):
     """Which data, cut into which tasks, shared among which clients."""
 
     name: str = "digits"
-    """``digits`` (embedded), ``cifar100``, ... (``fedknow list datasets``), ``module:callable``, or ``local``: each
-    real client's own."""
+    """``digits`` (embedded), ``cifar100``, ... (``fedknow list datasets``), ``module:callable``,
+    or ``local``: each real client's own."""
     dir: str = ""
     """Folder that holds the data set's own, ``<name>/``; empty: ``$FEDKNOW_DATA``."""
     image_size: int = Field(0, ge=0, le=1024)
@@ -112,19 +116,22 @@ class DataConfig(Section):
     """Whether a client knows which task a test sample belongs to (the head is sliced) or not."""
     tasks: int = Field(5, ge=1, le=MOST_TASKS)
     classes_per_task: int = Field(0, ge=0, le=MOST_CLASSES)
-    """0: the data set's own groups where it has them (Omniglot's alphabets), else classes divided by tasks."""
+    """0: the data set's own groups where it has them (Omniglot's alphabets), else classes divided
+    by tasks."""
     class_order: Literal["natural", "shuffled"] = "natural"
     task_order: Literal["same", "shuffled"] = "same"
     """``shuffled``: every client meets the same tasks in an order of its own."""
     arrival: Literal["same", "staggered", "poisson"] = "same"
-    """When tasks arrive: at all clients at once, at each some rounds after the one before it (``arrival_lag``), or at
-    each by chance, one in ``train.rounds`` rounds on average. A client's last task goes on until the run ends."""
+    """When tasks arrive: at all clients at once, at each some rounds after the one before it
+    (``arrival_lag``), or at each by chance, one in ``train.rounds`` rounds on average. A
+    client's last task goes on until the run ends."""
     arrival_lag: float = Field(0, ge=0, le=MOST_SECONDS)
-    """``staggered``: by how many rounds (with ``arrival_seconds``: virtual seconds) the last client is behind the
-    first."""
+    """``staggered``: by how many rounds (with ``arrival_seconds``: virtual seconds) the last
+    client is behind the first."""
     arrival_seconds: float = Field(0.0, ge=0, le=MOST_SECONDS)
-    """With a fleet: a task arrives every so many virtual seconds, and not every ``train.rounds`` rounds, which are then
-    the most that it gets: when all clients have had as many, the server waits for the next arrival. 0: in rounds."""
+    """With a fleet: a task arrives every so many virtual seconds, and not every ``train.rounds``
+    rounds, which are then the most that it gets: when all clients have had as many, the server
+    waits for the next arrival. 0: in rounds."""
     clients: int = Field(20, ge=1, le=MOST_CLIENTS)
     partition: Literal["paper", "iid", "dirichlet"] = "paper"
     """``paper``: each client draws some of a task's classes and a fraction of their samples."""
@@ -133,14 +140,17 @@ class DataConfig(Section):
     samples: float = Field(0.1, gt=0, le=1)
     """``paper``: fraction of a class's training samples that one client holds."""
     test_samples: float = Field(0.1, gt=0, le=1)
-    """``paper``: fraction of a class's test samples that one client is scored on; the others share out all of them."""
+    """``paper``: fraction of a class's test samples that one client is scored on; the others share
+    out all of them."""
     share: Literal["disjoint", "overlapping"] = "overlapping"
-    """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples for all clients."""
+    """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples
+    for all clients."""
     alpha: float = Field(0.5, ge=1e-6, le=1e6)
-    """``dirichlet``: concentration; small is skewed. With another partition it must be left as it is."""
+    """``dirichlet``: concentration; small is skewed. With another partition it must be left as it is.
+    """
     holdout: float = Field(0.0, ge=0, lt=1)
-    """Fraction of each class's training samples that takes the place of the test samples, which are then not touched:
-    for choosing settings."""
+    """Fraction of each class's training samples that takes the place of the test samples, which
+    are then not touched: for choosing settings."""
 
     shape: list[Annotated[int, Field(ge=1, le=4096)]] = Field(default=[], max_length=3)
     """``local``: channels, height and width of the clients' images."""
@@ -204,8 +214,8 @@ class DataConfig(Section):
 
 
 class ModelConfig(Component):
-    """The network: ``cnn6``, ``cnn``, ``resnet18``, ... (``fedknow list models``) or ``module:callable``; others set it
-    up."""
+    """The network: ``cnn6``, ``cnn``, ``resnet18``, ... (``fedknow list models``) or
+    ``module:callable``; others set it up."""
 
     name: str = Field("cnn", min_length=1)
 
@@ -223,15 +233,16 @@ class TrainConfig(Section):
     momentum: float = Field(0.0, ge=0, lt=1)
     """SGD's; with another optimizer it must be 0."""
     weight_decay: float = Field(1e-4, ge=0, le=0.1)
-    """L2 term on the body, in every learner, and never on the head, where it would shrink the rows of other tasks;
-    above 0.1 it destroys training and is refused."""
+    """L2 term on the body, in every learner, and never on the head, where it would shrink the rows
+    of other tasks; above 0.1 it destroys training and is refused."""
     clip_norm: float = Field(0.0, ge=0)
     """Largest norm of a gradient; 0 leaves gradients alone."""
     channels_last: bool = True
     """Memory format of images and convolutions."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """What layers compute in; weights, losses and optimizer stay float32. ``bf16`` is faster where the processor has
-    instructions for it, and its results are those of its own kind of processor."""
+    """What layers compute in; weights, losses and optimizer stay float32. ``bf16`` is faster where
+    the processor has instructions for it, and its results are those of its own kind of
+    processor."""
 
     @model_validator(mode="after")
     def _fit(self) -> TrainConfig:
@@ -250,7 +261,8 @@ class LearnerConfig(Component):
 
 
 class StrategyConfig(Component):
-    """The server's method: a Flower strategy by name or ``module:Class``; other keys go to its constructor."""
+    """The server's method: a Flower strategy by name or ``module:Class``; other keys go to its
+    constructor."""
 
     name: str = Field("fedavg", min_length=1)
 
@@ -283,42 +295,50 @@ def check_device(name: str, key: str = "engine.device") -> str:
 
 
 class EngineConfig(Section):
-    """How a run is carried out; none of this changes a result, as long as no client is left out (and but for rounding
-    errors of ``vectorize``, ``running_mean`` and ``device``, and the dropout masks of another ``device``)."""
+    """How a run is carried out; none of this changes a result, as long as no client is left out
+    (and but for rounding errors of ``vectorize``, ``running_mean`` and ``device``, and the
+    dropout masks of another ``device``)."""
 
     backend: Literal["ray", "inline"] = "ray"
     workers: int = Field(0, ge=0, le=4096)
     """0: one a core; one a GPU where clients train on GPUs."""
     device: Annotated[str, AfterValidator(check_device)] = "cpu"
-    """What clients train and are scored on: ``cpu``; ``cuda``, a GPU (on Ray each worker's own, or its part of one);
-    ``cuda:1``, ..., that GPU of the machine; ``auto``, a GPU where there is one. Messages and states stay on the CPU,
-    and so does the server. Samples come in the same order on any device; results are the same up to rounding, which on
-    a GPU need not be the same twice, and dropout masks are a device's own."""
+    """What clients train and are scored on: ``cpu``; ``cuda``, a GPU (on Ray each worker's own, or
+    its part of one); ``cuda:1``, ..., that GPU of the machine; ``auto``, a GPU where there is
+    one. Messages and states stay on the CPU, and so does the server. Samples come in the same
+    order on any device; results are the same up to rounding, which on a GPU need not be the
+    same twice, and dropout masks are a device's own."""
     address: str = ""
     """Ray cluster to join, as ``HOST:PORT``; empty: a Ray of our own, whatever else runs."""
     memory_mb: int = Field(1024, ge=16, le=2**24)
     """Memory for client states a worker keeps at hand; the rest is read back from the run folder."""
     vectorize: Literal["off", "auto", "on"] = "off"
-    """Simulations: train many clients at once, their weights stacked, where the method is plain local training and the
-    model has neither dropout nor BatchNorm. ``auto``: where it was measured to be faster. Equal to one by one up to
-    rounding; which clients are stacked depends on the workers, so numbers are no longer the same bit for bit."""
+    """Simulations: train many clients at once, their weights stacked, where the method is plain
+    local training and the model has neither dropout nor BatchNorm. ``auto``: where it was
+    measured to be faster. Equal to one by one up to rounding; which clients are stacked depends
+    on the workers, so numbers are no longer the same bit for bit."""
     running_mean: bool = False
-    """Average clients' parameters as they arrive (on Ray in each worker, of its own clients) and give the strategy one
-    answer, the mean weighted by samples, and not one a client: less copying, and memory for one model. For strategies
-    that ask for this mean alone. Equal up to rounding, which depends on the order of arrival and on the workers."""
+    """Average clients' parameters as they arrive (on Ray in each worker, of its own clients) and
+    give the strategy one answer, the mean weighted by samples, and not one a client: less
+    copying, and memory for one model. For strategies that ask for this mean alone. Equal up to
+    rounding, which depends on the order of arrival and on the workers."""
     round_timeout: float = Field(0.0, ge=0, le=MOST_SECONDS)
-    """Real clients: seconds after which a wave of work goes on without those that have not answered; 0: it waits."""
+    """Real clients: seconds after which a wave of work goes on without those that have not
+    answered; 0: it waits."""
     min_clients: int = Field(0, ge=0, le=MOST_CLIENTS)
-    """Real clients: how many must be connected before work is given out. 0: all of them before the first round; after
-    that as many as there are where ``round_timeout`` is set, and all of them where it is not."""
+    """Real clients: how many must be connected before work is given out. 0: all of them before the
+    first round; after that as many as there are where ``round_timeout`` is set, and all of them
+    where it is not."""
     max_update_norm: float = Field(100.0, ge=0)
-    """A client's update whose L2 norm is above so many times that of the model it was sent (or above so much, where the
-    model's norm is below 1) is refused as that client's failure; 0: any finite update will do."""
+    """A client's update whose L2 norm is above so many times that of the model it was sent (or
+    above so much, where the model's norm is below 1) is refused as that client's failure; 0:
+    any finite update will do."""
     on_client_error: Literal["stop", "skip"] = "stop"
     """What a failed client does to the run: end it, or leave that client's reply out and count it."""
     on_lost_state: Literal["stop", "fresh"] = "stop"
-    """What becomes of a client whose state is missing or damaged. ``stop``: it has failed (``on_client_error``).
-    ``fresh``: it begins anew, as a client that has not trained yet, and the record says so."""
+    """What becomes of a client whose state is missing or damaged. ``stop``: it has failed
+    (``on_client_error``). ``fresh``: it begins anew, as a client that has not trained yet, and
+    the record says so."""
 
     @model_validator(mode="after")
     def _any_gpu_of_a_cluster(self) -> EngineConfig:
@@ -335,20 +355,23 @@ def _by_devices(value: Any) -> Any:
 
 
 class FleetConfig(Section):
-    """Simulations: the devices and networks that clients are imagined to have, and what these do in virtual time.
+    """Simulations: the devices and networks that clients are imagined to have, and what these do
+    in virtual time.
 
-    Without ``devices`` there is no fleet: clients are equally fast and always there. A bare string or list stands for
-    the devices: ``fleet = "testbed-a"``.
+    Without ``devices`` there is no fleet: clients are equally fast and always there. A bare
+    string or list stands for the devices: ``fleet = "testbed-a"``.
     """
 
     devices: (
         dict[str, Annotated[int, Field(ge=1, le=MOST_CLIENTS)]] | list[str] | str
     ) = {}
-    """How many clients have which device (``fedknow list devices``), in the order of clients, adding up to
-    ``data.clients``: ``{jetson-nano = 8, ...}``; or a list, repeated as often as need be (``ai-*``: all devices named
-    so, in an order drawn at random); or the name of a whole fleet, such as ``testbed-a``."""
+    """How many clients have which device (``fedknow list devices``), in the order of clients,
+    adding up to ``data.clients``: ``{jetson-nano = 8, ...}``; or a list, repeated as often as
+    need be (``ai-*``: all devices named so, in an order drawn at random); or the name of a
+    whole fleet, such as ``testbed-a``."""
     profiles: str = ""
-    """File with devices of your own: TOML as ``fedknow calibrate`` writes it, or a CSV list of phones."""
+    """File with devices of your own: TOML as ``fedknow calibrate`` writes it, or a CSV list of phones.
+    """
     down: float = Field(0.0, ge=0)
     up: float = Field(0.0, ge=0)
     """Bytes a second to and from a client; 0: no limit."""
@@ -359,20 +382,22 @@ class FleetConfig(Section):
     shared: bool = False
     """``down`` and ``up`` are those of one link, shared equally by all that use it at a moment."""
     link_sigma: float = Field(0.0, ge=0, le=3)
-    """Clients' links differ: each one's rate is ``exp(link_sigma * z)`` times what is given, ``z`` standard normal."""
+    """Clients' links differ: each one's rate is ``exp(link_sigma * z)`` times what is given, ``z``
+    standard normal."""
     compute_sigma: float = Field(0.0, ge=0, le=3)
     """Stragglers: each piece of computing takes ``exp(compute_sigma * z)`` times what it should."""
     availability: str = Field("always", min_length=1)
-    """``always``; ``markov``: there and away in turn, for exponentially distributed times; or a CSV file with columns
-    ``client,start,end`` (seconds), which is repeated after its last ``end``. Who is away is not chosen; who leaves goes
-    on when back."""
+    """``always``; ``markov``: there and away in turn, for exponentially distributed times; or a
+    CSV file with columns ``client,start,end`` (seconds), which is repeated after its last
+    ``end``. Who is away is not chosen; who leaves goes on when back."""
     online: float = Field(3600.0, ge=0.1, le=MOST_SECONDS)
     offline: float = Field(3600.0, ge=0.1, le=MOST_SECONDS)
     """``markov``: mean seconds that a client is there, and away."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that an answer is lost on its way."""
     deadline: float = Field(0.0, ge=0, le=MOST_SECONDS)
-    """Virtual seconds after which the server goes on without those that have not answered; 0: it waits."""
+    """Virtual seconds after which the server goes on without those that have not answered; 0: it
+    waits."""
     over_commit: float = Field(1.0, ge=1, le=1000)
     """The server asks so many times the clients it needs to train, and takes the first answers."""
 
@@ -400,7 +425,8 @@ class FleetConfig(Section):
 
 
 class ExperimentConfig(Section):
-    """One experiment, complete: the same configuration and seed give the same numbers wherever it runs."""
+    """One experiment, complete: the same configuration and seed give the same numbers wherever it
+    runs."""
 
     name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]+$", max_length=100)
     seed: int = Field(0, ge=0, lt=2**31)
@@ -508,7 +534,8 @@ def read_config(
     Raises
     ------
     ConfigError
-        For a missing or malformed file, an unknown key or an impossible value; every problem is listed.
+        For a missing or malformed file, an unknown key or an impossible value; every problem is
+        listed.
     """
     if isinstance(source, Mapping):
         where = called
@@ -620,7 +647,8 @@ def _assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> Non
         and isinstance(value, str)
         and isinstance(tree.get(leaf), dict)
     ):
-        # Another learner, strategy or model has settings of its own: those of the old one go with it.
+        # Another learner, strategy or model has settings of its own: those of the old one go
+        # with it.
         value = (
             {**tree[leaf], "name": value}
             if tree[leaf].get("name") == value

@@ -16,6 +16,7 @@ __all__ = [
     "allowed_values",
     "documented_parameters",
     "plain",
+    "summary",
     "toml",
 ]
 
@@ -72,6 +73,11 @@ class Description:
     section: str = ""
     settings: Sequence[Setting] = ()
     text: str = ""
+
+
+def summary(documented: object) -> str:
+    """Return the first paragraph of an object's docstring, on one line."""
+    return " ".join((inspect.getdoc(documented) or "").partition("\n\n")[0].split())
 
 
 def plain(text: str, names: Mapping[str, str] | None = None) -> str:

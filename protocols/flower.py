@@ -1,7 +1,8 @@
 """Conversion between our messages and Flower's, record by record, without loss.
 
-This is the only module that touches Flower's private parts: the identity a message takes its sender from, the id of a
-message and the layout of an array. ``tests/protocols/test_flower.py`` fails if a release of Flower moves one of them.
+This is the only module that touches Flower's private parts: the identity a message takes its
+sender from, the id of a message and the layout of an array. ``tests/protocols/test_flower.py``
+fails if a release of Flower moves one of them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ NUMPY = "numpy.ndarray"
 """How Flower calls an array stored as ``numpy.save`` writes it."""
 
 Cache = dict[int, tuple[object, "Record"]]
-"""Records already converted, by the identity of the Flower record; holds that record, so an identity stays its own."""
+"""Records already converted, by the identity of the Flower record; holds that record, so an
+identity stays its own."""
 
 FlowerRecord = ArrayRecord | MetricRecord | ConfigRecord
 
@@ -62,7 +64,8 @@ FlowerCache = dict[int, tuple[Record, FlowerRecord]]
 def identify(run_id: int = 1) -> None:
     """Say who sends the messages made in this process: the server of a run.
 
-    Flower keeps this in class attributes, one run a process, and refuses to make a message before it is set.
+    Flower keeps this in class attributes, one run a process, and refuses to make a message
+    before it is set.
     """
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
@@ -101,7 +104,8 @@ def to_flower(message: Message, reply_to: FlowerMessage | None = None) -> Flower
     message : Message
         Work, or an answer.
     reply_to : flwr.app.Message, optional
-        The work that an answer answers; Flower takes an answer's sender, receiver, kind and group from it.
+        The work that an answer answers; Flower takes an answer's sender, receiver, kind and
+        group from it.
 
     Raises
     ------
@@ -144,8 +148,9 @@ def from_flower(message: FlowerMessage, cache: Cache | None = None) -> Message:
     message : flwr.app.Message
         Work, or an answer. An error without a reason gets an empty one.
     cache : dict, optional
-        Where converted records are kept, so that a record which many messages share is converted once and is one
-        object for all of them. Use a new one for each wave: Flower's records can be changed.
+        Where converted records are kept, so that a record which many messages share is
+        converted once and is one object for all of them. Use a new one for each wave: Flower's
+        records can be changed.
     """
     about = message.metadata
     content: Content = {}
@@ -182,7 +187,8 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 
 def to_arrays(record: ArrayRecord) -> Arrays:
-    """Flower's record as named arrays (read-only), in the same order; without a copy where Flower's layout allows."""
+    """Flower's record as named arrays (read-only), in the same order; without a copy where
+    Flower's layout allows."""
     return Arrays((name, _view(array)) for name, array in record.items())
 
 
@@ -223,9 +229,10 @@ def _to_record(record: Record) -> FlowerRecord:
 class LazyArray(Array):
     """Flower's array, of which the bytes are made when somebody asks for them.
 
-    Flower keeps arrays as ``numpy.save`` writes them, and a strategy that averages reads them back: two passes of
-    parsing and copying a tensor and client, for bytes that nobody sees where clients run in the server's process or
-    beside it. To whoever uses it this is a plain ``Array``, and pickle makes one of it.
+    Flower keeps arrays as ``numpy.save`` writes them, and a strategy that averages reads them
+    back: two passes of parsing and copying a tensor and client, for bytes that nobody sees
+    where clients run in the server's process or beside it. To whoever uses it this is a plain
+    ``Array``, and pickle makes one of it.
 
     Parameters
     ----------
@@ -289,7 +296,8 @@ class LazyArray(Array):
 
 
 def _view(array: Array) -> np.ndarray:
-    """The numbers of a Flower array, read-only, in place where they lie as :class:`LazyArray` would write them."""
+    """The numbers of a Flower array, read-only, in place where they lie as :class:`LazyArray`
+    would write them."""
     held: np.ndarray | None = vars(array).get("array")
     if held is not None and array.stype == NUMPY:
         return held

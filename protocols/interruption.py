@@ -19,8 +19,8 @@ _last: float | None = None
 def heed_signals() -> None:
     """Have SIGTERM raise KeyboardInterrupt as Ctrl-C does.
 
-    To be called in the main thread. A Ctrl-C that is ignored stays so: a shell has the commands that
-    it starts in the background ignore it.
+    To be called in the main thread. A Ctrl-C that is ignored stays so: a shell has the commands
+    that it starts in the background ignore it.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -1,7 +1,8 @@
 """Typed messages between the server and its clients.
 
-A message carries named records. Three kinds of record exist, the same three that Flower has, so that conversion in
-either direction loses nothing (:mod:`fedknow.protocols.flower`); arrays are plain NumPy arrays.
+A message carries named records. Three kinds of record exist, the same three that Flower has, so
+that conversion in either direction loses nothing (:mod:`fedknow.protocols.flower`); arrays are
+plain NumPy arrays.
 """
 
 from __future__ import annotations
@@ -39,24 +40,31 @@ __all__ = [
 ]
 
 TRAIN = "train"
-"""One round of local training. Config: ``task``, ``round`` (both from the experiment) and the strategy's own keys."""
+"""One round of local training. Config: ``task``, ``round`` (both from the experiment) and the
+strategy's own keys."""
 END_TASK = "train.end_task"
-"""The task is over: take the final global parameters and keep what the method keeps. Config: ``task``."""
+"""The task is over: take the final global parameters and keep what the method keeps. Config: ``task``.
+"""
 EVALUATE = "evaluate"
-"""Score the model on tasks ``0..task``. Config: ``task``, ``scoring`` ("personal" or "global"), ``collect``."""
+"""Score the model on tasks ``0..task``. Config: ``task``, ``scoring`` ("personal" or "global"),
+``collect``."""
 
 ARRAYS = "arrays"
 """Record that holds the parameters that travel (Flower's default key)."""
 KEPT = "kept"
-"""Record that holds parameters a client keeps to itself; sent for scoring the purely global model and nothing else."""
+"""Record that holds parameters a client keeps to itself; sent for scoring the purely global model
+and nothing else."""
 EXTRA = "extra"
-"""Record of arrays beside the parameters: what the two halves of a method, learner and strategy, tell each other."""
+"""Record of arrays beside the parameters: what the two halves of a method, learner and strategy,
+tell each other."""
 ENVELOPE = "fedknow"
-"""Record beside all others where a message travels as Flower's: what a client needs to know besides the work."""
+"""Record beside all others where a message travels as Flower's: what a client needs to know
+besides the work."""
 CLIENT_FAILED = 2
 """Failure code of work that a client could not do (Flower's CLIENT_APP_RAISED_EXCEPTION)."""
 NO_ANSWER = 4
-"""Failure code of work that is given up, as no answer came in time (Flower's REPLY_MESSAGE_UNAVAILABLE)."""
+"""Failure code of work that is given up, as no answer came in time (Flower's
+REPLY_MESSAGE_UNAVAILABLE)."""
 OUT_OF_MEMORY = 64
 """Failure code of work that a client's device lacks the memory for (Flower has none for it)."""
 STATE_LOST = 65
@@ -73,10 +81,12 @@ class Arrays(dict[str, np.ndarray]):
 
 
 class Mean(Arrays):
-    """Mean of several clients' parameters, weighted by their samples, which stands in the answer of each of them.
+    """Mean of several clients' parameters, weighted by their samples, which stands in the answer
+    of each of them.
 
-    It never travels between server and clients: workers of a simulation make it (:mod:`fedknow.server.grids.running_mean`).
-    Integers (counters) are float64 here, as means are not whole.
+    It never travels between server and clients: workers of a simulation make it
+    (:mod:`fedknow.server.grids.running_mean`). Integers (counters) are float64 here, as means
+    are not whole.
 
     Attributes
     ----------
@@ -121,7 +131,8 @@ Content = dict[str, Record]
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a client could not answer: a code (Flower's ``ErrorCode``) and a sentence a person can act on."""
+    """Why a client could not answer: a code (Flower's ``ErrorCode``) and a sentence a person can
+    act on."""
 
     code: int
     reason: str

@@ -1,12 +1,14 @@
-"""Who may speak to whom: TLS both ways from a folder of certificates, and the identity that a credential proves.
+"""Who may speak to whom: TLS both ways from a folder of certificates, and the identity that a
+credential proves.
 
-``fedknow certs`` (:mod:`fedknow.server.certs`) makes one folder a machine, and each side is given its own::
+``fedknow certs`` (:mod:`fedknow.server.certs`) makes one folder a machine, and each side is
+given its own::
 
     server/        ca.pem  cert.pem  key.pem  tokens.json
     clients/000/   ca.pem  cert.pem  key.pem  token
 
-A client's number is in its certificate (``fedknow://client/0``) or its token, so that it cannot claim another's.
-Light: gRPC and the standard library, which is all that an edge box has.
+A client's number is in its certificate (``fedknow://client/0``) or its token, so that it cannot
+claim another's. Light: gRPC and the standard library, which is all that an edge box has.
 """
 
 from __future__ import annotations
@@ -132,7 +134,8 @@ class TlsError(Exception):
         self.fault = fault
 
 
-# --- credentials for gRPC ---------------------------------------------------------------------------------------------
+# --- credentials for gRPC
+# ---------------------------------------------------------------------------------------------
 
 
 def server_credentials(
@@ -145,13 +148,14 @@ def server_credentials(
     folder : Path
         ``server/`` of a folder that ``fedknow certs`` made: ``ca.pem``, ``cert.pem``, ``key.pem``.
     client_certificates : bool
-        Whether clients must show a certificate of the run's CA (mTLS). Without, let clients in by :class:`Tokens`.
+        Whether clients must show a certificate of the run's CA (mTLS). Without, let clients in
+        by :class:`Tokens`.
 
     Raises
     ------
     ConfigError
-        If a file is missing or unreadable, the key is another certificate's, or the certificate has expired or is
-        not of this CA.
+        If a file is missing or unreadable, the key is another certificate's, or the certificate
+        has expired or is not of this CA.
     """
     ca, certificate, key = _read(folder, "server")
     return grpc.ssl_server_credentials(
@@ -160,15 +164,16 @@ def server_credentials(
 
 
 def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
-    """Credentials of a client: its certificate where the folder has one, and its token where it has one.
+    """Credentials of a client: its certificate where the folder has one, and its token where it
+    has one.
 
     A token travels as ``authorization: Bearer ...`` in each call's metadata, and only over TLS.
 
     Parameters
     ----------
     folder : Path
-        ``clients/NNN/`` of a folder that ``fedknow certs`` made: ``ca.pem``, and ``cert.pem`` with ``key.pem``, or
-        ``token``, or both.
+        ``clients/NNN/`` of a folder that ``fedknow certs`` made: ``ca.pem``, and ``cert.pem``
+        with ``key.pem``, or ``token``, or both.
 
     Raises
     ------
@@ -188,7 +193,8 @@ def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
     )
 
 
-# --- who a peer is ----------------------------------------------------------------------------------------------------
+# --- who a peer is
+# ----------------------------------------------------------------------------------------------------
 
 
 def client_uri(client: int) -> str:
@@ -202,7 +208,8 @@ def client_of_peer(peer: Mapping[str, Iterable[bytes]]) -> int | None:
     Parameters
     ----------
     peer : mapping
-        ``context.auth_context()`` of a gRPC call; it holds names of a certificate only once that was verified.
+        ``context.auth_context()`` of a gRPC call; it holds names of a certificate only once
+        that was verified.
 
     Returns
     -------
@@ -221,12 +228,14 @@ def client_of_peer(peer: Mapping[str, Iterable[bytes]]) -> int | None:
 
 
 def is_server(peer: Mapping[str, Iterable[bytes]]) -> bool:
-    """Whether a verified certificate is the server's own: whoever looks after the server may ask how it stands."""
+    """Whether a verified certificate is the server's own: whoever looks after the server may ask
+    how it stands."""
     return SERVER_URI.encode() in peer.get("x509_subject_alternative_name", ())
 
 
 class Tokens:
-    """The tokens that let clients in: salted SHA-256 digests of 256 random bits each, never the tokens themselves.
+    """The tokens that let clients in: salted SHA-256 digests of 256 random bits each, never the
+    tokens themselves.
 
     Parameters
     ----------
@@ -342,7 +351,8 @@ def authenticate(
     return client
 
 
-# --- what is wrong with a handshake -----------------------------------------------------------------------------------
+# --- what is wrong with a handshake
+# -----------------------------------------------------------------------------------
 
 
 def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
@@ -379,7 +389,8 @@ def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
             connect(address, find_proxy(address), timeout) as plain,
             context.wrap_socket(plain, server_hostname=host) as secure,
         ):
-            # A server judges the client's certificate after the client is done; it greets (SETTINGS) whom it takes.
+            # A server judges the client's certificate after the client is done; it greets
+            # (SETTINGS) whom it takes.
             if not secure.recv(1):
                 raise TlsError(
                     TlsFault.OTHER
@@ -430,7 +441,8 @@ def _tls_error(error: ssl.SSLError) -> TlsError:
     return TlsError(fault, reason.lower().replace("_", " "))
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _read(folder: Path, usual: str) -> tuple[bytes, bytes, bytes]:
@@ -447,7 +459,8 @@ def _read(folder: Path, usual: str) -> tuple[bytes, bytes, bytes]:
 
 
 def _prove(folder: Path, side: str) -> None:
-    """Shake hands with oneself in memory: OpenSSL then says what is wrong, without a parser of certificates here."""
+    """Shake hands with oneself in memory: OpenSSL then says what is wrong, without a parser of
+    certificates here."""
     server, client = (
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),

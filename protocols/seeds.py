@@ -1,7 +1,8 @@
 """Where every random draw of a run comes from.
 
-A seed depends on the run's seed, a purpose and the numbers given (client, task, round), never on time, order or
-worker, so that a run gives the same numbers wherever and however often it is done.
+A seed depends on the run's seed, a purpose and the numbers given (client, task, round), never
+on time, order or worker, so that a run gives the same numbers wherever and however often it is
+done.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What both ends of a gRPC connection must agree on: how often to speak, how long to listen, how to cut messages."""
+"""What both ends of a gRPC connection must agree on: how often to speak, how long to listen, how
+to cut messages."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ __all__ = [
 ]
 
 HEARTBEAT_SECONDS = 3.0
-"""A side that has nothing to say sends a heartbeat that often: proxies do not cut the stream, and the peer knows."""
+"""A side that has nothing to say sends a heartbeat that often: proxies do not cut the stream, and
+the peer knows."""
 SILENCE_SECONDS = 10.0
 """A side that has heard nothing for so long takes the peer for dead."""
 HELLO_SECONDS = 10.0
@@ -27,13 +29,13 @@ HELLO_SECONDS = 10.0
 LONGEST_DELAY = 30.0
 """Seconds between a client's attempts to connect, at most."""
 CHUNK_BYTES = 1 << 16
-"""Chunks of messages: five clients behind one 50 kB/s link still get one each in 7 s, so that slow is not taken for
-dead. Larger ones cost less between fast machines: a round of ten clients with 1 M parameters takes 82 ms with 256 KiB
-and 131 ms with 64 KiB (``benchmarks/grpc_round.py``)."""
+"""Chunks of messages: five clients behind one 50 kB/s link still get one each in 7 s, so that slow
+is not taken for dead. Larger ones cost less between fast machines: a round of ten clients with
+1 M parameters takes 82 ms with 256 KiB and 131 ms with 64 KiB (``benchmarks/grpc_round.py``)."""
 
 _KEEPALIVE = [
-    # Beneath the heartbeats, which find a dead peer sooner: pings by gRPC itself, which find a dead connection even
-    # where this process is too busy to look.
+    # Beneath the heartbeats, which find a dead peer sooner: pings by gRPC itself, which find a
+    # dead connection even where this process is too busy to look.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -41,7 +43,8 @@ _KEEPALIVE = [
 ]
 CHANNEL_OPTIONS = [
     *_KEEPALIVE,
-    # Each attempt to connect is a channel of its own, so that waiting between attempts is ours to decide.
+    # Each attempt to connect is a channel of its own, so that waiting between attempts is ours
+    # to decide.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 ]
@@ -56,7 +59,8 @@ SERVER_OPTIONS = [
 
 
 def check_address(address: str, tls: Path | None, insecure: bool) -> None:
-    """Whether an address may be used as it is asked for: off this machine in the clear by ``--insecure`` alone.
+    """Whether an address may be used as it is asked for: off this machine in the clear by
+    ``--insecure`` alone.
 
     Raises
     ------

@@ -63,8 +63,9 @@ def make_certificates(
         server/            ca.pem  cert.pem  key.pem  tokens.json
         clients/000/ ...   ca.pem  cert.pem  key.pem  token
 
-    Each sub-folder is what one machine gets. Keys and tokens are readable by their owner alone. A client that
-    ``tokens.json`` knows and whose folder is gone was moved to its machine, and is not made again.
+    Each sub-folder is what one machine gets. Keys and tokens are readable by their owner alone.
+    A client that ``tokens.json`` knows and whose folder is gone was moved to its machine, and
+    is not made again.
 
     Parameters
     ----------
@@ -120,7 +121,8 @@ def _make(
         names = list(dict.fromkeys(_host(host) for host in (*LOCAL, *hosts)))
         names.append(x509.UniformResourceIdentifier(SERVER_URI))
         tokens = Tokens({})
-        # It may also ask the server it is for how it stands (`fedknow status`), which is a client's part.
+        # It may also ask the server it is for how it stands (`fedknow status`), which is a
+        # client's part.
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         files = authority.issue("fedknow server", names, usage, now, life)
         _write_folder(server, files | {TOKENS: tokens.to_json()})

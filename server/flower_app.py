@@ -1,10 +1,13 @@
-"""The server as a Flower ``ServerApp``: our experiment on whatever Flower runs, a SuperLink or its simulation.
+"""The server as a Flower ``ServerApp``: our experiment on whatever Flower runs, a SuperLink or its
+simulation.
 
-The experiment is the app's configuration (``[tool.flwr.app.config]``, ``flwr run --run-config``), with the keys of
-``fedknow show``: ``data.clients = 4``, ``learner.name = "fedknow"``. Two keys are the app's own:
+The experiment is the app's configuration (``[tool.flwr.app.config]``, ``flwr run
+--run-config``), with the keys of ``fedknow show``: ``data.clients = 4``, ``learner.name =
+"fedknow"``. Two keys are the app's own:
 
 ``out``
-    The run folder; by default ``~/.fedknow/runs/NAME-LEARNER-RUN``, with Flower's number of the run.
+    The run folder; by default ``~/.fedknow/runs/NAME-LEARNER-RUN``, with Flower's number of the
+    run.
 ``resume``
     Whether to go on with the unfinished run in ``out``, if there is one.
 """
@@ -23,9 +26,9 @@ from fedknow.client.data.local import LOCAL, local_shape
 from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.texts import counted
-from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.grids.flower_grid import FlowerGrid
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.strategies import build_strategy, check_running_mean
 
@@ -43,7 +46,8 @@ def main(grid: Grid, context: Context) -> None:
 def run_on_flower(
     grid: Grid, settings: Mapping[str, Any], run_id: int = 0
 ) -> RunResult:
-    """Run an experiment with the clients that a Flower grid reaches, and write everything it yields, report included.
+    """Run an experiment with the clients that a Flower grid reaches, and write everything it
+    yields, report included.
 
     Parameters
     ----------

@@ -15,11 +15,11 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
 from fedknow.protocols.transport import check_address
 from fedknow.protocols.wire import Limits
-from fedknow.server.run.schedule import Arrivals
-from fedknow.server.run.experiment import Experiment, Observer, RunResult
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.experiment import Experiment, Observer, RunResult
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.schedule import Arrivals
 from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["serve"]
@@ -39,9 +39,11 @@ def serve(
     observers: Sequence[Observer] = (),
     ready: Callable[[int], None] = lambda port: None,
 ) -> RunResult | None:
-    """Run an experiment with the clients that connect, and write everything it yields, report included, to ``out``.
+    """Run an experiment with the clients that connect, and write everything it yields, report
+    included, to ``out``.
 
-    A run in ``out`` that is finished already is not run again: the clients that come within half a minute are told so.
+    A run in ``out`` that is finished already is not run again: the clients that come within
+    half a minute are told so.
 
     Parameters
     ----------
@@ -138,7 +140,8 @@ def serve(
                 result = Experiment(
                     config, grid, folder, learner, observers, partition, stream
                 ).run()
-                # A client whose work was all done before the server came back may not have come to this process yet.
+                # A client whose work was all done before the server came back may not have come
+                # to this process yet.
                 grid.finish(everyone=again)
         except Exception:
             with suppress(

@@ -25,8 +25,8 @@ from fedknow.server.reports.measures import MEASURES
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.folder import RunFolder, running_out_of_disk
-from fedknow.simulations.engine.cluster import one_ray
 from fedknow.simulations.contenders import contenders, plan
+from fedknow.simulations.engine.cluster import one_ray
 from fedknow.simulations.fleet.devices import shipped_rooms
 from fedknow.simulations.simulate import Observer, prepare, simulate
 
@@ -79,25 +79,29 @@ def compare(
 ) -> Comparison:
     """Run every learner with every seed; what an earlier call left in ``out`` is read, or resumed.
 
-    For one seed all learners see the same partition and start from the same weights. Seeds count from
-    ``config.seed``. The configured learner's settings go with its name; another learner has its defaults.
+    For one seed all learners see the same partition and start from the same weights. Seeds
+    count from ``config.seed``. The configured learner's settings go with its name; another
+    learner has its defaults.
 
     Parameters
     ----------
     config : ExperimentConfig
         All but learner and seed.
     learners : sequence of str
-        Names, without repetition; settings of its own may follow a name: ``fedknow@rho=0.2+k=5``; ``all`` and what
-        else :func:`~fedknow.simulations.contenders.contenders` knows.
+        Names, without repetition; settings of its own may follow a name:
+        ``fedknow@rho=0.2+k=5``; ``all`` and what else
+        :func:`~fedknow.simulations.contenders.contenders` knows.
     seeds : int
         How many.
     out : Path
-        Gets a run folder ``<learner>-seed<seed>`` for each run, ``compare.json`` (means, intervals and every run's
-        numbers), ``compare.csv`` (one line a run), ``report.html`` and ``plots/``.
+        Gets a run folder ``<learner>-seed<seed>`` for each run, ``compare.json`` (means,
+        intervals and every run's numbers), ``compare.csv`` (one line a run), ``report.html``
+        and ``plots/``.
     watch : callable, optional
         Gives each run its observer.
     lean : bool
-        For many runs: no pages and plots are made, and of a run that ended only its numbers are kept.
+        For many runs: no pages and plots are made, and of a run that ended only its numbers are
+        kept.
 
     Returns
     -------
@@ -157,7 +161,8 @@ def write_numbers(
     failures: Mapping[str, str] | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> list[Group]:
-    """Write ``compare.json`` and ``compare.csv`` about runs, in the order given; the groups that they fall into."""
+    """Write ``compare.json`` and ``compare.csv`` about runs, in the order given; the groups that
+    they fall into."""
     summaries = {run.path.name: summarise(run) for run in runs}
     groups = group(summaries.values())
     with running_out_of_disk(out):
@@ -210,7 +215,8 @@ def _ignore(event: Mapping[str, Any]) -> None:
 def _plan(
     config: ExperimentConfig, methods: Sequence[str], seeds: int, out: Path
 ) -> dict[Path, ExperimentConfig]:
-    """Run folder and configuration of each run; seed by seed, so that what is there early can be compared early."""
+    """Run folder and configuration of each run; seed by seed, so that what is there early can be
+    compared early."""
     check_between("--seeds", seeds, 1, MOST_SEEDS)
     return {
         out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', method)}-seed{seed}": plan(
@@ -222,7 +228,8 @@ def _plan(
 
 
 def _check(plans: Sequence[ExperimentConfig]) -> None:
-    """Build every part of every run once: what the last of them is refused for must not cost the others' hours."""
+    """Build every part of every run once: what the last of them is refused for must not cost the
+    others' hours."""
     for seed in sorted({run.seed for run in plans}):
         same = [run for run in plans if run.seed == seed]
         benchmark = make_benchmark(same[0])  # learners do not change the data

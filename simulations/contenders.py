@@ -1,4 +1,5 @@
-"""Which methods a comparison is between, from what its caller wrote: names, settings, ``all``, exclusions."""
+"""Which methods a comparison is between, from what its caller wrote: names, settings, ``all``,
+exclusions."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from fedknow.simulations.simulate import prepare
 __all__ = ["ALL", "contenders", "plan"]
 
 ALL = "all"
-"""Stands for every learner there is; ``all@best`` for their best settings, or the default ones of a learner
-that was not searched."""
+"""Stands for every learner there is; ``all@best`` for their best settings, or the default ones of
+a learner that was not searched."""
 
 
 def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
@@ -23,9 +24,11 @@ def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
     Parameters
     ----------
     config : ExperimentConfig
-        All but learner and seed; its learner's settings are kept where ``method`` has that learner's name.
+        All but learner and seed; its learner's settings are kept where ``method`` has that
+        learner's name.
     method : str
-        A learner's name; after it may stand settings: ``fedknow@rho=0.2+k=5``, ``ewc@best``, ``ewc@best+strength=3``.
+        A learner's name; after it may stand settings: ``fedknow@rho=0.2+k=5``, ``ewc@best``,
+        ``ewc@best+strength=3``.
     seed : int
         The seed.
 
@@ -54,9 +57,11 @@ def contenders(
     Parameters
     ----------
     config : ExperimentConfig
-        The experiment; of all learners those take part that are made for its scenario and its model.
+        The experiment; of all learners those take part that are made for its scenario and its
+        model.
     methods : sequence of str
-        Methods (:func:`plan`), ``all``, ``all@best``, and names with a ``-`` before them that ``all`` is to leave out.
+        Methods (:func:`plan`), ``all``, ``all@best``, and names with a ``-`` before them that
+        ``all`` is to leave out.
 
     Returns
     -------
@@ -68,8 +73,8 @@ def contenders(
     Raises
     ------
     ConfigError
-        If there is none, one is given twice, one that was asked not to take part is not a learner, or nobody's best
-        settings are known.
+        If there is none, one is given twice, one that was asked not to take part is not a
+        learner, or nobody's best settings are known.
     """
     known = list_learners()
     without = [method[1:] for method in methods if method.startswith("-")]

@@ -25,7 +25,8 @@ from fedknow.simulations.contenders import contenders
 __all__ = ["Found", "candidates", "search"]
 
 HOLDOUT = 0.2
-"""Fraction of the training samples that settings are chosen by, unless ``data.holdout`` says another."""
+"""Fraction of the training samples that settings are chosen by, unless ``data.holdout`` says another.
+"""
 
 MOST_CANDIDATES = 10_000
 """Of one learner; no grid has as many."""
@@ -40,7 +41,8 @@ class Found:
     Attributes
     ----------
     settings : dict
-        The best: highest average accuracy after the last task, then least forgetting, then tried first.
+        The best: highest average accuracy after the last task, then least forgetting, then
+        tried first.
     accuracy, forgetting : float
         Theirs on the held-out samples, means over seeds.
     default : float
@@ -60,7 +62,8 @@ class Found:
 
 
 def candidates(learner: str, limit: int, seed: int) -> list[Settings]:
-    """Settings to try: the whole grid of :attr:`~fedknow.client.learners.Learner.search`, or a part of it.
+    """Settings to try: the whole grid of :attr:`~fedknow.client.learners.Learner.search`, or a
+    part of it.
 
     Parameters
     ----------
@@ -113,8 +116,9 @@ def search(
     seeds : int
         Runs of each candidate, with seeds from ``config.seed`` on.
     out : Path
-        Gets a run folder each run, ``search.jsonl`` (one line a candidate) and ``best.toml``, whose entries belong into
-        ``client/learners/best/<preset>.toml``. What the two hold of other learners already stays.
+        Gets a run folder each run, ``search.jsonl`` (one line a candidate) and ``best.toml``,
+        whose entries belong into ``client/learners/best/<preset>.toml``. What the two hold of
+        other learners already stays.
     command : str
         What was called, for the record.
     watch : callable, optional
@@ -123,7 +127,8 @@ def search(
     Returns
     -------
     tuple of dict
-        What was found, by learner; and the candidates that failed, by folder name, with the reasons.
+        What was found, by learner; and the candidates that failed, by folder name, with the
+        reasons.
 
     Raises
     ------

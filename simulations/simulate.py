@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.compute.device import find_device
+from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.host import Host
 from fedknow.client.learners import Learner, build_learner, check_samples, resolve
-from fedknow.client.together import clients_at_once
 from fedknow.client.state import StateStore
+from fedknow.client.together import clients_at_once
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.server.run.schedule import Arrivals
-from fedknow.server.run.experiment import Experiment, Observer, RunResult
 from fedknow.server.grids.base import InlineGrid, MessageGrid
 from fedknow.server.grids.process_memory import forget_process_peak
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.experiment import Experiment, Observer, RunResult
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.schedule import Arrivals
 from fedknow.simulations.fleet.grid import FleetGrid, build_fleet
 from fedknow.strategies import build_strategy, check_running_mean
 
@@ -80,13 +80,14 @@ def simulate(
 
 
 def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
-    """The learner of an experiment; whatever its parts can be refused for is refused here, before there is a folder.
+    """The learner of an experiment; whatever its parts can be refused for is refused here, before
+    there is a folder.
 
     Raises
     ------
     ConfigError
-        If the learner, its model, the strategy or the fleet cannot be built, there is no such device, or clients cannot
-        train at once as asked for.
+        If the learner, its model, the strategy or the fleet cannot be built, there is no such
+        device, or clients cannot train at once as asked for.
     """
     strategy = build_strategy(config.strategy, config.data.clients)
     Arrivals.check(config, strategy)
@@ -131,7 +132,9 @@ def _workers(
 
 
 def _log(folder: RunFolder) -> None:
-    """Keep the traceback of the exception being handled in ``error.log``, for whom one sentence is not enough."""
-    # A disk too full for the run is too full for its log; the run's own error is the one to be seen.
+    """Keep the traceback of the exception being handled in ``error.log``, for whom one sentence is
+    not enough."""
+    # A disk too full for the run is too full for its log; the run's own error is the one to be
+    # seen.
     with suppress(OSError):
         (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")

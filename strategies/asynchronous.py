@@ -1,4 +1,5 @@
-"""What asynchronous strategies have in common: clients are given work when they are free, not all at once."""
+"""What asynchronous strategies have in common: clients are given work when they are free, not all
+at once."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ PATIENCE = 3
 
 
 class ArrivalGrid(Protocol):
-    """What is asked of a grid: pulls that wait for the first answer (:class:`fedknow.server.grids.base.MessageGrid`)."""
+    """What is asked of a grid: pulls that wait for the first answer
+    (:class:`fedknow.server.grids.base.MessageGrid`)."""
 
     until: float
     """The moment from which on no work is given out any more."""
@@ -47,7 +49,8 @@ class ArrivalGrid(Protocol):
     def pull_messages(
         self, message_ids: Iterable[str], timeout: float | None = None
     ) -> Iterable[FlowerMessage]:
-        """Answers that are there; the first, if it comes within ``timeout`` seconds; none if none can come."""
+        """Answers that are there; the first, if it comes within ``timeout`` seconds; none if none
+        can come."""
         ...
 
 
@@ -72,8 +75,9 @@ class Update:
 class Crew:
     """Who works on which version of the global model; gives out work, and takes answers one at a time.
 
-    A client gets work when its last answer has been taken, and never twice the same version of the model, as it would
-    draw the same batches and come to the same end; unless its answer was lost, and that three times at most.
+    A client gets work when its last answer has been taken, and never twice the same version of
+    the model, as it would draw the same batches and come to the same end; unless its answer was
+    lost, and that three times at most.
 
     Parameters
     ----------
@@ -120,7 +124,8 @@ class Crew:
         return self.grid.now >= self.grid.until and not self._at_work
 
     def hand_out(self) -> bool:
-        """Give the present model to free clients, drawn at random where not all are needed; whether any was given."""
+        """Give the present model to free clients, drawn at random where not all are needed;
+        whether any was given."""
         nodes = list(self.grid.get_node_ids())
         if self.grid.now >= self.grid.until:
             return False
@@ -166,7 +171,8 @@ class Crew:
         Parameters
         ----------
         until : float, optional
-            When to stop waiting, on the grid's clock; by default it is waited for as long as somebody works.
+            When to stop waiting, on the grid's clock; by default it is waited for as long as
+            somebody works.
 
         Returns
         -------
@@ -206,17 +212,19 @@ class Crew:
 class Asynchronous(FedAvg):
     """Frame for strategies in which clients do not wait for each other.
 
-    They run on any of our grids: where clients are equally fast all answers arrive at once, in the order of clients;
-    with a fleet, in the order of virtual time; over gRPC, as they come. When :meth:`start` returns, nobody is at work
-    any more, so a task that is over is over for everybody, and a checkpoint then is whole.
+    They run on any of our grids: where clients are equally fast all answers arrive at once, in
+    the order of clients; with a fleet, in the order of virtual time; over gRPC, as they come.
+    When :meth:`start` returns, nobody is at work any more, so a task that is over is over for
+    everybody, and a checkpoint then is whole.
 
     Parameters
     ----------
     concurrency : int
         How many clients work at the same time; 0: all.
     staleness : {"polynomial", "hinge", "constant"}
-        How an answer counts whose model the server has moved on from by ``d`` steps: ``(d + 1)^-a``; 1 up to ``b`` and
-        ``1 / (a (d - b) + 1)`` from there; or 1 (Xie et al. 2019, section 5.2).
+        How an answer counts whose model the server has moved on from by ``d`` steps: ``(d +
+        1)^-a``; 1 up to ``b`` and ``1 / (a (d - b) + 1)`` from there; or 1 (Xie et al. 2019,
+        section 5.2).
     staleness_a, staleness_b : float
         The ``a`` and ``b`` in it.
 
@@ -227,7 +235,8 @@ class Asynchronous(FedAvg):
     """
 
     by_clock = False
-    """Whether what it does hangs on the grid's clock, so that it is another strategy where that stands still."""
+    """Whether what it does hangs on the grid's clock, so that it is another strategy where that
+    stands still."""
 
     def __init__(
         self,
@@ -255,7 +264,8 @@ class Asynchronous(FedAvg):
 
     @abstractmethod
     def round(self, crew: Crew, left: int) -> MetricRecord | None:
-        """Carry out one round, in which the crew's server makes a step at least; ``left`` rounds, this one included.
+        """Carry out one round, in which the crew's server makes a step at least; ``left`` rounds,
+        this one included.
 
         Nobody may be at work after the last.
         """
@@ -285,7 +295,8 @@ class Asynchronous(FedAvg):
     ) -> Result:
         """Run as Flower's ``Strategy.start`` does; ``timeout`` and ``evaluate_config`` are not used.
 
-        Where the grid says until when work is given out, there are fewer rounds when that comes first.
+        Where the grid says until when work is given out, there are fewer rounds when that comes
+        first.
 
         Raises
         ------
@@ -317,7 +328,8 @@ class Asynchronous(FedAvg):
 
 
 def combine(update: Callable[..., np.ndarray], *records: ArrayRecord) -> ArrayRecord:
-    """A record whose floating arrays are ``update`` of those of the records; others are the last record's own."""
+    """A record whose floating arrays are ``update`` of those of the records; others are the last
+    record's own."""
     names = [to_arrays(record) for record in records]
     made = Arrays()
     for name, last in names[-1].items():

@@ -44,13 +44,16 @@ class Setup:
 
 
 class Counterpart(FedAvg):
-    """Federated averaging whose two sides may tell each other more than parameters; the frame for such methods.
+    """Federated averaging whose two sides may tell each other more than parameters; the frame for
+    such methods.
 
-    Beside the parameters an ``extra`` record of arrays travels, both ways: what :meth:`extra` gives for a client goes
-    with its work to the learner's :meth:`~fedknow.client.learners.Learner.receive_extra`; what the learner's
-    :meth:`~fedknow.client.learners.Learner.share` gives comes to :meth:`collect` after a round, and to
-    :meth:`aggregate_end_task` when a task is over. What arrives has been checked: finite, and of the names, dtypes and
-    shapes that the learner declares. Its bytes are counted apart (``train.extra``, ``train.end_task.extra``).
+    Beside the parameters an ``extra`` record of arrays travels, both ways: what :meth:`extra`
+    gives for a client goes with its work to the learner's
+    :meth:`~fedknow.client.learners.Learner.receive_extra`; what the learner's
+    :meth:`~fedknow.client.learners.Learner.share` gives comes to :meth:`collect` after a round,
+    and to :meth:`aggregate_end_task` when a task is over. What arrives has been checked:
+    finite, and of the names, dtypes and shapes that the learner declares. Its bytes are counted
+    apart (``train.extra``, ``train.end_task.extra``).
 
     A learner names its counterpart in :attr:`~fedknow.client.learners.Learner.strategy`.
 
@@ -77,7 +80,8 @@ class Counterpart(FedAvg):
         )
         self._task = 0
 
-    # --- what a method overrides ----------------------------------------------------------------------------------
+    # --- what a method overrides
+    # ----------------------------------------------------------------------------------
 
     def prepare(self, setup: Setup) -> None:
         """Before the first round, and before a resumed run's :meth:`load_state_dict`.
@@ -89,7 +93,8 @@ class Counterpart(FedAvg):
         """
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
-        """Before a round's work is handed out, when its clients have been drawn; with the global parameters."""
+        """Before a round's work is handed out, when its clients have been drawn; with the global
+        parameters."""
 
     def extra(self, task: int, client: int) -> Arrays | None:
         """What goes to a client (from 0) with its work of the round, besides the global parameters.
@@ -99,7 +104,8 @@ class Counterpart(FedAvg):
         return None
 
     def collect(self, task: int, extras: Mapping[int, Arrays]) -> None:
-        """What clients shared with their answers of a round, by client; before the parameters are averaged."""
+        """What clients shared with their answers of a round, by client; before the parameters are
+        averaged."""
 
     def aggregate_end_task(
         self, task: int, arrays: Arrays, replies: Sequence[Message]
@@ -113,21 +119,25 @@ class Counterpart(FedAvg):
         arrays : Arrays
             The global parameters.
         replies : sequence of Message
-            The clients' good answers in the order of clients; what a client shared is in the record ``extra``.
+            The clients' good answers in the order of clients; what a client shared is in the
+            record ``extra``.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that must be the same when a run is resumed: a tree of numbers, text, arrays and Flower's records."""
+        """All that must be the same when a run is resumed: a tree of numbers, text, arrays and
+        Flower's records."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
 
     def kept_bytes(self) -> int:
-        """Size of what this side keeps of past tasks and of clients' data: all arrays in :meth:`state_dict`."""
+        """Size of what this side keeps of past tasks and of clients' data: all arrays in
+        :meth:`state_dict`."""
         return _array_bytes(self.state_dict())
 
-    # --- Flower's hooks -------------------------------------------------------------------------------------------
+    # --- Flower's hooks
+    # -------------------------------------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

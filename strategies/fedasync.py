@@ -11,10 +11,11 @@ __all__ = ["FedAsync"]
 
 
 class FedAsync(Asynchronous):
-    """``x = (1 - alpha s(d)) x + alpha s(d) y`` for each client's model ``y``, which is ``d`` steps late (algorithm 1).
+    """``x = (1 - alpha s(d)) x + alpha s(d) y`` for each client's model ``y``, which is ``d``
+    steps late (algorithm 1).
 
-    A step is one answer. A round, of which ``train.rounds`` make a task, is as many answers as clients work at a time,
-    so that as many answers are asked for as in synchronous rounds.
+    A step is one answer. A round, of which ``train.rounds`` make a task, is as many answers as
+    clients work at a time, so that as many answers are asked for as in synchronous rounds.
 
     Parameters
     ----------
@@ -23,7 +24,8 @@ class FedAsync(Asynchronous):
     proximal_mu : float
         Pulls local training towards the model that it began with (the paper's rho).
     concurrency, staleness, staleness_a, staleness_b
-        See :class:`~fedknow.strategies.asynchronous.Asynchronous`; the paper's hinge has ``a = 10`` and ``b = 4``.
+        See :class:`~fedknow.strategies.asynchronous.Asynchronous`; the paper's hinge has ``a =
+        10`` and ``b = 4``.
     """
 
     def __init__(

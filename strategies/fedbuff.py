@@ -1,4 +1,5 @@
-"""FedBuff: the server makes a step when so many answers are there, whoever still works (Nguyen et al. 2022)."""
+"""FedBuff: the server makes a step when so many answers are there, whoever still works (Nguyen et
+al. 2022)."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ __all__ = ["Buffered", "FedBuff"]
 class Buffered(Asynchronous):
     """Frame for strategies whose server gathers answers and makes one step of them, which is a round.
 
-    A client's change since the model it began with, ``y - x'``, is added to the present model ``x``, times the server's
-    learning rate and the discount of its staleness; the step is the mean of these, weighted by samples. So where
-    nobody is late it is Flower's FedAvg, to the last bit.
+    A client's change since the model it began with, ``y - x'``, is added to the present model
+    ``x``, times the server's learning rate and the discount of its staleness; the step is the
+    mean of these, weighted by samples. So where nobody is late it is Flower's FedAvg, to the
+    last bit.
 
     Parameters
     ----------
@@ -87,10 +89,11 @@ class Buffered(Asynchronous):
 
 
 class FedBuff(Buffered):
-    """A step from every ``buffer`` answers (algorithm 1), which is a round: a task is ``train.rounds`` such steps.
+    """A step from every ``buffer`` answers (algorithm 1), which is a round: a task is
+    ``train.rounds`` such steps.
 
-    As many answers are asked for as a task's steps take, and no more. With as many clients in the buffer as there are,
-    it is synchronous.
+    As many answers are asked for as a task's steps take, and no more. With as many clients in
+    the buffer as there are, it is synchronous.
 
     Parameters
     ----------

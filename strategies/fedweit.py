@@ -1,4 +1,5 @@
-"""The server's half of FedWEIT (Yoon et al., ICML 2021): the mean of what was sent, and everybody's adaptive parts."""
+"""The server's half of FedWEIT (Yoon et al., ICML 2021): the mean of what was sent, and
+everybody's adaptive parts."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ __all__ = ["FedWeit"]
 
 
 class FedWeit(Counterpart):
-    """Averages each base weight over the clients that sent it; hands out all clients' adaptive parameters once a task.
+    """Averages each base weight over the clients that sent it; hands out all clients' adaptive
+    parameters once a task.
 
-    What is exactly zero in an answer was not sent; a weight that nobody sent stays as it is. Clients count equally, as
-    in the paper.
+    What is exactly zero in an answer was not sent; a weight that nobody sent stays as it is.
+    Clients count equally, as in the paper.
     """
 
     def __init__(
@@ -45,7 +47,8 @@ class FedWeit(Counterpart):
         self._current = arrays
 
     def extra(self, task: int, client: int) -> Arrays | None:
-        """All adaptive parameters of the previous task, by name [clients, ...], for a client that has not had them."""
+        """All adaptive parameters of the previous task, by name [clients, ...], for a client that
+        has not had them."""
         return None if client in self._told else self._adaptive
 
     def aggregate_train(

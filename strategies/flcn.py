@@ -1,4 +1,5 @@
-"""The server's half of FLCN (Yao and Sun, ICIP 2020): proxy data, and the importance of parameters on them."""
+"""The server's half of FLCN (Yao and Sun, ICIP 2020): proxy data, and the importance of parameters
+on them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Sample(NamedTuple):
 class Flcn(Counterpart):
     """FedAvg that sends the diagonal Fisher information of the global model on proxy data with it.
 
-    Keeps the proxy data that clients of :class:`fedknow.client.learners.flcn.Flcn` give it, of all tasks.
+    Keeps the proxy data that clients of :class:`fedknow.client.learners.flcn.Flcn` give it, of
+    all tasks.
 
     Parameters
     ----------
@@ -104,7 +106,8 @@ class Flcn(Counterpart):
 
 
 def importance(learner: Learner, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information, mean over samples of (d log p(y | x, w) / d w_j)^2, at the data's labels.
+    """The diagonal of the Fisher information, mean over samples of (d log p(y | x, w) / d w_j)^2,
+    at the data's labels.
 
     Parameters
     ----------

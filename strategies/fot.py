@@ -1,4 +1,5 @@
-"""The server's half of FOT (Bakman et al., ICLR 2024): the subspace of past tasks, and updates orthogonal to it."""
+"""The server's half of FOT (Bakman et al., ICLR 2024): the subspace of past tasks, and updates
+orthogonal to it."""
 
 from __future__ import annotations
 
@@ -27,16 +28,18 @@ log = logging.getLogger(__name__)
 
 
 ROUNDING = 1e-6
-"""A direction with a smaller share of the energy is taken for rounding: moments are sent as float32."""
+"""A direction with a smaller share of the energy is taken for rounding: moments are sent as float32.
+"""
 
 
 def extend(basis: Tensor, moment: Tensor, threshold: float) -> Tensor:
     """Enlarge a layer's subspace by as few directions as a task's inputs ask for.
 
-    With X the inputs and U the basis, eigenvectors of ``R R^T``, ``R = X - U U^T X``, are added, the largest first,
-    until ``|U^T X|^2 >= threshold |X|^2`` for the new U. That holds up to what is taken for rounding: 1e-6 of the
-    energy for each direction. (The authors' clients are sent U and project their inputs themselves; as ``R R^T``
-    follows from ``X X^T``, the server can do it. They also average clients' ratios ``|R| / |X|``, not squared; here the
+    With X the inputs and U the basis, eigenvectors of ``R R^T``, ``R = X - U U^T X``, are
+    added, the largest first, until ``|U^T X|^2 >= threshold |X|^2`` for the new U. That holds
+    up to what is taken for rounding: 1e-6 of the energy for each direction. (The authors'
+    clients are sent U and project their inputs themselves; as ``R R^T`` follows from ``X X^T``,
+    the server can do it. They also average clients' ratios ``|R| / |X|``, not squared; here the
     energies of everybody's inputs are compared, as a principal subspace asks.)
 
     Parameters
@@ -72,12 +75,14 @@ def extend_from_sketch(
 ) -> Tensor:
     """:func:`extend` where the second moment is too large to be sent.
 
-    Directions are singular vectors of ``A - U U^T A`` for one part of the sketch's columns. These columns lie closer to
-    them than the inputs do, so what U holds is measured on the other columns, an eighth of the sketch, which are
-    independent of U: ``|A - U U^T A|^2`` over their number is on average the energy that U leaves out, with a standard
-    error of at most ``4 / sqrt(m)`` of it, 11 % for m = 1280, and less the more directions the rest has. So
-    ``|U^T X|^2 >= threshold |X|^2`` is missed by a few times ``(1 - threshold) 4 / sqrt(m) |X|^2`` at worst. Where
-    7 m / 8 directions are too few for it, all of them are added and a warning is logged.
+    Directions are singular vectors of ``A - U U^T A`` for one part of the sketch's columns.
+    These columns lie closer to them than the inputs do, so what U holds is measured on the
+    other columns, an eighth of the sketch, which are independent of U: ``|A - U U^T A|^2`` over
+    their number is on average the energy that U leaves out, with a standard error of at most
+    ``4 / sqrt(m)`` of it, 11 % for m = 1280, and less the more directions the rest has. So
+    ``|U^T X|^2 >= threshold |X|^2`` is missed by a few times ``(1 - threshold) 4 / sqrt(m)
+    |X|^2`` at worst. Where 7 m / 8 directions are too few for it, all of them are added and a
+    warning is logged.
 
     Parameters
     ----------
@@ -125,10 +130,11 @@ def project(update: Tensor, basis: Tensor) -> Tensor:
 
 
 class Fot(Counterpart):
-    """FedAvg whose averaged update is projected, layer by layer, off the subspace of past tasks' inputs.
+    """FedAvg whose averaged update is projected, layer by layer, off the subspace of past tasks'
+    inputs.
 
-    What a layer gives for an input in that subspace stays as it was, for ``(W + D) x = W x`` where ``D U = 0`` and x
-    lies in U. Keeps one basis a layer, at most [d, d].
+    What a layer gives for an input in that subspace stays as it was, for ``(W + D) x = W x``
+    where ``D U = 0`` and x lies in U. Keeps one basis a layer, at most [d, d].
 
     Parameters
     ----------
@@ -238,7 +244,8 @@ class Fot(Counterpart):
 
 
 def _seen_by(basis: Tensor, size: int, weight: bool) -> Tensor:
-    """The subspace as the free parameters of a partly frozen layer see it; the whole one of a free layer.
+    """The subspace as the free parameters of a partly frozen layer see it; the whole one of a free
+    layer.
 
     An update D that is zero in the frozen columns has ``D U = 0`` if it is orthogonal to the other
     rows of U.

@@ -13,9 +13,9 @@ from flwr.serverapp import Grid
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.host import one_thread
 from fedknow.client.learners.frames.learner import Round
+from fedknow.client.learners.frames.rehearsal import Replay, columns
 from fedknow.client.learners.joint import JointCentral as JointLearner
 from fedknow.client.learners.joint import join
-from fedknow.client.learners.frames.rehearsal import Replay, columns
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.seeds import integer
@@ -30,8 +30,8 @@ class JointCentral(Counterpart):
     Parameters
     ----------
     budget : float
-        Samples of a round, as a multiple of those that FedAvg's clients have in it: ``fraction_train`` of all clients'
-        samples of the current task.
+        Samples of a round, as a multiple of those that FedAvg's clients have in it:
+        ``fraction_train`` of all clients' samples of the current task.
     fraction_train, min_train_nodes, min_available_nodes
         See :class:`~fedknow.strategies.counterpart.Counterpart`; no client is waited for.
     """
@@ -88,7 +88,8 @@ class JointCentral(Counterpart):
         Returns
         -------
         tuple
-            The trained parameters; ``loss`` and ``accuracy`` of the last epoch, and ``samples``, those of all epochs.
+            The trained parameters; ``loss`` and ``accuracy`` of the last epoch, and
+            ``samples``, those of all epochs.
         """
         everything = self._everything()
         sizes = [

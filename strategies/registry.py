@@ -58,7 +58,8 @@ class Builtin:
 
 
 DEFAULTS = {
-    # The experiment scores every client itself, on every task; and one client is enough to start with.
+    # The experiment scores every client itself, on every task; and one client is enough to
+    # start with.
     "fraction_evaluate": 0.0,
     "min_train_nodes": 1,
     "min_evaluate_nodes": 1,

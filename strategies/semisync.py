@@ -1,4 +1,5 @@
-"""Semi-synchronous rounds: the server waits until a deadline, and who is late counts in the next round."""
+"""Semi-synchronous rounds: the server waits until a deadline, and who is late counts in the next
+round."""
 
 from __future__ import annotations
 
@@ -9,18 +10,20 @@ __all__ = ["SemiSync"]
 
 
 class SemiSync(Buffered):
-    """A step of whatever arrived within ``deadline`` seconds; who is late goes on, and counts, discounted, when done.
+    """A step of whatever arrived within ``deadline`` seconds; who is late goes on, and counts,
+    discounted, when done.
 
-    If nobody is in time, the first answer is waited for. The last round of a task has no deadline: the next task begins
-    with everybody.
+    If nobody is in time, the first answer is waited for. The last round of a task has no
+    deadline: the next task begins with everybody.
 
     Parameters
     ----------
     deadline : float
-        Seconds of a round: virtual ones with a fleet, real ones with real clients. Elsewhere all clients are equally
-        fast and none is ever late, of which a warning tells.
+        Seconds of a round: virtual ones with a fleet, real ones with real clients. Elsewhere
+        all clients are equally fast and none is ever late, of which a warning tells.
     server_lr, concurrency, staleness, staleness_a, staleness_b
-        See :class:`~fedknow.strategies.fedbuff.Buffered`; by default all free clients work in every round.
+        See :class:`~fedknow.strategies.fedbuff.Buffered`; by default all free clients work in
+        every round.
     """
 
     by_clock = True

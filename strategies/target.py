@@ -32,7 +32,8 @@ _AWAY = -1e9
 
 
 class Generator(nn.Module):
-    """Images from noise, float [n, 64] -> [n, C, H, W], normalised over the batch as the data are over the data set."""
+    """Images from noise, float [n, 64] -> [n, C, H, W], normalised over the batch as the data are
+    over the data set."""
 
     def __init__(self, shape: tuple[int, int, int], width: int = 32) -> None:
         super().__init__()
@@ -65,9 +66,11 @@ class Generator(nn.Module):
 
 @contextmanager
 def statistics_gap(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect, for what goes through a model in evaluation mode, how far it is from each BatchNorm's statistics.
+    """Collect, for what goes through a model in evaluation mode, how far it is from each
+    BatchNorm's statistics.
 
-    The distances of means and of variances, ``|mean(x) - running_mean| + |var(x) - running_var|``, one a layer.
+    The distances of means and of variances, ``|mean(x) - running_mean| + |var(x) -
+    running_var|``, one a layer.
     """
     gaps: list[Tensor] = []
 
@@ -105,24 +108,29 @@ def synthesize(
 ) -> tuple[Tensor, Tensor]:
     """Make images that a model takes for given classes, and that a student of it does not know yet.
 
-    For each batch, labels y are drawn and a generator and its noise are trained on the sum of the paper's three terms,
-    Eq. (9): cross-entropy of the teacher's answer with y among y's slice, Eq. (5); minus the divergence of a student
-    from the teacher where the two disagree, Eqs. (6) and (7), which moves images to where the student still errs; and
-    the distance of the images' statistics from those in the teacher's BatchNorm layers, if it has any, Eq. (8). Then
-    the student is distilled from the teacher on all images there are, Eq. (10). Draws come from torch's global
-    generator.
+    For each batch, labels y are drawn and a generator and its noise are trained on the sum of
+    the paper's three terms, Eq. (9): cross-entropy of the teacher's answer with y among y's
+    slice, Eq. (5); minus the divergence of a student from the teacher where the two disagree,
+    Eqs. (6) and (7), which moves images to where the student still errs; and the distance of
+    the images' statistics from those in the teacher's BatchNorm layers, if it has any, Eq. (8).
+    Then the student is distilled from the teacher on all images there are, Eq. (10). Draws come
+    from torch's global generator.
 
-    Other than in the authors' program (github.com/zj-jayzhang/Federated-Class-Continual-Learning, for CIFAR-100),
+    Other than in the authors' program
+    (github.com/zj-jayzhang/Federated-Class-Continual-Learning, for CIFAR-100),
 
     - the second term is where the two disagree, as the paper has it; there where they agree;
-    - the generator goes on learning from batch to batch; there each batch's starts from one meta-learned over batches;
-    - the three terms weigh the same; there by data set, and batches' statistics are averaged over those before;
+    - the generator goes on learning from batch to batch; there each batch's starts from one
+      meta-learned over batches;
+    - the three terms weigh the same; there by data set, and batches' statistics are averaged
+      over those before;
     - the last images of a batch's steps are taken; there those of the step with the smallest loss;
     - images go to teacher and student as they are; there augmented, shifted and flipped;
-    - the student, and with it the second term, begins with the first batch; there after 20 for warm-up, which as
-      published, with 10 batches, never end;
-    - the student is distilled at the clients' temperature, without its square as a factor, by 20 steps of Adam a batch;
-      there at a temperature of its own, 20, with T^2, by 400 steps of SGD from a rate of 0.2.
+    - the student, and with it the second term, begins with the first batch; there after 20 for
+      warm-up, which as published, with 10 batches, never end;
+    - the student is distilled at the clients' temperature, without its square as a factor, by
+      20 steps of Adam a batch; there at a temperature of its own, 20, with T^2, by 400 steps of
+      SGD from a rate of 0.2.
 
     Parameters
     ----------
@@ -135,7 +143,8 @@ def synthesize(
     samples, generator_steps, student_steps, temperature
         See :class:`fedknow.client.learners.target.TargetSettings`.
     trainable : collection of str, optional
-        Names of the parameters that a student learns, by default all; the others it has from the teacher.
+        Names of the parameters that a student learns, by default all; the others it has from
+        the teacher.
 
     Returns
     -------
@@ -212,7 +221,8 @@ def _student(teacher: nn.Module, trainable: Collection[str] | None) -> nn.Module
 
 
 class Target(Counterpart):
-    """FedAvg that makes images of the global model when a task is over, and sends them with its answers.
+    """FedAvg that makes images of the global model when a task is over, and sends them with its
+    answers.
 
     Keeps the images of the last task, the classes of all, and which clients have had the images.
 

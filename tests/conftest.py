@@ -1,4 +1,5 @@
-"""All tests: one thread, as a worker has, so that many may run on few cores without waiting for each other."""
+"""All tests: one thread, as a worker has, so that many may run on few cores without waiting for
+each other."""
 
 import os
 import signal
@@ -11,5 +12,6 @@ import torch
 
 torch.set_num_threads(1)
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the processes they interrupt.
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would the
+# processes they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,14 +1,16 @@
 """What work costs: counted floating point operations, and the memory it needs at most.
 
-Counting goes through every operation of PyTorch and is as slow as that sounds, so it is done once for each kind of
-work. A :class:`Meter` is told where a *part* of the work begins and ends, and by what *key* parts of equal cost can be
-told; the first part of a key is counted, and later ones are charged the same. Work without a key is always counted.
-What is charged therefore depends on the work alone, not on the process that does it or on what was done before.
+Counting goes through every operation of PyTorch and is as slow as that sounds, so it is done
+once for each kind of work. A :class:`Meter` is told where a *part* of the work begins and ends,
+and by what *key* parts of equal cost can be told; the first part of a key is counted, and later
+ones are charged the same. Work without a key is always counted. What is charged therefore
+depends on the work alone, not on the process that does it or on what was done before.
 
-Counted are the operations PyTorch has formulas for (:mod:`torch.utils.flop_counter`: products of matrices,
-convolutions and attention, forward and backward) and products of vectors; a multiply-add is two operations. Not counted
-are operations entry by entry (activations, normalisation, the optimizer's step), a few percent of a network's, and what
-NumPy does. Memory is that of tensors, not of a library's workspaces.
+Counted are the operations PyTorch has formulas for (:mod:`torch.utils.flop_counter`: products
+of matrices, convolutions and attention, forward and backward) and products of vectors; a
+multiply-add is two operations. Not counted are operations entry by entry (activations,
+normalisation, the optimizer's step), a few percent of a network's, and what NumPy does. Memory
+is that of tensors, not of a library's workspaces.
 """
 
 from __future__ import annotations
@@ -65,14 +67,15 @@ class Cost(NamedTuple):
     flops : int
         Floating point operations; a multiply-add is two.
     peak : int
-        Most bytes of tensors made during the work that were there at once: gradients too, but not what optimizers make.
+        Most bytes of tensors made during the work that were there at once: gradients too, but
+        not what optimizers make.
     gradients, moments : int
         Bytes of the gradients that optimizers were given, and of what they keep themselves.
     samples : int
-        How many samples were learned from, each as often as it was: those that went through the network the meter
-        watches while gradients were taken, and those that a method tells of (:meth:`Meter.add`). Extra epochs and
-        replayed samples count too, and when a task ends those that a copy is fine-tuned on or whose gradients are
-        measured.
+        How many samples were learned from, each as often as it was: those that went through the
+        network the meter watches while gradients were taken, and those that a method tells of
+        (:meth:`Meter.add`). Extra epochs and replayed samples count too, and when a task ends
+        those that a copy is fine-tuned on or whose gradients are measured.
     """
 
     flops: int = 0
@@ -203,12 +206,14 @@ class Meter:
         return self.parts[-1].inner.samples if self.parts else 0
 
     def part(self, key: Hashable | None = None) -> AbstractContextManager[None]:
-        """A part of the work, whose cost is that of any other part of this key; parts within are apart from it.
+        """A part of the work, whose cost is that of any other part of this key; parts within are
+        apart from it.
 
         Parameters
         ----------
         key : hashable, optional
-            What the cost depends on; None: on more than can be told beforehand, so it is counted each time.
+            What the cost depends on; None: on more than can be told beforehand, so it is
+            counted each time.
         """
         return _Part(self, key, counted=key is None or key not in self._known)
 
@@ -219,7 +224,8 @@ class Meter:
         return known is not None
 
     def free(self) -> AbstractContextManager[None]:
-        """Work that a client is not charged with, such as finding something out once for all clients of a process."""
+        """Work that a client is not charged with, such as finding something out once for all
+        clients of a process."""
         return _Part(self, None, counted=False, charged=False)
 
     def told(self) -> AbstractContextManager[None]:
@@ -227,7 +233,8 @@ class Meter:
         return _Part(self, None, counted=False)
 
     def add(self, flops: int = 0, memory: int = 0, samples: int = 0) -> None:
-        """Charge the innermost part with operations, and with memory in bytes that is there until its end.
+        """Charge the innermost part with operations, and with memory in bytes that is there until
+        its end.
 
         ``samples`` are those learned from in another network than the one watched.
         """
@@ -285,7 +292,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def set(self, on: bool) -> None:
         if on and not self._on:
-            # What is only freed by the garbage collector would be there for a time that nobody knows.
+            # What is only freed by the garbage collector would be there for a time that nobody
+            # knows.
             self._collecting = gc.isenabled()
             gc.disable()
             if self._network is not None:
@@ -379,14 +387,16 @@ def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, fl
     cost : Cost
         Of the work.
     weights, knowledge, replay : int
-        Bytes of the models a learner works with, of the samples a client keeps for replay, and of all else it keeps.
+        Bytes of the models a learner works with, of the samples a client keeps for replay, and
+        of all else it keeps.
 
     Returns
     -------
     dict
-        Bytes as floats. ``memory-gradients`` includes what the optimizer keeps; ``memory-activations`` is all else
-        that the work had to make, of which most is kept for the backward pass. The parts need not be largest at the
-        same moment, so their sum may be somewhat above what is needed at any one.
+        Bytes as floats. ``memory-gradients`` includes what the optimizer keeps;
+        ``memory-activations`` is all else that the work had to make, of which most is kept for
+        the backward pass. The parts need not be largest at the same moment, so their sum may be
+        somewhat above what is needed at any one.
     """
     parts = (
         weights,

@@ -1,7 +1,8 @@
 """Where a learner computes, and what crosses over to it.
 
-Messages, states and whatever is kept on disk are on the CPU. A learner works on one device: its model is there from the
-beginning, and what a message and a client's state hold is brought there before the work and back after it.
+Messages, states and whatever is kept on disk are on the CPU. A learner works on one device: its
+model is there from the beginning, and what a message and a client's state hold is brought there
+before the work and back after it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ _Tree = TypeVar("_Tree")
 
 
 def find_device(name: str, key: str = "engine.device") -> torch.device:
-    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``, a GPU where torch sees one.
+    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``, a GPU where torch
+    sees one.
 
-    On a GPU float32 is float32 from then on: by default PyTorch takes convolutions in TF32 there, of 10 bits.
+    On a GPU float32 is float32 from then on: by default PyTorch takes convolutions in TF32
+    there, of 10 bits.
 
     Parameters
     ----------
@@ -54,7 +57,8 @@ def find_device(name: str, key: str = "engine.device") -> torch.device:
 
 
 class Border:
-    """What crosses between the CPU and a learner's device; where that is the CPU, all is left as it is.
+    """What crosses between the CPU and a learner's device; where that is the CPU, all is left as
+    it is.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""The C library's heap: what a training step frees is kept for the next one, and given back between clients."""
+"""The C library's heap: what a training step frees is kept for the next one, and given back
+between clients."""
 
 from __future__ import annotations
 
@@ -13,19 +14,22 @@ __all__ = ["give_back", "keep_freed"]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Names of glibc's ``mallopt`` (malloc.h)."""
 _KEPT = 2**29
-"""Bytes at the end of a heap that are kept at most: what a batch of 256 CIFAR images needs in a small network."""
+"""Bytes at the end of a heap that are kept at most: what a batch of 256 CIFAR images needs in a
+small network."""
 _OLD_LIMIT = 2**25
 """The largest ``M_MMAP_THRESHOLD`` that older versions of glibc take, on 64 bit."""
 
 
 @cache  # once a process is enough, and a Flower app makes a host for each message
 def keep_freed() -> None:
-    """Have this process keep up to 512 MiB of freed memory (a sixteenth of a small machine's) for its next step.
+    """Have this process keep up to 512 MiB of freed memory (a sixteenth of a small machine's) for
+    its next step.
 
-    glibc gives large arrays back to the system as soon as they are freed, and each training step then takes the same
-    pages anew, which the system has to clear: a tenth of a small CNN's step, a quarter and more of a large batch's
-    scoring (``benchmarks/heap.py``). Each process keeps its own. Other C libraries, and whoever has set glibc's
-    thresholds in the environment, are left alone.
+    glibc gives large arrays back to the system as soon as they are freed, and each training
+    step then takes the same pages anew, which the system has to clear: a tenth of a small CNN's
+    step, a quarter and more of a large batch's scoring (``benchmarks/heap.py``). Each process
+    keeps its own. Other C libraries, and whoever has set glibc's thresholds in the environment,
+    are left alone.
     """
     system = ctypes.CDLL(None)
     chosen = (
@@ -39,7 +43,8 @@ def keep_freed() -> None:
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     room = min(_KEPT, _memory() // 16)
-    # Either threshold ends glibc's own adjusting of both, so without the first the second would do harm.
+    # Either threshold ends glibc's own adjusting of both, so without the first the second would
+    # do harm.
     if any(
         system.mallopt(_M_MMAP_THRESHOLD, size)
         for size in (room // 4, min(room // 4, _OLD_LIMIT))
@@ -60,9 +65,9 @@ def _memory() -> int:
 def give_back() -> None:
     """Give memory that is free back to the system.
 
-    The C library keeps it for later, but what stays of one client (a state, the small parts of its tensors) comes to
-    lie in the room that its training has left, and the next client's training needs new room: with thousands of clients
-    that is ten times what is in use.
+    The C library keeps it for later, but what stays of one client (a state, the small parts of
+    its tensors) comes to lie in the room that its training has left, and the next client's
+    training needs new room: with thousands of clients that is ten times what is in use.
     """
     system = ctypes.CDLL(None)
     if hasattr(system, "malloc_trim"):  # glibc's

@@ -48,7 +48,8 @@ class Dataset:
     mean, std : tuple of float
         Per channel, of the training images on the scale 0..1.
     groups : tuple of tuple of int
-        Classes that belong together (Omniglot's alphabets), which make natural tasks; empty where there are none.
+        Classes that belong together (Omniglot's alphabets), which make natural tasks; empty
+        where there are none.
 
     Raises
     ------
@@ -129,7 +130,8 @@ class Dataset:
         class_names: Sequence[str] | None = None,
         groups: Sequence[Sequence[int]] = (),
     ) -> Dataset:
-        """A data set whose channel statistics, and class names unless given, come from the arrays themselves.
+        """A data set whose channel statistics, and class names unless given, come from the arrays
+        themselves.
 
         Raises
         ------
@@ -236,7 +238,8 @@ def levels(x: Images) -> NDArray[np.int64]:
 def statistics(
     counts: NDArray[np.int64],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel on the scale 0..1, exactly, from counts of its levels [C, 256]."""
+    """Mean and standard deviation of each channel on the scale 0..1, exactly, from counts of its
+    levels [C, 256]."""
     scale = np.arange(256) / 255
     means, stds = [], []
     for of_channel in counts:

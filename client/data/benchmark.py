@@ -25,8 +25,8 @@ _REMEMBERED = 64 * 2**20
 class Benchmark:
     """Every client's tasks, cut from one data set (a :class:`~fedknow.client.data.TaskStream`).
 
-    Holds plain NumPy arrays, which processes can share and which are never written to; tensors are made, and
-    normalised, when a share is asked for.
+    Holds plain NumPy arrays, which processes can share and which are never written to; tensors
+    are made, and normalised, when a share is asked for.
 
     Parameters
     ----------
@@ -97,7 +97,8 @@ class Benchmark:
         )
 
     def _split(self, images: Images, labels: Labels, places: Indices) -> Split:
-        # Indexing by an array copies, so tensors never share memory with the (perhaps read-only) data set.
+        # Indexing by an array copies, so tensors never share memory with the (perhaps
+        # read-only) data set.
         x = torch.from_numpy(images[places]).to(torch.float32).div_(255)
         mean, std = (
             torch.tensor(values).view(1, -1, 1, 1)
@@ -124,10 +125,11 @@ def _nbytes(data: TaskData) -> int:
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """The training samples alone, a part of each class (at least one sample, at most all but one) held out for testing.
+    """The training samples alone, a part of each class (at least one sample, at most all but one)
+    held out for testing.
 
-    Who chooses settings by these scores has neither trained on the samples scored, on any client, nor seen the test
-    samples. The normalisation stays that of all training samples.
+    Who chooses settings by these scores has neither trained on the samples scored, on any
+    client, nor seen the test samples. The normalisation stays that of all training samples.
 
     Parameters
     ----------
@@ -165,7 +167,8 @@ def make_benchmark(config: ExperimentConfig) -> Benchmark:
     Raises
     ------
     ConfigError
-        See :func:`~fedknow.client.data.load_dataset` and :func:`~fedknow.client.data.make_partition`.
+        See :func:`~fedknow.client.data.load_dataset` and
+        :func:`~fedknow.client.data.make_partition`.
     """
     dataset = load_dataset(config.data)
     if config.data.holdout:

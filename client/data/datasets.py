@@ -1,7 +1,7 @@
 """Data sets by name, as plain ``uint8`` arrays.
 
-``digits`` is embedded in scikit-learn. The others are read from files in the layout of the Hugging Face hub, or in
-their publisher's. ``module:callable`` is a user's own.
+``digits`` is embedded in scikit-learn. The others are read from files in the layout of the
+Hugging Face hub, or in their publisher's. ``module:callable`` is a user's own.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     Raises
     ------
     ConfigError
-        If the name is unknown, a folder, file, column or package is missing, or an image cannot be decoded.
+        If the name is unknown, a folder, file, column or package is missing, or an image cannot
+        be decoded.
     """
     if is_reference(config.name):
         found = load_object(config.name, "data.name")
@@ -215,7 +216,8 @@ def dataset_facts(name: str) -> dict[str, str]:
     return facts
 
 
-# --- digits -----------------------------------------------------------------------------------------------------------
+# --- digits
+# -----------------------------------------------------------------------------------------------------------
 
 _DIGITS_ABOUT = "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn, nothing to download"
 
@@ -231,7 +233,8 @@ def _digits() -> Dataset:
         np.uint8
     )  # 17 grey levels, 0..16
     y = table[:, -1].astype(np.int64)
-    # Every fifth sample of each class is for testing: stratified, and the same whatever the seed or library version.
+    # Every fifth sample of each class is for testing: stratified, and the same whatever the
+    # seed or library version.
     rank = np.empty_like(y)
     for label in range(10):
         of_class = y == label
@@ -240,7 +243,8 @@ def _digits() -> Dataset:
     return Dataset.from_arrays("digits", x[~test], y[~test], x[test], y[test])
 
 
-# --- on disk ----------------------------------------------------------------------------------------------------------
+# --- on disk
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _find(name: str, folder: str) -> Source:
@@ -293,8 +297,9 @@ def _download(name: str) -> Path:
 def _mix(names: Sequence[str], sources: Sequence[Source]) -> Source:
     """Several data sets as one, their classes one after another, five of them a group.
 
-    So the FedKNOW paper's 80 tasks of 5 classes may be read: its 400 classes are those of MiniImageNet, TinyImageNet
-    and CIFAR-100. It names FC100 too, whose classes and images are CIFAR-100's.
+    So the FedKNOW paper's 80 tasks of 5 classes may be read: its 400 classes are those of
+    MiniImageNet, TinyImageNet and CIFAR-100. It names FC100 too, whose classes and images are
+    CIFAR-100's.
     """
 
     def read() -> Contents:

@@ -43,7 +43,8 @@ def _text(path: Path) -> str:
         raise ConfigError(f"{path}: not text in UTF-8: {error}") from error
 
 
-# --- CORe50 -----------------------------------------------------------------------------------------------------------
+# --- CORe50
+# -----------------------------------------------------------------------------------------------------------
 
 _CATEGORIES = (
     "plug adapter",
@@ -61,10 +62,12 @@ _CATEGORIES = (
 
 @dataclass(frozen=True)
 class Core50:
-    """``s1/o1/*.png`` to ``s11/o50/*.png``: 11 videos (sessions) of each of 50 objects, five of a category.
+    """``s1/o1/*.png`` to ``s11/o50/*.png``: 11 videos (sessions) of each of 50 objects, five of a
+    category.
 
-    Sessions 3, 7 and 10 are for testing, as its authors have it (Lomonaco and Maltoni, CoRL 2017). Frames of one video
-    are near copies of each other, and a random split of them puts what is trained on into the test.
+    Sessions 3, 7 and 10 are for testing, as its authors have it (Lomonaco and Maltoni, CoRL
+    2017). Frames of one video are near copies of each other, and a random split of them puts
+    what is trained on into the test.
     """
 
     wants = "s1/o1/*.png"
@@ -119,10 +122,12 @@ class Core50:
         return _images([path for path, _ in found], [label for _, label in found])
 
 
-# --- MiniImageNet -----------------------------------------------------------------------------------------------------
+# --- MiniImageNet
+# -----------------------------------------------------------------------------------------------------
 
 _PARTS = ("train", "val", "test")
-"""Its classes are divided into these, for learning from few samples: each class has all its images in one of them."""
+"""Its classes are divided into these, for learning from few samples: each class has all its images
+in one of them."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ class MiniImageNetFolders:
 
 @dataclass(frozen=True)
 class MiniImageNetCsv:
-    """``{train,val,test}.csv`` (filename, label; Ravi and Larochelle's) and ``images/``; split like the folders."""
+    """``{train,val,test}.csv`` (filename, label; Ravi and Larochelle's) and ``images/``; split
+    like the folders."""
 
     wants = "{train,val,test}.csv"
 
@@ -189,12 +195,14 @@ def _pool(samples: Sequence[tuple[Path, str]]) -> Contents:
     return Contents(*resplit(pool, every=6), names)
 
 
-# --- TinyImageNet -----------------------------------------------------------------------------------------------------
+# --- TinyImageNet
+# -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class TinyImageNet:
-    """``train/CLASS/images/*.JPEG``, ``val/images/*.JPEG`` and ``val/val_annotations.txt``, which is for testing."""
+    """``train/CLASS/images/*.JPEG``, ``val/images/*.JPEG`` and ``val/val_annotations.txt``, which
+    is for testing."""
 
     wants = "train/CLASS/images/*.JPEG"
 
@@ -238,12 +246,14 @@ class TinyImageNet:
         )
 
 
-# --- SVHN -------------------------------------------------------------------------------------------------------------
+# --- SVHN
+# -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SvhnMat:
-    """``train_32x32.mat`` and ``test_32x32.mat``: X uint8 [32, 32, 3, N], y [N, 1] with 10 for the digit 0."""
+    """``train_32x32.mat`` and ``test_32x32.mat``: X uint8 [32, 32, 3, N], y [N, 1] with 10 for the
+    digit 0."""
 
     wants = "train_32x32.mat"
 
@@ -287,7 +297,8 @@ class SvhnMat:
         )
 
 
-# --- FC100 ------------------------------------------------------------------------------------------------------------
+# --- FC100
+# ------------------------------------------------------------------------------------------------------------
 
 _FC100 = (1, 2, 3, 4, 5, 6, 9, 10, 15, 17, 18, 19, 8, 11, 13, 16, 0, 7, 12, 14)
 """CIFAR-100's superclasses in the order of FC100's training, validation and test classes."""
@@ -295,11 +306,13 @@ _FC100 = (1, 2, 3, 4, 5, 6, 9, 10, 15, 17, 18, 19, 8, 11, 13, 16, 0, 7, 12, 14)
 
 @dataclass(frozen=True)
 class Fc100:
-    """CIFAR-100's images and classes in FC100's order: 20 superclasses of five classes (Oreshkin et al., NeurIPS 2018).
+    """CIFAR-100's images and classes in FC100's order: 20 superclasses of five classes (Oreshkin
+    et al., NeurIPS 2018).
 
-    FC100 keeps whole superclasses for testing, as learning from few samples needs. A stream of tasks needs training and
-    test samples of every class: each sixth of CIFAR-100's 600 images of a class, training and test images together, is
-    for testing. So it is another split and another order of CIFAR-100, and no independent data set.
+    FC100 keeps whole superclasses for testing, as learning from few samples needs. A stream of
+    tasks needs training and test samples of every class: each sixth of CIFAR-100's 600 images
+    of a class, training and test images together, is for testing. So it is another split and
+    another order of CIFAR-100, and no independent data set.
     """
 
     wants = "train-*.parquet"

@@ -22,7 +22,8 @@ LOCAL = "local"
 
 
 def local_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
-    """Shape of an image and number of classes, which the server cannot learn from data that it does not have.
+    """Shape of an image and number of classes, which the server cannot learn from data that it
+    does not have.
 
     Raises
     ------
@@ -63,13 +64,15 @@ _UNREADABLE = (
 
 
 class LocalStream:
-    """The tasks of one client, from ``task-000.npz``, ... (a :class:`~fedknow.client.data.TaskStream`).
+    """The tasks of one client, from ``task-000.npz``, ... (a
+    :class:`~fedknow.client.data.TaskStream`).
 
-    Each file holds ``train_x``, ``train_y``, ``test_x`` and ``test_y``: images ``[n, C, H, W]``, of uint8 (0..255,
-    which become -1..1) or of float32 (taken as they are), and integer labels ``[n]``, 0 to ``data.classes - 1``. An
-    array ``classes`` may say which classes the task is about; without, these are block number ``task`` of
-    ``data.classes_per_task`` classes, or where that is 0 the labels in the file. A file is read when its task is
-    first asked for, so that tasks may arrive while the run goes on.
+    Each file holds ``train_x``, ``train_y``, ``test_x`` and ``test_y``: images ``[n, C, H,
+    W]``, of uint8 (0..255, which become -1..1) or of float32 (taken as they are), and integer
+    labels ``[n]``, 0 to ``data.classes - 1``. An array ``classes`` may say which classes the
+    task is about; without, these are block number ``task`` of ``data.classes_per_task``
+    classes, or where that is 0 the labels in the file. A file is read when its task is first
+    asked for, so that tasks may arrive while the run goes on.
 
     Parameters
     ----------
@@ -96,7 +99,8 @@ class LocalStream:
         self._slice(0)
 
     def task(self, client: int, task: int) -> TaskData:
-        """The task at a position of the client's own order; all of the folder is one client's, whichever it is.
+        """The task at a position of the client's own order; all of the folder is one client's,
+        whichever it is.
 
         Raises
         ------

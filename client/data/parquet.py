@@ -1,4 +1,5 @@
-"""Data sets as the Hugging Face hub gives them: parquet files with a column of images and columns of labels."""
+"""Data sets as the Hugging Face hub gives them: parquet files with a column of images and columns
+of labels."""
 
 from __future__ import annotations
 
@@ -155,7 +156,8 @@ class Parquet:
         kind = files[0].name.split("-")[0]
         return Part(
             labels,
-            # A cell without bytes (the image left in a file of its own) cannot be decoded either: None is no bytes.
+            # A cell without bytes (the image left in a file of its own) cannot be decoded
+            # either: None is no bytes.
             lambda row: pillow.open(io.BytesIO(cells[row] or b"")),
             lambda row: f"{files[0].parent}: {kind} row {row}: column {self.image!r}",
         )

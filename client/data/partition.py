@@ -39,7 +39,8 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Who holds what: ``tasks[client][position]``, positions counting in the client's own order of tasks."""
+    """Who holds what: ``tasks[client][position]``, positions counting in the client's own order of
+    tasks."""
 
     tasks: tuple[tuple[Share, ...], ...]
 
@@ -93,17 +94,21 @@ Drawn = list[tuple[Indices, Indices]]
 def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition:
     """Cut a data set into tasks and share each task among the clients.
 
-    Tasks are the data set's groups (where it has them and ``classes_per_task`` is 0), else blocks of consecutive
-    classes. ``class_order = "shuffled"`` shuffles the groups or the classes first. ``partition`` decides the shares:
+    Tasks are the data set's groups (where it has them and ``classes_per_task`` is 0), else
+    blocks of consecutive classes. ``class_order = "shuffled"`` shuffles the groups or the
+    classes first. ``partition`` decides the shares:
 
-    * ``paper`` (FedKNOW, ICDE 2023): a client draws between ``classes_min`` and ``classes_max`` of the task's classes
-      and the fraction ``samples`` of each one's training samples, ``test_samples`` of its test samples;
-    * ``iid``: all samples of the task in equal parts (flwr-datasets' ``IidPartitioner``'s), train and test alike;
-    * ``dirichlet``: the parts of each class follow Dirichlet(``alpha``) (flwr-datasets' ``DirichletPartitioner``);
-      the test samples of a class are shared in the proportion of its training samples.
+    * ``paper`` (FedKNOW, ICDE 2023): a client draws between ``classes_min`` and ``classes_max``
+      of the task's classes and the fraction ``samples`` of each one's training samples,
+      ``test_samples`` of its test samples;
+    * ``iid``: all samples of the task in equal parts (flwr-datasets' ``IidPartitioner``'s),
+      train and test alike;
+    * ``dirichlet``: the parts of each class follow Dirichlet(``alpha``) (flwr-datasets'
+      ``DirichletPartitioner``); the test samples of a class are shared in the proportion of its
+      training samples.
 
-    The result depends on the data, ``config`` and ``seed`` only. Every client has at least one training and one test
-    sample of every task.
+    The result depends on the data, ``config`` and ``seed`` only. Every client has at least one
+    training and one test sample of every task.
 
     Raises
     ------
@@ -206,7 +211,8 @@ def _pools(
     return pools
 
 
-# --- paper ------------------------------------------------------------------------------------------------------------
+# --- paper
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _part(fraction: float, total: int) -> int:
@@ -289,9 +295,9 @@ def _slots(
 def _choose(pool: _Pool, config: DataConfig, seed: int) -> list[NDArray[np.int64]]:
     """Classes of each client such that no class is asked for more shares than it has.
 
-    Classes with more shares left are likelier, which keeps them even. A draw that runs into a dead end is thrown away.
-    Where none succeeds, the longest: a draw for fewer clients is the beginning of one for more, so its length is a
-    number of clients that does fit.
+    Classes with more shares left are likelier, which keeps them even. A draw that runs into a
+    dead end is thrown away. Where none succeeds, the longest: a draw for fewer clients is the
+    beginning of one for more, so its length is a number of clients that does fit.
     """
     longest: list[NDArray[np.int64]] = []
     for attempt in range(_ATTEMPTS):
@@ -352,7 +358,8 @@ def _iid(pools: Sequence[_Pool], config: DataConfig, seed: int) -> list[Drawn]:
     return drawn
 
 
-# --- flwr-datasets ----------------------------------------------------------------------------------------------------
+# --- flwr-datasets
+# ----------------------------------------------------------------------------------------------------
 
 
 def _dirichlet(pools: Sequence[_Pool], config: DataConfig, seed: int) -> list[Drawn]:
@@ -415,7 +422,8 @@ def _dirichlet_task(pool: _Pool, config: DataConfig, seed: int) -> Drawn:
 def _partition_rows(
     partitioner: Any, values: Indices, columns: dict[str, Indices], clients: int
 ) -> list[Indices]:
-    """Run one of flwr-datasets' partitioners over rows of these columns and return each part's ``values``."""
+    """Run one of flwr-datasets' partitioners over rows of these columns and return each part's
+    ``values``."""
     table = (
         require("datasets")
         .Dataset.from_dict(columns | {"value": values})
@@ -431,10 +439,11 @@ def _partition_rows(
 def _proportional(
     counts: NDArray[np.int64], available: Sequence[int]
 ) -> NDArray[np.int64] | None:
-    """Share out each class's test samples in the proportion of the training samples, all of them, by largest remainder.
+    """Share out each class's test samples in the proportion of the training samples, all of them,
+    by largest remainder.
 
-    A client that would be left without any takes one, of a class it trains on, from whoever has most of that class and
-    more than one in all.
+    A client that would be left without any takes one, of a class it trains on, from whoever has
+    most of that class and more than one in all.
 
     Parameters
     ----------

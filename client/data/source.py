@@ -1,7 +1,8 @@
-"""From files to arrays: data sets found on disk, read one image at a time, and a cache of what was decoded.
+"""From files to arrays: data sets found on disk, read one image at a time, and a cache of what was
+decoded.
 
-Decoded images are written to a folder and memory-mapped from there, so that the processes of a simulation share one
-copy and none holds a data set in memory.
+Decoded images are written to a folder and memory-mapped from there, so that the processes of a
+simulation share one copy and none holds a data set in memory.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Source:
     Attributes
     ----------
     marks : sequence of Path
-        Files, and folders in place of all files in them, on whose names, sizes and times of change the cache depends.
+        Files, and folders in place of all files in them, on whose names, sizes and times of
+        change the cache depends.
     read : callable
         Reads all but the images.
     """
@@ -96,7 +98,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Form:
-    """What images are made into: Pillow's mode (``RGB``, ``L``) and a side in pixels, or 0 for that of the files."""
+    """What images are made into: Pillow's mode (``RGB``, ``L``) and a side in pixels, or 0 for
+    that of the files."""
 
     mode: str
     size: int = 0
@@ -122,7 +125,8 @@ def joined(parts: Sequence[Part]) -> Part:
 
 
 def resplit(pool: Part, every: int) -> tuple[Part, Part]:
-    """Training and test samples of a pool: each ``every``-th sample of a class, in the pool's order, is for testing."""
+    """Training and test samples of a pool: each ``every``-th sample of a class, in the pool's
+    order, is for testing."""
     test = np.zeros(len(pool.labels), bool)
     for label in np.unique(pool.labels):
         test[np.flatnonzero(pool.labels == label)[every - 1 :: every]] = True
@@ -135,8 +139,8 @@ def load(name: str, source: Source, form: Form) -> Dataset:
     Raises
     ------
     ConfigError
-        If a file cannot be read or decoded, images differ in size, no samples are left to train on or to test, or the
-        cache is damaged.
+        If a file cannot be read or decoded, images differ in size, no samples are left to train
+        on or to test, or the cache is damaged.
     """
     folder = Path(os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow").expanduser()
     target = folder / f"{name}-{_key(source, form)}"
@@ -241,7 +245,8 @@ def _check_samples(name: str, contents: Contents) -> None:
             )
 
 
-# --- cache ------------------------------------------------------------------------------------------------------------
+# --- cache
+# ------------------------------------------------------------------------------------------------------------
 
 _ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
@@ -282,7 +287,8 @@ def _write(contents: Contents, form: Form, target: Path) -> None:
 def _write_images(
     part: Part, form: Form, path: Path
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Write a .npy file as images are decoded, a plain write after another: a mapped file on a full disk is a crash."""
+    """Write a .npy file as images are decoded, a plain write after another: a mapped file on a
+    full disk is a crash."""
     counts: Any = 0
     with path.open("wb") as file:
         for batch in _decoded(part, form):
@@ -300,7 +306,8 @@ def _write_images(
 
 def _read(name: str, folder: Path) -> Dataset:
     try:
-        # A plain array over the mapped file: pages are shared by all processes, and pickling treats it as any array.
+        # A plain array over the mapped file: pages are shared by all processes, and pickling
+        # treats it as any array.
         arrays = {
             array: np.asarray(np.load(folder / f"{array}.npy", mmap_mode="r"))
             for array in _ARRAYS

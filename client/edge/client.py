@@ -1,4 +1,5 @@
-"""The edge client: a resident process that keeps a stream to the server and does the work that comes over it."""
+"""The edge client: a resident process that keeps a stream to the server and does the work that
+comes over it."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ from typing import Any, NoReturn, cast
 import grpc
 import grpc.aio
 
-from fedknow.client.data.local import LOCAL, LocalStream
 from fedknow.client.compute.device import find_device
-from fedknow.client.host import Answerer, Host, one_thread
+from fedknow.client.data.local import LOCAL, LocalStream
 from fedknow.client.edge.journal import Journal, key_of
+from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.learners import learner_class
 from fedknow.client.state import StateError
 from fedknow.protocols.bounds import check_between
@@ -79,7 +80,8 @@ NodeFactory = Callable[[ExperimentConfig], Answerer]
 """Makes what answers messages, once the server has said what the experiment is."""
 
 FIRST_DELAY = 0.5
-"""Seconds that an attempt to connect waits at most; doubled after each failure, up to :data:`LONGEST_DELAY`."""
+"""Seconds that an attempt to connect waits at most; doubled after each failure, up to
+:data:`LONGEST_DELAY`."""
 KEEP_AFTER = 1.0
 """Seconds of work from which on an answer is kept on disk: the rest is as well done again."""
 
@@ -128,8 +130,9 @@ class _Done:
     def answers(self, job: _Job) -> bool:
         """Whether this is the answer to a job.
 
-        Work that was done is known by its key, whoever asks for it again. A failure is not work done: it answers the
-        one message that it was made for, and work asked for by another message is tried anew.
+        Work that was done is known by its key, whoever asks for it again. A failure is not work
+        done: it answers the one message that it was made for, and work asked for by another
+        message is tried anew.
         """
         is_same = self.key == job.key
         return is_same and (not self.has_failed or self.asked_by == job.parcel.id)
@@ -143,9 +146,10 @@ class _Done:
 class EdgeClient:
     """One client of one server.
 
-    The stream and its heartbeats live in the event loop, the work in one thread: a connection outlives training that
-    takes longer than any proxy's idle limit, and training outlives the connection. The server gives out one piece of
-    work at a time; a newer one takes the place of an older one that has not begun.
+    The stream and its heartbeats live in the event loop, the work in one thread: a connection
+    outlives training that takes longer than any proxy's idle limit, and training outlives the
+    connection. The server gives out one piece of work at a time; a newer one takes the place of
+    an older one that has not begun.
 
     Parameters
     ----------
@@ -154,16 +158,18 @@ class EdgeClient:
     state : Path
         The client's own folder (:class:`~fedknow.client.edge.journal.Journal`).
     tls : Path, optional
-        Its certificates (:func:`~fedknow.protocols.security.channel_credentials`); without, the connection is in the
-        clear.
+        Its certificates (:func:`~fedknow.protocols.security.channel_credentials`); without, the
+        connection is in the clear.
     data : Path, optional
-        Its data: ``task-000.npz``, ... (:class:`~fedknow.client.data.local.LocalStream`) where the experiment says
-        ``data.name = "local"``, else the folder that holds the experiment's data set.
+        Its data: ``task-000.npz``, ... (:class:`~fedknow.client.data.local.LocalStream`) where
+        the experiment says ``data.name = "local"``, else the folder that holds the experiment's
+        data set.
     client : int, optional
-        Which client this is. A credential says it by itself; without one the server gives a free place, and the
-        client comes back to it.
+        Which client this is. A credential says it by itself; without one the server gives a
+        free place, and the client comes back to it.
     device : str, optional
-        What it computes on, whatever the experiment says (:func:`~fedknow.client.compute.device.find_device`).
+        What it computes on, whatever the experiment says
+        (:func:`~fedknow.client.compute.device.find_device`).
     give_up : float, optional
         Seconds without a connection after which to give up; by default never.
     node : callable, optional
@@ -232,9 +238,11 @@ class EdgeClient:
         Raises
         ------
         ConfigError
-            If this side is at fault: other version, wrong credential, no such client, data that cannot be used.
+            If this side is at fault: other version, wrong credential, no such client, data that
+            cannot be used.
         EdgeError
-            If there was no connection for ``give_up`` seconds, or another process took this client's place.
+            If there was no connection for ``give_up`` seconds, or another process took this
+            client's place.
         """
         self._job_came, self._changed = asyncio.Event(), asyncio.Event()
         try:
@@ -243,7 +251,8 @@ class EdgeClient:
             self._hand.stop()
             self._journal.close()
 
-    # --- work -----------------------------------------------------------------------------------------------------
+    # --- work
+    # -----------------------------------------------------------------------------------------------------
 
     async def _labour(self) -> None:
         """Have the newest work done, one after the other, whatever becomes of connections meanwhile."""
@@ -348,7 +357,8 @@ class EdgeClient:
         )
         return Node(here, make_benchmark(here))
 
-    # --- connection -----------------------------------------------------------------------------------------------
+    # --- connection
+    # -----------------------------------------------------------------------------------------------
 
     async def _stay_connected(self) -> None:
         while True:
@@ -661,7 +671,8 @@ def _why(server: str, tls: Path | None, error: grpc.RpcError) -> str:
 
 
 async def _first(*parts: Coroutine[Any, Any, Any]) -> Any:
-    """What the first of several coroutines that ends gives or raises; the others are cancelled, and waited for."""
+    """What the first of several coroutines that ends gives or raises; the others are cancelled,
+    and waited for."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

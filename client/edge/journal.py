@@ -1,4 +1,5 @@
-"""What a real client has done since the server's last checkpoint, on disk: nothing is lost, nothing is done twice."""
+"""What a real client has done since the server's last checkpoint, on disk: nothing is lost,
+nothing is done twice."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ _ANSWERS = 8
 
 
 def key_of(work: Parcel) -> str:
-    """What tells work from other work: the same work from the same state has the same key, whoever sends it, and when.
+    """What tells work from other work: the same work from the same state has the same key, whoever
+    sends it, and when.
 
-    A server that was killed and resumed asks again for what its last run asked for, under other message ids. The
-    header says all about the work but its tensors' bytes, and these it gives the checksums of.
+    A server that was killed and resumed asks again for what its last run asked for, under other
+    message ids. The header says all about the work but its tensors' bytes, and these it gives
+    the checksums of.
     """
     return hashlib.blake2b(
         bytes(work.header) + work.version.to_bytes(8, "big"), digest_size=12
@@ -40,18 +43,19 @@ def key_of(work: Parcel) -> str:
 class Journal:
     """The states and the answers of one client, in a folder of its own.
 
-    The server says with each piece of work from which version of the client's state it starts, and which version is
-    in the last checkpoint: the *committed* one. Whatever happens to either side, no other work will be asked for than
-    from the committed version on; so that version, and what was made of it, is kept, and the rest is deleted.
+    The server says with each piece of work from which version of the client's state it starts,
+    and which version is in the last checkpoint: the *committed* one. Whatever happens to either
+    side, no other work will be asked for than from the committed version on; so that version,
+    and what was made of it, is kept, and the rest is deleted.
 
     ::
 
-        run                       the node and the id of the run that all this belongs to, with a checksum
-        states/                   a StateStore
-        answers/COMMITTED/        KEY-VERSION: the answer to the work of that key, and the version after it
-        .lock
+        run                       the node and the id of the run that all this belongs to, with
+        a checksum states/                   a StateStore answers/COMMITTED/        KEY-VERSION:
+        the answer to the work of that key, and the version after it .lock
 
-    A state is on disk before its answer is given out. An answer need not be: one that is lost is made again.
+    A state is on disk before its answer is given out. An answer need not be: one that is lost
+    is made again.
 
     Parameters
     ----------
@@ -104,7 +108,8 @@ class Journal:
         Raises
         ------
         ConfigError
-            If the file is not what was written. To begin anew then would delete states that a run still needs.
+            If the file is not what was written. To begin anew then would delete states that a
+            run still needs.
         """
         path = self.folder / "run"
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import getdoc
 from typing import Protocol
 
 import torch
@@ -10,7 +9,6 @@ from pydantic import ValidationError
 
 from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.apfl import Apfl
-from fedknow.client.learners.frames.learner import Learner, LearnerSettings
 from fedknow.client.learners.baselines import FedPer, FedProx, FedRep, Finetune, Local
 from fedknow.client.learners.bcn import Bcn
 from fedknow.client.learners.best import with_best
@@ -21,6 +19,7 @@ from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedweit import FedWeit
 from fedknow.client.learners.flcn import Flcn
 from fedknow.client.learners.fot import Fot
+from fedknow.client.learners.frames.learner import Learner, LearnerSettings
 from fedknow.client.learners.gem import AGem, Gem
 from fedknow.client.learners.joint import Joint, JointCentral
 from fedknow.client.learners.lwf import Lwf
@@ -35,6 +34,7 @@ from fedknow.protocols.config import (
     StrategyConfig,
     closest,
 )
+from fedknow.protocols.descriptions import summary
 from fedknow.protocols.plugins import (
     PASSED_ON,
     calling,
@@ -86,14 +86,13 @@ LEARNERS: dict[str, type[Learner]] = {
 
 
 _FOR_ANY = frozenset({"fedprox"})
-"""Strategies that a learner may need and that fit any: Flower's FedProx, as every learner's training has its term."""
+"""Strategies that a learner may need and that fit any: Flower's FedProx, as every learner's
+training has its term."""
 
 
 def list_learners() -> dict[str, str]:
     """Name and one line of each learner."""
-    return {
-        name: (getdoc(kind) or "").splitlines()[0] for name, kind in LEARNERS.items()
-    }
+    return {name: summary(kind) for name, kind in LEARNERS.items()}
 
 
 def learner_class(name: str) -> type[Learner]:
@@ -157,13 +156,15 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with every setting of its learner spelled out, and the strategy that the learner needs.
+    """The same experiment with every setting of its learner spelled out, and the strategy that the
+    learner needs.
 
     Raises
     ------
     ConfigError
-        For an unknown learner, an unknown setting, an impossible value, a scenario the method is not made for, or a
-        strategy that is not its own where it or the strategy is one half of a method.
+        For an unknown learner, an unknown setting, an impossible value, a scenario the method
+        is not made for, or a strategy that is not its own where it or the strategy is one half
+        of a method.
     """
     config = with_best(config)
     kind, scenario = learner_class(config.learner.name), config.data.scenario
@@ -181,7 +182,8 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
 def _with_counterpart(
     config: ExperimentConfig, kind: type[Learner], settings: LearnerSettings
 ) -> StrategyConfig:
-    """The strategy that a learner needs, with the options that are the learner's settings; otherwise as configured."""
+    """The strategy that a learner needs, with the options that are the learner's settings;
+    otherwise as configured."""
     strategy = config.strategy
     if not kind.strategy:
         _check_whole(config)

@@ -1,19 +1,22 @@
 """AGS-CL: continual learning with adaptive group sparse regularization.
 
-Jung, Ahn, Cha, Moon, NeurIPS 2020, arXiv 2003.13726. A *node* is a filter of a convolution or a unit of a linear
-layer, theta_n its incoming weights, Omega_n >= 0 its importance to past tasks: its mean activation after ReLU, decayed
-by eta from task to task, so that Omega_n = 0 says that past tasks do not use it. A task is learned by proximal gradient
-steps on
+Jung, Ahn, Cha, Moon, NeurIPS 2020, arXiv 2003.13726. A *node* is a filter of a convolution or a
+unit of a linear layer, theta_n its incoming weights, Omega_n >= 0 its importance to past tasks:
+its mean activation after ReLU, decayed by eta from task to task, so that Omega_n = 0 says that
+past tasks do not use it. A task is learned by proximal gradient steps on
 
-    L(theta) + mu sum_{n: Omega_n = 0} |theta_n| + lambda sum_{n: Omega_n > 0} Omega_n |theta_n - theta_n_old|  (Eq. 2)
+    L(theta) + mu sum_{n: Omega_n = 0} |theta_n| + lambda sum_{n: Omega_n > 0} Omega_n |theta_n
+    - theta_n_old|  (Eq. 2)
 
-whose first penalty leaves nodes at exactly zero, for later tasks, and whose second freezes important ones exactly.
-Against negative transfer, what an unimportant node gives to an important one is held at zero, and before a task the
-weights out of unimportant nodes are zeroed and a fraction of those nodes starts anew.
+whose first penalty leaves nodes at exactly zero, for later tasks, and whose second freezes
+important ones exactly. Against negative transfer, what an unimportant node gives to an
+important one is held at zero, and before a task the weights out of unimportant nodes are zeroed
+and a fraction of those nodes starts anew.
 
-The optimizer minimises L batch by batch and the proximal step follows each epoch with step size ``train.lr``, as in the
-authors' experiments. Around it FedAvg (``exchange``) undoes a part of the sparsity in each round; the anchor theta_old
-is the model all clients had at the task's end, so that they pull towards the same weights.
+The optimizer minimises L batch by batch and the proximal step follows each epoch with step size
+``train.lr``, as in the authors' experiments. Around it FedAvg (``exchange``) undoes a part of
+the sparsity in each round; the anchor theta_old is the model all clients had at the task's end,
+so that they pull towards the same weights.
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.fot import check_plain
 from fedknow.client.learners.frames.learner import (
     ContinualSettings,
     Learner,
     Round,
     State,
 )
-from fedknow.client.learners.fot import check_plain
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["AgsCl", "AgsClSettings", "shrink"]
@@ -83,13 +86,15 @@ def shrink(rows: Tensor, towards: Tensor, threshold: Tensor) -> Tensor:
 class AgsCl(Learner):
     """Group-sparse nodes, the important ones frozen (Jung et al., NeurIPS 2020, Eqs. 2-5).
 
-    Where authors' code and paper leave a choice: the bias belongs to a node's incoming weights, as in the code; nodes
-    that start anew get the weights the run began with, a draw of the model's own initialiser that clients share.
+    Where authors' code and paper leave a choice: the bias belongs to a node's incoming weights,
+    as in the code; nodes that start anew get the weights the run began with, a draw of the
+    model's own initialiser that clients share.
 
-    Keeps: one number a node and the weights of important nodes, at most one copy of the body. Sends: what ``exchange``
-    says, nothing more. Needs: no stored sample; after each epoch a proximal step, and one forward pass over a task's
-    samples at its end. Valid: task-incremental, as in the paper; models whose body is a chain of convolutions and
-    linear layers, each followed by ReLU.
+    Keeps: one number a node and the weights of important nodes, at most one copy of the body.
+    Sends: what ``exchange`` says, nothing more. Needs: no stored sample; after each epoch a
+    proximal step, and one forward pass over a task's samples at its end. Valid:
+    task-incremental, as in the paper; models whose body is a chain of convolutions and linear
+    layers, each followed by ReLU.
 
     Raises
     ------
@@ -113,7 +118,8 @@ class AgsCl(Learner):
         self._initial = [_rows(layer) for layer in self._layers]
         self._become({})
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     @property
     def ends_task(self) -> bool:
@@ -145,10 +151,12 @@ class AgsCl(Learner):
             "prepared": self._prepared,
         }
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
-        """Before the first round of a later task, cut unimportant nodes off and let some of them start anew."""
+        """Before the first round of a later task, cut unimportant nodes off and let some of them
+        start anew."""
         super().begin(task, round)
         if task.task > self._prepared:
             self._start_anew(round.seed)
@@ -215,10 +223,12 @@ class AgsCl(Learner):
                 if layer.weight.requires_grad:
                     _by_node(layer.weight, below)[:, below == 0] = 0
 
-    # --- the end of a task ----------------------------------------------------------------------------------------
+    # --- the end of a task
+    # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Add the task's mean activations to the importance of nodes and keep the weights of important ones (Eq. 5)."""
+        """Add the task's mean activations to the importance of nodes and keep the weights of
+        important ones (Eq. 5)."""
         shared = self.send()
         super().end_task(task, round)
         self._load(
@@ -249,7 +259,8 @@ class AgsCl(Learner):
 
     @torch.no_grad()
     def _mean_activations(self, x: Tensor) -> list[Tensor]:
-        """Mean output of each node after ReLU, over samples and places: a list of float [nodes], layer by layer."""
+        """Mean output of each node after ReLU, over samples and places: a list of float [nodes],
+        layer by layer."""
         self.body.eval()
         totals = [torch.zeros_like(omega) for omega in self._importance]
         for part in torch.split(x, 256):

@@ -45,19 +45,23 @@ class ApflSettings(LearnerSettings):
 
 
 class Apfl(Learner):
-    """Adaptive personalised federated learning: predict with a mixture of a shared and a personal model (2020).
+    """Adaptive personalised federated learning: predict with a mixture of a shared and a personal
+    model (2020).
 
-    Algorithm 1: for the shared model w, the personal v and the mixture m = alpha v + (1 - alpha) w, each step is
+    Algorithm 1: for the shared model w, the personal v and the mixture m = alpha v + (1 -
+    alpha) w, each step is
 
         w <- w - eta grad f(w),    v <- v - eta grad_v f(m) = v - eta alpha grad f(m)
 
-    and in the first step of each round, Eq. (10), alpha <- alpha - eta <v - w, grad f(m)>, kept within [0, 1]. Models
-    are mixed by their parameters, not by their answers; the term that the authors' code adds to alpha's gradient is not
-    in the paper, and is left out. The step of v holds for plain SGD: Adam divides a gradient by its own running size,
-    so that the factor alpha nearly cancels and v moves as far whatever its share.
+    and in the first step of each round, Eq. (10), alpha <- alpha - eta <v - w, grad f(m)>, kept
+    within [0, 1]. Models are mixed by their parameters, not by their answers; the term that the
+    authors' code adds to alpha's gradient is not in the paper, and is left out. The step of v
+    holds for plain SGD: Adam divides a gradient by its own running size, so that the factor
+    alpha nearly cancels and v moves as far whatever its share.
 
-    Keeps: v and alpha, one model, which knows nothing of tasks. Sends: w. Needs: two forward and backward passes a
-    step. Valid: any model, task- or class-incremental. Scored as the purely global model it is w alone.
+    Keeps: v and alpha, one model, which knows nothing of tasks. Sends: w. Needs: two forward
+    and backward passes a step. Valid: any model, task- or class-incremental. Scored as the
+    purely global model it is w alone.
     """
 
     Settings = ApflSettings
@@ -77,7 +81,8 @@ class Apfl(Learner):
         }
         self._become({})
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     @property
     def ends_task(self) -> bool:
@@ -119,7 +124,8 @@ class Apfl(Learner):
         """From now on predict with the shared model alone."""
         self._mixed = False
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """An optimizer for either model."""
@@ -198,7 +204,8 @@ class Apfl(Learner):
         super().end_task(task, round)
         return {"knowledge-bytes": float(tensor_bytes(self.state_dict()["own"]))}
 
-    # --- scoring --------------------------------------------------------------------------------------------------
+    # --- scoring
+    # --------------------------------------------------------------------------------------------------
 
     metered = ("logits",)
 

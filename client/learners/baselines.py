@@ -24,20 +24,21 @@ __all__ = [
 
 
 class Finetune(Learner):
-    """Train on the current task, share everything: a FedAvg client (McMahan et al., AISTATS 2017, Algorithm 1).
+    """Train on the current task, share everything: a FedAvg client (McMahan et al., AISTATS 2017,
+    Algorithm 1).
 
     With one client or no others it is plain fine-tuning, the lower bound of continual learning.
 
-    Keeps: nothing. Sends: the model. Needs: a forward and backward pass a step, the least there is. Valid: any model,
-    task- or class-incremental.
+    Keeps: nothing. Sends: the model. Needs: a forward and backward pass a step, the least there
+    is. Valid: any model, task- or class-incremental.
     """
 
 
 class Local(Learner):
     """Train on the current task, share nothing: what a client reaches without the others.
 
-    Keeps: its whole model. Sends: nothing. Needs: what :class:`Finetune` needs. Valid: any model, task- or
-    class-incremental.
+    Keeps: its whole model. Sends: nothing. Needs: what :class:`Finetune` needs. Valid: any
+    model, task- or class-incremental.
     """
 
     exchange = "none"
@@ -48,7 +49,8 @@ class FedPer(Learner):
 
     The personal layers are the head, one linear layer; the paper also tries more.
 
-    Keeps: the head. Sends: the body. Needs: what :class:`Finetune` needs. Valid: any model, task- or class-incremental.
+    Keeps: the head. Sends: the body. Needs: what :class:`Finetune` needs. Valid: any model,
+    task- or class-incremental.
     """
 
     exchange = "body"
@@ -64,11 +66,13 @@ class FedRepSettings(LearnerSettings):
 class FedRep(Learner):
     """Shared body, personal head, trained in turn (Collins et al., ICML 2021, Algorithm 1).
 
-    The first epochs of a round train the head on the frozen body, the others the body under the frozen head. Where a
-    round has one epoch there is no room for both: it trains the head in one and the body in another.
+    The first epochs of a round train the head on the frozen body, the others the body under the
+    frozen head. Where a round has one epoch there is no room for both: it trains the head in
+    one and the body in another.
 
-    Keeps: the head. Sends: the body. Needs: less than :class:`Finetune`, for the head's epochs have no backward pass
-    through the body; a forward pass more where a round has one epoch. Valid: any model, task- or class-incremental.
+    Keeps: the head. Sends: the body. Needs: less than :class:`Finetune`, for the head's epochs
+    have no backward pass through the body; a forward pass more where a round has one epoch.
+    Valid: any model, task- or class-incremental.
 
     Raises
     ------
@@ -136,13 +140,14 @@ class FedProxSettings(LearnerSettings):
 
 
 class FedProx(Learner):
-    """FedAvg whose clients are pulled towards the global model by mu / 2 ||w - w_G||^2 (Li et al., MLSys 2020, Eq. 2).
+    """FedAvg whose clients are pulled towards the global model by mu / 2 ||w - w_G||^2 (Li et al.,
+    MLSys 2020, Eq. 2).
 
-    Flower's strategy tells clients mu; the term itself is in :meth:`Learner.fit`. The paper's inexact solver is local
-    training for ``train.epochs``, as in its experiments.
+    Flower's strategy tells clients mu; the term itself is in :meth:`Learner.fit`. The paper's
+    inexact solver is local training for ``train.epochs``, as in its experiments.
 
-    Keeps: nothing; within a round a copy of the model it began with. Sends: the model. Needs: what :class:`Finetune`
-    needs. Valid: any model, task- or class-incremental.
+    Keeps: nothing; within a round a copy of the model it began with. Sends: the model. Needs:
+    what :class:`Finetune` needs. Valid: any model, task- or class-incremental.
     """
 
     Settings = FedProxSettings

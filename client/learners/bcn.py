@@ -1,20 +1,23 @@
 """Balanced continual learning (BCN): a game between generalisation and forgetting.
 
-Raghavan and Balaprakash, "Formalizing the Generalization-Forgetting Trade-off in Continual Learning", NeurIPS 2021,
-arXiv 2109.14035. Called BCL there and BCN in FedKNOW's comparison. The cost of a task has three parts,
+Raghavan and Balaprakash, "Formalizing the Generalization-Forgetting Trade-off in Continual
+Learning", NeurIPS 2021, arXiv 2109.14035. Called BCL there and BCN in FedKNOW's comparison. The
+cost of a task has three parts,
 
     H(theta) = beta J(theta) + [J(theta_B) - J(theta)] + [J(theta; x') - J(theta)],
 
-J being the mean loss over new and remembered samples together (b_PN in their Algorithm 1). Player 1 moves the samples
-to x' by zeta steps of gradient *ascent*: what the model does not generalise to. Player 2 moves the weights to theta_B
-by zeta steps of gradient *descent*: what there is to regain by remembering better. The weights then step along
-dH/dtheta, and the game is balanced where neither player can gain.
+J being the mean loss over new and remembered samples together (b_PN in their Algorithm 1).
+Player 1 moves the samples to x' by zeta steps of gradient *ascent*: what the model does not
+generalise to. Player 2 moves the weights to theta_B by zeta steps of gradient *descent*: what
+there is to regain by remembering better. The weights then step along dH/dtheta, and the game is
+balanced where neither player can gain.
 
-How sure this is. Theory and roles are the paper's, Algorithm 1; the equation is stated from memory, hence without its
-number. Step sizes and zeta are settings, for what is known of them comes from the authors' published code. There
-theta_B lives on a copy of the model, so that its term has no gradient at all and the second player no influence. Here
-the gradient of J(theta_B) is taken to first order, d theta_B / d theta = 1, as first-order meta-learning does: it is
-the gradient of J at theta_B.
+How sure this is. Theory and roles are the paper's, Algorithm 1; the equation is stated from
+memory, hence without its number. Step sizes and zeta are settings, for what is known of them
+comes from the authors' published code. There theta_B lives on a copy of the model, so that its
+term has no gradient at all and the second player no influence. Here the gradient of J(theta_B)
+is taken to first order, d theta_B / d theta = 1, as first-order meta-learning does: it is the
+gradient of J at theta_B.
 """
 
 from __future__ import annotations
@@ -46,8 +49,8 @@ class BcnSettings(MemorySettings):
     """Settings of :class:`Bcn`."""
 
     beta: float = Field(2.0, ge=0)
-    """Weight of J(theta). At 2 the two players' gradients alone are left, at equal weight; as it grows the game fades
-    and plain experience replay is left."""
+    """Weight of J(theta). At 2 the two players' gradients alone are left, at equal weight; as it
+    grows the game fades and plain experience replay is left."""
     zeta: int = Field(2, ge=1, le=1_000)
     """Steps that each player takes before each step of the weights."""
     epsilon: float = Field(0.01, gt=0)
@@ -57,12 +60,14 @@ class BcnSettings(MemorySettings):
 
 
 class Bcn(Rehearsal):
-    """Two players, one against generalisation and one for memory (Raghavan and Balaprakash, NeurIPS 2021).
+    """Two players, one against generalisation and one for memory (Raghavan and Balaprakash,
+    NeurIPS 2021).
 
-    Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing more. Needs: 2 zeta + 3
-    passes forward and backward over a batch and as many remembered samples for each step, where plain training needs
-    one over the batch. The first task, where nothing can be forgotten, is trained plainly. Valid: any model, task- or
-    class-incremental; its passes move BatchNorm's statistics each time, which the paper does not consider.
+    Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing
+    more. Needs: 2 zeta + 3 passes forward and backward over a batch and as many remembered
+    samples for each step, where plain training needs one over the batch. The first task, where
+    nothing can be forgotten, is trained plainly. Valid: any model, task- or class-incremental;
+    its passes move BatchNorm's statistics each time, which the paper does not consider.
     """
 
     Settings = BcnSettings
@@ -85,7 +90,8 @@ class Bcn(Rehearsal):
         self._steps, self._ascent, self._descent = 0, 0.0, 0.0
 
     def counts(self) -> dict[str, float]:
-        """``ascent``, ``descent``: means of J(theta; x') - J(theta) and J(theta) - J(theta_B) over a round's steps."""
+        """``ascent``, ``descent``: means of J(theta; x') - J(theta) and J(theta) - J(theta_B) over
+        a round's steps."""
         steps = max(1, self._steps)
         return {"ascent": self._ascent / steps, "descent": self._descent / steps}
 

@@ -1,24 +1,26 @@
 """Co2L: contrastive continual learning.
 
-Cha, Lee and Shin, ICCV 2021, arXiv 2106.14413. A representation is learned and kept by contrasts, a classifier is
-fitted on top of it, in two stages. With z_i the projected, normalised representation of view i of 2N (two views of each
-of N samples, new and remembered):
+Cha, Lee and Shin, ICCV 2021, arXiv 2106.14413. A representation is learned and kept by
+contrasts, a classifier is fitted on top of it, in two stages. With z_i the projected,
+normalised representation of view i of 2N (two views of each of N samples, new and remembered):
 
 *asymmetric supervised contrast* (Eq. 2)
-    ``sum_{i in S} -1/|p_i| sum_{j in p_i} log(exp(z_i.z_j / tau) / sum_{k != i} exp(z_i.z_k / tau))`` with S the views
-    of the *current* task's samples and p_i the other views of i's class: remembered samples are negatives, never
-    anchors;
+    ``sum_{i in S} -1/|p_i| sum_{j in p_i} log(exp(z_i.z_j / tau) / sum_{k != i} exp(z_i.z_k /
+    tau))`` with S the views of the *current* task's samples and p_i the other views of i's
+    class: remembered samples are negatives, never anchors;
 *instance-wise relation distillation* (Eqs. 3 and 4)
-    ``sum_i -p_i(past model, kappa*) . log p_i(model, kappa)`` with p_ij = exp(z_i.z_j / kappa) / sum_{k != i}
-    exp(z_i.z_k / kappa), which keeps how views relate to one another as the model at the end of the last task had it;
+    ``sum_i -p_i(past model, kappa*) . log p_i(model, kappa)`` with p_ij = exp(z_i.z_j / kappa)
+    / sum_{k != i} exp(z_i.z_k / kappa), which keeps how views relate to one another as the
+    model at the end of the last task had it;
 *the classifier* (Sec. 4.1)
-    a linear layer on the frozen representation, by cross-entropy on samples of the current task and of the memory,
-    drawn so that all classes are equally likely.
+    a linear layer on the frozen representation, by cross-entropy on samples of the current task
+    and of the memory, drawn so that all classes are equally likely.
 
-Here the stages follow one another in each round: the body is trained through ``train.epochs`` epochs, then the head is
-fitted. A personal head is fitted once more on the shared body with which a task ends. As many remembered samples join
-a batch as it has; the paper shuffles both kinds together. Both losses are means over their anchors. The views are those
-of :func:`~fedknow.client.learners.frames.augment.view`, which has neither hue nor grey.
+Here the stages follow one another in each round: the body is trained through ``train.epochs``
+epochs, then the head is fitted. A personal head is fitted once more on the shared body with
+which a task ends. As many remembered samples join a batch as it has; the paper shuffles both
+kinds together. Both losses are means over their anchors. The views are those of
+:func:`~fedknow.client.learners.frames.augment.view`, which has neither hue nor grey.
 """
 
 from __future__ import annotations
@@ -74,19 +76,22 @@ class Co2LSettings(MemorySettings):
     projection: int = Field(128, ge=1, le=65_536)
     """Width of the projection that contrasts are taken in."""
     head_epochs: int = Field(20, ge=1, le=10_000)
-    """Passes over the samples' representations in which the head is fitted; no pass through the body but one."""
+    """Passes over the samples' representations in which the head is fitted; no pass through the
+    body but one."""
     head_lr: float = Field(1e-2, gt=0, le=1)
     """Adam's learning rate for the head, whatever optimizer and rate the training has."""
     crop: float = Field(0.4, gt=0, le=1)
     """Views: smallest part of the image's area that is seen."""
     flip: bool = True
-    """Views: whether half of them are mirrored; wrong for digits and letters, where it is to be set false."""
+    """Views: whether half of them are mirrored; wrong for digits and letters, where it is to be
+    set false."""
     jitter: float = Field(0.4, ge=0, lt=1)
     """Views: how far contrast and brightness vary."""
 
 
 def relation(z: Tensor, temperature: float) -> Tensor:
-    """Log of how each view relates to the others (Eq. 3): normalised float [m, d] -> [m, m], -inf for itself."""
+    """Log of how each view relates to the others (Eq. 3): normalised float [m, d] -> [m, m], -inf
+    for itself."""
     similarity = z @ z.T / temperature
     return similarity.fill_diagonal_(-torch.inf).log_softmax(1)
 
@@ -115,7 +120,8 @@ def asymmetric_contrast(
 def relation_distillation(
     z: Tensor, past: Tensor, temperature: float, past_temperature: float
 ) -> Tensor:
-    """How far relations between views have moved from the past model's (Eq. 4): float [m, d] each -> mean."""
+    """How far relations between views have moved from the past model's (Eq. 4): float [m, d] each
+    -> mean."""
     # The diagonal is -inf in both; there 0 * -inf would be no number.
     logs = relation(z, temperature).masked_fill(
         torch.eye(len(z), dtype=torch.bool, device=z.device), 0
@@ -126,10 +132,11 @@ def relation_distillation(
 class Co2L(Rehearsal):
     """Contrasts on two views, relations distilled, a linear head on top (Cha et al., ICCV 2021).
 
-    Keeps: its samples of each task (setting ``memory``), and body and projection as they were at the end of the last
-    task. Sends: what ``exchange`` says, and with the body the projection, which is trained as a part of it; its initial
-    weights are the same in every run. Needs: four views' worth of passes for each sample of a batch, and a
-    forward pass of the past model over them. Valid: images, any model, task- or class-incremental.
+    Keeps: its samples of each task (setting ``memory``), and body and projection as they were
+    at the end of the last task. Sends: what ``exchange`` says, and with the body the
+    projection, which is trained as a part of it; its initial weights are the same in every run.
+    Needs: four views' worth of passes for each sample of a batch, and a forward pass of the
+    past model over them. Valid: images, any model, task- or class-incremental.
     """
 
     Settings = Co2LSettings
@@ -169,7 +176,8 @@ class Co2L(Rehearsal):
             self.exchange == "body" and name.startswith("projection.")
         )
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     def _remember(self, state: State) -> None:
         super()._remember(state)
@@ -179,7 +187,8 @@ class Co2L(Rehearsal):
         """See :meth:`Learner.state_dict`."""
         return super().state_dict() | {"past": self._past_state}
 
-    # --- the representation ---------------------------------------------------------------------------------------
+    # --- the representation
+    # ---------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Have the optimizer train the projection with the body; bring back the past model."""
@@ -196,7 +205,8 @@ class Co2L(Rehearsal):
         return super().cost_key(count, head), drawn, bool(self._past_state)
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of contrast and distillation on two views of the batch and of as many remembered samples."""
+        """Gradients of contrast and distillation on two views of the batch and of as many
+        remembered samples."""
         count = len(batch.y)
         no_head = torch.zeros(
             0, self.head.out_features, dtype=torch.bool, device=self.device
@@ -232,12 +242,14 @@ class Co2L(Rehearsal):
     def _project(encoder: nn.Module, x: Tensor) -> Tensor:
         return F.normalize(widen(encoder(x)), dim=1)
 
-    # --- the head -------------------------------------------------------------------------------------------------
+    # --- the head
+    # -------------------------------------------------------------------------------------------------
 
     metered = ("fit",)
 
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Train the representation, then fit the head; ``loss`` is the representation's, ``accuracy`` the head's."""
+        """Train the representation, then fit the head; ``loss`` is the representation's,
+        ``accuracy`` the head's."""
         report = super().fit(task, round)
         with self.meter.part():
             return report | {"accuracy": self._fit_head(task, round)}
@@ -292,7 +304,8 @@ class Co2L(Rehearsal):
                 ]
             )
 
-    # --- the end of a task ----------------------------------------------------------------------------------------
+    # --- the end of a task
+    # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep samples, and the shared representation, on which a personal head is fitted once more."""

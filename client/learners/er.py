@@ -1,7 +1,7 @@
 """Experience replay, the method that a more elaborate one has to beat.
 
-Chaudhry, Rohrbach, Elhoseiny, Ajanthan, Dokania, Torr and Ranzato, "On Tiny Episodic Memories in Continual Learning",
-2019, arXiv 1902.10486.
+Chaudhry, Rohrbach, Elhoseiny, Ajanthan, Dokania, Torr and Ranzato, "On Tiny Episodic Memories
+in Continual Learning", 2019, arXiv 1902.10486.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ class ExperienceReplaySettings(MemorySettings):
 
 
 class ExperienceReplay(Rehearsal):
-    """Experience replay: every step trains on a batch and on stored samples of past tasks together (2019).
+    """Experience replay: every step trains on a batch and on stored samples of past tasks together
+    (2019).
 
-    Algorithm 1: draw B_M uniformly from the memory and step along the gradient of the mean loss over B_n and B_M
-    together. Tasks are passed over more than once here, so the memory takes a task's samples when the task is over,
-    not as they stream by: a ring buffer then holds a random part of each class, a reservoir of the task.
+    Algorithm 1: draw B_M uniformly from the memory and step along the gradient of the mean loss
+    over B_n and B_M together. Tasks are passed over more than once here, so the memory takes a
+    task's samples when the task is over, not as they stream by: a ring buffer then holds a
+    random part of each class, a reservoir of the task.
 
-    Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing more. Needs: a forward
-    and backward pass over ``memory_batch`` more samples for each step. Valid: any model, task- or class-incremental.
+    Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing
+    more. Needs: a forward and backward pass over ``memory_batch`` more samples for each step.
+    Valid: any model, task- or class-incremental.
     """
 
     Settings = ExperienceReplaySettings

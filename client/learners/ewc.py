@@ -1,8 +1,9 @@
 """Elastic weight consolidation: the Fisher information says which parameters past tasks need.
 
-EWC: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017, arXiv 1612.00796. Online
-EWC: Huszár, "Note on the quadratic penalties in elastic weight consolidation", PNAS 2018, arXiv 1712.03847; Schwarz et
-al., "Progress & Compress", ICML 2018, arXiv 1805.06370.
+EWC: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017,
+arXiv 1612.00796. Online EWC: Huszár, "Note on the quadratic penalties in elastic weight
+consolidation", PNAS 2018, arXiv 1712.03847; Schwarz et al., "Progress & Compress", ICML 2018,
+arXiv 1805.06370.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
 from fedknow.client.learners.frames.consolidation import (
     Consolidation,
     ConsolidationSettings,
 )
+from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Ewc", "EwcSettings", "OnlineEwc", "OnlineEwcSettings"]
@@ -31,9 +32,10 @@ class EwcSettings(ConsolidationSettings):
     strength: float = Field(1000.0, ge=0)
     """lambda, the weight of the penalty for past tasks."""
     labels: Literal["sampled", "expected", "data"] = "sampled"
-    """Whose labels the Fisher information is taken over: one drawn from the model's own answer to each sample; all of
-    them, weighted by that answer (exact, and as many backward passes as the slice of the head has classes); or the
-    data's, which is the empirical Fisher information and vanishes where the model fits."""
+    """Whose labels the Fisher information is taken over: one drawn from the model's own answer to
+    each sample; all of them, weighted by that answer (exact, and as many backward passes as the
+    slice of the head has classes); or the data's, which is the empirical Fisher information and
+    vanishes where the model fits."""
 
 
 class OnlineEwcSettings(EwcSettings):
@@ -58,7 +60,8 @@ class _Fisher(Consolidation):
     def measure(self, task: TaskData, round: Round) -> Tensors:
         """F_j = mean over samples x and expectation over labels c of (d log p(c | x, w) / d w_j)^2.
 
-        Each gradient is that of one sample, squared before it is averaged, in evaluation mode and full precision.
+        Each gradient is that of one sample, squared before it is averaged, in evaluation mode
+        and full precision.
         """
         head = HeadSlice(task.head, self.head.out_features, self.device)
         draws = torch.Generator().manual_seed(integer(round.seed, "fisher"))
@@ -85,19 +88,21 @@ class _Fisher(Consolidation):
 
 
 class Ewc(_Fisher):
-    """Elastic weight consolidation: a penalty for each past task, weighted by its Fisher information (PNAS 2017).
+    """Elastic weight consolidation: a penalty for each past task, weighted by its Fisher
+    information (PNAS 2017).
 
     Eq. (3), with one term for each past task k:
 
         L(w) + sum_k lambda / 2 sum_j F_k,j (w_j - w*_k,j)^2
 
-    The sum of the terms is, up to a constant, one term with F = sum_k F_k around the mean of the w*_k weighted by F_k:
-    so two models are kept, however many tasks there are. The paper leaves open how F is taken (setting ``labels``) and
-    knows of no other clients (setting ``anchor``).
+    The sum of the terms is, up to a constant, one term with F = sum_k F_k around the mean of
+    the w*_k weighted by F_k: so two models are kept, however many tasks there are. The paper
+    leaves open how F is taken (setting ``labels``) and knows of no other clients (setting
+    ``anchor``).
 
-    Keeps: importance and anchor, two models. Sends: what ``exchange`` says, nothing more. Needs: no stored sample; at
-    the end of a task a forward and backward pass for each sample of it. Valid: any model, task- or class-incremental
-    (where it is known to be weak).
+    Keeps: importance and anchor, two models. Sends: what ``exchange`` says, nothing more.
+    Needs: no stored sample; at the end of a task a forward and backward pass for each sample of
+    it. Valid: any model, task- or class-incremental (where it is known to be weak).
     """
 
     search: ClassVar[dict[str, list[Any]]] = {
@@ -106,7 +111,8 @@ class Ewc(_Fisher):
     }
 
     def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
-        """The sum of the penalties as one: F = sum_k F_k, w* = sum_k F_k w*_k / F, the new one where F is zero."""
+        """The sum of the penalties as one: F = sum_k F_k, w* = sum_k F_k w*_k / F, the new one
+        where F is zero."""
         if not self.importance:
             return importance, anchor
         total = {name: self.importance[name] + new for name, new in importance.items()}
@@ -119,18 +125,21 @@ class Ewc(_Fisher):
 
 
 class OnlineEwc(_Fisher):
-    """Online EWC: one penalty around the latest model, weighted by a running sum of Fisher information (ICML 2018).
+    """Online EWC: one penalty around the latest model, weighted by a running sum of Fisher
+    information (ICML 2018).
 
         (8)  L(w) + lambda / 2 sum_j F*_j (w_j - w*_j)^2,    w* <- w_t
         (9)  F* <- gamma F* + F_t
 
-    In Eq. (8) the penalty has the weights gamma F* and no lambda; here it is F*, and lambda stands for both.
+    In Eq. (8) the penalty has the weights gamma F* and no lambda; here it is F*, and lambda
+    stands for both.
 
-    With gamma = 1 it is Huszár's correction of EWC, whose separate penalties count early tasks again and again.
-    Progress & Compress also brings the information of all tasks to one scale, which is left out here.
+    With gamma = 1 it is Huszár's correction of EWC, whose separate penalties count early tasks
+    again and again. Progress & Compress also brings the information of all tasks to one scale,
+    which is left out here.
 
-    Keeps: importance and anchor, two models. Sends: what ``exchange`` says, nothing more. Needs: what :class:`Ewc`
-    needs. Valid: where :class:`Ewc` is.
+    Keeps: importance and anchor, two models. Sends: what ``exchange`` says, nothing more.
+    Needs: what :class:`Ewc` needs. Valid: where :class:`Ewc` is.
     """
 
     Settings = OnlineEwcSettings

@@ -1,7 +1,9 @@
-"""FedWEIT: weights split into a shared base, sparse parameters of each task, and what other clients' tasks lend.
+"""FedWEIT: weights split into a shared base, sparse parameters of each task, and what other
+clients' tasks lend.
 
-Yoon, Jeong, Lee, Yang and Hwang, "Federated Continual Learning with Weighted Inter-client Transfer", ICML 2021, arXiv
-2003.03196. The client's half; the server's is :class:`fedknow.strategies.fedweit.FedWeit`.
+Yoon, Jeong, Lee, Yang and Hwang, "Federated Continual Learning with Weighted Inter-client
+Transfer", ICML 2021, arXiv 2003.03196. The client's half; the server's is
+:class:`fedknow.strategies.fedweit.FedWeit`.
 """
 
 from __future__ import annotations
@@ -43,16 +45,18 @@ class FedWeitSettings(LearnerSettings):
     """Settings of :class:`FedWeit`."""
 
     sparsity: float = Field(1e-3, ge=0)
-    """lambda_1: weight of the L1 norm of the adaptive parameters, and the size below which they are dropped."""
+    """lambda_1: weight of the L1 norm of the adaptive parameters, and the size below which they
+    are dropped."""
     retention: float = Field(100.0, ge=0)
     """lambda_2: weight of what past tasks' parameters have moved."""
     mask_sparsity: float = Field(0.0, ge=0)
     """Weight of the L1 norm of the masks."""
     sent: float = Field(0.7, gt=0, le=1)
-    """Fraction of each layer's units, those with the largest mask, whose base weights go to the server."""
+    """Fraction of each layer's units, those with the largest mask, whose base weights go to the
+    server."""
     mask: float = 3.0
-    """Where masks start, before the sigmoid. Adaptive parameters and attention start at 0, so a task starts from
-    sigmoid(mask) times the shared base."""
+    """Where masks start, before the sigmoid. Adaptive parameters and attention start at 0, so a
+    task starts from sigmoid(mask) times the shared base."""
 
 
 @dataclass
@@ -114,45 +118,54 @@ class _Task:
 
 
 class FedWeit(Learner):
-    """Weighted inter-client transfer: base, task-adaptive and borrowed parameters (Yoon et al., ICML 2021).
+    """Weighted inter-client transfer: base, task-adaptive and borrowed parameters (Yoon et al.,
+    ICML 2021).
 
     Every parameter of the body is split, for a client's task t (Eq. 2),
 
         theta_t = B * sigmoid(m_t) + A_t + sum_c alpha_t,c A_c
 
-    into the shared base B under a mask of units m_t, adaptive parameters A_t, and other clients' adaptive parameters
-    A_c weighted by attention. A round minimises over B, m_t, alpha_t and all the client's A_1..t (Eq. 3)
+    into the shared base B under a mask of units m_t, adaptive parameters A_t, and other
+    clients' adaptive parameters A_c weighted by attention. A round minimises over B, m_t,
+    alpha_t and all the client's A_1..t (Eq. 3)
 
-        L(theta_t) + lambda_1 (sum_i |A_i| + ...) + lambda_2 sum_{i<t} ||(B - B') sigmoid(m_i) + A_i - A'_i||^2
+        L(theta_t) + lambda_1 (sum_i |A_i| + ...) + lambda_2 sum_{i<t} ||(B - B') sigmoid(m_i) +
+        A_i - A'_i||^2
 
-    where B' and A' are those at the end of task t - 1; B' is the global base that the task ended with, for every client
-    the same. When a task is over, entries of A below lambda_1 are dropped and A_t goes to the server; with a client's
-    first work of the next task come all clients' A_t.
+    where B' and A' are those at the end of task t - 1; B' is the global base that the task
+    ended with, for every client the same. When a task is over, entries of A below lambda_1 are
+    dropped and A_t goes to the server; with a client's first work of the next task come all
+    clients' A_t.
 
-    What the paper leaves open is as in the authors' code: A_c are those of the previous task alone (the paper sums over
-    all past ones), attention is one number a client and parameter tensor, the base of units with a small mask is not
-    sent, and the server averages each weight over those who sent it (a plain mean would shrink it). Other than there
+    What the paper leaves open is as in the authors' code: A_c are those of the previous task
+    alone (the paper sums over all past ones), attention is one number a client and parameter
+    tensor, the base of units with a small mask is not sent, and the server averages each weight
+    over those who sent it (a plain mean would shrink it). Other than there
     (github.com/wyjeong/FedWeIT),
 
-    - biases are split like weights, A starts at 0 instead of B / 3 and attention at 0 instead of at random;
+    - biases are split like weights, A starts at 0 instead of B / 3 and attention at 0 instead
+      of at random;
     - masks start at 3, where the gate is 0.95, instead of around 0, where it is 0.5;
     - the A_i of past tasks are trained, as in the paper; there they stay as they were;
-    - A_c are those of all other clients; there of the clients that were selected in the last round, this one included
-      if it was;
-    - small entries of A are dropped for good when the task is over; there only from what is sent and when it is scored;
-    - B' is the global base, and not the client's own as it last trained it, from before the next global one arrives;
+    - A_c are those of all other clients; there of the clients that were selected in the last
+      round, this one included if it was;
+    - small entries of A are dropped for good when the task is over; there only from what is
+      sent and when it is scored;
+    - B' is the global base, and not the client's own as it last trained it, from before the
+      next global one arrives;
     - of units that nobody sent a client gets the global base of before, and does not keep its own;
     - the squared norm is not halved, so lambda_2 = 100 weighs twice what theirs does;
     - weight decay acts on B in every task, not in the first alone;
     - of units with equal masks those that come first are sent, so that their number is as asked.
 
-    The paper's lambda_1 is on the masks too; here that weight is a setting of its own (``mask_sparsity``), by default
-    0, as there.
+    The paper's lambda_1 is on the masks too; here that weight is a setting of its own
+    (``mask_sparsity``), by default 0, as there.
 
-    Keeps: the head, m and A of each task, what it borrowed, B'; all A_c of the previous task while one lasts. Sends:
-    the body without some units, once a task A_t; gets the body, once a task all clients' A. Zeros do not travel. Needs:
-    no stored sample; memory of a body for each past task and for each other client. Valid: task-incremental, as the
-    task chooses the parameters; any model. Scored as the purely global model it is B alone.
+    Keeps: the head, m and A of each task, what it borrowed, B'; all A_c of the previous task
+    while one lasts. Sends: the body without some units, once a task A_t; gets the body, once a
+    task all clients' A. Zeros do not travel. Needs: no stored sample; memory of a body for each
+    past task and for each other client. Valid: task-incremental, as the task chooses the
+    parameters; any model. Scored as the purely global model it is B alone.
     """
 
     exchange = "body"
@@ -178,7 +191,8 @@ class FedWeit(Learner):
         self._buffers = dict(self.body.named_buffers())
         self.load_state_dict({})
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state: State) -> None:
         """See :meth:`Learner.load_state_dict`."""
@@ -220,7 +234,8 @@ class FedWeit(Learner):
         super().load_kept(arrays)
         self._global = True
 
-    # --- what travels ---------------------------------------------------------------------------------------------
+    # --- what travels
+    # ---------------------------------------------------------------------------------------------
 
     def send(self) -> Tensors:
         """The base, with zeros for the units whose mask is among the smallest of their layer."""
@@ -253,7 +268,8 @@ class FedWeit(Learner):
             )
         self._everybody = extra
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Set up the task's parameters in its first round, and one optimizer for all."""
@@ -384,7 +400,8 @@ class FedWeit(Learner):
         }
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Drop small adaptive parameters, fix what was borrowed, and note the state that must be retained."""
+        """Drop small adaptive parameters, fix what was borrowed, and note the state that must be
+        retained."""
         shared = (
             super().send()
         )  # all of it: what is withheld from the server belongs to B' too
@@ -413,7 +430,8 @@ class FedWeit(Learner):
             )
         }
 
-    # --- scoring --------------------------------------------------------------------------------------------------
+    # --- scoring
+    # --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def score(
@@ -462,7 +480,8 @@ def _unit_shape(parameter: Tensor) -> tuple[int, ...]:
 
 
 def sent_units(mask: Tensor, fraction: float) -> Tensor:
-    """Which units are sent: the fraction with the largest mask, at least one; of equal ones those that come first.
+    """Which units are sent: the fraction with the largest mask, at least one; of equal ones those
+    that come first.
 
     Parameters
     ----------

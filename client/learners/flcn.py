@@ -1,8 +1,9 @@
-"""FLCN: local training that is held back where the server's proxy data say the shared model is sensitive.
+"""FLCN: local training that is held back where the server's proxy data say the shared model is
+sensitive.
 
-Yao and Sun, "Continual Local Training for Better Initialization of Federated Models", ICIP 2020, arXiv 2005.12657 (the
-authors call it FedCL; comparisons in federated continual learning call it FLCN). The client's half; the server's is
-:class:`fedknow.strategies.flcn.Flcn`.
+Yao and Sun, "Continual Local Training for Better Initialization of Federated Models", ICIP
+2020, arXiv 2005.12657 (the authors call it FedCL; comparisons in federated continual learning
+call it FLCN). The client's half; the server's is :class:`fedknow.strategies.flcn.Flcn`.
 """
 
 from __future__ import annotations
@@ -45,26 +46,31 @@ class FlcnSettings(LearnerSettings):
 
 
 class Flcn(Learner):
-    """Continual local training: a penalty weighted by importance that the server takes on proxy data (ICIP 2020).
+    """Continual local training: a penalty weighted by importance that the server takes on proxy
+    data (ICIP 2020).
 
     The paper's local objective, around the global model w_G that the round began with:
 
         L(w) + lambda sum_j Omega_j (w_j - w_G,j)^2
 
-    where Omega is the diagonal Fisher information of w_G on proxy data, at their labels. (Stated from memory of the
-    paper, hence without the equation's number.) The paper assumes that the server has such data; here each client gives
-    a fraction of a task's samples away with its first answer in that task, and the bytes are counted. Until the first
-    have come Omega is zero. Other than in the authors' program (github.com/thu-media/FedCL),
+    where Omega is the diagonal Fisher information of w_G on proxy data, at their labels.
+    (Stated from memory of the paper, hence without the equation's number.) The paper assumes
+    that the server has such data; here each client gives a fraction of a task's samples away
+    with its first answer in that task, and the bytes are counted. Until the first have come
+    Omega is zero. Other than in the authors' program (github.com/thu-media/FedCL),
 
-    - Omega is one number a weight, and travels as such; there it is one a parameter tensor, the sum over its weights;
-    - it is the mean over samples of squared gradients; there batches' gradients are squared, added up and divided by
-      the number of samples, or with MAS instead of EWC their absolute values are;
+    - Omega is one number a weight, and travels as such; there it is one a parameter tensor, the
+      sum over its weights;
+    - it is the mean over samples of squared gradients; there batches' gradients are squared,
+      added up and divided by the number of samples, or with MAS instead of EWC their absolute
+      values are;
     - lambda is 100 by default; there it is 0.5, which weighs an Omega of another scale.
 
-    Keeps: nothing (a number: the last task it gave samples of). Sends: the model, and once a task its share of the
-    proxy data, float32 as the client trains on them. Gets: the model and Omega, as much again. Needs: the server's
-    time, a forward and backward pass for each proxy sample and round, and a server that samples may be shown to. Valid:
-    any model, task- or class-incremental.
+    Keeps: nothing (a number: the last task it gave samples of). Sends: the model, and once a
+    task its share of the proxy data, float32 as the client trains on them. Gets: the model and
+    Omega, as much again. Needs: the server's time, a forward and backward pass for each proxy
+    sample and round, and a server that samples may be shown to. Valid: any model, task- or
+    class-incremental.
     """
 
     Settings = FlcnSettings
@@ -100,7 +106,8 @@ class Flcn(Learner):
         """See :meth:`Learner.state_dict`."""
         return super().state_dict() | {"shown_task": self._shown_task}
 
-    # --- what travels ---------------------------------------------------------------------------------------------
+    # --- what travels
+    # ---------------------------------------------------------------------------------------------
 
     def receive_extra(self, extra: Tensors) -> None:
         """Omega, for every parameter to train."""
@@ -113,7 +120,8 @@ class Flcn(Learner):
         self._importance = extra
 
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
-        """With the first answer in a task: samples for the server, their labels, and the classes they are told from."""
+        """With the first answer in a task: samples for the server, their labels, and the classes
+        they are told from."""
         if ended or self._shown_task >= task.task:
             return {}
         self._shown_task = task.task
@@ -141,7 +149,8 @@ class Flcn(Learner):
             }
         )
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Note the global model."""

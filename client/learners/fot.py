@@ -1,28 +1,35 @@
 """FOT: updates orthogonal to what past tasks feed into each layer.
 
-Bakman, Yaldiz, Ezzeldin and Avestimehr, "Federated Orthogonal Training: Mitigating Global Catastrophic Forgetting in
-Continual Federated Learning", ICLR 2024, arXiv 2309.01289. The client's half; the server's, which extracts the subspace
-and projects the updates, is :class:`fedknow.strategies.fot.Fot`.
+Bakman, Yaldiz, Ezzeldin and Avestimehr, "Federated Orthogonal Training: Mitigating Global
+Catastrophic Forgetting in Continual Federated Learning", ICLR 2024, arXiv 2309.01289. The
+client's half; the server's, which extracts the subspace and projects the updates, is
+:class:`fedknow.strategies.fot.Fot`.
 
-When a task is over, a client sends of each layer what the server needs to know of its inputs X, float [d, n]: their
-second moment X X^T. Added up over clients it is that of everybody's inputs, whose eigenvectors are the principal
-subspace, with the very share of energy that each of them holds.
+When a task is over, a client sends of each layer what the server needs to know of its inputs X,
+float [d, n]: their second moment X X^T. Added up over clients it is that of everybody's inputs,
+whose eigenvectors are the principal subspace, with the very share of energy that each of them
+holds.
 
-The paper's clients send a sketch X Omega instead, with a Gaussian Omega [n, m] that they keep to themselves, so that
-the server sees nobody's inputs. Given X, the columns of X Omega are independent draws from N(0, X X^T): a sketch is m
-noisy looks at the second moment, and tells nothing else. Few columns distort it: with singular values ~ i^-0.5, d = 145
-and epsilon = 0.95, what seems to hold 0.95 of the energy holds 0.80 of it at m = d, and 0.92 at m = 5 d (the authors'
-program has the one or the other, by the layer). The exact moment, of which one triangle is enough, takes
-d (d + 1) / 2 numbers, half of the traffic of m = d and a tenth of that of m = 5 d. In turn it tells without noise what
-a sketch tells with it: X but for a rotation Q that mixes the samples, X Q. Both give away the span of a client's inputs
-(where n < d; of a client with one, that input itself). Both are sums, so that secure aggregation could hide clients
-among each other, as the paper has it; there is none here, and the server sees what each client sends.
+The paper's clients send a sketch X Omega instead, with a Gaussian Omega [n, m] that they keep
+to themselves, so that the server sees nobody's inputs. Given X, the columns of X Omega are
+independent draws from N(0, X X^T): a sketch is m noisy looks at the second moment, and tells
+nothing else. Few columns distort it: with singular values ~ i^-0.5, d = 145 and epsilon = 0.95,
+what seems to hold 0.95 of the energy holds 0.80 of it at m = d, and 0.92 at m = 5 d (the
+authors' program has the one or the other, by the layer). The exact moment, of which one
+triangle is enough, takes d (d + 1) / 2 numbers, half of the traffic of m = d and a tenth of
+that of m = 5 d. In turn it tells without noise what a sketch tells with it: X but for a
+rotation Q that mixes the samples, X Q. Both give away the span of a client's inputs (where n <
+d; of a client with one, that input itself). Both are sums, so that secure aggregation could
+hide clients among each other, as the paper has it; there is none here, and the server sees what
+each client sends.
 
-For layers so large that the triangle is more than a sketch of :attr:`FotSettings.columns` columns, the sketch is sent,
-and with it |X|^2. :func:`fedknow.strategies.fot.extend_from_sketch` says what is made of it. With 1280 columns a layer
-of d = 1153 or 2049 sends its moment (2.7 and 8.4 MB), one of d = 4097 a sketch (21 MB; its moment has 34).
-Here Omega follows from the round's seed, so that runs can be repeated. The server knows that seed: it could draw Omega
-too and, where n <= m, solve for X. Where this matters, let ``columns`` be above d / 2, and no layer is sketched.
+For layers so large that the triangle is more than a sketch of :attr:`FotSettings.columns`
+columns, the sketch is sent, and with it |X|^2.
+:func:`fedknow.strategies.fot.extend_from_sketch` says what is made of it. With 1280 columns a
+layer of d = 1153 or 2049 sends its moment (2.7 and 8.4 MB), one of d = 4097 a sketch (21 MB;
+its moment has 34). Here Omega follows from the round's seed, so that runs can be repeated. The
+server knows that seed: it could draw Omega too and, where n <= m, solve for X. Where this
+matters, let ``columns`` be above d / 2, and no layer is sketched.
 
 (The paper's equations are stated from memory, hence without their numbers; the program meant is
 github.com/duygunuryldz/Federated_Orthogonal_Training at f343e36.)
@@ -70,9 +77,11 @@ class FotSettings(LearnerSettings):
     threshold: float = Field(0.95, gt=0, le=1)
     """epsilon: the share of the inputs' energy that the subspace of past tasks has to hold."""
     increase: float = Field(0.0, ge=0, lt=1)
-    """What is added to epsilon after each task, up to 1. The authors' commands have 0.001, and 0 for permuted MNIST."""
+    """What is added to epsilon after each task, up to 1. The authors' commands have 0.001, and 0
+    for permuted MNIST."""
     columns: int = Field(1280, ge=16, le=1_000_000)
-    """m, the columns of the sketches that layers of more than 2 m - 1 inputs send; the others send second moments."""
+    """m, the columns of the sketches that layers of more than 2 m - 1 inputs send; the others send
+    second moments."""
     patches: int = Field(64, ge=0, le=1_000_000)
     """Places of an image, drawn at random, whose patches count as inputs of a convolution; 0: all."""
 
@@ -80,15 +89,17 @@ class FotSettings(LearnerSettings):
 class Fot(Learner):
     """Federated orthogonal training (Bakman et al., ICLR 2024): plain clients, a server that projects.
 
-    Keeps: nothing about past tasks; the subspaces are the server's. Sends: the model, and once a task the second moment
-    of each layer's inputs, one triangle, float [d (d + 1) / 2] with d the layer's inputs (and one for its bias); of
-    layers with d >= 2 m a sketch, float [d, m], and its inputs' energy. Needs: a forward pass over the task's samples
-    when it is over, d multiplications for each number in X (m with a sketch), and room for [d, d] or [d, m] of each
-    layer. Valid: task-incremental, for the head's rows are left to their own task; models whose body has no parameters
-    but those of convolutions and linear layers.
+    Keeps: nothing about past tasks; the subspaces are the server's. Sends: the model, and once
+    a task the second moment of each layer's inputs, one triangle, float [d (d + 1) / 2] with d
+    the layer's inputs (and one for its bias); of layers with d >= 2 m a sketch, float [d, m],
+    and its inputs' energy. Needs: a forward pass over the task's samples when it is over, d
+    multiplications for each number in X (m with a sketch), and room for [d, d] or [d, m] of
+    each layer. Valid: task-incremental, for the head's rows are left to their own task; models
+    whose body has no parameters but those of convolutions and linear layers.
 
-    The paper's networks have no biases; here a bias is the weight of an input that is always 1, and is projected with
-    the others. Two things save work and are settings: m, and the places that patches are taken from.
+    The paper's networks have no biases; here a bias is the weight of an input that is always 1,
+    and is projected with the others. Two things save work and are settings: m, and the places
+    that patches are taken from.
     """
 
     Settings = FotSettings
@@ -117,7 +128,8 @@ class Fot(Learner):
         return True
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """A client never chosen in the task trains its head; its inputs are those of the shared body all the same."""
+        """A client never chosen in the task trains its head; its inputs are those of the shared
+        body all the same."""
         shared = self.send()
         report = super().end_task(task, round)
         self._load(shared)
@@ -193,12 +205,14 @@ def triangle(moment: Tensor) -> Tensor:
 
 
 def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The body's convolutions and linear layers by name, in the order of its modules; not those frozen as a whole.
+    """The body's convolutions and linear layers by name, in the order of its modules; not those
+    frozen as a whole.
 
     Raises
     ------
     ConfigError
-        If the body has parameters or statistics in anything else: no projection of inputs would hold those in place.
+        If the body has parameters or statistics in anything else: no projection of inputs would
+        hold those in place.
     """
     found: dict[str, nn.Conv2d | nn.Linear] = {}
     for name, module in body.named_modules():
@@ -237,7 +251,8 @@ def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
     Raises
     ------
     ConfigError
-        If a layer's weight is computed from other parameters (weight normalisation), or two layers share one.
+        If a layer's weight is computed from other parameters (weight normalisation), or two
+        layers share one.
     """
     places: dict[nn.Parameter, str] = {}
     for name, layer in layers.items():
@@ -260,7 +275,8 @@ def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
 def inputs(
     layers: dict[str, nn.Conv2d | nn.Linear], patches: int, draws: torch.Generator
 ) -> Iterator[Tensors]:
-    """Collect what goes into each layer: columns of float [d, n], a convolution's patches, last row 1 for a bias."""
+    """Collect what goes into each layer: columns of float [d, n], a convolution's patches, last
+    row 1 for a bias."""
     seen: Tensors = {}
 
     def hook(name: str, layer: nn.Conv2d | nn.Linear) -> Any:

@@ -1,7 +1,8 @@
 """Methods that keep the gradient from hurting a replay memory: GEM and A-GEM.
 
-GEM: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, arXiv 1706.08840. A-GEM:
-Chaudhry, Ranzato, Rohrbach and Elhoseiny, "Efficient Lifelong Learning with A-GEM", ICLR 2019, arXiv 1812.00420.
+GEM: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017,
+arXiv 1706.08840. A-GEM: Chaudhry, Ranzato, Rohrbach and Elhoseiny, "Efficient Lifelong Learning
+with A-GEM", ICLR 2019, arXiv 1812.00420.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class GemSettings(MemorySettings):
     """Settings of :class:`Gem`."""
 
     margin: float = Field(0.5, ge=0)
-    """gamma, which is added to the multipliers of a projection: it favours updates that help past tasks."""
+    """gamma, which is added to the multipliers of a projection: it favours updates that help past
+    tasks."""
 
 
 class AGemSettings(MemorySettings):
@@ -77,7 +79,8 @@ class _Projecting(Rehearsal):
         raise NotImplementedError
 
     def _gradient_of(self, replay: Replay) -> Tensor:
-        """Gradient of the mean loss on samples of the memory, float [p]; zero where a parameter has no part in it."""
+        """Gradient of the mean loss on samples of the memory, float [p]; zero where a parameter
+        has no part in it."""
         with self.autocast():
             logits = self.model(replay.x)
         parts = torch.autograd.grad(
@@ -102,22 +105,25 @@ def _or_zero(gradient: Tensor | None, parameter: Tensor) -> Tensor:
 
 
 class Gem(_Projecting):
-    """GEM: the gradient nearest to the batch's that raises no past task's loss on its memory (NeurIPS 2017).
+    """GEM: the gradient nearest to the batch's that raises no past task's loss on its memory
+    (NeurIPS 2017).
 
     Before each step, with g_k the gradient on all of past task k's memory, the rows of G:
 
         (8)   min_{g'} 1/2 ||g - g'||^2   subject to (7)  <g', g_k> >= 0  for all k < t
         (11)  min_{v >= 0} 1/2 v^T G G^T v + (G g)^T v,    g' = G^T v* + g
 
-    and, where a constraint was violated, ``g' = G^T (v* + gamma) + g`` (the end of their Section 3). The gradient of
-    all parameters is projected, the head's included, as in the paper. Without gamma no past task's loss on its memory
-    rises, to first order; with it that holds as long as past tasks do not oppose one another. The authors' program
-    solves Eq. (11) under ``v >= gamma`` instead; this follows the paper.
+    and, where a constraint was violated, ``g' = G^T (v* + gamma) + g`` (the end of their
+    Section 3). The gradient of all parameters is projected, the head's included, as in the
+    paper. Without gamma no past task's loss on its memory rises, to first order; with it that
+    holds as long as past tasks do not oppose one another. The authors' program solves Eq. (11)
+    under ``v >= gamma`` instead; this follows the paper.
 
-    Keeps: its samples of each task (setting ``memory``), as many of each class. Sends: what ``exchange`` says, nothing
-    more. Needs: one forward and backward pass over the whole memory for each step, and a gradient of the model's size
-    for each past task while it trains. Valid: any model; made for task-incremental streams, and where
-    class-incremental a stored sample is scored among all classes seen.
+    Keeps: its samples of each task (setting ``memory``), as many of each class. Sends: what
+    ``exchange`` says, nothing more. Needs: one forward and backward pass over the whole memory
+    for each step, and a gradient of the model's size for each past task while it trains. Valid:
+    any model; made for task-incremental streams, and where class-incremental a stored sample is
+    scored among all classes seen.
     """
 
     Settings = GemSettings
@@ -157,7 +163,8 @@ class Gem(_Projecting):
 
 
 class AGem(_Projecting):
-    """A-GEM: the gradient nearest to the batch's that does not raise the mean loss over the memory (ICLR 2019).
+    """A-GEM: the gradient nearest to the batch's that does not raise the mean loss over the memory
+    (ICLR 2019).
 
     With g_ref the gradient on samples drawn from all of the memory, where <g, g_ref> < 0,
 
@@ -165,10 +172,11 @@ class AGem(_Projecting):
 
     The gradient of all parameters is projected, the head's included.
 
-    Keeps: its samples of each task (setting ``memory``), as many of each class. Sends: what ``exchange`` says, nothing
-    more. Needs: one forward and backward pass over ``memory_batch`` stored samples for each step. Valid: any model;
-    the paper reads a task descriptor, as a task-incremental head does; where class-incremental a stored sample is
-    scored among all classes seen.
+    Keeps: its samples of each task (setting ``memory``), as many of each class. Sends: what
+    ``exchange`` says, nothing more. Needs: one forward and backward pass over ``memory_batch``
+    stored samples for each step. Valid: any model; the paper reads a task descriptor, as a
+    task-incremental head does; where class-incremental a stored sample is scored among all
+    classes seen.
     """
 
     Settings = AGemSettings

@@ -1,4 +1,5 @@
-"""Joint training on all tasks seen so far: what a continual learner could reach if nothing had to be forgotten."""
+"""Joint training on all tasks seen so far: what a continual learner could reach if nothing had to
+be forgotten."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class JointCentralSettings(LearnerSettings):
     """Settings of :class:`JointCentral`."""
 
     budget: float = Field(1.0, gt=0)
-    """Samples of a round, as a multiple of those that all chosen clients of FedAvg have in it together."""
+    """Samples of a round, as a multiple of those that all chosen clients of FedAvg have in it
+    together."""
 
 
 class _Jointly(Learner):
@@ -58,7 +60,8 @@ class _Jointly(Learner):
     def fit_on(
         self, everything: Replay, count: int, task: TaskData, round: Round
     ) -> dict[str, float]:
-        """One round on a random draw of at most ``count`` samples, each scored in its own slice of the head."""
+        """One round on a random draw of at most ``count`` samples, each scored in its own slice of
+        the head."""
         draws = torch.Generator().manual_seed(integer(round.seed, "joint"))
         index = (
             torch.randperm(len(everything), generator=draws)[
@@ -75,7 +78,8 @@ class _Jointly(Learner):
         )
 
     def drawn(self, everything: Replay, count: int) -> int:
-        """How many samples a round draws where ``count`` are asked for: at least as many as a step takes."""
+        """How many samples a round draws where ``count`` are asked for: at least as many as a step
+        takes."""
         return min(max(self.smallest_batch(everything.x), count), len(everything))
 
     cost_key = Learner.cost_key
@@ -106,14 +110,16 @@ class UnionTraining(_Jointly, Rehearsal):
 
 
 class Joint(UnionTraining):
-    """Joint training, federated: each client trains on all the tasks it has seen, and bodies are averaged. A bound.
+    """Joint training, federated: each client trains on all the tasks it has seen, and bodies are
+    averaged. A bound.
 
-    A round draws as many samples of all tasks as the current one has (times ``budget``) and passes over them as often
-    as other methods do: as many samples are learned from. In the first task it is plain local training.
+    A round draws as many samples of all tasks as the current one has (times ``budget``) and
+    passes over them as often as other methods do: as many samples are learned from. In the
+    first task it is plain local training.
 
     Keeps: every sample of every task. Sends: what ``exchange`` says, nothing more. Needs: what
-    :class:`~fedknow.client.learners.baselines.Finetune` needs, times ``budget``. Valid: any model, task- or
-    class-incremental.
+    :class:`~fedknow.client.learners.baselines.Finetune` needs, times ``budget``. Valid: any
+    model, task- or class-incremental.
     """
 
     Settings = JointSettings
@@ -129,15 +135,17 @@ class Joint(UnionTraining):
 
 
 class JointCentral(_Jointly):
-    """Joint training in one place: the server trains one model on all clients' data of all tasks seen. A bound.
+    """Joint training in one place: the server trains one model on all clients' data of all tasks
+    seen. A bound.
 
-    The rounds are in :class:`fedknow.strategies.joint.JointCentral`; clients take the model and are scored, no more. A
-    round draws as many samples of all tasks and clients as FedAvg's clients have in it (times ``budget``), and passes
-    over them as often.
+    The rounds are in :class:`fedknow.strategies.joint.JointCentral`; clients take the model and
+    are scored, no more. A round draws as many samples of all tasks and clients as FedAvg's
+    clients have in it (times ``budget``), and passes over them as often.
 
-    Keeps: nothing on clients, every sample on the server. Sends: nothing; clients get the model where it is scored.
-    Needs: nothing of clients, and of the server the training of all of them, times ``budget``. Valid: any model, task-
-    or class-incremental; where the server has the data, so not with ``data.name = "local"``.
+    Keeps: nothing on clients, every sample on the server. Sends: nothing; clients get the model
+    where it is scored. Needs: nothing of clients, and of the server the training of all of
+    them, times ``budget``. Valid: any model, task- or class-incremental; where the server has
+    the data, so not with ``data.name = "local"``.
     """
 
     Settings = JointCentralSettings

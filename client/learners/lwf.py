@@ -1,7 +1,7 @@
 """Learning without forgetting: the old model's answers to new samples stand in for old samples.
 
-Li and Hoiem, "Learning without Forgetting", ECCV 2016 and TPAMI 2018, arXiv 1606.09282. Equations are
-numbered as in the later one; the objective as a whole has no number there.
+Li and Hoiem, "Learning without Forgetting", ECCV 2016 and TPAMI 2018, arXiv 1606.09282.
+Equations are numbered as in the later one; the objective as a whole has no number there.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class LwfSettings(ContinualSettings):
     temperature: float = Field(2.0, gt=0)
     """T, which divides logits before the old answers are distilled."""
     warmup_epochs: int = Field(0, ge=0, le=10_000)
-    """Of the local epochs in which a client first meets a task, so many train its head alone; the paper's warm-up."""
+    """Of the local epochs in which a client first meets a task, so many train its head alone; the
+    paper's warm-up."""
 
 
 def distillation(z: Tensor, old: Tensor, temperature: float) -> Tensor:
-    """Eqs. (2) and (3): cross-entropy of the answers z with the recorded ones, both at a temperature, a mean.
+    """Eqs. (2) and (3): cross-entropy of the answers z with the recorded ones, both at a
+    temperature, a mean.
 
     Parameters
     ----------
@@ -57,23 +59,27 @@ def distillation(z: Tensor, old: Tensor, temperature: float) -> Tensor:
 
 
 class Lwf(Learner):
-    """Learning without forgetting: old tasks' answers to the new samples are distilled from the old model (2016).
+    """Learning without forgetting: old tasks' answers to the new samples are distilled from the
+    old model (2016).
 
-    With Y_o the old model's answers to the new task's samples, recorded before it is trained on them,
+    With Y_o the old model's answers to the new task's samples, recorded before it is trained on
+    them,
 
         L = lambda_o sum_{o < t} L_old(Y_o, Yhat_o) + L_new(Y_n, Yhat_n)
 
-    over each old task's slice of the head; where class-incremental, over one slice of all classes seen before. There is
-    no factor T^2, as in the paper. The old model is the one that the last task ended with: the shared one, with the
-    client's own head.
+    over each old task's slice of the head; where class-incremental, over one slice of all
+    classes seen before. There is no factor T^2, as in the paper. The old model is the one that
+    the last task ended with: the shared one, with the client's own head.
 
-    Keeps: the old model. Sends: what ``exchange`` says, nothing more. Needs: no stored sample; one more forward pass a
-    round over the task's samples. Valid: any model, task- or class-incremental.
+    Keeps: the old model. Sends: what ``exchange`` says, nothing more. Needs: no stored sample;
+    one more forward pass a round over the task's samples. Valid: any model, task- or
+    class-incremental.
 
     Raises
     ------
     ConfigError
-        If the warm-up is longer than the round it is in, or leaves no epoch of the task for the body.
+        If the warm-up is longer than the round it is in, or leaves no epoch of the task for the
+        body.
     """
 
     Settings = LwfSettings
@@ -97,7 +103,8 @@ class Lwf(Learner):
         self._scratch = copy.deepcopy(model)  # the old model speaks in here
         self._become({})
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     @property
     def ends_task(self) -> bool:
@@ -125,7 +132,8 @@ class Lwf(Learner):
         }
         return super().state_dict() | own
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Record the old model's answers to the task's samples."""
@@ -178,7 +186,8 @@ class Lwf(Learner):
         return new.item(), hits(z, batch.y)
 
     def counts(self) -> dict[str, float]:
-        """``distillation``: the old tasks' losses together, without lambda_o; mean over the steps of the round."""
+        """``distillation``: the old tasks' losses together, without lambda_o; mean over the steps
+        of the round."""
         return {"distillation": self._distilled / max(1, self._steps)}
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Memory aware synapses: parameters matter as far as the model's answers depend on them.
 
-Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars, "Memory Aware Synapses: Learning what (not) to forget", ECCV
-2018, arXiv 1711.09601.
+Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars, "Memory Aware Synapses: Learning what
+(not) to forget", ECCV 2018, arXiv 1711.09601.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
 from fedknow.client.learners.frames.consolidation import (
     Consolidation,
     ConsolidationSettings,
 )
+from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
 
 __all__ = ["Mas", "MasSettings"]
 
@@ -29,18 +29,21 @@ class MasSettings(ConsolidationSettings):
 
 
 class Mas(Consolidation):
-    """Memory aware synapses: a penalty weighted by how much the model's answers depend on a parameter (ECCV 2018).
+    """Memory aware synapses: a penalty weighted by how much the model's answers depend on a
+    parameter (ECCV 2018).
 
     With F(x) the logits of the task's slice of the head, N samples and the sum over all past tasks,
 
         (2)  Omega_j = 1/N sum_x |d ||F(x)||^2 / d w_j|
         (3)  L(w) + lambda sum_j Omega_j (w_j - w*_j)^2
 
-    around the latest model w*. Labels are not needed. The paper's per-sample gradients are taken as such, not those of
-    batches; the norm is the squared one of its Section 4.1, for models with several outputs.
+    around the latest model w*. Labels are not needed. The paper's per-sample gradients are
+    taken as such, not those of batches; the norm is the squared one of its Section 4.1, for
+    models with several outputs.
 
-    Keeps: importance and anchor, two models. Sends: what ``exchange`` says, nothing more. Needs: no stored sample; at
-    the end of a task a forward and backward pass for each sample of it. Valid: any model, task- or class-incremental.
+    Keeps: importance and anchor, two models. Sends: what ``exchange`` says, nothing more.
+    Needs: no stored sample; at the end of a task a forward and backward pass for each sample of
+    it. Valid: any model, task- or class-incremental.
     """
 
     Settings = MasSettings

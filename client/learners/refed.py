@@ -1,22 +1,27 @@
 """Re-Fed: each client replays the samples that matter most, to itself and to everybody.
 
-Li, Li, Wang, Li, Zhong and Zhang, "Towards Efficient Replay in Federated Incremental Learning", CVPR 2024, arXiv
-2403.05890. When a task is over, a client scores all samples it has, cached ones and the task's, and caches the best. A
-*personalized informative model* v starts at the global model w and takes s steps towards the client's own samples,
+Li, Li, Wang, Li, Zhong and Zhang, "Towards Efficient Replay in Federated Incremental Learning",
+CVPR 2024, arXiv 2403.05890. When a task is over, a client scores all samples it has, cached
+ones and the task's, and caches the best. A *personalized informative model* v starts at the
+global model w and takes s steps towards the client's own samples,
 
-    v_p = v_{p-1} - eta (grad sum_i l(v_{p-1}; x_i) + q(lambda) (v_{p-1} - w)),    q(lambda) = (1 - lambda) / (2 lambda)
+    v_p = v_{p-1} - eta (grad sum_i l(v_{p-1}; x_i) + q(lambda) (v_{p-1} - w)),    q(lambda) =
+    (1 - lambda) / (2 lambda)
 
-(Eq. 3): lambda near 0 keeps it global, near 1 lets it become local. The score of a sample is how hard it pulls on the
-way, early steps, at which v is still global, counting more (Eqs. 4 and 5):
+(Eq. 3): lambda near 0 keeps it global, near 1 lets it become local. The score of a sample is
+how hard it pulls on the way, early steps, at which v is still global, counting more (Eqs. 4 and
+5):
 
     I(x) = sum_{p=1}^{s} 1/p |grad l(v_{p-1}; x)|
 
-How sure this is. Equations and roles are known from public summaries of the paper. They differ on whether Eq. 4 takes
-the gradient's norm or its square; here it is the norm, and the square may rank samples otherwise. Not known is where v
-starts for the next task (here: at the then global model, so that no further model is kept) and the value of s. The sum
-in Eq. 3 is taken as a mean, so that eta does not depend on the number of samples.
+How sure this is. Equations and roles are known from public summaries of the paper. They differ
+on whether Eq. 4 takes the gradient's norm or its square; here it is the norm, and the square
+may rank samples otherwise. Not known is where v starts for the next task (here: at the then
+global model, so that no further model is kept) and the value of s. The sum in Eq. 3 is taken as
+a mean, so that eta does not depend on the number of samples.
 
-Training is on the union of the task's samples and the cached ones (Eq. 6): each is seen once an epoch.
+Training is on the union of the task's samples and the cached ones (Eq. 6): each is seen once an
+epoch.
 """
 
 from __future__ import annotations
@@ -31,8 +36,8 @@ from torch.func import functional_call
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import Learner, Round, State
-from fedknow.client.learners.joint import UnionTraining
 from fedknow.client.learners.frames.rehearsal import MemorySettings, Replay, Stored
+from fedknow.client.learners.joint import UnionTraining
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
@@ -53,11 +58,12 @@ class ReFedSettings(MemorySettings):
 class ReFed(UnionTraining):
     """Replay of the samples that pull most on a model between global and local (Li et al., CVPR 2024).
 
-    Keeps: samples (setting ``memory``: that fraction of all samples seen, which the paper gives as a number M), chosen
-    afresh from all of them after each task, so that of some tasks and classes none may be left. Sends: what
-    ``exchange`` says, nothing more; the paper averages everything, ``exchange = "all"``. Needs: training
-    on the cached samples besides, and when a task is over s forward and backward passes for each sample. Valid: any
-    model, task- or class-incremental.
+    Keeps: samples (setting ``memory``: that fraction of all samples seen, which the paper gives
+    as a number M), chosen afresh from all of them after each task, so that of some tasks and
+    classes none may be left. Sends: what ``exchange`` says, nothing more; the paper averages
+    everything, ``exchange = "all"``. Needs: training on the cached samples besides, and when a
+    task is over s forward and backward passes for each sample. Valid: any model, task- or
+    class-incremental.
     """
 
     Settings = ReFedSettings
@@ -74,7 +80,8 @@ class ReFed(UnionTraining):
         super().__init__(model, train, settings)
         self._parameters = self.trainable
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     def _remember(self, state: State) -> None:
         super()._remember(state)
@@ -94,7 +101,8 @@ class ReFed(UnionTraining):
         union = self.union(task)
         return self.fit_on(union, len(union), task, round)
 
-    # --- the end of a task ----------------------------------------------------------------------------------------
+    # --- the end of a task
+    # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Cache the most important of all samples."""

@@ -1,13 +1,16 @@
 """TARGET: federated class-continual learning by exemplar-free distillation.
 
-Zhang, Chen, Zhuang and Lyu, ICCV 2023, arXiv 2303.06937. When a task is over the server, without any data, makes images
-that the global model takes for its classes (:class:`fedknow.strategies.target.Target`). In the next task each client
-has them with the global model's answers, and learns its own samples while it keeps those answers:
+Zhang, Chen, Zhuang and Lyu, ICCV 2023, arXiv 2303.06937. When a task is over the server,
+without any data, makes images that the global model takes for its classes
+(:class:`fedknow.strategies.target.Target`). In the next task each client has them with the
+global model's answers, and learns its own samples while it keeps those answers:
 
-    (11)  L(w) = CE(current task's classes) + alpha sum_x -softmax(z_old(x) / T) . log softmax(z(x) / T)
+    (11)  L(w) = CE(current task's classes) + alpha sum_x -softmax(z_old(x) / T) . log
+          softmax(z(x) / T)
 
-the second over a batch of synthetic images x and the logits of the classes of past tasks: but for what does not depend
-on w, the paper's divergence. Eq. (11) has no T, the authors' program has T = 2. This is the client's half.
+the second over a batch of synthetic images x and the logits of the classes of past tasks: but
+for what does not depend on w, the paper's divergence. Eq. (11) has no T, the authors' program
+has T = 2. This is the client's half.
 """
 
 from __future__ import annotations
@@ -83,14 +86,16 @@ def distillation(
 class Target(Learner):
     """Distillation on images the server makes of the global model (TARGET; Zhang et al., ICCV 2023).
 
-    Keeps: the synthetic images it was last sent, and the answers to them. Sends: the model, and at the end of a task
-    its classes. Gets: the model, and once a task the images with their answers, float32. Needs: the server's time, and
-    a forward and backward pass over as many synthetic images as a batch has for each step. No real sample is kept or
-    sent. Valid: any model; made for class-incremental streams. Where task-incremental, answers are distilled in each
-    past task's slice. Everything is averaged: the server must have the whole model.
+    Keeps: the synthetic images it was last sent, and the answers to them. Sends: the model, and
+    at the end of a task its classes. Gets: the model, and once a task the images with their
+    answers, float32. Needs: the server's time, and a forward and backward pass over as many
+    synthetic images as a batch has for each step. No real sample is kept or sent. Valid: any
+    model; made for class-incremental streams. Where task-incremental, answers are distilled in
+    each past task's slice. Everything is averaged: the server must have the whole model.
 
-    As in the authors' program, the first term is taken among the current task's classes alone, also where all classes
-    seen compete in the end, and the paper's images are augmented again on the clients, which is left out here.
+    As in the authors' program, the first term is taken among the current task's classes alone,
+    also where all classes seen compete in the end, and the paper's images are augmented again
+    on the clients, which is left out here.
     """
 
     Settings = TargetSettings
@@ -113,7 +118,8 @@ class Target(Learner):
             include={"samples", "temperature", "generator_steps", "student_steps"}
         )
 
-    # --- state, and what travels ----------------------------------------------------------------------------------
+    # --- state, and what travels
+    # ----------------------------------------------------------------------------------
 
     @property
     def ends_task(self) -> bool:
@@ -132,7 +138,8 @@ class Target(Learner):
     replay = ("pool",)
 
     def receive_extra(self, extra: Tensors) -> None:
-        """Images ``x`` float [n, C, H, W], ``logits`` [n, k] of ``classes`` int64 [k], and the ``slice`` each is in."""
+        """Images ``x`` float [n, C, H, W], ``logits`` [n, k] of ``classes`` int64 [k], and the
+        ``slice`` each is in."""
         fits = extra.keys() == {"x", "logits", "classes", "slice"}
         if not fits or extra["logits"].shape != (
             len(extra["x"]),
@@ -151,7 +158,8 @@ class Target(Learner):
         """The classes of a task."""
         return {"classes": ("int64", (-1,))} if ended else {}
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out the synthetic images."""
@@ -206,7 +214,8 @@ class Target(Learner):
         return loss.item(), hits(batch.head.logits(own.detach()), batch.y)
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Nothing to do: nothing is personal, so a client never chosen in the task need not train for itself."""
+        """Nothing to do: nothing is personal, so a client never chosen in the task need not train
+        for itself."""
         return {
             "knowledge-bytes": float(sum(value.nbytes for value in self._pool.values()))
         }

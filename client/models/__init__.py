@@ -1,4 +1,5 @@
-"""Networks by name: a ``body``, which ends in flat features, and a ``head``, one linear layer over all classes."""
+"""Networks by name: a ``body``, which ends in flat features, and a ``head``, one linear layer over
+all classes."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from fedknow.client.models.resnet import (
 )
 from fedknow.client.models.split import Body, Shape, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
+from fedknow.protocols.descriptions import summary
 from fedknow.protocols.plugins import (
     calling,
     check_maker,
@@ -86,14 +88,14 @@ def build_model(
     Returns
     -------
     nn.Module
-        With ``body`` (images to features ``[n, f]``) and ``head`` (``nn.Linear(f, classes)``); images
-        ``[n, C, H, W]`` in, logits ``[n, classes]`` out.
+        With ``body`` (images to features ``[n, f]``) and ``head`` (``nn.Linear(f, classes)``);
+        images ``[n, C, H, W]`` in, logits ``[n, classes]`` out.
 
     Raises
     ------
     ConfigError
-        For an unknown model or setting, a setting out of range, an image too small, a user's model without body
-        and head, or one with parameters that no learner could train.
+        For an unknown model or setting, a setting out of range, an image too small, a user's
+        model without body and head, or one with parameters that no learner could train.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -131,10 +133,7 @@ def model_factory(name: str) -> Callable[..., Any]:
 
 def list_models() -> dict[str, str]:
     """The models known by name, with a line about each."""
-    return {
-        name: (inspect.getdoc(build) or "").partition("\n")[0]
-        for name, build in _MODELS.items()
-    }
+    return {name: summary(build) for name, build in _MODELS.items()}
 
 
 def setting_names(name: str) -> list[str]:

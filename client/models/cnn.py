@@ -23,7 +23,8 @@ def cnn6(
 ) -> Body:
     """The 6-layer CNN of the FedKNOW paper, 2.4 M parameters at 32x32; settings: width, dropout, init.
 
-    Three blocks of two 3x3 convolutions, each followed by 2x2 max pooling, then one fully connected layer.
+    Three blocks of two 3x3 convolutions, each followed by 2x2 max pooling, then one fully
+    connected layer.
 
     Parameters
     ----------
@@ -34,9 +35,10 @@ def cnn6(
     dropout : bool
         Dropout of 0.25 after each block and 0.5 after the fully connected layer.
     init : {"default", "kaiming"}
-        PyTorch's own initial weights, as in the authors' code, or normal ones of variance 2 / fan-in and biases of zero
-        (He et al., ICCV 2015). Without normalisation PyTorch's shrink the signal from layer to layer: training stands
-        still for its first hundred steps or so, which short runs cannot afford.
+        PyTorch's own initial weights, as in the authors' code, or normal ones of variance 2 /
+        fan-in and biases of zero (He et al., ICCV 2015). Without normalisation PyTorch's shrink
+        the signal from layer to layer: training stands still for its first hundred steps or so,
+        which short runs cannot afford.
 
     Raises
     ------
@@ -77,10 +79,11 @@ def cnn6(
 
 
 def cnn(shape: Shape, channels: Count = 16, hidden: Count = 64) -> Body:
-    """A small CNN for small images (8x8, 28x28): two convolutions, one hidden layer; settings: channels, hidden.
+    """A small CNN for small images (8x8, 28x28): two convolutions, one hidden layer; settings:
+    channels, hidden.
 
-    The second pooling leaves about 4x4 places, so that the size of the hidden layer hardly grows with the image:
-    13,056 body parameters at 1x8x8, 37,632 at 1x28x28.
+    The second pooling leaves about 4x4 places, so that the size of the hidden layer hardly
+    grows with the image: 13,056 body parameters at 1x8x8, 37,632 at 1x28x28.
 
     Parameters
     ----------
@@ -98,7 +101,8 @@ def cnn(shape: Shape, channels: Count = 16, hidden: Count = 64) -> Body:
     """
     colours, height, wide = shape
     at_least("cnn", shape, 4)
-    # Half the image is left after the first pooling; the second takes it to 4 places a side, or halves it.
+    # Half the image is left after the first pooling; the second takes it to 4 places a side, or
+    # halves it.
     pool = (max(2, height // 2 // 4), max(2, wide // 2 // 4))
     places = (height // 2 // pool[0]) * (wide // 2 // pool[1])
     body = nn.Sequential(

@@ -49,10 +49,12 @@ class Branches(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """PyTorch's dropout, whose mask takes a third of the time on a CPU: uniform numbers compared with ``p``.
+    """PyTorch's dropout, whose mask takes a third of the time on a CPU: uniform numbers compared
+    with ``p``.
 
-    ``nn.Dropout`` draws the mask there with ``bernoulli_``, which takes 7 % of a training step of the 6-layer CNN. The
-    masks are others than those of ``nn.Dropout`` from the same seed, and as likely.
+    ``nn.Dropout`` draws the mask there with ``bernoulli_``, which takes 7 % of a training step
+    of the 6-layer CNN. The masks are others than those of ``nn.Dropout`` from the same seed,
+    and as likely.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +79,8 @@ def convolution(
     groups: int = 1,
     activation: type[nn.Module] | None = None,
 ) -> list[nn.Module]:
-    """A convolution that keeps the image's size (or halves it, with stride 2), batch normalisation, an activation."""
+    """A convolution that keeps the image's size (or halves it, with stride 2), batch
+    normalisation, an activation."""
     layers: list[nn.Module] = [
         nn.Conv2d(
             inputs,

@@ -24,7 +24,8 @@ __all__ = ["mobilenet_v2", "shufflenet_v2"]
 
 
 class _InvertedResidual(nn.Module):
-    """Many channels between few: 1x1 up, 3x3 one channel at a time, 1x1 down; around it where the shape stays."""
+    """Many channels between few: 1x1 up, 3x3 one channel at a time, 1x1 down; around it where the
+    shape stays."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -53,11 +54,11 @@ def mobilenet_v2(
     shape : tuple of int
         Channels, height, width; at least 16x16.
     width : float
-        The paper's width multiplier: a factor on channel counts, which stay multiples of 8; the last layer's 1,280
-        grow and do not shrink.
+        The paper's width multiplier: a factor on channel counts, which stay multiples of 8; the
+        last layer's 1,280 grow and do not shrink.
     stem : {"auto", "small", "large"}
-        How it begins. ``large``: as published. ``small`` leaves out the first two halvings. ``auto``:
-        ``small`` below 64x64.
+        How it begins. ``large``: as published. ``small`` leaves out the first two halvings.
+        ``auto``: ``small`` below 64x64.
     dropout : float
         Of the features, as published.
 
@@ -115,7 +116,8 @@ class _Shuffle(nn.Module):
 
 
 class _ShuffleUnit(nn.Module):
-    """One half of the channels goes through three convolutions, the other past them; both through where it halves."""
+    """One half of the channels goes through three convolutions, the other past them; both through
+    where it halves."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -141,7 +143,8 @@ class _ShuffleUnit(nn.Module):
 
 
 _SHUFFLENET = {0.5: 48, 1.0: 116, 1.5: 176, 2.0: 244}
-"""Channels of the first stage, which the paper chose width by width (table 5); each next stage has twice as many."""
+"""Channels of the first stage, which the paper chose width by width (table 5); each next stage has
+twice as many."""
 
 
 def shufflenet_v2(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:

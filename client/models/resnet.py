@@ -103,8 +103,8 @@ def senet18(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
 def resnet152(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     """ResNet-152, 58.1 M parameters; settings: width, stem.
 
-    Parameters, errors and source are those of :func:`resnet18`; features are four times as many, and blocks reduce
-    the image in their 3x3 convolution, as is usual (v1.5).
+    Parameters, errors and source are those of :func:`resnet18`; features are four times as
+    many, and blocks reduce the image in their 3x3 convolution, as is usual (v1.5).
     """
     residual = _bottleneck(width, lambda stage: scaled(64 << stage, width))
     return _resnet(
@@ -113,7 +113,8 @@ def resnet152(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
 
 
 def wide_resnet50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
-    """Wide ResNet-50-2, ResNet-50 with 3x3 convolutions twice as wide, 66.8 M parameters; settings: width, stem.
+    """Wide ResNet-50-2, ResNet-50 with 3x3 convolutions twice as wide, 66.8 M parameters;
+    settings: width, stem.
 
     Parameters and errors are those of :func:`resnet18`.
 
@@ -128,10 +129,11 @@ def wide_resnet50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body
 
 
 def resnext50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
-    """ResNeXt-50 32x4d, ResNet-50 with 3x3 convolutions in 32 groups, 23.0 M parameters; settings: width, stem.
+    """ResNeXt-50 32x4d, ResNet-50 with 3x3 convolutions in 32 groups, 23.0 M parameters; settings:
+    width, stem.
 
-    Parameters and errors are those of :func:`resnet18`; ``width`` is a factor on the number of groups, whose sizes (4,
-    8, 16 and 32 channels) stay.
+    Parameters and errors are those of :func:`resnet18`; ``width`` is a factor on the number of
+    groups, whose sizes (4, 8, 16 and 32 channels) stay.
 
     References
     ----------

@@ -38,8 +38,9 @@ def _fedknow(
 ) -> None:
     """Federated continual learning: clients learn a stream of tasks together without sharing data.
 
-    An experiment says which data, clients, tasks, model, learner (the method on the clients) and strategy (the method
-    on the server). It is a preset or a TOML file, and every setting can be changed with `--set`.
+    An experiment says which data, clients, tasks, model, learner (the method on the clients)
+    and strategy (the method on the server). It is a preset or a TOML file, and every setting
+    can be changed with `--set`.
 
     Examples:
 
@@ -47,7 +48,8 @@ def _fedknow(
 
     - `fedknow simulate digits --set data.clients=50 --set train.rounds=5` runs one experiment.
 
-    - `fedknow simulate digits --set strategy=my_strategy:MyStrategy` uses your own strategy from `my_strategy.py`.
+    - `fedknow simulate digits --set strategy=my_strategy:MyStrategy` uses your own strategy
+      from `my_strategy.py`.
 
     - `fedknow show digits` prints every setting with its value, ready to be saved as a TOML file.
     """

@@ -55,10 +55,12 @@ def certs(
         int, typer.Option("--days", min=1, help="How long certificates are valid.")
     ] = 365,
 ) -> None:
-    """Make the certificates and tokens of a run: its CA, one folder for the server and one for each client.
+    """Make the certificates and tokens of a run: its CA, one folder for the server and one for
+    each client.
 
-    Give `DIR/server` to the server and `DIR/clients/NNN` to client NNN; `DIR/ca.key` stays where it is. What is there
-    is never changed, so the same command with more clients adds the new ones.
+    Give `DIR/server` to the server and `DIR/clients/NNN` to client NNN; `DIR/ca.key` stays
+    where it is. What is there is never changed, so the same command with more clients adds the
+    new ones.
 
     Example:
 
@@ -119,11 +121,13 @@ def server(
 ) -> None:
     """Run one experiment with real clients (`fedknow client`) and write a report.
 
-    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`. The run begins
-    when all `data.clients` clients are connected (`engine.min_clients`), and waits for those that drop, or with
-    `engine.round_timeout` goes on without them.
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
+    `digits`. The run begins when all `data.clients` clients are connected
+    (`engine.min_clients`), and waits for those that drop, or with `engine.round_timeout` goes
+    on without them.
 
-    Clients that lose the server come back by themselves. Ctrl-C and SIGTERM are safe: go on later with `--resume`.
+    Clients that lose the server come back by themselves. Ctrl-C and SIGTERM are safe: go on
+    later with `--resume`.
 
     Examples:
 
@@ -213,15 +217,17 @@ def client(
 ) -> None:
     """Take part in the experiment of a server (`fedknow server`) until it is over.
 
-    All that this machine needs is the server's address, its certificate and its data; the server says what the
-    experiment is. What is kept in `--state` survives a reboot in any second. The exit code is 0 when the run is over,
-    1 when the client gave up, 2 when the server refuses it or the command cannot be run.
+    All that this machine needs is the server's address, its certificate and its data; the
+    server says what the experiment is. What is kept in `--state` survives a reboot in any
+    second. The exit code is 0 when the run is over, 1 when the client gave up, 2 when the
+    server refuses it or the command cannot be run.
 
     Examples:
 
     - `fedknow client --server 127.0.0.1:8700 --state state/0`
 
-    - `fedknow client --server fl.example.org:8700 --tls certs/clients/003 --data ~/data --state ~/fedknow-state`
+    - `fedknow client --server fl.example.org:8700 --tls certs/clients/003 --data ~/data --state
+      ~/fedknow-state`
     """
     with explained(None):
         from fedknow.client.edge.client import EdgeClient, run_client
@@ -246,7 +252,8 @@ def status(
     tls: Annotated[Path | None, CLIENT_TLS] = None,
     insecure: Annotated[bool, INSECURE] = False,
 ) -> None:
-    """Print how the run of a server stands, as JSON: who is connected, what is being done, bytes, refusals."""
+    """Print how the run of a server stands, as JSON: who is connected, what is being done, bytes,
+    refusals."""
     with explained(None):
         from fedknow.client.edge.client import fetch_status
 
@@ -266,10 +273,12 @@ def forget(
         ),
     ],
 ) -> None:
-    """Have clients of an unfinished run begin anew when it is resumed: the way back for one that lost its state.
+    """Have clients of an unfinished run begin anew when it is resumed: the way back for one that
+    lost its state.
 
-    RUN is the run folder, of `fedknow simulate` or of `fedknow server`; nothing is to be done on the client. It keeps
-    its number and its data, and goes on as a client that has not trained yet. The record says so.
+    RUN is the run folder, of `fedknow simulate` or of `fedknow server`; nothing is to be done
+    on the client. It keeps its number and its data, and goes on as a client that has not
+    trained yet. The record says so.
 
     Example:
 
@@ -292,7 +301,8 @@ def _log_plainly(quiet: bool) -> None:
 
 @contextmanager
 def _not_waiting_for(edge: EdgeClient) -> Iterator[None]:
-    """End the process although a client trains: nothing can interrupt that, and it is done again next time."""
+    """End the process although a client trains: nothing can interrupt that, and it is done again
+    next time."""
     try:
         yield
     except typer.Exit as end:

@@ -61,10 +61,11 @@ def report(
 ) -> None:
     """Write report.html and plots again from what is in run folders: one run, or several side by side.
 
-    Of several, `compare.json` and `compare.csv` too: of a comparison that is going on, or of several together.
+    Of several, `compare.json` and `compare.csv` too: of a comparison that is going on, or of
+    several together.
 
-    RUN is a run folder or a folder that holds run folders. Interrupted runs, and runs that are still going on, can be
-    reported too.
+    RUN is a run folder or a folder that holds run folders. Interrupted runs, and runs that are
+    still going on, can be reported too.
     """
     with explained(None):
         from fedknow.server.reports.page import write_report
@@ -91,7 +92,8 @@ def show(
 ) -> None:
     """Print an experiment with every setting spelled out, as TOML.
 
-    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
+    `digits`.
 
     Example:
 
@@ -138,11 +140,13 @@ def calibrate(
 ) -> None:
     """Measure how fast this machine trains, and write it down as a device for simulated fleets.
 
-    EXPERIMENT says what to train: a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
-    Speeds differ from model to model: calibrate with the one you simulate.
+    EXPERIMENT says what to train: a preset's name (`fedknow list presets`) or a TOML file;
+    without one it is `digits`. Speeds differ from model to model: calibrate with the one you
+    simulate.
 
-    Clients train on the CPU, and that is what is measured, with its counted operations a second. The Jetsons that are
-    shipped (`fedknow list devices`) are something else: their GPUs' peak times a share that is assumed.
+    Clients train on the CPU, and that is what is measured, with its counted operations a
+    second. The Jetsons that are shipped (`fedknow list devices`) are something else: their
+    GPUs' peak times a share that is assumed.
 
     Example:
 
@@ -180,8 +184,9 @@ def list_(
 ) -> None:
     """List what can be named in an experiment, or explain one of it.
 
-    With a NAME, all about that one. Of a learner: what it keeps, sends and needs, and its settings with their values
-    and meaning. Of a device (or a fleet, or a pattern such as `jetson-*`): each number, with its source or `assumed`.
+    With a NAME, all about that one. Of a learner: what it keeps, sends and needs, and its
+    settings with their values and meaning. Of a device (or a fleet, or a pattern such as
+    `jetson-*`): each number, with its source or `assumed`.
 
     Examples:
 

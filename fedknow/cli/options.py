@@ -36,7 +36,8 @@ def complete_preset(incomplete: str) -> list[str]:
     return [name for name in list_presets() if name.startswith(incomplete)]
 
 
-# Arguments are explained in the commands' texts: typer and click do not agree on how to show an argument's own help.
+# Arguments are explained in the commands' texts: typer and click do not agree on how to show an
+# argument's own help.
 EXPERIMENT = typer.Argument(metavar="EXPERIMENT", autocompletion=complete_preset)
 SET = typer.Option(
     "--set",

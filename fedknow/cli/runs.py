@@ -52,10 +52,11 @@ def simulate(
 ) -> None:
     """Run one experiment with virtual clients on this machine and write a report.
 
-    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
+    `digits`.
 
-    The run folder gets `report.html`, `plots/`, `config.toml`, `metrics.jsonl`, `accuracy.npz` and a checkpoint after
-    each round. Ctrl-C and SIGTERM are safe: go on later with `--resume`.
+    The run folder gets `report.html`, `plots/`, `config.toml`, `metrics.jsonl`, `accuracy.npz`
+    and a checkpoint after each round. Ctrl-C and SIGTERM are safe: go on later with `--resume`.
 
     Examples:
 
@@ -109,17 +110,19 @@ def compare(
 ) -> None:
     """Run several learners with several seeds and put them side by side.
 
-    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
+    `digits`.
 
-    With one seed all learners get the same data and start from the same weights. Given the same command again, finished
-    runs are read and unfinished ones go on. The folder gets a run folder for each run, `report.html`, `compare.json`,
-    `compare.csv` and `plots/`.
+    With one seed all learners get the same data and start from the same weights. Given the same
+    command again, finished runs are read and unfinished ones go on. The folder gets a run
+    folder for each run, `report.html`, `compare.json`, `compare.csv` and `plots/`.
 
     Example:
 
     - `fedknow compare digits --learners fedavg,fedrep,fedknow --seeds 5`
 
-    - `fedknow compare digits --learners all,fedknow@rho=0.2` also says which learners do not fit the experiment.
+    - `fedknow compare digits --learners all,fedknow@rho=0.2` also says which learners do not
+      fit the experiment.
     """
     with explained(folder):
         config = read_experiment(experiment, changes, data_dir)
@@ -177,13 +180,16 @@ def search(
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
-    """Search the settings of learners over the values their papers give, on training samples that are held out.
+    """Search the settings of learners over the values their papers give, on training samples that
+    are held out.
 
-    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is `digits`.
+    EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
+    `digits`.
 
-    A fifth of each class's training samples (`data.holdout`) is trained on by nobody and scores the candidates; the
-    test samples are not touched. Given the same command again, finished runs are read and unfinished ones go on. The
-    folder gets `search.jsonl`, one line a candidate, and `best.toml`.
+    A fifth of each class's training samples (`data.holdout`) is trained on by nobody and scores
+    the candidates; the test samples are not touched. Given the same command again, finished
+    runs are read and unfinished ones go on. The folder gets `search.jsonl`, one line a
+    candidate, and `best.toml`.
 
     Example:
 
@@ -273,17 +279,19 @@ def paper(
 ) -> None:
     """Run an experiment of the FedKNOW paper and put what comes of it beside the paper's values.
 
-    5.1: methods on twenty Jetsons, 5.1-pi: with ten Raspberry Pis; 5.2: slow and fast links; 5.3: 50 and 100 clients;
-    5.4: 80 tasks; 5.5: how much is kept of a task; 5.6: networks. `--scale` shrinks rounds and epochs by its root each
-    (and clients and tasks, where these have come to one); page and output say what share of the paper's training that
-    comes to, and on which devices.
+    5.1: methods on twenty Jetsons, 5.1-pi: with ten Raspberry Pis; 5.2: slow and fast links;
+    5.3: 50 and 100 clients; 5.4: 80 tasks; 5.5: how much is kept of a task; 5.6: networks.
+    `--scale` shrinks rounds and epochs by its root each (and clients and tasks, where these
+    have come to one); page and output say what share of the paper's training that comes to, and
+    on which devices.
 
-    Given the same command again, finished runs are read and unfinished ones go on. The folder gets `paper.html` and
-    `plots/`, and a comparison in a folder of its own for each variant.
+    Given the same command again, finished runs are read and unfinished ones go on. The folder
+    gets `paper.html` and `plots/`, and a comparison in a folder of its own for each variant.
 
     Example:
 
-    - `fedknow paper 5.1 --data cifar100 --scale 0.1 --learners fedknow,fedavg,gem,fedweit --data-dir ~/data`
+    - `fedknow paper 5.1 --data cifar100 --scale 0.1 --learners fedknow,fedavg,gem,fedweit
+      --data-dir ~/data`
     """
     place = folder or Path("runs") / f"paper-{experiment}"
     with explained(place, extra="sim"):

@@ -13,8 +13,8 @@ Receiver, one assembler a stream::
     if frame.WhichOneof("kind") == "chunk" and (parcel := assembler.add(frame)):
         message = unpack(parcel)
 
-Whatever the bytes, a receiver raises :class:`WireError` and nothing else, and takes no more memory than
-:class:`Limits` allow.
+Whatever the bytes, a receiver raises :class:`WireError` and nothing else, and takes no more
+memory than :class:`Limits` allow.
 """
 
 from fedknow.protocols.wire.codec import Encoding
@@ -78,6 +78,7 @@ __all__ = [
 SERVICE = DESCRIPTOR.services_by_name["Fedknow"].full_name
 """The gRPC service's name."""
 JOIN = f"/{SERVICE}/Join"
-"""The path of the stream. Register it without serialisers, so that frames pass as the bytes they are."""
+"""The path of the stream. Register it without serialisers, so that frames pass as the bytes they are.
+"""
 STATUS = f"/{SERVICE}/Status"
 """The path of the question how the run stands: :class:`StatusRequest`, :class:`StatusReply`."""

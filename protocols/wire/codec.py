@@ -23,16 +23,19 @@ class Encoding(enum.StrEnum):
     DENSE = "dense"
     """Exact: all elements."""
     SPARSE = "sparse"
-    """Exact to the bit, ``-0.0`` and NaN included: the elements that are not 0, and where they are (one bit an element,
-    or the distances between them). A tensor that would not shrink travels dense. Mind that ``x * mask`` leaves ``-0.0``
-    in half of the places; adding ``0.0`` makes it 0."""
+    """Exact to the bit, ``-0.0`` and NaN included: the elements that are not 0, and where they are
+    (one bit an element, or the distances between them). A tensor that would not shrink travels
+    dense. Mind that ``x * mask`` leaves ``-0.0`` in half of the places; adding ``0.0`` makes it
+    0."""
     FP16 = "fp16"
-    """``|x - x'| <= 2**-11 |x| + 2**-25``. NaN and infinity arrive; a finite number above 65504 is refused."""
+    """``|x - x'| <= 2**-11 |x| + 2**-25``. NaN and infinity arrive; a finite number above 65504 is
+    refused."""
     BF16 = "bf16"
-    """``|x - x'| <= 2**-8 |x| + 2**-134``. NaN and infinity arrive; a finite number above about 3.39e38 is refused."""
+    """``|x - x'| <= 2**-8 |x| + 2**-134``. NaN and infinity arrive; a finite number above about
+    3.39e38 is refused."""
     INT8 = "int8"
-    """``|x - x'| <= scale / 2`` with ``scale = max|x| / 127``, and one rounding of ``x'`` to its dtype. NaN, infinity
-    and float64 at the very end of its range are refused."""
+    """``|x - x'| <= scale / 2`` with ``scale = max|x| / 127``, and one rounding of ``x'`` to its
+    dtype. NaN, infinity and float64 at the very end of its range are refused."""
 
 
 _TYPES: dict[int, np.dtype] = {
@@ -78,13 +81,14 @@ def encode(
     Returns
     -------
     tuple of (fedknow_pb2.Tensor, memoryview)
-        The description, whose ``offset`` is 0, and the bytes. A dense contiguous array is not copied: the bytes are
-        its own memory.
+        The description, whose ``offset`` is 0, and the bytes. A dense contiguous array is not
+        copied: the bytes are its own memory.
 
     Raises
     ------
     WireError
-        ``BAD_DTYPE``: a dtype that does not travel (in this encoding); ``BAD_VALUE``: a number that it cannot hold.
+        ``BAD_DTYPE``: a dtype that does not travel (in this encoding); ``BAD_VALUE``: a number
+        that it cannot hold.
     """
     number = _NUMBERS.get(array.dtype.name)
     if number is None:
@@ -198,13 +202,14 @@ def decode(
     Returns
     -------
     numpy.ndarray
-        Of the shape and dtype that were encoded. A dense one is a view of ``payload``, writable if that is; any other
-        one owns its memory.
+        Of the shape and dtype that were encoded. A dense one is a view of ``payload``, writable
+        if that is; any other one owns its memory.
 
     Raises
     ------
     WireError
-        As :func:`check`; and ``TRUNCATED``, ``BAD_CHECKSUM``, ``MALFORMED`` or ``BAD_VALUE`` for the bytes.
+        As :func:`check`; and ``TRUNCATED``, ``BAD_CHECKSUM``, ``MALFORMED`` or ``BAD_VALUE``
+        for the bytes.
     """
     check(tensor, limits or Limits())
     if len(payload) != tensor.length:
@@ -241,7 +246,8 @@ def _elements(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.nda
 
 
 def _to_sparse(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
-    """The present elements and their index, as bytes, or the elements themselves where that is no larger."""
+    """The present elements and their index, as bytes, or the elements themselves where that is no
+    larger."""
     present = (
         flat.view(f"<u{flat.itemsize}") != 0
     )  # by bits: -0.0 is an element like any other
@@ -261,7 +267,8 @@ def _to_sparse(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
 
 
 def _check_sparse(tensor: pb.Tensor, size: int, dtype: np.dtype) -> bool:
-    # Only what a sender has a reason to send: it bounds the memory that reading takes by the size of the result.
+    # Only what a sender has a reason to send: it bounds the memory that reading takes by the
+    # size of the result.
     index = tensor.length - tensor.count * dtype.itemsize
     if tensor.count > size or tensor.length >= size * dtype.itemsize:
         return False
@@ -320,7 +327,8 @@ def _mask_bytes(size: int) -> int:
 
 
 def _to_varints(values: np.ndarray) -> np.ndarray:
-    """Positive integers below 2**35 as LEB128: seven bits a byte, lowest first, the top bit says that more follow."""
+    """Positive integers below 2**35 as LEB128: seven bits a byte, lowest first, the top bit says
+    that more follow."""
     shifts = np.arange(0, 7 * _GAP_BYTES, 7)
     width = int(np.count_nonzero(values.max(initial=1) >> shifts))
     rest = values[:, None] >> shifts[:width]

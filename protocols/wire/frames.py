@@ -1,7 +1,8 @@
 """Messages cut into frames and put together again.
 
-A message is a header and a payload; what they say is no business of this module. Frames of several messages may
-interleave, and heartbeats pass between them, so that a large message holds up nothing.
+A message is a header and a payload; what they say is no business of this module. Frames of
+several messages may interleave, and heartbeats pass between them, so that a large message holds
+up nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ _streams = itertools.count()
 class Packed:
     """A message as frames: serialised once, for any number of receivers.
 
-    The frames after the first are shared by all receivers; so send a message once at a time to one receiver.
+    The frames after the first are shared by all receivers; so send a message once at a time to
+    one receiver.
 
     Attributes
     ----------
@@ -202,7 +204,8 @@ def parse(data: bytes) -> pb.Frame:
 
 
 class Assembler:
-    """Puts the messages of one peer together. After an error its stream is over, and so is the assembler.
+    """Puts the messages of one peer together. After an error its stream is over, and so is the
+    assembler.
 
     Memory grows with the bytes received, up to ``limits.message_bytes``, whatever is announced.
 
@@ -331,7 +334,8 @@ class _Open:
 
 
 def _frame(chunk: pb.Chunk, data: Sequence[memoryview]) -> bytes:
-    # Frame(chunk=chunk, data=b"".join(data)).SerializeToString() gives the same bytes, with two more copies of them.
+    # Frame(chunk=chunk, data=b"".join(data)).SerializeToString() gives the same bytes, with two
+    # more copies of them.
     return b"".join(
         (
             pb.Frame(chunk=chunk).SerializeToString(),

@@ -1,7 +1,8 @@
 """Generate ``fedknow_pb2`` from ``fedknow.proto``: ``python protocols/wire/generate.py``.
 
-The generated files are committed: whoever installs the package needs no compiler. They work with the protobuf of the
-compiler (grpcio-tools, pinned in the ``dev`` extra) and every later one.
+The generated files are committed: whoever installs the package needs no compiler. They work
+with the protobuf of the compiler (grpcio-tools, pinned in the ``dev`` extra) and every later
+one.
 """
 
 from __future__ import annotations

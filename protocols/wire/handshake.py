@@ -18,7 +18,8 @@ __all__ = [
 ]
 
 PROTOCOL = 1
-"""The version of ``fedknow.proto`` that this code speaks. A change that an older peer would misread makes it 2."""
+"""The version of ``fedknow.proto`` that this code speaks. A change that an older peer would
+misread makes it 2."""
 HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 """The frame that says nothing but that the sender is there."""
 
@@ -31,7 +32,8 @@ def hello(node: int = 0) -> bytes:
 
 
 def welcome(node: int, config: str, run: str = "") -> bytes:
-    """The server's answer: the client's node id, the experiment's configuration (TOML) and the run's id."""
+    """The server's answer: the client's node id, the experiment's configuration (TOML) and the
+    run's id."""
     greeting = pb.Welcome(
         protocol=PROTOCOL, package=__version__, node=node, config=config, run=run
     )
@@ -46,7 +48,8 @@ def refusal(error: WireError) -> bytes:
 
 
 def goodbye(finished: bool, reason: str) -> bytes:
-    """The last frame of a stream with which nothing is wrong: the run is over, or the server means to come back."""
+    """The last frame of a stream with which nothing is wrong: the run is over, or the server means
+    to come back."""
     return _serialised(pb.Frame(goodbye=pb.Goodbye(finished=finished, reason=reason)))
 
 

@@ -11,14 +11,15 @@ __all__ = ["Limits"]
 class Limits:
     """What is refused, before memory is taken for it.
 
-    The peak of memory that one peer can cause is about ``message_bytes`` (its messages under way) plus
-    ``decoded_bytes`` (the arrays of the message being read), plus 10 bytes for each element of the largest sparse
-    tensor while that is read.
+    The peak of memory that one peer can cause is about ``message_bytes`` (its messages under
+    way) plus ``decoded_bytes`` (the arrays of the message being read), plus 10 bytes for each
+    element of the largest sparse tensor while that is read.
 
     Raises
     ------
     ValueError
-        If a limit is below 1, or ``elements`` above 2**31 (positions in a sparse tensor are read as 32 bits).
+        If a limit is below 1, or ``elements`` above 2**31 (positions in a sparse tensor are
+        read as 32 bits).
     """
 
     message_bytes: int = 1 << 30

@@ -143,7 +143,8 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
     Returns
     -------
     Message
-        Dense arrays are views of the parcel's one buffer, which lives as long as any of them: copy what you keep.
+        Dense arrays are views of the parcel's one buffer, which lives as long as any of them:
+        copy what you keep.
 
     Raises
     ------

@@ -24,15 +24,16 @@ def check_aggregate(
     returned : object
         Should be ``(ArrayRecord or None, MetricRecord or None)``.
     current : Arrays
-        The present parameters: the new ones must have the same names, shapes and, once cast, dtypes (Flower's mean
-        turns integers into floats; they are rounded back).
+        The present parameters: the new ones must have the same names, shapes and, once cast,
+        dtypes (Flower's mean turns integers into floats; they are rounded back).
     strategy : str
         Who is to be named if something is wrong.
 
     Returns
     -------
     tuple
-        The new parameters in the order of the present ones (``None``: nothing was aggregated), and the metrics.
+        The new parameters in the order of the present ones (``None``: nothing was aggregated),
+        and the metrics.
 
     Raises
     ------

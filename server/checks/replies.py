@@ -1,8 +1,8 @@
 """What clients answer is checked here, so that a fault is named where it happens.
 
-Flower's strategies trust what they are given: one reply with other names ends the run with a puzzle, one NaN poisons
-the model for good. So replies are checked before a strategy sees them, and its answer before the experiment uses it
-(:mod:`fedknow.server.checks.aggregates`).
+Flower's strategies trust what they are given: one reply with other names ends the run with a
+puzzle, one NaN poisons the model for good. So replies are checked before a strategy sees them,
+and its answer before the experiment uses it (:mod:`fedknow.server.checks.aggregates`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ KNOWLEDGE_BYTES = "knowledge-bytes"
 
 
 class RunError(FedknowError, RuntimeError):
-    """A run that cannot go on; the text says who failed, when and why. What was earned until then is kept."""
+    """A run that cannot go on; the text says who failed, when and why. What was earned until then
+    is kept."""
 
 
 class NothingAggregatedError(RunError):
@@ -131,38 +132,47 @@ class Unusable(Exception):
 
 
 class Inspector:
-    """Looks at every reply as it arrives (a grid's ``inspect`` hook), and turns a bad one into a failure.
+    """Looks at every reply as it arrives (a grid's ``inspect`` hook), and turns a bad one into a
+    failure.
 
-    Every array and number must be finite, and no cost (:data:`~fedknow.client.compute.cost.COSTS`) below 0. Moreover,
+    Every array and number must be finite, and no cost
+    (:data:`~fedknow.client.compute.cost.COSTS`) below 0. Moreover,
 
-    * replies to ``train`` messages hold just the arrays that were sent, with their shapes and dtypes, at no absurd
-      distance, a positive ``num-examples``, and the same metrics from every client;
-    * replies to ``train.end_task`` have a positive ``num-examples`` and a ``knowledge-bytes`` not below 0;
-    * what either brings beside the parameters has the names, dtypes and shapes that the method declares;
-    * replies to our own scoring (:meth:`expect_scores`) have a positive ``num-examples``, ``correct``, ``total`` and
-      ``losses`` of as many tasks as are scored, ``0 <= correct <= total`` in whole numbers with ``total`` above 0, and
-      where they are asked for, what clients keep: the same names, shapes and dtypes from every client.
+    * replies to ``train`` messages hold just the arrays that were sent, with their shapes and
+      dtypes, at no absurd distance, a positive ``num-examples``, and the same metrics from
+      every client;
+    * replies to ``train.end_task`` have a positive ``num-examples`` and a ``knowledge-bytes``
+      not below 0;
+    * what either brings beside the parameters has the names, dtypes and shapes that the method
+      declares;
+    * replies to our own scoring (:meth:`expect_scores`) have a positive ``num-examples``,
+      ``correct``, ``total`` and ``losses`` of as many tasks as are scored, ``0 <= correct <=
+      total`` in whole numbers with ``total`` above 0, and where they are asked for, what
+      clients keep: the same names, shapes and dtypes from every client.
 
-    Replies to an evaluation of the strategy's own may say what they like. A :class:`~fedknow.protocols.messages.Mean`
-    is of parameters that an inspector has seen before they were added.
+    Replies to an evaluation of the strategy's own may say what they like. A
+    :class:`~fedknow.protocols.messages.Mean` is of parameters that an inspector has seen before
+    they were added.
 
     Parameters
     ----------
     on_failure : callable
         Told of each failure; may raise to end the run.
     max_update_norm : float
-        Largest L2 norm of an update (what came back minus what was sent), as a multiple of the norm of what was sent,
-        or of 1 where that is less; 0: no bound. Integers (counters) are left out.
+        Largest L2 norm of an update (what came back minus what was sent), as a multiple of the
+        norm of what was sent, or of 1 where that is less; 0: no bound. Integers (counters) are
+        left out.
     extras : mapping, optional
-        Dtype and shape (-1: any size) by name of what replies of a kind may bring in their ``extra`` record, by kind;
-        by default there must be none.
+        Dtype and shape (-1: any size) by name of what replies of a kind may bring in their
+        ``extra`` record, by kind; by default there must be none.
 
     Attributes
     ----------
     failures : int
         Failures since :meth:`begin`.
     trained : list of (int, Metrics)
-        Node and metrics of each good reply to a ``train`` message since :meth:`begin`, in the order of arrival.
+        Node and metrics of each good reply to a ``train`` message since :meth:`begin`, in the
+        order of arrival.
     """
 
     def __init__(
@@ -207,7 +217,8 @@ class Inspector:
         return self._task, self._round
 
     def expect_scores(self, tasks: int, collect: bool) -> None:
-        """From now on ``evaluate`` is our own scoring, of so many tasks; with ``collect`` also what clients keep."""
+        """From now on ``evaluate`` is our own scoring, of so many tasks; with ``collect`` also
+        what clients keep."""
         self._scored, self._collect, self._kept = tasks, collect, None
 
     def __call__(self, reply: Message) -> Message:
@@ -232,7 +243,8 @@ class Inspector:
         return reply
 
     def mean(self, metric: str) -> float:
-        """Mean of a metric over the good replies to ``train`` messages, weighted by ``num-examples``; NaN without."""
+        """Mean of a metric over the good replies to ``train`` messages, weighted by
+        ``num-examples``; NaN without."""
         pairs = [
             (_number(metrics[NUM_EXAMPLES]), _number(metrics[metric]))
             for _, metrics in sorted(self.trained, key=lambda entry: entry[0])
@@ -421,7 +433,8 @@ def check_finite(name: str, array: np.ndarray) -> None:
 def check_like(
     arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True
 ) -> None:
-    """Raise :class:`Unusable` if arrays have other names, shapes or (unless told not to) dtypes than expected."""
+    """Raise :class:`Unusable` if arrays have other names, shapes or (unless told not to) dtypes
+    than expected."""
     if arrays.keys() != expected.keys():
         odd = sorted(arrays.keys() ^ expected.keys())
         lacking = [name for name in odd if name in expected]
@@ -476,7 +489,8 @@ def _check_layout(record: Record, layout: Layout) -> None:
 
 
 def _norm(arrays: Iterable[np.ndarray]) -> float:
-    """L2 norm of all real numbers but integers; infinite where its square is above what a float32 holds."""
+    """L2 norm of all real numbers but integers; infinite where its square is above what a float32
+    holds."""
     with np.errstate(over="ignore", invalid="ignore"):
         return math.hypot(
             *(_length(array) for array in arrays if array.dtype.kind == "f")

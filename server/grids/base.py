@@ -1,4 +1,5 @@
-"""Grids: how messages reach clients. What all grids share, and the one that runs clients in this process."""
+"""Grids: how messages reach clients. What all grids share, and the one that runs clients in this
+process."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ class Hosting(Protocol):
     def handle_many(
         self, messages: Sequence[Message], versions: Mapping[int, int]
     ) -> Iterator[tuple[Message, int]]:
-        """Answer messages to clients whose states have these versions (0 where none is given), in order.
+        """Answer messages to clients whose states have these versions (0 where none is given), in
+        order.
 
         Gives the version of the client's state after each, too.
         """
@@ -69,9 +71,9 @@ class Hosting(Protocol):
 class MessageGrid(Grid):
     """A Flower grid over our messages: everything but the delivery.
 
-    Any Flower strategy runs on it unchanged. Answers come back in the order of the node ids, whatever the order of
-    arrival, so that sums over them are the same from run to run. One grid at a time is in use in a process (Flower
-    keeps the identity of a run in class attributes).
+    Any Flower strategy runs on it unchanged. Answers come back in the order of the node ids,
+    whatever the order of arrival, so that sums over them are the same from run to run. One grid
+    at a time is in use in a process (Flower keeps the identity of a run in class attributes).
 
     Parameters
     ----------
@@ -83,27 +85,33 @@ class MessageGrid(Grid):
     Attributes
     ----------
     traffic : dict
-        Bytes (``down`` to clients, ``up`` from them) and ``messages`` sent so far, by kind of message.
+        Bytes (``down`` to clients, ``up`` from them) and ``messages`` sent so far, by kind of
+        message.
     versions : dict
         Version of each client's state; clients that are not in it are fresh.
     inspect : callable, optional
-        Sees each answer and gives it back, or a failure in its stead; the client's state is then what it was before.
+        Sees each answer and gives it back, or a failure in its stead; the client's state is
+        then what it was before.
     missed : callable, optional
         Told of the work of a wave that was not answered in time, where any was not.
     forgot : callable, optional
-        Told of a client and why, when it begins anew because its state is lost. Without, such work has failed.
+        Told of a client and why, when it begins anew because its state is lost. Without, such
+        work has failed.
     sparse : bool
-        Whether zeros are left out on the way (:attr:`fedknow.client.learners.Learner.sparse`) and not counted.
+        Whether zeros are left out on the way (:attr:`fedknow.client.learners.Learner.sparse`)
+        and not counted.
     spare : set of str
         Ids of work whose answers are not missed.
     address : callable, optional
         Told of Flower's messages before they are sent; may change what they say.
     until : float
-        The moment, on the clock of :attr:`now`, from which on strategies with a loop of their own give out no work.
+        The moment, on the clock of :attr:`now`, from which on strategies with a loop of their
+        own give out no work.
     timed : bool
         Whether that clock moves on, so that one client may answer later than another.
     running_mean : bool
-        Whether :meth:`send_and_receive` averages the parameters that clients trained and gives one answer for all.
+        Whether :meth:`send_and_receive` averages the parameters that clients trained and gives
+        one answer for all.
     """
 
     timed = False
@@ -125,8 +133,8 @@ class MessageGrid(Grid):
         self._sent = 0
         self._run = empty_run()
         identify(self._run.run_id)
-        # A wave makes many small objects, and Python's collector would time and again walk through all that was there
-        # before it (modules, mostly): 0.1 s each time.
+        # A wave makes many small objects, and Python's collector would time and again walk
+        # through all that was there before it (modules, mostly): 0.1 s each time.
         gc.freeze()
         keep_freed()
 
@@ -134,7 +142,8 @@ class MessageGrid(Grid):
     def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
         """Have clients do the work, each from the state that ``versions`` says.
 
-        Work for one client is done in the order given, each piece from the state the one before left.
+        Work for one client is done in the order given, each piece from the state the one before
+        left.
 
         Parameters
         ----------
@@ -150,9 +159,11 @@ class MessageGrid(Grid):
         """
 
     def perform(self, work: Sequence[Message], timeout: float | None) -> Answers:
-        """Have clients do the work as :meth:`deliver` does; those whose states are lost do it anew where they may.
+        """Have clients do the work as :meth:`deliver` does; those whose states are lost do it anew
+        where they may.
 
-        A client's state goes back to none, as the server's versions say, so the same happens on every grid.
+        A client's state goes back to none, as the server's versions say, so the same happens on
+        every grid.
 
         Parameters
         ----------
@@ -180,7 +191,8 @@ class MessageGrid(Grid):
                 yield from answers
 
     def begins_anew(self, reply: Message, version: int) -> bool:
-        """Whether an answer tells of a lost state whose client may begin anew; if so, it is put on record.
+        """Whether an answer tells of a lost state whose client may begin anew; if so, it is put on
+        record.
 
         Parameters
         ----------
@@ -205,7 +217,8 @@ class MessageGrid(Grid):
 
     @property
     def now(self) -> float:
-        """Seconds on the clock by which pulls wait; it stands still where no client is slower than another."""
+        """Seconds on the clock by which pulls wait; it stands still where no client is slower than
+        another."""
         return 0.0
 
     def wait(self, until: float) -> None:
@@ -221,7 +234,8 @@ class MessageGrid(Grid):
         )
 
     def gather(self, until: float) -> None:
-        """Let time pass until as many clients are there as the strategy needs, and up to a moment at most.
+        """Let time pass until as many clients are there as the strategy needs, and up to a moment
+        at most.
 
         Nothing by default: they are all there, or are waited for when they are given work.
         """
@@ -239,31 +253,37 @@ class MessageGrid(Grid):
     def arrivals(
         self, work: Sequence[Message], timeout: float | None
     ) -> Sequence[tuple[Message, int]]:
-        """Answers to work that was pushed, as far as they are there; where there is none, wait for the first.
+        """Answers to work that was pushed, as far as they are there; where there is none, wait for
+        the first.
 
-        Here clients are equally fast, so all answers arrive at once. A grid with a clock gives those that are due, in
-        the order in which they arrive, and is asked again for the others.
+        Here clients are equally fast, so all answers arrive at once. A grid with a clock gives
+        those that are due, in the order in which they arrive, and is asked again for the
+        others.
 
         Parameters
         ----------
         work : sequence of Message
-            Work pushed and not answered yet. What of it was pushed since the last call is to be begun.
+            Work pushed and not answered yet. What of it was pushed since the last call is to be
+            begun.
         timeout : float or None
             Seconds, on the clock of :attr:`now`, to wait for the first; None: as long as it takes.
 
         Returns
         -------
         sequence of tuple of Message and int
-            Answers, each with the version of the client's state after it. A failure with the code ``NO_ANSWER`` is
-            work that is given up. Empty: none came in time, or none can come any more.
+            Answers, each with the version of the client's state after it. A failure with the
+            code ``NO_ANSWER`` is work that is given up. Empty: none came in time, or none can
+            come any more.
         """
         with closing(self.perform(work, None)) as answers:
             return sorted(answers, key=lambda answer: answer[0].node)
 
     def refused(self, reply: Message) -> None:
-        """An answer could be read but not used, and ``reply`` is the failure in its stead; nothing more by default."""
+        """An answer could be read but not used, and ``reply`` is the failure in its stead; nothing
+        more by default."""
 
-    # --- our messages ---------------------------------------------------------------------------------------------
+    # --- our messages
+    # ---------------------------------------------------------------------------------------------
 
     def exchange(
         self,
@@ -352,7 +372,8 @@ class MessageGrid(Grid):
     def _book(
         self, kind: str, way: str, content: Mapping[str, Record], sizes: dict[int, int]
     ) -> None:
-        """Count a message's bytes, those of its ``extra`` record apart; ``sizes`` remembers what messages share."""
+        """Count a message's bytes, those of its ``extra`` record apart; ``sizes`` remembers what
+        messages share."""
         self.traffic.setdefault(kind, {"down": 0, "up": 0, "messages": 0})
         for name, record in content.items():
             if id(record) not in sizes:
@@ -372,7 +393,8 @@ class MessageGrid(Grid):
         self._sent += 1
         return str(self._sent)
 
-    # --- Flower's messages ----------------------------------------------------------------------------------------
+    # --- Flower's messages
+    # ----------------------------------------------------------------------------------------
 
     def set_run(self, run: Run) -> None:
         """Set the run that this grid works for."""
@@ -434,20 +456,23 @@ class MessageGrid(Grid):
     def pull_messages(
         self, message_ids: Iterable[str], timeout: float | None = None
     ) -> list[FlowerMessage]:
-        """Answers to messages pushed before, as far as they are there; where there is none yet, wait for the first.
+        """Answers to messages pushed before, as far as they are there; where there is none yet,
+        wait for the first.
 
         Parameters
         ----------
         message_ids : iterable of str
-            What :meth:`push_messages` gave. An id that was pulled already or never pushed gives nothing.
+            What :meth:`push_messages` gave. An id that was pulled already or never pushed gives
+            nothing.
         timeout : float, optional
-            Seconds, on the clock of :attr:`now`, to wait for the first answer; by default as long as it takes.
+            Seconds, on the clock of :attr:`now`, to wait for the first answer; by default as
+            long as it takes.
 
         Returns
         -------
         list of flwr.app.Message
-            Answers (errors too) in the order of arrival, those that arrived together in the order of nodes. Empty:
-            none came in time, or none can come any more.
+            Answers (errors too) in the order of arrival, those that arrived together in the
+            order of nodes. Empty: none came in time, or none can come any more.
         """
         wanted = [self._pushed[id][1] for id in message_ids if id in self._pushed]
         replies = []
@@ -469,9 +494,9 @@ class MessageGrid(Grid):
         Returns
         -------
         list of flwr.app.Message
-            The answers (errors too), ordered by node id, then as sent; after a timeout those that arrived. With
-            ``running_mean`` the good answers to training are one, their mean in the name of the first
-            (:mod:`fedknow.server.grids.running_mean`).
+            The answers (errors too), ordered by node id, then as sent; after a timeout those
+            that arrived. With ``running_mean`` the good answers to training are one, their mean
+            in the name of the first (:mod:`fedknow.server.grids.running_mean`).
         """
         sent = list(messages)
         if self.address:
@@ -504,7 +529,8 @@ class MessageGrid(Grid):
         """Whether the answers to this work are to be one mean."""
         return self.running_mean and all(message.kind == TRAIN for message in work)
 
-    # --- client states --------------------------------------------------------------------------------------------
+    # --- client states
+    # --------------------------------------------------------------------------------------------
 
     def restore(
         self,
@@ -532,10 +558,11 @@ class MessageGrid(Grid):
         return {}
 
     def prune(self) -> None:
-        """Delete all client states but the present ones; call it when a checkpoint of these is safe on disk.
+        """Delete all client states but the present ones; call it when a checkpoint of these is
+        safe on disk.
 
-        States are never overwritten by others (each version has its own file), so that the last checkpoint stays whole
-        until then.
+        States are never overwritten by others (each version has its own file), so that the last
+        checkpoint stays whole until then.
         """
         if self.store is not None:
             self.store.prune(self.versions)
@@ -543,11 +570,13 @@ class MessageGrid(Grid):
     def peak_memory_mb(self) -> float:
         """Largest resident memory so far of the processes at work, MB (1e6 bytes).
 
-        Each process's own peak, added up; memory they share (Ray's object store) counts in each that has touched it.
+        Each process's own peak, added up; memory they share (Ray's object store) counts in each
+        that has touched it.
         """
         return process_peak_mb()
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- life
+    # -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Let go of what the grid holds; it is of no use afterwards."""
@@ -577,7 +606,8 @@ def _sparse_bytes(record: Record) -> int:
 
 
 class InlineGrid(MessageGrid):
-    """Clients in this process, one after the other, with one thread as in a worker: tests, debugging, tiny runs.
+    """Clients in this process, one after the other, with one thread as in a worker: tests,
+    debugging, tiny runs.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""Our clients as a Flower app: a grid that hands our messages to Flower's own grid, whatever that runs on."""
+"""Our clients as a Flower app: a grid that hands our messages to Flower's own grid, whatever that
+runs on."""
 
 from __future__ import annotations
 
@@ -24,13 +25,16 @@ __all__ = ["FlowerGrid"]
 
 
 class FlowerGrid(MessageGrid):
-    """Clients that a SuperLink, or Flower's simulation, reaches; each runs :mod:`fedknow.client.flower_app`.
+    """Clients that a SuperLink, or Flower's simulation, reaches; each runs
+    :mod:`fedknow.client.flower_app`.
 
-    Flower knows its nodes by random ids. Each is asked once for its ``partition-id``, which is our client's number; so
-    answers are put in the order of our clients, and sums over them are the same as on our other grids.
+    Flower knows its nodes by random ids. Each is asked once for its ``partition-id``, which is
+    our client's number; so answers are put in the order of our clients, and sums over them are
+    the same as on our other grids.
 
-    Each message carries an ``ENVELOPE`` record: the experiment, the message's own id, the version of the state that the
-    client is to start from, and the version of the last checkpoint, before which nothing need be kept.
+    Each message carries an ``ENVELOPE`` record: the experiment, the message's own id, the
+    version of the state that the client is to start from, and the version of the last
+    checkpoint, before which nothing need be kept.
 
     Parameters
     ----------
@@ -139,7 +143,8 @@ class FlowerGrid(MessageGrid):
             time.sleep(self._poll)
 
     def _ask(self, nodes: Sequence[int]) -> None:
-        """Learn which clients these nodes are; one that cannot say is asked again when it is looked for again."""
+        """Learn which clients these nodes are; one that cannot say is asked again when it is
+        looked for again."""
         questions = [
             FlowerMessage(RecordDict({ENVELOPE: ConfigRecord()}), node, "query")
             for node in nodes

@@ -44,16 +44,18 @@ REMIND_SECONDS = 30.0
 
 
 class GrpcGrid(MessageGrid):
-    """Clients on other machines, each with a stream to the gRPC server that this grid runs in a thread of its own.
+    """Clients on other machines, each with a stream to the gRPC server that this grid runs in a
+    thread of its own.
 
-    What messages of a wave share is serialised once. A client that drops comes back as itself and is sent its work
-    again; its answer counts once. It keeps its state by version, from the one in the last checkpoint on
-    (:class:`fedknow.client.edge.journal.Journal`), so a run that is resumed asks it to go back, and the numbers are those
-    of a run that nothing happened to.
+    What messages of a wave share is serialised once. A client that drops comes back as itself
+    and is sent its work again; its answer counts once. It keeps its state by version, from the
+    one in the last checkpoint on (:class:`fedknow.client.edge.journal.Journal`), so a run that
+    is resumed asks it to go back, and the numbers are those of a run that nothing happened to.
 
-    Work is given out when ``engine.min_clients`` are connected; see there. With ``engine.round_timeout`` a wave goes on
-    without those that have not answered by then, and only connected clients are counted as the grid's nodes, late ones
-    from the next wave on. Without, all clients are its nodes, and are waited for.
+    Work is given out when ``engine.min_clients`` are connected; see there. With
+    ``engine.round_timeout`` a wave goes on without those that have not answered by then, and
+    only connected clients are counted as the grid's nodes, late ones from the next wave on.
+    Without, all clients are its nodes, and are waited for.
 
     Parameters
     ----------
@@ -100,7 +102,8 @@ class GrpcGrid(MessageGrid):
             )
         self._engine = config.engine
         self._limits = limits or Limits()
-        # Ids of this process's messages: an answer to what an earlier one asked for is none to ours.
+        # Ids of this process's messages: an answer to what an earlier one asked for is none to
+        # ours.
         self._session = secrets.token_hex(4)
         self._committed: dict[int, int] = {}
         self._begun = False
@@ -129,12 +132,14 @@ class GrpcGrid(MessageGrid):
         except RuntimeError as error:
             raise ConfigError(f"--listen {listen}: cannot be had: {error}") from None
 
-    # --- the work -------------------------------------------------------------------------------------------------
+    # --- the work
+    # -------------------------------------------------------------------------------------------------
 
     def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
         """Have clients do the work; see :meth:`MessageGrid.deliver`.
 
-        An answer that cannot be read ends its sender's stream; the work is sent again when it is back, three times.
+        An answer that cannot be read ends its sender's stream; the work is sent again when it
+        is back, three times.
 
         Raises
         ------
@@ -184,7 +189,8 @@ class GrpcGrid(MessageGrid):
     ) -> Sequence[tuple[Message, int]]:
         """What clients have sent by now; see :meth:`MessageGrid.arrivals`.
 
-        With ``engine.round_timeout`` a client that takes longer for its work is not waited for any more.
+        With ``engine.round_timeout`` a client that takes longer for its work is not waited for
+        any more.
         """
         wave = self._open = self._open or _Wave(self)
         asked = {message.id for message in work}
@@ -273,7 +279,8 @@ class GrpcGrid(MessageGrid):
             )
         return replace(reply, id=f"{message.id}:reply", group=message.group)
 
-    # --- who is there ---------------------------------------------------------------------------------------------
+    # --- who is there
+    # ---------------------------------------------------------------------------------------------
 
     def get_node_ids(self) -> list[int]:
         """Ids of the clients, ascending: all, or with ``engine.round_timeout`` those connected."""
@@ -299,7 +306,8 @@ class GrpcGrid(MessageGrid):
         """How the run stands: see :meth:`fedknow.server.grids.grpc_service.Service.status`."""
         return self._service.status()
 
-    # --- client states --------------------------------------------------------------------------------------------
+    # --- client states
+    # --------------------------------------------------------------------------------------------
 
     def restore(
         self,
@@ -314,7 +322,8 @@ class GrpcGrid(MessageGrid):
         """Tell clients, with their next work, that the present states are in a checkpoint."""
         self._committed = dict(self.versions)
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- life
+    # -----------------------------------------------------------------------------------------------------
 
     def finish(
         self, linger: float = LONGEST_DELAY + HEARTBEAT_SECONDS, everyone: bool = False
@@ -324,7 +333,8 @@ class GrpcGrid(MessageGrid):
         Parameters
         ----------
         linger : float
-            Seconds that clients have to come and hear it, if they were here and are away: their longest wait and some.
+            Seconds that clients have to come and hear it, if they were here and are away: their
+            longest wait and some.
         everyone : bool
             Also if they were never here.
         """
@@ -332,7 +342,8 @@ class GrpcGrid(MessageGrid):
         self.close()
 
     def close(self) -> None:
-        """Stop the server; clients that were not told by :meth:`finish` that the run is over try to come back."""
+        """Stop the server; clients that were not told by :meth:`finish` that the run is over try
+        to come back."""
         if self._thread.is_alive():
             self._call(self._ended.set)
             self._thread.join()
@@ -383,7 +394,8 @@ class _Piece:
 
 
 class _Wave:
-    """Work that is under way: each client has one piece of it at a time, and the next from the state that one left.
+    """Work that is under way: each client has one piece of it at a time, and the next from the
+    state that one left.
 
     Attributes
     ----------
@@ -412,7 +424,8 @@ class _Wave:
         self._grid._call(self._grid._service.assign, first, _progress(work))
 
     def settle(self, answer: Answer) -> tuple[Message, int] | None:
-        """What an answer comes to, and the version after it; None if it is late, or the work is to be done again."""
+        """What an answer comes to, and the version after it; None if it is late, or the work is to
+        be done again."""
         grid, node, asked = (
             self._grid,
             answer.work.node,

@@ -1,4 +1,5 @@
-"""The gRPC side of :class:`~fedknow.server.grids.grpc_grid.GrpcGrid`: streams of clients, in an event loop of their own."""
+"""The gRPC side of :class:`~fedknow.server.grids.grpc_grid.GrpcGrid`: streams of clients, in an
+event loop of their own."""
 
 from __future__ import annotations
 
@@ -97,8 +98,9 @@ class Service:
 
     Everything is called in the event loop, but :meth:`wait_for` and reading ``answers``.
 
-    Each client has one piece of work at most. It is sent over whatever stream the client has at the time, again over
-    the next one if that breaks, and taken back when its answer comes; an answer to anything else is dropped, counted.
+    Each client has one piece of work at most. It is sent over whatever stream the client has at
+    the time, again over the next one if that breaks, and taken back when its answer comes; an
+    answer to anything else is dropped, counted.
 
     Parameters
     ----------
@@ -109,7 +111,8 @@ class Service:
     run : str
         The run's id, which they are given too.
     secure : bool
-        Whether clients must prove who they are: by their certificate, or by ``tokens``. Without, they are believed.
+        Whether clients must prove who they are: by their certificate, or by ``tokens``.
+        Without, they are believed.
     tokens : Tokens, optional
         The tokens that let clients in.
     limits : Limits
@@ -152,12 +155,14 @@ class Service:
         self._all_told = asyncio.Event()
         self._changed = threading.Condition()
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- life
+    # -----------------------------------------------------------------------------------------------------
 
     async def start(
         self, listen: str, credentials: grpc.ServerCredentials | None
     ) -> int:
-        """Begin to listen; the port, which is one of the system's choice where ``listen`` ends with ``:0``.
+        """Begin to listen; the port, which is one of the system's choice where ``listen`` ends
+        with ``:0``.
 
         Raises
         ------
@@ -192,7 +197,8 @@ class Service:
     async def stop(
         self, finished: bool, reason: str, linger: float, everyone: bool
     ) -> None:
-        """Say goodbye to all clients, also to those that come back within ``linger`` seconds, and stop.
+        """Say goodbye to all clients, also to those that come back within ``linger`` seconds, and
+        stop.
 
         ``everyone``: also to those that this process has never seen.
         """
@@ -217,7 +223,8 @@ class Service:
                 )
         await self._server.stop(grace=HEARTBEAT_SECONDS)
 
-    # --- work -----------------------------------------------------------------------------------------------------
+    # --- work
+    # -----------------------------------------------------------------------------------------------------
 
     def assign(
         self, works: Sequence[Work], progress: Mapping[str, Any] | None = None
@@ -254,7 +261,8 @@ class Service:
             peer.link.end(refusal(error))
 
     def count(self, kind: str, number: int = 1) -> None:
-        """Count what the grid saw: answers that came ``late``, work that was ``left_out``, answers ``refused``."""
+        """Count what the grid saw: answers that came ``late``, work that was ``left_out``, answers
+        ``refused``."""
         self.counts[kind] += number
 
     def wait_for(self, clients: int, timeout: float) -> bool:
@@ -274,13 +282,14 @@ class Service:
         Returns
         -------
         dict
-            ``run``; ``seconds`` since the start; ``work``: task, round and kind of what is being done; ``clients``:
-            how many belong to the experiment; ``connected``; ``waiting_for``: clients that have work; ``bytes_in`` and
-            ``bytes_out`` of messages, so far; ``refusals``: by code; ``dropped``: answers by why (``duplicate``:
-            answered before; ``late``: of no work that is going on); ``left_out``: pieces of work given up at a
-            deadline; ``refused``: answers that could be read but not used (NaN, other shapes, absurd norms);
-            ``each``: by client ``connected``, ``since`` (seconds since 1970), ``joined`` (times), ``bytes_in`` and
-            ``bytes_out``.
+            ``run``; ``seconds`` since the start; ``work``: task, round and kind of what is
+            being done; ``clients``: how many belong to the experiment; ``connected``;
+            ``waiting_for``: clients that have work; ``bytes_in`` and ``bytes_out`` of messages,
+            so far; ``refusals``: by code; ``dropped``: answers by why (``duplicate``: answered
+            before; ``late``: of no work that is going on); ``left_out``: pieces of work given
+            up at a deadline; ``refused``: answers that could be read but not used (NaN, other
+            shapes, absurd norms); ``each``: by client ``connected``, ``since`` (seconds since
+            1970), ``joined`` (times), ``bytes_in`` and ``bytes_out``.
         """
         peers = self.peers.values()
         return {
@@ -311,7 +320,8 @@ class Service:
             },
         }
 
-    # --- calls ----------------------------------------------------------------------------------------------------
+    # --- calls
+    # ----------------------------------------------------------------------------------------------------
 
     async def _status(self, request: StatusRequest, context: Any) -> StatusReply:
         try:
@@ -383,7 +393,8 @@ class Service:
         return link
 
     def _prove(self, context: Any, claimed: int | None) -> int | None:
-        """The client that a call comes from, as its credential proves; in the clear, the one it claims to be."""
+        """The client that a call comes from, as its credential proves; in the clear, the one it
+        claims to be."""
         if not self._secure:
             return claimed
         try:
@@ -428,7 +439,8 @@ class Service:
         self.refusals[error.code.name] += 1
         log.warning("%s is refused: %s", who, error)
 
-    # --- what links tell ------------------------------------------------------------------------------------------
+    # --- what links tell
+    # ------------------------------------------------------------------------------------------
 
     def take(self, link: _Link, parcel: Parcel) -> None:
         """A message came in whole.
@@ -542,7 +554,8 @@ class _Link:
     async def _write(self) -> str:
         sent: Work | None = None
         while True:
-            # What is written is asked for anew each time: work that was taken back meanwhile is not sent at all.
+            # What is written is asked for anew each time: work that was taken back meanwhile is
+            # not sent at all.
             if self.last is not None:
                 await self.context.write(self.last)
                 return "told why"

@@ -13,9 +13,11 @@ __all__ = ["forget_process_peak", "process_peak_mb"]
 
 
 def forget_process_peak() -> None:
-    """Measure this process's peak anew from here on, where the system can (Linux), so that each run has its own.
+    """Measure this process's peak anew from here on, where the system can (Linux), so that each
+    run has its own.
 
-    What earlier runs have freed is given back first; what they have left in use (modules, caches) stays in the peak.
+    What earlier runs have freed is given back first; what they have left in use (modules,
+    caches) stays in the peak.
     """
     give_back()
     with suppress(OSError):
@@ -23,7 +25,8 @@ def forget_process_peak() -> None:
 
 
 def process_peak_mb() -> float:
-    """Largest resident memory that this process ever had, or had since :func:`forget_process_peak`; MB (1e6 bytes)."""
+    """Largest resident memory that this process ever had, or had since
+    :func:`forget_process_peak`; MB (1e6 bytes)."""
     peak = resource.getrusage(
         resource.RUSAGE_SELF
     ).ru_maxrss  # KiB on Linux, bytes on macOS

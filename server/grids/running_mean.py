@@ -1,10 +1,12 @@
-"""Clients' parameters, averaged as they arrive (``engine.running_mean``), for strategies that ask for no more.
+"""Clients' parameters, averaged as they arrive (``engine.running_mean``), for strategies that ask
+for no more.
 
-A server that hands its strategy every client's answer holds them all at once, and a simulation copies each of them from
-a worker's process to the server's. Most strategies then take a weighted mean and look at nothing else, which can just
-as well be taken on the way: by each worker of its own clients' parameters, by the server of what arrives. The strategy
-is given one answer, with the mean of the parameters and metrics and the sum of the samples. That is the same number up
-to rounding, as it is summed in another order.
+A server that hands its strategy every client's answer holds them all at once, and a simulation
+copies each of them from a worker's process to the server's. Most strategies then take a
+weighted mean and look at nothing else, which can just as well be taken on the way: by each
+worker of its own clients' parameters, by the server of what arrives. The strategy is given one
+answer, with the mean of the parameters and metrics and the sum of the samples. That is the same
+number up to rounding, as it is summed in another order.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ __all__ = ["RunningMean", "averaged"]
 
 
 class RunningMean:
-    """A mean of parameters, weighted by ``num-examples``, to which answers are added one by one; memory for one model.
+    """A mean of parameters, weighted by ``num-examples``, to which answers are added one by one;
+    memory for one model.
 
     Attributes
     ----------
@@ -110,7 +113,8 @@ class RunningMean:
         return found
 
     def reply(self, replies: Sequence[Message]) -> Message:
-        """One answer in the name of the first of these, which :meth:`take` gave: means, and the sum of the samples."""
+        """One answer in the name of the first of these, which :meth:`take` gave: means, and the
+        sum of the samples."""
         return replace(
             replies[0], content={ARRAYS: self.mean(), METRICS: _mean_metrics(replies)}
         )
@@ -121,15 +125,17 @@ def averaged(
     answers: Iterable[tuple[Message, int]],
     inspector: Inspector,
 ) -> Iterator[tuple[Message, int]]:
-    """Put one :class:`Mean` in the place of clients' parameters; it is complete when the last answer has been given.
+    """Put one :class:`Mean` in the place of clients' parameters; it is complete when the last
+    answer has been given.
 
     Parameters
     ----------
     work : iterable of Message
         What was asked for.
     answers : iterable of (Message, int)
-        An answer to each, in order, with the version of the client's state. What is not training, or does not pass
-        the inspector, is given as it is, for the server to see what is wrong with it.
+        An answer to each, in order, with the version of the client's state. What is not
+        training, or does not pass the inspector, is given as it is, for the server to see what
+        is wrong with it.
     inspector : Inspector
         Looks at each answer before it is added.
     """

@@ -11,8 +11,8 @@ import numpy as np
 
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.run import metrics
-from fedknow.server.run.integrity import FolderDamaged
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.integrity import FolderDamaged
 
 __all__ = ["Scoring", "Summary", "summarise"]
 
@@ -62,7 +62,8 @@ class Summary:
     traffic : mapping
         ``{kind: {"down", "up", "messages"}}``, bytes and counts.
     rounds, evaluations, troubles : sequence of dict
-        The run's ``round``, ``evaluation``, and ``failure``, ``forgotten`` or ``warning`` events, oldest first.
+        The run's ``round``, ``evaluation``, and ``failure``, ``forgotten`` or ``warning``
+        events, oldest first.
     knowledge_bytes : float
         What a client keeps about past tasks after the last task that ended, mean over clients.
     server_bytes : float

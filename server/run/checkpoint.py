@@ -1,10 +1,11 @@
 """Checkpoints: all that a run needs to go on as if nothing had happened, without pickle.
 
-A checkpoint is a folder ``checkpoint-<n>`` (n: rounds done) with the global parameters under their own names
-(``arrays.safetensors``) and everything else (``state.safetensors``). The one-line file ``latest`` names the one that
-counts; it is replaced only when the new checkpoint is complete on the disk, with the clients' states and the events
-that belong to it, and older ones are deleted after that. The disk is waited for once, for all of these together, and
-not for what is deleted, which may take longer than all the rest.
+A checkpoint is a folder ``checkpoint-<n>`` (n: rounds done) with the global parameters under
+their own names (``arrays.safetensors``) and everything else (``state.safetensors``). The
+one-line file ``latest`` names the one that counts; it is replaced only when the new checkpoint
+is complete on the disk, with the clients' states and the events that belong to it, and older
+ones are deleted after that. The disk is waited for once, for all of these together, and not for
+what is deleted, which may take longer than all the rest.
 """
 
 from __future__ import annotations
@@ -83,12 +84,13 @@ class Checkpoint:
     grid : dict
         See :meth:`fedknow.server.grids.base.MessageGrid.state`.
     arrivals : dict
-        See :meth:`fedknow.server.run.schedule.Arrivals.state`; empty where all clients are at the same task.
+        See :meth:`fedknow.server.run.schedule.Arrivals.state`; empty where all clients are at
+        the same task.
     client_memory : float
         Most memory that a client's work has needed so far, bytes.
     chain : int or None
-        Checksum of the events so far (:attr:`fedknow.server.run.folder.RunFolder.chain`); ``None``: of an earlier
-        version.
+        Checksum of the events so far (:attr:`fedknow.server.run.folder.RunFolder.chain`);
+        ``None``: of an earlier version.
     partition : str
         Digest of the clients' data; empty: of an earlier version.
     """
@@ -121,7 +123,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
     Raises
     ------
     OSError, StateError
-        If it cannot be written, for example because the disk is full; the one before then still counts.
+        If it cannot be written, for example because the disk is full; the one before then still
+        counts.
     """
     folder.mkdir(exist_ok=True)
     name = _free_name(folder, checkpoint.server_round)
@@ -258,14 +261,16 @@ def _load(target: Path) -> Checkpoint:
 def strategy_state(strategy: Strategy) -> tuple[dict[str, Any], list[str]]:
     """What a strategy remembers from round to round, in a form that can be stored.
 
-    A strategy that has ``state_dict`` and ``load_state_dict`` is asked; of any other all attributes are taken that
-    are numbers, text, NumPy arrays, torch tensors, generators of random numbers, Flower's records, strategies it
-    wraps, or lists, tuples and dictionaries of these. Functions are code and are left out.
+    A strategy that has ``state_dict`` and ``load_state_dict`` is asked; of any other all
+    attributes are taken that are numbers, text, NumPy arrays, torch tensors, generators of
+    random numbers, Flower's records, strategies it wraps, or lists, tuples and dictionaries of
+    these. Functions are code and are left out.
 
     Returns
     -------
     tuple
-        A :data:`fedknow.client.state.State` for :func:`restore_strategy`, and the names of what could not be stored.
+        A :data:`fedknow.client.state.State` for :func:`restore_strategy`, and the names of what
+        could not be stored.
     """
     if hasattr(strategy, "state_dict") and hasattr(strategy, "load_state_dict"):
         try:

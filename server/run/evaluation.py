@@ -1,4 +1,5 @@
-"""Scoring every client on every task, twice: with what it keeps to itself, and with the purely global model."""
+"""Scoring every client on every task, twice: with what it keeps to itself, and with the purely
+global model."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ class Scores:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Accuracies and counts by name (:meth:`fedknow.server.run.folder.RunFolder.accuracy` says which)."""
+        """Accuracies and counts by name (:meth:`fedknow.server.run.folder.RunFolder.accuracy` says
+        which)."""
         raw = self.raw()
         return {
             **{scoring: self.accuracy(scoring) for scoring in SCORINGS},
@@ -149,9 +151,9 @@ def score_clients(
 ) -> tuple[dict[str, Floats], Floats]:
     """Have every client score the model on the test samples of its tasks.
 
-    Where clients keep parameters to themselves, a second wave scores the purely global model: what does not travel is
-    replaced by its mean over the clients, weighted by their test samples, in the order of the clients. Where everything
-    travels, both scorings are the same.
+    Where clients keep parameters to themselves, a second wave scores the purely global model:
+    what does not travel is replaced by its mean over the clients, weighted by their test
+    samples, in the order of the clients. Where everything travels, both scorings are the same.
 
     Parameters
     ----------
@@ -165,7 +167,8 @@ def score_clients(
     tasks : int
         All tasks of the stream.
     both : bool
-        Whether the purely global model is scored too (otherwise its results are NaN, where they are not the same).
+        Whether the purely global model is scored too (otherwise its results are NaN, where they
+        are not the same).
     forward : bool
         Whether tasks not learned yet are scored as well.
     nodes : sequence of int, optional

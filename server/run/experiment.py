@@ -1,39 +1,49 @@
 """The experiment: tasks, rounds, scoring and checkpoints around any Flower strategy.
 
-Each event is a mapping with ``event`` (its kind) and ``time`` (seconds since 1970), is passed to every observer and
-becomes one line of ``metrics.jsonl``, with a checksum (``crc32``) of it and of all lines before. Tasks count from 0,
-rounds from 1; what was not measured is ``None``.
+Each event is a mapping with ``event`` (its kind) and ``time`` (seconds since 1970), is passed
+to every observer and becomes one line of ``metrics.jsonl``, with a checksum (``crc32``) of it
+and of all lines before. Tasks count from 0, rounds from 1; what was not measured is ``None``.
 
-================  ====================================================================================================
-``start``         ``clients``, ``tasks``, ``rounds``, ``travelling`` (number of parameters exchanged), ``bytes``
-                  (theirs), ``learner``, ``strategy``, ``partition`` (digest), ``resumed_from`` (server round),
-                  ``versions`` (of what is installed where the experiment runs)
-``round``         ``task``, ``round``, ``server_round``, ``clients`` (good replies), ``loss``, ``accuracy`` (means over
-                  clients), ``samples`` (that went forward to be learned from, all clients), ``metrics`` (what the
-                  strategy aggregated), ``seconds``, ``traffic`` (so far), ``peak_memory_mb`` (of the run so far, all
-                  processes' own peaks added up), ``client_memory_bytes``, ``flops`` (counted operations of the
-                  clients' training), ``failures``
-``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``per_task`` (accuracy on each
+================
+====================================================================================================
+``start``         ``clients``, ``tasks``, ``rounds``, ``travelling`` (number of parameters
+exchanged), ``bytes``
+                  (theirs), ``learner``, ``strategy``, ``partition`` (digest), ``resumed_from``
+                  (server round), ``versions`` (of what is installed where the experiment runs)
+``round``         ``task``, ``round``, ``server_round``, ``clients`` (good replies), ``loss``,
+``accuracy`` (means over
+                  clients), ``samples`` (that went forward to be learned from, all clients),
+                  ``metrics`` (what the strategy aggregated), ``seconds``, ``traffic`` (so far),
+                  ``peak_memory_mb`` (of the run so far, all processes' own peaks added up),
+                  ``client_memory_bytes``, ``flops`` (counted operations of the clients'
+                  training), ``failures``
+``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``,
+``per_task`` (accuracy on each
                   task so far), ``metrics`` (what the strategy aggregated), ``seconds``
-``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``server_bytes`` (what the server's half of the
-                  method keeps of past tasks and of clients' data), ``client_memory_bytes``, ``samples`` and ``flops``
-                  (of ending it: what methods do then, and the training of clients never chosen in the task),
-                  ``seconds`` (since the last such event)
+``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``server_bytes`` (what the
+server's half of the
+                  method keeps of past tasks and of clients' data), ``client_memory_bytes``,
+                  ``samples`` and ``flops`` (of ending it: what methods do then, and the
+                  training of clients never chosen in the task), ``seconds`` (since the last
+                  such event)
 ``failure``       ``fault``, ``client``, ``task``, ``round``, ``kind``, ``tensor``, ``reason``
-``warning``       ``reason``, and where it belongs ``task``, ``round``, ``clients`` (left out of a wave)
-``forgotten``     ``client``, ``task``, ``round``, ``reason``: its state was lost, and it begins anew
-``interrupted``   ``task``, ``round`` of the last complete round
-``end``           ``seconds``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``forgetting_relative``,
-                  ``forgetting_max``, ``backward_transfer``, ``forward_transfer``, ``gap``, ``traffic``
-================  ====================================================================================================
+``warning``       ``reason``, and where it belongs ``task``, ``round``, ``clients`` (left out of
+a wave) ``forgotten``     ``client``, ``task``, ``round``, ``reason``: its state was lost, and
+it begins anew ``interrupted``   ``task``, ``round`` of the last complete round ``end``
+``seconds``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``forgetting_relative``,
+                  ``forgetting_max``, ``backward_transfer``, ``forward_transfer``, ``gap``,
+                  ``traffic``
+================
+====================================================================================================
 
-``client_memory_bytes`` is the most memory that training, or the end of a task, has needed on any client so far, as
-clients count it (:mod:`fedknow.client.compute.cost`).
+``client_memory_bytes`` is the most memory that training, or the end of a task, has needed on
+any client so far, as clients count it (:mod:`fedknow.client.compute.cost`).
 
-Where clients have devices (``fleet``), ``round``, ``evaluation``, ``task_end`` and ``end`` have besides what has passed
-so far: ``virtual_seconds``, the sum of ``communication_seconds``, ``computing_seconds`` and ``waiting_seconds`` (in
-which the server waited for messages under way, for clients that computed, and for clients to come back, a deadline or
-the next task), and ``energy_joules`` (all clients').
+Where clients have devices (``fleet``), ``round``, ``evaluation``, ``task_end`` and ``end`` have
+besides what has passed so far: ``virtual_seconds``, the sum of ``communication_seconds``,
+``computing_seconds`` and ``waiting_seconds`` (in which the server waited for messages under
+way, for clients that computed, and for clients to come back, a deadline or the next task), and
+``energy_joules`` (all clients').
 """
 
 from __future__ import annotations
@@ -80,17 +90,8 @@ from fedknow.protocols.messages import (
 from fedknow.protocols.plugins import PASSED_ON, explain
 from fedknow.protocols.seeds import integer
 from fedknow.protocols.texts import counted
-from fedknow.server.run import metrics
 from fedknow.server.checks.aggregates import check_aggregate, check_arrays
-from fedknow.server.run.schedule import Arrivals
-from fedknow.server.run.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    restore_strategy,
-    save_checkpoint,
-    strategy_state,
-)
+from fedknow.server.checks.instructions import StrategyCheck, position
 from fedknow.server.checks.replies import (
     KNOWLEDGE_BYTES,
     ClientFailure,
@@ -100,10 +101,19 @@ from fedknow.server.checks.replies import (
     NothingAggregatedError,
     RunError,
 )
-from fedknow.server.run.evaluation import Scores, score_clients
 from fedknow.server.grids.base import MessageGrid
-from fedknow.server.checks.instructions import StrategyCheck, position
+from fedknow.server.run import metrics
+from fedknow.server.run.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    restore_strategy,
+    save_checkpoint,
+    strategy_state,
+)
+from fedknow.server.run.evaluation import Scores, score_clients
 from fedknow.server.run.folder import RunFolder, is_disk_full, running_out_of_disk
+from fedknow.server.run.schedule import Arrivals
 from fedknow.strategies import (
     build_strategy,
     check_running_mean,
@@ -187,12 +197,14 @@ class Experiment:
     partition : mapping, optional
         Which client holds what; written to the run folder. A resumed run must have the same.
     stream : TaskStream, optional
-        The clients' data, for a strategy that trains on them itself; unknown here where clients have their own.
+        The clients' data, for a strategy that trains on them itself; unknown here where clients
+        have their own.
 
     Raises
     ------
     ConfigError
-        If the strategy cannot be built, wants more clients than there are, or cannot have them at different tasks.
+        If the strategy cannot be built, wants more clients than there are, or cannot have them
+        at different tasks.
     """
 
     def __init__(
@@ -248,7 +260,8 @@ class Experiment:
         self._heard_before: set[str] = set()
         self._too_small = 0
 
-    # --- the run --------------------------------------------------------------------------------------------------
+    # --- the run
+    # --------------------------------------------------------------------------------------------------
 
     def run(self) -> RunResult:
         """Run to the end, from the beginning or from the last checkpoint.
@@ -256,8 +269,9 @@ class Experiment:
         Raises
         ------
         RunError
-            If the run cannot go on: a client failed (under ``engine.on_client_error = "stop"``), all clients failed,
-            the strategy failed or gave something unusable, or the disk is full. The last checkpoint stays.
+            If the run cannot go on: a client failed (under ``engine.on_client_error =
+            "stop"``), all clients failed, the strategy failed or gave something unusable, or
+            the disk is full. The last checkpoint stays.
         KeyboardInterrupt
             If the user interrupts; likewise.
         """
@@ -310,7 +324,8 @@ class Experiment:
                     self._finish_round(task, round)
 
     def _run_arrivals(self, arrivals: Arrivals) -> None:
-        """What is left of tasks that have times of their own; the server's task is that of whoever is furthest behind.
+        """What is left of tasks that have times of their own; the server's task is that of whoever
+        is furthest behind.
 
         Before a round begins all clients are at the tasks that they are to train on in it.
         """
@@ -456,7 +471,8 @@ class Experiment:
         )
         return RunResult(self.folder.path, self.scores.arrays(), self.arrays, summary)
 
-    # --- a round --------------------------------------------------------------------------------------------------
+    # --- a round
+    # --------------------------------------------------------------------------------------------------
 
     def _train(self, task: int, round: int) -> None:
         """One round through the strategy's hooks."""
@@ -505,9 +521,10 @@ class Experiment:
     def _start_strategy(self, task: int, first: int, rounds: int) -> int:
         """Rounds of a task through a strategy that has a loop of its own; how many it made.
 
-        Between its rounds it cannot be stopped or saved: a checkpoint is written when it comes back, once a task.
-        Flower's contract has ``start`` call ``evaluate_fn`` before the first round and after each; that is when we
-        count rounds, and tell clients of the next through the settings that all of a task's messages share.
+        Between its rounds it cannot be stopped or saved: a checkpoint is written when it comes
+        back, once a task. Flower's contract has ``start`` call ``evaluate_fn`` before the first
+        round and after each; that is when we count rounds, and tell clients of the next through
+        the settings that all of a task's messages share.
         """
         every = self.config.evaluation.every
         base = self._server_round
@@ -580,7 +597,8 @@ class Experiment:
         return made
 
     def _between_rounds(self, round: int) -> None:
-        """Where clients have tasks of their own, end those that are over between two rounds of a strategy's own loop.
+        """Where clients have tasks of their own, end those that are over between two rounds of a
+        strategy's own loop.
 
         Who is at work finishes that first; and the last task is over for all when the run is.
         """
@@ -600,7 +618,8 @@ class Experiment:
     def _address_arrivals(
         self, messages: Sequence[FlowerMessage], arrivals: Arrivals
     ) -> None:
-        """Tell clients which task they are at; in a strategy's own loop, end first what is over for those asked."""
+        """Tell clients which task they are at; in a strategy's own loop, end first what is over
+        for those asked."""
         work = [
             message for message in messages if message.metadata.message_type == TRAIN
         ]
@@ -651,10 +670,12 @@ class Experiment:
             self._evaluate(task, round, over=False)
 
     def _finish_tasks(self, round: int, arrivals: Arrivals) -> bool:
-        """End and score the tasks that are over by the moment at which the next round begins; whether there were any.
+        """End and score the tasks that are over by the moment at which the next round begins;
+        whether there were any.
 
-        What takes time (telling clients, waiting for enough of them) may have further tasks end, so it goes on until
-        nothing is to be done. A client that a round kept longer than its next task took ends that one too.
+        What takes time (telling clients, waiting for enough of them) may have further tasks
+        end, so it goes on until nothing is to be done. A client that a round kept longer than
+        its next task took ends that one too.
         """
         any_over = False
         while not arrivals.over:
@@ -665,7 +686,8 @@ class Experiment:
         return any_over
 
     def _leave_tasks(self, round: int, arrivals: Arrivals, last: bool = True) -> bool:
-        """End and score a task of each client that is not at work and whose task is over now; whether there were any.
+        """End and score a task of each client that is not at work and whose task is over now;
+        whether there were any.
 
         Without ``last`` the last task goes on.
         """
@@ -687,7 +709,8 @@ class Experiment:
         return self.grid.now if arrivals.seconds else self._server_round
 
     def _wait(self, arrivals: Arrivals) -> bool:
-        """Where a schedule has times, wait until there is something to do in a round; whether time has passed."""
+        """Where a schedule has times, wait until there is something to do in a round; whether time
+        has passed."""
         before = self._moment(arrivals)
         if arrivals.idle(self._server_round):
             self.grid.wait(arrivals.next())
@@ -698,7 +721,8 @@ class Experiment:
     def _finish_own_task(
         self, task: int, round: int, clients: Sequence[int], last: bool
     ) -> None:
-        """End and score a task that is over for these clients; what is told of it is told with the last of them.
+        """End and score a task that is over for these clients; what is told of it is told with the
+        last of them.
 
         The purely global model is not scored, as that takes what all clients keep at one moment.
         """
@@ -731,7 +755,8 @@ class Experiment:
     def _end_task(
         self, task: int, round: int, nodes: Sequence[int] | None = None
     ) -> float:
-        """Tell clients (all) that the task is over; mean size in bytes of what they keep about their tasks.
+        """Tell clients (all) that the task is over; mean size in bytes of what they keep about
+        their tasks.
 
         NaN: none of those asked answered well.
         """
@@ -878,7 +903,8 @@ class Experiment:
         self._last = checkpoint
         self.grid.prune()
 
-    # --- helpers --------------------------------------------------------------------------------------------------
+    # --- helpers
+    # --------------------------------------------------------------------------------------------------
 
     def _warn(self, reason: str) -> None:
         """Put a warning on record, at the round under way."""
@@ -976,9 +1002,8 @@ class Experiment:
     def _seed(self, server_round: int, stage: int) -> None:
         # Flower samples clients with Python's global generator and draws noise from NumPy's.
         random.seed(integer(self.config.seed, "strategy", server_round, stage))
-        np.random.seed(
-            integer(self.config.seed, "strategy.numpy", server_round, stage) % 2**32
-        )  # noqa: NPY002
+        seed = integer(self.config.seed, "strategy.numpy", server_round, stage) % 2**32
+        np.random.seed(seed)  # noqa: NPY002
 
     def _client_failed(self, failure: ClientFailure) -> None:
         self._emit("failure", **failure.event())
@@ -1105,9 +1130,9 @@ def _restored_randomness() -> Iterator[None]:
     """Leave the process's global generators as they were."""
     python, numpy, pytorch = (
         random.getstate(),
-        np.random.get_state(),
+        np.random.get_state(),  # noqa: NPY002
         torch.get_rng_state(),
-    )  # noqa: NPY002
+    )
     try:
         yield
     finally:

@@ -11,8 +11,9 @@
     checkpoint/      what the run needs to go on (see fedknow.server.run.checkpoint)
     clients/         the clients' states (owned by the grid)
 
-Files are replaced as a whole or not at all; ``metrics.jsonl`` grows line by line and is cut back to the last
-checkpoint's position when a run is resumed. Each file has a checksum (:mod:`fedknow.server.run.integrity`).
+Files are replaced as a whole or not at all; ``metrics.jsonl`` grows line by line and is cut
+back to the last checkpoint's position when a run is resumed. Each file has a checksum
+(:mod:`fedknow.server.run.integrity`).
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class RunFolder:
         self._is_new = is_new
         self._chain: int | None = None
 
-    # --- opening --------------------------------------------------------------------------------------------------
+    # --- opening
+    # --------------------------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: ExperimentConfig) -> Self:
@@ -147,7 +149,8 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If there is no run, it is finished or in use, or its configuration differs in what changes a result.
+            If there is no run, it is finished or in use, or its configuration differs in what
+            changes a result.
         """
         folder = cls.open(path)
         changed = differences(folder.config.absolute(), config.absolute())
@@ -220,7 +223,8 @@ class RunFolder:
             with suppress(OSError):  # it is not there, or holds something
                 place.rmdir()
 
-    # --- reading --------------------------------------------------------------------------------------------------
+    # --- reading
+    # --------------------------------------------------------------------------------------------------
 
     @property
     def checkpoints(self) -> Path:
@@ -308,12 +312,13 @@ class RunFolder:
         Returns
         -------
         dict
-            float64 arrays, NaN where nothing was measured. ``personal`` and ``global`` [client, seen, trained]: the
-            two scorings; ``correct_personal`` and ``correct_global``: the same as counts; ``weights`` [client, seen]:
-            sizes of the test sets; ``untrained`` [client, seen]: accuracy before any training (with
-            ``evaluation.forward``); ``round_personal`` and ``round_global`` [evaluation, client, seen]: evaluations
-            within tasks (with ``evaluation.every``), each described by a line of ``round_steps``
-            [evaluation, 3]: server round, task, round.
+            float64 arrays, NaN where nothing was measured. ``personal`` and ``global`` [client,
+            seen, trained]: the two scorings; ``correct_personal`` and ``correct_global``: the
+            same as counts; ``weights`` [client, seen]: sizes of the test sets; ``untrained``
+            [client, seen]: accuracy before any training (with ``evaluation.forward``);
+            ``round_personal`` and ``round_global`` [evaluation, client, seen]: evaluations
+            within tasks (with ``evaluation.every``), each described by a line of
+            ``round_steps`` [evaluation, 3]: server round, task, round.
 
         Raises
         ------
@@ -331,7 +336,8 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
-        """A name that no other run has, and that a resumed run keeps: clients keep their states under it.
+        """A name that no other run has, and that a resumed run keeps: clients keep their states
+        under it.
 
         Raises
         ------
@@ -355,7 +361,8 @@ class RunFolder:
                 raise ValueError("it holds no name of a run")
         return name
 
-    # --- writing --------------------------------------------------------------------------------------------------
+    # --- writing
+    # --------------------------------------------------------------------------------------------------
 
     def write_partition(self, partition: Mapping[str, Any]) -> None:
         """Write which client holds what."""
@@ -408,7 +415,8 @@ class RunFolder:
         return chains[-1] if chains else start
 
     def forget_models(self) -> None:
-        """Delete checkpoints and clients' states, which nobody needs of a run that ended; the numbers stay."""
+        """Delete checkpoints and clients' states, which nobody needs of a run that ended; the
+        numbers stay."""
         for place in (self.checkpoints, self.clients):
             shutil.rmtree(place, ignore_errors=True)
 

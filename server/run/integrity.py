@@ -1,8 +1,9 @@
 """Checksums in the files of a run folder: a byte that changed is noticed where the file is read.
 
-A run folder has a *fingerprint*, the CRC-32 of its configuration, which the first line of ``config.toml`` holds. The
-checksums of all other files start from it, so a file of another run is noticed too. Folders of earlier versions have no
-checksums; their fingerprint is empty, and they are read as they are.
+A run folder has a *fingerprint*, the CRC-32 of its configuration, which the first line of
+``config.toml`` holds. The checksums of all other files start from it, so a file of another run
+is noticed too. Folders of earlier versions have no checksums; their fingerprint is empty, and
+they are read as they are.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _crc(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
 
 
-# --- config.toml ------------------------------------------------------------------------------------------------------
+# --- config.toml
+# ------------------------------------------------------------------------------------------------------
 
 
 def seal_text(text: str) -> str:
@@ -61,7 +63,8 @@ def seal_text(text: str) -> str:
 
 
 def open_text(sealed: str) -> tuple[str, str]:
-    """Give a text that :func:`seal_text` sealed, and its checksum, which is empty if it was never sealed.
+    """Give a text that :func:`seal_text` sealed, and its checksum, which is empty if it was never
+    sealed.
 
     Raises
     ------
@@ -79,7 +82,8 @@ def open_text(sealed: str) -> tuple[str, str]:
     return text, found[1]
 
 
-# --- metrics.jsonl ----------------------------------------------------------------------------------------------------
+# --- metrics.jsonl
+# ----------------------------------------------------------------------------------------------------
 
 
 def chain_start(fingerprint: str) -> int:
@@ -101,7 +105,8 @@ def seal_line(event: Mapping[str, Any], chain: int) -> tuple[bytes, int]:
 
 
 def read_lines(data: bytes, chain: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Read lines of :func:`seal_line`, each with the checksum after it; half a line at the end is left out.
+    """Read lines of :func:`seal_line`, each with the checksum after it; half a line at the end is
+    left out.
 
     Lines of earlier versions have no checksum. They are covered by those of later lines.
 
@@ -159,7 +164,8 @@ def _event(body: bytes, number: int) -> dict[str, Any]:
     return event
 
 
-# --- other files ------------------------------------------------------------------------------------------------------
+# --- other files
+# ------------------------------------------------------------------------------------------------------
 
 
 def seal_json(tree: Mapping[str, Any], fingerprint: str) -> bytes:

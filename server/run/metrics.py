@@ -1,11 +1,13 @@
 """Metrics of continual learning, computed from raw accuracies and from nothing else.
 
-Everything starts from one array, ``accuracy[client, seen, trained]``: the share of client ``i``'s test samples of task
-``u`` that it classified rightly after task ``m`` was finished (float64; NaN: not measured). ``weights[client, seen]``
-are the sizes of those test sets. Tasks count from 0. Two ways of averaging over clients are used, and no others:
+Everything starts from one array, ``accuracy[client, seen, trained]``: the share of client
+``i``'s test samples of task ``u`` that it classified rightly after task ``m`` was finished
+(float64; NaN: not measured). ``weights[client, seen]`` are the sizes of those test sets. Tasks
+count from 0. Two ways of averaging over clients are used, and no others:
 
-* the accuracy of one task, ``a(m, u) = sum_i n_i(u) a_i(m, u) / sum_i n_i(u)``, is the accuracy over the test samples
-  of all clients taken together (:func:`task_accuracy`); forgetting and transfer are defined on it;
+* the accuracy of one task, ``a(m, u) = sum_i n_i(u) a_i(m, u) / sum_i n_i(u)``, is the accuracy
+  over the test samples of all clients taken together (:func:`task_accuracy`); forgetting and
+  transfer are defined on it;
 * the average accuracy is taken per client first and then over clients, as the FedKNOW paper does it
   (:func:`average_accuracy`).
 
@@ -36,12 +38,14 @@ _Term = Callable[[Floats, int, int], float]
 
 
 def average_accuracy(accuracy: Floats, weights: Floats) -> Floats:
-    """Average accuracy after each task: one number for "how good is a client on all it has learned so far".
+    """Average accuracy after each task: one number for "how good is a client on all it has learned
+    so far".
 
-    ``A_i(m) = mean over u <= m of a_i(m, u)`` for each client, then ``A(m) = sum_i n_i(m) A_i(m) / sum_i n_i(m)``
-    with ``n_i(m) = sum over u <= m of n_i(u)``, the client's test samples of the tasks seen. Source: FedKNOW
-    (Luopan et al., ICDE 2023), as its authors' code computes it; without the weights it is ACC of Lopez-Paz and
-    Ranzato, "Gradient Episodic Memory" (NeurIPS 2017).
+    ``A_i(m) = mean over u <= m of a_i(m, u)`` for each client, then ``A(m) = sum_i n_i(m)
+    A_i(m) / sum_i n_i(m)`` with ``n_i(m) = sum over u <= m of n_i(u)``, the client's test
+    samples of the tasks seen. Source: FedKNOW (Luopan et al., ICDE 2023), as its authors' code
+    computes it; without the weights it is ACC of Lopez-Paz and Ranzato, "Gradient Episodic
+    Memory" (NeurIPS 2017).
 
     Parameters
     ----------
@@ -75,15 +79,16 @@ def task_accuracy(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def learned(accuracy: Floats, weights: Floats) -> Floats:
-    """Accuracy of each task when it had just been learned: ``a(u, u)``, float64 [seen] (mammoth calls it A-diag)."""
+    """Accuracy of each task when it had just been learned: ``a(u, u)``, float64 [seen] (mammoth
+    calls it A-diag)."""
     return np.array(np.diagonal(task_accuracy(accuracy, weights)))
 
 
 def forgetting(accuracy: Floats, weights: Floats) -> Floats:
     """Absolute forgetting after each task: ``F(m) = mean over u < m of (a(u, u) - a(m, u))``.
 
-    It is the fall from the accuracy a task had when it was learned (Avalanche's definition), hence the negative of
-    :func:`backward_transfer`; below zero, old tasks have become better.
+    It is the fall from the accuracy a task had when it was learned (Avalanche's definition),
+    hence the negative of :func:`backward_transfer`; below zero, old tasks have become better.
 
     Returns
     -------
@@ -94,10 +99,11 @@ def forgetting(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def relative_forgetting(accuracy: Floats, weights: Floats) -> Floats:
-    """Relative forgetting after each task: ``F(m) = mean over u < m of (a(u, u) - a(m, u)) / a(u, u)``.
+    """Relative forgetting after each task: ``F(m) = mean over u < m of (a(u, u) - a(m, u)) / a(u,
+    u)``.
 
-    The form that FedKNOW's plots follow (the paper gives no code for it). A task whose accuracy was 0 when it was
-    learned has nothing to lose and is left out.
+    The form that FedKNOW's plots follow (the paper gives no code for it). A task whose accuracy
+    was 0 when it was learned has nothing to lose and is left out.
 
     Returns
     -------
@@ -112,9 +118,11 @@ def relative_forgetting(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def max_forgetting(accuracy: Floats, weights: Floats) -> Floats:
-    """Forgetting from the best: ``F(m) = mean over u < m of (max over u <= l < m of a(l, u) - a(m, u))``.
+    """Forgetting from the best: ``F(m) = mean over u < m of (max over u <= l < m of a(l, u) - a(m,
+    u))``.
 
-    Source: Chaudhry et al., "Riemannian Walk for Incremental Learning" (ECCV 2018); mammoth reports this one.
+    Source: Chaudhry et al., "Riemannian Walk for Incremental Learning" (ECCV 2018); mammoth
+    reports this one.
 
     Returns
     -------
@@ -140,13 +148,15 @@ def backward_transfer(accuracy: Floats, weights: Floats) -> Floats:
 def forward_transfer(accuracy: Floats, weights: Floats, untrained: Floats) -> Floats:
     """Forward transfer after each task: ``FWT(m) = mean over 1 <= u <= m of (a(u - 1, u) - b(u))``.
 
-    How much better a task goes before it is learned than with the untrained model, whose accuracy is ``b(u)``.
-    Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory" (NeurIPS 2017).
+    How much better a task goes before it is learned than with the untrained model, whose
+    accuracy is ``b(u)``. Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory" (NeurIPS
+    2017).
 
     Parameters
     ----------
     accuracy : float64 [client, seen, trained]
-        With the tasks not learned yet (``seen > trained``) measured, which ``evaluation.forward`` does.
+        With the tasks not learned yet (``seen > trained``) measured, which
+        ``evaluation.forward`` does.
     weights : float64 [client, seen]
     untrained : float64 [client, seen]
         Accuracy of the model before any training.
@@ -163,7 +173,8 @@ def forward_transfer(accuracy: Floats, weights: Floats, untrained: Floats) -> Fl
 
 
 def local_global_gap(personal: Floats, shared: Floats, weights: Floats) -> Floats:
-    """What personalisation is worth: average accuracy of the clients' own models minus that of the purely global one.
+    """What personalisation is worth: average accuracy of the clients' own models minus that of the
+    purely global one.
 
     Parameters
     ----------
@@ -178,7 +189,8 @@ def local_global_gap(personal: Floats, shared: Floats, weights: Floats) -> Float
 
 
 def _over_earlier(accuracy: Floats, weights: Floats, term: _Term) -> Floats:
-    """Mean of ``term(a, u, m)`` over the tasks ``u`` before each ``m``, where ``a[u, m]`` is the task accuracy."""
+    """Mean of ``term(a, u, m)`` over the tasks ``u`` before each ``m``, where ``a[u, m]`` is the
+    task accuracy."""
     a = task_accuracy(accuracy, weights)
     return np.array(
         [_mean([term(a, u, m) for u in range(m)]) for m in range(a.shape[1])]

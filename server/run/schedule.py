@@ -23,15 +23,16 @@ __all__ = ["Arrivals"]
 class Arrivals:
     """Which task each client is at: a schedule, and how far clients have come.
 
-    Every client has a task from the beginning to the end: the next one arrives where the last one ends, and the last
-    task goes on until the run ends. A client comes to its next task when it is told that its last is over, so it meets
-    all of them in order, however many have arrived meanwhile.
+    Every client has a task from the beginning to the end: the next one arrives where the last
+    one ends, and the last task goes on until the run ends. A client comes to its next task when
+    it is told that its last is over, so it meets all of them in order, however many have
+    arrived meanwhile.
 
     Parameters
     ----------
     ends : float64 [client, task]
-        When a task is over for a client, in rounds of the server that are done or in virtual seconds; the last when
-        the run is.
+        When a task is over for a client, in rounds of the server that are done or in virtual
+        seconds; the last when the run is.
     rounds : int
         ``train.rounds``.
     seconds : bool
@@ -46,8 +47,8 @@ class Arrivals:
     before : int64 [client]
         Steps of the server that were done then.
     steps : int
-        Steps that the server has done: versions of the global model, of which a strategy's own loop may make several
-        in a round.
+        Steps that the server has done: versions of the global model, of which a strategy's own
+        loop may make several in a round.
     """
 
     def __init__(self, ends: NDArray[np.float64], rounds: int, seconds: bool) -> None:
@@ -57,14 +58,15 @@ class Arrivals:
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> Arrivals | None:
-        """The schedule of an experiment, from the configuration and the seed alone; None: all tasks come to all at
-        once, ``train.rounds`` rounds after each other.
+        """The schedule of an experiment, from the configuration and the seed alone; None: all
+        tasks come to all at once, ``train.rounds`` rounds after each other.
 
-        A task arrives each ``arrival_seconds``, or without these each ``train.rounds`` rounds. ``staggered``: client c
-        of n is ``arrival_lag * c / (n - 1)`` behind client 0 (whole rounds, rounded down), for which its first task
-        takes longer. ``poisson``: tasks arrive at each client as a Poisson process of that rate (whole rounds, rounded
-        up); its first draw is the first task's length. The run ends when the last task of each client has taken its
-        time.
+        A task arrives each ``arrival_seconds``, or without these each ``train.rounds`` rounds.
+        ``staggered``: client c of n is ``arrival_lag * c / (n - 1)`` behind client 0 (whole
+        rounds, rounded down), for which its first task takes longer. ``poisson``: tasks arrive
+        at each client as a Poisson process of that rate (whole rounds, rounded up); its first
+        draw is the first task's length. The run ends when the last task of each client has
+        taken its time.
         """
         data, seconds = config.data, config.data.arrival_seconds > 0
         if data.arrival == "same" and not seconds:
@@ -88,7 +90,8 @@ class Arrivals:
         ends[:, -1] = ends[:, -1].max()
         return cls(ends, config.train.rounds, seconds)
 
-    # --- where clients are ----------------------------------------------------------------------------------------
+    # --- where clients are
+    # ----------------------------------------------------------------------------------------
 
     def position(self, client: int) -> tuple[int, int]:
         """A client's own task, from 0, and its round of that, from 1, which counts the server's steps."""
@@ -122,16 +125,19 @@ class Arrivals:
         return float(self._until().min())
 
     def idle(self, done: int) -> bool:
-        """Whether everybody has had the rounds of its task, so that the server waits for the next moment."""
+        """Whether everybody has had the rounds of its task, so that the server waits for the next
+        moment."""
         return self.seconds and self._missing(done) <= 0
 
     def span(self, done: int) -> tuple[int, float]:
-        """How far the server's task goes on at most, from a moment at which all clients are where they should be.
+        """How far the server's task goes on at most, from a moment at which all clients are where
+        they should be.
 
         Returns
         -------
         rounds : int
-            Those until it is over, or in virtual seconds until everybody has had the rounds of its task.
+            Those until it is over, or in virtual seconds until everybody has had the rounds of
+            its task.
         until : float
             The virtual second at which it is over; never, where rounds are counted.
         """
@@ -163,10 +169,12 @@ class Arrivals:
         )
         self.steps = state["steps"]
 
-    # --- messages -------------------------------------------------------------------------------------------------
+    # --- messages
+    # -------------------------------------------------------------------------------------------------
 
     def tell(self, messages: Iterable[FlowerMessage]) -> None:
-        """Put the clients' own ``task`` and ``round`` in the place of the server's in messages to them.
+        """Put the clients' own ``task`` and ``round`` in the place of the server's in messages to
+        them.
 
         What is shared by clients that are equally far is shared still.
         """
@@ -190,19 +198,22 @@ class Arrivals:
 
     @staticmethod
     def check(config: ExperimentConfig, strategy: Strategy, real: bool = False) -> None:
-        """See that an experiment can be run whose clients are at tasks of their own, or whose tasks have times.
+        """See that an experiment can be run whose clients are at tasks of their own, or whose
+        tasks have times.
 
         Parameters
         ----------
         config : ExperimentConfig
         strategy : Strategy
         real : bool
-            Whether its clients are real ones, of which none can be asked anything else while others do pushed work.
+            Whether its clients are real ones, of which none can be asked anything else while
+            others do pushed work.
 
         Raises
         ------
         ConfigError
-            If its strategy counts tasks itself, or something is wanted that is defined for all clients at once.
+            If its strategy counts tasks itself, or something is wanted that is defined for all
+            clients at once.
         """
         data, same = config.data, config.data.arrival == "same"
         if same and not data.arrival_seconds:

@@ -45,7 +45,8 @@ def one_ray(address: str, meanwhile: str = "") -> Iterator[None]:
     address : str
         As ``engine.address``: a cluster to join; empty: a Ray of our own.
     meanwhile : str
-        Name of a module to import while Ray's processes start, which takes as long as to import torch.
+        Name of a module to import while Ray's processes start, which takes as long as to import
+        torch.
     """
     if ray.is_initialized():
         yield

@@ -1,4 +1,5 @@
-"""Virtual clients on Ray workers: one process a core, work in batches, states that outlive the workers."""
+"""Virtual clients on Ray workers: one process a core, work in batches, states that outlive the
+workers."""
 
 from __future__ import annotations
 
@@ -50,41 +51,46 @@ PATIENCE = 3
 """Workers that may die on one client's work before it fails."""
 
 SHORTEST = 0.02
-"""Seconds of work below which a batch is not worth its while: asking a worker and being answered takes 3 ms, or 6."""
+"""Seconds of work below which a batch is not worth its while: asking a worker and being answered
+takes 3 ms, or 6."""
 FEW = 64, 0.2, 0.25
-"""So few clients are not cut into batches for less than so many seconds, nor below so much of a worker's share of them:
-as far apart workers may end."""
+"""So few clients are not cut into batches for less than so many seconds, nor below so much of a
+worker's share of them: as far apart workers may end."""
 
 _Batch = tuple[int, list[Job]]
 
 
 class RayGrid(MessageGrid):
-    """Clients on Ray workers. Answers do not depend on the number of workers, their speed, or what dies on the way.
+    """Clients on Ray workers. Answers do not depend on the number of workers, their speed, or what
+    dies on the way.
 
-    A wave is cut into one queue a worker, each client going to the worker that has its state in memory as far as
-    that keeps the queues equally long. A worker takes half of its queue at a time, and half of the longest queue when
-    its own is empty: few, large batches first, small ones to even out the end; where clients are quick, all at once.
-    What messages of a wave share is put into Ray's object store once, and the arrays of a batch's answers are one
-    buffer there, which strategies read where it lies; or with ``running_mean`` one mean of the batch's clients.
+    A wave is cut into one queue a worker, each client going to the worker that has its state in
+    memory as far as that keeps the queues equally long. A worker takes half of its queue at a
+    time, and half of the longest queue when its own is empty: few, large batches first, small
+    ones to even out the end; where clients are quick, all at once. What messages of a wave
+    share is put into Ray's object store once, and the arrays of a batch's answers are one
+    buffer there, which strategies read where it lies; or with ``running_mean`` one mean of the
+    batch's clients.
 
-    A worker that dies is replaced, and what it had not answered is done again from the recorded states, client by
-    client, so that a client which kills its worker is told from those that were with it; after three deaths it gets a
-    failure.
+    A worker that dies is replaced, and what it had not answered is done again from the recorded
+    states, client by client, so that a client which kills its worker is told from those that
+    were with it; after three deaths it gets a failure.
 
     Parameters
     ----------
     config : ExperimentConfig
-        The experiment; ``engine.address`` names a Ray cluster to join, else Ray is started here (unless it is running
-        in this process already) and stopped by :meth:`close`.
+        The experiment; ``engine.address`` names a Ray cluster to join, else Ray is started here
+        (unless it is running in this process already) and stopped by :meth:`close`.
     stream : TaskStream
         The clients' data; put into the object store once.
     folder : str or PathLike
         Where client states lie. On a cluster all machines must see it.
     workers : int
-        Number of workers; 0: ``engine.workers``, and if that is 0 too, one a core of the cluster, or one a GPU
-        (``engine.device``).
+        Number of workers; 0: ``engine.workers``, and if that is 0 too, one a core of the
+        cluster, or one a GPU (``engine.device``).
     node : callable, optional
-        ``node(config, stream)`` makes what answers in a worker; by default :class:`fedknow.client.node.Node`.
+        ``node(config, stream)`` makes what answers in a worker; by default
+        :class:`fedknow.client.node.Node`.
 
     Raises
     ------
@@ -156,7 +162,8 @@ class RayGrid(MessageGrid):
         RunError
             If Ray itself fails.
         Exception
-            Whatever else is raised in a worker outside the node, which answers its own faults with failures.
+            Whatever else is raised in a worker outside the node, which answers its own faults
+            with failures.
         """
         with _ray_failing("in the run"):
             yield from self._deliver(work, timeout)
@@ -228,18 +235,20 @@ class RayGrid(MessageGrid):
                             yield reply, version
                             continue
                         held += nbytes(reply.content)
-                        # What is read where it lies keeps its place in the store until the strategy is done with it.
+                        # What is read where it lies keeps its place in the store until the
+                        # strategy is done with it.
                         yield (
                             (reply if held <= self._room else detached(reply)),
                             version,
                         )
         finally:
-            # Given up by timeout, interrupted, or left by an error: what still runs must not write states any more.
+            # Given up by timeout, interrupted, or left by an error: what still runs must not
+            # write states any more.
             self._replace({index for index, _ in running.values()})
 
     def peak_memory_mb(self) -> float:
-        """Largest resident memory of this process and of each worker, or the one in its place before, as it was known
-        when it last answered; MB."""
+        """Largest resident memory of this process and of each worker, or the one in its place
+        before, as it was known when it last answered; MB."""
         return super().peak_memory_mb() + sum(self._peaks.values())
 
     def close(self) -> None:
@@ -284,7 +293,8 @@ class RayGrid(MessageGrid):
             self._workers[index] = self._spawn()
 
     def _queues(self, jobs: Sequence[Job]) -> list[deque[Job]]:
-        """One queue a worker, of lengths that differ by one at most, clients where they were as far as possible."""
+        """One queue a worker, of lengths that differ by one at most, clients where they were as
+        far as possible."""
         queues: list[deque[Job]] = [deque() for _ in self._workers]
         most = math.ceil(len(jobs) / len(queues))
         moving = []
@@ -305,7 +315,8 @@ def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
     Returns
     -------
     tuple
-        ``engine.device`` without ``auto``; how many GPUs the workers share out; and how many workers fit.
+        ``engine.device`` without ``auto``; how many GPUs the workers share out; and how many
+        workers fit.
 
     Raises
     ------
@@ -328,7 +339,8 @@ def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
 
 
 def gpu_share(workers: int, gpus: float) -> float:
-    """How much of a GPU each worker has, if as few as possible share one; each has its part of a single GPU."""
+    """How much of a GPU each worker has, if as few as possible share one; each has its part of a
+    single GPU."""
     return math.floor(1e4 / math.ceil(workers / int(gpus))) / 1e4 if gpus else 0.0
 
 
@@ -347,7 +359,8 @@ def _take(queue: deque[Job], least: int = 1) -> list[Job]:
 def _after_death(
     batch: Sequence[Job], error: Exception
 ) -> tuple[list[Job], list[tuple[Message, int]]]:
-    """What to try again after a worker died on a batch, and failures for what has been tried often enough."""
+    """What to try again after a worker died on a batch, and failures for what has been tried often
+    enough."""
     log.warning(
         "a worker died and is replaced; %d clients' work is done again: %s",
         len(batch),

@@ -54,7 +54,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Shared:
-    """Stands in a message for arrays that many messages of a wave carry and that travel once: their place in a list."""
+    """Stands in a message for arrays that many messages of a wave carry and that travel once:
+    their place in a list."""
 
     place: int
 
@@ -113,7 +114,8 @@ _LARGE = 2**16
 
 @dataclass(frozen=True)
 class Packed:
-    """Stands in an answer for arrays that lie in its batch's buffer: from where on, and what they are, in order."""
+    """Stands in an answer for arrays that lie in its batch's buffer: from where on, and what they
+    are, in order."""
 
     start: int
     layout: _Layout
@@ -126,7 +128,8 @@ class Answered:
     Attributes
     ----------
     answers : list of (Message, int)
-        An answer to each message, in order, as :func:`pack` leaves it, and the version of the client's state after it.
+        An answer to each message, in order, as :func:`pack` leaves it, and the version of the
+        client's state after it.
     arrays : ndarray
         uint8: what it took out.
     seconds : float
@@ -144,7 +147,8 @@ class Answered:
 def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
     """Put arrays of messages one after the other, so that they travel as one and not tensor by tensor.
 
-    Records of large arrays are left as they are: Ray writes each of those into its store without a copy before.
+    Records of large arrays are left as they are: Ray writes each of those into its store
+    without a copy before.
 
     Returns
     -------
@@ -263,7 +267,8 @@ class Worker:
         self._shared: dict[str, Arrays] = {}
 
     def start(self) -> float:
-        """Build the node, so that what is wrong with the experiment is raised here; largest memory so far, MB."""
+        """Build the node, so that what is wrong with the experiment is raised here; largest memory
+        so far, MB."""
         # Not in the constructor: there, Ray turns an error into the actor's death.
         if self._host is None:
             config, stream, folder, node = self._made_from
@@ -294,7 +299,8 @@ class Worker:
         shared : sequence of ObjectRef
             The arrays that :class:`Shared` stands for; each is taken from the store once a wave.
         average : bool
-            Whether the clients' parameters are to be averaged here (:func:`fedknow.server.grids.running_mean.averaged`).
+            Whether the clients' parameters are to be averaged here
+            (:func:`fedknow.server.grids.running_mean.averaged`).
         """
         self.start()
         assert self._host is not None

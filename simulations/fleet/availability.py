@@ -1,4 +1,5 @@
-"""When clients are there: always, in turns of random length, or as a trace says. Pure functions of seed and time."""
+"""When clients are there: always, in turns of random length, or as a trace says. Pure functions of
+seed and time."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__ = ["Always", "Markov", "Presence", "Trace", "make_presence"]
 
 
 class Presence(ABC):
-    """Spans of virtual time ``[start, end)`` in which a client is there; outside these it does nothing at all."""
+    """Spans of virtual time ``[start, end)`` in which a client is there; outside these it does
+    nothing at all."""
 
     @abstractmethod
     def index(self, client: int, time: float) -> int:
@@ -73,13 +75,15 @@ class Always(Presence):
 
 
 class Markov(Presence):
-    """Each client is there and away in turn, for exponentially distributed times: a Markov chain of two states.
+    """Each client is there and away in turn, for exponentially distributed times: a Markov chain
+    of two states.
 
     Parameters
     ----------
     seed : int
     online, offline : float
-        Mean lengths, seconds. A client is there in the beginning with the chance that it has in the long run.
+        Mean lengths, seconds. A client is there in the beginning with the chance that it has in
+        the long run.
     """
 
     def __init__(self, seed: int, online: float, offline: float) -> None:
@@ -131,8 +135,8 @@ class Trace(Presence):
     Parameters
     ----------
     spans : list of list of (float, float)
-        Of each recorded client, in order and apart from each other. Client ``n`` is recorded client ``n`` modulo their
-        number.
+        Of each recorded client, in order and apart from each other. Client ``n`` is recorded
+        client ``n`` modulo their number.
     period : float
         Seconds after which the record begins anew; not before its last end.
     """
@@ -175,7 +179,8 @@ class Trace(Presence):
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """A CSV file with the columns ``client``, ``start`` and ``end`` (seconds); it repeats after its last end.
+        """A CSV file with the columns ``client``, ``start`` and ``end`` (seconds); it repeats
+        after its last end.
 
         Raises
         ------

@@ -56,7 +56,8 @@ def calibrate(
 ) -> Profile:
     """Train client 0 of an experiment on its first task, round after round, and see how fast that was.
 
-    What is measured is how this machine's processor trains, as clients do; its GPU has no part in it.
+    What is measured is how this machine's processor trains, as clients do; its GPU has no part
+    in it.
 
     Parameters
     ----------
@@ -65,13 +66,14 @@ def calibrate(
     seconds : float
         How long to go on; three rounds are timed in any case.
     busy, idle : float, optional
-        Watts that this machine draws, from a meter; without both the energy of fleets that have it is not known.
+        Watts that this machine draws, from a meter; without both the energy of fleets that have
+        it is not known.
 
     Returns
     -------
     Profile
-        Its speed is the median over rounds of counted operations by seconds; its room what the system could give at
-        this moment, caches that it would empty included.
+        Its speed is the median over rounds of counted operations by seconds; its room what the
+        system could give at this moment, caches that it would empty included.
 
     Raises
     ------
@@ -158,7 +160,8 @@ def check_device_name(name: str) -> None:
 def write_profile(
     path: Path, name: str, profile: Profile, others: Mapping[str, Profile]
 ) -> None:
-    """Write a profile into a TOML file that ``fleet.profiles`` can name; other profiles in it are kept."""
+    """Write a profile into a TOML file that ``fleet.profiles`` can name; other profiles in it are
+    kept."""
     profiles = {**others, name: profile}
     text = tomli_w.dumps(
         {key: value.model_dump(exclude_none=True) for key, value in profiles.items()}

@@ -1,7 +1,8 @@
-"""The virtual clock: discrete events that say when each piece of work reaches its client, is done and is back.
+"""The virtual clock: discrete events that say when each piece of work reaches its client, is done
+and is back.
 
-Nothing here knows of real time. What happens depends on the jobs given, their order and the moments they are given at,
-and on nothing else.
+Nothing here knows of real time. What happens depends on the jobs given, their order and the
+moments they are given at, and on nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Job:
     due : float
         The moment at which it is given up if it is not done; infinite: never.
     lost : bool
-        The answer does not come: the work ends when due, or where it never is, when the answer should have come.
+        The answer does not come: the work ends when due, or where it never is, when the answer
+        should have come.
     """
 
     id: str
@@ -58,9 +60,9 @@ class Timing:
     given : float
         When the server gave it out.
     began, received, computed, arrived, ended : float
-        When the request set out (later than ``given`` where the client was away or busy), had come, the work was done,
-        the answer had come, or was lost, and the server was done with it. Where it was given up before, what did not
-        happen any more has the time it ended.
+        When the request set out (later than ``given`` where the client was away or busy), had
+        come, the work was done, the answer had come, or was lost, and the server was done with
+        it. Where it was given up before, what did not happen any more has the time it ended.
     complete : bool
         Whether it was done before it was due.
     """
@@ -92,9 +94,10 @@ class _Run:
 class Clock:
     """Jobs under way, and what happens next.
 
-    A client does its jobs one after the other in the order given. A job waits until its client is there; a client that
-    leaves goes on where it was when it is back (a transfer on a shared link is not interrupted once it has begun). Of
-    what happens at the same moment, what was set going first comes first.
+    A client does its jobs one after the other in the order given. A job waits until its client
+    is there; a client that leaves goes on where it was when it is back (a transfer on a shared
+    link is not interrupted once it has begun). Of what happens at the same moment, what was set
+    going first comes first.
 
     Parameters
     ----------
@@ -139,8 +142,9 @@ class Clock:
         Returns
         -------
         Timing or None
-            The job that ended, and the clock shows when; None: none did until then, and the clock shows ``until``
-            (or what it showed, where no job is under way and there is no such moment).
+            The job that ended, and the clock shows when; None: none did until then, and the
+            clock shows ``until`` (or what it showed, where no job is under way and there is no
+            such moment).
         """
         while self._runs:
             time, _, _, id, what = event = self._first()
@@ -166,8 +170,8 @@ class Clock:
     def shares(self, timing: Timing, since: float = -math.inf) -> tuple[float, float]:
         """How long a job's messages were under way, and how long its client computed.
 
-        Neither counts what the client was away for, in which a job does not get on; on a shared link, where a transfer
-        does, that counts.
+        Neither counts what the client was away for, in which a job does not get on; on a shared
+        link, where a transfer does, that counts.
 
         Parameters
         ----------
@@ -202,7 +206,8 @@ class Clock:
         assert self.idle
         self.now = max(self.now, until)
 
-    # --- events ---------------------------------------------------------------------------------------------------
+    # --- events
+    # ---------------------------------------------------------------------------------------------------
 
     def _at(self, time: float, id: str, what: str) -> None:
         self._count += 1
@@ -228,7 +233,8 @@ class Clock:
         )
 
     def _advance(self, run: _Run) -> Timing | None:
-        """The next stage of a job: it sets out, comes to the client, is computed, and the answer comes back."""
+        """The next stage of a job: it sets out, comes to the client, is computed, and the answer
+        comes back."""
         job = run.job
         if run.pipe is not None:
             run.pipe.leave(job.id, self.now)

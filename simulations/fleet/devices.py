@@ -1,4 +1,5 @@
-"""Device profiles: how fast a device trains, how much memory it has, what it draws; and which client has which."""
+"""Device profiles: how fast a device trains, how much memory it has, what it draws; and which
+client has which."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ FLEETS: Mapping[str, Mapping[str, int]] = {
         "raspberry-pi-4-8gb": 4,
     },
 }
-"""Whole fleets: the testbeds of the FedKNOW paper (Luopan et al., ICDE 2023), twenty Jetsons, and ten Raspberry Pis
-more."""
+"""Whole fleets: the testbeds of the FedKNOW paper (Luopan et al., ICDE 2023), twenty Jetsons, and
+ten Raspberry Pis more."""
 
 
 class Profile(BaseModel):
@@ -69,7 +70,8 @@ class Profile(BaseModel):
     memory, reserved : float
         Bytes it has, and of these what is taken before there is a model.
     busy, idle : float or None
-        Watts while computing and otherwise; None: not known, and then neither is the energy of a fleet that has it.
+        Watts while computing and otherwise; None: not known, and then neither is the energy of
+        a fleet that has it.
     source : dict of str to str
         Where each of the numbers is from; "assumed: ..." where nobody measured it.
     """
@@ -113,7 +115,8 @@ def load_profiles(path: str) -> dict[str, Profile]:
     Parameters
     ----------
     path : str
-        A ``.toml`` laid out like the shipped one, a ``.csv`` list of phones (:func:`phones`), or "" for none.
+        A ``.toml`` laid out like the shipped one, a ``.csv`` list of phones (:func:`phones`),
+        or "" for none.
 
     Raises
     ------
@@ -129,14 +132,16 @@ def load_profiles(path: str) -> dict[str, Profile]:
 def phones(path: Path) -> dict[str, Profile]:
     """Phones from a list in the layout of the AI-benchmark ranking.
 
-    Speed: interpolated between FLASH's three classes (``phone-low``, ``-middle``, ``-high``) by the logarithm of the
-    processor's score, as FLASH trained on processors, not GPUs; the classes stand at 329, 1481 and 2324, the medians of
-    the list's thirds, and beyond the first and last the speed stays. Watts are those of the nearest class.
+    Speed: interpolated between FLASH's three classes (``phone-low``, ``-middle``, ``-high``) by
+    the logarithm of the processor's score, as FLASH trained on processors, not GPUs; the
+    classes stand at 329, 1481 and 2324, the medians of the list's thirds, and beyond the first
+    and last the speed stays. Watts are those of the nearest class.
 
     Parameters
     ----------
     path : Path
-        CSV with a header and the columns ``model``, ``ram_gb`` and ``cpu_float_score``; others are not read.
+        CSV with a header and the columns ``model``, ``ram_gb`` and ``cpu_float_score``; others
+        are not read.
 
     Returns
     -------
@@ -256,12 +261,14 @@ def list_devices() -> dict[str, str]:
 
 
 def describe_devices(name: str) -> dict[str, list[tuple[str, str, str]]]:
-    """Each number of a device, of those of a whole fleet, or of all that a pattern (``jetson-*``) fits.
+    """Each number of a device, of those of a whole fleet, or of all that a pattern (``jetson-*``)
+    fits.
 
     Returns
     -------
     dict of str to list of (str, str, str)
-        By the device's name and what it is: what the number is called, its value, and where that is from.
+        By the device's name and what it is: what the number is called, its value, and where
+        that is from.
 
     Raises
     ------

@@ -77,7 +77,8 @@ def build_fleet(config: ExperimentConfig) -> Fleet:
 
 @dataclass
 class _Account:
-    """What a client's device did so far, while it was there: seconds, bytes, and counts of pieces of work."""
+    """What a client's device did so far, while it was there: seconds, bytes, and counts of pieces
+    of work."""
 
     computing: float = 0.0
     transfer: float = 0.0
@@ -96,12 +97,14 @@ class _Account:
 
 
 _Chance = tuple[tuple[float, float], float, bool]
-"""Seconds that a request and its answer are under way, how much longer the work takes, whether the answer is lost."""
+"""Seconds that a request and its answer are under way, how much longer the work takes, whether the
+answer is lost."""
 
 
 @dataclass(frozen=True)
 class _Wave:
-    """What the work given out at one moment has in common; ``sizes`` are bytes of records, by identity."""
+    """What the work given out at one moment has in common; ``sizes`` are bytes of records, by
+    identity."""
 
     due: float
     chances: Sequence[_Chance]
@@ -128,14 +131,15 @@ class _Work:
 class FleetGrid(MessageGrid):
     """Clients on imagined devices, in front of a grid that does their work.
 
-    What an answer says it cost, and the bytes of request and answer, say when it arrives; whether it does is up to the
-    device's memory, the deadline and chance. Nothing of this depends on real time or on the order in which the work is
-    done for real, so neither on workers. Our own scoring is measurement: it takes no virtual time, and everybody is
-    scored.
+    What an answer says it cost, and the bytes of request and answer, say when it arrives;
+    whether it does is up to the device's memory, the deadline and chance. Nothing of this
+    depends on real time or on the order in which the work is done for real, so neither on
+    workers. Our own scoring is measurement: it takes no virtual time, and everybody is scored.
 
-    A wave of work begins at one moment. It ends when all have answered, when the deadline is over, or with
-    ``over_commit`` when as many have answered as were wanted; who has not answered then is told to stop. Telling
-    clients that a task is over has no deadline, and no answer to it is lost.
+    A wave of work begins at one moment. It ends when all have answered, when the deadline is
+    over, or with ``over_commit`` when as many have answered as were wanted; who has not
+    answered then is told to stop. Telling clients that a task is over has no deadline, and no
+    answer to it is lost.
 
     Parameters
     ----------
@@ -144,7 +148,8 @@ class FleetGrid(MessageGrid):
     config : ExperimentConfig
     fleet : Fleet
     quorum : int
-        Clients that must be there at once before any is given out; the clock goes on until they are.
+        Clients that must be there at once before any is given out; the clock goes on until they
+        are.
     """
 
     timed = True
@@ -172,7 +177,8 @@ class FleetGrid(MessageGrid):
         self._early: list[tuple[Message, int]] = []
         self.restore({})
 
-    # --- waves ----------------------------------------------------------------------------------------------------
+    # --- waves
+    # ----------------------------------------------------------------------------------------------------
 
     def exchange(
         self,
@@ -190,7 +196,8 @@ class FleetGrid(MessageGrid):
     def send_and_receive(
         self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
     ) -> list[FlowerMessage]:
-        """See :meth:`MessageGrid.send_and_receive`; with ``over_commit`` more clients are asked to train.
+        """See :meth:`MessageGrid.send_and_receive`; with ``over_commit`` more clients are asked to
+        train.
 
         Raises
         ------
@@ -206,7 +213,8 @@ class FleetGrid(MessageGrid):
             self._wanted = 0
 
     def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
-        """Have the work done and give the answers that arrive in time; see :meth:`MessageGrid.deliver`.
+        """Have the work done and give the answers that arrive in time; see
+        :meth:`MessageGrid.deliver`.
 
         Parameters
         ----------
@@ -271,7 +279,8 @@ class FleetGrid(MessageGrid):
                 self._charge(timing)
         return arrived
 
-    # --- pushed work ----------------------------------------------------------------------------------------------
+    # --- pushed work
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def now(self) -> float:
@@ -317,10 +326,12 @@ class FleetGrid(MessageGrid):
             self._known.add(message.id)
             self._give(self._piece(message, *done[message.id], wave))
 
-    # --- who is there ---------------------------------------------------------------------------------------------
+    # --- who is there
+    # ---------------------------------------------------------------------------------------------
 
     def get_node_ids(self) -> list[int]:
-        """Ids of the clients that are there; while too few are, and nobody is at work, the clock goes on.
+        """Ids of the clients that are there; while too few are, and nobody is at work, the clock
+        goes on.
 
         Raises
         ------
@@ -358,10 +369,12 @@ class FleetGrid(MessageGrid):
         """Ids of all clients."""
         return super().get_node_ids()
 
-    # --- what there is to tell ------------------------------------------------------------------------------------
+    # --- what there is to tell
+    # ------------------------------------------------------------------------------------
 
     def elapsed(self) -> dict[str, float]:
-        """See :mod:`fedknow.server.run.experiment`; what was neither communication nor computing was waiting."""
+        """See :mod:`fedknow.server.run.experiment`; what was neither communication nor computing
+        was waiting."""
         return {
             "virtual_seconds": self.now,
             "communication_seconds": self._communication,
@@ -375,7 +388,8 @@ class FleetGrid(MessageGrid):
         }
 
     def fleet(self) -> dict[str, Any]:
-        """What each client's device did: seconds computing, at messages, idle and away, joules, bytes, answers."""
+        """What each client's device did: seconds computing, at messages, idle and away, joules,
+        bytes, answers."""
         clients = []
         for client, account in enumerate(self._accounts):
             here = self.devices.presence.until(client, self.now)
@@ -417,7 +431,8 @@ class FleetGrid(MessageGrid):
             for c in range(self.clients)
         ]
 
-    # --- the grid that does the work ------------------------------------------------------------------------------
+    # --- the grid that does the work
+    # ------------------------------------------------------------------------------
 
     def restore(
         self,
@@ -441,7 +456,8 @@ class FleetGrid(MessageGrid):
         super().close()
         self.inner.close()
 
-    # --- helpers --------------------------------------------------------------------------------------------------
+    # --- helpers
+    # --------------------------------------------------------------------------------------------------
 
     def _more(self, sent: Sequence[FlowerMessage]) -> list[FlowerMessage]:
         """Messages to further clients that are there, drawn at random."""
@@ -478,7 +494,8 @@ class FleetGrid(MessageGrid):
     def _piece(
         self, message: Message, reply: Message, version: int, wave: _Wave
     ) -> _Work:
-        """What becomes of a piece of work, from what its answer says it cost; a failure where memory lacks."""
+        """What becomes of a piece of work, from what its answer says it cost; a failure where
+        memory lacks."""
         client = client_of(message.node)
         account, profile = self._accounts[client], self.devices.profiles[client]
         delays, slower, lost = wave.chances[client]
@@ -568,14 +585,16 @@ class FleetGrid(MessageGrid):
         return piece, False
 
     def _charge(self, timing: Timing) -> None:
-        """What the time since the last such moment went into: what the work did whose end the server waited for."""
+        """What the time since the last such moment went into: what the work did whose end the
+        server waited for."""
         communication, computing = self._clock.shares(timing, self._charged)
         self._charged = self.now
         self._communication += communication
         self._computing += computing
 
     def _joules(self, client: int) -> float:
-        """Busy watts while it computed, idle watts while it was there besides; a client that is away draws none.
+        """Busy watts while it computed, idle watts while it was there besides; a client that is
+        away draws none.
 
         NaN where the device's watts are not known.
         """

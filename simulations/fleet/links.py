@@ -22,7 +22,8 @@ class Links:
     Attributes
     ----------
     down, up : sequence of float
-        Bytes a second to and from each client; infinite: no limit. Where there is one link for all, its rates.
+        Bytes a second to and from each client; infinite: no limit. Where there is one link for
+        all, its rates.
     shared : bool
         Whether there is one link for all.
     """
@@ -43,10 +44,12 @@ def make_links(config: FleetConfig, clients: int, seed: int) -> Links:
 
 
 class Pipe:
-    """One way of a shared link: at every moment its rate is shared equally by all that use it (processor sharing).
+    """One way of a shared link: at every moment its rate is shared equally by all that use it
+    (processor sharing).
 
-    Counted is the *service*, the bytes that a transfer gets that is there all the time: it grows by ``rate / n`` a
-    second with ``n`` transfers under way, and a transfer ends when the service has grown by its size.
+    Counted is the *service*, the bytes that a transfer gets that is there all the time: it
+    grows by ``rate / n`` a second with ``n`` transfers under way, and a transfer ends when the
+    service has grown by its size.
 
     Parameters
     ----------
@@ -75,7 +78,8 @@ class Pipe:
             self._present.discard(id)
 
     def next(self) -> tuple[float, str] | None:
-        """When the first transfer will be done, if nothing else happens, and which it is; None: there is none."""
+        """When the first transfer will be done, if nothing else happens, and which it is; None:
+        there is none."""
         while self._heap and self._heap[0][2] not in self._present:
             heapq.heappop(self._heap)
         if not self._heap:

@@ -136,7 +136,8 @@ def test_a_comparison_is_ranked_and_paired_by_seed() -> None:
         "`er`",
         "`local`",
     ]
-    # Differences 10 and 30: mean 20, standard deviation 14.1, and t = 12.706 with one degree of freedom.
+    # Differences 10 and 30: mean 20, standard deviation 14.1, and t = 12.706 with one degree of
+    # freedom.
     assert rows[1].endswith("| 60.0, 60.0 | 2 | 0 | 3 | +10.0, +30.0 | +10.0, +30.0 |")
     assert rows[2].endswith("| 50.0 | 2 | 0 | 3 | +20.0 | +20.0 |")
     assert rows[0].endswith("| – | – |")

@@ -76,7 +76,8 @@ def tiny_task() -> Callable[..., TaskData]:
 
 @pytest.fixture
 def assert_interruptions_do_not_matter() -> Callable[..., None]:
-    """Three tasks come to the same, bit for bit, if another client trains in the same object after each."""
+    """Three tasks come to the same, bit for bit, if another client trains in the same object after
+    each."""
 
     def run(
         build: Callable[[], Learner], task: Callable[..., TaskData], interrupt: bool

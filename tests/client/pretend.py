@@ -1,7 +1,9 @@
-"""A device for machines that have but a CPU: its tensors hide CPU tensors, and mix with those as little as a GPU's do.
+"""A device for machines that have but a CPU: its tensors hide CPU tensors, and mix with those as
+little as a GPU's do.
 
-It takes the place that PyTorch leaves free for others' devices (PrivateUse1), so all that PyTorch decides by a tensor's
-device it decides here: what is moved, which generator is asked, which optimizer is fused, where a backward pass runs.
+It takes the place that PyTorch leaves free for others' devices (PrivateUse1), so all that
+PyTorch decides by a tensor's device it decides here: what is moved, which generator is asked,
+which optimizer is fused, where a backward pass runs.
 """
 
 from __future__ import annotations
@@ -159,6 +161,7 @@ def set_up() -> torch.device:
         library.fallback(_compute, "PrivateUse1")
         set_up.library = library  # type: ignore[attr-defined]  # it is undone when nobody holds it
         torch.tensor = _tensor
-        # ``parameter.data = ...``, which modules are moved by otherwise, would leave the hidden tensor behind.
+        # ``parameter.data = ...``, which modules are moved by otherwise, would leave the hidden
+        # tensor behind.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
     return torch.device(NAME, 0)

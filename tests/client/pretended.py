@@ -1,4 +1,5 @@
-"""Learners on the device that :mod:`pretend` makes of the CPU; in a process of its own, run by ``test_device.py``.
+"""Learners on the device that :mod:`pretend` makes of the CPU; in a process of its own, run by
+``test_device.py``.
 
 PyTorch counts devices when it first takes a gradient, so this one must be there before.
 """
@@ -91,7 +92,8 @@ def on_device(monkeypatch):
 
 
 def numbers(folder):
-    """All that a run came to: raw accuracies, the final parameters, and what clients said of each round."""
+    """All that a run came to: raw accuracies, the final parameters, and what clients said of each
+    round."""
     run = RunFolder.open(folder)
     [arrays] = folder.glob("checkpoint/checkpoint-*/arrays.safetensors")
     told = {

@@ -18,7 +18,8 @@ from fedknow.protocols.messages import (
 
 
 class Counter:
-    """Counts the train messages of each client in its state; fails on request; answers evaluation without change."""
+    """Counts the train messages of each client in its state; fails on request; answers evaluation
+    without change."""
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
         count = state.get("count", 0)
@@ -83,7 +84,8 @@ def test_work_done_again_writes_the_same_file_with_the_same_content(tmp_path):
 
 
 def test_other_work_on_the_same_state_gets_a_version_of_its_own(tmp_path):
-    # A reply that was refused or came too late leaves its file; the next work on the same state must not meet it.
+    # A reply that was refused or came too late leaves its file; the next work on the same state
+    # must not meet it.
     it = host(tmp_path, Counter())
     _, first = it.handle(Message(TRAIN, 2, "1"), 0)
     versions = {it.handle(Message(TRAIN, 2, id), first)[1] for id in "234"}

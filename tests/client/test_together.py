@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import build_learner
+from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
 from fedknow.client.learners.frames.learner import (
     Diverged,
     Learner,
     LearnerSettings,
     Round,
 )
-from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
 from fedknow.client.together import Start, clients_at_once, fit_together
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 
@@ -21,7 +21,8 @@ SHAPE = (1, 2, 2)
 
 
 def share(tiny_task, samples, seed, task=0):
-    """A client's task with any number of training samples; classes of the second one in an order of their own."""
+    """A client's task with any number of training samples; classes of the second one in an order
+    of their own."""
     full = tiny_task(task, max(samples, 2), seed)
     train = Split(full.train.x[:samples], full.train.y[:samples])
     return TaskData(

@@ -119,7 +119,8 @@ def test_a_command_that_fails_says_why(outcomes, line, code, text):
     assert "pip install" not in outcome["err"]
 
 
-# --- ways for a client to end -----------------------------------------------------------------------------------------
+# --- ways for a client to end
+# -----------------------------------------------------------------------------------------
 
 
 class EdgeProcess:

@@ -1,7 +1,7 @@
 """Golden runs: small experiments whose numbers no change of the code may move.
 
-``python tests/golden/golden.py --write`` records them in ``golden.json``. Record only where a change
-of numbers is meant, and say in the commit which numbers changed and why.
+``python tests/golden/golden.py --write`` records them in ``golden.json``. Record only where a
+change of numbers is meant, and say in the commit which numbers changed and why.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A byte of a run folder is missing, changed or exchanged: the numbers are right, or a sentence says what is wrong.
+"""A byte of a run folder is missing, changed or exchanged: the numbers are right, or a sentence
+says what is wrong.
 
 The short form tries a few places of each file; the long one (``-m slow``) two hundred.
 """

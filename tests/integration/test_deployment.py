@@ -49,7 +49,8 @@ def services():
 
 
 def understood(line):
-    """Whether the command line takes this line; an unknown command or flag is refused as it would be on a terminal."""
+    """Whether the command line takes this line; an unknown command or flag is refused as it would
+    be on a terminal."""
     group = typer.main.get_command(app)
     name, *arguments = line
     group.commands[name].make_context(name, list(arguments))
@@ -180,7 +181,8 @@ def test_clients_see_their_own_certificates_alone(services):
         assert service["read_only"] is True
 
 
-# --- the same topology as processes -----------------------------------------------------------------------------------
+# --- the same topology as processes
+# -----------------------------------------------------------------------------------
 
 
 class Topology:

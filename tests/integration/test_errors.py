@@ -1,4 +1,5 @@
-"""What goes wrong is said in a sentence that names it and what to do, and nothing that was earned is lost."""
+"""What goes wrong is said in a sentence that names it and what to do, and nothing that was earned
+is lost."""
 
 import errno
 import json
@@ -71,7 +72,8 @@ def odd(folder, round=ROUND):
     return path
 
 
-# --- what is refused before anything runs ---------------------------------------------------------------------------
+# --- what is refused before anything runs
+# ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,8 @@ def test_an_unknown_preset(folder, fedknow):
     assert not list(folder.iterdir())
 
 
-# --- users' parts at fault in the middle of a run -------------------------------------------------------------------
+# --- users' parts at fault in the middle of a run
+# -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,8 @@ def test_a_strategy_at_fault_from_the_beginning(simulate, strategy, words):
     assert load_checkpoint(Path("run/checkpoint")) is None
 
 
-# --- the disk -------------------------------------------------------------------------------------------------------
+# --- the disk
+# -------------------------------------------------------------------------------------------------------
 
 
 class Disk:
@@ -304,11 +308,13 @@ def test_a_really_full_disk(folder, fedknow, numbers, whole):
     assert numbers("kept") == whole["fedknow"]
 
 
-# --- killed while it writes -----------------------------------------------------------------------------------------
+# --- killed while it writes
+# -----------------------------------------------------------------------------------------
 
 
 def killed(parts, folder, kills):
-    """Exit codes of processes that each go on with a run, and die in the middle of the n-th file they write."""
+    """Exit codes of processes that each go on with a run, and die in the middle of the n-th file
+    they write."""
     arguments = ["simulate", "digits", "-q"]
     arguments += [
         part for change in (*TINY, "learner=fedknow") for part in ("--set", change)
@@ -328,7 +334,8 @@ def killed(parts, folder, kills):
 
 
 def test_killed_in_mid_write_again_and_again(folder, parts, numbers, whole):
-    # Of 44 files; a round has 8. Config, before the first round, a client, a checkpoint, after a resume, ...
+    # Of 44 files; a round has 8. Config, before the first round, a client, a checkpoint, after
+    # a resume, ...
     codes = killed(
         parts, folder, [("run", kill) for kill in (1, 2, 4, 13, 3, 9, 16, 1, 8, 0)]
     )
@@ -360,7 +367,8 @@ def test_killed_in_every_fourth_write(folder, parts, numbers, whole):
         assert numbers(f"run{kill}") == whole["fedknow"]
 
 
-# --- the run folder -------------------------------------------------------------------------------------------------
+# --- the run folder
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Real processes over real sockets and TLS: whatever dies on the way, the numbers are those of an undisturbed run."""
+"""Real processes over real sockets and TLS: whatever dies on the way, the numbers are those of an
+undisturbed run."""
 
 import functools
 import json
@@ -227,7 +228,8 @@ def peak_kb(pid):
     )
 
 
-# --- undisturbed ------------------------------------------------------------------------------------------------------
+# --- undisturbed
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_real_processes_over_tls_give_the_numbers_of_one_process(
@@ -252,8 +254,8 @@ def test_ray_gives_the_numbers_of_one_process_too(tmp_path, expected, numbers):
 
 
 def test_a_running_mean_gives_the_same_up_to_rounding(stage):
-    """Summed in the order of arrival, so weights differ in their last bits: with SGD, as Adam may turn these into
-    whole steps."""
+    """Summed in the order of arrival, so weights differ in their last bits: with SGD, as Adam may
+    turn these into whole steps."""
     changes = ["train.optimizer=sgd", "train.lr=0.05"]
     mean = [*changes, "engine.running_mean=true"]
     simulate(
@@ -404,7 +406,8 @@ def test_clients_with_data_of_their_own(stage):
     assert accuracy[:, :, -1].min() > 0.9  # bright or dark is easy to tell
 
 
-# --- disturbed --------------------------------------------------------------------------------------------------------
+# --- disturbed
+# --------------------------------------------------------------------------------------------------------
 
 
 def gate(stage, client):
@@ -479,7 +482,8 @@ def test_a_server_killed_after_the_end_tells_clients_that_it_is_over(
 def test_a_server_killed_before_it_could_say_that_it_is_over_tells_clients_too(
     stage, expected, numbers
 ):
-    """After the last checkpoint nobody is needed any more: clients that are away then still hear of the end."""
+    """After the last checkpoint nobody is needed any more: clients that are away then still hear
+    of the end."""
     stage.start()
     folder = stage.end()
     log = folder / "metrics.jsonl"
@@ -522,7 +526,8 @@ def test_a_late_client_a_deadline_and_who_was_left_out(stage):
 
 
 def test_hostile_bytes_do_not_matter(stage, expected, numbers):
-    """Somebody with a certificate of client 3's, and of client 1's, says all kinds of things while the run goes on."""
+    """Somebody with a certificate of client 3's, and of client 1's, says all kinds of things while
+    the run goes on."""
     wait = gate(stage, 1)
     stage.start("learner=edge_parts:Gated")
     wait()
@@ -607,7 +612,8 @@ def test_off_loopback_in_the_clear_takes_a_word(stage):
         assert "give --tls DIR" in command.text()
 
 
-# --- chaos ------------------------------------------------------------------------------------------------------------
+# --- chaos
+# ------------------------------------------------------------------------------------------------------------
 
 
 LONG = "data.tasks=3", "train.rounds=40"
@@ -621,7 +627,8 @@ LONG = "data.tasks=3", "train.rounds=40"
     ],
 )
 def test_chaos(stage, expected_of, numbers, seed, kills, changes, record_property):
-    """Server and clients are killed at random moments and started again; the run comes to the same numbers."""
+    """Server and clients are killed at random moments and started again; the run comes to the same
+    numbers."""
     numbers_of_peace = expected_of(*changes)
     generator = random.Random(seed)
     stage.start(*changes)

@@ -1,4 +1,5 @@
-"""The same experiment gives the same numbers, bit for bit, wherever it runs and whatever happens to it on the way."""
+"""The same experiment gives the same numbers, bit for bit, wherever it runs and whatever happens
+to it on the way."""
 
 import functools
 import os
@@ -75,7 +76,8 @@ def experiment(name, *changes):
 def expected(place, numbers):
     """Numbers of an experiment that ran undisturbed in one process.
 
-    Its folder is called otherwise than the package, which it would stand before on the workers' path.
+    Its folder is called otherwise than the package, which it would stand before on the workers'
+    path.
     """
 
     @functools.cache

@@ -1,9 +1,10 @@
 """What every learner must do, whoever wrote it: a learner is in here as soon as it has a name.
 
-Each runs a small experiment undisturbed in one process, where one learner object serves all clients. It comes to the
-same numbers, bit for bit, with states that are read back from safetensors before each message and a run that is
-interrupted twice; and with real clients over real sockets, each of which has a learner object of its own, so that what
-leaks from one client to the next shows.
+Each runs a small experiment undisturbed in one process, where one learner object serves all
+clients. It comes to the same numbers, bit for bit, with states that are read back from
+safetensors before each message and a run that is interrupted twice; and with real clients over
+real sockets, each of which has a learner object of its own, so that what leaks from one client
+to the next shows.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""A client that failed, or lost its state, takes part again: the same way in a simulation and over gRPC."""
+"""A client that failed, or lost its state, takes part again: the same way in a simulation and over
+gRPC."""
 
 import asyncio
 import json
@@ -10,16 +11,16 @@ import threading
 import numpy as np
 import pytest
 
-from fedknow.client.edge import client as edge
 from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LOCAL, LocalStream
+from fedknow.client.edge import client as edge
 from fedknow.client.edge.client import EdgeClient
 from fedknow.client.node import Node
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server import serve as serving
-from fedknow.server.run.checkpoint import load_checkpoint
 from fedknow.server.checks.replies import RunError
 from fedknow.server.reports.summary import summarise
+from fedknow.server.run.checkpoint import load_checkpoint
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate
 
@@ -168,7 +169,8 @@ def test_what_cannot_be_forgotten_is_refused(fresh, tmp_path, fedknow, client, m
     } == before
 
 
-# --- real clients -----------------------------------------------------------------------------------------------------
+# --- real clients
+# -----------------------------------------------------------------------------------------------------
 
 LOCK = threading.Lock()
 

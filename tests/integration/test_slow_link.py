@@ -1,4 +1,5 @@
-"""A run over a link of 50 kB/s with 100 ms and 5 % of packets lost each way, between two network namespaces.
+"""A run over a link of 50 kB/s with 100 ms and 5 % of packets lost each way, between two network
+namespaces.
 
 The link is a pair of TUN devices with this process between them, as not every kernel has netem.
 """

@@ -1,4 +1,5 @@
-"""The configuration: one typed source for files, the command line and checkpoints; errors that tell what to do."""
+"""The configuration: one typed source for files, the command line and checkpoints; errors that
+tell what to do."""
 
 import tomllib
 

@@ -6,8 +6,8 @@ from fedknow.client.edge.client import EdgeError
 from fedknow.client.state import StateError, StateLost
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.errors import FAILED, REFUSED, FedknowError
-from fedknow.server.run.checkpoint import CheckpointError
 from fedknow.server.checks.replies import RunError
+from fedknow.server.run.checkpoint import CheckpointError
 
 
 @pytest.mark.parametrize(

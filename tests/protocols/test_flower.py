@@ -1,4 +1,5 @@
-"""Conversion to Flower's messages and back, and a watch on the private parts of Flower that it touches."""
+"""Conversion to Flower's messages and back, and a watch on the private parts of Flower that it
+touches."""
 
 import copy
 import io
@@ -263,7 +264,8 @@ def test_a_value_flower_cannot_carry_is_refused():
         to_flower(work({"metrics": Metrics({"x": True})}))
 
 
-# --- the private parts of Flower ------------------------------------------------------------------------------------
+# --- the private parts of Flower
+# ------------------------------------------------------------------------------------
 
 
 def test_contract_a_message_takes_its_sender_from_the_task_identity():

@@ -1,4 +1,5 @@
-"""Which connections go through a proxy, and what is said of it; gRPC itself is in ``tests/client/edge/test_proxied.py``."""
+"""Which connections go through a proxy, and what is said of it; gRPC itself is in
+``tests/client/edge/test_proxied.py``."""
 
 import socket
 

@@ -362,7 +362,8 @@ def test_a_key_open_to_others_is_warned_of(copy, caplog):
     assert "chmod 600" in caplog.text
 
 
-# --- fedknow certs ----------------------------------------------------------------------------------------------------
+# --- fedknow certs
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_what_exists_is_never_changed_and_clients_are_added(tmp_path):

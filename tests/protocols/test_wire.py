@@ -1,4 +1,5 @@
-"""Messages as frames and back: nothing is lost, one serialisation serves all, hostile frames end in a WireError."""
+"""Messages as frames and back: nothing is lost, one serialisation serves all, hostile frames end
+in a WireError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tensors as bytes: exact where that is promised, within the stated bound where not, and refused where hostile."""
+"""Tensors as bytes: exact where that is promised, within the stated bound where not, and refused
+where hostile."""
 
 from __future__ import annotations
 

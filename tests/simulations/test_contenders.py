@@ -121,7 +121,8 @@ def test_left_out_is_in_what_a_comparison_leaves(tmp_path, monkeypatch):
     assert not {"clients", "checkpoint", "report.html", "plots"} & left
 
 
-# --- best settings ----------------------------------------------------------------------------------------------------
+# --- best settings
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("shipped")

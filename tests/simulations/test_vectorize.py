@@ -75,7 +75,8 @@ def test_a_run_is_the_same_up_to_rounding(tmp_path, changes, sizes):
 
 
 def test_messages_in_any_order_and_number(tmp_path, sizes):
-    """A client twice in a wave, other work in between, and a client that fails: as one after the other."""
+    """A client twice in a wave, other work in between, and a client that fails: as one after the
+    other."""
     from fedknow.client.data.benchmark import make_benchmark
     from fedknow.protocols.messages import (
         ARRAYS,

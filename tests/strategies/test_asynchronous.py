@@ -1,4 +1,5 @@
-"""Asynchronous strategies on a grid with a clock, on schedules worked out by hand; at the end real learners."""
+"""Asynchronous strategies on a grid with a clock, on schedules worked out by hand; at the end real
+learners."""
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ class Adder:
 
 
 class ClockedGrid(InlineGrid):
-    """Client c takes ``seconds[c]``; an infinite time is a lost answer, and given up 50 s after it was asked for."""
+    """Client c takes ``seconds[c]``; an infinite time is a lost answer, and given up 50 s after it
+    was asked for."""
 
     def __init__(self, tmp_path, node, seconds):
         super().__init__(
@@ -125,7 +127,8 @@ class Run:
         return [entry[:3] for entry in self.node.seen]
 
 
-# --- FedAsync -----------------------------------------------------------------------------------------------------
+# --- FedAsync
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_fedasync_mixes_each_answer_as_it_arrives(tmp_path):
@@ -176,14 +179,16 @@ def test_what_staleness_costs(options, expected):
     assert [strategy.discount(late) for late in (0, 1, 4, 6)] == pytest.approx(expected)
 
 
-# --- FedBuff ------------------------------------------------------------------------------------------------------
+# --- FedBuff
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_fedbuff_steps_when_the_buffer_is_full(tmp_path):
     run = Run(tmp_path, [1, 2, 4], "fedbuff", 2, buffer=2, staleness_a=1)
-    # All begin with 0. t = 2: clients 0 and 1 are in the buffer: + (1 + 2) / 2 = 1.5. Two answers are still wanted, and
-    # client 2 is at work: one of the two free ones is given work.
-    # Whoever it is (3 s or 4 s) ends before or with client 2, which is one step late: its 3 counts half.
+    # All begin with 0. t = 2: clients 0 and 1 are in the buffer: + (1 + 2) / 2 = 1.5. Two
+    # answers are still wanted, and client 2 is at work: one of the two free ones is given work.
+    # Whoever it is (3 s or 4 s) ends before or with client 2, which is one step late: its 3
+    # counts half.
     (again,) = [client for client, round, _ in run.trained if round == 2]
     assert run.trained == [(0, 1, 0.0), (1, 1, 0.0), (2, 1, 0.0), (again, 2, 1.5)]
     assert run.rounds == [
@@ -223,14 +228,16 @@ def test_whole_numbers_stay_whole(tmp_path):
     assert arrays["n"].tolist() == [6]
 
 
-# --- semi-synchronous ---------------------------------------------------------------------------------------------
+# --- semi-synchronous
+# ---------------------------------------------------------------------------------------------
 
 
 def test_who_is_late_counts_in_the_next_round(tmp_path):
     run = Run(tmp_path, [1, 2, 7], "semisync", 3, deadline=5, staleness_a=1)
-    # Round 1 ends at 5 with clients 0 and 1: 1.5. Round 2: these two again; client 2 arrives at 7, one step late, and
-    # counts half; the round is over at 7, as nobody is at work: 1.5 + (1 + 2 + 3 / 2) / 3 = 3.
-    # Round 3 has no deadline and waits for all three until 14: 3 + (1 + 2 + 3) / 3.
+    # Round 1 ends at 5 with clients 0 and 1: 1.5. Round 2: these two again; client 2 arrives at
+    # 7, one step late, and counts half; the round is over at 7, as nobody is at work: 1.5 + (1
+    # + 2 + 3 / 2) / 3 = 3. Round 3 has no deadline and waits for all three until 14: 3 + (1 + 2
+    # + 3) / 3.
     assert run.rounds == [(0, 0.0, 0.0), (1, 5.0, 1.5), (2, 7.0, 3.0), (3, 14.0, 5.0)]
     assert [client for client, _, _ in run.trained] == [0, 1, 2, 0, 1, 0, 1, 2]
 
@@ -241,7 +248,8 @@ def test_where_nobody_is_in_time_the_first_is_waited_for(tmp_path):
     assert run.rounds[2] == (2, 40.0, 1.0 + (1 + 2) / 2)
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------
+# --- what goes wrong
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -297,7 +305,8 @@ def test_impossible_options_are_refused(name, options, words):
         build_strategy(StrategyConfig(name=name, **options), 4)
 
 
-# --- in an experiment ---------------------------------------------------------------------------------------------
+# --- in an experiment
+# ---------------------------------------------------------------------------------------------
 
 BASE = {
     "data": {"clients": 3, "tasks": 2, "classes_max": 2, "test_samples": 0.5},

@@ -1,4 +1,5 @@
-"""Strategies that are half of a method: what passes between the halves, what it costs, and what is refused."""
+"""Strategies that are half of a method: what passes between the halves, what it costs, and what is
+refused."""
 
 import math
 
@@ -246,7 +247,8 @@ def test_a_learner_that_takes_nothing_says_so(pair, tmp_path):
         )
 
 
-# --- what may arrive ----------------------------------------------------------------------------------------------
+# --- what may arrive
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,8 @@ def test_what_no_learner_declares_is_refused():
     assert failures[0].fault is Fault.NAMES
 
 
-# --- what the server keeps ----------------------------------------------------------------------------------------
+# --- what the server keeps
+# ----------------------------------------------------------------------------------------
 
 
 def server_bytes(folder):
@@ -338,11 +341,13 @@ def test_a_strategy_keeps_what_it_must_save():
     assert Counterpart().kept_bytes() == 0
 
 
-# --- FLCN ---------------------------------------------------------------------------------------------------------
+# --- FLCN
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_traffic_of_flcn_by_hand(tmp_path):
-    """Up: a tenth of each client's samples, once a task. Down: one number a parameter, when there are proxy data."""
+    """Up: a tenth of each client's samples, once a task. Down: one number a parameter, when there
+    are proxy data."""
     config = experiment("learner=flcn")
     _, traffic = run(config, tmp_path / "run")
     benchmark = make_benchmark(config)
@@ -366,11 +371,13 @@ def test_traffic_of_flcn_by_hand(tmp_path):
     }
 
 
-# --- FedWEIT ------------------------------------------------------------------------------------------------------
+# --- FedWEIT
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_traffic_of_fedweit_by_hand(tmp_path):
-    """Up: the base of 70 % of each layer's units and a bit a weight, or the whole layer where that is smaller."""
+    """Up: the base of 70 % of each layer's units and a bit a weight, or the whole layer where that
+    is smaller."""
     config = experiment(
         "learner=fedweit", "learner.sparsity=100.0"
     )  # so that no adaptive parameter is left
@@ -462,11 +469,13 @@ def test_who_was_told_is_remembered():
     assert fresh.extra(1, 0) is None
 
 
-# --- joint training in one place ----------------------------------------------------------------------------------
+# --- joint training in one place
+# ----------------------------------------------------------------------------------
 
 
 def test_joint_training_in_one_place(tmp_path):
-    """As many samples as FedAvg learns from, no traffic but for scoring, and in the first task ordinary training."""
+    """As many samples as FedAvg learns from, no traffic but for scoring, and in the first task
+    ordinary training."""
     folder, traffic = run(
         experiment("learner=joint-central", "strategy.fraction=0.7"), tmp_path / "run"
     )
@@ -493,7 +502,8 @@ def test_joint_training_in_one_place_needs_the_data():
 
 
 def test_a_round_in_one_place_by_hand(tmp_path):
-    """One full batch: w <- w - lr * gradient of the mean loss over all clients' samples, each in its own slice."""
+    """One full batch: w <- w - lr * gradient of the mean loss over all clients' samples, each in
+    its own slice."""
     changes = [
         "train.rounds=1",
         "train.optimizer=sgd",

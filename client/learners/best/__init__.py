@@ -1,7 +1,8 @@
 """Settings of learners that were found by a recorded search, one TOML file a preset.
 
-``learner = "ewc@best"`` stands for what is in there under ``[ewc.settings]`` of the experiment's ``name``. Beside it
-stand the space that was searched, the score on held-out training samples and the command (``fedknow search``).
+``learner = "ewc@best"`` stands for what is in there under ``[ewc.settings]`` of the
+experiment's ``name``. Beside it stand the space that was searched, the score on held-out
+training samples and the command (``fedknow search``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SEARCHED_AS = {
     "paper-cifar100-small": "cifar100-mini",
     "paper-cifar100": "cifar100-mini",
 }
-"""Presets that take hours a run, and the small one with the same data and network whose best settings are theirs."""
+"""Presets that take hours a run, and the small one with the same data and network whose best
+settings are theirs."""
 
 
 def found(preset: str) -> Mapping[str, Any]:
@@ -60,7 +62,8 @@ def best_settings(preset: str, learner: str) -> dict[str, Any]:
 
 
 def with_best(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with ``@best`` replaced by settings; those that were given besides go before them."""
+    """The same experiment with ``@best`` replaced by settings; those that were given besides go
+    before them."""
     name, suffix, rest = config.learner.name.rpartition(SUFFIX)
     if not suffix or rest:
         return config

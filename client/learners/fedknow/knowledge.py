@@ -1,13 +1,15 @@
 """Knowledge extractor: the few weights that carry a finished task, stored sparse.
 
-FedKNOW (ICDE 2023), Sec. III-B: after a task, keep the fraction rho of the body's weights that are largest in
-magnitude over all layers, W = top_rho(|w|), and fine-tune them on the task with all others held at zero:
+FedKNOW (ICDE 2023), Sec. III-B: after a task, keep the fraction rho of the body's weights that
+are largest in magnitude over all layers, W = top_rho(|w|), and fine-tune them on the task with
+all others held at zero:
 
     W_i = argmin_{W : supp(W) in mask_i} E_{(x, y) ~ D_i} CE(f(x; W), y)
 
-Each task's knowledge is extracted from the trained model on its own, whatever earlier tasks keep. Weight matrices and
-filters are pruned; biases, normalisation and the task's rows of the head are a fraction of a percent of a model and
-are kept whole (a normalisation's scale near one would otherwise crowd out the filters).
+Each task's knowledge is extracted from the trained model on its own, whatever earlier tasks
+keep. Weight matrices and filters are pruned; biases, normalisation and the task's rows of the
+head are a fraction of a percent of a model and are kept whole (a normalisation's scale near one
+would otherwise crowd out the filters).
 """
 
 from __future__ import annotations
@@ -47,11 +49,13 @@ class Knowledge:
     classes : tuple of int
         The task's classes: its slice of the head.
     mask : Tensor
-        Which of the p prunable weights are kept, one bit each: uint8 [ceil(p / 8)], most significant bit first.
+        Which of the p prunable weights are kept, one bit each: uint8 [ceil(p / 8)], most
+        significant bit first.
     values : Tensor
         Their values in the order of the flattened model: float32 [n].
     whole : dict
-        Parameters and buffers of the body that are not pruned; frozen ones are no knowledge of the task's.
+        Parameters and buffers of the body that are not pruned; frozen ones are no knowledge of
+        the task's.
     head : tuple of Tensor
         The task's rows of the head: weight float32 [c, features], bias float32 [c].
     """
@@ -125,7 +129,8 @@ class Knowledge:
         x : Tensor
             Samples, float [n, C, H, W].
         autocast : callable
-            The context of the forward pass (:meth:`~fedknow.client.learners.frames.learner.Learner.autocast`).
+            The context of the forward pass
+            (:meth:`~fedknow.client.learners.frames.learner.Learner.autocast`).
 
         Returns
         -------
@@ -153,9 +158,11 @@ def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
-    """Masks of the fraction rho of all entries that are largest in magnitude, over all tensors together.
+    """Masks of the fraction rho of all entries that are largest in magnitude, over all tensors
+    together.
 
-    Exactly ``round(rho * total)`` entries (at least one) are kept; of equal ones those that come first.
+    Exactly ``round(rho * total)`` entries (at least one) are kept; of equal ones those that
+    come first.
 
     Returns
     -------
@@ -164,7 +171,8 @@ def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
     """
     flat = torch.cat([weight.detach().abs().flatten() for weight in weights])
     count = max(1, round(rho * len(flat)))
-    # The count-th largest value, then everything above it and as many equal ones as there is room for.
+    # The count-th largest value, then everything above it and as many equal ones as there is
+    # room for.
     threshold = flat.kthvalue(len(flat) - count + 1).values
     above = flat > threshold
     ties = torch.nonzero(flat == threshold).flatten()[: count - int(above.sum())]
@@ -282,8 +290,9 @@ def _finetune(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    # Without an L2 term and with masked gradients Adam leaves pruned weights alone: their moments stay zero. They are
-    # masked again all the same, since everything later rests on their being exactly zero.
+    # Without an L2 term and with masked gradients Adam leaves pruned weights alone: their
+    # moments stay zero. They are masked again all the same, since everything later rests on
+    # their being exactly zero.
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(free, lr=lr, fused=True)
     labels = head.labels(y)

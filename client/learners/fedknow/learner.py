@@ -6,16 +6,18 @@ Luopan, Han, Zhang, Liu, Wang, Chen, ICDE 2023, arXiv 2212.01738. In three parts
     at the end of a task keep its signature knowledge, a pruned and fine-tuned copy of the model
     (:mod:`fedknow.client.learners.fedknow.knowledge`);
 *restore* (Sec. III-C)
-    for a batch of the current task, the gradient g_i that would keep the model's answers for past task i as its
-    knowledge has them, without any stored sample;
+    for a batch of the current task, the gradient g_i that would keep the model's answers for
+    past task i as its knowledge has them, without any stored sample;
 *integrate* (Sec. III-D)
-    turn the current gradient so that it hurts no signature task: the k past tasks most dissimilar to the current one
-    (:mod:`fedknow.client.learners.frames.projection`).
+    turn the current gradient so that it hurts no signature task: the k past tasks most
+    dissimilar to the current one (:mod:`fedknow.client.learners.frames.projection`).
 
-All gradients of a batch belong to one forward pass (:mod:`fedknow.client.learners.fedknow.linearization`), and which of them
-the integration needs is found out before they are computed.
+All gradients of a batch belong to one forward pass
+(:mod:`fedknow.client.learners.fedknow.linearization`), and which of them the integration needs
+is found out before they are computed.
 
-The body is shared, the head is personal by default. What the paper leaves open is a setting with a documented default.
+The body is shared, the head is personal by default. What the paper leaves open is a setting
+with a documented default.
 """
 
 from __future__ import annotations
@@ -34,6 +36,14 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.fedknow.knowledge import Knowledge, extract, prunable
+from fedknow.client.learners.fedknow.linearization import (
+    Linearization,
+    factorable,
+    flatten,
+    views,
+)
+from fedknow.client.learners.fedknow.restorer import Restorer, restored_cotangent
 from fedknow.client.learners.frames.learner import (
     Batch,
     Exchange,
@@ -55,14 +65,6 @@ from fedknow.client.learners.frames.projection import (
     most_dissimilar,
     step_dual,
 )
-from fedknow.client.learners.fedknow.knowledge import Knowledge, extract, prunable
-from fedknow.client.learners.fedknow.linearization import (
-    Linearization,
-    factorable,
-    flatten,
-    views,
-)
-from fedknow.client.learners.fedknow.restorer import Restorer, restored_cotangent
 from fedknow.protocols.config import ConfigError, TrainConfig
 from fedknow.protocols.seeds import generator
 
@@ -79,8 +81,8 @@ class FedKnowSettings(LearnerSettings):
     k: int = Field(10, ge=1, le=10_000)
     """Most signature tasks a gradient is integrated with."""
     temperature: float = Field(1.0, gt=0)
-    """T of the restorer's soft labels. 1, the knowledge's answers as they are, was best on held-out samples
-    (docs/results.md); the authors' code has 2."""
+    """T of the restorer's soft labels. 1, the knowledge's answers as they are, was best on
+    held-out samples (docs/results.md); the authors' code has 2."""
     labels: Literal["soft", "hard"] = "soft"
     """What the knowledge says of a sample: its distribution at T, or its most likely class."""
     finetune_epochs: int = Field(3, ge=0, le=10_000)
@@ -88,40 +90,49 @@ class FedKnowSettings(LearnerSettings):
     finetune_lr: float = Field(1e-3, gt=0, le=1)
     """Adam's learning rate in fine-tuning, whatever optimizer and rate the training has."""
     extract_from: Literal["local", "global"] = "local"
-    """The model to extract from: this client's own as it last trained it in the task, or the final shared one."""
+    """The model to extract from: this client's own as it last trained it in the task, or the final
+    shared one."""
     wasserstein: Literal["values", "positions"] = "values"
-    """Reading of the distance that chooses signature tasks (:func:`~..frames.projection.wasserstein`)."""
+    """Reading of the distance that chooses signature tasks (:func:`~..frames.projection.wasserstein`).
+    """
     select: Literal["round", "batch"] = "round"
     """How often signature tasks are chosen; matters only with more than k past tasks."""
     candidates: int = Field(0, ge=0, le=1_000_000)
-    """Which past tasks signature tasks are chosen from. 0, as in the paper: all, at the price of a backward pass and a
-    teacher's answers for each. Otherwise k and so many more, drawn anew each round: those chosen last, and others at
-    random. With that a round costs the same however many tasks there are; the choice is exact as long as they are no
-    more than that, and an approximation afterwards, of which no loss was seen (docs/benchmarks.md, Growth)."""
+    """Which past tasks signature tasks are chosen from. 0, as in the paper: all, at the price of a
+    backward pass and a teacher's answers for each. Otherwise k and so many more, drawn anew
+    each round: those chosen last, and others at random. With that a round costs the same
+    however many tasks there are; the choice is exact as long as they are no more than that, and
+    an approximation afterwards, of which no loss was seen (docs/benchmarks.md, Growth)."""
     integrator: Literal["qp", "surrogate", "online", "sum", "off"] = "qp"
-    """``qp`` is the paper's, with ``margin``. Two approximations cost the same however many tasks there are:
-    ``surrogate`` takes all violated constraints as one, their weighted sum; ``online`` keeps the multipliers of Eq. (4)
-    from batch to batch and moves them one step a batch. ``sum`` adds the restored gradients instead (distillation),
-    ``off`` ignores them: for ablation."""
+    """``qp`` is the paper's, with ``margin``. Two approximations cost the same however many tasks
+    there are: ``surrogate`` takes all violated constraints as one, their weighted sum;
+    ``online`` keeps the multipliers of Eq. (4) from batch to batch and moves them one step a
+    batch. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for
+    ablation."""
     path: Literal["adaptive", "full"] = "adaptive"
-    """How ``qp`` comes to its result, which is the same up to rounding: from the restored gradients it needs, or from
-    all of them."""
+    """How ``qp`` comes to its result, which is the same up to rounding: from the restored
+    gradients it needs, or from all of them."""
     margin: float = Field(0.5, ge=0)
-    """The least that each multiplier of Eq. (4) may be: v >= margin, so that restored gradients are followed a little
-    in every step that is integrated. The paper has v >= 0; the authors' code has 0.5, where its trigger lets it
-    integrate at all. It costs nothing as a rule: g' is then what is nearest to ``g + margin sum_i g_i``, which one
-    backward pass gives as well as g (where g alone is needed first, to choose signature tasks, it costs one). 0.5 was
-    best on held-out samples (docs/results.md). Not with ``sum``."""
+    """The least that each multiplier of Eq. (4) may be: v >= margin, so that restored gradients
+    are followed a little in every step that is integrated. The paper has v >= 0; the authors'
+    code has 0.5, where its trigger lets it integrate at all. It costs nothing as a rule: g' is
+    then what is nearest to ``g + margin sum_i g_i``, which one backward pass gives as well as g
+    (where g alone is needed first, to choose signature tasks, it costs one). 0.5 was best on
+    held-out samples (docs/results.md). Not with ``sum``."""
     restore_from: float = Field(1.0, gt=0, le=1)
-    """Share of a batch that restored gradients are taken from, in a forward pass of its own with other dropout masks.
-    Less than 1 is an approximation; not with ``online``, nor for bodies with BatchNorm."""
+    """Share of a batch that restored gradients are taken from, in a forward pass of its own with
+    other dropout masks. Less than 1 is an approximation; not with ``online``, nor for bodies
+    with BatchNorm."""
     every: int = Field(1, ge=1, le=1_000_000)
-    """Integrate one batch in so many; the others take the plain gradient. More than 1 is an approximation."""
+    """Integrate one batch in so many; the others take the plain gradient. More than 1 is an
+    approximation."""
     exchange: Exchange = "body"
-    """What is averaged over clients. ``body``: each client keeps a head of its own; ``all``: heads are averaged too."""
+    """What is averaged over clients. ``body``: each client keeps a head of its own; ``all``: heads
+    are averaged too."""
     post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
-    """Integration of the gradient at the received model, g_a, with that at the model last trained here, g_b: not at
-    all, in the first local epoch, or in an epoch of its own before it. g_b is taken without dropout."""
+    """Integration of the gradient at the received model, g_a, with that at the model last trained
+    here, g_b: not at all, in the first local epoch, or in an epoch of its own before it. g_b is
+    taken without dropout."""
 
 
 def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
@@ -134,16 +145,19 @@ def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
 class FedKnow(Learner):
     """Signature task knowledge, extracted, restored, integrated (Luopan et al., ICDE 2023).
 
-    The integration is the paper's Eqs. (3) to (5) (:mod:`~fedknow.client.learners.frames.projection`), but by default with
-    multipliers of at least ``margin``, which the paper does not have. Extraction and restoring are stated without the
-    numbers of their equations, which were not at hand.
+    The integration is the paper's Eqs. (3) to (5)
+    (:mod:`~fedknow.client.learners.frames.projection`), but by default with multipliers of at
+    least ``margin``, which the paper does not have. Extraction and restoring are stated without
+    the numbers of their equations, which were not at hand.
 
-    Keeps: of each finished task the signature knowledge, a fraction rho of the body's weights and its rows of the head;
-    what ``exchange`` does not send; within a task the knowledge's answers for the task's samples (constants: they are
-    computed once) and, where a setting needs it, the body it last trained. Sends: what ``exchange`` says, nothing more.
-    Needs: no stored sample; for each step a backward pass more for each signature task that the gradient opposes, and
-    pushforwards to find them; once a task a forward pass of each knowledge over its samples, and the fine-tuning.
-    Valid: any model with weight matrices and a bias in its head, task- or class-incremental.
+    Keeps: of each finished task the signature knowledge, a fraction rho of the body's weights
+    and its rows of the head; what ``exchange`` does not send; within a task the knowledge's
+    answers for the task's samples (constants: they are computed once) and, where a setting
+    needs it, the body it last trained. Sends: what ``exchange`` says, nothing more. Needs: no
+    stored sample; for each step a backward pass more for each signature task that the gradient
+    opposes, and pushforwards to find them; once a task a forward pass of each knowledge over
+    its samples, and the fine-tuning. Valid: any model with weight matrices and a bias in its
+    head, task- or class-incremental.
     """
 
     Settings = FedKnowSettings
@@ -177,7 +191,8 @@ class FedKnow(Learner):
         self._lazy: bool | None = None
         self._become({})
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     def _become(self, state: State) -> None:
         self._knowledge = {
@@ -223,7 +238,8 @@ class FedKnow(Learner):
             "multipliers": {str(task): v for task, v in self._multipliers.items()},
         }
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     @property
     def ends_task(self) -> bool:
@@ -250,7 +266,8 @@ class FedKnow(Learner):
         )
 
     def begin(self, task: TaskData, round: Round) -> None:
-        """Restore what past tasks' knowledge says of the samples; keep the model before aggregation at hand."""
+        """Restore what past tasks' knowledge says of the samples; keep the model before
+        aggregation at hand."""
         super().begin(task, round)
         self._start_counting()
         self._chosen = None
@@ -284,7 +301,8 @@ class FedKnow(Learner):
             self._scratch.eval()
 
     def _draw_candidates(self, task: int, round: Round) -> list[int]:
-        """Past tasks that a round's signature tasks are chosen from (:attr:`FedKnowSettings.candidates`), ascending."""
+        """Past tasks that a round's signature tasks are chosen from
+        (:attr:`FedKnowSettings.candidates`), ascending."""
         past, size = (
             sorted(t for t in self._knowledge if t < task),
             self.settings.k + self.settings.candidates,
@@ -299,7 +317,8 @@ class FedKnow(Learner):
         return sorted([*kept, *drawn.tolist()])
 
     def _answer(self, knowledge: Knowledge, x: Tensor) -> Tensor:
-        """What a past task's knowledge says of samples: float [n, C, H, W] -> distributions float [n, c]."""
+        """What a past task's knowledge says of samples: float [n, C, H, W] -> distributions float
+        [n, c]."""
         with self.meter.part(("answer", len(x), len(knowledge.classes))):
             return soft_labels(
                 knowledge.logits(self._scratch_body, x, 256, self.autocast),
@@ -409,7 +428,8 @@ class FedKnow(Learner):
         past : list of int
             Their tasks.
         plain : Tensor, optional
-            g, where it is not J^T c, as ``at_body`` is at a part of the batch; c is the sum of the restored ones then.
+            g, where it is not J^T c, as ``at_body`` is at a part of the batch; c is the sum of
+            the restored ones then.
         """
         s = self.settings
         head, count = self.head.weight.detach(), min(len(past), s.k)
@@ -462,9 +482,11 @@ class FedKnow(Learner):
     def _integrated_online(
         self, at_body: Linearization, own: Tensor, restored: Tensor, past: list[int]
     ) -> Integration:
-        """Integrate with the multipliers that the task's earlier batches left, and move these; as `_integrated`.
+        """Integrate with the multipliers that the task's earlier batches left, and move these; as
+        `_integrated`.
 
-        One backward pass, of ``c + sum_i v_i c_i``, gives g', and one pushforward along it tells how v moves.
+        One backward pass, of ``c + sum_i v_i c_i``, gives g', and one pushforward along it
+        tells how v moves.
         """
         head, choosing = (
             self.head.weight.detach(),
@@ -499,7 +521,8 @@ class FedKnow(Learner):
         past: list[int],
         row: Tensor,
     ) -> list[int]:
-        """Places, among past tasks, of the signature tasks: those farthest from g. One restored gradient at a time."""
+        """Places, among past tasks, of the signature tasks: those farthest from g. One restored
+        gradient at a time."""
         self._pullbacks += len(past)
 
         def gradient(cotangent: Tensor) -> Tensor:
@@ -518,7 +541,8 @@ class FedKnow(Learner):
         return chosen
 
     def _room(self, count: int, size: int) -> Tensor:
-        """Memory for so many gradients, float [count, size]; on a processor what is not written to takes up none."""
+        """Memory for so many gradients, float [count, size]; on a processor what is not written to
+        takes up none."""
         if self._memory.numel() < count * size:
             with self.meter.free():
                 self._memory = self._parameters[0].new_empty(count * size)
@@ -533,7 +557,8 @@ class FedKnow(Learner):
         )
 
     def _can_push_forward(self, at_body: Linearization, own: Tensor, g: Tensor) -> bool:
-        """Whether the body's operations can be differentiated twice: found out once, by ``<c, J g> = <g, g>``.
+        """Whether the body's operations can be differentiated twice: found out once, by ``<c, J g>
+        = <g, g>``.
 
         A property of the model alone, so clients that share a learner do not influence each other.
         """
@@ -560,11 +585,11 @@ class FedKnow(Learner):
     def counts(self) -> dict[str, float]:
         """Means over the integrated steps of the round.
 
-        ``signature-tasks``, ``violated``, ``active``: constraints there were, that ``g + margin sum_i g_i`` violated
-        (with ``online``: that g' does), and that bind g'.
-        ``pullbacks``, ``pushforwards``: backward passes, and products of the body's Jacobian with a vector (about as
-        dear), that a step took.
-        ``opposed``: share of the steps after aggregation in which g_a and g_b were at an obtuse angle.
+        ``signature-tasks``, ``violated``, ``active``: constraints there were, that ``g + margin
+        sum_i g_i`` violated (with ``online``: that g' does), and that bind g'. ``pullbacks``,
+        ``pushforwards``: backward passes, and products of the body's Jacobian with a vector
+        (about as dear), that a step took. ``opposed``: share of the steps after aggregation in
+        which g_a and g_b were at an obtuse angle.
         """
         steps = max(1, self._steps)
         return {
@@ -577,13 +602,15 @@ class FedKnow(Learner):
         }
 
     def _signature_tasks(self) -> list[int]:
-        """Past tasks to restore: those chosen for this round, or all candidates where none were left out yet."""
+        """Past tasks to restore: those chosen for this round, or all candidates where none were
+        left out yet."""
         return self._chosen if self._chosen is not None else self._candidates
 
     def _restored(self, logits: Tensor, index: Tensor, past: list[int]) -> Tensor:
         """Gradients by the logits of what past tasks' knowledge asks of a batch (Sec. III-C).
 
-        Logits float [n, classes], the samples' places in the task int64 [n] -> float [k, n, classes].
+        Logits float [n, classes], the samples' places in the task int64 [n] -> float [k, n,
+        classes].
         """
         at_logits = logits.new_zeros(len(past), *logits.shape)
         for restored, task in zip(at_logits, past, strict=True):
@@ -597,14 +624,16 @@ class FedKnow(Learner):
     def _set_body_gradient(
         self, parts: Sequence[Tensor], reached: Sequence[bool]
     ) -> None:
-        """Leave alone what the batch does not depend on: with a gradient of zeros, weight decay would move it."""
+        """Leave alone what the batch does not depend on: with a gradient of zeros, weight decay
+        would move it."""
         for parameter, part, has_part in zip(
             self._parameters, parts, reached, strict=True
         ):
             parameter.grad = part if has_part else None
 
     def _gradient_after_aggregation(self, batch: Batch) -> tuple[float, int]:
-        """Negative transfer (Sec. III-E): g_a at the received model, turned to agree with g_b at the own one."""
+        """Negative transfer (Sec. III-E): g_a at the received model, turned to agree with g_b at
+        the own one."""
         with self.autocast():
             logits = self._scratch(batch.x)
         loss = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
@@ -626,7 +655,8 @@ class FedKnow(Learner):
         self._set_body_gradient(views(integrated, self._parameters), reached)
         return report
 
-    # --- the end of a task ----------------------------------------------------------------------------------------
+    # --- the end of a task
+    # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Extract the task's signature knowledge; a client never chosen in the task trains first."""

@@ -1,12 +1,14 @@
 """A network's body, linearised at one batch: products with its Jacobian from one forward pass.
 
-With parameters w and features f(x; w) of a batch, J = df/dw. The gradient of any loss on the features, whose own
-gradient by the features is c, is the *pullback* J^T c (a backward pass); what a step u along the parameters does to
-the features is the *pushforward* J u, and ``<c, J u> = <J^T c, u>``.
+With parameters w and features f(x; w) of a batch, J = df/dw. The gradient of any loss on the
+features, whose own gradient by the features is c, is the *pullback* J^T c (a backward pass);
+what a step u along the parameters does to the features is the *pushforward* J u, and ``<c, J u>
+= <J^T c, u>``.
 
-The pushforward is taken without a second forward pass: J^T c is linear in c, so J u is the derivative of
-``<J^T c, u>`` by c, a backward pass through the graph of a backward pass. It therefore sees the same dropout mask and
-the same batch statistics as the pullbacks, and moves no running statistics.
+The pushforward is taken without a second forward pass: J^T c is linear in c, so J u is the
+derivative of ``<J^T c, u>`` by c, a backward pass through the graph of a backward pass. It
+therefore sees the same dropout mask and the same batch statistics as the pullbacks, and moves
+no running statistics.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """A flat vector as tensors of the parameters' shapes and strides, which share its memory.
 
-    In the order of memory, that is: an optimizer is fast only where gradients are laid out as parameters are.
+    In the order of memory, that is: an optimizer is fast only where gradients are laid out as
+    parameters are.
 
     Parameters
     ----------
@@ -98,10 +101,11 @@ def factorable(
 class Linearization:
     """The body at one batch.
 
-    A vector of R^p, such as a gradient, is one flat tensor, and inner products are those of R^p. It may be shorter: a
-    gradient by the weight of a linear layer is ``D^T A`` with the layer's inputs A, float [n, inputs], so all gradients
-    of the batch lie in the span of A's rows. With A^T = Q R, Q's columns orthonormal, they are kept as coordinates
-    ``(R D)^T``, float [outputs, n], which have the same inner products.
+    A vector of R^p, such as a gradient, is one flat tensor, and inner products are those of
+    R^p. It may be shorter: a gradient by the weight of a linear layer is ``D^T A`` with the
+    layer's inputs A, float [n, inputs], so all gradients of the batch lie in the span of A's
+    rows. With A^T = Q R, Q's columns orthonormal, they are kept as coordinates ``(R D)^T``,
+    float [outputs, n], which have the same inner products.
 
     Parameters
     ----------
@@ -121,7 +125,8 @@ class Linearization:
     size : int
         Length of a flat vector.
     reached : list of bool
-        Which parameters the features depend on; known after a pullback. Of the others all gradients are zero.
+        Which parameters the features depend on; known after a pullback. Of the others all
+        gradients are zero.
     """
 
     def __init__(
@@ -216,10 +221,11 @@ class Linearization:
 class _Tracer(TorchFunctionMode):
     """Has a body's layers do what its linearization needs.
 
-    Convolutions and batch normalisations are differentiated twice by the formulas below. Torch's own take five
-    convolutions where two will do, and dozens of passes over the activations for one, for they also derive by the
-    images and the weights, asked or not. Linear layers get coordinates of their weights' gradients: a leaf of
-    zeros, by which the layer's output is derived as by the weight.
+    Convolutions and batch normalisations are differentiated twice by the formulas below.
+    Torch's own take five convolutions where two will do, and dozens of passes over the
+    activations for one, for they also derive by the images and the weights, asked or not.
+    Linear layers get coordinates of their weights' gradients: a leaf of zeros, by which the
+    layer's output is derived as by the weight.
     """
 
     def __init__(self, factored: Set[nn.Parameter], probe: bool = False) -> None:
@@ -299,7 +305,8 @@ class _Convolution(Function):
 
 
 class _Transpose(Function):
-    """Gradients by x, w and b of ``<at_y, x * w + b>``: linear in at_y, and differentiated by at_y alone."""
+    """Gradients by x, w and b of ``<at_y, x * w + b>``: linear in at_y, and differentiated by at_y
+    alone."""
 
     @staticmethod
     def forward(
@@ -391,7 +398,8 @@ class _Normalization(Function):
 
 
 class _NormalizationTranspose(Function):
-    """Gradients by x, w and b of ``<at_y, y>``: linear in at_y, differentiated by it alone, symmetric in x and y."""
+    """Gradients by x, w and b of ``<at_y, y>``: linear in at_y, differentiated by it alone,
+    symmetric in x and y."""
 
     @staticmethod
     def forward(

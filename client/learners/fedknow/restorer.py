@@ -1,8 +1,9 @@
 """Gradient restorer: what past tasks' knowledge asks of a batch, computed as far as it is wanted.
 
-FedKNOW (ICDE 2023), Sec. III-C: g_i is the gradient that would keep the model's answers for past task i as its
-knowledge has them. At the features, where all of them begin, these gradients are cheap; each is brought to the weights
-by a backward pass, and one product with the Jacobian tells how a step changes what all tasks ask
+FedKNOW (ICDE 2023), Sec. III-C: g_i is the gradient that would keep the model's answers for
+past task i as its knowledge has them. At the features, where all of them begin, these gradients
+are cheap; each is brought to the weights by a backward pass, and one product with the Jacobian
+tells how a step changes what all tasks ask
 (:mod:`fedknow.client.learners.fedknow.linearization`).
 """
 
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fedknow.client.compute.cost import Meter
-from fedknow.client.learners.frames.projection import Vector
 from fedknow.client.learners.fedknow.linearization import Linearization
+from fedknow.client.learners.frames.projection import Vector
 
 __all__ = ["Restorer", "restored_cotangent"]
 
@@ -24,14 +25,16 @@ __all__ = ["Restorer", "restored_cotangent"]
 def restored_cotangent(z: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Gradient, by the logits, of the loss that a past task's knowledge puts on a batch.
 
-    For ``l = -1/B sum_b sum_c target log softmax(z / T)`` it is ``(softmax(z / T) - target) / (T B)``.
+    For ``l = -1/B sum_b sum_c target log softmax(z / T)`` it is ``(softmax(z / T) - target) /
+    (T B)``.
 
     Parameters
     ----------
     z : Tensor
         The model's logits of the past task's classes, float [B, c].
     target : Tensor
-        What the knowledge says, float [B, c] (:func:`~fedknow.client.learners.fedknow.learner.soft_labels`).
+        What the knowledge says, float [B, c]
+        (:func:`~fedknow.client.learners.fedknow.learner.soft_labels`).
     temperature : float
         T.
     """
@@ -46,7 +49,8 @@ class Restorer:
     at_body : Linearization
         The body at the batch.
     at_logits : Tensor
-        Gradients of the restored losses by the logits, p_i: float [k, B, classes], zero outside a task's classes.
+        Gradients of the restored losses by the logits, p_i: float [k, B, classes], zero outside
+        a task's classes.
     head : Tensor
         The head's weight W, float [classes, f]: at the features a gradient is ``c_i = p_i W``.
     rows : Tensor
@@ -91,7 +95,8 @@ class Restorer:
             return self._at_body.pullback(combined @ self._head, self._rows[0])
 
     def turn(self, cotangent: Tensor, weights: Vector, out: Tensor) -> Tensor:
-        """``g + sum_i w_i g_i`` by one backward pass, from g's own cotangent at the features, float [B, f].
+        """``g + sum_i w_i g_i`` by one backward pass, from g's own cotangent at the features,
+        float [B, f].
 
         Afterwards :meth:`products` can be asked for.
         """
@@ -103,7 +108,8 @@ class Restorer:
             return self._at_body.pullback(self._turned, out, forward=True)
 
     def products(self, u: Tensor) -> tuple[Vector, Vector]:
-        """``<g_i, u>`` for u float [size], as ``<p_i, J u W^T>``, and ``|p_i| |J u W^T|``: float64 [k] each."""
+        """``<g_i, u>`` for u float [size], as ``<p_i, J u W^T>``, and ``|p_i| |J u W^T|``: float64
+        [k] each."""
         with self._part("products"):
             moved = (self._at_body.pushforward(u) @ self._head.T).flatten()
             p = self._at_logits.flatten(1)
@@ -115,7 +121,8 @@ class Restorer:
     def lengths(self, turned: Tensor | None = None) -> Vector:
         """``|c_i|``, from which a gradient's length differs by what the body does: float64 [k].
 
-        With the result of :meth:`turn` they are made longer by as much as its cotangent was: estimates of ``|g_i|``.
+        With the result of :meth:`turn` they are made longer by as much as its cotangent was:
+        estimates of ``|g_i|``.
         """
         with self._part("lengths"):
             squares = (

@@ -12,7 +12,8 @@ __all__ = ["view"]
 def view(
     x: Tensor, generator: torch.Generator, crop: float, flip: bool, jitter: float
 ) -> Tensor:
-    """One random view of each image: a crop brought back to size, a flip, another contrast and brightness.
+    """One random view of each image: a crop brought back to size, a flip, another contrast and
+    brightness.
 
     Parameters
     ----------
@@ -25,8 +26,8 @@ def view(
     flip : bool
         Whether half of the images are mirrored left to right.
     jitter : float
-        Contrast is multiplied by a number from [1 - jitter, 1 + jitter], and one from [-jitter, jitter] is added, in
-        units of the standard deviations the images were normalised by.
+        Contrast is multiplied by a number from [1 - jitter, 1 + jitter], and one from [-jitter,
+        jitter] is added, in units of the standard deviations the images were normalised by.
 
     Returns
     -------

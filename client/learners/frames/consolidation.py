@@ -1,7 +1,8 @@
-"""What methods that hold important parameters in place have in common: a quadratic penalty around an anchor.
+"""What methods that hold important parameters in place have in common: a quadratic penalty around
+an anchor.
 
-The client keeps, of all finished tasks together, an importance Omega_j >= 0 and an anchor w*_j for each parameter, and
-minimises
+The client keeps, of all finished tasks together, an importance Omega_j >= 0 and an anchor w*_j
+for each parameter, and minimises
 
     L(w) + strength * factor * sum_j Omega_j (w_j - w*_j)^2
 
@@ -33,16 +34,18 @@ __all__ = ["Consolidation", "ConsolidationSettings"]
 
 
 class ConsolidationSettings(ContinualSettings):
-    """Settings of every method with a penalty around an anchor; each has a ``strength`` of its own as well."""
+    """Settings of every method with a penalty around an anchor; each has a ``strength`` of its own
+    as well."""
 
     anchor: Literal["global", "local"] = "global"
-    """The model a finished task's importance is measured at and that is returned to: the shared one that the task
-    ended with, under the client's own head, or the client's own model as it last trained it (one more model to keep
-    within a task). Without exchange the two are one."""
+    """The model a finished task's importance is measured at and that is returned to: the shared
+    one that the task ended with, under the client's own head, or the client's own model as it
+    last trained it (one more model to keep within a task). Without exchange the two are one."""
 
 
 class Consolidation(Learner):
-    """A learner with a quadratic penalty around an anchor; the frame for methods that measure importance."""
+    """A learner with a quadratic penalty around an anchor; the frame for methods that measure
+    importance."""
 
     Settings = ConsolidationSettings
     settings: ConsolidationSettings
@@ -66,11 +69,13 @@ class Consolidation(Learner):
         return 1.0
 
     def measure(self, task: TaskData, round: Round) -> Tensors:
-        """How much each parameter matters to a task that is over, at the model as it is; like the parameters."""
+        """How much each parameter matters to a task that is over, at the model as it is; like the
+        parameters."""
         raise NotImplementedError
 
     def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
-        """Importance and anchor of all tasks, from those of the task just finished and what is kept of the others.
+        """Importance and anchor of all tasks, from those of the task just finished and what is
+        kept of the others.
 
         The sum of the old importance, times :attr:`decay`, and the new one, at the new anchor.
         """
@@ -81,7 +86,8 @@ class Consolidation(Learner):
             for name, new in importance.items()
         }, anchor
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     @property
     def ends_task(self) -> bool:
@@ -107,7 +113,8 @@ class Consolidation(Learner):
             "local": self._local,
         }
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     metered = ("fit",)
 
@@ -175,7 +182,8 @@ class Consolidation(Learner):
         return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in kept))}
 
     def gradients(self, objective: Tensor, again: bool = False) -> Tensors:
-        """Gradient of a scalar by each parameter; ``again``: there is more to differentiate on this graph."""
+        """Gradient of a scalar by each parameter; ``again``: there is more to differentiate on
+        this graph."""
         parts = torch.autograd.grad(
             objective,
             list(self._parameters.values()),

@@ -1,8 +1,9 @@
 """What every learner has in common: plain local training of one client, state in and state out.
 
-A learner is the method on a client. It is pure PyTorch and owns nothing that cannot be saved: between two messages a
-client is its :meth:`Learner.state_dict`, so a virtual client can live on any worker, a device can be rebooted and a
-run can be resumed. One learner object serves any number of clients, one after another.
+A learner is the method on a client. It is pure PyTorch and owns nothing that cannot be saved:
+between two messages a client is its :meth:`Learner.state_dict`, so a virtual client can live on
+any worker, a device can be rebooted and a run can be resumed. One learner object serves any
+number of clients, one after another.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ Tensors = dict[str, Tensor]
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of tensors by name; -1 stands for any size."""
 State = dict[str, Any]
-"""Nested dict of tensors, JSON scalars and lists: what :func:`fedknow.client.state.save_state` can store."""
+"""Nested dict of tensors, JSON scalars and lists: what :func:`fedknow.client.state.save_state` can
+store."""
 
 
 class LearnerSettings(BaseModel):
@@ -75,8 +77,9 @@ class ContinualSettings(LearnerSettings):
     """Settings of a method made for one machine, which is federated by averaging."""
 
     exchange: Exchange = "body"
-    """What is averaged over clients. ``body`` gives each client a head of its own, as FedKNOW and FedRep have, so that
-    methods are compared on equal terms; ``all`` is plain FedAvg around the method, ``none`` the method on its own."""
+    """What is averaged over clients. ``body`` gives each client a head of its own, as FedKNOW and
+    FedRep have, so that methods are compared on equal terms; ``all`` is plain FedAvg around the
+    method, ``none`` the method on its own."""
 
 
 class Diverged(RuntimeError):
@@ -105,8 +108,9 @@ class Round:
     client : int
         Which client this is, from 0: its place in what the server sends of all clients.
     settings : mapping
-        What else the strategy tells this client: keys of its config record that the learner names in
-        :attr:`Learner.reads`, and all others; records of other kinds as mappings under their own names.
+        What else the strategy tells this client: keys of its config record that the learner
+        names in :attr:`Learner.reads`, and all others; records of other kinds as mappings under
+        their own names.
     """
 
     number: int
@@ -139,7 +143,8 @@ class HeadSlice:
         self._whole = list(classes) == list(range(width))
 
     def logits(self, z: Tensor) -> Tensor:
-        """Slice of the logits: float [n, width] -> [n, len(classes)]; the very tensor where the head is whole."""
+        """Slice of the logits: float [n, width] -> [n, len(classes)]; the very tensor where the
+        head is whole."""
         return z if self._whole else z.index_select(1, self.index)
 
     def labels(self, y: Tensor) -> Tensor:
@@ -149,7 +154,8 @@ class HeadSlice:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step: ``x`` [b, C, H, W], labels ``y`` [b] in the slice, their ``index`` [b] in the task."""
+    """Samples of one step: ``x`` [b, C, H, W], labels ``y`` [b] in the slice, their ``index`` [b]
+    in the task."""
 
     x: Tensor
     y: Tensor
@@ -160,8 +166,8 @@ class Batch:
 def seed_torch(seed: int) -> None:
     """Seed PyTorch's generators of the devices in use, from which dropout draws.
 
-    ``torch.manual_seed`` does the same, and formats a stack trace for each kind of device that is not in use: 0.3 ms,
-    a tenth of a small client's round.
+    ``torch.manual_seed`` does the same, and formats a stack trace for each kind of device that
+    is not in use: 0.3 ms, a tenth of a small client's round.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -169,14 +175,16 @@ def seed_torch(seed: int) -> None:
 
 
 def hits(z: Tensor, y: Tensor) -> int:
-    """How many of the logits [n, classes] are largest at their labels [n]; by NumPy, whose calls take less time."""
+    """How many of the logits [n, classes] are largest at their labels [n]; by NumPy, whose calls
+    take less time."""
     return int(
         np.count_nonzero(z.detach().numpy(force=True).argmax(1) == y.numpy(force=True))
     )
 
 
 def widen(z: Tensor) -> Tensor:
-    """What a forward pass gave, in a dtype that losses can be taken in: bfloat16 becomes float32, others stay."""
+    """What a forward pass gave, in a dtype that losses can be taken in: bfloat16 becomes float32,
+    others stay."""
     return z.float() if z.dtype is torch.bfloat16 else z
 
 
@@ -199,36 +207,41 @@ class Learner:
     train : TrainConfig
         What all learners share; in a round, with what the strategy puts in its place.
     trainable : dict of str to Parameter
-        The parameters to train, each once, by the first of its names. The others are frozen: they are the same
-        everywhere and for ever, so they neither travel nor are kept.
+        The parameters to train, each once, by the first of its names. The others are frozen:
+        they are the same everywhere and for ever, so they neither travel nor are kept.
     """
 
     Settings: ClassVar[type[LearnerSettings]] = LearnerSettings
     exchange: Exchange = "all"
-    """Which parameters are averaged over clients; a setting of that name, where the method has one, decides."""
+    """Which parameters are averaged over clients; a setting of that name, where the method has
+    one, decides."""
     scenarios: ClassVar[tuple[str, ...]] = ("task-incremental", "class-incremental")
     """Values of ``data.scenario`` that the method is made for; others are refused."""
     strategy: ClassVar[str] = ""
-    """Name of the strategy that is this method's half on the server, which then takes the place of plain FedAvg."""
+    """Name of the strategy that is this method's half on the server, which then takes the place of
+    plain FedAvg."""
     sparse: ClassVar[bool] = False
     """Whether what travels holds many zeros by design: then zeros are left out on the way."""
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {}
-    """Settings worth searching, and the values to try of each: those of the paper, where it gives any."""
+    """Settings worth searching, and the values to try of each: those of the paper, where it gives any.
+    """
     reads: ClassVar[Sequence[str]] = ()
-    """Keys of :attr:`Round.settings` that the method reads; the server warns of others. All clients train by ``lr``,
-    ``epochs``, ``batch-size`` and ``proximal-mu`` (:mod:`fedknow.protocols.instructions`)."""
+    """Keys of :attr:`Round.settings` that the method reads; the server warns of others. All
+    clients train by ``lr``, ``epochs``, ``batch-size`` and ``proximal-mu``
+    (:mod:`fedknow.protocols.instructions`)."""
     replay: ClassVar[Sequence[str]] = ()
     """Entries of the state that hold samples."""
     metered: ClassVar[Sequence[str]] = ()
-    """Which of ``fit``, ``begin_epoch``, ``logits`` and ``score``, of those that the class itself defines, do their
-    work in parts of :attr:`meter`, or none that counts."""
+    """Which of ``fit``, ``begin_epoch``, ``logits`` and ``score``, of those that the class itself
+    defines, do their work in parts of :attr:`meter`, or none that counts."""
     unmetered: ClassVar[frozenset[str]] = frozenset()
     """Which do not, so that all of training or scoring is counted operation by operation."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = vars(cls).keys()
-        # A step or scoring of another kind costs something else: it is counted each time unless the class knows better.
+        # A step or scoring of another kind costs something else: it is counted each time unless
+        # the class knows better.
         if own & {"gradient", "step"} and "cost_key" not in own:
             cls.cost_key = _unknown  # type: ignore[method-assign, assignment]
         here = own & {"fit", "begin_epoch", "logits", "score"}
@@ -258,9 +271,10 @@ class Learner:
         self._frozen = {
             name: p for name, p in parameters.items() if not p.requires_grad
         }
-        # Integer buffers (BatchNorm's counters) would come back from an average as fractions: they do not travel, and
-        # start anew with each message, as they steer BatchNorm without momentum and must not tell who came before.
-        # A tensor with several names (tied weights) goes by the first.
+        # Integer buffers (BatchNorm's counters) would come back from an average as fractions:
+        # they do not travel, and start anew with each message, as they steer BatchNorm without
+        # momentum and must not tell who came before. A tensor with several names (tied weights)
+        # goes by the first.
         own = self.trainable.keys() | dict(model.named_buffers()).keys()
         initial = {
             name: value for name, value in model.state_dict().items() if name in own
@@ -276,7 +290,8 @@ class Learner:
             for name, value in initial.items()
             if not self.travels(name)
         }
-        # Where each entry lies; state_dict() walks through all modules, a tenth of a small client's round.
+        # Where each entry lies; state_dict() walks through all modules, a tenth of a small
+        # client's round.
         self._all_parameters = list(model.parameters())
         self._places = {
             name: (
@@ -289,11 +304,13 @@ class Learner:
         self._smallest_batch: int | None = None
         self.meter = Meter(self.body)
 
-    # --- what travels ---------------------------------------------------------------------------------------------
+    # --- what travels
+    # ---------------------------------------------------------------------------------------------
 
     @property
     def ends_task(self) -> bool:
-        """Whether clients must be told that a task is over (all methods that keep something to themselves)."""
+        """Whether clients must be told that a task is over (all methods that keep something to
+        themselves)."""
         return self.exchange != "all"
 
     def travels(self, name: str) -> bool:
@@ -324,7 +341,8 @@ class Learner:
 
     @functools.cached_property
     def frozen_digest(self) -> str:
-        """Digest of the frozen parameters, which all clients must share without being sent them; "" without any."""
+        """Digest of the frozen parameters, which all clients must share without being sent them;
+        "" without any."""
         if not self._frozen:
             return ""
         digest = hashlib.sha256()
@@ -336,11 +354,13 @@ class Learner:
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
-        """The method's settings that its :attr:`strategy` is made with, by the names of the latter's arguments."""
+        """The method's settings that its :attr:`strategy` is made with, by the names of the
+        latter's arguments."""
         return {}
 
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
-        """What goes to the strategy beside the parameters, after :meth:`fit` or, with ``ended``, :meth:`end_task`.
+        """What goes to the strategy beside the parameters, after :meth:`fit` or, with ``ended``,
+        :meth:`end_task`.
 
         Nothing, or just the tensors that :meth:`shares` lists.
         """
@@ -394,10 +414,12 @@ class Learner:
         module, attribute = self._places[name]
         return cast(Tensor, getattr(module, attribute))
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
+    # ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        """All that this client must keep until its next message; empty where all travels and no task is ended."""
+        """All that this client must keep until its next message; empty where all travels and no
+        task is ended."""
         if not self.ends_task:
             return {}
         kept = self.kept()
@@ -417,7 +439,8 @@ class Learner:
         """Whether this client has trained in a task, or a later one."""
         return self._trained_task >= task
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     def fit(self, task: TaskData, round: Round) -> dict[str, float]:
         """One round of local training.
@@ -425,8 +448,8 @@ class Learner:
         Returns
         -------
         dict
-            ``loss`` and ``accuracy``: means over the samples of the last epoch; and the method's own counts. Every
-            client returns the same keys.
+            ``loss`` and ``accuracy``: means over the samples of the last epoch; and the
+            method's own counts. Every client returns the same keys.
 
         Raises
         ------
@@ -514,7 +537,8 @@ class Learner:
         )
 
     def smallest_batch(self, x: Tensor) -> int:
-        """The fewest samples that the model can be trained on at once; ``x``: samples, of which one is looked at."""
+        """The fewest samples that the model can be trained on at once; ``x``: samples, of which
+        one is looked at."""
         if (
             self._smallest_batch is None
         ):  # a property of the model and the size of an image
@@ -543,7 +567,8 @@ class Learner:
         """Before each epoch (from 0)."""
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Leave the gradients of one batch in the parameters; return (mean loss, number classified rightly)."""
+        """Leave the gradients of one batch in the parameters; return (mean loss, number classified
+        rightly)."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self.model(batch.x)
@@ -557,11 +582,13 @@ class Learner:
         self.optimizer.step()
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable | None:
-        """What the cost of a step on ``count`` samples depends on; None: on more than is known before it.
+        """What the cost of a step on ``count`` samples depends on; None: on more than is known
+        before it.
 
-        Of a learner's steps with the same key the first is counted (:class:`~fedknow.client.compute.cost.Meter`), so whatever
-        changes from step to step belongs in here. A method that overrides :meth:`gradient` or :meth:`step` must
-        override this too; otherwise each of its steps is counted, which is slow.
+        Of a learner's steps with the same key the first is counted
+        (:class:`~fedknow.client.compute.cost.Meter`), so whatever changes from step to step
+        belongs in here. A method that overrides :meth:`gradient` or :meth:`step` must override
+        this too; otherwise each of its steps is counted, which is slow.
         """
         return (
             count,
@@ -588,8 +615,8 @@ class Learner:
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """The task is over.
 
-        A client that keeps something to itself but was never chosen in this task trains once now, for itself, so
-        that no method is judged by an untrained head; nothing is sent.
+        A client that keeps something to itself but was never chosen in this task trains once
+        now, for itself, so that no method is judged by an untrained head; nothing is sent.
 
         Returns
         -------
@@ -603,9 +630,9 @@ class Learner:
     def autocast(self) -> AbstractContextManager[None]:
         """The context that forward passes run in, as ``train.precision`` asks for.
 
-        With ``bf16`` the products of layers are taken in bfloat16, from weights that stay float32. What comes out is
-        bfloat16: :func:`widen` it before a loss. A context of its own for each pass, left before the weights
-        move: weights are cast once a context.
+        With ``bf16`` the products of layers are taken in bfloat16, from weights that stay
+        float32. What comes out is bfloat16: :func:`widen` it before a loss. A context of its
+        own for each pass, left before the weights move: weights are cast once a context.
         """
         if self.train.precision == "fp32":
             return nullcontext()
@@ -620,7 +647,8 @@ class Learner:
             if name in anchor and parameter.grad is not None and self.travels(name):
                 parameter.grad.add_(parameter.detach() - anchor[name], alpha=mu)
 
-    # --- scoring --------------------------------------------------------------------------------------------------
+    # --- scoring
+    # --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def logits(self, x: Tensor, batch_size: int) -> Tensor:
@@ -637,7 +665,8 @@ class Learner:
     def counted(
         self, model: Callable[[Tensor], Tensor], x: Tensor, key: Hashable = "logits"
     ) -> Tensor:
-        """A forward pass in the present mode and without gradients, counted once for each size: for long loops.
+        """A forward pass in the present mode and without gradients, counted once for each size:
+        for long loops.
 
         Parameters
         ----------
@@ -680,11 +709,13 @@ class Learner:
 
 
 _LARGE = 1 << 15
-"""Features of a batch from which on their gradient's format matters more than what it takes to see to it."""
+"""Features of a batch from which on their gradient's format matters more than what it takes to see
+to it."""
 
 
 def _flatten_both_ways(module: nn.Module, inputs: tuple[Tensor]) -> None:
-    """Have the gradient of flat features come back channels-last: max-pooling takes five times as long with another."""
+    """Have the gradient of flat features come back channels-last: max-pooling takes five times as
+    long with another."""
     (x,) = inputs
     if x.dim() != 4 or x.numel() < _LARGE:
         return
@@ -718,7 +749,8 @@ def make_optimizer(
     head: Iterator[Tensor],
     align: bool = True,
 ) -> torch.optim.Optimizer:
-    """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink old tasks' rows.
+    """The optimizer of one round. The L2 term acts on the body alone: in the head it would shrink
+    old tasks' rows.
 
     Gradients need no ``align`` where ``backward`` alone makes them. Frozen parameters are left out.
     """
@@ -753,7 +785,8 @@ def make_optimizer(
 
 
 def _align_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Put gradients that a method has set itself into their parameters' memory format, which fused steps rely on."""
+    """Put gradients that a method has set itself into their parameters' memory format, which fused
+    steps rely on."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             gradient = parameter.grad

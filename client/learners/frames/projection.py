@@ -1,16 +1,17 @@
 """Gradient integrator: the gradient nearest to the current one that hurts no signature task.
 
-FedKNOW (ICDE 2023), Eq. (3)-(5): given the current gradient g in R^p and signature gradients g_i, the rows of
-G in R^{k x p},
+FedKNOW (ICDE 2023), Eq. (3)-(5): given the current gradient g in R^p and signature gradients
+g_i, the rows of G in R^{k x p},
 
     (3)  min_{g'} 1/2 ||g - g'||^2   subject to  <g', g_i> >= 0  for all i
     (4)  min_{v >= 0} 1/2 v^T G G^T v + (G g)^T v
     (5)  g' = g + G^T v*
 
-Only the k x k matrix G G^T and the k products G g enter the dual, which is solved in double precision by an active
-set after each g_i is brought to unit length. So the answer does not depend on the gradients' scale, needs no constant
-added to the diagonal, and every finite input has one. In single precision a gradient shorter than about 1e-19, whose
-square vanishes, counts as zero and forbids nothing.
+Only the k x k matrix G G^T and the k products G g enter the dual, which is solved in double
+precision by an active set after each g_i is brought to unit length. So the answer does not
+depend on the gradients' scale, needs no constant added to the diagonal, and every finite input
+has one. In single precision a gradient shorter than about 1e-19, whose square vanishes, counts
+as zero and forbids nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Integration:
     asked : int
         How many times the products of one vector with all signature gradients were asked for.
     flops : int
-        Floating point operations on vectors of R^p that it took, but for those of who built them and was asked.
+        Floating point operations on vectors of R^p that it took, but for those of who built
+        them and was asked.
     """
 
     gradient: Tensor
@@ -80,7 +82,8 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     Returns
     -------
     Integration
-        With ``<g', g_i> >= -1e-5 |g| |g_i|`` for float32 input; g itself where no constraint is violated.
+        With ``<g', g_i> >= -1e-5 |g| |g_i|`` for float32 input; g itself where no constraint is
+        violated.
 
     Raises
     ------
@@ -109,10 +112,11 @@ def integrate_lazily(
 ) -> Integration:
     """Solve Eq. (3) from the signature gradients that it needs: as a rule those that g violates.
 
-    A working set (Gill, Murray and Wright, Practical Optimization, 1981, ch. 5): solve for the gradients built so far,
-    ask for the products of the result with all of them, build those of the violated ones that are likely to bind, and
-    so on. What comes out meets all constraints with multipliers on some of them, which is optimal for all of them: it
-    is the g' of :func:`integrate`.
+    A working set (Gill, Murray and Wright, Practical Optimization, 1981, ch. 5): solve for the
+    gradients built so far, ask for the products of the result with all of them, build those of
+    the violated ones that are likely to bind, and so on. What comes out meets all constraints
+    with multipliers on some of them, which is optimal for all of them: it is the g' of
+    :func:`integrate`.
 
     Parameters
     ----------
@@ -121,10 +125,12 @@ def integrate_lazily(
     count : int
         How many signature gradients there are, k.
     build : callable
-        Indices [n] to G's rows float [m, p], where m counts all indices asked for so far, in that order.
+        Indices [n] to G's rows float [m, p], where m counts all indices asked for so far, in
+        that order.
     products : callable
-        u, float [p], to the products ``<g_i, u>`` and the sizes of the terms that they are sums of, float64 [k] each:
-        a product is as good as zero where it is of the size of its rounding. About as dear as building one row.
+        u, float [p], to the products ``<g_i, u>`` and the sizes of the terms that they are sums
+        of, float64 [k] each: a product is as good as zero where it is of the size of its
+        rounding. About as dear as building one row.
 
     Raises
     ------
@@ -158,10 +164,12 @@ def integrate_lazily(
 def _likely_to_bind(
     products: Vector, lengths: Vector, cosine: float = 0.2
 ) -> NDArray[np.bool_]:
-    """Which of some violated constraints would bind if their gradients were at this cosine to one another.
+    """Which of some violated constraints would bind if their gradients were at this cosine to one
+    another.
 
-    Turning from one restored gradient often turns from others too: on CIFAR-100 with ten tasks their cosines are 0.1
-    to 0.5. A wrong guess costs time and changes no result. At least one is named.
+    Turning from one restored gradient often turns from others too: on CIFAR-100 with ten tasks
+    their cosines are 0.1 to 0.5. A wrong guess costs time and changes no result. At least one
+    is named.
     """
     q = np.outer(lengths, lengths) * (cosine + (1 - cosine) * np.eye(len(lengths)))
     binding: NDArray[np.bool_] = solve_dual(q, products) > 0
@@ -171,19 +179,21 @@ def _likely_to_bind(
 def integrate_surrogate(
     g: Tensor, lengths: Vector, products: Vector, combine: Callable[[Vector], Tensor]
 ) -> Integration:
-    """An approximation of Eq. (3) from one vector: all violated constraints as one, their weighted sum.
+    """An approximation of Eq. (3) from one vector: all violated constraints as one, their weighted
+    sum.
 
-    A surrogate constraint (Glover, Operations Research 16, 1968): with ``w_i >= 0``, ``<g', sum_i w_i g_i> >= 0``
-    is a consequence of Eq. (3)'s constraints, and g' the nearest gradient that meets it, in closed form. Exact where
-    one constraint is violated and stays the only one.
+    A surrogate constraint (Glover, Operations Research 16, 1968): with ``w_i >= 0``, ``<g',
+    sum_i w_i g_i> >= 0`` is a consequence of Eq. (3)'s constraints, and g' the nearest gradient
+    that meets it, in closed form. Exact where one constraint is violated and stays the only
+    one.
 
     Parameters
     ----------
     g : Tensor
         Current gradient, float [p].
     lengths : ndarray
-        Estimates of |g_i| up to a common factor, float64 [k]: a violated constraint is weighted by its multiplier if
-        it stood alone, ``-<g, g_i> / |g_i|^2``.
+        Estimates of |g_i| up to a common factor, float64 [k]: a violated constraint is weighted
+        by its multiplier if it stood alone, ``-<g, g_i> / |g_i|^2``.
     products : ndarray
         ``<g, g_i>``, float64 [k].
     combine : callable
@@ -210,10 +220,12 @@ def integrate_surrogate(
 def step_dual(
     v: Vector, products: Vector, lengths: Vector, cosine: float = 0.5
 ) -> Vector:
-    """One step of projected gradient descent on Eq. (4), whose gradient at v is ``G g' = G G^T v + G g``.
+    """One step of projected gradient descent on Eq. (4), whose gradient at v is ``G g' = G G^T v +
+    G g``.
 
-    In units in which all gradients have length 1, the step is one over the largest eigenvalue that G G^T has where
-    all pairs of gradients have this cosine; twice as long a step would still converge.
+    In units in which all gradients have length 1, the step is one over the largest eigenvalue
+    that G G^T has where all pairs of gradients have this cosine; twice as long a step would
+    still converge.
 
     Parameters
     ----------
@@ -260,9 +272,10 @@ def integrate_one(g: Tensor, other: Tensor) -> Tensor:
 def solve_dual(gram: Vector, products: Vector) -> Vector:
     """Solve Eq. (4), ``min_{v >= 0} 1/2 v^T Q v + b^T v``, for a positive semi-definite Q.
 
-    An active-set method in the manner of Lawson and Hanson (1974) on the normal equations, with least-norm solves so
-    that parallel or vanishing gradients are no special case, and a bounded coordinate descent (Hildreth 1957) to end
-    on: it can only lower the objective and so settles what rounding left.
+    An active-set method in the manner of Lawson and Hanson (1974) on the normal equations, with
+    least-norm solves so that parallel or vanishing gradients are no special case, and a bounded
+    coordinate descent (Hildreth 1957) to end on: it can only lower the objective and so settles
+    what rounding left.
 
     Parameters
     ----------
@@ -359,10 +372,12 @@ def _coordinate_descent(
 def wasserstein(a: Tensor, b: Tensor, form: str = "values") -> float:
     """Wasserstein-1 distance between two gradients, float [p] each.
 
-    The paper chooses signature tasks by this distance without saying of which distribution; two readings:
+    The paper chooses signature tasks by this distance without saying of which distribution; two
+    readings:
 
     ``values``
-        of the entries' values, mean |sort(a) - sort(b)| (what ``scipy.stats.wasserstein_distance`` computes).
+        of the entries' values, mean |sort(a) - sort(b)| (what
+        ``scipy.stats.wasserstein_distance`` computes).
     ``positions``
         of the mass |a| over the parameter index, mean |cdf_a - cdf_b|.
     """
@@ -380,7 +395,8 @@ def _quantiles_or_cdf(x: Tensor, form: str) -> Tensor:
 def most_dissimilar(
     g: Tensor, candidates: Iterable[Tensor], k: int, form: str = "values"
 ) -> list[int]:
-    """Places of the k ``candidates`` [p] farthest from g [p] by :func:`wasserstein`, in ascending order."""
+    """Places of the k ``candidates`` [p] farthest from g [p] by :func:`wasserstein`, in ascending
+    order."""
     own = _quantiles_or_cdf(g, form)
     distance = [
         float(_quantiles_or_cdf(candidate, form).sub_(own).abs_().mean())

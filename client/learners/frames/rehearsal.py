@@ -1,7 +1,8 @@
-"""Replay memory: a part of each finished task's samples, and what every method that replays them has in common.
+"""Replay memory: a part of each finished task's samples, and what every method that replays them
+has in common.
 
-Samples are kept as the client trained on them: float32, normalised. That is four bytes a value where a file of 8-bit
-images has one, and is what :attr:`Memory.nbytes` counts.
+Samples are kept as the client trained on them: float32, normalised. That is four bytes a value
+where a file of 8-bit images has one, and is what :attr:`Memory.nbytes` counts.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class Replay:
         return len(self.y)
 
     def loss(self, logits: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of logits over the whole head, float [n, classes], each sample in its own slice."""
+        """Cross-entropy of logits over the whole head, float [n, classes], each sample in its own
+        slice."""
         return F.cross_entropy(
             logits.masked_fill(~self.head, -torch.inf), self.y, reduction=reduction
         )
@@ -114,8 +116,8 @@ def choose(
     generator : torch.Generator
         Source of the draw.
     balanced : bool
-        As many of each class as of any other (one more of some, where they do not divide, and all of a class that has
-        too few); otherwise uniformly, whatever the classes.
+        As many of each class as of any other (one more of some, where they do not divide, and
+        all of a class that has too few); otherwise uniformly, whatever the classes.
 
     Returns
     -------
@@ -171,7 +173,8 @@ class Memory:
         self.tasks[task.task] = Stored(task.classes, x[index], y[index])
 
     def of(self, past: int, current: TaskData, width: int) -> Replay:
-        """All samples of a past task, in its slice of a head of ``width``; when class-incremental, in all seen."""
+        """All samples of a past task, in its slice of a head of ``width``; when class-incremental,
+        in all seen."""
         stored = self.tasks[past]
         head = columns(
             current.head if current.incremental else stored.classes,
@@ -217,10 +220,11 @@ class Memory:
 
 
 class Rehearsal(Learner):
-    """A learner that keeps samples of each finished task in ``self.memory``; the frame for methods that replay them.
+    """A learner that keeps samples of each finished task in ``self.memory``; the frame for methods
+    that replay them.
 
-    During a round ``self.past`` holds all of them, ready for the model, or None in the first task, and
-    ``self.draws`` is a generator for choosing among them.
+    During a round ``self.past`` holds all of them, ready for the model, or None in the first
+    task, and ``self.draws`` is a generator for choosing among them.
     """
 
     Settings = MemorySettings

@@ -14,7 +14,8 @@ __all__ = ["pack", "packed_bytes", "unpack"]
 
 
 def pack(tensors: Mapping[str, Tensor]) -> State:
-    """Shape, which entries are not zero (one bit each, most significant first) and their values; by name."""
+    """Shape, which entries are not zero (one bit each, most significant first) and their values;
+    by name."""
     packed: State = {}
     for name, tensor in tensors.items():
         flat = tensor.detach().flatten()

@@ -17,11 +17,11 @@ from fedknow.client.compute.cost import (
 )
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import LEARNERS, build_learner
-from fedknow.client.learners.frames.learner import Learner, LearnerSettings, Round
 from fedknow.client.learners.baselines import FedPer, Finetune
 from fedknow.client.learners.fedknow.linearization import Linearization
-from fedknow.client.together import Start, price
+from fedknow.client.learners.frames.learner import Learner, LearnerSettings, Round
 from fedknow.client.models import build_model
+from fedknow.client.together import Start, price
 from fedknow.protocols.config import ModelConfig, TrainConfig, read_config
 
 CLASSES = 10
@@ -29,7 +29,8 @@ BATCH = 4
 
 
 def cnn6_layers(n):
-    """Of the 6-layer CNN at n samples of 3x32x32: a forward pass of each layer, 2 x outputs x inputs of each output."""
+    """Of the 6-layer CNN at n samples of 3x32x32: a forward pass of each layer, 2 x outputs x
+    inputs of each output."""
     convolutions = [
         (3, 32, 32),
         (32, 32, 32),
@@ -60,7 +61,8 @@ def task(number=0, samples=BATCH, shape=(3, 32, 32), classes=tuple(range(CLASSES
 
 
 def test_a_step_of_the_six_layer_cnn_by_hand(cnn6):
-    """Forward, gradients by weights, gradients by inputs but those of the first layer, whose inputs are images."""
+    """Forward, gradients by weights, gradients by inputs but those of the first layer, whose
+    inputs are images."""
     learner = Finetune(cnn6, TrainConfig(batch_size=BATCH, epochs=3), LearnerSettings())
     with learner.meter.message():
         learner.fit(task(), Round(1, 0))
@@ -78,7 +80,8 @@ def test_a_step_of_the_six_layer_cnn_by_hand(cnn6):
 
 
 def test_pullback_and_pushforward_by_hand(cnn6):
-    """J^T c is the backward pass; J u takes for each layer a pass with the weights' step, and one with the inputs'."""
+    """J^T c is the backward pass; J u takes for each layer a pass with the weights' step, and one
+    with the inputs'."""
     body, _ = cnn6_layers(BATCH)
     meter, model = Meter(), cnn6.body.train()
     at_body = Linearization(model, task().train.x)
@@ -93,13 +96,15 @@ def test_pullback_and_pushforward_by_hand(cnn6):
 
 
 def test_what_training_keeps_for_the_backward_pass_by_hand():
-    """x [5, 3] -> h [5, 7] -> relu -> z [5, 2]: h, relu(h) and z, and on the way back what replaces them."""
+    """x [5, 3] -> h [5, 7] -> relu -> z [5, 2]: h, relu(h) and z, and on the way back what
+    replaces them."""
     first, second, x = nn.Linear(3, 7), nn.Linear(7, 2), torch.randn(5, 3)
     meter = Meter()
     with meter.message(), meter.part():
         second(F.relu(first(x))).sum().backward()
     weights = 4 * sum(p.numel() for p in (*first.parameters(), *second.parameters()))
-    # At most: the hidden layer's output before and after ReLU, the gradients by both, and those by the weights.
+    # At most: the hidden layer's output before and after ReLU, the gradients by both, and those
+    # by the weights.
     assert 4 * 5 * 7 * 2 <= meter.cost.peak <= 4 * (5 * 7 * 4 + 5 * 2 * 2) + weights
     assert meter.cost.flops == 2 * 5 * (3 * 7 * 2 + 7 * 2 * 3)
     with meter.message(), meter.part(), torch.no_grad():
@@ -236,7 +241,8 @@ def career(build, always=False, count=3):
     "name", [name for name in LEARNERS if name not in ("fedavg", "joint-central")]
 )
 def test_keys_tell_all_that_a_cost_depends_on(name):
-    """What is charged is what is counted when everything is counted, and whatever the process counted before."""
+    """What is charged is what is counted when everything is counted, and whatever the process
+    counted before."""
     config = read_config(SMALL | {"learner": name})
 
     def build():
@@ -278,7 +284,8 @@ def test_keys_of_fedknow(options):
 
 
 def test_samples_learned_from_when_a_task_ends():
-    """Those of a scratch copy's fine-tuning, and of a client's training that was never chosen; 0 without such work."""
+    """Those of a scratch copy's fine-tuning, and of a client's training that was never chosen; 0
+    without such work."""
     for name, trained, never in (
         ("fedknow", 3 * 20, 3 * 20 + 2 * 20),
         ("fedper", 0, 2 * 20),

@@ -1,7 +1,8 @@
 """Devices: which there are, and that learners come to the same on another one.
 
-There is no GPU where these tests run. In its stead stands a device that computes on the CPU and refuses what a GPU
-refuses (``pretend.py``); what only a GPU can tell, its own arithmetic and its speed, no test here tells.
+There is no GPU where these tests run. In its stead stands a device that computes on the CPU and
+refuses what a GPU refuses (``pretend.py``); what only a GPU can tell, its own arithmetic and
+its speed, no test here tells.
 """
 
 import os

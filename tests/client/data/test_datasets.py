@@ -34,7 +34,8 @@ def write(
     names: dict[str, list[str]] | None = None,
     **labels: list,
 ) -> None:
-    """A parquet file in the layout of the Hugging Face hub; the first keyword is the image column's name."""
+    """A parquet file in the layout of the Hugging Face hub; the first keyword is the image
+    column's name."""
     column = labels.pop("column", "img")
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = pa.array(

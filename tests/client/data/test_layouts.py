@@ -52,7 +52,8 @@ def levels(x: np.ndarray) -> list[int]:
 
 
 def write_cifar(root: Path, per_class: int = 2) -> None:
-    """Class c of superclass (7 c) mod 20; images of class c have level c, and 100 + c in the test file."""
+    """Class c of superclass (7 c) mod 20; images of class c have level c, and 100 + c in the test
+    file."""
     fine = np.tile(np.arange(100), per_class)
     coarse = (7 * fine) % 20
     for part, start in (("train", 0), ("test", 100)):
@@ -77,7 +78,8 @@ def test_fc100_is_cifar100_by_superclasses(tmp_path: Path) -> None:
         c for superclass in order for c in range(100) if 7 * c % 20 == superclass
     ]
     assert data.class_names == tuple(f"{7 * c % 20}/{c}" for c in expected)
-    # Three images of a class in each file: the sixth of the six, from the test file, is for testing.
+    # Three images of a class in each file: the sixth of the six, from the test file, is for
+    # testing.
     assert np.bincount(data.train_y).tolist() == [5] * 100
     assert np.bincount(data.test_y).tolist() == [1] * 100
     assert [level - 100 for level in levels(data.test_x)] == [
@@ -286,7 +288,8 @@ def test_mix_of_three(tmp_path: Path) -> None:
 
 
 def test_size_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scaled so that the shorter side fits, and cut to a square in the middle; each size has a cache of its own."""
+    """Scaled so that the shorter side fits, and cut to a square in the middle; each size has a
+    cache of its own."""
     picture = np.zeros((4, 8, 3), np.uint8)
     picture[:, 2:6] = 200
     out = io.BytesIO()

@@ -155,7 +155,8 @@ def test_seed_fixes_everything_and_nothing_else_does() -> None:
 
 
 def test_digest_is_pinned() -> None:
-    """The same seed gives the same partition in every release: a change here changes everybody's numbers."""
+    """The same seed gives the same partition in every release: a change here changes everybody's
+    numbers."""
     partition = make_partition(
         load_dataset(DataConfig()), DataConfig(share="overlapping"), 0
     )
@@ -381,7 +382,8 @@ def test_errors_say_what_to_change() -> None:
     fails(
         DATA, DataConfig(tasks=12), "data.classes_min = 2", "has 1 class;", "data.tasks"
     )
-    # 40 samples make 10 shares of 4, 10 test samples 10 shares of 1; 4 classes of 10 shares, 4 a client.
+    # 40 samples make 10 shares of 4, 10 test samples 10 shares of 1; 4 classes of 10 shares, 4
+    # a client.
     full = DataConfig(
         tasks=3, clients=11, classes_min=4, classes_max=4, share="disjoint"
     )

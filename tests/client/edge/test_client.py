@@ -1,4 +1,5 @@
-"""The edge client over real sockets: connections break, servers and clients die, and no work is done twice."""
+"""The edge client over real sockets: connections break, servers and clients die, and no work is
+done twice."""
 
 import asyncio
 import queue
@@ -39,7 +40,8 @@ def hurry(monkeypatch):
 
 
 class Counter:
-    """A node that adds what it is told, counts its work in the state, and works only while the gate is open."""
+    """A node that adds what it is told, counts its work in the state, and works only while the
+    gate is open."""
 
     def __init__(self):
         self.calls = queue.SimpleQueue()
@@ -369,7 +371,8 @@ def test_the_edge_is_light():
     )
 
 
-# --- ends -------------------------------------------------------------------------------------------------------------
+# --- ends
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_client_that_there_is_not_ends(grid, client):

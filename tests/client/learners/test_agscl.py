@@ -25,7 +25,8 @@ SGD = TrainConfig(
 
 
 def two_nodes() -> SplitModel:
-    """Two inputs, two nodes, two classes; the head starts at zero, so that the body has no gradient at first."""
+    """Two inputs, two nodes, two classes; the head starts at zero, so that the body has no
+    gradient at first."""
     body = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False), nn.ReLU())
     model = SplitModel(body, nn.Linear(2, 4))
     with torch.no_grad():
@@ -92,7 +93,8 @@ def test_first_round_by_hand():
 
 
 def test_second_task_by_hand():
-    """Importance 6.3 under lambda: the node moves only beyond lr lambda Omega from its anchor; decay by eta."""
+    """Importance 6.3 under lambda: the node moves only beyond lr lambda Omega from its anchor;
+    decay by eta."""
     learner = AgsCl(two_nodes(), SGD, AgsClSettings(mu=5.0, lam=1.0, rho=1.0, eta=0.5))
     x = torch.ones(4, 1, 1, 2)
     learner.fit(task(0, x), Round(1, 0))
@@ -117,7 +119,8 @@ def test_second_task_by_hand():
 
 
 def test_important_nodes_are_frozen_and_get_nothing_from_unimportant_ones():
-    """With a large lambda what past tasks compute is bit for bit what it was, whatever later tasks train."""
+    """With a large lambda what past tasks compute is bit for bit what it was, whatever later tasks
+    train."""
     train = SGD.model_copy(update={"epochs": 3, "batch_size": 8})
     learner = AgsCl(deep(), train, AgsClSettings(mu=1.0, lam=1e4, exchange="none"))
     first = images(0)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.learners.bcn import Bcn, BcnSettings
 from fedknow.client.learners.er import ExperienceReplay, ExperienceReplaySettings
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 

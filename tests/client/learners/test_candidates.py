@@ -1,4 +1,5 @@
-"""Which past tasks FedKNOW's signature tasks are chosen from, and that the choice is the farthest ones."""
+"""Which past tasks FedKNOW's signature tasks are chosen from, and that the choice is the farthest
+ones."""
 
 from dataclasses import replace
 
@@ -11,8 +12,8 @@ from scipy.stats import wasserstein_distance
 
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.fedknow import learner as fedknow
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import TrainConfig
 

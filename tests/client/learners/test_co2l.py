@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedknow.client.learners.frames.augment import view
-from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.co2l import (
     Co2L,
     Co2LSettings,
     asymmetric_contrast,
     relation_distillation,
 )
+from fedknow.client.learners.frames.augment import view
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.models import SplitModel
 from fedknow.client.models.cnn import cnn
 from fedknow.protocols.config import TrainConfig
@@ -92,7 +92,8 @@ def test_losses_against_loops(seed, count, tau, past):
     )
     mine = relation_distillation(a, b, tau, past).item()
     assert mine == pytest.approx(distillation_by_loops(a, b, tau, past))
-    # No model relates views better to the past model's than the past model itself, at the same temperature.
+    # No model relates views better to the past model's than the past model itself, at the same
+    # temperature.
     assert (
         relation_distillation(b, b, tau, tau)
         <= relation_distillation(a, b, tau, tau) + 1e-9
@@ -100,7 +101,8 @@ def test_losses_against_loops(seed, count, tau, past):
 
 
 def test_remembered_views_are_negatives_but_no_anchors():
-    """Turning a remembered view towards an anchor of another class raises the loss; its own class pulls nothing."""
+    """Turning a remembered view towards an anchor of another class raises the loss; its own class
+    pulls nothing."""
     y, anchor = torch.tensor([0, 0, 7, 7]), torch.tensor([True, True, False, False])
     near, far = unit(0, 10, 20, 200), unit(0, 10, 120, 200)
     assert asymmetric_contrast(near, y, anchor, 0.5) > asymmetric_contrast(

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.er import ExperienceReplay, ExperienceReplaySettings
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 

@@ -1,4 +1,5 @@
-"""EWC and online EWC: Fisher information against per-sample gradients, the penalty by hand and as a sum of terms."""
+"""EWC and online EWC: Fisher information against per-sample gradients, the penalty by hand and as
+a sum of terms."""
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.frames.learner import Diverged, Round
 from fedknow.client.learners.ewc import Ewc, EwcSettings, OnlineEwc, OnlineEwcSettings
+from fedknow.client.learners.frames.learner import Diverged, Round
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 
@@ -51,10 +52,11 @@ def samples(task: int, *pairs: tuple[float, int]) -> TaskData:
 
 @pytest.mark.parametrize("labels", ["sampled", "expected", "data"])
 def test_fisher_information_and_step_by_hand(labels):
-    """At logits of zero either label gives the same squares: (1/2 * 2 x)^2 for the head, with features 2 x.
+    """At logits of zero either label gives the same squares: (1/2 * 2 x)^2 for the head, with
+    features 2 x.
 
-    Samples x = 1 and x = 3: F = mean(1, 9) = 5 for each weight of the head and 1/4 for each bias. (The square of the
-    batch's mean gradient would be ((-1 + 3) / 2)^2 = 1 and 0.)
+    Samples x = 1 and x = 3: F = mean(1, 9) = 5 for each weight of the head and 1/4 for each
+    bias. (The square of the batch's mean gradient would be ((-1 + 3) / 2)^2 = 1 and 0.)
     """
     learner = Ewc(
         one_weight(), SGD, EwcSettings(strength=2.0, labels=labels, exchange="none")
@@ -70,7 +72,8 @@ def test_fisher_information_and_step_by_hand(labels):
     # lambda / 2 * F * (w - w*)^2 = 5 for each of two weights; its gradient lambda F (w - w*) = 10.
     assert learner.penalty() == pytest.approx(10.0)
     learner.fit(samples(1, (1.0, 0)), Round(1, 1))
-    # Features 2, p = 1/2: the loss itself has the gradient -1 and 1 for the head's weights; the step is lr = 0.1.
+    # Features 2, p = 1/2: the loss itself has the gradient -1 and 1 for the head's weights; the
+    # step is lr = 0.1.
     assert learner.head.weight.flatten().tolist() == pytest.approx(
         [1 - 0.1 * (10 - 1), 1 - 0.1 * (10 + 1)]
     )
@@ -136,11 +139,13 @@ def test_sampled_labels_come_to_the_expectation(tiny_model, tiny_task):
 
 
 def test_online_penalty_by_hand():
-    """Two tasks, gamma = 1/2. The first: F = 5 for each weight of the head, as above. The second, x = 2 at a head of
-    ones: logits are equal again, features 4, F = (1/2 * 4)^2 = 4. So F* = 5/2 + 4 = 13/2, around the head of ones.
+    """Two tasks, gamma = 1/2. The first: F = 5 for each weight of the head, as above. The second,
+    x = 2 at a head of ones: logits are equal again, features 4, F = (1/2 * 4)^2 = 4. So F* =
+    5/2 + 4 = 13/2, around the head of ones.
 
-    With the head at 3 the penalty is 2 * lambda / 2 * 13/2 * 2^2 = 104 at lambda = 4, of slope 4 * 13/2 * 2 = 52 a
-    weight; two penalties of separate tasks would have 2 (5/2 * 3^2 + 4 * 2^2) * 2 = 154.
+    With the head at 3 the penalty is 2 * lambda / 2 * 13/2 * 2^2 = 104 at lambda = 4, of slope
+    4 * 13/2 * 2 = 52 a weight; two penalties of separate tasks would have 2 (5/2 * 3^2 + 4 *
+    2^2) * 2 = 154.
     """
     options = OnlineEwcSettings(strength=4.0, gamma=0.5, exchange="none")
     learner = OnlineEwc(one_weight(), SGD, options)

@@ -1,4 +1,5 @@
-"""FedProx: its mu reaches the strategy, and from there the clients; the term by hand, and where it pulls."""
+"""FedProx: its mu reaches the strategy, and from there the clients; the term by hand, and where it
+pulls."""
 
 import math
 
@@ -10,8 +11,8 @@ from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import resolve
-from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.baselines import FedPer, FedProx
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.strategies import build_strategy
@@ -28,11 +29,12 @@ TWO_STEPS = TrainConfig(
 
 @pytest.mark.parametrize("mu", [0.0, 1.0, 4.0])
 def test_proximal_term_by_hand(mu):
-    """One weight w, which is 1 in the global model; a head that stands still has the logits (w - 1, 1 - w) at x = 1.
+    """One weight w, which is 1 in the global model; a head that stands still has the logits (w -
+    1, 1 - w) at x = 1.
 
-    The loss of class 0 is log(1 + e^(-2 (w - 1))), its slope -2 / (1 + e^(2 (w - 1))).
-    First step: the slope is -1, and there is no pull at w = w_G: w = 1 + 1/2.
-    Second step: the slope is -2 / (1 + e), the pull mu (w - w_G) = mu / 2: w = 3/2 + 1 / (1 + e) - mu / 4.
+    The loss of class 0 is log(1 + e^(-2 (w - 1))), its slope -2 / (1 + e^(2 (w - 1))). First
+    step: the slope is -1, and there is no pull at w = w_G: w = 1 + 1/2. Second step: the slope
+    is -2 / (1 + e), the pull mu (w - w_G) = mu / 2: w = 3/2 + 1 / (1 + e) - mu / 4.
     """
     body, head = nn.Linear(1, 1, bias=False), nn.Linear(1, 2)
     nn.init.ones_(body.weight)

@@ -1,4 +1,5 @@
-"""FedWEIT: the composition and a step of Eq. (3) against the formulas, what is kept back, sent and dropped."""
+"""FedWEIT: the composition and a step of Eq. (3) against the formulas, what is kept back, sent and
+dropped."""
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.fedweit import FedWeit, FedWeitSettings, sent_units
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.frames.sparse import pack, packed_bytes, unpack
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
@@ -66,7 +67,8 @@ def entry(mask, adaptive, borrowed=None):
 
 
 def test_one_step_by_hand():
-    """All terms at once: a past task to retain, adaptive parameters to thin out, another client's to borrow."""
+    """All terms at once: a past task to retain, adaptive parameters to thin out, another client's
+    to borrow."""
     m0, a0, b_then, a_then = (
         np.array([[0.4], [-0.3]]),
         BASE.T * 0.2,
@@ -246,7 +248,8 @@ def test_retention_keeps_past_weights_where_they_were(tiny_model, tiny_task):
 
 
 def test_a_client_never_chosen_retains_the_shared_base_too():
-    """It trains for itself when the task ends, yet B' is what it was sent, so an unmoved base costs nothing."""
+    """It trains for itself when the task ends, yet B' is what it was sent, so an unmoved base
+    costs nothing."""
     sent = np.array([[0.3, 0.0], [-0.6, 1.1]])
     learner = linear(sparsity=0.0, sent=0.5)
 

@@ -1,4 +1,5 @@
-"""FLCN: the penalty of a step against the formula, the samples given away, and importance against its definition."""
+"""FLCN: the penalty of a step against the formula, the samples given away, and importance against
+its definition."""
 
 import numpy as np
 import pytest
@@ -6,9 +7,9 @@ import torch
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.baselines import Finetune
 from fedknow.client.learners.flcn import Flcn, FlcnSettings
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 from fedknow.strategies.flcn import Sample, importance

@@ -9,8 +9,8 @@ from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import resolve
-from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.fot import Fot, FotSettings, inputs, layers
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.protocols.messages import EXTRA, Arrays, Message
@@ -38,12 +38,14 @@ def energies(*values: float) -> torch.Tensor:
 
 
 def test_subspace_by_hand():
-    """Energies 9, 1 and 0: nine tenths are held by one direction, all by two; a new task's are measured by the rest."""
+    """Energies 9, 1 and 0: nine tenths are held by one direction, all by two; a new task's are
+    measured by the rest."""
     one = extend(NOTHING, energies(9, 1, 0), 0.9)
     assert one.abs().tolist() == [[1], [0], [0]]
     assert extend(NOTHING, energies(9, 1, 0), 0.91).shape == (3, 2)
     assert extend(NOTHING, energies(9, 1, 0), 1.0).shape == (3, 2)
-    # The basis holds 9 of 9 + 4 + 4: the next direction is needed for more than that, both for more than 13/17.
+    # The basis holds 9 of 9 + 4 + 4: the next direction is needed for more than that, both for
+    # more than 13/17.
     assert extend(one, energies(9, 4, 4), 0.5).shape == (3, 1)
     assert extend(one, energies(9, 4, 4), 0.7).shape == (3, 2)
     assert extend(one, energies(9, 4, 4), 0.8).shape == (3, 3)
@@ -176,7 +178,8 @@ def test_subspaces_hold_the_energy_asked_for_and_no_more(
 
 
 def left_out(basis: torch.Tensor, clients: list[torch.Tensor]) -> tuple[float, float]:
-    """What share of the energy a basis leaves out, and the standard error of measuring that on 25 columns."""
+    """What share of the energy a basis leaves out, and the standard error of measuring that on 25
+    columns."""
     x = torch.cat(clients, 1).double()
     rest = torch.linalg.svdvals(x - basis @ (basis.T @ x)).square() / x.square().sum()
     return rest.sum().item(), (2 / 25 * rest.square().sum()).sqrt().item()
@@ -293,7 +296,8 @@ def test_what_is_sent_is_the_second_moment(tiny_model, tiny_task):
 
 
 def test_which_layers_are_sketched():
-    """Those whose triangle, d (d + 1) / 2, is more than m columns; by default not the 6-layer CNN's 2049."""
+    """Those whose triangle, d (d + 1) / 2, is more than m columns; by default not the 6-layer
+    CNN's 2049."""
     declared = {
         d: {name: shape for name, (_, shape) in linear(d).shares(True).items()}
         for d in (2049, 2559, 2560)
@@ -344,7 +348,8 @@ BASE = {
 def test_a_run_forgets_nothing_where_all_energy_is_held(
     tmp_path, monkeypatch, threshold
 ):
-    """Under epsilon = 1 the features of the first task's samples, and with them its accuracy, cannot change."""
+    """Under epsilon = 1 the features of the first task's samples, and with them its accuracy,
+    cannot change."""
     monkeypatch.setattr(
         simulations, "write_report", lambda *_: None
     )  # it takes longer than the run
@@ -358,7 +363,8 @@ def test_a_run_forgets_nothing_where_all_energy_is_held(
     assert [event["knowledge_bytes"] for event in ends] == [0.0, 0.0]
     accuracy = run.accuracy()["personal"]
     if threshold == 1.0:
-        # Test samples are others than those the subspace was taken from, but 108 of them span nearly all of it.
+        # Test samples are others than those the subspace was taken from, but 108 of them span
+        # nearly all of it.
         assert accuracy[:, 0, 1] == pytest.approx(accuracy[:, 0, 0], abs=0.02)
     assert (
         np.nanmean(accuracy[:, 1, 1]) > 0.7

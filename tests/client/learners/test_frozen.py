@@ -1,4 +1,5 @@
-"""Parameters that are frozen, unused, tied or of a kind that no learner trains: one matrix over all learners."""
+"""Parameters that are frozen, unused, tied or of a kind that no learner trains: one matrix over
+all learners."""
 
 import numpy as np
 import pytest
@@ -6,10 +7,10 @@ import torch
 from torch import nn
 
 from fedknow.client.learners import build_learner, learner_class, list_learners
-from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.learners.baselines import FedPer, Finetune
-from fedknow.client.learners.joint import JointCentral
+from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.learners.frames.rehearsal import Replay, columns
+from fedknow.client.learners.joint import JointCentral
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.simulations.simulate import simulate
@@ -22,7 +23,8 @@ MOVES_ALL = {"weight_decay": 0.1, "lr": 0.01, "epochs": 1}
 
 
 def layered():
-    """Layers with a ReLU after each, the first frozen and the second's bias; what every method can take."""
+    """Layers with a ReLU after each, the first frozen and the second's bias; what every method can
+    take."""
     body = nn.Sequential(
         nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8), nn.ReLU()
     )
@@ -189,7 +191,8 @@ def test_fedknows_other_ways_leave_frozen_and_unused_parameters_alone(
 
 
 def test_knowledge_is_of_what_is_trained_alone(tiny_task):
-    """Layered: the one matrix to train has 96 entries, of which rho = 0.5 are kept; what is frozen is not kept."""
+    """Layered: the one matrix to train has 96 entries, of which rho = 0.5 are kept; what is frozen
+    is not kept."""
     learner = make("fedknow", "layered", rho=0.5)
     learner.fit(tiny_task(0), Round(1, 0))
     learner.end_task(tiny_task(0), Round(0, 0))
@@ -229,7 +232,8 @@ def test_tied_weights_travel_once(tiny_task):
     assert float(learner.model.body.two.weight.detach().min()) == 0.5
 
 
-# --- together, with the halves on the server --------------------------------------------------------------------------
+# --- together, with the halves on the server
+# --------------------------------------------------------------------------
 
 BUILT = []
 
@@ -318,7 +322,8 @@ def test_a_partly_frozen_layers_update_is_orthogonal_too(free, weight):
     assert update.any() == (size > 3)
 
 
-# --- frozen elsewhere -------------------------------------------------------------------------------------------------
+# --- frozen elsewhere
+# -------------------------------------------------------------------------------------------------
 
 
 def test_frozen_parameters_that_differ_are_noticed():
@@ -364,7 +369,8 @@ def test_a_client_with_other_frozen_parameters_says_so(tmp_path):
         simulate(config, tmp_path / "run", report=False)
 
 
-# --- what no learner can train ----------------------------------------------------------------------------------------
+# --- what no learner can train
+# ----------------------------------------------------------------------------------------
 
 
 class Complex(nn.Module):

@@ -1,4 +1,5 @@
-"""GEM and A-GEM: projections by hand, by another solver, and what defines them: the memory is not hurt."""
+"""GEM and A-GEM: projections by hand, by another solver, and what defines them: the memory is not
+hurt."""
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ def sample(task: int, x: float, y: int) -> TaskData:
 
 
 def first_gradient(learner, task, round=Round(1, 1)):
-    """What a learner leaves in the parameters at the first batch of a round, of the whole task; and the batch's own."""
+    """What a learner leaves in the parameters at the first batch of a round, of the whole task;
+    and the batch's own."""
     learner.model.train()
     learner.begin(task, round)
     head = HeadSlice(task.head, learner.head.out_features)

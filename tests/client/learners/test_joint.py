@@ -1,4 +1,5 @@
-"""Joint training: every sample in its own slice, the same number of samples, and plain training in the first task."""
+"""Joint training: every sample in its own slice, the same number of samples, and plain training in
+the first task."""
 
 import numpy as np
 import pytest
@@ -6,8 +7,8 @@ import torch
 from torch import nn
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.baselines import FedPer
+from fedknow.client.learners.frames.learner import Round
 from fedknow.client.learners.joint import Joint, JointSettings
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig

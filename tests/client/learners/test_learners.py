@@ -9,6 +9,14 @@ from pydantic import ValidationError
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
+from fedknow.client.learners.baselines import (
+    FedPer,
+    FedProx,
+    FedRep,
+    FedRepSettings,
+    Finetune,
+    Local,
+)
 from fedknow.client.learners.frames import learner as base
 from fedknow.client.learners.frames.learner import (
     Diverged,
@@ -18,14 +26,6 @@ from fedknow.client.learners.frames.learner import (
     Round,
     batches,
     make_optimizer,
-)
-from fedknow.client.learners.baselines import (
-    FedPer,
-    FedProx,
-    FedRep,
-    FedRepSettings,
-    Finetune,
-    Local,
 )
 from fedknow.client.models import SplitModel, build_model
 from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig, read_config
@@ -126,7 +126,8 @@ def test_a_fresh_client_has_the_initial_head(tiny_model, tiny_task):
 
 
 def ways_to_exchange():
-    """All learners that train on clients, with each value of their setting ``exchange``, where they have one."""
+    """All learners that train on clients, with each value of their setting ``exchange``, where
+    they have one."""
     for name in list_learners():
         kind = learner_class(name)
         field = kind.Settings.model_fields.get("exchange")
@@ -234,8 +235,8 @@ def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
 def test_a_fedrep_round_by_hand():
     """x = 2, w = 1, a head of zeros, label 0: the head moves first, then the body under the new head.
 
-    Head: dL/dz = (-1/2, 1/2), so a = (1/2, -1/2), b = (1/4, -1/4). Body: z = (5/4, -5/4), dL/dz = (-q, q) with
-    q = 1 / (1 + e^(5/2)), dL/dw = (a . dL/dz) x = -2q, so w = 1 + q.
+    Head: dL/dz = (-1/2, 1/2), so a = (1/2, -1/2), b = (1/4, -1/4). Body: z = (5/4, -5/4), dL/dz
+    = (-q, q) with q = 1 / (1 + e^(5/2)), dL/dw = (a . dL/dz) x = -2q, so w = 1 + q.
     """
     body, head = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 2)
     for parameter, value in ((body.weight, 1.0), (head.weight, 0.0), (head.bias, 0.0)):

@@ -1,4 +1,5 @@
-"""LwF: the distillation loss by hand, the step against plain autograd, the warm-up, and which model is the old one."""
+"""LwF: the distillation loss by hand, the step against plain autograd, the warm-up, and which
+model is the old one."""
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def test_nothing_pulls_where_the_answers_are_the_recorded_ones(seed, temperature
 
 @pytest.mark.parametrize("incremental", [False, True])
 def test_a_step_is_that_of_both_losses(tiny_model, tiny_task, incremental):
-    """Two old tasks: a loss over each one's slice; when class-incremental, one over all classes seen before."""
+    """Two old tasks: a loss over each one's slice; when class-incremental, one over all classes
+    seen before."""
     learner = Lwf(
         tiny_model(), SGD, LwfSettings(strength=0.7, temperature=3.0, exchange="none")
     )

@@ -1,4 +1,5 @@
-"""MAS: importance by hand and against per-sample gradients, how tasks add up, and that no label is looked at."""
+"""MAS: importance by hand and against per-sample gradients, how tasks add up, and that no label is
+looked at."""
 
 import pytest
 import torch
@@ -23,8 +24,9 @@ SGD = TrainConfig(
 def test_importance_and_penalty_by_hand():
     """One weight u = 2 in the body, v = (1, -1) in the head, no bias: ||F||^2 = 2 u^2 x^2.
 
-    d/du = 4 u x^2 = 8 x^2 and d/dv = 2 v u^2 x^2 = (8, -8) x^2, by absolute value, means over x = 1 and x = -2. For the
-    biases 2 v u x = (4, -4) x, whose absolute values do not cancel over samples of opposite sign.
+    d/du = 4 u x^2 = 8 x^2 and d/dv = 2 v u^2 x^2 = (8, -8) x^2, by absolute value, means over x
+    = 1 and x = -2. For the biases 2 v u x = (4, -4) x, whose absolute values do not cancel over
+    samples of opposite sign.
     """
     model = SplitModel(
         nn.Sequential(nn.Flatten(), nn.Linear(1, 1, bias=False)), nn.Linear(1, 2)

@@ -105,7 +105,8 @@ def test_a_task_whose_samples_matter_least_has_none_left():
 
 
 def test_a_step_is_on_the_union_of_task_and_cache():
-    """Eq. 6, one batch: the mean gradient over all samples, each by the classes of its own task, and each once."""
+    """Eq. 6, one batch: the mean gradient over all samples, each by the classes of its own task,
+    and each once."""
     learner = ReFed(linear_model(), SGD, ReFedSettings(memory=0.25))
     first, second = (
         task(0, [[1.0, 0.5], [-0.5, 2.0], [2.0, -1.0], [0.1, 0.2]]),

@@ -1,4 +1,5 @@
-"""GEM, A-GEM, ER, EWC, online EWC, MAS, LwF: all a client is stands in its state, and nothing of it in another's."""
+"""GEM, A-GEM, ER, EWC, online EWC, MAS, LwF: all a client is stands in its state, and nothing of
+it in another's."""
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ def build(tiny_model, name, **settings):
 
 
 def live(learner, tasks, between):
-    """Two rounds a task; ``between`` is called before each message and gives the learner that answers it."""
+    """Two rounds a task; ``between`` is called before each message and gives the learner that
+    answers it."""
     reports = []
     for task in tasks:
         for number in (1, 2):

@@ -32,7 +32,8 @@ SGD = TrainConfig(
 
 
 def test_distillation_by_hand():
-    """Answers 1 : 3 at T = 1, learned as 1 : 1: cross-entropy log 2, whatever a class of no slice says."""
+    """Answers 1 : 3 at T = 1, learned as 1 : 1: cross-entropy log 2, whatever a class of no slice
+    says."""
     z, target = (
         torch.tensor([[0.0, 9.0, 0.0]]),
         torch.tensor([[0.0, -5.0, math.log(3)]]),
@@ -138,7 +139,8 @@ def moved(model, tiny_task, distill):
 
 
 def test_answers_are_kept(tiny_model, tiny_task):
-    """Trained on another task, a model forgets the first one's answers less with the pool than without."""
+    """Trained on another task, a model forgets the first one's answers less with the pool than
+    without."""
     ratios = []
     for seed in range(3):
         without, kept = (
@@ -219,7 +221,8 @@ def test_each_client_is_told_once_a_task_and_bytes_are_counted(
         for event in run.events()
         if event["event"] == "task_end"
     ]
-    # 32 images of 8 x 8, answers for the classes of past tasks, and for each class its label and slice.
+    # 32 images of 8 x 8, answers for the classes of past tasks, and for each class its label
+    # and slice.
     pools = [32 * 4 * 64 + 32 * 4 * k + 8 * 2 * k for k in (2, 4)]
     assert ends == [0.0, *pools]
 

@@ -48,8 +48,9 @@ def test_parameter_counts(
 
 
 PUBLISHED = {
-    # torchvision's documented numbers of parameters at 1000 classes; SE-ResNet-18 by hand: 2 c^2 / 16 + c / 16 + c for
-    # each of two blocks with c = 64, 128, 256 and 512 channels, beside ResNet-18's.
+    # torchvision's documented numbers of parameters at 1000 classes; SE-ResNet-18 by hand: 2
+    # c^2 / 16 + c / 16 + c for each of two blocks with c = 64, 128, 256 and 512 channels,
+    # beside ResNet-18's.
     ("resnet18", 1.0): 11_689_512,
     ("resnet152", 1.0): 60_192_808,
     ("wide_resnet50", 1.0): 68_883_240,
@@ -76,8 +77,8 @@ def test_published_parameter_counts(name: str, width: float) -> None:
 @pytest.mark.parametrize("name", BIG)
 @pytest.mark.parametrize(
     ("side", "last"),
-    # Sides of the last features, before they are averaged: 5 halvings, 3 with the small stem (below 64). Inception
-    # has 5 and 2 (below 75), without padding.
+    # Sides of the last features, before they are averaged: 5 halvings, 3 with the small stem
+    # (below 64). Inception has 5 and 2 (below 75), without padding.
     [(224, 7), (84, 3), (64, 2), (32, 4)],
 )
 def test_sizes_of_images(name: str, side: int, last: int) -> None:
@@ -192,7 +193,8 @@ def test_dropout_is_seeded_and_does_nothing_while_evaluating() -> None:
 
 
 def test_kaiming_weights_keep_the_signal_through_six_layers() -> None:
-    """With variance 2 / fan-in a ReLU network's features are as large as its input; PyTorch's own shrink them."""
+    """With variance 2 / fan-in a ReLU network's features are as large as its input; PyTorch's own
+    shrink them."""
     x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     size = {
         init: float(

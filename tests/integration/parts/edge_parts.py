@@ -9,8 +9,8 @@ from fedknow.client.learners.fedknow.learner import FedKnow
 class Gated(FedKnow):
     """FedKNOW, but one client's training in task 1, round 2 tells its pid, and waits to be let on.
 
-    In its current folder lie the FIFOs ``waiting``, where the first to come writes, and ``go``, which it reads. Who is
-    killed while it waits does not wait again.
+    In its current folder lie the FIFOs ``waiting``, where the first to come writes, and ``go``,
+    which it reads. Who is killed while it waits does not wait again.
     """
 
     def fit(self, task, round):

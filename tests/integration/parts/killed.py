@@ -1,8 +1,8 @@
 """Runs the command again and again, each time in a process that dies in the middle of writing a file.
 
-``python killed.py ARGUMENTS KILLS``: both JSON lists, the second of pairs of a run folder and a number n. For each pair
-a process begins the run, or goes on with it, and kills itself half way through the n-th file it writes (0: never). One
-line is printed for each: its exit code.
+``python killed.py ARGUMENTS KILLS``: both JSON lists, the second of pairs of a run folder and a
+number n. For each pair a process begins the run, or goes on with it, and kills itself half way
+through the n-th file it writes (0: never). One line is printed for each: its exit code.
 """
 
 import json

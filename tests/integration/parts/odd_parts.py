@@ -17,7 +17,8 @@ from fedknow.protocols.messages import client_of
 class Normed(nn.Module):
     """A small network with all that could carry something over from one client to the next.
 
-    BatchNorm without momentum weighs by the number of batches it has seen, an integer that does not travel.
+    BatchNorm without momentum weighs by the number of batches it has seen, an integer that does
+    not travel.
     """
 
     def __init__(self, shape, classes):
@@ -40,7 +41,8 @@ class Normed(nn.Module):
 
 
 class Waits(FedKnow):
-    """FedKNOW, but the first to come to task 1's round 2 tells its pid through the FIFO ``waiting``, and waits.
+    """FedKNOW, but the first to come to task 1's round 2 tells its pid through the FIFO
+    ``waiting``, and waits.
 
     It waits for a signal of whoever reads. Without the FIFO nobody waits.
     """

@@ -1,7 +1,8 @@
-"""Starts fedknow commands as processes of their own, in no time: everything is imported already, and then forked.
+"""Starts fedknow commands as processes of their own, in no time: everything is imported already,
+and then forked.
 
-Lines of JSON come in: ``{"arguments": [...], "log": path, "cwd": path}``; ``{"pid": n}`` goes out for each, and
-``{"pid": n, "code": n}`` when it ends (below 0: by a signal).
+Lines of JSON come in: ``{"arguments": [...], "log": path, "cwd": path}``; ``{"pid": n}`` goes
+out for each, and ``{"pid": n, "code": n}`` when it ends (below 0: by a signal).
 """
 
 import json

@@ -202,7 +202,8 @@ def test_the_learner_is_handed_all_else(run):
     assert not warnings(events)
 
 
-# --- strategies that clients here cannot serve ------------------------------------------------------------------------
+# --- strategies that clients here cannot serve
+# ------------------------------------------------------------------------
 
 
 def clips_on_clients():

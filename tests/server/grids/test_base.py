@@ -29,7 +29,8 @@ from fedknow.server.grids.base import InlineGrid
 
 
 class Adder:
-    """Adds the client's number plus one to all it receives, and counts its train messages; some clients fail."""
+    """Adds the client's number plus one to all it receives, and counts its train messages; some
+    clients fail."""
 
     def __init__(self, failing: tuple[int, ...] = (), seconds: float = 0.0) -> None:
         self.failing = failing
@@ -116,7 +117,8 @@ def test_traffic_is_counted_by_kind_or_label(tmp_path):
     it.exchange(work(0, 1, 3))
     it.exchange(work(0, kind=EVALUATE))
     it.exchange(work(0, 1, kind=EVALUATE), label="evaluate.global")
-    # down: 3 float32 and a number; up: 3 float32 and two numbers, nothing from the client that failed
+    # down: 3 float32 and a number; up: 3 float32 and two numbers, nothing from the client that
+    # failed
     assert it.traffic == {
         "train": {"down": 3 * 20, "up": 2 * 28, "messages": 3},
         "evaluate": {"down": 20, "up": 28, "messages": 1},
@@ -219,7 +221,8 @@ def test_prune_does_nothing_without_a_store():
     assert it.versions == {0: 1}
 
 
-# --- Flower's side --------------------------------------------------------------------------------------------------
+# --- Flower's side
+# --------------------------------------------------------------------------------------------------
 
 
 def test_fedavg_runs_unmodified(tmp_path):

@@ -39,10 +39,9 @@ from fedknow.protocols.wire import (
     refused,
     unpack,
 )
-from fedknow.server.grids import grpc_grid
-from fedknow.server.grids import grpc_service
 from fedknow.server.certs import make_certificates
 from fedknow.server.checks.replies import RunError
+from fedknow.server.grids import grpc_grid, grpc_service
 from fedknow.server.grids.grpc_grid import GrpcGrid
 
 WAIT = 30
@@ -188,7 +187,8 @@ def sums(replies):
     return {reply.node: float(reply.arrays()["w"].sum()) for reply in replies}
 
 
-# --- waves ------------------------------------------------------------------------------------------------------------
+# --- waves
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_broadcast_is_serialised_once_and_answers_are_in_order(
@@ -310,7 +310,8 @@ def test_an_inspector_that_refuses_an_answer_leaves_the_client_where_it_was(
     exchange.replies()
 
 
-# --- pushed and pulled ------------------------------------------------------------------------------------------------
+# --- pushed and pulled
+# ------------------------------------------------------------------------------------------------
 
 
 def pushed(it, *clients):
@@ -322,10 +323,12 @@ class Pull(Exchange):
 
     def __init__(self, it, ids, timeout=None):
         self.result = queue.SimpleQueue()
-        call = lambda: self.result.put(
-            [from_flower(reply) for reply in it.pull_messages(ids, timeout)]
-        )  # noqa: E731
-        threading.Thread(target=call, daemon=True).start()
+
+        def pull():
+            replies = it.pull_messages(ids, timeout)
+            self.result.put([from_flower(reply) for reply in replies])
+
+        threading.Thread(target=pull, daemon=True).start()
 
 
 def test_answers_are_there_while_others_still_work(grid, puppet):
@@ -388,7 +391,8 @@ def test_pushed_work_is_given_up_when_its_time_is_over(grid, puppet):
     assert sums(pull.replies()) == {3: 9.0}
 
 
-# --- clients that come and go -----------------------------------------------------------------------------------------
+# --- clients that come and go
+# -----------------------------------------------------------------------------------------
 
 
 def test_a_client_that_drops_gets_its_work_again_and_counts_once(grid, puppet):
@@ -481,7 +485,8 @@ def test_heartbeats_come_when_there_is_nothing_to_say(grid, puppet, monkeypatch)
     ] * 3
 
 
-# --- greeting ---------------------------------------------------------------------------------------------------------
+# --- greeting
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_client_is_given_its_node_the_experiment_and_the_run(grid, puppet):
@@ -537,7 +542,8 @@ def test_two_grids_do_not_share_a_port(grid):
         GrpcGrid(read_config({}), f"127.0.0.1:{grid(1).port}")
 
 
-# --- hostile clients --------------------------------------------------------------------------------------------------
+# --- hostile clients
+# --------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_in_anothers_name_is_refused(grid, puppet):
@@ -630,7 +636,8 @@ def test_only_the_bearer_of_a_credential_is_that_client(grid, puppet, tmp_path):
     )
 
 
-# --- status, health, the end ------------------------------------------------------------------------------------------
+# --- status, health, the end
+# ------------------------------------------------------------------------------------------
 
 
 def test_status_and_health(grid, puppet):

@@ -27,8 +27,8 @@ from fedknow.protocols.messages import (
 )
 from fedknow.server.checks.replies import Fault, Inspector, RunError
 from fedknow.server.grids.base import InlineGrid
-from fedknow.server.run.folder import RunFolder
 from fedknow.server.grids.running_mean import RunningMean, averaged
+from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.presets import load_preset
 from fedknow.simulations.simulate import simulate
 
@@ -81,7 +81,8 @@ def test_a_mean_by_hand():
     st.integers(0, 2**32 - 1),
 )
 def test_any_grouping_gives_the_mean(clients, seed):
-    """Clients of weights and workers drawn at random; the workers' means are averaged as if clients had answered."""
+    """Clients of weights and workers drawn at random; the workers' means are averaged as if
+    clients had answered."""
     values = (
         np.random.default_rng(seed).normal(size=(len(clients), 2)).astype(np.float32)
     )
@@ -149,7 +150,8 @@ def test_an_answer_of_a_mean_that_turns_out_unusable_ends_the_run():
 
 
 class Adder:
-    """Adds the client's number plus one to what it receives, which is its number of samples too; client 2 fails."""
+    """Adds the client's number plus one to what it receives, which is its number of samples too;
+    client 2 fails."""
 
     def handle(self, message, state):
         number = client_of(message.node) + 1

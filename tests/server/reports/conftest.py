@@ -27,7 +27,8 @@ def recorded_run(
     shared: bool = True,
     hours: float | None = None,
 ) -> RunFolder:
-    """A run in which 90 of 100 test samples are right when learned, and a task loses ``lost`` with each later one."""
+    """A run in which 90 of 100 test samples are right when learned, and a task loses ``lost`` with
+    each later one."""
     config = read_config(
         {
             "name": "made",

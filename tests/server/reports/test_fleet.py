@@ -1,4 +1,5 @@
-"""What a comparison says of fleets: time and its parts, energy, memory, and whose device was too small."""
+"""What a comparison says of fleets: time and its parts, energy, memory, and whose device was too
+small."""
 
 import math
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ def client(
 def run(
     path: Path, learner: str, memory: float, troubles: int = 0, seed: int = 0
 ) -> RunFolder:
-    """100 virtual seconds, 60 of messages and 30 of computing; client 1 is too small ``troubles`` times."""
+    """100 virtual seconds, 60 of messages and 30 of computing; client 1 is too small ``troubles``
+    times."""
     config = read_config(
         {
             "name": "made",

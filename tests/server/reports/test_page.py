@@ -13,11 +13,11 @@ from fedknow.cli.tables import comparison_table
 from fedknow.client.learners.baselines import Local
 from fedknow.protocols.config import read_config
 from fedknow.server.checks.replies import RunError
-from fedknow.server.run.evaluation import Scores
 from fedknow.server.reports.groups import group
 from fedknow.server.reports.measures import MEASURES, duration, estimate, known, size
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
+from fedknow.server.run.evaluation import Scores
 from fedknow.server.run.folder import RunFolder
 
 TRAFFIC = {
@@ -275,7 +275,8 @@ def test_comparison(make_run, tmp_path):
         for seed in range(3)
     ]
     page = Page(write_report(runs, tmp_path / "out").read_text("utf-8"))
-    # Average accuracy after the last task is 0.9 - lost: 70, 69, 68 % and so on; t(0.975, 2) = 4.302653.
+    # Average accuracy after the last task is 0.9 - lost: 70, 69, 68 % and so on; t(0.975, 2) =
+    # 4.302653.
     half = 4.302653 * 1.0 / math.sqrt(3)
     assert f"69.0 ± {half:.1f} %" in page.words
     assert f"89.0 ± {half:.1f} %" in page.words

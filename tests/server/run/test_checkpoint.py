@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from fedknow.protocols.config import StrategyConfig
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import Arrays
+from fedknow.server.checks.replies import RunError
 from fedknow.server.run import checkpoint as module
 from fedknow.server.run.checkpoint import (
     Checkpoint,
@@ -20,7 +21,6 @@ from fedknow.server.run.checkpoint import (
     save_checkpoint,
     strategy_state,
 )
-from fedknow.server.checks.replies import RunError
 from fedknow.strategies import build_strategy
 
 
@@ -102,7 +102,8 @@ def test_the_disk_is_waited_for_before_a_checkpoint_counts_and_before_older_ones
     monkeypatch.setattr(module, "sync_disk", look("all", module.sync_disk))
     monkeypatch.setattr(os, "fsync", look("one", os.fsync))
     save_checkpoint(tmp_path, checkpoint(2)).join()
-    # Both checkpoints' two files and the old name; then the new name beside the old; then the folder with the new one.
+    # Both checkpoints' two files and the old name; then the new name beside the old; then the
+    # folder with the new one.
     assert seen == [
         ("all", "checkpoint-1", 5),
         ("one", "checkpoint-1", 6),

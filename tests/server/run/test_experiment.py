@@ -1,4 +1,5 @@
-"""The loop on the in-process grid, with clients whose answers are simple arithmetic, and at the end with real ones."""
+"""The loop on the in-process grid, with clients whose answers are simple arithmetic, and at the
+end with real ones."""
 
 import errno
 import os
@@ -27,9 +28,9 @@ from fedknow.protocols.messages import (
     Metrics,
     client_of,
 )
-from fedknow.server.run.experiment import Experiment, RunError
 from fedknow.server.grids.base import InlineGrid
 from fedknow.server.reports.summary import summarise
+from fedknow.server.run.experiment import Experiment, RunError
 from fedknow.server.run.folder import RunFolder
 
 CLIENTS, TASKS, ROUNDS = 4, 2, 3
@@ -48,7 +49,8 @@ class FakeLearner:
 
 
 class FakeNode:
-    """Client c trains by halving and adding c + count / 8, where ``count`` is how often it has trained (its state)."""
+    """Client c trains by halving and adding c + count / 8, where ``count`` is how often it has
+    trained (its state)."""
 
     def __init__(self, config, personal=True):
         self.config = config
@@ -190,7 +192,8 @@ def stop_at(place):
     return observe
 
 
-# --- the loop -----------------------------------------------------------------------------------------------------
+# --- the loop
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_events_come_in_order_and_go_to_observers_too(rig):
@@ -241,7 +244,8 @@ def test_events_come_in_order_and_go_to_observers_too(rig):
 
 
 def test_what_clients_needed(rig, monkeypatch):
-    """Most memory so far, operations and samples, in training and when a task ended, interrupted or not."""
+    """Most memory so far, operations and samples, in training and when a task ended, interrupted
+    or not."""
     handle = FakeNode.handle
 
     def counted(self, message, state):
@@ -423,7 +427,8 @@ def test_the_strategys_own_evaluation_is_called_too(rig):
     assert [config["task"] for config in plain] == [0] * 4 + [1] * 4
 
 
-# --- determinism --------------------------------------------------------------------------------------------------
+# --- determinism
+# --------------------------------------------------------------------------------------------------
 
 
 def test_sampling_depends_on_the_seed_alone_and_leaves_no_trace(tmp_path):
@@ -578,7 +583,8 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, monkeypatch, wri
     )
 
 
-# --- clients that fail --------------------------------------------------------------------------------------------
+# --- clients that fail
+# --------------------------------------------------------------------------------------------
 
 
 def nan(arrays, metrics):
@@ -688,7 +694,8 @@ def test_if_all_clients_fail_the_run_does(rig, policy):
         run.run()
 
 
-# --- strategies that do odd things ----------------------------------------------------------------------------------
+# --- strategies that do odd things
+# ----------------------------------------------------------------------------------
 
 
 def strategy(**hooks):
@@ -905,7 +912,8 @@ def test_client_failures_end_a_loop_of_their_own_too(rig):
         run.run(strategy=OwnLoop())
 
 
-# --- real clients ---------------------------------------------------------------------------------------------------
+# --- real clients
+# ---------------------------------------------------------------------------------------------------
 
 
 def real(path, *overrides):
@@ -940,7 +948,8 @@ def test_fedknow_learns_two_tasks_of_digits(tmp_path):
 
 @pytest.mark.parametrize(("learner", "at_the_end"), [("fedknow", 3), ("fedper", 0)])
 def test_all_samples_that_are_learned_from_are_told(tmp_path, learner, at_the_end):
-    """One client trains in a task's round, the others when it ends; FedKNOW then fine-tunes for three epochs."""
+    """One client trains in a task's round, the others when it ends; FedKNOW then fine-tunes for
+    three epochs."""
     changes = [
         f"learner={learner}",
         "train.rounds=1",

@@ -27,8 +27,8 @@ def test_task_accuracy_pools_the_clients_samples():
 
 
 def test_average_accuracy_is_per_client_first():
-    # after task 1: client 0 (.6 + .9) / 2 = .75 with 30 samples, client 1 (.4 + .5) / 2 = .45 with 50
-    # after task 2: (.5 + .7 + 1) / 3 with 60 samples, (.3 + .6 + .2) / 3 with 60
+    # after task 1: client 0 (.6 + .9) / 2 = .75 with 30 samples, client 1 (.4 + .5) / 2 = .45
+    # with 50 after task 2: (.5 + .7 + 1) / 3 with 60 samples, (.3 + .6 + .2) / 3 with 60
     expected = [0.5, (30 * 0.75 + 50 * 0.45) / 80, (2.2 / 3 + 1.1 / 3) / 2]
     np.testing.assert_allclose(metrics.average_accuracy(A, W), expected)
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.server.run.schedule import Arrivals
-from fedknow.server.run.experiment import Experiment
 from fedknow.server.grids.base import InlineGrid
+from fedknow.server.run.experiment import Experiment
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.schedule import Arrivals
 from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
 
@@ -51,7 +51,8 @@ def schedule(*changes):
 
 
 def walk(it):
-    """Who leaves which task at which moment, told at each moment at which somebody does; the server does no rounds."""
+    """Who leaves which task at which moment, told at each moment at which somebody does; the
+    server does no rounds."""
     found = []
     while not it.over:
         moment = it.next()
@@ -267,8 +268,8 @@ def test_clients_are_scored_when_a_task_of_their_own_is_over(tmp_path):
         5,
         6,
     ]
-    # All have ended their first task after the fourth round, and the second after the sixth. The server is at the task
-    # of whoever is furthest behind.
+    # All have ended their first task after the fourth round, and the second after the sixth.
+    # The server is at the task of whoever is furthest behind.
     assert [(e["task"], e["round"]) for e in events if e["event"] == "round"] == [
         (0, n) for n in range(1, 5)
     ] + [
@@ -297,7 +298,8 @@ def test_clients_are_scored_when_a_task_of_their_own_is_over(tmp_path):
 
 
 def test_a_client_alone_does_not_notice_that_it_is_staggered(tmp_path):
-    """What travels nowhere depends on the client alone: client 0, which nobody keeps waiting, trains as ever."""
+    """What travels nowhere depends on the client alone: client 0, which nobody keeps waiting,
+    trains as ever."""
     alone = ["learner=local"]
     ours = run(tmp_path / "a", *alone).accuracy["personal"]
     same = simulate(read_config(BASE, alone), tmp_path / "b", report=False).accuracy[

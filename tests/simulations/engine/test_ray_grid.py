@@ -65,10 +65,12 @@ class Stream:
 
 
 class Trainer:
-    """Sums that depend on the order they are taken in, of what is received, what is kept and the client's number.
+    """Sums that depend on the order they are taken in, of what is received, what is kept and the
+    client's number.
 
-    A message's config may list clients that fail (``fails``), kill their worker (``dies``), or do so where the file
-    ``marker`` does not exist yet (``dies-once``), and say how long each takes (``seconds``).
+    A message's config may list clients that fail (``fails``), kill their worker (``dies``), or
+    do so where the file ``marker`` does not exist yet (``dies-once``), and say how long each
+    takes (``seconds``).
     """
 
     def __init__(self, config: ExperimentConfig, stream: Stream) -> None:
@@ -330,7 +332,8 @@ def test_clients_go_home_as_far_as_that_is_even(grid):
 def test_work_that_is_uneven_is_evened_out(grid):
     seconds = [1.0] + [0.01] * (CLIENTS - 1)
     process = metric(grid.exchange(work(range(CLIENTS), seconds=seconds)), "process")
-    # Client 0 and the two others of the first half of its queue: the rest was taken over by the other worker.
+    # Client 0 and the two others of the first half of its queue: the rest was taken over by the
+    # other worker.
     assert sum(other == process[0] for other in process.values()) == 3
 
 
@@ -476,7 +479,8 @@ def test_answers_that_fill_the_store_are_copied_out_of_it(grid, inline):
 
 @pytest.mark.parametrize("died", [[], [4]])
 def test_workers_average_their_own_clients(grid, inline, tmp_path, died):
-    """The strategy's mean of all answers is that of the workers' means; who fails is in none, who died is in one."""
+    """The strategy's mean of all answers is that of the workers' means; who fails is in none, who
+    died is in one."""
     settings = {"fails": [3], "dies-once": died, "marker": str(tmp_path / "marker")}
     strategy = FedAvg(fraction_evaluate=0)
     found = []

@@ -9,8 +9,8 @@ import tomli_w
 from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import END_TASK, TRAIN, client_of
-from fedknow.server.run.schedule import Arrivals
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.schedule import Arrivals
 from fedknow.simulations.fleet.grid import FleetGrid
 from fedknow.simulations.simulate import simulate
 
@@ -110,8 +110,8 @@ def test_staggered_clients_change_their_tasks_at_moments_of_their_own(tmp_path, 
         "data.arrival_lag=4",
     ]
     result = run(tmp_path / "run", *INFINITE, *changes)
-    # Client 0 changes at 10, 1 at 12, 2 at 14, and the run ends at 24. Whenever a task has arrived there are rounds
-    # until everybody has had two of its own.
+    # Client 0 changes at 10, 1 at 12, 2 at 14, and the run ends at 24. Whenever a task has
+    # arrived there are rounds until everybody has had two of its own.
     assert [
         event["virtual_seconds"] for event in events(tmp_path / "run", "round")
     ] == [0, 0, 10, 10, 12, 12, 14, 14]
@@ -180,7 +180,8 @@ def test_work_is_of_the_task_that_is_there_when_it_is_given_out(
 def test_tasks_that_are_over_before_a_round_is_are_ended_in_order(
     tmp_path, work, learner
 ):
-    """A round takes longer than three tasks: clients train on the first, and the others end without a round."""
+    """A round takes longer than three tasks: clients train on the first, and the others end
+    without a round."""
     changes = [f"learner={learner}", "data.arrival_seconds=0.2", "data.tasks=3"]
     result = run(tmp_path / "run", *changes)
     assert {entry[1:] for entry in work if entry[0] == TRAIN} == {
@@ -288,7 +289,8 @@ def test_time_goes_on_while_nobody_is_there(tmp_path, work):
     assert [
         event["virtual_seconds"] for event in events(tmp_path / "run", "round")
     ] == [12, 12, 12]
-    # Nobody has learned the first task, but all were scored on it: the model is the one that the run began with.
+    # Nobody has learned the first task, but all were scored on it: the model is the one that
+    # the run began with.
     assert [
         event["virtual_seconds"] for event in events(tmp_path / "run", "task_end")
     ] == [10, 20]
@@ -330,7 +332,8 @@ def test_with_the_same_arrival_for_all_clients_are_scored_on_the_way(tmp_path):
     assert scored == [(0, 1, 0), (0, 2, 10), (1, 1, 10), (1, 2, 20)]
 
 
-# --- clients that do not wait for each other ----------------------------------------------------------------------
+# --- clients that do not wait for each other
+# ----------------------------------------------------------------------
 
 ASYNCHRONOUS = [
     ["strategy=fedasync"],

@@ -56,8 +56,9 @@ def test_a_client_does_one_job_after_the_other():
 
 
 def test_a_shared_link_is_shared_equally():
-    # Both requests (100 bytes at 10/s) at half the rate: there at 20. a is computed at 21 and has the way back alone
-    # until b's answer joins at 25: 40 of 60 bytes are through; the other 20 take 4 s more. b then has 20 of its 60.
+    # Both requests (100 bytes at 10/s) at half the rate: there at 20. a is computed at 21 and
+    # has the way back alone until b's answer joins at 25: 40 of 60 bytes are through; the other
+    # 20 take 4 s more. b then has 20 of its 60.
     it = clock(shared=True)
     assert run(it, Job("a", 0, 100, 1, 60), Job("b", 1, 100, 5, 60)) == [
         ("a", 29.0),
@@ -66,7 +67,8 @@ def test_a_shared_link_is_shared_equally():
 
 
 def test_transfers_of_different_sizes_on_a_shared_link():
-    # 30, 60 and 90 bytes at 30/s: 10/s each until 3; then 15/s each, the second needs 30 more: 5; the third alone: 6.
+    # 30, 60 and 90 bytes at 30/s: 10/s each until 3; then 15/s each, the second needs 30 more:
+    # 5; the third alone: 6.
     it = clock(down=30.0, shared=True)
     jobs = [
         Job(name, client, size)
@@ -148,14 +150,16 @@ def test_who_is_away_goes_on_when_back():
 
 
 def test_time_away_is_neither_computing_nor_transfer():
-    # There for 5 s in each hour. Down 1 s, 10 s of work as 4 + 5 + 1, up 2 s, while the client is there.
+    # There for 5 s in each hour. Down 1 s, 10 s of work as 4 + 5 + 1, up 2 s, while the client
+    # is there.
     it = clock(presence=Trace([[(0.0, 5.0)]], 3600.0))
     it.give(Job("a", 0, down=10, seconds=10, up=20))
     timing = it.step()
     assert (timing.computed, timing.ended) == (7201.0, 7203.0)
     assert it.shares(timing) == (3.0, 10.0)
     assert it.shares(timing, since=3602.0) == (2.0, 3.0 + 1.0)
-    # The way up begins in one hour and goes on in the next; a job given in between waits for its client.
+    # The way up begins in one hour and goes on in the next; a job given in between waits for
+    # its client.
     it.give(Job("b", 0, down=0, seconds=1, up=30))
     timing = it.step()
     assert (timing.began, timing.computed, timing.ended) == (7203.0, 7204.0, 10802.0)

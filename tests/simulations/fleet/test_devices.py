@@ -42,7 +42,8 @@ def test_data_sheets():
 
 
 def test_flash_measured_the_phones():
-    # LEAF's FEMNIST CNN, multiply-adds forward: two 5x5 convolutions (32, 64 channels, same padding) and two layers.
+    # LEAF's FEMNIST CNN, multiply-adds forward: two 5x5 convolutions (32, 64 channels, same
+    # padding) and two layers.
     first = 28 * 28 * 32 * 25
     forward = first + 14 * 14 * 64 * 32 * 25 + 7 * 7 * 64 * 2048 + 2048 * 62
     batch = 10 * 2 * (3 * forward - first)
@@ -147,7 +148,8 @@ def test_a_list_of_phones(tmp_path):
     assert list(found) == ["ai-one-5g", "ai-two", "ai-tiny", "ai-mid"]
     for name, like in (("one-5g", "high"), ("two", "middle"), ("tiny", "low")):
         assert found[f"ai-{name}"].speed == pytest.approx(known[f"phone-{like}"].speed)
-    # Halfway between low and middle in the logarithm of the score: the geometric mean of their speeds.
+    # Halfway between low and middle in the logarithm of the score: the geometric mean of their
+    # speeds.
     half = math.sqrt(known["phone-low"].speed * known["phone-middle"].speed)
     assert found["ai-mid"].speed == pytest.approx(half, rel=1e-3)
     assert found["ai-one-5g"].room == 4e9

@@ -38,7 +38,8 @@ DEVICE = Profile(peak=10, memory=1000, busy=4, idle=1, source=SOURCE)
 
 
 class Cheap(MessageGrid):
-    """Client n answers work of 100 (n + 1) FLOP with 4 bytes of arrays; client 3 needs more memory than others."""
+    """Client n answers work of 100 (n + 1) FLOP with 4 bytes of arrays; client 3 needs more memory
+    than others."""
 
     backwards = False
 
@@ -93,8 +94,8 @@ def answered(replies):
     return [client_of(reply.node) for reply in replies if reply.failure is None]
 
 
-# A request is 8 bytes of arrays and a number: 4 s. Client n computes 10 (n + 1) s. An answer is 4 bytes and 2 numbers:
-# 5 s.
+# A request is 8 bytes of arrays and a number: 4 s. Client n computes 10 (n + 1) s. An answer is
+# 4 bytes and 2 numbers: 5 s.
 
 
 def test_a_wave_takes_as_long_as_its_slowest():
@@ -163,7 +164,8 @@ def test_who_is_late_is_left_out():
 
 
 def test_time_away_is_booked_as_such():
-    # Each is there for 5 s in each hour. Down 4 s; 10 s of work as 1 + 5 + 4, up 1 + 4 s: done at 10804.
+    # Each is there for 5 s in each hour. Down 4 s; 10 s of work as 1 + 5 + 4, up 1 + 4 s: done
+    # at 10804.
     it = fleet(presence=Trace([[(0.0, 5.0)]], 3600.0))
     it.exchange(work(0))
     assert it.now == 10804.0
@@ -186,12 +188,14 @@ def test_time_away_is_booked_as_such():
         second["idle"],
         second["away"],
     ) == (0.0, 0.0, 19.0, 10785.0)
-    # 4 W for 10 s and 1 W for the other 9 s that it was there; the other three 1 W for 19 s. Away: none.
+    # 4 W for 10 s and 1 W for the other 9 s that it was there; the other three 1 W for 19 s.
+    # Away: none.
     assert elapsed["energy_joules"] == 4 * 10 + 9 + 3 * 19
 
 
 def test_work_that_never_began_costs_nothing():
-    # Client 0 is there at once, the others in an hour: what they were to do is given up before they see it.
+    # Client 0 is there at once, the others in an hour: what they were to do is given up before
+    # they see it.
     it = fleet(
         presence=Trace([[(0.0, 30.0)], [(3600.0, 3630.0)]], 7200.0), deadline=100.0
     )
@@ -243,7 +247,8 @@ def test_over_commit_asks_more_and_takes_the_first():
     assert it.traffic[TRAIN]["messages"] == 3
     assert not missed
     late = [client["client"] for client in it.fleet()["clients"] if client["late"]]
-    # With 0, client 2 comes third and is told to stop when 1 is done; 3 fails at once and does not count.
+    # With 0, client 2 comes third and is told to stop when 1 is done; 3 fails at once and does
+    # not count.
     assert (late, it.now) in (([2], 29.0), ([], 39.0))
 
 
@@ -300,7 +305,8 @@ def test_pushed_work_is_pulled_in_the_order_of_virtual_time():
             (client_of(answer.metadata.src_node_id), it.now) for answer in answers
         ]
     assert order == [(0, 38.0), (2, 39.0), (1, 48.0)]
-    # The server waited for 0 (4 + 10 + 5, twice), then for the last second of 2's answer, then for 1: 4 + 5.
+    # The server waited for 0 (4 + 10 + 5, twice), then for the last second of 2's answer, then
+    # for 1: 4 + 5.
     assert (
         it.elapsed()["communication_seconds"],
         it.elapsed()["computing_seconds"],
@@ -345,7 +351,8 @@ def test_answers_must_say_what_they_cost():
         it.exchange(work(0))
 
 
-# --- whole runs ---------------------------------------------------------------------------------------------------
+# --- whole runs
+# ---------------------------------------------------------------------------------------------------
 
 SMALL = {
     "data": {
@@ -426,7 +433,8 @@ def test_a_slow_fleet_changes_the_time_and_nothing_else(tmp_path):
     assert end["virtual_seconds"] == pytest.approx(
         end["communication_seconds"] + end["computing_seconds"]
     )
-    # Two rounds of two tasks: 5,248 bytes and a few numbers each way, and at the end of a task the model down.
+    # Two rounds of two tasks: 5,248 bytes and a few numbers each way, and at the end of a task
+    # the model down.
     down, up = (5248 + 5 * 8, 5248 + 18 * 8)
     rounds = 4 * (down / 1e5 + up / 5e4 + 0.04)
     assert end["communication_seconds"] == pytest.approx(

@@ -154,7 +154,8 @@ def test_fleets_are_the_papers_testbeds() -> None:
 @pytest.mark.parametrize("experiment", ["5.1", "5.1-pi"])
 @pytest.mark.parametrize("scale", [1 / 120, 0.003, 0.001, 0.0005])
 def test_a_scaled_fleet_keeps_its_mix(experiment: str, scale: float) -> None:
-    """Each kind is there, and no kind is further from its share than by the clients that others were owed."""
+    """Each kind is there, and no kind is further from its share than by the clients that others
+    were owed."""
     (variant,) = variants(experiment, scale=scale)
     here, there = (
         Counter(assign(config.fleet, config.data.clients, seed=0))
@@ -208,7 +209,8 @@ def test_what_share_of_the_papers_training_is_run() -> None:
 
 
 def test_comparison_after_as_many_tasks() -> None:
-    """Ours after ten tasks beside the paper's after ten; where the paper has no such value, it says after how many."""
+    """Ours after ten tasks beside the paper's after ten; where the paper has no such value, it
+    says after how many."""
     there = {"tasks": [1, 5, 20], "accuracy": [0.9, 0.7, 0.5], "forgetting": [0.2]}
     assert published_text(there, "accuracy", 5) == "70.0 %"
     assert published_text(there, "accuracy", 10) == "50.0 % after 20"
@@ -238,7 +240,8 @@ def test_errors(arguments: dict[str, object], text: str) -> None:
 
 @pytest.mark.usefixtures("small_cifar")
 def test_links(tmp_path) -> None:
-    """5.2 from the bytes of one run: half the rate, twice the hours; a run's own numbers stand on the page."""
+    """5.2 from the bytes of one run: half the rate, twice the hours; a run's own numbers stand on
+    the page."""
     changes = [*TINY, "data.tasks=2", "data.clients=3"]
     outcome = run_paper(
         "5.2", tmp_path, scale=0.001, learners=["fedknow", "fedavg"], changes=changes
@@ -313,7 +316,8 @@ def test_variants_side_by_side(tmp_path) -> None:
 
 @pytest.mark.usefixtures("small_cifar")
 def test_what_is_kept_and_single_tasks(tmp_path) -> None:
-    """5.5: bytes that a client keeps, the paper's hours of the tenth task, and its method that is not run here."""
+    """5.5: bytes that a client keeps, the paper's hours of the tenth task, and its method that is
+    not run here."""
     changes = [*TINY, "data.tasks=2", "data.clients=3"]
     outcome = run_paper(
         "5.5", tmp_path, scale=0.001, learners=["fedknow@rho=0.1"], changes=changes
@@ -336,7 +340,8 @@ def test_what_is_kept_and_single_tasks(tmp_path) -> None:
 
 
 def test_virtual_hours_of_as_much_training() -> None:
-    """A third of the rounds and half of the epochs: messages times 3, computing times 6, the end of a task once."""
+    """A third of the rounds and half of the epochs: messages times 3, computing times 6, the end
+    of a task once."""
     (variant,) = variants("5.1", changes=["train.rounds=5", "train.epochs=4"])
 
     def event(task: int, hours: float, computing: float) -> dict[str, float]:
@@ -361,7 +366,8 @@ def test_virtual_hours_of_as_much_training() -> None:
 
 
 def test_bytes_of_as_many_rounds() -> None:
-    """Five of 15 rounds: the model 3 times, a task's end once, and 10 times what else the last round sent."""
+    """Five of 15 rounds: the model 3 times, a task's end once, and 10 times what else the last
+    round sent."""
     (variant,) = variants("5.1", changes=["train.rounds=5", "data.tasks=1"])
     sent = [5e9, 7e9, 8e9, 8.5e9, 9e9]
     run = SimpleNamespace(
@@ -384,7 +390,8 @@ def test_bytes_of_as_many_rounds() -> None:
 
 @pytest.mark.usefixtures("small_cifar")
 def test_clients_out_of_memory_are_named(tmp_path) -> None:
-    """A device too small for everything: the run that has others goes on, the one that has none is told as failed."""
+    """A device too small for everything: the run that has others goes on, the one that has none is
+    told as failed."""
     (tmp_path / "small.toml").write_text(
         "[thimble]\nabout = 'small'\npeak = 1e9\nmemory = 1e3\nbusy = 1.0\nidle = 1.0\n"
         "source = {peak = 'made up', memory = 'made up', busy = 'made up', idle = 'made up'}\n"

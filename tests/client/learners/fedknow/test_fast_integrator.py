@@ -1,6 +1,7 @@
 """The integrator that computes what it needs, against plain references in double precision.
 
-The reference forms every gradient by a forward and a backward pass of its own, and solves Eq. (3) with SciPy.
+The reference forms every gradient by a forward and a backward pass of its own, and solves Eq.
+(3) with SciPy.
 """
 
 import copy
@@ -20,23 +21,24 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
-from fedknow.client.learners.frames.projection import (
-    integrate,
-    integrate_lazily,
-    integrate_surrogate,
-    step_dual,
-)
 from fedknow.client.learners.fedknow.linearization import (
     Linearization,
     factorable,
     flatten,
     views,
 )
+from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
+from fedknow.client.learners.frames.projection import (
+    integrate,
+    integrate_lazily,
+    integrate_surrogate,
+    step_dual,
+)
 from fedknow.protocols.config import ConfigError, TrainConfig
 
-# --- the algorithm on matrices ------------------------------------------------------------------------------------
+# --- the algorithm on matrices
+# ------------------------------------------------------------------------------------
 
 
 class Gradients:
@@ -90,7 +92,8 @@ def test_a_working_set_ends_at_the_solution_for_all(problem):
         >= -1e-7 * size * np.linalg.norm(problem[1], axis=1)
     ).all()
     assert (result.built, result.asked) == (len(signature.rows), signature.asked)
-    # One more than a product for each row: the worst there is. Few violated constraints cost few rows.
+    # One more than a product for each row: the worst there is. Few violated constraints cost
+    # few rows.
     assert result.asked <= 1 + result.built <= 1 + len(problem[1])
 
 
@@ -103,22 +106,24 @@ def test_no_violated_constraint_costs_one_product():
 
 
 def test_rows_are_built_as_they_are_found_violated():
-    # g = (-1, 1, 1): e_1 is violated; without it, (0, 1, 1), all others hold. One row, found and confirmed.
+    # g = (-1, 1, 1): e_1 is violated; without it, (0, 1, 1), all others hold. One row, found
+    # and confirmed.
     signature = Gradients(np.eye(3))
     result = integrate_lazily(
         torch.tensor([-1.0, 1, 1]).double(), 3, signature.build, signature.products
     )
     assert (result.gradient.tolist(), signature.rows) == ([0, 1, 1], [0])
     assert (result.violated, result.built, result.asked) == (1, 1, 2)
-    # (1, -1) against (1, 0), (1, 2) and (1, -1): turning from the second, to (6/5, -3/5), leaves the others alone.
+    # (1, -1) against (1, 0), (1, 2) and (1, -1): turning from the second, to (6/5, -3/5),
+    # leaves the others alone.
     matrix = np.array([[1.0, 0], [1, 2], [1, -1]])
     result = integrate_lazily(
         torch.tensor([1.0, -1]).double(), 3, (s := Gradients(matrix)).build, s.products
     )
     assert result.gradient.tolist() == pytest.approx([1.2, -0.6])
     assert s.rows == [1]
-    # (-4, 1) violates (1, 0) alone; turned to (0, 1) it violates (-1, -1), which it did not. Of the three nothing but
-    # 0 is left; the third is built, as asking for it would cost as much.
+    # (-4, 1) violates (1, 0) alone; turned to (0, 1) it violates (-1, -1), which it did not. Of
+    # the three nothing but 0 is left; the third is built, as asking for it would cost as much.
     matrix = np.array([[1.0, 0], [-1, -1], [0, 1]])
     result = integrate_lazily(
         torch.tensor([-4.0, 1]).double(), 3, (s := Gradients(matrix)).build, s.products
@@ -226,7 +231,8 @@ def test_products_that_are_not_finite_are_refused(bad):
         )
 
 
-# --- the body at a batch ------------------------------------------------------------------------------------------
+# --- the body at a batch
+# ------------------------------------------------------------------------------------------
 
 
 class Residual(nn.Module):
@@ -383,7 +389,8 @@ def test_pushforward_needs_a_pullback():
         Linearization(body, torch.ones(1, 2)).pushforward(torch.ones(6))
 
 
-# --- the client ---------------------------------------------------------------------------------------------------
+# --- the client
+# ---------------------------------------------------------------------------------------------------
 
 
 def as_double(task):
@@ -445,7 +452,8 @@ def at_its_fifth_task(tiny_model, tiny_task):
 def reference(learner, model, tasks, current, index=FIRST):
     """The gradient of one integrated step, plainly, in float64.
 
-    Forward passes of student and teacher and a backward pass for each past task, and all constraints.
+    Forward passes of student and teacher and a backward pass for each past task, and all
+    constraints.
     """
     head = list(current.classes)
     parameters, t = list(model.body.parameters()), learner.settings.temperature
@@ -537,7 +545,8 @@ def test_step_equals_the_plain_reference(
 def test_a_step_by_coordinates_equals_the_plain_reference(
     tiny_model, tiny_task, monkeypatch
 ):
-    """What large models have: gradients as coordinates of the batch's inputs, found out as they are needed."""
+    """What large models have: gradients as coordinates of the batch's inputs, found out as they
+    are needed."""
     monkeypatch.setattr(
         "fedknow.client.learners.fedknow.learner.factorable",
         functools.partial(factorable, threshold=1),
@@ -557,7 +566,8 @@ def test_a_step_by_coordinates_equals_the_plain_reference(
 @pytest.mark.parametrize("kind", [{}, {"norm": True, "dropout": 0.5}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_both_paths_train_the_same_client(tiny_model, tiny_task, dtype, kind):
-    """In double precision for all its life; in single, where roundings grow from step to step, in the next step."""
+    """In double precision for all its life; in single, where roundings grow from step to step, in
+    the next step."""
     reports = {}
     for path in ("full", "adaptive"):
         before = path if dtype is torch.float64 else "full"
@@ -740,7 +750,8 @@ def test_a_part_of_the_batch_is_refused_where_it_would_be_wrong(tiny_model):
 
 @pytest.mark.parametrize("margin", [0.0, 0.1])
 def test_other_integrators_by_their_definition(tiny_model, tiny_task, margin):
-    """``sum`` is distillation, ``surrogate`` the nearest gradient that the violated constraints' sum allows."""
+    """``sum`` is distillation, ``surrogate`` the nearest gradient that the violated constraints'
+    sum allows."""
     learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     _, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
     learner.settings = FedKnowSettings(integrator="sum")
@@ -763,7 +774,8 @@ def test_other_integrators_by_their_definition(tiny_model, tiny_task, margin):
 def test_signature_tasks_are_chosen_before_they_are_integrated(
     tiny_model, tiny_task, integrator
 ):
-    """The batch that chooses among all past tasks makes the step that the chosen ones alone would make."""
+    """The batch that chooses among all past tasks makes the step that the chosen ones alone would
+    make."""
     tasks = [as_double(tiny_task(number)) for number in range(6)]
     learner = live(
         client(tiny_model(classes=12).double(), integrator=integrator, k=2), tasks[:-1]
@@ -789,7 +801,8 @@ def test_one_batch_in_so_many_is_integrated(tiny_model, tiny_task):
 
 
 def test_memory_is_shared_by_clients_and_holds_nothing_of_theirs(tiny_model, tiny_task):
-    """A learner that served others gives the same numbers as one that did not, whatever is left in memory."""
+    """A learner that served others gives the same numbers as one that did not, whatever is left in
+    memory."""
     shared = live(client(tiny_model(seed=1)), [tiny_task(0), tiny_task(1)], rounds=2)
     fresh = client(tiny_model(seed=1))
     fresh.load_state_dict(state := shared.state_dict())

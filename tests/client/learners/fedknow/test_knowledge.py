@@ -1,4 +1,5 @@
-"""The extractor: which weights are kept, that pruned ones are exactly zero, and that nothing is lost in storage."""
+"""The extractor: which weights are kept, that pruned ones are exactly zero, and that nothing is
+lost in storage."""
 
 import numpy as np
 import pytest
@@ -90,7 +91,8 @@ def test_knowledge_answers_as_the_pruned_model_did(tiny_model, tiny_task, norm):
     other = tiny_model(
         seed=9, norm=norm
     )  # another body, whose own weights must not shine through
-    # Up to rounding: matrix products of other sizes (batches of 7, a slice of the head) may sum in another order.
+    # Up to rounding: matrix products of other sizes (batches of 7, a slice of the head) may sum
+    # in another order.
     torch.testing.assert_close(
         knowledge.logits(other.body, task.test.x, 7), expected, rtol=1e-5, atol=1e-6
     )

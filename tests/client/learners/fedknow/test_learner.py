@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.fedknow import learner as fedknow
-from fedknow.client.learners.frames.learner import Batch, Diverged, HeadSlice, Round
+from fedknow.client.learners.fedknow.knowledge import Knowledge
 from fedknow.client.learners.fedknow.learner import (
     FedKnow,
     FedKnowSettings,
     soft_labels,
 )
-from fedknow.client.learners.fedknow.knowledge import Knowledge
 from fedknow.client.learners.fedknow.restorer import restored_cotangent
+from fedknow.client.learners.frames.learner import Batch, Diverged, HeadSlice, Round
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import ConfigError, TrainConfig
 
@@ -52,7 +52,8 @@ def test_cotangent_is_the_gradient_of_the_soft_cross_entropy():
 
 
 def test_cotangent_by_hand():
-    # One sample, equal logits: softmax = (1/2, 1/2); the knowledge is sure of class 0; T = 2, B = 1.
+    # One sample, equal logits: softmax = (1/2, 1/2); the knowledge is sure of class 0; T = 2, B
+    # = 1.
     cotangent = restored_cotangent(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), 2.0)
     assert cotangent.tolist() == [[-0.25, 0.25]]
 
@@ -385,7 +386,8 @@ def test_state_round_trip_is_the_same_client(tiny_model, tiny_task, tmp_path, po
 
 
 def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_task):
-    """After a third task, the model disagrees less with what the knowledge of the first two says of its samples."""
+    """After a third task, the model disagrees less with what the knowledge of the first two says
+    of its samples."""
 
     def drift(integrator):
         client = live_through(

@@ -14,17 +14,17 @@ from fedknow.client.learners import (
     learner_class,
     list_learners,
 )
-from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.learners.baselines import Finetune
 from fedknow.client.learners.frames.batching import (
     TooFewSamples,
     batches,
     smallest_batch,
 )
-from fedknow.client.learners.joint import JointCentral
+from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.learners.frames.rehearsal import Replay, columns
-from fedknow.client.together import clients_at_once
+from fedknow.client.learners.joint import JointCentral
 from fedknow.client.models import SplitModel, build_model
+from fedknow.client.together import clients_at_once
 from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig, read_config
 from fedknow.simulations.simulate import simulate
 
@@ -91,7 +91,8 @@ def test_which_models_need_two(body, expected):
 
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2", "cnn6"])
 def test_two_is_what_pytorch_needs(name):
-    """What is found without training is what training on one sample comes to, on small images and on large ones."""
+    """What is found without training is what training on one sample comes to, on small images and
+    on large ones."""
     for side in (8, 32):
         model = build_model(ModelConfig(name=name), (3, side, side), 4, 0)
         needs_two = smallest_batch(model, torch.zeros(1, 3, side, side)) == 2
@@ -121,7 +122,8 @@ def fit(learner, task, round):
     "name", [name for name in list_learners() if name not in WITHOUT]
 )
 def test_every_learner_trains_on_a_single_last_sample(tiny_model, tiny_task, name):
-    """Batches of 6 of 13 samples. GEM and A-GEM keep two, as they pass a memory through the model alone."""
+    """Batches of 6 of 13 samples. GEM and A-GEM keep two, as they pass a memory through the model
+    alone."""
     options = (
         {"memory": 0.01}
         if "memory" in learner_class(name).Settings.model_fields and name != "joint"
@@ -166,7 +168,8 @@ def test_one_sample_alone_is_refused_in_a_sentence(tiny_model, tiny_task):
     )  # without BatchNorm one will do
 
 
-# --- before there is a run --------------------------------------------------------------------------------------------
+# --- before there is a run
+# --------------------------------------------------------------------------------------------
 
 
 def normed(shape, classes):

@@ -1,4 +1,5 @@
-"""The integrator against hand-solved cases, its defining properties, and SciPy's non-negative least squares."""
+"""The integrator against hand-solved cases, its defining properties, and SciPy's non-negative
+least squares."""
 
 import numpy as np
 import pytest
@@ -49,7 +50,8 @@ def test_no_violated_constraint_leaves_the_gradient_untouched() -> None:
 
 
 def test_one_violated_constraint_by_hand() -> None:
-    # g = (1, -1) against g_1 = (0, 2): the part along g_1 is removed, v = -<g, g_1> / |g_1|^2 = 2 / 4.
+    # g = (1, -1) against g_1 = (0, 2): the part along g_1 is removed, v = -<g, g_1> / |g_1|^2 =
+    # 2 / 4.
     result = integrate(torch.tensor([1.0, -1.0]), torch.tensor([[0.0, 2.0]]))
     assert result.gradient.tolist() == [1.0, 0.0]
     assert result.multipliers.tolist() == [0.5]
@@ -57,14 +59,15 @@ def test_one_violated_constraint_by_hand() -> None:
 
 
 def test_two_constraints_of_which_one_becomes_idle_by_hand() -> None:
-    # g = (-2, -1), g_1 = (1, 0), g_2 = (1, 1). Both are violated; projecting onto both half-planes gives (0, 0):
-    # at g' = 0, v solves v_1 + v_2 = 2, v_2 = 1.
+    # g = (-2, -1), g_1 = (1, 0), g_2 = (1, 1). Both are violated; projecting onto both
+    # half-planes gives (0, 0): at g' = 0, v solves v_1 + v_2 = 2, v_2 = 1.
     result = integrate(
         torch.tensor([-2.0, -1.0]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     )
     assert result.gradient.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
     assert result.multipliers == pytest.approx([1.0, 1.0])
-    # g = (-2, 1): only g_1 and g_2 violated again, but removing g_1 alone gives (0, 1), which g_2 accepts.
+    # g = (-2, 1): only g_1 and g_2 violated again, but removing g_1 alone gives (0, 1), which
+    # g_2 accepts.
     result = integrate(
         torch.tensor([-2.0, 1.0]), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     )
