@@ -19,10 +19,11 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest -q
 
-# mypy and import-linter need the package as one folder: build/links shows it to them, by links into this one.
+# mypy and import-linter need the package as one folder, so build/links holds links to its parts.
 lint: $(VENV)/installed-dev build/links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/style.py --known tools/known.txt
 	cd build/links && $(BIN)/mypy --config-file ../../pyproject.toml -p fedknow
 	cd build/links && PYTHONPATH=. $(BIN)/lint-imports --config ../../pyproject.toml
 
