@@ -14,12 +14,12 @@ from flwr.app import Message as FlowerMessage
 from fedknow.client.learners.frames.sparse import pack, unpack
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import EXTRA, Arrays, Message, client_of
-from fedknow.strategies.counterpart import Counterpart, Setup
+from fedknow.strategies.paired import PairedStrategy, Setup
 
 __all__ = ["FedWeit"]
 
 
-class FedWeit(Counterpart):
+class FedWeit(PairedStrategy):
     """Averages each base weight over the clients that sent it; hands out all clients' adaptive
     parameters once a task.
 

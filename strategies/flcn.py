@@ -13,7 +13,7 @@ from torch import Tensor
 from fedknow.client.host import one_thread
 from fedknow.client.learners.frames.learner import HeadSlice, Learner
 from fedknow.protocols.messages import Arrays
-from fedknow.strategies.counterpart import Counterpart, Setup
+from fedknow.strategies.paired import PairedStrategy, Setup
 
 __all__ = ["Flcn", "Sample", "importance"]
 
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     classes: tuple[int, ...]
 
 
-class Flcn(Counterpart):
+class Flcn(PairedStrategy):
     """FedAvg that sends the diagonal Fisher information of the global model on proxy data with it.
 
     Keeps the proxy data that clients of :class:`fedknow.client.learners.flcn.Flcn` give it, of
@@ -37,7 +37,7 @@ class Flcn(Counterpart):
     proxy_samples : int
         Most of them that are looked at in a round, a random choice.
     fraction_train, min_train_nodes, min_available_nodes
-        See :class:`~fedknow.strategies.counterpart.Counterpart`.
+        See :class:`~fedknow.strategies.paired.PairedStrategy`.
     """
 
     def __init__(

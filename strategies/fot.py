@@ -20,7 +20,7 @@ from fedknow.client.learners.fot import dimension
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import EXTRA, Arrays, Message
-from fedknow.strategies.counterpart import Counterpart, Setup
+from fedknow.strategies.paired import PairedStrategy, Setup
 
 __all__ = ["Fot", "extend", "extend_from_sketch", "project"]
 
@@ -129,7 +129,7 @@ def project(update: Tensor, basis: Tensor) -> Tensor:
     return update - (update @ basis) @ basis.T
 
 
-class Fot(Counterpart):
+class Fot(PairedStrategy):
     """FedAvg whose averaged update is projected, layer by layer, off the subspace of past tasks'
     inputs.
 
@@ -143,7 +143,7 @@ class Fot(Counterpart):
     increase : float
         What epsilon grows by with each further task, up to 1.
     fraction_train, min_train_nodes, min_available_nodes
-        See :class:`~fedknow.strategies.counterpart.Counterpart`.
+        See :class:`~fedknow.strategies.paired.PairedStrategy`.
     """
 
     def __init__(

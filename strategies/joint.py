@@ -19,12 +19,12 @@ from fedknow.client.learners.joint import join
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.seeds import integer
-from fedknow.strategies.counterpart import Counterpart, Setup
+from fedknow.strategies.paired import PairedStrategy, Setup
 
 __all__ = ["JointCentral"]
 
 
-class JointCentral(Counterpart):
+class JointCentral(PairedStrategy):
     """Train one model on all clients' data of all tasks so far, here; clients get no work.
 
     Parameters
@@ -33,7 +33,7 @@ class JointCentral(Counterpart):
         Samples of a round, as a multiple of those that FedAvg's clients have in it:
         ``fraction_train`` of all clients' samples of the current task.
     fraction_train, min_train_nodes, min_available_nodes
-        See :class:`~fedknow.strategies.counterpart.Counterpart`; no client is waited for.
+        See :class:`~fedknow.strategies.paired.PairedStrategy`; no client is waited for.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from fedknow.client.learners.target import distillation
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.messages import EXTRA, Arrays, Message, client_of
 from fedknow.protocols.seeds import integer
-from fedknow.strategies.counterpart import Counterpart, Setup
+from fedknow.strategies.paired import PairedStrategy, Setup
 
 __all__ = ["Generator", "Target", "statistics_gap", "synthesize"]
 
@@ -220,7 +220,7 @@ def _student(teacher: nn.Module, trainable: Collection[str] | None) -> nn.Module
     return student
 
 
-class Target(Counterpart):
+class Target(PairedStrategy):
     """FedAvg that makes images of the global model when a task is over, and sends them with its
     answers.
 
@@ -231,7 +231,7 @@ class Target(Counterpart):
     samples, temperature, generator_steps, student_steps
         See :class:`fedknow.client.learners.target.TargetSettings`, which decides.
     fraction_train, min_train_nodes, min_available_nodes
-        See :class:`~fedknow.strategies.counterpart.Counterpart`.
+        See :class:`~fedknow.strategies.paired.PairedStrategy`.
     """
 
     def __init__(

@@ -120,7 +120,7 @@ from fedknow.strategies import (
     heard_from_flower,
     quiet_flower,
 )
-from fedknow.strategies.counterpart import Counterpart, Setup
+from fedknow.strategies.paired import PairedStrategy, Setup
 
 __all__ = ["Experiment", "Observer", "RunError", "RunResult", "ServerLearner"]
 
@@ -232,7 +232,7 @@ class Experiment:
                 f"data.arrival_seconds = {config.data.arrival_seconds:g}: real clients have no virtual time; set it to "
                 "0, or run fedknow simulate"
             )
-        if isinstance(self.strategy, Counterpart):
+        if isinstance(self.strategy, PairedStrategy):
             self.strategy.prepare(Setup(config, cast(Learner, learner), stream))
         self.scores = Scores(config.data.clients, config.data.tasks)
         self.arrays = Arrays(
@@ -784,7 +784,7 @@ class Experiment:
             raise RunError(
                 f"task {task + 1}, when it ended: {self._all_failed(len(work))}"
             )
-        if isinstance(self.strategy, Counterpart):
+        if isinstance(self.strategy, PairedStrategy):
             with self._strategy_acts("aggregate_end_task", 5, task, round):
                 self.strategy.aggregate_end_task(task, self.arrays, replies)
         return sum(sizes) / len(sizes)
@@ -833,7 +833,7 @@ class Experiment:
 
     def _emit_task_end(self, task: int, round: int, knowledge: float) -> None:
         kept = 0
-        if isinstance(self.strategy, Counterpart):
+        if isinstance(self.strategy, PairedStrategy):
             with self._strategy_acts("kept_bytes", 6, task, round):
                 kept = self.strategy.kept_bytes()
         now = time.perf_counter()

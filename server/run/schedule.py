@@ -15,7 +15,7 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import client_of
 from fedknow.protocols.seeds import generator
 from fedknow.strategies.asynchronous import Asynchronous
-from fedknow.strategies.counterpart import Counterpart
+from fedknow.strategies.paired import PairedStrategy
 
 __all__ = ["Arrivals"]
 
@@ -230,7 +230,7 @@ class Arrivals:
             strategy, Asynchronous
         ):
             reason = "has a loop of its own, which is called once a task of all clients"
-        elif isinstance(strategy, Counterpart) and not same:
+        elif isinstance(strategy, PairedStrategy) and not same:
             reason = "gathers what clients send when a task is over for all of them"
         else:
             if config.evaluation.every and not same:

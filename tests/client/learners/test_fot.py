@@ -17,9 +17,9 @@ from fedknow.protocols.messages import EXTRA, Arrays, Message
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
-from fedknow.strategies.counterpart import Setup
 from fedknow.strategies.fot import ROUNDING, extend, project
 from fedknow.strategies.fot import Fot as FotStrategy
+from fedknow.strategies.paired import Setup
 
 SGD = TrainConfig(
     epochs=2,

@@ -18,7 +18,7 @@ from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy
-from fedknow.strategies.counterpart import Setup
+from fedknow.strategies.paired import Setup
 from fedknow.strategies.target import Generator, statistics_gap, synthesize
 
 SGD = TrainConfig(

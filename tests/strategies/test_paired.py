@@ -31,8 +31,8 @@ from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy
-from fedknow.strategies.counterpart import Counterpart
 from fedknow.strategies.fedweit import mean_of_sent
+from fedknow.strategies.paired import PairedStrategy
 
 CLIENTS, TASKS, ROUNDS = 3, 3, 2
 BASE = {
@@ -50,7 +50,7 @@ PARTS = '''
 import torch
 from fedknow.client.learners import Learner
 from fedknow.protocols.messages import EXTRA, Arrays, client_of
-from fedknow.strategies.counterpart import Counterpart
+from fedknow.strategies.paired import PairedStrategy
 
 
 class Asks(Learner):
@@ -89,7 +89,7 @@ class Names(Learner):
     strategy = "flcn"
 
 
-class Answers(Counterpart):
+class Answers(PairedStrategy):
     """Sends clients the sum of what they told."""
 
     seen = []
@@ -328,7 +328,7 @@ def test_what_the_server_keeps_of_clients_samples(tmp_path):
 
 
 def test_a_strategy_keeps_what_it_must_save():
-    class Keeps(Counterpart):
+    class Keeps(PairedStrategy):
         def state_dict(self):
             record = ArrayRecord({"w": Array(np.zeros(5, np.float32))})
             return {
@@ -338,7 +338,7 @@ def test_a_strategy_keeps_what_it_must_save():
             }
 
     assert Keeps().kept_bytes() == 3 * 4 + 4 * 8 + 5 * 4
-    assert Counterpart().kept_bytes() == 0
+    assert PairedStrategy().kept_bytes() == 0
 
 
 # --- FLCN
@@ -495,7 +495,7 @@ def test_joint_training_in_one_place(tmp_path):
 
 def test_joint_training_in_one_place_needs_the_data():
     config = experiment("learner=joint-central")
-    from fedknow.strategies.counterpart import Setup
+    from fedknow.strategies.paired import Setup
 
     with pytest.raises(ConfigError, match=r"data\.name = 'local'"):
         build_strategy(config.strategy).prepare(Setup(config, None, None))

@@ -21,7 +21,7 @@ from fedknow.protocols.messages import CONFIG, EXTRA, Arrays, Message, client_of
 if TYPE_CHECKING:
     from fedknow.client.learners import Learner
 
-__all__ = ["Counterpart", "Setup"]
+__all__ = ["PairedStrategy", "Setup"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Setup:
     stream: TaskStream | None
 
 
-class Counterpart(FedAvg):
+class PairedStrategy(FedAvg):
     """Federated averaging whose two sides may tell each other more than parameters; the frame for
     such methods.
 
@@ -55,7 +55,7 @@ class Counterpart(FedAvg):
     finite, and of the names, dtypes and shapes that the learner declares. Its bytes are counted
     apart (``train.extra``, ``train.end_task.extra``).
 
-    A learner names its counterpart in :attr:`~fedknow.client.learners.Learner.strategy`.
+    A learner names its strategy in :attr:`~fedknow.client.learners.Learner.strategy`.
 
     Parameters
     ----------
