@@ -1,0 +1,97 @@
+"""The documents name only files and modules that exist."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "docs/adr/*.md")
+    for path in ROOT.glob(pattern)
+)
+FOLDERS = "protocols|client|strategies|server|simulations|fedknow"
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+ANCHOR = re.compile(r"\]\(([^)#\s]*)#([^)]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(
+    rf"(?:{FOLDERS}|tests|benchmarks|docs|examples|tools|docker)/[\w./-]*"
+)
+FILE = re.compile(r"\w+\.(?:py|toml|proto|sh)")
+MODULE = re.compile(rf"(?:fedknow\.)?(?:{FOLDERS})(?:\.\w+)+")
+PLACEHOLDER = re.compile(r"NAME|PATH")
+"""Capitals stand for a name that the reader chooses."""
+CURRENT = [name for name in DOCUMENTS if name != "CHANGELOG.md"]
+"""Documents that name only what is there: the changelog tells of older versions."""
+USERS_FILES = {"config.toml", "experiment.toml", "field.toml", "mine.toml"}
+"""Files that a run or its user makes."""
+
+
+def codes(name):
+    """The pieces of code in the text of a document, without its blocks of code."""
+    page = re.sub(r"```.*?```", "", (ROOT / name).read_text("utf-8"), flags=re.S)
+    return CODE.findall(page)
+
+
+def slug(heading):
+    """The anchor that GitHub gives a heading."""
+    kept = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return kept.replace(" ", "-")
+
+
+def exists(module):
+    """Whether a dotted name is a module, or an object of one."""
+    parts = module.removeprefix("fedknow.").split(".")
+    for count in range(len(parts), 0, -1):
+        name = ".".join(["fedknow", *parts[:count]])
+        try:
+            target = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[count:]:
+            if not hasattr(target, attribute):
+                return False
+            target = getattr(target, attribute)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    targets = LINK.findall((ROOT / name).read_text("utf-8"))
+    local = [target for target in targets if "://" not in target]
+    folder = (ROOT / name).parent
+    assert [target for target in local if not (folder / target).exists()] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_anchors_are_headings(name):
+    page = ROOT / name
+    for target, anchor in ANCHOR.findall(page.read_text("utf-8")):
+        if "://" in target:
+            continue
+        linked = (page.parent / target) if target else page
+        headings = re.findall(r"^#+ (.*)", linked.read_text("utf-8"), re.M)
+        assert anchor in map(slug, headings)
+
+
+@pytest.mark.parametrize("name", CURRENT)
+def test_named_paths_exist(name):
+    paths = [text for text in codes(name) if PATH.fullmatch(text)]
+    real = [path for path in paths if not PLACEHOLDER.search(path)]
+    assert [path for path in real if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", CURRENT)
+def test_named_files_exist(name):
+    files = {text for text in codes(name) if FILE.fullmatch(text)}
+    present = {path.name for path in ROOT.glob("*/**/*.*")}
+    assert sorted(files - present - USERS_FILES) == []
+
+
+@pytest.mark.parametrize("name", CURRENT)
+def test_named_modules_exist(name):
+    modules = {text for text in codes(name) if MODULE.fullmatch(text)}
+    assert [text for text in sorted(modules) if not exists(text)] == []
