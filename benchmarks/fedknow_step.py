@@ -41,8 +41,9 @@ from fedknow.client.compute.device import Border, find_device
 from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
 from fedknow.client.learners import build_learner
-from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
-from fedknow.client.learners.fedknow.linearization import flatten, views
+from fedknow.client.learners.fedknow.flat import flatten, views
+from fedknow.client.learners.fedknow.learner import FedKnow
+from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.learner import (
     Batch,
     HeadSlice,

@@ -26,30 +26,39 @@ import copy
 import logging
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.fedknow.knowledge import Knowledge, extract, prunable
-from fedknow.client.learners.fedknow.linearization import (
-    Linearization,
-    factorable,
+from fedknow.client.learners.fedknow.checks import check_model
+from fedknow.client.learners.fedknow.flat import (
     flatten,
+    flatten_present,
+    free_parameters,
     views,
 )
-from fedknow.client.learners.fedknow.restorer import Restorer, restored_cotangent
+from fedknow.client.learners.fedknow.integrator import (
+    integrate_lazily,
+    integrate_surrogate,
+    step_dual,
+)
+from fedknow.client.learners.fedknow.knowledge import Knowledge, extract
+from fedknow.client.learners.fedknow.linearization import Linearization, factorable
+from fedknow.client.learners.fedknow.restorer import (
+    Restorer,
+    restored_cotangent,
+    soft_labels,
+)
+from fedknow.client.learners.fedknow.selection import most_dissimilar
+from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.learner import (
     Batch,
-    Exchange,
     HeadSlice,
     Learner,
-    LearnerSettings,
     Round,
     State,
     Tensors,
@@ -59,87 +68,14 @@ from fedknow.client.learners.frames.learner import (
 from fedknow.client.learners.frames.projection import (
     Integration,
     integrate,
-    integrate_lazily,
     integrate_one,
-    integrate_surrogate,
-    most_dissimilar,
-    step_dual,
 )
-from fedknow.protocols.config import ConfigError, TrainConfig
+from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import generator
 
 log = logging.getLogger(__name__)
 
-__all__ = ["FedKnow", "FedKnowSettings", "soft_labels"]
-
-
-class FedKnowSettings(LearnerSettings):
-    """Settings of :class:`FedKnow`."""
-
-    rho: float = Field(0.1, gt=0, le=1)
-    """Fraction of the body's weights a task's knowledge keeps."""
-    k: int = Field(10, ge=1, le=10_000)
-    """Most signature tasks a gradient is integrated with."""
-    temperature: float = Field(1.0, gt=0)
-    """T of the restorer's soft labels. 1, the knowledge's answers as they are, was best on
-    held-out samples (docs/results.md); the authors' code has 2."""
-    labels: Literal["soft", "hard"] = "soft"
-    """What the knowledge says of a sample: its distribution at T, or its most likely class."""
-    finetune_epochs: int = Field(3, ge=0, le=10_000)
-    """Epochs of fine-tuning the pruned weights."""
-    finetune_lr: float = Field(1e-3, gt=0, le=1)
-    """Adam's learning rate in fine-tuning, whatever optimizer and rate the training has."""
-    extract_from: Literal["local", "global"] = "local"
-    """The model to extract from: this client's own as it last trained it in the task, or the final
-    shared one."""
-    wasserstein: Literal["values", "positions"] = "values"
-    """Reading of the distance that chooses signature tasks (:func:`~..frames.projection.wasserstein`).
-    """
-    select: Literal["round", "batch"] = "round"
-    """How often signature tasks are chosen; matters only with more than k past tasks."""
-    candidates: int = Field(0, ge=0, le=1_000_000)
-    """Which past tasks signature tasks are chosen from. 0, as in the paper: all, at the price of a
-    backward pass and a teacher's answers for each. Otherwise k and so many more, drawn anew
-    each round: those chosen last, and others at random. With that a round costs the same
-    however many tasks there are; the choice is exact as long as they are no more than that, and
-    an approximation afterwards, of which no loss was seen (docs/benchmarks.md, Growth)."""
-    integrator: Literal["qp", "surrogate", "online", "sum", "off"] = "qp"
-    """``qp`` is the paper's, with ``margin``. Two approximations cost the same however many tasks
-    there are: ``surrogate`` takes all violated constraints as one, their weighted sum;
-    ``online`` keeps the multipliers of Eq. (4) from batch to batch and moves them one step a
-    batch. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for
-    ablation."""
-    path: Literal["adaptive", "full"] = "adaptive"
-    """How ``qp`` comes to its result, which is the same up to rounding: from the restored
-    gradients it needs, or from all of them."""
-    margin: float = Field(0.5, ge=0)
-    """The least that each multiplier of Eq. (4) may be: v >= margin, so that restored gradients
-    are followed a little in every step that is integrated. The paper has v >= 0; the authors'
-    code has 0.5, where its trigger lets it integrate at all. It costs nothing as a rule: g' is
-    then what is nearest to ``g + margin sum_i g_i``, which one backward pass gives as well as g
-    (where g alone is needed first, to choose signature tasks, it costs one). 0.5 was best on
-    held-out samples (docs/results.md). Not with ``sum``."""
-    restore_from: float = Field(1.0, gt=0, le=1)
-    """Share of a batch that restored gradients are taken from, in a forward pass of its own with
-    other dropout masks. Less than 1 is an approximation; not with ``online``, nor for bodies
-    with BatchNorm."""
-    every: int = Field(1, ge=1, le=1_000_000)
-    """Integrate one batch in so many; the others take the plain gradient. More than 1 is an
-    approximation."""
-    exchange: Exchange = "body"
-    """What is averaged over clients. ``body``: each client keeps a head of its own; ``all``: heads
-    are averaged too."""
-    post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
-    """Integration of the gradient at the received model, g_a, with that at the model last trained
-    here, g_b: not at all, in the first local epoch, or in an epoch of its own before it. g_b is
-    taken without dropout."""
-
-
-def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
-    """What knowledge says of samples, as a distribution: logits float [n, c] -> probabilities [n, c]."""
-    if settings.labels == "hard":
-        return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
-    return (logits / settings.temperature).softmax(1)
+__all__ = ["FedKnow"]
 
 
 class FedKnow(Learner):
@@ -179,11 +115,11 @@ class FedKnow(Learner):
         self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings
     ) -> None:
         super().__init__(model, train, settings)
-        _check_model(self)
+        check_model(self.body, self.head, settings)
         self._scratch = copy.deepcopy(
             model
         )  # teachers, extraction and the model before aggregation work in here
-        self._parameters = _free(self.body)
+        self._parameters = free_parameters(self.body)
         self._memory = torch.empty(0)  # for the gradients of a batch
         self._factored: frozenset[nn.Parameter] | None = (
             None  # what the body allows is not known before it meets data
@@ -275,7 +211,9 @@ class FedKnow(Learner):
         if self._factored is None and self._knowledge:
             with self.meter.free():
                 found = factorable(self._scratch_body, self.images(task.train.x[:2]))
-            pairs = zip(self._parameters, _free(self._scratch_body), strict=True)
+            pairs = zip(
+                self._parameters, free_parameters(self._scratch_body), strict=True
+            )
             self._factored = frozenset(
                 parameter for parameter, scratch in pairs if scratch in found
             )
@@ -355,7 +293,7 @@ class FedKnow(Learner):
             logits = widen(self.head(features))
         z = batch.head.logits(logits)
         loss = F.cross_entropy(z, batch.y)
-        of_head = _free(self.head)
+        of_head = free_parameters(self.head)
         own, *gradients = torch.autograd.grad(loss, [features, *of_head])
         for parameter, gradient in zip(of_head, gradients, strict=True):
             parameter.grad = gradient
@@ -375,7 +313,7 @@ class FedKnow(Learner):
     ) -> tuple[float, int]:
         """The batch's gradient, integrated with restored gradients of its first samples."""
         report = super().gradient(batch)
-        plain, reached = _whole(
+        plain, reached = flatten_present(
             [parameter.grad for parameter in self._parameters], self._parameters
         )
         part = math.ceil(self.settings.restore_from * len(batch.y))
@@ -637,12 +575,14 @@ class FedKnow(Learner):
         with self.autocast():
             logits = self._scratch(batch.x)
         loss = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
-        g_b, _ = _whole(
-            torch.autograd.grad(loss, _free(self._scratch_body), allow_unused=True),
+        g_b, _ = flatten_present(
+            torch.autograd.grad(
+                loss, free_parameters(self._scratch_body), allow_unused=True
+            ),
             self._parameters,
         )
         report = super().gradient(batch)
-        g_a, reached = _whole(
+        g_a, reached = flatten_present(
             [parameter.grad for parameter in self._parameters], self._parameters
         )
         with self.meter.told():
@@ -693,43 +633,3 @@ class FedKnow(Learner):
     @property
     def _scratch_body(self) -> nn.Module:
         return cast(nn.Module, self._scratch.body)
-
-
-def _free(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not frozen."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
-def _whole(
-    parts: Sequence[Tensor | None], parameters: Sequence[Tensor]
-) -> tuple[Tensor, list[bool]]:
-    """Gradients as one flat vector, zero where there is none, and where there is one."""
-    pairs = zip(parts, parameters, strict=True)
-    filled = [
-        torch.zeros_like(parameter) if part is None else part
-        for part, parameter in pairs
-    ]
-    return flatten(filled, parameters), [part is not None for part in parts]
-
-
-def _check_model(learner: FedKnow) -> None:
-    """Refuse a user's model that this method cannot work with.
-
-    Raises
-    ------
-    ConfigError
-        Saying what the model must have.
-    """
-    fault = None
-    if not prunable(learner.body):
-        fault = "its body has no weight matrices to train, of which it would keep a fraction"
-    elif learner.head.bias is None:
-        fault = "its head needs a bias"
-    elif learner.settings.restore_from < 1 and any(
-        isinstance(m, _BatchNorm) for m in learner.body.modules()
-    ):
-        fault = "learner.restore_from < 1 would move its BatchNorm statistics twice a batch; set it to 1"
-    elif learner.settings.restore_from < 1 and learner.settings.integrator == "online":
-        fault = "learner.integrator = 'online' turns g by one backward pass of the whole batch; set restore_from to 1"
-    if fault:
-        raise ConfigError(f"learner.name = 'fedknow' cannot train this model: {fault}")

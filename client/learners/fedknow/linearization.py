@@ -13,57 +13,20 @@ no running statistics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fedknow.client.learners.fedknow.flat import flatten, views
+from fedknow.client.learners.fedknow.second_order import convolve, normalize
 from fedknow.client.learners.frames.learner import widen
 
-__all__ = ["Linearization", "factorable", "flatten", "views"]
-
-_Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
-"""Stride, padding, dilation, groups of a convolution."""
-
-
-def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """A flat vector as tensors of the parameters' shapes and strides, which share its memory.
-
-    In the order of memory, that is: an optimizer is fast only where gradients are laid out as
-    parameters are.
-
-    Parameters
-    ----------
-    flat : Tensor
-        Float [p].
-    parameters : sequence of Tensor
-        With p entries in all.
-    """
-    parts, start = [], flat.storage_offset()
-    for parameter in parameters:
-        strides = torch.empty_like(parameter, device="meta").stride()
-        parts.append(flat.as_strided(parameter.shape, strides, start))
-        start += parameter.numel()
-    return parts
-
-
-def flatten(
-    parts: Sequence[Tensor], parameters: Sequence[Tensor], out: Tensor | None = None
-) -> Tensor:
-    """The reverse of :func:`views`: tensors of the parameters' shapes as one flat vector, float [p]."""
-    flat = (
-        parts[0].new_empty(sum(parameter.numel() for parameter in parameters))
-        if out is None
-        else out
-    )
-    with torch.no_grad():
-        torch._foreach_copy_(views(flat, parameters), list(parts))
-    return flat
+__all__ = ["Linearization", "factorable"]
 
 
 def factorable(
@@ -240,9 +203,9 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.conv2d:
-            return _convolve(*args, **kwargs)
+            return convolve(*args, **kwargs)
         if func is F.batch_norm:
-            return _normalize(*args, **kwargs)
+            return normalize(*args, **kwargs)
         if func is F.linear and len(args) > 1 and args[1] in self._factored:
             return self._linear(*args, **kwargs)
         return func(*args, **kwargs)
@@ -258,216 +221,3 @@ class _Tracer(TorchFunctionMode):
         coordinates = r.new_zeros(len(weight), len(r)).requires_grad_()
         self.factors[weight] = coordinates, q
         return F.linear(x, weight.detach(), bias) + F.linear(r.T, coordinates)
-
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    if isinstance(padding, str):  # "same" is more than a number
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    device = x.device.type
-    if torch.is_autocast_enabled(
-        device
-    ):  # a Function's inside is not seen by autocast on the way back
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = (
-            x.to(dtype),
-            weight.to(dtype),
-            None if bias is None else bias.to(dtype),
-        )
-    geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
-    return cast(Tensor, _Convolution.apply(x, weight, bias, geometry))  # type: ignore[no-untyped-call]
-
-
-class _Convolution(Function):
-    """y = x * w + b."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = geometry
-        return F.conv2d(x, weight, bias, *geometry)
-
-    @staticmethod
-    def backward(ctx: Any, at_y: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        return *_Transpose.apply(
-            at_y, x, weight, ctx.needs_input_grad[:3], ctx.geometry
-        ), None  # type: ignore[no-untyped-call]
-
-
-class _Transpose(Function):
-    """Gradients by x, w and b of ``<at_y, x * w + b>``: linear in at_y, and differentiated by at_y
-    alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        at_y: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        wanted: Sequence[bool],
-        geometry: _Geometry,
-    ) -> Any:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry, ctx.shape = geometry, at_y.shape
-        ctx.set_materialize_grads(False)
-        stride, padding, dilation, groups = geometry
-        return torch.ops.aten.convolution_backward(
-            at_y,
-            x,
-            weight,
-            [len(weight)],
-            stride,
-            padding,
-            dilation,
-            False,
-            [0, 0],
-            groups,
-            list(wanted),
-        )
-
-    @staticmethod
-    def backward(
-        ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None
-    ) -> Any:
-        x, weight = ctx.saved_tensors
-        tangent: Tensor | float = 0.0
-        if of_weight is not None:
-            tangent, of_bias = F.conv2d(x, of_weight, of_bias, *ctx.geometry), None
-        if of_x is not None:
-            tangent, of_bias = (
-                tangent + F.conv2d(of_x, weight, of_bias, *ctx.geometry),
-                None,
-            )
-        if of_bias is not None:
-            tangent = of_bias.view(-1, 1, 1).expand(ctx.shape)
-        return tangent, None, None, None, None
-
-
-def _normalize(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if (
-        training and x.numel() == x.shape[1]
-    ):  # as torch refuses it: one value has no variance
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
-        )
-    statistics = (running_mean, running_var, training, momentum, eps)
-    return cast(Tensor, _Normalization.apply(x, weight, bias, statistics))  # type: ignore[no-untyped-call]
-
-
-class _Normalization(Function):
-    """y = w (x - mean) / deviation + b, a channel."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Any
-    ) -> Tensor:
-        running_mean, running_var, training, _, eps = statistics
-        y, mean, inverse = torch.native_batch_norm(x, weight, bias, *statistics)
-        if not training:
-            mean, inverse = running_mean.clone(), (running_var + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.training, ctx.eps = training, eps
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, at_y: Tensor) -> Any:
-        x, weight, mean, inverse = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        return *_NormalizationTranspose.apply(  # type: ignore[no-untyped-call]
-            at_y, x, weight, mean, inverse, wanted, ctx.training, ctx.eps
-        ), None
-
-
-class _NormalizationTranspose(Function):
-    """Gradients by x, w and b of ``<at_y, y>``: linear in at_y, differentiated by it alone,
-    symmetric in x and y."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        at_y: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        mean: Tensor,
-        inverse: Tensor,
-        wanted: Sequence[bool],
-        training: bool,
-        eps: float,
-    ) -> Any:
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.training, ctx.eps, ctx.shape = training, eps, at_y.shape
-        ctx.set_materialize_grads(False)
-        return _normalization_backward(
-            at_y, x, weight, mean, inverse, training, eps, wanted
-        )
-
-    @staticmethod
-    def backward(
-        ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None
-    ) -> Any:
-        x, weight, mean, inverse = ctx.saved_tensors
-        tangent: Tensor | float = 0.0
-        if of_x is not None:
-            fixed = weight, mean, inverse, ctx.training, ctx.eps
-            tangent = _normalization_backward(of_x, x, *fixed, (True, False, False))[0]
-        if of_weight is not None:
-            variance = inverse**-2 - ctx.eps
-            tangent = (
-                tangent
-                + torch.native_batch_norm(
-                    x, of_weight, of_bias, mean, variance, False, 0.0, ctx.eps
-                )[0]
-            )
-        elif of_bias is not None:
-            tangent = tangent + of_bias.view(-1, *[1] * (len(ctx.shape) - 2)).expand(
-                ctx.shape
-            )
-        return tangent, *[None] * 7
-
-
-def _normalization_backward(
-    at_y: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    inverse: Tensor,
-    training: bool,
-    eps: float,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    variance = None if training else inverse**-2 - eps
-    return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
-        at_y,
-        x,
-        weight,
-        None if training else mean,
-        variance,
-        mean,
-        inverse,
-        training,
-        eps,
-        list(wanted),
-    )
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)

@@ -14,12 +14,14 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedknow.client.compute.cost import Meter
 from fedknow.client.learners.fedknow.linearization import Linearization
+from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.projection import Vector
 
-__all__ = ["Restorer", "restored_cotangent"]
+__all__ = ["Restorer", "restored_cotangent", "soft_labels"]
 
 
 def restored_cotangent(z: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -34,11 +36,18 @@ def restored_cotangent(z: Tensor, target: Tensor, temperature: float) -> Tensor:
         The model's logits of the past task's classes, float [B, c].
     target : Tensor
         What the knowledge says, float [B, c]
-        (:func:`~fedknow.client.learners.fedknow.learner.soft_labels`).
+        (:func:`~fedknow.client.learners.fedknow.restorer.soft_labels`).
     temperature : float
         T.
     """
     return ((z / temperature).softmax(1) - target) / (temperature * len(z))
+
+
+def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
+    """What knowledge says of samples, as a distribution: logits float [n, c] -> probabilities [n, c]."""
+    if settings.labels == "hard":
+        return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
+    return (logits / settings.temperature).softmax(1)
 
 
 class Restorer:

@@ -10,12 +10,9 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.fedknow import learner as fedknow
 from fedknow.client.learners.fedknow.knowledge import Knowledge
-from fedknow.client.learners.fedknow.learner import (
-    FedKnow,
-    FedKnowSettings,
-    soft_labels,
-)
-from fedknow.client.learners.fedknow.restorer import restored_cotangent
+from fedknow.client.learners.fedknow.learner import FedKnow
+from fedknow.client.learners.fedknow.restorer import restored_cotangent, soft_labels
+from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.learner import Batch, Diverged, HeadSlice, Round
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import ConfigError, TrainConfig

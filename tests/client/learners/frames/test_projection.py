@@ -7,14 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
-from scipy.stats import wasserstein_distance
 
 from fedknow.client.learners.frames.projection import (
     integrate,
     integrate_one,
-    most_dissimilar,
     solve_dual,
-    wasserstein,
 )
 
 
@@ -169,26 +166,3 @@ def test_single_precision_scales(scale: float) -> None:
         expected, abs=1e-6
     )
     assert integrate_one(g, other).tolist() == pytest.approx(expected, abs=1e-6)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 50))
-def test_wasserstein_of_values_is_scipys(seed: int, p: int) -> None:
-    rng = np.random.default_rng(seed)
-    a, b = rng.normal(size=(2, p))
-    assert wasserstein(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(
-        wasserstein_distance(a, b)
-    )
-
-
-def test_wasserstein_of_positions_by_hand() -> None:
-    # Mass (1/2, 1/2, 0) against (0, 0, 1): cdfs (.5, 1, 1) and (0, 0, 1) differ by .5, 1, 0.
-    a, b = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 3.0])
-    assert wasserstein(a, b, "positions") == pytest.approx(0.5)
-
-
-def test_most_dissimilar_are_chosen_in_the_order_of_tasks() -> None:
-    g = torch.tensor([0.0, 0.0])
-    candidates = torch.tensor([[1.0, 1.0], [5.0, 5.0], [0.1, 0.1], [-3.0, -3.0]])
-    assert most_dissimilar(g, candidates, 2) == [1, 3]
-    assert most_dissimilar(g, candidates, 4) == [0, 1, 2, 3]

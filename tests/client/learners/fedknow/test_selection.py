@@ -12,7 +12,9 @@ from scipy.stats import wasserstein_distance
 
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.fedknow import learner as fedknow
-from fedknow.client.learners.fedknow.learner import FedKnow, FedKnowSettings
+from fedknow.client.learners.fedknow.learner import FedKnow
+from fedknow.client.learners.fedknow.selection import most_dissimilar, wasserstein
+from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import TrainConfig
@@ -237,3 +239,26 @@ def test_a_client_goes_on_from_its_state_as_if_never_interrupted(
     assert all(
         torch.equal(value, other.send()[name]) for name, value in learner.send().items()
     )
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 50))
+def test_wasserstein_of_values_is_scipys(seed: int, p: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, p))
+    assert wasserstein(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(
+        wasserstein_distance(a, b)
+    )
+
+
+def test_wasserstein_of_positions_by_hand() -> None:
+    # Mass (1/2, 1/2, 0) against (0, 0, 1): cdfs (.5, 1, 1) and (0, 0, 1) differ by .5, 1, 0.
+    a, b = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 3.0])
+    assert wasserstein(a, b, "positions") == pytest.approx(0.5)
+
+
+def test_most_dissimilar_are_chosen_in_the_order_of_tasks() -> None:
+    g = torch.tensor([0.0, 0.0])
+    candidates = torch.tensor([[1.0, 1.0], [5.0, 5.0], [0.1, 0.1], [-3.0, -3.0]])
+    assert most_dissimilar(g, candidates, 2) == [1, 3]
+    assert most_dissimilar(g, candidates, 4) == [0, 1, 2, 3]

@@ -1,0 +1,73 @@
+"""Settings of FedKNOW."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedknow.client.learners.frames.learner import Exchange, LearnerSettings
+
+__all__ = ["FedKnowSettings"]
+
+
+class FedKnowSettings(LearnerSettings):
+    """Settings of :class:`FedKnow`."""
+
+    rho: float = Field(0.1, gt=0, le=1)
+    """Fraction of the body's weights a task's knowledge keeps."""
+    k: int = Field(10, ge=1, le=10_000)
+    """Most signature tasks a gradient is integrated with."""
+    temperature: float = Field(1.0, gt=0)
+    """T of the restorer's soft labels. 1, the knowledge's answers as they are, was best on
+    held-out samples (docs/results.md); the authors' code has 2."""
+    labels: Literal["soft", "hard"] = "soft"
+    """What the knowledge says of a sample: its distribution at T, or its most likely class."""
+    finetune_epochs: int = Field(3, ge=0, le=10_000)
+    """Epochs of fine-tuning the pruned weights."""
+    finetune_lr: float = Field(1e-3, gt=0, le=1)
+    """Adam's learning rate in fine-tuning, whatever optimizer and rate the training has."""
+    extract_from: Literal["local", "global"] = "local"
+    """The model to extract from: this client's own as it last trained it in the task, or the final
+    shared one."""
+    wasserstein: Literal["values", "positions"] = "values"
+    """Reading of the distance that chooses signature tasks (:func:`~..frames.projection.wasserstein`).
+    """
+    select: Literal["round", "batch"] = "round"
+    """How often signature tasks are chosen; matters only with more than k past tasks."""
+    candidates: int = Field(0, ge=0, le=1_000_000)
+    """Which past tasks signature tasks are chosen from. 0, as in the paper: all, at the price of a
+    backward pass and a teacher's answers for each. Otherwise k and so many more, drawn anew
+    each round: those chosen last, and others at random. With that a round costs the same
+    however many tasks there are; the choice is exact as long as they are no more than that, and
+    an approximation afterwards, of which no loss was seen (docs/benchmarks.md, Growth)."""
+    integrator: Literal["qp", "surrogate", "online", "sum", "off"] = "qp"
+    """``qp`` is the paper's, with ``margin``. Two approximations cost the same however many tasks
+    there are: ``surrogate`` takes all violated constraints as one, their weighted sum;
+    ``online`` keeps the multipliers of Eq. (4) from batch to batch and moves them one step a
+    batch. ``sum`` adds the restored gradients instead (distillation), ``off`` ignores them: for
+    ablation."""
+    path: Literal["adaptive", "full"] = "adaptive"
+    """How ``qp`` comes to its result, which is the same up to rounding: from the restored
+    gradients it needs, or from all of them."""
+    margin: float = Field(0.5, ge=0)
+    """The least that each multiplier of Eq. (4) may be: v >= margin, so that restored gradients
+    are followed a little in every step that is integrated. The paper has v >= 0; the authors'
+    code has 0.5, where its trigger lets it integrate at all. It costs nothing as a rule: g' is
+    then what is nearest to ``g + margin sum_i g_i``, which one backward pass gives as well as g
+    (where g alone is needed first, to choose signature tasks, it costs one). 0.5 was best on
+    held-out samples (docs/results.md). Not with ``sum``."""
+    restore_from: float = Field(1.0, gt=0, le=1)
+    """Share of a batch that restored gradients are taken from, in a forward pass of its own with
+    other dropout masks. Less than 1 is an approximation; not with ``online``, nor for bodies
+    with BatchNorm."""
+    every: int = Field(1, ge=1, le=1_000_000)
+    """Integrate one batch in so many; the others take the plain gradient. More than 1 is an
+    approximation."""
+    exchange: Exchange = "body"
+    """What is averaged over clients. ``body``: each client keeps a head of its own; ``all``: heads
+    are averaged too."""
+    post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
+    """Integration of the gradient at the received model, g_a, with that at the model last trained
+    here, g_b: not at all, in the first local epoch, or in an epoch of its own before it. g_b is
+    taken without dropout."""
