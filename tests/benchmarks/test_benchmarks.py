@@ -96,7 +96,10 @@ def test_a_table_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
     (tmp_path / "overhead.json").write_text(
         json.dumps({"about": about, "results": {"mlp, 1": case}})
     )
-    before = "a\n<!-- overhead -->\nold\n<!-- /overhead -->\nb\n<!-- pfl_race -->\n<!-- /pfl_race -->\n"
+    before = (
+        "a\n<!-- overhead -->\nold\n<!-- /overhead -->\nb\n<!-- pfl_race -->\n<!-- "
+        "/pfl_race -->\n"
+    )
     after = page().render(before, tmp_path)
     assert "| mlp, 1 | 12000 | 2 | 2.2 | 1.1 | – | 0.5 | 1 |" in after
     assert "`python x.py`; C, 2 cores; torch 2; load at the end 0.2" in after

@@ -479,7 +479,8 @@ def test_small_tensors_are_written_each_time(tmp_path):
         lambda x: x.data.add_(1),
         lambda x: np.add(x.numpy(), 1, out=x.numpy()),
         lambda x: torch._fused_sgd_(
-            [x], [-torch.ones_like(x)], [], lr=1.0, weight_decay=0, momentum=0, dampening=0, nesterov=False,
+            [x], [-torch.ones_like(x)], [], lr=1.0, weight_decay=0, momentum=0, dampening=0,
+            nesterov=False,
             maximize=False, is_first_step=True,
         ),
     ],

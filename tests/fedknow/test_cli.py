@@ -66,8 +66,13 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"fedknow {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [("client", "--server", "127.0.0.1:1", "--device", "tpu"),
-                                       ("simulate", "digits", *TINY, "--set", "engine.device=tpu")])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("client", "--server", "127.0.0.1:1", "--device", "tpu"),
+        ("simulate", "digits", *TINY, "--set", "engine.device=tpu"),
+    ],
+)
 def test_a_device_that_is_none_is_refused(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     result = fedknow(*arguments)

@@ -15,11 +15,13 @@ def events():
         for round in (1, 2):
             done += 1
             yield {
-                "event": "round", "time": 100.0 + 10 * done, "task": task, "round": round, "server_round": done,
+                "event": "round", "time": 100.0 + 10 * done, "task": task, "round": round,
+                "server_round": done,
                 "clients": 8, "loss": 0.5, "accuracy": None, "seconds": 9.5, "failures": 0,
             }  # fmt: skip
         yield {
-            "event": "evaluation", "time": 101.0 + 10 * done, "task": task, "round": 2, "accuracy": 0.75,
+            "event": "evaluation", "time": 101.0 + 10 * done, "task": task, "round": 2,
+            "accuracy": 0.75,
             "accuracy_global": 0.5 if task else None, "forgetting": 0.125 if task else None,
         }  # fmt: skip
     yield {
@@ -48,7 +50,8 @@ def test_a_log_gets_one_plain_line_an_event():
         "[   21.0 s] task 1/2 after round 2/2: accuracy 75.0 %",
         "[   30.0 s] task 2/2 round 1/2: loss 0.500, 8 clients, 9.5 s; about 10.0 s left",
         "[   40.0 s] task 2/2 round 2/2: loss 0.500, 8 clients, 9.5 s; about 0.0 s left",
-        "[   41.0 s] task 2/2 after round 2/2: accuracy 75.0 %, global model 50.0 %, forgetting 12.5 %",
+        "[   41.0 s] task 2/2 after round 2/2: accuracy 75.0 %, global model "
+        "50.0 %, forgetting 12.5 %",
         "[   50.0 s] failed: client 3, task 1, round 2 (train): [boom]",
         "[   51.0 s] warning: nothing aggregated",
         "[   52.0 s] interrupted",

@@ -48,7 +48,7 @@ def paragraphs(text):
 
 
 def plain(token):
-    """A piece of a paragraph without its marks; those of code stay, as a sentence may begin with it."""
+    """A piece of a paragraph without its marks; those of code stay."""
     if token.type in ("softbreak", "hardbreak"):
         return " "
     if token.type == "code_inline":
@@ -68,7 +68,8 @@ def test_sentences_are_told_apart():
     page = (
         "# A heading of more than three words\n\n"
         "**A label.** One is 0.5 s long (`a`). `two`\nis [linked](x.md), and longer.\n\n"
-        "```sh\ncode is no prose at all\n```\n\n| a table | is none |\n|---|---|\n| either | way |\n\n"
+        "```sh\ncode is no prose at all\n```\n\n| a table | is none "
+        "|\n|---|---|\n| either | way |\n\n"
         "<!-- a comment is none -->\n\n<!-- name -->\nA program wrote it.\n<!-- /name -->\n\n"
         "- Three is an item.\n- Four is another one\n"
     )

@@ -1,4 +1,4 @@
-"""No change of the code moves a number of the golden runs (``golden.py`` says how to record them)."""
+"""No change of the code moves a number of the golden runs (``golden.py``)."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The files of a deployment: valid, in step with the command line, and true when run as processes."""
+"""The files of a deployment are valid and agree with the command line."""
 
 import json
 import os

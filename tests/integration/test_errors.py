@@ -23,7 +23,8 @@ from fedknow.server.run.folder import RunFolder
 pytestmark = pytest.mark.usefixtures("no_report")
 
 TINY = (
-    "data.clients=3", "data.tasks=2", "data.classes_max=2", "train.rounds=2", "train.epochs=1", "model=mlp",
+    "data.clients=3", "data.tasks=2", "data.classes_max=2", "train.rounds=2",
+    "train.epochs=1", "model=mlp",
     "model.hidden=16", "engine.backend=inline", "learner=fedavg", "strategy.fraction=1.0",
 )  # fmt: skip
 CLIENT, TASK, ROUND = 1, 1, 2
@@ -32,7 +33,7 @@ CLIENT, TASK, ROUND = 1, 1, 2
 
 @pytest.fixture
 def simulate(folder, fedknow):
-    """``fedknow simulate digits`` with tiny settings and changes to them, in a folder of its own."""
+    """Run ``fedknow simulate digits`` with tiny settings in a folder of its own."""
 
     def run(*changes, out="run", arguments=()):
         done = fedknow(
@@ -79,15 +80,22 @@ def odd(folder, round=ROUND):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["data.name=cifar100", "data.dir=nowhere"], ["data.dir = 'nowhere'", "no such folder", "cifar100/train-*"]),
-        (["data.name=cifar100", "data.dir=empty"], ["no cifar100/train-*.parquet", "it holds: nothing", "--data-dir"]),
-        (["data.name=cifar100", "data.dir=odd"], ["column 'fine_label' is missing", "found: img, label"]),
+        (["data.name=cifar100", "data.dir=nowhere"],
+            ["data.dir = 'nowhere'", "no such folder", "cifar100/train-*"]),
+        (["data.name=cifar100", "data.dir=empty"],
+            ["no cifar100/train-*.parquet", "it holds: nothing", "--data-dir"]),
+        (["data.name=cifar100", "data.dir=odd"],
+            ["column 'fine_label' is missing", "found: img, label"]),
         (["data.name=digit"], ["data.name = 'digit'", "did you mean 'digits'"]),
         (["data.tasks=11"], ["data.tasks = 11", "digits has 10"]),
-        (["data.partition=iid", "data.clients=999"], ["data.clients = 999", "every client", "set data.clients to "]),
-        (["data.partition=dirichlet", "data.clients=999"], ["data.clients = 999", "set data.clients to "]),
-        (["data.share=disjoint", "data.clients=999"], ["data.clients = 999", 'or let clients', "data.share"]),
-        (["data.classes_min=4"], ["data.classes_min = 4", "data.classes_max = 2", "lower the first"]),
+        (["data.partition=iid", "data.clients=999"],
+            ["data.clients = 999", "every client", "set data.clients to "]),
+        (["data.partition=dirichlet", "data.clients=999"],
+            ["data.clients = 999", "set data.clients to "]),
+        (["data.share=disjoint", "data.clients=999"],
+            ["data.clients = 999", 'or let clients', "data.share"]),
+        (["data.classes_min=4"],
+            ["data.classes_min = 4", "data.classes_max = 2", "lower the first"]),
         (["learner=fedknw"], ["learner.name = 'fedknw'", "did you mean 'fedknow'"]),
         (["learner=fedknow", "learner.roh=0.2"], ["learner.roh", "did you mean 'rho'"]),
         (["learner=fedknow", "learner.rho=2"], ["learner.rho = 2", "less than or equal to 1"]),
@@ -105,11 +113,16 @@ def odd(folder, round=ROUND):
         (["trian.rounds=2"], ["trian: unknown key", "did you mean 'train'"]),
         (["train.rounds"], ["'train.rounds'", "write key=value"]),
         (["learner=odd_parts:Missing"], ["learner.name = 'odd_parts:Missing'", "has no 'Missing'"]),
-        (["strategy=no_parts:Odd"], ["strategy.name = 'no_parts:Odd'", "No module named 'no_parts'"]),
-        (["learner=odd_parts:RefusesToo"], ["learner.name = 'odd_parts:RefusesToo'", "LookupError: no licence (odd_p"]),
-        (["strategy=odd_parts:Refuses"], ["strategy odd_parts:Refuses", "LookupError: no licence (odd_parts.py, line"]),
-        (["model=odd_parts:no_model"], ["model.name = 'odd_parts:no_model'", "RuntimeError", "(odd_parts.py, line "]),
-        (["data.name=odd_parts:no_data"], ["data.name = 'odd_parts:no_data'", "LookupError: no licence (odd_parts.py"]),
+        (["strategy=no_parts:Odd"],
+            ["strategy.name = 'no_parts:Odd'", "No module named 'no_parts'"]),
+        (["learner=odd_parts:RefusesToo"],
+            ["learner.name = 'odd_parts:RefusesToo'", "LookupError: no licence (odd_p"]),
+        (["strategy=odd_parts:Refuses"],
+            ["strategy odd_parts:Refuses", "LookupError: no licence (odd_parts.py, line"]),
+        (["model=odd_parts:no_model"],
+            ["model.name = 'odd_parts:no_model'", "RuntimeError", "(odd_parts.py, line "]),
+        (["data.name=odd_parts:no_data"],
+            ["data.name = 'odd_parts:no_data'", "LookupError: no licence (odd_parts.py"]),
     ],
 )  # fmt: skip
 def test_refused_before_anything_runs(folder, simulate, changes, words):
@@ -227,7 +240,7 @@ def test_a_strategy_at_fault_from_the_beginning(simulate, strategy, words):
 
 
 # --- the disk
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 class Disk:

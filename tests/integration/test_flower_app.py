@@ -31,8 +31,8 @@ from flwr.simulation import run_simulation
 from fedknow.client.flower_app import app as client_app
 from fedknow.server.flower_app import run_on_flower
 
-settings = {"data.clients": 2, "data.tasks": 2, "train.rounds": 2, "train.epochs": 1, "train.lr": 1e-3,
-            "model.name": "mlp", "learner.name": "fedknow", "out": sys.argv[1]}
+settings = {"data.clients": 2, "data.tasks": 2, "train.rounds": 2, "train.epochs": 1,
+            "train.lr": 1e-3, "model.name": "mlp", "learner.name": "fedknow", "out": sys.argv[1]}
 app = ServerApp()
 
 @app.main()
@@ -40,7 +40,8 @@ def main(grid, context):
     run_on_flower(grid, settings, context.run_id)
 
 ray = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 * 2**20}
-run_simulation(app, client_app, 2, backend_config={"client_resources": {"num_cpus": 1}, "init_args": ray})
+backend = {"client_resources": {"num_cpus": 1}, "init_args": ray}
+run_simulation(app, client_app, 2, backend_config=backend)
 """
 
 

@@ -46,7 +46,8 @@ WAIT = 120
 def zygote(parts):
     """Starts commands: gives a function of arguments and the current folder."""
     process = subprocess.Popen(
-        [sys.executable, parts / "zygote.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        [sys.executable, parts / "zygote.py"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, bufsize=1,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(parts)},
     )  # fmt: skip
     born, dead, lock = queue.SimpleQueue(), {}, threading.Condition()
@@ -152,7 +153,8 @@ class Stage:
         port_file = self.folder / "port"
         port_file.unlink(missing_ok=True)
         self.server = self.command(
-            self.folder, "server", "server", "experiment.toml", "--listen", self.address, "--out", "run", "--resume",
+            self.folder, "server", "server", "experiment.toml", "--listen", self.address,
+            "--out", "run", "--resume",
             "--tls", self.certificates / "server", "--port-file", port_file, *arguments,
             *(part for change in changes for part in ("--set", change)),
         )  # fmt: skip
@@ -229,7 +231,7 @@ def peak_kb(pid):
 
 
 # --- undisturbed
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_real_processes_over_tls_give_the_numbers_of_one_process(
@@ -407,11 +409,11 @@ def test_clients_with_data_of_their_own(stage):
 
 
 # --- disturbed
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def gate(stage, client):
-    """The FIFOs of a client that trains behind a gate; gives a function that waits until it is there."""
+    """The FIFOs of a client that trains behind a gate, and a function that waits."""
     home = stage.folder / f"client{client}"
     home.mkdir()
     os.mkfifo(home / "waiting")
@@ -498,7 +500,7 @@ def test_a_server_killed_before_it_could_say_that_it_is_over_tells_clients_too(
 
 
 def test_a_late_client_a_deadline_and_who_was_left_out(stage):
-    """Client 2 comes after the beginning, and is killed for good after that: rounds go on without it."""
+    """Client 2 comes late and is killed for good: rounds go on without it."""
     wait = gate(stage, 2)
     stage.start_server(
         "learner=edge_parts:Gated", "engine.min_clients=2", "engine.round_timeout=2.0"
@@ -583,7 +585,8 @@ def test_wrong_credentials_do_not_get_in(stage, tmp_path_factory):
     def attempt(tls, name, *arguments):
         (stage.folder / name).mkdir()
         client = stage.command(
-            stage.folder / name, "client", "client", "--server", stage.address, "--tls", tls, "--state", "state",
+            stage.folder / name, "client", "client", "--server", stage.address, "--tls",
+            tls, "--state", "state",
             "--give-up", "1", *arguments,
         )  # fmt: skip
         return client.end(), client.text()
@@ -613,7 +616,7 @@ def test_off_loopback_in_the_clear_takes_a_word(stage):
 
 
 # --- chaos
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 LONG = "data.tasks=3", "train.rounds=40"

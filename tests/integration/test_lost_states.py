@@ -60,7 +60,7 @@ def begin(out):
 
 
 def lose(folder):
-    """Delete the files of a client's state; the bytes of one of them are there, but not as they were."""
+    """Delete the files of a client's state, or damage the bytes of one."""
     paths = sorted(folder.glob(f"{LOST:06d}-*"))
     assert paths
     for path in paths[1:]:
@@ -170,7 +170,7 @@ def test_what_cannot_be_forgotten_is_refused(fresh, tmp_path, fedknow, client, m
 
 
 # --- real clients
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 LOCK = threading.Lock()
 

@@ -20,14 +20,16 @@ from fedknow.strategies.registry import BUILTIN
 pytestmark = pytest.mark.usefixtures("no_report")
 
 TINY = (
-    "data.clients=3", "data.tasks=2", "data.classes_max=2", "data.samples=0.1", "train.rounds=1", "train.epochs=1",
+    "data.clients=3", "data.tasks=2", "data.classes_max=2", "data.samples=0.1",
+    "train.rounds=1", "train.epochs=1",
     "model=linear", "engine.backend=inline", "learner=finetune", "strategy.fraction=1.0",
 )  # fmt: skip
 NEEDED = {
     "fedtrimmedavg": ["strategy.beta=0.4"],
     "qfedavg": ["strategy.client_learning_rate=0.1"],
     "dp-fixed-clipping": [
-        "strategy.noise_multiplier=0.5", "strategy.clipping_norm=1.0", "strategy.num_sampled_clients=3",
+        "strategy.noise_multiplier=0.5", "strategy.clipping_norm=1.0",
+        "strategy.num_sampled_clients=3",
     ],
     "dp-adaptive-clipping": ["strategy.noise_multiplier=0.5", "strategy.num_sampled_clients=3"],
 }  # fmt: skip
@@ -111,7 +113,7 @@ def settings():
 
 
 def halves(strategy):
-    """The learner that a strategy is one half of a method with, and a model whose body it can train."""
+    """The learner that a paired strategy needs, and a model that it can train."""
     found = [
         f"learner={name}"
         for name, kind in LEARNERS.items()

@@ -139,10 +139,13 @@ def test_the_numbers_are_the_same_over_a_slow_link_that_loses_packets(
     run = tmp_path / "run"
     began = time.monotonic()
     started = [
-        _start(link.names[0], tmp_path / "server.log", "server", tmp_path / "slow.toml", "--listen", f"{SERVER}:8700",
+        _start(link.names[0], tmp_path / "server.log",
+               "server", tmp_path / "slow.toml", "--listen", f"{SERVER}:8700",
                "--tls", certs / "server", "--out", run),
-        *(_start(link.names[1], tmp_path / f"client-{n}.log", "client", "--server", f"{SERVER}:8700",
-                 "--tls", certs / "clients" / f"{n:03d}", "--state", tmp_path / f"state-{n}") for n in range(2)),
+        *(_start(link.names[1], tmp_path / f"client-{n}.log",
+                 "client", "--server", f"{SERVER}:8700",
+                 "--tls", certs / "clients" / f"{n:03d}",
+                 "--state", tmp_path / f"state-{n}") for n in range(2)),
     ]  # fmt: skip
     try:
         codes = [process.wait(800) for process in started]

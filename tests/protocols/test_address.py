@@ -122,7 +122,8 @@ def test_an_address_comes_apart():
     [
         ("127.0.0.1:80", True), ("127.8.8.8:1", True), ("localhost:1", True), ("LocalHost:1", True),
         ("[::1]:0", True), ("unix:/run/s", True), ("0.0.0.0:1", False), ("[::]:1", False),
-        ("192.168.1.2:1", False), ("server:1", False), (":1", False), ("localhost.example.org:1", False),
+        ("192.168.1.2:1", False), ("server:1", False), (":1", False),
+        ("localhost.example.org:1", False),
     ],
 )  # fmt: skip
 def test_loopback(address, loopback):

@@ -85,7 +85,8 @@ def test_toml_holds_everything_and_reads_back_the_same():
         ),
         (
             "data.alpha=0.1",
-            r"data\.alpha = 0\.1 does nothing with data\.partition = 'paper'; set .*'dirichlet', or .* 0\.5",
+            r"data\.alpha = 0\.1 does nothing with data\.partition = 'paper'; set "
+            r".*'dirichlet', or .* 0\.5",
         ),
         (
             "train.momentum=0.9",

@@ -363,7 +363,7 @@ def test_a_key_open_to_others_is_warned_of(copy, caplog):
 
 
 # --- fedknow certs
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_what_exists_is_never_changed_and_clients_are_added(tmp_path):

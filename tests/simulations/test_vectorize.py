@@ -1,4 +1,4 @@
-"""Experiments whose clients train at once: the numbers of those that train one by one, up to rounding."""
+"""Clients that train at once give the numbers of one by one, up to rounding."""
 
 import numpy as np
 import pytest

@@ -95,7 +95,9 @@ class Answers(PairedStrategy):
     seen = []
 
     def prepare(self, setup):
-        self.sum, self.calls = 0.0, [("prepare", setup.config.learner.name, setup.stream is not None)]
+        self.sum = 0.0
+        has_stream = setup.stream is not None
+        self.calls = [("prepare", setup.config.learner.name, has_stream)]
         type(self).seen = self.calls
 
     def begin_round(self, task, arrays):
@@ -105,7 +107,8 @@ class Answers(PairedStrategy):
         return Arrays(sum=torch.tensor(self.sum).numpy()) if client else None
 
     def collect(self, task, extras):
-        self.calls.append(("collect", task, {client: extra["mine"].tolist() for client, extra in extras.items()}))
+        mine = {client: extra["mine"].tolist() for client, extra in extras.items()}
+        self.calls.append(("collect", task, mine))
         self.sum += float(sum(extra["mine"].sum() for extra in extras.values()))
 
     def aggregate_end_task(self, task, arrays, replies):
@@ -342,7 +345,7 @@ def test_a_strategy_keeps_what_it_must_save():
 
 
 # --- FLCN
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_traffic_of_flcn_by_hand(tmp_path):
@@ -372,7 +375,7 @@ def test_traffic_of_flcn_by_hand(tmp_path):
 
 
 # --- FedWEIT
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_traffic_of_fedweit_by_hand(tmp_path):

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent.parent  # where pretend.py lies
 
 
 def on_pretended_device(*options):
-    """Run ``pretended.py``: PyTorch must know a device before this process took its first gradient."""
+    """Run ``pretended.py``: PyTorch must know a device before the first gradient."""
     command = [
         sys.executable,
         "-m",

@@ -100,7 +100,10 @@ def core50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for session in range(1, 12):
         for number in range(1, 51):
             for frame in range(2):
-                name = f"core50_128x128/s{session}/o{number}/C_{session:02}_{number:02}_{frame:03}.png"
+                name = (
+                    f""
+                    f"core50_128x128/s{session}/o{number}/C_{session:02}_{number:02}_{frame:03}.png"
+                )
                 save(root / name, 10 * session + frame)
     return root
 

@@ -360,8 +360,10 @@ def test_it_comes_back_to_its_place_without_being_told_which(grid, client):
 def test_the_edge_is_light():
     """What a client's process imports, data and learners included."""
     code = (
-        "import sys, fedknow.cli, fedknow.client.edge.client, fedknow.client.node, fedknow.client.data;"
-        "print({'flwr', 'ray', 'matplotlib', 'scipy', 'sklearn', 'pyarrow', 'cryptography'} & sys.modules.keys())"
+        "import sys, fedknow.cli, fedknow.client.edge.client, "
+        "fedknow.client.node, fedknow.client.data;"
+        "print({'flwr', 'ray', 'matplotlib', 'scipy', 'sklearn', 'pyarrow', "
+        "'cryptography'} & sys.modules.keys())"
     )
     assert (
         subprocess.run(
@@ -372,7 +374,7 @@ def test_the_edge_is_light():
 
 
 # --- ends
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_a_client_that_there_is_not_ends(grid, client):

@@ -227,7 +227,10 @@ def test_a_proxy_that_refuses_tls_is_named(proxy, certs, tmp_path, monkeypatch):
     with pytest.raises(TlsError) as caught:
         handshake(f"{NAME}:8700", tls)
     assert caught.value.fault is TlsFault.PROXY
-    refusal = f"the proxy http://127.0.0.1:{fake.port} (https_proxy) refuses {NAME}:8700: 403 Forbidden"
+    refusal = (
+        f"the proxy http://127.0.0.1:{fake.port} (https_proxy) refuses {NAME}:8700: "
+        f"403 Forbidden"
+    )
     assert refusal in str(caught.value)
     text = give_up(f"{NAME}:8700", tmp_path, tls)
     assert refusal in text

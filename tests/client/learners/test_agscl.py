@@ -76,7 +76,7 @@ def test_shrink_minimises_its_objective(row, towards, threshold):
 
 
 def test_first_round_by_hand():
-    """No gradient, no importance: |(3, 4)| = 5 loses lr mu = 0.5, |(0.3, 0.4)| = 0.5 vanishes exactly."""
+    """No importance: |(3, 4)| = 5 loses lr mu = 0.5, |(0.3, 0.4)| = 0.5 vanishes."""
     learner = AgsCl(two_nodes(), SGD, AgsClSettings(mu=5.0))
     x = torch.ones(4, 1, 1, 2)
     report = learner.fit(task(0, x), Round(1, 0))

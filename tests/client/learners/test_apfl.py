@@ -1,4 +1,4 @@
-"""APFL: one step of both models and of the share against the formulas, and what either model predicts."""
+"""APFL: one step of both models and of the share against the formulas."""
 
 import numpy as np
 import pytest

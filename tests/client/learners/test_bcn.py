@@ -73,7 +73,7 @@ def by_hand(w, beta, zeta, epsilon, theta_lr):
 
 
 def started(kind, settings):
-    """A learner that has finished the old task, keeps all of it, and is about to see the new one."""
+    """A learner that keeps all of a finished task and is about to see a new one."""
     learner = kind(linear_model(), SGD, settings)
     initial = {
         name: value.clone() for name, value in learner.model.state_dict().items()

@@ -203,7 +203,7 @@ def test_knowledge_is_samples_and_the_past_model(big_task):
 
 
 def test_distillation_keeps_relations(big_task):
-    """With a heavy weight on it, the past model's relations between samples move less than without."""
+    """A heavy weight on them keeps the past model's relations between samples."""
     moved = []
     for distill in (0.0, 20.0):
         learner = Co2L(

@@ -1,4 +1,4 @@
-"""FOT, both halves: subspaces by hand, the energy they hold, and old tasks' features that do not move."""
+"""FOT: subspaces by hand, their energy, and features that do not move."""
 
 import numpy as np
 import pytest
@@ -109,7 +109,7 @@ def linear(d: int, **changes) -> Fot:
 def drawn_inputs(
     d: int, count: int, spectrum: str, generator: torch.Generator
 ) -> torch.Tensor:
-    """X, float [d, count], of inputs with this spectrum and principal directions that were drawn."""
+    """X, float [d, count]: inputs with this spectrum and random directions."""
     axes, _ = torch.linalg.qr(torch.randn(d, d, generator=generator))
     return axes @ (
         SPECTRA[spectrum](torch.arange(1.0, d + 1))[:, None]
@@ -118,7 +118,7 @@ def drawn_inputs(
 
 
 def bases_after(learner: Fot, tasks: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """The server's subspace after each task, of which it is given the inputs [d, n] of each client."""
+    """The server's subspace after each task, from the clients' inputs [d, n]."""
     strategy = FotStrategy(**learner.strategy_options(learner.settings))
     strategy.prepare(Setup(None, learner, None))
     found = []
@@ -241,14 +241,14 @@ def test_sketches_that_are_too_narrow_are_told_of(caplog):
 
 
 def test_epsilon_grows_by_what_is_asked_up_to_one():
-    """Energies 6, 3 and 1 each time: 0.6 is held by one direction, 0.7 and 0.8 by two, all by three."""
+    """Of energies 6, 3 and 1, one direction holds 0.6, two hold 0.8, three all."""
     x = torch.diag(torch.tensor([6.0, 3.0, 1.0]).sqrt())
     learner = linear(3, threshold=0.55, increase=0.2)
     assert [basis.shape[1] for basis in bases_after(learner, [[x]] * 4)] == [1, 2, 3, 3]
 
 
 def test_inputs_are_what_layers_multiply():
-    """W [x; 1] is what the layer gives, for a padded, strided convolution and for a linear layer."""
+    """W [x; 1] equals the layer, a padded, strided convolution or a linear one."""
     torch.manual_seed(0)
     body = nn.Sequential(
         nn.Conv2d(2, 3, 3, stride=2, padding=1),

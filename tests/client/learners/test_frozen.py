@@ -112,7 +112,7 @@ def fit(learner, task, round):
 
 
 def live_through(learner, tiny_task, tasks=2):
-    """Several tasks of two rounds, between two of which the client is laid down and taken up again."""
+    """Several tasks of two rounds; the client is saved and loaded between two."""
     for task in range(tasks):
         for number in (1, 2):
             fit(

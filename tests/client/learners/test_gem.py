@@ -85,9 +85,10 @@ def gradient_on(model, stored):
 @pytest.mark.parametrize(
     ("learner", "expected"),
     [
-        # Order: the body's weight, the head's two weights, its two biases. At logits of zero the batch (x = 2, y = 0)
-        # has g = (0, -1, 1, -.5, .5), the memory (x = 1, y = 1) g_1 = (0, .5, -.5, .5, -.5): <g, g_1> = -1.5 and
-        # |g_1|^2 = 1, so v = 1.5 and g' = g + 1.5 g_1.
+        # Order: the body's weight, the head's two weights, its two biases. At logits of zero
+        # the batch (x = 2, y = 0) has g = (0, -1, 1, -.5, .5), and the memory (x = 1, y = 1)
+        # has g_1 = (0, .5, -.5, .5, -.5). So <g, g_1> = -1.5 and |g_1|^2 = 1, which gives
+        # v = 1.5 and g' = g + 1.5 g_1.
         (
             lambda: Gem(one_weight(), SGD, GemSettings(margin=0.0)),
             [0, -0.25, 0.25, 0.25, -0.25],

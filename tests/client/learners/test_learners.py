@@ -49,7 +49,7 @@ def weights(learner):
 
 @pytest.mark.parametrize("kind", [Finetune, Local, FedPer])
 def test_one_sgd_step_by_hand(tiny_model, tiny_task, kind):
-    """A single full batch: w <- w - lr * dL/dw of the mean cross-entropy over the task's two classes."""
+    """A full batch: w <- w - lr * dL/dw of the cross-entropy over two classes."""
     model, task = tiny_model(), tiny_task(1)
     before = weights(learner := kind(model, SGD, LearnerSettings()))
     z = model(task.train.x)[:, [2, 3]]
@@ -233,10 +233,11 @@ def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
 
 
 def test_a_fedrep_round_by_hand():
-    """x = 2, w = 1, a head of zeros, label 0: the head moves first, then the body under the new head.
+    """The head moves first, then the body under the new head.
 
-    Head: dL/dz = (-1/2, 1/2), so a = (1/2, -1/2), b = (1/4, -1/4). Body: z = (5/4, -5/4), dL/dz
-    = (-q, q) with q = 1 / (1 + e^(5/2)), dL/dw = (a . dL/dz) x = -2q, so w = 1 + q.
+    x = 2, w = 1, a head of zeros, label 0. Head: dL/dz = (-1/2, 1/2), so a = (1/2, -1/2) and
+    b = (1/4, -1/4). Body: z = (5/4, -5/4), dL/dz = (-q, q) with q = 1 / (1 + e^(5/2)),
+    dL/dw = (a . dL/dz) x = -2q, so w = 1 + q.
     """
     body, head = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 2)
     for parameter, value in ((body.weight, 1.0), (head.weight, 0.0), (head.bias, 0.0)):

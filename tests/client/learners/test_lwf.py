@@ -130,6 +130,9 @@ def test_the_warm_up_trains_the_head_alone_when_a_task_is_first_met(
 def test_a_warm_up_leaves_the_body_an_epoch(tiny_model, epochs, rounds, most):
     train = SGD.model_copy(update={"epochs": epochs, "rounds": rounds})
     Lwf(tiny_model(), train, LwfSettings(warmup_epochs=most))
-    said = rf"learner\.warmup_epochs = {most + 1}: .* train\.epochs = {epochs} and .* at most {most}"
+    said = (
+        rf"learner\.warmup_epochs = {most + 1}: .* train\.epochs = {epochs} and .* at "
+        rf"most {most}"
+    )
     with pytest.raises(ConfigError, match=said):
         Lwf(tiny_model(), train, LwfSettings(warmup_epochs=most + 1))

@@ -45,7 +45,7 @@ def task(number: int, x: list[list[float]]) -> TaskData:
 
 @pytest.mark.parametrize("balance", [0.2, 0.5, 0.9])
 def test_importance_against_the_formulas(balance):
-    """Gradient of sample i of a linear softmax model: (p_i - e_i) x_i^T, of norm |p_i - e_i| |x_i|."""
+    """Gradient of sample i of a linear softmax model: (p_i - e_i) x_i^T."""
     data = task(0, [[1.0, 0.5], [-0.5, 2.0], [2.0, -1.0], [0.1, 0.2]])
     memory = Memory()
     memory.keep(data, 1.0, 0)
@@ -67,7 +67,7 @@ def test_importance_against_the_formulas(balance):
 
 
 def test_the_best_of_all_samples_are_cached(tiny_model, tiny_task):
-    """After each task the cache has the top of old cache and new samples together, within the budget."""
+    """The cache has the best of old and new samples, within the budget."""
     learner = ReFed(tiny_model(), SGD, ReFedSettings(memory=0.2, pim_steps=2))
     seen = 0
     for number in range(3):

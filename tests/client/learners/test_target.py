@@ -179,7 +179,7 @@ def test_the_teacher_takes_images_for_what_they_were_made_for():
 
 
 def test_gap_between_statistics_by_hand():
-    """Running mean 1 and variance 4; samples +-1 have mean 0 and variance 1: |0 - 1| + |1 - 4| = 4."""
+    """Mean 1 and variance 4 against 0 and 1 of the samples: |0 - 1| + |1 - 4| = 4."""
     norm = nn.BatchNorm2d(1).eval()
     norm.running_mean.fill_(1.0)
     norm.running_var.fill_(4.0)

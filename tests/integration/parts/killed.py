@@ -1,4 +1,4 @@
-"""Runs the command again and again, each time in a process that dies in the middle of writing a file.
+"""Run the command again and again, in processes that die while writing a file.
 
 ``python killed.py ARGUMENTS KILLS``: both JSON lists, the second of pairs of a run folder and a
 number n. For each pair a process begins the run, or goes on with it, and kills itself half way

@@ -1,4 +1,4 @@
-"""Strategies that tell clients how to train: honoured, handed on, or refused in the strategy's name."""
+"""Strategies' instructions to clients are honoured, handed on or refused."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ class Says(FedAvg):
 
 
 class OwnRecords(FedAvg):
-    """Makes messages of its own: no settings of the experiment, and records under names of its own."""
+    """Makes messages of its own, without settings, under names of its own."""
 
     def configure_train(self, server_round, arrays, config, grid):
         messages = list(super().configure_train(server_round, arrays, config, grid))
@@ -116,7 +116,7 @@ def warnings(events):
 @pytest.mark.parametrize("strategy", ["Says", "OwnRecords", "Loop"])
 @pytest.mark.parametrize("vectorize", ["off", "on"])
 def test_clients_train_as_the_strategy_says(run, strategy, vectorize):
-    """To the bit as where the experiment says so; operations and samples are counted of what was done."""
+    """Numbers equal those of the experiment's settings; real work is counted."""
     own = [
         "train.lr=0.02",
         "train.epochs=3",

@@ -38,7 +38,7 @@ SETTINGS = {
 
 
 class FlowerLike(Grid):
-    """A Flower grid of nodes in this process, with ids and an order of answers as random as Flower's."""
+    """A Flower grid of nodes in this process, with random ids and order."""
 
     def __init__(self, nodes=CLIENTS, partitions=None):
         draw = random.Random(5)

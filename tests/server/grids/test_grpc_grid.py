@@ -188,7 +188,7 @@ def sums(replies):
 
 
 # --- waves
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_a_broadcast_is_serialised_once_and_answers_are_in_order(
@@ -486,7 +486,7 @@ def test_heartbeats_come_when_there_is_nothing_to_say(grid, puppet, monkeypatch)
 
 
 # --- greeting
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_a_client_is_given_its_node_the_experiment_and_the_run(grid, puppet):
@@ -648,9 +648,11 @@ def test_status_and_health(grid, puppet):
     asked = one.parcel()
     eventually(lambda: it.status()["waiting_for"] == [1])
     status = json.loads(fetch_status(f"127.0.0.1:{it.port}"))
-    assert {key: status[key] for key in ("run", "clients", "connected", "waiting_for", "refusals", "left_out")} == {
-        "run": "r1", "clients": 2, "connected": 2, "waiting_for": [1], "refusals": {}, "left_out": 0,
+    expected = {
+        "run": "r1", "clients": 2, "connected": 2, "waiting_for": [1], "refusals": {},
+        "left_out": 0,
     }  # fmt: skip
+    assert {key: status[key] for key in expected} == expected
     assert {key: status["work"][key] for key in ("kind", "task", "round", "messages")} == {
         "kind": "train", "task": 0, "round": 1, "messages": 2,
     }  # fmt: skip

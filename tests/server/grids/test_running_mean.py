@@ -248,7 +248,8 @@ def test_a_run_comes_to_the_same_up_to_rounding(tmp_path, fleet):
     [
         ("krum", "krum may look at each client's answer"),
         (
-            "{name = 'dp-fixed-clipping', noise_multiplier = 0.1, clipping_norm = 1.0, num_sampled_clients = 2}",
+            "{name = 'dp-fixed-clipping', noise_multiplier = 0.1, clipping_norm "
+            "= 1.0, num_sampled_clients = 2}",
             "dp-fixed-clipping may look at each client's answer",
         ),
         (

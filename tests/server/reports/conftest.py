@@ -54,8 +54,10 @@ def recorded_run(
             run.append(
                 {
                     "event": "round", "time": time, "task": task, "round": round,
-                    "server_round": task * ROUNDS + round, "clients": CLIENTS, "loss": 0.5, "accuracy": 0.5,
-                    "seconds": 9.0, "traffic": TRAFFIC, "peak_memory_mb": 300.0 + task, "failures": 0,
+                    "server_round": task * ROUNDS + round, "clients": CLIENTS, "loss": 0.5,
+                    "accuracy": 0.5,
+                    "seconds": 9.0, "traffic": TRAFFIC, "peak_memory_mb": 300.0 + task,
+                    "failures": 0,
                 }
             )  # fmt: skip
         right = np.full((CLIENTS, TASKS), np.nan)

@@ -156,7 +156,8 @@ def test_axe_finds_nothing_and_nothing_is_asked_for(
 def test_axe_would_find_what_earlier_pages_had(show, tmp_path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text(
-        "<!doctype html><html lang=en><title>bad</title><main><h1>Bad</h1><div style='overflow-x:auto;width:50px'>"
+        "<!doctype html><html lang=en><title>bad</title><main><h1>Bad</h1><div "
+        "style='overflow-x:auto;width:50px'>"
         "<table><tr><th></th><th>wide</th></tr><tr><td>one</td><td>twooooooooooooo</td></tr></table></div></main>"
     )
     found = axe_module.Axe().run(show(bad)).response["violations"]

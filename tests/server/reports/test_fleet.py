@@ -55,7 +55,10 @@ def run(
     folder = RunFolder.create(path, config)
     folder.append({"event": "start", "time": 0.0, "clients": 2})
     for round in range(troubles):
-        reason = f"client 1, task 2, round {round + 1} (train): out of memory: pi has room for 1,500 MB, 'train' needs"
+        reason = (
+            f"client 1, task 2, round {round + 1} (train): out of memory: pi has room "
+            f"for 1,500 MB, 'train' needs"
+        )
         fault = {
             "fault": "out_of_memory",
             "client": 1,

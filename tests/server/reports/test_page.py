@@ -209,7 +209,10 @@ def test_the_same_failure_round_after_round_is_one_line(make_run, tmp_path):
                     }
                 )
     for clients in ([1], [1, 2], [3]):
-        reason = f"no answer to 'train' in time from clients {clients}; the run goes on without them"
+        reason = (
+            f"no answer to 'train' in time from clients {clients}; the run goes on "
+            f"without them"
+        )
         run.append(
             {
                 "event": "warning",
@@ -226,7 +229,8 @@ def test_the_same_failure_round_after_round_is_one_line(make_run, tmp_path):
         f"client {client}, task 10, round 15: needs 1009 MB"
         for client in (4, 7)
     ] + [
-        "3 times; task 1, round 2; no answer to 'train' in time from clients [3]; the run goes on without them"
+        "3 times; task 1, round 2; no answer to 'train' in time from clients "
+        "[3]; the run goes on without them"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Plots: units and axes that fit the numbers, marks on their own rows, names and no inline style."""
+"""Plots: fitting units and axes, marks in rows, names, no inline style."""
 
 import math
 from types import SimpleNamespace

@@ -56,7 +56,9 @@ class FakeNode:
         self.config = config
         self.personal = personal
         self.seen = []
-        self.spoil = {}  # (client, task, round) -> function of the reply's arrays and metrics, or with scoring: metrics
+        # (client, task, round) -> function of the reply's arrays and metrics; with scoring,
+        # of its metrics.
+        self.spoil = {}
 
     def handle(self, message, state):
         client, config = client_of(message.node), message.config()
@@ -193,7 +195,7 @@ def stop_at(place):
 
 
 # --- the loop
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_events_come_in_order_and_go_to_observers_too(rig):
@@ -715,9 +717,11 @@ def poisoned(self, server_round, replies):
     [
         ({"aggregate_train": lambda self, r, replies: None}, "returned nothing (None)"),
         ({"aggregate_train": poisoned}, "arrays b are missing"),
-        ({"aggregate_train": lambda self, r, replies: 1 / 0}, "in aggregate_train, task 1, round 1: ZeroDivision"),
+        ({"aggregate_train": lambda self, r, replies: 1 / 0},
+            "in aggregate_train, task 1, round 1: ZeroDivision"),
         ({"configure_train": lambda self, *a: None}, "failed in configure_train"),
-        ({"configure_evaluate": lambda self, *a: [][0]}, "failed in configure_evaluate, task 1, round 3: IndexError"),
+        ({"configure_evaluate": lambda self, *a: [][0]},
+            "failed in configure_evaluate, task 1, round 3: IndexError"),
     ],
 )  # fmt: skip
 def test_a_strategy_at_fault_is_named(rig, hooks, words):
@@ -826,7 +830,8 @@ class OwnLoop(FedAvg):
         self.tell = tell
         self.starts = 0
 
-    def start(self, grid, initial_arrays, num_rounds=3, timeout=3600, train_config=None, evaluate_config=None,
+    def start(self, grid, initial_arrays, num_rounds=3, timeout=3600, train_config=None,
+        evaluate_config=None,
               evaluate_fn=None):  # fmt: skip
         self.starts += 1
         arrays = initial_arrays
@@ -913,7 +918,7 @@ def test_client_failures_end_a_loop_of_their_own_too(rig):
 
 
 # --- real clients
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def real(path, *overrides):

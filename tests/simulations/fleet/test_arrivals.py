@@ -86,7 +86,7 @@ def assert_same(a, b):
 
 
 def test_devices_that_take_no_time_have_all_their_rounds_and_wait(tmp_path):
-    """The same numbers as without time: the next task comes when all rounds of the last are done."""
+    """Numbers equal those without time: a task comes when all rounds are done."""
     timed = run(tmp_path / "a", *INFINITE, "data.arrival_seconds=10")
     config = read_config(
         {name: value for name, value in BASE.items() if name != "fleet"}
@@ -444,7 +444,7 @@ def test_who_is_at_work_ends_its_task_when_it_is_done(
 
 
 def test_asynchronous_work_goes_on_while_others_change_their_tasks(tmp_path):
-    """Not everybody is waited for whenever a task arrives: only when one is over for all of them."""
+    """All clients are waited for only when a task is over for all of them."""
     run(
         tmp_path / "run",
         *STAGGERED,

@@ -141,7 +141,8 @@ def test_own_profiles(tmp_path):
 def test_a_list_of_phones(tmp_path):
     path = tmp_path / "phones.csv"
     path.write_text(
-        "model,soc,ram_gb,cpu_float_score\nOne 5G+,A,8,2324\nTwo,B,4,1481\nTiny,C,1,100\nMid,D,3,698.1\n"
+        "model,soc,ram_gb,cpu_float_score\n"
+        "One 5G+,A,8,2324\nTwo,B,4,1481\nTiny,C,1,100\nMid,D,3,698.1\n"
     )
     found = phones(path)
     known = shipped_profiles()

@@ -200,7 +200,8 @@ def test_what_share_of_the_papers_training_is_run() -> None:
     (variant,) = variants("5.1", scale=0.1)
     assert variant.share == pytest.approx(5 / 15 * 3 / 8)
     assert str(variant) == (
-        "cifar100: 12.5% of the paper's training (5 of 15 rounds, 3 of 8 epochs, 20 of 20 clients, 10 of 10 tasks) on "
+        "cifar100: 12.5% of the paper's training (5 of 15 rounds, 3 of 8 epochs, "
+        "20 of 20 clients, 10 of 10 tasks) on "
         "8 jetson-nano, 2 jetson-tx2, 8 jetson-xavier-nx, 2 jetson-agx-xavier"
     )
     assert variants("5.1", scale=1 / 1920)[0].share == pytest.approx(
@@ -329,7 +330,8 @@ def test_what_is_kept_and_single_tasks(tmp_path) -> None:
     page = outcome.page.read_text()
     assert run["knowledge_bytes"] > 0
     for text in (
-        '<th scope="row">fedknow@rho=0.1</th><td>1</td>',  # the paper has values after one task and ten
+        # The paper has values after one task and ten.
+        '<th scope="row">fedknow@rho=0.1</th><td>1</td>',
         f"<td>94.0 %</td><td>–</td><td>–</td>"
         f'<td data-value="{run["knowledge_bytes"]}">{size(run["knowledge_bytes"])}</td>',
         '<th scope="row">FedWEIT, own parameters alone</th><td>10</td><td>–</td><td>46.3 %</td>',

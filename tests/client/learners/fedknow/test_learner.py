@@ -29,7 +29,7 @@ def learner(tiny_model, train=TRAIN, model=None, **settings):
 
 
 def live_through(client, tasks, rounds=2):
-    """Train and end tasks one after another; the same client takes its own body as the aggregate."""
+    """Train and end tasks one after another; the client's own body is the aggregate."""
     for task in tasks:
         for number in range(1, rounds + 1):
             client.receive(client.send())
@@ -72,7 +72,7 @@ def test_soft_and_hard_labels_by_hand():
 def test_step_equals_a_plain_reference_with_one_backward_a_loss(
     tiny_model, tiny_task, norm, dropout, choices
 ):
-    """Gradients from the shared graph against losses differentiated one by one, and SciPy for Eq. (3)."""
+    """Compare the shared graph with losses differentiated one by one, and SciPy."""
     model = tiny_model(norm=norm, dropout=dropout).double()
     client = learner(tiny_model, model=model, **choices)
     tasks = [as_double(tiny_task(t)) for t in range(3)]
@@ -212,7 +212,7 @@ def test_answers_for_other_samples_are_not_used(tiny_model, tiny_task):
 
 
 def test_knowledge_survives_any_training_rate(tiny_model, tiny_task):
-    """Fine-tuning has a rate of its own: with SGD's 0.5 given to Adam the knowledge would be noise."""
+    """Fine-tuning has a rate of its own: Adam with SGD's 0.5 would make noise."""
     train = TrainConfig(
         epochs=5, batch_size=8, optimizer="sgd", lr=0.5, weight_decay=0.0
     )

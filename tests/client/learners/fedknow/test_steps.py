@@ -350,7 +350,7 @@ def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_ta
 
 @pytest.mark.parametrize("margin", [0.0, 0.1])
 def test_the_online_dual_ends_at_the_exact_gradient(tiny_model, tiny_task, margin):
-    """Step after step at one batch and the same weights; the first has no multipliers but the margin."""
+    """Steps at one batch and the same weights; the first has only the margin."""
     learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     learner.settings = FedKnowSettings(integrator="online", margin=margin)
     expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1])

@@ -1,4 +1,4 @@
-"""The last batch of one sample, which BatchNorm cannot be trained on: it joins the batch before it."""
+"""A last batch of one sample joins the one before it, for BatchNorm's sake."""
 
 from types import SimpleNamespace
 

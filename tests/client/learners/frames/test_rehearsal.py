@@ -1,4 +1,4 @@
-"""Replay memory: what is kept, in which slice it is scored, and the frame of methods that replay."""
+"""Replay memory: its samples, their slice of the head, and the frame."""
 
 import pytest
 import torch
