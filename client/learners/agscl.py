@@ -116,17 +116,12 @@ class AgsCl(Learner):
         super().__init__(model, train, settings)
         self._layers = _layers(self.body)
         self._initial = [_rows(layer) for layer in self._layers]
-        self._become({})
 
     # --- state
     # ----------------------------------------------------------------------------------------------------
 
-    @property
-    def ends_task(self) -> bool:
-        """Always: importance is taken when a task is over."""
-        return True
-
-    def _become(self, state: State) -> None:
+    def load_own_state(self, state: State) -> None:
+        """Take over importance and anchor of each layer."""
         self._importance = [rows.new_zeros(len(rows)) for rows in self._initial]
         self._anchor = [torch.zeros_like(rows) for rows in self._initial]
         for i, layer in state.get("nodes", {}).items():
@@ -134,20 +129,14 @@ class AgsCl(Learner):
             self._anchor[int(i)][omega > 0] = layer["anchor"]
         self._prepared = int(state.get("prepared", 0))
 
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
-        self._become(state)
-
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
+    def own_state(self) -> State:
+        """Give importance and anchor of each layer."""
         nodes = enumerate(zip(self._importance, self._anchor, strict=True))
-        return super().state_dict() | {
+        return {
             "nodes": {
                 str(i): {"importance": omega, "anchor": rows[omega > 0]}
                 for i, (omega, rows) in nodes
             },
-            "trained_task": self._trained_task,
             "prepared": self._prepared,
         }
 
@@ -253,7 +242,7 @@ class AgsCl(Learner):
             if self.head.weight.requires_grad:
                 self.head.weight[rows, torch.nonzero(self._importance[-1] == 0).T] = 0
         kept = [
-            t for layer in self.state_dict()["nodes"].values() for t in layer.values()
+            t for layer in self.own_state()["nodes"].values() for t in layer.values()
         ]
         return {"knowledge-bytes": float(sum(t.nbytes for t in kept))}
 

@@ -79,17 +79,12 @@ class Apfl(Learner):
             name: self._entry(name).detach().clone()
             for name in (*self._names, *self._counters)
         }
-        self._become({})
 
     # --- state
     # ----------------------------------------------------------------------------------------------------
 
-    @property
-    def ends_task(self) -> bool:
-        """Always: a client that was not chosen trains its personal model when the task ends."""
-        return True
-
-    def _become(self, state: State) -> None:
+    def load_own_state(self, state: State) -> None:
+        """Take over the personal model and its share."""
         own: Tensors = self._initial | state.get("own", {})
         self._own = {name: nn.Parameter(own[name].clone()) for name in self.trainable}
         self._own_buffers = {
@@ -101,20 +96,15 @@ class Apfl(Learner):
         self._alpha_gradient: float | None = None
         self._mixed = True
 
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
-        self._become(state)
-
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
+    def own_state(self) -> State:
+        """Give the personal model and its share."""
         own = {n: p.detach().clone() for n, p in self._own.items()}
         own |= {
             n: b.clone()
             for n, b in self._own_buffers.items()
             if n not in self._counters
         }
-        return {"own": own, "alpha": self.alpha, "trained_task": self._trained_task}
+        return {"own": own, "alpha": self.alpha}
 
     def kept(self) -> Tensors:
         """The share of the personal model; that model itself has no place in a purely global one."""
@@ -202,7 +192,7 @@ class Apfl(Learner):
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """The task is over; see :meth:`Learner.end_task`. What is kept is the personal model."""
         super().end_task(task, round)
-        return {"knowledge-bytes": float(tensor_bytes(self.state_dict()["own"]))}
+        return {"knowledge-bytes": float(tensor_bytes(self.own_state()["own"]))}
 
     # --- scoring
     # --------------------------------------------------------------------------------------------------

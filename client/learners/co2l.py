@@ -179,13 +179,14 @@ class Co2L(Rehearsal):
     # --- state
     # ----------------------------------------------------------------------------------------------------
 
-    def _remember(self, state: State) -> None:
-        super()._remember(state)
+    def load_own_state(self, state: State) -> None:
+        """Take over the memory and the past model."""
+        super().load_own_state(state)
         self._past_state: State = dict(state.get("past", {}))
 
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {"past": self._past_state}
+    def own_state(self) -> State:
+        """Give the memory and the past model."""
+        return super().own_state() | {"past": self._past_state}
 
     # --- the representation
     # ---------------------------------------------------------------------------------------

@@ -189,14 +189,12 @@ class FedWeit(Learner):
             name: p for name, p in self.body.named_parameters() if p.requires_grad
         }
         self._buffers = dict(self.body.named_buffers())
-        self.load_state_dict({})
 
     # --- state
     # ----------------------------------------------------------------------------------------------------
 
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
+    def load_own_state(self, state: State) -> None:
+        """Take over the parameters of each task and what others lend."""
         self._tasks = {
             int(task): _Task.from_state(entry)
             for task, entry in state.get("tasks", {}).items()
@@ -213,9 +211,9 @@ class FedWeit(Learner):
         self._everybody: Tensors = {}
         self._global = False
 
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {
+    def own_state(self) -> State:
+        """Give the parameters of each task and what others lend."""
+        return {
             "tasks": {
                 str(task): entry.state_dict() for task, entry in self._tasks.items()
             },

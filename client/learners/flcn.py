@@ -87,7 +87,6 @@ class Flcn(Learner):
         super().__init__(model, train, settings)
         self._parameters = self.trainable
         self._shape: tuple[int, ...] = ()
-        self.load_state_dict({})
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
@@ -95,16 +94,15 @@ class Flcn(Learner):
         assert isinstance(settings, FlcnSettings)
         return {"proxy_samples": settings.proxy_samples}
 
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
+    def load_own_state(self, state: State) -> None:
+        """Take over the last task that samples were given of."""
         self._shown_task = int(state.get("shown_task", -1))
         self._importance: Tensors = {}
         self._anchor: Tensors = {}
 
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {"shown_task": self._shown_task}
+    def own_state(self) -> State:
+        """Give the last task that samples were given of."""
+        return {"shown_task": self._shown_task}
 
     # --- what travels
     # ---------------------------------------------------------------------------------------------

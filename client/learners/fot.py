@@ -122,11 +122,6 @@ class Fot(Learner):
         assert isinstance(settings, FotSettings)
         return {"threshold": settings.threshold, "increase": settings.increase}
 
-    @property
-    def ends_task(self) -> bool:
-        """Always: what is known of its inputs is sent when a task is over."""
-        return True
-
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """A client never chosen in the task trains its head; its inputs are those of the shared
         body all the same."""

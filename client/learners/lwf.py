@@ -101,36 +101,21 @@ class Lwf(Learner):
                 f"{train.rounds} it has at most {most}"
             )
         self._scratch = copy.deepcopy(model)  # the old model speaks in here
-        self._become({})
 
     # --- state
     # ----------------------------------------------------------------------------------------------------
 
-    @property
-    def ends_task(self) -> bool:
-        """Always: the old model is kept when a task is over."""
-        return True
-
-    def _become(self, state: State) -> None:
+    def load_own_state(self, state: State) -> None:
+        """Take over the old model and the slices it answers in."""
         self.old: Tensors = dict(state.get("old", {}))
         self.slices = [list(classes) for classes in state.get("slices", [])]
         self._answers = torch.zeros(0)
         self._first_met = self._warming = False
         self._steps, self._distilled = 0, 0.0
 
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
-        self._become(state)
-
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        own = {
-            "trained_task": self._trained_task,
-            "old": self.old,
-            "slices": self.slices,
-        }
-        return super().state_dict() | own
+    def own_state(self) -> State:
+        """Give the old model and the slices it answers in."""
+        return {"old": self.old, "slices": self.slices}
 
     # --- training
     # -------------------------------------------------------------------------------------------------

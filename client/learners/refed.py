@@ -83,13 +83,14 @@ class ReFed(UnionTraining):
     # --- state
     # ----------------------------------------------------------------------------------------------------
 
-    def _remember(self, state: State) -> None:
-        super()._remember(state)
+    def load_own_state(self, state: State) -> None:
+        """Take over the memory and how many samples were seen."""
+        super().load_own_state(state)
         self._seen = int(state.get("seen", 0))
 
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {"seen": self._seen}
+    def own_state(self) -> State:
+        """Give the memory and how many samples were seen."""
+        return super().own_state() | {"seen": self._seen}
 
     @property
     def budget(self) -> int:

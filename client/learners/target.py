@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
@@ -36,7 +36,6 @@ from fedknow.client.learners.frames.learner import (
     hits,
     widen,
 )
-from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
 __all__ = ["Target", "TargetSettings", "distillation"]
@@ -105,12 +104,6 @@ class Target(Learner):
         "distill": [1.0, 5.0, 25.0]
     }
 
-    def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: TargetSettings
-    ) -> None:
-        super().__init__(model, train, settings)
-        self.load_state_dict({})
-
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
         """How the server makes images."""
@@ -121,19 +114,13 @@ class Target(Learner):
     # --- state, and what travels
     # ----------------------------------------------------------------------------------
 
-    @property
-    def ends_task(self) -> bool:
-        """Always: the server must learn which classes the task had."""
-        return True
-
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
+    def load_own_state(self, state: State) -> None:
+        """Take over the synthetic images."""
         self._pool: Tensors = dict(state.get("pool", {}))
 
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {"pool": self._pool}
+    def own_state(self) -> State:
+        """Give the synthetic images."""
+        return {"pool": self._pool}
 
     replay = ("pool",)
 

@@ -125,12 +125,12 @@ class FedKnow(Learner):
             None  # what the body allows is not known before it meets data
         )
         self._lazy: bool | None = None
-        self._become({})
 
     # --- state
     # ----------------------------------------------------------------------------------------------------
 
-    def _become(self, state: State) -> None:
+    def load_own_state(self, state: State) -> None:
+        """Take over the knowledge of past tasks and what is known of this one."""
         self._knowledge = {
             int(task): Knowledge.from_state(entry)
             for task, entry in state.get("knowledge", {}).items()
@@ -155,14 +155,9 @@ class FedKnow(Learner):
         ) = 0
         self._pullbacks = self._pushforwards = self._revisits = self._opposed = 0
 
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
-        self._become(state)
-
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {
+    def own_state(self) -> State:
+        """Give the knowledge of past tasks and what is known of this one."""
+        return {
             "knowledge": {
                 str(task): knowledge.state_dict()
                 for task, knowledge in self._knowledge.items()
@@ -176,11 +171,6 @@ class FedKnow(Learner):
 
     # --- training
     # -------------------------------------------------------------------------------------------------
-
-    @property
-    def ends_task(self) -> bool:
-        """Always: knowledge is extracted when a task is over."""
-        return True
 
     metered = ("fit", "begin_epoch")
 

@@ -56,7 +56,6 @@ class Consolidation(Learner):
     ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable
-        self._become({})
 
     @property
     def strength(self) -> float:
@@ -89,25 +88,15 @@ class Consolidation(Learner):
     # --- state
     # ----------------------------------------------------------------------------------------------------
 
-    @property
-    def ends_task(self) -> bool:
-        """Always: importance is measured when a task is over."""
-        return True
-
-    def _become(self, state: State) -> None:
+    def load_own_state(self, state: State) -> None:
+        """Take over importance, anchor and the model last trained here."""
         self.importance: Tensors = dict(state.get("importance", {}))
         self.anchor: Tensors = dict(state.get("anchor", {}))
         self._local: Tensors = dict(state.get("local", {}))
 
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
-        self._become(state)
-
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {
-            "trained_task": self._trained_task,
+    def own_state(self) -> State:
+        """Give importance, anchor and the model last trained here."""
+        return {
             "importance": self.importance,
             "anchor": self.anchor,
             "local": self._local,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+from abc import ABCMeta
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -188,7 +189,20 @@ def widen(z: Tensor) -> Tensor:
     return z.float() if z.dtype is torch.bfloat16 else z
 
 
-class Learner:
+class _StartsFresh(ABCMeta):
+    """A class whose objects, once made, are a client that is new.
+
+    Not done in ``__init__``, which a subclass calls before it has set its own attributes.
+    Derived from :class:`abc.ABCMeta`, so that a user's class may have abstract bases.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        learner = super().__call__(*args, **kwargs)
+        learner.load_own_state({})
+        return learner
+
+
+class Learner(metaclass=_StartsFresh):
     """Plain local training (a FedAvg client), and the frame for every other method.
 
     Parameters
@@ -309,9 +323,11 @@ class Learner:
 
     @property
     def ends_task(self) -> bool:
-        """Whether clients must be told that a task is over (all methods that keep something to
-        themselves)."""
-        return self.exchange != "all"
+        """Whether clients must be told that a task is over.
+
+        So it is with each method that keeps something to itself or overrides :meth:`end_task`.
+        """
+        return self.exchange != "all" or type(self).end_task is not Learner.end_task
 
     def travels(self, name: str) -> bool:
         """Whether an entry of the model's state dict is averaged over clients."""
@@ -418,17 +434,35 @@ class Learner:
     # ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        """All that this client must keep until its next message; empty where all travels and no
-        task is ended."""
+        """Give all that this client must keep until its next message.
+
+        That is the last task it trained, the parameters that do not travel, and the method's
+        :meth:`own_state`. It is empty where all travels and no task is ended.
+        """
         if not self.ends_task:
-            return {}
-        kept = self.kept()
-        return {"trained_task": self._trained_task} | ({"kept": kept} if kept else {})
+            return self.own_state()
+        parameters = self._copies(travelling=False)
+        state: State = {"trained_task": self._trained_task}
+        if parameters:
+            state["kept"] = parameters
+        return state | self.own_state()
 
     def load_state_dict(self, state: State) -> None:
-        """Become the client whose state this is; ``{}`` is a client that has never been heard of."""
+        """Become the client whose state this is; ``{}`` is a client that is new."""
         self._load(self._counters | state.get("kept", self._fresh))
         self._trained_task = int(state.get("trained_task", -1))
+        self.load_own_state(state)
+
+    def own_state(self) -> State:
+        """Give what the method itself keeps of this client; it is saved with the rest."""
+        return {}
+
+    def load_own_state(self, state: State) -> None:
+        """Take over what :meth:`own_state` gave; nothing of it is there for a new client.
+
+        Called with ``{}`` when the learner is made, after ``__init__``: so attributes that
+        belong to a client need be set here alone.
+        """
 
     def adopt(self, parameters: Tensors, task: int) -> None:
         """Take over parameters that were trained in a task outside of :meth:`fit`."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
@@ -24,7 +24,6 @@ from fedknow.client.learners.frames.learner import (
     Round,
     State,
 )
-from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
 __all__ = [
@@ -235,33 +234,15 @@ class Rehearsal(Learner):
     replays_alone: ClassVar[bool] = False
     """Whether stored samples pass through the model without others, to be trained on."""
 
-    def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: MemorySettings
-    ) -> None:
-        super().__init__(model, train, settings)
-        self._remember({})
-
-    @property
-    def ends_task(self) -> bool:
-        """Always: the memory is filled when a task is over."""
-        return True
-
-    def _remember(self, state: State) -> None:
+    def load_own_state(self, state: State) -> None:
+        """Take over the memory."""
         self.memory = Memory.from_state(state.get("memory", {}))
         self.past: Replay | None = None
         self.draws = torch.Generator()
 
-    def state_dict(self) -> State:
-        """See :meth:`Learner.state_dict`."""
-        return super().state_dict() | {
-            "trained_task": self._trained_task,
-            "memory": self.memory.state_dict(),
-        }
-
-    def load_state_dict(self, state: State) -> None:
-        """See :meth:`Learner.load_state_dict`."""
-        super().load_state_dict(state)
-        self._remember(state)
+    def own_state(self) -> State:
+        """Give the memory."""
+        return {"memory": self.memory.state_dict()}
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out the memory for the round."""
