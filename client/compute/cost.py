@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +41,17 @@ __all__ = [
     "MEMORY",
     "Cost",
     "Meter",
+    "add",
     "costs",
+    "declared",
+    "each",
+    "free",
     "module_bytes",
+    "part",
     "tensor_bytes",
 ]
+
+Item = TypeVar("Item")
 
 FLOPS = "flops"
 MEMORY = "memory-bytes"
@@ -136,9 +144,14 @@ class _Part:
             self._hooks = self._meter.watch_steps()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop()
+        self._meter.close(self, failed=kind is not None)
+
+    def stop(self) -> None:
+        """See no more steps of optimizers."""
         for hook in self._hooks:
             hook.remove()
-        self._meter.close(self, failed=kind is not None)
+        self._hooks = ()
 
     @property
     def own(self) -> Cost:
@@ -196,8 +209,12 @@ class Meter:
     def message(self) -> Iterator[None]:
         """All work for one message; :attr:`cost` is afterwards what its parts cost."""
         whole = _Part(self, None, counted=False)
-        with whole:
-            yield
+        outer = _METER.set(self)
+        try:
+            with whole:
+                yield
+        finally:
+            _METER.reset(outer)
         self.cost = whole.inner
 
     @property
@@ -228,9 +245,14 @@ class Meter:
         clients of a process."""
         return _Part(self, None, counted=False, charged=False)
 
-    def told(self) -> AbstractContextManager[None]:
-        """A part that is not counted, as its cost is told by :meth:`add`; parts within are counted."""
+    def declared(self) -> AbstractContextManager[None]:
+        """Open a part that is not counted; its cost is declared by :meth:`add`.
+
+        Parts within are counted.
+        """
         return _Part(self, None, counted=False)
+
+    told = declared
 
     def add(self, flops: int = 0, memory: int = 0, samples: int = 0) -> None:
         """Charge the innermost part with operations, and with memory in bytes that is there until
@@ -244,8 +266,13 @@ class Meter:
             self.parts[-1].hold(memory)
 
     def close(self, part: _Part, failed: bool) -> None:
-        """A part is over."""
-        self.parts.pop()
+        """End a part, and with it parts within that an error has left open."""
+        if part not in self.parts:
+            return
+        # A loop over :func:`each` that an error leaves ends its part late, or never.
+        while (inner := self.parts.pop()) is not part:
+            inner.stop()
+            failed = True
         around = self.parts[-1] if self.parts else None
         self.counting.set(around is not None and around.counted)
         if failed or not part.charged:
@@ -272,6 +299,51 @@ class Meter:
         if (part := self.parts[-1]).counted:
             part.stepped(optimizer)
             self.counting.set(True)
+
+
+_METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
+"""Of the message under way. A context of its own for each thread, which may have a node each."""
+
+
+def part(key: Hashable | None = None) -> AbstractContextManager[None]:
+    """Open a part of the message under way (:meth:`Meter.part`); without one, of nothing."""
+    meter = _METER.get()
+    return nullcontext() if meter is None else meter.part(key)
+
+
+def free() -> AbstractContextManager[None]:
+    """Open work that nobody is charged with (:meth:`Meter.free`)."""
+    meter = _METER.get()
+    return nullcontext() if meter is None else meter.free()
+
+
+def declared() -> AbstractContextManager[None]:
+    """Open a part whose cost is declared by :func:`add` (:meth:`Meter.declared`)."""
+    meter = _METER.get()
+    return nullcontext() if meter is None else meter.declared()
+
+
+def add(flops: int = 0, memory: int = 0, samples: int = 0) -> None:
+    """Charge the innermost part of the message under way (:meth:`Meter.add`)."""
+    if (meter := _METER.get()) is not None:
+        meter.add(flops, memory, samples)
+
+
+def each(items: Iterable[Item], what: str, *sizes: int) -> Iterator[Item]:
+    """Go through items that cost the same each: the first is counted, for all.
+
+    Parameters
+    ----------
+    items : iterable
+        What a loop goes through.
+    what : str
+        Names the loop among the learner's.
+    sizes : int
+        What the cost of an iteration depends on besides.
+    """
+    for item in items:
+        with part((what, *sizes)):
+            yield item
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedknow.client.compute import cost
 from fedknow.client.compute.cost import (
     COSTS,
     Cost,
@@ -350,3 +351,38 @@ def test_the_sum_of_what_is_needed():
         )
         == 28
     )
+
+
+def test_what_is_asked_for_without_a_meter_is_charged_to_the_message_under_way():
+    meter = Meter()
+    with meter.message():
+        for n in cost.each((2, 2), "loop", 2):
+            torch.ones(n, n) @ torch.ones(n, n)
+        with cost.free():
+            torch.ones(9, 9) @ torch.ones(9, 9)
+        with cost.declared():
+            torch.ones(9, 9) @ torch.ones(9, 9)
+            cost.add(flops=5)
+    assert meter.cost.flops == 2 * 16 + 5
+    with cost.part("nothing"), cost.free(), cost.declared():  # without a message
+        cost.add(flops=7)
+    assert meter.cost.flops == 2 * 16 + 5
+
+
+def test_a_loop_that_an_error_leaves_ends_its_part():
+    meter = Meter()
+    for n in (2, 3):
+        with (
+            pytest.raises(RuntimeError, match="no more"),
+            meter.message(),
+            meter.part(),
+        ):
+            loop = cost.each((n, n), "loop")
+            for _ in loop:
+                raise RuntimeError("no more")
+        assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+        assert not meter.parts
+        del loop
+    with meter.message():
+        product(meter, 2)
+    assert meter.cost.flops == 16
