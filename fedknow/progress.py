@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +13,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.measures import duration
+from fedknow.server.run.events import (
+    ClientBegunAnew,
+    ClientFailed,
+    Evaluated,
+    Event,
+    RoundEnded,
+    RunInterrupted,
+    RunStarted,
+    Warned,
+)
 from fedknow.server.run.schedule import Arrivals
 
 __all__ = ["RunProgress"]
@@ -24,7 +32,7 @@ WINDOW = 12
 
 
 class RunProgress:
-    """Observer of one run's events, to be used as a context manager.
+    """Subscriber to one run's events, to be used as a context manager.
 
     On a terminal a bar shows task, round, accuracy so far and the time left; elsewhere each
     round and each evaluation is one line without control characters.
@@ -43,15 +51,13 @@ class RunProgress:
         self, config: ExperimentConfig, console: Console, title: str = ""
     ) -> None:
         self._tasks, self._rounds = config.data.tasks, f"/{config.train.rounds}"
-        self._whole, self._measure = (
-            float(config.data.tasks * config.train.rounds),
-            "server_round",
-        )
+        self._whole = float(config.data.tasks * config.train.rounds)
+        self._is_timed = False
         if (
             arrivals := Arrivals.of(config)
         ) is not None:  # a task has as many rounds as go into its time
             self._rounds, self._whole = "", float(arrivals.ends.max())
-            self._measure = "virtual_seconds" if arrivals.seconds else "server_round"
+            self._is_timed = arrivals.seconds
         self._console = console
         self._title = title
         self._started = math.nan
@@ -86,24 +92,34 @@ class RunProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show one event of the experiment (see :mod:`fedknow.server.run.experiment`)."""
-        handler = getattr(self, f"_on_{event['event']}", None)
-        if (
-            handler is not None
-        ):  # an event that a later version adds is no reason to stop a run
-            handler(event)
+    def __call__(self, event: Event) -> None:
+        """Show one event of the experiment."""
+        match event:
+            case RunStarted():
+                self._show_start(event)
+            case RoundEnded():
+                self._show_round(event)
+            case Evaluated():
+                self._show_evaluation(event)
+            case ClientFailed():
+                self._say(event, f"failed: {event.reason}", "red")
+            case ClientBegunAnew():
+                self._say(event, event.reason, "yellow")
+            case Warned():
+                self._say(event, f"warning: {event.reason}", "yellow")
+            case RunInterrupted():
+                self._say(event, "interrupted", "yellow")
 
-    def _on_start(self, event: Mapping[str, Any]) -> None:
-        self._started = event["time"]
-        if event.get("resumed_from"):
-            self._say(event, f"resumed after round {event['resumed_from']}")
+    def _show_start(self, event: RunStarted) -> None:
+        self._started = event.time
+        if event.resumed_from:
+            self._say(event, f"resumed after round {event.resumed_from}")
 
-    def _on_round(self, event: Mapping[str, Any]) -> None:
-        done = min(float(event[self._measure]), self._whole)
-        self._pace.append((done, event["time"]))
+    def _show_round(self, event: RoundEnded) -> None:
+        done = min(self._done(event), self._whole)
+        self._pace.append((done, event.time))
         left = self._left(done)
-        place = f"task {event['task'] + 1}/{self._tasks} round {event['round']}{self._rounds}"
+        place = f"task {event.task + 1}/{self._tasks} round {event.round}{self._rounds}"
         if self._bar is not None:
             self._bar.update(
                 self._row,
@@ -113,38 +129,31 @@ class RunProgress:
             )
             return
         parts = []
-        if event.get("loss") is not None:
-            parts.append(f"loss {event['loss']:.3f}")
-        if (
-            event.get("accuracy") is not None
-        ):  # on what was trained on; evaluations tell of the rest
-            parts.append(f"training accuracy {100 * event['accuracy']:.1f} %")
-        parts += [counted(event["clients"], "client"), f"{event['seconds']:.1f} s"]
+        if not math.isnan(event.loss):
+            parts.append(f"loss {event.loss:.3f}")
+        # This one is on what was trained on; evaluations tell of the rest.
+        if not math.isnan(event.accuracy):
+            parts.append(f"training accuracy {100 * event.accuracy:.1f} %")
+        parts += [counted(event.clients, "client"), f"{event.seconds:.1f} s"]
         self._say(event, f"{place}: {', '.join(parts)}{f'; {left}' if left else ''}")
 
-    def _on_evaluation(self, event: Mapping[str, Any]) -> None:
-        self._accuracy = f"accuracy {100 * event['accuracy']:.1f} %"
-        text = f"task {event['task'] + 1}/{self._tasks} after round {event['round']}{self._rounds}: {self._accuracy}"
-        for key, name in (
-            ("accuracy_global", "global model"),
-            ("forgetting", "forgetting"),
+    def _show_evaluation(self, event: Evaluated) -> None:
+        self._accuracy = f"accuracy {100 * event.accuracy:.1f} %"
+        place = f"task {event.task + 1}/{self._tasks}"
+        text = f"{place} after round {event.round}{self._rounds}: {self._accuracy}"
+        for name, value in (
+            ("global model", event.accuracy_global),
+            ("forgetting", event.forgetting),
         ):
-            value = event.get(key)
-            if value is not None:
+            if not math.isnan(value):
                 text += f", {name} {100 * value:.1f} %"
         self._say(event, text)
 
-    def _on_failure(self, event: Mapping[str, Any]) -> None:
-        self._say(event, f"failed: {_details(event)}", "red")
-
-    def _on_forgotten(self, event: Mapping[str, Any]) -> None:
-        self._say(event, _details(event), "yellow")
-
-    def _on_warning(self, event: Mapping[str, Any]) -> None:
-        self._say(event, f"warning: {_details(event)}", "yellow")
-
-    def _on_interrupted(self, event: Mapping[str, Any]) -> None:
-        self._say(event, "interrupted", "yellow")
+    def _done(self, event: RoundEnded) -> float:
+        """How far the run is, in rounds or in virtual seconds."""
+        if not self._is_timed or event.elapsed is None:
+            return float(event.server_round)
+        return event.elapsed.virtual_seconds
 
     def _left(self, done: float) -> str:
         """Time left from the pace of the latest rounds, evaluations between them included."""
@@ -153,8 +162,8 @@ class RunProgress:
             return ""
         return f"about {duration((now - since) / (last - first) * (self._whole - done))} left"
 
-    def _say(self, event: Mapping[str, Any], text: str, style: str = "") -> None:
-        clock = event["time"] - self._started
+    def _say(self, event: Event, text: str, style: str = "") -> None:
+        clock = event.time - self._started
         line = self._prefix(f"[{0.0 if math.isnan(clock) else clock:7.1f} s] {text}")
         if self._bar is not None:
             self._console.print(escape(line), style=style, highlight=False)
@@ -165,13 +174,3 @@ class RunProgress:
 
     def _prefix(self, text: str) -> str:
         return f"{self._title}: {text}" if self._title else text
-
-
-def _details(event: Mapping[str, Any]) -> str:
-    """A failure's or warning's sentence, or all its fields where it has none."""
-    for key in ("message", "reason"):
-        if key in event:
-            return str(event[key])
-    return ", ".join(
-        f"{key} {value}" for key, value in event.items() if key not in ("event", "time")
-    )

@@ -28,6 +28,14 @@ from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.texts import counted
 from fedknow.server.grids.flower_grid import FlowerGrid
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.events import (
+    ClientBegunAnew,
+    ClientFailed,
+    Evaluated,
+    Event,
+    RoundEnded,
+    Warned,
+)
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.strategies import build_strategy, check_running_mean
@@ -90,7 +98,7 @@ def run_on_flower(
     strategy = build_strategy(config.strategy, config.data.clients)
     check_running_mean(config, strategy, learner.sparse)
 
-    def show(event: Mapping[str, Any]) -> None:
+    def show(event: Event) -> None:
         line = _line(event)
         if line:
             print(line, flush=True)  # what a ServerApp prints is what `flwr log` shows
@@ -133,13 +141,17 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _line(event: Mapping[str, Any]) -> str:
-    if event["event"] in ("failure", "forgotten", "warning"):
-        return str(event["reason"])
-    if event["event"] not in ("round", "evaluation"):
-        return ""
-    place = f"task {event['task'] + 1}, round {event['round']}"
-    if event["event"] == "round":
-        clients = counted(event["clients"], "client")
-        return f"{place}: {clients}, {event['seconds']:.2f} s"
-    return f"{place}: accuracy {100 * event['accuracy']:.1f} %"
+def _line(event: Event) -> str:
+    match event:
+        case ClientFailed() | ClientBegunAnew() | Warned():
+            return event.reason
+        case RoundEnded():
+            clients = counted(event.clients, "client")
+            return f"{_place(event)}: {clients}, {event.seconds:.2f} s"
+        case Evaluated():
+            return f"{_place(event)}: accuracy {100 * event.accuracy:.1f} %"
+    return ""
+
+
+def _place(event: RoundEnded | Evaluated) -> str:
+    return f"task {event.task + 1}, round {event.round}"

@@ -17,8 +17,9 @@ from fedknow.protocols.transport import check_address
 from fedknow.protocols.wire import Limits
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.reports.page import write_report
-from fedknow.server.run.experiment import Experiment, Observer, RunResult
+from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.recorder import Subscriber
 from fedknow.server.run.schedule import Arrivals
 from fedknow.strategies import build_strategy, check_running_mean
 
@@ -36,7 +37,7 @@ def serve(
     tokens: bool = False,
     insecure: bool = False,
     resume: bool = False,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[Subscriber] = (),
     ready: Callable[[int], None] = lambda port: None,
 ) -> RunResult | None:
     """Run an experiment with the clients that connect, and write everything it yields, report
@@ -62,7 +63,7 @@ def serve(
     resume : bool
         Go on with the run in ``out`` after its last complete round; if there is none yet, begin.
     observers : sequence of callable
-        Called with each event of the experiment.
+        Called with each event of the experiment (:mod:`fedknow.server.run.events`).
     ready : callable
         Called with the port when clients can connect.
 

@@ -24,11 +24,13 @@ from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.measures import MEASURES
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import Summary, summarise
+from fedknow.server.run.events import Event
 from fedknow.server.run.folder import RunFolder, running_out_of_disk
+from fedknow.server.run.recorder import Subscriber
 from fedknow.simulations.contenders import contenders, plan
 from fedknow.simulations.engine.cluster import one_ray
 from fedknow.simulations.fleet.devices import shipped_rooms
-from fedknow.simulations.simulate import Observer, prepare, simulate
+from fedknow.simulations.simulate import prepare, simulate
 
 __all__ = [
     "MOST_SEEDS",
@@ -43,7 +45,7 @@ __all__ = [
 MOST_SEEDS = 10_000
 """Runs of each learner: far above what anybody has run, and below what a folder holds."""
 
-Watch = Callable[[ExperimentConfig, str], AbstractContextManager[Observer]]
+Watch = Callable[[ExperimentConfig, str], AbstractContextManager[Subscriber]]
 """Given a run's configuration and a title such as ``"fedknow seed 0 (1/6)"``: who watches that run."""
 
 
@@ -208,7 +210,7 @@ def reading_a_summary(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _ignore(event: Mapping[str, Any]) -> None:
+def _ignore(event: Event) -> None:
     """Watch nothing."""
 
 

@@ -17,20 +17,21 @@ from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.grids.base import InlineGrid, MessageGrid
 from fedknow.server.grids.process_memory import forget_process_peak
 from fedknow.server.reports.page import write_report
-from fedknow.server.run.experiment import Experiment, Observer, RunResult
+from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.recorder import Subscriber
 from fedknow.server.run.schedule import Arrivals
 from fedknow.simulations.fleet.grid import FleetGrid, build_fleet
 from fedknow.strategies import build_strategy, check_running_mean
 
-__all__ = ["Observer", "prepare", "simulate"]
+__all__ = ["prepare", "simulate"]
 
 
 def simulate(
     config: ExperimentConfig,
     out: Path,
     resume: bool = False,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[Subscriber] = (),
     report: bool = True,
 ) -> RunResult:
     """Run an experiment with virtual clients and write everything it yields to ``out``.
@@ -44,7 +45,7 @@ def simulate(
     resume : bool
         Go on from the last complete round.
     observers : sequence of callable
-        Called with each event of the experiment.
+        Called with each event of the experiment (:mod:`fedknow.server.run.events`).
     report : bool
         Whether to write the page and the plots too, which take longer than a very small run.
 

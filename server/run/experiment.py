@@ -1,49 +1,6 @@
 """The experiment: tasks, rounds, scoring and checkpoints around any Flower strategy.
 
-Each event is a mapping with ``event`` (its kind) and ``time`` (seconds since 1970), is passed
-to every observer and becomes one line of ``metrics.jsonl``, with a checksum (``crc32``) of it
-and of all lines before. Tasks count from 0, rounds from 1; what was not measured is ``None``.
-
-================
-====================================================================================================
-``start``         ``clients``, ``tasks``, ``rounds``, ``travelling`` (number of parameters
-exchanged), ``bytes``
-                  (theirs), ``learner``, ``strategy``, ``partition`` (digest), ``resumed_from``
-                  (server round), ``versions`` (of what is installed where the experiment runs)
-``round``         ``task``, ``round``, ``server_round``, ``clients`` (good replies), ``loss``,
-``accuracy`` (means over
-                  clients), ``samples`` (that went forward to be learned from, all clients),
-                  ``metrics`` (what the strategy aggregated), ``seconds``, ``traffic`` (so far),
-                  ``peak_memory_mb`` (of the run so far, all processes' own peaks added up),
-                  ``client_memory_bytes``, ``flops`` (counted operations of the clients'
-                  training), ``failures``
-``evaluation``    ``task``, ``round``, ``accuracy``, ``accuracy_global``, ``forgetting``,
-``per_task`` (accuracy on each
-                  task so far), ``metrics`` (what the strategy aggregated), ``seconds``
-``task_end``      ``task``, ``knowledge_bytes`` (mean over clients), ``server_bytes`` (what the
-server's half of the
-                  method keeps of past tasks and of clients' data), ``client_memory_bytes``,
-                  ``samples`` and ``flops`` (of ending it: what methods do then, and the
-                  training of clients never chosen in the task), ``seconds`` (since the last
-                  such event)
-``failure``       ``fault``, ``client``, ``task``, ``round``, ``kind``, ``tensor``, ``reason``
-``warning``       ``reason``, and where it belongs ``task``, ``round``, ``clients`` (left out of
-a wave) ``forgotten``     ``client``, ``task``, ``round``, ``reason``: its state was lost, and
-it begins anew ``interrupted``   ``task``, ``round`` of the last complete round ``end``
-``seconds``, ``accuracy``, ``accuracy_global``, ``forgetting``, ``forgetting_relative``,
-                  ``forgetting_max``, ``backward_transfer``, ``forward_transfer``, ``gap``,
-                  ``traffic``
-================
-====================================================================================================
-
-``client_memory_bytes`` is the most memory that training, or the end of a task, has needed on
-any client so far, as clients count it (:mod:`fedknow.client.compute.cost`).
-
-Where clients have devices (``fleet``), ``round``, ``evaluation``, ``task_end`` and ``end`` have
-besides what has passed so far: ``virtual_seconds``, the sum of ``communication_seconds``,
-``computing_seconds`` and ``waiting_seconds`` (in which the server waited for messages under
-way, for clients that computed, and for clients to come back, a deadline or the next task), and
-``energy_joules`` (all clients').
+The loop tells of itself by events (:mod:`fedknow.server.run.events`) and by nothing else.
 """
 
 from __future__ import annotations
@@ -54,7 +11,7 @@ import math
 import platform
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -112,7 +69,20 @@ from fedknow.server.run.checkpoint import (
     strategy_state,
 )
 from fedknow.server.run.evaluation import Scores, score_clients
+from fedknow.server.run.events import (
+    ClientBegunAnew,
+    ClientFailed,
+    Evaluated,
+    RoundEnded,
+    RunEnded,
+    RunInterrupted,
+    RunStarted,
+    TaskEnded,
+    VirtualTime,
+    Warned,
+)
 from fedknow.server.run.folder import RunFolder, is_disk_full, running_out_of_disk
+from fedknow.server.run.recorder import Recorder, Subscriber
 from fedknow.server.run.schedule import Arrivals
 from fedknow.strategies import (
     build_strategy,
@@ -122,9 +92,7 @@ from fedknow.strategies import (
 )
 from fedknow.strategies.paired import PairedStrategy, Setup
 
-__all__ = ["Experiment", "Observer", "RunError", "RunResult", "ServerLearner"]
-
-Observer = Callable[[Mapping[str, Any]], None]
+__all__ = ["Experiment", "RunError", "RunResult", "ServerLearner"]
 
 LIBRARIES = ("fedknow", "flwr", "torch", "ray", "numpy")
 """What a result may depend on besides our own code."""
@@ -213,7 +181,7 @@ class Experiment:
         grid: MessageGrid,
         folder: RunFolder,
         learner: ServerLearner,
-        observers: Sequence[Observer] = (),
+        observers: Sequence[Subscriber] = (),
         partition: Mapping[str, Any] | None = None,
         stream: TaskStream | None = None,
     ) -> None:
@@ -221,7 +189,7 @@ class Experiment:
         self.grid = grid
         self.folder = folder
         self.learner = learner
-        self.observers = observers
+        self.recorder = Recorder(folder, observers)
         self.partition = dict(partition or {})
         self.strategy = build_strategy(config.strategy, config.data.clients)
         Arrivals.check(config, self.strategy)
@@ -297,10 +265,10 @@ class Experiment:
                 return self._end()
         except KeyboardInterrupt:
             last = self._last
-            self._emit(
-                "interrupted",
-                task=last.task if last else None,
-                round=last.round if last else None,
+            self.recorder.record(
+                RunInterrupted(
+                    task=last.task if last else None, round=last.round if last else None
+                )
             )
             raise
         finally:
@@ -366,29 +334,31 @@ class Experiment:
         else:
             self.folder.cut_back(0)
         self.folder.write_partition(self.partition)
-        self._emit(
-            "start",
-            clients=self.config.data.clients,
-            tasks=self.config.data.tasks,
-            rounds=self.config.train.rounds,
-            travelling=sum(array.size for array in self.arrays.values()),
-            bytes=sum(array.nbytes for array in self.arrays.values()),
-            learner=self.config.learner.name,
-            strategy=self.config.strategy.name,
-            partition=digest,
-            resumed_from=checkpoint.server_round if checkpoint else None,
-            versions=_versions(),
+        self.recorder.record(
+            RunStarted(
+                clients=self.config.data.clients,
+                tasks=self.config.data.tasks,
+                rounds=self.config.train.rounds,
+                travelling=sum(array.size for array in self.arrays.values()),
+                bytes=sum(array.nbytes for array in self.arrays.values()),
+                learner=self.config.learner.name,
+                strategy=self.config.strategy.name,
+                partition=digest,
+                resumed_from=checkpoint.server_round if checkpoint else None,
+                versions=_versions(),
+            )
         )
         if (
             checkpoint is None
             and getattr(self.strategy, "by_clock", False)
             and not self.grid.timed
         ):
-            self._emit(
-                "warning",
-                reason=f"strategy {self.config.strategy.name} goes by the clock, which stands still here, as all "
-                "clients are equally fast: nobody is ever late, as in fedavg; set fleet.devices "
-                "(fedknow list devices), or use real clients",
+            self.recorder.record(
+                Warned(
+                    reason=f"strategy {self.config.strategy.name} goes by the clock, which stands still here, as all "
+                    "clients are equally fast: nobody is ever late, as in fedavg; set fleet.devices "
+                    "(fedknow list devices), or use real clients"
+                )
             )
         if checkpoint is None and self.config.evaluation.forward:
             self.inspector.begin(0, 0, self.arrays)
@@ -455,19 +425,22 @@ class Experiment:
             self.scores.accuracy("global"),
         )
         untrained = self.scores.untrained / self.scores.weights
-        summary = self._emit(
-            "end",
-            seconds=self._elapsed(),
-            accuracy=metrics.average_accuracy(personal, weights)[-1],
-            accuracy_global=metrics.average_accuracy(shared, weights)[-1],
-            forgetting=metrics.forgetting(personal, weights)[-1],
-            forgetting_relative=metrics.relative_forgetting(personal, weights)[-1],
-            forgetting_max=metrics.max_forgetting(personal, weights)[-1],
-            backward_transfer=metrics.backward_transfer(personal, weights)[-1],
-            forward_transfer=metrics.forward_transfer(personal, weights, untrained)[-1],
-            gap=metrics.local_global_gap(personal, shared, weights)[-1],
-            traffic=self.grid.traffic,
-            **self.grid.elapsed(),
+        summary = self.recorder.record(
+            RunEnded(
+                seconds=self._elapsed(),
+                accuracy=metrics.average_accuracy(personal, weights)[-1],
+                accuracy_global=metrics.average_accuracy(shared, weights)[-1],
+                forgetting=metrics.forgetting(personal, weights)[-1],
+                forgetting_relative=metrics.relative_forgetting(personal, weights)[-1],
+                forgetting_max=metrics.max_forgetting(personal, weights)[-1],
+                backward_transfer=metrics.backward_transfer(personal, weights)[-1],
+                forward_transfer=metrics.forward_transfer(personal, weights, untrained)[
+                    -1
+                ],
+                gap=metrics.local_global_gap(personal, shared, weights)[-1],
+                traffic=self.grid.traffic,
+                elapsed=VirtualTime.read(self.grid.elapsed()),
+            )
         )
         return RunResult(self.folder.path, self.scores.arrays(), self.arrays, summary)
 
@@ -569,11 +542,12 @@ class Experiment:
             reason = (
                 "its start never called evaluate_fn: its rounds could not be told apart"
             )
-            self._emit(
-                "warning",
-                task=task,
-                round=rounds,
-                reason=f"strategy {self.config.strategy.name}: {reason}",
+            self.recorder.record(
+                Warned(
+                    task=task,
+                    round=rounds,
+                    reason=f"strategy {self.config.strategy.name}: {reason}",
+                )
             )
         if not isinstance(getattr(result, "arrays", None), ArrayRecord):
             raise RunError(
@@ -665,7 +639,7 @@ class Experiment:
         """Score clients between two rounds of a strategy's own loop, if they can be asked."""
         if self.grid.occupied:
             reason = "clients are at work, and are not scored before the task is over"
-            self._emit("warning", task=task, round=round, reason=reason)
+            self.recorder.record(Warned(task=task, round=round, reason=reason))
         else:
             self._evaluate(task, round, over=False)
 
@@ -838,15 +812,16 @@ class Experiment:
                 kept = self.strategy.kept_bytes()
         now = time.perf_counter()
         seconds, self._task_began = now - self._task_began, now
-        self._emit(
-            "task_end",
-            task=task,
-            knowledge_bytes=knowledge,
-            server_bytes=kept,
-            client_memory_bytes=self._client_memory or math.nan,
-            **self._of_ending,
-            seconds=seconds,
-            **self.grid.elapsed(),
+        self.recorder.record(
+            TaskEnded(
+                task=task,
+                knowledge_bytes=knowledge,
+                server_bytes=kept,
+                client_memory_bytes=self._client_memory or math.nan,
+                **self._of_ending,
+                seconds=seconds,
+                elapsed=VirtualTime.read(self.grid.elapsed()),
+            )
         )
         self._of_ending = dict.fromkeys(self._of_ending, 0.0)
         if fleet := self.grid.fleet():
@@ -861,17 +836,19 @@ class Experiment:
         seconds: float,
     ) -> None:
         weights = self.scores.sizes()
-        self._emit(
-            "evaluation",
-            task=task,
-            round=round,
-            accuracy=metrics.average_accuracy(now["personal"], weights)[task],
-            accuracy_global=metrics.average_accuracy(now["global"], weights)[task],
-            forgetting=metrics.forgetting(now["personal"], weights)[task],
-            per_task=metrics.task_accuracy(now["personal"], weights)[: task + 1, task],
-            metrics=dict(aggregated),
-            seconds=seconds,
-            **self.grid.elapsed(),
+        per_task = metrics.task_accuracy(now["personal"], weights)
+        self.recorder.record(
+            Evaluated(
+                task=task,
+                round=round,
+                accuracy=metrics.average_accuracy(now["personal"], weights)[task],
+                accuracy_global=metrics.average_accuracy(now["global"], weights)[task],
+                forgetting=metrics.forgetting(now["personal"], weights)[task],
+                per_task=tuple(per_task[: task + 1, task].tolist()),
+                metrics=dict(aggregated),
+                seconds=seconds,
+                elapsed=VirtualTime.read(self.grid.elapsed()),
+            )
         )
 
     def _commit(self, task: int, round: int) -> None:
@@ -880,7 +857,7 @@ class Experiment:
             state, lost = strategy_state(self.strategy)
         if lost and not self._lost_told:
             reason = f"strategy {self.config.strategy.name}: not in checkpoints, so reset if resumed: {', '.join(lost)}"
-            self._emit("warning", task=task, round=round, reason=reason)
+            self.recorder.record(Warned(task=task, round=round, reason=reason))
             self._lost_told = True
         checkpoint = Checkpoint(
             task=task,
@@ -909,24 +886,27 @@ class Experiment:
     def _warn(self, reason: str) -> None:
         """Put a warning on record, at the round under way."""
         task, round = self.inspector.position
-        self._emit("warning", task=task, round=round, reason=reason)
+        self.recorder.record(Warned(task=task, round=round, reason=reason))
 
     def _missed(self, work: Sequence[Message]) -> None:
         """Put on record which clients a wave went on without."""
         clients = sorted({client_of(message.node) for message in work})
         task, round = self.inspector.position
         reason = f"no answer to {work[0].kind!r} in time from clients {clients}; the run goes on without them"
-        self._emit("warning", task=task, round=round, clients=clients, reason=reason)
+        self.recorder.record(
+            Warned(task=task, round=round, clients=tuple(clients), reason=reason)
+        )
 
     def _forgot(self, client: int, reason: str) -> None:
         """Put on record that a client begins anew."""
         task, round = self.inspector.position
-        self._emit(
-            "forgotten",
-            client=client,
-            task=task,
-            round=round,
-            reason=f"client {client} begins anew: {reason}",
+        self.recorder.record(
+            ClientBegunAnew(
+                client=client,
+                task=task,
+                round=round,
+                reason=f"client {client} begins anew: {reason}",
+            )
         )
 
     @property
@@ -971,7 +951,7 @@ class Experiment:
         """Put on record that a round left the model alone, with Flower's reason where it gives one."""
         because = f": {'; '.join(self._heard)}" if self._heard else ""
         reason = f"strategy {what}{because}; the global model stays as it is"
-        self._emit("warning", task=task, round=round, reason=reason)
+        self.recorder.record(Warned(task=task, round=round, reason=reason))
 
     def _note_aggregate(self, task: int, round: int, arrays: Arrays) -> None:
         """Take over an aggregate, and put on record what Flower warned of meanwhile, each text once."""
@@ -981,7 +961,7 @@ class Experiment:
             if text not in self._heard_before:
                 self._heard_before.add(text)
                 reason = f"strategy {self.config.strategy.name}: {text}"
-                self._emit("warning", task=task, round=round, reason=reason)
+                self.recorder.record(Warned(task=task, round=round, reason=reason))
 
     def _refuse_to_stand_still(self, when: str) -> None:
         """Stop a run whose strategy has never aggregated anything.
@@ -1006,7 +986,7 @@ class Experiment:
         np.random.seed(seed)  # noqa: NPY002
 
     def _client_failed(self, failure: ClientFailure) -> None:
-        self._emit("failure", **failure.event())
+        self.recorder.record(ClientFailed(**failure.event()))
         if (
             failure.fault is Fault.OUT_OF_MEMORY
         ):  # that a device is too small is a result of the experiment
@@ -1039,31 +1019,32 @@ class Experiment:
         clients = self.inspector
         self._note_memory(metrics for _, metrics in clients.trained)
         # Where no client trains, a strategy that does says in its metrics how it went.
-        self._emit(
-            "round",
-            task=task,
-            round=round,
-            server_round=self._server_round,
-            clients=len(clients.trained),
-            loss=clients.mean("loss")
-            if clients.trained
-            else aggregated.get("loss", math.nan),
-            accuracy=clients.mean("accuracy")
-            if clients.trained
-            else aggregated.get("accuracy", math.nan),
-            samples=clients.total("samples")
-            if clients.trained
-            else aggregated.get("samples", 0.0),
-            metrics=dict(aggregated),
-            seconds=seconds,
-            traffic=self.grid.traffic,
-            peak_memory_mb=self.grid.peak_memory_mb(),
-            client_memory_bytes=self._client_memory or math.nan,
-            flops=clients.total(FLOPS)
-            if clients.trained
-            else aggregated.get("flops", math.nan),
-            failures=self.inspector.failures,
-            **self.grid.elapsed(),
+        self.recorder.record(
+            RoundEnded(
+                task=task,
+                round=round,
+                server_round=self._server_round,
+                clients=len(clients.trained),
+                loss=clients.mean("loss")
+                if clients.trained
+                else aggregated.get("loss", math.nan),
+                accuracy=clients.mean("accuracy")
+                if clients.trained
+                else aggregated.get("accuracy", math.nan),
+                samples=clients.total("samples")
+                if clients.trained
+                else aggregated.get("samples", 0.0),
+                metrics=dict(aggregated),
+                seconds=seconds,
+                traffic=self.grid.traffic,
+                peak_memory_mb=self.grid.peak_memory_mb(),
+                client_memory_bytes=self._client_memory or math.nan,
+                flops=clients.total(FLOPS)
+                if clients.trained
+                else aggregated.get("flops", math.nan),
+                failures=self.inspector.failures,
+                elapsed=VirtualTime.read(self.grid.elapsed()),
+            )
         )
 
     def _note_memory(self, answers: Iterable[Record]) -> None:
@@ -1072,12 +1053,6 @@ class Experiment:
             needed = record.get(MEMORY)
             if isinstance(needed, int | float):
                 self._client_memory = max(self._client_memory, float(needed))
-
-    def _emit(self, event: str, **fields: Any) -> dict[str, Any]:
-        line = self.folder.append({"event": event, "time": time.time(), **fields})
-        for observer in self.observers:
-            observer(line)
-        return line
 
     def _elapsed(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from fedknow.protocols.config import ConfigError
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedknow.server.run.events import ClientBegunAnew
 from fedknow.server.run.folder import RunFolder, running_out_of_disk
+from fedknow.server.run.recorder import Recorder
 
 __all__ = ["forget_clients"]
 
@@ -84,12 +85,4 @@ def _check(client: int, checkpoint: Checkpoint, folder: RunFolder) -> None:
 def _record(client: int, checkpoint: Checkpoint, folder: RunFolder) -> None:
     reason = f"client {client} begins anew: its state was given up by fedknow forget"
     place = {"task": checkpoint.task, "round": checkpoint.round}
-    folder.append(
-        {
-            "event": "forgotten",
-            "time": time.time(),
-            "client": client,
-            **place,
-            "reason": reason,
-        }
-    )
+    Recorder(folder).record(ClientBegunAnew(client=client, **place, reason=reason))
