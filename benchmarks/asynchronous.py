@@ -138,7 +138,7 @@ def run(
         simulate(
             config,
             Path(folder) / "run",
-            observers=[lambda event: events.append(dict(event))],
+            observers=[lambda event: events.append(event.line())],
         )
     kinds = {
         kind: [event for event in events if event["event"] == kind]

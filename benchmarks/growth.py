@@ -179,15 +179,15 @@ def run(preset: str, changes: list[str]) -> None:
     parts: dict[str, float] = {}
 
     def see(event: Any) -> None:
-        if event["event"] in ("round", "evaluation"):
-            parts[event["event"]] = event["seconds"]
-        elif event["event"] == "task_end":
+        if event.event in ("round", "evaluation"):
+            parts[event.event] = event.seconds
+        elif event.event == "task_end":
             tasks.append(
                 {
                     "round_s": parts["round"],  # one round a task
-                    "end_s": event["seconds"] - parts["round"] - parts["evaluation"],
+                    "end_s": event.seconds - parts["round"] - parts["evaluation"],
                     "scoring_s": parts["evaluation"],
-                    "knowledge_mb_a_client": event["knowledge_bytes"] / 1e6,
+                    "knowledge_mb_a_client": event.knowledge_bytes / 1e6,
                 }
             )
             print(tasks[-1], file=sys.stderr, flush=True)

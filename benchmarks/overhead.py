@@ -31,11 +31,10 @@ from typing import TYPE_CHECKING, Any
 from _common import RESULTS, give, in_turn, median, ratio, spent, write
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from fedknow.protocols.config import ExperimentConfig
+    from fedknow.server.run.events import Event
 
 TRAIN = {"weight_decay": 0.0, "epochs": 1}
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -170,8 +169,8 @@ def ours(settings: dict[str, Any], processes: int) -> dict[str, Any]:
 
     began, events = time.perf_counter(), []
 
-    def happened(event: Mapping[str, Any]) -> None:
-        events.append((event["event"], time.perf_counter(), time.process_time()))
+    def happened(event: Event) -> None:
+        events.append((event.event, time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory() as folder, one_thread():
         config = configuration(settings, processes)

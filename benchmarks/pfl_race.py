@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fedknow.protocols.config import ExperimentConfig
+    from fedknow.server.run.events import Event
 
 SIZE = {"users": 1000, "cohort": 50}
 MODELS: dict[str, dict[str, Any]] = {
@@ -225,8 +226,8 @@ def ours(
 
     ends: list[tuple[float, float]] = []
 
-    def happened(event: Mapping[str, Any]) -> None:
-        if event["event"] == "round":
+    def happened(event: Event) -> None:
+        if event.event == "round":
             ends.append((time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory() as folder, one_thread():

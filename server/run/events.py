@@ -446,8 +446,17 @@ def _said(record: Event | VirtualTime) -> dict[str, Any]:
         if isinstance(value, VirtualTime):
             values |= value.written()
         elif value is not None or declared.metadata:
-            values[declared.name] = list(value) if isinstance(value, tuple) else value
+            values[declared.name] = _plain(value)
     return values
+
+
+def _plain(value: Any) -> Any:
+    """Make a value one that JSON knows; what is inside mappings stays as it is."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _values(kind: type[Event] | type[VirtualTime], line: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +48,6 @@ class Recorder:
             The line as it was written: plain values, ``None`` where a number is not finite.
         """
         line = self._folder.append(replace(event, time=time.time()).line())
-        published = parse(line)
         for callback in self._subscribers:
-            callback(published)
+            callback(parse(deepcopy(line)))
         return line

@@ -1,37 +1,55 @@
 import io
+import math
+from dataclasses import replace
 
 from rich.console import Console
 
 from fedknow.progress import RunProgress
 from fedknow.protocols.config import read_config
+from fedknow.server.run.events import (
+    ClientFailed,
+    Evaluated,
+    OtherEvent,
+    RoundEnded,
+    RunInterrupted,
+    RunStarted,
+    VirtualTime,
+    Warned,
+)
 
 CONFIG = read_config({"data": {"tasks": 2}, "train": {"rounds": 2}})
 
 
 def events():
-    yield {"event": "start", "time": 100.0, "resumed_from": None}
+    yield RunStarted(
+        time=100.0, clients=8, tasks=2, rounds=2, travelling=1, bytes=4,
+        learner="fedavg", strategy="fedavg", partition="",
+    )  # fmt: skip
     done = 0
     for task in range(2):
         for round in (1, 2):
             done += 1
-            yield {
-                "event": "round", "time": 100.0 + 10 * done, "task": task, "round": round,
-                "server_round": done,
-                "clients": 8, "loss": 0.5, "accuracy": None, "seconds": 9.5, "failures": 0,
-            }  # fmt: skip
-        yield {
-            "event": "evaluation", "time": 101.0 + 10 * done, "task": task, "round": 2,
-            "accuracy": 0.75,
-            "accuracy_global": 0.5 if task else None, "forgetting": 0.125 if task else None,
-        }  # fmt: skip
-    yield {
-        "event": "failure",
-        "time": 150.0,
-        "reason": "client 3, task 1, round 2 (train): [boom]",
-    }
-    yield {"event": "warning", "time": 151.0, "reason": "nothing aggregated"}
-    yield {"event": "something_new", "time": 151.0}
-    yield {"event": "interrupted", "time": 152.0, "task": 1, "round": 2}
+            yield RoundEnded(
+                time=100.0 + 10 * done, task=task, round=round, server_round=done,
+                clients=8, loss=0.5, accuracy=math.nan, seconds=9.5, traffic={},
+            )  # fmt: skip
+        yield Evaluated(
+            time=101.0 + 10 * done, task=task, round=2, accuracy=0.75,
+            accuracy_global=0.5 if task else math.nan,
+            forgetting=0.125 if task else math.nan, per_task=(0.75,), seconds=1.0,
+        )  # fmt: skip
+    yield ClientFailed(
+        time=150.0, fault="failed", client=3, task=0, round=2, kind="train", tensor="",
+        reason="client 3, task 1, round 2 (train): [boom]",
+    )  # fmt: skip
+    yield Warned(time=151.0, reason="nothing aggregated")
+    yield OtherEvent(time=151.0, values={"event": "something_new"})
+    yield RunInterrupted(time=152.0, task=1, round=2)
+
+
+def at(seconds, event):
+    """The event of a run whose clients have devices, at a moment of virtual time."""
+    return replace(event, elapsed=VirtualTime(seconds, 0.0, seconds))
 
 
 def shown(terminal: bool, title: str = "") -> str:
@@ -68,11 +86,11 @@ def test_with_times_of_tasks_what_is_left_is_told_from_virtual_time():
     )
     stream = io.StringIO()
     with RunProgress(config, Console(file=stream, width=80)) as progress:
-        for event in [*events()][:3]:
-            progress({**event, "virtual_seconds": 20.0 * event.get("server_round", 0)})
-        progress(
-            {**[*events()][5], "virtual_seconds": 104.0}
-        )  # the last round takes longer than there is time
+        start, first, second, _, _, last, *_ = events()
+        progress(start)
+        progress(at(20.0, first))
+        progress(at(40.0, second))
+        progress(at(104.0, last))  # it takes longer than there is time
     assert stream.getvalue().splitlines() == [
         "[   10.0 s] task 1/2 round 1: loss 0.500, 8 clients, 9.5 s",
         "[   20.0 s] task 1/2 round 2: loss 0.500, 8 clients, 9.5 s; about 30.0 s left",
@@ -99,8 +117,8 @@ def test_a_terminal_gets_a_bar_and_the_evaluations():
 def test_accuracies_are_in_percent_and_one_client_is_one():
     stream = io.StringIO()
     with RunProgress(CONFIG, Console(file=stream, width=80)) as progress:
-        progress({**next(events()), "clients": 1})
-        progress({**[*events()][1], "clients": 1, "accuracy": 0.948})
+        progress(next(events()))
+        progress(replace([*events()][1], clients=1, accuracy=0.948))
     assert stream.getvalue().splitlines() == [
         "[   10.0 s] task 1/2 round 1/2: loss 0.500, training accuracy 94.8 %, 1 client, 9.5 s",
     ]

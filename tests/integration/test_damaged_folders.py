@@ -54,7 +54,7 @@ def folders(tmp_path_factory):
     base = tmp_path_factory.mktemp("runs")
 
     def stop(event):
-        if event["event"] == "round" and event["server_round"] == 4:
+        if event.event == "round" and event.server_round == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -114,7 +114,7 @@ def once(kind, task):
     seen = []
 
     def observe(event):
-        if event["event"] == kind and event["task"] == task and not seen:
+        if event.event == kind and event.task == task and not seen:
             seen.append(event)
             raise KeyboardInterrupt
 
@@ -197,7 +197,7 @@ def test_workers_killed_at_work_and_between_rounds_do_not_matter(
         os.kill(at_work[0], signal.SIGKILL)
 
     def kill_one(event):
-        if event["event"] == "round" and event["server_round"] in (
+        if event.event == "round" and event.server_round in (
             2,
             5,
         ):  # the one at work is killed in round 4

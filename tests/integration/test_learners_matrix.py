@@ -83,7 +83,7 @@ def interrupt(kind, task):
     left = [True]
 
     def observe(event):
-        if event["event"] == kind and event["task"] == task and left:
+        if event.event == kind and event.task == task and left:
             left.clear()
             raise KeyboardInterrupt
 

@@ -48,7 +48,7 @@ def stop_in(server_round):
     """An observer that ends a run as Ctrl-C does, in a round."""
 
     def observe(event):
-        if event["event"] == "round" and event["server_round"] == server_round:
+        if event.event == "round" and event.server_round == server_round:
             raise KeyboardInterrupt
 
     return observe

@@ -15,8 +15,9 @@ from fedknow.client.learners import list_learners
 from fedknow.client.state import StateLost, StateStore
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.recorder import Subscriber
 from fedknow.simulations.compare import compare
-from fedknow.simulations.simulate import Observer, simulate
+from fedknow.simulations.simulate import simulate
 
 SMALL = {
     "name": "small",
@@ -58,9 +59,9 @@ class Watched:
         self.events: list[str] = []
 
     @contextmanager
-    def __call__(self, config: ExperimentConfig, title: str) -> Iterator[Observer]:
+    def __call__(self, config: ExperimentConfig, title: str) -> Iterator[Subscriber]:
         self.titles.append(title)
-        yield lambda event: self.events.append(event["event"])
+        yield lambda event: self.events.append(event.event)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def test_a_half_finished_run_goes_on(compared, tmp_path):
     _, _, undisturbed = compared
 
     def stop(event):
-        if event["event"] == "task_end":
+        if event.event == "task_end":
             raise KeyboardInterrupt
 
     plan = read_config(SMALL, ["learner=fedrep"])

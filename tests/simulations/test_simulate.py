@@ -33,11 +33,11 @@ def test_a_run_leaves_everything_behind(tmp_path):
         "report.html",
         "plots",
     } <= names
-    assert [event["event"] for event in seen] == [
+    assert [event.event for event in seen] == [
         "start", *("round", "evaluation", "task_end") * 2, "end"
     ]  # fmt: skip
-    assert RunFolder.open(tmp_path / "run").events() == seen
-    assert result.summary["accuracy"] == seen[-1]["accuracy"]
+    assert RunFolder.open(tmp_path / "run").events() == [each.line() for each in seen]
+    assert result.summary["accuracy"] == seen[-1].accuracy
     # The configuration is complete: it can be given again as it stands.
     assert read_config(tmp_path / "run" / "config.toml") == resolve(read_config(SMALL))
 

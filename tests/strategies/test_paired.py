@@ -174,7 +174,7 @@ def test_what_a_strategy_knows_survives_an_interrupt(pair, tmp_path):
     config = experiment("learner=pair:Asks", "data.tasks=1")
 
     def stop(event):
-        if event["event"] == "round":
+        if event.event == "round":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

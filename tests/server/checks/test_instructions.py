@@ -96,7 +96,7 @@ def run(tmp_path):
         result = simulate(
             read_config(BASE, changes),
             tmp_path / name,
-            observers=[events.append],
+            observers=[lambda event: events.append(event.line())],
             report=False,
         )
         return result.arrays, events

@@ -201,7 +201,7 @@ def stop_at(place):
 def test_events_come_in_order_and_go_to_observers_too(rig):
     seen = []
     run = rig()
-    run.run(seen.append)
+    run.run(lambda event: seen.append(event.line()))
     task = ["round"] * 3 + ["evaluation", "task_end"]
     assert kinds(run.events) == ["start", *task, *task, "end"]
     assert seen == run.events

@@ -231,7 +231,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, changes, aft
 
     def stop(event):
         seen.append(event)
-        if sum(event["event"] == "round" for event in seen) == after:
+        if sum(event.event == "round" for event in seen) == after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -473,7 +473,7 @@ def test_a_stopped_asynchronous_run_goes_on_from_the_last_task(tmp_path, strateg
     seen = []
 
     def stop(event):
-        seen.append(event["event"])
+        seen.append(event.event)
         if "task_end" in seen and seen[-2:] == ["round", "round"]:
             raise KeyboardInterrupt
 

@@ -469,7 +469,7 @@ def test_a_resumed_run_has_the_same_clock(tmp_path):
     whole = run(tmp_path / "whole", *changes)
 
     def stop(event):
-        if event["event"] == "round" and event["server_round"] == 3:
+        if event.event == "round" and event.server_round == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -241,7 +241,7 @@ def test_a_run_with_a_single_last_sample_ends(tmp_path):
         config,
         tmp_path / "run",
         report=False,
-        observers=[lambda event: sizes.append(event)],
+        observers=[lambda event: sizes.append(event.line())],
     )
     assert [event for event in sizes if event["event"] == "end"]
     assert not [event for event in sizes if event["event"] in ("failure", "warning")]
