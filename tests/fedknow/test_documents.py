@@ -41,6 +41,10 @@ def slug(heading):
     return kept.replace(" ", "-")
 
 
+ROW = re.compile(r"^\| `[\w.]+` \| `([\w.]+)` \|$", re.M)
+"""A module that moved: its old name and its new one."""
+
+
 def exists(module):
     """Whether a dotted name is a module, or an object of one."""
     parts = module.removeprefix("fedknow.").split(".")
@@ -95,3 +99,10 @@ def test_named_files_exist(name):
 def test_named_modules_exist(name):
     modules = {text for text in codes(name) if MODULE.fullmatch(text)}
     assert [text for text in sorted(modules) if not exists(text)] == []
+
+
+def test_modules_that_moved_are_where_the_changelog_says():
+    page = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    modules = ROW.findall(page.partition("## Modules with new names")[2])
+    assert len(modules) > 30
+    assert [module for module in modules if not exists(module)] == []
