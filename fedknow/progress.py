@@ -116,16 +116,16 @@ class RunProgress:
             self._say(event, f"resumed after round {event.resumed_from}")
 
     def _show_round(self, event: RoundEnded) -> None:
-        done = min(self._done(event), self._whole)
-        self._pace.append((done, event.time))
-        left = self._left(done)
+        position = min(self._position(event), self._whole)
+        self._pace.append((position, event.time))
+        remaining = self._remaining(position)
         place = f"task {event.task + 1}/{self._tasks} round {event.round}{self._rounds}"
         if self._bar is not None:
             self._bar.update(
                 self._row,
-                completed=done,
+                completed=position,
                 description=self._prefix(f"{place} {self._accuracy}"),
-                left=left,
+                left=remaining,
             )
             return
         parts = []
@@ -135,7 +135,9 @@ class RunProgress:
         if not math.isnan(event.accuracy):
             parts.append(f"training accuracy {100 * event.accuracy:.1f} %")
         parts += [counted(event.clients, "client"), f"{event.seconds:.1f} s"]
-        self._say(event, f"{place}: {', '.join(parts)}{f'; {left}' if left else ''}")
+        if remaining:
+            parts[-1] += f"; {remaining}"
+        self._say(event, f"{place}: {', '.join(parts)}")
 
     def _show_evaluation(self, event: Evaluated) -> None:
         self._accuracy = f"accuracy {100 * event.accuracy:.1f} %"
@@ -149,18 +151,21 @@ class RunProgress:
                 text += f", {name} {100 * value:.1f} %"
         self._say(event, text)
 
-    def _done(self, event: RoundEnded) -> float:
-        """How far the run is, in rounds or in virtual seconds."""
+    def _position(self, event: RoundEnded) -> float:
+        """Return how far the run is, in rounds or in virtual seconds."""
         if not self._is_timed or event.elapsed is None:
             return float(event.server_round)
         return event.elapsed.virtual_seconds
 
-    def _left(self, done: float) -> str:
-        """Time left from the pace of the latest rounds, evaluations between them included."""
-        (first, since), (last, now) = self._pace[0], self._pace[-1]
-        if last == first:
+    def _remaining(self, position: float) -> str:
+        """Estimate the time left from the pace of the latest rounds."""
+        start, start_time = self._pace[0]
+        end, end_time = self._pace[-1]
+        if end == start:
             return ""
-        return f"about {duration((now - since) / (last - first) * (self._whole - done))} left"
+        # Evaluations between these rounds count too, as they will between later ones.
+        pace = (end_time - start_time) / (end - start)
+        return f"about {duration(pace * (self._whole - position))} left"
 
     def _say(self, event: Event, text: str, style: str = "") -> None:
         clock = event.time - self._started

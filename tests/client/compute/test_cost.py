@@ -369,17 +369,18 @@ def test_what_is_asked_for_without_a_meter_is_charged_to_the_message_under_way()
     assert meter.cost.flops == 2 * 16 + 5
 
 
+def leave_by_error(meter, loop):
+    with meter.message(), meter.part():
+        for _ in loop:
+            raise RuntimeError("no more")
+
+
 def test_a_loop_that_an_error_leaves_ends_its_part():
     meter = Meter()
     for n in (2, 3):
-        with (
-            pytest.raises(RuntimeError, match="no more"),
-            meter.message(),
-            meter.part(),
-        ):
-            loop = cost.each((n, n), "loop")
-            for _ in loop:
-                raise RuntimeError("no more")
+        loop = cost.each((n, n), "loop")
+        with pytest.raises(RuntimeError, match="no more"):
+            leave_by_error(meter, loop)
         assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
         assert not meter.parts
         del loop
