@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, closest
 from fedknow.protocols.values import is_finite, show
 
@@ -38,6 +39,9 @@ def is_reference(name: str) -> bool:
 def load_object(reference: str, key: str) -> Any:
     """Import what ``module:name`` names; modules in the current folder are found too.
 
+    An object that a Python program gave (:mod:`fedknow.protocols.parts`) is found before any
+    import.
+
     Parameters
     ----------
     reference : str
@@ -50,7 +54,15 @@ def load_object(reference: str, key: str) -> Any:
     ConfigError
         If the text is not ``module:name``, the module cannot be imported or has no such name.
     """
+    if (part := parts.find(reference)) is not None:
+        return part
     module_name, colon, path = reference.partition(":")
+    if module_name == "__main__" and path:
+        raise ConfigError(
+            f"{key} = {reference!r}: this part was defined in a notebook or script and is not in "
+            "this process; go on from Python, with the same object given again, or move it to "
+            f"a module and set {key} = 'module:{path}'"
+        )
     if not (colon and module_name and path):
         raise ConfigError(
             f"{key} = {reference!r}: write module:name, for example my_module:MyClass"

@@ -117,6 +117,12 @@ class Plot:
             figure.savefig(buffer, format="svg", transparent=True)
         return _for_page(buffer.getvalue(), self)
 
+    def figure(self) -> Figure:
+        """Draw it as a figure of matplotlib, which a notebook shows."""
+        with self._drawn() as figure:
+            figure.suptitle(self.title)
+            return figure
+
     @contextmanager
     def _drawn(self) -> Iterator[Figure]:
         with matplotlib.rc_context(STYLE):

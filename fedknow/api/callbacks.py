@@ -1,0 +1,219 @@
+"""What a program can do while a run goes on: callbacks.
+
+A callback sees each event after it has been recorded. It cannot change a number. It can stop
+the run, which then can be resumed.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fedknow.protocols.config import ConfigError
+
+__all__ = ["Callback", "EarlyStopping", "KeepBest", "StopRun"]
+
+Event = Mapping[str, Any]
+
+
+class StopRun(KeyboardInterrupt):
+    """Raised in a callback to stop the run, as Ctrl-C does.
+
+    The run keeps its last complete round and can be resumed.
+    """
+
+
+class Callback:
+    """Follows a run; override the methods you need.
+
+    Each method gets one event: a mapping with ``event``, ``time`` and the fields that
+    :mod:`fedknow.server.run.experiment` lists. Tasks count from 0, rounds from 1.
+
+    Attributes
+    ----------
+    folder : Path
+        The run folder; set when the run starts.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> class Losses(fedknow.Callback):
+    ...     def __init__(self):
+    ...         self.losses = []
+    ...     def on_round_end(self, event):
+    ...         self.losses.append(event["loss"])
+    """
+
+    folder: Path
+    methods: ClassVar[Mapping[str, str]] = {
+        "start": "on_start",
+        "round": "on_round_end",
+        "evaluation": "on_evaluation_end",
+        "task_end": "on_task_end",
+        "failure": "on_failure",
+        "warning": "on_warning",
+        "end": "on_end",
+    }
+
+    def on_event(self, event: Event) -> None:
+        """Follow any event, before the method for its kind."""
+
+    def on_start(self, event: Event) -> None:
+        """Follow the start of the run, or of its resumption."""
+
+    def on_round_end(self, event: Event) -> None:
+        """Follow a round whose updates are aggregated."""
+
+    def on_evaluation_end(self, event: Event) -> None:
+        """Follow an evaluation of all clients."""
+
+    def on_task_end(self, event: Event) -> None:
+        """Follow the end of a task."""
+
+    def on_failure(self, event: Event) -> None:
+        """Follow a client's failure."""
+
+    def on_warning(self, event: Event) -> None:
+        """Follow a warning."""
+
+    def on_end(self, event: Event) -> None:
+        """Follow the end of the run."""
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event to the methods above."""
+        self.on_event(event)
+        if (method := self.methods.get(event["event"])) is not None:
+            getattr(self, method)(event)
+
+
+class EarlyStopping(Callback):
+    """Stop the run when a measure has not improved for some evaluations of a task.
+
+    Parameters
+    ----------
+    measure : str
+        A number of the evaluation's event: ``accuracy``, ``accuracy_global``, ``forgetting``.
+    patience : int
+        Evaluations without improvement after which the run stops. Within tasks they happen
+        where ``evaluation.every`` says so.
+    min_delta : float
+        The least change that counts as an improvement.
+    mode : {"max", "min"}
+        Whether larger or smaller is better.
+
+    Raises
+    ------
+    ConfigError
+        If ``patience`` is below 1 or ``mode`` is another word.
+    """
+
+    def __init__(
+        self,
+        measure: str = "accuracy",
+        patience: int = 3,
+        min_delta: float = 0.0,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        if patience < 1:
+            raise ConfigError(f"patience = {patience}: must be at least 1")
+        if mode not in ("max", "min"):
+            raise ConfigError(f"mode = {mode!r}: must be 'max' or 'min'")
+        self.measure = measure
+        self.patience = patience
+        self.min_delta = min_delta
+        self.mode = mode
+        self._reset(-1)
+
+    def _reset(self, task: int) -> None:
+        self._task = task
+        self._best = -math.inf
+        self._waited = 0
+
+    def on_start(self, event: Event) -> None:
+        """Begin anew."""
+        self._reset(-1)
+
+    def on_evaluation_end(self, event: Event) -> None:
+        """Compare with the best so far; stop where patience is over."""
+        if (
+            event["task"] != self._task
+        ):  # a new task makes the average fall: no reason to stop
+            self._reset(event["task"])
+        value = _number(event, self.measure)
+        score = value if self.mode == "max" else -value
+        if score > self._best + self.min_delta:
+            self._best = score
+            self._waited = 0
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            raise StopRun(
+                f"{self.measure} has not improved for {self._waited} evaluations of task {self._task + 1}"
+            )
+
+
+class KeepBest(Callback):
+    """Keep the global model of the best evaluation in ``best/`` of the run folder.
+
+    ``best/arrays.safetensors`` holds its parameters by name; :meth:`fedknow.Run.model` gives
+    it with ``best=True``.
+
+    Parameters
+    ----------
+    measure : str
+        A number of the evaluation's event.
+    mode : {"max", "min"}
+        Whether larger or smaller is better.
+    """
+
+    def __init__(
+        self, measure: str = "accuracy_global", mode: Literal["max", "min"] = "max"
+    ) -> None:
+        self.measure = measure
+        self.mode = mode
+        self.best = -math.inf
+        self._is_pending = False
+
+    def on_start(self, event: Event) -> None:
+        """Begin anew."""
+        self.best = -math.inf
+        self._is_pending = False
+
+    def on_event(self, event: Event) -> None:
+        """Copy the checkpoint that follows the best evaluation.
+
+        The checkpoint of a round is written after its evaluation, and before the next event.
+        """
+        if self._is_pending and event["event"] != "task_end":
+            self._copy()
+            self._is_pending = False
+
+    def on_evaluation_end(self, event: Event) -> None:
+        """Note whether this evaluation is the best so far."""
+        value = _number(event, self.measure)
+        score = value if self.mode == "max" else -value
+        if score > self.best:
+            self.best = score
+            self._is_pending = True
+
+    def _copy(self) -> None:
+        checkpoints = self.folder / "checkpoint"
+        latest = (checkpoints / "latest").read_text("utf-8").strip()
+        target = self.folder / "best"
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(
+            checkpoints / latest / "arrays.safetensors", target / "arrays.safetensors"
+        )
+
+
+def _number(event: Event, measure: str) -> float:
+    if measure not in event:
+        numbers = [key for key, value in event.items() if isinstance(value, float)]
+        raise ConfigError(
+            f"measure = {measure!r}: an evaluation has no such number; it has: {', '.join(numbers)}"
+        )
+    value = event[measure]
+    return -math.inf if value is None else float(value)

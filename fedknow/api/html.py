@@ -1,0 +1,70 @@
+"""How runs and comparisons look in a notebook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from fedknow.server.reports.groups import Group
+from fedknow.server.reports.measures import known
+from fedknow.server.reports.summary import Summary
+
+__all__ = ["comparison_html", "run_html"]
+
+_SHOWN = 8
+"""Measures of a run that are shown; the report has them all."""
+
+
+def run_html(run: Summary, path: str) -> str:
+    """Return a small page about one run."""
+    values = run.measures()
+    rows = [
+        (measure.title, measure.text(values[measure.key]))
+        for measure in known([values])[:_SHOWN]
+    ]
+    title = f"{run.config.name} with {run.config.learner.name} ({run.status})"
+    parts = [
+        f"<p><b>{escape(title)}</b><br><code>{escape(path)}</code></p>",
+        _table([], rows),
+    ]
+    if run.tasks:
+        parts.append("<p>Accuracy (%) on each task (row) after each task (column)</p>")
+        parts.append(_matrix(run.personal.matrix))
+    return "".join(parts)
+
+
+def comparison_html(groups: Sequence[Group]) -> str:
+    """Return a table with a row for each method and a column for each of the first measures."""
+    values = [run.measures() for group in groups for run in group.runs]
+    measures = known(values)[:_SHOWN]
+    heads = ["method", "seeds", *(measure.title for measure in measures)]
+    rows = [
+        (
+            group.label,
+            str(len(group.runs)),
+            *(measure.text(group.estimate(measure.key).mean) for measure in measures),
+        )
+        for group in groups
+    ]
+    return _table(heads, rows)
+
+
+def _matrix(matrix: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> str:
+    tasks = range(1, matrix.shape[1] + 1)
+    rows = [
+        (f"task {task}", *("" if math.isnan(x) else f"{100 * x:.1f}" for x in row))
+        for task, row in zip(tasks, matrix, strict=False)
+    ]
+    return _table(["", *(f"after {task}" for task in tasks)], rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    lines = [f"<thead><tr>{head}</tr></thead>"] if heads else []
+    for row in rows:
+        cells = "".join(f"<td>{escape(text)}</td>" for text in row)
+        lines.append(f"<tr>{cells}</tr>")
+    return f"<table>{''.join(lines)}</table>"

@@ -1,0 +1,118 @@
+"""Learners, strategies, models and data sets given as objects: their names in a configuration."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fedknow.client.data import Dataset
+from fedknow.client.learners import LEARNERS
+from fedknow.client.models.split import SplitModel
+from fedknow.protocols.config import ConfigError
+from fedknow.protocols.parts import name_part
+
+__all__ = ["SECTIONS", "named"]
+
+SECTIONS = ("learner", "strategy", "model", "data")
+"""Sections of a configuration that name a part."""
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """Makes copies of a network that was given as an object."""
+
+    model: nn.Module
+
+    def __call__(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """Copy the network, weights included; ``shape`` and ``classes`` are checked later."""
+        return copy.deepcopy(self.model)
+
+
+@dataclass(frozen=True)
+class GivenStrategy:
+    """Makes copies of a strategy that was given as an object."""
+
+    strategy: Any
+
+    def __call__(self) -> Any:
+        """Copy the strategy, so that each run starts from the state it was given in."""
+        return copy.deepcopy(self.strategy)
+
+
+@dataclass(frozen=True, eq=False)
+class GivenData:
+    """Gives a data set that was given as an object."""
+
+    dataset: Dataset
+
+    def __call__(self, config: Any) -> Dataset:
+        """Return the data set; nothing writes to it."""
+        return self.dataset
+
+
+def named(section: str, value: Any) -> Any:
+    """Put names where a section of a configuration has objects.
+
+    Parameters
+    ----------
+    section : str
+        One of :data:`SECTIONS`.
+    value : object
+        Text, a class, a function, an object, or a table of settings whose ``name`` is one of
+        these.
+
+    Returns
+    -------
+    str or dict
+        What a configuration can hold.
+
+    Raises
+    ------
+    ConfigError
+        If the object is of a kind that this section cannot use.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        table = dict(value)
+        if "name" in table:
+            table["name"] = named(section, table["name"])
+        return table
+    return _registered(section, value)
+
+
+def _registered(section: str, part: Any) -> str:
+    if section == "learner" and isinstance(part, type):
+        # A built-in class goes by its short name, which reports and rivals know.
+        short = [name for name, kind in LEARNERS.items() if kind is part]
+        return short[0] if short else name_part(part)
+    if isinstance(part, type) or (callable(part) and not isinstance(part, nn.Module)):
+        return name_part(part)
+    kind = type(part).__qualname__
+    if section == "model" and isinstance(part, nn.Module):
+        return name_part(GivenModel(_split(part)), kind)
+    if section == "data" and isinstance(part, Dataset):
+        return name_part(GivenData(part), kind)
+    if section == "strategy" and hasattr(part, "configure_train"):
+        return name_part(GivenStrategy(part), kind)
+    expected = {
+        "learner": "a name, or a class derived from fedknow.Learner",
+        "strategy": "a name, a class or an instance of a Flower strategy",
+        "model": "a name, a function of shape and classes, or an nn.Module with body and head",
+        "data": "a name, a function of the configuration, or a fedknow.Dataset",
+    }
+    raise ConfigError(
+        f"{section} = {part!r:.80}: is a {kind}; it must be {expected[section]}"
+    )
+
+
+def _split(model: nn.Module) -> nn.Module:
+    """Tell body and head apart in a plain sequence of layers that ends in a linear one."""
+    if hasattr(model, "body") or not isinstance(model, nn.Sequential) or len(model) < 2:
+        return model
+    head = model[-1]
+    return SplitModel(model[:-1], head) if isinstance(head, nn.Linear) else model
