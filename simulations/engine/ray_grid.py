@@ -26,6 +26,7 @@ from ray.exceptions import (
 
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
+from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Mean, Message, client_of, nbytes
 from fedknow.server.checks.replies import RunError
@@ -269,7 +270,10 @@ class RayGrid(MessageGrid):
         actor = ray.remote(Worker).options(
             num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0
         )
-        return cast("ActorHandle[Worker]", actor.remote(config, stream, folder, node))
+        return cast(
+            "ActorHandle[Worker]",
+            actor.remote(config, stream, folder, node, parts.snapshot()),
+        )
 
     def _wait(self, starting: list[ray.ObjectRef]) -> None:
         while starting:

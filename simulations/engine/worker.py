@@ -17,6 +17,7 @@ import torch
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.host import Answerer, Host
 from fedknow.client.state import StateStore
+from fedknow.protocols import parts
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Arrays, Mean, Message, Record
 from fedknow.server.checks.replies import Inspector
@@ -260,8 +261,10 @@ class Worker:
         stream: TaskStream,
         folder: Path,
         node: NodeFactory | None = None,
+        objects: Mapping[str, Any] | None = None,
     ) -> None:
         torch.set_num_threads(1)
+        parts.restore(objects or {})  # a notebook's classes are in no module here
         self._made_from = config, stream, folder, node
         self._host: Host | None = None
         self._shared: dict[str, Arrays] = {}

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+import fedknow
+from fedknow.client.learners.gem import Gem
+
+
+def test_sections_and_keys_change_a_preset():
+    config = fedknow.experiment(
+        "digits", seed=np.int64(4), train={"rounds": 7, "lr": 0.5}
+    )
+    assert (config.seed, config.train.rounds, config.train.lr) == (4, 7, 0.5)
+    assert config.train.epochs == fedknow.experiment("digits").train.epochs
+
+
+def test_a_table_a_file_and_a_configuration_say_the_same(tmp_path):
+    table = {"name": "mine", "seed": 2, "learner": {"name": "gem", "margin": 0.25}}
+    config = fedknow.experiment(table)
+    file = tmp_path / "mine.toml"
+    file.write_text(config.to_toml())
+    assert fedknow.experiment(file) == fedknow.experiment(str(file)) == config
+    assert fedknow.experiment(config) == config
+    assert config.learner.options["margin"] == 0.25
+
+
+def test_a_builtin_class_goes_by_its_short_name():
+    config = fedknow.experiment(learner={"name": Gem, "margin": 0.1})
+    assert (config.learner.name, config.learner.options) == ("gem", {"margin": 0.1})
+
+
+def test_other_parts_lose_the_settings_of_the_part_before():
+    config = fedknow.experiment(learner={"name": "gem", "margin": 0.1})
+    assert fedknow.experiment(config, learner="ewc").learner.options == {}
+
+
+def test_objects_get_names():
+    class Mine(fedknow.Learner):
+        """Mine."""
+
+    config = fedknow.experiment(
+        learner=Mine,
+        strategy=FedAvg(),
+        model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+    )
+    assert config.learner.name.startswith("__main__:")
+    assert config.strategy.name == "__main__:FedAvg"
+    assert config.model.name == "__main__:Sequential"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"learner": 3}, ["learner = 3", "fedknow.Learner"]),
+        ({"model": 3.5}, ["model = 3.5", "nn.Module"]),
+        (
+            {"train": {"rounds": object()}},
+            ["train.rounds", "cannot stand in a configuration"],
+        ),
+        ({"train": {"runds": 3}}, ["train.runds", "rounds"]),
+        ({"sead": 3}, ["sead", "seed"]),
+        ({"seed": float("nan")}, ["seed"]),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, parts):
+    with pytest.raises(fedknow.ConfigError) as error:
+        fedknow.experiment("digits", **changes)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_path_is_text_in_the_configuration(tmp_path):
+    assert fedknow.experiment(data={"dir": Path(tmp_path)}).data.dir == str(tmp_path)
