@@ -1,1 +1,1 @@
-"""What Python programs and notebooks use; :mod:`fedknow` gives it under its own name."""
+"""The interface for Python programs; :mod:`fedknow` re-exports it."""

@@ -90,7 +90,7 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Stop the run when a measure has not improved for some evaluations of a task.
+    """Stop a run whose measure has not improved for some evaluations.
 
     Parameters
     ----------
@@ -156,7 +156,9 @@ class EarlyStopping(Callback):
 
 
 class KeepBest(Callback):
-    """Keep the global model of the best evaluation in ``best/`` of the run folder.
+    """Keep the global model of the best evaluation.
+
+    It lies in ``best/`` of the run folder.
 
     ``best/arrays.safetensors`` holds its parameters by name; :meth:`fedknow.Run.model` gives
     it with ``best=True``.

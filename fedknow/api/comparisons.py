@@ -61,11 +61,11 @@ class ComparedRuns:
         """
         import pandas  # optional: groups and runs serve without it
 
-        rows = [
-            {"method": group.label, "seed": run.config.seed, **run.measures()}
-            for group in self.groups
-            for run in group.runs
-        ]
+        rows: list[dict[str, Any]] = []
+        for group in self.groups:
+            for run in group.runs:
+                row = {"method": group.label, "seed": run.config.seed}
+                rows.append(row | run.measures())
         return pandas.DataFrame(rows)
 
     def plot(self, name: str = "accuracy") -> Figure:

@@ -1,4 +1,4 @@
-"""Configurations from what a Python program has: names, files, tables and objects."""
+"""Make configurations of names, files, tables and objects."""
 
 from __future__ import annotations
 
@@ -47,11 +47,9 @@ def experiment(
     >>> config.seed, config.train.rounds, config.data.name
     (3, 1, 'digits')
     """
-    texts = [
-        _assignment(key, value)
-        for section, change in changes.items()
-        for key, value in _settings(section, change)
-    ]
+    texts: list[str] = []
+    for section, change in changes.items():
+        texts += [_assignment(key, value) for key, value in _settings(section, change)]
     if isinstance(base, ExperimentConfig):
         return read_config(_tree(base), texts, called="the configuration")
     if isinstance(base, Mapping):

@@ -37,33 +37,34 @@ def run_html(run: Summary, path: str) -> str:
 
 
 def comparison_html(groups: Sequence[Group]) -> str:
-    """Return a table with a row for each method and a column for each of the first measures."""
-    values = [run.measures() for group in groups for run in group.runs]
+    """Return a table with a row for each method."""
+    values: list[dict[str, float]] = []
+    for group in groups:
+        values += [run.measures() for run in group.runs]
     measures = known(values)[:_SHOWN]
     heads = ["method", "seeds", *(measure.title for measure in measures)]
-    rows = [
-        (
-            group.label,
-            str(len(group.runs)),
-            *(measure.text(group.estimate(measure.key).mean) for measure in measures),
-        )
-        for group in groups
-    ]
+    rows: list[list[str]] = []
+    for group in groups:
+        means = [measure.text(group.estimate(measure.key).mean) for measure in measures]
+        rows.append([group.label, str(len(group.runs)), *means])
     return _table(heads, rows)
 
 
 def _matrix(matrix: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> str:
     tasks = range(1, matrix.shape[1] + 1)
-    rows = [
-        (f"task {task}", *("" if math.isnan(x) else f"{100 * x:.1f}" for x in row))
-        for task, row in zip(tasks, matrix, strict=False)
-    ]
+    rows: list[list[str]] = []
+    for task, row in zip(tasks, matrix, strict=False):
+        # A task has no accuracy before it was learned.
+        cells = ["" if math.isnan(value) else f"{100 * value:.1f}" for value in row]
+        rows.append([f"task {task}", *cells])
     return _table(["", *(f"after {task}" for task in tasks)], rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    lines = [f"<thead><tr>{head}</tr></thead>"] if heads else []
+    lines: list[str] = []
+    if heads:
+        head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+        lines.append(f"<thead><tr>{head}</tr></thead>")
     for row in rows:
         cells = "".join(f"<td>{escape(text)}</td>" for text in row)
         lines.append(f"<tr>{cells}</tr>")

@@ -1,4 +1,4 @@
-"""Learners, strategies, models and data sets given as objects: their names in a configuration."""
+"""Names for learners, strategies, models and data given as objects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GivenModel:
     model: nn.Module
 
     def __call__(self, shape: tuple[int, ...], classes: int) -> nn.Module:
-        """Copy the network, weights included; ``shape`` and ``classes`` are checked later."""
+        """Copy the network with its weights."""  # its sizes are checked later
         return copy.deepcopy(self.model)
 
 
@@ -39,7 +39,7 @@ class GivenStrategy:
     strategy: Any
 
     def __call__(self) -> Any:
-        """Copy the strategy, so that each run starts from the state it was given in."""
+        """Copy the strategy: each run starts from its first state."""
         return copy.deepcopy(self.strategy)
 
 
@@ -85,33 +85,45 @@ def named(section: str, value: Any) -> Any:
     return _registered(section, value)
 
 
+_EXPECTED = {
+    "learner": "a name, or a class derived from fedknow.Learner",
+    "strategy": "a name, a class or an instance of a Flower strategy",
+    "model": "a name, a function of shape and classes, or an nn.Module with body and head",
+    "data": "a name, a function of the configuration, or a fedknow.Dataset",
+}
+
+
 def _registered(section: str, part: Any) -> str:
     if section == "learner" and isinstance(part, type):
         # A built-in class goes by its short name, which reports and rivals know.
         short = [name for name, kind in LEARNERS.items() if kind is part]
         return short[0] if short else name_part(part)
-    if isinstance(part, type) or (callable(part) and not isinstance(part, nn.Module)):
-        return name_part(part)
     kind = type(part).__qualname__
-    if section == "model" and isinstance(part, nn.Module):
-        return name_part(GivenModel(_split(part)), kind)
-    if section == "data" and isinstance(part, Dataset):
-        return name_part(GivenData(part), kind)
-    if section == "strategy" and hasattr(part, "configure_train"):
-        return name_part(GivenStrategy(part), kind)
-    expected = {
-        "learner": "a name, or a class derived from fedknow.Learner",
-        "strategy": "a name, a class or an instance of a Flower strategy",
-        "model": "a name, a function of shape and classes, or an nn.Module with body and head",
-        "data": "a name, a function of the configuration, or a fedknow.Dataset",
-    }
+    if (maker := _maker(section, part)) is not None:
+        return name_part(maker, kind)
+    # A network is callable too, but calling it makes no network.
+    if callable(part) and not isinstance(part, nn.Module):
+        return name_part(part)
     raise ConfigError(
-        f"{section} = {part!r:.80}: is a {kind}; it must be {expected[section]}"
+        f"{section} = {part!r:.80}: is a {kind}; it must be {_EXPECTED[section]}"
     )
 
 
+def _maker(section: str, part: Any) -> Any | None:
+    """Return what copies an instance of the section's kind, if it is one."""
+    if isinstance(part, type):
+        return None
+    if section == "model" and isinstance(part, nn.Module):
+        return GivenModel(_split(part))
+    if section == "data" and isinstance(part, Dataset):
+        return GivenData(part)
+    if section == "strategy" and hasattr(part, "configure_train"):
+        return GivenStrategy(part)
+    return None
+
+
 def _split(model: nn.Module) -> nn.Module:
-    """Tell body and head apart in a plain sequence of layers that ends in a linear one."""
+    """Split a sequence of layers before its last one, if that is linear."""
     if hasattr(model, "body") or not isinstance(model, nn.Sequential) or len(model) < 2:
         return model
     head = model[-1]

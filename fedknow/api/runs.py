@@ -132,17 +132,17 @@ class Run:
 
     @property
     def status(self) -> str:
-        """Tell how the run stands: ``complete``, ``interrupted`` or ``unfinished``."""
+        """The run's state: ``complete``, ``interrupted`` or ``unfinished``."""
         return self.summary.status
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """All raw accuracies; :meth:`fedknow.server.run.folder.RunFolder.accuracy` lists them."""
+        """All raw arrays (:meth:`fedknow.server.run.folder.RunFolder.accuracy`)."""
         return self._folder.accuracy()
 
     @property
     def accuracy(self) -> np.ndarray[Any, Any]:
-        """Accuracy of each client's own model: float64 [client, seen, trained], 0 to 1."""
+        """Accuracy of the clients' models: float64 [client, seen, trained]."""
         return self.arrays["personal"]
 
     @property
@@ -161,7 +161,7 @@ class Run:
         return self._folder.events()
 
     def matrix(self, global_model: bool = False) -> np.ndarray[Any, Any]:
-        """Return the accuracy on each task after each task: float64 [seen, trained]."""
+        """Return accuracy on each task after each: float64 [seen, trained]."""
         scoring = self.summary.global_model if global_model else self.summary.personal
         if scoring is None:
             raise ConfigError(
@@ -234,8 +234,8 @@ class Run:
         }
         if client is not None:
             learner.load_state_dict(self._state(client, checkpoint))
-        elif kept := self._mean_kept(checkpoint):
-            learner.load_kept(kept)
+        elif local := self._mean_kept(checkpoint):
+            learner.load_kept(local)
         # After the state: what travels is the server's.
         learner.receive(shared)
         return copy.deepcopy(learner.model).eval()
@@ -247,8 +247,8 @@ class Run:
         total: dict[str, torch.Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
         for client, weight in enumerate(weights / max(weights.sum(), 1)):
-            kept = self._state(client, checkpoint).get("kept", {})
-            for name, value in kept.items():
+            local = self._state(client, checkpoint).get("kept", {})
+            for name, value in local.items():
                 dtypes[name] = value.dtype
                 # In double precision, so that the order of clients does not matter.
                 part = value.double() * weight
@@ -295,7 +295,7 @@ class Run:
         )
 
     def _repr_html_(self) -> str:
-        """Show the run in a notebook: its measures, and accuracy on each task after each task."""
+        """Show measures and the accuracy matrix in a notebook."""
         from fedknow.api.html import run_html
 
         return run_html(self.summary, str(self.path))
