@@ -4,7 +4,7 @@ Usage: ``python tools/style.py [--known FILE] [PATH ...]``. Each offence is one 
 line, rule, name. The last line measures the product code. Tests and generated files are
 not checked. CONTRIBUTING.md explains the rules.
 
-A file of known offences holds lines ``FOLDER RULE COUNT``. That many are allowed there and
+A file of known offences holds lines ``RULE COUNT``. That many are allowed and
 no more, so that the list can only shrink. ``--write`` lowers its counts to those of today.
 The exit code is 1 if there are more offences than known ones.
 """
@@ -59,7 +59,7 @@ FUNCTION_WORDS = frozenset(
 )
 
 Offence = tuple[int, str, str]
-Baseline = Mapping[tuple[str, str], int]
+Baseline = Mapping[str, int]
 
 
 def complexity(function: ast.AST) -> int:
@@ -216,11 +216,11 @@ def python_files(folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Return how many offences of a rule are known in a folder."""
+    """Return how many offences of each rule are known."""
     baseline = {}
     for line in path.read_text("utf-8").splitlines():
-        folder, rule, count = line.split()
-        baseline[folder, rule] = int(count)
+        rule, count = line.split()
+        baseline[rule] = int(count)
     return baseline
 
 
@@ -228,7 +228,7 @@ def write_baseline(path: Path, counts: Baseline) -> None:
     """Lower the counts of the file to those given; none is ever raised."""
     baseline = read_baseline(path)
     lowered = {key: min(count, counts.get(key, 0)) for key, count in baseline.items()}
-    lines = [f"{' '.join(key)} {count}\n" for key, count in lowered.items() if count]
+    lines = [f"{key} {count}\n" for key, count in lowered.items() if count]
     path.write_text("".join(lines), "utf-8")
 
 
@@ -248,19 +248,17 @@ def measure(folders: Sequence[Path]) -> list[str]:
     return complaints
 
 
-def offences_by_group(folders: Iterable[Path]) -> dict[tuple[str, str], list[str]]:
-    """Return the lines to print, by top folder and rule."""
-    groups: dict[tuple[str, str], list[str]] = {}
+def offences_by_rule(folders: Iterable[Path]) -> dict[str, list[str]]:
+    """Return the lines to print, by rule."""
+    groups: dict[str, list[str]] = {}
     for path in python_files(folders):
         for line, rule, name in check(path):
             row = f"{path}:{line}: {rule} {name}".rstrip()
-            groups.setdefault((path.parts[0], rule), []).append(row)
+            groups.setdefault(rule, []).append(row)
     return groups
 
 
-def print_grown(
-    groups: Mapping[tuple[str, str], list[str]], baseline: Baseline
-) -> bool:
+def print_grown(groups: Mapping[str, list[str]], baseline: Baseline) -> bool:
     """Print the groups that exceed their baseline; return if any does."""
     is_grown = False
     for key, rows in groups.items():
@@ -279,7 +277,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--write", action="store_true", help="lower the known counts")
     options = parser.parse_args(arguments)
     baseline = read_baseline(options.known) if options.known else {}
-    groups = offences_by_group(options.paths or map(Path, FOLDERS))
+    groups = offences_by_rule(options.paths or map(Path, FOLDERS))
     is_grown = print_grown(groups, baseline)
     counts = {key: len(rows) for key, rows in groups.items()}
     if options.write and options.known:
