@@ -1,4 +1,4 @@
-"""Aggregation strategies: Flower's by name, a user's own by ``module:Class``."""
+"""Aggregation strategies by name, and a user's own by ``module:Class``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making the strategy that a configuration names."""
+"""Build the strategy that a configuration names."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fedknow.strategies.registry import (
     Builtin,
     find_strategy,
 )
-from fedknow.strategies.unsuited import PORTING, check_suited, is_of_the_old_api
+from fedknow.strategies.unsuited import PORTING, check_suited, is_of_old_interface
 
-__all__ = ["Recipe", "build_strategy", "option_names"]
+__all__ = ["Recipe", "build_strategy", "is_variadic", "option_names"]
 
 Parameters = dict[str, inspect.Parameter]
 
@@ -53,7 +53,7 @@ def build_strategy(config: StrategyConfig, clients: int | None = None) -> Strate
         refuses a value.
     """
     recipe = Recipe.read(config.name)
-    options = recipe.checked(config.options)
+    options = recipe.complete(config.options)
     strategy = recipe.make(options, config.options)
     if clients is not None:
         check_population(strategy, clients, config.name)
@@ -68,12 +68,24 @@ def option_names(name: str) -> list[str]:
     ConfigError
         If there is no such strategy.
     """
-    return list(Recipe.read(name).known)
+    return list(Recipe.read(name).parameters)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a strategy is made: the callables, and the options that each of them takes."""
+    """How a strategy is made.
+
+    Attributes
+    ----------
+    name : str
+        As configured.
+    builtin : Builtin or None
+        ``None``: a user's own.
+    factory : callable
+        Makes the strategy.
+    inner, outer : dict
+        The options of the factory, and those of the wrapper around its strategy.
+    """
 
     name: str
     builtin: Builtin | None
@@ -90,58 +102,69 @@ class Recipe:
             return cls(name, None, factory, _parameters(factory), {})
         wrapper = builtin.wrapper
         outer = _parameters(wrapper, OBJECTS) if wrapper else {}
-        return cls(
-            name,
-            builtin,
-            builtin.strategy,
-            _parameters(builtin.strategy, OBJECTS),
-            outer,
-        )
+        inner = _parameters(builtin.strategy, OBJECTS)
+        return cls(name, builtin, builtin.strategy, inner, outer)
 
     @property
-    def known(self) -> Parameters:
-        """All options."""
+    def parameters(self) -> Parameters:
+        """All options, the wrapper's first."""
         return self.outer | self.inner
 
-    def checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The options to make it with: those given, checked, and our defaults."""
-        options = self._without_short_names(given)
+    def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a user's settings and add the defaults of our experiments.
+
+        Returns
+        -------
+        dict
+            The arguments of the constructors.
+
+        Raises
+        ------
+        ConfigError
+            If an option is unknown, missing or impossible.
+        """
+        options = self._without_short_names(settings)
         self._check_names(options)
-        check_options_finite(options, self.known, "strategy")
+        check_options_finite(options, self.parameters, "strategy")
         if self.builtin:
-            check_options(options, self.known)
-            ours = {key: value for key, value in DEFAULTS.items() if key in self.inner}
-            options = ours | dict(self.builtin.defaults) | options
+            check_options(options, self.parameters)
+            defaults = _subset(DEFAULTS, self.inner) | dict(self.builtin.defaults)
+            options = defaults | options
         else:
-            flowers = flower_parameters(self.factory)
-            check_options(
-                {key: options[key] for key in options if key in flowers}, flowers
-            )
+            # A user's class checks its own options, but Flower's constructor takes any value.
+            inherited = flower_parameters(self.factory)
+            check_options(_subset(options, inherited), inherited)
         self._check_complete(options)
         return options
 
-    def make(self, options: Mapping[str, Any], given: Mapping[str, Any]) -> Strategy:
-        """Call the constructors; ``given`` is what the user set, for the message."""
-        inner = {key: value for key, value in options.items() if key not in self.outer}
-        outer = {key: value for key, value in options.items() if key in self.outer}
+    def make(self, options: Mapping[str, Any], settings: Mapping[str, Any]) -> Strategy:
+        """Make the strategy.
+
+        Parameters
+        ----------
+        options : mapping
+            The arguments of the constructors.
+        settings : mapping
+            The options that the user set, for the message.
+
+        Raises
+        ------
+        ConfigError
+            If a constructor refuses a value, or does not make a strategy that can run here.
+        """
         try:
-            with quiet_flower():
-                strategy = self.factory(**inner)
-                if self.builtin and self.builtin.wrapper:
-                    strategy = self.builtin.wrapper(strategy, **outer)
+            strategy = self._construct(options)
         except PASSED_ON:
             raise
-        except (
-            BaseException
-        ) as error:  # Flower's raise TypeError and ValueError, a user's anything
-            settings = ", ".join(
-                f"strategy.{key} = {value!r}" for key, value in given.items()
-            )
+        # Flower's constructors raise TypeError and ValueError, a user's may raise anything.
+        except BaseException as error:
+            shown = [f"strategy.{key} = {value!r}" for key, value in settings.items()]
             raise ConfigError(
-                f"strategy {self.name} refused {settings or 'its defaults'}: {explain(error)}"
+                f"strategy {self.name} refused {', '.join(shown) or 'its defaults'}: "
+                f"{explain(error)}"
             ) from error
         if not isinstance(strategy, Strategy):
-            porting = f"; {PORTING}" if is_of_the_old_api(strategy) else ""
+            porting = f"; {PORTING}" if is_of_old_interface(strategy) else ""
             raise ConfigError(
                 f"strategy.name = {self.name!r}: made a {type(strategy).__name__}, "
                 f"which is no flwr.serverapp.strategy.Strategy{porting}"
@@ -149,28 +172,43 @@ class Recipe:
         check_suited(strategy, self.name)
         return strategy
 
-    def _without_short_names(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        options = dict(given)
-        is_short = "fraction" in options and "fraction" not in self.known
-        if is_short and "fraction_train" in self.known:
+    def _construct(self, options: Mapping[str, Any]) -> Any:
+        """Call the factory, and the wrapper if there is one."""
+        outer = _subset(options, self.outer)
+        inner = {key: value for key, value in options.items() if key not in outer}
+        # Constructors log advice that does not apply to our experiments.
+        with quiet_flower():
+            strategy = self.factory(**inner)
+            if self.builtin and self.builtin.wrapper:
+                strategy = self.builtin.wrapper(strategy, **outer)
+        return strategy
+
+    def _without_short_names(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace ``fraction`` by the option that it is short for."""
+        options = dict(settings)
+        # An own strategy may have an option of just that name.
+        is_short = "fraction" in options and "fraction" not in self.parameters
+        if is_short and "fraction_train" in self.parameters:
             options["fraction_train"] = options.pop("fraction")
         return options
 
     def _check_names(self, options: Mapping[str, Any]) -> None:
-        known = self.known
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        parameters = self.parameters
+        kinds = {parameter.kind for parameter in parameters.values()}
+        # A constructor with ``**options`` takes any name.
+        if inspect.Parameter.VAR_KEYWORD in kinds:
             return
         for key, value in options.items():
-            if key not in known:
+            if key not in parameters:
                 raise ConfigError(
                     f"strategy.{key} = {value!r}: {self.name} has no such option"
-                    f"{closest(key, known)}; it has: {', '.join(known)}"
+                    f"{closest(key, parameters)}; it has: {', '.join(parameters)}"
                 )
 
     def _check_complete(self, options: Mapping[str, Any]) -> None:
         missing = [
             f"strategy.{key}"
-            for key, parameter in self.known.items()
+            for key, parameter in self.parameters.items()
             if _is_required(parameter) and key not in options
         ]
         if missing:
@@ -188,8 +226,15 @@ def _parameters(
     }
 
 
+def _subset(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return the options of these names."""
+    return {key: value for key, value in options.items() if key in names}
+
+
+def is_variadic(parameter: inspect.Parameter) -> bool:
+    """Say whether a parameter stands for any number of arguments."""
+    return parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+
+
 def _is_required(parameter: inspect.Parameter) -> bool:
-    return parameter.default is parameter.empty and parameter.kind not in (
-        parameter.VAR_KEYWORD,
-        parameter.VAR_POSITIONAL,
-    )
+    return parameter.default is parameter.empty and not is_variadic(parameter)

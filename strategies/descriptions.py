@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
 
@@ -14,7 +16,7 @@ from fedknow.protocols.descriptions import (
     plain,
     toml,
 )
-from fedknow.strategies.build import Recipe
+from fedknow.strategies.build import Recipe, is_variadic
 from fedknow.strategies.options import allowed_values
 from fedknow.strategies.registry import DEFAULTS, OBJECTS
 
@@ -30,7 +32,7 @@ UNDOCUMENTED = {
 
 
 def describe_strategy(name: str) -> Description:
-    """Describe a strategy: what it is, and its options.
+    """Describe a strategy: its summary, its class and its options.
 
     Raises
     ------
@@ -41,41 +43,47 @@ def describe_strategy(name: str) -> Description:
     factories = [recipe.factory]
     if recipe.builtin and recipe.builtin.wrapper:
         factories.insert(0, recipe.builtin.wrapper)
+    names = [f"{factory.__module__}.{factory.__qualname__}" for factory in factories]
+    learners = [learner for learner, kind in LEARNERS.items() if kind.strategy == name]
+    facts = {
+        "Class": " around ".join(names),
+        "Learner": " or ".join(learners) or "any that has no strategy of its own",
+    }
+    settings = _settings(recipe, _meanings(factories))
+    return Description(_summary(recipe), facts, "strategy", settings)
+
+
+def _summary(recipe: Recipe) -> str:
+    if recipe.builtin:
+        return recipe.builtin.summary
+    documentation = inspect.getdoc(recipe.factory) or ""
+    paragraph, _, _ = documentation.partition("\n\n")
+    return plain(paragraph)
+
+
+def _meanings(factories: Sequence[Callable[..., Any]]) -> dict[str, str]:
+    """Read the meanings of options; later sources override earlier ones."""
     meanings = dict(UNDOCUMENTED)
-    for usual in (
-        FedAvg,
-        DifferentialPrivacyServerSideFixedClipping,
-    ):  # others do not repeat them
-        meanings |= documented_parameters(usual)
+    # Flower's other strategies do not repeat the options of these two.
+    for strategy in (FedAvg, DifferentialPrivacyServerSideFixedClipping):
+        meanings |= documented_parameters(strategy)
     for factory in factories:
-        meanings |= documented_parameters(
-            _constructor(factory)
-        ) | documented_parameters(factory)
-    defaults = DEFAULTS | dict(recipe.builtin.defaults) if recipe.builtin else {}
+        # Some classes document their options in the constructor, some in the class.
+        meanings |= documented_parameters(getattr(factory, "__init__", factory))
+        meanings |= documented_parameters(factory)
+    return meanings
+
+
+def _settings(recipe: Recipe, meanings: Mapping[str, str]) -> list[Setting]:
+    """Describe the options that a file can hold."""
+    builtin = recipe.builtin
+    defaults = DEFAULTS | dict(builtin.defaults) if builtin else {}
     settings = []
-    for key, parameter in recipe.known.items():
-        if key in OBJECTS or parameter.kind in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        ):
+    for key, parameter in recipe.parameters.items():
+        if key in OBJECTS or is_variadic(parameter):
             continue
         default = defaults.get(key, parameter.default)
         shown = None if default is parameter.empty else toml(default)
-        allowed = allowed_values(key, parameter.default) if recipe.builtin else ""
+        allowed = allowed_values(key, parameter.default) if builtin else ""
         settings.append(Setting(key, shown, allowed, meanings.get(key, "")))
-    facts = {
-        "Class": " around ".join(
-            f"{each.__module__}.{each.__qualname__}" for each in factories
-        )
-    }
-    learners = [learner for learner, kind in LEARNERS.items() if kind.strategy == name]
-    facts["Learner"] = (
-        " or ".join(learners) if learners else "any that has no strategy of its own"
-    )
-    first = (inspect.getdoc(recipe.factory) or "").partition("\n\n")[0]
-    summary = recipe.builtin.summary if recipe.builtin else plain(first)
-    return Description(summary, facts, "strategy", settings)
-
-
-def _constructor(factory: object) -> object:
-    return getattr(factory, "__init__", factory)
+    return settings

@@ -1,21 +1,36 @@
-"""FedAsync: the server mixes each answer into the model as it arrives (Xie, Koyejo and Gupta 2019)."""
+"""FedAsync: the server mixes each answer into the model as it arrives.
+
+Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019 (arXiv:1903.03934),
+algorithm 1. A client's model ``y`` that is ``d`` steps late changes the global model ``x`` to
+
+    x <- (1 - alpha s(d)) x + alpha s(d) y
+
+where ``s`` is the discount of its staleness (section 5.2).
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 from flwr.app import MetricRecord
 
-from fedknow.strategies.asynchronous import Asynchronous, Crew, combine
+from fedknow.strategies.asynchronous import (
+    Asynchronous,
+    Dispatcher,
+    combine,
+    staleness_metrics,
+)
 
 __all__ = ["FedAsync"]
 
 
 class FedAsync(Asynchronous):
-    """``x = (1 - alpha s(d)) x + alpha s(d) y`` for each client's model ``y``, which is ``d``
-    steps late (algorithm 1).
+    """The server mixes each client's model into its own as it arrives.
 
-    A step is one answer. A round, of which ``train.rounds`` make a task, is as many answers as
-    clients work at a time, so that as many answers are asked for as in synchronous rounds.
+    ``x <- (1 - alpha s(d)) x + alpha s(d) y`` for a client's model ``y`` that is ``d`` steps
+    late (algorithm 1). A step is one answer. A round has as many answers as clients work at a
+    time, so a task asks for as many answers as synchronous rounds do.
 
     Parameters
     ----------
@@ -28,7 +43,7 @@ class FedAsync(Asynchronous):
         10`` and ``b = 4``.
     """
 
-    def __init__(
+    def __init__(  # the strategy's settings
         self,
         alpha: float = 0.6,
         proximal_mu: float = 0.0,
@@ -46,32 +61,33 @@ class FedAsync(Asynchronous):
         self.proximal_mu = proximal_mu
 
     def settings(self) -> dict[str, float]:
-        """The pull towards the model sent, where there is one."""
-        return {"proximal-mu": float(self.proximal_mu)} if self.proximal_mu else {}
+        """Return the weight of the proximal term, if there is one."""
+        if not self.proximal_mu:
+            return {}
+        return {"proximal-mu": float(self.proximal_mu)}
 
-    def round(self, crew: Crew, left: int) -> MetricRecord | None:
-        """One answer after the other, each a step."""
-        answers = self.concurrency or len(list(crew.grid.get_node_ids()))
-        crew.wanted = left * answers
-        late = []
+    def round(
+        self, dispatcher: Dispatcher, rounds_remaining: int
+    ) -> MetricRecord | None:
+        """Take one answer after the other, each a step."""
+        answers = self.concurrency or len(list(dispatcher.grid.get_node_ids()))
+        dispatcher.remaining = rounds_remaining * answers
+        staleness = []
         for _ in range(answers):
-            update = crew.next()
+            update = dispatcher.next_update()
             if update is None:
                 break
-            weight = self.alpha * self.discount(update.staleness)
-            late.append(update.staleness)
+            staleness.append(update.staleness)
+            # float32, so that the arrays are not widened to float64.
+            weight = np.float32(self.alpha * self.discount(update.staleness))
             model = next(iter(update.reply.content.array_records.values()))
-            crew.step(
-                combine(
-                    lambda x, y, w=np.float32(weight): x + w * (y - x),
-                    crew.arrays,
-                    model,
-                )
-            )
-        return (
-            MetricRecord(
-                {"staleness": float(np.mean(late)), "staleness-max": max(late)}
-            )
-            if late
-            else None
-        )
+            dispatcher.step(combine(partial(_mix, weight), dispatcher.arrays, model))
+        if not staleness:
+            return None
+        return MetricRecord(staleness_metrics(staleness))
+
+
+def _mix(weight: np.float32, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return ``(1 - weight) x + weight y``."""
+    mixed: np.ndarray = x + weight * (y - x)
+    return mixed

@@ -1,5 +1,11 @@
-"""FedBuff: the server makes a step when so many answers are there, whoever still works (Nguyen et
-al. 2022)."""
+"""FedBuff: the server makes a step from every K answers.
+
+Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek and Huba, "Federated Learning with Buffered
+Asynchronous Aggregation", AISTATS 2022, algorithm 1. With the present model ``x``, a client's
+model ``y`` that began with ``x'`` and is ``d`` steps late, a step is
+
+    x <- x + server_lr * mean of s(d) (y - x')
+"""
 
 from __future__ import annotations
 
@@ -7,21 +13,28 @@ from abc import abstractmethod
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedknow.protocols.flower import to_arrays, to_record
-from fedknow.strategies.asynchronous import Asynchronous, Crew, Update, combine, whole
+from fedknow.strategies.asynchronous import (
+    Asynchronous,
+    ClientUpdate,
+    Dispatcher,
+    check_whole_number,
+    combine,
+    staleness_metrics,
+)
 
 __all__ = ["Buffered", "FedBuff"]
 
 
 class Buffered(Asynchronous):
-    """Frame for strategies whose server gathers answers and makes one step of them, which is a round.
+    """Frame for strategies whose server makes one step of several answers.
 
-    A client's change since the model it began with, ``y - x'``, is added to the present model
-    ``x``, times the server's learning rate and the discount of its staleness; the step is the
-    mean of these, weighted by samples. So where nobody is late it is Flower's FedAvg, to the
-    last bit.
+    A step is a round. A client's change since the model it began with, ``y - x'``, is added to
+    the present model ``x``, times the server's learning rate and the discount of its staleness.
+    The step is the mean of these, weighted by samples. So where nobody is late it is Flower's
+    FedAvg, to the last bit.
 
     Parameters
     ----------
@@ -45,55 +58,59 @@ class Buffered(Asynchronous):
         self.server_lr = server_lr
 
     @abstractmethod
-    def gather(self, crew: Crew, left: int) -> list[Update]:
-        """Answers for the next step; ``left`` rounds, this one included."""
+    def gather(
+        self, dispatcher: Dispatcher, rounds_remaining: int
+    ) -> list[ClientUpdate]:
+        """Gather the answers for the next step.
 
-    def round(self, crew: Crew, left: int) -> MetricRecord | None:
+        ``rounds_remaining`` counts the rounds to go, this one included.
+        """
+
+    def round(
+        self, dispatcher: Dispatcher, rounds_remaining: int
+    ) -> MetricRecord | None:
         """Gather answers and make a step."""
-        updates = sorted(
-            self.gather(crew, left),
-            key=lambda update: update.reply.metadata.src_node_id,
-        )
+        updates = self.gather(dispatcher, rounds_remaining)
         if not updates:
             return None
-        late = [update.staleness for update in updates]
-        replies = [self._moved(update, crew) for update in updates]
+        # In the order of clients: a sum of floats depends on the order of arrival otherwise.
+        updates.sort(key=lambda update: update.reply.metadata.src_node_id)
+        staleness = [update.staleness for update in updates]
+        replies = [self._rebase(update, dispatcher) for update in updates]
         metrics: MetricRecord | None = MetricRecord()
-        arrays = crew.arrays
-        if arrays:  # where nothing travels there is nothing to average
-            averaged, metrics = self.aggregate_train(crew.version + 1, replies)
+        arrays = dispatcher.arrays
+        # Where nothing travels there is nothing to average.
+        if arrays:
+            averaged, metrics = self.aggregate_train(dispatcher.version + 1, replies)
             assert averaged is not None  # there are replies, all of them good
-            now = to_arrays(arrays)
-            arrays = to_record(
-                {
-                    name: _cast(value, now[name].dtype)
-                    for name, value in to_arrays(averaged).items()
-                }
-            )
-        crew.step(arrays)
-        numbers = {"staleness": float(np.mean(late)), "staleness-max": max(late)}
-        return MetricRecord({**(metrics or {}), **numbers})
+            arrays = _cast_like(averaged, arrays)
+        dispatcher.step(arrays)
+        return MetricRecord({**(metrics or {}), **staleness_metrics(staleness)})
 
-    def _moved(self, update: Update, crew: Crew) -> Message:
-        """The reply with the client's change on top of the present model, as far as it counts."""
+    def _rebase(self, update: ClientUpdate, dispatcher: Dispatcher) -> Message:
+        """Put a client's discounted change on top of the present model."""
         factor = np.float32(self.server_lr * self.discount(update.staleness))
         reply = update.reply
-        if factor == 1 and update.base is crew.arrays:
-            return reply  # the client's model is just that
+        if factor == 1 and update.base is dispatcher.arrays:
+            # The client's model is that already; computing it would change its last bits.
+            return reply
         name, model = next(iter(reply.content.array_records.items()))
-        moved = combine(
-            lambda x, base, y: x + factor * (y - base), crew.arrays, update.base, model
-        )
+
+        def add_change(x: np.ndarray, base: np.ndarray, y: np.ndarray) -> np.ndarray:
+            result: np.ndarray = x + factor * (y - base)
+            return result
+
+        moved = combine(add_change, dispatcher.arrays, update.base, model)
         reply.content = RecordDict({**reply.content, name: moved})
         return reply
 
 
 class FedBuff(Buffered):
-    """A step from every ``buffer`` answers (algorithm 1), which is a round: a task is
-    ``train.rounds`` such steps.
+    """The server makes a step from every ``buffer`` answers (algorithm 1).
 
-    As many answers are asked for as a task's steps take, and no more. With as many clients in
-    the buffer as there are, it is synchronous.
+    A step is a round, so a task is ``train.rounds`` steps. The server asks for as many answers
+    as a task's steps take, and no more. With as many clients in the buffer as there are, it is
+    synchronous.
 
     Parameters
     ----------
@@ -103,7 +120,7 @@ class FedBuff(Buffered):
         See :class:`Buffered`; the paper's discount is ``1 / sqrt(1 + d)``, the default.
     """
 
-    def __init__(
+    def __init__(  # the strategy's settings
         self,
         buffer: int = 10,
         server_lr: float = 1.0,
@@ -113,22 +130,36 @@ class FedBuff(Buffered):
         staleness_b: float = 4.0,
     ) -> None:
         super().__init__(server_lr, concurrency, staleness, staleness_a, staleness_b)
-        whole("buffer", buffer, 1)
+        check_whole_number("buffer", buffer, minimum=1)
         self.buffer = buffer
 
-    def gather(self, crew: Crew, left: int) -> list[Update]:
-        """As many as the buffer takes; fewer if nobody is left to ask."""
-        crew.wanted = left * self.buffer
-        updates: list[Update] = []
-        while len(updates) < self.buffer and (update := crew.next()):
+    def gather(
+        self, dispatcher: Dispatcher, rounds_remaining: int
+    ) -> list[ClientUpdate]:
+        """Take as many answers as the buffer holds, or all that come."""
+        dispatcher.remaining = rounds_remaining * self.buffer
+        updates: list[ClientUpdate] = []
+        while len(updates) < self.buffer and (update := dispatcher.next_update()):
             updates.append(update)
         return updates
 
 
-def _cast(value: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Flower's mean makes floats of whole numbers, which clients would not take."""
-    return (
-        value
-        if value.dtype == dtype
-        else (np.rint(value) if dtype.kind in "iu" else value).astype(dtype)
-    )
+def _cast_like(averaged: ArrayRecord, model: ArrayRecord) -> ArrayRecord:
+    """Give averaged arrays the model's data types.
+
+    Flower's mean turns whole numbers into floats, which clients would refuse.
+    """
+    present = to_arrays(model)
+    cast = {
+        name: _cast(array, present[name].dtype)
+        for name, array in to_arrays(averaged).items()
+    }
+    return to_record(cast)
+
+
+def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    if array.dtype == dtype:
+        return array
+    if dtype.kind in "iu":
+        array = np.rint(array)
+    return array.astype(dtype)

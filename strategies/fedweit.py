@@ -1,5 +1,10 @@
-"""The server's half of FedWEIT (Yoon et al., ICML 2021): the mean of what was sent, and
-everybody's adaptive parts."""
+"""The server's half of FedWEIT: sparse bases and adaptive parameters.
+
+Yoon, Jeong, Lee, Yang and Hwang, "Federated Continual Learning with Weighted Inter-client
+Transfer", ICML 2021, algorithm 1. A client sends its base weights where its mask is not zero,
+``B_c * m_c``, and once a task its adaptive parameters ``A_c``. The server averages each base
+weight over the clients that sent it, and hands out all ``A_c`` once a task.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +25,11 @@ __all__ = ["FedWeit"]
 
 
 class FedWeit(PairedStrategy):
-    """Averages each base weight over the clients that sent it; hands out all clients' adaptive
-    parameters once a task.
+    """Averages each base weight over the clients that sent it.
 
-    What is exactly zero in an answer was not sent; a weight that nobody sent stays as it is.
-    Clients count equally, as in the paper.
+    All clients' adaptive parameters are handed out once a task. An entry that is exactly zero
+    in an answer was not sent; a weight that nobody sent stays as it is. Clients count equally,
+    as in the paper.
     """
 
     def __init__(
@@ -35,8 +40,8 @@ class FedWeit(PairedStrategy):
     ) -> None:
         super().__init__(fraction_train, min_train_nodes, min_available_nodes)
         self._adaptive: Arrays | None = None
-        self._told: set[int] = set()
-        self._current = Arrays()
+        self._informed: set[int] = set()
+        self._base = Arrays()
 
     def prepare(self, setup: Setup) -> None:
         """Note how many clients there are."""
@@ -44,80 +49,80 @@ class FedWeit(PairedStrategy):
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
         """Note the global base."""
-        self._current = arrays
+        self._base = arrays
 
     def extra(self, task: int, client: int) -> Arrays | None:
-        """All adaptive parameters of the previous task, by name [clients, ...], for a client that
-        has not had them."""
-        return None if client in self._told else self._adaptive
+        """Return all adaptive parameters for a client that does not have them yet.
+
+        They are those of the previous task, by name [clients, ...].
+        """
+        return None if client in self._informed else self._adaptive
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[FlowerMessage]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The mean over those who sent a weight, for each weight."""
+        """Average each weight over the clients that sent it."""
         valid, _ = self._check_and_log_replies(replies, is_train=True)
         if not valid:
             return None, None
-        self._told |= {client_of(reply.metadata.src_node_id) for reply in valid}
+        # Only an answer proves that the adaptive parameters have arrived.
+        self._informed |= {client_of(reply.metadata.src_node_id) for reply in valid}
+        contents = [reply.content for reply in valid]
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         sent = [
-            to_arrays(reply.content.array_records[self.arrayrecord_key])
-            for reply in valid
+            to_arrays(content.array_records[self.arrayrecord_key])
+            for content in contents
         ]
-        metrics = self.train_metrics_aggr_fn(
-            [reply.content for reply in valid], self.weighted_by_key
-        )
-        return to_record(
-            {
-                name: mean_of_sent(now, [a[name] for a in sent])
-                for name, now in self._current.items()
-            }
-        ), metrics
+        averaged = Arrays()
+        for name, current in self._base.items():
+            averaged[name] = mean_of_sent(current, [arrays[name] for arrays in sent])
+        return to_record(averaged), metrics
 
     def aggregate_end_task(
         self, task: int, arrays: Arrays, replies: Sequence[Message]
     ) -> None:
         """Collect the adaptive parameters; those of a client that failed are zero."""
-        shared = {
-            client_of(reply.node): reply.content[EXTRA]
-            for reply in replies
-            if EXTRA in reply.content
-        }
-        adaptive, self._told = Arrays(), set()
-        for client, record in shared.items():
-            for name, array in record.items():
-                assert isinstance(array, np.ndarray)  # the inspector saw to it
+        adaptive = Arrays()
+        for reply in replies:
+            for name, array in reply.content.get(EXTRA, {}).items():
+                assert isinstance(array, np.ndarray)  # the checks of replies saw to it
                 if name not in adaptive:
-                    adaptive[name] = np.zeros(
-                        (self._clients, *array.shape), array.dtype
-                    )
-                adaptive[name][client] = array
+                    shape = self._clients, *array.shape
+                    adaptive[name] = np.zeros(shape, array.dtype)
+                adaptive[name][client_of(reply.node)] = array
         self._adaptive = adaptive or None
+        self._informed = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """The adaptive parameters, and who has had them."""
+        """Return the adaptive parameters, and which clients have them."""
         tensors = {
             name: torch.from_numpy(array)
             for name, array in (self._adaptive or {}).items()
         }
-        return {"adaptive": pack(tensors), "told": sorted(self._told)}
+        # Packed, because most adaptive parameters are zero.
+        return {"adaptive": pack(tensors), "told": sorted(self._informed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self._adaptive = (
-            Arrays(
-                (name, value.numpy())
-                for name, value in unpack(state["adaptive"]).items()
-            )
-            or None
-        )
-        self._told = set(state["told"])
+        tensors = unpack(state["adaptive"])
+        adaptive = Arrays((name, tensor.numpy()) for name, tensor in tensors.items())
+        self._adaptive = adaptive or None
+        self._informed = set(state["told"])
 
 
 def mean_of_sent(current: np.ndarray, sent: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of the entries that are not zero, entry by entry; the current one where all are."""
+    """Average each entry over the arrays in which it is not zero.
+
+    Parameters
+    ----------
+    current : ndarray
+        The entries to keep where all are zero.
+    sent : sequence of ndarray
+        One array a client.
+    """
     count = np.sum([array != 0 for array in sent], axis=0)
     total = np.sum(sent, axis=0, dtype=np.float64)
-    mean: np.ndarray = np.where(
-        count > 0, total / np.maximum(count, 1), current
-    ).astype(current.dtype)
-    return mean
+    # Where nobody sent an entry, the divisor of 1 avoids a warning about 0 / 0.
+    mean = np.where(count > 0, total / np.maximum(count, 1), current)
+    result: np.ndarray = mean.astype(current.dtype)
+    return result

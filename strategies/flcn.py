@@ -1,5 +1,11 @@
-"""The server's half of FLCN (Yao and Sun, ICIP 2020): proxy data, and the importance of parameters
-on them."""
+"""The server's half of FLCN: the importance of parameters on proxy data.
+
+Yao and Sun, "Continual Local Training for Better Initialization of Federated Models", ICIP
+2020. The server sends, with the global model w, the diagonal of its Fisher information on proxy
+data D:
+
+    Omega_j = mean over (x, y) in D of (d log p(y | x, w) / d w_j)^2
+"""
 
 from __future__ import annotations
 
@@ -13,13 +19,22 @@ from torch import Tensor
 from fedknow.client.host import one_thread
 from fedknow.client.learners.frames.learner import HeadSlice, Learner
 from fedknow.protocols.messages import Arrays
-from fedknow.strategies.paired import PairedStrategy, Setup
+from fedknow.strategies.paired import PairedStrategy, Setup, to_tensors
 
 __all__ = ["Flcn", "Sample", "importance"]
 
 
 class Sample(NamedTuple):
-    """A proxy sample: image float [C, H, W], label, and the classes that the label is told from."""
+    """A proxy sample: an image, its label, and the classes of its task.
+
+    Attributes
+    ----------
+    x : Tensor
+        Float [C, H, W].
+    y : int
+    classes : tuple of int
+        The classes that the model chooses from.
+    """
 
     x: Tensor
     y: int
@@ -27,15 +42,15 @@ class Sample(NamedTuple):
 
 
 class Flcn(PairedStrategy):
-    """FedAvg that sends the diagonal Fisher information of the global model on proxy data with it.
+    """FedAvg that sends the importance of each parameter on proxy data.
 
-    Keeps the proxy data that clients of :class:`fedknow.client.learners.flcn.Flcn` give it, of
-    all tasks.
+    The importance is the diagonal Fisher information of the global model. The server stores the
+    proxy data of all tasks that clients of :class:`fedknow.client.learners.flcn.Flcn` send.
 
     Parameters
     ----------
     proxy_samples : int
-        Most of them that are looked at in a round, a random choice.
+        Upper limit of the proxy samples used in a round, a random choice.
     fraction_train, min_train_nodes, min_available_nodes
         See :class:`~fedknow.strategies.paired.PairedStrategy`.
     """
@@ -57,62 +72,60 @@ class Flcn(PairedStrategy):
         self._learner = setup.learner
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
-        """Omega at the global model, as soon as there are proxy data."""
-        places = [
-            (part, row)
-            for part, proxy in enumerate(self._proxy)
-            for row in range(len(proxy["y"]))
-        ]
-        if not places:
+        """Compute Omega at the global model, as soon as there are proxy data."""
+        samples = self._draw()
+        if not samples:
             self._importance = None
             return
-        # Python's generator is seeded by the experiment before each hook.
-        chosen = sorted(random.sample(places, min(self.proxy_samples, len(places))))
-        samples = [
-            Sample(
-                torch.tensor(self._proxy[part]["x"][row]),
-                int(self._proxy[part]["y"][row]),
-                self._classes(part),
-            )
-            for part, row in chosen
-        ]
-        self._learner.receive(
-            {name: torch.tensor(array) for name, array in arrays.items()}
-        )
+        self._learner.receive(to_tensors(arrays))
+        # One thread, so that sums do not depend on the machine's number of cores.
         with one_thread():
             omega = importance(self._learner, samples)
         self._importance = Arrays(
-            (name, value.numpy()) for name, value in omega.items()
+            (name, tensor.numpy()) for name, tensor in omega.items()
         )
 
-    def _classes(self, part: int) -> tuple[int, ...]:
-        return tuple(int(label) for label in self._proxy[part]["classes"])
-
     def extra(self, task: int, client: int) -> Arrays | None:
-        """Omega, the same for all."""
+        """Return Omega, the same for all clients."""
         return self._importance
 
     def collect(self, task: int, extras: Mapping[int, Arrays]) -> None:
-        """Proxy data of clients that took part in this task for the first time."""
+        """Store the proxy data of clients that are new in this task."""
         self._proxy += [extras[client] for client in sorted(extras)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The proxy data."""
+        """Return the proxy data."""
         return {"proxy": [dict(part) for part in self._proxy]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self._proxy = [Arrays(part) for part in state["proxy"]]
 
+    def _draw(self) -> list[Sample]:
+        """Draw proxy samples, in the order in which they arrived."""
+        positions: list[tuple[int, int]] = []
+        for part, proxy in enumerate(self._proxy):
+            positions += [(part, row) for row in range(len(proxy["y"]))]
+        count = min(self.proxy_samples, len(positions))
+        # Python's generator is seeded by the experiment before each hook.
+        drawn = sorted(random.sample(positions, count))
+        return [self._sample(part, row) for part, row in drawn]
+
+    def _sample(self, part: int, row: int) -> Sample:
+        proxy = self._proxy[part]
+        classes = tuple(int(label) for label in proxy["classes"])
+        return Sample(torch.tensor(proxy["x"][row]), int(proxy["y"][row]), classes)
+
 
 def importance(learner: Learner, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information, mean over samples of (d log p(y | x, w) / d w_j)^2,
-    at the data's labels.
+    """Compute the diagonal of the Fisher information at the data's labels.
+
+    It is the mean over samples of ``(d log p(y | x, w) / d w_j)^2``.
 
     Parameters
     ----------
     learner : Learner
-        With the model to look at; it is put into evaluation mode.
+        Holds the model; it is put into evaluation mode.
     samples : sequence of Sample
         Proxy data.
 
@@ -123,19 +136,19 @@ def importance(learner: Learner, samples: Sequence[Sample]) -> dict[str, Tensor]
     """
     parameters = learner.trainable
     omega = {
-        name: torch.zeros_like(p, memory_format=torch.contiguous_format)
-        for name, p in parameters.items()
+        name: torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        for name, parameter in parameters.items()
     }
     learner.model.eval()
+    # One sample at a time: the square of a batch's mean gradient would be something else.
     for x, y, classes in samples:
         head = HeadSlice(classes, learner.head.out_features)
-        log_p = head.logits(learner.model(learner.images(x[None]))).log_softmax(1)[
-            0, classes.index(y)
-        ]
+        output = learner.model(learner.images(x[None]))
+        log_p = head.logits(output).log_softmax(1)[0, classes.index(y)]
         gradients = torch.autograd.grad(
             log_p, list(parameters.values()), allow_unused=True
         )
-        for name, g in zip(parameters, gradients, strict=True):
-            if g is not None:
-                omega[name].addcmul_(g, g, value=1 / len(samples))
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                omega[name].addcmul_(gradient, gradient, value=1 / len(samples))
     return omega

@@ -1,11 +1,13 @@
-"""Training in one place: the upper bound that needs neither federation nor continual learning."""
+"""Training in one place: an upper bound without federation.
+
+In each round the server trains the model itself, on all clients' data of all tasks so far.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import cast
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
@@ -19,13 +21,13 @@ from fedknow.client.learners.joint import join
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.seeds import integer
-from fedknow.strategies.paired import PairedStrategy, Setup
+from fedknow.strategies.paired import PairedStrategy, Setup, to_tensors
 
 __all__ = ["JointCentral"]
 
 
 class JointCentral(PairedStrategy):
-    """Train one model on all clients' data of all tasks so far, here; clients get no work.
+    """The server trains one model on all data so far; clients get no work.
 
     Parameters
     ----------
@@ -33,7 +35,7 @@ class JointCentral(PairedStrategy):
         Samples of a round, as a multiple of those that FedAvg's clients have in it:
         ``fraction_train`` of all clients' samples of the current task.
     fraction_train, min_train_nodes, min_available_nodes
-        See :class:`~fedknow.strategies.paired.PairedStrategy`; no client is waited for.
+        See :class:`~fedknow.strategies.paired.PairedStrategy`; the server waits for no client.
     """
 
     def __init__(
@@ -57,13 +59,15 @@ class JointCentral(PairedStrategy):
         """
         if setup.stream is None:
             raise ConfigError(
-                "learner.name = 'joint-central' trains where all data are, and with data.name = 'local' they are with "
-                "the clients; choose another learner, for example 'joint'"
+                "learner.name = 'joint-central' trains where all data are, and with "
+                "data.name = 'local' they are with the clients; choose another learner, "
+                "for example 'joint'"
             )
         if not isinstance(setup.learner, JointLearner):
             raise ConfigError(
-                f"strategy.name = 'joint-central' does not fit learner.name = {setup.config.learner.name!r}; "
-                "set learner.name = 'joint-central' and leave strategy.name out"
+                "strategy.name = 'joint-central' does not fit learner.name = "
+                f"{setup.config.learner.name!r}; set learner.name = 'joint-central' "
+                "and leave strategy.name out"
             )
         self._stream: TaskStream = setup.stream
         self._learner = setup.learner
@@ -72,18 +76,16 @@ class JointCentral(PairedStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
-        """Nothing for clients to do."""
-        self._task, self._round = (
-            int(cast(int, config["task"])),
-            int(cast(int, config["round"])),
-        )
+        """Note the round; clients have nothing to do."""
+        self._task = int(cast(int, config["task"]))
+        self._round = int(cast(int, config["round"]))
         self._arrays = arrays
         return []
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[FlowerMessage]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """One round of training on everything.
+        """Train one round on everything.
 
         Returns
         -------
@@ -91,56 +93,55 @@ class JointCentral(PairedStrategy):
             The trained parameters; ``loss`` and ``accuracy`` of the last epoch, and
             ``samples``, those of all epochs.
         """
-        everything = self._everything()
-        sizes = [
-            len(self._stream.task(client, self._task).train)
-            for client in range(self._stream.clients)
-        ]
-        count = int(self.budget * self.fraction_train * sum(sizes))
-        round = Round(
-            self._round, integer(self._seed, "joint", self._task, self._round)
-        )
+        data = self._all_data()
+        count = self._sample_count()
+        seed = integer(self._seed, "joint", self._task, self._round)
+        # A fresh state: the learner carries nothing from round to round but the parameters.
         self._learner.load_state_dict({})
-        self._learner.receive(
-            {
-                name: torch.tensor(array)
-                for name, array in to_arrays(self._arrays).items()
-            }
-        )
+        self._learner.receive(to_tensors(to_arrays(self._arrays)))
+        # One thread, so that sums do not depend on the machine's number of cores.
         with one_thread():
-            report = self._learner.fit_on(
-                everything, count, self._stream.task(0, self._task), round
-            )
-        samples = self._learner.drawn(everything, count) * self._learner.epochs
-        arrays = to_record(
-            {name: value.numpy() for name, value in self._learner.send().items()}
-        )
-        return arrays, MetricRecord({**report, "samples": samples})
+            task = self._stream.task(0, self._task)
+            report = self._learner.fit_on(data, count, task, Round(self._round, seed))
+        samples = self._learner.drawn(data, count) * self._learner.epochs
+        trained = {name: value.numpy() for name, value in self._learner.send().items()}
+        return to_record(trained), MetricRecord({**report, "samples": samples})
 
     def kept_bytes(self) -> int:
-        """All samples so far, with their labels; a resumed run lays them out anew."""
+        """Return the size of all samples so far, with their labels.
+
+        A resumed run lays them out anew, so they are no part of the state.
+        """
         if self._data is None:
             return 0
         _, samples = self._data
         return samples.x.nbytes + samples.y.nbytes
 
-    def _everything(self) -> Replay:
-        """All clients' samples of the tasks so far, laid out once a task."""
+    def _sample_count(self) -> int:
+        """Count the samples of a round, from those of the current task."""
+        total = 0
+        for client in range(self._stream.clients):
+            total += len(self._stream.task(client, self._task).train)
+        return int(self.budget * self.fraction_train * total)
+
+    def _all_data(self) -> Replay:
+        """Return all clients' samples of the tasks so far, laid out once a task."""
         if self._data is None or self._data[0] != self._task:
-            width = self._learner.head.out_features
-            parts = []
+            parts: list[Replay] = []
             for client in range(self._stream.clients):
-                seen = [
-                    self._stream.task(client, task) for task in range(self._task + 1)
-                ]
-                for task in seen:
-                    head = columns(
-                        seen[-1].head if task.incremental else task.head, width
-                    )
-                    parts.append(
-                        Replay(
-                            task.train.x, task.train.y, head.expand(len(task.train), -1)
-                        )
-                    )
+                parts += self._client_data(client)
             self._data = self._task, join(parts)
         return self._data[1]
+
+    def _client_data(self, client: int) -> list[Replay]:
+        """Return a client's samples of each task so far, with the classes of each."""
+        tasks = [self._stream.task(client, task) for task in range(self._task + 1)]
+        width = self._learner.head.out_features
+        parts = []
+        for task in tasks:
+            # With growing classes a sample is told from all classes that the client knows now.
+            classes = tasks[-1].head if task.incremental else task.head
+            head = columns(classes, width)
+            rows = head.expand(len(task.train), -1)
+            parts.append(Replay(task.train.x, task.train.y, rows))
+        return parts

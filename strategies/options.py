@@ -1,4 +1,4 @@
-"""Which values the options of strategies with a name may have."""
+"""The values that options of built-in strategies may have."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class _Span:
 
     def holds(self, value: object) -> bool:
         """Say whether a value is such a number; infinite ones never are."""
-        if isinstance(value, bool) or not isinstance(
-            value, int if self.is_whole else int | float
-        ):
+        kind = int if self.is_whole else int | float
+        # A truth value is a whole number to Python.
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
         if not math.isfinite(value):
             return False
@@ -52,9 +52,11 @@ class _Span:
     def __str__(self) -> str:
         bounds = []
         if math.isfinite(self.low):
-            bounds.append(f"{'at least' if self.is_low_in else 'above'} {self.low:g}")
+            words = "at least" if self.is_low_in else "above"
+            bounds.append(f"{words} {self.low:g}")
         if math.isfinite(self.high):
-            bounds.append(f"{'at most' if self.is_high_in else 'below'} {self.high:g}")
+            words = "at most" if self.is_high_in else "below"
+            bounds.append(f"{words} {self.high:g}")
         kind = "a whole number" if self.is_whole else "a number"
         meaning = f" ({self.meaning})" if self.meaning else ""
         return f"{kind}, {' and '.join(bounds) or 'finite'}{meaning}"
@@ -95,11 +97,11 @@ _SPANS = {
     "clip_norm_lr": _POSITIVE,
     "clipped_count_stddev": _NOT_NEGATIVE,
 }
-"""Of Flower's strategies, which take any value; ours check their own."""
+"""Options of Flower's strategies, which take any value; ours check their own."""
 
 
 def flower_parameters(factory: object) -> dict[str, inspect.Parameter]:
-    """List the arguments of a class that it has from a strategy of Flower's.
+    """List the arguments that a class inherits from Flower's strategies.
 
     A user's class hands them on to Flower's constructor, which takes any value.
 
@@ -119,12 +121,14 @@ def flower_parameters(factory: object) -> dict[str, inspect.Parameter]:
 def check_options(
     options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> None:
-    """Refuse what a built-in strategy's constructor would take and choke on later.
+    """Refuse values on which a strategy would fail later.
+
+    A constructor of Flower's takes any value.
 
     Parameters
     ----------
     options : mapping
-        What is configured.
+        The options as configured.
     parameters : mapping
         The constructor's arguments; defaults tell the type of those that have no span.
 
@@ -136,16 +140,16 @@ def check_options(
     for key, value in options.items():
         default = parameters[key].default
         if isinstance(default, str | bool):
-            fits = isinstance(value, type(default))
+            is_allowed = isinstance(value, type(default))
         else:
-            fits = _span(key, default).holds(value)
-        if not fits:
-            right = allowed_values(key, default)
-            raise ConfigError(f"strategy.{key} = {show(value)}: must be {right}")
+            is_allowed = _span(key, default).holds(value)
+        if not is_allowed:
+            allowed = allowed_values(key, default)
+            raise ConfigError(f"strategy.{key} = {show(value)}: must be {allowed}")
 
 
 def allowed_values(key: str, default: object) -> str:
-    """Say which values an option of a strategy with a name may have."""
+    """Describe the values that an option of a built-in strategy may have."""
     if isinstance(default, str):
         return "text"
     if isinstance(default, bool):

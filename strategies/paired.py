@@ -1,4 +1,4 @@
-"""The server's half of a method whose two sides tell each other more than parameters."""
+"""The server's half of a method that exchanges more than parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
@@ -21,19 +22,19 @@ from fedknow.protocols.messages import CONFIG, EXTRA, Arrays, Message, client_of
 if TYPE_CHECKING:
     from fedknow.client.learners import Learner
 
-__all__ = ["PairedStrategy", "Setup"]
+__all__ = ["PairedStrategy", "Setup", "to_tensors"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a strategy is told of the experiment before it begins.
+    """The parts of an experiment that a strategy gets before it begins.
 
     Attributes
     ----------
     config : ExperimentConfig
         The experiment, with every setting of its learner.
     learner : Learner
-        A freshly built one, with the initial model: the strategy's own to work with.
+        A freshly built one, with the initial model, for the strategy alone.
     stream : TaskStream or None
         The clients' data; ``None`` where they have their own, which nobody else sees.
     """
@@ -44,16 +45,15 @@ class Setup:
 
 
 class PairedStrategy(FedAvg):
-    """Federated averaging whose two sides may tell each other more than parameters; the frame for
-    such methods.
+    """Federated averaging for methods that exchange more than parameters.
 
-    Beside the parameters an ``extra`` record of arrays travels, both ways: what :meth:`extra`
-    gives for a client goes with its work to the learner's
-    :meth:`~fedknow.client.learners.Learner.receive_extra`; what the learner's
-    :meth:`~fedknow.client.learners.Learner.share` gives comes to :meth:`collect` after a round,
-    and to :meth:`aggregate_end_task` when a task is over. What arrives has been checked:
-    finite, and of the names, dtypes and shapes that the learner declares. Its bytes are counted
-    apart (``train.extra``, ``train.end_task.extra``).
+    Beside the parameters an ``extra`` record of arrays travels, both ways. The result of
+    :meth:`extra` for a client goes with its work to the learner's
+    :meth:`~fedknow.client.learners.Learner.receive_extra`. The result of the learner's
+    :meth:`~fedknow.client.learners.Learner.share` comes to :meth:`collect` after a round, and
+    to :meth:`aggregate_end_task` when a task is over. Arrays that arrive have been checked:
+    finite, and of the names, dtypes and shapes that the learner declares. Their bytes are
+    counted separately (``train.extra``, ``train.end_task.extra``).
 
     A learner names its strategy in :attr:`~fedknow.client.learners.Learner.strategy`.
 
@@ -80,11 +80,12 @@ class PairedStrategy(FedAvg):
         )
         self._task = 0
 
-    # --- what a method overrides
-    # ----------------------------------------------------------------------------------
+    # --- hooks that a method overrides
 
     def prepare(self, setup: Setup) -> None:
-        """Before the first round, and before a resumed run's :meth:`load_state_dict`.
+        """Get ready for the first round.
+
+        A resumed run calls this before :meth:`load_state_dict`.
 
         Raises
         ------
@@ -93,106 +94,125 @@ class PairedStrategy(FedAvg):
         """
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
-        """Before a round's work is handed out, when its clients have been drawn; with the global
-        parameters."""
+        """Get ready for a round, given the global parameters.
+
+        The round's clients have been drawn, and its work has not been handed out yet.
+        """
 
     def extra(self, task: int, client: int) -> Arrays | None:
-        """What goes to a client (from 0) with its work of the round, besides the global parameters.
+        """Return the arrays that go to a client besides the global parameters.
 
-        Give the same object to all clients that are told the same, so that it is prepared once.
-        """
-        return None
-
-    def collect(self, task: int, extras: Mapping[int, Arrays]) -> None:
-        """What clients shared with their answers of a round, by client; before the parameters are
-        averaged."""
-
-    def aggregate_end_task(
-        self, task: int, arrays: Arrays, replies: Sequence[Message]
-    ) -> None:
-        """A task is over.
+        Return the same object for all clients that get the same, so that it is encoded once.
 
         Parameters
         ----------
         task : int
-            Which, from 0.
+            The current task, from 0.
+        client : int
+            From 0.
+        """
+        return None
+
+    def collect(self, task: int, extras: Mapping[int, Arrays]) -> None:
+        """Take the arrays that clients shared with a round's answers, by client.
+
+        This comes before the parameters are averaged.
+        """
+
+    def aggregate_end_task(
+        self, task: int, arrays: Arrays, replies: Sequence[Message]
+    ) -> None:
+        """Take the clients' answers at the end of a task.
+
+        Parameters
+        ----------
+        task : int
+            The task that is over, from 0.
         arrays : Arrays
             The global parameters.
         replies : sequence of Message
-            The clients' good answers in the order of clients; what a client shared is in the
-            record ``extra``.
+            The clients' good answers in the order of clients. The record ``extra`` holds the
+            arrays that a client shared.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that must be the same when a run is resumed: a tree of numbers, text, arrays and
-        Flower's records."""
+        """Return everything that must be the same when a run is resumed.
+
+        It is a tree of numbers, text, arrays and Flower's records.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
 
     def kept_bytes(self) -> int:
-        """Size of what this side keeps of past tasks and of clients' data: all arrays in
-        :meth:`state_dict`."""
+        """Return the bytes of past tasks' and clients' data on this side.
+
+        By default these are all arrays in :meth:`state_dict`.
+        """
         return _array_bytes(self.state_dict())
 
     # --- Flower's hooks
-    # -------------------------------------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
-        """Flower's FedAvg, and the ``extra`` record for each client that gets one."""
+        """Make FedAvg's messages, and add the ``extra`` records."""
         self._task = int(config["task"])  # type: ignore[arg-type]
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        self.begin_round(
-            self._task, to_arrays(arrays)
-        )  # after the draw of clients, which is then FedAvg's
-        records: dict[int, tuple[Arrays, ArrayRecord]] = {}
+        # After the draw of clients: a method that draws numbers itself must not change it.
+        self.begin_round(self._task, to_arrays(arrays))
+        # By identity: arrays that several clients get are encoded once. The arrays are held
+        # here too, since Python may give a freed object's identity to another one.
+        encoded: dict[int, tuple[Arrays, ArrayRecord]] = {}
         for message in messages:
             extra = self.extra(self._task, client_of(message.metadata.dst_node_id))
-            if extra is not None:
-                if id(extra) not in records:
-                    records[id(extra)] = extra, to_record(extra)
-                _, record = records[id(extra)]
-                message.content = RecordDict(
-                    {
-                        self.arrayrecord_key: arrays,
-                        EXTRA: record,
-                        CONFIG: message.content[self.configrecord_key],
-                    }
-                )
+            if extra is None:
+                continue
+            if id(extra) not in encoded:
+                encoded[id(extra)] = extra, to_record(extra)
+            _, record = encoded[id(extra)]
+            # FedAvg's messages share one content, so each gets a new one.
+            content = {
+                self.arrayrecord_key: arrays,
+                EXTRA: record,
+                CONFIG: message.content[self.configrecord_key],
+            }
+            message.content = RecordDict(content)
         return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[FlowerMessage]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Take the ``extra`` records out, then Flower's FedAvg."""
+        """Take the ``extra`` records out, then average as Flower's FedAvg does."""
         replies = list(replies)
         extras: dict[int, Arrays] = {}
         for reply in replies:
             if reply.has_content() and EXTRA in reply.content:
-                extras[client_of(reply.metadata.src_node_id)] = to_arrays(
-                    reply.content.array_records[EXTRA]
-                )
-                reply.content = RecordDict(
-                    {
-                        name: record
-                        for name, record in reply.content.items()
-                        if name != EXTRA
-                    }
-                )
+                client = client_of(reply.metadata.src_node_id)
+                extras[client] = to_arrays(reply.content.array_records[EXTRA])
+                # Flower refuses replies with more than one record of arrays.
+                records = dict(reply.content)
+                del records[EXTRA]
+                reply.content = RecordDict(records)
         if extras:
             self.collect(self._task, extras)
         return super().aggregate_train(server_round, replies)
 
 
+def to_tensors(arrays: Arrays) -> dict[str, Tensor]:
+    """Copy arrays into tensors that a learner may change."""
+    return {name: torch.tensor(array) for name, array in arrays.items()}
+
+
 def _array_bytes(tree: Any) -> int:
-    """Bytes of all arrays in nested mappings, lists and records."""
+    """Count the bytes of all arrays in nested mappings, lists and records."""
     if isinstance(tree, np.ndarray | Tensor):
         return int(tree.nbytes)
     if isinstance(tree, ArrayRecord):
         return sum(array.nbytes for array in to_arrays(tree).values())
     if isinstance(tree, Mapping):
         return sum(map(_array_bytes, tree.values()))
-    return sum(map(_array_bytes, tree)) if isinstance(tree, list | tuple) else 0
+    if isinstance(tree, list | tuple):
+        return sum(map(_array_bytes, tree))
+    return 0

@@ -1,4 +1,4 @@
-"""The strategies that have a name, and where a user's own come from."""
+"""The built-in strategies by name, and the search for a user's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedknow.strategies.fot import Fot
 from fedknow.strategies.joint import JointCentral
 from fedknow.strategies.semisync import SemiSync
 from fedknow.strategies.target import Target
-from fedknow.strategies.unsuited import PORTING, is_of_the_old_api
+from fedknow.strategies.unsuited import PORTING, is_of_old_interface
 
 __all__ = [
     "BUILTIN",
@@ -58,15 +58,14 @@ class Builtin:
 
 
 DEFAULTS = {
-    # The experiment scores every client itself, on every task; and one client is enough to
-    # start with.
+    # The experiment scores every client itself, on every task. One client is enough to start.
     "fraction_evaluate": 0.0,
     "min_train_nodes": 1,
     "min_evaluate_nodes": 1,
     "min_available_nodes": 1,
 }
 
-# What no file can hold: whoever needs these subclasses the strategy and names the class.
+# No file can hold these. A user who needs one subclasses the strategy and names the class.
 OBJECTS = (
     "strategy",
     "train_metrics_aggr_fn",
@@ -98,7 +97,8 @@ BUILTIN = {
     ),
     "fedweit": Builtin(
         FedWeit,
-        "sparse bases and everybody's adaptive parameters, for the learner fedweit (Yoon et al. 2021)",
+        "sparse bases and everybody's adaptive parameters, for the learner fedweit "
+        "(Yoon et al. 2021)",
     ),
     "fot": Builtin(
         Fot,
@@ -154,7 +154,7 @@ BUILTIN = {
 
 
 def list_strategies() -> dict[str, str]:
-    """All names of strategies, with one line about each.
+    """List the names of strategies, with one line about each.
 
     Those of installed packages are among them.
     """
@@ -166,40 +166,36 @@ def list_strategies() -> dict[str, str]:
 
 
 def find_strategy(name: str) -> Callable[..., Any]:
-    """Find a user's strategy: an entry point's or ``module:Class``.
+    """Find the strategy of an installed package or of ``module:Class``.
 
     Raises
     ------
     ConfigError
-        If there is none, or it is nothing that makes a strategy.
+        If there is none, or it does not make a strategy.
     """
     if is_reference(name):
-        found = load_object(name, "strategy.name")
+        maker = load_object(name, "strategy.name")
     else:
-        found = _installed(name)
-    if not callable(found) or (
-        isinstance(found, type) and not issubclass(found, Strategy)
-    ):
-        porting = (
-            f"; {PORTING}"
-            if isinstance(found, type) and is_of_the_old_api(found)
-            else ""
-        )
+        maker = _installed(name)
+    is_class = isinstance(maker, type)
+    is_other_class = is_class and not issubclass(maker, Strategy)
+    if not callable(maker) or is_other_class:
+        porting = f"; {PORTING}" if is_class and is_of_old_interface(maker) else ""
         raise ConfigError(
             f"strategy.name = {name!r}: neither a class derived from "
             f"flwr.serverapp.strategy.Strategy nor a function that makes one{porting}"
         )
     return check_maker(
-        found, name, "strategy.name", Strategy, "flwr.serverapp.strategy.Strategy"
+        maker, name, "strategy.name", Strategy, "flwr.serverapp.strategy.Strategy"
     )
 
 
 def _installed(name: str) -> Any:
     entries = importlib.metadata.entry_points(group=GROUP, name=name)
     if not entries:
-        known = list_strategies()
+        names = list_strategies()
         raise ConfigError(
-            f"strategy.name = {name!r}: no such strategy{closest(name, known)}; "
-            f"there are: {', '.join(known)}, or your own as module:Class"
+            f"strategy.name = {name!r}: no such strategy{closest(name, names)}; "
+            f"there are: {', '.join(names)}, or your own as module:Class"
         )
     return next(iter(entries)).load()

@@ -1,4 +1,4 @@
-"""Which strategies can do with the mean of the clients' answers."""
+"""Strategies for which the mean of the clients' answers is enough."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedknow.strategies.registry import BUILTIN
 __all__ = ["check_running_mean"]
 
 
-OF_THE_MEAN = (
+MEAN_STRATEGIES = (
     flower.FedAvg,
     flower.FedProx,
     flower.FedAvgM,
@@ -20,16 +20,16 @@ OF_THE_MEAN = (
     flower.FedAdagrad,
     flower.FedYogi,
 )
-"""Of Flower's strategies, those that look at the mean of the answers alone."""
+"""Flower's strategies that look at the mean of the answers alone."""
 
 
 def check_running_mean(
-    config: ExperimentConfig, strategy: Strategy, sparse: bool
+    config: ExperimentConfig, strategy: Strategy, is_sparse: bool
 ) -> None:
     """Refuse ``engine.running_mean`` where each answer must be seen.
 
-    A strategy of a user's own says by an attribute ``of_the_mean = True`` that the mean,
-    weighted by ``num-examples``, is all it asks for.
+    A user's own strategy says by an attribute ``of_the_mean = True`` that it needs nothing but
+    the mean, weighted by ``num-examples``.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def check_running_mean(
         The experiment; nothing is refused where it does not ask for the running mean.
     strategy : flwr.serverapp.strategy.Strategy
         Its strategy.
-    sparse : bool
+    is_sparse : bool
         Whether the learner's parameters travel without their zeros.
 
     Raises
@@ -47,21 +47,21 @@ def check_running_mean(
     """
     if not config.engine.running_mean:
         return
-    if sparse:
+    if is_sparse:
         raise ConfigError(
             f"engine.running_mean = true: learner {config.learner.name} sends sparse parameters, "
             "whose sizes a mean does not tell; set it to false"
         )
-    if not _asks_for_the_mean(strategy):
-        known = ", ".join(
+    if not _needs_mean_alone(strategy):
+        names = [
             name
             for name, builtin in BUILTIN.items()
-            if builtin.strategy in OF_THE_MEAN and not builtin.wrapper
-        )
+            if builtin.strategy in MEAN_STRATEGIES and not builtin.wrapper
+        ]
         raise ConfigError(
             f"engine.running_mean = true: strategy {config.strategy.name} may look at each "
             "client's answer, not at their mean alone; "
-            f"set it to false, or use one of {known}, "
+            f"set it to false, or use one of {', '.join(names)}, "
             "or a class of your own with of_the_mean = True and Flower's start"
         )
     key = getattr(strategy, "weighted_by_key", "num-examples")
@@ -72,12 +72,14 @@ def check_running_mean(
         )
 
 
-def _asks_for_the_mean(strategy: Strategy) -> bool:
+def _needs_mean_alone(strategy: Strategy) -> bool:
+    # A loop of the strategy's own may do anything with the answers.
     if type(strategy).start is not Strategy.start:
         return False
-    is_plain = (
+    # The exact type: a subclass may override the aggregation.
+    is_mean_strategy = (
         isinstance(strategy, flower.FedAvg)
-        and type(strategy) in OF_THE_MEAN
+        and type(strategy) in MEAN_STRATEGIES
         and strategy.train_metrics_aggr_fn is aggregate_metricrecords
     )
-    return is_plain or bool(getattr(strategy, "of_the_mean", False))
+    return is_mean_strategy or bool(getattr(strategy, "of_the_mean", False))

@@ -1,26 +1,31 @@
-"""Semi-synchronous rounds: the server waits until a deadline, and who is late counts in the next
-round."""
+"""Semi-synchronous rounds: the server waits until a deadline.
+
+Stripelis, Thompson and Ambite, "Semi-Synchronous Federated Learning for Energy-Efficient
+Training and Accelerated Convergence in Cross-Silo Settings", ACM TIST 2022, synchronise clients
+at fixed times. Here a client that is late goes on working, and counts, discounted as in FedBuff
+(Nguyen et al., AISTATS 2022), in the round in which its answer arrives.
+"""
 
 from __future__ import annotations
 
-from fedknow.strategies.asynchronous import Crew, Update
+from fedknow.strategies.asynchronous import ClientUpdate, Dispatcher
 from fedknow.strategies.fedbuff import Buffered
 
 __all__ = ["SemiSync"]
 
 
 class SemiSync(Buffered):
-    """A step of whatever arrived within ``deadline`` seconds; who is late goes on, and counts,
-    discounted, when done.
+    """The server makes a step of the answers that arrive within a deadline.
 
-    If nobody is in time, the first answer is waited for. The last round of a task has no
-    deadline: the next task begins with everybody.
+    Clients that are late go on. Their answers count, discounted, when they are done. If nobody
+    is in time, the server waits for the first answer. The last round of a task has no deadline:
+    the next task begins with everybody.
 
     Parameters
     ----------
     deadline : float
         Seconds of a round: virtual ones with a fleet, real ones with real clients. Elsewhere
-        all clients are equally fast and none is ever late, of which a warning tells.
+        all clients are equally fast and none is ever late; a warning says so.
     server_lr, concurrency, staleness, staleness_a, staleness_b
         See :class:`~fedknow.strategies.fedbuff.Buffered`; by default all free clients work in
         every round.
@@ -28,7 +33,7 @@ class SemiSync(Buffered):
 
     by_clock = True
 
-    def __init__(
+    def __init__(  # the strategy's settings
         self,
         deadline: float = 60.0,
         server_lr: float = 1.0,
@@ -42,13 +47,17 @@ class SemiSync(Buffered):
             raise ValueError(f"deadline = {deadline!r}: must be above 0 (seconds)")
         self.deadline = deadline
 
-    def gather(self, crew: Crew, left: int) -> list[Update]:
-        """What arrives until the deadline."""
-        crew.hand_out()
-        until = crew.grid.now + self.deadline if left > 1 else None
-        updates: list[Update] = []
-        while update := crew.take(until):
+    def gather(
+        self, dispatcher: Dispatcher, rounds_remaining: int
+    ) -> list[ClientUpdate]:
+        """Take the answers that arrive until the deadline, and at least one."""
+        dispatcher.dispatch()
+        # The deadline counts from the moment at which the work was given out.
+        is_last_round = rounds_remaining == 1
+        deadline = None if is_last_round else dispatcher.grid.now + self.deadline
+        updates: list[ClientUpdate] = []
+        while update := dispatcher.take_update(deadline):
             updates.append(update)
-        if not updates and (first := crew.next()):
-            updates.append(first)
+        if not updates and (update := dispatcher.next_update()):
+            updates.append(update)
         return updates

@@ -1,4 +1,7 @@
-"""Strategies that would run here and not do what their name says, or that cannot be run at all."""
+"""Refuse strategies that would not do what their name says.
+
+Some would run without their effect here, and some cannot be run at all.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,17 @@ from flwr.serverapp.strategy import Strategy
 from fedknow.protocols.config import ConfigError
 from fedknow.strategies.population import layers
 
-__all__ = ["PORTING", "check_suited", "is_of_the_old_api"]
+__all__ = ["PORTING", "check_suited", "is_of_old_interface"]
 
 OLD = "flwr.server.strategy"
 """The module of Flower's older interface."""
 
 PORTING = (
-    f"strategies of the older {OLD} must be ported: derive from flwr.serverapp.strategy.Strategy, or "
-    "from the class of the same name beside it; configure_fit becomes configure_train and returns "
-    "messages, aggregate_fit becomes aggregate_train and returns an ArrayRecord and a MetricRecord, "
-    "and initial parameters are the experiment's"
+    f"strategies of the older {OLD} must be ported: "
+    "derive from flwr.serverapp.strategy.Strategy, or from the class of the same name "
+    "beside it; configure_fit becomes configure_train and returns messages, "
+    "aggregate_fit becomes aggregate_train and returns an ArrayRecord and a "
+    "MetricRecord, and initial parameters are the experiment's"
 )
 
 _CLIPS_ON_CLIENTS = (
@@ -27,9 +31,9 @@ _CLIPS_ON_CLIENTS = (
 _TREES = (flower.FedXgbBagging, flower.FedXgbCyclic)
 
 
-def is_of_the_old_api(made: object) -> bool:
-    """Say whether something is, or is derived from, a strategy of Flower's older interface."""
-    kind = made if isinstance(made, type) else type(made)
+def is_of_old_interface(strategy: object) -> bool:
+    """Say whether a class or an object belongs to Flower's older interface."""
+    kind = strategy if isinstance(strategy, type) else type(strategy)
     return any(base.__module__.startswith(OLD) for base in kind.__mro__)
 
 
@@ -39,26 +43,27 @@ def check_suited(strategy: Strategy, name: str) -> None:
     Parameters
     ----------
     strategy : flwr.serverapp.strategy.Strategy
-        The strategy, or what wraps it.
+        The strategy, or its wrapper.
     name : str
         ``strategy.name``, for the message.
 
     Raises
     ------
     ConfigError
-        Saying why, and what works instead.
+        Saying why, and which strategy works instead.
     """
     for layer in layers(strategy):
         kind = type(layer).__name__
         if isinstance(layer, _CLIPS_ON_CLIENTS):
             raise ConfigError(
-                f"strategy.name = {name!r}: {kind} leaves it to clients to clip their updates, which "
-                "clients here do not do, so its noise would protect nobody; set strategy.name = "
-                "'dp-fixed-clipping' or 'dp-adaptive-clipping', or wrap yours in "
-                "DifferentialPrivacyServerSideFixedClipping: there the server clips"
+                f"strategy.name = {name!r}: {kind} leaves it to clients to clip their "
+                "updates, which clients here do not do, so its noise would protect nobody; "
+                "set strategy.name = 'dp-fixed-clipping' or 'dp-adaptive-clipping', or wrap "
+                "yours in DifferentialPrivacyServerSideFixedClipping: there the server clips"
             )
         if isinstance(layer, _TREES):
             raise ConfigError(
-                f"strategy.name = {name!r}: {kind} puts trees of XGBoost together, and clients here train "
-                "a network; choose a strategy that averages parameters, for example 'fedavg'"
+                f"strategy.name = {name!r}: {kind} puts trees of XGBoost together, and "
+                "clients here train a network; choose a strategy that averages parameters, "
+                "for example 'fedavg'"
             )

@@ -25,7 +25,7 @@ each client sends.
 
 For layers so large that the triangle is more than a sketch of :attr:`FotSettings.columns`
 columns, the sketch is sent, and with it |X|^2.
-:func:`fedknow.strategies.fot.extend_from_sketch` says what is made of it. With 1280 columns a
+:func:`fedknow.strategies.subspaces.extend_from_sketch` says what is made of it. With 1280 columns a
 layer of d = 1153 or 2049 sends its moment (2.7 and 8.4 MB), one of d = 4097 a sketch (21 MB;
 its moment has 34). Here Omega follows from the round's seed, so that runs can be repeated. The
 server knows that seed: it could draw Omega too and, where n <= m, solve for X. Where this

@@ -17,9 +17,9 @@ from fedknow.protocols.messages import EXTRA, Arrays, Message
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
-from fedknow.strategies.fot import ROUNDING, extend, project
 from fedknow.strategies.fot import Fot as FotStrategy
 from fedknow.strategies.paired import Setup
+from fedknow.strategies.subspaces import ROUNDING, extend, project
 
 SGD = TrainConfig(
     epochs=2,
@@ -215,7 +215,7 @@ def told(caplog) -> list[str]:
     return [
         record.getMessage()
         for record in caplog.records
-        if record.name == "fedknow.strategies.fot"
+        if record.name == "fedknow.strategies.subspaces"
     ]
 
 

@@ -14,7 +14,7 @@ from fedknow.client.learners.joint import JointCentral
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 from fedknow.simulations.simulate import simulate
-from fedknow.strategies.fot import _seen_by, project
+from fedknow.strategies.subspaces import project, restrict
 
 TRAIN = TrainConfig(
     epochs=2, batch_size=6, optimizer="adamw", lr=0.01, weight_decay=0.1, clip_norm=1.0
@@ -315,7 +315,7 @@ def test_a_partly_frozen_layers_update_is_orthogonal_too(free, weight):
     update = torch.zeros(4, 6, dtype=torch.float64)
     size = free.stop - free.start
     rows = torch.randn(4, size, dtype=torch.float64, generator=generator)
-    update[:, free] = project(rows, _seen_by(basis, size, weight))
+    update[:, free] = project(rows, restrict(basis, size, weight))
     assert torch.allclose(
         update @ basis, torch.zeros(4, 3, dtype=torch.float64), atol=1e-12
     )

@@ -19,7 +19,12 @@ from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy
 from fedknow.strategies.paired import Setup
-from fedknow.strategies.target import Generator, statistics_gap, synthesize
+from fedknow.strategies.synthesis import (
+    Generator,
+    SynthesisEffort,
+    statistics_gap,
+    synthesize,
+)
 
 SGD = TrainConfig(
     epochs=1,
@@ -164,7 +169,9 @@ def test_the_teacher_takes_images_for_what_they_were_made_for():
     teacher.eval().requires_grad_(False)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     slices = [torch.tensor([0, 1]), torch.tensor([3, 5])]
-    images, labels = synthesize(teacher, (1, 7, 7), slices, 100, 60, 5, 2.0)
+    images, labels = synthesize(
+        teacher, (1, 7, 7), slices, SynthesisEffort(100, 60, 5, 2.0)
+    )
     assert images.shape == (100, 1, 7, 7)
     assert set(labels.tolist()) == {0, 1, 3, 5}
     z = teacher(images)
