@@ -458,7 +458,7 @@ def test_who_was_told_is_remembered():
         content={EXTRA: Arrays(w=np.array([0.0, 2.0], np.float32))},
     )
     strategy.aggregate_end_task(0, Arrays(), [answer])
-    strategy._told = {2}
+    strategy._informed = {2}
     other = build_strategy(experiment("learner=fedweit").strategy)
     other.load_state_dict(strategy.state_dict())
     assert other.extra(1, 2) is None
