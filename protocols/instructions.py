@@ -24,13 +24,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedknow.protocols.config import TrainConfig
-from fedknow.protocols.messages import Config, Message
 from fedknow.protocols.values import show
+from fedknow.protocols.work import POSITION
 
-__all__ = ["POSITION", "READ", "Instructions", "own_settings", "read_instructions"]
-
-POSITION = ("task", "round", "rounds", "tasks", "server-round", "frozen")
-"""Keys of the experiment itself."""
+__all__ = ["READ", "Instructions", "read_instructions"]
 
 _OVERRIDES = {
     "lr": "lr",
@@ -63,22 +60,13 @@ class Instructions:
     others: dict[str, Any]
 
 
-def own_settings(message: Message) -> dict[str, Any]:
-    """All settings of a message's config records together; of equal keys the first counts."""
-    settings: dict[str, Any] = {}
-    for record in message.content.values():
-        if isinstance(record, Config):
-            settings = {**record, **settings}
-    return settings
-
-
 def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instructions:
     """Read what a strategy tells clients.
 
     Parameters
     ----------
     settings : mapping
-        Of the training message (:func:`own_settings`).
+        Of the training message (:func:`~fedknow.protocols.work.merge_settings`).
     train : TrainConfig
         The experiment's own.
 

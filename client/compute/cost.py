@@ -35,10 +35,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
+from fedknow.protocols.work import COSTS
+
 __all__ = [
-    "COSTS",
-    "FLOPS",
-    "MEMORY",
     "Cost",
     "Meter",
     "add",
@@ -52,19 +51,6 @@ __all__ = [
 ]
 
 Item = TypeVar("Item")
-
-FLOPS = "flops"
-MEMORY = "memory-bytes"
-COSTS = (
-    FLOPS,
-    MEMORY,
-    "memory-weights",
-    "memory-gradients",
-    "memory-activations",
-    "memory-knowledge",
-    "memory-replay",
-)
-"""Metrics of every answer; ``memory-bytes`` is the sum of its parts."""
 
 
 class Cost(NamedTuple):
@@ -452,7 +438,7 @@ def module_bytes(*modules: nn.Module) -> int:
 
 
 def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, float]:
-    """The metrics :data:`COSTS` of one answer.
+    """The metrics :data:`~fedknow.protocols.work.COSTS` of one answer.
 
     Parameters
     ----------

@@ -14,8 +14,9 @@ from flwr.app import Message as FlowerMessage
 
 from fedknow.client.learners.frames.learner import Learner
 from fedknow.protocols.config import ExperimentConfig, closest
-from fedknow.protocols.instructions import POSITION, READ, read_instructions
+from fedknow.protocols.instructions import READ, read_instructions
 from fedknow.protocols.messages import ARRAYS, EXTRA, TRAIN, client_of
+from fedknow.protocols.work import POSITION, ROUND, TASK
 from fedknow.server.checks.replies import RunError
 
 __all__ = ["StrategyCheck", "position"]
@@ -28,7 +29,7 @@ def position(message: FlowerMessage) -> ConfigRecord:
     """Find the config record of a message that says which task and round it is for."""
     records = message.content.config_records.values()
     return next(
-        (record for record in records if "task" in record and "round" in record),
+        (record for record in records if TASK in record and ROUND in record),
         ConfigRecord(),
     )
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from fedknow.client.compute.cost import COSTS
 from fedknow.client.learners.frames.learner import Layout
 from fedknow.protocols.errors import FedknowError
 from fedknow.protocols.messages import (
@@ -38,6 +37,12 @@ from fedknow.protocols.messages import (
     client_of,
 )
 from fedknow.protocols.texts import counted
+from fedknow.protocols.work import (
+    COSTS,
+    KNOWLEDGE_BYTES,
+    NUM_EXAMPLES,
+    SCORE_LISTS,
+)
 
 __all__ = [
     "ClientFailure",
@@ -50,9 +55,6 @@ __all__ = [
     "check_finite",
     "check_like",
 ]
-
-NUM_EXAMPLES = "num-examples"
-KNOWLEDGE_BYTES = "knowledge-bytes"
 
 
 class RunError(FedknowError, RuntimeError):
@@ -136,7 +138,7 @@ class Inspector:
     failure.
 
     Every array and number must be finite, and no cost
-    (:data:`~fedknow.client.compute.cost.COSTS`) below 0. Moreover,
+    (:data:`~fedknow.protocols.work.COSTS`) below 0. Moreover,
 
     * replies to ``train`` messages hold just the arrays that were sent, with their shapes and
       dtypes, at no absurd distance, a positive ``num-examples``, and the same metrics from
@@ -339,10 +341,7 @@ class Inspector:
 
     def _check_scores(self, reply: Message) -> None:
         metrics = _own_metrics(reply)
-        lists = {
-            name: np.asarray(metrics.get(name))
-            for name in ("correct", "total", "losses")
-        }
+        lists = {name: np.asarray(metrics.get(name)) for name in SCORE_LISTS}
         for name, values in lists.items():
             if values.shape != (self._scored,) or values.dtype.kind not in (
                 "if" if name == "losses" else "i"

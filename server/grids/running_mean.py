@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from fedknow.client.node import as_tensors
+from fedknow.client.tensors import as_tensors
 from fedknow.protocols.messages import (
     ARRAYS,
     METRICS,
@@ -30,7 +30,8 @@ from fedknow.protocols.messages import (
     nbytes,
 )
 from fedknow.protocols.texts import counted
-from fedknow.server.checks.replies import NUM_EXAMPLES, Inspector, RunError
+from fedknow.protocols.work import NUM_EXAMPLES
+from fedknow.server.checks.replies import Inspector, RunError
 
 __all__ = ["RunningMean", "averaged"]
 
@@ -57,7 +58,7 @@ class RunningMean:
     def add(self, arrays: Arrays, weight: float) -> None:
         """Add parameters, all of the same names and shapes."""
         self.weight += weight
-        for name, value in as_tensors(arrays, only_read=True).items():
+        for name, value in as_tensors(arrays, is_only_read=True).items():
             if value.element_size() < 4 and value.is_floating_point():
                 value = value.float()
             elif not (value.is_floating_point() or value.is_complex()):

@@ -25,7 +25,6 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp.strategy import Strategy
 
-from fedknow.client.compute.cost import FLOPS, MEMORY
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.learners.frames.learner import Layout, Learner
 from fedknow.client.state import StateError
@@ -47,10 +46,10 @@ from fedknow.protocols.messages import (
 from fedknow.protocols.plugins import PASSED_ON, explain
 from fedknow.protocols.seeds import integer
 from fedknow.protocols.texts import counted
+from fedknow.protocols.work import FLOPS, KNOWLEDGE_BYTES, MEMORY
 from fedknow.server.checks.aggregates import check_aggregate, check_arrays
 from fedknow.server.checks.instructions import StrategyCheck, position
 from fedknow.server.checks.replies import (
-    KNOWLEDGE_BYTES,
     ClientFailure,
     ClientLost,
     Fault,

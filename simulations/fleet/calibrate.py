@@ -13,26 +13,16 @@ import psutil
 import tomli_w
 import torch
 
-from fedknow.client.compute.cost import FLOPS
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.node import Node
 from fedknow.client.state import write_atomic
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.messages import (
-    ARRAYS,
-    CONFIG,
-    METRICS,
-    TRAIN,
-    Arrays,
-    Config,
-    Message,
-    Metrics,
-    node_of,
-)
+from fedknow.protocols.messages import TRAIN, Arrays, Message, node_of
 from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
+from fedknow.protocols.work import FLOPS, Position, TrainReport, TrainWork
 from fedknow.server.checks.replies import RunError
 from fedknow.simulations.fleet.devices import Profile
 
@@ -88,23 +78,25 @@ def calibrate(
     node = Node(config, benchmark)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
     arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
+    position = Position(
+        task=0,
+        round=1,
+        rounds=config.train.rounds,
+        tasks=config.data.tasks,
+        server_round=1,
+    )
+    work = TrainWork(position=position, parameters=arrays)
+    message = Message(TRAIN, node_of(0), "1", content=work.to_content())
     memory = psutil.virtual_memory()
     speeds: list[float] = []
     until = time.monotonic() + seconds
     while len(speeds) <= LEAST or time.monotonic() < until:
-        settings = Config(
-            task=0, round=1, rounds=config.train.rounds, tasks=config.data.tasks
-        )
-        settings["server-round"] = 1
-        reply, _ = node.handle(
-            Message(TRAIN, node_of(0), "1", content={ARRAYS: arrays, CONFIG: settings}),
-            {},
-        )
+        reply, _ = node.handle(message, {})
         if reply.failure is not None:
             raise RunError(f"training failed: {reply.failure.reason}")
-        metrics = reply.content[METRICS]
-        assert isinstance(metrics, Metrics)
-        speeds.append(float(str(metrics[FLOPS])) / float(str(metrics["seconds"])))
+        report = TrainReport.from_content(reply.content)
+        assert report.seconds is not None  # a node measures the time of training
+        speeds.append(report.costs[FLOPS] / report.seconds)
     timed = speeds[1:]
     what = f"{config.learner.name}, {config.model.name} on {config.data.name}, batches of {config.train.batch_size}"
     threads = torch.get_num_threads()

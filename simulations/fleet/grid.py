@@ -13,7 +13,6 @@ import numpy as np
 from flwr.app import Message as FlowerMessage
 from flwr.app import MessageType
 
-from fedknow.client.compute.cost import FLOPS, MEMORY
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import (
     EVALUATE,
@@ -27,6 +26,7 @@ from fedknow.protocols.messages import (
 )
 from fedknow.protocols.seeds import generator, integer
 from fedknow.protocols.texts import counted
+from fedknow.protocols.work import FLOPS, MEMORY
 from fedknow.server.checks.replies import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.simulations.fleet.availability import Always, Presence, make_presence

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from fedknow.client import node as nodes
+from fedknow.client import workbench
 from fedknow.client.compute.device import Border
 from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
 from fedknow.client.together import clients_at_once
@@ -86,7 +86,7 @@ def on_device(monkeypatch):
     """Nodes work on the device from now on."""
 
     def use():
-        monkeypatch.setattr(nodes, "find_device", lambda name: DEVICE)
+        monkeypatch.setattr(workbench, "find_device", lambda name: DEVICE)
 
     return use
 

@@ -20,11 +20,11 @@ import grpc
 import numpy as np
 import pytest
 
-from fedknow.client.compute.cost import COSTS
 from fedknow.client.edge.client import fetch_status
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import Message, Metrics, node_of
 from fedknow.protocols.wire import JOIN, PROTOCOL, Frame, hello, pack, parse, refused
+from fedknow.protocols.work import COSTS
 from fedknow.server.certs import make_certificates
 from fedknow.server.run.checkpoint import load_checkpoint
 from fedknow.server.run.folder import RunFolder

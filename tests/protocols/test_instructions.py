@@ -5,8 +5,7 @@ import math
 import pytest
 
 from fedknow.protocols.config import TrainConfig
-from fedknow.protocols.instructions import own_settings, read_instructions
-from fedknow.protocols.messages import Arrays, Config, Message
+from fedknow.protocols.instructions import read_instructions
 
 TRAIN = TrainConfig(epochs=2, batch_size=16, lr=0.01)
 POSITION = {"task": 1, "round": 2, "rounds": 3, "tasks": 4, "server-round": 5}
@@ -66,16 +65,3 @@ def test_settings_take_the_place_of_the_experiments():
 def test_what_makes_no_sense_is_refused_by_name(said, words):
     with pytest.raises(ValueError, match=words):
         read_instructions(POSITION | said, TRAIN)
-
-
-def test_all_config_records_of_a_message_count_and_the_first_decides():
-    content = {
-        "weights": Arrays(),
-        "mine": Config(lr=0.5, task=1),
-        "other": Config(lr=0.1, beta=2),
-    }
-    assert own_settings(Message("train", 2, "1", content=content)) == {
-        "lr": 0.5,
-        "task": 1,
-        "beta": 2,
-    }

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedknow.client.compute.cost import COSTS
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
@@ -25,6 +24,7 @@ from fedknow.protocols.messages import (
     Metrics,
     node_of,
 )
+from fedknow.protocols.work import COSTS
 from fedknow.server.checks.replies import Fault, Inspector, RunError
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.folder import RunFolder

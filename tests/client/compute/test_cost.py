@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from fedknow.client.compute import cost
 from fedknow.client.compute.cost import (
-    COSTS,
     Cost,
     Meter,
     costs,
@@ -24,6 +23,7 @@ from fedknow.client.learners.frames.learner import Learner, LearnerSettings, Rou
 from fedknow.client.models import build_model
 from fedknow.client.together import Start, price
 from fedknow.protocols.config import ModelConfig, TrainConfig, read_config
+from fedknow.protocols.work import COSTS
 
 CLASSES = 10
 BATCH = 4
