@@ -1,5 +1,7 @@
-"""Networks by name: a ``body``, which ends in flat features, and a ``head``, one linear layer over
-all classes."""
+"""Networks by name: a body and a head.
+
+The body ends in flat features. The head is one linear layer over all classes.
+"""
 
 from __future__ import annotations
 
@@ -102,11 +104,9 @@ def build_model(
         if is_reference(config.name):
             return _user_model(config, shape, classes)
         if config.name not in _MODELS:
-            raise ConfigError(
-                f"model.name = {config.name!r}: no such model{closest(config.name, _MODELS)}; "
-                f"known: {', '.join(_MODELS)}, or module:callable for your own"
-            )
+            raise _unknown_model(config.name)
         _check_size(config, shape, classes)
+        # Again: the dry run for the size may have drawn numbers.
         torch.manual_seed(seed)
         body, features = _build_body(config, shape)
         return SplitModel(body, nn.Linear(features, classes))
@@ -124,37 +124,45 @@ def model_factory(name: str) -> Callable[..., Any]:
         factory: Callable[..., Any] = load_object(name, "model.name")
         return factory
     if name not in _MODELS:
-        raise ConfigError(
-            f"model.name = {name!r}: no such model{closest(name, _MODELS)}; "
-            f"known: {', '.join(_MODELS)}, or module:callable for your own"
-        )
+        raise _unknown_model(name)
     return _MODELS[name]
 
 
+def _unknown_model(name: str) -> ConfigError:
+    return ConfigError(
+        f"model.name = {name!r}: no such model{closest(name, _MODELS)}; "
+        f"known: {', '.join(_MODELS)}, or module:callable for your own"
+    )
+
+
 def list_models() -> dict[str, str]:
-    """The models known by name, with a line about each."""
-    return {name: summary(build) for name, build in _MODELS.items()}
+    """List the models known by name, with a line about each and its settings."""
+    return {name: _described(name) for name in _MODELS}
+
+
+def _described(name: str) -> str:
+    sentence = summary(_MODELS[name]).removesuffix(".")
+    settings = ", ".join(setting_names(name)) or "none"
+    return f"{sentence}; settings: {settings}."
 
 
 def setting_names(name: str) -> list[str]:
     """List the settings of a model that is known by its name."""
-    return [
-        key for key in inspect.signature(_MODELS[name]).parameters if key != "shape"
-    ]
+    parameters = inspect.signature(_MODELS[name]).parameters
+    return [key for key in parameters if key != "shape"]
 
 
 def _build_body(config: ModelConfig, shape: Shape) -> Body:
     build = model_factory(config.name)
-    known = setting_names(config.name)
+    names = setting_names(config.name)
     for key, value in config.options.items():
-        if key not in known:
+        if key not in names:
             raise ConfigError(
-                f"model.{key} = {value!r}: {config.name} has no such setting{closest(key, known)}; "
-                f"it has: {', '.join(known)}"
+                f"model.{key} = {value!r}: {config.name} has no such setting"
+                f"{closest(key, names)}; it has: {', '.join(names)}"
             )
-    checked: Callable[..., Body] = validate_call(
-        config=ConfigDict(allow_inf_nan=False)
-    )(build)
+    rules = ConfigDict(allow_inf_nan=False)
+    checked: Callable[..., Body] = validate_call(config=rules)(build)
     try:
         return checked(shape, **config.options)
     except ValidationError as error:
@@ -166,63 +174,81 @@ def _build_body(config: ModelConfig, shape: Shape) -> Body:
 
 
 def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
-    """Refuse a network of more than :data:`MOST_PARAMETERS`, before there is any memory for it."""
+    """Refuse a network of more than :data:`MOST_PARAMETERS`.
+
+    The network is built on PyTorch's meta device, so a huge one takes no memory.
+    """
     try:
         with torch.device("meta"):
             body, features = _build_body(config, shape)
             count = sum(prod(parameter.shape) for parameter in body.parameters())
-    except (RuntimeError, OverflowError, TypeError):  # PyTorch's sizes end at 64 bits
-        count, features = MOST_PARAMETERS, MOST_PARAMETERS
+    except (RuntimeError, OverflowError, TypeError):
+        # PyTorch's sizes end at 64 bits.
+        count = MOST_PARAMETERS
+        features = MOST_PARAMETERS
     count += features * classes
     if count > MOST_PARAMETERS:
-        options = ", ".join(
-            f"model.{key} = {value!r}" for key, value in config.options.items()
-        )
+        pairs = config.options.items()
+        options = ", ".join(f"model.{key} = {value!r}" for key, value in pairs)
+        size = "x".join(map(str, shape))
         raise ConfigError(
-            f"model.name = {config.name!r} with {options or 'its defaults'}, images of "
-            f"{'x'.join(map(str, shape))} and {counted(classes, 'class', 'classes')}: "
-            f"has {count:.2e} parameters; at most {MOST_PARAMETERS:.0e} fit, so make it or the images smaller"
+            f"model.name = {config.name!r} with {options or 'its defaults'}, "
+            f"images of {size} and {counted(classes, 'class', 'classes')}: "
+            f"has {count:.2e} parameters; at most {MOST_PARAMETERS:.0e} fit, "
+            "so make it or the images smaller"
         )
 
 
 def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
-    model = _made_by_user(config, shape, classes)
+    model = _call_users_factory(config, shape, classes)
     with calling(config.name, "model.name"):
         body: object = getattr(model, "body", None)
         head: object = getattr(model, "head", None)
-    if (
-        not isinstance(model, nn.Module)
-        or not isinstance(body, nn.Module)
-        or not isinstance(head, nn.Linear)
-        or head.out_features != classes
-    ):
+    is_split = (
+        isinstance(model, nn.Module)
+        and isinstance(body, nn.Module)
+        and isinstance(head, nn.Linear)
+        and head.out_features == classes
+    )
+    if not is_split:
         raise ConfigError(
-            f"model.name = {config.name!r}: returned {type(model).__name__} with head {head}; it must return an "
-            f"nn.Module with a module `body` and a `head` that is nn.Linear(..., {classes}), so that "
-            "model(x) = model.head(model.body(x))"
+            f"model.name = {config.name!r}: returned {type(model).__name__} with head "
+            f"{head}; it must return an nn.Module with a module `body` and a `head` that "
+            f"is nn.Linear(..., {classes}), so that model(x) = model.head(model.body(x))"
         )
+    assert isinstance(model, nn.Module)
     check_dtypes(model, config.name)
-    with calling(config.name, "model.name"), torch.no_grad():
+    _check_composition(model, config.name, shape)
+    check_parameters(model, config.name)
+    return model
+
+
+def _check_composition(model: nn.Module, name: str, shape: Shape) -> None:
+    """Refuse a model that is not its head after its body."""
+    body = model.get_submodule("body")
+    head = model.get_submodule("head")
+    with calling(name, "model.name"), torch.no_grad():
+        # Two samples: a model may squeeze the axis of a single one away.
         x = torch.randn(2, *shape)
-        training = model.training
+        was_training = model.training
+        # Dropout would make two passes differ.
         model.eval()
         features = body(x)
         agrees = features.dim() == 2 and torch.allclose(
             model(x), head(features), equal_nan=True
         )
-        model.train(training)
+        model.train(was_training)
     if not agrees:
         raise ConfigError(
-            f"model.name = {config.name!r}: model(x) must be model.head(model.body(x)), with features [n, features] "
-            f"between them; its body gives {list(features.shape)} for {list(x.shape)}"
+            f"model.name = {name!r}: model(x) must be model.head(model.body(x)), with "
+            f"features [n, features] between them; its body gives {list(features.shape)} "
+            f"for {list(x.shape)}"
         )
-    check_parameters(model, config.name)
-    return model
 
 
-def _made_by_user(config: ModelConfig, shape: Shape, classes: int) -> object:
-    found = load_object(config.name, "model.name")
-    build = check_maker(found, config.name, "model.name", nn.Module, "torch.nn.Module")
+def _call_users_factory(config: ModelConfig, shape: Shape, classes: int) -> object:
+    loaded = load_object(config.name, "model.name")
+    build = check_maker(loaded, config.name, "model.name", nn.Module, "torch.nn.Module")
     signature = inspect.signature(build)
     check_options_finite(config.options, signature.parameters, "model")
     settings = ", ".join(config.options) or "none"
@@ -230,8 +256,8 @@ def _made_by_user(config: ModelConfig, shape: Shape, classes: int) -> object:
         signature.bind(shape=shape, classes=classes, **config.options)
     except TypeError as error:
         raise ConfigError(
-            f"model.name = {config.name!r}: cannot be called as callable(shape=..., classes=..., settings) "
-            f"with the settings given ({settings}): {error}"
+            f"model.name = {config.name!r}: cannot be called as callable(shape=..., "
+            f"classes=..., settings) with the settings given ({settings}): {error}"
         ) from None
     with calling(config.name, "model.name"):
         return build(shape=shape, classes=classes, **config.options)

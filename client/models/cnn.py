@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -21,7 +22,7 @@ def cnn6(
     dropout: bool = True,
     init: Literal["default", "kaiming"] = "default",
 ) -> Body:
-    """The 6-layer CNN of the FedKNOW paper, 2.4 M parameters at 32x32; settings: width, dropout, init.
+    """6-layer CNN of the FedKNOW paper, 2.4 M parameters at 32x32.
 
     Three blocks of two 3x3 convolutions, each followed by 2x2 max pooling, then one fully
     connected layer.
@@ -36,9 +37,9 @@ def cnn6(
         Dropout of 0.25 after each block and 0.5 after the fully connected layer.
     init : {"default", "kaiming"}
         PyTorch's own initial weights, as in the authors' code, or normal ones of variance 2 /
-        fan-in and biases of zero (He et al., ICCV 2015). Without normalisation PyTorch's shrink
-        the signal from layer to layer: training stands still for its first hundred steps or so,
-        which short runs cannot afford.
+        fan-in and biases of zero (He et al., ICCV 2015). Without normalisation, PyTorch's
+        weights shrink the signal from layer to layer. Training then stands still for about
+        its first hundred steps, which short runs cannot afford.
 
     Raises
     ------
@@ -53,34 +54,38 @@ def cnn6(
     at_least("cnn6", shape, 8)
     layers: list[nn.Module] = []
     for block in (32, 64, 128):
-        out = max(1, round(block * width))
+        outputs = max(1, round(block * width))
         layers += [
-            nn.Conv2d(channels, out, 3, padding=1),
+            nn.Conv2d(channels, outputs, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(out, out, 3, padding=1),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
             nn.ReLU(),
+            nn.MaxPool2d(2),
         ]
-        layers += [nn.MaxPool2d(2), *([Dropout(0.25)] if dropout else [])]
-        channels = out
+        if dropout:
+            layers.append(Dropout(0.25))
+        channels = outputs
     features = max(1, round(1024 * width))
-    layers += [
-        nn.Flatten(),
-        nn.Linear(channels * (height // 8) * (wide // 8), features),
-        nn.ReLU(),
-    ]
-    layers += [Dropout(0.5)] if dropout else []
+    # Three poolings have halved each side three times.
+    places = (height // 8) * (wide // 8)
+    layers += [nn.Flatten(), nn.Linear(channels * places, features), nn.ReLU()]
+    if dropout:
+        layers.append(Dropout(0.5))
     if init == "kaiming":
-        for layer in layers:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+        _set_kaiming_weights(layers)
     return nn.Sequential(*layers), features
 
 
+def _set_kaiming_weights(layers: Iterable[nn.Module]) -> None:
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+
 def cnn(shape: Shape, channels: Count = 16, hidden: Count = 64) -> Body:
-    """A small CNN for small images (8x8, 28x28): two convolutions, one hidden layer; settings:
-    channels, hidden.
+    """Small CNN for 8x8 or 28x28: two convolutions, one hidden layer.
 
     The second pooling leaves about 4x4 places, so that the size of the hidden layer hardly
     grows with the image: 13,056 body parameters at 1x8x8, 37,632 at 1x28x28.
@@ -101,8 +106,8 @@ def cnn(shape: Shape, channels: Count = 16, hidden: Count = 64) -> Body:
     """
     colours, height, wide = shape
     at_least("cnn", shape, 4)
-    # Half the image is left after the first pooling; the second takes it to 4 places a side, or
-    # halves it.
+    # The first pooling halves the image. The second one takes it to 4 places a side, or
+    # halves it too.
     pool = (max(2, height // 2 // 4), max(2, wide // 2 // 4))
     places = (height // 2 // pool[0]) * (wide // 2 // pool[1])
     body = nn.Sequential(

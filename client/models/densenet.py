@@ -10,6 +10,7 @@ from fedknow.client.models.layers import (
     Width,
     at_least,
     convolution,
+    large_stem,
     pooled,
     scaled,
     small_stem,
@@ -18,15 +19,18 @@ from fedknow.client.models.split import Body, Shape
 
 __all__ = ["densenet121"]
 
+_DEPTHS = (6, 12, 24, 16)
+"""Layers of each dense block."""
+
 
 class _DenseLayer(nn.Module):
-    """Adds ``growth`` channels to those that come in."""
+    """A layer that adds ``growth`` channels to those that come in."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
         self.grow = nn.Sequential(
-            *_before(inputs, 4 * growth, kernel=1),
-            *_before(4 * growth, growth, kernel=3),
+            *_preactivated(inputs, 4 * growth, kernel=1),
+            *_preactivated(4 * growth, growth, kernel=3),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +38,7 @@ class _DenseLayer(nn.Module):
 
 
 def densenet121(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
-    """DenseNet-121, 7.0 M parameters; settings: width, stem.
+    """DenseNet-121, 7.0 M parameters.
 
     Parameters
     ----------
@@ -56,27 +60,24 @@ def densenet121(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     growth = scaled(32, width)
     channels = 2 * growth
     if small_stem(stem, shape):
-        layers = convolution(shape[0], channels, 3, activation=nn.ReLU)
+        layers = [*convolution(shape[0], channels, 3), nn.ReLU()]
     else:
-        layers = [
-            *convolution(shape[0], channels, 7, 2, activation=nn.ReLU),
-            nn.MaxPool2d(3, 2, padding=1),
-        ]
-    for block, depth in enumerate((6, 12, 24, 16)):
+        layers = large_stem(shape[0], channels, kernel=7)
+    for block, depth in enumerate(_DEPTHS):
         if block > 0:
-            layers += [*_before(channels, channels // 2, kernel=1), nn.AvgPool2d(2)]
+            # A transition between blocks halves the channels and the sides.
+            layers += _preactivated(channels, channels // 2, kernel=1)
+            layers.append(nn.AvgPool2d(2))
             channels //= 2
-        layers += [
-            _DenseLayer(channels + number * growth, growth) for number in range(depth)
-        ]
-        channels += depth * growth
-    return nn.Sequential(
-        *layers, nn.BatchNorm2d(channels), nn.ReLU(), *pooled()
-    ), channels
+        for _ in range(depth):
+            layers.append(_DenseLayer(channels, growth))
+            channels += growth
+    layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+    return nn.Sequential(*layers, *pooled()), channels
 
 
-def _before(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
-    """A convolution with normalisation and activation before it."""
+def _preactivated(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    """Build a convolution with normalisation and activation before it."""
     return [
         nn.BatchNorm2d(inputs),
         nn.ReLU(),

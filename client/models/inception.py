@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from fedknow.client.models.layers import (
@@ -20,12 +22,16 @@ from fedknow.client.models.split import Body, Shape
 __all__ = ["inception_v3"]
 
 Kernel = int | tuple[int, int]
+Scale = Callable[[int], int]
+"""From a published channel count to the one that ``width`` makes of it."""
+Block = tuple[nn.Module, int]
+"""A block and the number of channels that come out of it."""
 
 
 def inception_v3(
     shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout: Chance = 0.5
 ) -> Body:
-    """InceptionV3 without its auxiliary classifier, 21.8 M parameters; settings: width, stem, dropout.
+    """InceptionV3 without its auxiliary classifier, 21.8 M parameters.
 
     Parameters
     ----------
@@ -34,8 +40,9 @@ def inception_v3(
     width : float
         Factor on all channel counts.
     stem : {"auto", "small", "large"}
-        How it begins. ``large``: as published. ``small`` keeps the convolutions of the published
-        beginning and none of its three halvings. ``auto`` is ``small`` below 75x75.
+        How it begins. ``large``: as published. ``small`` keeps the convolutions of the
+        published beginning and none of its three halvings. ``auto`` is ``small`` below
+        75x75.
     dropout : float
         Of the features.
 
@@ -46,113 +53,172 @@ def inception_v3(
 
     References
     ----------
-    Szegedy et al., Rethinking the Inception Architecture for Computer Vision, CVPR 2016. What its table 1 leaves open
-    (the branches of each block) follows the authors' published model.
+    Szegedy et al., Rethinking the Inception Architecture for Computer Vision, CVPR 2016.
+    Its table 1 does not give the branches of each block. They follow the authors' published
+    model.
     """
-    small = small_stem(stem, shape, below=75)
-    at_least(
-        "inception_v3", shape, 8 if small else 75, "model.stem = 'small' takes 8x8"
-    )
+    is_small = small_stem(stem, shape, below=75)
+    smallest = 8 if is_small else 75
+    at_least("inception_v3", shape, smallest, "model.stem = 'small' takes 8x8")
 
-    def s(channels: int) -> int:
+    def scale(channels: int) -> int:
         return scaled(channels, width)
 
-    edge = 1 if small else 0
-    pool = [] if small else [nn.MaxPool2d(3, 2)]
-    layers: list[nn.Module] = [
-        _conv(shape[0], s(32), 3, stride=1 if small else 2, padding=edge),
-        _conv(s(32), s(32), 3, padding=edge),
-        _conv(s(32), s(64), 3, padding=1),
-        *pool,
-        _conv(s(64), s(80), 1),
-        _conv(s(80), s(192), 3, padding=edge),
-        *pool,
-    ]
-    channels = s(192)
-    for pooled_to in (32, 64, 64):
-        layers.append(
-            Branches(
-                _conv(channels, s(64), 1),
-                _chain(channels, (s(48), 1), (s(64), 5)),
-                _chain(channels, (s(64), 1), (s(96), 3), (s(96), 3)),
-                _pooled_conv(channels, s(pooled_to)),
-            )
-        )
-        channels = s(64) + s(64) + s(96) + s(pooled_to)
-    layers.append(
-        Branches(
-            _conv(channels, s(384), 3, stride=2),
-            nn.Sequential(
-                _chain(channels, (s(64), 1), (s(96), 3)),
-                _conv(s(96), s(96), 3, stride=2),
-            ),
-            nn.MaxPool2d(3, 2),
-        )
-    )
-    channels += s(384) + s(96)
-    for inner in (s(128), s(160), s(160), s(192)):
-        layers.append(
-            Branches(
-                _conv(channels, s(192), 1),
-                _chain(channels, (inner, 1), (inner, (1, 7)), (s(192), (7, 1))),
-                _chain(
-                    channels,
-                    (inner, 1),
-                    (inner, (7, 1)),
-                    (inner, (1, 7)),
-                    (inner, (7, 1)),
-                    (s(192), (1, 7)),
-                ),
-                _pooled_conv(channels, s(192)),
-            )
-        )
-        channels = 4 * s(192)
-    layers.append(
-        Branches(
-            nn.Sequential(
-                _conv(channels, s(192), 1), _conv(s(192), s(320), 3, stride=2)
-            ),
-            nn.Sequential(
-                _chain(channels, (s(192), 1), (s(192), (1, 7)), (s(192), (7, 1))),
-                _conv(s(192), s(192), 3, stride=2),
-            ),
-            nn.MaxPool2d(3, 2),
-        )
-    )
-    channels += s(320) + s(192)
-    for _ in range(2):
-        layers.append(
-            Branches(
-                _conv(channels, s(320), 1),
-                nn.Sequential(_conv(channels, s(384), 1), _cross(s(384), s(384))),
-                nn.Sequential(
-                    _chain(channels, (s(448), 1), (s(384), 3)), _cross(s(384), s(384))
-                ),
-                _pooled_conv(channels, s(192)),
-            )
-        )
-        channels = s(320) + 4 * s(384) + s(192)
+    layers = _stem(shape[0], scale, is_small)
+    channels = scale(192)
+    for build, arguments in _BLOCKS:
+        block, channels = build(channels, scale, *arguments)
+        layers.append(block)
     return nn.Sequential(*layers, *pooled(), Dropout(dropout)), channels
 
 
+def _stem(colours: int, scale: Scale, is_small: bool) -> list[nn.Module]:
+    """Build the layers before the first block."""
+    # The published convolutions cut off the image's edge. A small image has none to spare.
+    padding = 1 if is_small else 0
+    pool = [] if is_small else [nn.MaxPool2d(3, 2)]
+    stride = 1 if is_small else 2
+    return [
+        _conv(colours, scale(32), 3, stride, padding),
+        _conv(scale(32), scale(32), 3, padding=padding),
+        _conv(scale(32), scale(64), 3, padding=1),
+        *pool,
+        _conv(scale(64), scale(80), 1),
+        _conv(scale(80), scale(192), 3, padding=padding),
+        *pool,
+    ]
+
+
+# --- blocks ---------------------------------------------------------------------------------
+# Sides in names are those of an image of 299x299. The order of the convolutions fixes the
+# initial weights, and their nesting the names of parameters in saved states.
+
+
+def _block_35(inputs: int, scale: Scale, projection: int) -> Block:
+    """Build a block with branches of 1x1, 5x5, twice 3x3, and pooling."""
+    small, middle, large = scale(48), scale(64), scale(96)
+    block = Branches(
+        _conv(inputs, middle, 1),
+        _chain(inputs, (small, 1), (middle, 5)),
+        _chain(inputs, (middle, 1), (large, 3), (large, 3)),
+        _pooled_conv(inputs, scale(projection)),
+    )
+    return block, middle + middle + large + scale(projection)
+
+
+def _reduction_35(inputs: int, scale: Scale) -> Block:
+    """Build the block that takes 35x35 to 17x17."""
+    block = Branches(
+        _conv(inputs, scale(384), 3, stride=2),
+        nn.Sequential(
+            _chain(inputs, (scale(64), 1), (scale(96), 3)),
+            _conv(scale(96), scale(96), 3, stride=2),
+        ),
+        nn.MaxPool2d(3, 2),
+    )
+    return block, inputs + scale(384) + scale(96)
+
+
+def _block_17(inputs: int, scale: Scale, bottleneck: int) -> Block:
+    """Build a block whose 7x7 convolutions are a 1x7 and a 7x1."""
+    inner = scale(bottleneck)
+    outputs = scale(192)
+    row = (1, 7)
+    column = (7, 1)
+    block = Branches(
+        _conv(inputs, outputs, 1),
+        _chain(inputs, (inner, 1), (inner, row), (outputs, column)),
+        _chain(
+            inputs,
+            (inner, 1),
+            (inner, column),
+            (inner, row),
+            (inner, column),
+            (outputs, row),
+        ),
+        _pooled_conv(inputs, outputs),
+    )
+    return block, 4 * outputs
+
+
+def _reduction_17(inputs: int, scale: Scale) -> Block:
+    """Build the block that takes 17x17 to 8x8."""
+    inner = scale(192)
+    block = Branches(
+        nn.Sequential(
+            _conv(inputs, inner, 1),
+            _conv(inner, scale(320), 3, stride=2),
+        ),
+        nn.Sequential(
+            _chain(inputs, (inner, 1), (inner, (1, 7)), (inner, (7, 1))),
+            _conv(inner, inner, 3, stride=2),
+        ),
+        nn.MaxPool2d(3, 2),
+    )
+    return block, inputs + scale(320) + inner
+
+
+def _block_8(inputs: int, scale: Scale) -> Block:
+    """Build a block whose 3x3 convolutions are a 1x3 beside a 3x1."""
+    inner = scale(384)
+    block = Branches(
+        _conv(inputs, scale(320), 1),
+        nn.Sequential(
+            _conv(inputs, inner, 1),
+            _cross(inner),
+        ),
+        nn.Sequential(
+            _chain(inputs, (scale(448), 1), (inner, 3)),
+            _cross(inner),
+        ),
+        _pooled_conv(inputs, scale(192)),
+    )
+    return block, scale(320) + 4 * inner + scale(192)
+
+
+_BLOCKS: tuple[tuple[Callable[..., Block], tuple[int, ...]], ...] = (
+    (_block_35, (32,)),
+    (_block_35, (64,)),
+    (_block_35, (64,)),
+    (_reduction_35, ()),
+    (_block_17, (128,)),
+    (_block_17, (160,)),
+    (_block_17, (160,)),
+    (_block_17, (192,)),
+    (_reduction_17, ()),
+    (_block_8, ()),
+    (_block_8, ()),
+)
+"""All blocks in order: what builds each, and the channel count that is its own."""
+
+
+# --- convolutions ---------------------------------------------------------------------------
+
+
 def _conv(
-    inputs: int, outputs: int, kernel: Kernel, stride: int = 1, padding: Kernel = 0
+    inputs: int,
+    outputs: int,
+    kernel: Kernel,
+    stride: int = 1,
+    padding: Kernel = 0,
 ) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
+        # The published model's epsilon, a hundred times PyTorch's default.
         nn.BatchNorm2d(outputs, eps=1e-3),
         nn.ReLU(),
     )
 
 
 def _same(inputs: int, outputs: int, kernel: Kernel) -> nn.Sequential:
-    """A convolution that keeps the image's size."""
-    high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
-    return _conv(inputs, outputs, kernel, padding=(high // 2, wide // 2))
+    """Build a convolution that keeps the image's size."""
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (height // 2, width // 2)
+    return _conv(inputs, outputs, kernel, padding=padding)
 
 
 def _chain(inputs: int, *steps: tuple[int, Kernel]) -> nn.Sequential:
-    """Convolutions one after another, each given as its channels and kernel."""
+    """Build convolutions one after another, from channels and kernels."""
     layers = []
     for outputs, kernel in steps:
         layers.append(_same(inputs, outputs, kernel))
@@ -160,9 +226,15 @@ def _chain(inputs: int, *steps: tuple[int, Kernel]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _cross(inputs: int, outputs: int) -> Branches:
-    return Branches(_same(inputs, outputs, (1, 3)), _same(inputs, outputs, (3, 1)))
+def _cross(channels: int) -> Branches:
+    return Branches(
+        _same(channels, channels, (1, 3)),
+        _same(channels, channels, (3, 1)),
+    )
 
 
 def _pooled_conv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.AvgPool2d(3, 1, padding=1), _conv(inputs, outputs, 1))
+    return nn.Sequential(
+        nn.AvgPool2d(3, 1, padding=1),
+        _conv(inputs, outputs, 1),
+    )

@@ -1,4 +1,4 @@
-"""What the convolutional networks have in common."""
+"""Layers and settings that the convolutional networks share."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "Width",
     "at_least",
     "convolution",
+    "large_stem",
     "pooled",
     "scaled",
     "small_stem",
@@ -29,36 +30,51 @@ Chance = Annotated[float, Field(ge=0, lt=1)]
 Stem = Annotated[
     Literal["auto", "small", "large"],
     Field(
-        description="How a network made for 224x224 begins. large: as published, sides shrink 4 times "
-        "before the first block. small: with a 3x3 convolution of stride 1 and no pooling, as is "
-        "usual at 32x32. auto: small below 64x64."
+        description="How a network made for 224x224 begins. large: as published, sides "
+        "shrink 4 times before the first block. small: with a 3x3 convolution of stride 1 "
+        "and no pooling, as is usual at 32x32. auto: small below 64x64."
     ),
 ]
 
 
 class Branches(nn.Module):
-    """Several ways to look at one input, side by side: their channels in a row."""
+    """Several ways to look at one input, with their channels in a row."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [n, c, H, W] -> [n, sum of the branches' channels, H', W']."""
+        """Run all branches and join their channels.
+
+        Parameters
+        ----------
+        x : Tensor of float, shape (n, c, H, W)
+            Images or features.
+
+        Returns
+        -------
+        Tensor of float, shape (n, sum of the branches' channels, H', W')
+        """
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
 class Dropout(nn.Dropout):
-    """PyTorch's dropout, whose mask takes a third of the time on a CPU: uniform numbers compared
-    with ``p``.
+    """PyTorch's dropout with a mask that takes a third of the time on a CPU.
 
-    ``nn.Dropout`` draws the mask there with ``bernoulli_``, which takes 7 % of a training step
-    of the 6-layer CNN. The masks are others than those of ``nn.Dropout`` from the same seed,
-    and as likely.
+    ``nn.Dropout`` draws the mask there with ``bernoulli_``, which takes 7 % of a training
+    step of the 6-layer CNN. Here uniform numbers are compared with ``p``. The masks are
+    others than those of ``nn.Dropout`` from the same seed, and as likely.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape; zeros with probability ``p`` while training, the rest times 1 / (1 - p)."""
+        """Set elements to zero while training; multiply the others by 1 / (1 - p).
+
+        Parameters
+        ----------
+        x : Tensor of float, any shape
+            Features. Each element is dropped with probability ``p``.
+        """
         if (
             not self.training
             or self.p in (0, 1)
@@ -66,9 +82,10 @@ class Dropout(nn.Dropout):
             or x.device.type != "cpu"
         ):
             return super().forward(x)
-        # In float32 whatever the type of x: bfloat16 has only 128 numbers between 0.5 and 1.
+        # In float32 whatever the type of x: bfloat16 has only 128 numbers from 0.5 to 1.
         noise = torch.rand_like(x, dtype=torch.float32, requires_grad=False)
-        return x * noise.ge_(self.p).mul_(1 / (1 - self.p)).to(x.dtype)
+        mask = noise.ge_(self.p).mul_(1 / (1 - self.p))
+        return x * mask.to(x.dtype)
 
 
 def convolution(
@@ -77,11 +94,12 @@ def convolution(
     kernel: int,
     stride: int = 1,
     groups: int = 1,
-    activation: type[nn.Module] | None = None,
 ) -> list[nn.Module]:
-    """A convolution that keeps the image's size (or halves it, with stride 2), batch
-    normalisation, an activation."""
-    layers: list[nn.Module] = [
+    """Build a convolution and its batch normalisation.
+
+    The image keeps its size; stride 2 halves it.
+    """
+    return [
         nn.Conv2d(
             inputs,
             outputs,
@@ -89,25 +107,33 @@ def convolution(
             stride,
             padding=kernel // 2,
             groups=groups,
-            bias=False,
+            bias=False,  # the normalisation's own bias makes one superfluous
         ),
         nn.BatchNorm2d(outputs),
     ]
-    return layers if activation is None else [*layers, activation()]
+
+
+def large_stem(colours: int, channels: int, kernel: int) -> list[nn.Module]:
+    """Build the published beginning of a network: sides shrink four times."""
+    return [
+        *convolution(colours, channels, kernel, stride=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, padding=1),
+    ]
 
 
 def pooled() -> list[nn.Module]:
-    """Images of features to flat features: the mean over all places."""
+    """Build the layers that average features over all places."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
-    """So many channels times ``width``: at least one, and a whole multiple."""
+    """Multiply channels by ``width``, to the nearest positive multiple."""
     return max(multiple, multiple * round(channels * width / multiple))
 
 
 def small_stem(stem: Stem, shape: Shape, below: int = 64) -> bool:
-    """Whether a network for images of this shape begins the small way."""
+    """Tell whether a network for images of this shape begins the small way."""
     return stem == "small" or (stem == "auto" and min(shape[1:]) < below)
 
 
@@ -127,6 +153,6 @@ def at_least(
     _, height, width = shape
     if min(height, width) < side:
         raise ConfigError(
-            f"model.name = {model!r}: images of {height}x{width} are too small; it needs {side}x{side} or more, "
-            f"for example {advice}"
+            f"model.name = {model!r}: images of {height}x{width} are too small; "
+            f"it needs {side}x{side} or more, for example {advice}"
         )

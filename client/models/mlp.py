@@ -15,7 +15,7 @@ __all__ = ["linear", "mlp"]
 
 
 def linear(shape: Shape) -> Body:
-    """Logistic regression: no body, the head sees the pixels; settings: none.
+    """Logistic regression: no body, the head sees the pixels.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def mlp(
     hidden: Annotated[int, Field(ge=1, le=65536)] = 64,
     layers: Annotated[int, Field(ge=1, le=64)] = 2,
 ) -> Body:
-    """Fully connected layers with ReLU, for images of any size; settings: hidden, layers.
+    """Fully connected layers with ReLU, for images of any size.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ def mlp(
         Hidden layers.
     """
     body: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in pairwise([prod(shape), *[hidden] * layers]):
+    sizes = [prod(shape), *[hidden] * layers]
+    for inputs, outputs in pairwise(sizes):
         body += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*body), hidden

@@ -1,4 +1,4 @@
-"""Which parameters a model may have: what learners cannot train is refused by name."""
+"""Checks of a model's parameters: learners must be able to train them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ __all__ = ["check_dtypes", "check_parameters"]
 
 
 def check_dtypes(model: nn.Module, name: str) -> None:
-    """Refuse parameters to train that are not float32; frozen ones may have any dtype.
+    """Refuse trainable parameters that are not float32.
+
+    Frozen ones may have any dtype.
 
     Parameters
     ----------
@@ -30,18 +32,22 @@ def check_dtypes(model: nn.Module, name: str) -> None:
         if not parameter.requires_grad or parameter.dtype is torch.float32:
             continue
         kind = str(parameter.dtype).removeprefix("torch.")
-        if parameter.is_complex():
-            remedy = "keep it as a real parameter [..., 2] and take torch.view_as_complex of that in forward"
-        else:
-            remedy = "build the model in float32; train.precision = 'bf16' computes in bfloat16"
+        remedy = (
+            "keep it as a real parameter [..., 2] and take torch.view_as_complex of that "
+            "in forward"
+            if parameter.is_complex()
+            else "build the model in float32; train.precision = 'bf16' computes in bfloat16"
+        )
         raise ConfigError(
-            f"model.name = {name!r}: parameter {place} is {kind}, and learners train float32 only; "
-            f"{remedy}, or freeze it by requires_grad_(False)"
+            f"model.name = {name!r}: parameter {place} is {kind}, and learners train "
+            f"float32 only; {remedy}, or freeze it by requires_grad_(False)"
         )
 
 
 def check_parameters(model: nn.Module, name: str) -> None:
-    """Refuse parameters that no learner could train, after a sample went through the model.
+    """Refuse parameters that no learner could train.
+
+    A sample must have gone through the model, as lazy modules learn their sizes from it.
 
     Parameters
     ----------
@@ -59,21 +65,21 @@ def check_parameters(model: nn.Module, name: str) -> None:
     for place, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ConfigError(
-                f"model.name = {name!r}: {place} has no shape yet, as its lazy module took no part when "
-                "a sample went through the model; give the module its size, or leave it out"
+                f"model.name = {name!r}: {place} has no shape yet, as its lazy module took "
+                "no part when a sample went through the model; give the module its size, "
+                "or leave it out"
             )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
-            f"model.name = {name!r}: all parameters are frozen (requires_grad = False), so there is "
-            "nothing to train; leave at least those of the head free"
+            f"model.name = {name!r}: all parameters are frozen (requires_grad = False), "
+            "so there is nothing to train; leave at least those of the head free"
         )
-    in_body = {
-        parameter: place
-        for place, parameter in model.get_submodule("body").named_parameters()
-    }
+    body = model.get_submodule("body")
+    in_body = {parameter: place for place, parameter in body.named_parameters()}
     for place, parameter in model.get_submodule("head").named_parameters():
         if parameter in in_body:
             raise ConfigError(
-                f"model.name = {name!r}: head.{place} is also body.{in_body[parameter]}, and learners "
-                "treat body and head apart; give the head a parameter of its own"
+                f"model.name = {name!r}: head.{place} is also body.{in_body[parameter]}, "
+                "and learners treat body and head apart; give the head a parameter of its "
+                "own"
             )

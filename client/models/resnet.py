@@ -1,8 +1,9 @@
-"""Residual networks: ResNet, Wide ResNet, ResNeXt, and ResNet with squeeze-and-excitation."""
+"""Residual networks: ResNet, Wide ResNet, ResNeXt and SE-ResNet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from fedknow.client.models.layers import (
     Width,
     at_least,
     convolution,
+    large_stem,
     pooled,
     scaled,
     small_stem,
@@ -22,6 +24,28 @@ __all__ = ["resnet18", "resnet152", "resnext50", "senet18", "wide_resnet50"]
 
 Residual = Callable[[int, int, int], list[nn.Module]]
 """The layers of one block, from the channels that come in, the stage (0..3) and the stride."""
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """Differences between residual networks.
+
+    Attributes
+    ----------
+    name : str
+        The model's name, for messages.
+    depths : tuple of int
+        Blocks of each stage.
+    residual : callable
+        Builds the layers of a block.
+    expansion : int
+        How many times as many channels leave a block as its stage is wide.
+    """
+
+    name: str
+    depths: tuple[int, int, int, int]
+    residual: Residual
+    expansion: int = 1
 
 
 class _Block(nn.Module):
@@ -45,7 +69,8 @@ class _SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        hidden = max(4, channels // reduction)  # fewer may all be dead from the start
+        # At least four: fewer may all be dead from the start.
+        hidden = max(4, channels // reduction)
         self.gate = nn.Sequential(
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(channels, hidden, 1),
@@ -59,7 +84,7 @@ class _SqueezeExcitation(nn.Module):
 
 
 def resnet18(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
-    """ResNet-18, 11.2 M parameters; settings: width, stem.
+    """ResNet-18, 11.2 M parameters.
 
     Parameters
     ----------
@@ -77,11 +102,12 @@ def resnet18(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     ----------
     He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
     """
-    return _resnet("resnet18", shape, width, stem, (2, 2, 2, 2), _basic(width))
+    architecture = _Architecture("resnet18", (2, 2, 2, 2), _basic(width))
+    return _resnet(architecture, shape, width, stem)
 
 
 def senet18(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
-    """SE-ResNet-18, ResNet-18 with squeeze-and-excitation, 11.3 M parameters; settings: width, stem.
+    """SE-ResNet-18: ResNet-18 with squeeze-and-excitation, 11.3 M parameters.
 
     Parameters and errors are those of :func:`resnet18`; the reduction is 16.
 
@@ -89,51 +115,50 @@ def senet18(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     ----------
     Hu et al., Squeeze-and-Excitation Networks, CVPR 2018.
     """
-    plain = _basic(width)
+    basic = _basic(width)
 
     def residual(inputs: int, stage: int, stride: int) -> list[nn.Module]:
-        return [
-            *plain(inputs, stage, stride),
-            _SqueezeExcitation(scaled(64 << stage, width)),
-        ]
+        # The gate last: the order in which layers are made fixes their initial weights.
+        layers = basic(inputs, stage, stride)
+        layers.append(_SqueezeExcitation(_stage_channels(stage, width)))
+        return layers
 
-    return _resnet("senet18", shape, width, stem, (2, 2, 2, 2), residual)
+    architecture = _Architecture("senet18", (2, 2, 2, 2), residual)
+    return _resnet(architecture, shape, width, stem)
 
 
 def resnet152(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
-    """ResNet-152, 58.1 M parameters; settings: width, stem.
+    """ResNet-152, 58.1 M parameters.
 
     Parameters, errors and source are those of :func:`resnet18`; features are four times as
     many, and blocks reduce the image in their 3x3 convolution, as is usual (v1.5).
     """
-    residual = _bottleneck(width, lambda stage: scaled(64 << stage, width))
-    return _resnet(
-        "resnet152", shape, width, stem, (3, 8, 36, 3), residual, expansion=4
-    )
+    residual = _bottleneck(width, lambda stage: _stage_channels(stage, width))
+    architecture = _Architecture("resnet152", (3, 8, 36, 3), residual, expansion=4)
+    return _resnet(architecture, shape, width, stem)
 
 
 def wide_resnet50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
-    """Wide ResNet-50-2, ResNet-50 with 3x3 convolutions twice as wide, 66.8 M parameters;
-    settings: width, stem.
+    """Wide ResNet-50-2, 66.8 M parameters.
 
-    Parameters and errors are those of :func:`resnet18`.
+    It is ResNet-50 with 3x3 convolutions twice as wide. Parameters and errors are those of
+    :func:`resnet18`.
 
     References
     ----------
     Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016.
     """
-    residual = _bottleneck(width, lambda stage: 2 * scaled(64 << stage, width))
-    return _resnet(
-        "wide_resnet50", shape, width, stem, (3, 4, 6, 3), residual, expansion=4
-    )
+    residual = _bottleneck(width, lambda stage: 2 * _stage_channels(stage, width))
+    architecture = _Architecture("wide_resnet50", (3, 4, 6, 3), residual, expansion=4)
+    return _resnet(architecture, shape, width, stem)
 
 
 def resnext50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
-    """ResNeXt-50 32x4d, ResNet-50 with 3x3 convolutions in 32 groups, 23.0 M parameters; settings:
-    width, stem.
+    """ResNeXt-50 32x4d, 23.0 M parameters.
 
-    Parameters and errors are those of :func:`resnet18`; ``width`` is a factor on the number of
-    groups, whose sizes (4, 8, 16 and 32 channels) stay.
+    It is ResNet-50 with 3x3 convolutions in 32 groups. Parameters and errors are those of
+    :func:`resnet18`; ``width`` is a factor on the number of groups, whose sizes (4, 8, 16
+    and 32 channels) stay.
 
     References
     ----------
@@ -141,60 +166,73 @@ def resnext50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     """
     groups = scaled(32, width)
     residual = _bottleneck(width, lambda stage: groups * (4 << stage), groups)
-    return _resnet("resnext50", shape, width, stem, (3, 4, 6, 3), residual, expansion=4)
+    architecture = _Architecture("resnext50", (3, 4, 6, 3), residual, expansion=4)
+    return _resnet(architecture, shape, width, stem)
+
+
+def _stage_channels(stage: int, width: float) -> int:
+    """Return the channels of a stage, twice those of the stage before."""
+    return scaled(64 << stage, width)
 
 
 def _basic(width: float) -> Residual:
-    """Two 3x3 convolutions."""
+    """Define blocks of two 3x3 convolutions."""
 
     def residual(inputs: int, stage: int, stride: int) -> list[nn.Module]:
-        outputs = scaled(64 << stage, width)
+        outputs = _stage_channels(stage, width)
         return [
-            *convolution(inputs, outputs, 3, stride, activation=nn.ReLU),
+            *convolution(inputs, outputs, 3, stride),
+            nn.ReLU(),
             *convolution(outputs, outputs, 3),
         ]
 
     return residual
 
 
-def _bottleneck(width: float, inner: Callable[[int], int], groups: int = 1) -> Residual:
-    """A 3x3 convolution between two 1x1 ones; ``inner`` is how many channels it has in a stage."""
+def _bottleneck(
+    width: float, channels_in: Callable[[int], int], groups: int = 1
+) -> Residual:
+    """Define blocks of a 3x3 convolution between two 1x1 ones.
+
+    Parameters
+    ----------
+    width : float
+        Factor on all channel counts.
+    channels_in : callable
+        From a stage to the channels of the 3x3 convolution in it.
+    groups : int
+        Of the 3x3 convolution.
+    """
 
     def residual(inputs: int, stage: int, stride: int) -> list[nn.Module]:
-        channels = inner(stage)
+        channels = channels_in(stage)
         return [
-            *convolution(inputs, channels, 1, activation=nn.ReLU),
-            *convolution(channels, channels, 3, stride, groups, activation=nn.ReLU),
-            *convolution(channels, 4 * scaled(64 << stage, width), 1),
+            *convolution(inputs, channels, 1),
+            nn.ReLU(),
+            *convolution(channels, channels, 3, stride, groups),
+            nn.ReLU(),
+            *convolution(channels, 4 * _stage_channels(stage, width), 1),
         ]
 
     return residual
 
 
 def _resnet(
-    name: str,
-    shape: Shape,
-    width: float,
-    stem: Stem,
-    depths: Sequence[int],
-    residual: Residual,
-    expansion: int = 1,
+    architecture: _Architecture, shape: Shape, width: float, stem: Stem
 ) -> Body:
-    at_least(name, shape, 8, "model.name = 'cnn' takes 4x4")
+    at_least(architecture.name, shape, 8, "model.name = 'cnn' takes 4x4")
     inputs = scaled(64, width)
     if small_stem(stem, shape):
-        layers = convolution(shape[0], inputs, 3, activation=nn.ReLU)
+        layers = [*convolution(shape[0], inputs, 3), nn.ReLU()]
     else:
-        layers = [
-            *convolution(shape[0], inputs, 7, 2, activation=nn.ReLU),
-            nn.MaxPool2d(3, 2, padding=1),
-        ]
-    for stage, depth in enumerate(depths):
-        outputs = expansion * scaled(64 << stage, width)
-        for number in range(depth):
-            stride = 2 if stage > 0 and number == 0 else 1
-            layers.append(
-                _Block(residual(inputs, stage, stride), inputs, outputs, stride)
-            )
+        layers = large_stem(shape[0], inputs, kernel=7)
+    for stage, depth in enumerate(architecture.depths):
+        outputs = architecture.expansion * _stage_channels(stage, width)
+        # Each stage but the first begins by halving the image.
+        stride = 2 if stage > 0 else 1
+        for _ in range(depth):
+            residual = architecture.residual(inputs, stage, stride)
+            layers.append(_Block(residual, inputs, outputs, stride))
             inputs = outputs
+            stride = 1
     return nn.Sequential(*layers, *pooled()), inputs

@@ -1,4 +1,4 @@
-"""A network in two parts: what clients share and what a client may keep."""
+"""A network in two parts: shared by clients, or kept by one."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class SplitModel(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[n, classes]`` of images ``[n, C, H, W]``."""
+        """Compute logits ``[n, classes]`` of images ``[n, C, H, W]``."""
         return cast(Tensor, self.head(self.body(x)))
