@@ -1,4 +1,14 @@
-"""Data sets, their partition among clients, and the stream of tasks that each client meets."""
+"""Data sets, their partition among clients, and each client's tasks.
+
+The way of a sample:
+
+1. a *data set* (``datasets``, ``arrays``) holds all samples and what is known of them;
+2. a *partition* (``partition``, ``shares``) says, from labels alone, which rows of it make a
+   client's tasks;
+3. a *stream* (``benchmark``, ``local``) turns these rows into a task's tensors (``stream``).
+
+Only the first and the last know what a sample is. Between them there are row numbers.
+"""
 
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
 from fedknow.client.data.datasets import Dataset, list_datasets, load_dataset

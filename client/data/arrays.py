@@ -1,4 +1,4 @@
-"""A data set in memory: plain ``uint8`` arrays, and what is known of them."""
+"""A data set in memory: plain ``uint8`` arrays and their description."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ Labels = NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images and labels, train and test apart.
+
+    Rows of the arrays are what a partition deals out. Whoever reads a sample's content goes
+    through :class:`~fedknow.client.data.Benchmark`, which alone makes tensors of it.
 
     Attributes
     ----------
@@ -68,39 +72,40 @@ class Dataset:
     groups: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for part, x, y in (
-            ("train", self.train_x, self.train_y),
-            ("test", self.test_x, self.test_y),
-        ):
-            _check_arrays(self.name, part, x, y)
-            if y.min() < 0 or y.max() >= self.classes:
-                raise self._wrong(
-                    f"{part}_y runs from {y.min()} to {y.max()}; "
-                    f"with {counted(self.classes, 'class name')} it must stay within 0..{self.classes - 1}"
-                )
+        self._check_part("train", self.train_x, self.train_y)
+        self._check_part("test", self.test_x, self.test_y)
         if self.train_x.shape[1:] != self.test_x.shape[1:]:
-            raise self._wrong(
-                f"train images are {self.train_x.shape[1:]}, test images {self.test_x.shape[1:]}"
+            raise self._error(
+                f"train images are {self.train_x.shape[1:]}, "
+                f"test images {self.test_x.shape[1:]}"
             )
         channels = self.train_x.shape[1]
-        if (
-            len(self.mean) != channels
-            or len(self.std) != channels
-            or min(self.std) <= 0
-        ):
-            raise self._wrong(
-                f"mean and std need {counted(channels, 'number')}, one a channel, and std above 0"
+        lengths = {len(self.mean), len(self.std)}
+        if lengths != {channels} or min(self.std) <= 0:
+            raise self._error(
+                f"mean and std need {counted(channels, 'number')}, one a channel, "
+                "and std above 0"
             )
-        grouped = [label for group in self.groups for label in group]
-        if len(set(grouped)) != len(grouped) or not set(grouped) <= set(
-            range(self.classes)
-        ):
-            raise self._wrong(
+        grouped = list(chain.from_iterable(self.groups))
+        has_repeats = len(set(grouped)) != len(grouped)
+        if has_repeats or not set(grouped) <= set(range(self.classes)):
+            raise self._error(
                 "groups must hold each class at most once, and only classes there are"
             )
 
+    def _check_part(self, part: str, x: Images, y: Labels) -> None:
+        _check_arrays(self.name, part, x, y)
+        if y.min() < 0 or y.max() >= self.classes:
+            raise self._error(
+                f"{part}_y runs from {y.min()} to {y.max()}; "
+                f"with {counted(self.classes, 'class name')} it must stay within "
+                f"0..{self.classes - 1}"
+            )
+
     def check_labels(self) -> None:
-        """Refuse labels with gaps: a class without samples is neither learned nor scored.
+        """Refuse labels with gaps.
+
+        A class without samples would be neither learned nor scored.
 
         Raises
         ------
@@ -109,18 +114,19 @@ class Dataset:
         """
         for part, y in (("train", self.train_y), ("test", self.test_y)):
             missing = np.setdiff1d(np.arange(self.classes), y)
-            if len(missing):
-                named = ", ".join(map(str, missing[:5])) + (
-                    ", ..." if len(missing) > 5 else ""
-                )
-                raise self._wrong(
-                    f"{part}_y has no sample of {len(missing)} of {self.classes} classes ({named}); "
-                    "number the classes that have samples from 0 without gaps, "
-                    "as np.unique(y, return_inverse=True) does"
-                )
+            if len(missing) == 0:
+                continue
+            named = ", ".join(map(str, missing[:5]))
+            if len(missing) > 5:
+                named += ", ..."
+            raise self._error(
+                f"{part}_y has no sample of {len(missing)} of {self.classes} classes "
+                f"({named}); number the classes that have samples from 0 without gaps, "
+                "as np.unique(y, return_inverse=True) does"
+            )
 
     @classmethod
-    def from_arrays(
+    def from_arrays(  # a user's own data set in one call
         cls,
         name: str,
         train_x: Images,
@@ -130,8 +136,20 @@ class Dataset:
         class_names: Sequence[str] | None = None,
         groups: Sequence[Sequence[int]] = (),
     ) -> Dataset:
-        """A data set whose channel statistics, and class names unless given, come from the arrays
-        themselves.
+        """Make a data set of four arrays, and compute its channel statistics.
+
+        Parameters
+        ----------
+        name : str
+            What the data set is called in messages.
+        train_x, test_x : ndarray of uint8, shape (N, C, H, W)
+            Images.
+        train_y, test_y : ndarray of int64, shape (N,)
+            Labels.
+        class_names : sequence of str, optional
+            One name per class; by default its number.
+        groups : sequence of sequence of int
+            Classes that belong together.
 
         Raises
         ------
@@ -140,11 +158,8 @@ class Dataset:
         """
         _check_arrays(name, "train", train_x, train_y)
         _check_axes(name, train_x.shape[1:])
-        names = (
-            tuple(class_names)
-            if class_names is not None
-            else tuple(map(str, range(int(train_y.max()) + 1)))
-        )
+        if class_names is None:
+            class_names = [str(label) for label in range(int(train_y.max()) + 1)]
         mean, std = statistics(levels(train_x))
         return cls(
             name,
@@ -152,7 +167,7 @@ class Dataset:
             train_y,
             test_x,
             test_y,
-            names,
+            tuple(class_names),
             mean,
             std,
             tuple(map(tuple, groups)),
@@ -169,86 +184,111 @@ class Dataset:
         channels, height, width = self.train_x.shape[1:]
         return channels, height, width
 
-    def _wrong(self, what: str) -> ConfigError:
-        return ConfigError(f"data set {self.name!r}: {what}")
+    def _error(self, problem: str) -> ConfigError:
+        return ConfigError(f"data set {self.name!r}: {problem}")
 
 
 def _check_arrays(name: str, part: str, x: Any, y: Any) -> None:
-    def wrong(what: str, array: Any, right: str) -> ConfigError:
-        is_array = isinstance(array, np.ndarray)
-        found = (
-            f"{array.dtype} {list(array.shape)}" if is_array else type(array).__name__
+    def error(field: str, array: Any, remedy: str) -> ConfigError:
+        actual = (
+            f"{array.dtype} {list(array.shape)}"
+            if isinstance(array, np.ndarray)
+            else type(array).__name__
         )
         return ConfigError(
-            f"data set {name!r}: {part}_{what} is {found}; it must be a NumPy array, {right}"
+            f"data set {name!r}: {part}_{field} is {actual}; "
+            f"it must be a NumPy array, {remedy}"
         )
 
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
-        raise wrong("x", x, "uint8 [N, C, H, W]")
+        raise error("x", x, "uint8 [N, C, H, W]")
     if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape != x.shape[:1]:
-        raise wrong("y", y, f"int64 [{len(x)}]")
+        raise error("y", y, f"int64 [{len(x)}]")
     if len(y) == 0:
         raise ConfigError(f"data set {name!r}: {part}_x holds no samples")
 
 
 def has_channels_last(shape: Sequence[int]) -> bool:
-    """Tell whether three numbers look like height, width, channels: a square, and 1, 3 or 4.
+    """Tell whether three numbers look like height, width, channels.
+
+    They do if they are a square, and 1, 3 or 4.
 
     Parameters
     ----------
     shape : sequence of int
-        What is taken for channels, height, width.
+        Three numbers that should be channels, height, width.
     """
-    first, second, third = shape
-    return third in (1, 3, 4) and first == second > third
+    axis0, axis1, axis2 = shape
+    return axis2 in (1, 3, 4) and axis0 == axis1 > axis2
 
 
 def _check_axes(name: str, shape: Sequence[int]) -> None:
-    """Refuse images whose channels stand last; warn where that is likely only."""
-    first, second, third = shape
-    found = f"data set {name!r}: train_x is [N, {first}, {second}, {third}]"
+    """Refuse images whose channels stand last; warn where they may."""
+    axis0, axis1, axis2 = shape
+    actual = f"data set {name!r}: train_x is [N, {axis0}, {axis1}, {axis2}]"
     transpose = "x.transpose(0, 3, 1, 2)"
     if has_channels_last(shape):
         raise ConfigError(
-            f"{found}, which looks like height, width, channels; it must be [N, C, H, W]: "
-            f"give {transpose}. If it has {first} channels indeed, make it by Dataset(...) with "
-            "a mean and std of each"
+            f"{actual}, which looks like height, width, channels; it must be "
+            f"[N, C, H, W]: give {transpose}. If it has {axis0} channels indeed, make it "
+            "by Dataset(...) with a mean and std of each"
         )
-    if third in (3, 4) and min(first, second) > 2 * third:
+    # Images that are no square: the numbers alone cannot settle it.
+    if axis2 in (3, 4) and min(axis0, axis1) > 2 * axis2:
         log.warning(
-            "%s and is taken for %d channels of %d x %d; if it is height, width, channels, give %s",
-            found,
-            first,
-            second,
-            third,
+            "%s and is taken for %d channels of %d x %d; "
+            "if it is height, width, channels, give %s",
+            actual,
+            axis0,
+            axis1,
+            axis2,
             transpose,
         )
 
 
 def levels(x: Images) -> NDArray[np.int64]:
-    """How often each channel has each of the 256 levels: uint8 [N, C, H, W] -> int64 [C, 256]."""
-    return np.stack(
-        [
-            np.bincount(x[:, channel].ravel(), minlength=256)
-            for channel in range(x.shape[1])
-        ]
-    )
+    """Count how often each channel has each of the 256 levels.
+
+    Parameters
+    ----------
+    x : ndarray of uint8, shape (N, C, H, W)
+        Images.
+
+    Returns
+    -------
+    ndarray of int64, shape (C, 256)
+    """
+    channels = range(x.shape[1])
+    return np.stack([np.bincount(x[:, k].ravel(), minlength=256) for k in channels])
 
 
 def statistics(
     counts: NDArray[np.int64],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel on the scale 0..1, exactly, from counts of its
-    levels [C, 256]."""
+    """Compute mean and standard deviation of each channel on the scale 0..1.
+
+    Counts of levels give them exactly, and batch by batch: no pass over all pixels in
+    floating point is needed.
+
+    Parameters
+    ----------
+    counts : ndarray of int64, shape (C, 256)
+        From :func:`levels`, added up over batches.
+
+    Returns
+    -------
+    (tuple of float, tuple of float)
+        Means, standard deviations.
+    """
     scale = np.arange(256) / 255
     means, stds = [], []
-    for of_channel in counts:
-        weight = of_channel / of_channel.sum()
+    for channel in counts:
+        weight = channel / channel.sum()
         mean = float(weight @ scale)
+        std = float(np.sqrt(weight @ (scale - mean) ** 2))
         means.append(mean)
-        stds.append(
-            float(np.sqrt(weight @ (scale - mean) ** 2)) or 1.0
-        )  # a constant channel stays as it is
+        # A constant channel stays as it is: no division by zero.
+        stds.append(std or 1.0)
     return tuple(means), tuple(stds)
 
 
@@ -264,6 +304,6 @@ def require(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"this data set or partition needs the package {error.name!r}, which is not installed; "
-            f"{how_to_install('data')}"
+            f"this data set or partition needs the package {error.name!r}, "
+            f"which is not installed; {how_to_install('data')}"
         ) from error

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from fedknow.client.data.datasets import Dataset, Images, Labels, load_dataset
-from fedknow.client.data.partition import Indices, Partition, make_partition
+from fedknow.client.data.arrays import Dataset, Images, Labels
+from fedknow.client.data.datasets import load_dataset
+from fedknow.client.data.partition import Partition, make_partition
+from fedknow.client.data.shares import Indices
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.seeds import generator
@@ -19,14 +22,15 @@ from fedknow.protocols.texts import counted
 __all__ = ["Benchmark", "hold_out", "make_benchmark"]
 
 _REMEMBERED = 64 * 2**20
-"""Bytes of shares kept ready made: a client meets the same one in all rounds of a task."""
+"""Bytes of shares that stay in memory as tensors: a client meets the same one in all rounds of a task."""
 
 
 class Benchmark:
-    """Every client's tasks, cut from one data set (a :class:`~fedknow.client.data.TaskStream`).
+    """Every client's tasks, cut from one data set.
 
-    Holds plain NumPy arrays, which processes can share and which are never written to; tensors
-    are made, and normalised, when a share is asked for.
+    It is a :class:`~fedknow.client.data.TaskStream`. It holds plain NumPy arrays, which
+    processes can share and which are never written to. Tensors are made, and normalised, when
+    a share is asked for.
 
     Parameters
     ----------
@@ -51,7 +55,8 @@ class Benchmark:
         self.tasks = len(partition.tasks[0])
         self.shape = dataset.shape
         # Classes that no task uses need no place in the head, as long as they come last.
-        self.classes = 1 + max(max(share.classes) for share in partition.tasks[0])
+        used = chain.from_iterable(share.classes for share in partition.tasks[0])
+        self.classes = 1 + max(used)
         self._recent: OrderedDict[tuple[int, int], TaskData] = OrderedDict()
         self._bytes = 0
 
@@ -67,32 +72,31 @@ class Benchmark:
         if key in self._recent:
             self._recent.move_to_end(key)
             return self._recent[key]
-        made = self._recent[key] = self._make(*key)
-        self._bytes += _nbytes(made)
+        data = self._recent[key] = self._make(*key)
+        self._bytes += _nbytes(data)
+        # The data just made may go, too: a share can be larger than the memory for all.
         while self._bytes > _REMEMBERED:
-            self._bytes -= _nbytes(self._recent.popitem(last=False)[1])
-        return made
+            _, oldest = self._recent.popitem(last=False)
+            self._bytes -= _nbytes(oldest)
+        return data
 
     def train_size(self, client: int, task: int) -> int:
-        """How many training samples a client has of a task; makes no tensors."""
+        """Count the training samples a client has of a task; makes no tensors."""
         self._check(client, task)
         return len(self.partition.tasks[client][task].train)
 
     def _make(self, client: int, task: int) -> TaskData:
         self._check(client, task)
         shares = self.partition.tasks[client]
+        share = shares[task]
+        seen = chain.from_iterable(earlier.classes for earlier in shares[: task + 1])
+        dataset = self.dataset
         return TaskData(
             task=task,
-            classes=shares[task].classes,
-            seen=tuple(
-                label for share in shares[: task + 1] for label in share.classes
-            ),
-            train=self._split(
-                self.dataset.train_x, self.dataset.train_y, shares[task].train
-            ),
-            test=self._split(
-                self.dataset.test_x, self.dataset.test_y, shares[task].test
-            ),
+            classes=share.classes,
+            seen=tuple(seen),
+            train=self._split(dataset.train_x, dataset.train_y, share.train),
+            test=self._split(dataset.test_x, dataset.test_y, share.test),
             incremental=self.incremental,
         )
 
@@ -100,13 +104,10 @@ class Benchmark:
         # Indexing by an array copies, so tensors never share memory with the (perhaps
         # read-only) data set.
         x = torch.from_numpy(images[places]).to(torch.float32).div_(255)
-        mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1)
-            for values in (self.dataset.mean, self.dataset.std)
-        )
-        return Split(
-            x.sub_(mean).div_(std), torch.from_numpy(np.asarray(labels[places]))
-        )
+        mean = torch.tensor(self.dataset.mean).view(1, -1, 1, 1)
+        std = torch.tensor(self.dataset.std).view(1, -1, 1, 1)
+        x.sub_(mean).div_(std)
+        return Split(x, torch.from_numpy(np.asarray(labels[places])))
 
     def _check(self, client: int, task: int) -> None:
         if not (0 <= client < self.clients and 0 <= task < self.tasks):
@@ -116,20 +117,21 @@ class Benchmark:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is remembered can be made again: it does not travel.
+        # Remembered shares can be made again: they do not travel to other processes.
         return self.__dict__ | {"_recent": OrderedDict(), "_bytes": 0}
 
 
 def _nbytes(data: TaskData) -> int:
-    return sum(split.x.nbytes + split.y.nbytes for split in (data.train, data.test))
+    splits = (data.train, data.test)
+    return sum(split.x.nbytes + split.y.nbytes for split in splits)
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """The training samples alone, a part of each class (at least one sample, at most all but one)
-    held out for testing.
+    """Hold out a part of each class's training samples to test on.
 
-    Who chooses settings by these scores has neither trained on the samples scored, on any
-    client, nor seen the test samples. The normalisation stays that of all training samples.
+    A choice of settings by these scores sees no test sample, and no client has trained on
+    the samples scored. At least one sample of a class is held out, and at least one is not.
+    The normalisation stays that of all training samples.
 
     Parameters
     ----------
@@ -150,11 +152,14 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         places = np.flatnonzero(dataset.train_y == label)
         if len(places) < 2:
             raise ConfigError(
-                f"data.holdout = {fraction:g}: class {dataset.class_names[label]!r} of {dataset.name} has one training "
-                "sample, of which nothing can be held out; set data.holdout = 0"
+                f"data.holdout = {fraction:g}: class {dataset.class_names[label]!r} of "
+                f"{dataset.name} has one training sample, of which nothing can be held "
+                "out; set data.holdout = 0"
             )
         count = min(max(round(fraction * len(places)), 1), len(places) - 1)
-        held[generator(seed, "holdout", int(label)).permutation(places)[:count]] = True
+        # A seed of each class's own: its choice depends on no other class.
+        shuffled = generator(seed, "holdout", int(label)).permutation(places)
+        held[shuffled[:count]] = True
     x, y = dataset.train_x, dataset.train_y
     return replace(
         dataset, train_x=x[~held], train_y=y[~held], test_x=x[held], test_y=y[held]
@@ -162,7 +167,9 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 
 def make_benchmark(config: ExperimentConfig) -> Benchmark:
-    """Load the data that a configuration names and share them among its clients by its seed.
+    """Load the data that a configuration names and share them among clients.
+
+    The configuration's seed fixes the result.
 
     Raises
     ------
@@ -173,6 +180,5 @@ def make_benchmark(config: ExperimentConfig) -> Benchmark:
     dataset = load_dataset(config.data)
     if config.data.holdout:
         dataset = hold_out(dataset, config.data.holdout, config.seed)
-    return Benchmark(
-        dataset, make_partition(dataset, config.data, config.seed), config.data.scenario
-    )
+    partition = make_partition(dataset, config.data, config.seed)
+    return Benchmark(dataset, partition, config.data.scenario)

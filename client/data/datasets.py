@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 from typing import Protocol
 
@@ -48,64 +49,81 @@ class Layout(Protocol):
         """The file it is known by."""
 
     def find(self, place: Path) -> Source | None:
-        """The data set, or None if it does not lie here like this."""
+        """Look for the data set in a folder.
+
+        Returns
+        -------
+        Source or None
+            None if the folder has another layout.
+        """
 
 
 @dataclass(frozen=True)
-class _Known:
+class _Listing:
     """A data set known by name.
 
     Attributes
     ----------
+    summary : str
+        A line for the list of data sets.
     form : Form
         Its images; ``data.image_size`` has precedence over the size.
     layouts : tuple of Layout
         How it may lie in its folder.
     folders : tuple of str
-        What the folder may be called, besides the data set's name.
+        Names that the folder may have, besides the data set's name.
     hub : str
         Repository on the hub; empty where no copy there has the columns needed.
     mix : tuple of str
         The data sets it is made of, each with its own layouts.
     """
 
-    about: str
+    summary: str
     form: Form
     layouts: tuple[Layout, ...] = ()
     folders: tuple[str, ...] = ()
     hub: str = ""
     mix: tuple[str, ...] = ()
 
+    def files(self, name: str) -> str:
+        """Name the files that the data set is known by, for messages."""
+        return " or ".join(f"{name}/{layout.wants}" for layout in self.layouts)
+
 
 _CIFAR100 = Parquet("img", ("fine_label",))
 
-_KNOWN: Mapping[str, _Known] = {
-    "cifar100": _Known(
-        "60,000 photographs, 32x32 RGB, 100 classes (Krizhevsky 2009); parquet folder or Hugging Face hub",
+_LISTED: Mapping[str, _Listing] = {
+    "cifar100": _Listing(
+        "60,000 photographs, 32x32 RGB, 100 classes (Krizhevsky 2009); "
+        "parquet folder or Hugging Face hub",
         Form("RGB"),
         (_CIFAR100,),
         hub="uoft-cs/cifar100",
     ),
-    "omniglot": _Known(
-        "32,460 handwritten characters, 28x28 grey, 1,623 classes in 50 alphabets (Lake 2015); parquet folder",
+    "omniglot": _Listing(
+        "32,460 handwritten characters, 28x28 grey, 1,623 classes in 50 alphabets "
+        "(Lake 2015); parquet folder",
         Form("L"),
         (Parquet("image", ("alphabet", "character")),),
     ),
-    "fc100": _Known(
-        "CIFAR-100 ordered by FC100's superclasses and split anew, 500 / 100 a class; CIFAR-100's parquet folder",
+    "fc100": _Listing(
+        "CIFAR-100 ordered by FC100's superclasses and split anew, 500 / 100 a class; "
+        "CIFAR-100's parquet folder",
         Form("RGB"),
         (Fc100(),),
         folders=("cifar100",),
         hub="uoft-cs/cifar100",
     ),
-    "core50": _Known(
-        "165,000 video frames of 50 objects in 10 categories, to 32x32 RGB, split by session (Lomonaco 2017); folders",
+    "core50": _Listing(
+        "165,000 video frames of 50 objects in 10 categories, to 32x32 RGB, "
+        "split by session (Lomonaco 2017); folders",
         Form("RGB", 32),
         (Core50(),),
         folders=("core50_128x128",),
     ),
-    "miniimagenet": _Known(
-        "60,000 photographs, to 84x84 RGB, 100 classes (Vinyals 2016); folders, CSV lists, or parquet folder",
+    "miniimagenet": _Listing(
+        "60,000 photographs, to 84x84 RGB, 100 classes (Vinyals 2016); "
+        "folders, CSV lists, or parquet folder",
         Form("RGB", 84),
         (
             Parquet("image", ("label",), test="validation"),
@@ -114,22 +132,25 @@ _KNOWN: Mapping[str, _Known] = {
         ),
         folders=("mini-imagenet", "miniImageNet"),
     ),
-    "tinyimagenet": _Known(
-        "110,000 photographs, 64x64 RGB, 200 classes (Stanford CS231N); its folders, or parquet folder",
+    "tinyimagenet": _Listing(
+        "110,000 photographs, 64x64 RGB, 200 classes (Stanford CS231N); "
+        "its folders, or parquet folder",
         Form("RGB", 64),
         (Parquet("image", ("label",), test="valid"), TinyImageNet()),
         folders=("tiny-imagenet-200", "tiny-imagenet"),
     ),
-    "svhn": _Known(
-        "99,289 house numbers, 32x32 RGB, 10 classes (Netzer 2011); *_32x32.mat, or parquet folder",
+    "svhn": _Listing(
+        "99,289 house numbers, 32x32 RGB, 10 classes (Netzer 2011); "
+        "*_32x32.mat, or parquet folder",
         Form("RGB"),
         (
             Parquet("image", ("label",), folders=("", "data", "cropped_digits")),
             SvhnMat(),
         ),
     ),
-    "mix80": _Known(
-        "80 tasks of 5 classes: miniimagenet, tinyimagenet and cifar100 one after another, to 32x32 RGB",
+    "mix80": _Listing(
+        "80 tasks of 5 classes: miniimagenet, tinyimagenet and cifar100 "
+        "one after another, to 32x32 RGB",
         Form("RGB", 32),
         mix=("miniimagenet", "tinyimagenet", "cifar100"),
     ),
@@ -146,156 +167,180 @@ def load_dataset(config: DataConfig) -> Dataset:
         be decoded.
     """
     if is_reference(config.name):
-        found = load_object(config.name, "data.name")
-        build = check_maker(
-            found, config.name, "data.name", Dataset, "fedknow.client.data.Dataset"
-        )
-        with calling(config.name, "data.name"):
-            dataset = build(config)
-        if not isinstance(dataset, Dataset):
-            raise ConfigError(
-                f"data.name = {config.name!r}: returned {type(dataset).__name__}; "
-                "it must return a fedknow.client.data.Dataset (Dataset.from_arrays makes one of four arrays)"
-            )
-        dataset.check_labels()
-        return dataset
+        return _load_users(config)
     if config.name == "digits":
-        return _digits()
-    if config.name in _KNOWN:
-        form = _KNOWN[config.name].form
-        try:
-            source = _find(config.name, config.dir)
-            return load(
-                config.name, source, Form(form.mode, config.image_size or form.size)
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"data.name = {config.name!r}: {error.filename}: {error.strerror or error}"
-            ) from error
+        return _load_digits()
+    if config.name in _LISTED:
+        return _load_listed(config)
     if config.name == "local":
         raise ConfigError(
-            "data.name = 'local': the data are with real clients (fedknow server, fedknow client --data DIR); "
-            "a simulation needs a data set: set data.name"
+            "data.name = 'local': the data are with real clients (fedknow server, "
+            "fedknow client --data DIR); a simulation needs a data set: set data.name"
         )
-    known = list_datasets()
+    names = list_datasets()
     raise ConfigError(
-        f"data.name = {config.name!r}: no such data set{closest(config.name, known)}; "
-        f"known: {', '.join(known)}, or module:callable for your own"
+        f"data.name = {config.name!r}: no such data set{closest(config.name, names)}; "
+        f"known: {', '.join(names)}, or module:callable for your own"
     )
+
+
+def _load_users(config: DataConfig) -> Dataset:
+    loaded = load_object(config.name, "data.name")
+    build = check_maker(
+        loaded, config.name, "data.name", Dataset, "fedknow.client.data.Dataset"
+    )
+    with calling(config.name, "data.name"):
+        dataset = build(config)
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(
+            f"data.name = {config.name!r}: returned {type(dataset).__name__}; "
+            "it must return a fedknow.client.data.Dataset "
+            "(Dataset.from_arrays makes one of four arrays)"
+        )
+    dataset.check_labels()
+    return dataset
+
+
+def _load_listed(config: DataConfig) -> Dataset:
+    standard = _LISTED[config.name].form
+    form = Form(standard.mode, config.image_size or standard.size)
+    try:
+        return load(config.name, _find(config.name, config.dir), form)
+    except OSError as error:
+        raise ConfigError(
+            f"data.name = {config.name!r}: {error.filename}: {error.strerror or error}"
+        ) from error
 
 
 def list_datasets() -> dict[str, str]:
-    """The data sets known by name, with a line about each."""
-    return {"digits": _DIGITS_ABOUT} | {
-        name: known.about for name, known in _KNOWN.items()
-    }
+    """List the data sets known by name, with a line about each."""
+    listed = {name: listing.summary for name, listing in _LISTED.items()}
+    return {"digits": _DIGITS_SUMMARY} | listed
 
 
 def dataset_facts(name: str) -> dict[str, str]:
-    """Say what the images of a data set become, and where its files must lie."""
-    known = _KNOWN.get(name)
-    if known is None:  # digits
+    """Say what becomes of a data set's images, and where its files must lie."""
+    listing = _LISTED.get(name)
+    if listing is None:  # digits
         return {"Files": "none: they come with scikit-learn"}
-    size = (
-        f"{known.form.size}x{known.form.size}"
-        if known.form.size
-        else "as large as in the files"
-    )
-    facts = {
-        "Images": f"{'grey' if known.form.mode == 'L' else known.form.mode}, {size} (data.image_size)"
-    }
-    if known.mix:
-        facts["Made of"] = ", ".join(known.mix)
+    side = listing.form.size
+    size = f"{side}x{side}" if side else "as large as in the files"
+    colours = "grey" if listing.form.mode == "L" else listing.form.mode
+    facts = {"Images": f"{colours}, {size} (data.image_size)"}
+    if listing.mix:
+        facts["Made of"] = ", ".join(listing.mix)
         return facts
-    facts["Folder"] = " or ".join(f"{folder}/" for folder in (name, *known.folders))
-    facts["Folder"] += " in the folder that --data-dir, data.dir or FEDKNOW_DATA names"
-    facts["Files in it"] = " or ".join(layout.wants for layout in known.layouts)
+    folders = " or ".join(f"{folder}/" for folder in (name, *listing.folders))
+    facts["Folder"] = (
+        f"{folders} in the folder that --data-dir, data.dir or FEDKNOW_DATA names"
+    )
+    facts["Files in it"] = " or ".join(layout.wants for layout in listing.layouts)
     facts["Hub"] = (
-        f"{known.hub}, where no folder is named" if known.hub else "not from there"
+        f"{listing.hub}, where no folder is named" if listing.hub else "not from there"
     )
     return facts
 
 
-# --- digits
-# -----------------------------------------------------------------------------------------------------------
+# --- digits ---------------------------------------------------------------------------------
 
-_DIGITS_ABOUT = "1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn, nothing to download"
+_DIGITS_SUMMARY = (
+    "1,797 handwritten digits, 8x8 grey, 10 classes; "
+    "embedded in scikit-learn, nothing to download"
+)
 
 
-def _digits() -> Dataset:
-    found = importlib.util.find_spec("sklearn") or require("sklearn")
-    # What its load_digits reads; to import scikit-learn takes a second.
+def _load_digits() -> Dataset:
+    package = importlib.util.find_spec("sklearn") or require("sklearn")
+    # The file that its load_digits reads; to import scikit-learn takes a second.
     table = np.loadtxt(
-        Path(str(found.origin)).parent / "datasets" / "data" / "digits.csv.gz",
+        Path(str(package.origin)).parent / "datasets" / "data" / "digits.csv.gz",
         delimiter=",",
     )
-    x = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(
-        np.uint8
-    )  # 17 grey levels, 0..16
+    # 17 grey levels, 0..16, on the scale of all other data sets.
+    levels = table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)
+    x = np.rint(levels).astype(np.uint8)
     y = table[:, -1].astype(np.int64)
     # Every fifth sample of each class is for testing: stratified, and the same whatever the
     # seed or library version.
     rank = np.empty_like(y)
     for label in range(10):
-        of_class = y == label
-        rank[of_class] = np.arange(of_class.sum())
+        members = y == label
+        rank[members] = np.arange(members.sum())
     test = rank % 5 == 4
     return Dataset.from_arrays("digits", x[~test], y[~test], x[test], y[test])
 
 
-# --- on disk
-# ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------
 
 
 def _find(name: str, folder: str) -> Source:
-    known = _KNOWN[name]
-    if known.mix:
-        return _mix(known.mix, [_find(part, folder) for part in known.mix])
-    given = folder or os.environ.get("FEDKNOW_DATA", "")
-    setting = "data.dir" if folder else "FEDKNOW_DATA" if given else "downloaded copy"
-    root = Path(given).expanduser() if given else _download(name)
-    wants = " or ".join(f"{name}/{layout.wants}" for layout in known.layouts)
+    listing = _LISTED[name]
+    if listing.mix:
+        return _mix(listing.mix, [_find(part, folder) for part in listing.mix])
+    setting, root = _root(name, folder)
+    wants = listing.files(name)
     if not root.is_dir():
         raise ConfigError(
             f"{setting} = {str(root)!r}: no such folder; it must hold {wants}"
         )
-    for place in [*(root / alias for alias in (name, *known.folders)), root]:
-        for layout in known.layouts:
-            source = layout.find(place)
-            if source is not None:
-                return source
-    inside = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+    # The root itself comes last: a user may point at the data set's own folder.
+    places = [*(root / alias for alias in (name, *listing.folders)), root]
+    for place, layout in product(places, listing.layouts):
+        source = layout.find(place)
+        if source is not None:
+            return source
+    entries = sorted(path.name for path in root.iterdir())
+    content = ", ".join(entries[:8]) or "nothing"
     raise ConfigError(
-        f"{setting} = {str(root)!r}: no {wants} there (it holds: {inside}); "
+        f"{setting} = {str(root)!r}: no {wants} there (it holds: {content}); "
         f"point --data-dir or FEDKNOW_DATA at the folder that holds {name}/"
     )
 
 
+def _root(name: str, folder: str) -> tuple[str, Path]:
+    """Find the folder of data sets, and the setting that names it."""
+    if folder:
+        return "data.dir", Path(folder).expanduser()
+    variable = os.environ.get("FEDKNOW_DATA", "")
+    if variable:
+        return "FEDKNOW_DATA", Path(variable).expanduser()
+    return "downloaded copy", _download(name)
+
+
 def _download(name: str) -> Path:
-    known = _KNOWN[name]
-    wants = " or ".join(f"{name}/{layout.wants}" for layout in known.layouts)
-    how = f"put {wants} into a folder and name it by --data-dir FOLDER (data.dir) or the variable FEDKNOW_DATA"
-    if not known.hub:
+    listing = _LISTED[name]
+    remedy = (
+        f"put {listing.files(name)} into a folder and name it by --data-dir FOLDER "
+        "(data.dir) or the variable FEDKNOW_DATA"
+    )
+    if not listing.hub:
         raise ConfigError(
-            f"data.name = {name!r}: no data folder is given and the set is not on the hub; {how}"
+            f"data.name = {name!r}: no data folder is given and the set is not on the "
+            f"hub; {remedy}"
         )
     hub = require("huggingface_hub")
     try:
-        return Path(
-            hub.snapshot_download(
-                known.hub, repo_type="dataset", allow_patterns="*.parquet"
-            )
+        copy = hub.snapshot_download(
+            listing.hub, repo_type="dataset", allow_patterns="*.parquet"
         )
-    except Exception as error:  # a dozen types, from several HTTP libraries; all mean the same to a user
+        return Path(copy)
+    # A dozen types, from several HTTP libraries. All mean the same to a user.
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"data.name = {name!r}: no data folder is given and {known.hub} could not be fetched from the "
-            f"Hugging Face hub ({reason}); go online, or {how}"
+            f"data.name = {name!r}: no data folder is given and {listing.hub} could not "
+            f"be fetched from the Hugging Face hub ({reason}); go online, or {remedy}"
         ) from error
 
 
+# --- several data sets as one ---------------------------------------------------------------
+
+_MIX_GROUP = 5
+"""Classes of a task of a mix, as in the FedKNOW paper."""
+
+
 def _mix(names: Sequence[str], sources: Sequence[Source]) -> Source:
-    """Several data sets as one, their classes one after another, five of them a group.
+    """Join data sets: their classes one after another, five of them a group.
 
     So the FedKNOW paper's 80 tasks of 5 classes may be read: its 400 classes are those of
     MiniImageNet, TinyImageNet and CIFAR-100. It names FC100 too, whose classes and images are
@@ -303,34 +348,27 @@ def _mix(names: Sequence[str], sources: Sequence[Source]) -> Source:
     """
 
     def read() -> Contents:
-        contents = [source.read() for source in sources]
-        starts = np.cumsum([0, *(len(each.class_names) for each in contents)]).tolist()
+        return _joined_contents(names, [source.read() for source in sources])
 
-        def moved(part: Part, start: int) -> Part:
-            return Part(part.labels + start, part.image, part.place)
+    marks = chain.from_iterable(source.marks for source in sources)
+    return Source(list(marks), read)
 
-        return Contents(
-            joined(
-                [
-                    moved(each.train, start)
-                    for each, start in zip(contents, starts, strict=False)
-                ]
-            ),
-            joined(
-                [
-                    moved(each.test, start)
-                    for each, start in zip(contents, starts, strict=False)
-                ]
-            ),
-            [
-                f"{name}/{label}"
-                for name, each in zip(names, contents, strict=True)
-                for label in each.class_names
-            ],
-            [
-                range(start, min(start + 5, starts[-1]))
-                for start in range(0, starts[-1], 5)
-            ],
-        )
 
-    return Source([mark for source in sources for mark in source.marks], read)
+def _joined_contents(names: Sequence[str], contents: Sequence[Contents]) -> Contents:
+    trains = []
+    tests = []
+    class_names: list[str] = []
+    for name, content in zip(names, contents, strict=True):
+        # Labels of a data set begin where those of the one before it end.
+        start = len(class_names)
+        trains.append(_moved(content.train, start))
+        tests.append(_moved(content.test, start))
+        class_names += [f"{name}/{label}" for label in content.class_names]
+    total = len(class_names)
+    starts = range(0, total, _MIX_GROUP)
+    groups = [range(start, min(start + _MIX_GROUP, total)) for start in starts]
+    return Contents(joined(trains), joined(tests), class_names, groups)
+
+
+def _moved(part: Part, start: int) -> Part:
+    return Part(part.labels + start, part.image, part.place)

@@ -1,4 +1,4 @@
-"""Folders of pictures: which entries belong to a data set, and their state on disk."""
+"""Folders of pictures: the entries of a data set, and their state on disk."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def pictures(folder: Path) -> list[Path]:
     ConfigError
         If there is none, or one is no file: a pipe or a device would be waited for.
     """
-    found = [entry for entry in _entries(folder) if _ending(entry.name) in _ENDINGS]
-    for entry in found:
+    entries = [entry for entry in _entries(folder) if _ending(entry.name) in _ENDINGS]
+    for entry in entries:
         _require_file(entry)
-    names = sorted(entry.name for entry in found)
+    # Folders list their entries in any order; labels and splits must not depend on it.
+    names = sorted(entry.name for entry in entries)
     if not names:
         endings = ", ".join(f"*{ending}" for ending in sorted(_ENDINGS))
         raise ConfigError(f"{folder}: no images there ({endings})")
@@ -49,18 +50,17 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """List the folders in a folder by name, without those that tools leave there."""
-    return [
-        folder / name for name in sorted(e.name for e in _entries(folder) if e.is_dir())
-    ]
+    """List the folders in a folder by name, without those of tools."""
+    names = [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [folder / name for name in sorted(names)]
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:
     """Describe the state of a file, or of all files in a folder.
 
     Two states that differ have different descriptions: names, sizes, and times of change. The
-    time of the last change of an entry (``ctime``) is among them, because a tool may set the time
-    of the last change of the content back, and files of one size are then alike otherwise.
+    time of an entry's last change (``ctime``) is among them. A tool may set the time of the
+    content's last change back, and files of one size are then alike otherwise.
 
     Parameters
     ----------
@@ -91,8 +91,10 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _require_file(entry: os.DirEntry[str]) -> None:
-    """Refuse a pipe, a device or a folder with a picture's name; a broken link is named later."""
-    if entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+    """Refuse a pipe, a device or a folder with a picture's name."""
+    # A broken link passes: the error of opening it names it.
+    is_broken_link = entry.is_symlink() and not os.path.exists(entry.path)
+    if entry.is_file() or is_broken_link:
         return
     raise ConfigError(
         f"{entry.path}: no file, though it has the name of a picture; move it away"
@@ -110,5 +112,6 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 def _entry_state(entry: os.DirEntry[str]) -> tuple[int, ...]:
     try:
         return _state(entry.stat())
-    except FileNotFoundError:  # a link to nothing: whoever decodes it names it
+    except FileNotFoundError:
+        # A link to nothing: the error of decoding it names it.
         return (-1, -1, -1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,14 @@ LOCAL = "local"
 
 
 def local_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
-    """Shape of an image and number of classes, which the server cannot learn from data that it
-    does not have.
+    """Read the shape of an image and the number of classes from settings.
+
+    A server without data cannot learn them otherwise.
+
+    Returns
+    -------
+    ((int, int, int), int)
+        Channels, height and width; classes.
 
     Raises
     ------
@@ -32,19 +38,20 @@ def local_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
     """
     if len(config.shape) != 3 or min(config.shape) < 1:
         raise ConfigError(
-            f"data.shape = {config.shape}: with data.name = {LOCAL!r} give channels, height and width of the clients' "
-            "images, for example data.shape = [3, 32, 32]"
+            f"data.shape = {config.shape}: with data.name = {LOCAL!r} give channels, "
+            "height and width of the clients' images, for example data.shape = [3, 32, 32]"
         )
     if has_channels_last(config.shape):
         height, width, channels = config.shape
         raise ConfigError(
-            f"data.shape = {config.shape}: looks like height, width, channels; give channels first: "
-            f"data.shape = [{channels}, {height}, {width}], and arrays x.transpose(0, 3, 1, 2)"
+            f"data.shape = {config.shape}: looks like height, width, channels; "
+            f"give channels first: data.shape = [{channels}, {height}, {width}], "
+            "and arrays x.transpose(0, 3, 1, 2)"
         )
     if config.classes < 1:
         raise ConfigError(
-            f"data.classes = {config.classes}: with data.name = {LOCAL!r} give the number of classes of all tasks "
-            "together, for example data.classes = 10"
+            f"data.classes = {config.classes}: with data.name = {LOCAL!r} give the number "
+            "of classes of all tasks together, for example data.classes = 10"
         )
     channels, height, width = config.shape
     return (channels, height, width), config.classes
@@ -64,10 +71,9 @@ _UNREADABLE = (
 
 
 class LocalStream:
-    """The tasks of one client, from ``task-000.npz``, ... (a
-    :class:`~fedknow.client.data.TaskStream`).
+    """The tasks of one client, from ``task-000.npz``, ...
 
-    Each file holds ``train_x``, ``train_y``, ``test_x`` and ``test_y``: images ``[n, C, H,
+    It is a :class:`~fedknow.client.data.TaskStream`. Each file holds ``train_x``, ``train_y``, ``test_x`` and ``test_y``: images ``[n, C, H,
     W]``, of uint8 (0..255, which become -1..1) or of float32 (taken as they are), and integer
     labels ``[n]``, 0 to ``data.classes - 1``. An array ``classes`` may say which classes the
     task is about; without, these are block number ``task`` of ``data.classes_per_task``
@@ -93,14 +99,17 @@ class LocalStream:
         self.clients = config.clients
         self.shape, self.classes = local_shape(config)
         self._block = config.classes_per_task
-        self._incremental = config.scenario == "class-incremental"
+        self._is_incremental = config.scenario == "class-incremental"
         self._slices: dict[int, tuple[int, ...]] = {}
-        self._recent: tuple[int, dict[str, np.ndarray]] = -1, {}
+        self._recent_task = -1
+        self._recent_arrays: dict[str, np.ndarray] = {}
+        # A bad first file is refused at the start of the client, not in its first round.
         self._slice(0)
 
     def task(self, client: int, task: int) -> TaskData:
-        """The task at a position of the client's own order; all of the folder is one client's,
-        whichever it is.
+        """Give the task at a position of the client's own order.
+
+        The folder is one client's, so ``client`` is not looked at.
 
         Raises
         ------
@@ -109,24 +118,21 @@ class LocalStream:
         """
         arrays = self._read(task)
         classes = self._slice(task)
-        self._check_labels(task, arrays, classes)  # the file may be another one by now
+        # Again: since its classes were read, the file may have been replaced.
+        self._check_labels(task, arrays, classes)
+        slices = map(self._slice, range(task + 1))
         return TaskData(
             task=task,
             classes=classes,
-            seen=tuple(
-                dict.fromkeys(
-                    label
-                    for earlier in range(task + 1)
-                    for label in self._slice(earlier)
-                )
-            ),
+            # Tasks may share classes; each counts where it is met for the first time.
+            seen=tuple(dict.fromkeys(chain.from_iterable(slices))),
             train=_split(arrays["train_x"], arrays["train_y"]),
             test=_split(arrays["test_x"], arrays["test_y"]),
-            incremental=self._incremental,
+            incremental=self._is_incremental,
         )
 
     def _slice(self, task: int) -> tuple[int, ...]:
-        """The task's classes."""
+        """Find the task's classes: its slice of the head."""
         if task not in self._slices:
             arrays = self._read(task)
             if "classes" in arrays:
@@ -134,9 +140,8 @@ class LocalStream:
             elif self._block:
                 classes = list(range(task * self._block, (task + 1) * self._block))
             else:
-                classes = np.unique(
-                    np.concatenate([arrays["train_y"], arrays["test_y"]])
-                ).tolist()
+                labels = np.concatenate([arrays["train_y"], arrays["test_y"]])
+                classes = np.unique(labels).tolist()
             self._check_labels(task, arrays, classes)
             self._slices[task] = tuple(classes)
         return self._slices[task]
@@ -147,10 +152,10 @@ class LocalStream:
         labels = {*arrays["train_y"].tolist(), *arrays["test_y"].tolist()}
         strange = sorted(labels - set(classes))
         if strange or not all(0 <= label < self.classes for label in classes):
-            raise self._wrong(
+            raise self._error(
                 task,
-                f"labels {strange[:5] or list(classes[:5])} are none of the task's; its classes are {list(classes)}, "
-                f"out of 0..{self.classes - 1} "
+                f"labels {strange[:5] or list(classes[:5])} are none of the task's; "
+                f"its classes are {list(classes)}, out of 0..{self.classes - 1} "
                 "(data.classes, data.classes_per_task, or an array 'classes' in the file)",
             )
 
@@ -159,80 +164,88 @@ class LocalStream:
             raise IndexError(
                 f"task {task}: the number of tasks is {self.tasks}, from 0"
             )
-        if self._recent[0] != task:
-            try:
-                with np.load(self._path(task), allow_pickle=False) as file:
-                    arrays = {name: file[name] for name in file.files}
-            except FileNotFoundError:
-                there = (
-                    ", ".join(sorted(path.name for path in self.folder.glob("*"))[:8])
-                    or "nothing"
-                )
-                raise self._wrong(
-                    task, f"no such file; the folder holds {there}"
-                ) from None
-            except _UNREADABLE as error:
-                reason = str(error) or type(error).__name__
-                raise self._wrong(
-                    task, f"not a file that numpy.savez wrote: {reason}"
-                ) from None
-            self._check(task, arrays)
-            self._recent = task, arrays
-        return self._recent[1]
+        if self._recent_task != task:
+            arrays = self._load(task)
+            for part in ("train", "test"):
+                self._check_part(task, part, arrays)
+            if "classes" in arrays:
+                self._check_classes(task, arrays["classes"])
+            self._recent_task = task
+            self._recent_arrays = arrays
+        return self._recent_arrays
 
-    def _check(self, task: int, arrays: dict[str, np.ndarray]) -> None:
-        for part in ("train", "test"):
-            x, y = arrays.get(f"{part}_x"), arrays.get(f"{part}_y")
-            if (
-                x is None
-                or x.dtype not in (np.uint8, np.float32)
-                or x.shape[1:] != self.shape
-                or len(x) == 0
-            ):
-                right = f"uint8 or float32 [n, {', '.join(map(str, self.shape))}]"
-                raise self._wrong(
-                    task,
-                    f"{part}_x is {_what(x)}; it must be {right}{_transposed(x, self.shape)}",
-                )
-            if not np.isfinite(x).all():
-                raise self._wrong(task, f"{part}_x holds NaN or infinity")
-            if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-                raise self._wrong(
-                    task, f"{part}_y is {_what(y)}; it must be integers [{len(x)}]"
-                )
-        classes = arrays.get("classes")
-        if classes is None:
-            return
+    def _load(self, task: int) -> dict[str, np.ndarray]:
+        try:
+            # Without pickle: a file from elsewhere must not run code.
+            with np.load(self._path(task), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            names = sorted(path.name for path in self.folder.glob("*"))
+            content = ", ".join(names[:8]) or "nothing"
+            raise self._error(
+                task, f"no such file; the folder holds {content}"
+            ) from None
+        except _UNREADABLE as error:
+            reason = str(error) or type(error).__name__
+            raise self._error(
+                task, f"not a file that numpy.savez wrote: {reason}"
+            ) from None
+
+    def _check_part(
+        self, task: int, part: str, arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        x = arrays.get(f"{part}_x")
+        y = arrays.get(f"{part}_y")
+        if (
+            x is None
+            or x.dtype not in (np.uint8, np.float32)
+            or x.shape[1:] != self.shape
+            or len(x) == 0
+        ):
+            expected = f"uint8 or float32 [n, {', '.join(map(str, self.shape))}]"
+            advice = _advice(x, self.shape)
+            raise self._error(
+                task, f"{part}_x is {_described(x)}; it must be {expected}{advice}"
+            )
+        if not np.isfinite(x).all():
+            raise self._error(task, f"{part}_x holds NaN or infinity")
+        if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+            raise self._error(
+                task, f"{part}_y is {_described(y)}; it must be integers [{len(x)}]"
+            )
+
+    def _check_classes(self, task: int, classes: np.ndarray) -> None:
         if classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) == 0:
-            raise self._wrong(
-                task, f"classes is {_what(classes)}; it must be a list of integers"
+            raise self._error(
+                task, f"classes is {_described(classes)}; it must be a list of integers"
             )
         if len(np.unique(classes)) < len(classes):
-            raise self._wrong(
+            raise self._error(
                 task, f"classes is {classes.tolist()}; it must name each class once"
             )
 
     def _path(self, task: int) -> Path:
         return self.folder / f"task-{task:03d}.npz"
 
-    def _wrong(self, task: int, what: str) -> ConfigError:
-        return ConfigError(f"{self._path(task)}: {what}")
+    def _error(self, task: int, problem: str) -> ConfigError:
+        return ConfigError(f"{self._path(task)}: {problem}")
 
 
 def _split(x: np.ndarray, y: np.ndarray) -> Split:
     images = torch.from_numpy(x.astype(np.float32))
     if x.dtype == np.uint8:
+        # No client knows the mean of all: a fixed scale is the same everywhere.
         images.div_(127.5).sub_(1)
     return Split(images, torch.from_numpy(y.astype(np.int64)))
 
 
-def _transposed(x: Any, shape: tuple[int, int, int]) -> str:
-    """Say how to put the channels first, where they stand last."""
+def _advice(x: np.ndarray | None, shape: tuple[int, int, int]) -> str:
+    """Say how to put the channels at the front, where they stand at the end."""
     channels, height, width = shape
     if x is None or x.shape[1:] != (height, width, channels):
         return ""
     return " (channels first: x.transpose(0, 3, 1, 2))"
 
 
-def _what(array: Any) -> str:
+def _described(array: np.ndarray | None) -> str:
     return "missing" if array is None else f"{array.dtype} {list(array.shape)}"

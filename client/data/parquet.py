@@ -1,5 +1,7 @@
-"""Data sets as the Hugging Face hub gives them: parquet files with a column of images and columns
-of labels."""
+"""Data sets as the Hugging Face hub gives them: parquet files.
+
+A file has a column of images and columns of labels.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Parquet:
     image : str
         Column of images, ``struct<bytes, path>``.
     labels : tuple of str
-        Columns that make a class together; where there are two, the first groups the classes.
+        Columns that make a class together. Where there are two, the one in front groups the
+        classes.
     test : str
         How the files of test samples begin; those of training samples begin with ``train``.
     folders : tuple of str
@@ -46,68 +49,80 @@ class Parquet:
     wants = "train-*.parquet"
 
     def find(self, place: Path) -> Source | None:
-        """The data set in a folder, or None if there are no training samples.
+        """Look for the data set in a folder.
+
+        Returns
+        -------
+        Source or None
+            None if there are no training samples.
 
         Raises
         ------
         ConfigError
             If there are no test samples beside them.
         """
-        here = next(
-            (
-                place / f
-                for f in self.folders
-                if any((place / f).glob("train-*.parquet"))
-            ),
-            None,
-        )
-        if here is None:
+        places = [place / folder for folder in self.folders]
+        train: list[Path] = []
+        for candidate in places:
+            train = sorted(candidate.glob("train-*.parquet"))
+            if train:
+                break
+        if not train:
             return None
-        train, test = (
-            sorted(here.glob(f"{part}-*.parquet")) for part in ("train", self.test)
-        )
+        folder = train[0].parent
+        test = sorted(folder.glob(f"{self.test}-*.parquet"))
         if not test:
             raise ConfigError(
-                f"{here}: train-*.parquet is there but {self.test}-*.parquet is missing; both are needed"
+                f"{folder}: train-*.parquet is there but {self.test}-*.parquet is missing; "
+                "both are needed"
             )
         return Source([*train, *test], lambda: self._read(train, test))
 
     def _read(self, train: Sequence[Path], test: Sequence[Path]) -> Contents:
-        tables = [self._labels(files) for files in (train, test)]
-        keys = [
-            np.stack(
-                [_integers(table, column, files) for column in self.labels], axis=1
-            )
-            for table, files in zip(tables, (train, test), strict=True)
-        ]
-        classes, train_y = np.unique(
-            keys[0], axis=0, return_inverse=True
-        )  # sorted by the label columns in order
-        places = {tuple(row): label for label, row in enumerate(classes.tolist())}
-        unknown = {tuple(row) for row in keys[1].tolist()} - places.keys()
+        train_table = self._labels(train)
+        test_table = self._labels(test)
+        train_keys = self._keys(train_table, train)
+        test_keys = [tuple(row) for row in self._keys(test_table, test).tolist()]
+        # Sorted by the label columns in order. So classes of one group stand together.
+        classes, train_y = np.unique(train_keys, axis=0, return_inverse=True)
+        labels = {tuple(row): label for label, row in enumerate(classes.tolist())}
+        unknown = set(test_keys) - labels.keys()
         if unknown:
             raise ConfigError(
-                f"{test[0]}: {self.labels} = {min(unknown)} is not among the training samples; "
-                "every class needs samples in both files"
+                f"{test[0]}: {self.labels} = {min(unknown)} is not among the training "
+                "samples; every class needs samples in both files"
             )
-        test_y = np.array([places[tuple(row)] for row in keys[1].tolist()], np.int64)
-        groups: list[list[int]] = []
-        if len(self.labels) > 1:
-            groups = [
-                np.flatnonzero(classes[:, 0] == group).tolist()
-                for group in np.unique(classes[:, 0])
-            ]
-        names = _names(train[0], tables[0].schema.metadata, self.labels[-1])
+        test_y = np.array([labels[key] for key in test_keys], np.int64)
+        names = _names(train[0], train_table.schema.metadata, self.labels[-1])
+        class_names = [
+            names.get(row[-1], "/".join(map(str, row))) for row in classes.tolist()
+        ]
         return Contents(
+            # NumPy 2.0 gave the inverse another shape than versions before and after it.
             self._part(train, train_y.reshape(-1).astype(np.int64)),
             self._part(test, test_y),
-            [names.get(row[-1], "/".join(map(str, row))) for row in classes.tolist()],
-            groups,
+            class_names,
+            self._groups(classes[:, 0]),
         )
 
+    def _keys(self, table: Any, files: Sequence[Path]) -> Labels:
+        """Read the label columns side by side, int64 [rows, columns]."""
+        columns = [_integers(table, column, files) for column in self.labels]
+        return np.stack(columns, axis=1)
+
+    def _groups(self, superclasses: Labels) -> list[list[int]]:
+        """List the classes of each superclass, where there are superclasses."""
+        if len(self.labels) == 1:
+            return []
+        return [
+            np.flatnonzero(superclasses == group).tolist()
+            for group in np.unique(superclasses)
+        ]
+
     def _labels(self, files: Sequence[Path]) -> Any:
-        """The columns of labels, after a look at all columns."""
-        pa, parquet = require("pyarrow"), require("pyarrow.parquet")
+        """Read the columns of labels, after a look at all columns."""
+        pa = require("pyarrow")
+        parquet = require("pyarrow.parquet")
         tables = []
         for path in files:
             try:
@@ -116,11 +131,8 @@ class Parquet:
                 tables.append(parquet.read_table(path, columns=list(self.labels)))
             except ConfigError:
                 raise
-            except (
-                pa.ArrowException,
-                OSError,
-                ValueError,
-            ) as error:  # names may be no UTF-8
+            # ValueError: names of columns may be no UTF-8.
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise ConfigError(
                     f"{path}: cannot be read as parquet: {error}"
                 ) from error
@@ -135,19 +147,20 @@ class Parquet:
         return table
 
     def _check_columns(self, path: Path, schema: Any) -> None:
-        """Refuse a file without the columns needed, or with an image column of another type."""
-        needed = [self.image, *self.labels]
-        missing = [column for column in needed if column not in schema.names]
+        """Refuse a file that lacks columns or has images of another type."""
+        required = [self.image, *self.labels]
+        missing = [column for column in required if column not in schema.names]
         if missing:
             raise ConfigError(
                 f"{path}: column {', '.join(map(repr, missing))} is missing; "
-                f"needed: {', '.join(needed)}; found: {', '.join(schema.names)}"
+                f"needed: {', '.join(required)}; found: {', '.join(schema.names)}"
             )
         pa = require("pyarrow")
         kind = schema.field(self.image).type
         if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
             raise ConfigError(
-                f"{path}: column {self.image!r} is {kind}; it must be struct<bytes: binary, path: string>"
+                f"{path}: column {self.image!r} is {kind}; "
+                "it must be struct<bytes: binary, path: string>"
             )
 
     def _part(self, files: Sequence[Path], labels: Labels) -> Part:
@@ -164,7 +177,7 @@ class Parquet:
 
 
 class _Cells:
-    """The bytes of a column of images, of which one row group at a time is in memory."""
+    """The bytes of a column of images, one row group in memory at a time."""
 
     def __init__(self, files: Sequence[Path], column: str) -> None:
         parquet = require("pyarrow.parquet")
@@ -172,27 +185,26 @@ class _Cells:
         self._groups: list[tuple[Path, int]] = []
         sizes = []
         for path in files:
-            about = parquet.read_metadata(path)
-            for group in range(about.num_row_groups):
+            metadata = parquet.read_metadata(path)
+            for group in range(metadata.num_row_groups):
                 self._groups.append((path, group))
-                sizes.append(about.row_group(group).num_rows)
+                sizes.append(metadata.row_group(group).num_rows)
         self._starts = [0, *accumulate(sizes)]
-        self._held: tuple[int, Any] = -1, None
+        self._loaded = -1
+        self._cells: Any = None
 
     def __getitem__(self, row: int) -> bytes | None:
         number = bisect.bisect_right(self._starts, row) - 1
-        if number != self._held[0]:
-            path, group = self._groups[number]
-            with require("pyarrow.parquet").ParquetFile(path) as file:
-                column = file.read_row_group(group, columns=[self._column])[
-                    self._column
-                ]
-            self._held = (
-                number,
-                require("pyarrow.compute").struct_field(column, "bytes"),
-            )
-        cell: bytes | None = self._held[1][row - self._starts[number]].as_py()
+        if number != self._loaded:
+            self._cells = self._load(*self._groups[number])
+            self._loaded = number
+        cell: bytes | None = self._cells[row - self._starts[number]].as_py()
         return cell
+
+    def _load(self, path: Path, group: int) -> Any:
+        with require("pyarrow.parquet").ParquetFile(path) as file:
+            table = file.read_row_group(group, columns=[self._column])
+        return require("pyarrow.compute").struct_field(table[self._column], "bytes")
 
 
 def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
@@ -206,8 +218,9 @@ def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
     labels = values.to_numpy()
     if len(labels) and not 0 <= labels.min() <= labels.max() <= np.iinfo(np.int64).max:
         raise ConfigError(
-            f"{files[0]}: column {column!r} runs from {labels.min()} to {labels.max()}; labels are "
-            "whole numbers from 0 (the hub marks samples without a label by -1: leave these out)"
+            f"{files[0]}: column {column!r} runs from {labels.min()} to {labels.max()}; "
+            "labels are whole numbers from 0 (the hub marks samples without a label by -1: "
+            "leave these out)"
         )
     return np.asarray(labels, np.int64)
 
@@ -215,7 +228,9 @@ def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
 def _names(
     path: Path, metadata: Mapping[bytes, bytes] | None, column: str
 ) -> dict[int, str]:
-    """Names of a column's values, which Hugging Face keeps as JSON in the file's metadata.
+    """Read the names of a column's values.
+
+    Hugging Face keeps them as JSON in the file's metadata.
 
     Returns
     -------
@@ -234,5 +249,6 @@ def _names(
         return {value: str(name) for value, name in enumerate(names)}
     except (ValueError, AttributeError, TypeError) as error:
         raise ConfigError(
-            f"{path}: its metadata of Hugging Face are damaged ({error}); fetch the file again"
+            f"{path}: its metadata of Hugging Face are damaged ({error}); "
+            "fetch the file again"
         ) from error

@@ -34,11 +34,14 @@ _WHITE_IS_ZERO = 0
 _UNSIGNED = 1
 
 _ORIENTATION = 0x0112
-"""EXIF's tag."""
+"""EXIF's tag of how the camera was held."""
 
 
 class UnusablePictureError(ValueError):
-    """A picture that can be decoded and has no certain 8-bit pixels; says why and what to do."""
+    """A picture that can be decoded and has no certain 8-bit pixels.
+
+    The message says why, and what to do.
+    """
 
 
 def to_eight_bit(image: Any, mode: str) -> Any:
@@ -67,6 +70,7 @@ def to_eight_bit(image: Any, mode: str) -> Any:
         raise UnusablePictureError(
             "has several frames, and a sample is one; save each frame as a file of its own"
         )
+    # Read before the picture is loaded, as Pillow forgets it then.
     layout = _sample_layout(image)
     image.load()
     _check_tiff(image)
@@ -80,7 +84,7 @@ def to_eight_bit(image: Any, mode: str) -> Any:
 
 
 def _sample_layout(image: Any) -> str:
-    """Tell how the samples lie in the file, in Pillow's words (``L;2``, ``RGB;16B``)."""
+    """Name the samples' layout as Pillow does (``L;2``, ``RGB;16B``)."""
     tiles = getattr(image, "tile", None)
     if not tiles:
         return ""
@@ -116,24 +120,21 @@ def _eight_bit_samples(image: Any) -> Any:
     if image.mode in _GREY or image.mode in _COLOUR:
         return image
     # Pillow has scaled a portable grey map to 16 bits; before 11 it opened 16-bit PNG as I, too.
-    is_sixteen_bit = image.mode in _SIXTEEN_BIT and image.format in (
-        "PNG",
-        "TIFF",
-        "PPM",
-    )
-    if is_sixteen_bit or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    if image.mode in _SIXTEEN_BIT and image.format in ("PNG", "TIFF", "PPM"):
+        return _scaled(image)
+    if image.mode == "I" and image.format in ("PNG", "PPM"):
         return _scaled(image)
     raise UnusablePictureError(
-        f"has pixels of Pillow's mode {image.mode!r}, for which no scale to 0..255 is known; {_SAVE_AS_EIGHT_BIT}"
+        f"has pixels of Pillow's mode {image.mode!r}, for which no scale to 0..255 is "
+        f"known; {_SAVE_AS_EIGHT_BIT}"
     )
 
 
 def _scaled(image: Any) -> Any:
     pillow = require("PIL.Image")
     levels = np.asarray(image).astype(np.int64)
-    grey = pillow.fromarray(
-        ((levels + 128) // 257).astype(np.uint8)
-    )  # rounded; there are no ties
+    # Rounded to the nearest. There are no ties, as 257 is odd.
+    grey = pillow.fromarray(((levels + 128) // 257).astype(np.uint8))
     key = image.info.get("transparency")
     if key is None:
         return grey
@@ -153,7 +154,8 @@ def _opaque(image: Any, layout: str) -> Any:
     if image.mode in ("L", "RGB") and ";" in layout:
         # The transparent colour is given in the file's own depth, which Pillow does not scale.
         raise UnusablePictureError(
-            f"has a transparent colour and samples of another depth than 8 bits ({layout}); {_SAVE_AS_EIGHT_BIT}"
+            f"has a transparent colour and samples of another depth than 8 bits "
+            f"({layout}); {_SAVE_AS_EIGHT_BIT}"
         )
     layered = image.convert("LA" if is_grey else "RGBA")
     alpha = layered.getchannel("A")
@@ -171,8 +173,11 @@ def _opaque(image: Any, layout: str) -> Any:
 
 
 def _is_one_colour(image: Any) -> bool:
-    bands = (image.getchannel(band) for band in image.getbands())
-    return all(low == high for low, high in (band.getextrema() for band in bands))
+    for band in image.getbands():
+        low, high = image.getchannel(band).getextrema()
+        if low != high:
+            return False
+    return True
 
 
 # --- orientation ----------------------------------------------------------------------------------

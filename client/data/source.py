@@ -1,5 +1,4 @@
-"""From files to arrays: data sets found on disk, read one image at a time, and a cache of what was
-decoded.
+"""From files to arrays: a reader of images, and a cache of decoded ones.
 
 Decoded images are written to a folder and memory-mapped from there, so that the processes of a
 simulation share one copy and none holds a data set in memory.
@@ -51,9 +50,9 @@ class Part:
     labels : ndarray of int64, shape (N,)
         Labels.
     image : callable
-        The image of a row, as Pillow has it. Asked for in rising order.
+        From a row to its image, as Pillow has it. Called in rising order.
     place : callable
-        What a message calls the image of a row.
+        From a row to the name of its image in messages.
     """
 
     labels: Labels
@@ -61,7 +60,7 @@ class Part:
     place: Callable[[int], str]
 
     def pick(self, rows: Labels) -> Part:
-        """These rows alone, in this order."""
+        """Give these rows alone, in this order."""
         return Part(
             self.labels[rows],
             lambda row: self.image(int(rows[row])),
@@ -71,7 +70,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the files of a data set hold: see :class:`~fedknow.client.data.Dataset`."""
+    """The content of a data set's files.
+
+    See :class:`~fedknow.client.data.Dataset` for the attributes.
+    """
 
     train: Part
     test: Part
@@ -98,43 +100,58 @@ class Source:
 
 @dataclass(frozen=True)
 class Form:
-    """What images are made into: Pillow's mode (``RGB``, ``L``) and a side in pixels, or 0 for
-    that of the files."""
+    """The form that all images of a data set are brought into.
+
+    Attributes
+    ----------
+    mode : str
+        Pillow's mode: ``RGB`` or ``L``.
+    size : int
+        The side in pixels; 0: that of the files.
+    """
 
     mode: str
     size: int = 0
 
 
 def joined(parts: Sequence[Part]) -> Part:
-    """Parts one after another."""
+    """Join parts one after another."""
     starts = np.cumsum([0, *(len(part.labels) for part in parts)])
 
-    def of(row: int) -> tuple[Part, int]:
+    def locate(row: int) -> tuple[Part, int]:
         number = int(np.searchsorted(starts, row, side="right")) - 1
         return parts[number], row - int(starts[number])
 
     def image(row: int) -> Any:
-        part, place = of(row)
-        return part.image(place)
+        part, own_row = locate(row)
+        return part.image(own_row)
 
     def place(row: int) -> str:
-        part, place = of(row)
-        return part.place(place)
+        part, own_row = locate(row)
+        return part.place(own_row)
 
     return Part(np.concatenate([part.labels for part in parts]), image, place)
 
 
 def resplit(pool: Part, every: int) -> tuple[Part, Part]:
-    """Training and test samples of a pool: each ``every``-th sample of a class, in the pool's
-    order, is for testing."""
+    """Split a pool: each ``every``-th sample of a class is for testing.
+
+    Samples of a class count in the pool's order.
+
+    Returns
+    -------
+    (Part, Part)
+        Training samples, test samples.
+    """
     test = np.zeros(len(pool.labels), bool)
     for label in np.unique(pool.labels):
-        test[np.flatnonzero(pool.labels == label)[every - 1 :: every]] = True
+        rows = np.flatnonzero(pool.labels == label)
+        test[rows[every - 1 :: every]] = True
     return pool.pick(np.flatnonzero(~test)), pool.pick(np.flatnonzero(test))
 
 
 def load(name: str, source: Source, form: Form) -> Dataset:
-    """The arrays of a source: from the cache, where an earlier call has put them.
+    """Load the arrays of a source, decoded by this call or an earlier one.
 
     Raises
     ------
@@ -152,29 +169,31 @@ def load(name: str, source: Source, form: Form) -> Dataset:
             _write(contents, form, target)
         except OSError as error:
             log.warning(
-                "%s: decoded images cannot be cached (%s); they are decoded again next time and held in memory. "
-                "Set FEDKNOW_CACHE to a folder with room in it.",
+                "%s: decoded images cannot be cached (%s); they are decoded again next "
+                "time and held in memory. Set FEDKNOW_CACHE to a folder with room in it.",
                 target,
                 error.strerror or error,
             )
-            x = [
-                np.concatenate(list(_decoded(part, form)))
-                for part in (contents.train, contents.test)
-            ]
-            return Dataset.from_arrays(
-                name,
-                x[0],
-                contents.train.labels,
-                x[1],
-                contents.test.labels,
-                contents.class_names,
-                contents.groups,
-            )
+            return _in_memory(name, contents, form)
     return _read(name, target)
 
 
+def _in_memory(name: str, contents: Contents, form: Form) -> Dataset:
+    train_x = np.concatenate(list(_decoded(contents.train, form)))
+    test_x = np.concatenate(list(_decoded(contents.test, form)))
+    return Dataset.from_arrays(
+        name,
+        train_x,
+        contents.train.labels,
+        test_x,
+        contents.test.labels,
+        contents.class_names,
+        contents.groups,
+    )
+
+
 def _decoded(part: Part, form: Form) -> Iterator[Images]:
-    """Images in batches, uint8 [n, C, H, W]."""
+    """Decode images in batches, uint8 [n, C, H, W]."""
     batch: list[Images] = []
     shape: tuple[int, ...] | None = None
     for row in range(len(part.labels)):
@@ -182,8 +201,9 @@ def _decoded(part: Part, form: Form) -> Iterator[Images]:
         shape = shape or pixels.shape
         if pixels.shape != shape:
             raise ConfigError(
-                f"{part.place(row)}: the image is {pixels.shape}, the first one is {shape} (channels, height, width); "
-                "all must be alike, or data.image_size must say what to make of them"
+                f"{part.place(row)}: the image is {pixels.shape}, the first one is {shape} "
+                "(channels, height, width); all must be alike, or data.image_size must "
+                "say what to make of them"
             )
         batch.append(pixels)
         if len(batch) * pixels.nbytes >= _BATCH_BYTES:
@@ -194,45 +214,52 @@ def _decoded(part: Part, form: Form) -> Iterator[Images]:
 
 
 def _pixels(part: Part, row: int, form: Form) -> Images:
-    """One image, uint8 [C, H, W]; to another size it is scaled and its longer side cut to a square."""
+    """Decode one image, uint8 [C, H, W].
+
+    For another size it is scaled, and its longer side is cut to make a square.
+    """
+    image = _decoded_image(part, row, form)
+    if form.size and image.size != (form.size, form.size):
+        resampling = require("PIL.Image").Resampling.BICUBIC
+        image = require("PIL.ImageOps").fit(image, (form.size, form.size), resampling)
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        return pixels[None]
+    # Contiguous, as the rows of a batch are written to a file as they lie in memory.
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _decoded_image(part: Part, row: int, form: Form) -> Any:
     pillow = require("PIL.Image")
+    place = part.place(row)
     try:
         with part.image(row) as opened:
-            image = to_eight_bit(opened, form.mode)
+            return to_eight_bit(opened, form.mode)
     except ConfigError:
         raise
     except UnusablePictureError as error:
-        raise ConfigError(f"{part.place(row)}: the image {error}") from error
+        raise ConfigError(f"{place}: the image {error}") from error
     except pillow.DecompressionBombError as error:
         raise ConfigError(
-            f"{part.place(row)}: the image has more than {2 * pillow.MAX_IMAGE_PIXELS:,} pixels, "
-            "the most that are opened; scale it down or take it out of the data set"
+            f"{place}: the image has more than {2 * pillow.MAX_IMAGE_PIXELS:,} pixels, the "
+            "most that are opened; scale it down or take it out of the data set"
         ) from error
     except pillow.UnidentifiedImageError as error:
         raise ConfigError(
-            f"{part.place(row)} holds no image that can be decoded: none of the formats that Pillow reads"
+            f"{place} holds no image that can be decoded: none of the formats that Pillow "
+            "reads"
         ) from error
     except MemoryError as error:
         raise ConfigError(
-            f"{part.place(row)}: the image does not fit into the memory; scale it down or take it out of the data set"
+            f"{place}: the image does not fit into the memory; scale it down or take it "
+            "out of the data set"
         ) from error
-    except (
-        Exception
-    ) as error:  # Pillow's readers raise a dozen types for a damaged file
+    # Pillow's readers raise a dozen types for a damaged file.
+    except Exception as error:
         reason = str(error) or type(error).__name__
         raise ConfigError(
-            f"{part.place(row)} holds no image that can be decoded: {reason}"
+            f"{place} holds no image that can be decoded: {reason}"
         ) from error
-    if form.size and image.size != (form.size, form.size):
-        image = require("PIL.ImageOps").fit(
-            image, (form.size, form.size), pillow.Resampling.BICUBIC
-        )
-    pixels = np.asarray(image)
-    return (
-        pixels[None]
-        if pixels.ndim == 2
-        else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    )
 
 
 def _check_samples(name: str, contents: Contents) -> None:
@@ -245,8 +272,7 @@ def _check_samples(name: str, contents: Contents) -> None:
             )
 
 
-# --- cache
-# ------------------------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------
 
 _ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
@@ -259,36 +285,41 @@ def _key(source: Source, form: Form) -> str:
 
 
 def _write(contents: Contents, form: Form, target: Path) -> None:
-    """Write a folder beside the target and rename it, so that a cache is there complete or not at all."""
+    """Write a cache as a whole or not at all.
+
+    A folder beside the target is filled and then renamed.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for name, part in (("test", contents.test), ("train", contents.train)):
-            np.save(made / f"{name}_y.npy", part.labels, allow_pickle=False)
-            mean, std = _write_images(part, form, made / f"{name}_x.npy")
-        described = {
+            np.save(draft / f"{name}_y.npy", part.labels, allow_pickle=False)
+            mean, std = _write_images(part, form, draft / f"{name}_x.npy")
+        groups = [list(map(int, group)) for group in contents.groups]
+        description = {
             "class_names": list(contents.class_names),
-            "groups": [list(map(int, group)) for group in contents.groups],
+            "groups": groups,
             "mean": mean,
             "std": std,
         }
-        (made / "about.json").write_text(json.dumps(described), "utf-8")
+        (draft / "about.json").write_text(json.dumps(description), "utf-8")
         try:
-            made.rename(target)
+            draft.rename(target)
         except OSError:
-            if (
-                not target.is_dir()
-            ):  # else another process was first, with the same content
+            # If the target is there, another process was quicker, with the same content.
+            if not target.is_dir():
                 raise
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_images(
     part: Part, form: Form, path: Path
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Write a .npy file as images are decoded, a plain write after another: a mapped file on a
-    full disk is a crash."""
+    """Write a .npy file as images are decoded; return their mean and std.
+
+    Plain writes fail with an error on a full disk, where a mapped file would crash.
+    """
     counts: Any = 0
     with path.open("wb") as file:
         for batch in _decoded(part, form):
@@ -312,14 +343,14 @@ def _read(name: str, folder: Path) -> Dataset:
             array: np.asarray(np.load(folder / f"{array}.npy", mmap_mode="r"))
             for array in _ARRAYS
         }
-        about = json.loads((folder / "about.json").read_text("utf-8"))
+        description = json.loads((folder / "about.json").read_text("utf-8"))
         return Dataset(
             name,
             **arrays,
-            class_names=tuple(about["class_names"]),
-            mean=tuple(about["mean"]),
-            std=tuple(about["std"]),
-            groups=tuple(map(tuple, about["groups"])),
+            class_names=tuple(description["class_names"]),
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+            groups=tuple(map(tuple, description["groups"])),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError) as error:
         raise ConfigError(

@@ -1,4 +1,7 @@
-"""What a client sees of the data: one task after another. Light: no data set is read here."""
+"""A client's view of the data: one task after another.
+
+This module is light: learners import it, and it reads no data set.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,13 @@ __all__ = ["Split", "TaskData", "TaskStream"]
 class Split:
     """Samples ready for a model.
 
+    Row ``i`` of all tensors is one sample. Code that does not look into samples selects rows
+    and stays valid for any kind of them.
+
     Attributes
     ----------
     x : Tensor of float32, shape (n, C, H, W)
-        Images, normalised per channel.
+        Model inputs as the stream's ``shape`` declares them: images, normalised per channel.
     y : Tensor of int64, shape (n,)
         Labels of the whole head.
     """
@@ -44,7 +50,8 @@ class TaskData:
     train, test : Split
         The client's samples.
     incremental : bool
-        Class-incremental: a test sample may be of any class seen, so the head's slice grows.
+        Whether the scenario is class-incremental. A test sample may then be of any class seen,
+        so the head's slice grows.
     """
 
     task: int
@@ -56,7 +63,7 @@ class TaskData:
 
     @property
     def head(self) -> tuple[int, ...]:
-        """The slice of the head in use: ``seen`` when class-incremental, else ``classes``."""
+        """The slice of the head in use: ``seen`` if incremental, else ``classes``."""
         return self.seen if self.incremental else self.classes
 
 
@@ -84,5 +91,5 @@ class TaskStream(Protocol):
         ...
 
     def task(self, client: int, task: int) -> TaskData:
-        """One client's share of the task at a position of its own order."""
+        """Give a client's share of the task at a position of its own order."""
         ...

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedknow.client.data import Dataset, Partition, load_dataset, make_partition
-from fedknow.client.data.partition import _proportional
+from fedknow.client.data.shares import _proportional
 from fedknow.protocols.config import ConfigError, DataConfig
 
 
