@@ -1,5 +1,7 @@
-"""What the benchmarks share: one case a process, cases in turn, medians, and where and how figures
-were taken."""
+"""Shared parts of the benchmarks.
+
+One case a process, cases in turn, medians, and the record of where and how.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,14 @@ def give(result: Mapping[str, Any]) -> None:
 def measure(
     command: Sequence[str], timeout: float = 1800, **environment: str
 ) -> dict[str, Any]:
-    """Run a case in a process of its own, in this folder, and return what it gave.
+    """Run a case in a process of its own, in this folder; return its result.
 
     Raises
     ------
     SystemExit
         If it gave nothing; with the end of what it wrote.
     """
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         capture_output=True,
         text=True,
@@ -53,41 +55,45 @@ def measure(
         cwd=HERE,
         env=os.environ | QUIET | environment,
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(_RESULT)]
-    if done.returncode or not lines:
+    lines = [line for line in completed.stdout.splitlines() if line.startswith(_RESULT)]
+    if completed.returncode or not lines:
         raise SystemExit(
-            f"{' '.join(command)} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            f"{' '.join(command)} failed ({completed.returncode}):\n"
+            f"{completed.stdout[-2000:]}\n{completed.stderr[-4000:]}"
         )
-    found: dict[str, Any] = json.loads(lines[-1].removeprefix(_RESULT))
-    return found
+    outcome: dict[str, Any] = json.loads(lines[-1].removeprefix(_RESULT))
+    return outcome
 
 
 def in_turn(
     cases: Mapping[str, Sequence[str]], repeats: int, **environment: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Measure each case so many times, the cases in turn, so that what else the machine does meets
-    them alike."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
+    """Measure each case so many times, the cases in turn.
+
+    So other work of the machine affects all cases alike.
+    """
+    outcome: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, command in cases.items():
-            found[name].append(measure(command, **environment))
-    return found
+            outcome[name].append(measure(command, **environment))
+    return outcome
 
 
 @contextmanager
 def watching(seconds: float = 1.0) -> Iterator[list[float]]:
-    """Memory of all processes that this one has started, MB (1e6 bytes), looked at every so many
-    seconds.
+    """Watch the memory of all processes that this one has started.
+
+    The values are in MB (1e6 bytes), one every so many seconds.
 
     It is the sum of their proportional set sizes, in which what processes share counts once.
     """
     import psutil
 
     seen = [0.0]
-    over = threading.Event()
+    stopped = threading.Event()
 
     def watch() -> None:
-        while not over.wait(seconds):
+        while not stopped.wait(seconds):
             total = 0
             for process in psutil.Process().children(recursive=True):
                 try:
@@ -101,40 +107,42 @@ def watching(seconds: float = 1.0) -> Iterator[list[float]]:
     try:
         yield seen
     finally:
-        over.set()
+        stopped.set()
         thread.join()
 
 
 def median(runs: Sequence[Mapping[str, Any]], key: str) -> float:
-    """Median of one figure over the repeats of a case."""
+    """Return the median of one figure over the repeats of a case."""
     return statistics.median(float(run[key]) for run in runs)
 
 
 def ratio(
     runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], key: str
 ) -> float:
-    """Median over the repeats of the ratio to the other case's run of the same turn."""
+    """Return the median ratio to the other case's run of the same turn."""
     return statistics.median(a[key] / b[key] for a, b in zip(runs, base, strict=True))
 
 
 def spent(ends: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Seconds, and processor seconds of this process, from the first to the last of (perf_counter,
-    process_time)."""
+    """Return seconds, and processor seconds of this process, between two ends.
+
+    An end is (perf_counter, process_time).
+    """
     return {"seconds": ends[-1][0] - ends[0][0], "cpu": ends[-1][1] - ends[0][1]}
 
 
-def write(path: Path, results: Any, **about: Any) -> None:
-    """Write results as JSON, with :func:`machine` and whatever else is to be said ``about`` them."""
+def write(path: Path, results: Any, **details: Any) -> None:
+    """Write results as JSON, with :func:`machine` and more ``details``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        json.dumps({"about": machine() | about, "results": results}, indent=1) + "\n",
+        json.dumps({"about": machine() | details, "results": results}, indent=1) + "\n",
         "utf-8",
     )
     print(f"written to {path}")
 
 
 def machine() -> dict[str, Any]:
-    """The command given, and where: processor, memory, system, versions, and the load just now."""
+    """Describe the command and the machine, with its load just now."""
     import psutil
     import torch
 

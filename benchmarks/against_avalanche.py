@@ -1,8 +1,9 @@
-"""GEM, A-GEM, ER, EWC, online EWC, MAS and LwF against Avalanche's: do both come to the same weights?
+"""Compare learners and metrics with Avalanche's.
 
-And the metrics: do both say the same of the same answers?
+Do GEM, A-GEM, ER, EWC, online EWC, MAS and LwF come to the same weights? Do the metrics
+give the same values for the same answers?
 
-    pip install avalanche-lib            # 0.6.0 here, in an environment of its own, beside fedknow
+    pip install avalanche-lib    # 0.6.0, in an environment of its own, beside fedknow
     python benchmarks/against_avalanche.py
 
 Three tasks (scikit-learn's digits, with other pixels shuffled in each), one head, a small
@@ -46,7 +47,8 @@ from fedknow.server.run import metrics
 
 try:
     torch.ops.torchvision.nms  # noqa: B018  (an operator is looked up by asking for it)
-except AttributeError:  # a torchvision whose compiled part does not fit a CPU build of torch cannot even be imported
+except AttributeError:
+    # A torchvision whose compiled part does not fit a CPU build of torch cannot be imported.
     for name in ("nms", "qnms"):  # nothing here calls them
         torch.library.define(
             f"torchvision::{name}",
@@ -82,15 +84,15 @@ Task = tuple[Tensor, Tensor]
 
 
 class Hook(SupervisedPlugin):  # type: ignore[misc]
-    """Changes the strategy before a task and after it, ahead of the plugins that follow."""
+    """Changes the strategy before and after a task, ahead of later plugins."""
 
     def __init__(
         self,
-        before: Callable[[Any], None] | None = None,
-        after: Callable[[Any], None] | None = None,
+        at_start_do: Callable[[Any], None] | None = None,
+        at_end_do: Callable[[Any], None] | None = None,
     ) -> None:
         super().__init__()
-        self.at_start, self.at_end = before, after
+        self.at_start, self.at_end = at_start_do, at_end_do
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
         """Start of a task."""
@@ -109,19 +111,19 @@ def tasks() -> list[Task]:
     generator = torch.Generator().manual_seed(0)
     x = torch.tensor(digits.data, dtype=torch.float32) / 8 - 1
     y = torch.tensor(digits.target)
-    found = []
+    gathered = []
     for task in range(TASKS):
         part = slice(task * SAMPLES, (task + 1) * SAMPLES)
-        found.append(
+        gathered.append(
             (
                 x[part][:, torch.randperm(64, generator=generator)].view(-1, 1, 8, 8),
                 y[part],
             )
         )
-    return found
+    return gathered
 
 
-def ours(
+def train_here(
     name: str, model: nn.Module, data: Sequence[Task], **settings: Any
 ) -> nn.Module:
     """Train with a learner of ours, alone."""
@@ -143,7 +145,7 @@ def ours(
     return learner.model
 
 
-def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
+def train_in_avalanche(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
     """Train with Avalanche's plugin."""
     model = copy.deepcopy(model)
     scale = 1.0
@@ -157,12 +159,12 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
         name == "agem"
     ):  # as many of each past task: the whole memory, whose parts are alike
         agem = AGEMPlugin(SAMPLES, SAMPLES)
-        plugins = [Hook(before=lambda strategy: _all_of(agem, strategy)), agem]
+        plugins = [Hook(at_start_do=lambda strategy: _all_of(agem, strategy)), agem]
     elif name == "er":  # the whole memory joins each batch
         replay = ReplayPlugin(mem_size=SAMPLES * TASKS, batch_size=SAMPLES)
         plugins = [
             Hook(
-                before=lambda s: setattr(
+                at_start_do=lambda s: setattr(
                     replay, "batch_size_mem", SAMPLES * s.clock.train_exp_counter
                 )
             ),
@@ -175,7 +177,7 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
         # It keeps the mean of the old importance and the new one, which after the second task
         # is half the sum.
         double = Hook(
-            before=lambda s: setattr(
+            at_start_do=lambda s: setattr(
                 mas,
                 "_lambda",
                 STRENGTH[name] * (2 if s.clock.train_exp_counter == 2 else 1),
@@ -211,16 +213,18 @@ def theirs(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
 def _per_sample(plugin: Any) -> list[Any]:
     """Batches of one while a plugin measures importance."""
     return [
-        Hook(after=lambda strategy: setattr(strategy, "train_mb_size", 1)),
+        Hook(at_end_do=lambda strategy: setattr(strategy, "train_mb_size", 1)),
         plugin,
-        Hook(after=lambda strategy: setattr(strategy, "train_mb_size", SAMPLES)),
+        Hook(at_end_do=lambda strategy: setattr(strategy, "train_mb_size", SAMPLES)),
     ]
 
 
 def _all_of(agem: Any, strategy: Any) -> None:
-    past = strategy.clock.train_exp_counter
-    if past:  # the loader shares its sample size out among tasks: make it the whole memory, as it is built anew
-        agem.sample_size = SAMPLES * (past + 1)
+    past_tasks = strategy.clock.train_exp_counter
+    if past_tasks:
+        # The loader shares its sample size out among tasks. So it gets the whole memory here,
+        # as it is built anew.
+        agem.sample_size = SAMPLES * (past_tasks + 1)
 
 
 def distance(a: nn.Module, b: nn.Module) -> float:
@@ -238,8 +242,10 @@ def distance(a: nn.Module, b: nn.Module) -> float:
 
 
 def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
-    """How far our metrics of answers that were drawn are from Avalanche's: the largest distance
-    after any task."""
+    """Return the largest distance of each of our metrics from Avalanche's.
+
+    The answers are drawn, and the distance is the largest after any task.
+    """
     draws = np.random.default_rng(0)
     sizes = draws.integers(20, 60, (clients, count))
     chance = draws.random(
@@ -254,28 +260,30 @@ def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
     )  # [client, seen, trained + 1]
     untrained, accuracy, weights = share[:, :, 0], share[:, :, 1:], sizes.astype(float)
 
-    def accuracy_of(task: int, model: int, of: Sequence[int] = range(clients)) -> float:
-        found = Accuracy()
-        for client in of:
+    def accuracy_of(
+        task: int, model: int, among: Sequence[int] = range(clients)
+    ) -> float:
+        gathered = Accuracy()
+        for client in among:
             answers = torch.from_numpy(right[client][task][:, model].astype(int))
-            found.update(answers, torch.ones_like(answers))
-        return float(found.result())
+            gathered.update(answers, torch.ones_like(answers))
+        return float(gathered.result())
 
     def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-        found = Mean()
+        gathered = Mean()
         for value, weight in zip(values, weights or [1.0] * len(values), strict=True):
-            found.update(value, weight)
-        return float(found.result())
+            gathered.update(value, weight)
+        return float(gathered.result())
 
     def change(
         metric: Any,
         tasks: range,
-        first: Callable[[int], int],
-        last: Callable[[int], int],
+        start_model: Callable[[int], int],
+        end_model: Callable[[int], int],
     ) -> float:
         for task in tasks:
-            metric.update(task, accuracy_of(task, first(task)), initial=True)
-            metric.update(task, accuracy_of(task, last(task)))
+            metric.update(task, accuracy_of(task, start_model(task)), initial=True)
+            metric.update(task, accuracy_of(task, end_model(task)))
         return mean(list(metric.result().values()))
 
     worst: dict[str, float] = {}
@@ -284,7 +292,7 @@ def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
             mean([accuracy_of(u, m + 1, [i]) for u in range(m + 1)])
             for i in range(clients)
         ]
-        found = {
+        gathered = {
             "average_accuracy": mean(
                 a_client, [float(sizes[i, : m + 1].sum()) for i in range(clients)]
             )
@@ -294,21 +302,21 @@ def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
                 ("forgetting", Forgetting()),
                 ("backward_transfer", BWT()),
             ):
-                found[name] = change(
+                gathered[name] = change(
                     metric, range(m), lambda u: u + 1, lambda u, m=m: m + 1
                 )
-            found["forward_transfer"] = change(
+            gathered["forward_transfer"] = change(
                 ForwardTransfer(), range(1, m + 1), lambda u: 0, lambda u: u
             )
-        for name, value in found.items():
+        for name, value in gathered.items():
             arguments = (
                 (accuracy, weights, untrained)
                 if name == "forward_transfer"
                 else (accuracy, weights)
             )
-            away = abs(getattr(metrics, name)(*arguments)[m] - value)
+            distance_away = abs(getattr(metrics, name)(*arguments)[m] - value)
             worst[name] = float(
-                np.maximum(worst.get(name, 0.0), away)
+                np.maximum(worst.get(name, 0.0), distance_away)
             )  # not a number stays one
     return worst
 
@@ -327,7 +335,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = tasks()
     start = build_model(ModelConfig(name="mlp", hidden=32), (1, 8, 8), 10, 0)
-    plain = ours("finetune", start, data)
+    finetuned = train_here("finetune", start, data)
     everything = {"exchange": "none", "memory": 1.0}
     settings: dict[str, dict[str, Any]] = {
         "gem": everything | {"margin": 0.0},
@@ -345,32 +353,39 @@ def main() -> None:
     }
     rows = {}
     for name, options in settings.items():
-        mine, other = ours(name, start, data, **options), theirs(name, start, data)
-        moved = distance(mine, plain)
+        model_here, model_there = (
+            train_here(name, start, data, **options),
+            train_in_avalanche(name, start, data),
+        )
+        moved = distance(model_here, finetuned)
         rows[name] = {
-            "relative": distance(mine, other) / moved,
+            "relative": distance(model_here, model_there) / moved,
             "method_moves": moved,
             "settings": options,
         }
         same = rows[name]["relative"] < TOLERANCE
         print(
-            f"{name:11s} {rows[name]['relative']:9.1e} of {moved:6.3f}  {'same' if same else 'DIFFERENT'}",
+            f"{name:11s} {rows[name]['relative']:9.1e} of {moved:6.3f}  "
+            f"{'same' if same else 'DIFFERENT'}",
             flush=True,
         )
-    apart = of_metrics()
-    for name, away in apart.items():
+    distances = of_metrics()
+    for name, distance_away in distances.items():
         print(
-            f"{name:18s} {away:9.1e}  {'same' if away < METRICS_TOLERANCE else 'DIFFERENT'}"
+            f"{name:18s} {distance_away:9.1e}  "
+            f"{'same' if distance_away < METRICS_TOLERANCE else 'DIFFERENT'}"
         )
     versions = {
         package: version(package)
         for package in ("avalanche-lib", "torchvision", "qpsolvers")
     }
     tolerances = {"tolerance": TOLERANCE, "metrics_tolerance": METRICS_TOLERANCE}
-    write(out, rows | {"metrics": apart}, compared_with=versions, **tolerances)
+    write(out, rows | {"metrics": distances}, compared_with=versions, **tolerances)
     if any(row["relative"] >= TOLERANCE for row in rows.values()):
         raise SystemExit("not the same weights")
-    if not all(away < METRICS_TOLERANCE for away in apart.values()):
+    if not all(
+        distance_away < METRICS_TOLERANCE for distance_away in distances.values()
+    ):
         raise SystemExit("not the same metrics")
 
 

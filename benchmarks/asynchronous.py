@@ -1,8 +1,9 @@
-"""Who waits for whom: 500 phones and Jetsons that come and go, synchronous and asynchronous, in
-virtual time.
+"""Compare synchronous and asynchronous strategies in virtual time.
+
+500 phones and Jetsons come and go.
 
     FEDKNOW_DATA=DIR python benchmarks/asynchronous.py
-    python benchmarks/asynchronous.py --data digits --clients 50 --rounds 4          # a look at it
+    python benchmarks/asynchronous.py --data digits --clients 50 --rounds 4    # a quick look
 
 A stream of two tasks on CIFAR-100, FedAvg clients with 50 images of each, links of 250 kB/s
 whose rates differ, devices that are there for ten minutes and away for ten on average. Every
@@ -67,16 +68,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "asynchronous.json")
     args = parser.parse_args()
     size = max(5, args.clients // 10)
-    plain = {
+    fedavg = {
         "name": "fedavg",
         "fraction": 2 * size / args.clients,
     }  # of those who are there: half of them
-    runs = {"synchronous": run(args, plain, 1)}
+    runs = {"synchronous": run(args, fedavg, 1)}
     ends = [time for time, *_ in runs["synchronous"]["rounds"]]
     wait = statistics.median(
-        end - before for before, end in zip([0.0, *ends], ends, strict=False)
+        end - start for start, end in zip([0.0, *ends], ends, strict=False)
     )
-    runs["over-committed"] = run(args, plain, 1, over_commit=1.3)
+    runs["over-committed"] = run(args, fedavg, 1, over_commit=1.3)
     runs["semisync"] = run(
         args, {"name": "semisync", "deadline": wait, "concurrency": size}, 1
     )
@@ -97,7 +98,10 @@ def main() -> None:
 def run(
     args: argparse.Namespace, strategy: dict[str, Any], steps: int, **fleet: Any
 ) -> dict[str, Any]:
-    """One contender, which makes so many steps in the place of one synchronous round."""
+    """Run one contender.
+
+    It makes so many steps in the place of one synchronous round.
+    """
     rounds = args.rounds * steps
     config = read_config(
         {
@@ -158,33 +162,33 @@ def run(
 
 
 def table(runs: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a contender."""
+    """Return a row a contender."""
     rows = []
-    wanted = [0.95 * reached(runs["synchronous"], task) for task in (0, 1)]
-    for name, found in runs.items():
+    levels = [0.95 * reached(runs["synchronous"], task) for task in (0, 1)]
+    for name, outcome in runs.items():
         row: dict[str, Any] = {
             "contender": name,
-            "hours": found["ends"][-1] / 3600,
-            "answers": found["answers"],
+            "hours": outcome["ends"][-1] / 3600,
+            "answers": outcome["answers"],
         }
-        begins = [0.0, *found["ends"]]
-        for task, level in enumerate(wanted):
+        begins = [0.0, *outcome["ends"]]
+        for task, level in enumerate(levels):
             times = [
                 time
-                for t, time, accuracy in found["accuracy"]
+                for t, time, accuracy in outcome["accuracy"]
                 if t == task and accuracy >= level
             ]
-            row[f"task {task + 1}, %"] = 100 * reached(found, task)
+            row[f"task {task + 1}, %"] = 100 * reached(outcome, task)
             row[f"to {100 * level:.1f} %, hours"] = (
                 (times[0] - begins[task]) / 3600 if times else None
             )
-        rows.append(row | {"energy, kJ": found["energy_joules"] / 1e3})
+        rows.append(row | {"energy, kJ": outcome["energy_joules"] / 1e3})
     return rows
 
 
-def reached(found: dict[str, Any], task: int) -> float:
+def reached(outcome: dict[str, Any], task: int) -> float:
     """Average accuracy on the tasks seen, when a task ended."""
-    return float([accuracy for t, _, accuracy in found["accuracy"] if t == task][-1])
+    return float([accuracy for t, _, accuracy in outcome["accuracy"] if t == task][-1])
 
 
 if __name__ == "__main__":

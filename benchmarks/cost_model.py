@@ -1,8 +1,8 @@
-"""What counting costs: processor time of clients' work with the meter and without it, message by
-message in turn.
+"""Measure what counting costs.
 
-    python benchmarks/cost_model.py --preset digits --learner fedknow --clients 8 --tasks 3
-    --rounds 3
+Processor time of clients' work with the meter and without it, message by message in turn.
+
+    python benchmarks/cost_model.py --learner fedknow --clients 8 --tasks 3 --rounds 3
 
 prints, for each kind of message and for all, the median of the ratio over the repetitions, and
 the rest of it in %.
@@ -58,7 +58,7 @@ class Without(Meter):
     def part(self, key: Any = None) -> Any:  # noqa: D102
         return nullcontext()
 
-    free = told = message
+    free = declared = message
 
     def add(self, flops: int = 0, memory: int = 0) -> None:  # noqa: D102
         pass
@@ -78,7 +78,7 @@ class Unmetered(Node):
 def run(
     config: ExperimentConfig, clients: int, tasks: int, rounds: int
 ) -> dict[str, Counter[str]]:
-    """Processor seconds by kind of message, of a node that counts and of one that does not."""
+    """Return processor seconds by kind of message, with counting and without."""
     stream = make_benchmark(config)
     nodes = {"with": Node(config, stream), "without": Unmetered(config, stream)}
     spent: dict[str, Counter[str]] = {name: Counter() for name in nodes}
@@ -130,16 +130,16 @@ def main() -> None:
     run(
         config, 1, 2, 1
     )  # what a process does once, PyTorch's imports among it, is not the meter's
-    found = [
+    repeats = [
         run(config, args.clients, args.tasks, args.rounds) for _ in range(args.repeat)
     ]
-    for kind in (*found[0]["with"], "all"):
+    for kind in (*repeats[0]["with"], "all"):
         pairs = [
             [
                 sum(c.values()) if kind == "all" else c[kind]
                 for c in (f["with"], f["without"])
             ]
-            for f in found
+            for f in repeats
         ]
         share = statistics.median(a / b - 1 for a, b in pairs)
         seconds = statistics.median(b for _, b in pairs)

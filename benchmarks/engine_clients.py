@@ -1,7 +1,9 @@
-"""The clients of ``engine_vs_flower.py``: one client code for our grids and, as a ``ClientApp``,
-for Flower.
+"""The clients of ``engine_vs_flower.py``.
 
-A module of its own, so that the workers of either engine import it and keep what they have built.
+One client code serves our grids and, as a ``ClientApp``, Flower.
+
+A module of its own, so that the workers of either engine import it and keep what they have
+built.
 """
 
 from __future__ import annotations
@@ -48,7 +50,10 @@ class Echo:
         self.metrics = Metrics({"num-examples": 1})
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
-        """Give the arrays back, as new ones: what clients send is not one object in all of them."""
+        """Give the arrays back, as new ones.
+
+        Clients of a real run do not all send one object.
+        """
         arrays = Arrays(
             (name, array.copy()) for name, array in message.arrays().items()
         )
@@ -56,7 +61,7 @@ class Echo:
 
 
 def digits(clients: int, learner: str) -> ExperimentConfig:
-    """The ``digits`` preset with another number of clients and learner, and one local epoch."""
+    """Return the ``digits`` preset with these clients, and one local epoch."""
     changes = [
         f"data.clients={clients}",
         f"learner={learner}",
@@ -67,8 +72,10 @@ def digits(clients: int, learner: str) -> ExperimentConfig:
 
 
 def first_arrays(workload: str, clients: int, parameters: int) -> Arrays:
-    """What the server starts with: ``parameters`` float32 in ten tensors, or the digits model's
-    parameters."""
+    """Return the arrays that the server starts with.
+
+    They are ``parameters`` float32 in ten tensors, or the digits model's parameters.
+    """
     if workload == "echo":
         rng = np.random.default_rng(0)
         return Arrays(
@@ -86,7 +93,7 @@ def first_arrays(workload: str, clients: int, parameters: int) -> Arrays:
 
 
 def flower_app(workload: str, clients: int, folder: str) -> ClientApp:
-    """The client as a Flower app.
+    """Make the client a Flower app.
 
     The echo client is written as one writes it for Flower, without our messages; a learner
     answers through the same :class:`~fedknow.client.host.Host` as in our grids, built once a
@@ -102,11 +109,13 @@ def flower_app(workload: str, clients: int, folder: str) -> ClientApp:
                 {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}
             )
             return FlowerMessage(content, reply_to=message)
-        kept = context.state.config_records.get("version", ConfigRecord({"version": 0}))
+        record = context.state.config_records.get(
+            "version", ConfigRecord({"version": 0})
+        )
         node = node_of(int(context.node_config["partition-id"]))
         work = replace(from_flower(message), node=node)
         reply, version = _host(workload, clients, folder).handle(
-            work, int(kept["version"])
+            work, int(record["version"])
         )
         context.state["version"] = ConfigRecord({"version": version})
         return to_flower(reply, message)
@@ -125,5 +134,5 @@ def _host(workload: str, clients: int, folder: str) -> Host:
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for client states."""
+    """Make a folder for client states."""
     return tempfile.TemporaryDirectory(prefix="fedknow-benchmark-")

@@ -1,7 +1,8 @@
-"""Seconds a round: our grids against Flower's own simulation, with the same client code and the
-same strategy.
+"""Compare seconds a round of our grids with Flower's own simulation.
 
-    python benchmarks/engine_vs_flower.py                          # the whole table, about an hour
+The client code and the strategy are the same.
+
+    python benchmarks/engine_vs_flower.py    # the whole table, about an hour
     python benchmarks/engine_vs_flower.py --clients 10 --rounds 3 --repeats 1 --workloads echo:62000
 
 Every case runs in a process of its own, the engines in turn, so that what else the machine does
@@ -80,13 +81,16 @@ def main() -> None:
         print(RESULT + json.dumps(measure(**json.loads(args.case))))
         return
     cases = []
-    head = f"{'workload':14} {'clients':>7} {'engine':8} {'s/round':>9} {'of each repeat':24} {'first':>7} {'ratio':>7}"
+    head = (
+        f"{'workload':14} {'clients':>7} {'engine':8} {'s/round':>9} "
+        f"{'of each repeat':24} {'first':>7} {'ratio':>7}"
+    )
     print(f"{head} {'MB':>6}")
     for workload in args.workloads:
         for clients in args.clients:
-            found = compare(workload, clients, args)
-            cases += found
-            for case in found:
+            engine_runs = compare(workload, clients, args)
+            cases += engine_runs
+            for case in engine_runs:
                 each = " ".join(f"{value:.4f}" for value in case["medians"])
                 ratio = (
                     f"{case['times_faster_than_flower']:6.1f}x"
@@ -98,23 +102,25 @@ def main() -> None:
                     f"{case['first']:7.2f} {ratio:>7} {case['peak_mb']:6.0f}",
                     flush=True,
                 )
-    keep(args, cases)
+    merge(args, cases)
     print(f"written to {args.out}")
 
 
-def keep(args: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
+def merge(args: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
     """Write the results; those of other cases that are there already stay."""
-    text, commands = about(args), []
+    text, commands = describe(args), []
     if args.out.exists():
-        before = json.loads(args.out.read_text("utf-8"))
-        done = {(case["workload"], case["clients"], case["engine"]) for case in cases}
-        others = [
+        older = json.loads(args.out.read_text("utf-8"))
+        completed = {
+            (case["workload"], case["clients"], case["engine"]) for case in cases
+        }
+        earlier_cases = [
             case
-            for case in before["cases"]
-            if (case["workload"], case["clients"], case["engine"]) not in done
+            for case in older["cases"]
+            if (case["workload"], case["clients"], case["engine"]) not in completed
         ]
-        commands = [before["about"]["command"]] if others else []
-        cases = others + cases
+        commands = [older["about"]["command"]] if earlier_cases else []
+        cases = earlier_cases + cases
     text["command"] = "`, then `".join([*commands, text["command"]])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
@@ -125,7 +131,7 @@ def keep(args: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
 def compare(
     workload: str, clients: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One case on each engine, the engines in turn; the same result is asked of all of them."""
+    """Measure one case on each engine in turn; check that results are equal."""
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in args.engines}
     case = {
         "workload": workload,
@@ -140,25 +146,27 @@ def compare(
     for engine in args.engines:
         with watching(0.2) as peaks[engine]:
             once(case | {"engine": engine, "rounds": 1})
-    checks = [run["check"] for found in runs.values() for run in found]
+    checks = [run["check"] for engine_runs in runs.values() for run in engine_runs]
     if max(checks) - min(checks) > 1e-3 * max(map(abs, checks)):
         raise SystemExit(
             f"{workload}, {clients} clients: the engines do not agree: {checks}"
         )
     results = []
-    for engine, found in runs.items():
+    for engine, engine_runs in runs.items():
         result: dict[str, Any] = {
             "workload": workload,
             "clients": clients,
             "engine": engine,
             "median": statistics.median(
-                value for run in found for value in run["warm"]
+                value for run in engine_runs for value in run["warm"]
             ),
-            "medians": [statistics.median(run["warm"]) for run in found],
-            "first": statistics.median(run["first"] for run in found),
+            "medians": [statistics.median(run["warm"]) for run in engine_runs],
+            "first": statistics.median(run["first"] for run in engine_runs),
             "peak_mb": max(peaks[engine]),
-            "check": found[0]["check"],
-            "runs": [{"first": run["first"], "warm": run["warm"]} for run in found],
+            "check": engine_runs[0]["check"],
+            "runs": [
+                {"first": run["first"], "warm": run["warm"]} for run in engine_runs
+            ],
         }
         results.append(result)
     flower = next(
@@ -168,7 +176,7 @@ def compare(
         if flower is not None and result["engine"] != "flower":
             turns = zip(flower, result["medians"], strict=True)
             result["times_faster_than_flower"] = statistics.median(
-                theirs / mine for theirs, mine in turns
+                flower_seconds / our_seconds for flower_seconds, our_seconds in turns
             )
     return results
 
@@ -176,11 +184,11 @@ def compare(
 def once(case: dict[str, Any]) -> dict[str, Any]:
     """One case in a process of its own."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    lines = [line for line in completed.stdout.splitlines() if line.startswith(RESULT)]
     if not lines:
         raise SystemExit(
-            f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            f"{case} failed:\n{completed.stdout[-2000:]}\n{completed.stderr[-4000:]}"
         )
     result: dict[str, Any] = json.loads(lines[-1].removeprefix(RESULT))
     return result
@@ -189,7 +197,7 @@ def once(case: dict[str, Any]) -> dict[str, Any]:
 def measure(
     engine: str, workload: str, clients: int, rounds: int, workers: int
 ) -> dict[str, Any]:
-    """Seconds of the first round and of each later one, and the norm of the arrays at the end."""
+    """Return seconds of the first and each later round, and the arrays' norm."""
     started = time.perf_counter()
     warnings.filterwarnings("ignore")
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -205,11 +213,11 @@ def measure(
     kind, _, parameters = workload.partition(":")
     arrays = code.first_arrays(kind, clients, int(parameters or 0))
     times: list[float] = []
-    last: list[ArrayRecord] = []
+    final_arrays: list[ArrayRecord] = []
 
     def round_done(server_round: int, record: ArrayRecord) -> None:
         times.append(time.perf_counter())
-        last[:] = [record]
+        final_arrays[:] = [record]
 
     def drive(grid: Any) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -275,15 +283,15 @@ def measure(
         np.sqrt(
             sum(
                 float((array.astype(float) ** 2).sum())
-                for array in to_arrays(last[0]).values()
+                for array in to_arrays(final_arrays[0]).values()
             )
         )
     )
-    warm = [after - before for before, after in pairwise(times[1:])]
+    warm = [end - start for start, end in pairwise(times[1:])]
     return {"first": times[1] - started, "warm": warm, "check": norm}
 
 
-def about(args: argparse.Namespace) -> dict[str, Any]:
+def describe(args: argparse.Namespace) -> dict[str, Any]:
     """Where and how the figures were taken."""
     import psutil
 

@@ -1,4 +1,4 @@
-"""What a FedKNOW step costs, in FedAvg steps, while really training on CIFAR-100.
+"""Measure a FedKNOW step in FedAvg steps, while training on CIFAR-100.
 
 ``FEDKNOW_DATA=... python benchmarks/fedknow_step.py`` trains two clients of the paper's
 protocol (10 tasks, 2 to 5 of 10 classes each, batch 40) whose bodies are averaged after each
@@ -74,17 +74,17 @@ last one that was timed."""
 
 
 class Naive(FedKnow):
-    """One forward pass of the model, one of the teacher and one backward pass for each past task."""
+    """One forward, one teacher's and one backward pass for each past task."""
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Get the teachers ready."""
         super().begin(task, round)
         self._teachers = {}
-        for past, knowledge in self._knowledge.items():
-            self._teachers[past] = copy.deepcopy(self._scratch_body).eval()
-            knowledge.restore_into(self._teachers[past])
+        for past_task, knowledge in self._knowledge.items():
+            self._teachers[past_task] = copy.deepcopy(self._scratch_body).eval()
+            knowledge.restore_into(self._teachers[past_task])
 
-    def _plain(self, loss: Tensor) -> Tensor:
+    def _backward(self, loss: Tensor) -> Tensor:
         return flatten(torch.autograd.grad(loss, self._parameters), self._parameters)
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
@@ -94,15 +94,15 @@ class Naive(FedKnow):
             [p.grad for p in self._parameters if p.grad is not None], self._parameters
         )
         rows = []
-        for past, teacher in self._teachers.items():
-            knowledge = self._knowledge[past]
+        for past_task, teacher in self._teachers.items():
+            knowledge = self._knowledge[past_task]
             with torch.no_grad(), self.autocast():
                 answer = F.linear(teacher(batch.x), *knowledge.head)
             with self.autocast():
                 logits = self.model(batch.x)
             z = widen(logits)[:, list(knowledge.classes)] / self.settings.temperature
             target = (widen(answer) / self.settings.temperature).softmax(1)
-            rows.append(self._plain(-(target * z.log_softmax(1)).sum(1).mean()))
+            rows.append(self._backward(-(target * z.log_softmax(1)).sum(1).mean()))
         if rows:
             restored = torch.stack(rows)
             g = integrate(g + self.settings.margin * restored.sum(0), restored).gradient
@@ -118,25 +118,36 @@ class Stopwatch:
         config: ExperimentConfig,
         stream: Benchmark,
         device: str,
-        known: FedKnowSettings,
+        fedknow_settings: FedKnowSettings,
         naive: bool,
     ) -> None:
         self.device = find_device(device, "--device")
         self._border = Border(self.device)
-        plain = config.model_copy(
+        plain_config = config.model_copy(
             update={"learner": type(config.learner)(name="fedavg")}
         )
         self.ways: dict[str, Learner] = {
-            "fedavg": build_learner(plain, stream.shape, stream.classes, self.device)
+            "fedavg": build_learner(
+                plain_config, stream.shape, stream.classes, self.device
+            )
         }
-        kinds = {"exact": known, "full": known.model_copy(update={"path": "full"})}
-        kinds |= {"surrogate": known.model_copy(update={"integrator": "surrogate"})}
-        kinds |= {"online": known.model_copy(update={"integrator": "online"})}
+        kinds = {
+            "exact": fedknow_settings,
+            "full": fedknow_settings.model_copy(update={"path": "full"}),
+        }
+        kinds |= {
+            "surrogate": fedknow_settings.model_copy(update={"integrator": "surrogate"})
+        }
+        kinds |= {
+            "online": fedknow_settings.model_copy(update={"integrator": "online"})
+        }
         if not any(
             isinstance(module, nn.BatchNorm2d)
             for module in self.ways["fedavg"].model.modules()
         ):
-            kinds |= {"quarter": known.model_copy(update={"restore_from": 0.25})}
+            kinds |= {
+                "quarter": fedknow_settings.model_copy(update={"restore_from": 0.25})
+            }
         kinds |= {"surrogate/2": kinds["surrogate"].model_copy(update={"every": 2})}
         for name, settings in kinds.items():
             self.ways[name] = FedKnow(
@@ -144,7 +155,7 @@ class Stopwatch:
             )
         if naive:
             self.ways["naive"] = Naive(
-                copy.deepcopy(self.ways["fedavg"].model), config.train, known
+                copy.deepcopy(self.ways["fedavg"].model), config.train, fedknow_settings
             )
         self._count = 0
 
@@ -152,7 +163,7 @@ class Stopwatch:
         """Have every way timed on the next batch."""
         self._count = 0
 
-    def _now(self) -> float:
+    def _read_clock(self) -> float:
         if self.device.type == "cpu":
             return time.thread_time()
         torch.cuda.synchronize(self.device)
@@ -161,8 +172,9 @@ class Stopwatch:
     def round(
         self, main: FedKnow, task: TaskData, round: Round
     ) -> tuple[list[dict[str, float]], dict[str, float]]:
-        """Train ``main`` for a round as :meth:`Learner.fit` does, and time every way on some of
-        its batches.
+        """Train ``main`` for a round as :meth:`Learner.fit` does; time every way.
+
+        Timing takes some of the round's batches.
 
         Returns
         -------
@@ -170,15 +182,15 @@ class Stopwatch:
             Seconds of each step, by way; and what ``main`` counted, summed over its steps.
         """
         seconds, violating, active = [], 0, 0
-        state, there = (
+        state, parameters = (
             self._border.enter(main.state_dict()),
             self._border.enter_task(task),
         )
-        for name, way in self.ways.items():
-            way.load_state_dict(state if name != "fedavg" else {})
-            way.model.load_state_dict(main.model.state_dict())
-            way.begin(there, round)
-            way.model.train()
+        for name, contestant in self.ways.items():
+            contestant.load_state_dict(state if name != "fedavg" else {})
+            contestant.model.load_state_dict(main.model.state_dict())
+            contestant.begin(parameters, round)
+            contestant.model.train()
         main.model.train()
         main.begin(task, round)
         head, head_there = (
@@ -196,49 +208,54 @@ class Stopwatch:
                 )
                 seed = 1000 * round.seed + len(seconds)
                 step = {}
-                for name, way in self.ways.items():
+                for name, contestant in self.ways.items():
                     if self._count % EVERY[name] == 0:
-                        way.model.load_state_dict(main.model.state_dict())
-                        step[name] = self._time(way, batch_there, seed)
+                        contestant.model.load_state_dict(main.model.state_dict())
+                        step[name] = self._time(contestant, batch_there, seed)
                 seconds.append(step)
                 self._count += 1
                 torch.manual_seed(seed)
-                before = main._violated, main._active
+                old_counts = main._violated, main._active
                 main.gradient(batch)
-                violating += main._violated > before[0]
-                active += main._active > before[1]
+                violating += main._violated > old_counts[0]
+                active += main._active > old_counts[1]
                 main.step()
         main._trained_task, main._local = task.task, main.send()
         sums = {name: value * len(seconds) for name, value in main.counts().items()}
         return seconds, sums | {"steps-violating": violating, "steps-active": active}
 
-    def _time(self, way: Learner, batch: Batch, seed: int) -> float:
+    def _time(self, contestant: Learner, batch: Batch, seed: int) -> float:
         torch.manual_seed(seed)
-        steps = way.settings.every if isinstance(way, FedKnow) else 1
-        start = self._now()
+        steps = contestant.settings.every if isinstance(contestant, FedKnow) else 1
+        start = self._read_clock()
         for _ in range(steps):
-            way.gradient(batch)
-            way.step()
-        return (self._now() - start) / steps
+            contestant.gradient(batch)
+            contestant.step()
+        return (self._read_clock() - start) / steps
 
 
 Rounds = list[tuple[list[dict[str, float]], dict[str, float]]]
 
 
-def row(past: int, rounds: Rounds) -> dict[str, object]:
+def row(past_task: int, rounds: Rounds) -> dict[str, object]:
     """Figures of one number of past tasks."""
     seconds = [step for steps, _ in rounds for step in steps]
     ms, ratio = {}, {}
     for name in seconds[0]:
         pairs = [(step[name], step["fedavg"]) for step in seconds if name in step]
-        ms[name] = round(1e3 * statistics.median(mine for mine, _ in pairs), 2)
+        ms[name] = round(1e3 * statistics.median(own_ms for own_ms, _ in pairs), 2)
         if name != "fedavg":
             ratio[name] = {
                 "median": round(
-                    statistics.median(mine / plain for mine, plain in pairs), 3
+                    statistics.median(
+                        own_ms / fedavg_ms for own_ms, fedavg_ms in pairs
+                    ),
+                    3,
                 ),
                 "mean": round(
-                    sum(mine for mine, _ in pairs) / sum(plain for _, plain in pairs), 3
+                    sum(own_ms for own_ms, _ in pairs)
+                    / sum(fedavg_ms for _, fedavg_ms in pairs),
+                    3,
                 ),
                 "steps": len(pairs),
             }
@@ -246,14 +263,20 @@ def row(past: int, rounds: Rounds) -> dict[str, object]:
         name: round(sum(sums[name] for _, sums in rounds) / len(seconds), 3)
         for name in rounds[0][1]
     }
-    return {"past": past, "steps": len(seconds), **counts, "ratio": ratio, "ms": ms}
+    return {
+        "past": past_task,
+        "steps": len(seconds),
+        **counts,
+        "ratio": ratio,
+        "ms": ms,
+    }
 
 
 def paper(
     config: ExperimentConfig,
     stream: Benchmark,
     watch: Stopwatch,
-    last: int,
+    final_task: int,
     note: Callable[[dict[str, object]], None],
 ) -> None:
     """Two clients live through their own tasks together; client 0 is timed."""
@@ -261,7 +284,7 @@ def paper(
     assert isinstance(learner, FedKnow)
     states: list[dict[str, object]] = [{} for _ in range(CLIENTS)]
     body = learner.send()
-    for task in range(last + 1):
+    for task in range(final_task + 1):
         rounds: Rounds = []
         watch.restart()
         for number in range(1, config.train.rounds + 1):
@@ -292,12 +315,11 @@ def longer(
     config: ExperimentConfig,
     stream: Benchmark,
     watch: Stopwatch,
-    known: FedKnowSettings,
+    fedknow_settings: FedKnowSettings,
     places: list[int],
     note: Callable[[dict[str, object]], None],
 ) -> None:
-    """One client lives through the shares of all; timed at the places asked for, plainly trained
-    between them."""
+    """Train one client on the shares of all, and time it at the places given."""
     model = copy.deepcopy(watch.ways["fedavg"].model).cpu()
     main = FedKnow(model, config.train, FedKnowSettings(k=100, integrator="off"))
     for place in range(max(places) + 1):
@@ -306,7 +328,7 @@ def longer(
             place, share.classes, share.seen, share.train, share.test, share.incremental
         )
         if place in places:
-            exact = FedKnow(copy.deepcopy(main.model), config.train, known)
+            exact = FedKnow(copy.deepcopy(main.model), config.train, fedknow_settings)
             exact.load_state_dict(main.state_dict())
             watch.restart()
             note(
@@ -355,21 +377,23 @@ def main() -> None:
     ]
     changes += [f"train.rounds={chosen.rounds}", f"train.epochs={chosen.epochs}"]
     changes += [f"model.width={chosen.width}"]
-    known = FedKnowSettings(
+    fedknow_settings = FedKnowSettings(
         k=100, **({} if chosen.margin is None else {"margin": chosen.margin})
     )
-    changes += [f"learner.margin={known.margin}"]
+    changes += [f"learner.margin={fedknow_settings.margin}"]
     config = load_preset(
         "paper-cifar100-small" if chosen.model == "cnn6" else "paper-cifar100", changes
     )
     stream = make_benchmark(config)
-    watch = Stopwatch(config, stream, chosen.device, known, naive=not chosen.past)
+    watch = Stopwatch(
+        config, stream, chosen.device, fedknow_settings, naive=not chosen.past
+    )
     rows: list[dict[str, object]] = []
     key = f"{chosen.model}-{chosen.precision}-{chosen.device}" + (
         "-longer" if chosen.past else ""
     )
     key += "" if chosen.margin is None else f"-margin-{chosen.margin:g}"
-    about = machine() | {
+    header = machine() | {
         "settings": {
             "width": chosen.width,
             "rounds": chosen.rounds,
@@ -381,15 +405,15 @@ def main() -> None:
     def note(row: dict[str, object]) -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
-        about["load_at_end"] = os.getloadavg()[0]
+        header["load_at_end"] = os.getloadavg()[0]
         results = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
         chosen.out.parent.mkdir(exist_ok=True)
         chosen.out.write_text(
-            json.dumps(results | {key: about | {"rows": rows}}, indent=1) + "\n"
+            json.dumps(results | {key: header | {"rows": rows}}, indent=1) + "\n"
         )
 
     if chosen.past:
-        longer(config, stream, watch, known, chosen.past, note)
+        longer(config, stream, watch, fedknow_settings, chosen.past, note)
     else:
         paper(config, stream, watch, chosen.last, note)
 

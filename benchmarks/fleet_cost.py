@@ -1,7 +1,9 @@
-"""What imagining a fleet costs: real time spent in it, as a share of a whole run in one process.
+"""Measure the real time that a virtual fleet costs.
 
-    python benchmarks/fleet_cost.py --clients 20 --fleet testbed-a python
-    benchmarks/fleet_cost.py --clients 500 --fleet phone-low,phone-middle,phone-high,jetson-nano
+It is given as a share of a whole run in one process.
+
+    python benchmarks/fleet_cost.py --clients 20 --fleet testbed-a
+    python benchmarks/fleet_cost.py --clients 500 --fleet phone-low,phone-high,jetson-nano
 
 prints, over repetitions, the median share in % and milliseconds a round.
 """
@@ -28,7 +30,10 @@ OWN = ("_piece", "_wave", "_more", "_due", "get_node_ids", "elapsed", "state", "
 
 
 class Watch:
-    """Adds up the time in some methods of a class, those called by each other once."""
+    """Adds up the time in some methods of a class.
+
+    Methods that call each other count once.
+    """
 
     def __init__(self, cls: type, names: tuple[str, ...]) -> None:
         self.seconds, self._depth = 0.0, 0

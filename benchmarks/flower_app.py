@@ -1,9 +1,9 @@
-"""Seconds a round of the same experiment as a Flower app under Flower's simulation, and on our own
-grids.
+"""Compare seconds a round as a Flower app with those on our own grids.
 
-    python benchmarks/flower_app.py                                    # the whole table, a few
-    minutes python benchmarks/flower_app.py --clients 4 --rounds 3 --repeats 1 --learners
-    finetune
+The experiment is the same; the app runs under Flower's simulation.
+
+    python benchmarks/flower_app.py    # the whole table, a few minutes
+    python benchmarks/flower_app.py --clients 4 --rounds 3 --repeats 1 --learners finetune
 
 The same clients train on digits, and come to the same numbers; what differs is what carries the
 messages. Every case runs in a process of its own, the engines in turn. The seconds are those of
@@ -62,11 +62,12 @@ def main() -> None:
     if args.case:
         print(RESULT + json.dumps(measure(**json.loads(args.case))))
         return
-    from engine_vs_flower import about
+    from engine_vs_flower import describe
 
     cases = []
     print(
-        f"{'learner':10} {'clients':>7} {'engine':8} {'s/round':>9} {'of each repeat':24} {'first':>7} {'ratio':>7}"
+        f"{'learner':10} {'clients':>7} {'engine':8} {'s/round':>9} "
+        f"{'of each repeat':24} {'first':>7} {'ratio':>7}"
     )
     for learner in args.learners:
         for clients in args.clients:
@@ -83,7 +84,7 @@ def main() -> None:
                     f"{case['first']:7.2f} {ratio:>7}",
                     flush=True,
                 )
-    description = about(args) | {
+    description = describe(args) | {
         "command": " ".join(["python", "benchmarks/flower_app.py", *sys.argv[1:]])
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,8 +97,10 @@ def main() -> None:
 def compare(
     learner: str, clients: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One case on each engine, the engines in turn; the same numbers, bit for bit, are asked of
-    all of them."""
+    """Measure one case on each engine in turn; check that numbers are equal.
+
+    They must be equal bit for bit.
+    """
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
     for _ in range(args.repeats):
         for engine in ENGINES:
@@ -109,25 +112,29 @@ def compare(
                 "workers": args.workers,
             }
             command = [sys.executable, __file__, "--case", json.dumps(case)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+            completed = subprocess.run(
+                command, capture_output=True, text=True, timeout=1800
+            )
             lines = [
-                line for line in done.stdout.splitlines() if line.startswith(RESULT)
+                line
+                for line in completed.stdout.splitlines()
+                if line.startswith(RESULT)
             ]
             if not lines:
                 raise SystemExit(
-                    f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+                    f"{case} failed:\n{completed.stdout[-2000:]}\n{completed.stderr[-4000:]}"
                 )
             runs[engine].append(json.loads(lines[-1].removeprefix(RESULT)))
-    digests = {run["digest"] for found in runs.values() for run in found}
+    digests = {run["digest"] for engine_runs in runs.values() for run in engine_runs}
     if len(digests) != 1:
         raise SystemExit(
             f"{learner}, {clients} clients: the engines came to different numbers"
         )
     medians = {
         engine: statistics.median(
-            seconds for run in found for seconds in run["seconds"][1:]
+            seconds for run in engine_runs for seconds in run["seconds"][1:]
         )
-        for engine, found in runs.items()
+        for engine, engine_runs in runs.items()
     }
     return [
         {
@@ -135,25 +142,25 @@ def compare(
             "clients": clients,
             "engine": engine,
             "median": medians[engine],
-            "medians": [statistics.median(run["seconds"][1:]) for run in found],
-            "first": statistics.median(run["seconds"][0] for run in found),
-            "whole_run": statistics.median(run["whole"] for run in found),
-            "digest": found[0]["digest"],
-            "seconds": [run["seconds"] for run in found],
+            "medians": [statistics.median(run["seconds"][1:]) for run in engine_runs],
+            "first": statistics.median(run["seconds"][0] for run in engine_runs),
+            "whole_run": statistics.median(run["whole"] for run in engine_runs),
+            "digest": engine_runs[0]["digest"],
+            "seconds": [run["seconds"] for run in engine_runs],
         }
         | (
             {}
             if engine == "flower"
             else {"times_faster_than_flower": medians["flower"] / medians[engine]}
         )
-        for engine, found in runs.items()
+        for engine, engine_runs in runs.items()
     ]
 
 
 def measure(
     engine: str, learner: str, clients: int, rounds: int, workers: int
 ) -> dict[str, Any]:
-    """Seconds of each round and of the whole run, and a digest of the accuracies."""
+    """Return seconds of each round and of the run, and a digest of accuracies."""
     warnings.filterwarnings("ignore")
     from engine_clients import scratch
 
@@ -184,7 +191,7 @@ def measure(
                 ),
                 out,
             )
-        whole = time.perf_counter() - began
+        run_seconds = time.perf_counter() - began
         folder = RunFolder.open(out)
         seconds = [
             event["seconds"] for event in folder.events() if event["event"] == "round"
@@ -193,7 +200,7 @@ def measure(
         digest = hashlib.sha256(
             b"".join(arrays[name].tobytes() for name in sorted(arrays))
         ).hexdigest()
-    return {"seconds": seconds, "whole": whole, "digest": digest}
+    return {"seconds": seconds, "whole": run_seconds, "digest": digest}
 
 
 def _on_flower(settings: dict[str, Any], clients: int, workers: int) -> None:

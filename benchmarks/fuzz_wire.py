@@ -1,4 +1,6 @@
-"""Throw hostile bytes at every decoder of the wire: ``python benchmarks/fuzz_wire.py --seconds 60``.
+"""Throw hostile bytes at every decoder of the wire.
+
+    python benchmarks/fuzz_wire.py --seconds 60
 
 Valid messages in every encoding are mutated - bits, bytes, numbers, lengths, order, pieces of
 one in another - and read; in most ways of reading the checksums are put right first, so that
@@ -55,7 +57,7 @@ LIMITS = Limits(
 
 
 def fuzz(data: bytes) -> str:
-    """Read ``data`` in the way that its first byte chooses; returns what came of it.
+    """Read ``data`` as its first byte chooses, and return the outcome.
 
     Raises
     ------
@@ -98,7 +100,7 @@ def _read_repaired_stream(data: bytes) -> str:
 
 
 def _read_message(data: bytes, repair: bool = False) -> str:
-    """A header behind its length, and a payload."""
+    """Return a header behind its length, and a payload."""
     size = int.from_bytes(data[:2], "little")
     text, payload = data[2 : 2 + size], bytearray(data[2 + size :])
     if repair:
@@ -130,7 +132,7 @@ _WAYS: tuple[Callable[[bytes], str], ...] = (
 
 
 def corpus() -> list[bytes]:
-    """Inputs of :func:`fuzz` that are valid, in every way and encoding."""
+    """Return valid inputs of :func:`fuzz`, in every way and encoding."""
     rng = np.random.default_rng(0)
     sparse = np.where(
         rng.random((40, 30)) < 0.02, rng.standard_normal((40, 30)), 0
@@ -178,17 +180,17 @@ def corpus() -> list[bytes]:
                 struct.pack("<I", len(frame)) + frame
                 for frame in (*sent[:1], HEARTBEAT, *sent[1:])
             )
-            inputs += [bytes([way]) + stream for way in (1, 2)]
+            inputs += [bytes([prefix]) + stream for prefix in (1, 2)]
             assembler = Assembler()
             (parcel,) = [
-                whole for frame in sent if (whole := assembler.add(parse(frame)))
+                complete for frame in sent if (complete := assembler.add(parse(frame)))
             ]
             body = (
                 len(parcel.header).to_bytes(2, "little")
                 + bytes(parcel.header)
                 + bytes(parcel.payload)
             )
-            inputs += [bytes([way]) + body for way in (3, 4)]
+            inputs += [bytes([prefix]) + body for prefix in (3, 4)]
     return inputs
 
 
@@ -212,8 +214,8 @@ _NUMBERS = (
 )
 
 
-def mutate(draw: random.Random, data: bytes, other: bytes) -> bytes:
-    """``data`` with one to four things wrong; ``other`` is where foreign pieces come from."""
+def mutate(draw: random.Random, data: bytes, donor: bytes) -> bytes:
+    """Damage ``data`` in one to four places, with foreign pieces of ``other``."""
     text = bytearray(data)
     for _ in range(draw.randint(1, 4)):
         at = draw.randrange(1, len(text)) if len(text) > 1 else 0
@@ -229,25 +231,27 @@ def mutate(draw: random.Random, data: bytes, other: bytes) -> bytes:
         elif choice == 4:
             text[at:at] = draw.randbytes(draw.randint(1, 16))
         elif choice == 5:
-            start = draw.randrange(len(other))
-            text[at:at] = other[start : start + draw.randint(1, 256)]
+            start = draw.randrange(len(donor))
+            text[at:at] = donor[start : start + draw.randint(1, 256)]
         elif choice == 6:
             text[at : at + 8] = draw.choice(_NUMBERS).to_bytes(8, "little")
         elif choice == 7:
             text = bytearray(_mutate_header(draw, bytes(text)))
         else:
-            text = bytearray(_mutate_order(draw, bytes(text), other))
+            text = bytearray(_mutate_order(draw, bytes(text), donor))
     return bytes(text)
 
 
-def _mutate_order(draw: random.Random, data: bytes, other: bytes) -> bytes:
-    """An input of :func:`_read_stream` with frames dropped, doubled or moved, or some of another
-    stream between."""
+def _mutate_order(draw: random.Random, data: bytes, donor: bytes) -> bytes:
+    """Drop, double or move frames of an input of :func:`_read_stream`.
+
+    Or insert some of another stream.
+    """
     frames = _split(data[1:])
     for _ in range(draw.randint(1, 3)):
         frames.insert(
             draw.randint(0, len(frames)),
-            draw.choice([*frames, *_split(other[1:]), b""]),
+            draw.choice([*frames, *_split(donor[1:]), b""]),
         )
         if draw.random() < 0.5:
             frames.pop(draw.randrange(len(frames)))
@@ -267,7 +271,10 @@ def _split(data: bytes) -> list[bytes]:
 
 
 def _mutate_header(draw: random.Random, data: bytes) -> bytes:
-    """An input of :func:`_read_message` with another number in the description of a tensor."""
+    """Change a number in the description of a tensor.
+
+    The data are an input of :func:`_read_message`.
+    """
     size = int.from_bytes(data[1:3], "little")
     try:
         header = Header.FromString(data[3 : 3 + size])
@@ -316,8 +323,10 @@ def _mutate_header(draw: random.Random, data: bytes) -> bytes:
 
 
 def run(inputs: int | None, seconds: float, seed: int) -> collections.Counter[str]:
-    """Fuzz with mutated inputs until so many are read or so much time is over; returns how often
-    what came of them."""
+    """Fuzz with mutated inputs until the count or the time is over.
+
+    Return how often each outcome was seen.
+    """
     draw, seeds = random.Random(seed), corpus()
     outcomes: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + seconds
@@ -344,11 +353,12 @@ def main() -> None:
         print(fuzz(chosen.input.read_bytes()))
         return
     run(2000, chosen.seconds, chosen.seed)  # what is loaded once is loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory_at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcomes = run(None, chosen.seconds, chosen.seed + 1)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_at_start
     print(
-        f"{outcomes.total()} inputs in {chosen.seconds:g} s; the peak of memory grew by {grown / 1024:.1f} MiB"
+        f"{outcomes.total()} inputs in {chosen.seconds:g} s; the peak of memory grew "
+        f"by {grown / 1024:.1f} MiB"
     )
     for outcome, times in outcomes.most_common():
         print(f"{times:>10} {outcome}")

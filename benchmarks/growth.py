@@ -1,9 +1,9 @@
-"""How FedKNOW's runs grow: with clients (seconds a round, memory) and with tasks (seconds a task,
-knowledge).
+"""Measure how FedKNOW's runs grow.
 
-    FEDKNOW_DATA=... python benchmarks/growth.py                                   # all of it,
-    twenty-five minutes FEDKNOW_DATA=... python benchmarks/growth.py --clients 20 --series
-    clients     # one case
+With clients: seconds a round and memory. With tasks: seconds a task and knowledge.
+
+    FEDKNOW_DATA=DIR python benchmarks/growth.py    # all of it, twenty-five minutes
+    FEDKNOW_DATA=DIR python benchmarks/growth.py --clients 20 --series clients    # one case
 
 Clients: whole runs of ten tasks on CIFAR-100 with the 6-layer network, on Ray, ten clients
 chosen a round; the others train once when a task ends, so every client has all its knowledge. A
@@ -98,28 +98,28 @@ def main() -> None:
         results["tasks"] = by_tasks(args, LONG)
     if "candidates" in args.series:
         results["candidates"] = by_tasks(args, LONG + CANDIDATES)
-    about = {"clients": CLIENTS, "tasks": LONG, "candidates": CANDIDATES}
+    header = {"clients": CLIENTS, "tasks": LONG, "candidates": CANDIDATES}
     if args.out.exists():  # series, and numbers of clients, that were not run now stay
-        before = json.loads(args.out.read_text("utf-8"))["results"]
+        earlier = json.loads(args.out.read_text("utf-8"))["results"]
         if "clients" in results:
-            others = [
+            earlier_rows = [
                 row
-                for row in before.get("clients", [])
+                for row in earlier.get("clients", [])
                 if row["clients"] not in args.clients
             ]
             results["clients"] = sorted(
-                others + results["clients"], key=lambda row: row["clients"]
+                earlier_rows + results["clients"], key=lambda row: row["clients"]
             )
         results = {
-            name: (before | results)[name]
+            name: (earlier | results)[name]
             for name in SERIES
-            if name in before | results
+            if name in earlier | results
         }
-    write(args.out, results, preset=args.preset, **about, changes=args.changes)
+    write(args.out, results, preset=args.preset, **header, changes=args.changes)
 
 
 def by_clients(count: int, args: argparse.Namespace) -> dict[str, Any]:
-    """A run of so many clients: what its last task took, and how much memory the whole run."""
+    """Run with so many clients; return its last task's time and its memory."""
     chosen = min(1.0, 10 / count)
     changes = [
         *CLIENTS,
@@ -128,26 +128,28 @@ def by_clients(count: int, args: argparse.Namespace) -> dict[str, Any]:
         f"strategy.fraction={chosen}",
         *args.changes,
     ]
-    found = measured(args.preset, changes)
+    measurement = measured(args.preset, changes)
     row = (
         {"clients": count}
-        | found["tasks"][-1]
-        | {key: found[key] for key in ("peak_mb", "disk_mb", "seconds")}
+        | measurement["tasks"][-1]
+        | {key: measurement[key] for key in ("peak_mb", "disk_mb", "seconds")}
     )
     row["ms_a_client_and_task"] = (
-        1000 * found["seconds"] / (count * len(found["tasks"]))
+        1000 * measurement["seconds"] / (count * len(measurement["tasks"]))
     )
     print(json.dumps(row), flush=True)
-    return row | {"by_task": found["tasks"]}
+    return row | {"by_task": measurement["tasks"]}
 
 
 def by_tasks(args: argparse.Namespace, kind: list[str]) -> list[dict[str, Any]]:
     """One long run: means over every ten of its tasks, per task."""
-    found = measured(args.preset, [*kind, f"data.tasks={args.tasks}", *args.changes])
+    measurement = measured(
+        args.preset, [*kind, f"data.tasks={args.tasks}", *args.changes]
+    )
     rows = []
-    for first in range(0, len(found["tasks"]), 10):
-        ten = found["tasks"][first : first + 10]
-        row = {"tasks": f"{first + 1} to {first + len(ten)}"}
+    for start in range(0, len(measurement["tasks"]), 10):
+        ten = measurement["tasks"][start : start + 10]
+        row = {"tasks": f"{start + 1} to {start + len(ten)}"}
         for key in ("round_s", "end_s", "scoring_s"):
             row[key] = sum(task[key] for task in ten) / len(ten)
         row |= {"knowledge_mb_a_client": ten[-1]["knowledge_mb_a_client"]}
@@ -157,9 +159,9 @@ def by_tasks(args: argparse.Namespace, kind: list[str]) -> list[dict[str, Any]]:
 
 
 def measured(preset: str, changes: list[str]) -> dict[str, Any]:
-    """A run in a process of its own, watched from here."""
+    """Run in a process of its own, and watch it from here."""
     with watching() as seen:
-        found = measure(
+        measurement = measure(
             [
                 sys.executable,
                 __file__,
@@ -167,11 +169,11 @@ def measured(preset: str, changes: list[str]) -> dict[str, Any]:
                 json.dumps({"preset": preset, "changes": changes}),
             ]
         )
-    return found | {"peak_mb": max(seen)}
+    return measurement | {"peak_mb": max(seen)}
 
 
 def run(preset: str, changes: list[str]) -> None:
-    """In the case's process: the run, and how long its parts took, task by task."""
+    """Run in the case's process, and time its parts task by task."""
     from fedknow.simulations.presets import load_preset
     from fedknow.simulations.simulate import simulate
 

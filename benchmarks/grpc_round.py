@@ -1,4 +1,4 @@
-"""How long a round takes over gRPC, with clients that send back what they got.
+"""Measure a round over gRPC, with clients that return what they received.
 
     python benchmarks/grpc_round.py [--quick] [--tls] [--out FILE]
 
@@ -54,9 +54,12 @@ def model(name: str) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     if name == "resnet":
         shapes: list[tuple[int, ...]] = [*RESNET]
-        left = 47_000_000 // 4 - sum(int(np.prod(shape)) for shape in shapes)
-        rest = 122 - len(shapes)
-        shapes += [(left // rest + (number < left % rest),) for number in range(rest)]
+        remaining = 47_000_000 // 4 - sum(int(np.prod(shape)) for shape in shapes)
+        tensors_more = 122 - len(shapes)
+        shapes += [
+            (remaining // tensors_more + (number < remaining % tensors_more),)
+            for number in range(tensors_more)
+        ]
     elif name == "62k":  # ten tensors, as a small convolutional network has
         shapes = [
             (6, 3, 5, 5),
@@ -91,7 +94,7 @@ class Echo:
 
 
 def serve(clients: int, name: str, rounds: int, tls: str) -> None:
-    """The server's process: the times of its rounds as JSON on stdout."""
+    """Serve, and print the times of the rounds as JSON."""
     from fedknow.protocols.config import read_config
     from fedknow.protocols.messages import (
         ARRAYS,
@@ -131,14 +134,14 @@ def serve(clients: int, name: str, rounds: int, tls: str) -> None:
         used = time.process_time()
         time.sleep(3)
         idle = (time.process_time() - used) / 3
-        print(json.dumps({
-            "seconds": seconds[3:], "idle": idle, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        }), flush=True)  # fmt: skip
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        figures = {"seconds": seconds[3:], "idle": idle, "memory": memory}
+        print(json.dumps(figures), flush=True)
         grid.finish()
 
 
-def take_part(port: int, first: int, count: int, tls: str) -> None:
-    """A process of clients."""
+def take_part(port: int, start: int, count: int, tls: str) -> None:
+    """Run a process of clients."""
     import torch
 
     from fedknow.client.edge.client import EdgeClient
@@ -147,13 +150,13 @@ def take_part(port: int, first: int, count: int, tls: str) -> None:
 
     async def main(folder: Path) -> None:
         clients = []
-        for number in range(first, first + count):
-            mine = Path(tls) / "clients" / f"{number:03d}" if tls else None
+        for number in range(start, start + count):
+            identity = Path(tls) / "clients" / f"{number:03d}" if tls else None
             clients.append(
                 EdgeClient(
                     f"127.0.0.1:{port}",
                     folder / str(number),
-                    tls=mine,
+                    tls=identity,
                     client=number,
                     node=lambda _: Echo(),
                 )
@@ -222,36 +225,43 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--take-part", nargs=4, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.serve:
-        serve(int(given.serve[0]), given.serve[1], int(given.serve[2]), given.serve[3])
+    options = parser.parse_args()
+    if options.serve:
+        serve(
+            int(options.serve[0]),
+            options.serve[1],
+            int(options.serve[2]),
+            options.serve[3],
+        )
         return
-    if given.take_part:
-        take_part(*map(int, given.take_part[:3]), given.take_part[3])
+    if options.take_part:
+        take_part(*map(int, options.take_part[:3]), options.take_part[3])
         return
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        if given.tls:
+        if options.tls:
             from fedknow.server.certs import make_certificates
 
             make_certificates(Path(folder), 100, [])
         for title, (clients, processes, name, rounds) in SETTINGS.items():
-            if given.only not in title:
+            if options.only not in title:
                 continue
-            rounds = max(5, rounds // 10) if given.quick else rounds
+            rounds = max(5, rounds // 10) if options.quick else rounds
             result = measure(
-                clients, processes, name, rounds, folder if given.tls else ""
+                clients, processes, name, rounds, folder if options.tls else ""
             )
             result["load_before"] = os.getloadavg()[0]
             results[title] = result
             print(
-                f"{title}: {1e3 * result['median_seconds']:.0f} ms (90 %: {1e3 * result['p90_seconds']:.0f}), "
+                f"{title}: {1e3 * result['median_seconds']:.0f} ms (90 %: "
+                f"{1e3 * result['p90_seconds']:.0f}), "
                 f"idle CPU: server {100 * result['server_idle_cpu']:.1f} %, a client "
-                f"{100 * result['client_idle_cpu']:.1f} %; server {result['server_peak_mb']:.0f} MB",
+                f"{100 * result['client_idle_cpu']:.1f} %; server "
+                f"{result['server_peak_mb']:.0f} MB",
                 flush=True,
             )
-    if given.out:
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Seconds a round with clients that return what they got: our gRPC server against Flower's own
-deployment.
+"""Compare seconds a round of our gRPC server with Flower's deployment.
 
-    python benchmarks/grpc_vs_flower.py                                              # the
-    table, about half an hour python benchmarks/grpc_vs_flower.py --clients 2 --parameters 62000
-    --rounds 3 --repeats 1
+Clients return what they received.
+
+    python benchmarks/grpc_vs_flower.py    # the table, about half an hour
+    python benchmarks/grpc_vs_flower.py --clients 2 --parameters 62000 --rounds 3 --repeats 1
 
 Everything is on this machine, over loopback: ours with TLS both ways, Flower's in the clear
 (``flower-superlink --insecure``, a ``flower-supernode`` a client, ``flwr run``). Flower's own
@@ -82,7 +82,8 @@ server = ServerApp()
 @client.train()
 def train(message, context):
     arrays = next(iter(message.content.array_records.values()))
-    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+    metrics = MetricRecord({"num-examples": 1})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 @server.main()
 def main(grid, context):
@@ -93,8 +94,10 @@ def main(grid, context):
     parts = np.array_split(rng.random(config["parameters"], np.float32), 10)
     arrays = ArrayRecord({f"w{i}": Array(part) for i, part in enumerate(parts)})
     times = [time.time()]
-    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=config["clients"], min_available_nodes=config["clients"])
-    strategy.start(grid, arrays, num_rounds=config["rounds"] + 1, evaluate_fn=lambda *_: times.append(time.time()))
+    clients = config["clients"]
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+    rounds = config["rounds"] + 1
+    strategy.start(grid, arrays, rounds, evaluate_fn=lambda *_: times.append(time.time()))
     with open(config["out"], "w") as file:
         json.dump(times[1:], file)
 '''
@@ -138,17 +141,21 @@ def main() -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """All cases, the systems in turn, so that what else the machine does meets both alike."""
-    from engine_vs_flower import about
+    """Measure all cases, the systems in turn.
 
-    run = {"fedknow": ours, "flower": flowers}
+    So other work of the machine affects both alike.
+    """
+    from engine_vs_flower import describe
+
+    run = {"fedknow": serve_here, "flower": flowers}
     cases = []
     print(
-        f"{'parameters':>10} {'clients':>7} {'system':8} {'s/round':>9} {'of each repeat':24} {'first':>7} {'ratio':>8}"
+        f"{'parameters':>10} {'clients':>7} {'system':8} {'s/round':>9} "
+        f"{'of each repeat':24} {'first':>7} {'ratio':>8}"
     )
     for parameters in args.parameters:
         for clients in args.clients:
-            found: dict[str, list[list[float]]] = {
+            medians_by_system: dict[str, list[list[float]]] = {
                 system: [] for system in args.systems
             }
             for _ in range(args.repeats):
@@ -156,16 +163,16 @@ def table(args: argparse.Namespace) -> None:
                     with tempfile.TemporaryDirectory(
                         prefix="fedknow-benchmark-"
                     ) as folder:
-                        found[system].append(
+                        medians_by_system[system].append(
                             run[system](clients, parameters, args.rounds, Path(folder))
                         )
             medians = {
                 system: statistics.median(
                     seconds for times in each for seconds in times[1:]
                 )
-                for system, each in found.items()
+                for system, each in medians_by_system.items()
             }
-            for system, each in found.items():
+            for system, each in medians_by_system.items():
                 case: dict[str, Any] = {
                     "parameters": parameters,
                     "clients": clients,
@@ -187,11 +194,12 @@ def table(args: argparse.Namespace) -> None:
                 )
                 print(
                     f"{parameters:10} {clients:7} {system:8} {case['median']:9.4f} "
-                    f"{' '.join(f'{value:.4f}' for value in case['medians']):24} {case['first']:7.2f} {ratio:>8}",
+                    f"{' '.join(f'{value:.4f}' for value in case['medians']):24} "
+                    f"{case['first']:7.2f} {ratio:>8}",
                     flush=True,
                 )
     args.workers = None
-    description = about(args)
+    description = describe(args)
     description["command"] = " ".join(
         ["python", "benchmarks/grpc_vs_flower.py", *sys.argv[1:]]
     )
@@ -203,11 +211,14 @@ def table(args: argparse.Namespace) -> None:
 
 
 # --- ours
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
-def ours(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
-    """Seconds of each round with our server and clients, each in a process of its own."""
+def serve_here(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
+    """Return seconds of each round with our server and clients.
+
+    Each of them is a process of its own.
+    """
     from fedknow.server.certs import make_certificates
 
     make_certificates(folder / "certs", clients)
@@ -243,11 +254,11 @@ def ours(clients: int, parameters: int, rounds: int, folder: Path) -> list[float
         if not result.startswith(RESULT):
             raise SystemExit(_logs(folder))
         times: list[float] = json.loads(result.removeprefix(RESULT))
-        return [after - before for before, after in pairwise(times)]
+        return [end - start for start, end in pairwise(times)]
 
 
 def drive(clients: int, parameters: int, rounds: int, folder: Path) -> None:
-    """The server's process."""
+    """Run the server's process."""
     from engine_clients import digits, first_arrays
     from flwr.serverapp.strategy import FedAvg
 
@@ -276,7 +287,7 @@ def drive(clients: int, parameters: int, rounds: int, folder: Path) -> None:
 
 
 def echo(server: str, tls: Path, state: Path) -> None:
-    """A client's process."""
+    """Run a client's process."""
     from engine_clients import Echo, Nothing
 
     from fedknow.client.edge.client import EdgeClient, run_client
@@ -292,7 +303,7 @@ def echo(server: str, tls: Path, state: Path) -> None:
 
 
 # --- Flower's
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
@@ -303,7 +314,7 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "echo" / "__init__.py").write_text("")
     (app / "echo" / "apps.py").write_text(APPS)
-    link, *own = _ports(1 + clients)
+    link, *node_ports = _ports(1 + clients)
     address = f"127.0.0.1:{link}"
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
@@ -321,7 +332,7 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
         ]
         stack.enter_context(_process(line, folder / "superlink.log"))
         _answers(link, folder)
-        for client, port in enumerate(own):
+        for client, port in enumerate(node_ports):
             line = [
                 str(BIN / "flower-supernode"),
                 "--insecure",
@@ -341,22 +352,26 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
             "--run-config",
             settings,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+        completed = subprocess.run(
+            command, capture_output=True, text=True, timeout=3600
+        )
         if not out.exists():
-            raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:] + _logs(folder))
+            raise SystemExit(
+                completed.stdout[-3000:] + completed.stderr[-3000:] + _logs(folder)
+            )
     times: list[float] = json.loads(out.read_text())
-    return [after - before for before, after in pairwise(times)]
+    return [end - start for start, end in pairwise(times)]
 
 
 # --- helpers
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _process(
     command: Sequence[str], log: Path, **options: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a session of its own, ended with all that it started."""
+    """Run a process in a session of its own; end it with all that it started."""
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     with log.open("wb") as file:
         options = {"stdout": file, "stderr": file} | options

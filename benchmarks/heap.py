@@ -1,5 +1,6 @@
-"""What it saves to keep freed memory for the next step (`fedknow.client.compute.heap`), and our
-dropout layer.
+"""Measure the effect of keeping freed memory, and of our dropout layer.
+
+`fedknow.client.compute.heap` keeps freed memory for the next step.
 
     python benchmarks/heap.py                      # synthetic images of CIFAR-10's shape
     python benchmarks/heap.py --quick
@@ -54,32 +55,33 @@ def main() -> None:
     )
     print(f"{'model':14} {'':18}{columns}")
     for model in MODELS:
-        fits = 2 if args.quick else 6 if model == "cnn6" else 60
+        fit_count = 2 if args.quick else 6 if model == "cnn6" else 60
         cases = {
             name: [
                 sys.executable,
                 __file__,
                 "--case",
-                json.dumps({"model": model, "fits": fits, **way}),
+                json.dumps({"model": model, "fits": fit_count, **setting}),
             ]
-            for name, way in WAYS.items()
+            for name, setting in WAYS.items()
         }
         runs = in_turn(cases, 1 if args.quick else args.repeats)
-        first = next(iter(runs.values()))
+        base = next(iter(runs.values()))
         results[model] = {}
-        for name, found in runs.items():
-            row: dict[str, Any] = {"runs": found}
-            for what in ("fit", "score"):
+        for name, figures in runs.items():
+            row: dict[str, Any] = {"runs": figures}
+            for work in ("fit", "score"):
                 row |= {
-                    what: median(found, what),
-                    f"{what}_ratio": ratio(found, first, what),
+                    work: median(figures, work),
+                    f"{work}_ratio": ratio(figures, base, work),
                 }
-                row[f"{what}_pages"] = median(found, f"{what}_pages")
+                row[f"{work}_pages"] = median(figures, f"{work}_pages")
             results[model][name] = row
             print(f"{model:14} {name:18}", end="")
-            for what in ("fit", "score"):
+            for work in ("fit", "score"):
                 print(
-                    f"{1e3 * row[what]:10.1f} {row[f'{what}_ratio']:8.3f} {row[f'{what}_pages']:7.0f}",
+                    f"{1e3 * row[work]:10.1f} {row[f'{work}_ratio']:8.3f} "
+                    f"{row[f'{work}_pages']:7.0f}",
                     end="",
                 )
             print(flush=True)
@@ -87,11 +89,13 @@ def main() -> None:
         write(RESULTS / "heap.json", results)
 
 
-def case(model: str, fits: int, keep: bool, ours: bool) -> dict[str, float]:
-    """Median seconds and pages of so many fits and scorings, after one of each to warm up."""
+def case(
+    model: str, fit_count: int, keeps_memory: bool, own_dropout: bool
+) -> dict[str, float]:
+    """Return median seconds and pages of fits and scorings, after a warm-up."""
     from fedknow.client.compute.heap import keep_freed
 
-    if keep:
+    if keeps_memory:
         keep_freed()  # a grid does this in its processes
     import torch
     from torch import nn
@@ -108,7 +112,9 @@ def case(model: str, fits: int, keep: bool, ours: bool) -> dict[str, float]:
     changes = [
         "data={name = 'parts:cifar10_like', tasks = 1, clients = 1000, partition = 'iid'}",
         f"model={{name = '{network}'}}",
-        f"train={{epochs = 1, batch_size = {batch}, optimizer = 'sgd', lr = 0.05, weight_decay = 0}}",
+        f"train={{epochs = 1, batch_size = {batch}, optimizer = 'sgd'}}",
+        "train.lr=0.05",
+        "train.weight_decay=0",
         "learner=finetune",
     ]
     config = resolve(read_config({}, changes))
@@ -116,7 +122,7 @@ def case(model: str, fits: int, keep: bool, ours: bool) -> dict[str, float]:
     learner = build_learner(config, benchmark.shape, benchmark.classes)
     for module in learner.model.modules():
         if isinstance(module, nn.Dropout):
-            module.__class__ = Dropout if ours else nn.Dropout
+            module.__class__ = Dropout if own_dropout else nn.Dropout
     task = benchmark.task(0, 0)
     clients = max(1, images // len(task.train.y))
     weights = learner.send()
@@ -126,31 +132,31 @@ def case(model: str, fits: int, keep: bool, ours: bool) -> dict[str, float]:
             learner.adopt(weights, 0)
             learner.fit(task, Round(0, 0))
 
-    many = type(task.test)(
+    samples = type(task.test)(
         torch.cat([task.train.x] * 16)[:800], torch.cat([task.train.y] * 16)[:800]
     )
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name, act in {
         "fit": fit,
-        "score": lambda: learner.score([many], [task.head], 256),
+        "score": lambda: learner.score([samples], [task.head], 256),
     }.items():
-        seconds, pages = timed(act, fits)
-        found |= {name: seconds, f"{name}_pages": pages}
-    return found
+        seconds, pages = timed(act, fit_count)
+        figures |= {name: seconds, f"{name}_pages": pages}
+    return figures
 
 
 def timed(act: Callable[[], object], times: int) -> tuple[float, float]:
-    """Median seconds of a call, and median number of pages that the system gave meanwhile."""
+    """Return the median seconds of a call, and of pages taken from the system."""
     act()
     seconds, pages = [], []
     for _ in range(times):
-        before, began = (
+        faults, began = (
             resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
             time.perf_counter(),
         )
         act()
         seconds.append(time.perf_counter() - began)
-        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
     return statistics.median(seconds), statistics.median(pages)
 
 

@@ -1,4 +1,4 @@
-"""What the settings of a training step cost: memory format, precision, optimizer.
+"""Measure a training step by memory format, precision and optimizer.
 
     python benchmarks/numerics.py
     python benchmarks/numerics.py --models mlp cnn --repeats 5
@@ -63,27 +63,31 @@ def main() -> None:
     for name in args.models:
         results[name] = in_turn(passes(name) | steps(name), args.repeats)
         print(
-            name, {way: round(ms, 3) for way, ms in results[name].items()}, flush=True
+            name,
+            {step: round(ms, 3) for step, ms in results[name].items()},
+            flush=True,
         )
     write(args.out, results, repeats=args.repeats)
 
 
-def in_turn(ways: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def in_turn(
+    candidates: Mapping[str, Callable[[], None]], repeats: int
+) -> dict[str, float]:
     """Median milliseconds of each way; the first turn is warm-up."""
-    taken: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats + 1):
-        for way, run in ways.items():
+        for name, run in candidates.items():
             began = time.perf_counter()
             run()
-            taken[way].append(1e3 * (time.perf_counter() - began))
-    return {way: statistics.median(values[1:]) for way, values in taken.items()}
+            seconds[name].append(1e3 * (time.perf_counter() - began))
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def passes(name: str) -> dict[str, Callable[[], None]]:
     """Forward and backward pass in each memory format and precision."""
     config, shape, batch = MODELS[name]
 
-    def way(memory_format: torch.memory_format, bf16: bool) -> Callable[[], None]:
+    def step_of(memory_format: torch.memory_format, bf16: bool) -> Callable[[], None]:
         model = build_model(config, shape, 100, 0).to(memory_format=memory_format)  # type: ignore[call-overload]
         x = torch.randn(batch, *shape).contiguous(memory_format=memory_format)
         y = torch.randint(0, 100, (batch,))
@@ -97,7 +101,7 @@ def passes(name: str) -> dict[str, Callable[[], None]]:
         return run
 
     return {
-        f"{name}, {precision}": way(memory_format, precision == "bf16")
+        f"{name}, {precision}": step_of(memory_format, precision == "bf16")
         for name, memory_format in FORMATS.items()
         for precision in ("fp32", "bf16")
     }
@@ -106,13 +110,13 @@ def passes(name: str) -> dict[str, Callable[[], None]]:
 def steps(name: str) -> dict[str, Callable[[], None]]:
     """Each optimizer's step on the model's parameters."""
     config, shape, _ = MODELS[name]
-    ways: dict[str, Callable[[], None]] = {}
+    candidates: dict[str, Callable[[], None]] = {}
     for optimizer, make in OPTIMIZERS.items():
         model = build_model(config, shape, 100, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 1e-3)
-        ways[optimizer] = make(list(model.parameters())).step
-    return ways
+        candidates[optimizer] = make(list(model.parameters())).step
+    return candidates
 
 
 if __name__ == "__main__":

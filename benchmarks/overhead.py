@@ -1,7 +1,9 @@
-"""What the framework costs: a whole simulated run beside a raw PyTorch loop that takes the same steps.
+"""Measure the cost of the framework.
 
-    FEDKNOW_DATA=DIR python benchmarks/overhead.py                # mlp, cnn (digits) and cnn6
-    (CIFAR-100) python benchmarks/overhead.py --quick --workloads mlp cnn
+A whole simulated run beside a raw PyTorch loop that takes the same steps.
+
+    FEDKNOW_DATA=DIR python benchmarks/overhead.py    # digits: mlp, cnn; CIFAR-100: cnn6
+    python benchmarks/overhead.py --quick --workloads mlp cnn
 
 The run is FedAvg of all clients, one task: rounds, checks, aggregation, events, a checkpoint
 after every round, and scoring all clients at the end. The raw loop is what one writes without a
@@ -97,16 +99,17 @@ def main() -> None:
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        how, processes, settings = (
+        contender, processes, settings = (
             args.case[0],
             int(args.case[1]),
             json.loads(args.case[2]),
         )
-        give((ours if how == "ours" else raw)(settings, processes))
+        give((simulated if contender == "ours" else raw)(settings, processes))
         return
     results = {}
     print(
-        f"{'workload':8} {'processes':>9} {'raw':>8} {'ours':>8} {'ratio':>6} {'start':>6} {'report':>6}"
+        f"{'workload':8} {'processes':>9} {'raw':>8} {'ours':>8} {'ratio':>6} "
+        f"{'start':>6} {'report':>6}"
     )
     for workload in args.workloads:
         settings = WORKLOADS[workload]
@@ -114,15 +117,15 @@ def main() -> None:
             settings = {**settings, "train": {**settings["train"], "rounds": 3}}
         for processes in args.processes:
             cases = {
-                how: [
+                contender: [
                     sys.executable,
                     __file__,
                     "--case",
-                    how,
+                    contender,
                     str(processes),
                     json.dumps(settings),
                 ]
-                for how in ("raw", "ours")
+                for contender in ("raw", "ours")
             }
             runs = in_turn(cases, 1 if args.quick else args.repeats)
             check(workload, runs)
@@ -145,7 +148,8 @@ def main() -> None:
                 "runs": runs,
             }
             print(
-                f"{workload:8} {processes:9} {row['raw']:8.2f} {row['ours']:8.2f} {row['ratio']:6.3f} "
+                f"{workload:8} {processes:9} {row['raw']:8.2f} {row['ours']:8.2f} "
+                f"{row['ratio']:6.3f} "
                 f"{row['start']:6.2f} {row['report']:6.2f}",
                 flush=True,
             )
@@ -153,17 +157,17 @@ def main() -> None:
 
 
 def check(workload: str, runs: dict[str, list[dict[str, Any]]]) -> None:
-    """The same weights and the same samples classified rightly, or the steps were not the same."""
-    norms = [run["norm"] for found in runs.values() for run in found]
-    right = {run["right"] for found in runs.values() for run in found}
+    """Check that weights and right answers are equal, and so the steps."""
+    norms = [run["norm"] for contender_runs in runs.values() for run in contender_runs]
+    right = {run["right"] for contender_runs in runs.values() for run in contender_runs}
     if max(norms) - min(norms) > 1e-3 * max(norms) or max(right) - min(right) > 0.01:
         raise SystemExit(
             f"{workload}: the runs do not agree: norms {norms}, accuracies {right}"
         )
 
 
-def ours(settings: dict[str, Any], processes: int) -> dict[str, Any]:
-    """The whole run."""
+def simulated(settings: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Do the whole run."""
     from fedknow.client.host import one_thread
     from fedknow.simulations.simulate import simulate
 
@@ -175,8 +179,8 @@ def ours(settings: dict[str, Any], processes: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, one_thread():
         config = configuration(settings, processes)
         result = simulate(config, Path(folder) / "run", observers=[happened])
-    first = next(event for event in events if event[0] == "round")
-    return spent([first[1:], events[-1][1:]]) | {
+    start_round = next(event for event in events if event[0] == "round")
+    return spent([start_round[1:], events[-1][1:]]) | {
         "start": events[0][1] - began,
         "report": time.perf_counter() - events[-1][1],
         "norm": norm(result.arrays),
@@ -185,7 +189,7 @@ def ours(settings: dict[str, Any], processes: int) -> dict[str, Any]:
 
 
 def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
-    """The same steps without a framework."""
+    """Take the same steps without a framework."""
     import torch
 
     config = configuration(settings, 1)
@@ -194,12 +198,12 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
     if processes == 1:
         for round in range(1, config.train.rounds + 1):
             weights = mean([loop.train(weights, range(config.data.clients), round)])
-            ends += [now()] * (round == 1)
+            ends += [clocks()] * (round == 1)
         right = loop.score(weights, range(config.data.clients))
-        ends.append(now())
+        ends.append(clocks())
     else:
         shares = [
-            range(first, config.data.clients, processes) for first in range(processes)
+            range(offset, config.data.clients, processes) for offset in range(processes)
         ]
         with ProcessPoolExecutor(
             processes, get_context("spawn"), start, (config,)
@@ -216,8 +220,8 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
                         )
                     )
                 )
-                ends += [now()] * (round == 1)
-            found = list(
+                ends += [clocks()] * (round == 1)
+            answers = list(
                 pool.map(
                     work,
                     ["score"] * processes,
@@ -226,8 +230,8 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
                     [0] * processes,
                 )
             )
-            ends.append(now())
-        right = [sum(part) for part in zip(*found, strict=True)]
+            ends.append(clocks())
+        right = [sum(part) for part in zip(*answers, strict=True)]
     steps = (
         sum(-(-len(y) // config.train.batch_size) for _, y in loop.data)
         * config.train.rounds
@@ -241,13 +245,13 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
     }
 
 
-def now() -> tuple[float, float]:
-    """The wall clock and this process's own."""
+def clocks() -> tuple[float, float]:
+    """Read the wall clock and this process's own."""
     return time.perf_counter(), time.process_time()
 
 
 class Loop:
-    """The raw loop of one process: a model, and all clients' samples as tensors."""
+    """The raw loop of one process: a model and all clients' samples."""
 
     def __init__(self, config: ExperimentConfig) -> None:
         import torch
@@ -284,13 +288,13 @@ class Loop:
         ]
 
     def initial(self) -> dict[str, Tensor]:
-        """The first global weights."""
+        """Return the first global weights."""
         return {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def train(
         self, weights: dict[str, Tensor], clients: range, round: int
     ) -> tuple[dict[str, Tensor], int]:
-        """One round of these clients: the sum of their weights times their samples, and the samples."""
+        """Train these clients a round; return the weighted sum and the samples."""
         import torch
         from torch.nn import functional as F
 
@@ -347,17 +351,17 @@ def start(config: ExperimentConfig) -> None:
     _loop = Loop(config)
 
 
-def work(what: str, weights: dict[str, Tensor], clients: range, round: int) -> Any:
-    """A share of a round, in a process of the pool."""
+def work(task_name: str, weights: dict[str, Tensor], clients: range, round: int) -> Any:
+    """Train a share of a round, in a process of the pool."""
     return (
         _loop.train(weights, clients, round)
-        if what == "train"
+        if task_name == "train"
         else _loop.score(weights, clients)
     )
 
 
 def mean(parts: list[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
-    """The weighted mean of all clients, from sums over some of them."""
+    """Return the weighted mean of all clients, from sums over some of them."""
     samples = sum(part[1] for part in parts)
     return {
         name: sum(part[0][name] for part in parts) / samples for name in parts[0][0]
@@ -365,7 +369,7 @@ def mean(parts: list[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
 
 
 def configuration(settings: dict[str, Any], processes: int) -> ExperimentConfig:
-    """The experiment."""
+    """Return the experiment."""
     from fedknow.client.learners import resolve
     from fedknow.protocols.config import read_config
 

@@ -1,5 +1,6 @@
-"""Data sets and a model that several benchmarks name as ``parts:...``; pixels and sizes matter
-here, not accuracy.
+"""Data sets and a model that benchmarks name as ``parts:...``.
+
+Their pixels and sizes matter here, not accuracy.
 
 Imports our package only where a data set is asked for: ``pfl_client.py`` takes the model, and
 runs without us.
@@ -24,8 +25,10 @@ __all__ = ["Split", "cifar10_like", "dnn", "like_images", "mnist_like", "two_lay
 def like_images(
     shape: tuple[int, int, int], samples: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ten smooth patterns under heavy noise: uint8 [n, C, H, W] and labels int64 [n], each class
-    equally often."""
+    """Make ten smooth patterns under heavy noise, each class equally often.
+
+    Returns uint8 [n, C, H, W] and labels int64 [n].
+    """
     rng = np.random.default_rng(seed)
     channels, height, width = shape
     coarse = rng.normal(size=(10, channels, 4, 4))
@@ -45,12 +48,18 @@ def like_images(
 
 
 def mnist_like(config: DataConfig) -> Dataset:
-    """60,000 training and 10,000 test images of 1x28x28, ten classes: MNIST's shape and size."""
+    """Make data of MNIST's shape and size.
+
+    60,000 training and 10,000 test images of 1x28x28, ten classes.
+    """
     return _dataset("mnist-like", (1, 28, 28), 60_000, 10_000)
 
 
 def cifar10_like(config: DataConfig) -> Dataset:
-    """50,000 training and 10,000 test images of 3x32x32, ten classes: CIFAR-10's shape and size."""
+    """Make data of CIFAR-10's shape and size.
+
+    50,000 training and 10,000 test images of 3x32x32, ten classes.
+    """
     return _dataset("cifar10-like", (3, 32, 32), 50_000, 10_000)
 
 
@@ -82,8 +91,9 @@ class Split(nn.Module):
 def two_layer_cnn(
     shape: tuple[int, int, int], classes: int, dropout: bool = True, quick: bool = False
 ) -> Split:
-    """pfl-research's CNN for CIFAR-10: two 3x3 convolutions, one pooling, two dense layers,
-    dropout of 0.25 and 0.5.
+    """Make pfl-research's CNN for CIFAR-10.
+
+    Two 3x3 convolutions, one pooling, two dense layers, dropout of 0.25 and 0.5.
 
     1,626,442 parameters at 3x32x32 and ten classes. ``quick``: with our dropout layer, whose
     masks are drawn faster.
@@ -111,7 +121,10 @@ def two_layer_cnn(
 
 
 def dnn(shape: tuple[int, int, int], classes: int, dropout: bool = False) -> Split:
-    """Two dense hidden layers of 64, without dropout: 55,050 parameters at 1x28x28 and ten classes."""
+    """Make two dense hidden layers of 64, without dropout.
+
+    That is 55,050 parameters at 1x28x28 and ten classes.
+    """
     inputs = shape[0] * shape[1] * shape[2]
     body = nn.Sequential(
         nn.Flatten(), nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()

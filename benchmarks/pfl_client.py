@@ -1,5 +1,6 @@
-"""pfl-research's side of ``pfl_race.py``: its own FederatedAveraging on the same data, model and
-settings.
+"""pfl-research's side of ``pfl_race.py``.
+
+Its own FederatedAveraging runs on the same data, model and settings.
 
 Runs in an environment of its own that has `pfl` and not us; with more than one process under
 ``torchrun``, as pfl asks for. Prints the seconds of each round and the accuracy at the end.
@@ -65,7 +66,7 @@ class Rounds(TrainingProcessCallback):
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        """Called by pfl after each round."""
+        """Note the time after each round; pfl calls this."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append((time.perf_counter(), time.process_time()))

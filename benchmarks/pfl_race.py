@@ -1,5 +1,6 @@
-"""Client updates a second beside pfl-research, on its CIFAR-10 set-up: 1,000 users of 50 images,
-cohorts of 50.
+"""Compare client updates a second with pfl-research.
+
+The set-up is that of its CIFAR-10 benchmark: 1,000 users of 50 images, cohorts of 50.
 
     python3 -m venv /tmp/pfl && /tmp/pfl/bin/pip install torch==2.13.0 pfl==0.6.0
     python benchmarks/pfl_race.py --pfl /tmp/pfl/bin/python
@@ -80,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.case:
         case = json.loads(args.case)
-        give(ours(**case))
+        give(simulated(**case))
         return
     path = args.out or RESULTS / (
         "pfl_race.json" if args.device == "cpu" else f"pfl_race_{args.device}.json"
@@ -105,29 +106,30 @@ def main() -> None:
                 "samples": MODELS[model]["samples"],
                 "contenders": {},
             }
-            for name, found in runs.items():
+            for name, contender_runs in runs.items():
                 row: dict[str, Any] = {
-                    "updates_per_second": updates / median(found, "seconds"),
-                    "runs": found,
+                    "updates_per_second": updates / median(contender_runs, "seconds"),
+                    "runs": contender_runs,
                 }
                 row |= (
-                    {"ratio": ratio(runs["pfl"], found, "seconds")}
+                    {"ratio": ratio(runs["pfl"], contender_runs, "seconds")}
                     if "pfl" in runs
                     else {}
                 )
                 row |= (
-                    {"cpu_ratio": ratio(runs["pfl"], found, "cpu")}
+                    {"cpu_ratio": ratio(runs["pfl"], contender_runs, "cpu")}
                     if "pfl" in runs and processes == 1
                     else {}
                 )
-                row |= {"accuracy": median(found, "accuracy")}
+                row |= {"accuracy": median(contender_runs, "accuracy")}
                 results[f"{model}, {processes}"]["contenders"][name] = row
                 times, rate = (
                     (f"{row['ratio']:6.2f}" if "ratio" in row else " " * 6),
                     row["updates_per_second"],
                 )
                 print(
-                    f"{model:14} {processes:9} {name:31} {rate:10.1f} {times}  {row['accuracy']:.3f}",
+                    f"{model:14} {processes:9} {name:31} {rate:10.1f} {times}  "
+                    f"{row['accuracy']:.3f}",
                     flush=True,
                 )
             write(
@@ -141,10 +143,10 @@ def main() -> None:
 def commands(
     args: argparse.Namespace, model: str, processes: int, size: Mapping[str, int]
 ) -> dict[str, list[str]]:
-    """The case of each contender."""
+    """Return the case of each contender."""
     cases = {}
     if args.pfl:
-        many = (
+        one_cohort = (
             ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
             if processes > 1
             else []
@@ -157,25 +159,33 @@ def commands(
         options += ["--channels-last"] * args.channels_last + ["--no-dropout"] * (
             args.device == "cuda"
         )
-        cases["pfl"] = [str(args.pfl), *many, str(HERE / "pfl_client.py"), *options]
-    ways: dict[str, dict[str, Any]] = {"ours": {"vectorize": "off"}}
+        cases["pfl"] = [
+            str(args.pfl),
+            *one_cohort,
+            str(HERE / "pfl_client.py"),
+            *options,
+        ]
+    contenders: dict[str, dict[str, Any]] = {"ours": {"vectorize": "off"}}
     if args.device == "cuda":
-        ways = {"ours": {"vectorize": "on", "dropout": False}}
-        ways["ours, running mean"] = ways["ours"] | {"running_mean": True}
+        contenders = {"ours": {"vectorize": "on", "dropout": False}}
+        contenders["ours, running mean"] = contenders["ours"] | {"running_mean": True}
     else:
-        more = (
+        stacked = (
             {"vectorize": "auto"}
             if model == "dnn"
             else {"vectorize": "off", "quick": True}
         )
         name = "ours, vectorized" if model == "dnn" else "ours, its dropout"
-        ways |= {name: more, f"{name}, running mean": {**more, "running_mean": True}}
-    for name, way in ways.items():
+        contenders |= {
+            name: stacked,
+            f"{name}, running mean": {**stacked, "running_mean": True},
+        }
+    for name, settings_of_run in contenders.items():
         case = {
             "device": args.device,
             "model": model,
             "processes": processes,
-            **way,
+            **settings_of_run,
             **size,
         }
         cases[name] = [sys.executable, __file__, "--case", json.dumps(case)]
@@ -199,14 +209,21 @@ def configuration(
     running_mean: bool = False,
     device: str = "cpu",
 ) -> ExperimentConfig:
-    """The experiment; all of its data set is dealt to the users."""
+    """Return the experiment; its users share the whole data set."""
     from fedknow.client.learners import resolve
     from fedknow.protocols.config import read_config
 
+    data = f"parts:{MODELS[model]['data']}"
+    network = f"name = 'parts:{model}', dropout = {str(dropout).lower()}"
+    # With `quick` the model has our dropout layer; other models have no such setting.
+    if quick:
+        network += ", quick = true"
     changes = [
-        f"data={{name = 'parts:{MODELS[model]['data']}', tasks = 1, clients = {users}, partition = 'iid'}}",
-        f"model={{name = 'parts:{model}', dropout = {str(dropout).lower()}{', quick = true' * quick}}}",
-        f"train={{rounds = {rounds + 1}, epochs = 1, batch_size = 10, optimizer = 'sgd', lr = 0.1, weight_decay = 0}}",
+        f"data={{name = '{data}', tasks = 1, clients = {users}, partition = 'iid'}}",
+        f"model={{{network}}}",
+        f"train={{rounds = {rounds + 1}, epochs = 1, batch_size = 10, optimizer = 'sgd'}}",
+        "train.lr=0.1",
+        "train.weight_decay=0",
         f"strategy={{name = 'fedavg', fraction_train = {cohort / users}}}",
         f"engine={{backend = '{'inline' if processes == 1 else 'ray'}', workers = {processes}}}",
         f"engine.device={device}",
@@ -217,10 +234,13 @@ def configuration(
     return resolve(read_config({}, changes))
 
 
-def ours(
+def simulated(
     model: str, processes: int, users: int, cohort: int, rounds: int, **options: Any
 ) -> dict[str, Any]:
-    """A whole run of ours; what is counted is from the end of the first round to that of the last."""
+    """Run the whole experiment here.
+
+    Time counts from the end of the first round to that of the last.
+    """
     from fedknow.client.host import one_thread
     from fedknow.simulations.simulate import simulate
 

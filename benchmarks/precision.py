@@ -1,7 +1,9 @@
-"""Whether bfloat16 keeps the accuracy: the same experiments with `train.precision` "fp32" and "bf16".
+"""Measure if bfloat16 keeps the accuracy.
+
+The same experiments run with `train.precision` "fp32" and "bf16".
 
     FEDKNOW_DATA=DIR python benchmarks/precision.py
-    FEDKNOW_DATA=DIR python benchmarks/precision.py --runs 2      # two runs more than the file has
+    FEDKNOW_DATA=DIR python benchmarks/precision.py --runs 2    # two runs more than the file has
 
 Each learner and seed is run in both precisions, one after the other, in processes of their own.
 Runs that the results have already are not made again, so a long series may be made in pieces;
@@ -52,18 +54,18 @@ def main() -> None:
     if args.case:
         give(run(args.preset, args.case))
         return
-    known = (
+    names = (
         json.loads(args.out.read_text())["results"]["runs"]
         if args.out.exists() and not args.fresh
         else []
     )
-    have = {(run["seed"], run["learner"], run["precision"]) for run in known}
-    wanted = [
+    have = {(run["seed"], run["learner"], run["precision"]) for run in names}
+    pending = [
         case
         for case in itertools.product(range(args.seeds), args.learners, PRECISIONS)
         if case not in have
     ]
-    for seed, learner, precision in wanted[: args.runs]:
+    for seed, learner, precision in pending[: args.runs]:
         changes = [
             f"learner={learner}",
             f"seed={seed}",
@@ -73,17 +75,17 @@ def main() -> None:
         figures = measure(
             [sys.executable, __file__, "--preset", args.preset, "--case", *changes]
         )
-        known.append(
+        names.append(
             {"learner": learner, "seed": seed, "precision": precision, **figures}
         )
-        print(known[-1], flush=True)
+        print(names[-1], flush=True)
         write(
             args.out,
-            {"runs": known, "table": table(known)},
+            {"runs": names, "table": table(names)},
             preset=args.preset,
             changes=args.set,
         )
-    for row in table(known):
+    for row in table(names):
         print(row)
 
 
@@ -95,20 +97,23 @@ def run(preset: str, changes: list[str]) -> dict[str, float]:
 
 
 def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and 95 % interval over seeds: of each precision, and of bf16 minus fp32 seed by seed."""
+    """Return means and 95 % intervals over seeds.
+
+    Of each precision, and of bf16 minus fp32 seed by seed.
+    """
     rows: list[dict[str, Any]] = []
     for learner in dict.fromkeys(run["learner"] for run in runs):
-        both = [
+        columns = [
             [r for r in runs if (r["learner"], r["precision"]) == (learner, name)]
             for name in PRECISIONS
         ]
-        for name, own in zip(PRECISIONS, both, strict=True):
+        for name, values in zip(PRECISIONS, columns, strict=True):
             rows.append(
                 {"learner": learner, "what": name}
-                | summary([{f: r[f] for f in FIGURES} for r in own])
+                | summary([{f: r[f] for f in FIGURES} for r in values])
             )
         pairs = list(
-            zip(*both, strict=False)
+            zip(*columns, strict=False)
         )  # the last seed's second run may be still to be made
         differences = [{f: b[f] - a[f] for f in FIGURES} for a, b in pairs]
         rows.append({"learner": learner, "what": "bf16 - fp32"} | summary(differences))

@@ -1,4 +1,6 @@
-"""The small-model race: logistic regression, 1,000 clients, 10 a round, 100 rounds, batches of 10.
+"""The small-model race: logistic regression with 1,000 clients.
+
+10 clients a round, 100 rounds, batches of 10.
 
     python benchmarks/small_models.py            # three runs in one process, three on Ray
     python benchmarks/small_models.py --quick    # 50 clients, 5 rounds, one run
@@ -28,10 +30,17 @@ CONFIG = """
 name = "small-models"
 data = {name = "parts:mnist_like", tasks = 1, clients = %(clients)d, partition = "iid"}
 model = "linear"
-train = {rounds = %(rounds)d, epochs = 1, batch_size = 10, optimizer = "sgd", lr = 0.03, weight_decay = 0.0}
 learner = "finetune"
 strategy = {name = "fedavg", fraction_train = %(fraction)g}
 engine = {backend = "%(backend)s"}
+
+[train]
+rounds = %(rounds)d
+epochs = 1
+batch_size = 10
+optimizer = "sgd"
+lr = 0.03
+weight_decay = 0.0
 """
 PHASES = ("start", "rounds", "scoring", "end")
 
@@ -57,18 +66,20 @@ def main() -> None:
             runs[backend].append(run(backend, **size))
     results = {}
     print(
-        f"{'backend':8} {'seconds':>8} {'CPU':>6}   {' '.join(f'{phase:>8}' for phase in PHASES)}  accuracy"
+        f"{'backend':8} {'seconds':>8} {'CPU':>6}   "
+        f"{' '.join(f'{phase:>8}' for phase in PHASES)}  accuracy"
     )
-    for backend, found in runs.items():
+    for backend, backend_runs in runs.items():
         results[backend] = {
-            key: median(found, key) for key in ("seconds", "cpu", *PHASES, "accuracy")
+            key: median(backend_runs, key)
+            for key in ("seconds", "cpu", *PHASES, "accuracy")
         }
         results[backend] |= {
             "updates_per_second": size["rounds"]
             * size["chosen"]
             / results[backend]["seconds"]
         }
-        results[backend] |= {"runs": found}
+        results[backend] |= {"runs": backend_runs}
         phases = " ".join(f"{results[backend][phase]:8.2f}" for phase in PHASES)
         row = results[backend]
         print(
@@ -84,7 +95,7 @@ def main() -> None:
 
 
 def run(backend: str, clients: int, rounds: int, chosen: int) -> dict[str, Any]:
-    """One run: its seconds from start to end, its processor time, and where the seconds went."""
+    """Run once; return its seconds, processor time, and the time of its parts."""
     with tempfile.TemporaryDirectory() as folder:
         config, out = Path(folder) / "config.toml", Path(folder) / "run"
         values = {
@@ -111,22 +122,22 @@ def run(backend: str, clients: int, rounds: int, chosen: int) -> dict[str, Any]:
             env=os.environ | QUIET,
             stdout=subprocess.DEVNULL,
         )
-        seconds, after = time.perf_counter() - clock, os.times()
+        seconds, times_after = time.perf_counter() - clock, os.times()
         events = [
             json.loads(line)
             for line in (out / "metrics.jsonl").read_text().splitlines()
         ]
     at = {event["event"]: event["time"] for event in events}
-    first = next(event for event in events if event["event"] == "round")
+    first_round = next(event for event in events if event["event"] == "round")
     started = (
-        first["time"] - first["seconds"]
+        first_round["time"] - first_round["seconds"]
     )  # the first round's warm-up belongs to the rounds
     return {
         "seconds": seconds,
         # Ray's processes are not children of ours: theirs is not in it.
-        "cpu": after.children_user
+        "cpu": times_after.children_user
         - cpu.children_user
-        + after.children_system
+        + times_after.children_system
         - cpu.children_system,
         "start": started - began,
         "rounds": at["round"] - started,

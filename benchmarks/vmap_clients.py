@@ -1,4 +1,6 @@
-"""When it pays to train clients at once: seconds a client, one by one and with their weights stacked.
+"""Measure when it pays to train clients at once.
+
+Seconds a client, one by one and with their weights stacked.
 
     python benchmarks/vmap_clients.py
     python benchmarks/vmap_clients.py --device cuda
@@ -81,26 +83,26 @@ def main() -> None:
 
 
 def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[str, Any]:
-    side, own = MODELS[name]
+    side, width = MODELS[name]
     changes = [
         "learner=fedavg",
         "train.batch_size=10",
         "train.epochs=1",
         "train.optimizer=sgd",
-        *own,
+        *width,
     ]
     learner = build_learner(read_config({}, changes), (1, side, side), CLASSES, device)
     starts = [start(learner, side, client, device) for client in range(clients)]
     seconds: dict[str, list[float]] = {"one": [], "together": []}
-    ways = {"one": one_by_one, "together": fit_together}
+    methods = {"one": one_by_one, "together": fit_together}
     for turn in range(repeats + 1):  # the first is warm-up
-        for way, train in ways.items():
+        for method, train in methods.items():
             began = time.perf_counter()
             train(learner, starts)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if turn:
-                seconds[way].append((time.perf_counter() - began) / clients)
+                seconds[method].append((time.perf_counter() - began) / clients)
     result = {
         "model": name,
         "parameters": sum(p.numel() for p in learner.model.parameters()),
@@ -112,9 +114,8 @@ def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[st
         ),
     }
     print(
-        "{model}, {clients} clients: {one_ms:.2f} ms, {together_ms:.2f} ms a client: {gain:.2f}".format(
-            **result
-        )
+        "{model}, {clients} clients: {one_ms:.2f} ms, {together_ms:.2f} ms a client: "
+        "{gain:.2f}".format(**result)
     )
     return result
 

@@ -1,4 +1,4 @@
-"""What the wire costs: pack, frame, assemble and unpack a message, on one core.
+"""Measure packing, framing, assembling and unpacking on one core.
 
 ``python benchmarks/wire.py`` prints milliseconds of CPU for each step (median of the repeats)
 and bytes sent, for a model of the size of ResNet-18 (47 MB, 122 tensors) and one of 62 thousand
@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 
 def model(parameters: int, tensors: int) -> Arrays:
-    """Normal weights in tensors of unequal size; a tenth of them not 0, as in retained knowledge."""
+    """Draw normal weights in tensors of unequal size.
+
+    A tenth of them is not 0, as in retained knowledge.
+    """
     rng = np.random.default_rng(0)
     shares = np.arange(1, tensors + 1, dtype=np.float64)
     sizes = (shares / shares.sum() * parameters).astype(int)

@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import FedAvg
 
 
 class MyStrategy(FedAvg):
-    """FedAvg in which no client moves the model further than a typical one does.
+    """FedAvg in which no client moves the model further than a typical one.
 
     Each client's update is shortened to at most ``slack`` times the median norm of the round's
     updates. With many tasks and little data a single client that runs away would otherwise undo

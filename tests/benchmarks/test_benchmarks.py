@@ -58,14 +58,14 @@ def test_quick_form(script: str, options: list[str], tmp_path: Path) -> None:
     assert found["about"]["command"].startswith(f"python benchmarks/{script}")
     assert set(found["about"]["versions"]) >= {"fedknow", "torch"}
     assert found.get("results") or found["cases"]
-    assert page().TABLES[script.removesuffix(".py")](found).count("|") > 10
+    assert tables().TABLES[script.removesuffix(".py")](found).count("|") > 10
 
 
 def test_stacked_cohorts_learn() -> None:
     """What ``--device cuda`` times, here on the processor."""
     race = load("pfl_race")
     few, more = (
-        race.ours("dnn", 1, 1000, 5, rounds, vectorize="on", dropout=False)
+        race.simulated("dnn", 1, 1000, 5, rounds, vectorize="on", dropout=False)
         for rounds in (1, 30)
     )
     assert few["accuracy"] < 0.3 < 0.6 < more["accuracy"]
@@ -133,7 +133,7 @@ def test_a_comparison_is_ranked_and_paired_by_seed() -> None:
         "learners": {"er": group(0.6), "fedknow@best": group(0.8), "local": group(0.5)},
         "runs": runs("fedknow", 0.7, 0.9) | runs("er", 0.6, 0.6) | runs("local", 0.5),
     }
-    rows = page().comparison(found).splitlines()[2:]
+    rows = tables().comparison(found).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == [
         "`fedknow`",
         "`er`",
@@ -156,14 +156,14 @@ def test_tables_of_series() -> None:
         "seconds": [40, 2],
     }
     found = {"about": about, "results": {"table": [row | {"speedup": 1.5}]}}
-    assert "| l | bf16 | 50.0 ± 1.0 | 10.0 | 40.0 ± 2.0 | 1.5 |" in page().precision(
+    assert "| l | bf16 | 50.0 ± 1.0 | 10.0 | 40.0 ± 2.0 | 1.5 |" in tables().precision(
         found
     )
     found = {
         "about": about,
         "results": {"clients": [{"clients": 20, "seconds": 1.25, "runs": []}]},
     }
-    assert page().growth(found).splitlines()[2:5] == [
+    assert tables().growth(found).splitlines()[2:5] == [
         "| clients | seconds |",
         "| --- | --- |",
         "| 20 | 1.25 |",
@@ -172,6 +172,10 @@ def test_tables_of_series() -> None:
 
 def page() -> ModuleType:
     return load("page")
+
+
+def tables() -> ModuleType:
+    return load("_tables")
 
 
 def load(name: str) -> ModuleType:

@@ -1,1 +1,1 @@
-"""fedknow as a Flower app: Flower wants its two objects in the app's own package."""
+"""Flower looks for an app's two objects in the app's own package."""
