@@ -209,6 +209,7 @@ def measure(
     from fedknow.client.host import Host
     from fedknow.client.state import StateStore
     from fedknow.protocols.flower import to_arrays, to_record
+    from fedknow.server.grids.strategy_grid import StrategyGrid
 
     kind, _, parameters = workload.partition(":")
     arrays = code.first_arrays(kind, clients, int(parameters or 0))
@@ -238,7 +239,7 @@ def measure(
             from flwr.simulation import run_simulation
 
             server = ServerApp()
-            server.main()(lambda grid, context: drive(grid))
+            server.main()(lambda grid, context: drive(StrategyGrid(grid)))
             backend: dict[str, Any] = {
                 "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},
                 "init_args": {"include_dashboard": False, "log_to_driver": False},
@@ -259,24 +260,17 @@ def measure(
                 from fedknow.simulations.engine.ray_grid import RayGrid
 
                 with RayGrid(config, stream, folder, workers, node) as grid:
-                    drive(grid)
+                    drive(StrategyGrid(grid))
             else:
-                from fedknow.server.grids.base import InlineGrid
+                from fedknow.server.grids.inline import InlineGrid
 
                 store = StateStore(
                     folder, config.engine.memory_mb * 2**20, durable=False
                 )
-                drive(
-                    InlineGrid(
-                        clients,
-                        Host(
-                            config,
-                            stream,
-                            store,
-                            node(config, stream) if node else None,
-                        ),
-                    )
+                host = Host(
+                    config, stream, store, node(config, stream) if node else None
                 )
+                drive(StrategyGrid(InlineGrid(clients, host)))
     if len(times) != rounds + 2:
         raise SystemExit(f"{len(times)} calls of evaluate_fn instead of {rounds + 2}")
     norm = float(

@@ -25,7 +25,16 @@ from fedknow.protocols.config import read_config
 from fedknow.simulations.fleet.grid import FleetGrid
 from fedknow.simulations.simulate import simulate
 
-OWN = ("_piece", "_wave", "_more", "_due", "get_node_ids", "elapsed", "state", "fleet")
+OWN = (
+    "_piece",
+    "_wave",
+    "reserves",
+    "_due",
+    "get_node_ids",
+    "elapsed",
+    "state",
+    "fleet",
+)
 """All that the fleet does, besides handing messages on."""
 
 

@@ -265,6 +265,7 @@ def drive(clients: int, parameters: int, rounds: int, folder: Path) -> None:
     from fedknow.protocols.flower import to_record
     from fedknow.protocols.security import server_credentials
     from fedknow.server.grids.grpc_grid import GrpcGrid
+    from fedknow.server.grids.strategy_grid import StrategyGrid
 
     credentials = server_credentials(folder / "certs" / "server")
     times: list[float] = []
@@ -277,7 +278,7 @@ def drive(clients: int, parameters: int, rounds: int, folder: Path) -> None:
         )
         arrays = to_record(first_arrays("echo", clients, parameters))
         strategy.start(
-            grid,
+            StrategyGrid(grid),
             arrays,
             num_rounds=rounds + 1,
             evaluate_fn=lambda *_: times.append(time.time()),

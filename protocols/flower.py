@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -38,7 +37,6 @@ __all__ = [
     "empty_run",
     "from_flower",
     "identify",
-    "keep_identity",
     "set_id",
     "to_arrays",
     "to_flower",
@@ -70,20 +68,6 @@ def identify(run_id: int = 1) -> None:
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
     TaskIdentity.task_id = run_id
-
-
-@contextmanager
-def keep_identity() -> Iterator[None]:
-    """Leave what :func:`identify` sets as it was: in a process that Flower itself has told who it is."""
-    before = (
-        vars(TaskIdentity)["_run_id"],
-        vars(TaskIdentity)["_node_id"],
-        vars(TaskIdentity)["_task_id"],
-    )
-    try:
-        yield
-    finally:
-        TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 
 
 def empty_run(run_id: int = 1) -> Run:

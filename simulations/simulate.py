@@ -14,7 +14,8 @@ from fedknow.client.learners import Learner, build_learner, check_samples, resol
 from fedknow.client.state import StateStore
 from fedknow.client.together import clients_at_once
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.server.grids.base import InlineGrid, MessageGrid
+from fedknow.server.grids.base import MessageGrid
+from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.process_memory import forget_process_peak
 from fedknow.server.reports.page import write_report
 from fedknow.server.run.experiment import Experiment, RunResult

@@ -23,14 +23,14 @@ ATTEMPTS = 3
 class ArrivalGrid(Protocol):
     """A grid that waits for the first answer, not for all.
 
-    :class:`fedknow.server.grids.base.MessageGrid` is one.
+    :class:`fedknow.server.grids.strategy_grid.StrategyGrid` is one.
     """
 
     until: float
     """The moment from which on no work is given out any more."""
 
     @property
-    def now(self) -> float:
+    def clock_time(self) -> float:
         """Seconds on the grid's clock."""
         ...
 
@@ -128,7 +128,7 @@ class Dispatcher:
     @property
     def is_over(self) -> bool:
         """Whether no more work is given out and nobody is at work."""
-        return self.grid.now >= self.grid.until and not self._at_work
+        return self.grid.clock_time >= self.grid.until and not self._at_work
 
     def dispatch(self) -> bool:
         """Give the present model to free clients.
@@ -142,7 +142,7 @@ class Dispatcher:
         """
         # Listing the clients may wait for them, so the clock is read afterwards.
         nodes = list(self.grid.get_node_ids())
-        if self.grid.now >= self.grid.until:
+        if self.grid.clock_time >= self.grid.until:
             return False
         chosen = self._choose(nodes)
         if not chosen:
@@ -233,7 +233,7 @@ class Dispatcher:
     def _pull(self, deadline: float | None) -> None:
         timeout = None
         if deadline is not None:
-            timeout = max(0.0, deadline - self.grid.now)
+            timeout = max(0.0, deadline - self.grid.clock_time)
         self._arrived.extend(self.grid.pull_messages(list(self._at_work), timeout))
 
     def _allow_retry(self, job: _Job) -> None:

@@ -54,7 +54,7 @@ class SemiSync(Buffered):
         dispatcher.dispatch()
         # The deadline counts from the moment at which the work was given out.
         is_last_round = rounds_remaining == 1
-        deadline = None if is_last_round else dispatcher.grid.now + self.deadline
+        deadline = None if is_last_round else dispatcher.grid.clock_time + self.deadline
         updates: list[ClientUpdate] = []
         while update := dispatcher.take_update(deadline):
             updates.append(update)

@@ -11,7 +11,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
 
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.flower import FlowerCache, from_flower, keep_identity, to_records
+from fedknow.protocols.flower import FlowerCache, from_flower, to_records
 from fedknow.protocols.messages import (
     CLIENT_FAILED,
     ENVELOPE,
@@ -20,6 +20,7 @@ from fedknow.protocols.messages import (
     client_of,
 )
 from fedknow.server.grids.base import Answers, MessageGrid
+from fedknow.server.grids.wave import WaveOptions
 
 __all__ = ["FlowerGrid"]
 
@@ -61,9 +62,8 @@ class FlowerGrid(MessageGrid):
         waiting: Callable[[int], None] | None = None,
         poll: float = 0.5,
     ) -> None:
-        with keep_identity():  # Flower has said already who speaks in this process
-            super().__init__(clients)
-        self._run = grid.run
+        # Flower has said already who speaks in this process, and in which run.
+        super().__init__(clients, run=grid.run)
         self._grid = grid
         self._experiment = Config(config=config, run=run)
         self._waiting = waiting
@@ -71,8 +71,10 @@ class FlowerGrid(MessageGrid):
         self._committed: dict[int, int] = {}
         self._nodes: dict[int, int] = {}
 
-    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
-        """Do the work on Flower's nodes; see :meth:`MessageGrid.deliver`."""
+    def deliver(
+        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
+    ) -> Answers:
+        """Do the work on Flower's nodes; see :meth:`Delivery.deliver`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         versions = dict(self.versions)
         clients = self._find_clients()

@@ -32,6 +32,7 @@ from fedknow.protocols.wire import (
 from fedknow.server.checks.replies import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.grpc_service import Answer, Service, Work
+from fedknow.server.grids.wave import WaveOptions
 
 __all__ = ["GrpcGrid"]
 
@@ -83,7 +84,7 @@ class GrpcGrid(MessageGrid):
         If the address cannot be had, or ``engine.min_clients`` is more than there are.
     """
 
-    timed = True
+    is_timed = True
 
     def __init__(
         self,
@@ -135,8 +136,10 @@ class GrpcGrid(MessageGrid):
     # --- the work
     # -------------------------------------------------------------------------------------------------
 
-    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
-        """Have clients do the work; see :meth:`MessageGrid.deliver`.
+    def deliver(
+        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
+    ) -> Answers:
+        """Have clients do the work; see :meth:`Delivery.deliver`.
 
         An answer that cannot be read ends its sender's stream; the work is sent again when it
         is back, three times.
@@ -161,7 +164,7 @@ class GrpcGrid(MessageGrid):
             if seconds is not None
         ]
         deadline = time.monotonic() + min(limits) if limits else None
-        wave = _Wave(self)
+        wave = _Wave(self, options)
         wave.add(work)
         try:
             while wave.pieces:
@@ -175,24 +178,24 @@ class GrpcGrid(MessageGrid):
             self._call(self._service.withdraw)
 
     @property
-    def now(self) -> float:
+    def clock_time(self) -> float:
         """Seconds by this machine's clock."""
         return time.monotonic()
 
     @property
-    def occupied(self) -> bool:
+    def is_occupied(self) -> bool:
         """Whether pushed work is under way: a client does one thing at a time."""
         return self._open is not None
 
-    def arrivals(
-        self, work: Sequence[Message], timeout: float | None
+    def collect_answers(
+        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
     ) -> Sequence[tuple[Message, int]]:
-        """What clients have sent by now; see :meth:`MessageGrid.arrivals`.
+        """What clients have sent by now; see :meth:`Delivery.collect_answers`.
 
         With ``engine.round_timeout`` a client that takes longer for its work is not waited for
         any more.
         """
-        wave = self._open = self._open or _Wave(self)
+        wave = self._open = self._open or _Wave(self, options)
         asked = {message.id for message in work}
         found = [self._early.pop(id) for id in sorted(asked & self._early.keys())]
         done = {reply.reply_to for reply, _ in found}
@@ -201,7 +204,7 @@ class GrpcGrid(MessageGrid):
         ]:
             self._wait()
             wave.add(new)
-        until = None if timeout is None else self.now + timeout
+        until = None if timeout is None else self.clock_time + timeout
         while not found and asked & wave.pieces.keys():
             longest = self._engine.round_timeout or None
             over = (
@@ -217,7 +220,7 @@ class GrpcGrid(MessageGrid):
                 late = [
                     piece
                     for piece in wave.pieces.values()
-                    if longest and piece.since + longest <= self.now
+                    if longest and piece.since + longest <= self.clock_time
                 ]
                 if not late:
                     break
@@ -229,7 +232,7 @@ class GrpcGrid(MessageGrid):
                 answer = (
                     None
                     if self._service.answers.empty()
-                    else self._next(self.now, wave)
+                    else self._next(self.clock_time, wave)
                 )
             self._early |= {
                 entry[0].reply_to: entry
@@ -242,7 +245,7 @@ class GrpcGrid(MessageGrid):
             self._call(self._service.withdraw)
         return found
 
-    def refused(self, reply: Message) -> None:
+    def note_unusable(self, reply: Message) -> None:
         """Count an answer that could be read but not used: not finite, of another shape, absurdly far."""
         self._call(self._service.count, "refused")
 
@@ -352,8 +355,9 @@ class GrpcGrid(MessageGrid):
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _next_id(self) -> str:
-        return f"{self._session}.{super()._next_id()}"
+    def next_id(self) -> str:
+        """See :meth:`MessageGrid.next_id`."""
+        return f"{self._session}.{super().next_id()}"
 
     def _serve(
         self,
@@ -403,15 +407,16 @@ class _Wave:
         What was not answered yet, by message id.
     """
 
-    def __init__(self, grid: GrpcGrid) -> None:
+    def __init__(self, grid: GrpcGrid, options: WaveOptions) -> None:
         self.pieces: dict[str, _Piece] = {}
         self._grid = grid
+        self._options = options
         self._queues: dict[int, deque[_Piece]] = {}
         self._faults: dict[str, int] = {}
 
     def add(self, work: Sequence[Message]) -> None:
         """Give out work."""
-        pack = _Packer(Encoding.SPARSE if self._grid.sparse else Encoding.DENSE)
+        pack = _Packer(Encoding.SPARSE if self._options.is_sparse else Encoding.DENSE)
         idle = []
         for message in work:
             waiting = self._queues.setdefault(message.node, deque())
@@ -444,7 +449,7 @@ class _Wave:
                 return None
             reason = f"its answer could not be read {PATIENCE} times: {error}"
             reply, version = message.fail(CLIENT_FAILED, reason), answer.work.version
-        if grid.begins_anew(reply, answer.work.version):
+        if grid.must_begin_anew(reply, answer.work.version, self._options):
             grid._call(grid._service.assign, [self._work(node, 0)])
             return None
         asked.popleft()

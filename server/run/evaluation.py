@@ -4,6 +4,7 @@ global model."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -21,10 +22,10 @@ from fedknow.protocols.messages import (
     Metrics,
     Record,
     client_of,
-    nbytes,
 )
 from fedknow.server.checks.replies import Inspector, RunError
 from fedknow.server.grids.base import MessageGrid
+from fedknow.server.grids.wave import WaveOptions
 
 __all__ = ["GLOBAL_TRAFFIC", "SCORINGS", "Scores", "score_clients"]
 
@@ -140,6 +141,7 @@ class Scores:
 
 def score_clients(
     grid: MessageGrid,
+    options: WaveOptions,
     inspector: Inspector,
     arrays: Arrays,
     task: int,
@@ -158,8 +160,10 @@ def score_clients(
     Parameters
     ----------
     grid : MessageGrid
+    options : WaveOptions
+        What the experiment wants of all its waves; ``inspect`` is the inspector.
     inspector : Inspector
-        Is told what the answers must be; the grid's ``inspect`` hook.
+        Is told what the answers must be.
     arrays : Arrays
         Global parameters.
     task : int
@@ -187,6 +191,11 @@ def score_clients(
         If no client could be scored, and everybody was to be.
     """
 
+    # Parameters that clients keep come with the first wave, but serve the second.
+    scoring_options = replace(
+        options, is_measurement=True, record_labels={KEPT: GLOBAL_TRAFFIC}
+    )
+
     def wave(
         scoring: str, extra: Mapping[str, Record], label: str | None, collect: bool
     ) -> list[Message]:
@@ -198,7 +207,9 @@ def score_clients(
             for node in nodes or grid.members()
         ]
         replies = [
-            reply for reply in grid.exchange(work, label=label) if reply.failure is None
+            reply
+            for reply in grid.exchange(work, replace(scoring_options, label=label))
+            if reply.failure is None
         ]
         if not replies and nodes is None:
             raise RunError(
@@ -210,20 +221,12 @@ def score_clients(
     correct, total = _table(replies, grid.clients, tasks)
     if not both:
         return {"personal": correct, "global": np.full_like(correct, np.nan)}, total
-    extra = sum(
-        nbytes({KEPT: reply.content[KEPT]})
-        for reply in replies
-        if KEPT in reply.content
-    )
     kept = _mean_kept(replies)
     if not kept:
         return {"personal": correct, "global": correct}, total
     shared, _ = _table(
         wave("global", {KEPT: kept}, GLOBAL_TRAFFIC, False), grid.clients, tasks
     )
-    # What clients kept to themselves came along with the first wave, but for the second.
-    grid.traffic[EVALUATE]["up"] -= extra
-    grid.traffic[GLOBAL_TRAFFIC]["up"] += extra
     return {"personal": correct, "global": shared}, total
 
 

@@ -58,6 +58,8 @@ from fedknow.server.checks.replies import (
     RunError,
 )
 from fedknow.server.grids.base import MessageGrid
+from fedknow.server.grids.strategy_grid import StrategyGrid
+from fedknow.server.grids.wave import WaveOptions
 from fedknow.server.run import metrics
 from fedknow.server.run.checkpoint import (
     Checkpoint,
@@ -212,6 +214,16 @@ class Experiment:
         self.inspector = Inspector(
             self._client_failed, config.engine.max_update_norm, extras
         )
+        self.options = WaveOptions(
+            inspect=self.inspector,
+            on_missed=self._missed,
+            on_lost_state=(
+                self._forgot if config.engine.on_lost_state == "fresh" else None
+            ),
+            is_sparse=learner.sparse,
+            is_averaged=config.engine.running_mean,
+        )
+        self.strategy_grid = StrategyGrid(grid, self.options, self._address)
         self._last: Checkpoint | None = None
         self._deleting: Thread | None = None
         self._server_round = 0
@@ -243,13 +255,6 @@ class Experiment:
             If the user interrupts; likewise.
         """
         self._began = self._task_began = time.perf_counter()
-        self.grid.inspect, self.grid.missed = self.inspector, self._missed
-        self.grid.sparse = self.learner.sparse
-        self.grid.running_mean = self.config.engine.running_mean
-        self.grid.address = self._address
-        self.grid.forgot = (
-            self._forgot if self.config.engine.on_lost_state == "fresh" else None
-        )
         try:
             with (
                 quiet_flower(),
@@ -271,9 +276,6 @@ class Experiment:
             )
             raise
         finally:
-            self.grid.inspect = self.grid.missed = self.grid.address = (
-                self.grid.forgot
-            ) = None
             if self._deleting is not None:
                 self._deleting.join()
 
@@ -304,9 +306,8 @@ class Experiment:
             task, last = arrivals.task, self._last
             round = last.round + 1 if last and last.task == task else 1
             if self._own_loop:
-                rounds, self.grid.until = arrivals.span(self._server_round)
-                round += self._start_strategy(task, round, rounds) - 1
-                self.grid.until = math.inf
+                rounds, until = arrivals.span(self._server_round)
+                round += self._start_strategy(task, round, rounds, until) - 1
             else:
                 self._train(task, round)
             self._finish_round(task, round)
@@ -350,7 +351,7 @@ class Experiment:
         if (
             checkpoint is None
             and getattr(self.strategy, "by_clock", False)
-            and not self.grid.timed
+            and not self.grid.is_timed
         ):
             self.recorder.record(
                 Warned(
@@ -364,6 +365,7 @@ class Experiment:
             tasks = self.config.data.tasks
             correct, total = score_clients(
                 self.grid,
+                self.options,
                 self.inspector,
                 self.arrays,
                 0,
@@ -437,7 +439,7 @@ class Experiment:
                     -1
                 ],
                 gap=metrics.local_global_gap(personal, shared, weights)[-1],
-                traffic=self.grid.traffic,
+                traffic=self.grid.traffic.counts(),
                 elapsed=VirtualTime.read(self.grid.elapsed()),
             )
         )
@@ -457,10 +459,10 @@ class Experiment:
             record = to_record(self.arrays)
             messages = _messages(
                 self.strategy.configure_train(
-                    self._server_round, record, config, self.grid
+                    self._server_round, record, config, self.strategy_grid
                 )
             )
-        replies = _good(self.grid.send_and_receive(messages))
+        replies = _good(self.strategy_grid.send_and_receive(messages))
         if (
             messages
             and not replies
@@ -490,7 +492,9 @@ class Experiment:
             self.arrivals.steps += 1
         self._emit_round(task, round, aggregated, time.perf_counter() - began)
 
-    def _start_strategy(self, task: int, first: int, rounds: int) -> int:
+    def _start_strategy(
+        self, task: int, first: int, rounds: int, until: float = math.inf
+    ) -> int:
         """Rounds of a task through a strategy that has a loop of its own; how many it made.
 
         Between its rounds it cannot be stopped or saved: a checkpoint is written when it comes
@@ -530,7 +534,7 @@ class Experiment:
         self._too_small = 0
         with self._strategy_acts("start", 0, task, first):
             result = self.strategy.start(
-                grid=self.grid,
+                grid=self.strategy_grid.with_end(until),
                 initial_arrays=to_record(self.arrays),
                 num_rounds=rounds,
                 train_config=train_config,
@@ -636,7 +640,7 @@ class Experiment:
 
     def _evaluate_within(self, task: int, round: int) -> None:
         """Score clients between two rounds of a strategy's own loop, if they can be asked."""
-        if self.grid.occupied:
+        if self.grid.is_occupied:
             reason = "clients are at work, and are not scored before the task is over"
             self.recorder.record(Warned(task=task, round=round, reason=reason))
         else:
@@ -679,7 +683,7 @@ class Experiment:
 
     def _moment(self, arrivals: Arrivals) -> float:
         """The moment that it is now, as the schedule counts."""
-        return self.grid.now if arrivals.seconds else self._server_round
+        return self.grid.clock_time if arrivals.seconds else self._server_round
 
     def _wait(self, arrivals: Arrivals) -> bool:
         """Where a schedule has times, wait until there is something to do in a round; whether time
@@ -710,6 +714,7 @@ class Experiment:
         tasks, forward = self.config.data.tasks, self.config.evaluation.forward
         correct, total = score_clients(
             self.grid,
+            self.options,
             self.inspector,
             self.arrays,
             task,
@@ -742,7 +747,11 @@ class Experiment:
             Message(END_TASK, node, "", group=str(task), content=content)
             for node in nodes or self.grid.members()
         ]
-        replies = [reply for reply in self.grid.exchange(work) if reply.failure is None]
+        replies = [
+            reply
+            for reply in self.grid.exchange(work, self.options)
+            if reply.failure is None
+        ]
         sizes = [_scalar(reply.content[METRICS], KNOWLEDGE_BYTES) for reply in replies]
         self._note_memory(reply.content[METRICS] for reply in replies)
         for reply in replies:
@@ -773,10 +782,10 @@ class Experiment:
                 record = to_record(self.arrays)
                 messages = _messages(
                     self.strategy.configure_evaluate(
-                        self._server_round, record, config, self.grid
+                        self._server_round, record, config, self.strategy_grid
                     )
                 )
-            replies = _good(self.grid.send_and_receive(messages))
+            replies = _good(self.strategy_grid.send_and_receive(messages))
             with self._strategy_acts("aggregate_evaluate", 3, task, round):
                 aggregated = self.strategy.aggregate_evaluate(
                     self._server_round, replies
@@ -784,6 +793,7 @@ class Experiment:
         evaluation = self.config.evaluation
         correct, total = score_clients(
             self.grid,
+            self.options,
             self.inspector,
             self.arrays,
             task,
@@ -866,7 +876,7 @@ class Experiment:
             strategy=state,
             scores=self.scores.raw(),
             versions=dict(self.grid.versions),
-            traffic=self.grid.traffic,
+            traffic=self.grid.traffic.counts(),
             position=self.folder.position(),
             seconds=self._elapsed(),
             grid=self.grid.state(),
@@ -1035,7 +1045,7 @@ class Experiment:
                 else aggregated.get("samples", 0.0),
                 metrics=dict(aggregated),
                 seconds=seconds,
-                traffic=self.grid.traffic,
+                traffic=self.grid.traffic.counts(),
                 peak_memory_mb=self.grid.peak_memory_mb(),
                 client_memory_bytes=self._client_memory or math.nan,
                 flops=clients.total(FLOPS)

@@ -31,6 +31,7 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Mean, Message, client_of, nbytes
 from fedknow.server.checks.replies import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
+from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.engine.cluster import start_ray
 from fedknow.simulations.engine.worker import (
     Answered,
@@ -153,8 +154,10 @@ class RayGrid(MessageGrid):
         """Number of worker processes."""
         return len(self._workers)
 
-    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
-        """Have workers do the work; see :meth:`MessageGrid.deliver`.
+    def deliver(
+        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
+    ) -> Answers:
+        """Have workers do the work; see :meth:`Delivery.deliver`.
 
         Raises
         ------
@@ -167,9 +170,11 @@ class RayGrid(MessageGrid):
             with failures.
         """
         with _ray_failing("in the run"):
-            yield from self._deliver(work, timeout)
+            yield from self._deliver(work, timeout, options)
 
-    def _deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
+    def _deliver(
+        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
+    ) -> Answers:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         jobs: dict[int, Job] = {}
         for message in work:
@@ -188,7 +193,7 @@ class RayGrid(MessageGrid):
             int(SHORTEST / pace),
             min(int(seconds / pace), int(part * len(work) / self.workers), few),
         )
-        average = self.averages(work)
+        average = options.averages(work)
         running: dict[ray.ObjectRef, _Batch] = {}
         held = 0
 

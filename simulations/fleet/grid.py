@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -29,6 +29,8 @@ from fedknow.protocols.texts import counted
 from fedknow.protocols.work import FLOPS, MEMORY
 from fedknow.server.checks.replies import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
+from fedknow.server.grids.traffic import record_bytes
+from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.fleet.availability import Always, Presence, make_presence
 from fedknow.simulations.fleet.clock import Clock, Job, Timing
 from fedknow.simulations.fleet.devices import Profile, assign, load_profiles
@@ -108,6 +110,7 @@ class _Wave:
 
     due: float
     chances: Sequence[_Chance]
+    is_sparse: bool
     sizes: dict[int, int] = field(default_factory=dict)
 
 
@@ -152,7 +155,7 @@ class FleetGrid(MessageGrid):
         are.
     """
 
-    timed = True
+    is_timed = True
 
     def __init__(
         self,
@@ -161,7 +164,7 @@ class FleetGrid(MessageGrid):
         fleet: Fleet,
         quorum: int = 1,
     ) -> None:
-        super().__init__(inner.clients, inner.store)
+        super().__init__(inner.clients, inner.store, inner.versions)
         self.inner = inner
         self.settings = config.fleet
         self.devices = fleet
@@ -170,96 +173,65 @@ class FleetGrid(MessageGrid):
         self._clock = Clock(fleet.links, fleet.presence)
         self._accounts = [_Account() for _ in range(self.clients)]
         self._communication = self._computing = self._charged = 0.0
-        self._wanted = self._waves = 0
-        self._measuring = False
+        self._waves = 0
+        self._spare: set[str] = set()
         self._at_work: dict[str, _Work] = {}
         self._known: set[str] = set()
         self._early: list[tuple[Message, int]] = []
-        self.restore({})
 
     # --- waves
     # ----------------------------------------------------------------------------------------------------
 
-    def exchange(
-        self,
-        messages: Sequence[Message],
-        timeout: float | None = None,
-        label: str | None = None,
-    ) -> list[Message]:
-        """See :meth:`MessageGrid.exchange`; scoring, of which only we ask this way, takes no time."""
-        self._measuring = all(message.kind == EVALUATE for message in messages)
-        try:
-            return super().exchange(messages, timeout, label)
-        finally:
-            self._measuring = False
+    def deliver(
+        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
+    ) -> Answers:
+        """Have the work done and give the answers that arrive in time.
 
-    def send_and_receive(
-        self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
-    ) -> list[FlowerMessage]:
-        """See :meth:`MessageGrid.send_and_receive`; with ``over_commit`` more clients are asked to
-        train.
-
-        Raises
-        ------
-        ConfigError
-            If more are to be asked by a strategy that does not send all the same.
-        """
-        sent = list(messages)
-        more = self._more(sent) if self.settings.over_commit > 1 else []
-        self._wanted = len(sent) if more else 0
-        try:
-            return super().send_and_receive([*sent, *more], timeout=timeout)
-        finally:
-            self._wanted = 0
-
-    def deliver(self, work: Sequence[Message], timeout: float | None) -> Answers:
-        """Have the work done and give the answers that arrive in time; see
-        :meth:`MessageGrid.deliver`.
+        See :meth:`Delivery.deliver`.
 
         Parameters
         ----------
+        work, options
+            See there.
         timeout : float or None
             Virtual seconds; ``fleet.deadline`` counts too.
         """
-        if self._measuring:
-            yield from self._perform(work)
+        if options.is_measurement:
+            yield from self._perform(work, options)
             return
-        self._begin([pushed for _, pushed in self._pushed.values()])
-        wave = _Wave(self._due(work, timeout), self._chances())
-        keep = (
-            bool(self._wanted) or wave.due < math.inf
-        )  # else all that are not lost will arrive, and need not be kept
-        asked = {message.id: message for message in work}
+        self._begin(list(self._pushed.values()), options)
+        wave = _Wave(self._due(work, timeout), self._chances(), options.is_sparse)
+        # Else all answers that are not lost will arrive, and need not be kept until then.
+        is_held_back = bool(options.enough) or wave.due < math.inf
+        requests = {message.id: message for message in work}
         pieces: dict[str, _Work] = {}
-        for reply, version in self._perform(work):
+        for reply, version in self._perform(work, options):
             piece = pieces[reply.reply_to] = self._piece(
-                asked[reply.reply_to], reply, version, wave
+                requests[reply.reply_to], reply, version, wave
             )
-            if not keep and not piece.job.lost:
+            if not is_held_back and not piece.job.lost:
                 yield piece.reply, version
                 pieces[reply.reply_to] = replace(
                     piece, reply=replace(piece.reply, content={})
                 )
-        arrived = self._wave(
-            [pieces[message.id] for message in work]
-        )  # in this order, however workers came to it
-        if keep:
+        # In the order given, however workers came to it: the clock depends on it.
+        arrived = self._wave([pieces[message.id] for message in work], options.enough)
+        if is_held_back:
             for piece in arrived:
                 yield piece.reply, piece.version
 
-    def _perform(self, work: Sequence[Message]) -> Answers:
+    def _perform(self, work: Sequence[Message], options: WaveOptions) -> Answers:
         """Have the work done for real; who begins anew takes no virtual time for that."""
-        self.inner.forgot = self.forgot
-        return self.inner.perform(work, None)
+        return self.inner.perform(work, None, options)
 
-    def _wave(self, pieces: Sequence[_Work]) -> list[_Work]:
-        """Have the clock go on until a wave is over; what arrived."""
+    def _wave(self, pieces: Sequence[_Work], enough: int) -> list[_Work]:
+        """Have the clock go on until a wave is over; return the pieces that arrived."""
         left = {piece.job.id for piece in pieces}
         for piece in pieces:
             self._give(piece)
         arrived: list[_Work] = []
         good = 0
-        self.spare = set()
+        self._spare = set()
         while left and (timing := self._clock.step()):
             piece, came = self._close(timing)
             if timing.job.id not in left:  # pushed before, and to be pulled
@@ -271,19 +243,26 @@ class FleetGrid(MessageGrid):
             if came:
                 arrived.append(piece)
                 good += piece.reply.failure is None
-            if self._wanted and good == self._wanted:
-                self.spare, left = left, set()
-                for beaten in self._clock.drop(sorted(self.spare)):
+            if enough and good == enough:
+                self._spare, left = left, set()
+                for beaten in self._clock.drop(sorted(self._spare)):
                     self._close(beaten)
             if not left:
                 self._charge(timing)
         return arrived
 
+    def _missed(
+        self, work: Sequence[Message], answered: Collection[str]
+    ) -> list[Message]:
+        """See :meth:`MessageGrid._missed`; who was beaten by others is not missed."""
+        missed = super()._missed(work, answered)
+        return [message for message in missed if message.id not in self._spare]
+
     # --- pushed work
     # ----------------------------------------------------------------------------------------------
 
     @property
-    def now(self) -> float:
+    def clock_time(self) -> float:
         """Virtual seconds since the run began."""
         return self._clock.now
 
@@ -291,21 +270,21 @@ class FleetGrid(MessageGrid):
         """See :meth:`MessageGrid.wait`."""
         self._clock.wait(until)
 
-    def arrivals(
-        self, work: Sequence[Message], timeout: float | None
+    def collect_answers(
+        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
     ) -> Sequence[tuple[Message, int]]:
-        """The first answer to arrive and all that arrive with it; see :meth:`MessageGrid.arrivals`.
+        """The first answer to arrive and all that arrive with it; see :meth:`Delivery.collect_answers`.
 
         Work that is not answered is given up at the deadline, or when its answer should have come.
         """
-        self._begin(work)
+        self._begin(work, options)
         asked = {message.id for message in work}
         answers = [answer for answer in self._early if answer[0].reply_to in asked]
         self._early = [
             answer for answer in self._early if answer[0].reply_to not in asked
         ]
-        until = math.inf if timeout is None else self.now + timeout
-        while timing := self._clock.step(self.now if answers else until):
+        until = math.inf if timeout is None else self.clock_time + timeout
+        while timing := self._clock.step(self.clock_time if answers else until):
             piece, came = self._close(timing)
             answer = (piece.reply, piece.version) if came else piece.given_up()
             (answers if timing.job.id in asked else self._early).append(answer)
@@ -313,15 +292,16 @@ class FleetGrid(MessageGrid):
         self._known -= {reply.reply_to for reply, _ in answers}
         return sorted(answers, key=lambda answer: answer[0].node)
 
-    def _begin(self, pushed: Sequence[Message]) -> None:
+    def _begin(self, pushed: Sequence[Message], options: WaveOptions) -> None:
         """Have what was pushed and is not under way begin now."""
         new = [message for message in pushed if message.id not in self._known]
         if not new:
             return
         done = {
-            reply.reply_to: (reply, version) for reply, version in self._perform(new)
+            reply.reply_to: (reply, version)
+            for reply, version in self._perform(new, options)
         }
-        wave = _Wave(self._due(new, None), self._chances())
+        wave = _Wave(self._due(new, None), self._chances(), options.is_sparse)
         for message in new:
             self._known.add(message.id)
             self._give(self._piece(message, *done[message.id], wave))
@@ -346,15 +326,22 @@ class FleetGrid(MessageGrid):
         presence = self.devices.presence
         for _ in range(PATIENCE):
             here = self._here()
-            if len(here) >= self._quorum or not self._clock.idle or self.now >= until:
+            if (
+                len(here) >= self._quorum
+                or not self._clock.idle
+                or self.clock_time >= until
+            ):
                 return
             away = set(range(self.clients)) - set(here)
             self._clock.wait(
-                min(until, *(presence.after(client, self.now, 0.0) for client in away))
+                min(
+                    until,
+                    *(presence.after(client, self.clock_time, 0.0) for client in away),
+                )
             )
         raise RunError(
             f"fleet.availability: {counted(self._quorum, 'client')} wanted at once, which never were "
-            f"there in {self.now / 3600:.1f} h of virtual time"
+            f"there in {self.clock_time / 3600:.1f} h of virtual time"
         )
 
     def _here(self) -> Sequence[int]:
@@ -362,7 +349,9 @@ class FleetGrid(MessageGrid):
         if isinstance(presence, Always):
             return range(self.clients)
         return [
-            client for client in range(self.clients) if presence.here(client, self.now)
+            client
+            for client in range(self.clients)
+            if presence.here(client, self.clock_time)
         ]
 
     def members(self) -> list[int]:
@@ -376,11 +365,11 @@ class FleetGrid(MessageGrid):
         """See :mod:`fedknow.server.run.experiment`; what was neither communication nor computing
         was waiting."""
         return {
-            "virtual_seconds": self.now,
+            "virtual_seconds": self.clock_time,
             "communication_seconds": self._communication,
             "computing_seconds": self._computing,
             "waiting_seconds": max(
-                0.0, self.now - self._communication - self._computing
+                0.0, self.clock_time - self._communication - self._computing
             ),
             "energy_joules": sum(
                 self._joules(client) for client in range(self.clients)
@@ -392,15 +381,15 @@ class FleetGrid(MessageGrid):
         bytes, answers."""
         clients = []
         for client, account in enumerate(self._accounts):
-            here = self.devices.presence.until(client, self.now)
+            here = self.devices.presence.until(client, self.clock_time)
             idle = max(0.0, here - account.computing - account.transfer)
-            share = account.computing / self.now if self.now else 0.0
+            share = account.computing / self.clock_time if self.clock_time else 0.0
             clients.append(
                 {"client": client, "device": self.devices.names[client]}
                 | vars(account)
                 | {
                     "idle": idle,
-                    "away": self.now - here,
+                    "away": self.clock_time - here,
                     "utilisation": share,
                     "joules": self._joules(client),
                 }
@@ -415,7 +404,12 @@ class FleetGrid(MessageGrid):
             for field in fields(_Account)
         }
         spent = {"communication": self._communication, "computing": self._computing}
-        return {"now": self.now, "waves": self._waves, **spent, "accounts": accounts}
+        return {
+            "now": self.clock_time,
+            "waves": self._waves,
+            **spent,
+            "accounts": accounts,
+        }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """See :meth:`MessageGrid.restore_state`."""
@@ -424,7 +418,7 @@ class FleetGrid(MessageGrid):
             state["communication"],
             state["computing"],
         )
-        self._charged, self._waves = self.now, state["waves"]
+        self._charged, self._waves = self.clock_time, state["waves"]
         columns = state["accounts"]
         self._accounts = [
             _Account(**{name: columns[name][c] for name in columns})
@@ -434,18 +428,9 @@ class FleetGrid(MessageGrid):
     # --- the grid that does the work
     # ------------------------------------------------------------------------------
 
-    def restore(
-        self,
-        versions: Mapping[int, int],
-        traffic: Mapping[str, Mapping[str, int]] | None = None,
-    ) -> None:
-        """See :meth:`MessageGrid.restore`."""
-        super().restore(versions, traffic)
-        self.inner.versions = self.versions
-
-    def refused(self, reply: Message) -> None:
-        """See :meth:`MessageGrid.refused`."""
-        self.inner.refused(reply)
+    def note_unusable(self, reply: Message) -> None:
+        """See :meth:`Delivery.note_unusable`."""
+        self.inner.note_unusable(reply)
 
     def peak_memory_mb(self) -> float:
         """See :meth:`MessageGrid.peak_memory_mb`."""
@@ -459,10 +444,21 @@ class FleetGrid(MessageGrid):
     # --- helpers
     # --------------------------------------------------------------------------------------------------
 
-    def _more(self, sent: Sequence[FlowerMessage]) -> list[FlowerMessage]:
-        """Messages to further clients that are there, drawn at random."""
-        if not sent or any(
-            message.metadata.message_type != MessageType.TRAIN for message in sent
+    def reserves(self, messages: Sequence[FlowerMessage]) -> list[FlowerMessage]:
+        """Make messages to further present clients, drawn at random, with ``fleet.over_commit``.
+
+        Raises
+        ------
+        ConfigError
+            If a strategy does not send all clients the same.
+        """
+        sent = messages
+        if (
+            self.settings.over_commit <= 1
+            or not sent
+            or any(
+                message.metadata.message_type != MessageType.TRAIN for message in sent
+            )
         ):
             return []
         content = sent[0].content
@@ -487,7 +483,7 @@ class FleetGrid(MessageGrid):
     def _due(self, work: Sequence[Message], timeout: float | None) -> float:
         """Until when answers to a wave count."""
         deadline = self.settings.deadline if all(map(_can_fail, work)) else 0.0
-        return self.now + min(
+        return self.clock_time + min(
             deadline or math.inf, math.inf if timeout is None else timeout
         )
 
@@ -514,14 +510,14 @@ class FleetGrid(MessageGrid):
                 )
             else:
                 seconds = flops / profile.speed * slower
-        for (
-            name,
-            record,
-        ) in message.content.items():  # what messages of a wave share is weighed once
+        # Records that messages of a wave share are weighed once.
+        for record in message.content.values():
             if id(record) not in wave.sizes:
-                wave.sizes[id(record)] = self._size(name, record)
+                wave.sizes[id(record)] = record_bytes(record, wave.is_sparse)
         down = sum(wave.sizes[id(record)] for record in message.content.values())
-        up = sum(self._size(name, record) for name, record in reply.content.items())
+        up = sum(
+            record_bytes(record, wave.is_sparse) for record in reply.content.values()
+        )
         account.down += down
         job = Job(
             message.id,
@@ -588,7 +584,7 @@ class FleetGrid(MessageGrid):
         """What the time since the last such moment went into: what the work did whose end the
         server waited for."""
         communication, computing = self._clock.shares(timing, self._charged)
-        self._charged = self.now
+        self._charged = self.clock_time
         self._communication += communication
         self._computing += computing
 
@@ -602,7 +598,7 @@ class FleetGrid(MessageGrid):
         if profile.busy is None or profile.idle is None:
             return math.nan
         return profile.busy * busy + profile.idle * max(
-            0.0, self.devices.presence.until(client, self.now) - busy
+            0.0, self.devices.presence.until(client, self.clock_time) - busy
         )
 
 

@@ -10,7 +10,9 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, StrategyConfig, read_config
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import NO_ANSWER, TRAIN, Arrays, Metrics, client_of
-from fedknow.server.grids.base import InlineGrid
+from fedknow.server.grids.inline import InlineGrid
+from fedknow.server.grids.strategy_grid import StrategyGrid
+from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy, quiet_flower
 
@@ -55,17 +57,16 @@ class ClockedGrid(InlineGrid):
         self.pushed_at = {}
 
     @property
-    def now(self):
+    def clock_time(self):
         return self.clock
 
-    def push_messages(self, messages):
-        ids = super().push_messages(messages)
-        self.pushed_at |= dict.fromkeys(ids, self.clock)
-        return ids
+    def push(self, work, options):
+        super().push(work, options)
+        self.pushed_at |= {message.id: self.clock for message in work}
 
-    def arrivals(self, work, timeout):
+    def collect_answers(self, work, timeout, options):
         new = [message for message in work if message.id not in self.due]
-        for reply, version in self.deliver(new, None):
+        for reply, version in self.deliver(new, None, options):
             seconds = self.seconds[client_of(reply.node)]
             lost = seconds == np.inf
             asked = next(message for message in new if message.id == reply.reply_to)
@@ -104,16 +105,16 @@ class Run:
                 StrategyConfig(name=name, **options), len(seconds)
             )
             self.missed = []
-            self.grid.missed = self.missed.append
+            options = WaveOptions(on_missed=self.missed.append)
             told = ConfigRecord({"task": 0, "round": 1, "server-round": 10})
 
             def evaluate_fn(number, arrays):
                 self.rounds.append(
-                    (number, self.grid.now, float(to_arrays(arrays)["w"][0]))
+                    (number, self.grid.clock_time, float(to_arrays(arrays)["w"][0]))
                 )
 
             self.result = self.strategy.start(
-                self.grid,
+                StrategyGrid(self.grid, options),
                 start,
                 num_rounds=rounds,
                 train_config=told,

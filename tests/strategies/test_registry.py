@@ -330,9 +330,10 @@ def test_the_example_shortens_long_updates(monkeypatch):
     )
 
     from fedknow.protocols.flower import set_id
-    from fedknow.server.grids.base import InlineGrid
+    from fedknow.server.grids.inline import InlineGrid
+    from fedknow.server.grids.strategy_grid import StrategyGrid
 
-    grid = InlineGrid(3, host=None)
+    grid = StrategyGrid(InlineGrid(3, host=None))
     strategy = build("my_strategy:MyStrategy")
     start = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
     sent = list(strategy.configure_train(1, start, ConfigRecord(), grid))

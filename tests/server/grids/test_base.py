@@ -25,7 +25,9 @@ from fedknow.protocols.messages import (
     client_of,
     node_of,
 )
-from fedknow.server.grids.base import InlineGrid
+from fedknow.server.grids.inline import InlineGrid
+from fedknow.server.grids.strategy_grid import StrategyGrid
+from fedknow.server.grids.wave import WaveOptions
 
 
 class Adder:
@@ -84,7 +86,7 @@ def counts(replies):
 def start(strategy, it, rounds=2):
     random.seed(0)
     arrays = ArrayRecord([np.zeros(3, np.float32), np.ones((2, 2), np.float32)])
-    return strategy.start(it, arrays, num_rounds=rounds)
+    return strategy.start(StrategyGrid(it), arrays, num_rounds=rounds)
 
 
 def test_exchange_orders_answers_by_node_whatever_the_order_of_work(tmp_path):
@@ -116,10 +118,10 @@ def test_traffic_is_counted_by_kind_or_label(tmp_path):
     it = grid(tmp_path, node=Adder(failing=(3,)))
     it.exchange(work(0, 1, 3))
     it.exchange(work(0, kind=EVALUATE))
-    it.exchange(work(0, 1, kind=EVALUATE), label="evaluate.global")
+    it.exchange(work(0, 1, kind=EVALUATE), options=WaveOptions(label="evaluate.global"))
     # down: 3 float32 and a number; up: 3 float32 and two numbers, nothing from the client that
     # failed
-    assert it.traffic == {
+    assert it.traffic.counts() == {
         "train": {"down": 3 * 20, "up": 2 * 28, "messages": 3},
         "evaluate": {"down": 20, "up": 28, "messages": 1},
         "evaluate.global": {"down": 40, "up": 56, "messages": 2},
@@ -132,7 +134,7 @@ def test_work_for_a_node_that_does_not_exist_is_refused(tmp_path):
         it.exchange(
             [Message(TRAIN, 6, ""), Message(TRAIN, 1, ""), Message(TRAIN, 2, "")]
         )
-    assert it.traffic == {}
+    assert it.traffic.counts() == {}
 
 
 def test_a_client_that_fails_answers_so_and_keeps_its_state(tmp_path):
@@ -150,19 +152,18 @@ def test_an_answer_that_is_refused_leaves_the_client_as_it_was(tmp_path):
     it = grid(tmp_path)
     it.exchange(work(0, 1))
     before = dict(it.versions)
-    it.inspect = lambda reply: (
-        reply
-        if reply.node == 2
-        else Message.fail(
-            Message(reply.kind, reply.node, reply.reply_to), CLIENT_FAILED, "refused"
-        )
-    )
-    replies = it.exchange(work(0, 1))
+
+    def inspect(reply):
+        if reply.node == 2:
+            return reply
+        request = Message(reply.kind, reply.node, reply.reply_to)
+        return request.fail(CLIENT_FAILED, "refused")
+
+    replies = it.exchange(work(0, 1), WaveOptions(inspect=inspect))
     assert counts(replies[:1]) == [(0, 2)]
     assert replies[1].failure.reason == "refused"
     assert it.versions[1] == before[1]
     assert it.versions[0] != before[0]
-    it.inspect = None
     assert counts(it.exchange(work(0, 1))) == [(0, 3), (1, 2)]
 
 
@@ -187,7 +188,7 @@ def test_restore_goes_back_and_prune_keeps_what_is_present(tmp_path):
     it.exchange(work(0, 1))
     checkpoint, traffic = (
         dict(it.versions),
-        {kind: dict(count) for kind, count in it.traffic.items()},
+        {kind: dict(count) for kind, count in it.traffic.counts().items()},
     )
     it.prune()
     it.store.settle()
@@ -202,7 +203,7 @@ def test_restore_goes_back_and_prune_keeps_what_is_present(tmp_path):
 
     again = grid(tmp_path)
     again.restore(checkpoint, traffic)
-    assert again.traffic == traffic
+    assert again.traffic.counts() == traffic
     assert counts(again.exchange(work(0, 1, 2))) == [(0, 2), (1, 2), (2, 1)]
     again.prune()
     again.close()
@@ -236,7 +237,7 @@ def test_fedavg_runs_unmodified(tmp_path):
         1.0,
         2.0,
     ]
-    assert it.traffic["train"]["messages"] == 8
+    assert it.traffic.counts()["train"]["messages"] == 8
 
 
 def test_a_strategy_meets_failures_as_errors(tmp_path):
@@ -256,7 +257,7 @@ def test_another_strategy_and_its_evaluation_run_too(tmp_path):
     np.testing.assert_array_equal(
         result.arrays.to_numpy_ndarrays()[0], np.full(3, 7.5, np.float32)
     )
-    assert it.traffic["evaluate"]["messages"] == 12
+    assert it.traffic.counts()["evaluate"]["messages"] == 12
 
 
 def flower_work(*nodes):
@@ -267,9 +268,8 @@ def flower_work(*nodes):
 
 
 def test_send_and_receive_gives_a_list_in_order_of_the_nodes(tmp_path):
-    replies = grid(tmp_path, node=Adder(failing=(2,))).send_and_receive(
-        iter(flower_work(5, 4, 2))
-    )
+    it = StrategyGrid(grid(tmp_path, node=Adder(failing=(2,))))
+    replies = it.send_and_receive(iter(flower_work(5, 4, 2)))
     assert isinstance(replies, list)
     assert [reply.metadata.src_node_id for reply in replies] == [2, 4, 5]
     assert [reply.has_error() for reply in replies] == [False, True, False]
@@ -279,7 +279,7 @@ def test_send_and_receive_gives_a_list_in_order_of_the_nodes(tmp_path):
 
 def test_messages_pushed_are_answered_when_pulled_and_once(tmp_path):
     node = Adder()
-    it = grid(tmp_path, node=node)
+    it = StrategyGrid(grid(tmp_path, node=node))
     sent = flower_work(3, 2, 4)
     ids = it.push_messages(sent)
     assert [message.metadata.message_id for message in sent] == ids
@@ -293,7 +293,8 @@ def test_messages_pushed_are_answered_when_pulled_and_once(tmp_path):
 
 
 def test_the_rest_of_flowers_grid(tmp_path):
-    with grid(tmp_path, clients=3) as it:
+    with grid(tmp_path, clients=3) as inner:
+        it = StrategyGrid(inner)
         assert it.get_node_ids() == [2, 3, 4]
         assert [info.node_id for info in it.get_nodes()] == [2, 3, 4]
         assert it.run.run_id == 1

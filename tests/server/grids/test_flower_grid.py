@@ -20,8 +20,8 @@ from fedknow.protocols.messages import ENVELOPE
 from fedknow.server import flower_app
 from fedknow.server.checks.replies import RunError
 from fedknow.server.flower_app import run_on_flower
-from fedknow.server.grids.base import InlineGrid
 from fedknow.server.grids.flower_grid import FlowerGrid
+from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.run.experiment import Experiment
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations

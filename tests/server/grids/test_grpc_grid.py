@@ -43,6 +43,8 @@ from fedknow.server.certs import make_certificates
 from fedknow.server.checks.replies import RunError
 from fedknow.server.grids import grpc_grid, grpc_service
 from fedknow.server.grids.grpc_grid import GrpcGrid
+from fedknow.server.grids.strategy_grid import StrategyGrid
+from fedknow.server.grids.wave import WaveOptions
 
 WAIT = 30
 """Seconds that nothing here takes."""
@@ -158,9 +160,9 @@ def work(*clients, kind=TRAIN):
 class Exchange:
     """An exchange in a thread of its own."""
 
-    def __init__(self, it, messages, **options):
+    def __init__(self, it, messages, *options, **named):
         self.result = queue.SimpleQueue()
-        call = lambda: self.result.put(it.exchange(messages, **options))  # noqa: E731
+        call = lambda: self.result.put(it.exchange(messages, *options, **named))  # noqa: E731
         threading.Thread(target=call, daemon=True).start()
 
     def replies(self):
@@ -210,7 +212,9 @@ def test_a_broadcast_is_serialised_once_and_answers_are_in_order(
     assert [reply.node for reply in replies] == [2, 3, 4]
     assert sums(replies) == {2: 12.0, 3: 6.0, 4: 9.0}
     assert len(packs) == 1
-    assert it.traffic == {"train": {"down": 3 * 28, "up": 3 * 20, "messages": 3}}
+    assert it.traffic.counts() == {
+        "train": {"down": 3 * 28, "up": 3 * 20, "messages": 3}
+    }
     assert it.versions == {0: 7, 1: 7, 2: 7}
 
 
@@ -295,13 +299,13 @@ def test_an_inspector_that_refuses_an_answer_leaves_the_client_where_it_was(
 ):
     it = grid(1)
     (one,) = all_in(it, puppet, 1)
-    it.inspect = lambda reply: Message(reply.kind, reply.node, reply.reply_to).fail(
-        2, "refused"
-    )
-    exchange = Exchange(it, work(0))
+
+    def refuse(reply):
+        return Message(reply.kind, reply.node, reply.reply_to).fail(2, "refused")
+
+    exchange = Exchange(it, work(0), WaveOptions(inspect=refuse))
     one.answer(one.parcel(), version=5)
     exchange.replies()
-    it.inspect = None
     eventually(lambda: it.status()["refused"] == 1)
     exchange = Exchange(it, work(0))
     parcel = one.parcel()
@@ -333,14 +337,15 @@ class Pull(Exchange):
 
 def test_answers_are_there_while_others_still_work(grid, puppet):
     it = grid()
-    ids = pushed(it, 0, 1, 2)
-    pull = Pull(it, ids)
+    face = StrategyGrid(it)
+    ids = pushed(face, 0, 1, 2)
+    pull = Pull(face, ids)
     zero, one, two = all_in(it, puppet)
     parcels = [each.parcel() for each in (zero, one, two)]
     one.answer(parcels[1], 1)
     assert sums(pull.replies()) == {3: 6.0}
-    ids += pushed(it, 1)
-    pull = Pull(it, ids)
+    ids += pushed(face, 1)
+    pull = Pull(face, ids)
     one.answer(one.parcel(), 2, version=8)
     assert sums(pull.replies()) == {3: 9.0}
     assert it.versions == {1: 8}
@@ -350,9 +355,9 @@ def test_answers_are_there_while_others_still_work(grid, puppet):
         it.exchange(work(1))
     zero.answer(parcels[0], 3)
     two.answer(parcels[2], 4)
-    assert sums(Pull(it, ids[2:3]).replies()) == {4: 15.0}
-    assert sums(Pull(it, ids).replies()) == {2: 12.0}
-    assert it.pull_messages(ids) == []
+    assert sums(Pull(face, ids[2:3]).replies()) == {4: 15.0}
+    assert sums(Pull(face, ids).replies()) == {2: 12.0}
+    assert face.pull_messages(ids) == []
     exchange = Exchange(it, work(1))
     one.answer(one.parcel(), 5)
     assert sums(exchange.replies()) == {3: 18.0}
@@ -360,31 +365,32 @@ def test_answers_are_there_while_others_still_work(grid, puppet):
 
 def test_a_pull_waits_no_longer_than_it_is_told_to(grid, puppet):
     it = grid(1)
-    ids = pushed(it, 0)
+    face = StrategyGrid(it)
+    ids = pushed(face, 0)
     (one,) = all_in(it, puppet, 1)
-    before = it.now
-    assert it.pull_messages(ids, 0.05) == []
-    assert 0.05 <= it.now - before < WAIT
+    before = it.clock_time
+    assert face.pull_messages(ids, 0.05) == []
+    assert 0.05 <= it.clock_time - before < WAIT
     one.answer(one.parcel())
-    assert sums(Pull(it, ids, WAIT).replies()) == {2: 6.0}
+    assert sums(Pull(face, ids, WAIT).replies()) == {2: 6.0}
 
 
 def test_pushed_work_is_given_up_when_its_time_is_over(grid, puppet):
     it = grid(2, "engine.round_timeout=1.0")
     missed = []
-    it.missed = missed.append
-    pull = Pull(it, ids := pushed(it, 0, 1))
+    face = StrategyGrid(it, WaveOptions(on_missed=missed.append))
+    pull = Pull(face, ids := pushed(face, 0, 1))
     zero, one = all_in(it, puppet, 2)
     late = one.parcel()
     zero.answer(zero.parcel())
     assert sums(pull.replies()) == {2: 6.0}
-    (given_up,) = Pull(it, ids).replies()
+    (given_up,) = Pull(face, ids).replies()
     assert (given_up.node, given_up.failure.code) == (3, NO_ANSWER)
     assert [[message.node for message in work] for work in missed] == [[3]]
     one.answer(late)
     eventually(lambda: it.status()["dropped"]["late"] == 1)
     assert it.status()["left_out"] == 1
-    pull = Pull(it, pushed(it, 1))
+    pull = Pull(face, pushed(face, 1))
     parcel = one.parcel()
     assert parcel.version == 0
     one.answer(parcel, 2)

@@ -26,8 +26,10 @@ from fedknow.protocols.messages import (
     node_of,
 )
 from fedknow.server.checks.replies import Fault, Inspector, RunError
-from fedknow.server.grids.base import InlineGrid
+from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.running_mean import RunningMean, averaged
+from fedknow.server.grids.strategy_grid import StrategyGrid
+from fedknow.server.grids.wave import WaveOptions
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.presets import load_preset
 from fedknow.simulations.simulate import simulate
@@ -175,14 +177,15 @@ def test_a_strategy_gets_one_answer_and_makes_the_same_of_it(tmp_path, strategy)
             ExperimentConfig(), None, StateStore(tmp_path / str(mean), 10**6), Adder()
         )
         grid = InlineGrid(5, host)
-        grid.running_mean = mean
         told = []
-        grid.inspect = Inspector(told.append)
-        grid.inspect.begin(0, 1, Arrays({"w": np.zeros(3, np.float32)}))
+        inspector = Inspector(told.append)
+        options = WaveOptions(inspect=inspector, is_averaged=mean)
+        face = StrategyGrid(grid, options)
+        inspector.begin(0, 1, Arrays({"w": np.zeros(3, np.float32)}))
         it = strategy(fraction_evaluate=0)
         record = to_record({"w": np.zeros(3, np.float32)})
-        messages = list(it.configure_train(1, record, ConfigRecord({"task": 0}), grid))
-        replies = grid.send_and_receive(messages)
+        messages = list(it.configure_train(1, record, ConfigRecord({"task": 0}), face))
+        replies = face.send_and_receive(messages)
         assert [reply.has_error() for reply in replies].count(True) == 1
         assert len(replies) == (2 if mean else 5)
         arrays, metrics = it.aggregate_train(
@@ -190,9 +193,9 @@ def test_a_strategy_gets_one_answer_and_makes_the_same_of_it(tmp_path, strategy)
         )
         results.append((arrays["w"].numpy(), metrics["loss"]))
         assert len(told) == 1
-        assert len(grid.inspect.trained) == 4
+        assert len(inspector.trained) == 4
         assert len(grid.versions) == 4
-        assert grid.traffic[TRAIN]["up"] == 4 * (12 + 16)
+        assert grid.traffic.counts()[TRAIN]["up"] == 4 * (12 + 16)
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
     assert results[0][1] == pytest.approx(results[1][1])
     if strategy is FedAvg:

@@ -28,7 +28,7 @@ from fedknow.protocols.messages import (
     Metrics,
     client_of,
 )
-from fedknow.server.grids.base import InlineGrid
+from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.experiment import Experiment, RunError
 from fedknow.server.run.folder import RunFolder
@@ -353,15 +353,15 @@ def test_raw_accuracies_are_what_clients_answered(rig):
 def test_scoring_the_global_model_is_nobodys_traffic(rig):
     run = rig()
     run.run()
-    traffic = run.grid.traffic
+    traffic = run.grid.traffic.counts()
     assert run.events[-1]["traffic"] == traffic
     personal, shared = traffic["evaluate"], traffic["evaluate.global"]
     assert personal["messages"] == shared["messages"] == 8
     assert shared["down"] > personal["down"]  # the head comes along
     alone = Rig(run.path.parent / "alone", "evaluation.global_model=false")
     alone.run()
-    assert personal == alone.grid.traffic["evaluate"]
-    assert "evaluate.global" not in alone.grid.traffic
+    assert personal == alone.grid.traffic.counts()["evaluate"]
+    assert "evaluate.global" not in alone.grid.traffic.counts()
     assert traffic["train"] == {
         "down": 24 * (12 + 5 * 8),
         "up": 24 * (12 + 3 * 8),
@@ -503,7 +503,7 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_happened(
         if not (event["event"] == "start" and event["resumed_from"])
     ]
     assert comparable(again) == comparable(whole.events)
-    assert broken.grid.traffic == whole.grid.traffic
+    assert broken.grid.traffic.counts() == whole.grid.traffic.counts()
     # files of client states: exactly one a client, of the same content
     assert len(list((broken.path / "clients").iterdir())) == CLIENTS
 
@@ -528,7 +528,7 @@ def test_so_does_one_interrupted_while_clients_work(tmp_path, monkeypatch, messa
     np.testing.assert_array_equal(
         result.accuracy["personal"], expected.accuracy["personal"]
     )
-    assert broken.grid.traffic == whole.grid.traffic
+    assert broken.grid.traffic.counts() == whole.grid.traffic.counts()
 
 
 def test_resuming_skips_what_is_done(rig):
@@ -879,7 +879,7 @@ def test_clients_are_scored_between_rounds_of_a_loop_of_its_own_too(tmp_path):
 
 
 def test_real_clients_that_are_at_work_are_not_scored(rig, monkeypatch):
-    monkeypatch.setattr(InlineGrid, "occupied", True)
+    monkeypatch.setattr(InlineGrid, "is_occupied", True)
     run = rig("evaluation.every=2")
     run.run(strategy=OwnLoop())
     assert kinds(run.events).count("evaluation") == 2

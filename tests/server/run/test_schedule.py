@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.server.grids.base import InlineGrid
+from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.run.experiment import Experiment
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.schedule import Arrivals

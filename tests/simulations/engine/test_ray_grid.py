@@ -33,7 +33,9 @@ from fedknow.protocols.messages import (
     node_of,
 )
 from fedknow.server.checks.replies import RunError
-from fedknow.server.grids.base import InlineGrid
+from fedknow.server.grids.inline import InlineGrid
+from fedknow.server.grids.strategy_grid import StrategyGrid
+from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.engine.ray_grid import (
     WORKER_DIED,
     RayGrid,
@@ -237,7 +239,7 @@ def test_flowers_fedavg_runs_unmodified_and_gives_the_same_numbers(grid, inline)
         random.seed(3)
         strategy = FedAvg(fraction_train=0.5, fraction_evaluate=0.0)
         result = strategy.start(it, to_record(START), num_rounds=3)
-        results.append((result.arrays["w"].numpy().tobytes(), it.traffic))
+        results.append((result.arrays["w"].numpy().tobytes(), it.traffic.counts()))
     assert results[0] == results[1]
 
 
@@ -384,14 +386,14 @@ def test_an_interrupt_while_waiting_leaves_a_grid_that_works(grid):
 
 
 def test_a_lost_state_is_a_failure_or_a_fresh_client(grid):
-    grid.versions = {1: 77}
+    grid.restore({1: 77})
     lost, other = grid.exchange(work([1, 2]))
     assert "000001-4d.safetensors: no such client state" in lost.failure.reason
     assert other.failure is None
     assert grid.versions[1] == 77
     told = []
-    grid.forgot = lambda client, reason: told.append(client)
-    assert metric(grid.exchange(work([1, 2])), "count") == {1: 1, 2: 2}
+    options = WaveOptions(on_lost_state=lambda client, reason: told.append(client))
+    assert metric(grid.exchange(work([1, 2]), options), "count") == {1: 1, 2: 2}
     assert told == [1]
     assert grid.versions[1] not in (0, 77)
 
@@ -485,22 +487,21 @@ def test_workers_average_their_own_clients(grid, inline, tmp_path, died):
     strategy = FedAvg(fraction_evaluate=0)
     found = []
     for it, mean in ((inline, False), (grid, True)):
-        it.running_mean = mean
+        face = StrategyGrid(it, WaveOptions(is_averaged=mean))
         if not mean:
             (tmp_path / "marker-4").touch()
         elif died:
             (tmp_path / "marker-4").unlink()
         messages = list(
-            strategy.configure_train(1, to_record(START), ConfigRecord(settings), it)
+            strategy.configure_train(1, to_record(START), ConfigRecord(settings), face)
         )
         replies = [
-            reply for reply in it.send_and_receive(messages) if not reply.has_error()
+            reply for reply in face.send_and_receive(messages) if not reply.has_error()
         ]
         assert len(replies) == (1 if mean else CLIENTS - 1)
         found.append(strategy.aggregate_train(1, replies)[0]["w"].numpy())
-    grid.running_mean = False
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
-    assert grid.traffic[TRAIN] == inline.traffic[TRAIN]
+    assert grid.traffic.counts()[TRAIN] == inline.traffic.counts()[TRAIN]
     assert len(grid.versions) == CLIENTS - 1
 
 

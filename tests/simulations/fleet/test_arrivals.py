@@ -148,13 +148,13 @@ def test_work_is_of_the_task_that_is_there_when_it_is_given_out(
     given = []
     give_out = FleetGrid._give_out
 
-    def watch(self, work, label=None):
+    def watch(self, work, options):
         given.extend(
-            (self.now, client_of(message.node), message.config()["task"])
+            (self.clock_time, client_of(message.node), message.config()["task"])
             for message in work
             if message.kind == TRAIN
         )
-        give_out(self, work, label)
+        give_out(self, work, options)
 
     monkeypatch.setattr(FleetGrid, "_give_out", watch)
     run(tmp_path / "run", *changes)
@@ -386,31 +386,31 @@ def test_who_is_at_work_ends_its_task_when_it_is_done(
     given, told, busy = [], [], set()
     push, pull, exchange = FleetGrid._give_out, FleetGrid._take_in, FleetGrid.exchange
 
-    def give(self, work, label=None):
+    def give(self, work, options):
         for message in work:
             if message.kind == TRAIN:
                 given.append(
                     (
-                        self.now,
+                        self.clock_time,
                         client_of(message.node),
                         *map(message.config().get, ("task", "round")),
                     )
                 )
                 busy.add(client_of(message.node))
-        push(self, work, label)
+        push(self, work, options)
 
-    def take(self, reply, version, label=None):
+    def take(self, reply, version, options):
         busy.discard(client_of(reply.node))
-        return pull(self, reply, version, label)
+        return pull(self, reply, version, options)
 
-    def ask(self, messages, timeout=None, label=None):
+    def ask(self, messages, options):
         assert busy.isdisjoint(client_of(message.node) for message in messages)
         told.extend(
-            (self.now, client_of(message.node), message.config()["task"])
+            (self.clock_time, client_of(message.node), message.config()["task"])
             for message in messages
             if message.kind == END_TASK
         )
-        return exchange(self, messages, timeout, label)
+        return exchange(self, messages, options)
 
     monkeypatch.setattr(FleetGrid, "_give_out", give)
     monkeypatch.setattr(FleetGrid, "_take_in", take)

@@ -1,0 +1,194 @@
+"""Flower's face of a grid: the ``Grid`` that strategies see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from flwr.app import Message as FlowerMessage
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedknow.protocols.flower import (
+    Cache,
+    Run,
+    from_flower,
+    identify,
+    set_id,
+    to_flower,
+)
+from fedknow.protocols.messages import Message
+from fedknow.server.grids.base import MessageGrid
+from fedknow.server.grids.running_mean import RunningMean
+from fedknow.server.grids.wave import WaveOptions
+
+__all__ = ["StrategyGrid"]
+
+PLAIN = WaveOptions()
+
+
+class StrategyGrid(Grid):
+    """The grid that strategies see; any Flower strategy runs on it unchanged.
+
+    Parameters
+    ----------
+    grid : MessageGrid
+        Sends the messages.
+    options : WaveOptions
+        What the experiment wants of each wave that a strategy sends.
+    address : callable, optional
+        Called with Flower's messages before they are sent; may change what they say.
+    until : float
+        The moment of :attr:`clock_time` from which on strategies with a loop of their own give out
+        no work.
+
+    Attributes
+    ----------
+    until : float
+        See the parameter.
+    """
+
+    def __init__(
+        self,
+        grid: MessageGrid,
+        options: WaveOptions = PLAIN,
+        address: Callable[[Sequence[FlowerMessage]], None] | None = None,
+        until: float = math.inf,
+    ) -> None:
+        self.until = until
+        self._grid = grid
+        self._options = options
+        self._address = address
+        self._run = grid.run
+        self._pushed: dict[str, FlowerMessage] = {}
+
+    def with_end(self, until: float) -> StrategyGrid:
+        """Return the same grid with another moment from which on no work is given out."""
+        other = StrategyGrid(self._grid, self._options, self._address, until)
+        # Shared: work that was pushed through one may be pulled through the other.
+        other._pushed = self._pushed
+        other._run = self._run
+        return other
+
+    # --- the run
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that this grid works for."""
+        self._run = run
+        identify(run.run_id)
+
+    @property
+    def run(self) -> Run:
+        """The run, as Flower describes it."""
+        return self._run
+
+    @property
+    def clock_time(self) -> float:
+        """Seconds on the clock by which pulls wait; see :attr:`Delivery.clock_time`."""
+        return self._grid.clock_time
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all present clients, ascending."""
+        return self._grid.get_node_ids()
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> FlowerMessage:
+        """Make a Flower message, as Flower's own constructor does."""
+        return FlowerMessage(
+            content, dst_node_id, message_type, ttl=ttl, group_id=group_id
+        )
+
+    # --- messages
+
+    def push_messages(self, messages: Iterable[FlowerMessage]) -> list[str]:
+        """Take messages in, as they are now; work begins with the next pull, at the latest.
+
+        Returns
+        -------
+        list of str
+            Ids under which to pull the answers.
+
+        Raises
+        ------
+        ValueError
+            If a message goes to a node that does not exist.
+        """
+        sent = self._prepare(list(messages))
+        self._grid.push(_ours(sent), self._options)
+        self._pushed |= {message.metadata.message_id: message for message in sent}
+        return [message.metadata.message_id for message in sent]
+
+    def pull_messages(
+        self, message_ids: Iterable[str], timeout: float | None = None
+    ) -> list[FlowerMessage]:
+        """Collect the answers to pushed messages that have arrived; wait for one if none has.
+
+        Parameters
+        ----------
+        message_ids : iterable of str
+            Ids that :meth:`push_messages` gave. An id that was pulled already or never pushed
+            gives nothing.
+        timeout : float, optional
+            Seconds of :attr:`clock_time` to wait for the first answer; by default as long as it
+            takes.
+
+        Returns
+        -------
+        list of flwr.app.Message
+            Answers (errors too) in the order of arrival, those that arrived together in the
+            order of nodes. Empty: none came in time, or none can come any more.
+        """
+        replies = self._grid.pull(message_ids, self._options, timeout)
+        return [to_flower(reply, self._pushed.pop(reply.reply_to)) for reply in replies]
+
+    def send_and_receive(
+        self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
+    ) -> list[FlowerMessage]:
+        """Send Flower's messages and wait for the answers, at most ``timeout`` seconds.
+
+        Returns
+        -------
+        list of flwr.app.Message
+            The answers (errors too), ordered by node id, then as sent; after a timeout those
+            that arrived. With ``engine.running_mean`` the good answers to training are one, their
+            mean in the name of the first (:mod:`fedknow.server.grids.running_mean`).
+        """
+        wanted = list(messages)
+        spare = self._grid.reserves(wanted)
+        options = replace(self._options, enough=len(wanted)) if spare else self._options
+        sent = self._prepare([*wanted, *spare])
+        work = _ours(sent)
+        requests = {message.metadata.message_id: message for message in sent}
+
+        def convert(reply: Message) -> FlowerMessage:
+            return to_flower(reply, requests[reply.reply_to])
+
+        if not options.averages(work):
+            return self._grid.collect(work, options, timeout, convert)
+        running = RunningMean()
+        replies = self._grid.collect(work, options, timeout, running.take)
+        good = [reply for reply in replies if reply.failure is None]
+        failed = [reply for reply in replies if reply.failure is not None]
+        mean = [running.reply(good)] if good else []
+        return [convert(reply) for reply in mean + failed]
+
+    def _prepare(self, messages: list[FlowerMessage]) -> list[FlowerMessage]:
+        """Let the experiment address messages, and give them ids."""
+        if self._address:
+            self._address(messages)
+        for message in messages:
+            set_id(message, self._grid.next_id())
+        return messages
+
+
+def _ours(messages: Sequence[FlowerMessage]) -> list[Message]:
+    """Convert messages; records that they share stay shared."""
+    cache: Cache = {}
+    return [from_flower(message, cache) for message in messages]
