@@ -190,7 +190,6 @@ def score_clients(
     RunError
         If no client could be scored, and everybody was to be.
     """
-
     # Parameters that clients keep come with the first wave, but serve the second.
     scoring_options = replace(
         options, is_measurement=True, record_labels={KEPT: GLOBAL_TRAFFIC}

@@ -238,7 +238,7 @@ def test_flowers_fedavg_runs_unmodified_and_gives_the_same_numbers(grid, inline)
     for it in (grid, inline):
         random.seed(3)
         strategy = FedAvg(fraction_train=0.5, fraction_evaluate=0.0)
-        result = strategy.start(it, to_record(START), num_rounds=3)
+        result = strategy.start(StrategyGrid(it), to_record(START), num_rounds=3)
         results.append((result.arrays["w"].numpy().tobytes(), it.traffic.counts()))
     assert results[0] == results[1]
 
