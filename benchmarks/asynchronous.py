@@ -144,10 +144,9 @@ def run(
             Path(folder) / "run",
             observers=[lambda event: events.append(event.line())],
         )
-    kinds = {
-        kind: [event for event in events if event["event"] == kind]
-        for kind in ("round", "evaluation", "task_end")
-    }
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        kinds.setdefault(event["event"], []).append(event)
     return {
         "strategy": config.strategy.model_dump(),
         "rounds": [(e["virtual_seconds"], e["clients"]) for e in kinds["round"]],

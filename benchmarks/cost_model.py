@@ -82,9 +82,9 @@ def run(
     stream = make_benchmark(config)
     nodes = {"with": Node(config, stream), "without": Unmetered(config, stream)}
     spent: dict[str, Counter[str]] = {name: Counter() for name in nodes}
-    states: dict[str, list[State]] = {
-        name: [{} for _ in range(clients)] for name in nodes
-    }
+    states: dict[str, list[State]] = {}
+    for name in nodes:
+        states[name] = [{} for _ in range(clients)]
     learner = nodes["with"].learner
     learner.load_state_dict({})
     arrays = Arrays(
@@ -116,8 +116,12 @@ def run(
     return spent
 
 
+def _seconds(spent: Counter[str], kind: str) -> float:
+    return spent.total() if kind == "all" else spent[kind]
+
+
 def main() -> None:
-    """See the module."""
+    """Measure, and print a line for each kind of message."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--learner", default="fedknow")
@@ -135,11 +139,8 @@ def main() -> None:
     ]
     for kind in (*repeats[0]["with"], "all"):
         pairs = [
-            [
-                sum(c.values()) if kind == "all" else c[kind]
-                for c in (f["with"], f["without"])
-            ]
-            for f in repeats
+            (_seconds(spent["with"], kind), _seconds(spent["without"], kind))
+            for spent in repeats
         ]
         share = statistics.median(a / b - 1 for a, b in pairs)
         seconds = statistics.median(b for _, b in pairs)

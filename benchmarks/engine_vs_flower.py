@@ -31,7 +31,7 @@ import time
 import warnings
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +146,19 @@ def compare(
     for engine in args.engines:
         with watching(0.2) as peaks[engine]:
             once(case | {"engine": engine, "rounds": 1})
-    checks = [run["check"] for engine_runs in runs.values() for run in engine_runs]
+    checks = [run["check"] for run in chain.from_iterable(runs.values())]
     if max(checks) - min(checks) > 1e-3 * max(map(abs, checks)):
         raise SystemExit(
             f"{workload}, {clients} clients: the engines do not agree: {checks}"
         )
     results = []
     for engine, engine_runs in runs.items():
+        warm = list(chain.from_iterable(run["warm"] for run in engine_runs))
         result: dict[str, Any] = {
             "workload": workload,
             "clients": clients,
             "engine": engine,
-            "median": statistics.median(
-                value for run in engine_runs for value in run["warm"]
-            ),
+            "median": statistics.median(warm),
             "medians": [statistics.median(run["warm"]) for run in engine_runs],
             "first": statistics.median(run["first"] for run in engine_runs),
             "peak_mb": max(peaks[engine]),

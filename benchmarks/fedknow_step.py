@@ -29,7 +29,9 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -239,7 +241,7 @@ Rounds = list[tuple[list[dict[str, float]], dict[str, float]]]
 
 def row(past_task: int, rounds: Rounds) -> dict[str, object]:
     """Figures of one number of past tasks."""
-    seconds = [step for steps, _ in rounds for step in steps]
+    seconds = list(chain.from_iterable(steps for steps, _ in rounds))
     ms, ratio = {}, {}
     for name in seconds[0]:
         pairs = [(step[name], step["fedavg"]) for step in seconds if name in step]
@@ -259,10 +261,10 @@ def row(past_task: int, rounds: Rounds) -> dict[str, object]:
                 ),
                 "steps": len(pairs),
             }
-    counts = {
-        name: round(sum(sums[name] for _, sums in rounds) / len(seconds), 3)
-        for name in rounds[0][1]
-    }
+    totals: Counter[str] = Counter()
+    for _, sums in rounds:
+        totals.update(sums)
+    counts = {name: round(total / len(seconds), 3) for name, total in totals.items()}
     return {
         "past": past_task,
         "steps": len(seconds),
@@ -302,7 +304,8 @@ def paper(
                     learner.fit(share, round)
                 sent.append(learner.send())
                 states[client] = learner.state_dict()
-            body = {name: sum(part[name] for part in sent) / CLIENTS for name in body}
+            for name in body:
+                body[name] = sum(part[name] for part in sent) / CLIENTS
         note(row(task, rounds))
         for client in range(CLIENTS):
             learner.load_state_dict(states[client])

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -111,50 +112,49 @@ def compare(
                 "rounds": args.rounds,
                 "workers": args.workers,
             }
-            command = [sys.executable, __file__, "--case", json.dumps(case)]
-            completed = subprocess.run(
-                command, capture_output=True, text=True, timeout=1800
-            )
-            lines = [
-                line
-                for line in completed.stdout.splitlines()
-                if line.startswith(RESULT)
-            ]
-            if not lines:
-                raise SystemExit(
-                    f"{case} failed:\n{completed.stdout[-2000:]}\n{completed.stderr[-4000:]}"
-                )
-            runs[engine].append(json.loads(lines[-1].removeprefix(RESULT)))
-    digests = {run["digest"] for engine_runs in runs.values() for run in engine_runs}
+            runs[engine].append(once(case))
+    digests = {run["digest"] for run in chain.from_iterable(runs.values())}
     if len(digests) != 1:
         raise SystemExit(
             f"{learner}, {clients} clients: the engines came to different numbers"
         )
-    medians = {
-        engine: statistics.median(
-            seconds for run in engine_runs for seconds in run["seconds"][1:]
+    results = [summary(learner, clients, engine, runs[engine]) for engine in ENGINES]
+    flower = results[0]["median"]
+    for result in results[1:]:
+        result["times_faster_than_flower"] = flower / result["median"]
+    return results
+
+
+def once(case: dict[str, Any]) -> dict[str, Any]:
+    """Measure one case in a process of its own."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    lines = [line for line in completed.stdout.splitlines() if line.startswith(RESULT)]
+    if not lines:
+        raise SystemExit(
+            f"{case} failed:\n{completed.stdout[-2000:]}\n{completed.stderr[-4000:]}"
         )
-        for engine, engine_runs in runs.items()
+    result: dict[str, Any] = json.loads(lines[-1].removeprefix(RESULT))
+    return result
+
+
+def summary(
+    learner: str, clients: int, engine: str, runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the figures of one engine's runs."""
+    # The first round is start-up.
+    warm = [run["seconds"][1:] for run in runs]
+    return {
+        "learner": learner,
+        "clients": clients,
+        "engine": engine,
+        "median": statistics.median(chain.from_iterable(warm)),
+        "medians": [statistics.median(seconds) for seconds in warm],
+        "first": statistics.median(run["seconds"][0] for run in runs),
+        "whole_run": statistics.median(run["whole"] for run in runs),
+        "digest": runs[0]["digest"],
+        "seconds": [run["seconds"] for run in runs],
     }
-    return [
-        {
-            "learner": learner,
-            "clients": clients,
-            "engine": engine,
-            "median": medians[engine],
-            "medians": [statistics.median(run["seconds"][1:]) for run in engine_runs],
-            "first": statistics.median(run["seconds"][0] for run in engine_runs),
-            "whole_run": statistics.median(run["whole"] for run in engine_runs),
-            "digest": engine_runs[0]["digest"],
-            "seconds": [run["seconds"] for run in engine_runs],
-        }
-        | (
-            {}
-            if engine == "flower"
-            else {"times_faster_than_flower": medians["flower"] / medians[engine]}
-        )
-        for engine, engine_runs in runs.items()
-    ]
 
 
 def measure(

@@ -20,6 +20,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -280,7 +281,8 @@ def _mutate_header(draw: random.Random, data: bytes) -> bytes:
         header = Header.FromString(data[3 : 3 + size])
     except DecodeError:
         return data
-    tensors = [tensor for record in header.records for tensor in record.arrays.tensors]
+    records = header.records
+    tensors = list(chain.from_iterable(record.arrays.tensors for record in records))
     if not tensors:
         return data
     tensor, number = (

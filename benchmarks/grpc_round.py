@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,8 @@ def serve(clients: int, name: str, rounds: int, tls: str) -> None:
             ]
             began = time.perf_counter()
             replies = grid.exchange(work)
-            finite = all(
-                np.isfinite(array).all()
-                for reply in replies
-                for array in reply.arrays().values()
-            )
+            arrays = chain.from_iterable(reply.arrays().values() for reply in replies)
+            finite = all(np.isfinite(array).all() for array in arrays)
             seconds.append(time.perf_counter() - began)
             assert finite
             assert len(replies) == clients

@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,12 +166,10 @@ def table(args: argparse.Namespace) -> None:
                         medians_by_system[system].append(
                             run[system](clients, parameters, args.rounds, Path(folder))
                         )
-            medians = {
-                system: statistics.median(
-                    seconds for times in each for seconds in times[1:]
-                )
-                for system, each in medians_by_system.items()
-            }
+            medians = {}
+            for system, each in medians_by_system.items():
+                warm = chain.from_iterable(times[1:] for times in each)
+                medians[system] = statistics.median(warm)
             for system, each in medians_by_system.items():
                 case: dict[str, Any] = {
                     "parameters": parameters,

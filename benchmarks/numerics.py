@@ -100,11 +100,12 @@ def passes(name: str) -> dict[str, Callable[[], None]]:
 
         return run
 
-    return {
-        f"{name}, {precision}": step_of(memory_format, precision == "bf16")
-        for name, memory_format in FORMATS.items()
-        for precision in ("fp32", "bf16")
-    }
+    passes = {}
+    for name, memory_format in FORMATS.items():
+        for precision in ("fp32", "bf16"):
+            step = step_of(memory_format, precision == "bf16")
+            passes[f"{name}, {precision}"] = step
+    return passes
 
 
 def steps(name: str) -> dict[str, Callable[[], None]]:

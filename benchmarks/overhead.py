@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,8 +159,9 @@ def main() -> None:
 
 def check(workload: str, runs: dict[str, list[dict[str, Any]]]) -> None:
     """Check that weights and right answers are equal, and so the steps."""
-    norms = [run["norm"] for contender_runs in runs.values() for run in contender_runs]
-    right = {run["right"] for contender_runs in runs.values() for run in contender_runs}
+    every_run = list(chain.from_iterable(runs.values()))
+    norms = [run["norm"] for run in every_run]
+    right = {run["right"] for run in every_run}
     if max(norms) - min(norms) > 1e-3 * max(norms) or max(right) - min(right) > 0.01:
         raise SystemExit(
             f"{workload}: the runs do not agree: norms {norms}, accuracies {right}"
@@ -363,9 +365,10 @@ def work(task_name: str, weights: dict[str, Tensor], clients: range, round: int)
 def mean(parts: list[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
     """Return the weighted mean of all clients, from sums over some of them."""
     samples = sum(part[1] for part in parts)
-    return {
-        name: sum(part[0][name] for part in parts) / samples for name in parts[0][0]
-    }
+    averages = {}
+    for name in parts[0][0]:
+        averages[name] = sum(part[0][name] for part in parts) / samples
+    return averages
 
 
 def configuration(settings: dict[str, Any], processes: int) -> ExperimentConfig:

@@ -151,9 +151,9 @@ def commands(
             if processes > 1
             else []
         )
-        options = [
-            text for key, value in size.items() for text in (f"--{key}", str(value))
-        ]
+        options = []
+        for key, value in size.items():
+            options += [f"--{key}", str(value)]
         options += ["--model", model, "--samples", str(MODELS[model]["samples"])]
         options += ["--shape", *map(str, MODELS[model]["shape"])]
         options += ["--channels-last"] * args.channels_last + ["--no-dropout"] * (

@@ -103,31 +103,33 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for learner in dict.fromkeys(run["learner"] for run in runs):
-        columns = [
-            [r for r in runs if (r["learner"], r["precision"]) == (learner, name)]
-            for name in PRECISIONS
-        ]
-        for name, values in zip(PRECISIONS, columns, strict=True):
-            rows.append(
-                {"learner": learner, "what": name}
-                | summary([{f: r[f] for f in FIGURES} for r in values])
-            )
-        pairs = list(
-            zip(*columns, strict=False)
-        )  # the last seed's second run may be still to be made
-        differences = [{f: b[f] - a[f] for f in FIGURES} for a, b in pairs]
+        columns = []
+        for precision in PRECISIONS:
+            key = learner, precision
+            columns.append([r for r in runs if (r["learner"], r["precision"]) == key])
+            rows.append({"learner": learner, "what": precision} | summary(columns[-1]))
+        # The last seed's second run may be still to be made.
+        pairs = list(zip(*columns, strict=False))
+        differences = [difference(fp32, bf16) for fp32, bf16 in pairs]
         rows.append({"learner": learner, "what": "bf16 - fp32"} | summary(differences))
-        rows[-1]["speedup"] = estimate(
-            [a["seconds"] / b["seconds"] for a, b in pairs]
-        ).mean
+        speedups = [fp32["seconds"] / bf16["seconds"] for fp32, bf16 in pairs]
+        rows[-1]["speedup"] = estimate(speedups).mean
     return rows
 
 
-def summary(figures: list[dict[str, float]]) -> dict[str, Any]:
-    estimates = {name: estimate(row[name] for row in figures) for name in FIGURES}
-    return {
-        name: [e.mean, e.half if e.count > 1 else None] for name, e in estimates.items()
-    }
+def difference(fp32: dict[str, Any], bf16: dict[str, Any]) -> dict[str, float]:
+    """Return each figure of bf16 minus that of fp32."""
+    return {name: bf16[name] - fp32[name] for name in FIGURES}
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean and half of the interval of each figure."""
+    summaries = {}
+    for name in FIGURES:
+        figure = estimate(run[name] for run in runs)
+        half = figure.half if figure.count > 1 else None
+        summaries[name] = [figure.mean, half]
+    return summaries
 
 
 if __name__ == "__main__":

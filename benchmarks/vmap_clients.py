@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +64,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    device = find_device(args.device, "--device")
     results = [
-        case(model, clients, args.repeats, find_device(args.device, "--device"))
-        for model in args.models
-        for clients in args.clients
+        case(model, clients, args.repeats, device)
+        for model, clients in product(args.models, args.clients)
     ]
     name = (
         "vmap_clients.json"
