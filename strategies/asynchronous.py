@@ -116,7 +116,7 @@ class Asynchronous(FedAvg):
             return 1.0
         return 1.0 / (self.staleness_a * excess + 1)
 
-    def start(  # Flower's signature
+    def start(  # noqa: PLR0913  # Flower's signature
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,

@@ -43,7 +43,7 @@ class FedAsync(Asynchronous):
         10`` and ``b = 4``.
     """
 
-    def __init__(  # the strategy's settings
+    def __init__(  # noqa: PLR0913  # the strategy's settings
         self,
         alpha: float = 0.6,
         proximal_mu: float = 0.0,

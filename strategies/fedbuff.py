@@ -120,7 +120,7 @@ class FedBuff(Buffered):
         See :class:`Buffered`; the paper's discount is ``1 / sqrt(1 + d)``, the default.
     """
 
-    def __init__(  # the strategy's settings
+    def __init__(  # noqa: PLR0913  # the strategy's settings
         self,
         buffer: int = 10,
         server_lr: float = 1.0,

@@ -100,8 +100,8 @@ def _check_enough_answers(strategy: flower.FedAvg, answers: int, name: str) -> N
     selected = getattr(strategy, "num_nodes_to_select", 1)
     if isinstance(selected, int) and selected > answers - malicious:
         raise ConfigError(
-            f"strategy.num_nodes_to_select = {selected}: of {counted(answers, 'client')} in a round "
-            f"{malicious} may be malicious; set it to {answers - malicious} or less"
+            f"strategy.num_nodes_to_select = {selected}: of {counted(answers, 'client')} "
+            f"in a round {malicious} may be malicious; set it to {answers - malicious} or less"
         )
 
 

@@ -33,7 +33,7 @@ class SemiSync(Buffered):
 
     by_clock = True
 
-    def __init__(  # the strategy's settings
+    def __init__(  # noqa: PLR0913  # the strategy's settings
         self,
         deadline: float = 60.0,
         server_lr: float = 1.0,

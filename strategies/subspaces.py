@@ -66,14 +66,15 @@ def extend_from_sketch(
 ) -> Tensor:
     """Enlarge a layer's subspace by a sketch of the inputs.
 
-    A sketch is sent where the second moment is too large. Directions are singular vectors of ``A - U U^T A`` for one part of the sketch's columns.
-    These columns lie closer to them than the inputs do. So the share that U holds is measured
-    on the other columns, an eighth of the sketch, which are independent of U. On average ``|A -
-    U U^T A|^2`` over their number is the energy that U leaves out. Its standard error is at
-    most ``4 / sqrt(m)`` of it, 11 % for m = 1280, and less with more directions in the
-    residual. So ``|U^T X|^2 >= threshold |X|^2`` is missed by a few times ``(1 - threshold) 4 /
-    sqrt(m) |X|^2`` at worst. Where 7 m / 8 directions are too few for it, all of them are added
-    and a warning is logged.
+    A sketch is sent where the second moment is too large. Directions are singular vectors
+    of ``A - U U^T A`` for one part of the sketch's columns. These columns lie closer to
+    them than the inputs do. So the share that U holds is measured on the other columns, an
+    eighth of the sketch, which are independent of U. On average ``|A - U U^T A|^2`` over
+    their number is the energy that U leaves out. Its standard error is at most ``4 /
+    sqrt(m)`` of it, 11 % for m = 1280, and less with more directions in the residual. So
+    ``|U^T X|^2 >= threshold |X|^2`` is missed by a few times ``(1 - threshold) 4 / sqrt(m)
+    |X|^2`` at worst. Where 7 m / 8 directions are too few for it, all of them are added and
+    a warning is logged.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ class Target(PairedStrategy):
         See :class:`~fedknow.strategies.paired.PairedStrategy`.
     """
 
-    def __init__(  # the strategy's settings
+    def __init__(  # noqa: PLR0913  # the strategy's settings
         self,
         samples: int = 256,
         temperature: float = 2.0,
