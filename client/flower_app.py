@@ -1,4 +1,4 @@
-"""The client as a Flower ``ClientApp``: what a SuperNode, or Flower's simulation, runs.
+r"""The client as a Flower ``ClientApp``, run by a SuperNode or a simulation.
 
 Flower starts a process for a message as it pleases, and keeps its ``context.state`` in memory
 for one run. So the client's state lies on disk, as everywhere
@@ -8,8 +8,8 @@ client it is by its ``partition-id``. Its ``state-dir`` is where states are kept
 ``$FEDKNOW_STATE``, else ``~/.fedknow/flower``), and its ``data-dir`` where the data lie (by
 default ``$FEDKNOW_DATA``)::
 
-    flower-supernode --superlink HOST:PORT --node-config "partition-id=0 num-partitions=4
-    state-dir='/var/lib/fedknow'"
+    flower-supernode --superlink HOST:PORT \
+        --node-config "partition-id=0 num-partitions=4 state-dir='/var/lib/fedknow'"
 
 The one module of the client that imports Flower.
 """

@@ -50,9 +50,10 @@ class Journal:
 
     ::
 
-        run                       the node and the id of the run that all this belongs to, with
-        a checksum states/                   a StateStore answers/COMMITTED/        KEY-VERSION:
-        the answer to the work of that key, and the version after it .lock
+        run                   the node and the id of the run, with a checksum
+        states/               a StateStore
+        answers/COMMITTED/    KEY-VERSION: the answer to the work KEY, and its state's version
+        .lock
 
     A state is on disk before its answer is given out. An answer need not be: one that is lost
     is made again.

@@ -5,8 +5,8 @@ unit of a linear layer, theta_n its incoming weights, Omega_n >= 0 its importanc
 its mean activation after ReLU, decayed by eta from task to task, so that Omega_n = 0 says that
 past tasks do not use it. A task is learned by proximal gradient steps on
 
-    L(theta) + mu sum_{n: Omega_n = 0} |theta_n| + lambda sum_{n: Omega_n > 0} Omega_n |theta_n
-    - theta_n_old|  (Eq. 2)
+    L(theta) + mu sum_{n: Omega_n = 0} |theta_n|
+             + lambda sum_{n: Omega_n > 0} Omega_n |theta_n - theta_n_old|        (Eq. 2)
 
 whose first penalty leaves nodes at exactly zero, for later tasks, and whose second freezes
 important ones exactly. Against negative transfer, what an unimportant node gives to an

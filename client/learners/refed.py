@@ -5,8 +5,8 @@ CVPR 2024, arXiv 2403.05890. When a task is over, a client scores all samples it
 ones and the task's, and caches the best. A *personalized informative model* v starts at the
 global model w and takes s steps towards the client's own samples,
 
-    v_p = v_{p-1} - eta (grad sum_i l(v_{p-1}; x_i) + q(lambda) (v_{p-1} - w)),    q(lambda) =
-    (1 - lambda) / (2 lambda)
+    v_p = v_{p-1} - eta (grad sum_i l(v_{p-1}; x_i) + q(lambda) (v_{p-1} - w)),
+    q(lambda) = (1 - lambda) / (2 lambda)
 
 (Eq. 3): lambda near 0 keeps it global, near 1 lets it become local. The score of a sample is
 how hard it pulls on the way, early steps, at which v is still global, counting more (Eqs. 4 and
