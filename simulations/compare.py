@@ -19,7 +19,7 @@ from fedknow.client.learners import resolve
 from fedknow.client.state import StateError, write_atomic
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.measures import MEASURES
 from fedknow.server.reports.page import write_report

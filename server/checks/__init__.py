@@ -1,1 +1,1 @@
-"""What is checked of clients' answers and of strategies' instructions and results."""
+"""Checks of clients' answers, and of strategies' instructions and results."""

@@ -1,4 +1,4 @@
-"""What a strategy returns is checked here before the experiment uses it."""
+"""Checks of a strategy's results, before the experiment uses them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedknow.protocols.flower import to_arrays
 from fedknow.protocols.messages import Arrays
-from fedknow.server.checks.replies import RunError, Unusable, check_finite, check_like
+from fedknow.server.checks.arrays import check_finite, check_like
+from fedknow.server.checks.faults import RunError, Unusable
 
 __all__ = ["check_aggregate", "check_arrays"]
 
@@ -42,19 +43,19 @@ def check_aggregate(
     """
     if not (isinstance(returned, tuple) and len(returned) == 2):
         raise RunError(
-            f"strategy {strategy}: aggregate_train returned {_what(returned)}; it must return a pair, an ArrayRecord "
+            f"strategy {strategy}: aggregate_train returned {_describe(returned)}; it must return a pair, an ArrayRecord "
             "(or None) and a MetricRecord (or None)"
         )
     arrays, metrics = returned
     for value, kind in ((arrays, ArrayRecord), (metrics, MetricRecord)):
         if value is not None and not isinstance(value, kind):
             raise RunError(
-                f"strategy {strategy}: aggregate_train returned {_what(value)} where a {kind.__name__} belongs"
+                f"strategy {strategy}: aggregate_train returned {_describe(value)} where a {kind.__name__} belongs"
             )
     numbers = dict(metrics) if metrics is not None else {}
-    return (
-        None if arrays is None else check_arrays(arrays, current, strategy)
-    ), numbers
+    if arrays is None:
+        return None, numbers
+    return check_arrays(arrays, current, strategy), numbers
 
 
 def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
@@ -80,10 +81,11 @@ def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
-        return (
-            np.rint(array) if dtype.kind in "iub" and array.dtype.kind == "f" else array
-        ).astype(dtype)
+        # Flower's mean turns integers into floats: 2.9999998 was a 3.
+        if dtype.kind in "iub" and array.dtype.kind == "f":
+            array = np.rint(array)
+        return array.astype(dtype)
 
 
-def _what(value: object) -> str:
+def _describe(value: object) -> str:
     return "nothing (None)" if value is None else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""What a strategy tells clients is checked here before it is sent.
+"""Checks of a strategy's instructions to clients, before they are sent.
 
 A wrong learning rate is the strategy's fault, not that of the first client to read it. A setting
 that nobody reads changes nothing, so that a run's user must hear of it.
@@ -17,16 +17,16 @@ from fedknow.protocols.config import ExperimentConfig, closest
 from fedknow.protocols.instructions import READ, read_instructions
 from fedknow.protocols.messages import ARRAYS, EXTRA, TRAIN, client_of
 from fedknow.protocols.work import POSITION, ROUND, TASK
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 
 __all__ = ["StrategyCheck", "position"]
 
-OWN = "fedknow"
+SETTINGS = "fedknow"
 """Name of the config record that is added where a strategy leaves out ours."""
 
 
 def position(message: FlowerMessage) -> ConfigRecord:
-    """Find the config record of a message that says which task and round it is for."""
+    """Find the config record of a message that names its task and round."""
     records = message.content.config_records.values()
     return next(
         (record for record in records if TASK in record and ROUND in record),
@@ -61,9 +61,18 @@ class StrategyCheck:
         self._warned = False
 
     def __call__(
-        self, messages: Sequence[FlowerMessage], ours: Callable[[], ConfigRecord]
+        self,
+        messages: Sequence[FlowerMessage],
+        make_settings: Callable[[], ConfigRecord],
     ) -> None:
-        """Check messages; where a strategy leaves out our settings, ``ours`` makes them.
+        """Check messages, and add our settings where a strategy leaves them out.
+
+        Parameters
+        ----------
+        messages : sequence of flwr.app.Message
+            Messages about to be sent.
+        make_settings : callable
+            Makes our settings.
 
         Raises
         ------
@@ -73,13 +82,12 @@ class StrategyCheck:
         work = [
             message for message in messages if message.metadata.message_type == TRAIN
         ]
-        checked: set[int] = (
-            set()
-        )  # clients share records, and often a message's whole content
+        # Clients share records, and often a message's whole content.
+        checked: set[int] = set()
         unread: dict[str, None] = {}
         for message in work:
             if not position(message):
-                message.content[OWN] = ours()
+                message.content[SETTINGS] = make_settings()
             if id(message.content) in checked:
                 continue
             checked.add(id(message.content))
@@ -98,14 +106,20 @@ class StrategyCheck:
             train = read_instructions(settings, self._config.train).train
         except ValueError as error:
             raise self._fault(client, str(error)) from None
-        needed = getattr(self._learner, "needed", 1)
-        if train.batch_size < needed:
+        smallest = getattr(self._learner, "needed", 1)
+        if train.batch_size < smallest:
             model = f"model.name = {self._config.model.name!r}"
-            reason = f"batch-size = {train.batch_size}: {model} has BatchNorm, which needs {needed} or more"
+            reason = (
+                f"batch-size = {train.batch_size}: {model} has BatchNorm, "
+                f"which needs {smallest} or more"
+            )
             raise self._fault(client, reason)
         if EXTRA in message.content and not self._takes_extra:
             name = self._config.learner.name
-            reason = f"a record {EXTRA!r}, which learner.name = {name!r} does not take; choose its own strategy"
+            reason = (
+                f"a record {EXTRA!r}, which learner.name = {name!r} does not take; "
+                "choose its own strategy"
+            )
             raise self._fault(client, reason)
 
     def _fault(self, client: int, reason: str) -> RunError:
@@ -116,17 +130,16 @@ class StrategyCheck:
     def _unread(self, message: FlowerMessage) -> list[str]:
         arrays = list(message.content.array_records)
         parameters = ARRAYS if ARRAYS in arrays else next(iter(arrays), ARRAYS)
-        names: list[str] = [
-            key for record in message.content.config_records.values() for key in record
-        ]
+        names: list[str] = []
+        for record in message.content.config_records.values():
+            names += record
         names += [name for name in arrays if name not in (parameters, EXTRA)]
         names += list(message.content.metric_records)
         return [name for name in names if name not in self._known]
 
     def _sentence(self, unread: list[str]) -> str:
         hint = closest(unread[0], READ)
-        own = getattr(self._learner, "reads", ())
-        read = ", ".join((*READ, *own))
+        read = ", ".join((*READ, *getattr(self._learner, "reads", ())))
         return (
             f"strategy {self._config.strategy.name} sends clients {', '.join(unread)}, which learner "
             f"{self._config.learner.name} does not read{hint}: this changes nothing; it reads {read}"

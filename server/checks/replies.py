@@ -1,4 +1,4 @@
-"""What clients answer is checked here, so that a fault is named where it happens.
+"""Checks of clients' answers, so that a fault is named where it happens.
 
 Flower's strategies trust what they are given: one reply with other names ends the run with a
 puzzle, one NaN poisons the model for good. So replies are checked before a strategy sees them,
@@ -8,16 +8,13 @@ and its answer before the experiment uses it (:mod:`fedknow.server.checks.aggreg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from fedknow.client.learners.frames.learner import Layout
-from fedknow.protocols.errors import FedknowError
 from fedknow.protocols.messages import (
     CLIENT_FAILED,
     END_TASK,
@@ -25,8 +22,6 @@ from fedknow.protocols.messages import (
     EXTRA,
     KEPT,
     METRICS,
-    OUT_OF_MEMORY,
-    STATE_LOST,
     TRAIN,
     Arrays,
     Failure,
@@ -36,106 +31,27 @@ from fedknow.protocols.messages import (
     Record,
     client_of,
 )
-from fedknow.protocols.texts import counted
 from fedknow.protocols.work import (
     COSTS,
     KNOWLEDGE_BYTES,
     NUM_EXAMPLES,
     SCORE_LISTS,
 )
+from fedknow.server.checks.arrays import (
+    check_layout,
+    check_like,
+    finite_norm,
+    norm,
+)
+from fedknow.server.checks.faults import ClientFailure, Fault, Unusable, fault_of
 
-__all__ = [
-    "ClientFailure",
-    "ClientLost",
-    "Fault",
-    "Inspector",
-    "NothingAggregatedError",
-    "RunError",
-    "Unusable",
-    "check_finite",
-    "check_like",
-]
-
-
-class RunError(FedknowError, RuntimeError):
-    """A run that cannot go on; the text says who failed, when and why. What was earned until then
-    is kept."""
-
-
-class NothingAggregatedError(RunError):
-    """A run whose strategy never aggregated; resumed, it would end in the same way."""
-
-    is_resumable = False
-
-
-class ClientLost(RunError):
-    """A run that a client without its state ends; to go on is of no use until that is mended."""
-
-    is_resumable = False
-
-
-class Fault(StrEnum):
-    """What is wrong with a reply."""
-
-    FAILED = "the client failed"
-    OUT_OF_MEMORY = "the client's device lacks memory"
-    STATE_LOST = "the client's state is lost"
-    NOT_FINITE = "not finite"
-    NAMES = "other names"
-    SHAPE = "another shape"
-    DTYPE = "another dtype"
-    NORM = "an absurd norm"
-    METRICS = "unusable metrics"
-
-
-_FAULTS = {OUT_OF_MEMORY: Fault.OUT_OF_MEMORY, STATE_LOST: Fault.STATE_LOST}
-"""What the codes of clients' failures say; any other is :attr:`Fault.FAILED`."""
-
-
-@dataclass(frozen=True)
-class ClientFailure:
-    """A reply that cannot be used.
-
-    Attributes
-    ----------
-    fault : Fault
-    client, task, round : int
-        Whose reply, and when; the client counts from 0.
-    kind : str
-        Kind of the message.
-    tensor : str
-        Name of the tensor or metric at fault, where it is one.
-    reason : str
-        A sentence with the particulars.
-    """
-
-    fault: Fault
-    client: int
-    task: int
-    round: int
-    kind: str
-    tensor: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"client {self.client}, task {self.task + 1}, round {self.round} ({self.kind}): {self.reason}"
-
-    def event(self) -> dict[str, Any]:
-        """The failure as the payload of an event."""
-        return asdict(self) | {"fault": self.fault.name.lower(), "reason": str(self)}
-
-
-class Unusable(Exception):
-    """What is wrong with a record, and with which of its entries."""
-
-    def __init__(self, fault: Fault, tensor: str, reason: str) -> None:
-        super().__init__(reason)
-        self.fault, self.tensor = fault, tensor
+__all__ = ["KNOWLEDGE_BYTES", "NUM_EXAMPLES", "Inspector"]
 
 
 class Inspector:
-    """Looks at every reply as it arrives (a grid's ``inspect`` hook), and turns a bad one into a
-    failure.
+    """Looks at every reply as it arrives, and turns a bad one into a failure.
+
+    It is the ``inspect`` hook of a wave's options.
 
     Every array and number must be finite, and no cost
     (:data:`~fedknow.protocols.work.COSTS`) below 0. Moreover,
@@ -197,21 +113,23 @@ class Inspector:
         self.trained: list[tuple[int, Metrics]] = []
 
     def begin(self, task: int, round: int, arrays: Arrays) -> None:
-        """A round begins in which ``arrays`` are sent."""
-        self._task, self._round, self._expected = task, round, arrays
-        self._expected_norm = _norm(arrays.values())
+        """Begin a round in which ``arrays`` are sent."""
+        self._task = task
+        self._round = round
+        self._expected = arrays
+        self._expected_norm = norm(arrays.values())
         self._scored = 0
         self.failures = 0
         self.trained = []
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """What is asked meanwhile is no part of the round under way."""
-        before = dict(vars(self))
+    def outside_the_round(self) -> Iterator[None]:
+        """Keep what is asked meanwhile out of the round under way."""
+        round_under_way = dict(vars(self))
         try:
             yield
         finally:
-            vars(self).update(before)
+            vars(self).update(round_under_way)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -219,12 +137,21 @@ class Inspector:
         return self._task, self._round
 
     def expect_scores(self, tasks: int, collect: bool) -> None:
-        """From now on ``evaluate`` is our own scoring, of so many tasks; with ``collect`` also
-        what clients keep."""
-        self._scored, self._collect, self._kept = tasks, collect, None
+        """Check ``evaluate`` answers from now on as our own scoring.
+
+        Parameters
+        ----------
+        tasks : int
+            How many tasks are scored.
+        collect : bool
+            Whether clients send the parameters that they keep, too.
+        """
+        self._scored = tasks
+        self._collect = collect
+        self._kept = None
 
     def __call__(self, reply: Message) -> Message:
-        """The reply itself, or a failure in its place."""
+        """Return the reply itself, or a failure in its place."""
         try:
             self._check(reply)
         except Unusable as problem:
@@ -245,8 +172,12 @@ class Inspector:
         return reply
 
     def mean(self, metric: str) -> float:
-        """Mean of a metric over the good replies to ``train`` messages, weighted by
-        ``num-examples``; NaN without."""
+        """Return the mean of a metric over the good replies to ``train`` messages.
+
+        It is weighted by ``num-examples``; NaN without replies.
+        """
+        # In the order of nodes: the order of arrival differs from run to run, and a sum of
+        # floats depends on the order.
         pairs = [
             (_number(metrics[NUM_EXAMPLES]), _number(metrics[metric]))
             for _, metrics in sorted(self.trained, key=lambda entry: entry[0])
@@ -260,7 +191,10 @@ class Inspector:
         )
 
     def total(self, metric: str) -> float:
-        """Sum of a metric over the good replies to ``train`` messages; NaN where one of them lacks it."""
+        """Return the sum of a metric over the good replies to ``train`` messages.
+
+        It is NaN where one of them lacks the metric.
+        """
         values = [metrics.get(metric) for _, metrics in self.trained]
         return sum(
             float(value) if isinstance(value, int | float) else float("nan")
@@ -269,43 +203,33 @@ class Inspector:
 
     def _check(self, reply: Message) -> None:
         if reply.failure is not None:
-            fault = _FAULTS.get(reply.failure.code, Fault.FAILED)
+            fault = fault_of(reply.failure.code)
             raise Unusable(fault, "", reply.failure.reason)
-        norms: dict[int, float] = {}
-        for record in reply.content.values():
-            if isinstance(record, Arrays) and not isinstance(record, Mean):
-                norms[id(record)] = _finite_norm(record)
-            elif isinstance(record, Metrics):
-                for name, value in record.items():
-                    _check_number(name, value)
-                _check_costs(record)
+        norms = _check_numbers(reply)
         if reply.kind in (TRAIN, END_TASK) and EXTRA in reply.content:
-            _check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
+            check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
         if reply.kind == TRAIN:
-            arrays = reply.arrays()
-            if not isinstance(arrays, Mean):
-                check_like(arrays, self._expected)
-                self._check_norm(arrays, norms.get(id(arrays), 0.0))
-            self.trained.append((reply.node, self._check_metrics(reply)))
+            self._check_training(reply, norms)
         elif reply.kind == END_TASK:
-            metrics = _own_metrics(reply)
-            size = metrics.get(KNOWLEDGE_BYTES)
-            if not isinstance(size, int | float) or size < 0:
-                raise Unusable(
-                    Fault.METRICS,
-                    KNOWLEDGE_BYTES,
-                    f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r}",
-                )
+            _check_end_of_task(reply)
         elif reply.kind == EVALUATE and self._scored:
             self._check_scores(reply)
 
-    def _check_norm(self, arrays: Arrays, norm: float) -> None:
+    def _check_training(self, reply: Message, norms: Mapping[int, float]) -> None:
+        arrays = reply.arrays()
+        # The arrays of a mean were checked by the worker that averaged them.
+        if not isinstance(arrays, Mean):
+            check_like(arrays, self._expected)
+            self._check_norm(arrays, norms.get(id(arrays), 0.0))
+        self.trained.append((reply.node, self._check_metrics(reply)))
+
+    def _check_norm(self, arrays: Arrays, length: float) -> None:
         limit = self._max_update_norm * max(self._expected_norm, 1.0)
         # The sum of two norms is above that of the difference, and takes no copy.
-        if not limit or norm + self._expected_norm <= limit:
+        if not limit or length + self._expected_norm <= limit:
             return
         with np.errstate(over="ignore"):
-            update = _norm(
+            update = norm(
                 array - self._expected[name]
                 for name, array in arrays.items()
                 if array.dtype.kind == "f"
@@ -330,12 +254,12 @@ class Inspector:
         _check_examples(metrics)
         if self._metrics is None:
             self._metrics = set(metrics)
-        odd = sorted(self._metrics ^ metrics.keys())
-        if odd:
+        mismatched = sorted(self._metrics ^ metrics.keys())
+        if mismatched:
             raise Unusable(
                 Fault.METRICS,
-                odd[0],
-                f"metrics {', '.join(odd)} are missing or not reported by other clients; all must report the same",
+                mismatched[0],
+                f"metrics {', '.join(mismatched)} are missing or not reported by other clients; all must report the same",
             )
         return metrics
 
@@ -360,20 +284,50 @@ class Inspector:
                 f"correct must lie between 0 and total, and total above 0; got {correct.tolist()} of {total.tolist()}",
             )
         if self._collect:
-            kept = reply.content.get(KEPT)
-            if not isinstance(kept, Arrays):
-                raise Unusable(
-                    Fault.NAMES,
-                    KEPT,
-                    "what the client keeps was asked for and is missing",
-                )
-            if self._kept is None:
-                self._kept = kept
-            check_like(kept, self._kept)
+            self._check_kept(reply.content.get(KEPT))
+
+    def _check_kept(self, record: Record | None) -> None:
+        if not isinstance(record, Arrays):
+            raise Unusable(
+                Fault.NAMES, KEPT, "what the client keeps was asked for and is missing"
+            )
+        # All clients keep the same; the first answer says what.
+        if self._kept is None:
+            self._kept = record
+        check_like(record, self._kept)
+
+
+def _check_numbers(reply: Message) -> dict[int, float]:
+    """Check that all numbers are finite.
+
+    Returns
+    -------
+    dict of int to float
+        Norms of the records of arrays, by the records' identities.
+    """
+    norms: dict[int, float] = {}
+    for record in reply.content.values():
+        if isinstance(record, Arrays) and not isinstance(record, Mean):
+            norms[id(record)] = finite_norm(record)
+        elif isinstance(record, Metrics):
+            for name, value in record.items():
+                _check_number(name, value)
+            _check_costs(record)
+    return norms
+
+
+def _check_end_of_task(reply: Message) -> None:
+    size = _own_metrics(reply).get(KNOWLEDGE_BYTES)
+    if not isinstance(size, int | float) or size < 0:
+        raise Unusable(
+            Fault.METRICS,
+            KNOWLEDGE_BYTES,
+            f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r}",
+        )
 
 
 def _own_metrics(reply: Message) -> Metrics:
-    """The metrics of an answer to a message of ours."""
+    """Return the metrics of an answer to a message of ours."""
     metrics = reply.content.get(METRICS)
     if not isinstance(metrics, Metrics):
         raise Unusable(Fault.METRICS, METRICS, f"the record {METRICS!r} is missing")
@@ -416,107 +370,6 @@ def _check_number(name: str, value: object) -> None:
         ) from None
     if not finite:
         raise Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")
-
-
-def check_finite(name: str, array: np.ndarray) -> None:
-    """Raise :class:`Unusable` if a number of an array is NaN or infinite."""
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
-        bad = int(array.size - np.isfinite(array).sum())
-        raise Unusable(
-            Fault.NOT_FINITE,
-            name,
-            f"{name}: NaN or infinite in {bad} of {counted(array.size, 'value')}",
-        )
-
-
-def check_like(
-    arrays: Arrays, expected: Mapping[str, np.ndarray], dtypes: bool = True
-) -> None:
-    """Raise :class:`Unusable` if arrays have other names, shapes or (unless told not to) dtypes
-    than expected."""
-    if arrays.keys() != expected.keys():
-        odd = sorted(arrays.keys() ^ expected.keys())
-        lacking = [name for name in odd if name in expected]
-        raise Unusable(
-            Fault.NAMES,
-            odd[0],
-            f"arrays {', '.join(odd[:5])} are {'missing' if lacking == odd else 'missing or unknown'}",
-        )
-    for name, array in arrays.items():
-        if array.shape != expected[name].shape:
-            raise Unusable(
-                Fault.SHAPE,
-                name,
-                f"{name} has shape {array.shape}, not {expected[name].shape}",
-            )
-        if dtypes and array.dtype != expected[name].dtype:
-            raise Unusable(
-                Fault.DTYPE,
-                name,
-                f"{name} has dtype {array.dtype}, not {expected[name].dtype}",
-            )
-
-
-def _check_layout(record: Record, layout: Layout) -> None:
-    if not isinstance(record, Arrays):
-        raise Unusable(
-            Fault.NAMES,
-            EXTRA,
-            f"the record {EXTRA!r} must hold arrays, not {type(record).__name__}",
-        )
-    odd = sorted(record.keys() ^ layout.keys())
-    if odd:
-        raise Unusable(
-            Fault.NAMES,
-            odd[0],
-            f"extra arrays {', '.join(odd[:5])} are missing, or not the method's",
-        )
-    for name, array in record.items():
-        dtype, shape = layout[name]
-        if array.dtype.name != dtype:
-            raise Unusable(
-                Fault.DTYPE, name, f"{name} has dtype {array.dtype}, not {dtype}"
-            )
-        if len(array.shape) != len(shape) or any(
-            b not in (-1, a) for a, b in zip(array.shape, shape, strict=True)
-        ):
-            raise Unusable(
-                Fault.SHAPE,
-                name,
-                f"{name} has shape {array.shape}, not {shape} (-1: any size)",
-            )
-
-
-def _norm(arrays: Iterable[np.ndarray]) -> float:
-    """L2 norm of all real numbers but integers; infinite where its square is above what a float32
-    holds."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.hypot(
-            *(_length(array) for array in arrays if array.dtype.kind == "f")
-        )
-
-
-def _finite_norm(arrays: Arrays) -> float:
-    """:func:`_norm` of arrays whose numbers must all be finite, in one pass over them."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = {
-            name: _length(array)
-            for name, array in arrays.items()
-            if array.dtype.kind in "fc"
-        }
-    for name, length in lengths.items():
-        if not math.isfinite(length):  # or its square was too large for a float32
-            check_finite(name, arrays[name])
-    return math.hypot(
-        *(length for name, length in lengths.items() if arrays[name].dtype.kind == "f")
-    )
-
-
-def _length(array: np.ndarray) -> float:
-    flat = array.ravel(order="K")
-    if flat.dtype == np.float16:
-        flat = flat.astype(np.float32)
-    return math.sqrt(abs(np.vdot(flat, flat)))
 
 
 def _number(value: int | float | list[int] | list[float]) -> float:

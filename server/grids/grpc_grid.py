@@ -29,7 +29,7 @@ from fedknow.protocols.wire import (
     pack,
     unpack,
 )
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.grpc_service import Answer, Service, Work
 from fedknow.server.grids.wave import WaveOptions

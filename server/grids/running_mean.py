@@ -31,7 +31,8 @@ from fedknow.protocols.messages import (
 )
 from fedknow.protocols.texts import counted
 from fedknow.protocols.work import NUM_EXAMPLES
-from fedknow.server.checks.replies import Inspector, RunError
+from fedknow.server.checks.faults import RunError
+from fedknow.server.checks.replies import Inspector
 
 __all__ = ["RunningMean", "averaged"]
 

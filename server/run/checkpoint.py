@@ -37,7 +37,7 @@ from fedknow.client.state import (
 )
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import Arrays
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 
 __all__ = [
     "Checkpoint",

@@ -23,7 +23,8 @@ from fedknow.protocols.messages import (
     Record,
     client_of,
 )
-from fedknow.server.checks.replies import Inspector, RunError
+from fedknow.server.checks.faults import RunError
+from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 

@@ -257,7 +257,7 @@ class ClientFailed(Event):
     Attributes
     ----------
     fault : str
-        Name of a :class:`~fedknow.server.checks.replies.Fault`, in small letters.
+        Name of a :class:`~fedknow.server.checks.faults.Fault`, in small letters.
     client, task, round : int
     kind : str
         Kind of the message that it answered.

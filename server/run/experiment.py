@@ -48,15 +48,15 @@ from fedknow.protocols.seeds import integer
 from fedknow.protocols.texts import counted
 from fedknow.protocols.work import FLOPS, KNOWLEDGE_BYTES, MEMORY
 from fedknow.server.checks.aggregates import check_aggregate, check_arrays
-from fedknow.server.checks.instructions import StrategyCheck, position
-from fedknow.server.checks.replies import (
+from fedknow.server.checks.faults import (
     ClientFailure,
     ClientLost,
     Fault,
-    Inspector,
     NothingAggregatedError,
     RunError,
 )
+from fedknow.server.checks.instructions import StrategyCheck, position
+from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
@@ -612,7 +612,7 @@ class Experiment:
             ):
                 now = next(iter(content.array_records.values()))
                 self.arrays = check_arrays(now, self.arrays, self.config.strategy.name)
-                with self.inspector.aside():
+                with self.inspector.outside_the_round():
                     while self._leave_tasks(
                         self.inspector.position[1], arrivals, last=False
                     ):

@@ -40,7 +40,7 @@ from fedknow.protocols.config import (
     read_config,
 )
 from fedknow.protocols.texts import counted
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.run.evaluation import Scores
 from fedknow.server.run.integrity import (
     FolderDamaged,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 
 __all__ = [
     "FolderDamaged",

@@ -29,7 +29,7 @@ from fedknow.client.state import StateStore
 from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Mean, Message, client_of, nbytes
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.engine.cluster import start_ray

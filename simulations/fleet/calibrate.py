@@ -23,7 +23,7 @@ from fedknow.protocols.messages import TRAIN, Arrays, Message, node_of
 from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
 from fedknow.protocols.work import FLOPS, Position, TrainReport, TrainWork
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.simulations.fleet.devices import Profile
 
 __all__ = ["calibrate", "check_device_name", "write_profile"]

@@ -27,7 +27,7 @@ from fedknow.protocols.messages import (
 from fedknow.protocols.seeds import generator, integer
 from fedknow.protocols.texts import counted
 from fedknow.protocols.work import FLOPS, MEMORY
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.traffic import record_bytes
 from fedknow.server.grids.wave import WaveOptions

@@ -18,7 +18,7 @@ from fedknow.client.edge.client import EdgeClient
 from fedknow.client.node import Node
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server import serve as serving
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.checkpoint import load_checkpoint
 from fedknow.server.run.folder import RunFolder

@@ -6,7 +6,7 @@ from fedknow.client.edge.client import EdgeError
 from fedknow.client.state import StateError, StateLost
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.errors import FAILED, REFUSED, FedknowError
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.run.checkpoint import CheckpointError
 
 

@@ -25,7 +25,8 @@ from fedknow.protocols.messages import (
     node_of,
 )
 from fedknow.protocols.work import COSTS
-from fedknow.server.checks.replies import Fault, Inspector, RunError
+from fedknow.server.checks.faults import Fault, RunError
+from fedknow.server.checks.replies import Inspector
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import simulate as simulations

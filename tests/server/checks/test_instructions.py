@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedknow.client.learners import Learner
 from fedknow.protocols.config import ConfigError, StrategyConfig, read_config
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies import build_strategy
 

@@ -16,7 +16,8 @@ from fedknow.protocols.messages import (
     node_of,
 )
 from fedknow.server.checks.aggregates import check_aggregate
-from fedknow.server.checks.replies import Fault, Inspector, RunError
+from fedknow.server.checks.faults import Fault, RunError
+from fedknow.server.checks.replies import Inspector
 
 CURRENT = Arrays(w=np.zeros((2, 3), np.float32), n=np.array(4, np.int64))
 

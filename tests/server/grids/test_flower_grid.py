@@ -18,7 +18,7 @@ from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.flower import empty_run, identify, set_id
 from fedknow.protocols.messages import ENVELOPE
 from fedknow.server import flower_app
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.flower_app import run_on_flower
 from fedknow.server.grids.flower_grid import FlowerGrid
 from fedknow.server.grids.inline import InlineGrid

@@ -40,7 +40,7 @@ from fedknow.protocols.wire import (
     unpack,
 )
 from fedknow.server.certs import make_certificates
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.grids import grpc_grid, grpc_service
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid

@@ -25,7 +25,8 @@ from fedknow.protocols.messages import (
     nbytes,
     node_of,
 )
-from fedknow.server.checks.replies import Fault, Inspector, RunError
+from fedknow.server.checks.faults import Fault, RunError
+from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.running_mean import RunningMean, averaged
 from fedknow.server.grids.strategy_grid import StrategyGrid

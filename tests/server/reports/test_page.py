@@ -12,7 +12,7 @@ from rich.console import Console
 from fedknow.cli.tables import comparison_table
 from fedknow.client.learners.baselines import Local
 from fedknow.protocols.config import read_config
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.reports.groups import group
 from fedknow.server.reports.measures import MEASURES, duration, estimate, known, size
 from fedknow.server.reports.page import write_report

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from fedknow.protocols.config import StrategyConfig
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import Arrays
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.run import checkpoint as module
 from fedknow.server.run.checkpoint import (
     Checkpoint,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.run.folder import RunFolder, running_out_of_disk
 from fedknow.server.run.integrity import FolderDamaged
 

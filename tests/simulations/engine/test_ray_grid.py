@@ -32,7 +32,7 @@ from fedknow.protocols.messages import (
     client_of,
     node_of,
 )
-from fedknow.server.checks.replies import RunError
+from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
