@@ -1,5 +1,4 @@
-"""Which methods a comparison is between, from what its caller wrote: names, settings, ``all``,
-exclusions."""
+"""The methods of a comparison: names, settings, ``all`` and exclusions."""
 
 from __future__ import annotations
 
@@ -14,12 +13,14 @@ from fedknow.simulations.simulate import prepare
 __all__ = ["ALL", "contenders", "plan"]
 
 ALL = "all"
-"""Stands for every learner there is; ``all@best`` for their best settings, or the default ones of
-a learner that was not searched."""
+"""Stands for every learner.
+
+``all@best`` takes their best settings, or the default ones of a learner that was not searched.
+"""
 
 
 def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
-    """The experiment of one method and seed, every setting spelled out.
+    """Return the experiment of one method and seed, with every setting.
 
     Parameters
     ----------
@@ -27,7 +28,7 @@ def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
         All but learner and seed; its learner's settings are kept where ``method`` has that
         learner's name.
     method : str
-        A learner's name; after it may stand settings: ``fedknow@rho=0.2+k=5``, ``ewc@best``,
+        A learner's name; settings may follow it: ``fedknow@rho=0.2+k=5``, ``ewc@best``,
         ``ewc@best+strength=3``.
     seed : int
         The seed.
@@ -39,14 +40,12 @@ def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
     """
     name, _, settings = method.partition("@")
     changes = [f"learner.{setting}" for setting in settings.split("+") if setting]
+    # "best" is no setting but a part of the name.
     if changes[:1] == ["learner.best"]:
-        name, changes = f"{name}{SUFFIX}", changes[1:]
-    return resolve(
-        read_config(
-            config.model_dump(mode="json"),
-            [f"learner={name}", *changes, f"seed={seed}"],
-        )
-    )
+        name = f"{name}{SUFFIX}"
+        changes = changes[1:]
+    tree = config.model_dump(mode="json")
+    return resolve(read_config(tree, [f"learner={name}", *changes, f"seed={seed}"]))
 
 
 def contenders(
@@ -57,7 +56,7 @@ def contenders(
     Parameters
     ----------
     config : ExperimentConfig
-        The experiment; of all learners those take part that are made for its scenario and its
+        The experiment; ``all`` includes the learners that are made for its scenario and its
         model.
     methods : sequence of str
         Methods (:func:`plan`), ``all``, ``all@best``, and names with a ``-`` before them that
@@ -73,57 +72,67 @@ def contenders(
     Raises
     ------
     ConfigError
-        If there is none, one is given twice, one that was asked not to take part is not a
-        learner, or nobody's best settings are known.
+        If there is no method, one is given twice, an excluded name is not a learner, or no best
+        settings are known.
     """
-    known = list_learners()
-    without = [method[1:] for method in methods if method.startswith("-")]
-    for name in without:
-        if name not in known:
-            raise ConfigError(
-                f"-{name}: no such learner{closest(name, known)}; there are: {', '.join(known)}"
-            )
-    given = [method for method in methods if not method.startswith("-")]
-    if not given or len(set(given)) < len(given):
+    excluded = [method[1:] for method in methods if method.startswith("-")]
+    _check_excluded(excluded)
+    included = [method for method in methods if not method.startswith("-")]
+    if not included or len(set(included)) < len(included):
         raise ConfigError(
             f"learners = {', '.join(methods)!r}: give one or more names, none of them twice"
         )
+    # A dictionary keeps the order and drops what "all" repeats.
     chosen: dict[str, None] = {}
     left_out: dict[str, str] = {}
-    for method in given:
+    for method in included:
         if method in (ALL, f"{ALL}{SUFFIX}"):
-            fit, left_out = _all(config, without, best=method != ALL)
-            chosen |= dict.fromkeys(fit)
+            fitting, left_out = _all(config, excluded, is_best=method != ALL)
+            chosen |= dict.fromkeys(fitting)
         else:
             chosen[method] = None
     return list(chosen), left_out
 
 
+def _check_excluded(excluded: Sequence[str]) -> None:
+    names = list_learners()
+    for name in excluded:
+        if name not in names:
+            raise ConfigError(
+                f"-{name}: no such learner{closest(name, names)}; "
+                f"there are: {', '.join(names)}"
+            )
+
+
 def _all(
-    config: ExperimentConfig, without: Sequence[str], best: bool
+    config: ExperimentConfig, excluded: Sequence[str], is_best: bool
 ) -> tuple[list[str], dict[str, str]]:
-    known = list_learners()
-    settled = found(config.name) if best else {}
-    if best and not settled:
+    """Return the methods that fit, and the reasons against the other ones."""
+    names = list_learners()
+    searched = found(config.name) if is_best else {}
+    if is_best and not searched:
         raise ConfigError(
-            f"learners = '{ALL}{SUFFIX}': no best settings are shipped for name = {config.name!r}; compare {ALL!r}, "
-            f"which takes default settings, or search them with: fedknow search {config.name}"
+            f"learners = '{ALL}{SUFFIX}': no best settings are shipped for name = "
+            f"{config.name!r}; compare {ALL!r}, which takes default settings, or search "
+            f"them with: fedknow search {config.name}"
         )
-    last_name = {learner_class(name): name for name in known}
+    # Of two names of one class the later one is compared.
+    canonical = {learner_class(name): name for name in names}
     benchmark = make_benchmark(config)
-    fit, left_out = [], {}
-    for name in known:
-        other = last_name[learner_class(name)]
-        if name in without:
+    fitting: list[str] = []
+    left_out: dict[str, str] = {}
+    for name in names:
+        synonym = canonical[learner_class(name)]
+        if name in excluded:
             left_out[name] = "as was asked"
-        elif other != name:
-            left_out[name] = f"the same method as {other}"
+        elif synonym != name:
+            left_out[name] = f"the same method as {synonym}"
         else:
-            method = f"{name}{SUFFIX}" if name in settled else name
+            method = f"{name}{SUFFIX}" if name in searched else name
             try:
                 prepare(plan(config, method, config.seed), benchmark)
             except ConfigError as error:
                 left_out[name] = str(error)
             else:
-                fit.append(method)
-    return fit, left_out
+                fitting.append(method)
+    return fitting, left_out

@@ -1,4 +1,4 @@
-"""A recorded search for the settings of learners, scored on training samples that were held out."""
+"""A recorded search for the settings of learners, on held-out samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,46 @@ from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.seeds import generator
 from fedknow.server.reports.groups import Group
-from fedknow.simulations.compare import MOST_SEEDS, Watch, compare, reading_a_summary
+from fedknow.simulations.compare import MAX_SEEDS, RunSeries, Watch
 from fedknow.simulations.contenders import contenders
+from fedknow.simulations.records import refuse_damaged, write_numbers
 
-__all__ = ["Found", "candidates", "search"]
+__all__ = ["BestSettings", "SearchRequest", "candidates", "search"]
 
 HOLDOUT = 0.2
-"""Fraction of the training samples that settings are chosen by, unless ``data.holdout`` says another.
-"""
+"""Fraction of the training samples that score settings, unless ``data.holdout`` is set."""
 
-MOST_CANDIDATES = 10_000
-"""Of one learner; no grid has as many."""
+MAX_CANDIDATES = 10_000
+"""Candidates of one learner; no grid has as many."""
 
 Settings = dict[str, float | str]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found for one learner.
+class SearchRequest:
+    """The extent of a search.
+
+    Attributes
+    ----------
+    learners : sequence of str
+        Names, or ``all`` (:func:`~fedknow.simulations.contenders.contenders`).
+    limit : int
+        Candidates of a learner, at most.
+    seeds : int
+        Runs of each candidate, with seeds from ``config.seed`` on.
+    command : str
+        The command that asks for it, for the record.
+    """
+
+    learners: Sequence[str]
+    limit: int
+    seeds: int = 1
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class BestSettings:
+    """The result of a search for one learner.
 
     Attributes
     ----------
@@ -50,7 +72,7 @@ class Found:
     runs : int
         Candidates that were scored.
     space : dict
-        What was searched.
+        The values that were searched.
     """
 
     settings: Settings
@@ -61,16 +83,41 @@ class Found:
     space: dict[str, list[float | str]]
 
 
+@dataclass(frozen=True)
+class _Score:
+    """The means of one candidate over its seeds."""
+
+    settings: Settings
+    accuracy: float
+    forgetting: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sort key: the best candidate is the smallest."""
+        # With a single task nothing can be forgotten, and NaN would compare with nothing.
+        has_forgetting = not math.isnan(self.forgetting)
+        return -self.accuracy, self.forgetting if has_forgetting else 0.0
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The files of a search: lines of candidates, and best settings."""
+
+    lines: list[dict[str, Any]]
+    best: dict[str, dict[str, Any]]
+
+
 def candidates(learner: str, limit: int, seed: int) -> list[Settings]:
-    """Settings to try: the whole grid of :attr:`~fedknow.client.learners.Learner.search`, or a
-    part of it.
+    """List the settings to try for a learner.
+
+    They are the whole grid of :attr:`~fedknow.client.learners.Learner.search`, or a part of it.
 
     Parameters
     ----------
     learner : str
         Its name.
     limit : int
-        At most so many; a larger grid is drawn from without repetition.
+        At most so many; from a larger grid they are drawn without repetition.
     seed : int
         For the draw.
 
@@ -85,49 +132,40 @@ def candidates(learner: str, limit: int, seed: int) -> list[Settings]:
         dict(zip(kind.search, values, strict=True))
         for values in itertools.product(*kind.search.values())
     ]
-    others = [settings for settings in grid if settings != defaults]
-    if len(others) >= limit:
-        drawn = generator(seed, f"search/{learner}").choice(
-            len(others), limit - 1, replace=False
-        )
-        others = [others[place] for place in sorted(drawn)]
-    return [defaults, *others]
+    changed = [settings for settings in grid if settings != defaults]
+    if len(changed) >= limit:
+        draw = generator(seed, f"search/{learner}")
+        drawn = draw.choice(len(changed), limit - 1, replace=False)
+        # In the order of the grid, so that equals are told in that order.
+        changed = [changed[place] for place in sorted(drawn)]
+    return [defaults, *changed]
 
 
 def search(
     config: ExperimentConfig,
-    learners: Sequence[str],
-    limit: int,
-    seeds: int,
+    request: SearchRequest,
     out: Path,
-    command: str,
     watch: Watch | None = None,
-) -> tuple[dict[str, Found], dict[str, str]]:
-    """Score candidates for each learner; what an earlier call left in ``out`` is read, or resumed.
+) -> tuple[dict[str, BestSettings], dict[str, str]]:
+    """Score candidates for each learner; an earlier call in ``out`` goes on.
 
     Parameters
     ----------
     config : ExperimentConfig
         The experiment; ``data.holdout`` is set to :data:`HOLDOUT` where it is 0.
-    learners : sequence of str
-        Names, or ``all`` (:func:`~fedknow.simulations.contenders.contenders`).
-    limit : int
-        Most candidates a learner.
-    seeds : int
-        Runs of each candidate, with seeds from ``config.seed`` on.
+    request : SearchRequest
+        Learners, candidates and seeds.
     out : Path
         Gets a run folder each run, ``search.jsonl`` (one line a candidate) and ``best.toml``,
-        whose entries belong into ``client/learners/best/<preset>.toml``. What the two hold of
-        other learners already stays.
-    command : str
-        What was called, for the record.
+        whose entries belong into ``client/learners/best/<preset>.toml``. Entries of other
+        learners in the two files stay.
     watch : callable, optional
-        Gives each run its observer.
+        Makes the observer of each run.
 
     Returns
     -------
     tuple of dict
-        What was found, by learner; and the candidates that failed, by folder name, with the
+        The best settings, by learner; and the candidates that failed, by folder name, with the
         reasons.
 
     Raises
@@ -135,124 +173,147 @@ def search(
     ConfigError
         Before anything is run, if something does not fit.
     """
-    check_between("--runs", limit, 1, MOST_CANDIDATES)
-    check_between("--seeds", seeds, 1, MOST_SEEDS)
-    if not config.data.holdout:
-        config = config.model_copy(
-            update={"data": config.data.model_copy(update={"holdout": HOLDOUT})}
-        )
+    check_between("--runs", request.limit, 1, MAX_CANDIDATES)
+    check_between("--seeds", request.seeds, 1, MAX_SEEDS)
+    config = _with_holdout(config)
+    names = _names(config, request.learners)
+    grids = {name: candidates(name, request.limit, config.seed) for name in names}
+    # Before hours of runs, so that a damaged file is refused at once.
+    record = _read_record(out, names)
+    methods: list[str] = []
+    for name, grid in grids.items():
+        methods += [_method(name, settings) for settings in grid]
+    series = RunSeries.plan(config, methods, request.seeds, out)
+    failures = series.run(watch, is_lean=True)
+    folders = series.folders(failures)
+    groups = write_numbers(folders, out, failures, series.left_out) if folders else []
+    best: dict[str, BestSettings] = {}
+    for name, grid in grids.items():
+        scores = _scores(name, grid, groups)
+        record.lines.extend(_line(name, score) for score in scores)
+        if scores:
+            best[name] = _best(name, grid[0], scores)
+            record.best[name] = _entry(best[name], request.command)
+    _write_record(out, record)
+    return best, failures
+
+
+def _with_holdout(config: ExperimentConfig) -> ExperimentConfig:
+    """Hold out training samples: test samples must not choose settings."""
+    if config.data.holdout:
+        return config
+    data = config.data.model_copy(update={"holdout": HOLDOUT})
+    return config.model_copy(update={"data": data})
+
+
+def _names(config: ExperimentConfig, learners: Sequence[str]) -> list[str]:
+    """Return the learners to search, without settings of their own."""
     names, _ = contenders(config, learners)
-    if settled := [name for name in names if "@" in name]:
-        raise ConfigError(
-            f"learners = {settled[0]!r}: settings are what is searched; give the name alone"
-        )
-    tried = {name: candidates(name, limit, config.seed) for name in names}
-    lines, tree = _found_before(
-        out, names
-    )  # before hours of runs: a damaged file is refused at once
-    result = compare(
-        config,
-        [_spelled(n, s) for n in names for s in tried[n]],
-        seeds,
-        out,
-        watch,
-        lean=True,
-    )
-    found: dict[str, Found] = {}
-    record = out / "search.jsonl"
     for name in names:
-        scored = [
-            (
-                settings,
-                members.estimate("accuracy").mean,
-                members.estimate("forgetting").mean,
+        if "@" in name:
+            raise ConfigError(
+                f"learners = {name!r}: settings are what is searched; give the name alone"
             )
-            for settings in tried[name]
-            for members in result.groups
-            if _is(members, name, settings)
-        ]
-        lines += [
-            {
-                "learner": name,
-                "settings": settings,
-                "accuracy": accuracy,
-                "forgetting": _or_none(forgetting),
-            }
-            for settings, accuracy, forgetting in scored
-        ]
-        if scored:
-            best, accuracy, forgetting = min(
-                scored, key=lambda one: (-one[1], 0.0 if math.isnan(one[2]) else one[2])
-            )
-            default = next(
-                (score for settings, score, _ in scored if settings == tried[name][0]),
-                math.nan,
-            )
-            space = {
-                key: list(values) for key, values in learner_class(name).search.items()
-            }
-            found[name] = Found(best, accuracy, forgetting, default, len(scored), space)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(record, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-    write_atomic(out / "best.toml", _as_toml(found, command, tree))
-    return found, result.failures
+    return names
 
 
-def _spelled(name: str, settings: Settings) -> str:
-    values = "+".join(
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in settings.items()
+def _method(name: str, settings: Settings) -> str:
+    """Write a candidate as a method, such as ``fedknow@rho=0.2+k=5``."""
+    changes = []
+    for key, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        changes.append(f"{key}={text}")
+    return f"{name}@{'+'.join(changes)}" if changes else name
+
+
+def _scores(
+    name: str, grid: Sequence[Settings], groups: Sequence[Group]
+) -> list[_Score]:
+    """Return the scores of a learner's candidates that ended."""
+    scores = []
+    for settings in grid:
+        for members in groups:
+            learner = members.runs[0].config.learner
+            # A run's options hold every setting, a candidate's the searched ones alone.
+            is_candidate = settings.items() <= learner.options.items()
+            if learner.name == name and is_candidate:
+                accuracy = members.estimate("accuracy").mean
+                forgetting = members.estimate("forgetting").mean
+                scores.append(_Score(settings, accuracy, forgetting))
+    return scores
+
+
+def _best(name: str, defaults: Settings, scores: Sequence[_Score]) -> BestSettings:
+    best = min(scores, key=lambda score: score.rank)
+    # NaN: the learner's defaults failed.
+    default = math.nan
+    for score in scores:
+        if score.settings == defaults:
+            default = score.accuracy
+            break
+    space = learner_class(name).search
+    return BestSettings(
+        best.settings,
+        best.accuracy,
+        best.forgetting,
+        default,
+        len(scores),
+        {key: list(values) for key, values in space.items()},
     )
-    return f"{name}@{values}" if values else name
 
 
-def _is(members: Group, name: str, settings: Settings) -> bool:
-    learner = members.runs[0].config.learner
-    return learner.name == name and settings.items() <= learner.options.items()
+def _line(name: str, score: _Score) -> dict[str, Any]:
+    """Return a candidate's line of ``search.jsonl``."""
+    # JSON has no NaN.
+    has_forgetting = not math.isnan(score.forgetting)
+    return {
+        "learner": name,
+        "settings": score.settings,
+        "accuracy": score.accuracy,
+        "forgetting": score.forgetting if has_forgetting else None,
+    }
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _entry(best: BestSettings, command: str) -> dict[str, Any]:
+    """Return a learner's entry of ``best.toml``."""
+    numbers = {
+        "accuracy": best.accuracy,
+        "default": best.default,
+        "forgetting": best.forgetting,
+    }
+    rounded = {
+        key: round(value, 4) for key, value in numbers.items() if not math.isnan(value)
+    }
+    return {
+        "command": command,
+        "runs": best.runs,
+        **rounded,
+        "settings": best.settings,
+        "space": best.space,
+    }
 
 
-def _found_before(
-    out: Path, names: Sequence[str]
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Read what earlier searches in a folder found for other learners: lines, and best settings."""
-    record, best = out / "search.jsonl", out / "best.toml"
+def _read_record(out: Path, names: Sequence[str]) -> _Record:
+    """Read the entries of other learners that an earlier search wrote."""
     lines: list[dict[str, Any]] = []
-    tree: dict[str, dict[str, Any]] = {}
-    if record.is_file():
-        with reading_a_summary(record):
-            lines = [
-                json.loads(line) for line in record.read_text("utf-8").splitlines()
-            ]
-            lines = [line for line in lines if line["learner"] not in names]
-    if best.is_file():
-        with reading_a_summary(best):
-            tree = tomllib.loads(best.read_text("utf-8"))
-    return lines, tree
+    best: dict[str, dict[str, Any]] = {}
+    path = out / "search.jsonl"
+    if path.is_file():
+        with refuse_damaged(path):
+            for text in path.read_text("utf-8").splitlines():
+                line = json.loads(text)
+                if line["learner"] not in names:
+                    lines.append(line)
+    path = out / "best.toml"
+    if path.is_file():
+        with refuse_damaged(path):
+            best = tomllib.loads(path.read_text("utf-8"))
+    return _Record(lines, best)
 
 
-def _as_toml(
-    found: Mapping[str, Found], command: str, before: Mapping[str, Any]
-) -> bytes:
-    tree = dict(before)
-    for name, best in found.items():
-        numbers = {
-            "accuracy": best.accuracy,
-            "default": best.default,
-            "forgetting": best.forgetting,
-        }
-        tree[name] = {
-            "command": command,
-            "runs": best.runs,
-            **{
-                key: round(value, 4)
-                for key, value in numbers.items()
-                if not math.isnan(value)
-            },
-            "settings": best.settings,
-            "space": best.space,
-        }
-    return tomli_w.dumps(dict(sorted(tree.items()))).encode()
+def _write_record(out: Path, record: _Record) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(line).encode() + b"\n" for line in record.lines]
+    write_atomic(out / "search.jsonl", b"".join(lines))
+    best = dict(sorted(record.best.items()))
+    write_atomic(out / "best.toml", tomli_w.dumps(best).encode())

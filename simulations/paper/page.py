@@ -48,7 +48,7 @@ HOURS = (
     f"Virtual, {AS_MUCH}",
     "Virtual, paper",
 )
-ABOUT_HOURS = (
+HOURS_NOTE = (
     "Communication: training traffic of the mean client, down and then up; the paper's seems to "
     "hold the scoring of all clients in every round, which ours leaves out. Virtual: until the "
     "last task ended. As much training as the paper: what messages and waiting took, multiplied "
@@ -59,34 +59,40 @@ ABOUT_HOURS = (
 
 
 def preface(experiment: str, chosen: Sequence[Variant]) -> Section:
-    """Say what of the paper's experiment was run, variant by variant."""
-    rows = [row for variant in chosen for row in _variant_rows(variant)]
+    """Show how much of the paper's experiment was run, variant by variant."""
+    rows: list[list[str]] = []
+    for variant in chosen:
+        rows += [[variant.name, *cells] for cells in _variant_rows(variant)]
     head = ["Variant", "Setting", "Here", "Paper", "Share"]
-    about = _notes(experiment, chosen[0].config)
-    return Section("", [Table("What was run", head, rows, about, prose=(1,))])
+    notes = _notes(experiment, chosen[0].config)
+    return Section("", [Table("What was run", head, rows, notes, prose=(1,))])
 
 
 def _variant_rows(variant: Variant) -> list[list[str]]:
-    rows = [
-        [variant.name, key, str(ours), str(papers), share_text(ours / papers)]
-        for key, (ours, papers) in variant.scaled.items()
-    ]
-    whole = "training: these four multiplied"
-    rows.append([variant.name, whole, "", "", share_text(variant.share)])
-    ours, papers = devices_of(variant.config), devices_of(variant.paper)
-    for device in papers | ours:
-        counts = [str(ours[device]), str(papers[device])]
-        rows.append([variant.name, f"clients on {device}", *counts, ""])
+    """Return the cells setting, here, paper and share of each difference."""
+    rows = []
+    for key, number in variant.scaled.items():
+        counts = [str(number.measured), str(number.published)]
+        rows.append([key, *counts, share_text(number.share)])
+    rows.append(["training: these four multiplied", "", "", share_text(variant.share)])
+    measured = devices_of(variant.config)
+    published = devices_of(variant.paper)
+    for device in published | measured:
+        counts = [str(measured[device]), str(published[device])]
+        rows.append([f"clients on {device}", *counts, ""])
     shown = {*variant.scaled, "fleet.devices"}
-    others = [_changed(line) for line in differences(variant.paper, variant.config)]
-    return rows + [[variant.name, *cells] for cells in others if cells[0] not in shown]
+    for line in differences(variant.paper, variant.config):
+        cells = _changed(line)
+        if cells[0] not in shown:
+            rows.append(cells)
+    return rows
 
 
 def _changed(line: str) -> list[str]:
-    """Split a line of :func:`~fedknow.protocols.config.differences` into cells."""
+    """Split a line of ``differences`` into the cells of a row."""
     key, _, values = line.partition(": was ")
-    papers, _, ours = values.partition(", now ")
-    return [key, ours, papers, ""]
+    published, _, measured = values.partition(", now ")
+    return [key, measured, published, ""]
 
 
 def _notes(experiment: str, config: ExperimentConfig) -> str:
@@ -124,45 +130,51 @@ def results(result: Result) -> list[Section]:
 
 
 def _side_by_side(result: Result) -> Table:
+    variant = result.variant
     rows = [
         _method_row(method, group, result.published_for(method))
         for method, group in result.groups.items()
     ]
     for method, published in result.only_published().items():
-        last = published["tasks"][-1]
-        papers = [
-            published_text(published, key, last) for key in ("accuracy", "forgetting")
-        ]
-        rows.append([method, str(last), "–", papers[0], "–", papers[1], "–"])
-    tasks = (
-        task for values in result.published.values() for task in values.get("tasks", ())
-    )
-    last = max(tasks, default=result.variant.paper.data.tasks)
+        rows.append(_published_row(method, published))
+    tasks: list[int] = []
+    for published in result.published.values():
+        tasks += published.get("tasks", ())
+    published_tasks = max(tasks, default=variant.paper.data.tasks)
     return Table(
-        f"{result.variant.name}: accuracy, forgetting and memory",
+        f"{variant.name}: accuracy, forgetting and memory",
         ACCURACY,
         rows,
         "After the most tasks that both have; where the paper's value is after another number of "
-        f"tasks, it says so. Here there are {result.variant.config.data.tasks}, in the paper "
-        f"{last}. Kept: knowledge, importances and stored samples, after the last task here.",
+        f"tasks, it says so. Here there are {variant.config.data.tasks}, in the paper "
+        f"{published_tasks}. Kept: knowledge, importances and stored samples, after the last "
+        "task here.",
     )
 
 
+def _published_row(method: str, published: Published) -> list[Cell | str]:
+    """Show the paper's values of a method that is not run here."""
+    tasks = published["tasks"][-1]
+    accuracy = published_text(published, "accuracy", tasks)
+    forgetting = published_text(published, "forgetting", tasks)
+    return [method, str(tasks), "–", accuracy, "–", forgetting, "–"]
+
+
 def _method_row(method: str, group: Group, published: Published) -> list[Cell | str]:
-    after = tasks_compared(published, group)
-    kept = group.estimate("knowledge_bytes").mean
+    tasks = tasks_compared(published, group)
+    memory = group.estimate("knowledge_bytes").mean
     return [
         method,
-        str(after),
-        _after(group, "average", "accuracy", after),
-        published_text(published, "accuracy", after),
-        _after(group, "relative", "forgetting_relative", after),
-        published_text(published, "forgetting", after),
-        Cell(size(kept), kept),
+        str(tasks),
+        _value_after(group, "average", "accuracy", tasks),
+        published_text(published, "accuracy", tasks),
+        _value_after(group, "relative", "forgetting_relative", tasks),
+        published_text(published, "forgetting", tasks),
+        Cell(size(memory), memory),
     ]
 
 
-def _after(group: Group, pick: str, key: str, tasks: int) -> Cell:
+def _value_after(group: Group, pick: str, key: str, tasks: int) -> Cell:
     """Show a curve's value after so many tasks, over seeds."""
     points = group.estimates(pick)
     if not 0 < tasks <= len(points):
@@ -171,14 +183,14 @@ def _after(group: Group, pick: str, key: str, tasks: int) -> Cell:
     return Cell(point.text(measure_named(key)), point.mean)
 
 
-def published_text(published: Published, key: str, after: int) -> str:
+def published_text(published: Published, key: str, tasks: int) -> str:
     """Write the paper's value after so many tasks.
 
-    Where it has none, its last value stands, and after how many tasks that is.
+    Where it has none, its last value stands, with its number of tasks.
     """
-    value, tasks = value_after(published, key, after)
+    value, published_tasks = value_after(published, key, tasks)
     text = measure_named("accuracy").text(value)
-    return text if tasks == after else f"{text} after {tasks}"
+    return text if published_tasks == tasks else f"{text} after {published_tasks}"
 
 
 def _all_hours(result: Result) -> Table:
@@ -187,41 +199,40 @@ def _all_hours(result: Result) -> Table:
     rows: list[list[Cell | str]] = []
     for method, group in result.groups.items():
         published = result.published_for(method)
-        spent = mean(virtual_hours(run).sum() for run in group.runs)
+        measured = mean(virtual_hours(run).sum() for run in group.runs)
         scaled = mean(virtual_hours(run, variant).sum() for run in group.runs)
         numbers = (
             communication_hours(group, 1000),
             communication_hours(group, 1000, variant),
             published.get("communication_hours", math.nan),
-            spent,
+            measured,
             tasks * scaled,
             published.get("hours", math.nan),
         )
         rows.append([method, *_numbers(numbers)])
-    return Table(f"{variant.name}: hours", HOURS, rows, ABOUT_HOURS)
+    return Table(f"{variant.name}: hours", HOURS, rows, HOURS_NOTE)
 
 
 def _single_tasks(result: Result) -> Table:
     """Show virtual hours of the single tasks for which the paper has them."""
-    papers = {
+    published = {
         method: by_task(values, "task_hours")
         for method, values in result.published.items()
     }
-    tasks = sorted({task for found in papers.values() for task in found})
+    published_tasks: set[int] = set()
+    for hours in published.values():
+        published_tasks |= hours.keys()
+    tasks = sorted(published_tasks)
     rows: list[list[Cell | str]] = []
     for method, group in result.groups.items():
-        ours = [virtual_hours(run, result.variant) for run in group.runs]
-        rows.append(
-            [
-                method,
-                *_numbers(
-                    mean(_entry(hours, task) for hours in ours) for task in tasks
-                ),
-            ]
-        )
-    for method, found in papers.items():
-        if found and (method in result.groups or not method.islower()):
-            values = (found.get(task, math.nan) for task in tasks)
+        measured = [virtual_hours(run, result.variant) for run in group.runs]
+        means = [_mean_of_task(measured, task) for task in tasks]
+        rows.append([method, *_numbers(means)])
+    for method, hours in published.items():
+        # Methods of the table that could run here but do not are no concern of this page.
+        is_shown = method in result.groups or not method.islower()
+        if hours and is_shown:
+            values = [hours.get(task, math.nan) for task in tasks]
             rows.append([f"{method}, paper", *_numbers(values)])
     return Table(
         f"{result.variant.name}: hours of single tasks",
@@ -231,8 +242,9 @@ def _single_tasks(result: Result) -> Table:
     )
 
 
-def _entry(hours: Array, task: int) -> float:
-    return float(hours[task - 1]) if task <= len(hours) else math.nan
+def _mean_of_task(runs: Sequence[Array], task: int) -> float:
+    """Average a task's hours over seeds; NaN where a run has fewer tasks."""
+    return mean(hours[task - 1] if task <= len(hours) else math.nan for hours in runs)
 
 
 def _at_rates(result: Result, rates: Sequence[int]) -> Table:
@@ -247,7 +259,8 @@ def _at_rates(result: Result, rates: Sequence[int]) -> Table:
         f"{result.variant.name}: hours at other rates",
         ["Method", *(f"{rate:,} kB/s" for rate in rates)],
         rows,
-        "From the bytes of the same runs, at the paper's rounds and tasks: a slower link changes no accuracy.",
+        "From the bytes of the same runs, at the paper's rounds and tasks: a slower link "
+        "changes no accuracy.",
     )
 
 

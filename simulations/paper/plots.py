@@ -48,7 +48,7 @@ def _curves(figure: Figure, result: Result, pick: str, key: str, label: str) -> 
 
 
 def _published_curve(axes: Axes, published: Published, key: str, colour: str) -> None:
-    """Draw the paper's values in the method's colour: hollow marks, a dotted line."""
+    """Draw the paper's values: hollow marks, a dotted line."""
     values = by_task(published, key)
     if values:
         percents = [100 * value for value in values.values()]
@@ -56,10 +56,7 @@ def _published_curve(axes: Axes, published: Published, key: str, colour: str) ->
 
 
 def _over_time(figure: Figure, result: Result) -> None:
-    seconds = [
-        group.estimate("virtual_seconds").mean for group in result.groups.values()
-    ]
-    scale = time_scale(max(value for value in seconds if not math.isnan(value)))
+    scale = time_scale(max(_virtual_seconds(result)))
     axes = axes_with(
         figure, f"virtual time ({scale.name})", "average accuracy (%)", False
     )
@@ -70,34 +67,45 @@ def _over_time(figure: Figure, result: Result) -> None:
 
 
 def draw_communication(figure: Figure, result: Result) -> Axes:
-    """Draw hours of communication: a bar a method, and the paper's mark on the same row."""
+    """Draw hours of communication: a bar a method, and the paper's mark."""
     axes = axes_with(figure, "hours of communication at 1 MB/s", "", is_counted=False)
     rows = np.arange(len(result.groups))
-    ours = [
+    measured = [
         communication_hours(group, 1000, result.variant)
         for group in result.groups.values()
     ]
-    papers = [
+    published = [
         result.published_for(method).get("communication_hours", math.nan)
         for method in result.groups
     ]
-    axes.barh(rows, ours, 0.55, color=COLOURS[0])
+    axes.barh(rows, measured, 0.55, color=COLOURS[0])
     if _has_hours(result):
-        axes.plot(papers, rows, "D", color=COLOURS[1], ms=6, label=PAPER, zorder=3)
+        axes.plot(published, rows, "D", color=COLOURS[1], ms=6, label=PAPER, zorder=3)
         legend_below(figure, axes)
-    for row, (hours, published) in enumerate(zip(ours, papers, strict=True)):
-        has_both = not math.isnan(published)
-        end = max(hours, published) if has_both else hours
-        text = f"{hours:,.2g}, paper {published:,.2g}" if has_both else f"{hours:,.2g}"
-        axes.annotate(
-            text, (end, row), (8, 0), textcoords="offset points", va="center", size=9
-        )
+    ends = [
+        _annotate(axes, row, *hours)
+        for row, hours in enumerate(zip(measured, published, strict=True))
+    ]
     axes.set_yticks(rows, [wrapped(method, 22) for method in result.groups])
-    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
-    widest = max([*ours, *(value for value in papers if not math.isnan(value))])
-    axes.set_xlim(0, 1.6 * widest or 1)
+    # Rows count downwards, so that the first method is on top.
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    # Room for the texts behind the bars; without any traffic an axis must still have a width.
+    axes.set_xlim(0, 1.6 * max(ends) or 1)
     axes.grid(False, axis="y")
     return axes
+
+
+def _annotate(axes: Axes, row: int, measured: float, published: float) -> float:
+    """Write a row's hours behind its bar and mark; return where these end."""
+    end = measured
+    text = f"{measured:,.2g}"
+    if not math.isnan(published):
+        end = max(measured, published)
+        text += f", paper {published:,.2g}"
+    axes.annotate(
+        text, (end, row), (8, 0), textcoords="offset points", va="center", size=9
+    )
+    return end
 
 
 def _has_hours(result: Result) -> bool:
@@ -111,11 +119,17 @@ def _has_published(result: Result, key: str) -> bool:
     return any(by_task(result.published_for(method), key) for method in result.groups)
 
 
-def _has_virtual_time(result: Result) -> bool:
+def _virtual_seconds(result: Result) -> list[float]:
+    """Return the virtual seconds of the methods that have any."""
     seconds = [
         group.estimate("virtual_seconds").mean for group in result.groups.values()
     ]
-    return not all(map(math.isnan, seconds))
+    # NaN: without a fleet.
+    return [value for value in seconds if not math.isnan(value)]
+
+
+def _has_virtual_time(result: Result) -> bool:
+    return bool(_virtual_seconds(result))
 
 
 def _shape_of_curves(result: Result) -> Shape:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedknow.protocols.config import (
     ConfigError,
@@ -21,6 +21,7 @@ from fedknow.protocols.config import (
 from fedknow.simulations.fleet.devices import assign
 
 __all__ = [
+    "Scaled",
     "Tree",
     "Variant",
     "devices_of",
@@ -43,6 +44,23 @@ SCALED = (
 """Numbers that are scaled: rounds of a task, epochs of a round, then clients and tasks."""
 
 
+class Scaled(NamedTuple):
+    """A number that is scaled: as it is run, and as the paper has it."""
+
+    measured: int
+    published: int
+
+    @property
+    def share(self) -> float:
+        """The share of the paper's number."""
+        return self.measured / self.published
+
+    @property
+    def factor(self) -> float:
+        """By how much the paper's number is larger."""
+        return self.published / self.measured
+
+
 @dataclass(frozen=True)
 class Variant:
     """One comparison of an experiment.
@@ -50,11 +68,11 @@ class Variant:
     Attributes
     ----------
     name : str
-        What tells it from the experiment's others; the data set's name where there are none.
+        Its name within the experiment; the data set's name where it is the only one.
     config : ExperimentConfig
-        As it is run.
+        The experiment as it is run.
     paper : ExperimentConfig
-        As the paper has it: unscaled, without changes.
+        The experiment as the paper has it: unscaled, without changes.
     """
 
     name: str
@@ -62,35 +80,35 @@ class Variant:
     paper: ExperimentConfig
 
     @property
-    def scaled(self) -> dict[str, tuple[int, int]]:
-        """Count what is scaled, in this run and in the paper."""
-        return {
-            f"{section}.{key}": (
-                getattr(getattr(self.config, section), key),
-                getattr(getattr(self.paper, section), key),
-            )
-            for section, key in SCALED
-        }
+    def scaled(self) -> dict[str, Scaled]:
+        """The numbers that are scaled, by key."""
+        scaled = {}
+        for section, key in SCALED:
+            measured = getattr(getattr(self.config, section), key)
+            published = getattr(getattr(self.paper, section), key)
+            scaled[f"{section}.{key}"] = Scaled(measured, published)
+        return scaled
 
     @property
     def share(self) -> float:
-        """Compute the share of the paper's training.
+        """The share of the paper's training.
 
         It is the product of the shares of rounds, epochs, clients and tasks.
         """
-        return math.prod(ours / papers for ours, papers in self.scaled.values())
+        return math.prod(number.share for number in self.scaled.values())
 
     def __str__(self) -> str:
-        parts = ", ".join(
-            f"{ours} of {papers} {key.partition('.')[2]}"
-            for key, (ours, papers) in self.scaled.items()
-        )
+        parts = []
+        for key, number in self.scaled.items():
+            _, _, name = key.partition(".")
+            parts.append(f"{number.measured} of {number.published} {name}")
         devices = devices_of(self.config).items()
-        fleet = (
-            ", ".join(f"{count} {device}" for device, count in devices) or "no fleet"
-        )
+        fleet = ", ".join(f"{count} {device}" for device, count in devices)
         share = share_text(self.share)
-        return f"{self.name}: {share} of the paper's training ({parts}) on {fleet}"
+        return (
+            f"{self.name}: {share} of the paper's training ({', '.join(parts)}) "
+            f"on {fleet or 'no fleet'}"
+        )
 
 
 def devices_of(config: ExperimentConfig) -> Counter[str]:
@@ -106,7 +124,7 @@ def share_text(value: float) -> str:
 
 
 def experiments() -> dict[str, str]:
-    """Give the paper's experiments, with a line about each."""
+    """List the paper's experiments, with a line about each."""
     return {name: spec["title"] for name, spec in paper_table()["experiments"].items()}
 
 
@@ -117,11 +135,11 @@ def variants(
     changes: Sequence[str] = (),
     seed: int = 0,
 ) -> list[Variant]:
-    """Give the comparisons of an experiment.
+    """List the comparisons of an experiment.
 
-    ``scale`` is the share of the paper's training that is to be left. Rounds of a task and epochs
-    of a round shrink by its root each. Where both have come to one, clients and tasks shrink
-    likewise, to no fewer than two. As these are whole numbers, what is left is another share:
+    ``scale`` is the wanted share of the paper's training. Rounds of a task and epochs of a
+    round shrink by its root each. Where both have come to one, clients and tasks shrink
+    likewise, to no fewer than two. As these are whole numbers, the true share differs:
     :attr:`Variant.share`. A fleet keeps its mix (:func:`mixed`).
 
     Parameters
@@ -149,17 +167,17 @@ def variants(
     entry(table["workloads"], data, "--data")
     if not 0 < scale <= 1:
         raise ConfigError(f"--scale {scale:g}: give a number above 0, at most 1")
-    found = []
+    chosen = []
     for name, special in spec.get("variants", {"all": {}}).items():
         full = _full(experiment, data, special, seed)
         config = _configured(experiment, _scaled(full, scale), changes)
-        papers = _configured(experiment, full, ())
-        found.append(Variant(data if name == "all" else name, config, papers))
-    return found
+        paper = _configured(experiment, full, ())
+        chosen.append(Variant(data if name == "all" else name, config, paper))
+    return chosen
 
 
 def _full(experiment: str, data: str, special: Tree, seed: int) -> Tree:
-    """Give a variant's configuration without its fleet, unscaled."""
+    """Return a variant's configuration without its fleet, unscaled."""
     table = paper_table()
     work = table["workloads"][data]
     model = special.get("model", work["model"])
@@ -180,26 +198,28 @@ def _full(experiment: str, data: str, special: Tree, seed: int) -> Tree:
 def _configured(
     experiment: str, tree: Tree, changes: Sequence[str]
 ) -> ExperimentConfig:
-    """Read a configuration with the experiment's fleet for as many clients as it has."""
+    """Read a configuration, with a fleet for its number of clients."""
     table = paper_table()
     source = f"experiment {experiment}"
+    # Read twice: a change may set the number of clients, from which the fleet follows.
     clients = read_config(tree, changes, source).data.clients
-    devices = mixed(table["fleets"][table["experiments"][experiment]["fleet"]], clients)
+    fleet_name = table["experiments"][experiment]["fleet"]
+    devices = mixed(table["fleets"][fleet_name], clients)
     fleet = {"fleet": {**table["links"], "devices": devices}}
-    return read_config(_shared(tree, changes) | fleet, changes, source)
+    return read_config(_with_share(tree, changes) | fleet, changes, source)
 
 
 def mixed(devices: Sequence[str], clients: int) -> list[str]:
-    """Give as many devices as there are clients, in the proportions of a list.
+    """Return as many devices as clients, in the proportions of a list.
 
-    The list stays as it is where it goes into their number. Otherwise each kind has at least one,
-    the rarest left out where clients are too few. Each further one is of the kind that lacks most
-    of its share.
+    The list stays as it is where its length divides their number. Otherwise each kind has at
+    least one, without the rarest where clients are too few. Each further one is of the kind
+    that is furthest below its share.
 
     Parameters
     ----------
     devices : sequence of str
-        The whole fleet, or what is repeated in it.
+        The whole fleet, or the part that repeats in it.
     clients : int
         How many clients the fleet is to have.
 
@@ -210,27 +230,30 @@ def mixed(devices: Sequence[str], clients: int) -> list[str]:
     """
     if clients % len(devices) == 0:
         return list(devices)
-    whole = Counter(devices)
-    taken = Counter({kind: 1 for kind, _ in whole.most_common(clients)})
+    counts = Counter(devices)
+    chosen = Counter({kind: 1 for kind, _ in counts.most_common(clients)})
 
-    def lacks(kind: str) -> float:
-        return whole[kind] * clients / len(devices) - taken[kind]
+    def shortage(kind: str) -> float:
+        return counts[kind] * clients / len(devices) - chosen[kind]
 
-    while taken.total() < clients:
-        taken[max(whole, key=lacks)] += 1
-    return [kind for kind in whole for _ in range(taken[kind])]
+    while chosen.total() < clients:
+        chosen[max(counts, key=shortage)] += 1
+    fleet: list[str] = []
+    # In the order of the list, whatever order the kinds were chosen in.
+    for kind in counts:
+        fleet += [kind] * chosen[kind]
+    return fleet
 
 
 @cache
 def paper_table() -> Tree:
     """Read ``paper.toml``: experiments, their parts, and the paper's values."""
-    return tomllib.loads(
-        (files("fedknow.simulations.paper") / "paper.toml").read_text("utf-8")
-    )
+    path = files("fedknow.simulations.paper") / "paper.toml"
+    return tomllib.loads(path.read_text("utf-8"))
 
 
 def entry(table: Mapping[str, Tree], name: str, kind: str) -> Tree:
-    """Give an entry of a table by name.
+    """Return an entry of a table by name.
 
     Raises
     ------
@@ -244,35 +267,47 @@ def entry(table: Mapping[str, Tree], name: str, kind: str) -> Tree:
 
 
 def _scaled(full: Tree, scale: float) -> Tree:
-    train, done = _shrunk(full["train"], ("rounds", "epochs"), scale, least=1)
+    """Shrink rounds and epochs, and once these are one, clients and tasks."""
+    train, share = _shrunk(full["train"], ("rounds", "epochs"), scale, minimum=1)
     data = full["data"]
     if train["rounds"] == train["epochs"] == 1:
-        data, _ = _shrunk(data, ("clients", "tasks"), min(1.0, scale / done), least=2)
+        remaining = min(1.0, scale / share)
+        data, _ = _shrunk(data, ("clients", "tasks"), remaining, minimum=2)
     return full | {"train": train, "data": data}
 
 
 def _shrunk(
-    tree: Tree, keys: tuple[str, str], factor: float, least: int
+    tree: Tree, keys: tuple[str, str], factor: float, minimum: int
 ) -> tuple[Tree, float]:
-    """Shrink two numbers by a factor together; give also by how much they did."""
+    """Shrink two numbers by a factor together.
+
+    Returns
+    -------
+    tree : dict
+        With the smaller numbers.
+    share : float
+        The factor that whole numbers allow.
+    """
     root = math.sqrt(factor)
-    smaller = {key: min(tree[key], max(least, round(tree[key] * root))) for key in keys}
-    done = math.prod(smaller.values()) / math.prod(tree[key] for key in keys)
-    return tree | smaller, done
+    smaller = {}
+    for key in keys:
+        # A number that is below the minimum already stays.
+        smaller[key] = min(tree[key], max(minimum, round(tree[key] * root)))
+    share = math.prod(smaller.values()) / math.prod(tree[key] for key in keys)
+    return tree | smaller, share
 
 
-def _shared(tree: Tree, changes: Iterable[str]) -> Tree:
+def _with_share(tree: Tree, changes: Iterable[str]) -> Tree:
     """Make clients' shares disjoint where there are enough for all.
 
     A class makes ten shares of a tenth of its samples.
     """
-    overrides = {
-        path[-1]: value
-        for path, value in map(parse_override, changes)
-        if path[0] == "data"
-    }
-    data = {**tree["data"], **overrides}
+    data = dict(tree["data"])
+    for path, value in map(parse_override, changes):
+        if path[0] == "data":
+            data[path[-1]] = value
     classes = data.get("classes_per_task", 5)
-    needed = data["clients"] * data.get("classes_max", min(5, classes))
-    share = "disjoint" if needed <= 10 * classes else "overlapping"
+    demand = data["clients"] * data.get("classes_max", min(5, classes))
+    share = "disjoint" if demand <= 10 * classes else "overlapping"
+    # A share that the table sets itself goes before.
     return tree | {"data": {"share": share, **tree["data"]}}

@@ -25,16 +25,16 @@ Published = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """What a variant came to.
+    """The runs of a variant beside the paper's values.
 
     Attributes
     ----------
     experiment : str
         Such as ``"5.1"``.
     variant : Variant
-        What was run.
+        The comparison that was run.
     groups : mapping
-        Our runs by the name that a method was asked for by.
+        The measured runs by the name that a method was asked for by.
     published : mapping
         The paper's values by method; capitals mark one that is not run.
     """
@@ -45,11 +45,11 @@ class Result:
     published: Mapping[str, Published]
 
     def published_for(self, method: str) -> Published:
-        """Give the paper's values of a method; empty where it has none."""
+        """Return the paper's values of a method; empty where it has none."""
         return self.published.get(method, {})
 
     def only_published(self) -> dict[str, Published]:
-        """Give the values of methods that are not run."""
+        """Return the values of methods that are not run."""
         return {
             name: values
             for name, values in self.published.items()
@@ -58,39 +58,52 @@ class Result:
 
 
 def published_values(experiment: str, variant: str) -> dict[str, Published]:
-    """Give the paper's values of a variant by method."""
+    """Return the paper's values of a variant by method."""
     table = paper_table()
     spec = table["experiments"][experiment]
     values: dict[str, Published] = {}
-    # What two experiments share stands with the first.
+    # Values that two experiments share stand with the first of them in the table.
     for source in (spec.get("as_in", experiment), experiment):
-        for method, found in table["values"][source].get(variant, {}).items():
-            values[method] = {**values.get(method, {}), **found}
+        for method, published in table["values"][source].get(variant, {}).items():
+            values[method] = {**values.get(method, {}), **published}
     return values
 
 
 def by_task(published: Published, key: str) -> dict[int, float]:
-    """Give values by the number of tasks learned; fewer values than tasks are of the last tasks."""
+    """Return values by the number of tasks learned.
+
+    Fewer values than tasks are of the last tasks.
+    """
     values = published.get(key, [])
-    return (
-        dict(zip(published["tasks"][-len(values) :], values, strict=True))
-        if values
-        else {}
-    )
+    # A slice from -0 would be the whole list.
+    if not values:
+        return {}
+    tasks = published["tasks"][-len(values) :]
+    return dict(zip(tasks, values, strict=True))
 
 
 def tasks_compared(published: Published, group: Group) -> int:
-    """Give the most tasks after which both the paper and these runs have a value."""
-    done = min(run.tasks for run in group.runs)
-    return max(
-        (task for task in published.get("tasks", ()) if task <= done), default=done
-    )
+    """Return the most tasks after which both have a value.
+
+    Where the paper has none, these are all tasks that the runs have ended.
+    """
+    ended = min(run.tasks for run in group.runs)
+    shared = [task for task in published.get("tasks", ()) if task <= ended]
+    return max(shared, default=ended)
 
 
 def value_after(published: Published, key: str, tasks: int) -> tuple[float, int]:
-    """Give the paper's value after so many tasks, or else its last, and after how many it is."""
+    """Return the paper's value after so many tasks, or else its last.
+
+    Returns
+    -------
+    float
+        NaN where the paper has none at all.
+    int
+        The number of tasks after which it is.
+    """
     values = by_task(published, key)
     if tasks in values or not values:
         return values.get(tasks, math.nan), tasks
-    last = max(values)
-    return values[last], last
+    last_task = max(values)
+    return values[last_task], last_task

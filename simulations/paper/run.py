@@ -8,25 +8,65 @@ from pathlib import Path
 
 from fedknow.client.learners import resolve
 from fedknow.protocols.bounds import check_between
+from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.reports.blocks import Section, Table
 from fedknow.server.reports.fleet import fleet_parts
 from fedknow.server.reports.groups import Group
 from fedknow.server.reports.page import write_page
-from fedknow.server.reports.summary import summarise
+from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.folder import RunFolder
-from fedknow.simulations.compare import MOST_SEEDS, Comparison, Watch, compare
+from fedknow.simulations.compare import MAX_SEEDS, Comparison, Watch, compare
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import shipped_rooms
 from fedknow.simulations.paper.page import preface, results
 from fedknow.simulations.paper.protocol import Variant, entry, paper_table, variants
 from fedknow.simulations.paper.published import Result, published_values
 
-__all__ = ["Outcome", "run_paper"]
+__all__ = ["Outcome", "PaperRequest", "run_paper"]
+
+
+@dataclass(frozen=True)
+class PaperRequest:
+    """The part of the paper's experiments that is to be run.
+
+    Attributes
+    ----------
+    experiment : str
+        Such as ``"5.1"``.
+    data, scale, changes
+        See :func:`~fedknow.simulations.paper.variants`.
+    learners : sequence of str
+        Methods as for :func:`~fedknow.simulations.compare.compare`; empty: the experiment's.
+    seeds : int
+        Runs of each method.
+    """
+
+    experiment: str
+    data: str = ""
+    scale: float = 1.0
+    changes: Sequence[str] = ()
+    learners: Sequence[str] = ()
+    seeds: int = 1
+
+    def variants(self) -> list[Variant]:
+        """List the comparisons of the experiment."""
+        return variants(self.experiment, self.data, self.scale, self.changes)
+
+    def methods(self) -> list[str]:
+        """List the methods to run.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such experiment.
+        """
+        spec = entry(paper_table()["experiments"], self.experiment, "experiment")
+        return list(self.learners) or list(spec["learners"])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an experiment.
+    """The result of an experiment.
 
     Attributes
     ----------
@@ -40,65 +80,49 @@ class Outcome:
     failures: Mapping[str, str]
 
 
-def run_paper(
-    experiment: str,
-    out: Path,
-    data: str = "",
-    scale: float = 1.0,
-    learners: Sequence[str] = (),
-    seeds: int = 1,
-    changes: Sequence[str] = (),
-    watch: Watch | None = None,
-) -> Outcome:
+def run_paper(request: PaperRequest, out: Path, watch: Watch | None = None) -> Outcome:
     """Run an experiment and write ``paper.html`` and ``plots/`` to ``out``.
 
     Parameters
     ----------
-    experiment : str
-        Such as ``"5.1"``.
+    request : PaperRequest
+        The experiment, its methods and its size.
     out : Path
         A folder, which gets a comparison a variant too.
-    data, scale, changes
-        As of :func:`~fedknow.simulations.paper.variants`.
-    learners : sequence of str
-        Methods as :func:`~fedknow.simulations.compare.compare` knows them; empty: the
-        experiment's.
-    seeds : int
-        How many.
     watch : callable, optional
-        Gives each run its observer.
+        Makes the observer of each run.
 
     Raises
     ------
     ConfigError
         Before anything is run.
     """
-    check_between("--seeds", seeds, 1, MOST_SEEDS)
-    spec = entry(paper_table()["experiments"], experiment, "experiment")
-    methods = list(learners) or list(spec["learners"])
-    chosen = variants(experiment, data, scale, changes)
+    check_between("--seeds", request.seeds, 1, MAX_SEEDS)
+    methods = request.methods()
+    chosen = request.variants()
+    # A setting that does not fit the last variant must not cost the hours of the others.
     for variant in chosen:
-        for method in methods:
-            plan(variant.config, method, variant.config.seed)
-    sections = [preface(experiment, chosen)]
+        _plans(variant, methods)
+    sections = [preface(request.experiment, chosen)]
     failures: dict[str, str] = {}
     ended: list[Group] = []
     for variant in chosen:
-        result = compare(variant.config, methods, seeds, out / variant.name, watch)
-        failures |= {
-            f"{variant.name}/{run}": reason for run, reason in result.failures.items()
-        }
-        groups = _by_method(variant, methods, result.groups)
+        folder = out / variant.name
+        comparison = compare(variant.config, methods, request.seeds, folder, watch)
+        for run, reason in comparison.failures.items():
+            failures[f"{variant.name}/{run}"] = reason
+        groups = _by_method(variant, methods, comparison.groups)
         ended += groups.values()
-        sections += _sections(experiment, variant, groups, result, out / variant.name)
+        sections += _sections(request.experiment, variant, groups, comparison, folder)
     if not ended:
         return Outcome(None, failures)
     if failures:
-        rows = [[name, reason] for name, reason in failures.items()]
-        table = Table("Runs that failed", ["Run", "Why"], rows, prose=(1,))
-        sections.append(Section("Failed", [table]))
-    title = f"FedKNOW paper, {experiment}: {spec['title']}"
-    runs = [run for group in ended for run in group.runs]
+        sections.append(_failed_section(failures))
+    spec = paper_table()["experiments"][request.experiment]
+    title = f"FedKNOW paper, {request.experiment}: {spec['title']}"
+    runs: list[Summary] = []
+    for group in ended:
+        runs += group.runs
     return Outcome(write_page(out / "paper.html", title, sections, runs), failures)
 
 
@@ -109,13 +133,13 @@ def _sections(
     comparison: Comparison,
     folder: Path,
 ) -> list[Section]:
-    """Show what a variant came to, the runs that did not end included."""
-    begun = [
-        folder / run
-        for run in comparison.failures
-        if (folder / run / "config.toml").is_file()
-    ]
-    failed = [(path.name, summarise(RunFolder.open(path))) for path in begun]
+    """Show the results of a variant, the runs that did not end included."""
+    failed = []
+    for run in comparison.failures:
+        path = folder / run
+        # A run that was refused before its start has no folder.
+        if (path / "config.toml").is_file():
+            failed.append((path.name, summarise(RunFolder.open(path))))
     sections = []
     if groups:
         published = published_values(experiment, variant.name)
@@ -124,17 +148,29 @@ def _sections(
     return sections + fleet_parts(list(groups.values()), shipped_rooms(), failed, title)
 
 
+def _failed_section(failures: Mapping[str, str]) -> Section:
+    rows = [[name, reason] for name, reason in failures.items()]
+    table = Table("Runs that failed", ["Run", "Why"], rows, prose=(1,))
+    return Section("Failed", [table])
+
+
+def _plans(variant: Variant, methods: Sequence[str]) -> dict[str, ExperimentConfig]:
+    """Return the configuration of each method's first run."""
+    seed = variant.config.seed
+    return {method: plan(variant.config, method, seed) for method in methods}
+
+
 def _by_method(
     variant: Variant, methods: Sequence[str], groups: Sequence[Group]
 ) -> dict[str, Group]:
-    """Give the groups by the names they were asked for; a method whose runs all failed has none."""
-    planned = {
-        method: plan(variant.config, method, variant.config.seed).learner
-        for method in methods
-    }
-    return {
-        method: Group(method, group.runs)
-        for method, learner in planned.items()
-        for group in groups
-        if resolve(group.runs[0].config).learner == learner
-    }
+    """Return the groups by the names that the methods were asked for by.
+
+    A method whose runs all failed has none.
+    """
+    named: dict[str, Group] = {}
+    for method, planned in _plans(variant, methods).items():
+        for group in groups:
+            # Runs do not record that name, so their settings tell the method.
+            if resolve(group.runs[0].config).learner == planned.learner:
+                named[method] = Group(method, group.runs)
+    return named

@@ -13,21 +13,21 @@ __all__ = ["describe_preset", "list_presets", "load_preset"]
 
 
 def list_presets() -> dict[str, str]:
-    """Name of each preset and what it is: the comment on the first line of its file."""
-    texts = {
-        path.name: path.read_text("utf-8")
-        for path in files(__name__).iterdir()
-        if path.name.endswith(".toml")
-    }
-    comments = {
-        name.removesuffix(".toml"): text.partition("\n")[0].lstrip("# ")
-        for name, text in texts.items()
-    }
+    """List the presets by name, each with a line about it.
+
+    The line is the comment at the top of its file.
+    """
+    comments = {}
+    for path in files(__name__).iterdir():
+        if path.name.endswith(".toml"):
+            comment, _, _ = path.read_text("utf-8").partition("\n")
+            comments[path.name.removesuffix(".toml")] = comment.lstrip("# ")
+    # A folder has no order of its own.
     return dict(sorted(comments.items()))
 
 
 def load_preset(name: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """The preset of this name with ``key=value`` overrides applied in order.
+    """Load a preset with ``key=value`` overrides, applied in order.
 
     Raises
     ------
@@ -52,9 +52,10 @@ def describe_preset(name: str) -> Description:
 
 
 def _text(name: str) -> str:
-    known = list_presets()
-    if name not in known:
+    presets = list_presets()
+    if name not in presets:
         raise ConfigError(
-            f"preset {name!r}: there is none of this name{closest(name, known)}; known: {', '.join(known)}"
+            f"preset {name!r}: there is none of this name{closest(name, presets)}; "
+            f"known: {', '.join(presets)}"
         )
     return (files(__name__) / f"{name}.toml").read_text("utf-8")

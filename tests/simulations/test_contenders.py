@@ -7,9 +7,10 @@ from fedknow.client import learners
 from fedknow.client.learners import best, learner_class, list_learners, resolve
 from fedknow.client.learners.baselines import FedPer, FedRep
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.simulations.compare import compare, left_out_before
+from fedknow.simulations.compare import RunSeries, compare
 from fedknow.simulations.contenders import contenders, plan
 from fedknow.simulations.presets import list_presets, load_preset
+from fedknow.simulations.records import read_left_out
 
 SMALL = {
     "name": "small",
@@ -104,18 +105,11 @@ def test_left_out_is_in_what_a_comparison_leaves(tmp_path, monkeypatch):
     assert "the same method as fedavg" in (tmp_path / "out" / "report.html").read_text(
         "utf-8"
     )
-    assert left_out_before(tmp_path / "out") == result.left_out
+    assert read_left_out(tmp_path / "out") == result.left_out
     assert result.left_out["finetune"] == "the same method as fedavg"
-    assert (
-        compare(
-            read_config(SMALL, ["model=mlp"]),
-            ["fedper"],
-            1,
-            tmp_path / "bare",
-            lean=True,
-        ).report
-        is None
-    )
+    config = read_config(SMALL, ["model=mlp"])
+    series = RunSeries.plan(config, ["fedper"], 1, tmp_path / "bare")
+    assert series.run(None, is_lean=True) == {}
     left = {path.name for path in (tmp_path / "bare" / "fedper-seed0").iterdir()}
     assert {"config.toml", "metrics.jsonl", "accuracy.npz"} <= left
     assert not {"clients", "checkpoint", "report.html", "plots"} & left

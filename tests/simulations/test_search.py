@@ -9,9 +9,9 @@ from fedknow.client.learners.baselines import FedPer, FedRep
 from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.run.folder import RunFolder
-from fedknow.simulations.compare import left_out_before
 from fedknow.simulations.contenders import plan
-from fedknow.simulations.search import candidates, search
+from fedknow.simulations.records import read_left_out
+from fedknow.simulations.search import SearchRequest, candidates, search
 
 SMALL = {
     "name": "small",
@@ -63,9 +63,8 @@ def test_defaults_off_the_grid_are_tried_too(monkeypatch):
 @pytest.mark.usefixtures("spaces")
 def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
     config = read_config(SMALL)
-    found, failures = search(
-        config, ["fedrep", "fedper"], 3, 1, tmp_path, "fedknow search small"
-    )
+    request = SearchRequest(["fedrep", "fedper"], 3, command="fedknow search small")
+    found, failures = search(config, request, tmp_path)
     assert failures == {}
     lines = [
         json.loads(line)
@@ -91,15 +90,8 @@ def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
     assert written["fedper"]["command"] == "fedknow search small"
 
     seen = []
-    again, _ = search(
-        config,
-        ["fedrep"],
-        3,
-        1,
-        tmp_path,
-        "another",
-        lambda *watched: seen.append(watched),
-    )
+    request = SearchRequest(["fedrep"], 3, command="another")
+    again, _ = search(config, request, tmp_path, lambda *watched: seen.append(watched))
     assert seen == []  # what is finished is read
     assert again["fedrep"] == found["fedrep"]
     assert len((tmp_path / "search.jsonl").read_text().splitlines()) == 4
@@ -122,7 +114,7 @@ def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
 def test_a_damaged_record_is_refused_before_anything_runs(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"{name} is damaged .*; delete it"):
-        search(read_config(SMALL), ["fedper"], 3, 1, tmp_path, "")
+        search(read_config(SMALL), SearchRequest(["fedper"], 3), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -130,7 +122,7 @@ def test_a_damaged_record_is_refused_before_anything_runs(tmp_path, name, conten
 def test_a_damaged_comparison_is_refused(tmp_path, content):
     (tmp_path / "compare.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"compare\.json is damaged .*; delete it"):
-        left_out_before(tmp_path)
+        read_left_out(tmp_path)
 
 
 def test_what_fails_is_not_the_best(tmp_path, monkeypatch):
@@ -147,7 +139,7 @@ def test_what_fails_is_not_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(FedPer, "Settings", Settings)
     monkeypatch.setattr(FedPer, "fit", sometimes)
     monkeypatch.setattr(FedPer, "search", {"amount": [1, 2]})
-    found, failures = search(read_config(SMALL), ["fedper"], 3, 1, tmp_path, "")
+    found, failures = search(read_config(SMALL), SearchRequest(["fedper"], 3), tmp_path)
     assert list(failures) == ["fedper-amount-2-seed0"]
     assert found["fedper"].settings == {"amount": 1}
     assert math.isnan(found["fedper"].default)
@@ -163,7 +155,7 @@ def test_what_fails_is_not_the_best(tmp_path, monkeypatch):
 )
 def test_refused(tmp_path, learners, limit, message):
     with pytest.raises(ConfigError, match=message):
-        search(read_config(SMALL), learners, limit, 1, tmp_path / "out", "")
+        search(read_config(SMALL), SearchRequest(learners, limit), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -20,7 +20,13 @@ from fedknow.server.reports.measures import size
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import assign, shipped_profiles
-from fedknow.simulations.paper import experiments, mixed, run_paper, variants
+from fedknow.simulations.paper import (
+    PaperRequest,
+    experiments,
+    mixed,
+    run_paper,
+    variants,
+)
 from fedknow.simulations.paper.effort import communication_hours, virtual_hours
 from fedknow.simulations.paper.page import published_text
 from fedknow.simulations.paper.protocol import paper_table
@@ -245,7 +251,10 @@ def test_links(tmp_path) -> None:
     the page."""
     changes = [*TINY, "data.tasks=2", "data.clients=3"]
     outcome = run_paper(
-        "5.2", tmp_path, scale=0.001, learners=["fedknow", "fedavg"], changes=changes
+        PaperRequest(
+            "5.2", scale=0.001, learners=["fedknow", "fedavg"], changes=changes
+        ),
+        tmp_path,
     )
     assert outcome.failures == {}
     assert outcome.page == tmp_path / "paper.html"
@@ -283,7 +292,10 @@ def test_links(tmp_path) -> None:
         "cifar100-accuracy.png"
     ]
     again = run_paper(
-        "5.2", tmp_path, scale=0.001, learners=["fedknow", "fedavg"], changes=changes
+        PaperRequest(
+            "5.2", scale=0.001, learners=["fedknow", "fedavg"], changes=changes
+        ),
+        tmp_path,
     )
     assert again.page == outcome.page
 
@@ -298,7 +310,10 @@ def test_command() -> None:
 def test_variants_side_by_side(tmp_path) -> None:
     changes = [*TINY, "data.tasks=2", "data.clients=3"]
     outcome = run_paper(
-        "5.3", tmp_path, "cifar100", scale=0.001, learners=["fedavg"], changes=changes
+        PaperRequest(
+            "5.3", "cifar100", scale=0.001, learners=["fedavg"], changes=changes
+        ),
+        tmp_path,
     )
     page = (tmp_path / "paper.html").read_text()
     assert outcome.failures == {}
@@ -321,7 +336,8 @@ def test_what_is_kept_and_single_tasks(tmp_path) -> None:
     not run here."""
     changes = [*TINY, "data.tasks=2", "data.clients=3"]
     outcome = run_paper(
-        "5.5", tmp_path, scale=0.001, learners=["fedknow@rho=0.1"], changes=changes
+        PaperRequest("5.5", scale=0.001, learners=["fedknow@rho=0.1"], changes=changes),
+        tmp_path,
     )
     assert outcome.failures == {}
     (run,) = json.loads((tmp_path / "miniimagenet/compare.json").read_text())[
@@ -410,7 +426,8 @@ def test_clients_out_of_memory_are_named(tmp_path) -> None:
         'fleet.devices=["jetson-nano", "thimble", "jetson-nano"]',
     ]
     outcome = run_paper(
-        "5.1", tmp_path / "some", scale=0.001, learners=["fedavg"], changes=some
+        PaperRequest("5.1", scale=0.001, learners=["fedavg"], changes=some),
+        tmp_path / "some",
     )
     assert outcome.failures == {}
     page = outcome.page.read_text()
@@ -421,7 +438,8 @@ def test_clients_out_of_memory_are_named(tmp_path) -> None:
     assert "1 of 3" in page
     none = [*small, "data.clients=2", 'fleet.devices=["thimble"]']
     failed = run_paper(
-        "5.1", tmp_path / "none", scale=0.001, learners=["fedavg"], changes=none
+        PaperRequest("5.1", scale=0.001, learners=["fedavg"], changes=none),
+        tmp_path / "none",
     )
     assert "does not fit the fleet" in failed.failures["cifar100/fedavg-seed0"]
     assert failed.page is None
