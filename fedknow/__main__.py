@@ -1,4 +1,7 @@
-"""``fedknow`` and ``python -m fedknow``: the command line, which can be interrupted from the start."""
+"""The command line, started as ``fedknow`` or ``python -m fedknow``.
+
+It can be interrupted from its first moment on.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Entry point of the ``fedknow`` command."""
+    """Run the ``fedknow`` command."""
     heed_signals()
     try:
-        # Takes seconds on a small board, which is when a service may be stopped as well.
+        # The import takes seconds on a small board, and a service may be stopped meanwhile.
         from fedknow.cli import main as run
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")

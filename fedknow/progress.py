@@ -1,4 +1,4 @@
-"""What a person sees while an experiment runs: a live bar on a terminal, plain lines in a log."""
+"""The progress of an experiment: a live bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ from fedknow.server.run.schedule import Arrivals
 __all__ = ["RunProgress"]
 
 WINDOW = 12
-"""Rounds whose pace the time left is told from: later tasks are slower, so only the latest count."""
+"""Rounds whose pace predicts the remaining time.
+
+Later tasks are slower, so only the latest rounds count.
+"""
 
 
 class RunProgress:
     """Subscriber to one run's events, to be used as a context manager.
 
-    On a terminal a bar shows task, round, accuracy so far and the time left; elsewhere each
+    On a terminal a bar shows task, round, accuracy and the remaining time. Elsewhere each
     round and each evaluation is one line without control characters.
 
     Parameters
@@ -42,21 +45,23 @@ class RunProgress:
     config : ExperimentConfig
         The experiment, for the number of rounds to come.
     console : rich.console.Console
-        Where to write.
+        The terminal or file to write to.
     title : str
-        Put before everything, to tell the runs of a comparison apart.
+        Stands before every text; it names one of several runs.
     """
 
     def __init__(
         self, config: ExperimentConfig, console: Console, title: str = ""
     ) -> None:
-        self._tasks, self._rounds = config.data.tasks, f"/{config.train.rounds}"
-        self._whole = float(config.data.tasks * config.train.rounds)
+        self._tasks = config.data.tasks
+        self._rounds = f"/{config.train.rounds}"
+        self._total = float(config.data.tasks * config.train.rounds)
         self._is_timed = False
-        if (
-            arrivals := Arrivals.of(config)
-        ) is not None:  # a task has as many rounds as go into its time
-            self._rounds, self._whole = "", float(arrivals.ends.max())
+        arrivals = Arrivals.of(config)
+        if arrivals is not None:
+            # A task lasts a time, so its number of rounds is not known before.
+            self._rounds = ""
+            self._total = float(arrivals.ends.max())
             self._is_timed = arrivals.seconds
         self._console = console
         self._title = title
@@ -69,13 +74,13 @@ class RunProgress:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
-                TextColumn("{task.percentage:.0f} % {task.fields[left]}"),
+                TextColumn("{task.percentage:.0f} % {task.fields[remaining]}"),
                 console=console,
                 transient=True,
                 expand=True,
             )
             self._row = self._bar.add_task(
-                self._prefix("starting"), total=self._whole, left=""
+                self._prefix("starting"), total=self._total, remaining=""
             )
 
     def __enter__(self) -> RunProgress:
@@ -116,7 +121,8 @@ class RunProgress:
             self._say(event, f"resumed after round {event.resumed_from}")
 
     def _show_round(self, event: RoundEnded) -> None:
-        position = min(self._position(event), self._whole)
+        # With tasks of a certain time the last round may end after the end of the run.
+        position = min(self._position(event), self._total)
         self._pace.append((position, event.time))
         remaining = self._remaining(position)
         place = f"task {event.task + 1}/{self._tasks} round {event.round}{self._rounds}"
@@ -125,16 +131,17 @@ class RunProgress:
                 self._row,
                 completed=position,
                 description=self._prefix(f"{place} {self._accuracy}"),
-                left=remaining,
+                remaining=remaining,
             )
             return
         parts = []
         if not math.isnan(event.loss):
             parts.append(f"loss {event.loss:.3f}")
-        # This one is on what was trained on; evaluations tell of the rest.
+        # On the training samples; evaluations show the accuracy on test samples.
         if not math.isnan(event.accuracy):
             parts.append(f"training accuracy {100 * event.accuracy:.1f} %")
-        parts += [counted(event.clients, "client"), f"{event.seconds:.1f} s"]
+        parts.append(counted(event.clients, "client"))
+        parts.append(f"{event.seconds:.1f} s")
         if remaining:
             parts[-1] += f"; {remaining}"
         self._say(event, f"{place}: {', '.join(parts)}")
@@ -165,17 +172,19 @@ class RunProgress:
             return ""
         # Evaluations between these rounds count too, as they will between later ones.
         pace = (end_time - start_time) / (end - start)
-        return f"about {duration(pace * (self._whole - position))} left"
+        return f"about {duration(pace * (self._total - position))} left"
 
     def _say(self, event: Event, text: str, style: str = "") -> None:
-        clock = event.time - self._started
-        line = self._prefix(f"[{0.0 if math.isnan(clock) else clock:7.1f} s] {text}")
-        if self._bar is not None:
-            self._console.print(escape(line), style=style, highlight=False)
-        else:  # a log line is one line, however narrow the log
-            self._console.print(
-                escape(line), style=style, highlight=False, soft_wrap=True
-            )
+        seconds = event.time - self._started
+        # An event before the start has no time to count from.
+        if math.isnan(seconds):
+            seconds = 0.0
+        line = self._prefix(f"[{seconds:7.1f} s] {text}")
+        # In a log an event stays one line, however narrow the log.
+        is_log = self._bar is None
+        self._console.print(
+            escape(line), style=style, highlight=False, soft_wrap=is_log
+        )
 
     def _prefix(self, text: str) -> str:
         return f"{self._title}: {text}" if self._title else text

@@ -1,4 +1,4 @@
-"""The application: its commands, in the order that ``--help`` shows them in."""
+"""The application: its commands, in the order of ``--help``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         out.print(f"fedknow {__version__}", highlight=False)
         raise typer.Exit
 
@@ -36,13 +36,15 @@ def _fedknow(
         ),
     ] = False,
 ) -> None:
-    """Federated continual learning: clients learn a stream of tasks together without sharing data.
+    """Run experiments of federated continual learning.
+
+    Clients learn a stream of tasks together without sharing data.
 
     An experiment says which data, clients, tasks, model, learner (the method on the clients)
     and strategy (the method on the server). It is a preset or a TOML file, and every setting
     can be changed with `--set`.
 
-    Examples:
+    For example:
 
     - `fedknow compare digits --learners fedavg,fedknow` puts FedKNOW beside FedAvg.
 
@@ -74,7 +76,6 @@ app.command("list")(inspect.list_)
 
 
 def main() -> None:
-    """Entry point of the ``fedknow`` command."""
-    app(
-        prog_name="fedknow"
-    )  # its own name, in completion scripts too, when started with python -m
+    """Run the ``fedknow`` command."""
+    # Its own name, in completion scripts too, when it is started with python -m.
+    app(prog_name="fedknow")

@@ -1,4 +1,4 @@
-"""Commands of experiments with real clients: server, client, status, forget, certs."""
+"""Commands of experiments with real clients."""
 
 from __future__ import annotations
 
@@ -36,100 +36,125 @@ if TYPE_CHECKING:
 
 __all__ = ["certs", "client", "forget", "server", "status"]
 
+CERTS_DIR = typer.Argument(metavar="DIR")
+CLIENTS = typer.Option("--clients", min=1, help="How many clients there shall be.")
+HOSTS = typer.Option(
+    "--host",
+    metavar="NAME",
+    help="Name or address of the server, without a port; `*.example.org` stands for "
+    "all names with one part before; may be given many times.",
+)
+DAYS = typer.Option("--days", min=1, help="How long certificates are valid.")
+LISTEN = typer.Option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Where clients connect; port 0 is any free one.",
+)
+TLS = typer.Option(
+    "--tls",
+    metavar="DIR",
+    help="`server/` of a folder that `fedknow certs` made.",
+)
+TOKENS = typer.Option(
+    "--tokens",
+    help="Let clients in by their tokens instead of their certificates.",
+)
+RESUME = typer.Option(
+    "--resume",
+    help="Go on with the run in the run folder, from its last round; else begin.",
+)
+PORT_FILE = typer.Option(
+    "--port-file",
+    metavar="FILE",
+    help="Write the port here when clients can connect.",
+)
+DATA = typer.Option(
+    "--data",
+    metavar="DIR",
+    help="This client's own data (`task-000.npz`, ...) where the experiment says "
+    "`data.name = local`; else the folder of the experiment's data set. Without it "
+    "`FEDKNOW_DATA` is used; `digits` needs neither.",
+)
+STATE = typer.Option(
+    "--state",
+    metavar="DIR",
+    help="Where this client stores its state; a folder of its own.",
+)
+NUMBER = typer.Option(
+    "--client",
+    metavar="N",
+    min=0,
+    help="Which client this is; a certificate says it by itself.",
+)
+DEVICE = typer.Option(
+    "--device",
+    metavar="DEVICE",
+    help="The device to compute on: `cpu`, `cuda`, `cuda:1`, ... or `auto`, a GPU if "
+    "there is one.  [as the experiment's `engine.device` says]",
+)
+GIVE_UP = typer.Option(
+    "--give-up",
+    metavar="SECONDS",
+    min=0,
+    help="End after so long without a connection.  [never]",
+)
+RUN = typer.Argument(metavar="RUN")
+CLIENT_NUMBERS = typer.Option(
+    "--client",
+    metavar="N",
+    min=0,
+    help="Which client; may be given many times.",
+)
+
 
 def certs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    clients: Annotated[
-        int, typer.Option("--clients", min=1, help="How many clients there shall be.")
-    ],
-    hosts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--host",
-            metavar="NAME",
-            help="Name or address of the server, without a port; `*.example.org` stands for all names with one part "
-            "before; may be given many times.",
-        ),
-    ] = None,
-    days: Annotated[
-        int, typer.Option("--days", min=1, help="How long certificates are valid.")
-    ] = 365,
+    folder: Annotated[Path, CERTS_DIR],
+    clients: Annotated[int, CLIENTS],
+    hosts: Annotated[list[str] | None, HOSTS] = None,
+    days: Annotated[int, DAYS] = 365,
 ) -> None:
-    """Make the certificates and tokens of a run: its CA, one folder for the server and one for
-    each client.
+    """Make the certificates and tokens of a run.
 
-    Give `DIR/server` to the server and `DIR/clients/NNN` to client NNN; `DIR/ca.key` stays
-    where it is. What is there is never changed, so the same command with more clients adds the
-    new ones.
+    They are its CA, one folder for the server and one for each client. Give `DIR/server` to the
+    server and `DIR/clients/NNN` to client NNN; `DIR/ca.key` stays where it is. Existing files
+    are never changed, so the same command with more clients adds the new ones.
 
-    Example:
+    For example:
 
     - `fedknow certs certs --clients 20 --host fl.example.org --host 192.0.2.7`
     """
     with explained(None):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.server.certs import make_certificates
 
-        for made in make_certificates(folder, clients, hosts or [], days):
-            out.print(escape(str(made)), highlight=False, soft_wrap=True)
+        for path in make_certificates(folder, clients, hosts or [], days):
+            out.print(escape(str(path)), highlight=False, soft_wrap=True)
 
 
-def server(
+def server(  # noqa: PLR0913  # a command's options are its arguments
     experiment: Annotated[str, EXPERIMENT] = "digits",
-    listen: Annotated[
-        str,
-        typer.Option(
-            "--listen",
-            metavar="HOST:PORT",
-            help="Where clients connect; port 0 is any free one.",
-        ),
-    ] = "127.0.0.1:8700",
-    tls: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls",
-            metavar="DIR",
-            help="`server/` of a folder that `fedknow certs` made.",
-        ),
-    ] = None,
-    tokens: Annotated[
-        bool,
-        typer.Option(
-            "--tokens",
-            help="Let clients in by their tokens instead of their certificates.",
-        ),
-    ] = False,
+    listen: Annotated[str, LISTEN] = "127.0.0.1:8700",
+    tls: Annotated[Path | None, TLS] = None,
+    tokens: Annotated[bool, TOKENS] = False,
     insecure: Annotated[bool, INSECURE] = False,
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[Path | None, OUT] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run in the run folder, from its last round; else begin.",
-        ),
-    ] = False,
+    resume: Annotated[bool, RESUME] = False,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
-    port_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--port-file",
-            metavar="FILE",
-            help="Write the port here when clients can connect.",
-        ),
-    ] = None,
+    port_file: Annotated[Path | None, PORT_FILE] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
-    """Run one experiment with real clients (`fedknow client`) and write a report.
+    """Run one experiment with real clients and write a report.
 
     EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
-    `digits`. The run begins when all `data.clients` clients are connected
+    `digits`. The run begins when all `data.clients` clients (`fedknow client`) are connected
     (`engine.min_clients`), and waits for those that drop, or with `engine.round_timeout` goes
     on without them.
 
     Clients that lose the server come back by themselves. Ctrl-C and SIGTERM are safe: go on
     later with `--resume`.
 
-    Examples:
+    For example:
 
     - `fedknow server digits --set data.clients=4` with four `fedknow client` on this machine
 
@@ -139,13 +164,13 @@ def server(
         config = read_experiment(experiment, changes, data_dir)
         run = folder or default_run_folder(config)
     with explained(run, "server", extra=_extra_of_server(config)):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.client.state import write_atomic
         from fedknow.server.serve import serve
 
         def ready(port: int) -> None:
-            logging.getLogger("fedknow").info(
-                "listening on %s:%d", listen.rpartition(":")[0], port
-            )
+            host, _, _ = listen.rpartition(":")
+            logging.getLogger("fedknow").info("listening on %s:%d", host, port)
             if port_file is not None:
                 write_atomic(port_file, f"{port}\n".encode())
 
@@ -165,64 +190,25 @@ def server(
         show_run(run, quiet)
 
 
-def client(
+def client(  # noqa: PLR0913  # a command's options are its arguments
     server: Annotated[str, SERVER],
     tls: Annotated[Path | None, CLIENT_TLS] = None,
     insecure: Annotated[bool, INSECURE] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="DIR",
-            help="This client's own data (`task-000.npz`, ...) where the experiment says `data.name = local`; else the "
-            "folder of the experiment's data set. Without it `FEDKNOW_DATA` is used; `digits` needs neither.",
-        ),
-    ] = None,
-    state: Annotated[
-        Path,
-        typer.Option(
-            "--state",
-            metavar="DIR",
-            help="What this client keeps; a folder of its own.",
-        ),
-    ] = Path("fedknow-state"),
-    number: Annotated[
-        int | None,
-        typer.Option(
-            "--client",
-            metavar="N",
-            min=0,
-            help="Which client this is; a certificate says it by itself.",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            metavar="DEVICE",
-            help="What to compute on: `cpu`, `cuda`, `cuda:1`, ... or `auto`, a GPU if there is one.  [as the "
-            "experiment's `engine.device` says]",
-        ),
-    ] = None,
-    give_up: Annotated[
-        float | None,
-        typer.Option(
-            "--give-up",
-            metavar="SECONDS",
-            min=0,
-            help="End after so long without a connection.  [never]",
-        ),
-    ] = None,
+    data: Annotated[Path | None, DATA] = None,
+    state: Annotated[Path, STATE] = Path("fedknow-state"),
+    number: Annotated[int | None, NUMBER] = None,
+    device: Annotated[str | None, DEVICE] = None,
+    give_up: Annotated[float | None, GIVE_UP] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
-    """Take part in the experiment of a server (`fedknow server`) until it is over.
+    """Take part in the experiment of a server until it is over.
 
-    All that this machine needs is the server's address, its certificate and its data; the
-    server says what the experiment is. What is kept in `--state` survives a reboot in any
-    second. The exit code is 0 when the run is over, 1 when the client gave up, 2 when the
-    server refuses it or the command cannot be run.
+    This machine needs only the server's address, its certificate and its data; the server
+    describes the experiment. The state in `--state` survives a reboot in any second. The exit
+    code is 0 when the run is over, 1 when the client gave up, 2 when the server refuses it or
+    the command cannot be run.
 
-    Examples:
+    For example:
 
     - `fedknow client --server 127.0.0.1:8700 --state state/0`
 
@@ -230,6 +216,7 @@ def client(
       ~/fedknow-state`
     """
     with explained(None):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.client.edge.client import EdgeClient, run_client
 
         check_address(server, tls, insecure)
@@ -243,7 +230,7 @@ def client(
             device=device,
             give_up=give_up,
         )
-        with _not_waiting_for(edge), explained(None):
+        with _end_at_once(edge), explained(None):
             run_client(edge)
 
 
@@ -252,9 +239,13 @@ def status(
     tls: Annotated[Path | None, CLIENT_TLS] = None,
     insecure: Annotated[bool, INSECURE] = False,
 ) -> None:
-    """Print how the run of a server stands, as JSON: who is connected, what is being done, bytes,
-    refusals."""
+    """Print the state of a server's run, as JSON.
+
+    It says which clients are connected and which work is under way, and counts bytes and
+    refusals.
+    """
     with explained(None):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.client.edge.client import fetch_status
 
         check_address(server, tls, insecure)
@@ -262,29 +253,21 @@ def status(
 
 
 def forget(
-    folder: Annotated[Path, typer.Argument(metavar="RUN")],
-    clients: Annotated[
-        list[int],
-        typer.Option(
-            "--client",
-            metavar="N",
-            min=0,
-            help="Which client; may be given many times.",
-        ),
-    ],
+    folder: Annotated[Path, RUN],
+    clients: Annotated[list[int], CLIENT_NUMBERS],
 ) -> None:
-    """Have clients of an unfinished run begin anew when it is resumed: the way back for one that
-    lost its state.
+    """Let clients of an unfinished run begin anew when it is resumed.
 
-    RUN is the run folder, of `fedknow simulate` or of `fedknow server`; nothing is to be done
-    on the client. It keeps its number and its data, and goes on as a client that has not
-    trained yet. The record says so.
+    This is the way back for a client that lost its state. RUN is the run folder, of `fedknow
+    simulate` or of `fedknow server`; nothing is to be done on the client. It keeps its number
+    and its data, and goes on as a client that has not trained yet. The record says so.
 
-    Example:
+    For example:
 
     - `fedknow forget runs/field --client 3`, then `fedknow server ... --out runs/field --resume`
     """
     with explained(None, extra="server"):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.server.run.forget import forget_clients
 
         for client in forget_clients(folder, clients):
@@ -300,20 +283,27 @@ def _log_plainly(quiet: bool) -> None:
 
 
 @contextmanager
-def _not_waiting_for(edge: EdgeClient) -> Iterator[None]:
-    """End the process although a client trains: nothing can interrupt that, and it is done again
-    next time."""
+def _end_at_once(edge: EdgeClient) -> Iterator[None]:
+    """End the process although the client is training.
+
+    Nothing can interrupt the training, and it is repeated next time.
+    """
     try:
         yield
     except typer.Exit as end:
         if edge.busy:
+            # An ordinary exit would wait for the thread that trains.
             sys.stderr.flush()
             os._exit(end.exit_code)
         raise
 
 
 def _extra_of_server(config: ExperimentConfig) -> str:
-    """The extra that a server of an experiment needs: clients with data of their own spare it."""
+    """Return the extras that the server of an experiment needs.
+
+    Clients with data of their own spare it the packages for data sets.
+    """
+    # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.client.data.local import LOCAL
 
     return "server" if config.data.name == LOCAL else "server,data"

@@ -20,17 +20,15 @@ def print_list(console: Console, lines: Mapping[str, str]) -> None:
 
 
 def print_description(console: Console, name: str, description: Description) -> None:
-    """Print what there is to say of one part of an experiment."""
+    """Print the description of one part of an experiment."""
     console.print(Text(f"{name}: {description.summary}", "bold"), highlight=False)
     if description.facts:
         console.print(Padding(_pairs(description.facts), (1, 0, 0, 0)), highlight=False)
     if description.section:
         key = f"{description.section}.NAME"
-        title = (
-            f"Settings (--set {key}=VALUE)"
-            if description.settings
-            else "No settings of its own"
-        )
+        title = "No settings of its own"
+        if description.settings:
+            title = f"Settings (--set {key}=VALUE)"
         console.print(Text(f"\n{title}", "bold"), highlight=False)
     for setting in description.settings:
         console.print(Text(_assignment(setting)), highlight=False)
@@ -58,8 +56,12 @@ def _assignment(setting: Setting) -> str:
 
 
 def _explanations(setting: Setting) -> list[str]:
-    """Give the meaning of a setting, its values, and those searched, each as a paragraph."""
-    meaning = [setting.meaning] if setting.meaning else []
-    allowed = [f"Values: {setting.allowed}"] if setting.allowed else []
-    searched = [f"Searched: {setting.searched}"] if setting.searched else []
-    return meaning + allowed + searched
+    """Return a setting's meaning, its values and those searched."""
+    paragraphs = []
+    if setting.meaning:
+        paragraphs.append(setting.meaning)
+    if setting.allowed:
+        paragraphs.append(f"Values: {setting.allowed}")
+    if setting.searched:
+        paragraphs.append(f"Searched: {setting.searched}")
+    return paragraphs

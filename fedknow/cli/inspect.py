@@ -1,4 +1,4 @@
-"""Commands that show what there is or was: list, show, report, calibrate."""
+"""Commands that show parts and results: list, show, report, calibrate."""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ if TYPE_CHECKING:
 
 __all__ = ["calibrate", "list_", "report", "show"]
 
+NAME = typer.Option("--name", metavar="NAME", help="The name of this device.")
+PROFILES = typer.Option(
+    "--out",
+    metavar="FILE",
+    help="Where to write; other devices in the file stay.",
+)
+SECONDS = typer.Option("--seconds", min=0, help="How long to measure.")
+BUSY = typer.Option(
+    "--busy-watts",
+    min=0,
+    help="The power that this machine draws when it trains, from a meter.",
+)
+IDLE = typer.Option(
+    "--idle-watts", min=0, help="The power that it draws when it does not."
+)
+
 LISTS = {
     Listed.learners: "fedknow.client.learners:list_learners",
     Listed.strategies: "fedknow.strategies:list_strategies",
@@ -44,7 +60,10 @@ DESCRIPTIONS = {
     Listed.datasets: "fedknow.client.descriptions:describe_dataset",
     Listed.presets: "fedknow.simulations.presets:describe_preset",
 }
-"""What lists and describes each kind, imported when it is asked for: some need PyTorch or Flower."""
+"""Functions that list and describe each kind of part.
+
+They are imported when they are asked for, because some need PyTorch or Flower.
+"""
 
 
 def report(
@@ -59,30 +78,33 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write report.html and plots again from what is in run folders: one run, or several side by side.
+    """Write report.html and plots again from run folders.
 
-    Of several, `compare.json` and `compare.csv` too: of a comparison that is going on, or of
-    several together.
+    They show one run, or several side by side. For several runs `compare.json` and
+    `compare.csv` are written too: for a comparison that is going on, or for several together.
 
     RUN is a run folder or a folder that holds run folders. Interrupted runs, and runs that are
     still going on, can be reported too.
     """
     with explained(None):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.server.reports.page import write_report
 
-        found = [run for path in runs for run in _runs_in(path)]
-        target = folder or Path(
-            os.path.commonpath([run.path.absolute() for run in found])
-        )
-        if len(found) > 1:
-            from fedknow.simulations.compare import left_out_before, write_numbers
-            from fedknow.simulations.fleet.devices import shipped_rooms
+        folders: list[RunFolder] = []
+        for path in runs:
+            folders += _runs_in(path)
+        paths = [run.path.absolute() for run in folders]
+        target = folder or Path(os.path.commonpath(paths))
+        if len(folders) == 1:
+            point_to(write_report(folders, target))
+            return
+        # A server writes the report of its run without the packages of a simulation.
+        from fedknow.simulations.fleet.devices import shipped_rooms
+        from fedknow.simulations.records import read_left_out, write_numbers
 
-            left_out = left_out_before(target)
-            write_numbers(found, target, left_out=left_out)
-            point_to(write_report(found, target, left_out, shipped_rooms()))
-        else:
-            point_to(write_report(found, target))
+        left_out = read_left_out(target)
+        write_numbers(folders, target, left_out=left_out)
+        point_to(write_report(folders, target, left_out, shipped_rooms()))
 
 
 def show(
@@ -90,83 +112,63 @@ def show(
     changes: Annotated[list[str] | None, SET] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
 ) -> None:
-    """Print an experiment with every setting spelled out, as TOML.
+    """Print an experiment with every setting, as TOML.
 
     EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
     `digits`.
 
-    Example:
+    For example:
 
     - `fedknow show digits --set learner=fedrep > mine.toml`
     """
     with explained(None):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.client.learners import resolve
 
-        typer.echo(
-            resolve(read_experiment(experiment, changes, data_dir)).to_toml(), nl=False
-        )
+        config = read_experiment(experiment, changes, data_dir)
+        typer.echo(resolve(config).to_toml(), nl=False)
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913  # a command's options are its arguments
     experiment: Annotated[str, EXPERIMENT] = "digits",
-    name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="What to call this device.")
-    ] = "here",
-    profiles: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            metavar="FILE",
-            help="Where to write; other devices in it are kept.",
-        ),
-    ] = Path("devices.toml"),
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="How long to measure.")
-    ] = 10.0,
-    busy: Annotated[
-        float | None,
-        typer.Option(
-            "--busy-watts",
-            min=0,
-            help="What this machine draws when it trains, from a meter.",
-        ),
-    ] = None,
-    idle: Annotated[
-        float | None,
-        typer.Option("--idle-watts", min=0, help="What it draws when it does not."),
-    ] = None,
+    name: Annotated[str, NAME] = "here",
+    profiles: Annotated[Path, PROFILES] = Path("devices.toml"),
+    seconds: Annotated[float, SECONDS] = 10.0,
+    busy: Annotated[float | None, BUSY] = None,
+    idle: Annotated[float | None, IDLE] = None,
     changes: Annotated[list[str] | None, SET] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
 ) -> None:
-    """Measure how fast this machine trains, and write it down as a device for simulated fleets.
+    """Measure how fast this machine trains, for simulated fleets.
 
-    EXPERIMENT says what to train: a preset's name (`fedknow list presets`) or a TOML file;
-    without one it is `digits`. Speeds differ from model to model: calibrate with the one you
-    simulate.
+    The result is written down as a device. EXPERIMENT says what to train: a preset's name
+    (`fedknow list presets`) or a TOML file; without one it is `digits`. Speeds differ from
+    model to model: calibrate with the one you simulate.
 
-    Clients train on the CPU, and that is what is measured, with its counted operations a
-    second. The Jetsons that are shipped (`fedknow list devices`) are something else: their
-    GPUs' peak times a share that is assumed.
+    Clients train on the CPU, so the CPU's counted operations a second are measured. The shipped
+    Jetsons (`fedknow list devices`) have another number: their GPUs' peak times an assumed
+    share.
 
-    Example:
+    For example:
 
     - `fedknow calibrate digits --set model=cnn6 --name my-pi --out devices.toml`, then
       `fedknow simulate digits --set model=cnn6 --set fleet=my-pi --set fleet.profiles=devices.toml`
     """
     with explained(None, extra="sim"):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.simulations.fleet.calibrate import calibrate as measure
         from fedknow.simulations.fleet.calibrate import check_device_name, write_profile
         from fedknow.simulations.fleet.devices import read_profiles
 
         check_device_name(name)
-        others = read_profiles(profiles) if profiles.exists() else {}
-        profile = measure(
-            read_experiment(experiment, changes, data_dir), seconds, busy, idle
-        )
-        write_profile(profiles, name, profile, others)
+        # Read before the measurement, so that a damaged file is refused at once.
+        existing = read_profiles(profiles) if profiles.exists() else {}
+        config = read_experiment(experiment, changes, data_dir)
+        profile = measure(config, seconds, busy, idle)
+        write_profile(profiles, name, profile, existing)
         out.print(
-            f"{escape(name)}: {profile.peak / 1e9:.3g} GFLOP/s, room for {profile.room / 1e9:.1f} GB; written to "
-            f"{escape(str(profiles))}",
+            f"{escape(name)}: {profile.peak / 1e9:.3g} GFLOP/s, room for "
+            f"{profile.room / 1e9:.1f} GB; written to {escape(str(profiles))}",
             highlight=False,
             soft_wrap=True,
         )
@@ -179,16 +181,16 @@ def calibrate(
 
 
 def list_(
-    what: Annotated[Listed, typer.Argument(metavar="|".join(Listed))],
+    kind: Annotated[Listed, typer.Argument(metavar="|".join(Listed))],
     name: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
 ) -> None:
-    """List what can be named in an experiment, or explain one of it.
+    """List the parts that an experiment can name, or explain one of them.
 
-    With a NAME, all about that one. Of a learner: what it keeps, sends and needs, and its
-    settings with their values and meaning. Of a device (or a fleet, or a pattern such as
-    `jetson-*`): each number, with its source or `assumed`.
+    With a NAME, that part is explained. For a learner: its memory, its traffic and its
+    requirements, and its settings with their values and meaning. For a device (or a fleet, or a
+    pattern such as `jetson-*`): each number, with its source or `assumed`.
 
-    Examples:
+    For example:
 
     - `fedknow list learners` shows all learners, `fedknow list learners ewc` explains one.
 
@@ -196,28 +198,33 @@ def list_(
     """
     with explained(None):
         if name is None:
-            print_list(out, _function(LISTS[what])())
-        elif what is Listed.devices:
+            list_parts = _function(LISTS[kind])
+            print_list(out, list_parts())
+        elif kind is Listed.devices:
             _describe_device(name)
         else:
-            print_description(out, name, _function(DESCRIPTIONS[what])(name))
+            describe = _function(DESCRIPTIONS[kind])
+            print_description(out, name, describe(name))
 
 
 def _runs_in(path: Path) -> list[RunFolder]:
-    """The run in a folder, or the runs in the folders it holds."""
+    """Return the run in a folder, or the runs in the folders it holds."""
+    # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.server.run.folder import RunFolder
 
     if (path / "config.toml").is_file():
         return [RunFolder.open(path)]
-    found = [RunFolder.open(file.parent) for file in sorted(path.glob("*/config.toml"))]
-    if not found:
+    files = sorted(path.glob("*/config.toml"))
+    if not files:
         raise ConfigError(
-            f"{path}: no run here (a run folder has a config.toml); give a run folder or a folder of them"
+            f"{path}: no run here (a run folder has a config.toml); "
+            "give a run folder or a folder of them"
         )
-    return found
+    return [RunFolder.open(file.parent) for file in files]
 
 
 def _describe_device(name: str) -> None:
+    # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.simulations.fleet.devices import describe_devices
 
     for title, numbers in describe_devices(name).items():
@@ -231,5 +238,5 @@ def _describe_device(name: str) -> None:
 def _function(place: str) -> Callable[..., Any]:
     """Import a function that is named as ``module:function``."""
     module, _, name = place.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    return found
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and how they are read."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ QUIET = typer.Option(
 
 
 class Listed(StrEnum):
-    """What ``fedknow list`` lists."""
+    """The kinds of parts that ``fedknow list`` lists."""
 
     learners = "learners"
     strategies = "strategies"
@@ -80,7 +80,7 @@ class Listed(StrEnum):
 
 
 def overrides(changes: Sequence[str] | None, data_dir: Path | None) -> list[str]:
-    """Give all changes of an experiment as ``key=value``, in the order they are applied in."""
+    """Return all changes of an experiment as ``key=value``, in their order."""
     if data_dir is None:
         return list(changes or [])
     # A JSON string is a TOML string, so no folder's name can be taken for a number.
@@ -102,6 +102,7 @@ def split_names(text: str) -> list[str]:
 
 
 def default_run_folder(config: ExperimentConfig) -> Path:
-    """Say where a run goes that nobody gave a folder."""
+    """Return the folder of a run without ``--out``."""
+    # A learner of the user's own has a colon in its name.
     learner = re.sub(r"[^A-Za-z0-9._-]", "-", config.learner.name)
     return Path("runs") / f"{config.name}-{learner}-seed{config.seed}"

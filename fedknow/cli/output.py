@@ -1,4 +1,7 @@
-"""What commands write: to standard output what was asked for, to standard error what went wrong."""
+"""The output of commands.
+
+Results go to standard output, failures to standard error.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +39,11 @@ err = Console(stderr=True, emoji=False)
 def progress_shown(
     config: ExperimentConfig, quiet: bool
 ) -> Iterator[list[RunProgress]]:
-    """Show how a run goes on; gives the observers that the run must have for it."""
+    """Show how a run goes on; yield the observers that the run needs for it."""
     if quiet:
         yield []
         return
+    # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.progress import RunProgress
 
     with RunProgress(config, out) as progress:
@@ -49,16 +53,21 @@ def progress_shown(
 def progress_of_each(
     quiet: bool,
 ) -> Callable[[ExperimentConfig, str], RunProgress] | None:
-    """Give what makes the progress of each of several runs, by configuration and title."""
+    """Return a function that makes the progress of each of several runs.
+
+    It takes a configuration and a title.
+    """
     if quiet:
         return None
+    # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.progress import RunProgress
 
     return lambda config, title: RunProgress(config, out, title)
 
 
 def show_run(run: Path, quiet: bool) -> None:
-    """Show what a finished run came to."""
+    """Show the results of a finished run."""
+    # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.cli.tables import print_table, result_tables
     from fedknow.server.reports.summary import summarise
     from fedknow.server.run.folder import RunFolder
@@ -75,12 +84,15 @@ def point_to(page: Path) -> None:
 
 
 def say_starting(
-    what: str, quiet: bool, config: ExperimentConfig | None = None
+    activity: str, quiet: bool, config: ExperimentConfig | None = None
 ) -> None:
-    """Say what is being started, before it is: on a busy machine the start alone takes half a minute."""
+    """Announce the start of an activity, before it begins.
+
+    On a busy machine the start alone takes half a minute.
+    """
     if quiet:
         return
-    out.print(f"Starting {escape(what)} ...", highlight=False, soft_wrap=True)
+    out.print(f"Starting {escape(activity)} ...", highlight=False, soft_wrap=True)
     if config is not None and config.engine.backend == "ray":
         out.print(
             f"{escape(ray_in_words(config))} ...", highlight=False, soft_wrap=True
@@ -93,11 +105,8 @@ def ray_in_words(config: ExperimentConfig) -> str:
     if engine.workers:
         workers = counted(engine.workers, "worker")
     else:
-        workers = (
-            "a worker for each GPU"
-            if engine.device == "cuda"
-            else "a worker for each core"
-        )
+        unit = "GPU" if engine.device == "cuda" else "core"
+        workers = f"a worker for each {unit}"
     if engine.address:
         return f"Joining the Ray cluster at {engine.address} with {workers}"
     return f"Starting Ray with {workers}"

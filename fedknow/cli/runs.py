@@ -1,4 +1,4 @@
-"""Commands that run experiments with virtual clients: simulate, compare, search, paper."""
+"""Commands that run experiments with virtual clients."""
 
 from __future__ import annotations
 
@@ -35,22 +35,74 @@ from fedknow.protocols.config import ExperimentConfig
 
 __all__ = ["compare", "paper", "search", "simulate"]
 
+RESUME = typer.Option(
+    "--resume",
+    help="Go on with the unfinished run in the run folder, from its last round.",
+)
+LEARNERS = typer.Option(
+    "--learners",
+    metavar="NAME,NAME",
+    help="Which to compare (`fedknow list learners`), or `all`; settings may follow: "
+    "fedknow@rho=0.2+k=5; ewc@best, all@best: the settings a search found; all,-gem: "
+    "without one.",
+)
+SEEDS = typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on.")
+COMPARE_OUT = typer.Option(
+    "--out",
+    metavar="DIR",
+    help="Folder of all runs.  [default: runs/NAME-compare]",
+    show_default=False,
+)
+SEARCH_LEARNERS = typer.Option(
+    "--learners",
+    metavar="NAME,NAME",
+    help="Whose settings to search, or `all`; all,-gem: without one.",
+)
+RUNS = typer.Option(
+    "--runs",
+    min=1,
+    help="Candidates of a learner at most; its defaults are one.",
+)
+SEARCH_OUT = typer.Option(
+    "--out",
+    metavar="DIR",
+    help="Folder of all runs.  [default: runs/NAME-search]",
+    show_default=False,
+)
+PAPER_EXPERIMENT = typer.Argument(metavar="5.1|5.1-pi|5.2|5.3|5.4|5.5|5.6")
+DATA = typer.Option(
+    "--data",
+    metavar="NAME",
+    help="Which of the paper's data sets.  [default: the experiment's]",
+)
+SCALE = typer.Option(
+    "--scale",
+    metavar="SHARE",
+    help="How much of the paper's training, above 0, at most 1.",
+)
+PAPER_LEARNERS = typer.Option(
+    "--learners",
+    metavar="NAME,NAME",
+    help="Which to run.  [default: the experiment's]",
+)
+PAPER_SEEDS = typer.Option("--seeds", min=1, help="Runs of each, with seeds from 0 on.")
+PAPER_OUT = typer.Option(
+    "--out",
+    metavar="DIR",
+    help="Folder of all runs.  [default: runs/paper-EXPERIMENT]",
+    show_default=False,
+)
 
-def simulate(
+
+def simulate(  # noqa: PLR0913  # a command's options are its arguments
     experiment: Annotated[str, EXPERIMENT] = "digits",
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[Path | None, OUT] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the unfinished run in the run folder, from its last round.",
-        ),
-    ] = False,
+    resume: Annotated[bool, RESUME] = False,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
-    """Run one experiment with virtual clients on this machine and write a report.
+    """Run one experiment with virtual clients and write a report.
 
     EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
     `digits`.
@@ -58,7 +110,7 @@ def simulate(
     The run folder gets `report.html`, `plots/`, `config.toml`, `metrics.jsonl`, `accuracy.npz`
     and a checkpoint after each round. Ctrl-C and SIGTERM are safe: go on later with `--resume`.
 
-    Examples:
+    For example:
 
     - `fedknow simulate digits --set seed=1`
 
@@ -73,6 +125,7 @@ def simulate(
             f"{config.name} with {config.learner.name} in {run}", quiet, config
         )
     with explained(run, extra="sim"), ray_started(config):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.simulations.simulate import simulate as run_experiment
 
         with progress_shown(config, quiet) as observers:
@@ -80,31 +133,12 @@ def simulate(
         show_run(run, quiet)
 
 
-def compare(
+def compare(  # noqa: PLR0913  # a command's options are its arguments
     experiment: Annotated[str, EXPERIMENT] = "digits",
-    learners: Annotated[
-        str,
-        typer.Option(
-            "--learners",
-            metavar="NAME,NAME",
-            help="Which to compare (`fedknow list learners`), or `all`; settings may follow: fedknow@rho=0.2+k=5; "
-            "ewc@best, all@best: the settings a search found; all,-gem: without one.",
-        ),
-    ] = "fedavg,fedknow",
-    seeds: Annotated[
-        int,
-        typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on."),
-    ] = 3,
+    learners: Annotated[str, LEARNERS] = "fedavg,fedknow",
+    seeds: Annotated[int, SEEDS] = 3,
     changes: Annotated[list[str] | None, SET] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder of all runs.  [default: runs/NAME-compare]",
-            show_default=False,
-        ),
-    ] = None,
+    folder: Annotated[Path | None, COMPARE_OUT] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -117,7 +151,7 @@ def compare(
     command again, finished runs are read and unfinished ones go on. The folder gets a run
     folder for each run, `report.html`, `compare.json`, `compare.csv` and `plots/`.
 
-    Example:
+    For example:
 
     - `fedknow compare digits --learners fedavg,fedrep,fedknow --seeds 5`
 
@@ -130,6 +164,7 @@ def compare(
         place = folder or Path("runs") / f"{config.name}-compare"
         say_starting(f"a comparison of {learners} on {config.name} in {place}", quiet)
     with explained(place, extra="sim"):
+        # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.cli.tables import comparison_table, print_table
         from fedknow.simulations.compare import compare as run_all
 
@@ -147,51 +182,29 @@ def compare(
         report_failures(result.failures)
 
 
-def search(
+def search(  # noqa: PLR0913  # a command's options are its arguments
     experiment: Annotated[str, EXPERIMENT] = "digits",
-    learners: Annotated[
-        str,
-        typer.Option(
-            "--learners",
-            metavar="NAME,NAME",
-            help="Whose settings to search, or `all`; all,-gem: without one.",
-        ),
-    ] = "all",
-    runs: Annotated[
-        int,
-        typer.Option(
-            "--runs", min=1, help="Most candidates a learner; its defaults are one."
-        ),
-    ] = 8,
-    seeds: Annotated[
-        int,
-        typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on."),
-    ] = 1,
+    learners: Annotated[str, SEARCH_LEARNERS] = "all",
+    runs: Annotated[int, RUNS] = 8,
+    seeds: Annotated[int, SEEDS] = 1,
     changes: Annotated[list[str] | None, SET] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder of all runs.  [default: runs/NAME-search]",
-            show_default=False,
-        ),
-    ] = None,
+    folder: Annotated[Path | None, SEARCH_OUT] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
-    """Search the settings of learners over the values their papers give, on training samples that
-    are held out.
+    """Search the settings of learners over the values that their papers give.
+
+    Samples that are held out of the training score them.
 
     EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
     `digits`.
 
-    A fifth of each class's training samples (`data.holdout`) is trained on by nobody and scores
+    No client trains on a fifth of each class's training samples (`data.holdout`), which scores
     the candidates; the test samples are not touched. Given the same command again, finished
     runs are read and unfinished ones go on. The folder gets `search.jsonl`, one line a
     candidate, and `best.toml`.
 
-    Example:
+    For example:
 
     - `fedknow search digits --learners ewc,fedknow --runs 12 --seeds 2`
     """
@@ -203,92 +216,51 @@ def search(
             f"a search for settings of {learners} on {config.name} in {place}", quiet
         )
     with explained(place, extra="sim"):
-        from fedknow.cli.tables import found_table, print_table
+        # Imported late, so that the command line starts fast and on an edge box.
+        from fedknow.cli.tables import print_table, search_table
+        from fedknow.simulations.search import SearchRequest
         from fedknow.simulations.search import search as search_all
 
-        given = [
-            "fedknow",
-            "search",
-            experiment,
-            "--learners",
-            learners,
-            "--runs",
-            str(runs),
-            "--seeds",
-            str(seeds),
-        ]
-        command = shlex.join(
-            [*given, *(part for change in changes or [] for part in ("--set", change))]
-        )
-        found, failures = search_all(
-            config, names, runs, seeds, place, command, progress_of_each(quiet)
-        )
-        if found and not quiet:
-            print_table(out, found_table(found))
+        words = ["fedknow", "search", experiment, "--learners", learners]
+        words += ["--runs", str(runs), "--seeds", str(seeds)]
+        for change in changes or []:
+            words += ["--set", change]
+        request = SearchRequest(names, runs, seeds, shlex.join(words))
+        best, failures = search_all(config, request, place, progress_of_each(quiet))
+        if best and not quiet:
+            print_table(out, search_table(best))
         out.print(
             f"Found: {escape(str(place / 'best.toml'))}",
             highlight=False,
             soft_wrap=True,
         )
-        report_failures(failures, is_fatal=not found)
+        # Some candidates may fail; a search fails when all of them did.
+        report_failures(failures, is_fatal=not best)
 
 
-def paper(
-    experiment: Annotated[
-        str, typer.Argument(metavar="5.1|5.1-pi|5.2|5.3|5.4|5.5|5.6")
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="NAME",
-            help="Which of the paper's data sets.  [default: the experiment's]",
-        ),
-    ] = "",
-    scale: Annotated[
-        float,
-        typer.Option(
-            "--scale",
-            metavar="SHARE",
-            help="How much of the paper's training, above 0, at most 1.",
-        ),
-    ] = 1.0,
-    learners: Annotated[
-        str,
-        typer.Option(
-            "--learners",
-            metavar="NAME,NAME",
-            help="Which to run.  [default: the experiment's]",
-        ),
-    ] = "",
-    seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Runs of each, with seeds from 0 on.")
-    ] = 1,
+def paper(  # noqa: PLR0913  # a command's options are its arguments
+    experiment: Annotated[str, PAPER_EXPERIMENT],
+    data: Annotated[str, DATA] = "",
+    scale: Annotated[float, SCALE] = 1.0,
+    learners: Annotated[str, PAPER_LEARNERS] = "",
+    seeds: Annotated[int, PAPER_SEEDS] = 1,
     changes: Annotated[list[str] | None, SET] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder of all runs.  [default: runs/paper-EXPERIMENT]",
-            show_default=False,
-        ),
-    ] = None,
+    folder: Annotated[Path | None, PAPER_OUT] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
-    """Run an experiment of the FedKNOW paper and put what comes of it beside the paper's values.
+    """Run an experiment of the FedKNOW paper and compare with its values.
 
     5.1: methods on twenty Jetsons, 5.1-pi: with ten Raspberry Pis; 5.2: slow and fast links;
     5.3: 50 and 100 clients; 5.4: 80 tasks; 5.5: how much is kept of a task; 5.6: networks.
     `--scale` shrinks rounds and epochs by its root each (and clients and tasks, where these
-    have come to one); page and output say what share of the paper's training that comes to, and
-    on which devices.
+    have come to one). Page and output say which share of the paper's training that is, and on
+    which devices.
 
     Given the same command again, finished runs are read and unfinished ones go on. The folder
     gets `paper.html` and `plots/`, and a comparison in a folder of its own for each variant.
 
-    Example:
+    For example:
 
     - `fedknow paper 5.1 --data cifar100 --scale 0.1 --learners fedknow,fedavg,gem,fedweit
       --data-dir ~/data`
@@ -296,22 +268,16 @@ def paper(
     place = folder or Path("runs") / f"paper-{experiment}"
     with explained(place, extra="sim"):
         say_starting(f"the paper's experiment {experiment} in {place}", quiet)
-        from fedknow.simulations.paper import run_paper, variants
+        # Imported late, so that the command line starts fast and on an edge box.
+        from fedknow.simulations.paper import PaperRequest, run_paper
 
-        names = split_names(learners)
         settings = overrides(changes, data_dir)
-        for variant in [] if quiet else variants(experiment, data, scale, settings):
-            out.print(escape(str(variant)), highlight=False, soft_wrap=True)
-        outcome = run_paper(
-            experiment,
-            place,
-            data,
-            scale,
-            names,
-            seeds,
-            settings,
-            progress_of_each(quiet),
-        )
+        names = split_names(learners)
+        request = PaperRequest(experiment, data, scale, settings, names, seeds)
+        if not quiet:
+            for variant in request.variants():
+                out.print(escape(str(variant)), highlight=False, soft_wrap=True)
+        outcome = run_paper(request, place, progress_of_each(quiet))
         if outcome.page:
             point_to(outcome.page)
         report_failures(outcome.failures)
@@ -319,10 +285,11 @@ def paper(
 
 @contextmanager
 def ray_started(config: ExperimentConfig) -> Iterator[None]:
-    """Have Ray start, where a run needs it, while what else the run needs is imported."""
+    """Start Ray, where a run needs it, while other packages are imported."""
     if config.engine.backend != "ray":
         yield
         return
+    # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.simulations.engine.cluster import one_ray
 
     with one_ray(config.engine.address, meanwhile="fedknow.simulations.simulate"):

@@ -1,8 +1,8 @@
 """Tables on a terminal: of a run, of a comparison, and of a search.
 
-A name is what a line is found by, so it never wraps and is never cut. Where a terminal is too
-narrow for all columns, whole columns are left out and named below the table. Where it is too
-narrow for a name and two columns, each name has a line of its own, and its numbers follow.
+A reader finds a line by its name, so a name never wraps and is never cut. Where a terminal is
+too narrow for all columns, whole columns are left out and named below the table. Where it is
+too narrow for a name and two columns, each name has a line of its own, and its numbers follow.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ from fedknow.server.reports.measures import known, measure_named, size
 from fedknow.server.reports.summary import Summary
 
 if TYPE_CHECKING:
-    from fedknow.simulations.search import Found
+    from fedknow.simulations.search import BestSettings
 
 __all__ = [
     "Column",
     "FittingTable",
     "comparison_table",
-    "found_table",
     "print_table",
     "result_tables",
+    "search_table",
 ]
 
-LEAST_COLUMNS = 2
+MIN_COLUMNS = 2
 """With fewer columns beside the names, each name gets a line of its own."""
-FIRST_TO_GO = ("relative", "samples", "global", "kept", "time", "traffic", "virtual")
-"""Columns of a comparison by their headings, the least telling first."""
+EXPENDABLE = ("relative", "samples", "global", "kept", "time", "traffic", "virtual")
+"""Headings of a comparison's columns, in the order in which they are left out."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """Numbers below a heading, one for each line, all in one unit or each with its own."""
+    """Numbers below a heading, one for each line.
+
+    All have one unit, or each has its own.
+    """
 
     heading: str
     cells: Sequence[str]
@@ -56,18 +59,21 @@ class Column:
 
 @dataclass(frozen=True)
 class FittingTable:
-    """A table that leaves out columns where the terminal is too narrow, and says so.
+    """A table that leaves out columns where the terminal is too narrow.
+
+    It names them below the table.
 
     Attributes
     ----------
     title : str
         Above the table.
     names : sequence of str
-        What each line is found by.
+        The name of each line.
     columns : sequence of Column
         In the order they are shown in.
-    first_to_go : sequence of str
-        Headings of columns in the order they are left out in; after them the others, last first.
+    expendable : sequence of str
+        Headings of columns in the order they are left out in; after these the remaining ones
+        from the right.
     notes : sequence of str
         Sentences below the table.
     """
@@ -75,7 +81,7 @@ class FittingTable:
     title: str
     names: Sequence[str]
     columns: Sequence[Column]
-    first_to_go: Sequence[str] = ()
+    expendable: Sequence[str] = ()
     notes: Sequence[str] = ()
 
     def __rich_console__(
@@ -84,30 +90,30 @@ class FittingTable:
         """Yield the title, the table, and the notes."""
         yield Text(self.title, "bold")
         fitting = self._fitting(console, options)
-        if len(fitting) >= min(LEAST_COLUMNS, len(self.columns)):
+        if len(fitting) >= min(MIN_COLUMNS, len(self.columns)):
             yield self._table(fitting)
-            left_out = [each.name for each in self.columns if each not in fitting]
-            if left_out:
-                yield Text(
-                    f"left out for lack of width: {', '.join(left_out)}", "italic"
-                )
+            dropped = [each.name for each in self.columns if each not in fitting]
+            if dropped:
+                text = f"left out for lack of width: {', '.join(dropped)}"
+                yield Text(text, "italic")
         else:
             yield from self._stacked()
         for note in self.notes:
             yield Text(note, "italic")
 
     def _fitting(self, console: Console, options: ConsoleOptions) -> list[Column]:
-        """Give the columns that there is room for."""
+        """Return the columns that there is room for."""
         fitting = list(self.columns)
+        # Measured without a limit: within the true width rich would squeeze the columns.
+        unlimited = options.update(width=10_000)
         while fitting:
-            needed = console.measure(
-                self._table(fitting), options=options.update(width=10_000)
-            )
-            if needed.maximum <= options.max_width:
+            width = console.measure(self._table(fitting), options=unlimited).maximum
+            if width <= options.max_width:
                 break
             names = [each.name for each in fitting]
-            expendable = [name for name in self.first_to_go if name in names]
-            fitting.pop(names.index(expendable[0]) if expendable else -1)
+            expendable = [name for name in self.expendable if name in names]
+            index = names.index(expendable[0]) if expendable else -1
+            fitting.pop(index)
         return fitting
 
     def _table(self, columns: Sequence[Column]) -> Table:
@@ -117,14 +123,17 @@ class FittingTable:
         for each in columns:
             heading = f"{each.heading}\n{each.unit}" if has_units else each.heading
             table.add_column(Text(heading), justify="right", no_wrap=True)
-        for name, *cells in zip(
-            self.names, *(each.cells for each in columns), strict=True
-        ):
-            table.add_row(Text(name), *map(Text, cells))
+        cells = [each.cells for each in columns]
+        for name, *row in zip(self.names, *cells, strict=True):
+            # As text, so that brackets in a name are no markup.
+            table.add_row(Text(name), *map(Text, row))
         return table
 
     def _stacked(self) -> RenderResult:
-        """Yield each name in a line of its own, which the terminal itself breaks if it must."""
+        """Yield each name in a line of its own, and its numbers below it.
+
+        The terminal itself breaks a line that is too long.
+        """
         widest = max((len(each.name) for each in self.columns), default=0)
         for line, name in enumerate(self.names):
             yield Text(name, no_wrap=True, overflow="ignore")
@@ -135,12 +144,15 @@ class FittingTable:
 
 
 def print_table(console: Console, table: RenderableType) -> None:
-    """Print a table; what is wider than the console all the same is not cut."""
+    """Print a table; lines that are wider than the console are not cut."""
     console.print(table, crop=False, highlight=False)
 
 
 def result_tables(run: Summary) -> list[RenderableType]:
-    """Show a finished (or interrupted) run in two tables: task by task, and over all tasks."""
+    """Show a run in two tables: task by task, and over all tasks.
+
+    The run may be interrupted.
+    """
     return [_task_table(run), _overall_table(run)]
 
 
@@ -150,29 +162,24 @@ def _task_table(run: Summary) -> FittingTable:
         scorings.append(("global", run.global_model))
     columns = []
     for name, scoring in scorings:
-        learned, now = (
-            scoring.learned[: run.tasks].tolist(),
-            scoring.now[: run.tasks].tolist(),
-        )
-        forgotten = [then - value for then, value in zip(learned, now, strict=True)]
-        forgotten[-1:] = [math.nan] * len(
-            forgotten[-1:]
-        )  # nothing was learned after the last task
+        learned = scoring.learned[: run.tasks].tolist()
+        present = scoring.now[: run.tasks].tolist()
+        forgotten = [old - new for old, new in zip(learned, present, strict=True)]
+        # The last task cannot be forgotten yet: nothing was learned after it.
+        if forgotten:
+            forgotten[-1] = math.nan
         for kind, values in (
             ("learned", learned),
-            ("now", now),
+            ("now", present),
             ("forgotten", forgotten),
         ):
-            columns.append(
-                Column(f"{name}\n{kind}", [_percent(value) for value in values])
-            )
-    method = (
-        f"{run.config.name}, {run.config.learner.name} with {run.config.strategy.name}"
-    )
-    title = f"{method}, seed {run.config.seed}: accuracy on each task"
-    return FittingTable(
-        title, [f"task {task + 1}" for task in range(run.tasks)], columns
-    )
+            cells = [_percent(value) for value in values]
+            columns.append(Column(f"{name}\n{kind}", cells))
+    config = run.config
+    method = f"{config.name}, {config.learner.name} with {config.strategy.name}"
+    title = f"{method}, seed {config.seed}: accuracy on each task"
+    names = [f"task {task + 1}" for task in range(run.tasks)]
+    return FittingTable(title, names, columns)
 
 
 def _overall_table(run: Summary) -> Table:
@@ -192,58 +199,56 @@ def _overall_table(run: Summary) -> Table:
 
 
 def comparison_table(groups: Sequence[Group]) -> FittingTable:
-    """Show one line a method, the most accurate first, with what there is to say over seeds."""
-    fewest = min(len(group.runs) for group in groups)
+    """Show one line a method, the most accurate first, over its seeds."""
+    min_seeds = min(len(group.runs) for group in groups)
     order = ranked(groups)
     names = []
+    runs: list[Summary] = []
     for group in order:
-        seeds = (
-            f" ({counted(len(group.runs), 'seed')})"
-            if len(group.runs) != fewest
-            else ""
-        )
-        names.append(f"{group.label}{seeds}")
+        name = group.label
+        if len(group.runs) != min_seeds:
+            name += f" ({counted(len(group.runs), 'seed')})"
+        names.append(name)
+        runs += group.runs
     columns = []
-    for measure in known(run.measures() for group in groups for run in group.runs):
+    for measure in known(run.measures() for run in runs):
         if not measure.short:
             continue
         points = [group.estimate(measure.key) for group in order]
         if measure.percent:
             cells = [point.text(measure, unit=False) for point in points]
-        else:  # a page and a file have their intervals too
+        else:
+            # Their intervals stand on the page and in the file alone, for lack of room.
             cells = [measure.text(point.mean) for point in points]
         columns.append(Column(measure.short, cells, "%" if measure.percent else ""))
-    return FittingTable(
-        "Comparison", names, columns, FIRST_TO_GO, [interval_note(groups)]
-    )
+    notes = [interval_note(groups)]
+    return FittingTable("Comparison", names, columns, EXPENDABLE, notes)
 
 
-def found_table(found: Mapping[str, Found]) -> FittingTable:
-    """Show one line a learner with what a search found, and its settings below."""
-    accuracy, forgetting = measure_named("accuracy"), measure_named("forgetting")
-    best = found.values()
+def search_table(best: Mapping[str, BestSettings]) -> FittingTable:
+    """Show one line a learner with its best scores, and its settings below."""
+    results = list(best.values())
     columns = [
-        Column(
-            "accuracy", [accuracy.text(each.accuracy, unit=False) for each in best], "%"
+        _percent_column("accuracy", "accuracy", [each.accuracy for each in results]),
+        _percent_column(
+            "with defaults", "accuracy", [each.default for each in results]
         ),
-        Column(
-            "with defaults",
-            [accuracy.text(each.default, unit=False) for each in best],
-            "%",
+        _percent_column(
+            "forgotten", "forgetting", [each.forgetting for each in results]
         ),
-        Column(
-            "forgotten",
-            [forgetting.text(each.forgetting, unit=False) for each in best],
-            "%",
-        ),
-        Column("runs", [str(each.runs) for each in best]),
+        Column("runs", [str(each.runs) for each in results]),
     ]
     notes = []
-    for name, each in found.items():
+    for name, each in best.items():
         settings = ", ".join(f"{key}={value}" for key, value in each.settings.items())
         notes.append(f"{name}: {settings or 'its defaults'}")
     title = "Best settings, on held-out training samples"
-    return FittingTable(title, list(found), columns, ("runs",), notes)
+    return FittingTable(title, list(best), columns, ("runs",), notes)
+
+
+def _percent_column(heading: str, key: str, values: Sequence[float]) -> Column:
+    measure = measure_named(key)
+    return Column(heading, [measure.text(value, unit=False) for value in values], "%")
 
 
 def _percent(value: float) -> str:

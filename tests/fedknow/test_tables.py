@@ -10,15 +10,15 @@ from fedknow.cli.tables import (
     Column,
     FittingTable,
     comparison_table,
-    found_table,
     print_table,
     result_tables,
+    search_table,
 )
 from fedknow.protocols.config import read_config
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.folder import RunFolder
-from fedknow.simulations.search import Found
+from fedknow.simulations.search import BestSettings
 
 LONG = "fedknow (rho=0.2, k=5)"
 WIDTHS = st.integers(40, 200)
@@ -156,12 +156,12 @@ def test_one_seed_has_no_interval_and_two_are_shown_one_by_one(run):
 
 def test_what_a_search_found_has_its_settings_in_full():
     found = {
-        "online-ewc": Found(
+        "online-ewc": BestSettings(
             {"strength": 40000.0, "gamma": 0.95}, 0.8125, 0.02, 0.75, 8, {}
         )
     }
     for width in range(40, 121):
-        shown = lines(found_table(found), width)
+        shown = lines(search_table(found), width)
         assert any(
             line.strip().startswith("online-ewc") and "81.2" in line for line in shown
         )
