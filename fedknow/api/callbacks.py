@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fedknow.protocols.config import ConfigError
+from fedknow.server.run.events import Event as RunEvent
+from fedknow.server.run.recorder import Subscriber
 
-__all__ = ["Callback", "EarlyStopping", "KeepBest", "StopRun"]
+__all__ = ["Callback", "EarlyStopping", "KeepBest", "StopRun", "as_subscriber"]
 
 Event = Mapping[str, Any]
 
@@ -30,7 +32,7 @@ class Callback:
     """Follows a run; override the methods you need.
 
     Each method gets one event: a mapping with ``event``, ``time`` and the fields that
-    :mod:`fedknow.server.run.experiment` lists. Tasks count from 0, rounds from 1.
+    :mod:`fedknow.server.run.events` lists. Tasks count from 0, rounds from 1.
 
     Attributes
     ----------
@@ -138,9 +140,8 @@ class EarlyStopping(Callback):
 
     def on_evaluation_end(self, event: Event) -> None:
         """Compare with the best so far; stop where patience is over."""
-        if (
-            event["task"] != self._task
-        ):  # a new task makes the average fall: no reason to stop
+        # A new task makes the average fall, which is no reason to stop.
+        if event["task"] != self._task:
             self._reset(event["task"])
         value = _number(event, self.measure)
         score = value if self.mode == "max" else -value
@@ -151,7 +152,8 @@ class EarlyStopping(Callback):
         self._waited += 1
         if self._waited >= self.patience:
             raise StopRun(
-                f"{self.measure} has not improved for {self._waited} evaluations of task {self._task + 1}"
+                f"{self.measure} has not improved for {self._waited} evaluations "
+                f"of task {self._task + 1}"
             )
 
 
@@ -209,6 +211,15 @@ class KeepBest(Callback):
         shutil.copyfile(
             checkpoints / latest / "arrays.safetensors", target / "arrays.safetensors"
         )
+
+
+def as_subscriber(callback: Callable[[Event], None]) -> Subscriber:
+    """Let a callback follow a run by the mappings of its events."""
+
+    def follow(event: RunEvent) -> None:
+        callback(event.line())
+
+    return follow
 
 
 def _number(event: Event, measure: str) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedknow.api.callbacks import Callback, Event, StopRun
+from fedknow.api.callbacks import Callback, Event, StopRun, as_subscriber
 from fedknow.api.experiments import experiment
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import Learner, build_learner, resolve
@@ -94,7 +94,10 @@ def simulate(
             callback.folder = folder
     recording = _PartsRecorder(folder, config)
     with suppress(StopRun):  # the folder has the event, and can be resumed
-        run_experiment(config, folder, resume, [recording, *callbacks], report)
+        followers = [as_subscriber(callback) for callback in callbacks]
+        run_experiment(
+            config, folder, resume, [as_subscriber(recording), *followers], report
+        )
     return load_run(folder)
 
 
