@@ -76,6 +76,7 @@ class RunProgress:
                 BarColumn(bar_width=None),
                 TextColumn("{task.percentage:.0f} % {task.fields[remaining]}"),
                 console=console,
+                # The bar vanishes at the end; the lines above it stay.
                 transient=True,
                 expand=True,
             )
@@ -135,6 +136,7 @@ class RunProgress:
             )
             return
         parts = []
+        # Strategies need not aggregate a loss.
         if not math.isnan(event.loss):
             parts.append(f"loss {event.loss:.3f}")
         # On the training samples; evaluations show the accuracy on test samples.

@@ -92,6 +92,7 @@ class RunSeries:
         plans = {}
         for seed in range(config.seed, config.seed + seeds):
             for method in methods:
+                # A method may hold characters that a folder's name cannot.
                 folder = f"{re.sub(r'[^A-Za-z0-9._-]', '-', method)}-seed{seed}"
                 plans[out / folder] = plan(config, method, seed)
         return cls(methods, left_out, plans)
@@ -199,6 +200,7 @@ def compare(
     series = RunSeries.plan(config, learners, seeds, out)
     failures = series.run(watch)
     folders = series.folders(failures)
+    # A page without a run would have nothing to compare.
     if not folders:
         return Comparison([], failures, series.left_out, None)
     groups = write_numbers(folders, out, failures, series.left_out)
@@ -229,6 +231,7 @@ def _run(
             report=not is_lean,
         )
     except (RunError, StateError) as error:
+        # The other runs go on; the folder has the whole traceback.
         return str(error)
     if is_lean:
         RunFolder.open(path).forget_models()
@@ -244,6 +247,7 @@ def _check(plans: Sequence[ExperimentConfig]) -> None:
 
     A fault of the last run must not cost the hours of the others.
     """
+    # Seed by seed, so that one benchmark at a time is in memory.
     for seed in sorted({run.seed for run in plans}):
         runs = [run for run in plans if run.seed == seed]
         # Learners do not change the data, so one benchmark serves all of them.
@@ -265,6 +269,7 @@ def _state(path: Path, run: ExperimentConfig) -> RunState:
     folder = RunFolder.open(path)
     # A finished run may lack a setting of a later version, which had its default then.
     recorded = resolve(folder.config) if folder.complete else folder.config
+    # Absolute paths: the command may come from another folder this time.
     changes = differences(recorded.absolute(), run.absolute())
     if changes:
         text = f"{path} was run with other settings; choose another --out or delete it:"

@@ -44,6 +44,7 @@ def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
     if changes[:1] == ["learner.best"]:
         name = f"{name}{SUFFIX}"
         changes = changes[1:]
+    # Read again as from a file: a change of learner drops the other one's settings.
     tree = config.model_dump(mode="json")
     return resolve(read_config(tree, [f"learner={name}", *changes, f"seed={seed}"]))
 
@@ -129,6 +130,7 @@ def _all(
             left_out[name] = f"the same method as {synonym}"
         else:
             method = f"{name}{SUFFIX}" if name in searched else name
+            # Building its parts is the only full check whether a learner fits.
             try:
                 prepare(plan(config, method, config.seed), benchmark)
             except ConfigError as error:

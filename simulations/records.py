@@ -101,6 +101,7 @@ def _estimates(members: Group) -> dict[str, dict[str, Any]]:
     estimates = {}
     for measure in MEASURES:
         estimate = members.estimate(measure.key)
+        # Users' programs read these keys.
         estimates[measure.key] = {
             "mean": _finite(estimate.mean),
             "half_interval_95": _finite(estimate.half),
@@ -116,6 +117,7 @@ def _run_numbers(run: Summary) -> dict[str, Any]:
     return {
         "learner": run.config.learner.name,
         "seed": run.config.seed,
+        # Absent in runs of earlier versions.
         "partition": run.start.get("partition"),
         **measures,
         "accuracy_after_each_task": curve,

@@ -183,6 +183,7 @@ def search(
     methods: list[str] = []
     for name, grid in grids.items():
         methods += [_method(name, settings) for settings in grid]
+    # One series for all learners: they share Ray and each seed's data.
     series = RunSeries.plan(config, methods, request.seeds, out)
     failures = series.run(watch, is_lean=True)
     folders = series.folders(failures)
@@ -244,6 +245,7 @@ def _scores(
 
 
 def _best(name: str, defaults: Settings, scores: Sequence[_Score]) -> BestSettings:
+    # Of equals the first one tried is the best.
     best = min(scores, key=lambda score: score.rank)
     # NaN: the learner's defaults failed.
     default = math.nan
@@ -251,6 +253,7 @@ def _best(name: str, defaults: Settings, scores: Sequence[_Score]) -> BestSettin
         if score.settings == defaults:
             default = score.accuracy
             break
+    # The space is recorded, since a later version may search another.
     space = learner_class(name).search
     return BestSettings(
         best.settings,
@@ -315,5 +318,6 @@ def _write_record(out: Path, record: _Record) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(line).encode() + b"\n" for line in record.lines]
     write_atomic(out / "search.jsonl", b"".join(lines))
+    # Sorted, so that a later search changes its own entries alone.
     best = dict(sorted(record.best.items()))
     write_atomic(out / "best.toml", tomli_w.dumps(best).encode())

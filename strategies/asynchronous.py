@@ -63,6 +63,7 @@ class Asynchronous(FedAvg):
         staleness_a: float = 0.5,
         staleness_b: float = 4.0,
     ) -> None:
+        # The experiment scores every client itself, and one free client is enough to go on.
         super().__init__(
             fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1
         )
@@ -111,6 +112,7 @@ class Asynchronous(FedAvg):
             return 1.0
         if self.staleness == "polynomial":
             return float((staleness + 1) ** -self.staleness_a)
+        # Hinge: answers count fully up to b steps, and less from there on.
         excess = staleness - self.staleness_b
         if excess <= 0:
             return 1.0
@@ -136,24 +138,29 @@ class Asynchronous(FedAvg):
         RuntimeError
             If in a round no client at all answered.
         """
+        # The strategy's settings go before the experiment's.
         config = ConfigRecord({**(train_config or {}), **self.settings()})
         arrival_grid = cast(ArrivalGrid, grid)
         dispatcher = Dispatcher(arrival_grid, initial_arrays, config, self.concurrency)
         result = Result(arrays=initial_arrays)
+        # Flower evaluates the initial model too, as round 0.
         if evaluate_fn:
             evaluate_fn(0, dispatcher.arrays)
         for number in range(1, num_rounds + 1):
             version = dispatcher.version
             metrics = self.round(dispatcher, num_rounds - number + 1)
             if dispatcher.version == version:
+                # The time of the task may end before any client answers; that is no failure.
                 if dispatcher.is_over:
                     break
                 raise RuntimeError("no client gave a usable answer")
+            # The experiment reads the latest round's metrics from here.
             self.round_metrics = metrics or MetricRecord()
             result.arrays = dispatcher.arrays
             result.train_metrics_clientapp[number] = self.round_metrics
             if evaluate_fn:
                 evaluate_fn(number, dispatcher.arrays)
+            # No more work will be given out, so no further round is begun.
             if dispatcher.is_over:
                 break
         return result
@@ -202,6 +209,7 @@ def check_whole_number(name: str, value: float, minimum: int) -> None:
     ValueError
         Naming the option, its value and the minimum.
     """
+    # A truth value is a whole number to Python.
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not is_whole or value < minimum:
         raise ValueError(

@@ -54,6 +54,7 @@ def build_strategy(config: StrategyConfig, clients: int | None = None) -> Strate
     """
     recipe = Recipe.read(config.name)
     options = recipe.complete(config.options)
+    # The user's own settings are for the message alone.
     strategy = recipe.make(options, config.options)
     if clients is not None:
         check_population(strategy, clients, config.name)
@@ -125,6 +126,7 @@ class Recipe:
         """
         options = self._without_short_names(settings)
         self._check_names(options)
+        # No strategy recovers from an infinite number, whoever wrote it.
         check_options_finite(options, self.parameters, "strategy")
         if self.builtin:
             check_options(options, self.parameters)
@@ -163,12 +165,14 @@ class Recipe:
                 f"strategy {self.name} refused {', '.join(shown) or 'its defaults'}: "
                 f"{explain(error)}"
             ) from error
+        # A user's function may return anything.
         if not isinstance(strategy, Strategy):
             porting = f"; {PORTING}" if is_of_old_interface(strategy) else ""
             raise ConfigError(
                 f"strategy.name = {self.name!r}: made a {type(strategy).__name__}, "
                 f"which is no flwr.serverapp.strategy.Strategy{porting}"
             )
+        # A wrapper or a base class may be unsuited, so the made object is checked.
         check_suited(strategy, self.name)
         return strategy
 

@@ -40,6 +40,7 @@ def describe_strategy(name: str) -> Description:
         If there is none of this name.
     """
     recipe = Recipe.read(name)
+    # A wrapper stands before the strategy that it wraps.
     factories = [recipe.factory]
     if recipe.builtin and recipe.builtin.wrapper:
         factories.insert(0, recipe.builtin.wrapper)
@@ -82,6 +83,7 @@ def _settings(recipe: Recipe, meanings: Mapping[str, str]) -> list[Setting]:
     for key, parameter in recipe.parameters.items():
         if key in OBJECTS or is_variadic(parameter):
             continue
+        # Our defaults replace Flower's, which suit other experiments.
         default = defaults.get(key, parameter.default)
         shown = None if default is parameter.empty else toml(default)
         allowed = allowed_values(key, parameter.default) if builtin else ""

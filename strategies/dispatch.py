@@ -116,11 +116,14 @@ class Dispatcher:
         self.grid = grid
         self.arrays = arrays
         self.version = 0
+        # A strategy sets the limit before each round.
         self.remaining = math.inf
         self._config = config
+        # Rounds of the run before this call.
         self._earlier_rounds = int(cast(int, config.get("server-round", 0)))
         self._concurrency = concurrency
         self._at_work: dict[str, _Job] = {}
+        # A grid may return several answers at once; they are taken one by one.
         self._arrived: deque[FlowerMessage] = deque()
         self._sent_version: dict[int, int] = {}
         self._lost: Counter[tuple[int, int]] = Counter()
@@ -177,6 +180,7 @@ class Dispatcher:
         ClientUpdate or None
             None: nobody is at work any more, or the time is over.
         """
+        # A loop, because an answer may be a failure.
         while self._at_work:
             if not self._arrived:
                 self._pull(deadline)
@@ -186,6 +190,7 @@ class Dispatcher:
                     self._at_work.clear()
                 return None
             reply = self._arrived.popleft()
+            # From now on the client is free again.
             job = self._at_work.pop(reply.metadata.reply_to_message_id)
             if not reply.has_error():
                 self.remaining -= 1
@@ -223,6 +228,7 @@ class Dispatcher:
         number = self.version + 1
         rounds = {"round": number, "server-round": self._earlier_rounds + number}
         config = ConfigRecord({**self._config, **rounds})
+        # One content for all, so that the grid encodes it once.
         content = RecordDict({"arrays": self.arrays, "config": config})
         messages = [FlowerMessage(content, node, MessageType.TRAIN) for node in nodes]
         ids = self.grid.push_messages(messages)

@@ -80,6 +80,7 @@ class FedAsync(Asynchronous):
             staleness.append(update.staleness)
             # float32, so that the arrays are not widened to float64.
             weight = np.float32(self.alpha * self.discount(update.staleness))
+            # A good reply has just one record of arrays, whatever its name.
             model = next(iter(update.reply.content.array_records.values()))
             dispatcher.step(combine(partial(_mix, weight), dispatcher.arrays, model))
         if not staleness:

@@ -45,6 +45,7 @@ class FedWeit(PairedStrategy):
 
     def prepare(self, setup: Setup) -> None:
         """Note how many clients there are."""
+        # Failed clients have a row too, so the number comes from the configuration.
         self._clients = setup.config.data.clients
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
@@ -62,6 +63,7 @@ class FedWeit(PairedStrategy):
         self, server_round: int, replies: Iterable[FlowerMessage]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average each weight over the clients that sent it."""
+        # Flower's check, as in its own FedAvg.
         valid, _ = self._check_and_log_replies(replies, is_train=True)
         if not valid:
             return None, None
@@ -90,6 +92,7 @@ class FedWeit(PairedStrategy):
                     shape = self._clients, *array.shape
                     adaptive[name] = np.zeros(shape, array.dtype)
                 adaptive[name][client_of(reply.node)] = array
+        # None, not an empty record: without any, no extra record is sent.
         self._adaptive = adaptive or None
         self._informed = set()
 
@@ -121,6 +124,7 @@ def mean_of_sent(current: np.ndarray, sent: Sequence[np.ndarray]) -> np.ndarray:
         One array a client.
     """
     count = np.sum([array != 0 for array in sent], axis=0)
+    # In double precision, so that the number of clients costs no digits.
     total = np.sum(sent, axis=0, dtype=np.float64)
     # Where nobody sent an entry, the divisor of 1 avoids a warning about 0 / 0.
     mean = np.where(count > 0, total / np.maximum(count, 1), current)

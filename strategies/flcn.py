@@ -91,6 +91,7 @@ class Flcn(PairedStrategy):
 
     def collect(self, task: int, extras: Mapping[int, Arrays]) -> None:
         """Store the proxy data of clients that are new in this task."""
+        # In the order of clients, whatever order the answers came in.
         self._proxy += [extras[client] for client in sorted(extras)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,9 +140,11 @@ def importance(learner: Learner, samples: Sequence[Sample]) -> dict[str, Tensor]
         name: torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         for name, parameter in parameters.items()
     }
+    # Dropout and batch statistics would add noise to the importance.
     learner.model.eval()
     # One sample at a time: the square of a batch's mean gradient would be something else.
     for x, y, classes in samples:
+        # Only the classes of the sample's task compete, as in its training.
         head = HeadSlice(classes, learner.head.out_features)
         output = learner.model(learner.images(x[None]))
         log_p = head.logits(output).log_softmax(1)[0, classes.index(y)]
@@ -149,6 +152,7 @@ def importance(learner: Learner, samples: Sequence[Sample]) -> dict[str, Tensor]
             log_p, list(parameters.values()), allow_unused=True
         )
         for name, gradient in zip(parameters, gradients, strict=True):
+            # A parameter that takes no part in this task's classes has none.
             if gradient is not None:
                 omega[name].addcmul_(gradient, gradient, value=1 / len(samples))
     return omega

@@ -38,6 +38,7 @@ def heard_from_flower() -> Iterator[list[str]]:
     level = logger.level
     heard = _Heard()
     logger.addFilter(heard)
+    # A quieter level would drop warnings before the filter sees them.
     logger.setLevel(logging.WARNING)
     try:
         yield heard.texts
@@ -54,9 +55,11 @@ class _Heard(logging.Filter):
         self.texts: list[str] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
+        # Errors are never hidden.
         if record.levelno >= logging.ERROR:
             return True
         text = record.getMessage().strip()
+        # A strategy may repeat a warning for each answer.
         if record.levelno == logging.WARNING and text not in self.texts:
             self.texts.append(text)
         return False

@@ -71,6 +71,7 @@ class Fot(PairedStrategy):
             raise ConfigError(
                 "strategy.name = 'fot' is one half of a method; set learner.name = 'fot'"
             )
+        # Double precision: errors of float32 add up over tasks.
         self._bases: dict[str, Tensor] = {}
         for name, layer in setup.learner.layers.items():
             self._bases[name] = torch.zeros(dimension(layer), 0, dtype=torch.float64)
@@ -90,6 +91,7 @@ class Fot(PairedStrategy):
         # One thread, so that sums do not depend on the machine's number of cores.
         with one_thread():
             for name, basis in self._bases.items():
+                # In the first task no subspace exists yet.
                 if basis.shape[1]:
                     self._project_layer(arrays, f"body.{name}", basis)
         return to_record(arrays), metrics
@@ -102,6 +104,7 @@ class Fot(PairedStrategy):
         extras = [record for record in records if isinstance(record, Arrays)]
         if not extras:
             return
+        # A subspace cannot hold more than all of the energy.
         threshold = min(1.0, self.threshold + task * self.increase)
         with one_thread():
             for name, basis in self._bases.items():
@@ -155,6 +158,7 @@ def _sum(parts: Iterable[np.ndarray]) -> Tensor:
     No more than one client's array is copied at a time.
     """
     tensors = (torch.tensor(part, dtype=torch.float64) for part in parts)
+    # In place, on the first client's copy.
     return functools.reduce(Tensor.add_, tensors)
 
 
@@ -162,4 +166,5 @@ def _symmetric(triangle: Tensor, d: int) -> Tensor:
     """Undo :func:`fedknow.client.learners.fot.triangle`."""
     upper = torch.zeros(d, d, dtype=triangle.dtype)
     upper[torch.ones(d, d, dtype=torch.bool).triu()] = triangle
+    # The diagonal must not count twice.
     return upper + upper.triu(1).T

@@ -79,6 +79,7 @@ class JointCentral(PairedStrategy):
         """Note the round; clients have nothing to do."""
         self._task = int(cast(int, config["task"]))
         self._round = int(cast(int, config["round"]))
+        # The model to go on with; no reply brings one.
         self._arrays = arrays
         return []
 
@@ -103,6 +104,7 @@ class JointCentral(PairedStrategy):
         with one_thread():
             task = self._stream.task(0, self._task)
             report = self._learner.fit_on(data, count, task, Round(self._round, seed))
+        # Each epoch learns from as many.
         samples = self._learner.drawn(data, count) * self._learner.epochs
         trained = {name: value.numpy() for name, value in self._learner.send().items()}
         return to_record(trained), MetricRecord({**report, "samples": samples})

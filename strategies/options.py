@@ -43,6 +43,7 @@ class _Span:
         # A truth value is a whole number to Python.
         if isinstance(value, bool) or not isinstance(value, kind):
             return False
+        # An infinite number would pass a lower bound.
         if not math.isfinite(value):
             return False
         is_above = value >= self.low if self.is_low_in else value > self.low
@@ -112,6 +113,7 @@ def flower_parameters(factory: object) -> dict[str, inspect.Parameter]:
     """
     bases = factory.__mro__ if isinstance(factory, type) else ()
     parameters: dict[str, inspect.Parameter] = {}
+    # From the oldest class to the youngest, whose defaults hold.
     for base in reversed(bases):
         if base.__module__.startswith("flwr.serverapp.") and "__init__" in vars(base):
             parameters |= inspect.signature(base).parameters
@@ -139,6 +141,7 @@ def check_options(
     """
     for key, value in options.items():
         default = parameters[key].default
+        # Names of keys and switches have no span, their type is enough.
         if isinstance(default, str | bool):
             is_allowed = isinstance(value, type(default))
         else:
@@ -158,4 +161,5 @@ def allowed_values(key: str, default: object) -> str:
 
 
 def _span(key: str, default: object) -> _Span:
+    # Without a span of its own an option takes any finite number of its type.
     return _SPANS.get(key, _Span(is_whole=isinstance(default, int)))

@@ -138,6 +138,7 @@ BUILTIN = {
     "qfedavg": Builtin(
         flower.QFedAvg,
         "fairness: clients with a high loss count for more (Li et al. 2020)",
+        # Flower's default names a metric that clients here do not send.
         {"train_loss_key": "loss"},
     ),
     "dp-fixed-clipping": Builtin(
@@ -178,6 +179,7 @@ def find_strategy(name: str) -> Callable[..., Any]:
     else:
         maker = _installed(name)
     is_class = isinstance(maker, type)
+    # A class must be a strategy; a function may make one.
     is_other_class = is_class and not issubclass(maker, Strategy)
     if not callable(maker) or is_other_class:
         porting = f"; {PORTING}" if is_class and is_of_old_interface(maker) else ""
@@ -198,4 +200,5 @@ def _installed(name: str) -> Any:
             f"strategy.name = {name!r}: no such strategy{closest(name, names)}; "
             f"there are: {', '.join(names)}, or your own as module:Class"
         )
+    # Two packages may offer one name; the environment's first one holds.
     return next(iter(entries)).load()

@@ -47,6 +47,7 @@ def check_running_mean(
     """
     if not config.engine.running_mean:
         return
+    # The bytes are counted from each answer's own zeros.
     if is_sparse:
         raise ConfigError(
             f"engine.running_mean = true: learner {config.learner.name} sends sparse parameters, "
@@ -64,6 +65,7 @@ def check_running_mean(
             f"set it to false, or use one of {', '.join(names)}, "
             "or a class of your own with of_the_mean = True and Flower's start"
         )
+    # Workers weigh with this metric before the strategy sees an answer.
     key = getattr(strategy, "weighted_by_key", "num-examples")
     if key != "num-examples":
         raise ConfigError(

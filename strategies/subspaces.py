@@ -51,7 +51,9 @@ def extend(basis: Tensor, moment: Tensor, threshold: float) -> Tensor:
         Orthonormal columns, float64 [d, k'], whose first k span the space of ``basis``.
     """
     residual = moment - basis @ (basis.T @ moment)
+    # From both sides: R R^T = (I - U U^T) X X^T (I - U U^T).
     residual -= (residual @ basis) @ basis.T
+    # eigh sorts upwards, and the largest directions are needed first.
     ascending, directions = torch.linalg.eigh(residual)
     gains = ascending.flip(0)
     energy = moment.trace()
@@ -94,6 +96,7 @@ def extend_from_sketch(
     """
     residual = sketch - basis @ (basis.T @ sketch)
     columns = sketch.shape[1]
+    # Columns that chose the directions would overrate them.
     measuring, finding = torch.tensor_split(residual, [columns // 8], dim=1)
     directions, values, _ = torch.linalg.svd(finding, full_matrices=False)
     gains = (directions.T @ measuring).square().mean(1)
@@ -149,6 +152,7 @@ def restrict(basis: Tensor, size: int, has_weight: bool) -> Tensor:
     if size == len(basis):
         return basis
     rows = basis[:size] if has_weight else basis[-size:]
+    # The rows of an orthonormal matrix are not orthonormal themselves.
     directions, values, _ = torch.linalg.svd(rows, full_matrices=False)
     return cast(Tensor, directions[:, values > ROUNDING])
 

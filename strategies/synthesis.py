@@ -165,6 +165,7 @@ def synthesize(
     """
     classes = torch.cat(list(slices))
     width = int(teacher(torch.zeros(1, *shape)).shape[1])
+    # Student before generator: the order of random draws is part of a run.
     synthesis = _Synthesis(
         teacher,
         _student(teacher, trainable),
@@ -216,6 +217,7 @@ class _Synthesis:
         noise = torch.randn(_BATCH, _NOISE, requires_grad=True)
         # Each batch begins with noise of its own, so its optimizer is new too.
         noise_optimizer = torch.optim.Adam([noise], lr=1e-2, betas=(0.5, 0.999))
+        # The student's BatchNorm must not move while it judges.
         self._student.eval()
         for _ in range(steps):
             loss = self._generator_loss(self._generator(noise), y)
@@ -232,6 +234,7 @@ class _Synthesis:
         self, images: Tensor, slices: Sequence[Tensor], effort: SynthesisEffort
     ) -> None:
         """Train the student to answer like the teacher on all images, Eq. (10)."""
+        # In training mode, so that its BatchNorm learns the images' statistics.
         self._student.train()
         for _ in range(effort.student_steps):
             x = images[torch.randint(len(images), (_BATCH,))]
@@ -249,11 +252,13 @@ class _Synthesis:
             teacher = self._teacher(x).masked_fill(is_excluded, _EXCLUDED)
         student = self._student(x).masked_fill(is_excluded, _EXCLUDED)
         is_disputed = teacher.argmax(1) != student.argmax(1)
+        # In logarithms: a probability of 0 would give 0 times infinity.
         log_p = teacher.log_softmax(1)
         log_q = student.log_softmax(1)
         divergence = (log_p.exp() * (log_p - log_q)).sum(1)
         label_term = F.cross_entropy(teacher, y)
         student_term = (divergence * is_disputed).mean()
+        # A sum of an empty list: models without BatchNorm have no such term.
         statistics_term = sum(gaps, torch.zeros(()))
         loss: Tensor = label_term - student_term + statistics_term
         return loss
@@ -271,6 +276,7 @@ def _student(teacher: nn.Module, trainable: Collection[str] | None) -> nn.Module
     """Copy the teacher without its knowledge; frozen parameters stay."""
     student = copy.deepcopy(teacher)
     for module in student.modules():
+        # Layers with parameters know how to draw them anew.
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
     originals = dict(teacher.named_parameters())
@@ -278,6 +284,7 @@ def _student(teacher: nn.Module, trainable: Collection[str] | None) -> nn.Module
         if trainable is None or name in trainable:
             parameter.requires_grad_(True)
         else:
+            # A frozen part travels to nobody, so every model has the teacher's.
             with torch.no_grad():
                 parameter.copy_(originals[name])
     return student

@@ -78,6 +78,7 @@ class Target(PairedStrategy):
         channels, height, width = shape
         self._shape = channels, height, width
         self._seed = setup.config.seed
+        # Images of the last task would reach nobody.
         self._last_task = data.tasks - 1
         self._is_incremental = data.scenario == "class-incremental"
 
@@ -130,6 +131,7 @@ class Target(PairedStrategy):
             if not isinstance(extra, Arrays):
                 continue
             classes = sorted(int(label) for label in extra["classes"])
+            # Clients may learn different classes of one task.
             if classes and classes not in self._tasks:
                 self._tasks.append(classes)
 
@@ -143,6 +145,7 @@ class Target(PairedStrategy):
 
     def _make_images(self, task: int, slices: Sequence[Tensor]) -> Arrays:
         """Make images, and the global model's answers to them."""
+        # Nothing may change the model: it is judged, not trained.
         teacher = self._learner.model.eval().requires_grad_(False)
         # A seed of the task's own, and a fork: other draws of the server stay as they are.
         with torch.random.fork_rng(devices=[]), one_thread():

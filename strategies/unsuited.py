@@ -34,6 +34,7 @@ _TREES = (flower.FedXgbBagging, flower.FedXgbCyclic)
 def is_of_old_interface(strategy: object) -> bool:
     """Say whether a class or an object belongs to Flower's older interface."""
     kind = strategy if isinstance(strategy, type) else type(strategy)
+    # By name: importing the older module would load it for everybody.
     return any(base.__module__.startswith(OLD) for base in kind.__mro__)
 
 
@@ -52,6 +53,7 @@ def check_suited(strategy: Strategy, name: str) -> None:
     ConfigError
         Saying why, and which strategy works instead.
     """
+    # A wrapper may hide the strategy that does not fit.
     for layer in layers(strategy):
         kind = type(layer).__name__
         if isinstance(layer, _CLIPS_ON_CLIENTS):

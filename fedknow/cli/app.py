@@ -15,6 +15,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="fedknow",
     no_args_is_help=True,
+    # A traceback is for whoever reports a fault, so it is Python's own.
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,6 +73,7 @@ for command in (
     inspect.calibrate,
 ):
     app.command()(command)
+# ``list`` is a name of Python's.
 app.command("list")(inspect.list_)
 
 

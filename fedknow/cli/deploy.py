@@ -163,6 +163,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
     with explained(folder, "server"):
         config = read_experiment(experiment, changes, data_dir)
         run = folder or default_run_folder(config)
+    # Twice: only with a configuration are the folder and the packages known.
     with explained(run, "server", extra=_extra_of_server(config)):
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.client.state import write_atomic
@@ -230,6 +231,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
             device=device,
             give_up=give_up,
         )
+        # The inner block turns a failure into an exit, which the outer one hastens.
         with _end_at_once(edge), explained(None):
             run_client(edge)
 
@@ -278,6 +280,7 @@ def forget(
 
 def _log_plainly(quiet: bool) -> None:
     """Write our log as plain lines, with the time, to stderr."""
+    # ``force``: a library may have set up the log before.
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", force=True)
     logging.getLogger("fedknow").setLevel(logging.WARNING if quiet else logging.INFO)
 

@@ -31,6 +31,7 @@ def print_description(console: Console, name: str, description: Description) -> 
             title = f"Settings (--set {key}=VALUE)"
         console.print(Text(f"\n{title}", "bold"), highlight=False)
     for setting in description.settings:
+        # As text: brackets in a default are no markup.
         console.print(Text(_assignment(setting)), highlight=False)
         for text in _explanations(setting):
             console.print(Padding(Text(text), (0, 0, 0, 4)), highlight=False)
@@ -40,6 +41,7 @@ def print_description(console: Console, name: str, description: Description) -> 
 
 def _pairs(lines: Mapping[str, str]) -> Table:
     table = Table.grid(padding=(0, 2))
+    # Names stay whole, so that they can be copied.
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in lines.items():
@@ -50,6 +52,7 @@ def _pairs(lines: Mapping[str, str]) -> Table:
 def _assignment(setting: Setting) -> str:
     if setting.default is None:
         return f"  {setting.name} (must be set)"
+    # An empty default stands for an option that is off.
     if not setting.default:
         return f"  {setting.name} (not set)"
     return f"  {setting.name} = {setting.default}"

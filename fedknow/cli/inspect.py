@@ -94,6 +94,7 @@ def report(
         for path in runs:
             folders += _runs_in(path)
         paths = [run.path.absolute() for run in folders]
+        # The folder that holds them all.
         target = folder or Path(os.path.commonpath(paths))
         if len(folders) == 1:
             point_to(write_report(folders, target))

@@ -91,6 +91,7 @@ def read_experiment(
     experiment: str, changes: Sequence[str] | None, data_dir: Path | None
 ) -> ExperimentConfig:
     """Read a preset by its name, else a TOML file, with the changes applied."""
+    # A preset's name has neither.
     is_file = experiment.endswith(".toml") or os.sep in experiment
     read = read_config if is_file else load_preset
     return read(experiment, overrides(changes, data_dir))

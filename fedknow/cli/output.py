@@ -73,6 +73,7 @@ def show_run(run: Path, quiet: bool) -> None:
     from fedknow.server.run.folder import RunFolder
 
     if not quiet:
+        # The page has everything; the terminal gets the two main tables.
         for table in result_tables(summarise(RunFolder.open(run))):
             print_table(out, table)
     point_to(run / "report.html")

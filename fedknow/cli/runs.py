@@ -179,6 +179,7 @@ def compare(  # noqa: PLR0913  # a command's options are its arguments
                 )
         if result.report:
             point_to(result.report)
+        # Last: it ends the command with another exit code.
         report_failures(result.failures)
 
 
@@ -223,6 +224,7 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
 
         words = ["fedknow", "search", experiment, "--learners", learners]
         words += ["--runs", str(runs), "--seeds", str(seeds)]
+        # The whole command, so that the record can be repeated.
         for change in changes or []:
             words += ["--set", change]
         request = SearchRequest(names, runs, seeds, shlex.join(words))

@@ -119,6 +119,7 @@ class FittingTable:
     def _table(self, columns: Sequence[Column]) -> Table:
         table = Table(box=SIMPLE_HEAD, padding=0)
         table.add_column("", no_wrap=True)
+        # Without any unit the headings save a line.
         has_units = any(each.unit for each in columns)
         for each in columns:
             heading = f"{each.heading}\n{each.unit}" if has_units else each.heading
@@ -136,6 +137,7 @@ class FittingTable:
         """
         widest = max((len(each.name) for each in self.columns), default=0)
         for line, name in enumerate(self.names):
+            # Rich would break inside the name, and a search would miss it.
             yield Text(name, no_wrap=True, overflow="ignore")
             for each in self.columns:
                 number = f"{each.cells[line]} {each.unit}".rstrip()
@@ -201,6 +203,7 @@ def _overall_table(run: Summary) -> Table:
 def comparison_table(groups: Sequence[Group]) -> FittingTable:
     """Show one line a method, the most accurate first, over its seeds."""
     min_seeds = min(len(group.runs) for group in groups)
+    # One order for names and cells.
     order = ranked(groups)
     names = []
     runs: list[Summary] = []
@@ -212,6 +215,7 @@ def comparison_table(groups: Sequence[Group]) -> FittingTable:
         runs += group.runs
     columns = []
     for measure in known(run.measures() for run in runs):
+        # Long measures stand on the page alone.
         if not measure.short:
             continue
         points = [group.estimate(measure.key) for group in order]

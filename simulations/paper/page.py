@@ -80,6 +80,7 @@ def _variant_rows(variant: Variant) -> list[list[str]]:
     for device in published | measured:
         counts = [str(measured[device]), str(published[device])]
         rows.append([f"clients on {device}", *counts, ""])
+    # These have rows of their own above.
     shown = {*variant.scaled, "fleet.devices"}
     for line in differences(variant.paper, variant.config):
         cells = _changed(line)
@@ -99,6 +100,7 @@ def _notes(experiment: str, config: ExperimentConfig) -> str:
     table = paper_table()
     spec = table["experiments"][experiment]
     data = config.data.name
+    # Where the paper leaves a choice open, the page says which was made.
     notes = [
         "Values called the paper's were read off its figures, to about 0.01.",
         "Rounds are those of a task, epochs those of a round.",
@@ -123,6 +125,7 @@ def results(result: Result) -> list[Section]:
     ]
     if any("task_hours" in values for values in result.published.values()):
         sections.append(Section("Hours of single tasks", [_single_tasks(result)]))
+    # Only one experiment is about links.
     if rates := paper_table()["experiments"][result.experiment].get("rates"):
         heading = "Hours of communication at other rates"
         sections.append(Section(heading, [_at_rates(result, rates)]))
@@ -140,6 +143,7 @@ def _side_by_side(result: Result) -> Table:
     tasks: list[int] = []
     for published in result.published.values():
         tasks += published.get("tasks", ())
+    # Some experiments of the paper have no curve over tasks.
     published_tasks = max(tasks, default=variant.paper.data.tasks)
     return Table(
         f"{variant.name}: accuracy, forgetting and memory",
@@ -179,6 +183,7 @@ def _value_after(group: Group, pick: str, key: str, tasks: int) -> Cell:
     points = group.estimates(pick)
     if not 0 < tasks <= len(points):
         return Cell("–")
+    # Entry 0 is after one task.
     point = points[tasks - 1]
     return Cell(point.text(measure_named(key)), point.mean)
 
@@ -200,6 +205,7 @@ def _all_hours(result: Result) -> Table:
     for method, group in result.groups.items():
         published = result.published_for(method)
         measured = mean(virtual_hours(run).sum() for run in group.runs)
+        # At as much training as the paper's, but for the number of tasks.
         scaled = mean(virtual_hours(run, variant).sum() for run in group.runs)
         numbers = (
             communication_hours(group, 1000),
@@ -267,5 +273,7 @@ def _at_rates(result: Result, rates: Sequence[int]) -> Table:
 def _numbers(values: Iterable[float]) -> list[Cell]:
     """Write numbers with three digits."""
     return [
-        Cell("–" if math.isnan(value) else f"{value:,.3g}", value) for value in values
+        # A cell keeps its full number, which sorting uses.
+        Cell("–" if math.isnan(value) else f"{value:,.3g}", value)
+        for value in values
     ]

@@ -39,10 +39,12 @@ def _curves(figure: Figure, result: Result, pick: str, key: str, label: str) -> 
         axes.plot(np.arange(1, len(mean) + 1), mean, label=method, **style)
         _published_curve(axes, result.published_for(method), key, style["color"])
     if _has_published(result, key):
+        # One entry of the legend for all of the paper's curves.
         axes.plot([], [], "o:", color=INK, mfc="none", ms=6, label=PAPER)
     if pick == "average":
         axes.set_ylim(0, 100)
     else:
+        # Forgetting may be negative: an old task can improve.
         axes.axhline(0, color=INK, lw=0.8)
     legend_below(figure, axes)
 
@@ -129,6 +131,7 @@ def _virtual_seconds(result: Result) -> list[float]:
 
 
 def _has_virtual_time(result: Result) -> bool:
+    # Without virtual time there is nothing to draw.
     return bool(_virtual_seconds(result))
 
 

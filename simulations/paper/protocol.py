@@ -165,6 +165,7 @@ def variants(
     spec = entry(table["experiments"], experiment, "experiment")
     data = data or spec["data"]
     entry(table["workloads"], data, "--data")
+    # Written so that NaN is refused too.
     if not 0 < scale <= 1:
         raise ConfigError(f"--scale {scale:g}: give a number above 0, at most 1")
     chosen = []
@@ -181,6 +182,7 @@ def _full(experiment: str, data: str, special: Tree, seed: int) -> Tree:
     table = paper_table()
     work = table["workloads"][data]
     model = special.get("model", work["model"])
+    # A model with options is a table.
     model_name = model if isinstance(model, str) else model["name"]
     network = table["networks"].get(model_name, table["networks"]["others"])
     clients = {"name": data, "clients": table["clients"]}
@@ -228,9 +230,11 @@ def mixed(devices: Sequence[str], clients: int) -> list[str]:
     list of str
         To be repeated until every client has one.
     """
+    # The simulation repeats the list by itself.
     if clients % len(devices) == 0:
         return list(devices)
     counts = Counter(devices)
+    # The most common kinds first, so that only rare ones are left out.
     chosen = Counter({kind: 1 for kind, _ in counts.most_common(clients)})
 
     def shortage(kind: str) -> float:
@@ -288,6 +292,7 @@ def _shrunk(
     share : float
         The factor that whole numbers allow.
     """
+    # Each of the two by the root, so that the product shrinks by the factor.
     root = math.sqrt(factor)
     smaller = {}
     for key in keys:
@@ -307,6 +312,7 @@ def _with_share(tree: Tree, changes: Iterable[str]) -> Tree:
         if path[0] == "data":
             data[path[-1]] = value
     classes = data.get("classes_per_task", 5)
+    # Shares of a task that all clients together need at most.
     demand = data["clients"] * data.get("classes_max", min(5, classes))
     share = "disjoint" if demand <= 10 * classes else "overlapping"
     # A share that the table sets itself goes before.

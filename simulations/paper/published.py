@@ -87,6 +87,7 @@ def tasks_compared(published: Published, group: Group) -> int:
 
     Where the paper has none, these are all tasks that the runs have ended.
     """
+    # Interrupted runs count up to their last complete task.
     ended = min(run.tasks for run in group.runs)
     shared = [task for task in published.get("tasks", ()) if task <= ended]
     return max(shared, default=ended)
@@ -105,5 +106,6 @@ def value_after(published: Published, key: str, tasks: int) -> tuple[float, int]
     values = by_task(published, key)
     if tasks in values or not values:
         return values.get(tasks, math.nan), tasks
+    # The nearest value that the paper shows.
     last_task = max(values)
     return values[last_task], last_task

@@ -111,6 +111,7 @@ def run_paper(request: PaperRequest, out: Path, watch: Watch | None = None) -> O
         comparison = compare(variant.config, methods, request.seeds, folder, watch)
         for run, reason in comparison.failures.items():
             failures[f"{variant.name}/{run}"] = reason
+        # Two methods may be one learner with other settings.
         groups = _by_method(variant, methods, comparison.groups)
         ended += groups.values()
         sections += _sections(request.experiment, variant, groups, comparison, folder)
