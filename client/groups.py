@@ -1,4 +1,4 @@
-"""Training of a group of clients at once, as a node does it for the messages it is given."""
+"""Training of several clients at once, for messages to each of them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Group:
             self._answers[place] = failed(message, error), state
 
     def _train(self) -> dict[int, Trained]:
-        """Train all clients that have a start; what came of it, in the order of the starts."""
+        """Train all clients that have a start, in the order of the starts."""
         trained: dict[int, Trained] = {}
         # As a rule all clients are told the same, and this is one turn.
         for settings in dict.fromkeys(self._settings.values()):

@@ -123,7 +123,9 @@ class Node:
     def train_together(
         self, messages: Sequence[Message], states: Sequence[State]
     ) -> list[Answer]:
-        """Have several clients train at once; where they are too few for it, one by one.
+        """Have several clients train at once.
+
+        Where they are too few for it, they train one by one.
 
         Parameters
         ----------
@@ -167,8 +169,8 @@ class Node:
         border = self._bench.border
         current = self.stream.task(client, work.position.task)
         self._bench.take_over(work, state)
-        if work.scoring == "global" and work.kept is not None:
-            self.learner.load_kept(border.enter(as_tensors(work.kept)))
+        if work.scoring == "global" and work.local_parameters is not None:
+            self.learner.load_kept(border.enter(as_tensors(work.local_parameters)))
         tasks = [
             self.stream.task(client, task)
             for task in range(self.stream.tasks if work.has_forward else seen)
@@ -188,7 +190,9 @@ class Node:
         if work.scoring:
             report = replace(report, scores=scores)
         if work.should_collect:
-            report = replace(report, kept=self._bench.arrays(self.learner.kept()))
+            report = replace(
+                report, local_parameters=self._bench.arrays(self.learner.kept())
+            )
         return report, state
 
 

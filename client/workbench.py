@@ -1,4 +1,4 @@
-"""A learner, and the steps of work with it that single clients and groups of them share."""
+"""A learner, and the steps of work that clients and groups share."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Workbench:
         return self.border.enter_task(self.stream.task(client, task))
 
     def take_over(self, work: Work, state: State) -> None:
-        """Make the learner the client that a state and received parameters describe.
+        """Make the learner a client, from its state and what was received.
 
         Raises
         ------
@@ -90,7 +90,9 @@ class Workbench:
             self.learner.receive_extra(self.border.enter(as_tensors(work.extra)))
 
     def round(self, client: int, work: TrainWork | EndTaskWork) -> Round:
-        """Say which round work is for, and let the learner train as its strategy tells it.
+        """Say which round work is for, and set the learner up for it.
+
+        For this round a strategy may put other settings in place of the experiment's.
 
         Raises
         ------
@@ -183,25 +185,25 @@ class Workbench:
         )
         return report, self.state()
 
-    def costs(self, cost: Cost, before: State, after: State) -> dict[str, float]:
+    def costs(self, cost: Cost, old: State, new: State) -> dict[str, float]:
         """Give the metrics of what work cost a client.
 
         Parameters
         ----------
         cost : Cost
             What was counted.
-        before, after : dict
+        old, new : dict
             The client's state when the work began and when it was done.
         """
         replay = 0
         knowledge = 0
-        for state in (before,) if before is after else (before, after):
+        for state in (old,) if old is new else (old, new):
             samples = sum(
                 tensor_bytes(state.get(name, {})) for name in self.learner.replay
             )
-            kept = tensor_bytes(state.get("kept", {}))
+            parameters = tensor_bytes(state.get("kept", {}))
             replay = max(replay, samples)
-            knowledge = max(knowledge, tensor_bytes(state) - kept - samples)
+            knowledge = max(knowledge, tensor_bytes(state) - parameters - samples)
         return costs(cost, self.learner.weight_bytes, knowledge, replay)
 
     def state(self) -> State:

@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedknow.client.state import write_atomic
 from fedknow.protocols.address import check_host
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import MOST_CLIENTS, ConfigError
+from fedknow.protocols.files import write_atomic
 from fedknow.protocols.security import (
     CA,
     CERTIFICATE,

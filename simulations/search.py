@@ -14,9 +14,9 @@ from typing import Any
 import tomli_w
 
 from fedknow.client.learners import learner_class
-from fedknow.client.state import write_atomic
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.files import write_atomic
 from fedknow.protocols.seeds import generator
 from fedknow.server.reports.groups import Group
 from fedknow.simulations.compare import MAX_SEEDS, RunSeries, Watch

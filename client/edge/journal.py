@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from fedknow.client.state import StateError, StateStore, write_atomic
+from fedknow.client.state import StateError, StateStore
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.files import write_atomic
 from fedknow.protocols.messages import Message
 from fedknow.protocols.wire import Assembler, Packed, Parcel, WireError, parse, unpack
 

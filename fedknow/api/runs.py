@@ -19,9 +19,10 @@ from fedknow.api.callbacks import Callback, Event, StopRun, as_subscriber
 from fedknow.api.experiments import experiment
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import Learner, build_learner, resolve
-from fedknow.client.state import State, StateStore, write_atomic
+from fedknow.client.state import State, StateStore
 from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.files import write_atomic
 from fedknow.server.reports.run_plots import RUN_PLOTS
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint

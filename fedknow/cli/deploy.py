@@ -166,7 +166,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
     # Twice: only with a configuration are the folder and the packages known.
     with explained(run, "server", extra=_extra_of_server(config)):
         # Imported late, so that the command line starts fast and on an edge box.
-        from fedknow.client.state import write_atomic
+        from fedknow.protocols.files import write_atomic
         from fedknow.server.serve import serve
 
         def ready(port: int) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedknow.client.state import write_atomic
+from fedknow.protocols.files import write_atomic
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.blocks import (
     Block,

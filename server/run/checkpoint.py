@@ -32,9 +32,8 @@ from fedknow.client.state import (
     StateError,
     load_state,
     save_state,
-    sync_disk,
-    write_atomic,
 )
+from fedknow.protocols.files import sync_disk, write_atomic
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import Arrays
 from fedknow.server.checks.faults import RunError

@@ -32,13 +32,13 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from fedknow.client.state import write_atomic
 from fedknow.protocols.config import (
     ConfigError,
     ExperimentConfig,
     differences,
     read_config,
 )
+from fedknow.protocols.files import write_atomic
 from fedknow.protocols.texts import counted
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run.evaluation import Scores

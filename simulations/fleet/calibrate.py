@@ -16,9 +16,9 @@ import torch
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.node import Node
-from fedknow.client.state import write_atomic
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.files import write_atomic
 from fedknow.protocols.messages import TRAIN, Arrays, Message, node_of
 from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show

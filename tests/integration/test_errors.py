@@ -15,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from fedknow.client import state
+from fedknow.protocols import files
 from fedknow.protocols.config import read_config
 from fedknow.protocols.seeds import integer
 from fedknow.server.run.checkpoint import load_checkpoint
@@ -275,7 +276,7 @@ class Disk:
 @pytest.mark.parametrize("room", [0, 5_000, 40_000, 80_000, 120_000])
 def test_a_full_disk(simulate, fedknow, numbers, whole, monkeypatch, room):
     with monkeypatch.context() as patch:
-        patch.setattr(state, "open", Disk(room), raising=False)
+        patch.setattr(files, "open", Disk(room), raising=False)
         done = simulate("learner=fedknow")
     assert done.exit_code == 1, done.output
     assert "the disk that holds run is full" in done.stderr

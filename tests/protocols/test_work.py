@@ -60,7 +60,7 @@ def laid_out(content):
                 parameters=WEIGHTS,
                 scoring="global",
                 has_forward=True,
-                kept=KEPT,
+                local_parameters=KEPT,
             ),
             {
                 "arrays": WEIGHTS,
@@ -127,7 +127,7 @@ def test_work_has_the_records_of_the_wire_and_comes_back(work, expected):
                 measures={"accuracy": 0.5, "loss": 2.0},
                 scores=TaskScores([1, 1], [2, 2], [1.5, 2.5]),
                 costs={"flops": 1.0},
-                kept=KEPT,
+                local_parameters=KEPT,
             ),
             {
                 "metrics": Metrics(

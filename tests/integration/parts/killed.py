@@ -11,7 +11,7 @@ import signal
 import sys
 
 from fedknow import cli
-from fedknow.client import state
+from fedknow.protocols import files
 from fedknow.simulations import simulate
 
 
@@ -42,7 +42,7 @@ def command(arguments, kill):
         file = open(path, mode)  # noqa: SIM115 (whoever asked closes it)
         return Fatal(file) if written == kill else file
 
-    state.open = opened
+    files.open = opened
     try:
         cli.app(arguments)
     except SystemExit as done:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 from safetensors import torch as safetensors_torch
 
-from fedknow.client import state as module
 from fedknow.client.state import (
     StateError,
     StateLost,
@@ -22,6 +21,10 @@ from fedknow.client.state import (
     load_state,
     save_state,
 )
+from fedknow.client.state import (
+    store as stores,
+)
+from fedknow.protocols import files
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 DTYPES = st.sampled_from(
@@ -157,7 +160,7 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, call
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.os, call, full)
+    monkeypatch.setattr(files.os, call, full)
     with pytest.raises(
         StateError,
         match=r"state: .* cannot be written: No space left on device; .* is intact",
@@ -171,13 +174,13 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, call
 def test_the_disk_is_waited_for_where_that_is_asked_for(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(
-        module.os,
+        files.os,
         "fsync",
         lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")),
     )
     StateStore(tmp_path, 0, durable=False).save(0, 1, {"x": 1})
     assert not synced
-    module.sync_disk(tmp_path)
+    files.sync_disk(tmp_path)
     store = StateStore(tmp_path, 0)
     store.save(0, 2, {"x": 2})
     assert synced == [
@@ -185,7 +188,7 @@ def test_the_disk_is_waited_for_where_that_is_asked_for(tmp_path, monkeypatch):
         str(tmp_path),
     ]  # what it holds, then its name
     with pytest.raises(OSError, match="No such file"):
-        module.sync_disk(tmp_path / "missing")
+        files.sync_disk(tmp_path / "missing")
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -194,7 +197,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.os, "fsync", interrupt)
+    monkeypatch.setattr(files.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_state(tmp_path / "state", {"x": 2})
     assert load_state(tmp_path / "state") == {"x": 1}
@@ -327,7 +330,7 @@ def test_versions_lie_side_by_side_until_pruned(tmp_path):
 
 def test_memory_is_given_back_every_so_many_states(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(module, "give_back", lambda: given.append(1))
+    monkeypatch.setattr(stores, "give_back", lambda: given.append(1))
     store = StateStore(tmp_path, 0, durable=False)
     for version in range(1, 33):
         store.save(version % 3, version, {"x": version})
@@ -341,7 +344,7 @@ def test_a_file_that_cannot_be_deleted_is_said_the_next_time(tmp_path, monkeypat
     def refuse(path):
         raise OSError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module.Path, "unlink", refuse)
+    monkeypatch.setattr(stores.Path, "unlink", refuse)
     store.prune({})
     with pytest.raises(
         StateError, match=r"old client states cannot be deleted: .*Permission denied"
@@ -352,9 +355,9 @@ def test_a_file_that_cannot_be_deleted_is_said_the_next_time(tmp_path, monkeypat
 
 def test_memory_holds_the_latest_states_within_the_budget(tmp_path, monkeypatch):
     store = StateStore(tmp_path, memory_bytes=100)
-    read, reading = [], module._read
+    read, reading = [], stores.read
     monkeypatch.setattr(
-        module, "_read", lambda path: read.append(path.name) or reading(path)
+        stores, "read", lambda path: read.append(path.name) or reading(path)
     )
     for client in range(3):  # 40 bytes each: two fit
         store.save(client, 1, {"x": torch.full((10,), float(client))})
@@ -469,7 +472,7 @@ def test_small_tensors_are_written_each_time(tmp_path):
     store = StateStore(tmp_path, 2**30)
     live(store, {"small": torch.arange(8000)}, range(1, 4))
     assert not [name for name in sizes(tmp_path) if "part" in name]
-    assert not store._known
+    assert not store._stored
 
 
 @pytest.mark.parametrize(
@@ -519,10 +522,10 @@ def test_a_version_that_is_not_listed_yet_keeps_its_parts(tmp_path):
     store = StateStore(tmp_path, 0)
     live(store, torch.arange(30_000), range(1, 4))
     late = [path for path in tmp_path.iterdir() if path != store.path(0, 3)]
-    store._delete_but({store.path(0, 3).name}, late)
+    store._delete_except({store.path(0, 3).name}, late)
     assert_same(store.load(0, 3)["kept"], torch.arange(30_000))
     store.path(0, 3).rename(tmp_path / "away")  # nor is it there
-    store._delete_but({store.path(0, 3).name}, list(tmp_path.iterdir()))
+    store._delete_except({store.path(0, 3).name}, list(tmp_path.iterdir()))
     assert "000000-2.part.safetensors" in sizes(tmp_path)
 
 
@@ -557,12 +560,12 @@ def test_nothing_is_known_of_states_that_nobody_holds(tmp_path):
     store = StateStore(tmp_path, memory_bytes=500_000)
     for client in range(3):
         live(store, torch.arange(30_000), range(1, 4), client=client)
-    assert sorted(store._known) == [1, 2]
+    assert sorted(store._stored) == [1, 2]
     empty = StateStore(tmp_path, 0)
     live(empty, torch.arange(30_000), range(1, 4), client=5)
-    assert sorted(empty._known) == [5]  # as it was loaded last
+    assert sorted(empty._stored) == [5]  # as it was loaded last
     empty.save(5, 4, empty.load(5, 3))
-    assert not empty._known
+    assert not empty._stored
 
 
 def test_other_tensors_in_the_same_memory_are_others(tmp_path):

@@ -1,0 +1,374 @@
+"""The states of many clients, in a folder and in memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedknow.client.compute.heap import give_back
+from fedknow.client.state.codec import part_names, read, tensor_checksum, write
+from fedknow.client.state.errors import StateError, StateLost
+from fedknow.client.state.memory import StateMemory
+from fedknow.client.state.tree import (
+    Leaf,
+    State,
+    Tensors,
+    is_apart,
+    join,
+    leaves,
+    pack,
+    place,
+    tensor_name,
+)
+
+__all__ = ["StateStore"]
+
+_VERSION_SUFFIX = ".safetensors"
+_PART_SUFFIX = ".part.safetensors"
+_ANY_FILE = "*.safetensors*"
+_LEAST_PART_BYTES = 2**16
+"""Unchanged tensors of a state get a file of their own from this size on."""
+_SAVES_PER_TRIM = 16
+"""Saved states after which memory is given back.
+
+That takes milliseconds, in the time that so many clients trained.
+"""
+
+
+class StateStore:
+    """The states of many clients: files, and the latest states in memory.
+
+    A state's version is a number its owner chooses (:class:`~fedknow.client.host.Host`); 0 is a
+    fresh client, whose state is empty and has no file. The files are the truth: several stores,
+    in several processes, may share a folder as long as one client is in one process's hands at
+    a time.
+
+    What a method keeps of past tasks stays as it is for the rest of the run, so tensors that a
+    state has in common with the one it came from, if they are 64 KiB or more, are written once
+    more, to a part that the states to come name: saving costs what has changed. A part of which
+    less than half is still named is written anew. (Arrays of NumPy are copied and written each
+    time.)
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        Where the files lie; made if missing.
+    memory_bytes : int
+        Budget for states kept in memory, in bytes of tensors; 0 keeps none.
+    durable : bool
+        Make a saved state safe against loss of power at once, and not only after
+        :func:`~fedknow.protocols.files.sync_disk`.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], memory_bytes: int, durable: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self.durable = durable
+        self._memory = StateMemory(memory_bytes)
+        self._stored: dict[int, dict[int, _Stored]] = {}
+        self._named_parts: dict[str, tuple[int, frozenset[str]]] = {}
+        # One a store: a process that forks keeps no thread, so a shared one would wait for ever
+        # in the child.
+        self._background = ThreadPoolExecutor(1, "fedknow-prune")
+        self._deleting: Future[None] | None = None
+        self._saves = 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"{folder}: cannot be made: {error.strerror}") from error
+
+    def load(self, client: int, version: int) -> State:
+        """Give the state of a client at a version.
+
+        Raises
+        ------
+        StateLost
+            If that version was not saved, or its file is damaged.
+        """
+        if version == 0:
+            self._stored.pop(client, None)
+            return {}
+        at_hand = self._memory.get(client, version)
+        if at_hand is not None:
+            return at_hand
+        tree, tensors = read(self.path(client, version))
+        state: State = join(tree, tensors)
+        self._remember(client, version, state)
+        self._note_stored(client, tree, tensors)
+        return state
+
+    def save(self, client: int, version: int, state: State) -> None:
+        """Keep a client's state under a version.
+
+        Other versions of it stay on disk until :meth:`prune`.
+
+        Raises
+        ------
+        StateError
+            As :func:`~fedknow.client.state.codec.save_state`.
+        """
+        tree, tensors = pack(state)
+        path = self.path(client, version)
+        self._set_apart(path, tree, tensors, self._stored.get(client, {}))
+        in_file = [tensor_name(leaf) for leaf in leaves(tree) if not is_apart(leaf)]
+        write(path, tree, {name: tensors[name] for name in in_file}, self.durable)
+        # What memory holds is what the file would give: dense copies of views, fresh containers.
+        self._remember(client, version, join(tree, tensors))
+        if client in self._memory:
+            self._note_stored(client, tree, tensors)
+        else:
+            # The state was too large for the memory, so nobody holds these tensors.
+            self._stored.pop(client, None)
+        self._saves += 1
+        if self._saves % _SAVES_PER_TRIM == 0:
+            give_back()
+
+    def prune(self, versions: Mapping[int, int]) -> None:
+        """Delete the files of all present versions but those given, by client.
+
+        A disk may take milliseconds for each, so it is done in the background; :meth:`settle`
+        waits for it.
+
+        Raises
+        ------
+        StateError
+            If a file could not be deleted the last time.
+        """
+        self.settle()
+        names = {
+            self.path(client, version).name
+            for client, version in versions.items()
+            if version
+        }
+        # Listed now: files that come later are no business of this call's.
+        present = list(self.folder.glob(_ANY_FILE))
+        self._deleting = self._background.submit(self._delete_except, names, present)
+
+    def settle(self) -> None:
+        """Wait until :meth:`prune` is through.
+
+        Raises
+        ------
+        StateError
+            If a file could not be deleted.
+        """
+        if self._deleting is not None:
+            deleting = self._deleting
+            # It raises once: whoever waits next is told nothing of it.
+            self._deleting = None
+            deleting.result()
+
+    def retain(self, client: int | None, versions: Collection[int]) -> None:
+        """Delete all files but those of some versions of one client.
+
+        Parameters
+        ----------
+        client : int or None
+            None: delete all files.
+        versions : collection of int
+            What stays.
+
+        Raises
+        ------
+        StateError
+            If a file cannot be deleted.
+        """
+        names = set()
+        if client is not None:
+            names = {self.path(client, version).name for version in versions if version}
+        self._delete_except(names, list(self.folder.glob(_ANY_FILE)))
+
+    def path(self, client: int, version: int) -> Path:
+        """Give the file of one version."""
+        return self.folder / f"{client:06d}-{version:x}{_VERSION_SUFFIX}"
+
+    def _delete_except(self, names: Collection[str], present: Sequence[Path]) -> None:
+        """Delete what is present, except some versions and their parts.
+
+        A version that stays need not be among what is present: on a disk of many machines a
+        listing may be late.
+        """
+        unclear = self._list_parts(names, present)
+        parts = (parts for _, parts in self._named_parts.values())
+        required = set(names).union(*parts)
+        try:
+            for path in present:
+                # Which parts a damaged state names is not known, so all of its client's stay.
+                is_unclear = _is_part(path) and _client_in(path.name) in unclear
+                if path.name not in required and not is_unclear:
+                    path.unlink()
+        except OSError as error:
+            raise StateError(
+                f"{self.folder}: old client states cannot be deleted: {error}"
+            ) from error
+
+    def _list_parts(self, names: Collection[str], present: Sequence[Path]) -> set[str]:
+        """Note the parts that some versions name.
+
+        Returns
+        -------
+        set of str
+            The clients whose parts could not be found out.
+        """
+        divided = {_client_in(path.name) for path in present if _is_part(path)}
+        unclear: set[str] = set()
+        listed: dict[str, tuple[int, frozenset[str]]] = {}
+        for name in names:
+            if _client_in(name) not in divided:
+                continue
+            try:
+                listed[name] = self._parts_in(name)
+            except (OSError, StateLost):
+                # Whoever asks for this state is told what is wrong with it.
+                unclear.add(_client_in(name))
+        self._named_parts = listed
+        return unclear
+
+    def _parts_in(self, name: str) -> tuple[int, frozenset[str]]:
+        """Give when a version was written, and the parts that it names."""
+        path = self.folder / name
+        written = path.stat().st_mtime_ns
+        noted = self._named_parts.get(name)
+        # Headers are read once: a folder may hold thousands of files.
+        if noted and noted[0] == written:
+            return noted
+        return written, part_names(path)
+
+    def _note_stored(
+        self, client: int, tree: Any, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Note where the tensors lie that a client's next state may share.
+
+        Few bytes are not worth it.
+        """
+        all_leaves = list(leaves(tree))
+        if _is_small(tensors) and not any(map(is_apart, all_leaves)):
+            self._stored.pop(client, None)
+            return
+        pairs = [(tensors[tensor_name(leaf)], leaf) for leaf in all_leaves]
+        self._stored[client] = {
+            tensor.data_ptr(): _Stored(tensor, leaf)
+            for tensor, leaf in pairs
+            if tensor.numel()
+        }
+
+    def _set_apart(
+        self,
+        path: Path,
+        tree: Any,
+        tensors: Tensors,
+        stored: Mapping[int, _Stored],
+    ) -> None:
+        """Put what has not changed since last time into a part.
+
+        The tree then says what lies in which part.
+        """
+        if not stored:
+            return
+        unchanged, by_part = _sort_out(tree, tensors, stored)
+        for part, pairs in by_part.items():
+            used = sum(tensors[tensor_name(leaf)].nbytes for leaf, _ in pairs)
+            # Most of the part is of no use any more, or it is lost: it is written anew.
+            if 2 * used < _file_bytes(path.with_name(part)):
+                unchanged += [leaf for leaf, _ in pairs]
+                continue
+            for leaf, stored_leaf in pairs:
+                place(tensors, leaf, stored_leaf[1:])
+        _write_part(path, unchanged, tensors, self.durable)
+
+    def _remember(self, client: int, version: int, state: State) -> None:
+        """Keep a state in memory, and let go of those used longest ago."""
+        for dropped in self._memory.put(client, version, state):
+            # Nobody holds these tensors now.
+            self._stored.pop(dropped, None)
+
+
+class _Stored:
+    """A tensor that lies in a file, as long as somebody holds it."""
+
+    __slots__ = "leaf", "tensor"
+
+    def __init__(self, tensor: torch.Tensor, leaf: Leaf) -> None:
+        # A weak reference: what only this note holds is not worth its memory.
+        self.tensor = weakref.ref(tensor)
+        self.leaf = leaf
+
+    def is_same(self, tensor: torch.Tensor) -> bool:
+        """Say if a tensor at the same place in memory is this one."""
+        held = self.tensor()
+        if held is None:
+            return False
+        return (held.data_ptr(), held.shape, held.dtype) == (
+            tensor.data_ptr(),
+            tensor.shape,
+            tensor.dtype,
+        )
+
+
+def _sort_out(
+    tree: Any, tensors: Mapping[str, torch.Tensor], stored: Mapping[int, _Stored]
+) -> tuple[list[Leaf], dict[str, list[tuple[Leaf, Leaf]]]]:
+    """Find the tensors of a state that the client's last state had, too.
+
+    Returns
+    -------
+    tuple
+        The leaves of those that lay in the version's own file; and by part the leaves of those
+        that lay in it, with their leaves of last time.
+    """
+    unchanged: list[Leaf] = []
+    by_part: dict[str, list[tuple[Leaf, Leaf]]] = {}
+    for leaf in leaves(tree):
+        tensor = tensors[tensor_name(leaf)]
+        earlier = stored.get(tensor.data_ptr())
+        if earlier is None or not earlier.is_same(tensor):
+            continue
+        if not is_apart(earlier.leaf):
+            unchanged.append(leaf)
+        # The contract forbids to write to a state, and the checksum sees to it.
+        elif earlier.leaf[3] == tensor_checksum(tensor):
+            by_part.setdefault(earlier.leaf[2], []).append((leaf, earlier.leaf))
+    return unchanged, by_part
+
+
+def _write_part(
+    path: Path, unchanged: Sequence[Leaf], tensors: Tensors, durable: bool
+) -> None:
+    """Write tensors to a part of a version, if they are worth a file."""
+    contents = {tensor_name(leaf): tensors[tensor_name(leaf)] for leaf in unchanged}
+    if _is_small(contents):
+        return
+    part = path.name.removesuffix(_VERSION_SUFFIX) + _PART_SUFFIX
+    write(path.with_name(part), [], contents, durable)
+    for leaf in unchanged:
+        code = tensor_checksum(tensors[tensor_name(leaf)])
+        place(tensors, leaf, [leaf[1], part, code])
+
+
+def _is_part(path: Path) -> bool:
+    return path.name.endswith(_PART_SUFFIX)
+
+
+def _client_in(name: str) -> str:
+    """Give the client that a file's name holds."""
+    return name.partition("-")[0]
+
+
+def _file_bytes(path: Path) -> float:
+    """Measure a file; infinity if it is missing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return math.inf
+
+
+def _is_small(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return sum(tensor.nbytes for tensor in tensors.values()) < _LEAST_PART_BYTES

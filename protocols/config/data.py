@@ -1,0 +1,129 @@
+"""The section ``data``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedknow.protocols.config.base import (
+    MOST_CLASSES,
+    MOST_CLIENTS,
+    MOST_SCORES,
+    MOST_SECONDS,
+    MOST_TASKS,
+    Section,
+)
+
+__all__ = ["DataConfig"]
+
+
+class DataConfig(Section):
+    """Which data, cut into which tasks, shared among which clients."""
+
+    name: str = "digits"
+    """``digits`` (embedded), ``cifar100``, ... (``fedknow list datasets``), ``module:callable``,
+    or ``local``: each real client's own."""
+    dir: str = ""
+    """Folder that holds the data set's own, ``<name>/``; empty: ``$FEDKNOW_DATA``."""
+    image_size: int = Field(0, ge=0, le=1024)
+    """Height and width that images on disk are scaled to; 0: the data set's usual ones."""
+    scenario: Literal["task-incremental", "class-incremental"] = "task-incremental"
+    """Whether a client knows which task a test sample belongs to (the head is sliced) or not."""
+    tasks: int = Field(5, ge=1, le=MOST_TASKS)
+    classes_per_task: int = Field(0, ge=0, le=MOST_CLASSES)
+    """0: the data set's own groups where it has them (Omniglot's alphabets), else classes divided
+    by tasks."""
+    class_order: Literal["natural", "shuffled"] = "natural"
+    task_order: Literal["same", "shuffled"] = "same"
+    """``shuffled``: every client meets the same tasks in an order of its own."""
+    arrival: Literal["same", "staggered", "poisson"] = "same"
+    """When tasks arrive: at all clients at once, at each some rounds after the one before it
+    (``arrival_lag``), or at each by chance, one in ``train.rounds`` rounds on average. A
+    client's last task goes on until the run ends."""
+    arrival_lag: float = Field(0, ge=0, le=MOST_SECONDS)
+    """``staggered``: by how many rounds (with ``arrival_seconds``: virtual seconds) the last
+    client is behind the first."""
+    arrival_seconds: float = Field(0.0, ge=0, le=MOST_SECONDS)
+    """With a fleet: a task arrives every so many virtual seconds, and not every ``train.rounds``
+    rounds, which are then the most that it gets: when all clients have had as many, the server
+    waits for the next arrival. 0: in rounds."""
+    clients: int = Field(20, ge=1, le=MOST_CLIENTS)
+    partition: Literal["paper", "iid", "dirichlet"] = "paper"
+    """``paper``: each client draws some of a task's classes and a fraction of their samples."""
+    classes_min: int = Field(2, ge=1, le=MOST_CLASSES)
+    classes_max: int = Field(5, ge=1, le=MOST_CLASSES)
+    samples: float = Field(0.1, gt=0, le=1)
+    """``paper``: fraction of a class's training samples that one client holds."""
+    test_samples: float = Field(0.1, gt=0, le=1)
+    """``paper``: fraction of a class's test samples that one client is scored on; the others share
+    out all of them."""
+    share: Literal["disjoint", "overlapping"] = "overlapping"
+    """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples
+    for all clients."""
+    alpha: float = Field(0.5, ge=1e-6, le=1e6)
+    """``dirichlet``: concentration; small is skewed. With another partition it must be left as it is.
+    """
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Fraction of each class's training samples that takes the place of the test samples, which
+    are then not touched: for choosing settings."""
+
+    shape: list[Annotated[int, Field(ge=1, le=4096)]] = Field(default=[], max_length=3)
+    """``local``: channels, height and width of the clients' images."""
+    classes: int = Field(0, ge=0, le=MOST_CLASSES)
+    """``local``: classes of all tasks together."""
+
+    @model_validator(mode="after")
+    def _partition_fits(self) -> DataConfig:
+        if self.classes_min > self.classes_max:
+            raise ValueError(
+                f"data.classes_min = {self.classes_min} is above data.classes_max = {self.classes_max}; "
+                "lower the first or raise the second"
+            )
+        if self.partition != "dirichlet" and self.alpha != (
+            default := DataConfig.model_fields["alpha"].default
+        ):
+            raise ValueError(
+                f"data.alpha = {self.alpha:g} does nothing with data.partition = {self.partition!r}; "
+                f"set data.partition = 'dirichlet', or leave data.alpha at {default:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _images_fit(self) -> DataConfig:
+        if self.image_size and self.name in ("digits", "local"):
+            raise ValueError(
+                f"data.image_size = {self.image_size}: data.name = {self.name!r} has images of a size of its own; "
+                "leave data.image_size at 0"
+            )
+        if self.holdout and self.name == "local":
+            raise ValueError(
+                f"data.holdout = {self.holdout:g}: with data.name = 'local' clients bring test samples of their own; "
+                "leave data.holdout at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _arrivals_fit(self) -> DataConfig:
+        if (self.arrival == "staggered") != (self.arrival_lag > 0):
+            raise ValueError(
+                f"data.arrival_lag = {self.arrival_lag:g} with data.arrival = {self.arrival!r}: it must be above 0 "
+                "where tasks are staggered, and 0 where they are not"
+            )
+        if not self.arrival_seconds and self.arrival_lag % 1:
+            raise ValueError(
+                f"data.arrival_lag = {self.arrival_lag:g}: rounds are counted in whole numbers; round it, or set "
+                "data.arrival_seconds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_fit(self) -> DataConfig:
+        scores = self.clients * self.tasks**2
+        if scores > MOST_SCORES:
+            raise ValueError(
+                f"data.tasks = {self.tasks} with data.clients = {self.clients}: each client is "
+                f"scored on each task after each task, {scores:.1e} scores; lower one, so that "
+                f"clients x tasks x tasks is at most {MOST_SCORES:.0e}"
+            )
+        return self

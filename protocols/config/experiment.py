@@ -1,0 +1,124 @@
+"""A whole configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import tomli_w
+from pydantic import BeforeValidator, Field, model_validator
+
+from fedknow.protocols.config.base import Section
+from fedknow.protocols.config.data import DataConfig
+from fedknow.protocols.config.fleet import FleetConfig
+from fedknow.protocols.config.sections import (
+    EngineConfig,
+    EvaluationConfig,
+    LearnerConfig,
+    ModelConfig,
+    StrategyConfig,
+    TrainConfig,
+)
+
+__all__ = ["ExperimentConfig", "differences"]
+
+
+def _by_name(value: Any) -> Any:
+    """Let a bare string stand for the name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _by_devices(value: Any) -> Any:
+    """Let a bare string or list stand for the devices."""
+    return {"devices": value} if isinstance(value, str | list) else value
+
+
+class ExperimentConfig(Section):
+    """One experiment, complete.
+
+    The same configuration and seed give the same numbers wherever it runs.
+    """
+
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]+$", max_length=100)
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: Annotated[DataConfig, BeforeValidator(_by_name)] = DataConfig()
+    model: Annotated[ModelConfig, BeforeValidator(_by_name)] = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    learner: Annotated[LearnerConfig, BeforeValidator(_by_name)] = LearnerConfig()
+    strategy: Annotated[StrategyConfig, BeforeValidator(_by_name)] = StrategyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
+    fleet: Annotated[FleetConfig, BeforeValidator(_by_devices)] = FleetConfig()
+
+    @model_validator(mode="after")
+    def _fit(self) -> ExperimentConfig:
+        if self.data.arrival_seconds and not self.fleet.devices:
+            raise ValueError(
+                f"data.arrival_seconds = {self.data.arrival_seconds:g}: only a fleet has virtual time; set "
+                "fleet.devices (fedknow list devices), or data.arrival_seconds = 0"
+            )
+        return self
+
+    def to_toml(self) -> str:
+        """Give the whole configuration, defaults included, as TOML."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def on_device(self, device: str) -> ExperimentConfig:
+        """Give the same experiment with its clients on another device."""
+        return self.model_copy(
+            update={"engine": self.engine.model_copy(update={"device": device})}
+        )
+
+    def absolute(self) -> ExperimentConfig:
+        """Give the same experiment with paths that mean the same from any folder.
+
+        A run that is resumed from elsewhere then finds its data and its fleet's files again.
+        """
+        availability = self.fleet.availability
+        is_file = availability not in ("always", "markov")
+        fleet = {
+            "profiles": _absolute(self.fleet.profiles),
+            "availability": _absolute(availability) if is_file else availability,
+        }
+        update = {
+            "data": self.data.model_copy(update={"dir": _absolute(self.data.dir)}),
+            "fleet": self.fleet.model_copy(update=fleet),
+        }
+        return self.model_copy(update=update)
+
+    def digest_fields(self) -> dict[str, Any]:
+        """Give what a result depends on.
+
+        That is everything but the engine and the folder that the data lie in.
+        """
+        fields = self.model_dump(mode="json", exclude={"engine"})
+        del fields["data"]["dir"]
+        return fields
+
+
+def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """List the settings that change a result and differ, a line each."""
+    a = _flatten(old.digest_fields())
+    b = _flatten(new.digest_fields())
+    return [
+        f"{key}: was {a.get(key, 'not set')!r}, now {b.get(key, 'not set')!r}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, ...) != b.get(key, ...)
+    ]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give the values of nested mappings by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _absolute(path: str) -> str:
+    """Give a path from the root on; an empty one stays empty."""
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
