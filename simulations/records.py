@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedknow.client.state import write_atomic
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.files import write_atomic
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.measures import MEASURES
 from fedknow.server.reports.summary import Summary, summarise
