@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from fedknow.protocols.config import ConfigError
-from fedknow.server.run.events import Event as RunEvent
-from fedknow.server.run.recorder import Subscriber
+from fedknow.server.run.events import (
+    ClientFailed,
+    Evaluated,
+    Event,
+    RoundEnded,
+    RunEnded,
+    RunStarted,
+    TaskEnded,
+    Warned,
+)
 
-__all__ = ["Callback", "EarlyStopping", "KeepBest", "StopRun", "as_subscriber"]
-
-Event = Mapping[str, Any]
+__all__ = ["Callback", "EarlyStopping", "KeepBest", "StopRun"]
 
 
 class StopRun(KeyboardInterrupt):
@@ -31,8 +36,8 @@ class StopRun(KeyboardInterrupt):
 class Callback:
     """Follows a run; override the methods you need.
 
-    Each method gets one event: a mapping with ``event``, ``time`` and the fields that
-    :mod:`fedknow.server.run.events` lists. Tasks count from 0, rounds from 1.
+    Each method gets one event, whose attributes :mod:`fedknow.server.run.events` lists. Tasks
+    count from 0, rounds from 1.
 
     Attributes
     ----------
@@ -46,49 +51,52 @@ class Callback:
     ...     def __init__(self):
     ...         self.losses = []
     ...     def on_round_end(self, event):
-    ...         self.losses.append(event["loss"])
+    ...         self.losses.append(event.loss)
     """
 
     folder: Path
-    methods: ClassVar[Mapping[str, str]] = {
-        "start": "on_start",
-        "round": "on_round_end",
-        "evaluation": "on_evaluation_end",
-        "task_end": "on_task_end",
-        "failure": "on_failure",
-        "warning": "on_warning",
-        "end": "on_end",
-    }
 
     def on_event(self, event: Event) -> None:
         """Follow any event, before the method for its kind."""
 
-    def on_start(self, event: Event) -> None:
+    def on_start(self, event: RunStarted) -> None:
         """Follow the start of the run, or of its resumption."""
 
-    def on_round_end(self, event: Event) -> None:
+    def on_round_end(self, event: RoundEnded) -> None:
         """Follow a round whose updates are aggregated."""
 
-    def on_evaluation_end(self, event: Event) -> None:
+    def on_evaluation_end(self, event: Evaluated) -> None:
         """Follow an evaluation of all clients."""
 
-    def on_task_end(self, event: Event) -> None:
+    def on_task_end(self, event: TaskEnded) -> None:
         """Follow the end of a task."""
 
-    def on_failure(self, event: Event) -> None:
+    def on_failure(self, event: ClientFailed) -> None:
         """Follow a client's failure."""
 
-    def on_warning(self, event: Event) -> None:
+    def on_warning(self, event: Warned) -> None:
         """Follow a warning."""
 
-    def on_end(self, event: Event) -> None:
+    def on_end(self, event: RunEnded) -> None:
         """Follow the end of the run."""
 
     def __call__(self, event: Event) -> None:
         """Pass an event to the methods above."""
         self.on_event(event)
-        if (method := self.methods.get(event["event"])) is not None:
-            getattr(self, method)(event)
+        if isinstance(event, RunStarted):
+            self.on_start(event)
+        elif isinstance(event, RoundEnded):
+            self.on_round_end(event)
+        elif isinstance(event, Evaluated):
+            self.on_evaluation_end(event)
+        elif isinstance(event, TaskEnded):
+            self.on_task_end(event)
+        elif isinstance(event, ClientFailed):
+            self.on_failure(event)
+        elif isinstance(event, Warned):
+            self.on_warning(event)
+        elif isinstance(event, RunEnded):
+            self.on_end(event)
 
 
 class EarlyStopping(Callback):
@@ -134,15 +142,16 @@ class EarlyStopping(Callback):
         self._best = -math.inf
         self._waited = 0
 
-    def on_start(self, event: Event) -> None:
+    def on_start(self, event: RunStarted) -> None:
         """Begin anew."""
         self._reset(-1)
 
-    def on_evaluation_end(self, event: Event) -> None:
+    def on_evaluation_end(self, event: Evaluated) -> None:
         """Compare with the best so far; stop where patience is over."""
-        # A new task makes the average fall, which is no reason to stop.
-        if event["task"] != self._task:
-            self._reset(event["task"])
+        if (
+            event.task != self._task
+        ):  # a new task makes the average fall: no reason to stop
+            self._reset(event.task)
         value = _number(event, self.measure)
         score = value if self.mode == "max" else -value
         if score > self._best + self.min_delta:
@@ -181,7 +190,7 @@ class KeepBest(Callback):
         self.best = -math.inf
         self._is_pending = False
 
-    def on_start(self, event: Event) -> None:
+    def on_start(self, event: RunStarted) -> None:
         """Begin anew."""
         self.best = -math.inf
         self._is_pending = False
@@ -191,11 +200,11 @@ class KeepBest(Callback):
 
         The checkpoint of a round is written after its evaluation, and before the next event.
         """
-        if self._is_pending and event["event"] != "task_end":
+        if self._is_pending and not isinstance(event, TaskEnded):
             self._copy()
             self._is_pending = False
 
-    def on_evaluation_end(self, event: Event) -> None:
+    def on_evaluation_end(self, event: Evaluated) -> None:
         """Note whether this evaluation is the best so far."""
         value = _number(event, self.measure)
         score = value if self.mode == "max" else -value
@@ -213,20 +222,12 @@ class KeepBest(Callback):
         )
 
 
-def as_subscriber(callback: Callable[[Event], None]) -> Subscriber:
-    """Let a callback follow a run by the mappings of its events."""
-
-    def follow(event: RunEvent) -> None:
-        callback(event.line())
-
-    return follow
-
-
-def _number(event: Event, measure: str) -> float:
-    if measure not in event:
-        numbers = [key for key, value in event.items() if isinstance(value, float)]
+def _number(event: Evaluated, measure: str) -> float:
+    value = getattr(event, measure, None)
+    if not isinstance(value, float):
         raise ConfigError(
-            f"measure = {measure!r}: an evaluation has no such number; it has: {', '.join(numbers)}"
+            f"measure = {measure!r}: an evaluation has the numbers accuracy, accuracy_global "
+            "and forgetting"
         )
-    value = event[measure]
-    return -math.inf if value is None else float(value)
+    # What was not measured is no improvement.
+    return -math.inf if math.isnan(value) else value

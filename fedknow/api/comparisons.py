@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedknow.api.callbacks import Event, as_subscriber
 from fedknow.api.experiments import experiment
 from fedknow.api.parts import named
 from fedknow.api.runs import Run, load_run
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.server.reports.comparison_plots import COMPARISON_PLOTS
 from fedknow.server.reports.groups import Group
+from fedknow.server.run.events import Event
 from fedknow.server.run.recorder import Subscriber
 from fedknow.simulations.compare import Comparison
 from fedknow.simulations.compare import compare as run_all
@@ -147,6 +147,6 @@ def compare(
 
     @contextmanager
     def watch(run: ExperimentConfig, title: str) -> Iterator[Subscriber]:
-        yield as_subscriber(tell)
+        yield tell
 
     return ComparedRuns(folder, run_all(config, names, seeds, folder, watch))

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedknow.api.callbacks import Callback, Event, StopRun, as_subscriber
+from fedknow.api.callbacks import Callback, StopRun
+from fedknow.api.deployed import DeployedModel
 from fedknow.api.experiments import experiment
-from fedknow.client.data import make_benchmark
+from fedknow.client.data import Benchmark, make_benchmark
+from fedknow.client.data.local import LOCAL
 from fedknow.client.learners import Learner, build_learner, resolve
 from fedknow.client.state import State, StateStore
 from fedknow.protocols import parts
@@ -26,6 +28,7 @@ from fedknow.protocols.files import write_atomic
 from fedknow.server.reports.run_plots import RUN_PLOTS
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint
+from fedknow.server.run.events import Event, RunStarted
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate as run_experiment
 
@@ -95,10 +98,7 @@ def simulate(
             callback.folder = folder
     recording = _PartsRecorder(folder, config)
     with suppress(StopRun):  # the folder has the event, and can be resumed
-        followers = [as_subscriber(callback) for callback in callbacks]
-        run_experiment(
-            config, folder, resume, [as_subscriber(recording), *followers], report
-        )
+        run_experiment(config, folder, resume, [recording, *callbacks], report)
     return load_run(folder)
 
 
@@ -244,6 +244,39 @@ class Run:
         learner.receive(shared)
         return copy.deepcopy(learner.model).eval()
 
+    def deployed(self, client: int | None = None, best: bool = False) -> DeployedModel:
+        """Build a model that takes plain images, ready to be exported.
+
+        Parameters
+        ----------
+        client, best
+            As for :meth:`model`.
+
+        Returns
+        -------
+        DeployedModel
+            It exports, evaluates and predicts without the run's data set.
+        """
+        network = self.model(client, best)
+        dataset = self._benchmark.dataset
+        classes = self._benchmark.classes
+        return DeployedModel(
+            network,
+            dataset.shape,
+            dataset.mean,
+            dataset.std,
+            dataset.class_names[:classes],
+        )
+
+    @cached_property
+    def _benchmark(self) -> Benchmark:
+        if self.config.data.name == LOCAL:
+            raise ConfigError(
+                "data.name = 'local': the data are with real clients, so the run does not know "
+                "their images; build the model by fedknow.client.learners.build_learner"
+            )
+        return make_benchmark(resolve(self.config))
+
     def _mean_kept(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """Average what clients keep to themselves, weighted by their test samples."""
         scored = np.isfinite(self.accuracy[:, :, checkpoint.task])
@@ -268,9 +301,8 @@ class Run:
         return checkpoint
 
     def _learner(self) -> Learner:
-        config = resolve(self.config)
-        benchmark = make_benchmark(config)
-        return build_learner(config, benchmark.shape, benchmark.classes)
+        benchmark = self._benchmark
+        return build_learner(resolve(self.config), benchmark.shape, benchmark.classes)
 
     def _best(self) -> dict[str, Any]:
         from safetensors.numpy import load_file
@@ -321,7 +353,7 @@ class _PartsRecorder:
         }
 
     def __call__(self, event: Event) -> None:
-        if event["event"] == "start" and self.parts:
+        if isinstance(event, RunStarted) and self.parts:
             table = {
                 key: {"name": name, "source": parts.source_of(name)}
                 for key, name in self.parts.items()

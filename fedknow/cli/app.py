@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedknow import __version__
-from fedknow.cli import deploy, inspect, runs
+from fedknow.cli import deploy, inspect, models, runs
 from fedknow.cli.output import out
 
 __all__ = ["app", "main"]
@@ -69,6 +69,9 @@ for command in (
     deploy.status,
     deploy.forget,
     inspect.report,
+    models.export,
+    models.evaluate,
+    models.predict,
     inspect.show,
     inspect.calibrate,
 ):

@@ -95,8 +95,8 @@ def test_callbacks_see_the_run_and_can_stop_it(tmp_path):
             self.rounds = []
 
         def on_round_end(self, event):
-            self.rounds.append(event["server_round"])
-            if event["server_round"] == 3:
+            self.rounds.append(event.server_round)
+            if event.server_round == 3:
                 raise fedknow.StopRun("enough")
 
     stop = Stop()

@@ -1,0 +1,308 @@
+"""A trained model as others use it: images in, logits out.
+
+A run's network expects normalised samples. A :class:`DeployedModel` brings the normalisation
+along, so that it can be exported, evaluated and asked for predictions without the data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fedknow.protocols.config import ConfigError
+
+__all__ = ["DeployedModel", "ExportFormat", "Scores", "as_images"]
+
+ExportFormat = Literal["safetensors", "onnx", "torchscript"]
+_ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a model did on labelled samples.
+
+    Attributes
+    ----------
+    accuracy : float
+        Share of the samples whose largest logit is at their label.
+    samples : int
+        How many there were.
+    confusion : int64 [classes, classes]
+        Samples of each true class (row) by predicted class (column).
+    class_names : tuple of str
+        Names of the rows and columns.
+    """
+
+    accuracy: float
+    samples: int
+    confusion: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+class DeployedModel(nn.Module):
+    """A network with its normalisation.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Normalised images ``[n, C, H, W]`` to logits ``[n, classes]``.
+    shape : tuple of int
+        Channels, height and width of an image.
+    mean, std : sequence of float
+        One number a channel, on the scale 0..1.
+    class_names : sequence of str
+        One name a logit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        class_names: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = shape
+        self.class_names = tuple(class_names)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits.
+
+        Parameters
+        ----------
+        images : Tensor, float32 [n, C, H, W]
+            Values from 0 to 1.
+
+        Returns
+        -------
+        Tensor, float32 [n, classes]
+        """
+        return cast(Tensor, self.network((images - self.mean) / self.std))
+
+    @torch.inference_mode()
+    def logits(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Compute the logits of images: uint8, or float from 0 to 1.
+
+        Parameters
+        ----------
+        x : ndarray [n, C, H, W]
+
+        Returns
+        -------
+        float32 [n, classes]
+
+        Raises
+        ------
+        ConfigError
+            If the images have another shape, type or range.
+        """
+        images = as_images(x, self.shape)
+        self.eval()
+        parts = [self(part) for part in torch.split(images, _BATCH)]
+        return np.asarray(torch.cat(parts))
+
+    def predict(
+        self, x: NDArray[Any], classes: Sequence[int] | None = None
+    ) -> NDArray[np.int64]:
+        """Predict the label of each image.
+
+        Parameters
+        ----------
+        x : ndarray [n, C, H, W]
+            As for :meth:`logits`.
+        classes : sequence of int, optional
+            The labels to choose among, such as those of one task; all without.
+
+        Returns
+        -------
+        int64 [n]
+        """
+        logits = self.logits(x)
+        labels = np.arange(logits.shape[1]) if classes is None else np.array(classes)
+        if not set(labels.tolist()) <= set(range(logits.shape[1])):
+            raise ConfigError(
+                f"classes = {labels.tolist()}: the model knows 0 to {logits.shape[1] - 1}"
+            )
+        choice: NDArray[np.int64] = labels[logits[:, labels].argmax(1)]
+        return choice
+
+    def evaluate(
+        self, x: NDArray[Any], y: NDArray[Any], classes: Sequence[int] | None = None
+    ) -> Scores:
+        """Compare predictions with labels.
+
+        Parameters
+        ----------
+        x : ndarray [n, C, H, W]
+            As for :meth:`logits`.
+        y : integer ndarray [n]
+            Labels.
+        classes : sequence of int, optional
+            As for :meth:`predict`.
+
+        Raises
+        ------
+        ConfigError
+            If the labels do not fit the images or the model.
+        """
+        y = np.asarray(y)
+        count = len(self.class_names)
+        if y.dtype.kind not in "iu" or y.shape != x.shape[:1] or not len(y):
+            raise ConfigError(
+                f"y is {y.dtype} {list(y.shape)}; it must be integers [{len(x)}], at least one"
+            )
+        if y.min() < 0 or y.max() >= count:
+            raise ConfigError(
+                f"y runs from {y.min()} to {y.max()}; the model knows 0 to {count - 1}"
+            )
+        predicted = self.predict(x, classes)
+        confusion = np.zeros((count, count), np.int64)
+        np.add.at(confusion, (y, predicted), 1)
+        right = int(np.trace(confusion))
+        return Scores(right / len(y), len(y), confusion, self.class_names)
+
+    def description(self) -> dict[str, Any]:
+        """Describe input and output, for whoever loads an exported file."""
+        return {
+            "input": {
+                "name": "images",
+                "dtype": "float32",
+                "shape": ["n", *self.shape],
+            },
+            "range": [0.0, 1.0],
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            "output": {"name": "logits", "dtype": "float32"},
+            "classes": list(self.class_names),
+        }
+
+    def export(self, path: Path, to: ExportFormat) -> Path:
+        """Write the model to a file.
+
+        Parameters
+        ----------
+        path : Path
+            The file; its ending is added where it has none.
+        to : {"safetensors", "onnx", "torchscript"}
+            ``safetensors``: the weights by name, for PyTorch. ``onnx`` and ``torchscript``: the
+            whole computation, normalisation included, for a batch of any size.
+
+        Returns
+        -------
+        Path
+            The file written. Its metadata say what :meth:`description` says.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such format.
+        ModuleNotFoundError
+            If ``onnx`` is asked for and the extra ``export`` is not installed.
+        """
+        if to not in get_args(ExportFormat):
+            raise ConfigError(
+                f"to = {to!r}: must be one of {', '.join(get_args(ExportFormat))}"
+            )
+        path = path if path.suffix else path.with_suffix(_ENDINGS[to])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.eval()
+        description = json.dumps(self.description())
+        if to == "safetensors":
+            tensors = {
+                name: value.contiguous() for name, value in self.state_dict().items()
+            }
+            save_file(tensors, path, metadata={"fedknow": description})
+        elif to == "torchscript":
+            self._export_torchscript(path, description)
+        else:
+            self._export_onnx(path, description)
+        return path
+
+    def _example(self) -> Tensor:
+        # Two images: with one alone an exporter may take the size of a batch for a constant.
+        return torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0))
+
+    def _export_torchscript(self, path: Path, description: str) -> None:
+        with torch.no_grad():
+            traced = torch.jit.trace(self, self._example())  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(path), _extra_files={"fedknow.json": description})
+
+    def _export_onnx(self, path: Path, description: str) -> None:
+        import onnx  # an extra: only this format needs it
+
+        # ONNX has no memory formats: channels-last weights would be copied at each call.
+        model = self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        batch = torch.export.Dim("n")
+        with torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                (self._example(),),
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: batch},),
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        proto = program.model_proto
+        entry = proto.metadata_props.add()
+        entry.key = "fedknow"
+        entry.value = description
+        onnx.checker.check_model(proto)
+        onnx.save(proto, str(path))
+
+
+def as_images(x: Any, shape: tuple[int, int, int]) -> Tensor:
+    """Turn an array of images into a model's input.
+
+    Parameters
+    ----------
+    x : ndarray [n, C, H, W]
+        uint8 from 0 to 255, or floats from 0 to 1.
+    shape : tuple of int
+        Channels, height and width that the model expects.
+
+    Returns
+    -------
+    Tensor, float32 [n, C, H, W]
+        From 0 to 1.
+
+    Raises
+    ------
+    ConfigError
+        If the array is not as described.
+    """
+    array = np.asarray(x)
+    if array.ndim != 4 or array.shape[1:] != tuple(shape) or not len(array):
+        expected = ", ".join(map(str, shape))
+        raise ConfigError(
+            f"x is {list(array.shape)}; it must be [n, {expected}], n at least 1"
+        )
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array.astype(np.float32)).div_(255)
+    if array.dtype.kind != "f":
+        raise ConfigError(
+            f"x is {array.dtype}; it must be uint8, or floats from 0 to 1"
+        )
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise ConfigError(
+            f"x runs from {array.min():g} to {array.max():g}; floats must be from 0 to 1"
+        )
+    return torch.from_numpy(array.astype(np.float32))
