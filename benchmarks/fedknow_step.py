@@ -43,7 +43,13 @@ from fedknow.client.compute.device import Border, find_device
 from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
 from fedknow.client.learners import build_learner
-from fedknow.client.learners.fedknow.flat import flatten, views
+from fedknow.client.learners.fedknow.flat import (
+    flatten,
+    flatten_present,
+    free_parameters,
+    set_gradients,
+    views,
+)
 from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.learner import (
@@ -82,22 +88,22 @@ class Naive(FedKnow):
         """Get the teachers ready."""
         super().begin(task, round)
         self._teachers = {}
-        for past_task, knowledge in self._knowledge.items():
-            self._teachers[past_task] = copy.deepcopy(self._scratch_body).eval()
+        for past_task, knowledge in self._restorer.knowledge.items():
+            self._teachers[past_task] = copy.deepcopy(self._scratch.body).eval()
             knowledge.restore_into(self._teachers[past_task])
 
     def _backward(self, loss: Tensor) -> Tensor:
-        return flatten(torch.autograd.grad(loss, self._parameters), self._parameters)
+        parameters = free_parameters(self.body)
+        return flatten(torch.autograd.grad(loss, parameters), parameters)
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """See :meth:`Learner.gradient`."""
         report = Learner.gradient(self, batch)
-        g = flatten(
-            [p.grad for p in self._parameters if p.grad is not None], self._parameters
-        )
+        parameters = free_parameters(self.body)
+        g, reached = flatten_present([p.grad for p in parameters], parameters)
         rows = []
         for past_task, teacher in self._teachers.items():
-            knowledge = self._knowledge[past_task]
+            knowledge = self._restorer.knowledge[past_task]
             with torch.no_grad(), self.autocast():
                 answer = F.linear(teacher(batch.x), *knowledge.head)
             with self.autocast():
@@ -108,7 +114,7 @@ class Naive(FedKnow):
         if rows:
             restored = torch.stack(rows)
             g = integrate(g + self.settings.margin * restored.sum(0), restored).gradient
-        self._set_body_gradient(views(g, self._parameters))
+        set_gradients(parameters, views(g, parameters), reached)
         return report
 
 
@@ -217,10 +223,10 @@ class Stopwatch:
                 seconds.append(step)
                 self._count += 1
                 torch.manual_seed(seed)
-                old_counts = main._violated, main._active
+                old_counts = main._counts.violated, main._counts.active
                 main.gradient(batch)
-                violating += main._violated > old_counts[0]
-                active += main._active > old_counts[1]
+                violating += main._counts.violated > old_counts[0]
+                active += main._counts.active > old_counts[1]
                 main.step()
         main._trained_task, main._local = task.task, main.send()
         sums = {name: value * len(seconds) for name, value in main.counts().items()}

@@ -1,4 +1,4 @@
-"""Gradients as flat vectors, and flat vectors as gradients."""
+"""Gradients as flat vectors of R^p, and flat vectors as gradients."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["flatten", "flatten_present", "free_parameters", "views"]
+from fedknow.client.compute.cost import Meter
+
+__all__ = [
+    "GradientBuffer",
+    "flatten",
+    "flatten_present",
+    "free_parameters",
+    "set_gradients",
+    "views",
+]
 
 
 def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """A flat vector as tensors of the parameters' shapes and strides, which share its memory.
-
-    In the order of memory, that is: an optimizer is fast only where gradients are laid out as
-    parameters are.
+    """View a flat vector as tensors of the parameters' shapes and strides.
 
     Parameters
     ----------
@@ -22,9 +28,22 @@ def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
         Float [p].
     parameters : sequence of Tensor
         With p entries in all.
+
+    Returns
+    -------
+    list of Tensor
+        One for each parameter. They share the vector's memory.
+
+    Examples
+    --------
+    >>> weight, bias = torch.zeros(2, 2), torch.zeros(1)
+    >>> [part.tolist() for part in views(torch.arange(5.0), [weight, bias])]
+    [[[0.0, 1.0], [2.0, 3.0]], [4.0]]
     """
-    parts, start = [], flat.storage_offset()
+    parts = []
+    start = flat.storage_offset()
     for parameter in parameters:
+        # Strides too: an optimizer is fast only where gradients are laid out as parameters are.
         strides = torch.empty_like(parameter, device="meta").stride()
         parts.append(flat.as_strided(parameter.shape, strides, start))
         start += parameter.numel()
@@ -34,29 +53,111 @@ def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 def flatten(
     parts: Sequence[Tensor], parameters: Sequence[Tensor], out: Tensor | None = None
 ) -> Tensor:
-    """The reverse of :func:`views`: tensors of the parameters' shapes as one flat vector, float [p]."""
-    flat = (
-        parts[0].new_empty(sum(parameter.numel() for parameter in parameters))
-        if out is None
-        else out
-    )
+    """Copy tensors of the parameters' shapes into one flat vector.
+
+    The reverse of :func:`views`.
+
+    Parameters
+    ----------
+    parts : sequence of Tensor
+        One for each parameter.
+    parameters : sequence of Tensor
+        With p entries in all.
+    out : Tensor, optional
+        Where to write, float [p]; new memory by default.
+
+    Returns
+    -------
+    Tensor
+        Float [p].
+    """
+    if out is None:
+        out = parts[0].new_empty(sum(parameter.numel() for parameter in parameters))
     with torch.no_grad():
-        torch._foreach_copy_(views(flat, parameters), list(parts))
-    return flat
+        torch._foreach_copy_(views(out, parameters), list(parts))
+    return out
 
 
 def flatten_present(
     parts: Sequence[Tensor | None], parameters: Sequence[Tensor]
 ) -> tuple[Tensor, list[bool]]:
-    """Gradients as one flat vector, zero where there is none, and where there is one."""
-    pairs = zip(parts, parameters, strict=True)
+    """Copy gradients into one flat vector, with zeros where there is none.
+
+    Returns
+    -------
+    flat : Tensor
+        Float [p].
+    is_present : list of bool
+        Which parameters have a gradient.
+    """
     filled = [
         torch.zeros_like(parameter) if part is None else part
-        for part, parameter in pairs
+        for part, parameter in zip(parts, parameters, strict=True)
     ]
     return flatten(filled, parameters), [part is not None for part in parts]
 
 
+def set_gradients(
+    parameters: Sequence[nn.Parameter], parts: Sequence[Tensor], reached: Sequence[bool]
+) -> None:
+    """Put gradients into the parameters that the batch depends on.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+        Those of the body that are trained.
+    parts : sequence of Tensor
+        Their gradients.
+    reached : sequence of bool
+        Which of them the batch depends on.
+    """
+    for parameter, part, is_reached in zip(parameters, parts, reached, strict=True):
+        # A gradient of zeros is not the same as none: weight decay would move the parameter.
+        parameter.grad = part if is_reached else None
+
+
 def free_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not frozen."""
+    """List the parameters that are not frozen."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+class GradientBuffer:
+    """Memory for the flat gradients of one batch, used again by every batch.
+
+    Parameters
+    ----------
+    meter : Meter
+        Not charged with it: a process makes the buffer once for all clients.
+
+    Attributes
+    ----------
+    current : Tensor
+        Place of the current gradient, float [size].
+    restored : Tensor
+        Places of restored gradients, float [count, size].
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._memory = torch.empty(0)
+        self.current = self._memory
+        self.restored = self._memory
+
+    def lay_out(self, count: int, size: int, like: Tensor) -> None:
+        """Make room for the current gradient and ``count`` restored ones.
+
+        Parameters
+        ----------
+        count, size : int
+            How many restored gradients, and their length.
+        like : Tensor
+            Of the dtype and device to use.
+        """
+        entries = (1 + count) * size
+        if self._memory.numel() < entries:
+            with self._meter.free():
+                # On a processor, rows that are never written to take up no memory.
+                self._memory = like.new_empty(entries)
+        rows = self._memory[:entries].view(1 + count, size)
+        self.current = rows[0]
+        self.restored = rows[1:]

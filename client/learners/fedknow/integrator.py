@@ -1,170 +1,271 @@
-"""Gradient integrator: the gradient nearest to the current one that hurts no signature task."""
+"""Gradient integrator: turns the current gradient to hurt no past task.
+
+FedKNOW (ICDE 2023), Sec. III-D and Eq. (3) to (5), which
+:mod:`fedknow.client.learners.frames.projection` solves for gradients that are given. Here the
+restored gradients are computed as far as they are needed, and there are approximations whose
+price does not grow with the number of tasks. :func:`integrator_for` chooses one object for a
+run:
+
+- :class:`LazyQp`: exact; products first, then the restored gradients that they ask for;
+- :class:`ExactQp`: exact, from all restored gradients;
+- :class:`Surrogate`: an approximation that takes all violated constraints as one;
+- :class:`OnlineDual`: an approximation that keeps its multipliers from batch to batch;
+- :class:`Sum`: no constraints but the sum of all gradients, which is distillation;
+- :class:`Off`: plain training.
+
+The first four turn ``g + margin * sum_i g_i`` in place of g. So each multiplier of Eq. (4) is at
+least ``margin``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedknow.client.learners.frames.projection import (
-    Integration,
-    Vector,
-    check_finite,
-    integrate,
-    solve_dual,
+from fedknow.client.learners.fedknow.gradients import CurrentGradient, WholeBatch
+from fedknow.client.learners.fedknow.partial_duals import (
+    integrate_lazily,
+    integrate_surrogate,
+    step_dual,
 )
+from fedknow.client.learners.fedknow.restored import RestoredGradients
+from fedknow.client.learners.fedknow.settings import FedKnowSettings
+from fedknow.client.learners.frames.projection import Integration, integrate
 
-__all__ = ["integrate_lazily", "integrate_surrogate", "step_dual"]
+__all__ = [
+    "ExactQp",
+    "Integrator",
+    "LazyQp",
+    "Off",
+    "OnlineDual",
+    "Sum",
+    "Surrogate",
+    "integrator_for",
+]
 
 
-def integrate_lazily(
-    g: Tensor,
-    count: int,
-    build: Callable[[Sequence[int]], Tensor],
-    products: Callable[[Tensor], tuple[Vector, Vector]],
-) -> Integration:
-    """Solve Eq. (3) from the signature gradients that it needs: as a rule those that g violates.
+def integrator_for(settings: FedKnowSettings) -> Integrator:
+    """Make the integrator that the settings ask for.
 
-    A working set (Gill, Murray and Wright, Practical Optimization, 1981, ch. 5): solve for the
-    gradients built so far, ask for the products of the result with all of them, build those of
-    the violated ones that are likely to bind, and so on. What comes out meets all constraints
-    with multipliers on some of them, which is optimal for all of them: it is the g' of
-    :func:`integrate`.
+    Examples
+    --------
+    >>> type(integrator_for(FedKnowSettings(path="full"))).__name__
+    'ExactQp'
+    """
+    match settings.integrator:
+        case "qp" if settings.path == "full":
+            return ExactQp(settings.margin)
+        case "qp":
+            return LazyQp(settings.margin)
+        case "surrogate":
+            return Surrogate(settings.margin)
+        case "online":
+            return OnlineDual(settings.margin)
+        case "sum":
+            return Sum()
+        case "off":
+            return Off()
+
+
+class Integrator(ABC):
+    """Turns the current gradient of a batch by the restored gradients.
 
     Parameters
     ----------
-    g : Tensor
-        Current gradient, float [p].
-    count : int
-        How many signature gradients there are, k.
-    build : callable
-        Indices [n] to G's rows float [m, p], where m counts all indices asked for so far, in
-        that order.
-    products : callable
-        u, float [p], to the products ``<g_i, u>`` and the sizes of the terms that they are sums
-        of, float64 [k] each: a product is as good as zero where it is of the size of its
-        rounding. About as dear as building one row.
+    margin : float
+        The least that each multiplier may be.
 
-    Raises
-    ------
-    FloatingPointError
-        If a gradient is not finite.
-    """
-    rounding = 10 * torch.finfo(g.dtype).eps
-    rows: list[int] = []
-    result, asked, violated, flops = Integration(g, np.zeros(0), 0), 0, 0, 0
-    while len(rows) < count:
-        missing = np.setdiff1d(np.arange(count), rows)
-        if len(missing) > 1:  # one row is built as fast as it is found not to be needed
-            values, sizes = products(result.gradient)
-            check_finite(values, sizes)
-            asked += 1
-            violated = violated if rows else int((values < 0).sum())
-            missing = missing[values[missing] < -rounding * sizes[missing]]
-            if not len(missing):
-                break
-            if asked == 1:  # but a second wrong guess would cost more than it can save
-                missing = missing[_likely_to_bind(values[missing], sizes[missing])]
-        rows.extend(missing.tolist())
-        result = integrate(g, build(missing.tolist()))
-        flops += result.flops
-        violated = violated if asked else result.violated
-    multipliers = np.zeros(count)
-    multipliers[rows] = result.multipliers
-    return Integration(result.gradient, multipliers, violated, len(rows), asked, flops)
-
-
-def _likely_to_bind(
-    products: Vector, lengths: Vector, cosine: float = 0.2
-) -> NDArray[np.bool_]:
-    """Which of some violated constraints would bind if their gradients were at this cosine to one
-    another.
-
-    Turning from one restored gradient often turns from others too: on CIFAR-100 with ten tasks
-    their cosines are 0.1 to 0.5. A wrong guess costs time and changes no result. At least one
-    is named.
-    """
-    q = np.outer(lengths, lengths) * (cosine + (1 - cosine) * np.eye(len(lengths)))
-    binding: NDArray[np.bool_] = solve_dual(q, products) > 0
-    return binding if binding.any() else np.ones(len(lengths), dtype=bool)
-
-
-def integrate_surrogate(
-    g: Tensor, lengths: Vector, products: Vector, combine: Callable[[Vector], Tensor]
-) -> Integration:
-    """An approximation of Eq. (3) from one vector: all violated constraints as one, their weighted
-    sum.
-
-    A surrogate constraint (Glover, Operations Research 16, 1968): with ``w_i >= 0``, ``<g',
-    sum_i w_i g_i> >= 0`` is a consequence of Eq. (3)'s constraints, and g' the nearest gradient
-    that meets it, in closed form. Exact where one constraint is violated and stays the only
-    one.
-
-    Parameters
+    Attributes
     ----------
-    g : Tensor
-        Current gradient, float [p].
-    lengths : ndarray
-        Estimates of |g_i| up to a common factor, float64 [k]: a violated constraint is weighted
-        by its multiplier if it stood alone, ``-<g, g_i> / |g_i|^2``.
-    products : ndarray
-        ``<g, g_i>``, float64 [k].
-    combine : callable
-        w, float64 [k], to ``sum_i w_i g_i``, float [p].
-
-    Raises
-    ------
-    FloatingPointError
-        If a gradient is not finite.
+    uses_knowledge : bool
+        Whether gradients of past tasks are restored at all.
+    multipliers : dict
+        By past task, those that a client keeps from batch to batch; empty for most integrators.
     """
-    check_finite(products, lengths)
-    w = np.maximum(-products, 0) / np.maximum(lengths, 1e-150) ** 2
-    if not w.any():
-        return Integration(g, w, 0, asked=1)
-    surrogate = combine(w)
-    square = torch.dot(surrogate, surrogate).item()
-    check_finite(np.array([square]))
-    scale = -(w @ products) / square if square else 0.0
-    return Integration(
-        g + scale * surrogate, scale * w, int((products < 0).sum()), 1, 1, 2 * g.numel()
-    )
+
+    uses_knowledge: ClassVar[bool] = True
+
+    def __init__(self, margin: float = 0.0) -> None:
+        self._margin = margin
+        self.multipliers: dict[int, float] = {}
+
+    def state(self) -> dict[str, float]:
+        """Give what a client keeps of it."""
+        return {str(task): v for task, v in self.multipliers.items()}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """Become that of the client whose state this is."""
+        self.multipliers = {int(task): float(v) for task, v in state.items()}
+
+    @abstractmethod
+    def prepare(
+        self, gradient: CurrentGradient, restored: RestoredGradients, k: int
+    ) -> Integrator:
+        """Prepare a batch.
+
+        Parameters
+        ----------
+        gradient : CurrentGradient
+            g.
+        restored : RestoredGradients
+            g_i of all past tasks that signature tasks may be chosen from.
+        k : int
+            How many of these are chosen at most.
+
+        Returns
+        -------
+        Integrator
+            The one to integrate this batch with.
+        """
+
+    @abstractmethod
+    def integrate(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> Integration:
+        """Turn the current gradient.
+
+        Parameters
+        ----------
+        gradient : CurrentGradient
+            g.
+        restored : RestoredGradients
+            g_i of the signature tasks.
+
+        Returns
+        -------
+        Integration
+            With g', float [size].
+
+        Raises
+        ------
+        FloatingPointError
+            If a gradient is not finite.
+        """
 
 
-def step_dual(
-    v: Vector, products: Vector, lengths: Vector, cosine: float = 0.5
-) -> Vector:
-    """One step of projected gradient descent on Eq. (4), whose gradient at v is ``G g' = G G^T v +
-    G g``.
+class _Solver(Integrator):
+    """An integrator that computes g, and from it g'."""
 
-    In units in which all gradients have length 1, the step is one over the largest eigenvalue
-    that G G^T has where all pairs of gradients have this cosine; twice as long a step would
-    still converge.
+    asks_products: ClassVar[bool] = False
+    """Whether it multiplies a vector by all restored gradients before it computes them."""
 
-    Parameters
-    ----------
-    v : ndarray
-        The multipliers with which g' was made, float64 [k].
-    products : ndarray
-        ``<g', g_i>``, float64 [k].
-    lengths : ndarray
-        ``|g_i|``, float64 [k], or estimates.
-    cosine : float
-        What is taken for the gradients' cosines.
+    def prepare(
+        self, gradient: CurrentGradient, restored: RestoredGradients, k: int
+    ) -> Integrator:
+        """See :meth:`Integrator.prepare`."""
+        if self.asks_products and not _has_products(gradient, restored, k):
+            return ExactQp(self._margin).prepare(gradient, restored, k)
+        gradient.lay_out(min(len(restored), k))
+        gradient.prepare(restored, self.asks_products)
+        return self
 
-    Returns
-    -------
-    ndarray
-        The next v, float64 [k], nowhere negative.
+    def integrate(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> Integration:
+        """See :meth:`Integrator.integrate`."""
+        g = gradient.with_margin(restored, self._margin)
+        with restored.meter.told():
+            result = self._solve(g, restored)
+            # Memory of g' and of what was added to g.
+            restored.meter.add(result.flops, 2 * g.nbytes)
+        return result
 
-    Raises
-    ------
-    FloatingPointError
-        If an input is not finite.
+    @abstractmethod
+    def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
+        """Turn g, float [size], which has the margin in it."""
+
+
+class ExactQp(_Solver):
+    """Solves Eq. (3) from all restored gradients."""
+
+    def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
+        return integrate(g, restored.build(range(len(restored))))
+
+
+class LazyQp(_Solver):
+    """Solves Eq. (3) from the restored gradients that it needs.
+
+    See :func:`~fedknow.client.learners.fedknow.partial_duals.integrate_lazily`.
     """
-    check_finite(v, products, lengths)
-    largest = 1 + cosine * (len(v) - 1)
-    moved = np.maximum(v - products / (largest * np.maximum(lengths, 1e-19) ** 2), 0)
-    return np.where(lengths > 1e-19, moved, 0.0)  # a gradient of zero forbids nothing
+
+    asks_products = True
+
+    def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
+        return integrate_lazily(g, len(restored), restored.build, restored.products)
+
+
+class Surrogate(_Solver):
+    """Takes all violated constraints of Eq. (3) as one, their weighted sum.
+
+    See :func:`~fedknow.client.learners.fedknow.partial_duals.integrate_surrogate`.
+    """
+
+    asks_products = True
+
+    def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
+        lengths = restored.lengths()
+        products, _ = restored.products(g)
+        return integrate_surrogate(g, lengths, products, restored.combine)
+
+
+class Sum(_Solver):
+    """Adds all restored gradients, as distillation does."""
+
+    def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
+        multipliers = np.ones(len(restored))
+        total = g + restored.combine(multipliers)
+        # None of these is a multiplier of Eq. (4), and none is reported as active.
+        return Integration(total, np.zeros(len(restored)), 0, built=1)
+
+
+class Off(_Solver):
+    """Leaves the gradient as it is."""
+
+    uses_knowledge = False
+
+    def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
+        return Integration(g, np.zeros(len(restored)), 0)
+
+
+class OnlineDual(Integrator):
+    """Keeps the multipliers of Eq. (4), and moves them one step a batch.
+
+    One backward pass, of ``c + sum_i v_i c_i``, gives g'. One pushforward along it tells how v
+    moves (:func:`~fedknow.client.learners.fedknow.partial_duals.step_dual`).
+    """
+
+    def prepare(
+        self, gradient: CurrentGradient, restored: RestoredGradients, k: int
+    ) -> Integrator:
+        """See :meth:`Integrator.prepare`."""
+        if not _has_products(gradient, restored, k):
+            return ExactQp(self._margin).prepare(gradient, restored, k)
+        # One place to choose signature tasks with; g' is written where g was.
+        gradient.lay_out(1)
+        return self
+
+    def integrate(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> Integration:
+        """See :meth:`Integrator.integrate`."""
+        tasks = restored.tasks
+        v = np.array([self.multipliers.get(task, 0.0) for task in tasks])
+        # The model's check refuses this integrator for gradients of a part of a batch.
+        result = cast(WholeBatch, gradient).turn(restored, v + self._margin)
+        products, _ = restored.products(result)
+        moved = step_dual(v, products, restored.lengths(result))
+        self.multipliers |= dict(zip(tasks, moved.tolist(), strict=True))
+        violated = int((products < 0).sum())
+        return Integration(result, v, violated, built=0, multiplied=1)
+
+
+def _has_products(
+    gradient: CurrentGradient, restored: RestoredGradients, k: int
+) -> bool:
+    """Tell whether to ask for products with the restored gradients before computing them."""
+    # A single restored gradient is computed as fast as a product with it.
+    return min(len(restored), k) > 1 and gradient.can_push_forward(restored)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.compute.cost import Meter
+from fedknow.client.data.stream import Split
 from fedknow.client.learners.frames.learner import (
     Autocast,
     Batch,
@@ -37,7 +38,7 @@ from fedknow.client.learners.frames.learner import (
     widen,
 )
 
-__all__ = ["Knowledge", "extract", "prunable", "top_fraction"]
+__all__ = ["FineTuning", "Knowledge", "extract", "prunable", "top_fraction"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Knowledge:
         significant bit first.
     values : Tensor
         Their values in the order of the flattened model: float32 [n].
-    whole : dict
+    unpruned : dict
         Parameters and buffers of the body that are not pruned; frozen ones are no knowledge of
         the task's.
     head : tuple of Tensor
@@ -63,13 +64,13 @@ class Knowledge:
     classes: tuple[int, ...]
     mask: Tensor
     values: Tensor
-    whole: Tensors
+    unpruned: Tensors
     head: tuple[Tensor, Tensor]
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        tensors = [self.mask, self.values, *self.head, *self.whole.values()]
+        tensors = [self.mask, self.values, *self.head, *self.unpruned.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def state_dict(self) -> State:
@@ -78,7 +79,7 @@ class Knowledge:
             "classes": list(self.classes),
             "mask": self.mask,
             "values": self.values,
-            "whole": self.whole,
+            "whole": self.unpruned,
             "head_weight": self.head[0],
             "head_bias": self.head[1],
         }
@@ -99,8 +100,8 @@ class Knowledge:
         flat = self.values.new_zeros(
             sum(weight.numel() for weight in prunable(body).values())
         )
-        kept = np.unpackbits(self.mask.cpu().numpy(), count=len(flat)).view(bool)
-        flat.masked_scatter_(torch.from_numpy(kept).to(flat.device), self.values)
+        is_kept = np.unpackbits(self.mask.cpu().numpy(), count=len(flat)).view(bool)
+        flat.masked_scatter_(torch.from_numpy(is_kept).to(flat.device), self.values)
         state = body.state_dict()
         with torch.no_grad():
             start = 0
@@ -109,7 +110,7 @@ class Knowledge:
                     flat[start : start + weight.numel()].view(weight.shape)
                 )
                 start += weight.numel()
-            for name, value in self.whole.items():
+            for name, value in self.unpruned.items():
                 state[name].copy_(value)
 
     @torch.inference_mode()
@@ -183,20 +184,38 @@ def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
     ]
 
 
+@dataclass(frozen=True)
+class FineTuning:
+    """How pruned weights are trained, by Adam without an L2 term.
+
+    Attributes
+    ----------
+    epochs, batch_size, lr, seed
+        As in any training.
+    smallest : int
+        The fewest samples that the model can be trained on at once
+        (:func:`~fedknow.client.learners.frames.batching.smallest_batch`).
+    autocast : callable
+        Makes the context of a forward pass.
+    meter : Meter
+        Charged with the training.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    smallest: int = 1
+    autocast: Autocast = nullcontext
+    meter: Meter = field(default_factory=Meter)
+
+
 def extract(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    samples: Split,
     classes: Sequence[int],
-    *,
     rho: float,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    autocast: Autocast = nullcontext,
-    meter: Meter | None = None,
-    smallest: int = 1,
+    tuning: FineTuning,
 ) -> Knowledge:
     """Extract a task's knowledge from a trained model.
 
@@ -204,21 +223,14 @@ def extract(
     ----------
     model : nn.Module
         The trained model (``body`` and ``head``). It is used up: pruned and fine-tuned in place.
-    x, y : Tensor
+    samples : Split
         The task's training samples float [n, C, H, W] and labels int64 [n].
     classes : sequence of int
         The task's classes.
     rho : float
         Fraction of the prunable weights to keep, in (0, 1].
-    epochs, batch_size, lr, seed
-        Of the fine-tuning, which uses Adam without an L2 term.
-    autocast : callable
-        The context of its forward passes.
-    meter : Meter, optional
-        Told what it costs.
-    smallest : int
-        The fewest samples that the model can be trained on at once
-        (:func:`~fedknow.client.learners.frames.batching.smallest_batch`).
+    tuning : FineTuning
+        How to train the weights that are kept.
 
     Returns
     -------
@@ -230,95 +242,94 @@ def extract(
     Diverged
         If the loss is not a number.
     """
-    body, head = cast(nn.Module, model.body), cast(nn.Linear, model.head)
+    body = cast(nn.Module, model.body)
+    head = cast(nn.Linear, model.head)
     weights = list(prunable(body).values())
     masks = top_fraction(weights, rho)
-    with torch.no_grad():
-        for weight, mask in zip(weights, masks, strict=True):
-            weight.mul_(mask)
-    columns = HeadSlice(classes, head.out_features, x.device)
-    meter = meter or Meter()
-    _finetune(
-        model,
-        weights,
-        masks,
-        columns,
-        x,
-        y,
-        epochs,
-        batch_size,
-        lr,
-        seed,
-        autocast,
-        meter,
-        smallest,
-    )
-    chosen = torch.cat([mask.flatten() for mask in masks])
+    pruned = list(zip(weights, masks, strict=True))
+    _prune(pruned)
+    columns = HeadSlice(classes, head.out_features, samples.x.device)
+    _finetune(model, pruned, samples, columns, tuning)
+    is_kept = torch.cat([mask.flatten() for mask in masks])
     flat = torch.cat([weight.detach().flatten() for weight in weights])
-    learned = {
-        name for name, parameter in body.named_parameters() if parameter.requires_grad
-    }
-    whole = (learned - prunable(body).keys()) | dict(body.named_buffers()).keys()
     index = torch.tensor(classes)
     return Knowledge(
         classes=tuple(classes),
-        mask=torch.from_numpy(np.packbits(chosen.cpu().numpy())),
-        values=flat[chosen].clone(),
-        whole={
-            name: value.clone()
-            for name, value in body.state_dict().items()
-            if name in whole and value.is_floating_point()
-        },
+        mask=torch.from_numpy(np.packbits(is_kept.cpu().numpy())),
+        values=flat[is_kept].clone(),
+        unpruned=_unpruned(body),
         head=(head.weight.detach()[index].clone(), head.bias.detach()[index].clone()),
     )
 
 
+def _unpruned(body: nn.Module) -> Tensors:
+    """Copy what knowledge keeps as it is: parameters that are not prunable, and buffers."""
+    trained = {
+        name for name, parameter in body.named_parameters() if parameter.requires_grad
+    }
+    names = (trained - prunable(body).keys()) | dict(body.named_buffers()).keys()
+    return {
+        name: value.clone()
+        for name, value in body.state_dict().items()
+        # Counters, which are integers, do not change what a body answers.
+        if name in names and value.is_floating_point()
+    }
+
+
+Pruned = Sequence[tuple[nn.Parameter, Tensor]]
+"""Weights, and masks of their shapes: which entries are kept."""
+
+
+def _prune(pruned: Pruned) -> None:
+    """Set all entries outside the masks to zero."""
+    with torch.no_grad():
+        for weight, mask in pruned:
+            weight.mul_(mask)
+
+
 def _finetune(
     model: nn.Module,
-    weights: Sequence[nn.Parameter],
-    masks: Sequence[Tensor],
-    head: HeadSlice,
-    x: Tensor,
-    y: Tensor,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    autocast: Autocast,
-    meter: Meter,
-    smallest: int,
+    pruned: Pruned,
+    samples: Split,
+    columns: HeadSlice,
+    tuning: FineTuning,
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    # Without an L2 term and with masked gradients Adam leaves pruned weights alone: their
-    # moments stay zero. They are masked again all the same, since everything later rests on
-    # their being exactly zero.
+    """Train the model on its task, with the pruned weights held at zero."""
+    device = samples.x.device
+    generator = torch.Generator().manual_seed(tuning.seed)
+    torch.manual_seed(tuning.seed)
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(free, lr=lr, fused=True)
-    labels = head.labels(y)
+    optimizer = torch.optim.Adam(free, lr=tuning.lr, fused=True)
+    labels = columns.labels(samples.y)
     model.train()
-    for _ in range(epochs):
-        for index in batches(len(labels), batch_size, generator, x.device, smallest):
-            with meter.part(("finetune", len(index), len(head.index))):
-                meter.add(
-                    samples=len(index)
-                )  # the model is a copy, which the meter does not watch
-                batch = Batch(x[index], labels[index], index, head)
+    for _ in range(tuning.epochs):
+        for index in batches(
+            len(labels), tuning.batch_size, generator, device, tuning.smallest
+        ):
+            with tuning.meter.part(("finetune", len(index), len(columns.index))):
+                # The model is a copy, which the meter does not watch.
+                tuning.meter.add(samples=len(index))
+                batch = Batch(samples.x[index], labels[index], index, columns)
                 optimizer.zero_grad(set_to_none=True)
-                with autocast():
-                    logits = model(batch.x)
-                loss: Any = F.cross_entropy(head.logits(widen(logits)), batch.y)
-                if not math.isfinite(loss.item()):
-                    raise Diverged(
-                        f"fine-tuning a task's knowledge gave a loss of {loss.item()}; lower its lr = {lr}"
-                    )
-                loss.backward()
-                for weight, mask in zip(weights, masks, strict=True):
-                    if (
-                        weight.grad is not None
-                    ):  # a weight may take no part in a forward pass
+                _backward(model, batch, tuning)
+                for weight, mask in pruned:
+                    # A weight may take no part in a forward pass.
+                    if weight.grad is not None:
                         weight.grad.mul_(mask)
                 optimizer.step()
-                with torch.no_grad():
-                    for weight, mask in zip(weights, masks, strict=True):
-                        weight.mul_(mask)
+                # With masked gradients and no L2 term Adam leaves pruned weights alone. They
+                # are pruned again all the same, as all else rests on their being exactly zero.
+                _prune(pruned)
+
+
+def _backward(model: nn.Module, batch: Batch, tuning: FineTuning) -> None:
+    """Leave the gradients of the loss in the parameters."""
+    with tuning.autocast():
+        logits = model(batch.x)
+    loss: Any = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
+    if not math.isfinite(loss.item()):
+        raise Diverged(
+            f"fine-tuning a task's knowledge gave a loss of {loss.item()}; "
+            f"lower its lr = {tuning.lr}"
+        )
+    loss.backward()

@@ -103,13 +103,13 @@ class Linearization:
         with context or nullcontext(), tracer:
             self._features = widen(body(x))
         self.features = self._features.detach()
-        self._parameters = [
+        self.parameters = [
             parameter for parameter in body.parameters() if parameter.requires_grad
         ]
-        self.reached = [False] * len(self._parameters)
+        self.reached = [False] * len(self.parameters)
         self._factors = tracer.factors
         self._leaves = [
-            tracer.factors[p][0] if p in tracer.factors else p for p in self._parameters
+            tracer.factors[p][0] if p in tracer.factors else p for p in self.parameters
         ]
         self.size = sum(leaf.numel() for leaf in self._leaves)
         self._transpose: tuple[Tensor, list[Tensor]] | None = None
@@ -127,7 +127,7 @@ class Linearization:
             Prepare for :meth:`pushforward`, which one pullback must.
         """
         cotangent = cotangent.detach().requires_grad_(forward)
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             self._features,
             self._leaves,
             cotangent,
@@ -135,10 +135,10 @@ class Linearization:
             create_graph=forward,
             allow_unused=True,
         )
-        self.reached = [part is not None for part in found]
+        self.reached = [part is not None for part in gradients]
         parts = [
             torch.zeros_like(leaf) if part is None else part
-            for part, leaf in zip(found, self._leaves, strict=True)
+            for part, leaf in zip(gradients, self._leaves, strict=True)
         ]
         if forward:
             self._transpose = cotangent, parts
@@ -172,12 +172,19 @@ class Linearization:
         )
         return result
 
+    def full_length(self, flat: Tensor) -> Tensor:
+        """Write a vector without coordinates: float [size] -> float [p]."""
+        return flatten(self.expand(flat), self.parameters)
+
     def expand(self, flat: Tensor) -> list[Tensor]:
-        """A flat vector as tensors of the parameters' shapes and strides, which may share its memory."""
+        """Split a flat vector into tensors of the parameters' shapes and strides.
+
+        They may share its memory.
+        """
         parts = views(flat, self._leaves)
         return [
             part @ self._factors[parameter][1].T if parameter in self._factors else part
-            for parameter, part in zip(self._parameters, parts, strict=True)
+            for parameter, part in zip(self.parameters, parts, strict=True)
         ]
 
 

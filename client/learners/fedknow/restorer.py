@@ -1,153 +1,228 @@
-"""Gradient restorer: what past tasks' knowledge asks of a batch, computed as far as it is wanted.
+"""Gradient restorer: teachers of past tasks, and the losses they put on a batch.
 
-FedKNOW (ICDE 2023), Sec. III-C: g_i is the gradient that would keep the model's answers for
-past task i as its knowledge has them. At the features, where all of them begin, these gradients
-are cheap; each is brought to the weights by a backward pass, and one product with the Jacobian
-tells how a step changes what all tasks ask
-(:mod:`fedknow.client.learners.fedknow.linearization`).
+FedKNOW (ICDE 2023), Sec. III-C: g_i is the gradient that would keep the model's answers for past
+task i as its knowledge has them. No stored sample is needed. The paper's equations of this part
+were not at hand; the loss is the soft cross-entropy that :func:`restored_cotangent` states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.compute.cost import Meter
-from fedknow.client.learners.fedknow.linearization import Linearization
+from fedknow.client.learners.fedknow.gradients import CurrentGradient
+from fedknow.client.learners.fedknow.knowledge import Knowledge
+from fedknow.client.learners.fedknow.restored import RestoredGradients
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
-from fedknow.client.learners.frames.projection import Vector
+from fedknow.client.learners.frames.learner import Autocast, State
 
 __all__ = ["Restorer", "restored_cotangent", "soft_labels"]
 
+TEACHER_BATCH = 256
+"""Samples that a teacher answers for at once."""
+
+
+def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
+    """Turn a teacher's logits into the distribution that the model is held to.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Float [n, c].
+    settings : FedKnowSettings
+        ``labels`` and ``temperature``.
+
+    Returns
+    -------
+    Tensor
+        Probabilities, float [n, c].
+
+    Examples
+    --------
+    >>> soft_labels(torch.tensor([[2.0, 0.0]]), FedKnowSettings(labels="hard")).tolist()
+    [[1.0, 0.0]]
+    """
+    if settings.labels == "hard":
+        return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
+    return (logits / settings.temperature).softmax(1)
+
 
 def restored_cotangent(z: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Gradient, by the logits, of the loss that a past task's knowledge puts on a batch.
+    """Derive a past task's loss by the model's logits.
 
-    For ``l = -1/B sum_b sum_c target log softmax(z / T)`` it is ``(softmax(z / T) - target) /
-    (T B)``.
+    The loss is ``l = -1/B sum_b sum_c target log softmax(z / T)``, and its gradient
+    ``(softmax(z / T) - target) / (T B)``.
 
     Parameters
     ----------
     z : Tensor
         The model's logits of the past task's classes, float [B, c].
     target : Tensor
-        What the knowledge says, float [B, c]
-        (:func:`~fedknow.client.learners.fedknow.restorer.soft_labels`).
+        The teacher's answer, float [B, c] (:func:`soft_labels`).
     temperature : float
         T.
+
+    Returns
+    -------
+    Tensor
+        Float [B, c].
+
+    Examples
+    --------
+    >>> restored_cotangent(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), 2.0).tolist()
+    [[-0.25, 0.25]]
     """
     return ((z / temperature).softmax(1) - target) / (temperature * len(z))
 
 
-def soft_labels(logits: Tensor, settings: FedKnowSettings) -> Tensor:
-    """What knowledge says of samples, as a distribution: logits float [n, c] -> probabilities [n, c]."""
-    if settings.labels == "hard":
-        return F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
-    return (logits / settings.temperature).softmax(1)
-
-
 class Restorer:
-    """Restored gradients of one batch.
+    """The teachers of past tasks, and their answers for the current task.
+
+    A teacher is a past task's knowledge. Its answers for the samples are constants, so they are
+    computed once a task.
 
     Parameters
     ----------
-    at_body : Linearization
-        The body at the batch.
-    at_logits : Tensor
-        Gradients of the restored losses by the logits, p_i: float [k, B, classes], zero outside
-        a task's classes.
-    head : Tensor
-        The head's weight W, float [classes, f]: at the features a gradient is ``c_i = p_i W``.
-    rows : Tensor
-        Memory for the gradients, float [k, size] or more; what is not written to is not taken up.
+    settings : FedKnowSettings
+        ``labels`` and ``temperature``.
+    body : nn.Module
+        A body for teachers to work in; its weights are overwritten.
+    autocast : callable
+        Makes the context of a forward pass.
     meter : Meter
-        Told what is computed.
+        Charged with the answers.
+
+    Attributes
+    ----------
+    knowledge : dict
+        Signature knowledge of each finished task.
+    answers : dict
+        By past task, distributions over its classes: float [n, c].
     """
 
     def __init__(
         self,
-        at_body: Linearization,
-        at_logits: Tensor,
-        head: Tensor,
-        rows: Tensor,
+        settings: FedKnowSettings,
+        body: nn.Module,
+        autocast: Autocast,
         meter: Meter,
     ) -> None:
-        self._at_body = at_body
-        self._at_logits = at_logits
-        self._head = head
-        self._rows = rows
+        self._settings = settings
+        self._body = body
+        self._autocast = autocast
         self._meter = meter
-        self._built = 0
-        self._turned = at_logits.new_zeros(0)
+        self.load_state({})
 
-    def build(self, tasks: Sequence[int]) -> Tensor:
-        """The gradients built so far, float [m, size], in the order in which they were asked for."""
-        for task in tasks:
-            row = self._rows[self._built]
-            self._meter.add(memory=row.nbytes)
-            with self._part("pullback"):
-                self._at_body.pullback(self._at_logits[task] @ self._head, row)
-            self._built += 1
-        return self._rows[: self._built]
+    def state(self) -> State:
+        """Give what a client keeps of it."""
+        return {
+            "knowledge": {
+                str(task): knowledge.state_dict()
+                for task, knowledge in self.knowledge.items()
+            },
+            "answers": {str(task): answer for task, answer in self.answers.items()},
+            "answers_task": self._task,
+        }
 
-    def combine(self, weights: Vector) -> Tensor:
-        """``sum_i w_i g_i`` by one backward pass: float64 [k] to float [size]."""
-        self._meter.add(memory=self._rows[0].nbytes)
-        with self._part("combine"):
-            combined = torch.tensordot(
-                torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1
-            )
-            return self._at_body.pullback(combined @ self._head, self._rows[0])
+    def load_state(self, state: State) -> None:
+        """Become that of the client whose state this is."""
+        self.knowledge = {
+            int(task): Knowledge.from_state(entry)
+            for task, entry in state.get("knowledge", {}).items()
+        }
+        self.answers: dict[int, Tensor] = {
+            int(task): answer for task, answer in state.get("answers", {}).items()
+        }
+        self._task = int(state.get("answers_task", -1))
 
-    def turn(self, cotangent: Tensor, weights: Vector, out: Tensor) -> Tensor:
-        """``g + sum_i w_i g_i`` by one backward pass, from g's own cotangent at the features,
-        float [B, f].
+    def begin(self, task: int, samples: int) -> bool:
+        """Begin a round of a task.
 
-        Afterwards :meth:`products` can be asked for.
+        Returns
+        -------
+        bool
+            Whether its samples are new, so that earlier answers are dropped.
         """
-        with self._part("turn"):
-            combined = torch.tensordot(
-                torch.from_numpy(weights).to(self._at_logits), self._at_logits, 1
-            )
-            self._turned = cotangent + combined @ self._head
-            return self._at_body.pullback(self._turned, out, forward=True)
+        is_new = self._task != task or any(
+            len(answer) != samples for answer in self.answers.values()
+        )
+        if is_new:
+            self.answers = {}
+            self._task = task
+        return is_new
 
-    def products(self, u: Tensor) -> tuple[Vector, Vector]:
-        """``<g_i, u>`` for u float [size], as ``<p_i, J u W^T>``, and ``|p_i| |J u W^T|``: float64
-        [k] each."""
-        with self._part("products"):
-            moved = (self._at_body.pushforward(u) @ self._head.T).flatten()
-            p = self._at_logits.flatten(1)
-            return _numbers(p @ moved), _numbers(p.norm(dim=1) * moved.norm())
+    def tasks_before(self, task: int) -> list[int]:
+        """List the past tasks whose knowledge is there, ascending."""
+        return sorted(number for number in self.knowledge if number < task)
 
-    def _part(self, what: str) -> AbstractContextManager[None]:
-        return self._meter.part((what, self._at_logits.shape))
+    def ask(
+        self, tasks: Sequence[int], x: Tensor, images: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Have the teachers of some past tasks answer, unless they have.
 
-    def lengths(self, turned: Tensor | None = None) -> Vector:
-        """``|c_i|``, from which a gradient's length differs by what the body does: float64 [k].
-
-        With the result of :meth:`turn` they are made longer by as much as its cotangent was:
-        estimates of ``|g_i|``.
+        Parameters
+        ----------
+        tasks : sequence of int
+            The past tasks.
+        x : Tensor
+            All samples of the current task, float [n, C, H, W].
+        images : callable
+            Puts samples into the memory format that a body takes.
         """
-        with self._part("lengths"):
-            squares = (
-                (self._at_logits @ (self._head @ self._head.T))
-                .mul_(self._at_logits)
-                .flatten(1)
-                .sum(1)
-            )
-            lengths = squares.clamp_min(0).sqrt()
-            return _numbers(
-                lengths
-                if turned is None
-                else lengths * turned.norm() / self._turned.norm().clamp_min(1e-30)
-            )
+        missing = [task for task in tasks if task not in self.answers]
+        if missing:
+            x = images(x)
+        for task in missing:
+            self.answers[task] = self._answer(self.knowledge[task], x)
 
+    def _answer(self, knowledge: Knowledge, x: Tensor) -> Tensor:
+        with self._meter.part(("answer", len(x), len(knowledge.classes))):
+            logits = knowledge.logits(self._body, x, TEACHER_BATCH, self._autocast)
+            return soft_labels(logits, self._settings)
 
-def _numbers(x: Tensor) -> Vector:
-    numbers: Vector = x.double().cpu().numpy()
-    return numbers
+    def forget_answers(self) -> None:
+        """Drop all answers, as the task is over."""
+        self.answers = {}
+        self._task = -1
+
+    def restore(self, gradient: CurrentGradient, tasks: list[int]) -> RestoredGradients:
+        """Restore the gradients of past tasks at a batch.
+
+        Parameters
+        ----------
+        gradient : CurrentGradient
+            That of the current task at the batch.
+        tasks : list of int
+            The past tasks.
+        """
+        logits = gradient.logits
+        at_logits = logits.new_zeros(len(tasks), *logits.shape)
+        for cotangent, task in zip(at_logits, tasks, strict=True):
+            classes = torch.tensor(self.knowledge[task].classes, device=logits.device)
+            cotangent[:, classes] = restored_cotangent(
+                logits[:, classes],
+                self.answers[task][gradient.index],
+                self._settings.temperature,
+            )
+        student = gradient.student
+        return RestoredGradients(
+            gradient.at_body,
+            at_logits,
+            student.head.weight.detach(),
+            tasks,
+            student.buffer,
+            student.meter,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all knowledge in bytes."""
+        return sum(knowledge.nbytes for knowledge in self.knowledge.values())
+
+    def classes(self, tasks: Sequence[int]) -> tuple[int, ...]:
+        """Count each past task's classes."""
+        return tuple(len(self.knowledge[task].classes) for task in tasks)

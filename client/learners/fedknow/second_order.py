@@ -76,7 +76,7 @@ class _Transpose(Function):
         at_y: Tensor,
         x: Tensor,
         weight: Tensor,
-        wanted: Sequence[bool],
+        needs: Sequence[bool],
         geometry: _Geometry,
     ) -> Any:
         ctx.save_for_backward(x, weight)
@@ -94,7 +94,7 @@ class _Transpose(Function):
             False,
             [0, 0],
             groups,
-            list(wanted),
+            list(needs),
         )
 
     @staticmethod
@@ -154,9 +154,9 @@ class _Normalization(Function):
     @staticmethod
     def backward(ctx: Any, at_y: Tensor) -> Any:
         x, weight, mean, inverse = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
+        needs = ctx.needs_input_grad[:3]
         return *_NormalizationTranspose.apply(  # type: ignore[no-untyped-call]
-            at_y, x, weight, mean, inverse, wanted, ctx.training, ctx.eps
+            at_y, x, weight, mean, inverse, needs, ctx.training, ctx.eps
         ), None
 
 
@@ -172,7 +172,7 @@ class _NormalizationTranspose(Function):
         weight: Tensor | None,
         mean: Tensor,
         inverse: Tensor,
-        wanted: Sequence[bool],
+        needs: Sequence[bool],
         training: bool,
         eps: float,
     ) -> Any:
@@ -180,7 +180,7 @@ class _NormalizationTranspose(Function):
         ctx.training, ctx.eps, ctx.shape = training, eps, at_y.shape
         ctx.set_materialize_grads(False)
         return _normalization_backward(
-            at_y, x, weight, mean, inverse, training, eps, wanted
+            at_y, x, weight, mean, inverse, training, eps, needs
         )
 
     @staticmethod
@@ -215,7 +215,7 @@ def _normalization_backward(
     inverse: Tensor,
     training: bool,
     eps: float,
-    wanted: Sequence[bool],
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     variance = None if training else inverse**-2 - eps
     return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
@@ -228,7 +228,7 @@ def _normalization_backward(
         inverse,
         training,
         eps,
-        list(wanted),
+        list(needs),
     )
 
 

@@ -8,7 +8,21 @@ from pydantic import Field
 
 from fedknow.client.learners.frames.learner import Exchange, LearnerSettings
 
-__all__ = ["FedKnowSettings"]
+__all__ = ["SEARCH", "FedKnowSettings"]
+
+SEARCH: dict[str, list[float | str]] = {
+    "rho": [0.05, 0.1, 0.2],
+    "labels": ["soft", "hard"],
+    "temperature": [0.5, 1.0, 2.0, 4.0],
+    "finetune_epochs": [0, 3, 10],
+    "extract_from": ["local", "global"],
+    "wasserstein": ["values", "positions"],
+    "k": [3, 10],
+    "margin": [0.0, 0.1, 0.5, 1.0, 2.0],
+    "exchange": ["body", "all"],
+    "post_aggregation": ["off", "first-epoch", "extra-epoch"],
+}
+"""Values worth trying of each setting."""
 
 
 class FedKnowSettings(LearnerSettings):

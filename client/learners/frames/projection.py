@@ -1,16 +1,16 @@
-"""Gradient integrator: the gradient nearest to the current one that hurts no signature task.
+"""Projection of a gradient onto those at no obtuse angle to others.
 
-FedKNOW (ICDE 2023), Eq. (3)-(5): given the current gradient g in R^p and signature gradients
-g_i, the rows of G in R^{k x p},
+GEM (NeurIPS 2017), Eq. (8) to (11), and FedKNOW (ICDE 2023), Eq. (3) to (5): given the current
+gradient g in R^p and signature gradients g_i, the rows of G in R^{k x p},
 
     (3)  min_{g'} 1/2 ||g - g'||^2   subject to  <g', g_i> >= 0  for all i
     (4)  min_{v >= 0} 1/2 v^T G G^T v + (G g)^T v
     (5)  g' = g + G^T v*
 
-Only the k x k matrix G G^T and the k products G g enter the dual, which is solved in double
-precision by an active set after each g_i is brought to unit length. So the answer does not
-depend on the gradients' scale, needs no constant added to the diagonal, and every finite input
-has one. In single precision a gradient shorter than about 1e-19, whose square vanishes, counts
+Only the k x k matrix G G^T and the k products G g enter the dual. It is solved in double
+precision by an active set, after each g_i is brought to unit length. So the answer does not
+depend on the gradients' scale. No constant is added to the diagonal, and every finite input has
+an answer. In single precision a gradient shorter than about 1e-19, whose square vanishes, counts
 as zero and forbids nothing.
 """
 
@@ -37,7 +37,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Integration:
-    """Result of one integration.
+    """The result of one integration.
 
     Attributes
     ----------
@@ -49,23 +49,23 @@ class Integration:
         How many constraints the current gradient violated.
     built : int
         How many vectors of R^p were made of signature gradients for it.
-    asked : int
-        How many times the products of one vector with all signature gradients were asked for.
+    multiplied : int
+        How many times one vector was multiplied by all signature gradients.
     flops : int
-        Floating point operations on vectors of R^p that it took, but for those of who built
-        them and was asked.
+        Floating point operations on vectors of R^p. Those that built vectors or multiplied one
+        by all signature gradients are not among them.
     """
 
     gradient: Tensor
     multipliers: Vector
     violated: int
     built: int = 0
-    asked: int = 0
+    multiplied: int = 0
     flops: int = 0
 
 
 def integrate(g: Tensor, signature: Tensor) -> Integration:
-    """Solve Eq. (3): the nearest gradient at no obtuse angle to any signature gradient.
+    """Solve Eq. (3) for signature gradients that are given.
 
     Parameters
     ----------
@@ -77,13 +77,18 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     Returns
     -------
     Integration
-        With ``<g', g_i> >= -1e-5 |g| |g_i|`` for float32 input; g itself where no constraint is
-        violated.
+        With ``<g', g_i> >= -1e-5 |g| |g_i|`` for float32 input. It is g itself where no
+        constraint is violated.
 
     Raises
     ------
     FloatingPointError
         If a gradient is not finite.
+
+    Examples
+    --------
+    >>> integrate(torch.tensor([1.0, -1.0]), torch.tensor([[0.0, 2.0]])).gradient.tolist()
+    [1.0, 0.0]
     """
     products = (signature @ g).double().cpu().numpy()
     check_finite(products)
@@ -94,33 +99,52 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
         )
     gram = (signature @ signature.T).double().cpu().numpy()
     v = solve_dual(gram, products)
-    flops = 2 * signature.numel() * (1 + len(signature) + 1)  # G g, G G^T and G^T v
-    turned = g + torch.from_numpy(v).to(signature) @ signature
-    return Integration(turned, v, violated, len(signature), flops=flops)
+    nearest = g + torch.from_numpy(v).to(signature) @ signature
+    # G g, G G^T and G^T v.
+    flops = 2 * signature.numel() * (1 + len(signature) + 1)
+    return Integration(nearest, v, violated, len(signature), flops=flops)
 
 
-def integrate_one(g: Tensor, other: Tensor) -> Tensor:
-    """Eq. (3) with one constraint, in closed form: g - min(0, <g, o>) / ||o||^2 o, float [p].
+def integrate_one(g: Tensor, reference: Tensor) -> Tensor:
+    """Solve Eq. (3) with one constraint, in closed form.
+
+    With r the reference, ``g' = g - min(0, <g, r>) / ||r||^2 r``.
+
+    Parameters
+    ----------
+    g, reference : Tensor
+        Float [p].
+
+    Returns
+    -------
+    Tensor
+        g', float [p]; g itself where the constraint is not violated.
 
     Raises
     ------
     FloatingPointError
         If a gradient is not finite.
+
+    Examples
+    --------
+    >>> integrate_one(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])).tolist()
+    [1.0, 0.0]
     """
-    product, square = torch.dot(g, other).item(), torch.dot(other, other).item()
+    product = torch.dot(g, reference).item()
+    square = torch.dot(reference, reference).item()
     check_finite(np.array([product, square]))
     if product >= 0 or square == 0:
         return g
-    return g - (product / square) * other
+    return g - (product / square) * reference
 
 
 def solve_dual(gram: Vector, products: Vector) -> Vector:
-    """Solve Eq. (4), ``min_{v >= 0} 1/2 v^T Q v + b^T v``, for a positive semi-definite Q.
+    """Solve Eq. (4), ``min_{v >= 0} 1/2 v^T Q v + b^T v``.
 
-    An active-set method in the manner of Lawson and Hanson (1974) on the normal equations, with
-    least-norm solves so that parallel or vanishing gradients are no special case, and a bounded
-    coordinate descent (Hildreth 1957) to end on: it can only lower the objective and so settles
-    what rounding left.
+    Q is positive semi-definite. The method is an active set in the manner of Lawson and Hanson
+    (1974) on the normal equations. Its solves have least norm, so parallel or vanishing
+    gradients are no special case. A bounded coordinate descent (Hildreth 1957) ends it: it can
+    only lower the objective, and so removes the errors that rounding left.
 
     Parameters
     ----------
@@ -138,11 +162,17 @@ def solve_dual(gram: Vector, products: Vector) -> Vector:
     ------
     FloatingPointError
         If an input is not finite.
+
+    Examples
+    --------
+    >>> solve_dual(np.array([[4.0]]), np.array([-2.0])).tolist()
+    [0.5]
     """
     check_finite(gram, products)
     length = np.sqrt(np.clip(np.diag(gram), 0, None))
     solution = np.zeros(len(products))
-    live = np.flatnonzero(length > 0)  # a gradient of zero forbids nothing
+    # A gradient of zero forbids nothing.
+    live = np.flatnonzero(length > 0)
     if not len(live):
         return solution
     unit = length[live]
@@ -173,48 +203,76 @@ def check_finite(*arrays: Vector) -> None:
 
 
 def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:
+    """Free one multiplier after the other, and bind again those that become negative."""
     v = np.zeros(len(b))
-    free = np.zeros(len(b), dtype=bool)
-    barred = np.zeros(
-        len(b), dtype=bool
-    )  # entered and left at once: rounding, not progress
+    is_free = np.zeros(len(b), dtype=bool)
+    # Entered and left at once: that is rounding, not progress.
+    is_barred = np.zeros(len(b), dtype=bool)
     for _ in range(4 * len(b) + 4):
-        downhill = np.where(free | barred, -np.inf, -(q @ v + b))
+        downhill = np.where(is_free | is_barred, -np.inf, -(q @ v + b))
         entering = int(downhill.argmax())
         if downhill[entering] <= tolerance:
             break
-        free[entering] = True
-        while free.any():
-            index = np.flatnonzero(free)
-            target = np.linalg.lstsq(q[np.ix_(index, index)], -b[index], rcond=None)[0]
-            if (target > 0).all():
-                v[:] = 0
-                v[index] = target
-                barred[:] = False
-                break
-            back = target <= 0
-            step = (
-                v[index][back] / np.maximum(v[index][back] - target[back], 1e-300)
-            ).min()
-            v[index] += step * (target - v[index])
-            leaving = index[back & (v[index] <= tolerance)]
-            if not len(leaving):
-                leaving = index[back][:1]
-            v[leaving] = 0
-            free[leaving] = False
-            barred[entering] = not free[entering]
+        is_free[entering] = True
+        if _minimize_over_free(q, b, v, is_free, tolerance):
+            is_barred[:] = False
+        else:
+            is_barred[entering] = True
     return np.clip(v, 0, None)
+
+
+def _minimize_over_free(
+    q: Vector, b: Vector, v: Vector, is_free: NDArray[np.bool_], tolerance: float
+) -> bool:
+    """Minimise over the free multipliers, which are bound where they become negative.
+
+    Parameters
+    ----------
+    q, b : ndarray
+        Those of Eq. (4), float64 [k, k] and [k].
+    v : ndarray
+        Multipliers, float64 [k]; changed in place.
+    is_free : ndarray
+        Which of them are free, bool [k]; changed in place.
+    tolerance : float
+        What counts as zero.
+
+    Returns
+    -------
+    bool
+        Whether any multiplier is still free.
+    """
+    while is_free.any():
+        index = np.flatnonzero(is_free)
+        target = np.linalg.lstsq(q[np.ix_(index, index)], -b[index], rcond=None)[0]
+        if (target > 0).all():
+            v[:] = 0
+            v[index] = target
+            return True
+        is_back = target <= 0
+        gap = np.maximum(v[index][is_back] - target[is_back], 1e-300)
+        step = (v[index][is_back] / gap).min()
+        v[index] += step * (target - v[index])
+        leaving = index[is_back & (v[index] <= tolerance)]
+        if not len(leaving):
+            # Rounding kept all of them above zero. One has to leave, or nothing would change.
+            leaving = index[is_back][:1]
+        v[leaving] = 0
+        is_free[leaving] = False
+    return False
 
 
 def _coordinate_descent(
     q: Vector, b: Vector, v: Vector, sweeps: int = 1000, tolerance: float = 1e-10
 ) -> Vector:
+    """Lower the objective one multiplier after the other, where a slope is negative."""
     slope = q @ v + b
     for _ in range(sweeps):
         if slope.min() >= -tolerance:
             break
         for i in range(len(b)):
-            moved = max(0.0, v[i] - slope[i]) - v[i]  # the diagonal is one
+            # The diagonal is one, so the slope is the step.
+            moved = max(0.0, v[i] - slope[i]) - v[i]
             if moved:
                 v[i] += moved
                 slope += moved * q[:, i]

@@ -8,10 +8,20 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from fedknow.client.learners.fedknow.integrator import (
+    ExactQp,
+    LazyQp,
+    Off,
+    OnlineDual,
+    Sum,
+    Surrogate,
+    integrator_for,
+)
+from fedknow.client.learners.fedknow.partial_duals import (
     integrate_lazily,
     integrate_surrogate,
     step_dual,
 )
+from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.projection import integrate
 
 
@@ -65,10 +75,10 @@ def test_a_working_set_ends_at_the_solution_for_all(problem):
         problem[1] @ result.gradient.numpy()
         >= -1e-7 * size * np.linalg.norm(problem[1], axis=1)
     ).all()
-    assert (result.built, result.asked) == (len(signature.rows), signature.asked)
+    assert (result.built, result.multiplied) == (len(signature.rows), signature.asked)
     # One more than a product for each row: the worst there is. Few violated constraints cost
     # few rows.
-    assert result.asked <= 1 + result.built <= 1 + len(problem[1])
+    assert result.multiplied <= 1 + result.built <= 1 + len(problem[1])
 
 
 def test_no_violated_constraint_costs_one_product():
@@ -76,7 +86,7 @@ def test_no_violated_constraint_costs_one_product():
     signature = Gradients(np.eye(4))
     result = integrate_lazily(g, 4, signature.build, signature.products)
     assert result.gradient is g
-    assert (result.violated, result.built, result.asked) == (0, 0, 1)
+    assert (result.violated, result.built, result.multiplied) == (0, 0, 1)
 
 
 def test_rows_are_built_as_they_are_found_violated():
@@ -87,7 +97,7 @@ def test_rows_are_built_as_they_are_found_violated():
         torch.tensor([-1.0, 1, 1]).double(), 3, signature.build, signature.products
     )
     assert (result.gradient.tolist(), signature.rows) == ([0, 1, 1], [0])
-    assert (result.violated, result.built, result.asked) == (1, 1, 2)
+    assert (result.violated, result.built, result.multiplied) == (1, 1, 2)
     # (1, -1) against (1, 0), (1, 2) and (1, -1): turning from the second, to (6/5, -3/5),
     # leaves the others alone.
     matrix = np.array([[1.0, 0], [1, 2], [1, -1]])
@@ -104,7 +114,7 @@ def test_rows_are_built_as_they_are_found_violated():
     )
     assert result.gradient.tolist() == pytest.approx([0, 0], abs=1e-12)
     assert s.rows == [0, 1, 2]
-    assert (result.violated, result.built, result.asked) == (1, 3, 2)
+    assert (result.violated, result.built, result.multiplied) == (1, 3, 2)
 
 
 def test_one_signature_gradient_is_built_without_asking():
@@ -114,7 +124,11 @@ def test_one_signature_gradient_is_built_without_asking():
         (s := Gradients(np.eye(2, dtype=np.float32)[:1])).build,
         s.products,
     )
-    assert (result.gradient.tolist(), result.violated, result.asked) == ([0, 1], 1, 0)
+    assert (result.gradient.tolist(), result.violated, result.multiplied) == (
+        [0, 1],
+        1,
+        0,
+    )
 
 
 @settings(deadline=None, max_examples=200)
@@ -149,7 +163,7 @@ def test_surrogate_is_exact_for_one_violated_constraint():
         lambda w: torch.from_numpy(w @ matrix),
     )
     assert result.gradient.tolist() == [0, 1]
-    assert (result.violated, result.built, result.asked) == (1, 1, 1)
+    assert (result.violated, result.built, result.multiplied) == (1, 1, 1)
 
 
 def test_a_dual_step_by_hand():
@@ -203,3 +217,25 @@ def test_products_that_are_not_finite_are_refused(bad):
         integrate_surrogate(
             g, np.ones(2), np.array([-1.0, 0.0]), lambda w: torch.tensor([bad, 0.0])
         )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind"),
+    [
+        ({}, LazyQp),
+        ({"path": "full"}, ExactQp),
+        ({"integrator": "surrogate"}, Surrogate),
+        ({"integrator": "online"}, OnlineDual),
+        ({"integrator": "sum"}, Sum),
+        ({"integrator": "off", "path": "full"}, Off),
+    ],
+)
+def test_settings_choose_the_integrator(chosen, kind):
+    assert type(integrator_for(FedKnowSettings(**chosen))) is kind
+
+
+def test_multipliers_are_kept_by_task():
+    integrator = integrator_for(FedKnowSettings(integrator="online"))
+    integrator.load({"3": 0.5})
+    assert integrator.multipliers == {3: 0.5}
+    assert integrator.state() == {"3": 0.5}

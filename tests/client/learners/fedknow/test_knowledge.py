@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedknow.client.learners.fedknow.knowledge import (
+    FineTuning,
     Knowledge,
     extract,
     prunable,
@@ -16,15 +17,9 @@ from fedknow.client.learners.fedknow.knowledge import (
 from fedknow.client.state import load_state, save_state
 
 
-def take(model, task, **changes):
-    options = {
-        "rho": 0.25,
-        "epochs": 2,
-        "batch_size": 8,
-        "lr": 1e-2,
-        "seed": 3,
-    } | changes
-    return extract(model, task.train.x, task.train.y, task.classes, **options)
+def take(model, task, rho=0.25, epochs=2, seed=3):
+    tuning = FineTuning(epochs, batch_size=8, lr=1e-2, seed=seed)
+    return extract(model, task.train, task.classes, rho, tuning)
 
 
 def test_largest_weights_over_all_layers_by_hand():

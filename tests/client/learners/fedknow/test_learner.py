@@ -8,7 +8,8 @@ from scipy.optimize import nnls
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split
-from fedknow.client.learners.fedknow import learner as fedknow
+from fedknow.client.learners.fedknow import integrator as integrators
+from fedknow.client.learners.fedknow import negative_transfer, selection
 from fedknow.client.learners.fedknow.knowledge import Knowledge
 from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedknow.restorer import restored_cotangent, soft_labels
@@ -150,8 +151,8 @@ def test_every_step_satisfies_every_signature_task(tiny_model, tiny_task, monkey
         )
         return result
 
-    integrate = fedknow.integrate
-    monkeypatch.setattr(fedknow, "integrate", watched)
+    integrate = integrators.integrate
+    monkeypatch.setattr(integrators, "integrate", watched)
     live_through(learner(tiny_model, path="full"), [tiny_task(t) for t in range(3)])
     assert len(products) == 2 * 2 * 2 * 3  # tasks 1 and 2, rounds, epochs, batches
     assert min(products) >= -1e-5
@@ -217,7 +218,7 @@ def test_knowledge_survives_any_training_rate(tiny_model, tiny_task):
         epochs=5, batch_size=8, optimizer="sgd", lr=0.5, weight_decay=0.0
     )
     client = live_through(learner(tiny_model, train=train), [tiny_task(0)])
-    knowledge, task = client._knowledge[0], tiny_task(0)
+    knowledge, task = client._restorer.knowledge[0], tiny_task(0)
     right = (
         (
             knowledge.logits(tiny_model(seed=3).body, task.train.x, 64).argmax(1)
@@ -313,9 +314,9 @@ def test_signature_tasks_chosen_every_batch_come_from_all_past_tasks(
     tiny_model, tiny_task, monkeypatch
 ):
     offered = []
-    choose = fedknow.most_dissimilar
+    choose = selection.most_dissimilar
     monkeypatch.setattr(
-        fedknow,
+        selection,
         "most_dissimilar",
         lambda g, rows, k, form: (
             offered.append(len(rows := list(rows))) or choose(g, rows, k, form)
@@ -336,7 +337,7 @@ def test_post_aggregation_turns_g_a_towards_g_b(
     tiny_model, tiny_task, monkeypatch, form
 ):
     calls = []
-    closed_form = fedknow.integrate_one
+    closed_form = negative_transfer.integrate_one
 
     def watched(g_a, g_b):
         result = closed_form(g_a, g_b)
@@ -346,7 +347,7 @@ def test_post_aggregation_turns_g_a_towards_g_b(
         )
         return result
 
-    monkeypatch.setattr(fedknow, "integrate_one", watched)
+    monkeypatch.setattr(negative_transfer, "integrate_one", watched)
     client = learner(tiny_model, post_aggregation=form)
     client.fit(tiny_task(0), Round(1, 1))
     assert not calls  # nothing was aggregated yet
@@ -394,9 +395,10 @@ def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_tas
         for number in range(1, 9):
             client.fit(current, Round(number, number))
         z = client.logits(current.train.x, 64)
-        client.settings = FedKnowSettings(
-            temperature=2.0
-        )  # without integration nothing is asked
+        # Another temperature, and teachers that are asked: with "off" they are not.
+        state = client.state_dict() | {"answers": {}}
+        client = learner(tiny_model, model=client.model, temperature=2.0)
+        client.load_state_dict(state)
         client.begin(current, Round(9, 9))
         answers = client.state_dict()["answers"]
         losses = [

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from fedknow.client.data.stream import Split
-from fedknow.client.learners.fedknow import learner as fedknow
+from fedknow.client.learners.fedknow import selection
 from fedknow.client.learners.fedknow.learner import FedKnow
+from fedknow.client.learners.fedknow.restorer import Restorer
 from fedknow.client.learners.fedknow.selection import most_dissimilar, wasserstein
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
@@ -75,7 +76,10 @@ def distances(learner, model, tasks, current, form):
     g = gradient(lambda z: torch.nn.functional.cross_entropy(z[:, head], y)).numpy()
     found = []
     for task in tasks:
-        target, classes = learner._answers[task.task][index], list(task.classes)
+        target, classes = (
+            learner._restorer.answers[task.task][index],
+            list(task.classes),
+        )
         asked = gradient(
             lambda z, c=classes, p=target: -(p * z[:, c].log_softmax(1)).sum(1).mean()
         )  # T = 1
@@ -111,13 +115,13 @@ def test_signature_tasks_are_the_farthest_by_a_plain_reference(
         Batch(current.train.x[index], head.labels(current.train.y[index]), index, head)
     )
     if past > k:
-        chosen = learner._chosen
+        chosen = learner._selection.chosen
         others = np.setdiff1d(np.arange(past), chosen)
         assert len(chosen) == k
         assert chosen == sorted(chosen)
         assert expected[chosen].min() >= expected[others].max() * (1 - 1e-12)
     else:
-        assert learner._chosen is None
+        assert learner._selection.chosen is None
 
 
 @pytest.mark.parametrize("select", ["round", "batch"])
@@ -140,39 +144,39 @@ def test_enough_candidates_change_nothing(tiny_model, tiny_task, select):
 def test_candidates_are_those_chosen_last_and_others_at_random(tiny_model, tiny_task):
     learner = client(tiny_model(classes=2 * TASKS), candidates=3)
     live(learner, [tiny_task(task) for task in range(TASKS - 1)])
-    last, seen = learner._signature, set()
+    last, seen = learner._selection.signature, set()
     assert len(last) == 2
     for seed in range(10):
         learner.begin(tiny_task(TASKS - 1), Round(1, seed))
-        drawn = learner._candidates
+        drawn = learner._selection.candidates
         assert len(set(drawn)) == 2 + 3
         assert drawn == sorted(drawn)
         assert set(last) < set(drawn)
-        assert set(drawn) <= learner._answers.keys()
+        assert set(drawn) <= learner._restorer.answers.keys()
         seen |= set(drawn)
         learner.begin(tiny_task(TASKS - 1), Round(1, seed))
-        assert learner._candidates == drawn
+        assert learner._selection.candidates == drawn
     assert seen == set(range(TASKS - 1))
 
 
 def test_tasks_of_which_none_was_left_out_are_those_chosen_last(tiny_model, tiny_task):
     learner = client(tiny_model(classes=10), candidates=1)
     live(learner, [tiny_task(task) for task in range(3)])
-    assert learner._signature == [0, 1]
+    assert learner._selection.signature == [0, 1]
     client_who_missed_all = client(tiny_model(classes=10), candidates=1)
     client_who_missed_all.load_state_dict(learner.state_dict() | {"signature": []})
     client_who_missed_all.end_task(tiny_task(3), Round(0, 1))
     client_who_missed_all.begin(tiny_task(4), Round(1, 1))
-    assert len(client_who_missed_all._candidates) == 3
+    assert len(client_who_missed_all._selection.candidates) == 3
 
 
 def test_a_round_costs_the_same_however_many_tasks_there_are(
     tiny_model, tiny_task, monkeypatch
 ):
     """``sum`` does the same in each step, whatever the gradients are."""
-    asked, answer = [], FedKnow._answer
+    asked, answer = [], Restorer._answer
     monkeypatch.setattr(
-        FedKnow, "_answer", lambda *args: asked.append(1) or answer(*args)
+        Restorer, "_answer", lambda *args: asked.append(1) or answer(*args)
     )
 
     def flops(candidates):
@@ -200,9 +204,9 @@ def test_a_round_costs_the_same_however_many_tasks_there_are(
 
 
 def test_offered_are_the_candidates_alone(tiny_model, tiny_task, monkeypatch):
-    offered, choose = [], fedknow.most_dissimilar
+    offered, choose = [], selection.most_dissimilar
     monkeypatch.setattr(
-        fedknow,
+        selection,
         "most_dissimilar",
         lambda g, rows, k, form: (
             offered.append(len(rows := list(rows))) or choose(g, rows, k, form)
@@ -234,8 +238,8 @@ def test_a_client_goes_on_from_its_state_as_if_never_interrupted(
         one.fit(last, Round(2, 2))
         one.end_task(last, Round(0, 3))
         one.fit(tiny_task(TASKS - 1), Round(1, 4))
-    assert other._candidates == learner._candidates
-    assert other._signature == learner._signature
+    assert other._selection.candidates == learner._selection.candidates
+    assert other._selection.signature == learner._selection.signature
     assert all(
         torch.equal(value, other.send()[name]) for name, value in learner.send().items()
     )

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.fedknow.flat import flatten
+from fedknow.client.learners.fedknow.integrator import LazyQp
 from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedknow.linearization import factorable
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
@@ -42,6 +43,13 @@ def client(model, **settings):
     return FedKnow(
         model, TrainConfig(epochs=1, batch_size=8, lr=0.01), FedKnowSettings(**kept)
     )
+
+
+def heir(learner, **settings):
+    """The same client under other settings, with the same model."""
+    other = FedKnow(learner.model, learner.train, FedKnowSettings(**settings))
+    other.load_state_dict(learner.state_dict())
+    return other
 
 
 def live(learner, tasks, rounds=1):
@@ -105,7 +113,7 @@ def reference(learner, model, tasks, current, index=FIRST):
     rows = []
     for task in tasks:
         knowledge, teacher = (
-            learner._knowledge[task.task],
+            learner._restorer.knowledge[task.task],
             copy.deepcopy(model.body).eval(),
         )
         knowledge.restore_into(teacher)
@@ -184,7 +192,7 @@ def test_a_step_by_coordinates_equals_the_plain_reference(
     """What large models have: gradients as coordinates of the batch's inputs, found out as they
     are needed."""
     monkeypatch.setattr(
-        "fedknow.client.learners.fedknow.learner.factorable",
+        "fedknow.client.learners.fedknow.traits.factorable",
         functools.partial(factorable, threshold=1),
     )
     torch.manual_seed(0)
@@ -192,8 +200,8 @@ def test_a_step_by_coordinates_equals_the_plain_reference(
     tasks = [as_double(tiny_task(number)) for number in range(5)]
     learner = live(client(model, margin=0.05), tasks[:-1], rounds=2)
     ours = step(learner, tasks[-1])
-    assert learner._factored
-    assert learner._lazy
+    assert learner._student.traits.factored
+    assert learner._student.traits._can_push_forward
     expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
     assert (signature @ g < 0).any()
     assert ours.numpy() == pytest.approx(expected.numpy(), abs=1e-10)
@@ -232,24 +240,23 @@ def test_every_adaptive_step_of_a_training_satisfies_every_task(
     tiny_model, tiny_task, monkeypatch
 ):
     learner = client(tiny_model(classes=10))
-    worst, original = [], FedKnow._integrated
+    worst, original = [], LazyQp.integrate
 
-    def watched(self, at_body, own, restored, past):
-        result = original(self, at_body, own, restored, past)
-        if len(past) > 1:
-            head = self.head.weight.detach()
-            rows = torch.stack(
-                [
-                    at_body.pullback(p @ head, torch.empty(at_body.size))
-                    for p in restored
-                ]
-            )
-            g = at_body.pullback(own, torch.empty(at_body.size))
-            lengths = (rows.norm(dim=1) * g.norm()).clamp_min(1e-30)
-            worst.append(((rows @ result.gradient) / lengths).min().item())
+    def watched(self, gradient, restored):
+        result = original(self, gradient, restored)
+        at_body = gradient.at_body
+        rows = torch.stack(
+            [
+                at_body.pullback(p @ restored._head, torch.empty(at_body.size))
+                for p in restored._at_logits
+            ]
+        )
+        g = at_body.pullback(gradient._cotangent, torch.empty(at_body.size))
+        lengths = (rows.norm(dim=1) * g.norm()).clamp_min(1e-30)
+        worst.append(((rows @ result.gradient) / lengths).min().item())
         return result
 
-    monkeypatch.setattr(FedKnow, "_integrated", watched)
+    monkeypatch.setattr(LazyQp, "integrate", watched)
     live(learner, [tiny_task(number) for number in range(5)], rounds=3)
     assert len(worst) == 3 * 3 * 3  # tasks 2 to 4, rounds, batches
     assert min(worst) >= -1e-5
@@ -305,7 +312,7 @@ def test_bodies_that_cannot_be_asked_are_integrated_in_full(
     )
     adaptive = step(learner, tiny_task(4))
     assert learner.counts()["pullbacks"] == 5
-    learner.settings = FedKnowSettings(path="full")
+    learner = heir(learner, path="full")
     assert torch.equal(step(learner, tiny_task(4)), adaptive)
 
 
@@ -333,18 +340,18 @@ def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_ta
         1,
         6,
     )
-    assert set(learner._multipliers) == set(range(6))
+    assert set(learner._integrator.multipliers) == set(range(6))
     again = client(tiny_model(classes=14), integrator="online")
     again.load_state_dict(learner.state_dict())
-    assert again._multipliers == learner._multipliers
+    assert again._integrator.multipliers == learner._integrator.multipliers
     again.begin(tiny_task(7), Round(1, 1))
-    assert again._multipliers == {}  # another task's samples ask for others
+    assert again._integrator.multipliers == {}  # another task's samples ask for others
     few = live(
         client(tiny_model(classes=12), integrator="online", k=2),
         [tiny_task(t) for t in range(5)],
     )
     step(few, tiny_task(5))
-    assert sorted(few._multipliers) == sorted(few._chosen)
+    assert sorted(few._integrator.multipliers) == sorted(few._selection.chosen)
     assert few.counts()["signature-tasks"] == 2
 
 
@@ -352,7 +359,7 @@ def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_ta
 def test_the_online_dual_ends_at_the_exact_gradient(tiny_model, tiny_task, margin):
     """Steps at one batch and the same weights; the first has only the margin."""
     learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
-    learner.settings = FedKnowSettings(integrator="online", margin=margin)
+    learner = heir(learner, integrator="online", margin=margin)
     expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
     assert (signature @ g < 0).any()
     assert step(learner, tasks[-1]).numpy() == pytest.approx(g, abs=1e-12)
@@ -373,7 +380,7 @@ def test_gradients_restored_from_a_part_of_the_batch(
     _, signature, _ = reference(learner, model, tasks[:-1], tasks[-1], few)
     towards = g + margin * signature.sum(0)
     expected = towards + signature.T @ nnls(signature.T, -towards)[0]
-    learner.settings = FedKnowSettings(restore_from=part, margin=margin)
+    learner = heir(learner, restore_from=part, margin=margin)
     assert step(learner, tasks[-1]).numpy() == pytest.approx(expected, abs=1e-9)
 
 
@@ -390,11 +397,11 @@ def test_other_integrators_by_their_definition(tiny_model, tiny_task, margin):
     sum allows."""
     learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     _, signature, g = reference(learner, model, tasks[:-1], tasks[-1])
-    learner.settings = FedKnowSettings(integrator="sum")
+    learner = heir(learner, integrator="sum")
     assert step(learner, tasks[-1]).numpy() == pytest.approx(
         g + signature.sum(0), abs=1e-10
     )
-    learner.settings = FedKnowSettings(integrator="surrogate", margin=margin)
+    learner = heir(learner, integrator="surrogate", margin=margin)
     g = g + margin * signature.sum(0)
     ours = step(learner, tasks[-1]).numpy()
     assert learner.counts()["violated"] == (signature @ g < 0).sum()
@@ -421,8 +428,10 @@ def test_signature_tasks_are_chosen_before_they_are_integrated(
     assert (
         1 + 5 <= learner.counts()["pullbacks"] <= 1 + 5 + 1 + 2
     )  # its own, all, the margin's, the built ones
-    assert len(learner._chosen) == 2
-    learner._answers = {task: learner._answers[task] for task in learner._chosen}
+    assert len(learner._selection.chosen) == 2
+    learner._restorer.answers = {
+        task: learner._restorer.answers[task] for task in learner._selection.chosen
+    }
     assert torch.allclose(step_again(learner, tasks[-1]), ours, atol=1e-12)
 
 
@@ -432,7 +441,7 @@ def test_one_batch_in_so_many_is_integrated(tiny_model, tiny_task):
     for every in (1, 2, 3, 4):
         learner = live(client(tiny_model(), every=every), [tiny_task(0)])
         learner.fit(tiny_task(1), Round(1, 1))
-        counted.append(learner._steps)
+        counted.append(learner._counts.steps)
     assert counted == [3, 1, 1, 0]
 
 

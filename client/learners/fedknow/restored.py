@@ -1,0 +1,210 @@
+"""Restored gradients, computed as far as they are needed.
+
+FedKNOW (ICDE 2023), Sec. III-C. At the features, where all restored gradients begin, they are
+cheap. A backward pass brings one of them to the weights. One product with the Jacobian tells how
+a step changes the loss of every past task
+(:mod:`fedknow.client.learners.fedknow.linearization`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from fedknow.client.compute.cost import Meter
+from fedknow.client.learners.fedknow.flat import GradientBuffer
+from fedknow.client.learners.fedknow.linearization import Linearization
+from fedknow.client.learners.frames.projection import Vector
+
+__all__ = ["RestoredGradients"]
+
+
+class RestoredGradients:
+    """The restored gradients g_i of one batch, the rows of G.
+
+    Parameters
+    ----------
+    at_body : Linearization
+        The body at the batch.
+    at_logits : Tensor
+        Gradients of the restored losses by the logits, p_i: float [k, B, classes], zero outside
+        a task's classes.
+    head : Tensor
+        The head's weight W, float [classes, f]: at the features a gradient is ``c_i = p_i W``.
+    tasks : list of int
+        The k past tasks.
+    buffer : GradientBuffer
+        Memory for the gradients.
+    meter : Meter
+        Charged with what is computed.
+    """
+
+    def __init__(
+        self,
+        at_body: Linearization,
+        at_logits: Tensor,
+        head: Tensor,
+        tasks: list[int],
+        buffer: GradientBuffer,
+        meter: Meter,
+    ) -> None:
+        self.at_body = at_body
+        self.tasks = tasks
+        self.meter = meter
+        self._at_logits = at_logits
+        self._head = head
+        self._buffer = buffer
+        self._built = 0
+        self._cotangent = at_logits.new_zeros(0)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def select(self, places: Sequence[int]) -> RestoredGradients:
+        """Keep the gradients at some places among the tasks."""
+        return RestoredGradients(
+            self.at_body,
+            self._at_logits[places],
+            self._head,
+            [self.tasks[place] for place in places],
+            self._buffer,
+            self.meter,
+        )
+
+    def cotangent(self, weight: float = 1.0) -> Tensor:
+        """Give ``weight * sum_i c_i``, float [B, f]."""
+        total = self._at_logits.sum(0)
+        if weight != 1:
+            # Scaled at the logits, which are fewer than the features.
+            total = weight * total
+        return total @ self._head
+
+    def one_by_one(self) -> Iterator[Tensor]:
+        """Give each g_i in full length, float [p].
+
+        Only one is in memory at a time.
+        """
+        return map(self._full_length, self._at_logits @ self._head)
+
+    def _full_length(self, cotangent: Tensor) -> Tensor:
+        """Pull one cotangent, float [B, f], back to float [p]."""
+        with self.meter.part(("candidate", cotangent.shape)):
+            row = self.at_body.pullback(cotangent, self._buffer.restored[0])
+            return self.at_body.full_length(row)
+
+    def build(self, places: Iterable[int]) -> Tensor:
+        """Compute some gradients.
+
+        Parameters
+        ----------
+        places : iterable of int
+            Their places among the tasks. None is asked for twice.
+
+        Returns
+        -------
+        Tensor
+            All gradients built so far, float [m, size], in the order of the requests.
+        """
+        for place in places:
+            row = self._buffer.restored[self._built]
+            self.meter.add(memory=row.nbytes)
+            with self._part("pullback"):
+                self.at_body.pullback(self._at_logits[place] @ self._head, row)
+            self._built += 1
+        return self._buffer.restored[: self._built]
+
+    def combine(self, weights: Vector) -> Tensor:
+        """Compute ``sum_i w_i g_i`` by one backward pass.
+
+        Parameters
+        ----------
+        weights : ndarray
+            w, float64 [k].
+
+        Returns
+        -------
+        Tensor
+            Float [size], in the buffer's first place.
+        """
+        row = self._buffer.restored[0]
+        self.meter.add(memory=row.nbytes)
+        with self._part("combine"):
+            combined = self._combined(weights)
+            return self.at_body.pullback(combined @ self._head, row)
+
+    def turn(self, cotangent: Tensor, weights: Vector, out: Tensor) -> Tensor:
+        """Compute ``g + sum_i w_i g_i`` by one backward pass.
+
+        Afterwards :meth:`products` can be asked for.
+
+        Parameters
+        ----------
+        cotangent : Tensor
+            That of g at the features, float [B, f].
+        weights : ndarray
+            w, float64 [k].
+        out : Tensor
+            Where to write, float [size].
+        """
+        with self._part("turn"):
+            combined = self._combined(weights)
+            self._cotangent = cotangent + combined @ self._head
+            return self.at_body.pullback(self._cotangent, out, forward=True)
+
+    def products(self, u: Tensor) -> tuple[Vector, Vector]:
+        """Multiply all restored gradients by one vector.
+
+        Parameters
+        ----------
+        u : Tensor
+            Float [size].
+
+        Returns
+        -------
+        products : ndarray
+            ``<g_i, u> = <p_i, J u W^T>``, float64 [k].
+        sizes : ndarray
+            ``|p_i| |J u W^T|``, float64 [k].
+        """
+        with self._part("products"):
+            moved = (self.at_body.pushforward(u) @ self._head.T).flatten()
+            p = self._at_logits.flatten(1)
+            return _to_numpy(p @ moved), _to_numpy(p.norm(dim=1) * moved.norm())
+
+    def lengths(self, result: Tensor | None = None) -> Vector:
+        """Estimate ``|g_i|`` up to a common factor by ``|c_i|``: float64 [k].
+
+        The two differ by what the body does. With the result of :meth:`turn`, the factor is
+        taken from how much longer it is than its cotangent.
+        """
+        with self._part("lengths"):
+            squares = (
+                (self._at_logits @ (self._head @ self._head.T))
+                .mul_(self._at_logits)
+                .flatten(1)
+                .sum(1)
+            )
+            # Rounding may leave the square of a vanishing gradient below zero.
+            lengths = squares.clamp_min(0).sqrt()
+            if result is not None:
+                lengths = (
+                    lengths * result.norm() / self._cotangent.norm().clamp_min(1e-30)
+                )
+            return _to_numpy(lengths)
+
+    def _combined(self, weights: Vector) -> Tensor:
+        """Give ``sum_i w_i p_i``, float [B, classes]."""
+        w = torch.from_numpy(weights).to(self._at_logits)
+        combined: Tensor = torch.tensordot(w, self._at_logits, 1)
+        return combined
+
+    def _part(self, name: str) -> AbstractContextManager[None]:
+        return self.meter.part((name, self._at_logits.shape))
+
+
+def _to_numpy(x: Tensor) -> Vector:
+    numbers: Vector = x.double().cpu().numpy()
+    return numbers
