@@ -23,7 +23,7 @@ from fedknow.server.run.events import (
     RunStarted,
     Warned,
 )
-from fedknow.server.run.schedule import Arrivals
+from fedknow.server.run.task_times import TaskTimes, has_task_times
 
 __all__ = ["RunProgress"]
 
@@ -57,12 +57,12 @@ class RunProgress:
         self._rounds = f"/{config.train.rounds}"
         self._total = float(config.data.tasks * config.train.rounds)
         self._is_timed = False
-        arrivals = Arrivals.of(config)
-        if arrivals is not None:
+        if has_task_times(config):
             # A task lasts a time, so its number of rounds is not known before.
+            times = TaskTimes.plan(config)
             self._rounds = ""
-            self._total = float(arrivals.ends.max())
-            self._is_timed = arrivals.seconds
+            self._total = float(times.ends.max())
+            self._is_timed = times.is_in_seconds
         self._console = console
         self._title = title
         self._started = math.nan

@@ -21,11 +21,9 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.data.local import LOCAL, local_shape
-from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.texts import counted
+from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.flower_grid import FlowerGrid
 from fedknow.server.reports.page import write_report
 from fedknow.server.run.events import (
@@ -38,7 +36,6 @@ from fedknow.server.run.events import (
 )
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
-from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["app", "run_on_flower"]
 
@@ -75,7 +72,8 @@ def run_on_flower(
     """
     tree = dict(settings)
     out, resume = str(tree.pop("out", "")), tree.pop("resume", False)
-    config = resolve(read_config(_nested(tree)))
+    parts = assemble(read_config(_nested(tree)), Clients.FLOWER)
+    config = parts.config
     place = (
         Path(out)
         if out
@@ -84,19 +82,6 @@ def run_on_flower(
         / "runs"
         / f"{config.name}-{config.learner.name}-{run_id}"
     )
-    if config.data.name == LOCAL:
-        (shape, classes), partition, stream = local_shape(config.data), None, None
-    else:
-        stream = make_benchmark(config)
-        shape, classes, partition = (
-            stream.shape,
-            stream.classes,
-            stream.partition.summary(),
-        )
-    learner = build_learner(config, shape, classes)
-    check_samples(config, learner, shape, stream)
-    strategy = build_strategy(config.strategy, config.data.clients)
-    check_running_mean(config, strategy, learner.sparse)
 
     def show(event: Event) -> None:
         line = _line(event)
@@ -109,7 +94,6 @@ def run_on_flower(
             flush=True,
         )
 
-    config = config.absolute()
     again = resume and (place / "config.toml").is_file()
     with (
         RunFolder.resume(place, config)
@@ -119,9 +103,7 @@ def run_on_flower(
         with FlowerGrid(
             grid, config.data.clients, config.to_toml(), folder.run_id, waiting
         ) as ours:
-            result = Experiment(
-                config, ours, folder, learner, [show], partition, stream
-            ).run()
+            result = Experiment(parts, ours, folder, [show]).run()
         print(f"Report: {write_report([folder], folder.path)}", flush=True)
     return result
 

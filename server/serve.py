@@ -8,20 +8,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fedknow.client.data import make_benchmark
-from fedknow.client.data.local import LOCAL, local_shape
-from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
 from fedknow.protocols.transport import check_address
 from fedknow.protocols.wire import Limits
+from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.reports.page import write_report
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.recorder import Subscriber
-from fedknow.server.run.schedule import Arrivals
-from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["serve"]
 
@@ -75,32 +71,14 @@ def serve(
         If the run fails; what it earned until then is kept and can be resumed.
     """
     check_address(listen, tls, insecure)
-    if config.fleet.devices:
-        raise ConfigError(
-            "fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate"
-        )
     if tls is None and tokens:
         raise ConfigError("--tokens needs --tls: a token in the clear is anybody's")
     credentials = (
         None if tls is None else server_credentials(tls, client_certificates=not tokens)
     )
     bearers = Tokens.load(tls) if tls is not None and tokens else None
-    config = resolve(config)
-    if config.data.name == LOCAL:
-        (shape, classes), partition, stream = local_shape(config.data), None, None
-    else:
-        stream = make_benchmark(config)
-        shape, classes, partition = (
-            stream.shape,
-            stream.classes,
-            stream.partition.summary(),
-        )
-    learner = build_learner(config, shape, classes)
-    check_samples(config, learner, shape, stream)
-    strategy = build_strategy(config.strategy, config.data.clients)
-    Arrivals.check(config, strategy, real=True)
-    check_running_mean(config, strategy, learner.sparse)
-    config = config.absolute()
+    parts = assemble(config, Clients.REAL)
+    config = parts.config
     again = resume and (out / "config.toml").is_file()
     if (
         again
@@ -124,7 +102,7 @@ def serve(
             limits = _limits(
                 sum(
                     tensor.nbytes
-                    for part in (learner.send(), learner.kept())
+                    for part in (parts.learner.send(), parts.learner.kept())
                     for tensor in part.values()
                 )
             )
@@ -138,9 +116,7 @@ def serve(
             )
             with grid:
                 ready(grid.port)
-                result = Experiment(
-                    config, grid, folder, learner, observers, partition, stream
-                ).run()
+                result = Experiment(parts, grid, folder, observers).run()
                 # A client whose work was all done before the server came back may not have come
                 # to this process yet.
                 grid.finish(everyone=again)

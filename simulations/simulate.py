@@ -10,20 +10,20 @@ from pathlib import Path
 from fedknow.client.compute.device import find_device
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.host import Host
-from fedknow.client.learners import Learner, build_learner, check_samples, resolve
+from fedknow.client.learners import resolve
 from fedknow.client.state import StateStore
 from fedknow.client.together import clients_at_once
 from fedknow.protocols.config import ExperimentConfig
+from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.process_memory import forget_process_peak
 from fedknow.server.reports.page import write_report
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.parts import Parts
 from fedknow.server.run.recorder import Subscriber
-from fedknow.server.run.schedule import Arrivals
-from fedknow.simulations.fleet.grid import FleetGrid, build_fleet
-from fedknow.strategies import build_strategy, check_running_mean
+from fedknow.simulations.fleet.grid import Fleet, FleetGrid, build_fleet
 
 __all__ = ["prepare", "simulate"]
 
@@ -57,22 +57,14 @@ def simulate(
     RunError
         If the run fails; what it earned until then is kept and can be resumed.
     """
-    config = resolve(config)
     forget_process_peak()
-    benchmark = make_benchmark(config)
-    learner = prepare(config, benchmark)
-    config = config.absolute()  # not before: errors name paths as they were given
-    with (
-        RunFolder.resume(out, config)
-        if resume
-        else RunFolder.create(out, config) as folder
-    ):
+    benchmark = make_benchmark(resolve(config))
+    parts, fleet = prepare(config, benchmark)
+    opened = RunFolder.resume if resume else RunFolder.create
+    with opened(out, parts.config) as folder:
         try:
-            with _grid(config, benchmark, folder) as grid:
-                partition = benchmark.partition.summary()
-                result = Experiment(
-                    config, grid, folder, learner, observers, partition, benchmark
-                ).run()
+            with _grid(parts, fleet, benchmark, folder) as grid:
+                result = Experiment(parts, grid, folder, observers).run()
         except Exception:
             _log(folder)
             raise
@@ -81,41 +73,45 @@ def simulate(
     return result
 
 
-def prepare(config: ExperimentConfig, benchmark: Benchmark) -> Learner:
-    """The learner of an experiment; whatever its parts can be refused for is refused here, before
-    there is a folder.
+def prepare(
+    config: ExperimentConfig, benchmark: Benchmark
+) -> tuple[Parts, Fleet | None]:
+    """Build all parts of an experiment before there is a folder.
+
+    Whatever they can be refused for is refused here.
+
+    Returns
+    -------
+    parts : Parts
+    fleet : Fleet or None
+        ``None`` where all clients are equally fast.
 
     Raises
     ------
     ConfigError
-        If the learner, its model, the strategy or the fleet cannot be built, there is no such
-        device, or clients cannot train at once as asked for.
+        If a part cannot be built (:func:`fedknow.server.assemble.assemble`), or the fleet, or
+        there is no such device, or clients cannot train at once as asked for.
     """
-    strategy = build_strategy(config.strategy, config.data.clients)
-    Arrivals.check(config, strategy)
-    if config.fleet.devices:
-        build_fleet(config)
-    if not config.engine.address:  # a cluster's machines have GPUs of their own
+    fleet = build_fleet(config) if config.fleet.devices else None
+    # A cluster's machines have GPUs of their own.
+    if not config.engine.address:
         find_device(config.engine.device)
-    learner = build_learner(config, benchmark.shape, benchmark.classes)
-    check_samples(config, learner, benchmark.shape, benchmark)
-    check_running_mean(config, strategy, learner.sparse)
-    clients_at_once(learner, config.engine.vectorize, benchmark.shape)
-    return learner
+    parts = assemble(config, Clients.VIRTUAL, benchmark)
+    clients_at_once(parts.learner, config.engine.vectorize, benchmark.shape)
+    return parts, fleet
 
 
 def _grid(
-    config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder
+    parts: Parts, fleet: Fleet | None, benchmark: Benchmark, folder: RunFolder
 ) -> MessageGrid:
-    grid = _workers(config, benchmark, folder)
-    if not config.fleet.devices:
+    grid = _workers(parts.config, benchmark, folder)
+    if fleet is None:
         return grid
-    strategy = build_strategy(config.strategy, config.data.clients)
-    wanted = [
-        getattr(strategy, f"min_{name}_nodes", 1)
+    quorum = max(
+        getattr(parts.strategy, f"min_{name}_nodes", 1)
         for name in ("available", "train", "evaluate")
-    ]
-    return FleetGrid(grid, config, build_fleet(config), quorum=max(wanted))
+    )
+    return FleetGrid(grid, parts.config, fleet, quorum=quorum)
 
 
 def _workers(

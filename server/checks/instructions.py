@@ -42,7 +42,7 @@ class StrategyCheck:
     config : ExperimentConfig
         The experiment.
     learner : object
-        The server's :class:`~fedknow.server.run.experiment.ServerLearner`.
+        The server's :class:`~fedknow.client.learners.Learner`.
     warn : callable
         Told once a run, in a sentence, which settings nobody reads.
     """

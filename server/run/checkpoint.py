@@ -10,21 +10,17 @@ what is deleted, which may take longer than all the rest.
 
 from __future__ import annotations
 
-import random
 import re
 import shutil
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.serverapp.strategy import Strategy
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
@@ -34,7 +30,6 @@ from fedknow.client.state import (
     save_state,
 )
 from fedknow.protocols.files import sync_disk, write_atomic
-from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import Arrays
 from fedknow.server.checks.faults import RunError
 
@@ -42,9 +37,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "load_checkpoint",
-    "restore_strategy",
     "save_checkpoint",
-    "strategy_state",
 ]
 
 _LATEST = "latest"
@@ -69,7 +62,7 @@ class Checkpoint:
     arrays : Arrays
         Global parameters.
     strategy : dict
-        See :func:`strategy_state`.
+        See :func:`fedknow.server.run.strategy_state.strategy_state`.
     scores : dict of str to ndarray
         See :meth:`fedknow.server.run.evaluation.Scores.raw`.
     versions : dict of int to int
@@ -255,138 +248,3 @@ def _load(target: Path) -> Checkpoint:
         raise CheckpointError(
             f"{target}: the checkpoint cannot be read: {type(error).__name__}: {error}; {_PUT_BACK}"
         ) from error
-
-
-def strategy_state(strategy: Strategy) -> tuple[dict[str, Any], list[str]]:
-    """What a strategy remembers from round to round, in a form that can be stored.
-
-    A strategy that has ``state_dict`` and ``load_state_dict`` is asked; of any other all
-    attributes are taken that are numbers, text, NumPy arrays, torch tensors, generators of
-    random numbers, Flower's records, strategies it wraps, or lists, tuples and dictionaries of
-    these. Functions are code and are left out.
-
-    Returns
-    -------
-    tuple
-        A :data:`fedknow.client.state.State` for :func:`restore_strategy`, and the names of what
-        could not be stored.
-    """
-    if hasattr(strategy, "state_dict") and hasattr(strategy, "load_state_dict"):
-        try:
-            return {"own": _freeze(strategy.state_dict())}, []
-        except _CannotFreeze as error:
-            return {}, [f"what state_dict gives ({error})"]
-    frozen, lost = _attributes(strategy, "")
-    return {"attributes": frozen}, lost
-
-
-def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Give a new strategy what :func:`strategy_state` took from an old one."""
-    if "own" in state:
-        strategy.load_state_dict(_thaw(state["own"], None))  # type: ignore[attr-defined]
-    for name, value in state.get("attributes", {}).items():
-        setattr(strategy, name, _thaw(value, getattr(strategy, name, None)))
-
-
-class _CannotFreeze(Exception):
-    pass
-
-
-def _attributes(strategy: Strategy, prefix: str) -> tuple[dict[str, Any], list[str]]:
-    frozen: dict[str, Any] = {}
-    lost: list[str] = []
-    for name, value in vars(strategy).items():
-        if isinstance(value, Strategy):  # what a wrapper wraps
-            inner, inner_lost = _attributes(value, f"{prefix}{name}.")
-            frozen[name] = {"is": "strategy", "attributes": inner}
-            lost += inner_lost
-        elif not callable(value):
-            try:
-                frozen[name] = _freeze(value)
-            except _CannotFreeze as error:
-                lost.append(f"{prefix}{name} ({error})")
-    return frozen, lost
-
-
-def _freeze(value: Any) -> Any:
-    """A tree of what ``save_state`` can store; dictionaries carry under ``is`` what a value was."""
-    if (
-        value is None
-        or type(value) in (bool, int, float, str)
-        or isinstance(value, torch.Tensor)
-    ):
-        return value
-    match value:
-        case np.generic():
-            return {"is": "scalar", "value": _freeze(np.asarray(value))}
-        case np.ndarray():
-            if value.dtype.kind not in "biufc":
-                raise _CannotFreeze(f"an array of {value.dtype}")
-            return value
-        case bytes():
-            return {"is": "bytes", "value": np.frombuffer(value, np.uint8)}
-        case list():
-            return [_freeze(item) for item in value]
-        case tuple() if type(value) is tuple:
-            return {"is": "tuple", "items": [_freeze(item) for item in value]}
-        case Array():
-            return {"is": "array", "value": _freeze(value.numpy())}
-        case ArrayRecord():
-            return {"is": "ArrayRecord", "items": _items(to_arrays(value))}
-        case MetricRecord() | ConfigRecord() | RecordDict():
-            return {"is": type(value).__name__, "items": _items(value)}
-        case dict() if type(value) is dict:
-            return {"is": "dict", "items": _items(value)}
-        case np.random.Generator():
-            return {
-                "is": "generator",
-                "kind": type(value.bit_generator).__name__,
-                "state": _freeze(value.bit_generator.state),
-            }
-        case random.Random():
-            return {"is": "random", "state": _freeze(value.getstate())}
-        case _:
-            raise _CannotFreeze(f"a {type(value).__name__}")
-
-
-def _items(mapping: Mapping[Any, Any]) -> list[Any]:
-    return [[_freeze(key), _freeze(value)] for key, value in mapping.items()]
-
-
-_RECORDS = {kind.__name__: kind for kind in (MetricRecord, ConfigRecord, RecordDict)}
-
-
-def _thaw(value: Any, current: Any) -> Any:
-    """Undo :func:`_freeze`; a wrapped strategy is filled in where it stands."""
-    if isinstance(value, list):
-        return [_thaw(item, None) for item in value]
-    if not isinstance(value, dict):
-        return value
-    match value["is"]:
-        case "scalar":
-            return value["value"][()]
-        case "bytes":
-            return value["value"].tobytes()
-        case "tuple":
-            return tuple(_thaw(value["items"], None))
-        case "array":
-            return Array(value["value"])
-        case "dict":
-            return {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
-        case "ArrayRecord":
-            return to_record(dict(value["items"]))
-        case "generator":
-            bits = getattr(np.random, value["kind"])()
-            bits.state = _thaw(value["state"], None)
-            return np.random.Generator(bits)
-        case "random":
-            generator = random.Random()
-            generator.setstate(_thaw(value["state"], None))
-            return generator
-        case "strategy":
-            restore_strategy(current, value)
-            return current
-        case kind:
-            return _RECORDS[kind](
-                {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
-            )

@@ -4,31 +4,26 @@ global model."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedknow.protocols.messages import (
-    ARRAYS,
-    CONFIG,
     EVALUATE,
     KEPT,
-    METRICS,
     Arrays,
-    Config,
     Message,
-    Metrics,
-    Record,
     client_of,
 )
-from fedknow.server.checks.faults import RunError
+from fedknow.protocols.work import Position, ScoreReport, ScoreWork
+from fedknow.server.checks.faults import (RunError)
 from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 
-__all__ = ["GLOBAL_TRAFFIC", "SCORINGS", "Scores", "score_clients"]
+__all__ = ["GLOBAL_TRAFFIC", "SCORINGS", "ScoreRequest", "Scores", "score_clients"]
 
 Floats = NDArray[np.float64]
 
@@ -140,19 +135,39 @@ class Scores:
         self.weights = np.where(np.isfinite(total), total, self.weights)
 
 
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What clients are asked to score.
+
+    Attributes
+    ----------
+    task : int
+        Tasks 0 to this one have been learned.
+    tasks : int
+        All tasks of the stream.
+    with_global : bool
+        Score the purely global model too; its results are NaN otherwise.
+    with_later : bool
+        Score tasks that are not learned yet too.
+    nodes : sequence of int, or None
+        Who is asked; ``None``: everybody.
+    """
+
+    task: int
+    tasks: int
+    with_global: bool = False
+    with_later: bool = False
+    nodes: Sequence[int] | None = None
+
+
 def score_clients(
     grid: MessageGrid,
     options: WaveOptions,
     inspector: Inspector,
     arrays: Arrays,
-    task: int,
-    tasks: int,
-    *,
-    both: bool,
-    forward: bool = False,
-    nodes: Sequence[int] | None = None,
+    request: ScoreRequest,
 ) -> tuple[dict[str, Floats], Floats]:
-    """Have every client score the model on the test samples of its tasks.
+    """Have clients score the model on the test samples of their tasks.
 
     Where clients keep parameters to themselves, a second wave scores the purely global model:
     what does not travel is replaced by its mean over the clients, weighted by their test
@@ -167,17 +182,7 @@ def score_clients(
         Is told what the answers must be.
     arrays : Arrays
         Global parameters.
-    task : int
-        Tasks 0 to ``task`` have been learned.
-    tasks : int
-        All tasks of the stream.
-    both : bool
-        Whether the purely global model is scored too (otherwise its results are NaN, where they
-        are not the same).
-    forward : bool
-        Whether tasks not learned yet are scored as well.
-    nodes : sequence of int, optional
-        Who is scored; by default everybody.
+    request : ScoreRequest
 
     Returns
     -------
@@ -191,74 +196,93 @@ def score_clients(
     RunError
         If no client could be scored, and everybody was to be.
     """
+    work = ScoreWork(
+        position=Position(request.task),
+        parameters=arrays,
+        scoring="personal",
+        should_collect=request.with_global,
+        has_forward=request.with_later,
+    )
     # Parameters that clients keep come with the first wave, but serve the second.
-    scoring_options = replace(
+    options = replace(
         options, is_measurement=True, record_labels={KEPT: GLOBAL_TRAFFIC}
     )
-
-    def wave(
-        scoring: str, extra: Mapping[str, Record], label: str | None, collect: bool
-    ) -> list[Message]:
-        inspector.expect_scores(tasks if forward else task + 1, collect)
-        settings = Config(task=task, scoring=scoring, collect=collect, forward=forward)
-        content: dict[str, Record] = {ARRAYS: arrays, **extra, CONFIG: settings}
-        work = [
-            Message(EVALUATE, node, "", group=str(task), content=content)
-            for node in nodes or grid.members()
-        ]
-        replies = [
-            reply
-            for reply in grid.exchange(work, replace(scoring_options, label=label))
-            if reply.failure is None
-        ]
-        if not replies and nodes is None:
-            raise RunError(
-                f"no client could be scored after task {task + 1}; see the failures in metrics.jsonl"
-            )
-        return replies
-
-    replies = wave("personal", {}, None, both)
-    correct, total = _table(replies, grid.clients, tasks)
-    if not both:
+    reports = _reports(_wave(grid, options, inspector, request, work))
+    correct, total = _table(reports, grid.clients, request.tasks)
+    if not request.with_global:
         return {"personal": correct, "global": np.full_like(correct, np.nan)}, total
-    kept = _mean_kept(replies)
+    kept = _mean_kept(list(reports.values()))
     if not kept:
         return {"personal": correct, "global": correct}, total
-    shared, _ = _table(
-        wave("global", {KEPT: kept}, GLOBAL_TRAFFIC, False), grid.clients, tasks
-    )
+
+    work = replace(work, scoring="global", should_collect=False, kept=kept)
+    options = replace(options, label=GLOBAL_TRAFFIC)
+    reports = _reports(_wave(grid, options, inspector, request, work))
+    shared, _ = _table(reports, grid.clients, request.tasks)
     return {"personal": correct, "global": shared}, total
 
 
-def _table(replies: list[Message], clients: int, tasks: int) -> tuple[Floats, Floats]:
-    correct, total = (
-        np.full((clients, tasks), np.nan),
-        np.full((clients, tasks), np.nan),
-    )
-    for reply in replies:
-        metrics = _metrics(reply)
-        for table, name in ((correct, "correct"), (total, "total")):
-            values = np.atleast_1d(metrics[name])
-            table[client_of(reply.node), : len(values)] = values
+def _wave(
+    grid: MessageGrid,
+    options: WaveOptions,
+    inspector: Inspector,
+    request: ScoreRequest,
+    work: ScoreWork,
+) -> list[Message]:
+    """Ask clients to score; gives the good answers."""
+    scored = request.tasks if request.with_later else request.task + 1
+    inspector.expect_scores(scored, work.should_collect)
+    # One content for all: what clients share is encoded once.
+    content = work.to_content()
+    messages = [
+        Message(EVALUATE, node, "", group=str(request.task), content=content)
+        for node in request.nodes or grid.members()
+    ]
+    replies = [
+        reply for reply in grid.exchange(messages, options) if reply.failure is None
+    ]
+    if not replies and request.nodes is None:
+        raise RunError(
+            f"no client could be scored after task {request.task + 1}; "
+            "see the failures in metrics.jsonl"
+        )
+    return replies
+
+
+def _reports(replies: Sequence[Message]) -> dict[int, ScoreReport]:
+    """Read the reports, by client, in the order of clients."""
+    return {
+        client_of(reply.node): ScoreReport.from_content(reply.content)
+        for reply in replies
+    }
+
+
+def _table(
+    reports: Mapping[int, ScoreReport], clients: int, tasks: int
+) -> tuple[Floats, Floats]:
+    """Lay out who classified how many samples of which task rightly, and of how many."""
+    correct = np.full((clients, tasks), np.nan)
+    total = np.full((clients, tasks), np.nan)
+    for client, report in reports.items():
+        scores = report.scores
+        assert scores is not None  # the inspector saw to it
+        correct[client, : len(scores.correct)] = scores.correct
+        total[client, : len(scores.total)] = scores.total
     return correct, total
 
 
-def _mean_kept(replies: list[Message]) -> Arrays:
+def _mean_kept(reports: Sequence[ScoreReport]) -> Arrays:
+    """Average what clients keep to themselves, weighted by their test samples.
+
+    The sum is in float64 and in the order of clients, so that it is the same in every run.
+    """
     mean: dict[str, np.ndarray] = {}
-    weights = [float(np.sum(_metrics(reply)["num-examples"])) for reply in replies]
-    for reply, weight in zip(replies, weights, strict=True):
-        record = reply.content.get(KEPT)
-        for name, array in (record if isinstance(record, Arrays) else Arrays()).items():
+    weights = [float(report.examples) for report in reports]
+    for report, weight in zip(reports, weights, strict=True):
+        for name, array in (report.kept or Arrays()).items():
             part = array.astype(np.float64) * (weight / sum(weights))
             mean[name] = mean[name] + part if name in mean else part
-    kept = replies[0].content.get(KEPT, Arrays())
+    kept = reports[0].kept or Arrays()
     return Arrays(
-        (name, value.astype(np.asarray(kept[name]).dtype))
-        for name, value in mean.items()
+        (name, value.astype(kept[name].dtype)) for name, value in mean.items()
     )
-
-
-def _metrics(reply: Message) -> Metrics:
-    record = reply.content[METRICS]
-    assert isinstance(record, Metrics)  # the inspector saw to it
-    return record

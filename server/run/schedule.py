@@ -1,244 +1,380 @@
-"""When tasks arrive: each client meets its tasks at moments of its own, or all do at the same."""
+"""The order of a run's rounds: what the server does next, and which tasks are over.
+
+Tasks begin together, or have times of their own (:mod:`fedknow.server.run.task_times`). The
+loop asks one :class:`TaskSchedule`, chosen once, and does not know which.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
-import numpy as np
-from flwr.app import ConfigRecord, RecordDict
 from flwr.app import Message as FlowerMessage
-from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 
-from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.messages import client_of
-from fedknow.protocols.seeds import generator
-from fedknow.strategies.asynchronous import Asynchronous
-from fedknow.strategies.paired import PairedStrategy
+from fedknow.protocols.config import ConfigError
+from fedknow.server.checks.aggregates import check_arrays
+from fedknow.server.checks.instructions import position
+from fedknow.server.run.checkpoint import CheckpointError
+from fedknow.server.run.closing import TaskEnder
+from fedknow.server.run.context import RunContext
+from fedknow.server.run.task_times import TaskTimes, has_task_times
 
-__all__ = ["Arrivals"]
+__all__ = ["TaskSchedule", "Turn", "choose_schedule"]
 
 
-class Arrivals:
-    """Which task each client is at: a schedule, and how far clients have come.
-
-    Every client has a task from the beginning to the end: the next one arrives where the last
-    one ends, and the last task goes on until the run ends. A client comes to its next task when
-    it is told that its last is over, so it meets all of them in order, however many have
-    arrived meanwhile.
-
-    Parameters
-    ----------
-    ends : float64 [client, task]
-        When a task is over for a client, in rounds of the server that are done or in virtual
-        seconds; the last when the run is.
-    rounds : int
-        ``train.rounds``.
-    seconds : bool
-        Whether the schedule is in virtual seconds.
+@dataclass(frozen=True)
+class Turn:
+    """What the server does next: rounds of one task, without a break in between.
 
     Attributes
     ----------
-    tasks : int64 [client]
-        Tasks that are over for a client, so the one it is at.
-    since : int64 [client]
-        Rounds of the server that were done when the client came to it.
-    before : int64 [client]
-        Steps of the server that were done then.
-    steps : int
-        Steps that the server has done: versions of the global model, of which a strategy's own
-        loop may make several in a round.
+    task : int
+    round : int
+        The first of these rounds, within the task, from 1.
+    rounds : int
+        How many there may be; a driver that can stop between rounds makes one.
+    until : float
+        The virtual second from which on no work is given out.
     """
 
-    def __init__(self, ends: NDArray[np.float64], rounds: int, seconds: bool) -> None:
-        self.ends, self.rounds, self.seconds = ends, rounds, seconds
-        self.tasks, self.since, self.before = np.zeros((3, len(ends)), np.int64)
-        self.steps = 0
+    task: int
+    round: int
+    rounds: int
+    until: float = math.inf
 
-    @classmethod
-    def of(cls, config: ExperimentConfig) -> Arrivals | None:
-        """The schedule of an experiment, from the configuration and the seed alone; None: all
-        tasks come to all at once, ``train.rounds`` rounds after each other.
 
-        A task arrives each ``arrival_seconds``, or without these each ``train.rounds`` rounds.
-        ``staggered``: client c of n is ``arrival_lag * c / (n - 1)`` behind client 0 (whole
-        rounds, rounded down), for which its first task takes longer. ``poisson``: tasks arrive
-        at each client as a Poisson process of that rate (whole rounds, rounded up); its first
-        draw is the first task's length. The run ends when the last task of each client has
-        taken its time.
-        """
-        data, seconds = config.data, config.data.arrival_seconds > 0
-        if data.arrival == "same" and not seconds:
-            return None
-        lengths = np.full(
-            (data.clients, data.tasks),
-            data.arrival_seconds or float(config.train.rounds),
-        )
-        if data.arrival == "staggered":
-            behind = (
-                data.arrival_lag * np.arange(data.clients) / max(1, data.clients - 1)
-            )
-            lengths[:, 0] += behind if seconds else np.floor(behind)
-        elif data.arrival == "poisson":
-            for client in range(data.clients):
-                gaps = generator(config.seed, "arrivals", client).exponential(
-                    lengths[client]
-                )
-                lengths[client] = gaps if seconds else np.maximum(1, np.ceil(gaps))
-        ends = lengths.cumsum(axis=1)
-        ends[:, -1] = ends[:, -1].max()
-        return cls(ends, config.train.rounds, seconds)
+class TaskSchedule(Protocol):
+    """Says which round comes next, and ends the tasks that are over."""
 
-    # --- where clients are
-    # ----------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Let a new run begin; one that is resumed has begun."""
+        ...
 
-    def position(self, client: int) -> tuple[int, int]:
-        """A client's own task, from 0, and its round of that, from 1, which counts the server's steps."""
-        return int(self.tasks[client]), self.steps - int(self.before[client]) + 1
+    def next_turn(self) -> Turn | None:
+        """Say what comes next; ``None``: all tasks are over."""
+        ...
 
-    @property
-    def task(self) -> int:
-        """The task that the server is at: that of whoever is furthest behind."""
-        return int(self.tasks.min())
+    def finish(self, task: int, round: int) -> bool:
+        """End and score what is over after a round; gives whether anything was."""
+        ...
 
-    @property
-    def over(self) -> bool:
-        """Whether all clients are through."""
-        return bool(self.task == self.ends.shape[1])
+    def count_step(self) -> None:
+        """Count a step of the server, made through Flower's hooks."""
+        ...
 
-    def leaving(self, moment: float) -> dict[int, list[int]]:
-        """Clients whose task is over at a moment, by their task."""
-        found: dict[int, list[int]] = {}
-        for client in np.flatnonzero(self._until() <= moment).tolist():
-            found.setdefault(int(self.tasks[client]), []).append(client)
-        return dict(sorted(found.items()))
+    def address(self, work: Sequence[FlowerMessage]) -> None:
+        """Tell clients in messages to them which task they are at."""
+        ...
 
-    def leave(self, clients: Sequence[int], done: int) -> None:
-        """These have been told that their task is over, when the server has done so many rounds."""
-        self.tasks[clients] += 1
-        self.since[clients] = done
-        self.before[clients] = self.steps
+    def begin_loop(self) -> None:
+        """Let a strategy's own loop begin, which counts its steps from 1."""
+        ...
 
-    def next(self) -> float:
-        """The next moment at which a task is over for somebody."""
-        return float(self._until().min())
+    def begin_step(self, work: Sequence[FlowerMessage]) -> None:
+        """Let a step of such a loop begin, which gives out this work."""
+        ...
 
-    def idle(self, done: int) -> bool:
-        """Whether everybody has had the rounds of its task, so that the server waits for the next
-        moment."""
-        return self.seconds and self._missing(done) <= 0
+    def end_loop_round(self, round: int) -> None:
+        """End what is over between two rounds of such a loop."""
+        ...
 
-    def span(self, done: int) -> tuple[int, float]:
-        """How far the server's task goes on at most, from a moment at which all clients are where
-        they should be.
-
-        Returns
-        -------
-        rounds : int
-            Those until it is over, or in virtual seconds until everybody has had the rounds of
-            its task.
-        until : float
-            The virtual second at which it is over; never, where rounds are counted.
-        """
-        end = float(self.ends[:, self.task].max())
-        return (self._missing(done), end) if self.seconds else (int(end) - done, np.inf)
-
-    def _missing(self, done: int) -> int:
-        """Rounds until everybody has had those of its task."""
-        return int((self.since + self.rounds - done).max())
-
-    def _until(self) -> NDArray[np.float64]:
-        """When each client's present task is over; never, where there is none any more."""
-        ends = np.pad(self.ends, ((0, 0), (0, 1)), constant_values=np.inf)
-        return np.take_along_axis(ends, self.tasks[:, None], axis=1)[:, 0]
-
-    def state(self) -> dict[str, Any]:
-        """How far clients have come, for checkpoints."""
-        return {
-            "tasks": self.tasks,
-            "since": self.since,
-            "before": self.before,
-            "steps": self.steps,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to what :meth:`state` gave."""
-        self.tasks, self.since, self.before = (
-            np.array(state[name]) for name in ("tasks", "since", "before")
-        )
-        self.steps = state["steps"]
-
-    # --- messages
-    # -------------------------------------------------------------------------------------------------
-
-    def tell(self, messages: Iterable[FlowerMessage]) -> None:
-        """Put the clients' own ``task`` and ``round`` in the place of the server's in messages to
-        them.
-
-        What is shared by clients that are equally far is shared still.
-        """
-        made: dict[tuple[int, int, int], tuple[RecordDict, RecordDict]] = {}
-        for message in messages:
-            content, position = (
-                message.content,
-                self.position(client_of(message.metadata.dst_node_id)),
-            )
-            if (key := (id(content), *position)) not in made:
-                own = {"task": position[0], "round": position[1]}
-                records = {
-                    k: ConfigRecord({**v, **own}) if isinstance(v, ConfigRecord) else v
-                    for k, v in content.items()
-                }
-                made[key] = (
-                    content,
-                    RecordDict(records),
-                )  # both: an id is its own as long as what it is of is there
-            message.content = made[key][1]
-
-    @staticmethod
-    def check(config: ExperimentConfig, strategy: Strategy, real: bool = False) -> None:
-        """See that an experiment can be run whose clients are at tasks of their own, or whose
-        tasks have times.
+    def end_loop(self, asked: int, made: int) -> int:
+        """End such a loop; gives the number of rounds that count.
 
         Parameters
         ----------
-        config : ExperimentConfig
-        strategy : Strategy
-        real : bool
-            Whether its clients are real ones, of which none can be asked anything else while
-            others do pushed work.
+        asked, made : int
+            Rounds that it was to make, and that it has told of.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Give how far clients have come, for checkpoints."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`state` gave."""
+        ...
+
+
+class TasksTogether:
+    """All clients meet a task at the same round, ``train.rounds`` rounds after the one before.
+
+    All are at the server's task at any time, so there is nothing to count or to tell.
+
+    Parameters
+    ----------
+    run : RunContext
+    ender : TaskEnder
+    """
+
+    def __init__(self, run: RunContext, ender: TaskEnder) -> None:
+        self._run = run
+        self._ender = ender
+        self._task_under_way: int | None = None
+
+    def begin(self) -> None:
+        """Begin at once."""
+
+    def next_turn(self) -> Turn | None:
+        """Say which rounds of which task come next."""
+        config = self._run.parts.config
+        task, done = self._run.state.last_complete or (0, 0)
+        if done >= config.train.rounds:
+            task += 1
+            done = 0
+        if task >= config.data.tasks:
+            return None
+        if task != self._task_under_way:
+            # The checkpoint of the task before is no part of this one's time.
+            self._task_under_way = task
+            self._ender.start_clock()
+        return Turn(task, done + 1, config.train.rounds - done)
+
+    def finish(self, task: int, round: int) -> bool:
+        """End and score the task after its last round."""
+        is_over = round == self._run.parts.config.train.rounds
+        if is_over:
+            self._ender.finish_task(task, round)
+        return is_over
+
+    def count_step(self) -> None:
+        """Count nothing."""
+
+    def address(self, work: Sequence[FlowerMessage]) -> None:
+        """Change nothing: the server's task is each client's."""
+
+    def begin_loop(self) -> None:
+        """Count nothing."""
+
+    def begin_step(self, work: Sequence[FlowerMessage]) -> None:
+        """Count nothing."""
+
+    def end_loop_round(self, round: int) -> None:
+        """End nothing: a task takes the whole loop."""
+
+    def end_loop(self, asked: int, made: int) -> int:
+        """Take all rounds as made: the loop need not have told of each."""
+        return asked
+
+    def state(self) -> dict[str, Any]:
+        """Give nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore nothing."""
+
+
+class TasksByTime:
+    """Tasks have times in virtual seconds, and come to all clients at the same moment.
+
+    The server's task is that of whoever is furthest behind. Before a round begins all clients
+    are at the tasks that they are to train on in it.
+
+    Parameters
+    ----------
+    run : RunContext
+    ender : TaskEnder
+
+    Raises
+    ------
+    ConfigError
+        If times are in virtual seconds, of which the grid has none.
+    """
+
+    def __init__(self, run: RunContext, ender: TaskEnder) -> None:
+        self._run = run
+        self._ender = ender
+        config = run.parts.config
+        self._last_task = config.data.tasks - 1
+        self._times = TaskTimes.plan(config)
+        self._steps_before = 0
+        self._steps_given_out = 0
+        if self._times.is_in_seconds and not run.grid.elapsed():
+            raise ConfigError(
+                f"data.arrival_seconds = {config.data.arrival_seconds:g}: real clients have no "
+                "virtual time; set it to 0, or run fedknow simulate"
+            )
+
+    def next_turn(self) -> Turn | None:
+        """Say which rounds of which task come next."""
+        if self._times.is_over:
+            return None
+        task = self._times.task
+        last_task, last_round = self._run.state.last_complete or (task, 0)
+        round = last_round + 1 if last_task == task else 1
+        rounds, until = self._times.span(self._run.state.server_round)
+        return Turn(task, round, rounds, until)
+
+    def begin(self) -> None:
+        """Wait until enough clients are there; tasks may end meanwhile."""
+        self._finish_all(0)
+
+    def finish(self, task: int, round: int) -> bool:
+        """End and score the tasks that are over by the moment at which the next round begins."""
+        return self._finish_all(round)
+
+    def count_step(self) -> None:
+        """Count a step of the server."""
+        self._times.steps += 1
+
+    def address(self, work: Sequence[FlowerMessage]) -> None:
+        """Tell clients in messages to them which task they are at."""
+        self._times.address(work)
+
+    def begin_loop(self) -> None:
+        """Let a strategy's own loop begin, which counts its steps from 1."""
+        self._steps_before = self._times.steps
+        self._steps_given_out = self._times.steps
+
+    def begin_step(self, work: Sequence[FlowerMessage]) -> None:
+        """Let a step of such a loop begin, which gives out this work."""
+        number = cast(int, position(work[0])["round"])
+        self._times.steps = self._steps_before + number - 1
+        self._steps_given_out = self._steps_before + number
+
+    def end_loop_round(self, round: int) -> None:
+        """Count the steps of such a loop; tasks end for all clients after it."""
+        self._times.steps = self._steps_given_out
+
+    def end_loop(self, asked: int, made: int) -> int:
+        """End such a loop, which is told when to stop; gives the number of rounds that count."""
+        self._times.steps = self._steps_given_out
+        # A loop in which nobody answered until it was told to stop is one round.
+        return max(1, made)
+
+    def state(self) -> dict[str, Any]:
+        """Give how far clients have come."""
+        return self._times.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`state` gave.
 
         Raises
         ------
-        ConfigError
-            If its strategy counts tasks itself, or something is wanted that is defined for all
-            clients at once.
+        CheckpointError
+            If the state is of an earlier version, which did not have it.
         """
-        data, same = config.data, config.data.arrival == "same"
-        if same and not data.arrival_seconds:
+        if not state:
+            raise CheckpointError(
+                f"{self._run.folder.checkpoints}: the checkpoint does not say which task each "
+                "client is at, as it is of an earlier version; start again with another --out"
+            )
+        self._times.restore(state)
+
+    def _finish_all(self, round: int) -> bool:
+        """End and score tasks until there is something to do in a round.
+
+        Telling clients and waiting for enough of them take time, in which further tasks may end.
+        A client that a round kept longer than its next task took ends that one too.
+
+        Returns
+        -------
+        bool
+            Whether any task ended.
+        """
+        any_over = False
+        while not self._times.is_over:
+            if self._leave_tasks(round, is_last_over=True):
+                any_over = True
+            elif not self._wait():
+                break
+        return any_over
+
+    def _leave_tasks(self, round: int, is_last_over: bool) -> bool:
+        """End and score one task of each client that is not at work and whose task is over.
+
+        Parameters
+        ----------
+        round : int
+        is_last_over : bool
+            Whether the last task ends too, or goes on.
+
+        Returns
+        -------
+        bool
+            Whether any task ended.
+        """
+        busy = self._run.grid.at_work
+        any_over = False
+        for task, over in self._times.leaving(self._now()).items():
+            clients = [client for client in over if client not in busy]
+            if not clients or (task == self._last_task and not is_last_over):
+                continue
+            any_over = True
+            self._times.leave(clients, self._run.state.server_round)
+            self._finish_for(task, round, clients)
+        return any_over
+
+    def _finish_for(self, task: int, round: int, clients: Sequence[int]) -> None:
+        self._ender.finish_task(task, round)
+
+    def _now(self) -> float:
+        """Say which moment it is, as the times count."""
+        if self._times.is_in_seconds:
+            return self._run.grid.clock_time
+        return self._run.state.server_round
+
+    def _wait(self) -> bool:
+        """Let time pass until there is something to do in a round; gives whether any passed."""
+        before = self._now()
+        if self._times.is_idle(self._run.state.server_round):
+            self._run.grid.wait(self._times.next_moment())
+        elif self._times.is_in_seconds:
+            self._run.grid.gather(self._times.next_moment())
+        return self._now() > before
+
+
+class TasksStaggered(TasksByTime):
+    """Each client meets its tasks at times of its own, in rounds or in virtual seconds."""
+
+    def begin_step(self, work: Sequence[FlowerMessage]) -> None:
+        """Let a step of a strategy's own loop begin.
+
+        Tasks that are over end before clients are given the next work.
+        """
+        super().begin_step(work)
+        if not self._times.leaving(self._now()):
             return
-        arrival = (
-            f"data.arrival_seconds = {data.arrival_seconds:g}"
-            if same
-            else f"data.arrival = {data.arrival!r}"
-        )
-        otherwise = "data.arrival_seconds = 0" if same else "data.arrival = 'same'"
-        if isinstance(strategy, Asynchronous) and real and not same:
-            reason = "has clients at work when others are to end a task, which real clients cannot"
-        elif type(strategy).start is not Strategy.start and not isinstance(
-            strategy, Asynchronous
-        ):
-            reason = "has a loop of its own, which is called once a task of all clients"
-        elif isinstance(strategy, PairedStrategy) and not same:
-            reason = "gathers what clients send when a task is over for all of them"
-        else:
-            if config.evaluation.every and not same:
-                raise ConfigError(
-                    f"evaluation.every = {config.evaluation.every}: with {arrival} clients are scored when a task of "
-                    "theirs is over, and not in between; set evaluation.every = 0"
-                )
-            return
-        raise ConfigError(
-            f"{arrival}: strategy {config.strategy.name} {reason}; set {otherwise}, or take another strategy"
-        )
+        run = self._run
+        # The loop's present model is known from its messages alone.
+        present = next(iter(work[0].content.array_records.values()))
+        run.state.arrays = check_arrays(present, run.state.arrays, run.calls.name)
+        inspector = run.incidents.inspector
+        with inspector.outside_the_round():
+            self._leave_in_loop(inspector.position[1])
+
+    def end_loop_round(self, round: int) -> None:
+        """End what is over between two rounds of such a loop.
+
+        Clients at work finish that first; the last task is over for all when the run is.
+        """
+        super().end_loop_round(round)
+        self._leave_in_loop(round)
+
+    def _leave_in_loop(self, round: int) -> None:
+        has_ended = True
+        while has_ended:
+            has_ended = self._leave_tasks(round, is_last_over=False)
+
+    def _finish_for(self, task: int, round: int, clients: Sequence[int]) -> None:
+        is_last = self._times.task > task
+        self._ender.finish_own_task(task, round, clients, is_last)
+
+
+def choose_schedule(run: RunContext, ender: TaskEnder) -> TaskSchedule:
+    """Choose the schedule that an experiment asks for.
+
+    Raises
+    ------
+    ConfigError
+        If it asks for virtual seconds, of which the grid has none.
+    """
+    config = run.parts.config
+    if not has_task_times(config):
+        return TasksTogether(run, ender)
+    if config.data.arrival == "same":
+        return TasksByTime(run, ender)
+    return TasksStaggered(run, ender)

@@ -362,7 +362,7 @@ class FleetGrid(MessageGrid):
     # ------------------------------------------------------------------------------------
 
     def elapsed(self) -> dict[str, float]:
-        """See :mod:`fedknow.server.run.experiment`; what was neither communication nor computing
+        """See :class:`fedknow.server.run.events.VirtualTime`; what was neither communication nor computing
         was waiting."""
         return {
             "virtual_seconds": self.clock_time,

@@ -24,7 +24,9 @@ from fedknow.server.grids.flower_grid import FlowerGrid
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.run.experiment import Experiment
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.parts import Parts
 from fedknow.simulations import simulate as simulations
+from fedknow.strategies import build_strategy
 
 CLIENTS = 3
 SETTINGS = {
@@ -112,7 +114,8 @@ def expected(tmp_path_factory):
         RunFolder.create(place / "run", config) as folder,
         InlineGrid(CLIENTS, host) as grid,
     ):
-        return Experiment(config, grid, folder, learner).run().accuracy
+        parts = Parts(config, learner, build_strategy(config.strategy))
+        return Experiment(parts, grid, folder).run().accuracy
 
 
 def run(grid, out, **changes):

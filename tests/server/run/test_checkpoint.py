@@ -17,10 +17,9 @@ from fedknow.server.run import checkpoint as module
 from fedknow.server.run.checkpoint import (
     Checkpoint,
     load_checkpoint,
-    restore_strategy,
     save_checkpoint,
-    strategy_state,
 )
+from fedknow.server.run.strategy_state import restore_strategy, strategy_state
 from fedknow.strategies import build_strategy
 
 

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy.result import Result
 
 from fedknow.client.data import make_benchmark
 from fedknow.client.host import Host
-from fedknow.client.learners import build_learner, resolve
+from fedknow.client.learners import resolve
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.messages import (
@@ -28,10 +28,13 @@ from fedknow.protocols.messages import (
     Metrics,
     client_of,
 )
+from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.experiment import Experiment, RunError
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.parts import Parts
+from fedknow.strategies import build_strategy
 
 CLIENTS, TASKS, ROUNDS = 4, 2, 3
 
@@ -149,17 +152,11 @@ class Rig:
             with InlineGrid(
                 self.config.data.clients, Host(self.config, None, store, self.node)
             ) as self.grid:
-                experiment = Experiment(
-                    self.config,
-                    self.grid,
-                    folder,
-                    FakeLearner(),
-                    observers,
-                    self.partition,
+                strategy = strategy or build_strategy(
+                    self.config.strategy, self.config.data.clients
                 )
-                if strategy is not None:
-                    experiment.strategy = strategy
-                return experiment.run()
+                parts = Parts(self.config, FakeLearner(), strategy, self.partition)
+                return Experiment(parts, self.grid, folder, observers).run()
 
     @property
     def events(self):
@@ -938,10 +935,8 @@ def real(path, *overrides):
     with RunFolder.create(path, config) as folder:
         store = StateStore(folder.clients, 2**24)
         with InlineGrid(config.data.clients, Host(config, benchmark, store)) as grid:
-            learner = build_learner(config, benchmark.shape, benchmark.classes)
-            return Experiment(
-                config, grid, folder, learner, (), benchmark.partition.summary()
-            ).run()
+            parts = assemble(config, Clients.VIRTUAL, benchmark)
+            return Experiment(parts, grid, folder).run()
 
 
 def test_fedknow_learns_two_tasks_of_digits(tmp_path):

@@ -16,9 +16,11 @@ from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.run.experiment import Experiment
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.run.schedule import Arrivals
+from fedknow.server.run.parts import Parts
+from fedknow.server.run.task_times import TaskTimes, has_task_times
 from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
+from fedknow.strategies import build_strategy
 
 BASE = {
     "data": {"clients": 3, "tasks": 2, "classes_max": 2, "test_samples": 0.5},
@@ -47,15 +49,15 @@ class OwnLoop(FedAvg):
 
 
 def schedule(*changes):
-    return Arrivals.of(read_config(BASE, changes))
+    return TaskTimes.plan(read_config(BASE, changes))
 
 
 def walk(it):
     """Who leaves which task at which moment, told at each moment at which somebody does; the
     server does no rounds."""
     found = []
-    while not it.over:
-        moment = it.next()
+    while not it.is_over:
+        moment = it.next_moment()
         while leaving := it.leaving(moment):
             for task, clients in leaving.items():
                 found.append((moment, task, clients))
@@ -85,11 +87,13 @@ def test_a_client_counts_rounds_from_where_its_task_began():
         ((1, 2), 1),
         ((1, 3), 1),
     ]
-    assert not it.idle(100)  # in rounds nobody waits
+    assert not it.is_idle(100)  # in rounds nobody waits
 
 
 def test_tasks_at_all_clients_in_rounds_need_no_schedule():
-    assert schedule() is None
+    assert not has_task_times(read_config(BASE))
+    assert has_task_times(read_config(BASE, STAGGERED))
+    assert has_task_times(read_config(BASE, TIMED))
 
 
 def test_schedules_in_virtual_seconds():
@@ -108,9 +112,9 @@ def test_schedules_in_virtual_seconds():
 
 def test_the_server_waits_when_everybody_has_had_its_rounds():
     it = schedule(*TIMED, "data.arrival=staggered", "data.arrival_lag=5")
-    assert [it.idle(done) for done in range(4)] == [False, False, True, True]
+    assert [it.is_idle(done) for done in range(4)] == [False, False, True, True]
     it.leave([0], 2)
-    assert [it.idle(done) for done in range(2, 5)] == [False, False, True]
+    assert [it.is_idle(done) for done in range(2, 5)] == [False, False, True]
     assert it.span(2) == (2, 15)
     assert it.span(3) == (1, 15)
 
@@ -120,7 +124,7 @@ def test_who_is_late_meets_all_tasks_in_order():
     it.leave([0], 1)
     assert it.leaving(30) == {0: [1, 2], 1: [0]}
     assert it.task == 0
-    assert it.next() == 10
+    assert it.next_moment() == 10
 
 
 @pytest.mark.parametrize("unit", [[], ["data.arrival_seconds=20", "fleet=infinite"]])
@@ -165,8 +169,8 @@ def test_every_client_ends_each_of_its_tasks_once_and_in_order(
     it = schedule("data.arrival=poisson", *sizes, *unit)
     ended = {client: [] for client in range(clients)}
     moment = 0.0
-    while not it.over:
-        moment = max(moment + pace, it.next())
+    while not it.is_over:
+        moment = max(moment + pace, it.next_moment())
         while leaving := it.leaving(moment):
             for task, those in leaving.items():
                 for client in those:
@@ -240,6 +244,7 @@ def test_times_need_a_grid_that_has_time(tmp_path):
     config = resolve(read_config(BASE, TIMED))
     benchmark = make_benchmark(config)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
+    parts = Parts(config, learner, build_strategy(config.strategy))
     with (
         RunFolder.create(tmp_path / "run", config) as folder,
         InlineGrid(3, SimpleNamespace()) as grid,
@@ -248,7 +253,7 @@ def test_times_need_a_grid_that_has_time(tmp_path):
             match=r"data\.arrival_seconds = 10: real clients have no virtual time",
         ),
     ):
-        Experiment(config, grid, folder, learner)
+        Experiment(parts, grid, folder)
 
 
 def run(out, *changes, observers=(), resume=False):

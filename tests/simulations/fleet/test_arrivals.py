@@ -10,7 +10,7 @@ from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import END_TASK, TRAIN, client_of
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.run.schedule import Arrivals
+from fedknow.server.run.task_times import TaskTimes
 from fedknow.simulations.fleet.grid import FleetGrid
 from fedknow.simulations.simulate import simulate
 
@@ -158,7 +158,7 @@ def test_work_is_of_the_task_that_is_there_when_it_is_given_out(
 
     monkeypatch.setattr(FleetGrid, "_give_out", watch)
     run(tmp_path / "run", *changes)
-    ends = Arrivals.of(read_config(BASE, changes)).ends
+    ends = TaskTimes.plan(read_config(BASE, changes)).ends
     assert len(given) > 9
     assert [task for _, _, task in given] == [
         (ends[client] <= now).sum() for now, client, _ in given
@@ -416,7 +416,7 @@ def test_who_is_at_work_ends_its_task_when_it_is_done(
     monkeypatch.setattr(FleetGrid, "_take_in", take)
     monkeypatch.setattr(FleetGrid, "exchange", ask)
     result = run(tmp_path / "run", *strategy, *arrival)
-    it = Arrivals.of(read_config(BASE, [*strategy, *arrival]))
+    it = TaskTimes.plan(read_config(BASE, [*strategy, *arrival]))
     tasks = it.ends.shape[1]
     assert len(given) > 9
     for now, client, task, _ in given:

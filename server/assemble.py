@@ -1,0 +1,80 @@
+"""Building an experiment's parts, and refusing what cannot be run, once for every way in."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from fedknow.client.data import Benchmark, make_benchmark
+from fedknow.client.data.local import LOCAL, local_shape
+from fedknow.client.learners import build_learner, check_samples, resolve
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.server.run.parts import Parts
+from fedknow.server.run.task_times import check_task_times
+from fedknow.strategies import build_strategy, check_running_mean
+
+__all__ = ["Clients", "assemble"]
+
+
+class Clients(Enum):
+    """Which clients an experiment is to have."""
+
+    VIRTUAL = auto()
+    """In this process or its workers; their data are made here."""
+    REAL = auto()
+    """Devices of their own, connected over gRPC."""
+    FLOWER = auto()
+    """Nodes of Flower's."""
+
+
+def assemble(
+    config: ExperimentConfig, clients: Clients, benchmark: Benchmark | None = None
+) -> Parts:
+    """Build and check each part of an experiment.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        Its learner's settings may be left to their defaults.
+    clients : Clients
+        Who is to take part.
+    benchmark : Benchmark, optional
+        The clients' data, where it is made already; by default it is made here, unless clients
+        have data of their own.
+
+    Returns
+    -------
+    Parts
+        With the complete configuration, whose paths are absolute.
+
+    Raises
+    ------
+    ConfigError
+        If the data, the strategy, the learner or its model cannot be built, or they do not fit
+        each other, the clients or the configuration.
+    """
+    config = resolve(config)
+    if config.fleet.devices and clients is not Clients.VIRTUAL:
+        raise ConfigError(
+            "fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate"
+        )
+    has_own_data = config.data.name == LOCAL and clients is not Clients.VIRTUAL
+    if benchmark is None and not has_own_data:
+        benchmark = make_benchmark(config)
+    if benchmark is None:
+        shape, classes = local_shape(config.data)
+    else:
+        shape, classes = benchmark.shape, benchmark.classes
+
+    strategy = build_strategy(config.strategy, config.data.clients)
+    check_task_times(config, strategy, are_clients_real=clients is Clients.REAL)
+    learner = build_learner(config, shape, classes)
+    check_samples(config, learner, shape, benchmark)
+    check_running_mean(config, strategy, learner.sparse)
+    return Parts(
+        # Not before: errors name paths as they were given.
+        config=config.absolute(),
+        learner=learner,
+        strategy=strategy,
+        partition={} if benchmark is None else benchmark.partition.summary(),
+        stream=benchmark,
+    )
