@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fedknow.protocols.messages import Arrays, Record
+from fedknow.protocols.messages import Arrays
 from fedknow.protocols.work import MEMORY
 from fedknow.server.run.evaluation import Scores
 
@@ -45,7 +45,7 @@ class RunState:
         """Most memory that a client's work has needed, for events; NaN: no client has said."""
         return self.client_memory or math.nan
 
-    def note_memory(self, answers: Iterable[Record]) -> None:
+    def note_memory(self, answers: Iterable[Mapping[str, object]]) -> None:
         """Note the most memory that a client's work has needed.
 
         Clients of other make may not say.
