@@ -76,7 +76,7 @@ class Checkpoint:
     grid : dict
         See :meth:`fedknow.server.grids.base.MessageGrid.state`.
     arrivals : dict
-        See :meth:`fedknow.server.run.schedule.Arrivals.state`; empty where all clients are at
+        See :meth:`fedknow.server.run.task_times.TaskTimes.state`; empty where all clients are at
         the same task.
     client_memory : float
         Most memory that a client's work has needed so far, bytes.

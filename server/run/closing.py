@@ -11,7 +11,7 @@ import numpy as np
 
 from fedknow.protocols.messages import END_TASK, Message, node_of
 from fedknow.protocols.work import FLOPS, EndTaskReport, EndTaskWork, Position
-from fedknow.server.checks.faults import (RunError)
+from fedknow.server.checks.faults import RunError
 from fedknow.server.run import metrics
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.evaluation import ScoreRequest, score_clients

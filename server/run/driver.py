@@ -19,7 +19,7 @@ from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import TRAIN
 from fedknow.protocols.work import FLOPS
 from fedknow.server.checks.aggregates import check_aggregate, check_arrays
-from fedknow.server.checks.faults import (RunError)
+from fedknow.server.checks.faults import RunError
 from fedknow.server.run.closing import Scorer
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.events import RoundEnded, VirtualTime, Warned

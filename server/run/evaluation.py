@@ -18,7 +18,7 @@ from fedknow.protocols.messages import (
     client_of,
 )
 from fedknow.protocols.work import Position, ScoreReport, ScoreWork
-from fedknow.server.checks.faults import (RunError)
+from fedknow.server.checks.faults import RunError
 from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.wave import WaveOptions

@@ -19,8 +19,8 @@ import torch
 from flwr.app import Message as FlowerMessage
 
 from fedknow.protocols.messages import END_TASK, TRAIN, Arrays
+from fedknow.server.checks.faults import RunError
 from fedknow.server.checks.instructions import StrategyCheck
-from fedknow.server.checks.faults import (RunError)
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions

@@ -8,7 +8,7 @@ from fedknow.client.learners.frames.learner import Layout
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Arrays, Message, client_of
 from fedknow.protocols.texts import counted
-from fedknow.server.checks.faults import (ClientFailure, ClientLost, Fault, RunError)
+from fedknow.server.checks.faults import ClientFailure, ClientLost, Fault, RunError
 from fedknow.server.checks.replies import Inspector
 from fedknow.server.run.events import ClientBegunAnew, ClientFailed, Warned
 from fedknow.server.run.folder import RunFolder

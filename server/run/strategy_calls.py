@@ -13,7 +13,7 @@ from fedknow.client.state import StateError
 from fedknow.protocols.messages import Arrays
 from fedknow.protocols.plugins import PASSED_ON, explain
 from fedknow.protocols.seeds import integer
-from fedknow.server.checks.faults import (NothingAggregatedError, RunError)
+from fedknow.server.checks.faults import NothingAggregatedError, RunError
 from fedknow.server.run.events import Warned
 from fedknow.server.run.folder import is_disk_full
 from fedknow.server.run.incidents import Incidents
