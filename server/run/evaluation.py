@@ -215,7 +215,7 @@ def score_clients(
     if not kept:
         return {"personal": correct, "global": correct}, total
 
-    work = replace(work, scoring="global", should_collect=False, kept=kept)
+    work = replace(work, scoring="global", should_collect=False, local_parameters=kept)
     options = replace(options, label=GLOBAL_TRAFFIC)
     reports = _reports(_wave(grid, options, inspector, request, work))
     shared, _ = _table(reports, grid.clients, request.tasks)
@@ -279,10 +279,10 @@ def _mean_kept(reports: Sequence[ScoreReport]) -> Arrays:
     mean: dict[str, np.ndarray] = {}
     weights = [float(report.examples) for report in reports]
     for report, weight in zip(reports, weights, strict=True):
-        for name, array in (report.kept or Arrays()).items():
+        for name, array in (report.local_parameters or Arrays()).items():
             part = array.astype(np.float64) * (weight / sum(weights))
             mean[name] = mean[name] + part if name in mean else part
-    kept = reports[0].kept or Arrays()
+    kept = reports[0].local_parameters or Arrays()
     return Arrays(
         (name, value.astype(kept[name].dtype)) for name, value in mean.items()
     )
