@@ -35,7 +35,7 @@ def simulate(
     observers: Sequence[Subscriber] = (),
     report: bool = True,
 ) -> RunResult:
-    """Run an experiment with virtual clients and write everything it yields to ``out``.
+    """Run an experiment with virtual clients; everything goes to ``out``.
 
     Parameters
     ----------
@@ -130,8 +130,10 @@ def _workers(
 
 
 def _log(folder: RunFolder) -> None:
-    """Keep the traceback of the exception being handled in ``error.log``, for whom one sentence is
-    not enough."""
+    """Keep the traceback of the exception being handled in ``error.log``.
+
+    It is for those to whom one sentence is not enough.
+    """
     # A disk too full for the run is too full for its log; the run's own error is the one to be
     # seen.
     with suppress(OSError):
