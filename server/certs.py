@@ -1,4 +1,7 @@
-"""The certificates of a run: a CA of its own, one certificate for the server and one for each client."""
+"""The certificates of a run.
+
+A run has a CA of its own, one certificate for the server and one for each client.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -45,7 +49,10 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 _CA_KEY = "ca.key"
 _CA_DAYS = 3650
 _SKEW = dt.timedelta(hours=1)
-"""How far a client's clock may be behind."""
+"""How far a client's clock may be behind.
+
+Small computers without a battery start with an old time.
+"""
 
 
 def make_certificates(
@@ -53,9 +60,11 @@ def make_certificates(
     clients: int,
     hosts: Sequence[str] = (),
     days: int = 365,
-    now: dt.datetime | None = None,
+    issued: dt.datetime | None = None,
 ) -> list[Path]:
-    """Make what is missing in a folder of certificates; what is there is never changed.
+    """Make the missing files in a folder of certificates.
+
+    Files that are there are never changed.
 
     ::
 
@@ -77,7 +86,7 @@ def make_certificates(
         Names and addresses under which clients reach the server, besides the local ones.
     days : int
         How long the certificates are valid; no longer than the CA is.
-    now : datetime, optional
+    issued : datetime, optional
         The time of issue, with its zone; by default the present.
 
     Returns
@@ -93,66 +102,89 @@ def make_certificates(
     """
     check_between("--clients", clients, 1, MOST_CLIENTS)
     check_between("--days", days, 1, _CA_DAYS, "the CA itself is valid for ten years")
-    now = now or dt.datetime.now(dt.UTC)
+    validity = _Validity(issued or dt.datetime.now(dt.UTC), dt.timedelta(days=days))
+    # Before anything is written: a bad name must leave no half-made folder.
+    names = [_host(host) for host in (*LOCAL, *hosts)]
     try:
-        return _make(folder, clients, hosts, dt.timedelta(days=days), now)
+        authority = _Authority.open(folder, validity.start)
+        new_folders = []
+        server = folder / "server"
+        if server.exists():
+            _check_hosts(server / CERTIFICATE, hosts)
+        else:
+            _make_server(server, authority, names, validity)
+            new_folders.append(server)
+        tokens = Tokens.load(server)
+        new_folders += _make_clients(
+            folder / "clients", clients, authority, tokens, validity
+        )
+        write_atomic(server / TOKENS, tokens.to_json())
+        return new_folders
     except OSError as error:
         raise ConfigError(
             f"{error.filename or folder}: {error.strerror}; choose another folder"
         ) from None
 
 
-def _make(
+@dataclass(frozen=True)
+class _Validity:
+    """The time of issue of certificates, and how long they are valid."""
+
+    start: dt.datetime
+    length: dt.timedelta
+
+
+def _make_server(
+    folder: Path,
+    authority: _Authority,
+    names: Sequence[x509.GeneralName],
+    validity: _Validity,
+) -> None:
+    uri = x509.UniformResourceIdentifier(SERVER_URI)
+    # A host may be given twice, or be one of the local ones.
+    unique = list(dict.fromkeys(names))
+    # The server may also ask itself for its state (`fedknow status`), which is a client's
+    # part.
+    usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    files = authority.issue("fedknow server", [*unique, uri], usage, validity)
+    _write_folder(folder, files | {TOKENS: Tokens({}).to_json()})
+
+
+def _make_clients(
     folder: Path,
     clients: int,
-    hosts: Sequence[str],
-    life: dt.timedelta,
-    now: dt.datetime,
+    authority: _Authority,
+    tokens: Tokens,
+    validity: _Validity,
 ) -> list[Path]:
-    for host in hosts:  # before anything is written
-        _host(host)
-    authority = _Authority.open(folder, now)
-    made = []
-    server = folder / "server"
-    if server.exists():
-        _check_hosts(server / CERTIFICATE, hosts)
-        tokens = Tokens.load(server)
-    else:
-        names = list(dict.fromkeys(_host(host) for host in (*LOCAL, *hosts)))
-        names.append(x509.UniformResourceIdentifier(SERVER_URI))
-        tokens = Tokens({})
-        # It may also ask the server it is for how it stands (`fedknow status`), which is a
-        # client's part.
-        usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        files = authority.issue("fedknow server", names, usage, now, life)
-        _write_folder(server, files | {TOKENS: tokens.to_json()})
-        made.append(server)
+    """Make the folders of clients that have none, and add their tokens.
+
+    Returns
+    -------
+    list of Path
+        The new folders.
+    """
+    new_folders = []
     for client in range(clients):
-        place = folder / "clients" / f"{client:03d}"
+        place = folder / f"{client:03d}"
+        if client in tokens.digests:
+            continue
         if place.exists():
-            if (
-                client not in tokens.digests
-            ):  # server/ was made anew, or the last run ended here
-                tokens.add((place / TOKEN).read_text("ascii").strip())
-        elif client not in tokens.digests:
-            token = new_token(client)
-            name = x509.UniformResourceIdentifier(client_uri(client))
-            files = authority.issue(
-                f"fedknow client {client}",
-                [name],
-                [ExtendedKeyUsageOID.CLIENT_AUTH],
-                now,
-                life,
-            )
-            _write_folder(place, files | {TOKEN: token.encode() + b"\n"})
-            tokens.add(token)
-            made.append(place)
-    write_atomic(server / TOKENS, tokens.to_json())
-    return made
+            # The server's folder was made anew, or the previous call ended here.
+            tokens.add((place / TOKEN).read_text("ascii").strip())
+            continue
+        token = new_token(client)
+        uri = x509.UniformResourceIdentifier(client_uri(client))
+        usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        files = authority.issue(f"fedknow client {client}", [uri], usage, validity)
+        _write_folder(place, files | {TOKEN: token.encode() + b"\n"})
+        tokens.add(token)
+        new_folders.append(place)
+    return new_folders
 
 
 class _Authority:
-    """A certificate authority: what signs."""
+    """A certificate authority, which signs certificates."""
 
     def __init__(
         self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
@@ -161,63 +193,64 @@ class _Authority:
         self.key = key
 
     @classmethod
-    def open(cls, folder: Path, now: dt.datetime) -> _Authority:
-        """The CA of a folder, made if the folder is new."""
-        certificate, key = folder / CA, folder / _CA_KEY
+    def open(cls, folder: Path, time: dt.datetime) -> _Authority:
+        """Open the CA of a folder, and make it if the folder is new."""
+        certificate = folder / CA
+        key = folder / _CA_KEY
         if not certificate.exists() and not key.exists():
             if folder.exists() and any(folder.iterdir()):
                 raise ConfigError(
-                    f"{folder} holds something, but no CA; give a new folder or one made before"
+                    f"{folder} holds something, but no CA; "
+                    "give a new folder or one made before"
                 )
-            return cls._new(folder, now)
-        try:
-            secret = load_pem_private_key(key.read_bytes(), password=None)
-            if not isinstance(secret, ec.EllipticCurvePrivateKey):
-                raise TypeError("the key is of another kind")
-            authority = cls(
-                x509.load_pem_x509_certificate(certificate.read_bytes()), secret
+            return cls._new(folder, time)
+        authority = cls._load(folder)
+        if authority.certificate.public_key() != authority.key.public_key():
+            raise ConfigError(
+                f"{folder}: {_CA_KEY} is not the key of {CA}; "
+                "bring back the two that belong together"
             )
+        if authority.certificate.not_valid_after_utc <= time:
+            raise ConfigError(
+                f"{certificate} has expired; "
+                "start a new folder and give every machine its new files"
+            )
+        return authority
+
+    @classmethod
+    def _load(cls, folder: Path) -> _Authority:
+        try:
+            key_file = (folder / _CA_KEY).read_bytes()
+            key = load_pem_private_key(key_file, password=None)
+            if not isinstance(key, ec.EllipticCurvePrivateKey):
+                raise TypeError("the key is of another kind")
+            certificate_file = (folder / CA).read_bytes()
+            return cls(x509.load_pem_x509_certificate(certificate_file), key)
         except FileNotFoundError as error:
             raise ConfigError(
-                f"{error.filename}: missing, so that nothing can be signed; bring it back, or start a new folder "
-                "(and give every machine its new files)"
+                f"{error.filename}: missing, so that nothing can be signed; bring it back, "
+                "or start a new folder (and give every machine its new files)"
             ) from None
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 f"{folder}: {CA} or {_CA_KEY} is damaged ({error}); start a new folder"
             ) from None
-        if authority.certificate.public_key() != secret.public_key():
-            raise ConfigError(
-                f"{folder}: {_CA_KEY} is not the key of {CA}; bring back the two that belong together"
-            )
-        if authority.certificate.not_valid_after_utc <= now:
-            raise ConfigError(
-                f"{folder / CA} has expired; start a new folder and give every machine its new files"
-            )
-        return authority
 
     @classmethod
-    def _new(cls, folder: Path, now: dt.datetime) -> _Authority:
+    def _new(cls, folder: Path, time: dt.datetime) -> _Authority:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name(
-            [
-                x509.NameAttribute(
-                    NameOID.COMMON_NAME, f"fedknow CA {secrets.token_hex(4)}"
-                )
-            ]
-        )
+        # A random part, so that the CAs of two runs are told apart on a machine.
+        name = _common_name(f"fedknow CA {secrets.token_hex(4)}")
+        serial = x509.random_serial_number()
+        own_key = key.public_key()
         certificate = (
-            x509.CertificateBuilder(
-                name, name, key.public_key(), x509.random_serial_number()
-            )
-            .not_valid_before(now - _SKEW)
-            .not_valid_after(now + dt.timedelta(days=_CA_DAYS))
+            x509.CertificateBuilder(name, name, own_key, serial)
+            .not_valid_before(time - _SKEW)
+            .not_valid_after(time + dt.timedelta(days=_CA_DAYS))
+            # No CA below this one.
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs_certificates=True), critical=True)
-            .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
-                critical=False,
-            )
+            .add_extension(_subject_id(own_key), critical=False)
             .sign(key, hashes.SHA256())
         )
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,35 +263,47 @@ class _Authority:
         name: str,
         names: Sequence[x509.GeneralName],
         usage: Sequence[x509.ObjectIdentifier],
-        now: dt.datetime,
-        life: dt.timedelta,
+        validity: _Validity,
     ) -> dict[str, bytes]:
-        """The three files of one side."""
+        """Issue the three files of one side.
+
+        Parameters
+        ----------
+        name : str
+            Common name, for people.
+        names : sequence of GeneralName
+            Names that the other side checks.
+        usage : sequence of ObjectIdentifier
+            Whether it is a server's, a client's, or both.
+        validity : _Validity
+            From when and how long; no longer than the CA.
+
+        Returns
+        -------
+        dict
+            Content by file name.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        own_key = key.public_key()
         issuer = self.certificate.subject
+        serial = x509.random_serial_number()
+        end = min(
+            validity.start + validity.length, self.certificate.not_valid_after_utc
+        )
+        constraints = x509.BasicConstraints(ca=False, path_length=None)
+        issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(
+            self.key.public_key()
+        )
         certificate = (
-            x509.CertificateBuilder(
-                issuer, subject, key.public_key(), x509.random_serial_number()
-            )
-            .not_valid_before(now - _SKEW)
-            .not_valid_after(min(now + life, self.certificate.not_valid_after_utc))
-            .add_extension(
-                x509.BasicConstraints(ca=False, path_length=None), critical=True
-            )
+            x509.CertificateBuilder(issuer, _common_name(name), own_key, serial)
+            .not_valid_before(validity.start - _SKEW)
+            .not_valid_after(end)
+            .add_extension(constraints, critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
-                critical=False,
-            )
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(
-                    self.key.public_key()
-                ),
-                critical=False,
-            )
+            .add_extension(_subject_id(own_key), critical=False)
+            .add_extension(issuer_id, critical=False)
             .sign(self.key, hashes.SHA256())
         )
         return {
@@ -266,6 +311,14 @@ class _Authority:
             CERTIFICATE: certificate.public_bytes(Encoding.PEM),
             KEY: _pem(key),
         }
+
+
+def _common_name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _subject_id(key: ec.EllipticCurvePublicKey) -> x509.SubjectKeyIdentifier:
+    return x509.SubjectKeyIdentifier.from_public_key(key)
 
 
 def _usage(signs_certificates: bool) -> x509.KeyUsage:
@@ -293,26 +346,27 @@ def _host(host: str) -> x509.GeneralName:
         return x509.DNSName(checked)
     if address.is_unspecified or address.is_multicast:
         raise ConfigError(
-            f"--host {host!r}: nobody can connect to this address; give the name or the address that clients connect to"
+            f"--host {host!r}: nobody can connect to this address; "
+            "give the name or the address that clients connect to"
         )
     return x509.IPAddress(address)
 
 
 def _check_hosts(certificate: Path, hosts: Sequence[str]) -> None:
-    found = x509.load_pem_x509_certificate(certificate.read_bytes())
-    names = set(
-        found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    )
+    content = x509.load_pem_x509_certificate(certificate.read_bytes())
+    kind = x509.SubjectAlternativeName
+    names = set(content.extensions.get_extension_for_class(kind).value)
     missing = [host for host in hosts if _host(host) not in names]
     if missing:
         raise ConfigError(
-            f"{certificate} was made without --host {' --host '.join(missing)}; remove {certificate.parent} and run "
-            "this again: the server gets a new certificate, clients keep theirs"
+            f"{certificate} was made without --host {' --host '.join(missing)}; remove "
+            f"{certificate.parent} and run this again: the server gets a new certificate, "
+            "clients keep theirs"
         )
 
 
 def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a folder that only its owner can enter, whole or not at all."""
+    """Write a folder that only its owner can enter, complete or not at all."""
     folder.parent.mkdir(exist_ok=True)
     draft = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
@@ -323,9 +377,10 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-    ) as file:
+    # Readable by its owner alone from the start, so that no moment is left to read a key.
+    # Never over a file that is there.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

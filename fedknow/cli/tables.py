@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.groups import Group, interval_note, ranked
-from fedknow.server.reports.measures import known, measure_named, size
+from fedknow.server.reports.measures import available_measures, measure_named, size
 from fedknow.server.reports.summary import Summary
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _task_table(run: Summary) -> FittingTable:
     columns = []
     for name, scoring in scorings:
         learned = scoring.learned[: run.tasks].tolist()
-        present = scoring.now[: run.tasks].tolist()
+        present = scoring.current[: run.tasks].tolist()
         forgotten = [old - new for old, new in zip(learned, present, strict=True)]
         # The last task cannot be forgotten yet: nothing was learned after it.
         if forgotten:
@@ -192,7 +192,7 @@ def _overall_table(run: Summary) -> Table:
     table.add_column()
     table.add_column(justify="right", no_wrap=True)
     values = run.measures()
-    for measure in known([values]):
+    for measure in available_measures([values]):
         table.add_row(measure.title, measure.text(values[measure.key]))
     for kind, count in sorted(run.traffic.items()):
         table.add_row(f"Bytes down, {kind}", size(count["down"]))
@@ -214,17 +214,19 @@ def comparison_table(groups: Sequence[Group]) -> FittingTable:
         names.append(name)
         runs += group.runs
     columns = []
-    for measure in known(run.measures() for run in runs):
+    for measure in available_measures(run.measures() for run in runs):
         # Long measures stand on the page alone.
         if not measure.short:
             continue
         points = [group.estimate(measure.key) for group in order]
-        if measure.percent:
-            cells = [point.text(measure, unit=False) for point in points]
+        if measure.is_percentage:
+            cells = [point.text(measure, has_unit=False) for point in points]
         else:
             # Their intervals stand on the page and in the file alone, for lack of room.
             cells = [measure.text(point.mean) for point in points]
-        columns.append(Column(measure.short, cells, "%" if measure.percent else ""))
+        columns.append(
+            Column(measure.short, cells, "%" if measure.is_percentage else "")
+        )
     notes = [interval_note(groups)]
     return FittingTable("Comparison", names, columns, EXPENDABLE, notes)
 
@@ -252,7 +254,9 @@ def search_table(best: Mapping[str, BestSettings]) -> FittingTable:
 
 def _percent_column(heading: str, key: str, values: Sequence[float]) -> Column:
     measure = measure_named(key)
-    return Column(heading, [measure.text(value, unit=False) for value in values], "%")
+    return Column(
+        heading, [measure.text(value, has_unit=False) for value in values], "%"
+    )
 
 
 def _percent(value: float) -> str:

@@ -1,4 +1,7 @@
-"""The parts of a page as data; ``templates/page.html`` says how each kind looks."""
+"""The parts of a page as data.
+
+``templates/page.html`` says how each kind looks.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell of a table shows, and the number that its column is sorted by."""
+    """A cell of a table: its text, and the number its column is sorted by."""
 
     text: str
     value: float = math.nan
@@ -49,7 +52,7 @@ class Table:
         A name for each column.
     rows : sequence of sequence of Cell or str
         A text alone is sorted as a text, numbers in it by their size.
-    about : str
+    introduction : str
         Sentences that stand before it.
     prose : collection of int
         Columns of words, which are set to the left and wrapped.
@@ -59,20 +62,24 @@ class Table:
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
-    about: str = ""
+    introduction: str = ""
     prose: Collection[int] = field(default=())
 
     def cells(self) -> list[list[Cell]]:
         """Give all rows as cells."""
-        return [[_as_cell(entry) for entry in row] for row in self.rows]
+        return [list(map(_as_cell, row)) for row in self.rows]
 
     def texts(self) -> list[list[str]]:
         """Give all rows as texts."""
-        return [[cell.text for cell in row] for row in self.cells()]
+        return [list(map(_text, row)) for row in self.rows]
 
 
 def _as_cell(entry: Cell | str) -> Cell:
     return Cell(entry) if isinstance(entry, str) else entry
+
+
+def _text(entry: Cell | str) -> str:
+    return _as_cell(entry).text
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Tables of a fleet: time, energy, memory, and clients whose device was too small."""
+"""Tables of a fleet: time, energy, memory, devices that were too small."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from fedknow.server.reports.blocks import Block, Cell, Section, Table, Text
@@ -19,7 +20,14 @@ from fedknow.server.reports.measures import (
 )
 from fedknow.server.reports.summary import Summary
 
-__all__ = ["fleet_of_run", "fleet_parts", "has_room", "side_by_side", "too_small"]
+__all__ = [
+    "clients_by_device",
+    "fleet_of_run",
+    "fleet_parts",
+    "has_room",
+    "side_by_side",
+    "too_small",
+]
 
 SPEEDS = (
     "Devices are as fast as their profiles say (fedknow list devices NAME). Profiles of different "
@@ -52,7 +60,7 @@ DEVICE_COLUMNS = (
 
 
 def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Table:
-    """Compare what methods took on their fleet, and on which devices they have room.
+    """Compare the time, energy and memory of methods on their fleet.
 
     Parameters
     ----------
@@ -61,7 +69,7 @@ def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Table:
     rooms : mapping
         Bytes that training may take, by device.
     """
-    compared = [group for group in groups if any(run.fleet for run in group.runs)]
+    compared = [group for group in groups if _fleet_runs(group)]
     return Table(
         "Time, energy and memory on the fleet",
         COMPARED,
@@ -75,29 +83,38 @@ def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Table:
     )
 
 
+def _fleet_runs(group: Group) -> list[Summary]:
+    return [run for run in group.runs if run.fleet]
+
+
 def _compared(group: Group, rooms: Mapping[str, float]) -> list[Cell | str]:
-    runs = [run for run in group.runs if run.fleet]
-    means = {
-        key: estimate(run.elapsed(key) for run in runs).mean
-        for key in ("virtual_seconds", "communication_seconds", "computing_seconds")
-    }
-    total, messages, computing = means.values()
+    runs = _fleet_runs(group)
+
+    def over_seeds(key: str) -> Estimate:
+        return estimate(run.elapsed(key) for run in runs)
+
+    total = over_seeds("virtual_seconds").mean
+    messages = over_seeds("communication_seconds").mean
+    computing = over_seeds("computing_seconds").mean
+    # Means of runs need not add up to the last digit.
     waiting = max(0.0, total - messages - computing)
     shares = [part / total if total else 0.0 for part in (messages, computing, waiting)]
-    failed = [
-        sum(client["out_of_memory"] > 0 for client in run.clients) for run in runs
-    ]
-    lacking = sum(failed) / len(failed)
-    needed = group.estimate("client_memory_bytes").mean
+    failures = sum(map(_out_of_memory, runs)) / len(runs)
+    memory = group.estimate("client_memory_bytes").mean
     return [
         group.label,
         Cell(duration(total), total),
         *(Cell(f"{share:.0%}", share) for share in shares),
-        _energy(estimate(run.elapsed("energy_joules") for run in runs)),
-        Cell(f"{lacking:.3g} of {len(runs[0].clients)}", lacking),
-        Cell(size(needed), needed),
-        has_room(needed, rooms),
+        _energy(over_seeds("energy_joules")),
+        Cell(f"{failures:.3g} of {len(runs[0].clients)}", failures),
+        Cell(size(memory), memory),
+        has_room(memory, rooms),
     ]
+
+
+def _out_of_memory(run: Summary) -> int:
+    """Count the clients that lacked memory at least once."""
+    return sum(client["out_of_memory"] > 0 for client in run.clients)
 
 
 def _energy(joules: Estimate) -> Cell:
@@ -110,7 +127,7 @@ def fleet_parts(
     failed: Sequence[tuple[str, Summary]] = (),
     title: str = "",
 ) -> list[Section]:
-    """Give sections about the fleets of some methods; none where there is nothing to tell.
+    """Give sections about the fleets of some methods, as far as they have any.
 
     Parameters
     ----------
@@ -119,21 +136,15 @@ def fleet_parts(
     rooms : mapping, optional
         Bytes that training may take, by device; none: those of the devices that these runs have.
     failed : sequence of (str, Summary)
-        Runs that did not end, by name: whose devices were too small there.
+        Runs that did not end, by name. Their clients whose devices were too small are listed.
     title : str
         Put before the captions, to tell the tables of several comparisons apart.
     """
-    runs = [run for group in groups for run in group.runs]
-    own = {client["device"]: client["room"] for run in runs for client in run.clients}
-    several = len(runs) > len(groups)
-    named = [
-        (f"{group.label}, seed {run.config.seed}" if several else group.label, run)
-        for group in groups
-        for run in group.runs
-    ]
+    if rooms is None:
+        rooms = _rooms_of(groups)
     tables = {
-        "On the fleet": side_by_side(groups, own if rooms is None else rooms),
-        "Out of memory": too_small([*named, *failed]),
+        "On the fleet": side_by_side(groups, rooms),
+        "Out of memory": too_small([*_named_runs(groups), *failed]),
     }
     return [
         Section(heading, [replace(table, caption=f"{title}{table.caption}")])
@@ -142,40 +153,57 @@ def fleet_parts(
     ]
 
 
-def has_room(needed: float, rooms: Mapping[str, float]) -> str:
-    """Which of the devices have room for so many bytes, in the fewest words."""
+def _rooms_of(groups: Iterable[Group]) -> dict[str, float]:
+    """Collect the bytes that training may take on the runs' own devices."""
+    rooms = {}
+    for run in chain.from_iterable(group.runs for group in groups):
+        for client in run.clients:
+            rooms[client["device"]] = client["room"]
+    return rooms
+
+
+def _named_runs(groups: Sequence[Group]) -> list[tuple[str, Summary]]:
+    """Name runs by their method, and by their seed where a method has several."""
+    has_seeds = any(len(group.runs) > 1 for group in groups)
+    named = []
+    for group in groups:
+        for run in group.runs:
+            seed = f", seed {run.config.seed}" if has_seeds else ""
+            named.append((f"{group.label}{seed}", run))
+    return named
+
+
+def has_room(memory: float, rooms: Mapping[str, float]) -> str:
+    """Name the devices that have room for so many bytes, in the fewest words."""
+    # A device without a limit has room for anything and says nothing about a method.
     finite = {name: room for name, room in rooms.items() if room < math.inf}
-    fit = [name for name, room in finite.items() if room >= needed]
-    lack = [name for name in finite if name not in fit]
-    if not lack:
-        return f"all {len(fit)}"
-    return (
-        f"all but {', '.join(lack)}"
-        if len(lack) < len(fit)
-        else ", ".join(fit) or "none"
-    )
+    large = [name for name, room in finite.items() if room >= memory]
+    small = [name for name in finite if name not in large]
+    if not small:
+        return f"all {len(large)}"
+    if len(small) < len(large):
+        return f"all but {', '.join(small)}"
+    return ", ".join(large) or "none"
 
 
 def too_small(runs: Iterable[tuple[str, Summary]]) -> Table:
-    """List the clients of named runs whose device lacked memory, since when, and how much.
+    """List the clients of named runs whose device lacked memory.
 
     Parameters
     ----------
     runs : iterable of (str, Summary)
-        Whole or not: failures on record are what counts.
+        Complete or not: failures on record count.
     """
     rows: list[list[str]] = []
     for name, run in runs:
-        first: dict[int, Mapping[str, str]] = {}
-        times: dict[int, int] = {}
+        failures: dict[int, list[Mapping[str, Any]]] = {}
         for event in run.troubles:
             if event.get("fault") == "out_of_memory":
-                first.setdefault(event["client"], event)
-                times[event["client"]] = times.get(event["client"], 0) + 1
-        for client, event in sorted(first.items()):
-            since = str(int(event["task"]) + 1)
-            reason = _particulars(event["reason"])
-            rows.append([name, str(client), since, str(times[client]), reason])
+                failures.setdefault(event["client"], []).append(event)
+        for client, events in sorted(failures.items()):
+            since = str(int(events[0]["task"]) + 1)
+            reason = _particulars(events[0]["reason"])
+            rows.append([name, str(client), since, str(len(events)), reason])
     return Table(
         "Clients whose device lacked memory",
         ["Method", "Client", "Since task", "Times", "There was, and it needed"],
@@ -191,17 +219,13 @@ def _particulars(reason: str) -> str:
 
 def fleet_of_run(run: Summary) -> list[Block]:
     """Show a run's fleet device by device, and its slowest clients."""
-    kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for client in run.clients:
-        kinds.setdefault(client["device"], []).append(client)
+    kinds = clients_by_device(run)
     total = run.fleet["virtual_seconds"]
     devices = [
         _device_row(f"{name} ({len(clients)})", clients, total)
         for name, clients in kinds.items()
     ]
-    slowest = sorted(
-        run.clients, key=lambda each: -(each["computing"] + each["transfer"])
-    )
+    slowest = sorted(run.clients, key=_busy_seconds, reverse=True)
     clients = [
         _device_row(f"{client['client']}: {client['device']}", [client], total)
         for client in slowest[:SLOWEST]
@@ -213,13 +237,25 @@ def fleet_of_run(run: Summary) -> list[Block]:
     ]
 
 
+def clients_by_device(run: Summary) -> dict[str, list[Mapping[str, Any]]]:
+    """Group the accounts of clients by the kind of their device."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for client in run.clients:
+        kinds.setdefault(client["device"], []).append(client)
+    return kinds
+
+
+def _busy_seconds(client: Mapping[str, Any]) -> float:
+    return float(client["computing"] + client["transfer"])
+
+
 def _where_time_went(run: Summary) -> str:
-    computing, messages, waiting = (
-        duration(run.fleet[f"{key}_seconds"])
-        for key in ("computing", "communication", "waiting")
-    )
+    fleet = run.fleet
+    computing = duration(fleet["computing_seconds"])
+    messages = duration(fleet["communication_seconds"])
+    waiting = duration(fleet["waiting_seconds"])
     return (
-        f"{duration(run.fleet['virtual_seconds'])} of virtual time passed until the last task "
+        f"{duration(fleet['virtual_seconds'])} of virtual time passed until the last task "
         f"ended. In it the server waited {computing} for clients that computed, {messages} for "
         f"messages under way and {waiting} for clients that were away, a deadline or the next "
         "task. Computing, messages and idle are what devices did while they were there, as shares "
@@ -232,15 +268,20 @@ def _device_row(
     name: str, clients: Sequence[Mapping[str, Any]], total: float
 ) -> list[Cell | str]:
     percent = measure_named("accuracy")
-    times = [sum(client[key] for client in clients) / len(clients) for key in TIMES]
+
+    def add_up(key: str) -> Any:
+        return sum(client[key] for client in clients)
+
+    times = [add_up(key) / len(clients) for key in TIMES]
     shares = [time / total if total else 0.0 for time in times]
-    needed = max(client["memory"] for client in clients)
-    joules = [client["joules"] for client in clients]
-    spent = math.nan if None in joules else float(sum(joules))
+    memory = max(client["memory"] for client in clients)
+    # A device whose profile has no power figures makes the sum unknown.
+    is_known = all(client["joules"] is not None for client in clients)
+    joules = float(add_up("joules")) if is_known else math.nan
     return [
         name,
         *(Cell(percent.text(share), share) for share in shares),
-        Cell(size(needed), needed),
-        *(f"{sum(client[key] for client in clients):,}" for key in COUNTS),
-        Cell("unknown" if math.isnan(spent) else energy(spent), spent),
+        Cell(size(memory), memory),
+        *(f"{add_up(key):,}" for key in COUNTS),
+        Cell("unknown" if math.isnan(joules) else energy(joules), joules),
     ]

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, together, and what tells the groups apart."""
+"""Groups of runs that differ in the seed alone, and names for them."""
 
 from __future__ import annotations
 
@@ -35,39 +35,54 @@ class Group:
         """One of :data:`MEASURES` over the group's runs."""
         return estimate(run.measures()[key] for run in self.runs)
 
-    def seed_curves(self, pick: str, global_model: bool = False) -> list[Array]:
-        """Collect a field of :class:`Scoring` such as ``"average"``, float64 [trained] a run."""
+    def seed_curves(self, pick: str, is_global: bool = False) -> list[Array]:
+        """Collect a field of :class:`Scoring` from each run.
+
+        Parameters
+        ----------
+        pick : str
+            The field, such as ``"average"``.
+        is_global : bool
+            Whether to take it from the global model's scores.
+
+        Returns
+        -------
+        list of float64 [trained]
+        """
         scorings = [
-            run.global_model if global_model else run.personal for run in self.runs
+            run.global_model if is_global else run.personal for run in self.runs
         ]
         return [getattr(scoring, pick) for scoring in scorings if scoring is not None]
 
-    def estimates(self, pick: str, global_model: bool = False) -> list[Estimate]:
+    def estimates(self, pick: str, is_global: bool = False) -> list[Estimate]:
         """Estimate a field of :class:`Scoring` after each task.
 
         A run that has not come to a task does not count at that task.
         """
-        curves = self.seed_curves(pick, global_model)
-        return [estimate(values) for values in zip_longest(*curves, fillvalue=math.nan)]
+        curves = self.seed_curves(pick, is_global)
+        seeds_by_task = zip_longest(*curves, fillvalue=math.nan)
+        return [estimate(values) for values in seeds_by_task]
 
-    def curve(self, pick: str, global_model: bool = False) -> Array:
+    def curve(self, pick: str, is_global: bool = False) -> Array:
         """Average a field of :class:`Scoring` over seeds, float64 [trained]."""
-        return np.array([point.mean for point in self.estimates(pick, global_model)])
+        return np.array([point.mean for point in self.estimates(pick, is_global)])
 
     def band(
         self,
         pick: str,
         measure: Measure,
-        global_model: bool = False,
+        is_global: bool = False,
     ) -> tuple[Array, Array] | None:
-        """Bound the 95 % intervals of a field of :class:`Scoring` within its measure's bounds.
+        """Compute the 95 % intervals of a field of :class:`Scoring`.
+
+        They stay within the bounds of its measure.
 
         Returns
         -------
         (float64 [trained], float64 [trained]) or None
             Lower and upper ends; ``None`` where too few seeds allow no interval at any task.
         """
-        points = self.estimates(pick, global_model)
+        points = self.estimates(pick, is_global)
         if not any(point.has_interval for point in points):
             return None
         low, high = zip(*(point.interval(measure) for point in points), strict=True)
@@ -75,7 +90,7 @@ class Group:
 
 
 def interval_note(groups: Iterable[Group]) -> str:
-    """Say in a few words what stands for several seeds in these groups' numbers."""
+    """Say briefly how these groups' numbers show several seeds."""
     counts = {len(members.runs) for members in groups}
     if max(counts, default=1) == 1:
         return "one seed: no interval"
@@ -95,6 +110,7 @@ def group(runs: Iterable[Summary]) -> list[Group]:
     """
     groups: list[list[Summary]] = []
     for run in runs:
+        # A search one by one: methods are dictionaries and cannot be keys of one.
         for members in groups:
             if _method(members[0]) == _method(run):
                 members.append(run)
@@ -124,8 +140,8 @@ Method = Mapping[str, Any]
 def _method(run: Summary) -> Method:
     config = run.config
     if config.learner.name in list_learners():
-        # A setting that the learner did not have yet is at its default. A configuration that is
-        # refused by now stays as it was run.
+        # An older run lacks settings that its learner did not have yet: they are at their
+        # defaults. A configuration that is refused by now stays as it was run.
         with suppress(ConfigError):
             config = resolve(config)
     fields = _flat(config.digest_fields())
@@ -140,13 +156,11 @@ def _labels(firsts: Sequence[Summary]) -> list[str]:
     """
     methods = [_method(run) for run in firsts]
     strategies = [_named_strategy(method) for method in methods]
-    several = len(set(strategies) - {""}) > 1
-    names = [
-        f"{method['learner.name']} + {strategy}"
-        if several and strategy
-        else method["learner.name"]
-        for method, strategy in zip(methods, strategies, strict=True)
-    ]
+    has_several = len(set(strategies) - {""}) > 1
+    names = []
+    for method, strategy in zip(methods, strategies, strict=True):
+        name = str(method["learner.name"])
+        names.append(f"{name} + {strategy}" if has_several and strategy else name)
     by_name: dict[str, list[Method]] = {}
     for name, method in zip(names, methods, strict=True):
         by_name.setdefault(name, []).append(method)
@@ -175,8 +189,9 @@ def _named_strategy(method: Method) -> str:
     """Give the strategy, unless it is the one that comes with the learner."""
     strategy = str(method["strategy.name"])
     learner = method["learner.name"]
-    own = learner_class(learner).strategy if learner in list_learners() else ""
-    return "" if strategy == own else strategy
+    # A user's own learner may not be installed where the report is written.
+    paired = learner_class(learner).strategy if learner in list_learners() else ""
+    return "" if strategy == paired else strategy
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

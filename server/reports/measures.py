@@ -1,4 +1,4 @@
-"""Numbers of a run: their names, their units by size, and their intervals over seeds."""
+"""Numbers of a run: names, units by size, and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import (
-    stdtrit,
-)  # Student's t; scipy.stats takes half a second longer to import
+
+# Student's t from here, as scipy.stats takes half a second longer to import.
+from scipy.special import stdtrit
 
 __all__ = [
     "BYTES",
@@ -22,10 +22,10 @@ __all__ = [
     "Estimate",
     "Measure",
     "Scale",
+    "available_measures",
     "duration",
     "energy",
     "estimate",
-    "known",
     "measure_named",
     "scale_for",
     "size",
@@ -36,18 +36,18 @@ SEEDS_FOR_INTERVAL = 3
 
 
 class Scale(NamedTuple):
-    """A unit: how much one is, its name, and how many digits stand after the point."""
+    """A unit: its size, its name, and its digits after the point."""
 
     size: float
     name: str
     digits: int = 1
 
     def text(self, value: float) -> str:
-        """The number alone, in this unit."""
+        """Write the number alone, in this unit."""
         number = f"{value / self.size:,.{self.digits}f}"
-        return (
-            number.removeprefix("-") if not number.strip("-0.,") else number
-        )  # never "-0.0"
+        is_zero = not number.strip("-0.,")
+        # Never "-0.0", which a tiny loss would give.
+        return number.removeprefix("-") if is_zero else number
 
 
 Scales = tuple[Scale, ...]
@@ -81,12 +81,12 @@ def scale_for(value: float, scales: Scales) -> Scale:
     """
     if value == 0:
         return next((scale for scale in scales if scale.size >= 1), scales[0])
-    fitting = [
-        scale
-        for smaller, scale in itertools.pairwise(scales)
-        if round(abs(value) / smaller.size, smaller.digits) * smaller.size >= scale.size
-    ]
-    return fitting[-1] if fitting else scales[0]
+    largest = scales[0]
+    for smaller, scale in itertools.pairwise(scales):
+        rounded = round(abs(value) / smaller.size, smaller.digits) * smaller.size
+        if rounded >= scale.size:
+            largest = scale
+    return largest
 
 
 @dataclass(frozen=True)
@@ -103,59 +103,65 @@ class Measure:
         The units it is written in, smallest first.
     short : str
         Heading of a narrow column; a measure without one is left to the wide tables.
-    least, most : float
-        What the number cannot fall below or exceed; its interval does not either.
+    lowest, highest : float
+        Bounds of the number, and so of its interval.
     """
 
     key: str
     title: str
     scales: Scales
     short: str = ""
-    least: float = 0.0
-    most: float = math.inf
+    lowest: float = 0.0
+    highest: float = math.inf
 
     @property
-    def percent(self) -> bool:
+    def is_percentage(self) -> bool:
         """Whether it is a share of something."""
         return self.scales is PERCENT
 
-    def text(self, value: float, half: float = math.nan, unit: bool = True) -> str:
-        """Write ``value`` or ``value ± half`` in one unit; a dash where there is none."""
+    def text(self, value: float, half: float = math.nan, has_unit: bool = True) -> str:
+        """Write ``value`` or ``value ± half`` in one unit; a dash for NaN."""
         if math.isnan(value):
             return "–"
         scale = scale_for(value, self.scales)
         margin = "" if math.isnan(half) else f" ± {scale.text(half)}"
-        return f"{scale.text(value)}{margin}{_suffix(scale, unit)}"
+        return f"{scale.text(value)}{margin}{_suffix(scale, has_unit)}"
 
-    def texts(self, values: Iterable[float], unit: bool = True) -> str:
+    def texts(self, values: Iterable[float], has_unit: bool = True) -> str:
         """Write several values with commas between, in the unit of the largest."""
         numbers = list(values)
         scale = scale_for(max(numbers, key=abs), self.scales)
-        return f"{', '.join(map(scale.text, numbers))}{_suffix(scale, unit)}"
+        return f"{', '.join(map(scale.text, numbers))}{_suffix(scale, has_unit)}"
 
 
-def _suffix(scale: Scale, unit: bool) -> str:
-    return f" {scale.name}" if unit and scale.name else ""
+def _suffix(scale: Scale, has_unit: bool) -> str:
+    return f" {scale.name}" if has_unit and scale.name else ""
 
 
 MEASURES = (
-    Measure("accuracy", "Average accuracy", PERCENT, "accuracy", most=1),
+    Measure("accuracy", "Average accuracy", PERCENT, "accuracy", highest=1),
     Measure(
-        "accuracy_global", "Average accuracy, global model", PERCENT, "global", most=1
+        "accuracy_global",
+        "Average accuracy, global model",
+        PERCENT,
+        "global",
+        highest=1,
     ),
-    Measure("gap", "Personal minus global", PERCENT, least=-1, most=1),
-    Measure("forgetting", "Forgetting", PERCENT, "forgotten", least=-1, most=1),
+    Measure("gap", "Personal minus global", PERCENT, lowest=-1, highest=1),
+    Measure("forgetting", "Forgetting", PERCENT, "forgotten", lowest=-1, highest=1),
     Measure(
         "forgetting_relative",
         "Forgetting, relative",
         PERCENT,
         "relative",
-        least=-math.inf,
-        most=1,
+        lowest=-math.inf,
+        highest=1,
     ),
-    Measure("forgetting_global", "Forgetting, global model", PERCENT, least=-1, most=1),
-    Measure("backward_transfer", "Backward transfer", PERCENT, least=-1, most=1),
-    Measure("forward_transfer", "Forward transfer", PERCENT, least=-1, most=1),
+    Measure(
+        "forgetting_global", "Forgetting, global model", PERCENT, lowest=-1, highest=1
+    ),
+    Measure("backward_transfer", "Backward transfer", PERCENT, lowest=-1, highest=1),
+    Measure("forward_transfer", "Forward transfer", PERCENT, lowest=-1, highest=1),
     Measure("bytes", "Training traffic", BYTES, "traffic"),
     Measure("bytes_extra", "of it beside the model", BYTES),
     Measure("bytes_evaluate", "Traffic of scoring", BYTES),
@@ -185,14 +191,20 @@ def measure_named(key: str) -> Measure:
     return _BY_KEY[key]
 
 
-def known(values: Iterable[Mapping[str, float]]) -> list[Measure]:
-    """List the measures that at least one of these runs has (:meth:`Summary.measures`)."""
+def available_measures(values: Iterable[Mapping[str, float]]) -> list[Measure]:
+    """List the measures that at least one run has.
+
+    Parameters
+    ----------
+    values : iterable of mapping
+        The measures of each run by key (:meth:`Summary.measures`); NaN where it has none.
+    """
     runs = list(values)
-    return [
-        entry
-        for entry in MEASURES
-        if any(not math.isnan(run[entry.key]) for run in runs)
-    ]
+
+    def is_available(key: str) -> bool:
+        return not all(math.isnan(run[key]) for run in runs)
+
+    return [measure for measure in MEASURES if is_available(measure.key)]
 
 
 @dataclass(frozen=True)
@@ -222,38 +234,38 @@ class Estimate:
         return self.count >= SEEDS_FOR_INTERVAL
 
     def interval(self, measure: Measure) -> tuple[float, float]:
-        """Give the 95 % interval within the measure's bounds; NaNs where none is shown."""
+        """Give the 95 % interval within bounds; NaNs where none is shown."""
         if not self.has_interval:
             return math.nan, math.nan
-        low = max(measure.least, self.mean - self.half)
-        return low, min(measure.most, self.mean + self.half)
+        low = max(measure.lowest, self.mean - self.half)
+        return low, min(measure.highest, self.mean + self.half)
 
-    def text(self, measure: Measure, unit: bool = True) -> str:
+    def text(self, measure: Measure, has_unit: bool = True) -> str:
         """Write the number as a person reads it.
 
         With fewer than three seeds each seed's value stands: ``"82.5, 97.5 %"``. With three or
         more it is ``"82.5 ± 4.0 %"``, or ``"97.5 (93.0 to 100.0) %"`` where a bound cuts it.
         """
         if not self.values:
-            return measure.text(self.mean, unit=unit)
+            return measure.text(self.mean, has_unit=has_unit)
         if not self.has_interval:
-            return measure.texts(self.values, unit)
+            return measure.texts(self.values, has_unit)
         low, high = self.interval(measure)
         if (low, high) == (self.mean - self.half, self.mean + self.half):
-            return measure.text(self.mean, self.half, unit)
+            return measure.text(self.mean, self.half, has_unit)
         scale = scale_for(self.mean, measure.scales)
         numbers = f"{scale.text(self.mean)} ({scale.text(low)} to {scale.text(high)})"
-        return f"{numbers}{_suffix(scale, unit)}"
+        return f"{numbers}{_suffix(scale, has_unit)}"
 
 
 def estimate(values: Iterable[float]) -> Estimate:
-    """Compute mean and Student's 95 % interval of independent values; NaNs are left out.
+    """Compute mean and Student's 95 % interval of independent values.
 
-    ``half = t(0.975, n - 1) * s / sqrt(n)`` with the sample standard deviation ``s``.
+    ``half = t(0.975, n - 1) * s / sqrt(n)`` with the sample standard deviation ``s``. NaNs are
+    left out.
     """
-    numbers = np.asarray(
-        [value for value in values if not math.isnan(value)], dtype=np.float64
-    )
+    present = [value for value in values if not math.isnan(value)]
+    numbers = np.asarray(present, dtype=np.float64)
     each = tuple(numbers.tolist())
     if numbers.size == 0:
         return Estimate(math.nan, math.nan, 0)
@@ -265,24 +277,43 @@ def estimate(values: Iterable[float]) -> Estimate:
 
 
 def size(count: float) -> str:
-    """Write bytes as a person reads them: ``size(1_234_567) == "1.2 MB"`` (powers of 1000)."""
+    """Write bytes as a person reads them, in powers of 1000.
+
+    Examples
+    --------
+    >>> size(1_234_567)
+    '1.2 MB'
+    """
     return measure_named("bytes").text(count)
 
 
 def energy(joules: float) -> str:
-    """Write joules as a person reads them: ``energy(12_340) == "12.3 kJ"``."""
+    """Write joules as a person reads them.
+
+    Examples
+    --------
+    >>> energy(12_340)
+    '12.3 kJ'
+    """
     return measure_named("energy_joules").text(joules)
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as a person reads them: ``"8.3 s"``, ``"2 min 5 s"``, ``"3 h 20 min"``."""
+    """Write seconds as a person reads them.
+
+    Examples
+    --------
+    >>> duration(8.3), duration(125), duration(12_000)
+    ('8.3 s', '2 min 5 s', '3 h 20 min')
+    """
     if math.isnan(seconds):
         return "–"
     if 0 < seconds < 0.05:
         return f"{1000 * seconds:.1f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    # Rounded before it is divided: 3599.6 s are an hour, not "59 min 60 s".
+    total = round(seconds)
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    return f"{total // 3600} h {total % 3600 // 60} min"

@@ -1,9 +1,10 @@
-"""Reports: one HTML file that needs no network, and its plots as PNG files beside it."""
+"""Reports: one HTML file that needs no network, and plots as PNG files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from fedknow.server.reports.blocks import (
 )
 from fedknow.server.reports.fleet import fleet_of_run, fleet_parts
 from fedknow.server.reports.groups import Group, group, interval_note, ranked
-from fedknow.server.reports.measures import known
+from fedknow.server.reports.measures import available_measures
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.reports.tables import (
     comparison_tables,
@@ -49,7 +50,9 @@ def write_report(
     left_out: Mapping[str, str] | None = None,
     rooms: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write ``<out>/report.html`` and ``<out>/plots/*.png``, be the runs complete or not.
+    """Write ``<out>/report.html`` and ``<out>/plots/*.png``.
+
+    The runs need not be complete.
 
     Parameters
     ----------
@@ -67,7 +70,7 @@ def write_report(
     Returns
     -------
     Path
-        The HTML file: plots, tables, styles and all in one, with no reference to anything outside.
+        The HTML file. Plots, tables and styles are in it, and it refers to nothing outside.
 
     Raises
     ------
@@ -89,7 +92,7 @@ def write_report(
 def write_page(
     path: Path, title: str, sections: Sequence[Section], runs: Iterable[Summary]
 ) -> Path:
-    """Write an HTML file of sections, and their plots beside it as ``plots/*.png``.
+    """Write an HTML file of sections, and their plots as ``plots/*.png``.
 
     Parameters
     ----------
@@ -112,9 +115,8 @@ def write_page(
     RunError
         If the disk is full; a page that was there before is left whole.
     """
-    from fedknow.server.reports.render import (
-        render,
-    )  # Jinja, which a run is not to wait for
+    # Here, as a run is not to wait for Jinja to be imported.
+    from fedknow.server.reports.render import render
 
     page = render(title, sections, _footer(runs))
     with running_out_of_disk(path.parent):
@@ -126,10 +128,11 @@ def write_page(
 
 
 def _plots(sections: Iterable[Section]) -> list[Plot]:
-    blocks = [block for section in sections for block in section.blocks]
-    return [
-        plot for block in blocks if isinstance(block, Figures) for plot in block.plots
-    ]
+    plots: list[Plot] = []
+    for block in chain.from_iterable(section.blocks for section in sections):
+        if isinstance(block, Figures):
+            plots += block.plots
+    return plots
 
 
 def _footer(runs: Iterable[Summary]) -> str:
@@ -137,22 +140,21 @@ def _footer(runs: Iterable[Summary]) -> str:
 
     That need not be what is installed where the page is written.
     """
-    versions = [run.start.get("versions", {}) for run in runs]
-    made_with = {
-        ", ".join(f"{name} {number}" for name, number in each.items())
-        for each in versions
-    }
+    versions = {_versions(run) for run in runs} - {""}
     written = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    named = sorted(made_with - {""})
-    return (
-        f"{written}; run with {'; or with '.join(named)}." if named else f"{written}."
-    )
+    if not versions:
+        return f"{written}."
+    return f"{written}; run with {'; or with '.join(sorted(versions))}."
+
+
+def _versions(run: Summary) -> str:
+    pairs = run.start.get("versions", {}).items()
+    return ", ".join(f"{name} {number}" for name, number in pairs)
 
 
 def _run_page(run: Summary) -> tuple[str, list[Section]]:
-    from fedknow.server.reports.plots import (
-        draw_plots,
-    )  # matplotlib, which a run is not to wait for
+    # Here, as a run is not to wait for matplotlib to be imported.
+    from fedknow.server.reports.plots import draw_plots
     from fedknow.server.reports.run_plots import RUN_PLOTS
 
     config = run.config
@@ -168,21 +170,21 @@ def _run_page(run: Summary) -> tuple[str, list[Section]]:
     values = run.measures()
     cards = [
         (measure.text(values[measure.key]), measure.title)
-        for measure in known([values])
-    ]
-    top: list[Block] = [
-        Facts(facts, run.status),
-        Cards(cards),
-        Figures(draw_plots(RUN_PLOTS, run)),
+        for measure in available_measures([values])
     ]
     start = {
         key: value
         for key, value in run.start.items()
         if key not in AT_THE_FOOT and value is not None
     }
+    overview: list[Block] = [
+        Facts(facts, run.status),
+        Cards(cards),
+        Figures(draw_plots(RUN_PLOTS, run)),
+    ]
     travels = property_table("Facts of the start", ("Property", "Value"), start)
     sections: list[tuple[str, Sequence[Block]]] = [
-        ("", top),
+        ("", overview),
         ("Task by task", [task_table(run)] if run.tasks else []),
         ("Fleet", fleet_of_run(run) if run.fleet else []),
         ("Messages", [traffic_table(run.traffic)] if run.traffic else []),
@@ -205,8 +207,29 @@ def _comparison_page(
     from fedknow.server.reports.comparison_plots import COMPARISON_PLOTS
     from fedknow.server.reports.plots import draw_plots
 
-    config = groups[0].runs[0].config
-    runs = [run for members in groups for run in members.runs]
+    reasons = property_table("Methods left out", ("Method", "Why"), left_out)
+    runs = list(chain.from_iterable(members.runs for members in groups))
+    configurations = [
+        Folded(members.label, members.runs[0].config.to_toml()) for members in groups
+    ]
+    sections = [
+        Section("", [_comparison_facts(groups, runs)]),
+        Section("Side by side", comparison_tables(groups)),
+        Section("", [Figures(draw_plots(COMPARISON_PLOTS, groups))]),
+        *fleet_parts(groups, rooms),
+        *([Section("Left out", [reasons])] if left_out else []),
+        Section("Run by run", runs_table(groups)),
+        Section("Failures and warnings", _all_troubles(runs)),
+        Section("Configuration", configurations),
+    ]
+    labels = [members.label for members in groups]
+    is_short = len(labels) <= MOST_NAMED
+    methods = ", ".join(labels) if is_short else f"{len(labels)} methods"
+    return f"{runs[0].config.name}: {methods}", sections
+
+
+def _comparison_facts(groups: Sequence[Group], runs: Sequence[Summary]) -> Facts:
+    config = runs[0].config
     facts = [
         counted(config.data.clients, "client"),
         counted(config.data.tasks, "task"),
@@ -216,30 +239,14 @@ def _comparison_page(
     ]
     if any(run.status != "complete" for run in runs):
         facts.append("unfinished runs count with what they have")
-    reasons = property_table("Methods left out", ("Method", "Why"), left_out)
-    failures = [
-        troubles(run, f"{run.config.learner.name}, seed {run.config.seed}")
-        for run in runs
-    ]
-    configurations = [
-        Folded(members.label, members.runs[0].config.to_toml()) for members in groups
-    ]
-    sections = [
-        Section("", [Facts(facts)]),
-        Section("Side by side", comparison_tables(groups)),
-        Section("", [Figures(draw_plots(COMPARISON_PLOTS, groups))]),
-        *fleet_parts(groups, rooms),
-        *([Section("Left out", [reasons])] if left_out else []),
-        Section("Run by run", runs_table(groups)),
-        Section(
-            "Failures and warnings",
-            [each for each in failures if each] or [Text("None.")],
-        ),
-        Section("Configuration", configurations),
-    ]
-    labels = ", ".join(members.label for members in groups)
-    is_short = len(groups) <= MOST_NAMED
-    return (
-        f"{config.name}: {labels if is_short else f'{len(groups)} methods'}",
-        sections,
-    )
+    return Facts(facts)
+
+
+def _all_troubles(runs: Iterable[Summary]) -> list[Block]:
+    blocks: list[Block] = []
+    for run in runs:
+        title = f"{run.config.learner.name}, seed {run.config.seed}"
+        bullets = troubles(run, title)
+        if bullets:
+            blocks.append(bullets)
+    return blocks or [Text("None.")]

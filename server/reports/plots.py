@@ -1,4 +1,4 @@
-"""What a plot is, and how it becomes a PNG file or part of a page."""
+"""Plots: their specifications, PNG files and elements of a page."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ XLINK = "{http://www.w3.org/1999/xlink}"
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of a plot, inches; at 4.4 wide its letters are 10 pixels high on the smallest screen."""
+    """Size of a plot in inches.
+
+    At a width of 4.4 its letters are 10 pixels high on the smallest screen.
+    """
 
     width: float = 4.4
     height: float = 3.2
@@ -104,14 +107,18 @@ class Plot:
         buffer = io.BytesIO()
         with self._drawn() as figure:
             figure.suptitle(self.title)
-            about = {"Software": None}  # the same run gives the same file
+            # Without matplotlib's version: the same run gives the same file.
+            metadata = {"Software": None}
             figure.savefig(
-                buffer, format="png", dpi=200, facecolor="white", metadata=about
+                buffer, format="png", dpi=200, facecolor="white", metadata=metadata
             )
         return buffer.getvalue()
 
     def svg(self) -> str:
-        """Draw an ``<svg>`` element with a name, in the page's colours, without inline styles."""
+        """Draw an ``<svg>`` element with a name, in the page's colours.
+
+        It has no inline styles, which the page's content policy forbids.
+        """
         buffer = io.StringIO()
         with self._drawn() as figure:
             figure.savefig(buffer, format="svg", transparent=True)
@@ -126,9 +133,9 @@ class Plot:
     @contextmanager
     def _drawn(self) -> Iterator[Figure]:
         with matplotlib.rc_context(STYLE):
-            figure = Figure(
-                figsize=(self.shape.width, self.shape.height), layout="constrained"
-            )
+            size = (self.shape.width, self.shape.height)
+            # Not through pyplot, which keeps every figure until it is closed.
+            figure = Figure(figsize=size, layout="constrained")
             self.draw(figure)
             yield figure
 
@@ -147,20 +154,20 @@ def _usual(source: object) -> Shape:
 
 @dataclass(frozen=True)
 class PlotSpec(Generic[Source]):
-    """A plot of whatever has the numbers for it.
+    """A plot of any source that has the numbers for it.
 
     Attributes
     ----------
     name, title, caption : str
         As of :class:`Plot`.
     draw : callable
-        Given the figure and the source, draws.
+        Draws a source on a figure.
     has_data : callable
-        Whether the source has the numbers.
+        Tells whether a source has the numbers.
     note : callable
-        A sentence about this source, put after the caption.
+        Writes a sentence about a source, which stands after the caption.
     shape : callable
-        The size for this source.
+        Gives the size for a source.
     """
 
     name: str
@@ -190,11 +197,21 @@ def draw_plots(
     return [spec.plot(source, prefix) for spec in specs if spec.has_data(source)]
 
 
-# --- what several plots draw with -------------------------------------------------------------
+# --- parts of several plots -----------------------------------------------------------------
 
 
 def axes_with(figure: Figure, x: str, y: str, is_counted: bool = True) -> Axes:
-    """Add axes with labels; ``is_counted``: x has whole numbers only, such as tasks or rounds."""
+    """Add axes with labels.
+
+    Parameters
+    ----------
+    figure : Figure
+        Gets the axes.
+    x, y : str
+        Labels.
+    is_counted : bool
+        Whether x has whole numbers only, such as tasks or rounds.
+    """
     axes: Axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -204,7 +221,7 @@ def axes_with(figure: Figure, x: str, y: str, is_counted: bool = True) -> Axes:
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Give a colour, a dash and a marker that no other of the first 28 series has together."""
+    """Give a colour, a dash and a marker, unlike those of 27 other series."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
@@ -214,13 +231,15 @@ def series_style(index: int) -> dict[str, Any]:
 
 
 def wrapped(label: str, width: int = 30) -> str:
-    """Break the name of a method into lines that leave room for the plot beside it."""
+    """Break a method's name into lines that leave room for the plot."""
     return "\n".join(textwrap.wrap(label, width, break_long_words=False))
 
 
 def legend_rows(labels: Sequence[str]) -> int:
     """Count the rows of names that go below a plot of the usual width."""
-    columns = max(1, 46 // (max(map(len, labels), default=1) + 6))
+    longest = max(map(len, labels), default=1)
+    # About 46 letters fit in a row, and a line's sample takes the place of six.
+    columns = max(1, 46 // (longest + 6))
     return math.ceil(len(labels) / columns)
 
 
@@ -233,24 +252,28 @@ def legend_below(figure: Figure, axes: Axes, is_reversed: bool = False) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns))
 
 
-# --- SVG for a page ---------------------------------------------------------------------------
+# --- SVG for a page -------------------------------------------------------------------------
 
 
 def _for_page(text: str, plot: Plot) -> str:
-    """Rewrite matplotlib's file as an element that a strict content policy lets through."""
+    """Rewrite matplotlib's file as an element that the page's policy allows."""
     root = ElementTree.fromstring(text)
     _drop(root, f"{SVG}metadata")
     for parent in root.iter(f"{SVG}defs"):
         _drop(parent, f"{SVG}style")
     for element in root.iter():
+        # An <svg> within HTML needs no name spaces.
         element.tag = element.tag.rpartition("}")[2]
-        element.attrib = {
-            key.removeprefix(XLINK): _own(key.removeprefix(XLINK), value, plot.name)
-            for key, value in _attributes(element.attrib).items()
-        }
+        attributes = {}
+        for name, value in _attributes(element.attrib).items():
+            key = name.removeprefix(XLINK)
+            attributes[key] = _adapted(key, value, plot.name)
+        element.attrib = attributes
+    # The page scales the plot: only its viewBox counts.
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    title, description = f"{plot.name}-title", f"{plot.name}-about"
+    title = f"{plot.name}-title"
+    description = f"{plot.name}-about"
     # The two that matplotlib's own style element set for everything: elements inherit them.
     root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt", "role": "img"}
     root.attrib |= {"aria-labelledby": title, "aria-describedby": description}
@@ -268,17 +291,20 @@ def _drop(parent: ElementTree.Element, tag: str) -> None:
 
 
 def _attributes(attributes: Mapping[str, str]) -> dict[str, str]:
-    """Give inline styles as attributes, which need no permission; the font is the page's."""
-    found = {key: value for key, value in attributes.items() if key != "style"}
+    """Give inline styles as attributes, which the page's policy allows.
+
+    The font is left out, as it is the page's.
+    """
+    result = {key: value for key, value in attributes.items() if key != "style"}
     for declaration in filter(None, attributes.get("style", "").split(";")):
         key, _, value = declaration.partition(":")
         if key.strip() != "font-family":
-            found[key.strip()] = value.strip()
-    return found
+            result[key.strip()] = value.strip()
+    return result
 
 
-def _own(key: str, value: str, name: str) -> str:
-    """Keep ids apart from those of other plots, and take the page's colours."""
+def _adapted(key: str, value: str, name: str) -> str:
+    """Prefix ids with the plot's name, and take the page's colours."""
     if key == "id":
         return f"{name}-{value}"
     value = re.sub(r"url\(#", f"url(#{name}-", value)

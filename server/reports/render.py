@@ -1,4 +1,7 @@
-"""Turn sections into one HTML file that needs nothing from outside and lets nothing in."""
+"""Render sections as one HTML file that needs nothing from outside.
+
+Its content policy lets nothing else in.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +35,29 @@ def render(title: str, sections: Sequence[Section], footer: str) -> str:
     str
         HTML with styles, script and plots in it.
     """
-    style, script = _source("page.css"), _source("page.js")
+    style = _source("page.css")
+    script = _source("page.js")
+    # A template has no counter that outlives a macro's call.
     numbers = count(1)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            sections=sections,
-            footer=footer,
-            style=style,
-            script=script,
-            policy=content_policy([style], [script]),
-            next_number=lambda: next(numbers),
-        )
-        + "\n"
+    page = _environment().get_template("page.html")
+    text = page.render(
+        title=title,
+        sections=sections,
+        footer=footer,
+        style=style,
+        script=script,
+        policy=content_policy([style], [script]),
+        next_number=lambda: next(numbers),
     )
+    # The engine drops a template's last line break.
+    return text + "\n"
 
 
 def content_policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
-    """Write a content security policy that allows these texts alone, and no request at all."""
+    """Write a content security policy that allows these texts alone.
+
+    It allows no request at all.
+    """
     rules = {
         "default-src": ["'none'"],
         "style-src": map(_digest, styles),
@@ -64,9 +70,8 @@ def content_policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
 
 
 def _digest(text: str) -> str:
-    return (
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-    )
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 @cache
@@ -74,6 +79,7 @@ def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("fedknow.server.reports"),
         autoescape=True,
+        # A name that nobody passed is a mistake, and would be an empty text otherwise.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedknow.server.reports.fleet import clients_by_device
 from fedknow.server.reports.measures import BYTES, Scale, measure_named, scale_for, size
 from fedknow.server.reports.plots import (
     COLOURS,
@@ -25,7 +27,13 @@ from fedknow.server.reports.plots import (
 )
 from fedknow.server.reports.summary import Summary
 
-__all__ = ["RUN_PLOTS", "begin_at_zero", "draw_over_time", "time_scale"]
+__all__ = [
+    "RUN_PLOTS",
+    "begin_at_zero",
+    "draw_over_time",
+    "has_virtual_time",
+    "time_scale",
+]
 
 MOST_NUMBERED = 10
 """Tasks of which a matrix has the numbers too; more would not be legible."""
@@ -73,6 +81,7 @@ def _matrix(figure: Figure, run: Summary) -> None:
     if run.tasks <= MOST_NUMBERED:
         for seen, trained in np.argwhere(~np.isnan(values)):
             value = values[seen, trained]
+            # Legible on the dark and on the bright half of the scale.
             colour = "#ffffff" if value < 55 else "#000000"
             place = (trained + 1, seen + 1)
             axes.text(
@@ -97,20 +106,22 @@ def _each_task(figure: Figure, run: Summary) -> None:
 
 def _traffic(figure: Figure, run: Summary) -> None:
     kinds = sorted(run.traffic, reverse=True)
-    largest = max(
-        max(run.traffic[kind]["down"], run.traffic[kind]["up"]) for kind in kinds
-    )
+    largest = max(max(counts["down"], counts["up"]) for counts in run.traffic.values())
     scale = scale_for(largest, BYTES)
     axes = axes_with(figure, f"bytes ({scale.name})", "", is_counted=False)
     places = np.arange(len(kinds))
-    for shift, way, colour in ((0.19, "down", COLOURS[0]), (-0.19, "up", COLOURS[1])):
-        counts = [run.traffic[kind][way] for kind in kinds]
+    directions = (("down", 0.19, COLOURS[0]), ("up", -0.19, COLOURS[1]))
+    for direction, shift, colour in directions:
+        counts = [run.traffic[kind][direction] for kind in kinds]
         widths = [count / scale.size for count in counts]
-        bars = axes.barh(places + shift, widths, height=0.36, color=colour, label=way)
+        bars = axes.barh(
+            places + shift, widths, height=0.36, color=colour, label=direction
+        )
         axes.bar_label(
             bars, [size(count) for count in counts], padding=3, color=INK, size=9
         )
     axes.set_yticks(places, kinds)
+    # Room for the number at the end of the longest bar.
     axes.set_xlim(0, 1.3 * max(largest, 1) / scale.size)
     axes.grid(False, axis="y")
     legend_below(figure, axes)
@@ -132,13 +143,13 @@ def _by_round(
     scaled: Callable[[float], Scale] | None,
 ) -> None:
     rounds = [event["server_round"] for event in run.rounds]
-    values = np.array(
-        [math.nan if event.get(key) is None else event[key] for event in run.rounds]
-    )
+    # A round in which nobody answered has no loss.
+    values = np.array([_number(event, key) for event in run.rounds])
     if scaled is not None:
         largest = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
         scale = scaled(largest)
-        values, label = values / scale.size, f"{label} ({scale.name})"
+        values = values / scale.size
+        label = f"{label} ({scale.name})"
     axes = axes_with(figure, "round", label)
     axes.plot(rounds, values, color=COLOURS[0], marker="." if len(rounds) < 40 else "")
     _tasks_begin(axes, run)
@@ -154,7 +165,7 @@ def _over_rounds(figure: Figure, run: Summary) -> None:
         ("accuracy_global", "global", "s--", COLOURS[1]),
     )
     for key, label, style, colour in curves:
-        values = [_percentage(event, key) for event in run.evaluations]
+        values = [100 * _number(event, key) for event in run.evaluations]
         if not all(map(math.isnan, values)):
             axes.plot(places, values, style, color=colour, markersize=4, label=label)
     for task in range(1, run.config.data.tasks):
@@ -163,8 +174,8 @@ def _over_rounds(figure: Figure, run: Summary) -> None:
     axes.legend()
 
 
-def _percentage(event: Mapping[str, Any], key: str) -> float:
-    return math.nan if event.get(key) is None else 100 * float(event[key])
+def _number(event: Mapping[str, Any], key: str) -> float:
+    return math.nan if event.get(key) is None else float(event[key])
 
 
 def time_scale(seconds: float) -> Scale:
@@ -186,13 +197,14 @@ def draw_over_time(
         event for event in run.evaluations if event.get("virtual_seconds") is not None
     ]
     times = [event["virtual_seconds"] / scale.size for event in points]
-    accuracies = [_percentage(event, "accuracy") for event in points]
+    accuracies = [100 * _number(event, "accuracy") for event in points]
     axes.plot(times, accuracies, **style)
     return times, accuracies
 
 
 def begin_at_zero(axes: Axes) -> None:
-    """Let time begin at zero, once all is drawn: from then on the axis keeps its length."""
+    """Let time begin at zero, once all is drawn."""
+    # The end of the axis is settled by this call: later lines would be cut off.
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
 
@@ -207,18 +219,16 @@ def _over_time(figure: Figure, run: Summary) -> None:
 
 
 def _by_device(run: Summary) -> dict[str, list[Mapping[str, Any]]]:
-    kinds: dict[str, list[Mapping[str, Any]]] = {}
-    for client in run.clients:
-        kinds.setdefault(client["device"], []).append(client)
-    return dict(list(kinds.items())[:MOST_DEVICES])
+    return dict(islice(clients_by_device(run).items(), MOST_DEVICES))
 
 
 def _devices(figure: Figure, run: Summary) -> None:
     axes = axes_with(figure, "share of the virtual time (%)", "", is_counted=False)
     kinds = _by_device(run)
     names = [f"{kind} ({len(clients)})" for kind, clients in kinds.items()]
+    # A run whose work took no virtual time has shares of zero.
     total = max(run.fleet["virtual_seconds"], 1e-12)
-    left = np.zeros(len(kinds))
+    starts = np.zeros(len(kinds))
     parts = (
         ("computing", "computing", COLOURS[0]),
         ("transfer", "messages", COLOURS[1]),
@@ -226,23 +236,26 @@ def _devices(figure: Figure, run: Summary) -> None:
         ("away", "away", "none"),
     )
     for key, label, colour in parts:
-        means = [
-            100 * sum(client[key] for client in clients) / len(clients) / total
-            for clients in kinds.values()
-        ]
-        axes.barh(names, means, left=left, color=colour, edgecolor=GREY, label=label)
-        left += means
+        means = [_mean(clients, key) for clients in kinds.values()]
+        shares = [100 * mean / total for mean in means]
+        axes.barh(names, shares, left=starts, color=colour, edgecolor=GREY, label=label)
+        starts += shares
     axes.set_xlim(left=0)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     legend_below(figure, axes)
 
 
+def _mean(clients: Sequence[Mapping[str, Any]], key: str) -> float:
+    return float(sum(client[key] for client in clients)) / len(clients)
+
+
 def _has_tasks(run: Summary) -> bool:
     return run.tasks > 0
 
 
-def _has_virtual_time(run: Summary) -> bool:
+def has_virtual_time(run: Summary) -> bool:
+    """Tell whether a run was scored on a virtual clock."""
     return any(event.get("virtual_seconds") is not None for event in run.evaluations)
 
 
@@ -256,79 +269,87 @@ def _shape_of_traffic(run: Summary) -> Shape:
 
 RUN_PLOTS: tuple[PlotSpec[Summary], ...] = (
     PlotSpec(
-        "accuracy",
-        "Average accuracy",
-        "Mean over the tasks learned so far, after each task. Personal: the shared body with each "
-        "client's own head. Global: one model for everyone.",
-        _accuracy,
-        _has_tasks,
+        name="accuracy",
+        title="Average accuracy",
+        caption="Mean over the tasks learned so far, after each task. Personal: the shared "
+        "body with each client's own head. Global: one model for everyone.",
+        draw=_accuracy,
+        has_data=_has_tasks,
     ),
     PlotSpec(
-        "forgetting",
-        "Forgetting",
-        "Accuracy lost since a task was learned, mean over earlier tasks; relative: as a share of "
-        "what was learned. Below zero, old tasks got better.",
-        _forgetting,
-        _has_tasks,
+        name="forgetting",
+        title="Forgetting",
+        caption="Accuracy lost since a task was learned, mean over earlier tasks; "
+        "relative: as a share of what was learned. Below zero, old tasks got better.",
+        draw=_forgetting,
+        has_data=_has_tasks,
     ),
     PlotSpec(
-        "matrix",
-        "Accuracy on each task after each task (%)",
-        "Read along a row: what becomes of one task as later ones are learned. The diagonal is the "
-        "accuracy when learned.",
-        _matrix,
-        _has_tasks,
+        name="matrix",
+        title="Accuracy on each task after each task (%)",
+        caption="Read along a row: what becomes of one task as later ones are learned. "
+        "The diagonal is the accuracy when learned.",
+        draw=_matrix,
+        has_data=_has_tasks,
     ),
     PlotSpec(
-        "tasks",
-        "Each task over time",
-        "Accuracy of each task (its number at the end of its line) after it and every later task.",
-        _each_task,
-        _has_tasks,
+        name="tasks",
+        title="Each task over time",
+        caption="Accuracy of each task (its number at the end of its line) after it and "
+        "every later task.",
+        draw=_each_task,
+        has_data=_has_tasks,
     ),
     PlotSpec(
-        "rounds",
-        "Accuracy over rounds",
-        "Mean over the tasks begun so far, whenever clients were scored. Dotted lines begin a new task.",
-        _over_rounds,
-        lambda run: len(run.evaluations) > run.tasks,
+        name="rounds",
+        title="Accuracy over rounds",
+        caption="Mean over the tasks begun so far, whenever clients were scored. "
+        "Dotted lines begin a new task.",
+        draw=_over_rounds,
+        # With one evaluation a task, it would show the first plot again.
+        has_data=lambda run: len(run.evaluations) > run.tasks,
     ),
     PlotSpec(
-        "hours",
-        "Accuracy over virtual time",
-        "Average accuracy against the time that the run would have taken on its fleet.",
-        _over_time,
-        _has_virtual_time,
+        name="hours",
+        title="Accuracy over virtual time",
+        caption="Average accuracy against the time that the run would have taken on its "
+        "fleet.",
+        draw=_over_time,
+        has_data=has_virtual_time,
     ),
     PlotSpec(
-        "devices",
-        "Where the devices' time went",
-        "Mean over the clients with a device. Idle: there, but not chosen or waiting for others.",
-        _devices,
-        lambda run: bool(run.fleet),
+        name="devices",
+        title="Where the devices' time went",
+        caption="Mean over the clients with a device. Idle: there, but not chosen or "
+        "waiting for others.",
+        draw=_devices,
+        has_data=lambda run: bool(run.fleet),
         shape=_shape_of_devices,
     ),
     PlotSpec(
-        "traffic",
-        "Bytes by kind of message",
-        "Down: from the server to clients. Up: from clients to the server. Scoring is measurement, "
-        "not part of the method.",
-        _traffic,
-        lambda run: bool(run.traffic),
+        name="traffic",
+        title="Bytes by kind of message",
+        caption="Down: from the server to clients. Up: from clients to the server. "
+        "Scoring is measurement, not part of the method.",
+        draw=_traffic,
+        has_data=lambda run: bool(run.traffic),
         shape=_shape_of_traffic,
     ),
     PlotSpec(
-        "loss",
-        "Training loss",
-        "Mean loss the clients report for a round. Dotted lines begin a new task.",
-        partial(_by_round, key="loss", label="training loss", scaled=None),
-        lambda run: bool(run.rounds),
+        name="loss",
+        title="Training loss",
+        caption="Mean loss the clients report for a round. Dotted lines begin a new task.",
+        draw=partial(_by_round, key="loss", label="training loss", scaled=None),
+        has_data=lambda run: bool(run.rounds),
     ),
     PlotSpec(
-        "seconds",
-        "Time of a round",
-        "Real time of each round of training, aggregation included. Dotted lines begin a new task.",
-        partial(_by_round, key="seconds", label="time of a round", scaled=time_scale),
-        lambda run: bool(run.rounds),
+        name="seconds",
+        title="Time of a round",
+        caption="Real time of each round of training, aggregation included. "
+        "Dotted lines begin a new task.",
+        draw=partial(
+            _by_round, key="seconds", label="time of a round", scaled=time_scale
+        ),
+        has_data=lambda run: bool(run.rounds),
     ),
 )

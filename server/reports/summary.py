@@ -22,7 +22,9 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Scoring:
-    """One way of scoring every client; all numbers are fractions, NaN where nothing was measured.
+    """One way of scoring every client.
+
+    All numbers are fractions, NaN where nothing was measured.
 
     Attributes
     ----------
@@ -30,8 +32,8 @@ class Scoring:
         Accuracy on each task after each task, weighted by the clients' test samples.
     average : float64 [trained]
         Average accuracy after each task (:func:`~fedknow.server.run.metrics.average_accuracy`).
-    learned, now : float64 [seen]
-        Accuracy on each task when it was learned, and after the last task that was.
+    learned, current : float64 [seen]
+        Accuracy on each task when it was learned, and after the newest task.
     forgetting, relative, backward, forward : float64 [trained]
         Absolute and relative forgetting, backward and forward transfer after each task; NaN after
         the first.
@@ -40,7 +42,7 @@ class Scoring:
     matrix: Array
     average: Array
     learned: Array
-    now: Array
+    current: Array
     forgetting: Array
     relative: Array
     backward: Array
@@ -107,7 +109,13 @@ class Summary:
     fleet: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes_of(self, start: str, end: str = "") -> int:
-        """Count bytes both ways of messages whose kind starts and ends so, such as ``"train"``."""
+        """Count bytes both ways of some kinds of messages.
+
+        Parameters
+        ----------
+        start, end : str
+            How the kinds start and end, for example ``"train"`` and ``".extra"``.
+        """
         return sum(
             count["down"] + count["up"]
             for kind, count in self.traffic.items()
@@ -116,26 +124,19 @@ class Summary:
 
     def measures(self) -> dict[str, float]:
         """Compute the run's measures by key; NaN where one does not exist."""
-        last = self.tasks - 1
-        global_model = self.global_model
-
-        def at(values: Array) -> float:
-            return float(values[last]) if last >= 0 else math.nan
-
+        personal = self.personal
+        shared = self._global_measures()
         return {
-            "accuracy": at(self.personal.average),
-            "accuracy_global": at(global_model.average) if global_model else math.nan,
-            "gap": at(self.personal.average - global_model.average)
-            if global_model
-            else math.nan,
-            "forgetting": at(self.personal.forgetting),
-            "forgetting_relative": at(self.personal.relative),
-            "backward_transfer": at(self.personal.backward),
-            "forward_transfer": at(self.personal.forward),
-            "forgetting_global": at(global_model.forgetting)
-            if global_model
-            else math.nan,
+            "accuracy": self._newest(personal.average),
+            "accuracy_global": shared.get("accuracy", math.nan),
+            "gap": shared.get("gap", math.nan),
+            "forgetting": self._newest(personal.forgetting),
+            "forgetting_relative": self._newest(personal.relative),
+            "backward_transfer": self._newest(personal.backward),
+            "forward_transfer": self._newest(personal.forward),
+            "forgetting_global": shared.get("forgetting", math.nan),
             "bytes": float(self.bytes_of("train")),
+            # Most methods send nothing beside the model: their cells are empty, not zero.
             "bytes_extra": float(self.bytes_of("train", ".extra")) or math.nan,
             "bytes_evaluate": float(self.bytes_of("evaluate")),
             "knowledge_bytes": self.knowledge_bytes,
@@ -153,15 +154,36 @@ class Summary:
             "energy_joules": self.elapsed("energy_joules"),
         }
 
+    def _global_measures(self) -> dict[str, float]:
+        """Compute what needs a score of the global model; nothing without one."""
+        scoring = self.global_model
+        if scoring is None:
+            return {}
+        return {
+            "accuracy": self._newest(scoring.average),
+            "gap": self._newest(self.personal.average - scoring.average),
+            "forgetting": self._newest(scoring.forgetting),
+        }
+
+    def _newest(self, values: Array) -> float:
+        """Give the value after the newest task; NaN before any."""
+        return float(values[self.tasks - 1]) if self.tasks else math.nan
+
     @property
     def clients(self) -> Sequence[Mapping[str, Any]]:
-        """What each client's device did, where they have any."""
-        found: Sequence[Mapping[str, Any]] = self.fleet.get("clients", ())
-        return found
+        """The account of each client's device; empty where they have none."""
+        clients: Sequence[Mapping[str, Any]] = self.fleet.get("clients", ())
+        return clients
 
     def elapsed(self, key: str) -> float:
-        """Give what has passed on the virtual clock, such as ``"virtual_seconds"``; NaN without one."""
-        return _most((*self.rounds[-1:], *self.evaluations[-1:]), key)
+        """Give what has passed on the virtual clock; NaN without one.
+
+        Parameters
+        ----------
+        key : str
+            Field of an event, such as ``"virtual_seconds"``.
+        """
+        return _largest((*self.rounds[-1:], *self.evaluations[-1:]), key)
 
 
 def summarise(run: RunFolder) -> Summary:
@@ -175,11 +197,12 @@ def summarise(run: RunFolder) -> Summary:
     try:
         return _summary(run, run.accuracy(), run.events())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if run.fingerprint:  # its checksums are right, so this is no damage
+        # Its checksums are right: this is no damage, but a mistake of ours.
+        if run.fingerprint:
             raise
-        what = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         raise FolderDamaged(
-            f"{run.path}: its events are not those of a run: {what}"
+            f"{run.path}: its events are not those of a run: {reason}"
         ) from error
 
 
@@ -201,7 +224,7 @@ def _summary(
         start=next(iter(by_kind.get("start", [])), {}),
         personal=_score(arrays, "personal", tasks),
         global_model=_score(arrays, "global", tasks) if has_global else None,
-        traffic=_last(events, "traffic", {}),
+        traffic=_latest(events, "traffic", {}),
         rounds=rounds,
         evaluations=by_kind.get("evaluation", []),
         troubles=[
@@ -210,13 +233,13 @@ def _summary(
             if event["event"] in ("failure", "forgotten", "warning")
         ],
         seconds=ends[0]["seconds"] if ends else _seconds(events),
-        knowledge_bytes=_last(task_ends, "knowledge_bytes", math.nan),
-        server_bytes=_most(events, "server_bytes"),
+        knowledge_bytes=_latest(task_ends, "knowledge_bytes", math.nan),
+        server_bytes=_largest(events, "server_bytes"),
         samples=_total(events, "samples", earlier=0.0),
         flops=_total(events, "flops", earlier=math.nan),
-        peak_memory_mb=_most(rounds, "peak_memory_mb"),
-        client_memory_bytes=_most(events, "client_memory_bytes"),
-        fleet=_whole(run.fleet),
+        peak_memory_mb=_largest(rounds, "peak_memory_mb"),
+        client_memory_bytes=_largest(events, "client_memory_bytes"),
+        fleet=_completed(run.fleet),
     )
 
 
@@ -226,15 +249,16 @@ def _status(kinds: Collection[str]) -> str:
     return "interrupted" if "interrupted" in kinds else "unfinished"
 
 
-def _last(events: Sequence[Event], key: str, default: Any) -> Any:
-    """Give a field of the last event that has it."""
+def _latest(events: Sequence[Event], key: str, default: Any) -> Any:
+    """Give a field of the latest event that has it."""
     return next((event[key] for event in reversed(events) if key in event), default)
 
 
 def _total(events: Sequence[Event], key: str, earlier: float) -> float:
-    """Add up a field over rounds and ends of tasks; NaN where clients did not always give it.
+    """Add up a field over rounds and ends of tasks.
 
-    Ends of tasks in runs of earlier versions lack the field and count ``earlier``.
+    Ends of tasks in runs of earlier versions lack the field and count ``earlier``. The sum is
+    NaN where clients did not always give it.
     """
     if not any(event["event"] == "round" for event in events):
         return math.nan
@@ -243,7 +267,7 @@ def _total(events: Sequence[Event], key: str, earlier: float) -> float:
     return sum(_or_nan(event.get(key, absent[event["event"]])) for event in counted)
 
 
-def _whole(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
+def _completed(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
     """Complete a fleet's account of an older run.
 
     Its time away stood with idle, and its waiting was left out.
@@ -268,7 +292,7 @@ def _score(arrays: Mapping[str, Array], name: str, tasks: int) -> Scoring:
         matrix=matrix,
         average=metrics.average_accuracy(accuracy, weights),
         learned=metrics.learned(accuracy, weights),
-        now=matrix[:, -1] if tasks else np.array([]),
+        current=matrix[:, -1] if tasks else np.array([]),
         forgetting=metrics.forgetting(accuracy, weights),
         relative=metrics.relative_forgetting(accuracy, weights),
         backward=metrics.backward_transfer(accuracy, weights),
@@ -280,19 +304,24 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _most(events: Iterable[Event], key: str) -> float:
-    """Give the largest value of a field; NaN where there is none, as in older runs."""
+def _largest(events: Iterable[Event], key: str) -> float:
+    """Give a field's largest value; NaN if there is none, as in older runs."""
     values = [event.get(key) for event in events]
-    return max(
-        (float(value) for value in values if value is not None), default=math.nan
-    )
+    present = [float(value) for value in values if value is not None]
+    return max(present, default=math.nan)
 
 
 def _seconds(events: Sequence[Mapping[str, Any]]) -> float:
-    """Time spent running: from each start (or resumption) to the last event before the next."""
-    total = began = last = 0.0
+    """Add up the time spent running.
+
+    Each start or resumption counts up to the latest event before the next one.
+    """
+    total = 0.0
+    start = 0.0
+    latest = 0.0
     for event in events:
         if event["event"] == "start":
-            total, began = total + last - began, event["time"]
-        last = event["time"]
-    return total + last - began
+            total += latest - start
+            start = event["time"]
+        latest = event["time"]
+    return total + latest - start

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from fedknow.server.reports.blocks import Bullets, Cell, Table
 from fedknow.server.reports.groups import Group
 from fedknow.server.reports.measures import (
-    Estimate,
     Measure,
-    known,
+    available_measures,
     measure_named,
     size,
 )
@@ -79,9 +79,10 @@ def task_table(run: Summary) -> Table:
 def _task_cells(scoring: Scoring, task: int, is_last: bool) -> list[str]:
     percent = measure_named("forgetting")
     learned = float(scoring.learned[task])
-    now = float(scoring.now[task])
-    lost = "–" if is_last else percent.text(learned - now)
-    return [percent.text(learned), percent.text(now), lost]
+    current = float(scoring.current[task])
+    # The newest task has had no chance to be forgotten.
+    lost = "–" if is_last else percent.text(learned - current)
+    return [percent.text(learned), percent.text(current), lost]
 
 
 def traffic_table(traffic: Mapping[str, Mapping[str, int]]) -> Table:
@@ -102,34 +103,34 @@ def property_table(
     caption: str, names: tuple[str, str], pairs: Mapping[str, object]
 ) -> Table:
     """Show names and what belongs to them, such as reasons."""
-    return Table(
-        caption, names, [[key, str(value)] for key, value in pairs.items()], prose=(1,)
-    )
+    rows = [[key, str(value)] for key, value in pairs.items()]
+    return Table(caption, names, rows, prose=(1,))
 
 
 def comparison_tables(groups: Sequence[Group]) -> list[Table]:
-    """Show methods side by side, a table for each of :data:`TOPICS` that has numbers."""
-    runs = [run for members in groups for run in members.runs]
+    """Show methods side by side, a table for each topic that has numbers."""
+    runs = list(chain.from_iterable(members.runs for members in groups))
     tables = []
     for topic, measures in _shown(runs):
         rows: list[list[Cell | str]] = []
         for members in groups:
-            cells = [
-                _estimate_cell(members.estimate(each.key), each) for each in measures
-            ]
+            cells = [_estimate_cell(members, measure) for measure in measures]
             rows.append([members.label, str(len(members.runs)), *cells])
         head = ["Method", "Seeds", *(each.title for each in measures)]
         tables.append(Table(topic, head, rows))
     return tables
 
 
-def _estimate_cell(estimate: Estimate, measure: Measure) -> Cell:
+def _estimate_cell(group: Group, measure: Measure) -> Cell:
+    estimate = group.estimate(measure.key)
     return Cell(estimate.text(measure), estimate.mean)
 
 
 def runs_table(groups: Sequence[Group]) -> list[Table]:
-    """Show every run by itself, a table for each of :data:`TOPICS` that has numbers."""
-    runs = [(members.label, run) for members in groups for run in members.runs]
+    """Show every run by itself, a table for each topic that has numbers."""
+    runs: list[tuple[str, Summary]] = []
+    for members in groups:
+        runs += [(members.label, run) for run in members.runs]
     tables = []
     for topic, measures in _shown(run for _, run in runs):
         rows = [_run_row(label, run, measures) for label, run in runs]
@@ -147,20 +148,27 @@ def _run_row(label: str, run: Summary, measures: Sequence[Measure]) -> list[Cell
 
 def _shown(runs: Iterable[Summary]) -> list[tuple[str, list[Measure]]]:
     """Give the measures of each topic that at least one of the runs has."""
-    keys = {each.key for each in known(run.measures() for run in runs)}
-    topics = [
-        (topic, [measure_named(key) for key in members if key in keys])
-        for topic, members in TOPICS.items()
-    ]
-    return [(topic, measures) for topic, measures in topics if measures]
+    available = available_measures(run.measures() for run in runs)
+    keys = {measure.key for measure in available}
+    shown = []
+    for topic, members in TOPICS.items():
+        measures = [measure_named(key) for key in members if key in keys]
+        if measures:
+            shown.append((topic, measures))
+    return shown
 
 
 def troubles(run: Summary, title: str = "") -> Bullets | None:
-    """List a run's failures and warnings, each kind once; ``None`` where there were none."""
+    """List a run's failures and warnings, each kind once.
+
+    Returns
+    -------
+    Bullets or None
+        None where there were none.
+    """
     kinds: dict[tuple[object, ...], list[Mapping[str, Any]]] = {}
-    for (
-        event
-    ) in run.troubles:  # what differs in numbers alone is the same trouble again
+    for event in run.troubles:
+        # Events whose reasons differ in numbers alone are the same trouble again.
         reason = NUMBERS.sub("#", event["reason"])
         kind = (event["event"], event.get("client"), event.get("fault"), reason)
         kinds.setdefault(kind, []).append(event)
@@ -168,21 +176,24 @@ def troubles(run: Summary, title: str = "") -> Bullets | None:
         return None
     events = list(kinds.values())
     items = [_trouble(each) for each in events[:MOST_TROUBLES]]
-    if left := sum(map(len, events[MOST_TROUBLES:])):
-        items.append(("", f"{left:,} more; metrics.jsonl has all"))
+    hidden = sum(map(len, events[MOST_TROUBLES:]))
+    if hidden:
+        items.append(("", f"{hidden:,} more; metrics.jsonl has all"))
     return Bullets(items, title)
 
 
 def _trouble(events: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Say of one kind of failure or warning who, what, how often, and when."""
-    first, last = events[0], events[-1]
-    parts = [first["fault"]] if "fault" in first else []
+    """Describe one kind of failure or warning: what, how often, and when."""
+    oldest = events[0]
+    newest = events[-1]
+    parts = [oldest["fault"]] if "fault" in oldest else []
     if len(events) > 1:
         parts.append(f"{len(events):,} times")
     places = [
         f"task {event['task'] + 1}, round {event['round']}"
-        for event in (first, last)
+        for event in (oldest, newest)
         if "task" in event
     ]
-    parts += [" to ".join(dict.fromkeys(places)), last["reason"]]
-    return str(first["event"]), "; ".join(filter(None, parts))
+    # A single place, where the oldest and the newest event have the same.
+    parts += [" to ".join(dict.fromkeys(places)), newest["reason"]]
+    return str(oldest["event"]), "; ".join(filter(None, parts))

@@ -183,7 +183,7 @@ def test_an_expired_certificate_is_refused_by_both_sides(server, certs, tmp_path
     shutil.rmtree(past / "clients")
     shutil.rmtree(past / "server")
     make_certificates(
-        past, 1, days=30, now=dt.datetime.now(dt.UTC) - dt.timedelta(days=31)
+        past, 1, days=30, issued=dt.datetime.now(dt.UTC) - dt.timedelta(days=31)
     )
     folder = past / "clients" / "000"
     with pytest.raises(ConfigError, match=r"cert\.pem: expired .*Renewal"):
@@ -200,7 +200,7 @@ def test_an_expired_certificate_is_refused_by_both_sides(server, certs, tmp_path
 
 def test_a_clock_that_is_behind_is_named(certs, tmp_path):
     future = tmp_path / "future"
-    make_certificates(future, 1, now=dt.datetime.now(dt.UTC) + dt.timedelta(days=2))
+    make_certificates(future, 1, issued=dt.datetime.now(dt.UTC) + dt.timedelta(days=2))
     with pytest.raises(ConfigError, match=r"not yet valid .*clock"):
         channel_credentials(future / "clients" / "000")
 

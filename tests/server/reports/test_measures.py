@@ -54,7 +54,7 @@ def test_a_number_is_written_in_a_unit_of_its_size(
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.key)
 @pytest.mark.parametrize("exponent", range(13))
 def test_no_number_is_written_as_zero(measure, exponent: int) -> None:
-    if not measure.percent:
+    if not measure.is_percentage:
         assert float(measure.text(10.0**exponent).split()[0].replace(",", "")) >= 1
 
 

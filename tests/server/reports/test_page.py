@@ -14,7 +14,13 @@ from fedknow.client.learners.baselines import Local
 from fedknow.protocols.config import read_config
 from fedknow.server.checks.faults import RunError
 from fedknow.server.reports.groups import group
-from fedknow.server.reports.measures import MEASURES, duration, estimate, known, size
+from fedknow.server.reports.measures import (
+    MEASURES,
+    available_measures,
+    duration,
+    estimate,
+    size,
+)
 from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.evaluation import Scores
@@ -77,7 +83,7 @@ def test_the_numbers_of_a_run(make_run, tmp_path):
     )
     np.testing.assert_allclose(run.personal.average, [0.9, 0.85, 0.8])
     np.testing.assert_allclose(run.personal.learned, [0.9, 0.9, 0.9])
-    np.testing.assert_allclose(run.personal.now, [0.7, 0.8, 0.9])
+    np.testing.assert_allclose(run.personal.current, [0.7, 0.8, 0.9])
     values = run.measures()
     assert values["accuracy"] == pytest.approx(0.8)
     assert values["accuracy_global"] == pytest.approx(0.4)
@@ -89,7 +95,9 @@ def test_the_numbers_of_a_run(make_run, tmp_path):
         values["bytes"] == 5_500_000
     )  # scoring is measurement: it is not the method's traffic
     assert math.isnan(values["forward_transfer"])
-    assert "forward_transfer" not in [measure.key for measure in known([values])]
+    assert "forward_transfer" not in [
+        measure.key for measure in available_measures([values])
+    ]
     assert values.keys() == {measure.key for measure in MEASURES}
 
 
