@@ -334,7 +334,12 @@ def longer(
     for place in range(max(places) + 1):
         share = stream.task(place // stream.tasks, place % stream.tasks)
         share = TaskData(
-            place, share.classes, share.seen, share.train, share.test, share.incremental
+            place,
+            share.classes,
+            share.seen,
+            share.train,
+            share.test,
+            share.is_incremental,
         )
         if place in places:
             exact = FedKnow(copy.deepcopy(main.model), config.train, fedknow_settings)

@@ -204,7 +204,7 @@ def _heads(
     In a stream whose head grows, tasks learned before are scored among all classes of today.
     """
     return [
-        current.head if current.incremental and task < seen else data.head
+        current.head if current.is_incremental and task < seen else data.head
         for task, data in enumerate(tasks)
     ]
 

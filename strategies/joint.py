@@ -142,7 +142,7 @@ class JointCentral(PairedStrategy):
         parts = []
         for task in tasks:
             # With growing classes a sample is told from all classes that the client knows now.
-            classes = tasks[-1].head if task.incremental else task.head
+            classes = tasks[-1].head if task.is_incremental else task.head
             head = columns(classes, width)
             rows = head.expand(len(task.train), -1)
             parts.append(Replay(task.train.x, task.train.y, rows))

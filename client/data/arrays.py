@@ -158,6 +158,7 @@ class Dataset:
         """
         _check_arrays(name, "train", train_x, train_y)
         _check_axes(name, train_x.shape[1:])
+        # The largest label counts the classes. Test labels beyond it are refused later.
         if class_names is None:
             class_names = [str(label) for label in range(int(train_y.max()) + 1)]
         mean, std = statistics(levels(train_x))
@@ -258,8 +259,10 @@ def levels(x: Images) -> NDArray[np.int64]:
     -------
     ndarray of int64, shape (C, 256)
     """
-    channels = range(x.shape[1])
-    return np.stack([np.bincount(x[:, k].ravel(), minlength=256) for k in channels])
+    counts = []
+    for channel in range(x.shape[1]):
+        counts.append(np.bincount(x[:, channel].ravel(), minlength=256))
+    return np.stack(counts)
 
 
 def statistics(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
@@ -22,7 +23,10 @@ from fedknow.protocols.texts import counted
 __all__ = ["Benchmark", "hold_out", "make_benchmark"]
 
 _REMEMBERED = 64 * 2**20
-"""Bytes of shares that stay in memory as tensors: a client meets the same one in all rounds of a task."""
+"""Bytes of shares that stay in memory as tensors.
+
+A client meets the same share in all rounds of a task.
+"""
 
 
 class Benchmark:
@@ -50,7 +54,7 @@ class Benchmark:
     ) -> None:
         self.dataset = dataset
         self.partition = partition
-        self.incremental = scenario == "class-incremental"
+        self.is_incremental = scenario == "class-incremental"
         self.clients = len(partition.tasks)
         self.tasks = len(partition.tasks[0])
         self.shape = dataset.shape
@@ -97,15 +101,16 @@ class Benchmark:
             seen=tuple(seen),
             train=self._split(dataset.train_x, dataset.train_y, share.train),
             test=self._split(dataset.test_x, dataset.test_y, share.test),
-            incremental=self.incremental,
+            is_incremental=self.is_incremental,
         )
 
     def _split(self, images: Images, labels: Labels, places: Indices) -> Split:
         # Indexing by an array copies, so tensors never share memory with the (perhaps
         # read-only) data set.
+        # In place, as a share may be hundreds of megabytes.
         x = torch.from_numpy(images[places]).to(torch.float32).div_(255)
-        mean = torch.tensor(self.dataset.mean).view(1, -1, 1, 1)
-        std = torch.tensor(self.dataset.std).view(1, -1, 1, 1)
+        mean = _channel_values(self.dataset.mean)
+        std = _channel_values(self.dataset.std)
         x.sub_(mean).div_(std)
         return Split(x, torch.from_numpy(np.asarray(labels[places])))
 
@@ -119,6 +124,11 @@ class Benchmark:
     def __getstate__(self) -> dict[str, Any]:
         # Remembered shares can be made again: they do not travel to other processes.
         return self.__dict__ | {"_recent": OrderedDict(), "_bytes": 0}
+
+
+def _channel_values(values: Sequence[float]) -> torch.Tensor:
+    """Shape a number a channel for images, float32 [1, C, 1, 1]."""
+    return torch.tensor(values).view(1, -1, 1, 1)
 
 
 def _nbytes(data: TaskData) -> int:
@@ -156,7 +166,9 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
                 f"{dataset.name} has one training sample, of which nothing can be held "
                 "out; set data.holdout = 0"
             )
-        count = min(max(round(fraction * len(places)), 1), len(places) - 1)
+        count = round(fraction * len(places))
+        # At least one sample to test on, and one to train on.
+        count = min(max(count, 1), len(places) - 1)
         # A seed of each class's own: its choice depends on no other class.
         shuffled = generator(seed, "holdout", int(label)).permutation(places)
         held[shuffled[:count]] = True

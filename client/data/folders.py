@@ -193,7 +193,7 @@ def _listed(path: Path, folder: Path) -> list[tuple[Path, str]]:
 
 
 def _pool(samples: Sequence[tuple[Path, str]]) -> Contents:
-    """Number the classes in the order of the parts and split each anew."""
+    """Label the classes in the order of the parts, and split each anew."""
     names = list(dict.fromkeys(name for _, name in samples))
     labels = {name: label for label, name in enumerate(names)}
     pool = _images([(path, labels[name]) for path, name in samples])

@@ -73,12 +73,15 @@ _UNREADABLE = (
 class LocalStream:
     """The tasks of one client, from ``task-000.npz``, ...
 
-    It is a :class:`~fedknow.client.data.TaskStream`. Each file holds ``train_x``, ``train_y``, ``test_x`` and ``test_y``: images ``[n, C, H,
-    W]``, of uint8 (0..255, which become -1..1) or of float32 (taken as they are), and integer
-    labels ``[n]``, 0 to ``data.classes - 1``. An array ``classes`` may say which classes the
-    task is about; without, these are block number ``task`` of ``data.classes_per_task``
-    classes, or where that is 0 the labels in the file. A file is read when its task is first
-    asked for, so that tasks may arrive while the run goes on.
+    It is a :class:`~fedknow.client.data.TaskStream`. Each file holds ``train_x``,
+    ``train_y``, ``test_x`` and ``test_y``: images ``[n, C, H, W]`` and integer labels
+    ``[n]``, 0 to ``data.classes - 1``. Images are uint8 (0..255, which become -1..1) or
+    float32 (taken as they are).
+
+    An array ``classes`` may say which classes the task is about. Without it these are block
+    number ``task`` of ``data.classes_per_task`` classes, or where that is 0 the labels in the
+    file. A file is read when its task is needed for the first time, so that tasks may arrive
+    while the run goes on.
 
     Parameters
     ----------
@@ -100,7 +103,9 @@ class LocalStream:
         self.shape, self.classes = local_shape(config)
         self._block = config.classes_per_task
         self._is_incremental = config.scenario == "class-incremental"
+        # Kept for all tasks: a later task's head needs the classes of each earlier one.
         self._slices: dict[int, tuple[int, ...]] = {}
+        # Of the task at hand alone: a device may have no memory for two.
         self._recent_task = -1
         self._recent_arrays: dict[str, np.ndarray] = {}
         # A bad first file is refused at the start of the client, not in its first round.
@@ -128,7 +133,7 @@ class LocalStream:
             seen=tuple(dict.fromkeys(chain.from_iterable(slices))),
             train=_split(arrays["train_x"], arrays["train_y"]),
             test=_split(arrays["test_x"], arrays["test_y"]),
-            incremental=self._is_incremental,
+            is_incremental=self._is_incremental,
         )
 
     def _slice(self, task: int) -> tuple[int, ...]:

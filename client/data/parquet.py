@@ -94,9 +94,8 @@ class Parquet:
             )
         test_y = np.array([labels[key] for key in test_keys], np.int64)
         names = _names(train[0], train_table.schema.metadata, self.labels[-1])
-        class_names = [
-            names.get(row[-1], "/".join(map(str, row))) for row in classes.tolist()
-        ]
+        # A class without a name in the file is called by its numbers.
+        class_names = [names.get(key[-1], "/".join(map(str, key))) for key in labels]
         return Contents(
             # NumPy 2.0 gave the inverse another shape than versions before and after it.
             self._part(train, train_y.reshape(-1).astype(np.int64)),
@@ -164,6 +163,7 @@ class Parquet:
             )
 
     def _part(self, files: Sequence[Path], labels: Labels) -> Part:
+        # Lazily: all pictures of a data set together need not fit into memory.
         cells = _Cells(files, self.image)
         pillow = require("PIL.Image")
         kind = files[0].name.split("-")[0]
@@ -215,6 +215,7 @@ def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
             f"{counted(values.null_count, 'empty cell')}; "
             "it must be whole numbers throughout"
         )
+    # Checked before the conversion: unsigned labels may be too large for int64.
     labels = values.to_numpy()
     if len(labels) and not 0 <= labels.min() <= labels.max() <= np.iinfo(np.int64).max:
         raise ConfigError(

@@ -53,7 +53,8 @@ class Partition:
         # Little-endian on every machine. Lengths stand before values, so that no two
         # partitions give the same bytes.
         total = hashlib.sha256()
-        total.update(np.array([len(self.tasks), len(self.tasks[0])], "<i8").tobytes())
+        shape = [len(self.tasks), len(self.tasks[0])]
+        total.update(np.array(shape, "<i8").tobytes())
         for share in chain.from_iterable(self.tasks):
             for part in (share.classes, share.train, share.test):
                 total.update(np.array([len(part)], "<i8").tobytes())
@@ -124,6 +125,7 @@ def _task_order(config: DataConfig, seed: int, client: int) -> Indices:
 
 def _share(dataset: Dataset, pool: Pool, shares: TaskShares, client: int) -> Share:
     train, test = shares[client]
+    # Ascending rows read a mapped file from front to back.
     held = np.unique(dataset.train_y[train]).tolist()
     return Share(pool.classes, np.sort(train), np.sort(test), tuple(held))
 

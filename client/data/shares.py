@@ -57,6 +57,7 @@ Sharing = Callable[[Sequence[Pool], DataConfig, int], list[TaskShares]]
 
 def _part(fraction: float, total: int) -> int:
     """Take a fraction of a count, to the nearest, and at least one."""
+    # Halves go up, where Python's round would take them to the even number.
     return max(1, int(fraction * total + 0.5))
 
 
@@ -87,8 +88,9 @@ def _no_room(
     pools: Sequence[Pool], choices: Sequence[Sequence[Indices]], config: DataConfig
 ) -> ConfigError:
     """Name the task with the fewest shares, and the ways out."""
-    fitting = min(map(len, choices))
-    tightest = pools[min(range(len(pools)), key=lambda task: len(choices[task]))]
+    counts = [len(choice) for choice in choices]
+    fitting = min(counts)
+    tightest = pools[counts.index(fitting)]
     train, test = _disjoint_shares(tightest, config)
     limit = min(config.classes_max, len(tightest.classes))
     return ConfigError(
@@ -157,6 +159,7 @@ def _choose_classes(pool: Pool, config: DataConfig, seed: int) -> list[Indices]:
     longest: list[Indices] = []
     for attempt in range(_ATTEMPTS):
         rng = generator(seed, "partition/disjoint", pool.task, attempt)
+        # A client needs a share of both, training and test samples.
         free = np.minimum(*_disjoint_shares(pool, config))
         choices: list[Indices] = []
         for _ in range(config.clients):
@@ -177,11 +180,13 @@ def _choose_classes(pool: Pool, config: DataConfig, seed: int) -> list[Indices]:
 
 def _deal(pool: Pool, choices: Sequence[Indices], config: DataConfig) -> TaskShares:
     """Give each client the next unused share of each class it has chosen."""
+    # Shares of each class that are given out. Training and test shares keep in step.
     used = np.zeros(len(pool.classes), np.int64)
 
     def next_share(rows: list[Indices], fraction: float, k: int) -> Indices:
         size = _part(fraction, len(rows[k]))
-        return rows[k][used[k] * size : (used[k] + 1) * size]
+        start = used[k] * size
+        return rows[k][start : start + size]
 
     shares = []
     for chosen in choices:
@@ -336,6 +341,7 @@ def _proportional(
     for client in np.flatnonzero(tests.sum(axis=1) == 0):
         can_give = (tests.sum(axis=1) > 1)[:, None]
         spare = np.where(can_give & (counts[client] > 0), tests, 0)
+        # The place of the largest number, as row and column.
         donor, k = divmod(int(np.argmax(spare)), spare.shape[1])
         if spare[donor, k] == 0:
             return None

@@ -147,7 +147,9 @@ def resplit(pool: Part, every: int) -> tuple[Part, Part]:
     for label in np.unique(pool.labels):
         rows = np.flatnonzero(pool.labels == label)
         test[rows[every - 1 :: every]] = True
-    return pool.pick(np.flatnonzero(~test)), pool.pick(np.flatnonzero(test))
+    train_part = pool.pick(np.flatnonzero(~test))
+    test_part = pool.pick(np.flatnonzero(test))
+    return train_part, test_part
 
 
 def load(name: str, source: Source, form: Form) -> Dataset:
@@ -278,8 +280,10 @@ _ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
 
 def _key(source: Source, form: Form) -> str:
+    # Any change of the files, of the form or of our rules makes another cache.
     digest = hashlib.sha256(repr((_CACHE_FORMAT, form)).encode())
     for path in source.marks:
+        # Names of files may hold bytes that are no UTF-8.
         digest.update(repr(fingerprint(path)).encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
@@ -323,6 +327,7 @@ def _write_images(
     counts: Any = 0
     with path.open("wb") as file:
         for batch in _decoded(part, form):
+            # The shape of an image is known with the first batch.
             if file.tell() == 0:
                 header = {
                     "descr": "|u1",

@@ -49,7 +49,7 @@ class TaskData:
         Classes of this task and all earlier ones, in the order met.
     train, test : Split
         The client's samples.
-    incremental : bool
+    is_incremental : bool
         Whether the scenario is class-incremental. A test sample may then be of any class seen,
         so the head's slice grows.
     """
@@ -59,12 +59,12 @@ class TaskData:
     seen: tuple[int, ...]
     train: Split
     test: Split
-    incremental: bool = False
+    is_incremental: bool = False
 
     @property
     def head(self) -> tuple[int, ...]:
         """The slice of the head in use: ``seen`` if incremental, else ``classes``."""
-        return self.seen if self.incremental else self.classes
+        return self.seen if self.is_incremental else self.classes
 
 
 class TaskStream(Protocol):

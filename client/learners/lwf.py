@@ -181,7 +181,7 @@ class Lwf(Learner):
         super().end_task(task, round)
         self._load(shared)
         self.old = self.send() | self.kept()
-        if task.incremental:
+        if task.is_incremental:
             self.slices = [list(task.head)]
         elif list(task.classes) not in self.slices:
             self.slices = [*self.slices, list(task.classes)]

@@ -68,7 +68,11 @@ def cnn6(
     features = max(1, round(1024 * width))
     # Three poolings have halved each side three times.
     places = (height // 8) * (wide // 8)
-    layers += [nn.Flatten(), nn.Linear(channels * places, features), nn.ReLU()]
+    layers += [
+        nn.Flatten(),
+        nn.Linear(channels * places, features),
+        nn.ReLU(),
+    ]
     if dropout:
         layers.append(Dropout(0.5))
     if init == "kaiming":

@@ -38,9 +38,9 @@ class _InvertedResidual(nn.Module):
         super().__init__()
         hidden = inputs * expansion
         # The first block of the network has nothing to widen.
-        widening = (
-            [*convolution(inputs, hidden, 1), nn.ReLU6()] if expansion > 1 else []
-        )
+        widening: list[nn.Module] = []
+        if expansion > 1:
+            widening = [*convolution(inputs, hidden, 1), nn.ReLU6()]
         self.residual = nn.Sequential(
             *widening,
             *convolution(hidden, hidden, 3, stride, groups=hidden),
@@ -175,6 +175,7 @@ class _ShuffleUnit(nn.Module):
         self.shuffle = _Shuffle()
 
     def forward(self, x: Tensor) -> Tensor:
+        # Where the image keeps its size, one half of the channels goes around untouched.
         if self.past is None:
             bypass, through = x.chunk(2, dim=1)
         else:
@@ -232,4 +233,6 @@ def _shufflenet_channels(width: float) -> tuple[int, int, int]:
     if width in _SHUFFLENET:
         return 24, _SHUFFLENET[width], 2048 if width == 2.0 else 1024
     # Units divide their channels into two halves, so these numbers are even.
-    return scaled(24, width, 2), scaled(116, width, 2), scaled(1024, width)
+    stem = scaled(24, width, 2)
+    stage = scaled(116, width, 2)
+    return stem, stage, scaled(1024, width)

@@ -56,6 +56,7 @@ class _Block(nn.Module):
     ) -> None:
         super().__init__()
         self.residual = nn.Sequential(*residual)
+        # A projection where the shape changes, as the sum needs equal shapes.
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(*convolution(inputs, outputs, 1, stride))

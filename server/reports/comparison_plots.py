@@ -69,7 +69,8 @@ def _over_time(figure: Figure, groups: Groups) -> None:
         style = series_style(index)
         times, accuracies = draw_over_time(axes, run, scale, label=name, **style)
         if times:
-            ends.append((accuracies[-1], times[-1], wrapped(name), style["color"]))
+            end = (accuracies[-1], times[-1], wrapped(name), style["color"])
+            ends.append(end)
     begin_at_zero(axes)
     label_lines(figure, axes, groups, ends)
 
@@ -119,6 +120,7 @@ def draw_bars(figure: Figure, groups: Groups, key: str, label: str) -> Axes:
     axes.set_yticks(rows, [wrapped(group.label, BAR_LABEL) for group in groups])
     # From the bottom to the top, so that the row in front comes highest.
     axes.set_ylim(len(groups) - 0.5, -0.5)
+    # Room for the number beside the longest bar; an axis of zeros has a length too.
     axes.set_xlim(0, 1.35 * max(ends) or 1)
     axes.grid(False, axis="y")
     return axes

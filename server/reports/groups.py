@@ -144,6 +144,7 @@ def _method(run: Summary) -> Method:
         # defaults. A configuration that is refused by now stays as it was run.
         with suppress(ConfigError):
             config = resolve(config)
+    # The engine and the folder of the data are not among them: they change no result.
     fields = _flat(config.digest_fields())
     return {key: value for key, value in fields.items() if key not in ("seed", "name")}
 

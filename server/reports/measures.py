@@ -53,10 +53,23 @@ class Scale(NamedTuple):
 Scales = tuple[Scale, ...]
 
 PERCENT: Scales = (Scale(0.01, "%"),)
-BYTES: Scales = (Scale(1, "B", 0), Scale(1e3, "kB"), Scale(1e6, "MB"), Scale(1e9, "GB"))
-JOULES: Scales = (Scale(1, "J"), Scale(1e3, "kJ"), Scale(1e6, "MJ"))
+BYTES: Scales = (
+    Scale(1, "B", 0),
+    Scale(1e3, "kB"),
+    Scale(1e6, "MB"),
+    Scale(1e9, "GB"),
+)
+JOULES: Scales = (
+    Scale(1, "J"),
+    Scale(1e3, "kJ"),
+    Scale(1e6, "MJ"),
+)
 _MEGABYTES: Scales = (Scale(1, "MB"), Scale(1e3, "GB"))
-_COUNTS: Scales = (Scale(1, "", 0), Scale(1e3, "k"), Scale(1e6, "M"))
+_COUNTS: Scales = (
+    Scale(1, "", 0),
+    Scale(1e3, "k"),
+    Scale(1e6, "M"),
+)
 _SECONDS: Scales = (
     Scale(1e-3, "ms"),
     Scale(1, "s"),
@@ -251,6 +264,7 @@ class Estimate:
         if not self.has_interval:
             return measure.texts(self.values, has_unit)
         low, high = self.interval(measure)
+        # An interval that no bound cuts is symmetric: "±" says all.
         if (low, high) == (self.mean - self.half, self.mean + self.half):
             return measure.text(self.mean, self.half, has_unit)
         scale = scale_for(self.mean, measure.scales)

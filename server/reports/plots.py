@@ -39,7 +39,12 @@ INK = "#1c2127"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a")
 """Okabe and Ito's palette: told apart by colour-blind readers too."""
 GREY = "#b4b9bf"
-DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+DASHES: Sequence[Any] = (
+    "-",
+    (0, (5, 2)),
+    (0, (1, 1.5)),
+    (0, (6, 2, 1, 2)),
+)
 MARKERS = "osD^vP*Xhd<>p"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: the reader's own font, and it can be searched

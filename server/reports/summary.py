@@ -215,7 +215,9 @@ def _summary(
     rounds = by_kind.get("round", [])
     task_ends = by_kind.get("task_end", [])
     ends = by_kind.get("end", [])
-    tasks = int(np.isfinite(arrays["personal"]).any(axis=(0, 1)).sum())
+    # Accuracies are [client, task, after task]. A finite column is a task that ended.
+    is_scored = np.isfinite(arrays["personal"]).any(axis=(0, 1))
+    tasks = int(is_scored.sum())
     has_global = bool(np.isfinite(arrays["global"]).any())
     return Summary(
         config=run.config,
@@ -280,6 +282,7 @@ def _completed(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
         - fleet["computing_seconds"]
     )
     clients = [{"away": 0.0, **client} for client in fleet["clients"]]
+    # A newer account has its own waiting time, which stands after ours and so wins.
     return {"waiting_seconds": max(0.0, waiting), **fleet, "clients": clients}
 
 

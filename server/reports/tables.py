@@ -141,9 +141,13 @@ def runs_table(groups: Sequence[Group]) -> list[Table]:
 
 def _run_row(label: str, run: Summary, measures: Sequence[Measure]) -> list[Cell | str]:
     values = run.measures()
-    numbers = [Cell(each.text(values[each.key]), values[each.key]) for each in measures]
+    numbers = [_measure_cell(measure, values[measure.key]) for measure in measures]
     tasks = f"{run.tasks}/{run.config.data.tasks}"
     return [label, str(run.config.seed), *numbers, run.status, tasks]
+
+
+def _measure_cell(measure: Measure, value: float) -> Cell:
+    return Cell(measure.text(value), value)
 
 
 def _shown(runs: Iterable[Summary]) -> list[tuple[str, list[Measure]]]:

@@ -176,7 +176,7 @@ class Memory:
         in all seen."""
         stored = self.tasks[past]
         head = columns(
-            current.head if current.incremental else stored.classes,
+            current.head if current.is_incremental else stored.classes,
             width,
             stored.y.device,
         )

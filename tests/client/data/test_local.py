@@ -42,7 +42,7 @@ def test_tasks_are_read_as_they_come(tmp_path):
         (1, 2, 2),
     )
     data = stream.task(1, 0)
-    assert (data.classes, data.seen, data.incremental) == ((0, 1), (0, 1), False)
+    assert (data.classes, data.seen, data.is_incremental) == ((0, 1), (0, 1), False)
     torch.testing.assert_close(
         data.train.x[1].flatten(), torch.tensor([4.0, 5, 6, 7]) / 127.5 - 1
     )

@@ -126,7 +126,7 @@ def experienced(tiny_model, tiny_task, kind, options, seed, tasks=3, incremental
     def double(task):
         split = Split(task.train.x.double(), task.train.y)
         return TaskData(
-            task.task, task.classes, task.seen, split, split, task.incremental
+            task.task, task.classes, task.seen, split, split, task.is_incremental
         )
 
     learner = kind(
