@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from fedknow.server.reports.groups import Group
-from fedknow.server.reports.measures import known
+from fedknow.server.reports.measures import available_measures
 from fedknow.server.reports.summary import Summary
 
 __all__ = ["comparison_html", "run_html"]
@@ -23,7 +23,7 @@ def run_html(run: Summary, path: str) -> str:
     values = run.measures()
     rows = [
         (measure.title, measure.text(values[measure.key]))
-        for measure in known([values])[:_SHOWN]
+        for measure in available_measures([values])[:_SHOWN]
     ]
     title = f"{run.config.name} with {run.config.learner.name} ({run.status})"
     parts = [
@@ -41,7 +41,7 @@ def comparison_html(groups: Sequence[Group]) -> str:
     values: list[dict[str, float]] = []
     for group in groups:
         values += [run.measures() for run in group.runs]
-    measures = known(values)[:_SHOWN]
+    measures = available_measures(values)[:_SHOWN]
     heads = ["method", "seeds", *(measure.title for measure in measures)]
     rows: list[list[str]] = []
     for group in groups:
