@@ -1,1 +1,1 @@
-"""FedKNOW (ICDE 2023): signature knowledge, restored and integrated gradients."""
+"""FedKNOW (ICDE 2023): a file for each part of the method."""

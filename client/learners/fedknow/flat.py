@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedknow.client.compute.cost import Meter
+from fedknow.client.compute import cost
 
 __all__ = [
     "GradientBuffer",
@@ -124,11 +124,6 @@ def free_parameters(module: nn.Module) -> list[nn.Parameter]:
 class GradientBuffer:
     """Memory for the flat gradients of one batch, used again by every batch.
 
-    Parameters
-    ----------
-    meter : Meter
-        Not charged with it: a process makes the buffer once for all clients.
-
     Attributes
     ----------
     current : Tensor
@@ -137,8 +132,7 @@ class GradientBuffer:
         Places of restored gradients, float [count, size].
     """
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+    def __init__(self) -> None:
         self._memory = torch.empty(0)
         self.current = self._memory
         self.restored = self._memory
@@ -155,7 +149,8 @@ class GradientBuffer:
         """
         entries = (1 + count) * size
         if self._memory.numel() < entries:
-            with self._meter.free():
+            # Nobody is charged: a process makes the buffer once for all clients.
+            with cost.free():
                 # On a processor, rows that are never written to take up no memory.
                 self._memory = like.new_empty(entries)
         rows = self._memory[:entries].view(1 + count, size)

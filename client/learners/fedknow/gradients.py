@@ -1,4 +1,4 @@
-"""The current gradient of one batch, computed when it is needed and as it is needed."""
+"""The current gradient of one batch, computed as it is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute.cost import Meter
+from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.flat import (
     GradientBuffer,
     flatten_present,
@@ -53,8 +53,6 @@ class Student:
         What the body's operations allow.
     buffer : GradientBuffer
         Where flat gradients are written.
-    meter : Meter
-        Charged with what is computed.
     """
 
     body: nn.Module
@@ -62,7 +60,6 @@ class Student:
     autocast: Autocast
     traits: BodyTraits
     buffer: GradientBuffer
-    meter: Meter
 
 
 class CurrentGradient(ABC):
@@ -114,7 +111,7 @@ class CurrentGradient(ABC):
         """Give the cotangent whose pullback prepares for products, float [n, f]."""
 
     def can_push_forward(self, restored: RestoredGradients) -> bool:
-        """Whether the products of a vector with all restored gradients can be computed."""
+        """Whether a vector can be multiplied by all restored gradients."""
         return self.student.traits.can_push_forward(
             self.at_body, lambda: self._direction(restored), self.student.buffer
         )
@@ -135,7 +132,7 @@ class CurrentGradient(ABC):
             Whether :meth:`RestoredGradients.products` will be asked for.
         """
         self._is_forward = is_forward
-        self.student.meter.add(memory=self.student.buffer.current.nbytes)
+        cost.add(memory=self.student.buffer.current.nbytes)
 
     def _add_margin(self, restored: RestoredGradients, margin: float) -> Tensor:
         """Add ``margin * sum_i g_i`` to g by a backward pass of its own."""

@@ -26,6 +26,7 @@ from typing import ClassVar, cast
 import numpy as np
 from torch import Tensor
 
+from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.gradients import CurrentGradient, WholeBatch
 from fedknow.client.learners.fedknow.partial_duals import (
     integrate_lazily,
@@ -168,10 +169,10 @@ class _Solver(Integrator):
     ) -> Integration:
         """See :meth:`Integrator.integrate`."""
         g = gradient.with_margin(restored, self._margin)
-        with restored.meter.told():
+        with cost.declared():
             result = self._solve(g, restored)
             # Memory of g' and of what was added to g.
-            restored.meter.add(result.flops, 2 * g.nbytes)
+            cost.add(result.flops, 2 * g.nbytes)
         return result
 
     @abstractmethod
@@ -266,6 +267,6 @@ class OnlineDual(Integrator):
 def _has_products(
     gradient: CurrentGradient, restored: RestoredGradients, k: int
 ) -> bool:
-    """Tell whether to ask for products with the restored gradients before computing them."""
+    """Tell whether to ask for products with the restored gradients first."""
     # A single restored gradient is computed as fast as a product with it.
     return min(len(restored), k) > 1 and gradient.can_push_forward(restored)

@@ -1,4 +1,4 @@
-"""Knowledge extractor: the few weights that carry a finished task, stored sparse.
+"""Knowledge extractor: the few weights that carry a finished task.
 
 FedKNOW (ICDE 2023), Sec. III-B: after a task, keep the fraction rho of the body's weights that
 are largest in magnitude over all layers, W = top_rho(|w|), and fine-tune them on the task with
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute.cost import Meter
+from fedknow.client.compute import cost
 from fedknow.client.data.stream import Split
 from fedknow.client.learners.frames.learner import (
     Autocast,
@@ -69,12 +69,12 @@ class Knowledge:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Size of all tensors in bytes."""
         tensors = [self.mask, self.values, *self.head, *self.unpruned.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def state_dict(self) -> State:
-        """As tensors and numbers that can be saved."""
+        """Give it as tensors and numbers that can be saved."""
         return {
             "classes": list(self.classes),
             "mask": self.mask,
@@ -86,7 +86,7 @@ class Knowledge:
 
     @classmethod
     def from_state(cls, state: State) -> Knowledge:
-        """The reverse of :meth:`state_dict`."""
+        """Make it from the result of :meth:`state_dict`."""
         return cls(
             tuple(state["classes"]),
             state["mask"],
@@ -96,7 +96,7 @@ class Knowledge:
         )
 
     def restore_into(self, body: nn.Module) -> None:
-        """Make a body the pruned one: kept weights in their places, all other prunable weights zero."""
+        """Make a body the pruned one; weights that are not kept become zero."""
         flat = self.values.new_zeros(
             sum(weight.numel() for weight in prunable(body).values())
         )
@@ -121,7 +121,7 @@ class Knowledge:
         batch_size: int,
         autocast: Autocast = nullcontext,
     ) -> Tensor:
-        """What the task's knowledge says of samples of any task, in evaluation mode.
+        """Compute the pruned model's logits for samples of any task.
 
         Parameters
         ----------
@@ -150,7 +150,10 @@ class Knowledge:
 
 
 def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that compete for a place: matrices and filters to train, by name."""
+    """Find the weights that compete for a place, by name.
+
+    These are matrices and filters that are trained.
+    """
     return {
         name: p
         for name, p in body.named_parameters()
@@ -159,8 +162,7 @@ def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
-    """Masks of the fraction rho of all entries that are largest in magnitude, over all tensors
-    together.
+    """Mask the fraction rho of all entries that are largest in magnitude.
 
     Exactly ``round(rho * total)`` entries (at least one) are kept; of equal ones those that
     come first.
@@ -197,8 +199,6 @@ class FineTuning:
         (:func:`~fedknow.client.learners.frames.batching.smallest_batch`).
     autocast : callable
         Makes the context of a forward pass.
-    meter : Meter
-        Charged with the training.
     """
 
     epochs: int
@@ -207,7 +207,6 @@ class FineTuning:
     seed: int
     smallest: int = 1
     autocast: Autocast = nullcontext
-    meter: Meter = field(default_factory=Meter)
 
 
 def extract(
@@ -263,7 +262,7 @@ def extract(
 
 
 def _unpruned(body: nn.Module) -> Tensors:
-    """Copy what knowledge keeps as it is: parameters that are not prunable, and buffers."""
+    """Copy the body's buffers and its parameters that are not prunable."""
     trained = {
         name for name, parameter in body.named_parameters() if parameter.requires_grad
     }
@@ -306,9 +305,9 @@ def _finetune(
         for index in batches(
             len(labels), tuning.batch_size, generator, device, tuning.smallest
         ):
-            with tuning.meter.part(("finetune", len(index), len(columns.index))):
-                # The model is a copy, which the meter does not watch.
-                tuning.meter.add(samples=len(index))
+            with cost.part(("finetune", len(index), len(columns.index))):
+                # The model is a copy, which is not watched.
+                cost.add(samples=len(index))
                 batch = Batch(samples.x[index], labels[index], index, columns)
                 optimizer.zero_grad(set_to_none=True)
                 _backward(model, batch, tuning)

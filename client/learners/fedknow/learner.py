@@ -1,6 +1,7 @@
-"""FedKNOW: federated continual learning with signature task knowledge integration.
+"""FedKNOW: signature task knowledge, extracted, restored, integrated.
 
-Luopan, Han, Zhang, Liu, Wang and Chen, ICDE 2023, arXiv 2212.01738. In three parts:
+Luopan, Han, Zhang, Liu, Wang and Chen: "FedKNOW: Federated Continual Learning with Signature
+Task Knowledge Integration at Edge", ICDE 2023, arXiv 2212.01738. In three parts:
 
 - *extract* (Sec. III-B): when a task ends, keep its signature knowledge, a pruned and fine-tuned
   copy of the model (:mod:`~fedknow.client.learners.fedknow.knowledge`);
@@ -73,15 +74,11 @@ class FedKnow(Learner):
         # Teachers, extraction and the model before aggregation work in this copy, one at a time.
         self._scratch = copy.deepcopy(model)
         scratch_body = cast(nn.Module, self._scratch.body)
+        traits = BodyTraits(self.body, scratch_body, train.precision)
         self._student = Student(
-            self.body,
-            self.head,
-            self.autocast,
-            BodyTraits(self.body, scratch_body, train.precision, self.meter),
-            GradientBuffer(self.meter),
-            self.meter,
+            self.body, self.head, self.autocast, traits, GradientBuffer()
         )
-        self._restorer = Restorer(settings, scratch_body, self.autocast, self.meter)
+        self._restorer = Restorer(settings, scratch_body, self.autocast)
         self._selection = SignatureSelection(settings)
         self._integrator = integrator_for(settings)
         self._guard = NegativeTransferGuard(settings, self._student, self._scratch)
@@ -170,7 +167,6 @@ class FedKnow(Learner):
             round.seed,
             self.smallest_batch(task.train.x),
             self.autocast,
-            self.meter,
         )
         self._restorer.knowledge[task.task] = extract(
             self._scratch, samples, task.classes, self.settings.rho, tuning
@@ -180,11 +176,11 @@ class FedKnow(Learner):
         return {"knowledge-bytes": float(self._restorer.nbytes)}
 
     def counts(self) -> dict[str, float]:
-        """Give the round's means (:class:`~fedknow.client.learners.fedknow.counts.RoundCounts`)."""
+        """Give the means over the round's integrated steps."""
         return self._counts.means() | {"opposed": self._guard.opposed}
 
     def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """A step but for what depends on the gradients, which is in parts of its own."""
+        """Name a step but for the parts that depend on the gradients."""
         key, tasks = super().cost_key(count, head), self._selection.tasks
         is_plain = (self._counts.batches + 1) % self.settings.every != 0
         if self._guard.is_active or not tasks or is_plain:
@@ -194,5 +190,5 @@ class FedKnow(Learner):
         return key, slices, is_open, self._student.traits.may_push_forward
 
     def _load_own_model(self) -> None:
-        """Put the model as this client last trained it, body and head, into the scratch model."""
+        """Put the model that this client last trained into the scratch model."""
         self._scratch.load_state_dict(self.model.state_dict() | self._local)

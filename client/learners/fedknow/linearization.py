@@ -1,4 +1,6 @@
-"""A network's body, linearised at one batch: products with its Jacobian from one forward pass.
+"""A network's body, linearised at one batch.
+
+Products with its Jacobian come from one forward pass.
 
 With parameters w and features f(x; w) of a batch, J = df/dw. The gradient of any loss on the
 features, whose own gradient by the features is c, is the *pullback* J^T c (a backward pass);
@@ -32,7 +34,7 @@ __all__ = ["Linearization", "factorable"]
 def factorable(
     body: nn.Module, x: Tensor, threshold: int = 1 << 16
 ) -> frozenset[nn.Parameter]:
-    """The large weights that a body multiplies a matrix by, once, and does nothing else with.
+    """Find the large weights that a body uses once, in a product of matrices.
 
     Parameters
     ----------
@@ -145,7 +147,9 @@ class Linearization:
         return flatten(parts, self._leaves, out)
 
     def pushforward(self, direction: Tensor) -> Tensor:
-        """J u: float [size] -> float [n, f]. After a pullback with ``forward=True``.
+        """Compute J u: float [size] to float [n, f].
+
+        A pullback with ``forward=True`` must come before.
 
         Raises
         ------

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.flat import (
     flatten_present,
     free_parameters,
@@ -122,10 +123,10 @@ class NegativeTransferGuard:
         )
         report = train_plainly(batch)
         g_a, reached = flatten_present([p.grad for p in parameters], parameters)
-        with self._student.meter.told():
+        with cost.declared():
             result = integrate_one(g_a, g_b)
             # Two products of vectors; memory of g' and of what was added to g_a.
-            self._student.meter.add(4 * g_a.numel(), 2 * g_a.nbytes)
+            cost.add(4 * g_a.numel(), 2 * g_a.nbytes)
         self._steps += 1
         self._opposed += result is not g_a
         set_gradients(parameters, views(result, parameters), reached)

@@ -88,7 +88,7 @@ class _WorkingSet:
         self._flops = 0
 
     def missing(self) -> NDArray[np.int64]:
-        """Find the gradients that the solution still needs; none if it meets all constraints."""
+        """Find the gradients that the solution still needs."""
         missing = np.setdiff1d(np.arange(self._count), self.rows)
         if len(missing) == 1:
             # One row is built as fast as it is found not to be needed.
@@ -129,7 +129,9 @@ class _WorkingSet:
 def _likely_to_bind(
     products: Vector, lengths: Vector, cosine: float = 0.2
 ) -> NDArray[np.bool_]:
-    """Guess which violated constraints bind, from a cosine between their gradients.
+    """Guess which of some violated constraints bind.
+
+    The guess takes one cosine for all pairs of their gradients.
 
     Turning from one restored gradient often turns from others too: on CIFAR-100 with ten tasks
     their cosines are 0.1 to 0.5. A wrong guess costs time and changes no result. At least one
@@ -143,7 +145,7 @@ def _likely_to_bind(
 def integrate_surrogate(
     g: Tensor, lengths: Vector, products: Vector, combine: Callable[[Vector], Tensor]
 ) -> Integration:
-    """Approximate Eq. (3) by one constraint, the weighted sum of the violated ones.
+    """Approximate Eq. (3) by one constraint, a sum of the violated ones.
 
     A surrogate constraint (Glover, Operations Research 16, 1968): with ``w_i >= 0``, ``<g',
     sum_i w_i g_i> >= 0`` is a consequence of Eq. (3)'s constraints, and g' the nearest gradient

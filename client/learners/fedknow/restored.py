@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from fedknow.client.compute.cost import Meter
+from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.flat import GradientBuffer
 from fedknow.client.learners.fedknow.linearization import Linearization
 from fedknow.client.learners.frames.projection import Vector
@@ -38,8 +38,6 @@ class RestoredGradients:
         The k past tasks.
     buffer : GradientBuffer
         Memory for the gradients.
-    meter : Meter
-        Charged with what is computed.
     """
 
     def __init__(
@@ -49,11 +47,9 @@ class RestoredGradients:
         head: Tensor,
         tasks: list[int],
         buffer: GradientBuffer,
-        meter: Meter,
     ) -> None:
         self.at_body = at_body
         self.tasks = tasks
-        self.meter = meter
         self._at_logits = at_logits
         self._head = head
         self._buffer = buffer
@@ -71,7 +67,6 @@ class RestoredGradients:
             self._head,
             [self.tasks[place] for place in places],
             self._buffer,
-            self.meter,
         )
 
     def cotangent(self, weight: float = 1.0) -> Tensor:
@@ -91,7 +86,7 @@ class RestoredGradients:
 
     def _full_length(self, cotangent: Tensor) -> Tensor:
         """Pull one cotangent, float [B, f], back to float [p]."""
-        with self.meter.part(("candidate", cotangent.shape)):
+        with cost.part(("candidate", cotangent.shape)):
             row = self.at_body.pullback(cotangent, self._buffer.restored[0])
             return self.at_body.full_length(row)
 
@@ -110,7 +105,7 @@ class RestoredGradients:
         """
         for place in places:
             row = self._buffer.restored[self._built]
-            self.meter.add(memory=row.nbytes)
+            cost.add(memory=row.nbytes)
             with self._part("pullback"):
                 self.at_body.pullback(self._at_logits[place] @ self._head, row)
             self._built += 1
@@ -130,7 +125,7 @@ class RestoredGradients:
             Float [size], in the buffer's first place.
         """
         row = self._buffer.restored[0]
-        self.meter.add(memory=row.nbytes)
+        cost.add(memory=row.nbytes)
         with self._part("combine"):
             combined = self._combined(weights)
             return self.at_body.pullback(combined @ self._head, row)
@@ -202,7 +197,7 @@ class RestoredGradients:
         return combined
 
     def _part(self, name: str) -> AbstractContextManager[None]:
-        return self.meter.part((name, self._at_logits.shape))
+        return cost.part((name, self._at_logits.shape))
 
 
 def _to_numpy(x: Tensor) -> Vector:

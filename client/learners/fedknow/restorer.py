@@ -1,4 +1,4 @@
-"""Gradient restorer: teachers of past tasks, and the losses they put on a batch.
+"""Gradient restorer: teachers of past tasks, and their losses.
 
 FedKNOW (ICDE 2023), Sec. III-C: g_i is the gradient that would keep the model's answers for past
 task i as its knowledge has them. No stored sample is needed. The paper's equations of this part
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute.cost import Meter
+from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.gradients import CurrentGradient
 from fedknow.client.learners.fedknow.knowledge import Knowledge
 from fedknow.client.learners.fedknow.restored import RestoredGradients
@@ -93,8 +93,6 @@ class Restorer:
         A body for teachers to work in; its weights are overwritten.
     autocast : callable
         Makes the context of a forward pass.
-    meter : Meter
-        Charged with the answers.
 
     Attributes
     ----------
@@ -109,12 +107,10 @@ class Restorer:
         settings: FedKnowSettings,
         body: nn.Module,
         autocast: Autocast,
-        meter: Meter,
     ) -> None:
         self._settings = settings
         self._body = body
         self._autocast = autocast
-        self._meter = meter
         self.load_state({})
 
     def state(self) -> State:
@@ -180,7 +176,7 @@ class Restorer:
             self.answers[task] = self._answer(self.knowledge[task], x)
 
     def _answer(self, knowledge: Knowledge, x: Tensor) -> Tensor:
-        with self._meter.part(("answer", len(x), len(knowledge.classes))):
+        with cost.part(("answer", len(x), len(knowledge.classes))):
             logits = knowledge.logits(self._body, x, TEACHER_BATCH, self._autocast)
             return soft_labels(logits, self._settings)
 
@@ -215,7 +211,6 @@ class Restorer:
             student.head.weight.detach(),
             tasks,
             student.buffer,
-            student.meter,
         )
 
     @property

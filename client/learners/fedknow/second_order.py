@@ -1,4 +1,4 @@
-"""Convolution and batch normalisation whose backward pass is cheap to derive.
+"""Layers whose backward pass is cheap to derive.
 
 A pushforward is the derivative of a pullback by its cotangent alone. Torch's own operations
 derive their backward pass by the images and the weights too, asked or not: five convolutions
@@ -67,8 +67,10 @@ class _Convolution(Function):
 
 
 class _Transpose(Function):
-    """Gradients by x, w and b of ``<at_y, x * w + b>``: linear in at_y, and differentiated by at_y
-    alone."""
+    """Gradients by x, w and b of ``<at_y, x * w + b>``.
+
+    They are linear in at_y, and differentiated by at_y alone.
+    """
 
     @staticmethod
     def forward(
@@ -161,8 +163,10 @@ class _Normalization(Function):
 
 
 class _NormalizationTranspose(Function):
-    """Gradients by x, w and b of ``<at_y, y>``: linear in at_y, differentiated by it alone,
-    symmetric in x and y."""
+    """Gradients by x, w and b of ``<at_y, y>``.
+
+    They are linear in at_y, differentiated by it alone, and symmetric in x and y.
+    """
 
     @staticmethod
     def forward(

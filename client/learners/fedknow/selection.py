@@ -1,4 +1,4 @@
-"""Choice of signature tasks: the past tasks most dissimilar to the current one.
+"""Choice of signature tasks: those most dissimilar to the current one.
 
 FedKNOW (ICDE 2023), Sec. III-D: of all restored gradients g_i, the k farthest from the current
 gradient g in Wasserstein distance are integrated. The paper does not say of which distribution
@@ -22,7 +22,7 @@ __all__ = ["SignatureSelection", "most_dissimilar", "wasserstein"]
 
 
 class SignatureSelection:
-    """Which past tasks gradients are restored for, and which of them are signature tasks.
+    """The past tasks to restore gradients of, and the signature tasks.
 
     Parameters
     ----------

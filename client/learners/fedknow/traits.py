@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedknow.client.compute.cost import Meter
+from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.flat import GradientBuffer, free_parameters
 from fedknow.client.learners.fedknow.linearization import Linearization, factorable
 
@@ -19,7 +19,7 @@ __all__ = ["BodyTraits"]
 
 
 class BodyTraits:
-    """Which gradients of a body are kept short, and whether it is pushed forward.
+    """Which gradients of a body are short, and if it is pushed forward.
 
     Both are properties of the model alone. So clients that share a learner do not influence
     each other, and none of them is charged with finding out.
@@ -32,8 +32,6 @@ class BodyTraits:
         A copy of it to try; it is put in evaluation mode.
     precision : str
         ``train.precision``.
-    meter : Meter
-        Not charged.
 
     Attributes
     ----------
@@ -42,14 +40,11 @@ class BodyTraits:
         (:class:`~fedknow.client.learners.fedknow.linearization.Linearization`).
     """
 
-    def __init__(
-        self, body: nn.Module, scratch: nn.Module, precision: str, meter: Meter
-    ) -> None:
+    def __init__(self, body: nn.Module, scratch: nn.Module, precision: str) -> None:
         self._body = body
         self._scratch = scratch
         # The relative error of <c, J g> that rounding explains.
         self._tolerance = 1e-3 if precision == "fp32" else 5e-2
-        self._meter = meter
         self._is_traced = False
         self._can_push_forward: bool | None = None
         self.factored: frozenset[nn.Parameter] = frozenset()
@@ -65,7 +60,7 @@ class BodyTraits:
         if self._is_traced:
             return
         self._is_traced = True
-        with self._meter.free():
+        with cost.free():
             factors = factorable(self._scratch, x)
         pairs = zip(
             free_parameters(self._body), free_parameters(self._scratch), strict=True
@@ -99,7 +94,7 @@ class BodyTraits:
             Its current gradient is overwritten.
         """
         if self._can_push_forward is None:
-            with self._meter.free():
+            with cost.free():
                 fault = self._fault(at_body, make_cotangent(), buffer)
             if fault is None:
                 return True  # a batch whose gradient vanishes decides nothing
@@ -115,7 +110,7 @@ class BodyTraits:
     def _fault(
         self, at_body: Linearization, cotangent: Tensor, buffer: GradientBuffer
     ) -> str | None:
-        """Describe what is wrong with J g; "" if nothing is, None if that stays open."""
+        """Describe the fault of J g; "" for none, None if that stays open."""
         buffer.lay_out(0, at_body.size, at_body.parameters[0])
         g = at_body.pullback(cotangent, buffer.current, forward=True)
         square = torch.dot(g, g).item()

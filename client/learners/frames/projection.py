@@ -203,7 +203,7 @@ def check_finite(*arrays: Vector) -> None:
 
 
 def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:
-    """Free one multiplier after the other, and bind again those that become negative."""
+    """Free one multiplier after the other, and bind negative ones again."""
     v = np.zeros(len(b))
     is_free = np.zeros(len(b), dtype=bool)
     # Entered and left at once: that is rounding, not progress.
@@ -224,7 +224,7 @@ def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:
 def _minimize_over_free(
     q: Vector, b: Vector, v: Vector, is_free: NDArray[np.bool_], tolerance: float
 ) -> bool:
-    """Minimise over the free multipliers, which are bound where they become negative.
+    """Minimise over the free multipliers, and bind those below zero.
 
     Parameters
     ----------
@@ -265,7 +265,7 @@ def _minimize_over_free(
 def _coordinate_descent(
     q: Vector, b: Vector, v: Vector, sweeps: int = 1000, tolerance: float = 1e-10
 ) -> Vector:
-    """Lower the objective one multiplier after the other, where a slope is negative."""
+    """Lower the objective by one multiplier after the other."""
     slope = q @ v + b
     for _ in range(sweeps):
         if slope.min() >= -tolerance:
