@@ -23,7 +23,8 @@ from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.recorder import Subscriber
-from fedknow.simulations.fleet.grid import Fleet, FleetGrid, build_fleet
+from fedknow.simulations.fleet.build import Fleet, build_fleet
+from fedknow.simulations.fleet.grid import FleetGrid
 
 __all__ = ["prepare", "simulate"]
 

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import queue
+import math
 import secrets
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.messages import CLIENT_FAILED, NO_ANSWER, Message, client_of
+from fedknow.protocols.messages import Message, client_of
 from fedknow.protocols.security import Tokens
-from fedknow.protocols.transport import CHUNK_BYTES, HEARTBEAT_SECONDS, LONGEST_DELAY
-from fedknow.protocols.wire import (
-    Code,
-    Encoding,
-    Limits,
-    Packed,
-    WireError,
-    pack,
-    unpack,
-)
-from fedknow.server.checks.faults import RunError
+from fedknow.protocols.transport import HEARTBEAT_SECONDS, LONGEST_DELAY
+from fedknow.protocols.wire import Limits
 from fedknow.server.grids.base import Answers, MessageGrid
-from fedknow.server.grids.grpc_service import Answer, Service, Work
+from fedknow.server.grids.grpc_service import Answer, Service
+from fedknow.server.grids.grpc_thread import Farewell, ServiceThread
+from fedknow.server.grids.grpc_wave import GrpcWave, Piece
 from fedknow.server.grids.wave import WaveOptions
 
 __all__ = ["GrpcGrid"]
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 3
-"""Answers to one piece of work that cannot be read before it fails."""
 REMIND_SECONDS = 30.0
-"""How often the log says who is waited for."""
+"""How often the log names the clients that the run waits for."""
 
 
 class GrpcGrid(MessageGrid):
-    """Clients on other machines, each with a stream to the gRPC server that this grid runs in a
-    thread of its own.
+    """Clients on other machines, each with a stream to a gRPC server.
+
+    The server runs in a thread of its own.
 
     What messages of a wave share is serialised once. A client that drops comes back as itself
     and is sent its work again; its answer counts once. It keeps its state by version, from the
@@ -102,13 +89,13 @@ class GrpcGrid(MessageGrid):
                 f"engine.min_clients = {config.engine.min_clients}: more than data.clients = {self.clients}"
             )
         self._engine = config.engine
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         # Ids of this process's messages: an answer to what an earlier one asked for is none to
         # ours.
         self._session = secrets.token_hex(4)
-        self._committed: dict[int, int] = {}
-        self._begun = False
-        self._open: _Wave | None = None
+        self.committed: dict[int, int] = {}
+        self._has_begun = False
+        self._open: GrpcWave | None = None
         self._early: dict[str, tuple[Message, int]] = {}
         self._service = Service(
             self.clients,
@@ -116,22 +103,13 @@ class GrpcGrid(MessageGrid):
             run or self._session,
             secure=credentials is not None,
             tokens=tokens,
-            limits=self._limits,
+            limits=self.limits,
         )
-        self._farewell = False, "the server stops", 0.0, False
-        self._loop = asyncio.new_event_loop()
-        started: Future[int] = Future()
-        self._thread = threading.Thread(
-            target=self._serve,
-            args=(listen, credentials, started),
-            name="fedknow-grpc",
-            daemon=True,
-        )
-        self._thread.start()
         try:
-            self.port = started.result()
+            self.server = ServiceThread(self._service, listen, credentials)
         except RuntimeError as error:
             raise ConfigError(f"--listen {listen}: cannot be had: {error}") from None
+        self.port = self.server.port
 
     # --- the work
     # -------------------------------------------------------------------------------------------------
@@ -158,24 +136,26 @@ class GrpcGrid(MessageGrid):
                 "work that was pushed is under way: pull its answers before other work is sent"
             )
         self._wait()
-        limits = [
-            seconds
-            for seconds in (timeout, self._engine.round_timeout or None)
-            if seconds is not None
-        ]
-        deadline = time.monotonic() + min(limits) if limits else None
-        wave = _Wave(self, options)
+        deadline = self._deadline(timeout)
+        wave = GrpcWave(self, options)
         wave.add(work)
         try:
             while wave.pieces:
                 answer = self._next(deadline, wave)
                 if answer is None:
-                    self._left_out(wave.pieces.values())
+                    self._note_left_out(wave.pieces.values())
                     return
                 if settled := wave.settle(answer):
                     yield settled
         finally:
-            self._call(self._service.withdraw)
+            self.server.withdraw()
+
+    def _deadline(self, timeout: float | None) -> float | None:
+        """Return until when a wave waits for answers."""
+        limits = [self._engine.round_timeout] if self._engine.round_timeout else []
+        if timeout is not None:
+            limits.append(timeout)
+        return self.clock_time + min(limits) if limits else None
 
     @property
     def clock_time(self) -> float:
@@ -190,127 +170,127 @@ class GrpcGrid(MessageGrid):
     def collect_answers(
         self, work: Sequence[Message], timeout: float | None, options: WaveOptions
     ) -> Sequence[tuple[Message, int]]:
-        """What clients have sent by now; see :meth:`Delivery.collect_answers`.
+        """Collect what clients have sent; see :meth:`Delivery.collect_answers`.
 
         With ``engine.round_timeout`` a client that takes longer for its work is not waited for
         any more.
         """
-        wave = self._open = self._open or _Wave(self, options)
-        asked = {message.id for message in work}
-        found = [self._early.pop(id) for id in sorted(asked & self._early.keys())]
-        done = {reply.reply_to for reply, _ in found}
-        if new := [
-            message for message in work if message.id not in done | wave.pieces.keys()
-        ]:
-            self._wait()
-            wave.add(new)
+        wave = self._open = self._open or GrpcWave(self, options)
+        wanted = {message.id for message in work}
+        answers = [self._early.pop(id) for id in sorted(wanted & self._early.keys())]
+        self._begin_new(work, answers, wave)
         until = None if timeout is None else self.clock_time + timeout
-        while not found and asked & wave.pieces.keys():
-            longest = self._engine.round_timeout or None
-            over = (
-                None
-                if longest is None
-                else min(piece.since for piece in wave.pieces.values()) + longest
-            )
-            answer = self._next(
-                min((end for end in (until, over) if end is not None), default=None),
-                wave,
-            )
-            if answer is None:
-                late = [
-                    piece
-                    for piece in wave.pieces.values()
-                    if longest and piece.since + longest <= self.clock_time
-                ]
-                if not late:
-                    break
-                self._left_out(late)
-                found = [wave.give_up(piece) for piece in late]
-            while answer is not None:  # and all that has come in meanwhile
-                if settled := wave.settle(answer):
-                    found.append(settled)
-                answer = (
-                    None
-                    if self._service.answers.empty()
-                    else self._next(self.clock_time, wave)
-                )
-            self._early |= {
-                entry[0].reply_to: entry
-                for entry in found
-                if entry[0].reply_to not in asked
-            }
-            found = [entry for entry in found if entry[0].reply_to in asked]
+        while not answers and wanted & wave.pieces.keys():
+            arrived = self._await_answers(until, wave)
+            if arrived is None:
+                break
+            for reply, version in arrived:
+                if reply.reply_to in wanted:
+                    answers.append((reply, version))
+                else:
+                    self._early[reply.reply_to] = (reply, version)
         if not wave.pieces:
             self._open = None
-            self._call(self._service.withdraw)
-        return found
+            self.server.withdraw()
+        return answers
+
+    def _begin_new(
+        self,
+        work: Sequence[Message],
+        answers: Sequence[tuple[Message, int]],
+        wave: GrpcWave,
+    ) -> None:
+        """Give out the work that is neither answered nor under way."""
+        begun = {reply.reply_to for reply, _ in answers} | wave.pieces.keys()
+        new = [message for message in work if message.id not in begun]
+        if new:
+            self._wait()
+            wave.add(new)
+
+    def _await_answers(
+        self, until: float | None, wave: GrpcWave
+    ) -> list[tuple[Message, int]] | None:
+        """Wait for the next answer, and take all that have come in meanwhile.
+
+        Returns
+        -------
+        list of tuple of Message and int, or None
+            Answers, or failures of work that is given up. It is empty if what came was late or
+            could not be read. None: ``until`` is over.
+        """
+        longest = self._engine.round_timeout or math.inf
+        given_up_at = min(piece.since for piece in wave.pieces.values()) + longest
+        deadline = min(given_up_at, math.inf if until is None else until)
+        answer = self._next(None if deadline == math.inf else deadline, wave)
+        if answer is None:
+            overdue = [
+                piece
+                for piece in wave.pieces.values()
+                if piece.since + longest <= self.clock_time
+            ]
+            if not overdue:
+                return None
+            self._note_left_out(overdue)
+            return [wave.give_up(piece) for piece in overdue]
+        settled = []
+        while answer is not None:
+            if reply := wave.settle(answer):
+                settled.append(reply)
+            answer = (
+                self._next(self.clock_time, wave) if self.server.has_answers else None
+            )
+        return settled
 
     def note_unusable(self, reply: Message) -> None:
-        """Count an answer that could be read but not used: not finite, of another shape, absurdly far."""
-        self._call(self._service.count, "refused")
+        """Count an unusable answer: not finite, of another shape, too far."""
+        self.server.count("refused")
 
-    def _next(self, deadline: float | None, wave: _Wave) -> Answer | None:
-        """The next answer, or ``None`` when the time is over."""
+    def _next(self, deadline: float | None, wave: GrpcWave) -> Answer | None:
+        """Wait for the next answer; None when the time is over."""
         while True:
-            until = (
-                REMIND_SECONDS
-                if deadline is None
-                else min(REMIND_SECONDS, deadline - time.monotonic())
-            )
-            try:
-                answer = self._service.answers.get(timeout=max(0.0, until))
-            except queue.Empty:
-                if deadline is not None and time.monotonic() >= deadline:
-                    return None
-                log.info("waiting for clients %s", _clients(wave.pieces.values()))
-                continue
-            if isinstance(answer, Exception):
-                raise RuntimeError("the gRPC server has broken down") from answer
-            return answer
+            answer = self.server.next_answer(deadline, REMIND_SECONDS)
+            if answer is not None:
+                return answer
+            if deadline is not None and self.clock_time >= deadline:
+                return None
+            log.info("waiting for clients %s", _clients(wave.pieces.values()))
 
-    def _left_out(self, pieces: Collection[_Piece]) -> None:
-        self._call(self._service.count, "left_out", len(pieces))
+    def _note_left_out(self, pieces: Collection[Piece]) -> None:
+        self.server.count("left_out", len(pieces))
         log.warning(
             "clients %s did not answer in time and are left out", _clients(pieces)
         )
 
-    def _read(self, answer: Answer, message: Message) -> Message:
-        reply = unpack(answer.parcel, self._limits)
-        if reply.kind != message.kind:
-            raise WireError(
-                Code.MALFORMED, f"a {reply.kind!r} answer to {message.kind!r} work"
-            )
-        return replace(reply, id=f"{message.id}:reply", group=message.group)
-
-    # --- who is there
-    # ---------------------------------------------------------------------------------------------
+    # --- who is present
 
     def get_node_ids(self) -> list[int]:
-        """Ids of the clients, ascending: all, or with ``engine.round_timeout`` those connected."""
+        """Return the ids of the clients, ascending.
+
+        These are all clients, or with ``engine.round_timeout`` those connected.
+        """
         if not self._engine.round_timeout:
             return super().get_node_ids()
         self._wait()
-        return self._service.connected()
+        return self.server.connected()
 
     def _wait(self) -> None:
         """Wait for the clients without whom no work is given out."""
-        needed = self._engine.min_clients or (1 if self._begun else self.clients)
-        while not self._service.wait_for(needed, REMIND_SECONDS):
-            there = [client_of(node) for node in self._service.connected()]
+        needed = self._engine.min_clients or (1 if self._has_begun else self.clients)
+        while not self.server.wait_for(needed, REMIND_SECONDS):
+            present = [client_of(node) for node in self.server.connected()]
             log.info(
                 "%d clients are connected (%s); the run waits for %d",
-                len(there),
-                there,
+                len(present),
+                present,
                 needed,
             )
-        self._begun = True
+        self._has_begun = True
 
     def status(self) -> dict[str, Any]:
-        """How the run stands: see :meth:`fedknow.server.grids.grpc_service.Service.status`."""
+        """Describe the run's state; see :meth:`Service.status`."""
         return self._service.status()
 
     # --- client states
-    # --------------------------------------------------------------------------------------------
 
     def restore(
         self,
@@ -319,14 +299,17 @@ class GrpcGrid(MessageGrid):
     ) -> None:
         """Go back to the client states, and the traffic, of a checkpoint."""
         super().restore(versions, traffic)
-        self._committed = dict(versions)
+        self.committed = dict(versions)
 
     def prune(self) -> None:
-        """Tell clients, with their next work, that the present states are in a checkpoint."""
-        self._committed = dict(self.versions)
+        """Tell clients, with their next work, what is in a checkpoint."""
+        self.committed = dict(self.versions)
 
     # --- life
-    # -----------------------------------------------------------------------------------------------------
+
+    def next_id(self) -> str:
+        """See :meth:`MessageGrid.next_id`."""
+        return f"{self._session}.{super().next_id()}"
 
     def finish(
         self, linger: float = LONGEST_DELAY + HEARTBEAT_SECONDS, everyone: bool = False
@@ -336,192 +319,20 @@ class GrpcGrid(MessageGrid):
         Parameters
         ----------
         linger : float
-            Seconds that clients have to come and hear it, if they were here and are away: their
+            Seconds that clients have to come and hear it, if they were connected before: their
             longest wait and some.
         everyone : bool
-            Also if they were never here.
+            Also if they were never connected.
         """
-        self._farewell = True, "the run is over", linger, everyone
-        self.close()
+        self.server.stop(Farewell(True, "the run is over", linger, everyone))
 
     def close(self) -> None:
-        """Stop the server; clients that were not told by :meth:`finish` that the run is over try
-        to come back."""
-        if self._thread.is_alive():
-            self._call(self._ended.set)
-            self._thread.join()
+        """Stop the server.
 
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-    def next_id(self) -> str:
-        """See :meth:`MessageGrid.next_id`."""
-        return f"{self._session}.{super().next_id()}"
-
-    def _serve(
-        self,
-        listen: str,
-        credentials: grpc.ServerCredentials | None,
-        started: Future[int],
-    ) -> None:
-        """The thread of the server."""
-
-        async def main() -> None:
-            self._ended = asyncio.Event()
-            try:
-                port = await self._service.start(listen, credentials)
-            except RuntimeError as error:
-                started.set_exception(error)
-                return
-            started.set_result(port)
-            await self._ended.wait()
-            await self._service.stop(*self._farewell)
-
-        try:
-            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                runner.run(main())
-        except Exception as error:  # whoever waits for answers must hear of it
-            log.exception("the gRPC server has broken down")
-            self._service.answers.put(error)
-            if not started.done():
-                started.set_exception(error)
+        Clients that :meth:`finish` did not tell that the run is over try to come back.
+        """
+        self.server.stop()
 
 
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """A piece of work for one client."""
-
-    message: Message
-    pack: Callable[[Message], Packed]
-    since: float
-
-
-class _Wave:
-    """Work that is under way: each client has one piece of it at a time, and the next from the
-    state that one left.
-
-    Attributes
-    ----------
-    pieces : dict of str to _Piece
-        What was not answered yet, by message id.
-    """
-
-    def __init__(self, grid: GrpcGrid, options: WaveOptions) -> None:
-        self.pieces: dict[str, _Piece] = {}
-        self._grid = grid
-        self._options = options
-        self._queues: dict[int, deque[_Piece]] = {}
-        self._faults: dict[str, int] = {}
-
-    def add(self, work: Sequence[Message]) -> None:
-        """Give out work."""
-        pack = _Packer(Encoding.SPARSE if self._options.is_sparse else Encoding.DENSE)
-        idle = []
-        for message in work:
-            waiting = self._queues.setdefault(message.node, deque())
-            if not waiting:
-                idle.append(message.node)
-            piece = self.pieces[message.id] = _Piece(message, pack, time.monotonic())
-            waiting.append(piece)
-        versions = self._grid.versions
-        first = [self._work(node, versions.get(client_of(node), 0)) for node in idle]
-        self._grid._call(self._grid._service.assign, first, _progress(work))
-
-    def settle(self, answer: Answer) -> tuple[Message, int] | None:
-        """What an answer comes to, and the version after it; None if it is late, or the work is to
-        be done again."""
-        grid, node, asked = (
-            self._grid,
-            answer.work.node,
-            self._queues.get(answer.work.node),
-        )
-        if not asked or asked[0].message.id != answer.work.id:
-            grid._call(grid._service.count, "late")
-            return None
-        message = asked[0].message
-        try:
-            reply, version = grid._read(answer, message), answer.parcel.version
-        except WireError as error:
-            self._faults[message.id] = self._faults.get(message.id, 0) + 1
-            grid._call(grid._service.reject, answer.work, error)
-            if self._faults[message.id] < PATIENCE:
-                return None
-            reason = f"its answer could not be read {PATIENCE} times: {error}"
-            reply, version = message.fail(CLIENT_FAILED, reason), answer.work.version
-        if grid.must_begin_anew(reply, answer.work.version, self._options):
-            grid._call(grid._service.assign, [self._work(node, 0)])
-            return None
-        asked.popleft()
-        del self.pieces[message.id]
-        if asked:
-            grid._call(grid._service.assign, [self._work(node, version)])
-        return reply, version
-
-    def give_up(self, piece: _Piece) -> tuple[Message, int]:
-        """Wait no longer for a client; what it sends now is late."""
-        grid, message = self._grid, piece.message
-        del self.pieces[message.id]
-        waiting, version = (
-            self._queues[message.node],
-            grid.versions.get(client_of(message.node), 0),
-        )
-        had = waiting[0] is piece
-        waiting.remove(piece)
-        if had:
-            grid._call(grid._service.drop, message.node)
-            if waiting:
-                grid._call(grid._service.assign, [self._work(message.node, version)])
-        return message.fail(NO_ANSWER, "no answer in time"), version
-
-    def _work(self, node: int, version: int) -> Work:
-        piece, committed = (
-            self._queues[node][0],
-            self._grid._committed.get(client_of(node), 0),
-        )
-        return Work(
-            piece.message.id, node, piece.pack(piece.message), version, committed
-        )
-
-
-class _Packer:
-    """Serialises the messages of a wave, those of the same content once."""
-
-    def __init__(self, encoding: Encoding) -> None:
-        self._encoding = encoding
-        self._packed: dict[tuple[Any, ...], Packed] = {}
-
-    def __call__(self, message: Message) -> Packed:
-        # Records are kept alive by the wave's messages, so an identity stays its own.
-        records = tuple((name, id(record)) for name, record in message.content.items())
-        key = message.kind, message.group, records
-        if key not in self._packed:
-            try:
-                self._packed[key] = pack(
-                    message, self._encoding, chunk_bytes=CHUNK_BYTES
-                )
-            except WireError as error:
-                raise RunError(
-                    f"the {message.kind} work for client {client_of(message.node)}: {error}"
-                ) from None
-        return self._packed[key]
-
-
-def _progress(work: Sequence[Message]) -> dict[str, Any]:
-    """What the status tells of a wave."""
-    if not work:
-        return {}
-    config = work[0].config()
-    about = {
-        key: config[key] for key in ("task", "round", "server-round") if key in config
-    }
-    return {
-        "kind": work[0].kind,
-        **about,
-        "messages": len(work),
-        "since": round(time.time(), 1),
-    }
-
-
-def _clients(pieces: Iterable[_Piece]) -> list[int]:
+def _clients(pieces: Iterable[Piece]) -> list[int]:
     return sorted({client_of(piece.message.node) for piece in pieces})

@@ -3,63 +3,38 @@ workers."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import (
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
-from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Mean, Message, client_of, nbytes
-from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.wave import WaveOptions
-from fedknow.simulations.engine.cluster import start_ray
-from fedknow.simulations.engine.worker import (
-    Answered,
-    Job,
-    NodeFactory,
-    Worker,
-    detached,
-    share,
-    unpack,
+from fedknow.simulations.engine.batches import (
+    clients_at_least,
+    even_queues,
+    retry_or_fail,
+    take_batch,
 )
+from fedknow.simulations.engine.cluster import start_ray
+from fedknow.simulations.engine.packing import Answered, Job, detached, share, unpack
+from fedknow.simulations.engine.pool import WorkerPool, get, ray_failing
+from fedknow.simulations.engine.worker import NodeFactory, Worker
 
-__all__ = ["WORKER_DIED", "RayGrid", "gpu_share", "placement"]
-
-log = logging.getLogger(__name__)
-
-WORKER_DIED = 8
-"""Failure code of work on which workers died (Flower's ``CLIENT_APP_CRASHED``)."""
-PATIENCE = 3
-"""Workers that may die on one client's work before it fails."""
-
-SHORTEST = 0.02
-"""Seconds of work below which a batch is not worth its while: asking a worker and being answered
-takes 3 ms, or 6."""
-FEW = 64, 0.2, 0.25
-"""So few clients are not cut into batches for less than so many seconds, nor below so much of a
-worker's share of them: as far apart workers may end."""
-
-_Batch = tuple[int, list[Job]]
+__all__ = ["RayGrid", "gpu_share", "placement"]
 
 
 class RayGrid(MessageGrid):
@@ -115,7 +90,7 @@ class RayGrid(MessageGrid):
     ) -> None:
         super().__init__(stream.clients, StateStore(folder, memory_bytes=0))
         self._started_ray = not ray.is_initialized()
-        self._workers: list[ActorHandle[Worker]] = []
+        self.pool: WorkerPool | None = None
         try:
             if self._started_ray:
                 start_ray(config.engine.address)
@@ -129,8 +104,10 @@ class RayGrid(MessageGrid):
             # More workers than cores share them; Ray counts in ten-thousandths.
             self._cores = min(1.0, math.floor(1e4 * cores / count) / 1e4)
             self._gpus = gpu_share(count, gpus)
-            room = resources.get("object_store_memory", 0.0)
-            self._room = room / (4 * len(ray.nodes()))  # type: ignore[no-untyped-call]
+            # A quarter of a machine's object store: workers need the rest for what they send.
+            store_bytes = resources.get("object_store_memory", 0.0)
+            machines = len(ray.nodes())  # type: ignore[no-untyped-call]
+            self._held_bytes_limit = store_bytes / (4 * machines)
             self._pace: dict[str, float] = {}
             self._made_from = (
                 ray.put(config),
@@ -138,13 +115,8 @@ class RayGrid(MessageGrid):
                 Path(folder).absolute(),
                 node,
             )
-            self._workers = [self._spawn() for _ in range(count)]
-            self._home: dict[int, int] = {}
-            self._peaks: dict[int, float] = {}
-            with _ray_failing("while workers started"):
-                started = [worker.start.remote() for worker in self._workers]
-                self._wait(started)
-                self._peaks.update(enumerate(_get(started)))
+            self.pool = WorkerPool(count, self._spawn)
+            self.pool.start()
         except BaseException:
             self.close()
             raise
@@ -152,7 +124,11 @@ class RayGrid(MessageGrid):
     @property
     def workers(self) -> int:
         """Number of worker processes."""
-        return len(self._workers)
+        return len(self._running_pool().workers)
+
+    def _running_pool(self) -> WorkerPool:
+        assert self.pool is not None, "the grid is closed"
+        return self.pool
 
     def deliver(
         self, work: Sequence[Message], timeout: float | None, options: WaveOptions
@@ -169,102 +145,87 @@ class RayGrid(MessageGrid):
             Whatever else is raised in a worker outside the node, which answers its own faults
             with failures.
         """
-        with _ray_failing("in the run"):
+        with ray_failing("in the run"):
             yield from self._deliver(work, timeout, options)
 
     def _deliver(
         self, work: Sequence[Message], timeout: float | None, options: WaveOptions
     ) -> Answers:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
+        wave = self._begin_wave(work, options)
+        pool = self._running_pool()
+        try:
+            for place in range(self.workers):
+                wave.submit(place)
+            held_bytes = 0
+            while wave.running:
+                ref = wave.wait(deadline)
+                if ref is None:
+                    return
+                place, batch = wave.running.pop(ref)
+                try:
+                    answered: Answered = get(ref)
+                except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
+                    pool.replace([place])
+                    repeated, failures = retry_or_fail(batch, error)
+                    wave.queues[place].extendleft(reversed(repeated))
+                    wave.submit(place)
+                    yield from failures
+                    continue
+                # Before the answers are looked at, so that no worker waits for us.
+                wave.submit(place)
+                self._note(place, batch, answered)
+                for light, version in answered.answers:
+                    reply = unpack(light, answered.arrays)
+                    # A mean is added to others and let go; anything else that is read where it
+                    # lies keeps its place in the store until the strategy is done with it.
+                    if not isinstance(reply.arrays(), Mean):
+                        held_bytes += nbytes(reply.content)
+                        if held_bytes > self._held_bytes_limit:
+                            reply = detached(reply)
+                    yield reply, version
+        finally:
+            # Given up by timeout, interrupted, or ended by an error: what still runs must not
+            # write states any more.
+            pool.replace({place for place, _ in wave.running.values()})
+
+    def _begin_wave(self, work: Sequence[Message], options: WaveOptions) -> _Wave:
+        """Cut work into queues, and put the arrays that messages share into the store."""
         jobs: dict[int, Job] = {}
         for message in work:
             client = client_of(message.node)
-            jobs.setdefault(
-                client, Job(client, self.versions.get(client, 0))
-            ).work.append(message)
+            job = jobs.setdefault(client, Job(client, self.versions.get(client, 0)))
+            job.work.append(message)
         lean, arrays = share(list(jobs.values()))
-        shared = [ray.put(record) for record in arrays]
-        queues = self._queues(lean)
-        pace = max(
-            (self._pace.get(message.kind, math.inf) for message in work), default=1.0
+        pool = self._running_pool()
+        # The slowest kind decides; what was never seen is taken for slow.
+        paces = [self._pace.get(message.kind, math.inf) for message in work]
+        pace = max(paces, default=1.0)
+        return _Wave(
+            pool,
+            even_queues(lean, self.workers, pool.homes),
+            [ray.put(record) for record in arrays],
+            clients_at_least(pace, len(work), self.workers),
+            options.averages(work),
         )
-        few, seconds, part = FEW
-        least = max(
-            int(SHORTEST / pace),
-            min(int(seconds / pace), int(part * len(work) / self.workers), few),
-        )
-        average = options.averages(work)
-        running: dict[ray.ObjectRef, _Batch] = {}
-        held = 0
 
-        def submit(index: int) -> None:
-            batch = _take(queues[index] or max(queues, key=len), least)
-            if batch:
-                self._home.update((job.client, index) for job in batch)
-                running[self._workers[index].work.remote(batch, shared, average)] = (
-                    index,
-                    batch,
-                )
-
-        try:
-            for index in range(self.workers):
-                submit(index)
-            while running:
-                left = deadline - time.monotonic()
-                done, _ = ray.wait(
-                    list(running), timeout=None if left == math.inf else max(0.0, left)
-                )
-                if not done:
-                    return
-                index, batch = running.pop(done[0])
-                try:
-                    answered: Answered = _get(done[0])
-                except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
-                    self._replace([index])
-                    again, failures = _after_death(batch, error)
-                    queues[index].extendleft(reversed(again))
-                    submit(index)
-                    yield from failures
-                else:
-                    submit(
-                        index
-                    )  # before the answers are looked at, so that no worker waits for us
-                    self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
-                    self._peaks[index] = max(
-                        self._peaks[index], answered.peak_memory_mb
-                    )
-                    for light, version in answered.answers:
-                        reply = unpack(light, answered.arrays)
-                        if isinstance(
-                            reply.arrays(), Mean
-                        ):  # it is added to others and let go
-                            yield reply, version
-                            continue
-                        held += nbytes(reply.content)
-                        # What is read where it lies keeps its place in the store until the
-                        # strategy is done with it.
-                        yield (
-                            (reply if held <= self._room else detached(reply)),
-                            version,
-                        )
-        finally:
-            # Given up by timeout, interrupted, or left by an error: what still runs must not
-            # write states any more.
-            self._replace({index for index, _ in running.values()})
+    def _note(self, place: int, batch: Sequence[Job], answered: Answered) -> None:
+        """Note how fast a worker was, and how much memory it has needed."""
+        self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
+        peaks = self._running_pool().peaks
+        peaks[place] = max(peaks[place], answered.peak_memory_mb)
 
     def peak_memory_mb(self) -> float:
-        """Largest resident memory of this process and of each worker, or the one in its place
-        before, as it was known when it last answered; MB."""
-        return super().peak_memory_mb() + sum(self._peaks.values())
+        """Return the largest resident memory of this process and of each worker, MB.
+
+        A worker's is that when it last answered, or that of the one in its place before.
+        """
+        return super().peak_memory_mb() + sum(self._running_pool().peaks.values())
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it."""
-        if (
-            ray.is_initialized()
-        ):  # else they are gone, and asking Ray for anything would start it again
-            for worker in self._workers:
-                ray.kill(worker)
-        self._workers = []
+        if self.pool is not None:
+            self.pool.close()
         if self._started_ray:
             ray.shutdown()
             self._started_ray = False
@@ -275,47 +236,39 @@ class RayGrid(MessageGrid):
         actor = ray.remote(Worker).options(
             num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0
         )
-        return cast(
-            "ActorHandle[Worker]",
-            actor.remote(config, stream, folder, node, parts.snapshot()),
-        )
+        return cast("ActorHandle[Worker]", actor.remote(config, stream, folder, node))
 
-    def _wait(self, starting: list[ray.ObjectRef]) -> None:
-        while starting:
-            done, starting = ray.wait(starting, num_returns=len(starting), timeout=20)
-            _get(done)
-            if starting:
-                free = ray.available_resources()  # type: ignore[no-untyped-call]
-                log.warning(
-                    "%d of %d workers wait for their place in the Ray cluster (%g cores and %g GPUs are free)",
-                    *(
-                        len(starting),
-                        self.workers,
-                        free.get("CPU", 0),
-                        free.get("GPU", 0),
-                    ),
-                )
 
-    def _replace(self, indices: Collection[int]) -> None:
-        for index in indices:
-            ray.kill(self._workers[index])  # certainly dead now, whatever Ray thought
-            self._workers[index] = self._spawn()
+@dataclass
+class _Wave:
+    """A wave under way: queues of jobs, one a worker, and batches that workers have."""
 
-    def _queues(self, jobs: Sequence[Job]) -> list[deque[Job]]:
-        """One queue a worker, of lengths that differ by one at most, clients where they were as
-        far as possible."""
-        queues: list[deque[Job]] = [deque() for _ in self._workers]
-        most = math.ceil(len(jobs) / len(queues))
-        moving = []
-        for job in jobs:
-            home = self._home.get(job.client)
-            if home is not None and len(queues[home]) < most:
-                queues[home].append(job)
-            else:
-                moving.append(job)
-        for job in moving:
-            min(queues, key=len).append(job)
-        return queues
+    pool: WorkerPool
+    queues: list[deque[Job]]
+    shared: list[ray.ObjectRef]
+    at_least: int
+    is_averaged: bool
+    running: dict[ray.ObjectRef, tuple[int, list[Job]]] = field(default_factory=dict)
+
+    def submit(self, place: int) -> None:
+        """Give a worker its next batch: of its own queue, or else of the longest."""
+        queue = self.queues[place] or max(self.queues, key=len)
+        batch = take_batch(queue, self.at_least)
+        if batch:
+            self.pool.homes.update((job.client, place) for job in batch)
+            worker = self.pool.workers[place]
+            ref: ray.ObjectRef = worker.work.remote(
+                batch, self.shared, self.is_averaged
+            )
+            self.running[ref] = place, batch
+
+    def wait(self, deadline: float) -> ray.ObjectRef | None:
+        """Wait for a batch to be done; None when the time is over."""
+        seconds = None
+        if deadline < math.inf:
+            seconds = max(0.0, deadline - time.monotonic())
+        done, _ = ray.wait(list(self.running), timeout=seconds)
+        return done[0] if done else None
 
 
 def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
@@ -351,65 +304,3 @@ def gpu_share(workers: int, gpus: float) -> float:
     """How much of a GPU each worker has, if as few as possible share one; each has its part of a
     single GPU."""
     return math.floor(1e4 / math.ceil(workers / int(gpus))) / 1e4 if gpus else 0.0
-
-
-def _take(queue: deque[Job], least: int = 1) -> list[Job]:
-    """Half of a queue; at least ``least``, and all where less than that would be left."""
-    size = max((len(queue) + 1) // 2, least)
-    if len(queue) - size < least:
-        size = len(queue)
-    if (
-        queue and queue[0].deaths
-    ):  # what a worker died on is at the front, and is tried alone
-        size = 1
-    return [queue.popleft() for _ in range(size)]
-
-
-def _after_death(
-    batch: Sequence[Job], error: Exception
-) -> tuple[list[Job], list[tuple[Message, int]]]:
-    """What to try again after a worker died on a batch, and failures for what has been tried often
-    enough."""
-    log.warning(
-        "a worker died and is replaced; %d clients' work is done again: %s",
-        len(batch),
-        _first_line(error),
-    )
-    again, failures = [], []
-    for job in batch:
-        job.deaths += 1
-        if job.deaths < PATIENCE:
-            again.append(job)
-            continue
-        reason = (
-            f"client {job.client}: {job.deaths} workers died on its {job.work[0].kind!r} work ({_first_line(error)}); "
-            "if memory ran out, lower engine.workers or train.batch_size"
-        )
-        failures += [
-            (message.fail(WORKER_DIED, reason), job.version) for message in job.work
-        ]
-    return again, failures
-
-
-def _get(refs: Any) -> Any:
-    """``ray.get`` that raises what was raised in the worker, as it was raised there."""
-    try:
-        return ray.get(refs)
-    except RayTaskError as error:
-        raise (error.cause or error) from error
-
-
-@contextmanager
-def _ray_failing(when: str) -> Iterator[None]:
-    """Raise what Ray fails with, such as a machine that went away, as a run's error."""
-    try:
-        yield
-    except RayError as error:
-        raise RunError(
-            f"Ray failed {when}: {type(error).__name__}: {_first_line(error)}; if a machine or a "
-            "worker died, look for what ended it; if memory ran out, lower engine.workers"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -319,7 +319,7 @@ def test_contract_an_empty_run_can_be_made():
 def test_contract_failure_codes():
     assert ErrorCode.CLIENT_APP_RAISED_EXCEPTION == CLIENT_FAILED
     pytest.importorskip("ray")
-    from fedknow.simulations.engine.ray_grid import WORKER_DIED
+    from fedknow.simulations.engine.batches import WORKER_DIED
 
     assert ErrorCode.CLIENT_APP_CRASHED == WORKER_DIED
 

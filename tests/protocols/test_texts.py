@@ -28,7 +28,7 @@ ALWAYS_SEVERAL = {
     "server/run/experiment.py: clients",  # the client has words of its own
     "server/reports/page.py: len(groups)",  # only above MOST_NAMED
     "server/reports/tables.py: len(events)",  # only above one
-    "simulations/engine/ray_grid.py: job.deaths",  # only from PATIENCE on
+    "simulations/engine/batches.py: job.deaths",  # only from DEATHS on
 }
 
 

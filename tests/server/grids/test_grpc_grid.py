@@ -41,7 +41,7 @@ from fedknow.protocols.wire import (
 )
 from fedknow.server.certs import make_certificates
 from fedknow.server.checks.faults import RunError
-from fedknow.server.grids import grpc_grid, grpc_service
+from fedknow.server.grids import grpc_service, grpc_wave
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
@@ -198,7 +198,7 @@ def test_a_broadcast_is_serialised_once_and_answers_are_in_order(
 ):
     packs = []
     monkeypatch.setattr(
-        grpc_grid, "pack", lambda *a, **k: packs.append(a) or pack(*a, **k)
+        grpc_wave, "pack", lambda *a, **k: packs.append(a) or pack(*a, **k)
     )
     it = grid()
     exchange = Exchange(it, work(2, 0, 1))

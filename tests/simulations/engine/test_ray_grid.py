@@ -36,14 +36,20 @@ from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
+from fedknow.simulations.engine.batches import WORKER_DIED, even_queues, take_batch
+from fedknow.simulations.engine.packing import (
+    Job,
+    Shared,
+    pack,
+    share,
+    unpack,
+    unshare,
+)
 from fedknow.simulations.engine.ray_grid import (
-    WORKER_DIED,
     RayGrid,
-    _take,
     gpu_share,
     placement,
 )
-from fedknow.simulations.engine.worker import Job, Shared, pack, share, unpack, unshare
 
 ray.cloudpickle.register_pickle_by_value(
     sys.modules[__name__]
@@ -142,10 +148,10 @@ def pair(cluster, tmp_path_factory):
 @pytest.fixture
 def grid(pair):
     ray.get(
-        [worker.start.remote() for worker in pair._workers]
+        [worker.start.remote() for worker in pair.pool.workers]
     )  # those that the last test had replaced are up
     pair.restore({}, {})
-    pair._home = {client: client % 2 for client in range(CLIENTS)}
+    pair.pool.homes = {client: client % 2 for client in range(CLIENTS)}
     pair._pace = {}
     return pair
 
@@ -313,14 +319,13 @@ def test_the_worker_that_did_the_work_is_a_clients_home(grid):
     process = metric(
         grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)), "process"
     )
-    homes = {(grid._home[client], process[client]) for client in range(CLIENTS)}
+    homes = {(grid.pool.homes[client], process[client]) for client in range(CLIENTS)}
     assert len(homes) == 2
 
 
 def test_clients_go_home_as_far_as_that_is_even(grid):
     def queues(clients, home):
-        grid._home = home
-        return clients_of(grid._queues([Job(client, 0) for client in clients]))
+        return clients_of(even_queues([Job(client, 0) for client in clients], 2, home))
 
     assert queues([0, 1, 2, 3], {0: 1, 1: 0, 2: 1, 3: 0}) == [[1, 3], [0, 2]]
     assert queues(range(9), dict.fromkeys(range(9), 1)) == [
@@ -471,12 +476,15 @@ def test_how_long_work_took_says_how_much_is_asked_for_at_once(grid, inline):
 
 
 def test_answers_that_fill_the_store_are_copied_out_of_it(grid, inline):
-    expected, room = numbers(inline.exchange(work(range(CLIENTS)))), grid._room
-    grid._room = 0
+    expected, room = (
+        numbers(inline.exchange(work(range(CLIENTS)))),
+        grid._held_bytes_limit,
+    )
+    grid._held_bytes_limit = 0
     replies = grid.exchange(work(range(CLIENTS)))
     assert numbers(replies) == expected
     assert all(reply.arrays()["w"].base is None for reply in replies)
-    grid._room = room
+    grid._held_bytes_limit = room
 
 
 @pytest.mark.parametrize("died", [[], [4]])
@@ -507,7 +515,7 @@ def test_workers_average_their_own_clients(grid, inline, tmp_path, died):
 
 def test_batches_get_smaller_and_what_a_worker_died_on_is_tried_alone():
     queue = deque(Job(client, 0) for client in range(11))
-    assert [len(_take(queue)) for _ in range(5)] == [6, 3, 1, 1, 0]
+    assert [len(take_batch(queue)) for _ in range(5)] == [6, 3, 1, 1, 0]
     queue = deque(
         [
             Job(0, 0, deaths=1),
@@ -515,16 +523,16 @@ def test_batches_get_smaller_and_what_a_worker_died_on_is_tried_alone():
             *(Job(client, 0) for client in range(2, 6)),
         ]
     )
-    taken = itertools.takewhile(bool, (_take(queue) for _ in range(9)))
+    taken = itertools.takewhile(bool, (take_batch(queue) for _ in range(9)))
     assert clients_of(taken) == [[0], [1], [2, 3], [4], [5]]
     queue = deque(Job(client, 0) for client in range(11))
-    assert [len(_take(queue, 4)) for _ in range(3)] == [
+    assert [len(take_batch(queue, 4)) for _ in range(3)] == [
         6,
         5,
         0,
     ]  # one client is not worth a batch of its own
     queue = deque(Job(client, 0) for client in range(11))
-    assert [len(_take(queue, 8)) for _ in range(2)] == [11, 0]
+    assert [len(take_batch(queue, 8)) for _ in range(2)] == [11, 0]
 
 
 def test_a_worker_that_dies_while_it_starts_is_a_sentence(cluster, tmp_path):

@@ -30,8 +30,9 @@ from fedknow.server.grids.wave import WaveOptions
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.serve import serve
 from fedknow.simulations.fleet.availability import Always, Trace
+from fedknow.simulations.fleet.build import Fleet
 from fedknow.simulations.fleet.devices import Profile, shipped_profiles
-from fedknow.simulations.fleet.grid import Fleet, FleetGrid
+from fedknow.simulations.fleet.grid import FleetGrid
 from fedknow.simulations.fleet.links import Links
 from fedknow.simulations.simulate import simulate
 

@@ -1,0 +1,205 @@
+"""The thread of the gRPC server: a face of its service for all other threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from fedknow.protocols.wire import WireError
+from fedknow.server.grids.grpc_service import Answer, Service, Work
+
+__all__ = ["Farewell", "ServiceThread"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Farewell:
+    """How clients are told that the server stops.
+
+    Attributes
+    ----------
+    is_finished : bool
+        Whether the run is over.
+    reason : str
+        The reason, in a few words.
+    linger : float
+        Seconds that clients that are away have to come and hear it.
+    is_for_everyone : bool
+        Whether to wait for clients that were never connected, too.
+    """
+
+    is_finished: bool = False
+    reason: str = "the server stops"
+    linger: float = 0.0
+    is_for_everyone: bool = False
+
+
+class ServiceThread:
+    """Runs a service in an event loop of its own.
+
+    Parameters
+    ----------
+    service : Service
+        All of it but ``wait_for``, ``connected`` and ``answers`` belongs to the event loop.
+    listen : str
+        ``HOST:PORT``; port 0 is one of the system's choice.
+    credentials : grpc.ServerCredentials or None
+        None: all travels in the clear.
+
+    Attributes
+    ----------
+    port : int
+        Where it listens.
+
+    Raises
+    ------
+    RuntimeError
+        If the address cannot be had.
+    """
+
+    def __init__(
+        self, service: Service, listen: str, credentials: grpc.ServerCredentials | None
+    ) -> None:
+        self._service = service
+        self._farewell = Farewell()
+        self._loop = asyncio.new_event_loop()
+        started: Future[int] = Future()
+        self._thread = threading.Thread(
+            target=self._serve,
+            args=(listen, credentials, started),
+            name="fedknow-grpc",
+            daemon=True,
+        )
+        self._thread.start()
+        self.port = started.result()
+
+    # --- the service, from any thread
+
+    def assign(
+        self, works: Sequence[Work], progress: Mapping[str, Any] | None = None
+    ) -> None:
+        """Give out work; see :meth:`Service.assign`."""
+        self._call(self._service.assign, works, progress)
+
+    def withdraw(self) -> None:
+        """Want no answers any more; see :meth:`Service.withdraw`."""
+        self._call(self._service.withdraw)
+
+    def drop(self, node: int) -> None:
+        """Take a client's work back; see :meth:`Service.drop`."""
+        self._call(self._service.drop, node)
+
+    def reject(self, work: Work, error: WireError) -> None:
+        """End the stream of an unreadable answer; see :meth:`Service.reject`."""
+        self._call(self._service.reject, work, error)
+
+    def count(self, kind: str, number: int = 1) -> None:
+        """Count what the grid saw; see :meth:`Service.count`."""
+        self._call(self._service.count, kind, number)
+
+    def next_answer(self, deadline: float | None, longest: float) -> Answer | None:
+        """Wait for the next answer.
+
+        Parameters
+        ----------
+        deadline : float or None
+            When to stop, on :func:`time.monotonic`.
+        longest : float
+            Seconds to wait at most.
+
+        Returns
+        -------
+        Answer or None
+            None: none came until then.
+
+        Raises
+        ------
+        RuntimeError
+            If the gRPC server has broken down.
+        """
+        seconds = longest
+        if deadline is not None:
+            seconds = min(longest, deadline - time.monotonic())
+        try:
+            answer = self._service.answers.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            return None
+        if isinstance(answer, Exception):
+            raise RuntimeError("the gRPC server has broken down") from answer
+        return answer
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether an answer can be had without waiting."""
+        return not self._service.answers.empty()
+
+    def wait_for(self, clients: int, timeout: float) -> bool:
+        """Wait until so many clients are connected; return whether they are."""
+        return self._service.wait_for(clients, timeout)
+
+    def connected(self) -> list[int]:
+        """Return the connected nodes, ascending."""
+        return self._service.connected()
+
+    # --- the thread
+
+    def stop(self, farewell: Farewell | None = None) -> None:
+        """Say goodbye to clients, and stop."""
+        if farewell is not None:
+            self._farewell = farewell
+        if self._thread.is_alive():
+            self._call(self._ended.set)
+            self._thread.join()
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _serve(
+        self,
+        listen: str,
+        credentials: grpc.ServerCredentials | None,
+        started: Future[int],
+    ) -> None:
+        """Run the event loop to its end."""
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._main(listen, credentials, started))
+        except Exception as error:
+            log.exception("the gRPC server has broken down")
+            # Whoever waits for answers must hear of it.
+            self._service.answers.put(error)
+            if not started.done():
+                started.set_exception(error)
+
+    async def _main(
+        self,
+        listen: str,
+        credentials: grpc.ServerCredentials | None,
+        started: Future[int],
+    ) -> None:
+        self._ended = asyncio.Event()
+        try:
+            port = await self._service.start(listen, credentials)
+        except RuntimeError as error:
+            started.set_exception(error)
+            return
+        started.set_result(port)
+        await self._ended.wait()
+        farewell = self._farewell
+        await self._service.stop(
+            farewell.is_finished,
+            farewell.reason,
+            farewell.linger,
+            farewell.is_for_everyone,
+        )

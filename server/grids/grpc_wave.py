@@ -1,0 +1,217 @@
+"""A wave of work over gRPC: which piece each client has, and what its answer comes to."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from fedknow.protocols.messages import CLIENT_FAILED, NO_ANSWER, Message, client_of
+from fedknow.protocols.transport import CHUNK_BYTES
+from fedknow.protocols.wire import (
+    Code,
+    Encoding,
+    Limits,
+    Packed,
+    WireError,
+    pack,
+    unpack,
+)
+from fedknow.server.checks.faults import RunError
+from fedknow.server.grids.grpc_service import Answer, Work
+from fedknow.server.grids.grpc_thread import ServiceThread
+from fedknow.server.grids.wave import WaveOptions
+
+__all__ = ["GrpcWave", "Piece"]
+
+UNREADABLE_ANSWERS = 3
+"""Answers to one piece of work that cannot be read before it fails."""
+
+
+class WaveGrid(Protocol):
+    """The grid that a wave belongs to (:class:`fedknow.server.grids.grpc_grid.GrpcGrid`)."""
+
+    versions: dict[int, int]
+    """Versions of the clients' states."""
+    committed: dict[int, int]
+    """Versions that are in the last checkpoint."""
+    server: ServiceThread
+    limits: Limits
+    """How much a client may send."""
+
+    def must_begin_anew(
+        self, reply: Message, version: int, options: WaveOptions
+    ) -> bool:
+        """Return whether a client lost its state and may begin anew."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A piece of work for one client.
+
+    Attributes
+    ----------
+    message : Message
+    pack : callable
+        Serialises the message.
+    since : float
+        When it was given out, on :func:`time.monotonic`.
+    """
+
+    message: Message
+    pack: Callable[[Message], Packed]
+    since: float
+
+
+class GrpcWave:
+    """Work that is under way: each client has one piece of it at a time.
+
+    The next piece starts from the state after the one before.
+
+    Parameters
+    ----------
+    grid : WaveGrid
+    options : WaveOptions
+
+    Attributes
+    ----------
+    pieces : dict of str to Piece
+        Work that was not answered yet, by message id.
+    """
+
+    def __init__(self, grid: WaveGrid, options: WaveOptions) -> None:
+        self.pieces: dict[str, Piece] = {}
+        self._grid = grid
+        self._options = options
+        self._queues: dict[int, deque[Piece]] = {}
+        self._unreadable: dict[str, int] = {}
+
+    def add(self, work: Sequence[Message]) -> None:
+        """Give out work."""
+        pack = _Packer(Encoding.SPARSE if self._options.is_sparse else Encoding.DENSE)
+        idle = []
+        for message in work:
+            waiting = self._queues.setdefault(message.node, deque())
+            if not waiting:
+                idle.append(message.node)
+            piece = Piece(message, pack, time.monotonic())
+            self.pieces[message.id] = piece
+            waiting.append(piece)
+        versions = self._grid.versions
+        next_works = [
+            self._work(node, versions.get(client_of(node), 0)) for node in idle
+        ]
+        self._grid.server.assign(next_works, _progress(work))
+
+    def settle(self, answer: Answer) -> tuple[Message, int] | None:
+        """Take an answer in, and give its client the next piece of work.
+
+        Returns
+        -------
+        tuple of Message and int, or None
+            The reply, and the version of the client's state after it. None: the answer is late,
+            or the work is to be done again.
+        """
+        node = answer.work.node
+        waiting = self._queues.get(node)
+        if not waiting or waiting[0].message.id != answer.work.id:
+            self._grid.server.count("late")
+            return None
+        message = waiting[0].message
+        read = self._read_or_fail(answer, message)
+        if read is None:
+            return None
+        reply, version = read
+        if self._grid.must_begin_anew(reply, answer.work.version, self._options):
+            self._grid.server.assign([self._work(node, 0)])
+            return None
+        waiting.popleft()
+        del self.pieces[message.id]
+        if waiting:
+            self._grid.server.assign([self._work(node, version)])
+        return reply, version
+
+    def give_up(self, piece: Piece) -> tuple[Message, int]:
+        """Wait no longer for a client; an answer that it sends now is late."""
+        message = piece.message
+        del self.pieces[message.id]
+        waiting = self._queues[message.node]
+        version = self._grid.versions.get(client_of(message.node), 0)
+        is_under_way = waiting[0] is piece
+        waiting.remove(piece)
+        if is_under_way:
+            self._grid.server.drop(message.node)
+            if waiting:
+                self._grid.server.assign([self._work(message.node, version)])
+        return message.fail(NO_ANSWER, "no answer in time"), version
+
+    def _read_or_fail(
+        self, answer: Answer, message: Message
+    ) -> tuple[Message, int] | None:
+        """Read an answer; None if it cannot be read and the work is to be done again."""
+        try:
+            return self._read(answer, message), answer.parcel.version
+        except WireError as error:
+            times = self._unreadable.get(message.id, 0) + 1
+            self._unreadable[message.id] = times
+            self._grid.server.reject(answer.work, error)
+            if times < UNREADABLE_ANSWERS:
+                return None
+            reason = f"its answer could not be read {UNREADABLE_ANSWERS} times: {error}"
+            return message.fail(CLIENT_FAILED, reason), answer.work.version
+
+    def _read(self, answer: Answer, message: Message) -> Message:
+        reply = unpack(answer.parcel, self._grid.limits)
+        if reply.kind != message.kind:
+            raise WireError(
+                Code.MALFORMED, f"a {reply.kind!r} answer to {message.kind!r} work"
+            )
+        return replace(reply, id=f"{message.id}:reply", group=message.group)
+
+    def _work(self, node: int, version: int) -> Work:
+        piece = self._queues[node][0]
+        committed = self._grid.committed.get(client_of(node), 0)
+        packed = piece.pack(piece.message)
+        return Work(piece.message.id, node, packed, version, committed)
+
+
+class _Packer:
+    """Serialises the messages of a wave, those of the same content once."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+        self._packed: dict[tuple[Any, ...], Packed] = {}
+
+    def __call__(self, message: Message) -> Packed:
+        # Records are kept alive by the wave's messages, so an identity stays its own.
+        records = tuple((name, id(record)) for name, record in message.content.items())
+        key = message.kind, message.group, records
+        if key not in self._packed:
+            try:
+                self._packed[key] = pack(
+                    message, self._encoding, chunk_bytes=CHUNK_BYTES
+                )
+            except WireError as error:
+                raise RunError(
+                    f"the {message.kind} work for client {client_of(message.node)}: {error}"
+                ) from None
+        return self._packed[key]
+
+
+def _progress(work: Sequence[Message]) -> Mapping[str, Any]:
+    """Describe a wave for the server's status."""
+    if not work:
+        return {}
+    config = work[0].config()
+    position = {
+        key: config[key] for key in ("task", "round", "server-round") if key in config
+    }
+    return {
+        "kind": work[0].kind,
+        **position,
+        "messages": len(work),
+        "since": round(time.time(), 1),
+    }
