@@ -150,7 +150,7 @@ class Node:
         data = self._bench.task(client, work.position.task)
         self._bench.take_over(work, state)
         round = self._bench.round(client, work)
-        with self._bench.counted("fit", "begin_epoch"):
+        with self.learner.counting("fit"):
             measures = self.learner.fit(data, round)
         samples = self.learner.meter.samples
         return self._bench.report_training(data, round, measures, samples)
@@ -175,7 +175,7 @@ class Node:
             self.stream.task(client, task)
             for task in range(self.stream.tasks if work.has_forward else seen)
         ]
-        with self._bench.counted("logits", "score"):
+        with self.learner.counting("score"):
             results = self.learner.score(
                 [border.enter_split(data.test) for data in tasks],
                 _heads(current, tasks, seen),

@@ -1,4 +1,4 @@
-"""Training many clients at once: their parameters stacked, one pass for all of them.
+"""Training many clients at once, their parameters stacked.
 
 One small model after the other costs mostly the calls, not the arithmetic. Here the parameters
 of K clients are tensors ``[K, ...]``, the forward pass is :func:`torch.vmap` over them, and
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,10 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedknow.client.compute.cost import Cost, Meter, module_bytes
 from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.frames.hooks import Hooks
 from fedknow.client.learners.frames.learner import (
-    Batch,
     Diverged,
-    HeadSlice,
     Learner,
     Round,
     Tensors,
@@ -35,6 +34,7 @@ from fedknow.client.learners.frames.learner import (
     make_optimizer,
     widen,
 )
+from fedknow.client.learners.frames.round import StepKey, take_step
 from fedknow.protocols.config import ConfigError
 
 __all__ = ["FEWEST", "Start", "Trained", "clients_at_once", "fit_together", "price"]
@@ -59,7 +59,7 @@ _DROPOUT = (nn.modules.dropout._DropoutNd,)
 
 @dataclass(frozen=True)
 class Start:
-    """What one client trains from: all parameters of its model by name, its task, its round.
+    """The start of one client: all parameters by name, task and round.
 
     Clients that train together have one learner, and so one learning rate, batch size and
     number of epochs.
@@ -72,7 +72,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of it: the parameters, and what :meth:`Learner.fit` reports or raises."""
+    """The result: parameters, and what :meth:`Learner.fit` reports or raises."""
 
     parameters: Tensors
     report: dict[str, float] | BaseException
@@ -112,7 +112,7 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         [client.round.proximal_mu for client in clients], device=schedule.weights.device
     )
     anchors = (
-        {name: rows[name].clone() for name in moving if learner.travels(name)}
+        {name: rows[name].clone() for name in moving if learner.entries.travels(name)}
         if mu.any()
         else {}
     )
@@ -173,25 +173,25 @@ def price(learner: Learner, start: Start) -> Cost:
     Of steps of a kind not counted yet one is made, so the learner's parameters are nobody's
     afterwards.
     """
-    task, proximal = start.task, start.round.proximal_mu > 0
-    head = HeadSlice(task.head, learner.head.out_features, learner.device)
-    x, labels = learner.images(task.train.x), head.labels(task.train.y)
+    size = learner.train.batch_size
+    samples = learner.training_data(start.task, start.round)
+    samples = replace(samples, x=learner.images(samples.x))
     with learner.meter.message():
-        learner.begin(task, start.round)
+        learner.begin(start.task, start.round)
+        step_key = StepKey(learner, start.round.proximal_mu > 0)
         for _ in range(learner.epochs):
-            for index in batches(
-                len(labels), learner.train.batch_size, torch.Generator(), learner.device
-            ):
-                key = learner.step_key(len(index), head, proximal)
+            for index in batches(len(samples), size, torch.Generator(), learner.device):
+                key = step_key(len(index), samples.head)
                 if not learner.meter.charge(key):
                     with learner.meter.part(key):
-                        learner.gradient(Batch(x[index], labels[index], index, head))
-                        learner.step()
+                        take_step(learner, samples, index, {}, start.round)
     return learner.meter.cost
 
 
 class _Schedule:
-    """Which samples each client trains on in each step: those of its own epochs, in its own order.
+    """The samples that each client trains on, step by step.
+
+    They are those of its own epochs, in its own order.
 
     Attributes
     ----------
@@ -257,8 +257,10 @@ class _Schedule:
     def report(
         self, row: int, losses: Tensor, right: Tensor
     ) -> dict[str, float] | Diverged:
-        """What a client reports of its round: losses float [steps] and numbers of right answers
-        [steps], by step."""
+        """Give what a client reports of its round.
+
+        By step: losses float [steps] and numbers of right answers [steps].
+        """
         per_epoch, epochs = self._per_epoch[row], self._learner.epochs
         own = losses[: epochs * per_epoch]
         for step in torch.nonzero(~(own < torch.inf)).flatten()[:1].tolist():
@@ -280,8 +282,9 @@ def clients_at_once(
     vectorize: Literal["off", "auto", "on"],
     shape: tuple[int, int, int],
 ) -> int:
-    """How many clients :func:`fit_together` is to train at once; 1 where they are to be trained
-    one by one.
+    """Tell how many clients :func:`fit_together` is to train at once.
+
+    It is 1 where they are to be trained one by one.
 
     Parameters
     ----------
@@ -318,12 +321,11 @@ def clients_at_once(
 
 def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     """What stands against training clients of a learner at once."""
+    hooks = (*vars(Hooks), *vars(Learner))
     own = [
         name
-        for name, part in vars(Learner).items()
-        if name not in ("__init__", "travels", "cost_key", "__doc__", "__module__")
-        and (inspect.isfunction(part) or isinstance(part, property))
-        and inspect.getattr_static(type(learner), name) is not part
+        for name in hooks
+        if name in learner.overridden and name != "__init__" and _is_hook(name)
     ]
     if own:
         return f"{type(learner).__name__} trains in a way of its own ({', '.join(own)})"
@@ -348,6 +350,15 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     return None
 
 
+def _is_hook(name: str) -> bool:
+    """Whether a name of a learner is a method or property.
+
+    Such a name says how the learner trains.
+    """
+    part = inspect.getattr_static(Learner, name)
+    return inspect.isfunction(part) or isinstance(part, property)
+
+
 def _multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Of one sample's forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -356,9 +367,12 @@ def _multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
-    """What a client's step needs at most, about: eight times its weights (themselves, gradients,
-    an optimizer's two moments, FedProx's anchor, and copies of those under way), and twice what
-    its batch leaves for the backward pass."""
+    """Estimate the bytes that a client's step needs at most.
+
+    They are eight times its weights, and twice what its batch leaves for the backward pass. The
+    eight are the weights, gradients, an optimizer's two moments, FedProx's anchor, and copies
+    of those under way.
+    """
     meter = Meter()
     with meter.message(), meter.part():
         learner.model(torch.zeros(2, *shape, device=learner.device))
@@ -366,16 +380,20 @@ def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
 
 
 def _turned(stacked: Tensor) -> Tensor:
-    """Stacked matrices are kept transposed, as products of stacked matrices leave their gradients;
-    and back."""
+    """Transpose stacked matrices, and back.
+
+    They are kept transposed, as products of stacked matrices leave their gradients.
+    """
     return stacked.mT if stacked.dim() == 3 else stacked
 
 
 def _first(
     rows: Tensors, moving: _Moving, optimizer: torch.optim.Optimizer, count: int
 ) -> _Moving:
-    """Let the optimizer go on with the first clients; the rows of those that are done stay as they
-    are."""
+    """Let the optimizer go on with the first clients.
+
+    The rows of those that are done stay as they are.
+    """
     fewer = {
         name: nn.Parameter(rows[name][:count], old.requires_grad)
         for name, old in moving.items()
@@ -394,8 +412,10 @@ def _first(
 
 
 def _clip(gradients: Sequence[Tensor], most: float) -> None:
-    """Scale each client's gradients to a norm of ``most`` at most, as
-    ``torch.nn.utils.clip_grad_norm_`` does."""
+    """Scale each client's gradients to a norm of ``most`` at most.
+
+    ``torch.nn.utils.clip_grad_norm_`` does the same.
+    """
     norms = torch.stack(
         [gradient.flatten(1).norm(dim=1) for gradient in gradients]
     ).norm(dim=0)
@@ -405,5 +425,8 @@ def _clip(gradients: Sequence[Tensor], most: float) -> None:
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """One number a row, in the shape that multiplies the rows of ``like``: float [k] -> [k, 1, ...]."""
+    """Shape one number a row to multiply rows: [k] -> [k, 1, ...].
+
+    ``like`` has the rows.
+    """
     return values.view(-1, *[1] * (like.dim() - 1))

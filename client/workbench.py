@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from fedknow.client.compute.cost import Cost, costs, tensor_bytes
@@ -107,14 +106,6 @@ class Workbench:
         self.learner.train = instructions.train
         settings = instructions.others | self._records(work)
         return Round(number, seed, instructions.proximal_mu, client, settings)
-
-    def counted(self, *methods: str) -> AbstractContextManager[None]:
-        """Count everything where one of these methods is not in parts already."""
-        return (
-            nullcontext()
-            if self.learner.unmetered.isdisjoint(methods)
-            else self.learner.meter.part()
-        )
 
     def report_training(
         self, data: TaskData, round: Round, measures: dict[str, float], samples: int

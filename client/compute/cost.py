@@ -1,4 +1,4 @@
-"""What work costs: counted floating point operations, and the memory it needs at most.
+"""Cost of work: counted floating point operations, and peak memory.
 
 Counting goes through every operation of PyTorch and is as slow as that sounds, so it is done
 once for each kind of work. A :class:`Meter` is told where a *part* of the work begins and ends,
@@ -89,7 +89,10 @@ class Cost(NamedTuple):
         )
 
     def around(self, inner: Cost) -> Cost:
-        """Of this work and other work within it, which needs its memory while this one's is there."""
+        """Add the cost of work within this work.
+
+        The inner work needs its memory while that of this work is still there.
+        """
         return (
             self
             if inner is _NOTHING
@@ -101,7 +104,7 @@ _NOTHING = Cost()
 
 
 class _Part:
-    """Work under way: its own cost, and apart from it that of the parts within."""
+    """Work under way: its cost, and apart from it that of parts within."""
 
     __slots__ = (
         "__weakref__", "_hooks", "_meter", "_optimizers", "charged", "counted", "flops", "inner", "key", "live", "peak",
@@ -193,7 +196,10 @@ class Meter:
 
     @contextmanager
     def message(self) -> Iterator[None]:
-        """All work for one message; :attr:`cost` is afterwards what its parts cost."""
+        """Count all work for one message.
+
+        Afterwards :attr:`cost` is what its parts cost.
+        """
         whole = _Part(self, None, counted=False)
         outer = _METER.set(self)
         try:
@@ -204,13 +210,22 @@ class Meter:
         self.cost = whole.inner
 
     @property
+    def is_counting(self) -> bool:
+        """Whether the work under way is counted operation by operation."""
+        return bool(self.parts) and self.parts[-1].counted
+
+    @property
     def samples(self) -> int:
-        """How many samples the message under way has learned from so far, in parts that are over."""
+        """Samples that the message under way has learned from so far.
+
+        Only parts that are over are in it.
+        """
         return self.parts[-1].inner.samples if self.parts else 0
 
     def part(self, key: Hashable | None = None) -> AbstractContextManager[None]:
-        """A part of the work, whose cost is that of any other part of this key; parts within are
-        apart from it.
+        """Open a part of the work, which costs what others of its key do.
+
+        Parts within are counted apart from it.
 
         Parameters
         ----------
@@ -227,8 +242,10 @@ class Meter:
         return known is not None
 
     def free(self) -> AbstractContextManager[None]:
-        """Work that a client is not charged with, such as finding something out once for all
-        clients of a process."""
+        """Open work that no client is charged with.
+
+        For example finding something out once for all clients of a process.
+        """
         return _Part(self, None, counted=False, charged=False)
 
     def declared(self) -> AbstractContextManager[None]:
@@ -241,8 +258,9 @@ class Meter:
     told = declared
 
     def add(self, flops: int = 0, memory: int = 0, samples: int = 0) -> None:
-        """Charge the innermost part with operations, and with memory in bytes that is there until
-        its end.
+        """Charge the innermost part with operations, memory and samples.
+
+        Memory is in bytes, and there until the part's end.
 
         ``samples`` are those learned from in another network than the one watched.
         """
@@ -292,7 +310,10 @@ _METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 
 def part(key: Hashable | None = None) -> AbstractContextManager[None]:
-    """Open a part of the message under way (:meth:`Meter.part`); without one, of nothing."""
+    """Open a part of the message under way (:meth:`Meter.part`).
+
+    Without a message nothing is counted.
+    """
     meter = _METER.get()
     return nullcontext() if meter is None else meter.part(key)
 
@@ -304,7 +325,7 @@ def free() -> AbstractContextManager[None]:
 
 
 def declared() -> AbstractContextManager[None]:
-    """Open a part whose cost is declared by :func:`add` (:meth:`Meter.declared`)."""
+    """Open a part whose cost :func:`add` declares (:meth:`Meter.declared`)."""
     meter = _METER.get()
     return nullcontext() if meter is None else meter.declared()
 
@@ -404,7 +425,7 @@ _FORMULAS = flop_registry | {
 
 @cache
 def _composite(func: Any) -> bool:
-    """Whether an operation consists of others, as operations in inference mode may."""
+    """Whether an operation consists of others, as in inference mode."""
     return bool(
         torch._C._dispatch_has_kernel_for_dispatch_key(
             func.name(), "CompositeImplicitAutograd"
@@ -414,7 +435,10 @@ def _composite(func: Any) -> bool:
 
 @cache
 def _allocates(func: Any) -> bool:
-    """Whether what an operation returns is new, and not a view or what it was given."""
+    """Whether an operation returns new memory.
+
+    It does not where it returns a view, or what it was given.
+    """
     return all(value.alias_info is None for value in func._schema.returns)
 
 

@@ -24,8 +24,9 @@ _Tree = TypeVar("_Tree")
 
 
 def find_device(name: str, key: str = "engine.device") -> torch.device:
-    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``, a GPU where torch
-    sees one.
+    """Find the device of a name: ``cpu``, ``cuda``, ``cuda:1``, ``auto``.
+
+    ``auto`` is a GPU where torch sees one.
 
     On a GPU float32 is float32 from then on: by default PyTorch takes convolutions in TF32
     there, of 10 bits.
@@ -57,8 +58,9 @@ def find_device(name: str, key: str = "engine.device") -> torch.device:
 
 
 class Border:
-    """What crosses between the CPU and a learner's device; where that is the CPU, all is left as
-    it is.
+    """The transfer of tensors between the CPU and a learner's device.
+
+    Where the device is the CPU, all is left as it is.
 
     Parameters
     ----------
@@ -77,7 +79,10 @@ class Border:
         return tree if self.device.type == "cpu" else self._walk(tree, inward=True)
 
     def leave(self, tree: _Tree) -> _Tree:
-        """The same on the CPU; of what came in and was not written to, the very tensors that it was."""
+        """Bring tensors to the CPU.
+
+        A tensor that came in and was not written to is given back as the very same object.
+        """
         return tree if self.device.type == "cpu" else self._walk(tree, inward=False)
 
     def enter_split(self, split: Split) -> Split:

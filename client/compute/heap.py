@@ -1,5 +1,7 @@
-"""The C library's heap: what a training step frees is kept for the next one, and given back
-between clients."""
+"""The C library's heap, where freed memory is kept for the next step.
+
+It is given back between clients.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ _OLD_LIMIT = 2**25
 
 @cache  # once a process is enough, and a Flower app makes a host for each message
 def keep_freed() -> None:
-    """Have this process keep up to 512 MiB of freed memory (a sixteenth of a small machine's) for
-    its next step.
+    """Have this process keep freed memory for its next step.
+
+    It keeps up to 512 MiB, or a sixteenth of a small machine's memory.
 
     glibc gives large arrays back to the system as soon as they are freed, and each training
     step then takes the same pages anew, which the system has to clear: a tenth of a small CNN's
@@ -53,7 +56,7 @@ def keep_freed() -> None:
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine, or of the container if that may have less."""
+    """Bytes of memory of this machine, or of its container if less."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(
         OSError, ValueError

@@ -156,8 +156,9 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with every setting of its learner spelled out, and the strategy that the
-    learner needs.
+    """Spell out every setting of an experiment's learner.
+
+    The result also has the strategy that the learner needs.
 
     Raises
     ------
@@ -182,8 +183,10 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
 def _with_counterpart(
     config: ExperimentConfig, kind: type[Learner], settings: LearnerSettings
 ) -> StrategyConfig:
-    """The strategy that a learner needs, with the options that are the learner's settings;
-    otherwise as configured."""
+    """Give the strategy that a learner needs; otherwise the configured one.
+
+    Its options are settings of the learner.
+    """
     strategy = config.strategy
     if not kind.strategy:
         _check_whole(config)
@@ -207,7 +210,7 @@ def _with_counterpart(
 
 
 def _check_whole(config: ExperimentConfig) -> None:
-    """Refuse a strategy that is one half of a method with a learner that is not the other.
+    """Refuse half of a method: its strategy with another learner.
 
     Raises
     ------
@@ -236,7 +239,7 @@ def build_learner(
     classes: int,
     device: torch.device | str = "cpu",
 ) -> Learner:
-    """Build an experiment's learner with the initial weights that its seed stands for.
+    """Build an experiment's learner, with initial weights from its seed.
 
     Parameters
     ----------
@@ -286,7 +289,7 @@ def check_samples(
     shape: tuple[int, int, int],
     sizes: Sizes | None,
 ) -> None:
-    """Refuse an experiment in which a client has too few samples for its model's BatchNorm.
+    """Refuse an experiment with too few samples for BatchNorm.
 
     Parameters
     ----------

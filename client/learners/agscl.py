@@ -53,7 +53,10 @@ _PASSIVE = (
 
 
 class AgsClSettings(ContinualSettings):
-    """Settings of :class:`AgsCl`; defaults are the paper's for CIFAR-100, as far as known."""
+    """Settings of :class:`AgsCl`.
+
+    Defaults are the paper's for CIFAR-100, as far as they are known.
+    """
 
     mu: float = Field(10.0, ge=0)
     """Weight of the penalty that empties unimportant nodes."""
@@ -66,7 +69,9 @@ class AgsClSettings(ContinualSettings):
 
 
 def shrink(rows: Tensor, towards: Tensor, threshold: Tensor) -> Tensor:
-    """Proximal operator of ``threshold_n |row_n - towards_n|``, row by row (Eqs. 3 and 4).
+    """Proximal operator of a penalty by rows (Eqs. 3 and 4).
+
+    The penalty of row n is ``threshold_n |row_n - towards_n|``.
 
     Parameters
     ----------
@@ -84,7 +89,9 @@ def shrink(rows: Tensor, towards: Tensor, threshold: Tensor) -> Tensor:
 
 
 class AgsCl(Learner):
-    """Group-sparse nodes, the important ones frozen (Jung et al., NeurIPS 2020, Eqs. 2-5).
+    """Group-sparse nodes, the important ones frozen (NeurIPS 2020).
+
+    Jung et al., Eqs. 2 to 5.
 
     Where authors' code and paper leave a choice: the bias belongs to a node's incoming weights,
     as in the code; nodes that start anew get the weights the run began with, a draw of the
@@ -144,17 +151,14 @@ class AgsCl(Learner):
     # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
-        """Before the first round of a later task, cut unimportant nodes off and let some of them
-        start anew."""
+        """Before a later task, cut off unimportant nodes and renew some."""
         super().begin(task, round)
         if task.task > self._prepared:
             self._start_anew(round.seed)
             self._prepared = task.task
 
-    cost_key = Learner.cost_key
-
     def step(self) -> None:
-        """An optimizer step that leaves at zero what unimportant nodes would give to important ones."""
+        """Step, and hold at zero what unimportant nodes give to important ones."""
         super().step()
         with torch.no_grad():
             for (_, below), (layer, above) in pairwise(
@@ -170,13 +174,10 @@ class AgsCl(Learner):
         if epoch:
             self._proximal_step()
 
-    metered = ("fit", "begin_epoch")
-
-    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """One round, ending on the last epoch's proximal step."""
-        report = super().fit(task, round)
+    def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
+        """The proximal step of the last epoch."""
         self._proximal_step()
-        return report
+        return {}
 
     def counts(self) -> dict[str, float]:
         """``important``: share of the nodes that past tasks use."""
@@ -184,7 +185,10 @@ class AgsCl(Learner):
         return {"important": float((nodes > 0).float().mean())}
 
     def _proximal_step(self) -> None:
-        """Empty unimportant nodes and hold important ones, each by its own threshold (Eqs. 3 and 4)."""
+        """Empty unimportant nodes and hold important ones (Eqs. 3 and 4).
+
+        Each node has a threshold of its own.
+        """
         for layer, omega, anchor in zip(
             self._layers, self._importance, self._anchor, strict=True
         ):
@@ -216,11 +220,13 @@ class AgsCl(Learner):
     # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Add the task's mean activations to the importance of nodes and keep the weights of
-        important ones (Eq. 5)."""
+        """Update the importance of nodes, and keep important weights (Eq. 5).
+
+        The task's mean activations are added to the importance.
+        """
         shared = self.send()
         super().end_task(task, round)
-        self._load(
+        self.entries.load(
             shared
         )  # a client that had to train first: its anchor is the shared model like everybody's
         active = self._mean_activations(self.images(task.train.x))
@@ -248,8 +254,10 @@ class AgsCl(Learner):
 
     @torch.no_grad()
     def _mean_activations(self, x: Tensor) -> list[Tensor]:
-        """Mean output of each node after ReLU, over samples and places: a list of float [nodes],
-        layer by layer."""
+        """Take the mean output of each node after ReLU.
+
+        The mean is over samples and places: a list of float [nodes], layer by layer.
+        """
         self.body.eval()
         totals = [torch.zeros_like(omega) for omega in self._importance]
         for part in torch.split(x, 256):
@@ -310,7 +318,7 @@ def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
 
 
 def _rows(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """A copy of the incoming weights of a layer's nodes, bias last: float [nodes, p]."""
+    """Copy the incoming weights of nodes, bias last: float [nodes, p]."""
     parts = [
         layer.weight.detach().flatten(1),
         *([] if layer.bias is None else [layer.bias.detach()[:, None]]),
@@ -330,5 +338,8 @@ def _set_rows(layer: nn.Conv2d | nn.Linear, rows: Tensor) -> None:
 
 
 def _by_node(weight: Tensor, below: Tensor) -> Tensor:
-    """A layer's weights as a view [nodes, nodes below, kernel places or those of a flattened image]."""
+    """View a layer's weights as [nodes, nodes below, places].
+
+    Places are those of the kernel, or of a flattened image.
+    """
     return weight.view(len(weight), len(below), -1)

@@ -1,12 +1,15 @@
-"""APFL: a personal model that is mixed with the shared one, by a share that each client learns.
+"""APFL: a personal model mixed with the shared one.
+
+Each client learns the share of its own model.
 
 Deng, Kamani and Mahdavi, "Adaptive Personalized Federated Learning", 2020, arXiv 2003.13461.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -18,9 +21,9 @@ from fedknow.client.compute.cost import tensor_bytes
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import (
     Batch,
-    HeadSlice,
     Learner,
     LearnerSettings,
+    Predictor,
     Round,
     State,
     Tensors,
@@ -45,8 +48,7 @@ class ApflSettings(LearnerSettings):
 
 
 class Apfl(Learner):
-    """Adaptive personalised federated learning: predict with a mixture of a shared and a personal
-    model (2020).
+    """Predict with a mixture of a shared and a personal model (2020).
 
     Algorithm 1: for the shared model w, the personal v and the mixture m = alpha v + (1 -
     alpha) w, each step is
@@ -76,8 +78,8 @@ class Apfl(Learner):
     ) -> None:
         super().__init__(model, train, settings)
         self._initial = {
-            name: self._entry(name).detach().clone()
-            for name in (*self._names, *self._counters)
+            name: self.entries[name].detach().clone()
+            for name in (*self.entries.names, *self.entries.counters)
         }
 
     # --- state
@@ -102,12 +104,15 @@ class Apfl(Learner):
         own |= {
             n: b.clone()
             for n, b in self._own_buffers.items()
-            if n not in self._counters
+            if n not in self.entries.counters
         }
         return {"own": own, "alpha": self.alpha}
 
     def kept(self) -> Tensors:
-        """The share of the personal model; that model itself has no place in a purely global one."""
+        """The share of the personal model.
+
+        That model itself has no place in a purely global one.
+        """
         return {"alpha": torch.tensor(self.alpha)}
 
     def load_kept(self, arrays: Tensors) -> None:
@@ -141,12 +146,8 @@ class Apfl(Learner):
             for name, own in self._own.items()
         }
 
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """Two plain steps, and in the first of a round the share's."""
-        return super().cost_key(count, head), self._first
-
     def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of the shared model at itself, of the personal one at the mixture."""
+        """Gradients of the shared model, and of the personal one at the mixture."""
         super().gradient(batch)
         mixture = {
             name: value.requires_grad_() for name, value in self.mixture().items()
@@ -190,29 +191,18 @@ class Apfl(Learner):
         return {"alpha": self.alpha}
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """The task is over; see :meth:`Learner.end_task`. What is kept is the personal model."""
+        """End a task (:meth:`Learner.end_task`); the personal model is kept."""
         super().end_task(task, round)
         return {"knowledge-bytes": float(tensor_bytes(self.own_state()["own"]))}
 
     # --- scoring
     # --------------------------------------------------------------------------------------------------
 
-    metered = ("logits",)
-
-    @torch.inference_mode()
-    def logits(self, x: Tensor, batch_size: int) -> Tensor:
-        """Logits of the mixture; see :meth:`Learner.logits`."""
+    def predictors(self, count: int) -> list[Predictor]:
+        """The mixture, or the shared model alone, for every task."""
         if not self._mixed:
-            return super().logits(x, batch_size)
-        self.model.eval()
-        mixture = self.mixture() | self._own_buffers
-        with self.autocast():
-            parts = torch.split(self.images(x), batch_size)
-            return torch.cat(
-                [
-                    self.counted(
-                        lambda x: functional_call(self.model, mixture, (x,)), p
-                    )
-                    for p in parts
-                ]
-            )
+            return [self.model] * count
+        return [partial(self._answer, self.mixture() | self._own_buffers)] * count
+
+    def _answer(self, weights: Tensors, x: Tensor) -> Tensor:
+        return cast(Tensor, functional_call(self.model, weights, (x,)))

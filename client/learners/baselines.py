@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Learner, LearnerSettings, Round
+from fedknow.client.learners.frames.checks import check_free
+from fedknow.client.learners.frames.learner import Learner, LearnerSettings
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = [
@@ -24,8 +24,9 @@ __all__ = [
 
 
 class Finetune(Learner):
-    """Train on the current task, share everything: a FedAvg client (McMahan et al., AISTATS 2017,
-    Algorithm 1).
+    """Train on the current task, share everything: a FedAvg client.
+
+    McMahan et al., AISTATS 2017, Algorithm 1.
 
     With one client or no others it is plain fine-tuning, the lower bound of continual learning.
 
@@ -35,7 +36,9 @@ class Finetune(Learner):
 
 
 class Local(Learner):
-    """Train on the current task, share nothing: what a client reaches without the others.
+    """Train on the current task, share nothing.
+
+    It shows what a client reaches without the others.
 
     Keeps: its whole model. Sends: nothing. Needs: what :class:`Finetune` needs. Valid: any
     model, task- or class-incremental.
@@ -45,7 +48,9 @@ class Local(Learner):
 
 
 class FedPer(Learner):
-    """Shared body, personal head, trained together (Arivazhagan et al., 2019, arXiv 1912.00818).
+    """Shared body, personal head, trained together (2019).
+
+    Arivazhagan et al., arXiv 1912.00818.
 
     The personal layers are the head, one linear layer; the paper also tries more.
 
@@ -64,7 +69,9 @@ class FedRepSettings(LearnerSettings):
 
 
 class FedRep(Learner):
-    """Shared body, personal head, trained in turn (Collins et al., ICML 2021, Algorithm 1).
+    """Shared body, personal head, trained in turn (ICML 2021).
+
+    Collins et al., Algorithm 1.
 
     The first epochs of a round train the head on the frozen body, the others the body under the
     frozen head. Where a round has one epoch there is no room for both: it trains the head in
@@ -95,7 +102,7 @@ class FedRep(Learner):
                 "body; lower it, or 0 for half of them"
             )
         for part in ("body", "head"):
-            self.check_free("fedrep", part, "trains body and head in turn")
+            check_free(model, "fedrep", part, "trains body and head in turn")
 
     @property
     def head_epochs(self) -> int:
@@ -110,26 +117,18 @@ class FedRep(Learner):
     def begin_epoch(self, epoch: int) -> None:
         """Switch from head to body when the head has had its epochs."""
         on_head = epoch < self.head_epochs
-        for (
-            name,
-            parameter,
-        ) in self.trainable.items():  # what the user froze stays frozen
+        # What the user froze is not among these, and stays frozen.
+        for name, parameter in self.trainable.items():
             parameter.requires_grad_(name.startswith("head.") is on_head)
-        for (
-            module
-        ) in self.body.modules():  # a frozen body's running statistics stand still too
+        # The running statistics of a frozen body stand still too.
+        for module in self.body.modules():
             if isinstance(module, _BatchNorm):
                 module.train(not on_head)
 
-    metered = ("fit", "begin_epoch")
-
-    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """One round, see :class:`FedRep`."""
-        try:
-            return super().fit(task, round)
-        finally:
-            for parameter in self.trainable.values():
-                parameter.requires_grad_(True)
+    def release(self) -> None:
+        """Let body and head both be trained again."""
+        for parameter in self.trainable.values():
+            parameter.requires_grad_(True)
 
 
 class FedProxSettings(LearnerSettings):
@@ -140,8 +139,9 @@ class FedProxSettings(LearnerSettings):
 
 
 class FedProx(Learner):
-    """FedAvg whose clients are pulled towards the global model by mu / 2 ||w - w_G||^2 (Li et al.,
-    MLSys 2020, Eq. 2).
+    """FedAvg whose clients are pulled towards the global model (MLSys 2020).
+
+    The pull is mu / 2 ||w - w_G||^2 (Li et al., Eq. 2).
 
     Flower's strategy tells clients mu; the term itself is in :meth:`Learner.fit`. The paper's
     inexact solver is local training for ``train.epochs``, as in its experiments.

@@ -1,4 +1,6 @@
-"""Balanced continual learning (BCN): a game between generalisation and forgetting.
+"""BCN: a game between generalisation and forgetting.
+
+Its name is balanced continual learning.
 
 Raghavan and Balaprakash, "Formalizing the Generalization-Forgetting Trade-off in Continual
 Learning", NeurIPS 2021, arXiv 2109.14035. Called BCL there and BCN in FedKNOW's comparison. The
@@ -22,7 +24,7 @@ gradient of J at theta_B.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -33,7 +35,6 @@ from torch.func import functional_call
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import (
     Batch,
-    HeadSlice,
     Round,
     Tensors,
     hits,
@@ -60,8 +61,9 @@ class BcnSettings(MemorySettings):
 
 
 class Bcn(Rehearsal):
-    """Two players, one against generalisation and one for memory (Raghavan and Balaprakash,
-    NeurIPS 2021).
+    """A player against generalisation and one for memory (NeurIPS 2021).
+
+    Raghavan and Balaprakash.
 
     Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing
     more. Needs: 2 zeta + 3 passes forward and backward over a batch and as many remembered
@@ -90,16 +92,12 @@ class Bcn(Rehearsal):
         self._steps, self._ascent, self._descent = 0, 0.0, 0.0
 
     def counts(self) -> dict[str, float]:
-        """``ascent``, ``descent``: means of J(theta; x') - J(theta) and J(theta) - J(theta_B) over
-        a round's steps."""
+        """``ascent``, ``descent``: what the players gained, mean over steps.
+
+        They are J(theta; x') - J(theta) and J(theta) - J(theta_B).
+        """
         steps = max(1, self._steps)
         return {"ascent": self._ascent / steps, "descent": self._descent / steps}
-
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """Passes over the batch and as many remembered samples."""
-        return super().cost_key(count, head), min(
-            count, len(self.past)
-        ) if self.past is not None else None
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """dH/dtheta over the batch and as many remembered samples."""
@@ -120,12 +118,15 @@ class Bcn(Rehearsal):
         self._ascent += (cost_worse - cost).item()
         self._descent += (cost - cost_better).item()
         z = z.detach()[: len(batch.y)]
-        truth = batch.head.index[batch.y]
+        truth = batch.head.names(batch.y)
         own = Replay(batch.x, truth, joint.head[: len(truth)]).loss(z)
         return own.item(), hits(batch.head.logits(z), batch.y)
 
     def _worse_samples(self, joint: Replay) -> Tensor:
-        """x': each sample after zeta steps of length epsilon up its loss, float [n, C, H, W]."""
+        """Move samples up their loss: x', float [n, C, H, W].
+
+        Each takes zeta steps of length epsilon.
+        """
         x = joint.x
         here = {name: p.detach() for name, p in self._parameters.items()}
         for _ in range(self.settings.zeta):

@@ -26,7 +26,7 @@ kinds together. Both losses are means over their anchors. The views are those of
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -34,11 +34,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedknow.client.compute.cost import part
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.augment import view
+from fedknow.client.learners.frames.batch import columns
+from fedknow.client.learners.frames.checks import check_free
 from fedknow.client.learners.frames.learner import (
     Batch,
-    HeadSlice,
     Round,
     State,
     make_optimizer,
@@ -48,7 +50,6 @@ from fedknow.client.learners.frames.rehearsal import (
     MemorySettings,
     Rehearsal,
     Replay,
-    columns,
 )
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
@@ -90,8 +91,10 @@ class Co2LSettings(MemorySettings):
 
 
 def relation(z: Tensor, temperature: float) -> Tensor:
-    """Log of how each view relates to the others (Eq. 3): normalised float [m, d] -> [m, m], -inf
-    for itself."""
+    """Log of how each view relates to the others (Eq. 3).
+
+    Normalised float [m, d] -> [m, m], with -inf for a view and itself.
+    """
     similarity = z @ z.T / temperature
     return similarity.fill_diagonal_(-torch.inf).log_softmax(1)
 
@@ -99,7 +102,7 @@ def relation(z: Tensor, temperature: float) -> Tensor:
 def asymmetric_contrast(
     z: Tensor, y: Tensor, anchor: Tensor, temperature: float
 ) -> Tensor:
-    """Supervised contrast in which only some views are anchors (Eq. 2), their mean.
+    """Supervised contrast in which only some views are anchors (Eq. 2).
 
     Parameters
     ----------
@@ -120,8 +123,10 @@ def asymmetric_contrast(
 def relation_distillation(
     z: Tensor, past: Tensor, temperature: float, past_temperature: float
 ) -> Tensor:
-    """How far relations between views have moved from the past model's (Eq. 4): float [m, d] each
-    -> mean."""
+    """How far relations between views have moved (Eq. 4).
+
+    The past model's are the measure: float [m, d] each -> mean.
+    """
     # The diagonal is -inf in both; there 0 * -inf would be no number.
     logs = relation(z, temperature).masked_fill(
         torch.eye(len(z), dtype=torch.bool, device=z.device), 0
@@ -130,7 +135,9 @@ def relation_distillation(
 
 
 class Co2L(Rehearsal):
-    """Contrasts on two views, relations distilled, a linear head on top (Cha et al., ICCV 2021).
+    """Contrasts of views, relations distilled, a linear head (ICCV 2021).
+
+    Cha et al.
 
     Keeps: its samples of each task (setting ``memory``), and body and projection as they were
     at the end of the last task. Sends: what ``exchange`` says, and with the body the
@@ -141,6 +148,7 @@ class Co2L(Rehearsal):
 
     Settings = Co2LSettings
     settings: Co2LSettings
+    exchanged_parts = ("body", "projection")
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
         "distill": [0.1, 1.0],
         "temperature": [0.1, 0.5, 1.0],
@@ -166,15 +174,9 @@ class Co2L(Rehearsal):
             "projection", self.projection
         )  # a part of what is sent, saved and loaded
         super().__init__(model, train, settings)
-        self.check_free("co2l", "head", "fits the head by itself")
+        check_free(model, "co2l", "head", "fits the head by itself")
         self._encoder = nn.Sequential(self.body, self.projection)
         self._past = copy.deepcopy(self._encoder).requires_grad_(False).eval()
-
-    def travels(self, name: str) -> bool:
-        """The projection goes where the body goes."""
-        return super().travels(name) or (
-            self.exchange == "body" and name.startswith("projection.")
-        )
 
     # --- state
     # ----------------------------------------------------------------------------------------------------
@@ -192,7 +194,7 @@ class Co2L(Rehearsal):
     # ---------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
-        """Have the optimizer train the projection with the body; bring back the past model."""
+        """Train the projection with the body; bring back the past model."""
         super().begin(task, round)
         self.optimizer = make_optimizer(
             self.train, self._encoder.parameters(), self.head.parameters()
@@ -200,14 +202,11 @@ class Co2L(Rehearsal):
         if self._past_state:
             self._past.load_state_dict(self._past_state)
 
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """Passes over two views of the batch and of as many remembered samples, of the past model too."""
-        drawn = 0 if self.past is None else min(count, len(self.past))
-        return super().cost_key(count, head), drawn, bool(self._past_state)
-
     def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of contrast and distillation on two views of the batch and of as many
-        remembered samples."""
+        """Gradients of contrast and distillation on two views of each sample.
+
+        The samples are those of the batch, and as many remembered ones.
+        """
         count = len(batch.y)
         no_head = torch.zeros(
             0, self.head.out_features, dtype=torch.bool, device=self.device
@@ -218,7 +217,6 @@ class Co2L(Rehearsal):
         )
         views = self.images(torch.cat([self._view(both.x), self._view(both.x)]))
         current = (torch.arange(len(both), device=self.device) < count).repeat(2)
-        self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             z = self._project(self._encoder, views)
         loss = asymmetric_contrast(
@@ -246,17 +244,16 @@ class Co2L(Rehearsal):
     # --- the head
     # -------------------------------------------------------------------------------------------------
 
-    metered = ("fit",)
-
-    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Train the representation, then fit the head; ``loss`` is the representation's,
-        ``accuracy`` the head's."""
-        report = super().fit(task, round)
-        with self.meter.part():
-            return report | {"accuracy": self._fit_head(task, round)}
+    def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Fit the head: the round's accuracy is its own."""
+        with part():
+            return {"accuracy": self._fit_head(task, round)}
 
     def _fit_head(self, task: TaskData, round: Round) -> float:
-        """Fit the head on the frozen body and return its accuracy on the task's training samples."""
+        """Fit the head on the frozen body.
+
+        The result is its accuracy on the task's training samples.
+        """
         width = self.head.out_features
         x, y = task.train.x, task.train.y
         here = Replay(x, y, columns(task.head, width, self.device).expand(len(y), -1))
@@ -283,36 +280,31 @@ class Co2L(Rehearsal):
                 share, len(y), replacement=True, generator=generator
             )
             for index in torch.split(drawn.to(self.device), self.train.batch_size):
-                with self.meter.part(("head", len(index))):
+                with part(("head", len(index))):
                     optimizer.zero_grad(set_to_none=True)
-                    loss = Replay(features[index], y[index], head[index]).loss(
-                        self.head(features[index])
-                    )
+                    batch = Replay(features[index], y[index], head[index])
+                    loss = batch.loss(self.head(features[index]))
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
         with torch.no_grad():
             z = self.head(features).masked_fill(~head, -torch.inf)[: len(here)]
         return float((z.argmax(1) == here.y).float().mean())
 
-    @torch.no_grad()
     def _features(self, x: Tensor) -> Tensor:
         self.body.eval()
-        with self.autocast():
-            return torch.cat(
-                [
-                    self.counted(self.body, part, "features")
-                    for part in torch.split(self.images(x), 256)
-                ]
-            )
+        return self.predict(self.body, x)
 
     # --- the end of a task
     # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Keep samples, and the shared representation, on which a personal head is fitted once more."""
+        """Keep samples and the shared representation.
+
+        A personal head is fitted on it once more.
+        """
         shared = self.send()
         report = super().end_task(task, round)
-        self._load(shared)
+        self.entries.load(shared)
         if self.exchange != "all":
             self._fit_head(task, round)
         self._past_state = {

@@ -6,13 +6,12 @@ in Continual Learning", 2019, arXiv 1902.10486.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from fedknow.client.learners.frames.learner import Batch, HeadSlice, hits, widen
+from fedknow.client.learners.frames.learner import Batch, hits
 from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal
 from fedknow.protocols.config import TrainConfig
 
@@ -29,8 +28,7 @@ class ExperienceReplaySettings(MemorySettings):
 
 
 class ExperienceReplay(Rehearsal):
-    """Experience replay: every step trains on a batch and on stored samples of past tasks together
-    (2019).
+    """Train each step on a batch and on stored samples together (2019).
 
     Algorithm 1: draw B_M uniformly from the memory and step along the gradient of the mean loss
     over B_n and B_M together. Tasks are passed over more than once here, so the memory takes a
@@ -55,15 +53,8 @@ class ExperienceReplay(Rehearsal):
         super().__init__(model, train, settings)
         self.balanced = settings.keep == "ring"
 
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """A pass over the batch and stored samples."""
-        drawn = self.settings.memory_batch or self.train.batch_size
-        return super().cost_key(count, head), min(
-            drawn, len(self.past)
-        ) if self.past is not None else None
-
     def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of the mean loss over the batch and the stored samples that join it."""
+        """Gradients of the mean loss over the batch and stored samples."""
         if self.past is None:
             return super().gradient(batch)
         stored = self.draw(
@@ -71,9 +62,7 @@ class ExperienceReplay(Rehearsal):
         )
         count = len(batch.y)
         both = self.join(batch, stored)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            z = widen(self.model(both.x))
+        z = self.forward(both.x)
         losses = both.loss(z, reduction="none")
         losses.mean().backward()  # type: ignore[no-untyped-call]
         return losses[:count].mean().item(), hits(batch.head.logits(z[:count]), batch.y)

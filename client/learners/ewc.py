@@ -1,4 +1,6 @@
-"""Elastic weight consolidation: the Fisher information says which parameters past tasks need.
+"""Elastic weight consolidation: parameters weighted by the Fisher matrix.
+
+The Fisher information says which parameters past tasks need.
 
 EWC: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017,
 arXiv 1612.00796. Online EWC: Huszár, "Note on the quadratic penalties in elastic weight
@@ -15,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedknow.client.compute.cost import each
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.consolidation import (
     Consolidation,
@@ -58,7 +61,10 @@ class _Fisher(Consolidation):
         return self.settings.strength
 
     def measure(self, task: TaskData, round: Round) -> Tensors:
-        """F_j = mean over samples x and expectation over labels c of (d log p(c | x, w) / d w_j)^2.
+        """Measure the Fisher information of each parameter.
+
+        F_j = mean over samples x and expectation over labels c of (d log p(c | x, w) / d
+        w_j)^2.
 
         Each gradient is that of one sample, squared before it is averaged, in evaluation mode
         and full precision.
@@ -66,14 +72,13 @@ class _Fisher(Consolidation):
         head = HeadSlice(task.head, self.head.out_features, self.device)
         draws = torch.Generator().manual_seed(integer(round.seed, "fisher"))
         fisher = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
-        for x, y in zip(
-            self.images(task.train.x), head.labels(task.train.y).tolist(), strict=True
-        ):
-            with self.meter.part(("fisher", len(head.index))):
-                log_p = head.logits(self.model(x[None]))[0].log_softmax(0)
-                for label, weight in self._labels(log_p.detach().exp(), y, draws):
-                    for name, g in self.gradients(log_p[label], again=True).items():
-                        fisher[name].addcmul_(g, g, value=weight / len(task.train))
+        labels = head.labels(task.train.y).tolist()
+        samples = zip(self.images(task.train.x), labels, strict=True)
+        for x, y in each(samples, "fisher", head.width):
+            log_p = head.logits(self.model(x[None]))[0].log_softmax(0)
+            for label, weight in self._labels(log_p.detach().exp(), y, draws):
+                for name, g in self.gradients(log_p[label], again=True).items():
+                    fisher[name].addcmul_(g, g, value=weight / len(task.train))
         return fisher
 
     def _labels(
@@ -88,8 +93,7 @@ class _Fisher(Consolidation):
 
 
 class Ewc(_Fisher):
-    """Elastic weight consolidation: a penalty for each past task, weighted by its Fisher
-    information (PNAS 2017).
+    """A penalty for each past task, by its Fisher information (PNAS 2017).
 
     Eq. (3), with one term for each past task k:
 
@@ -111,8 +115,10 @@ class Ewc(_Fisher):
     }
 
     def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
-        """The sum of the penalties as one: F = sum_k F_k, w* = sum_k F_k w*_k / F, the new one
-        where F is zero."""
+        """Give the sum of the penalties as one.
+
+        F = sum_k F_k and w* = sum_k F_k w*_k / F; where F is zero, w* is the new one.
+        """
         if not self.importance:
             return importance, anchor
         total = {name: self.importance[name] + new for name, new in importance.items()}
@@ -125,8 +131,7 @@ class Ewc(_Fisher):
 
 
 class OnlineEwc(_Fisher):
-    """Online EWC: one penalty around the latest model, weighted by a running sum of Fisher
-    information (ICML 2018).
+    """One penalty, by a running sum of Fisher information (ICML 2018).
 
         (8)  L(w) + lambda / 2 sum_j F*_j (w_j - w*_j)^2,    w* <- w_t
         (9)  F* <- gamma F* + F_t

@@ -1,5 +1,6 @@
-"""FedWEIT: weights split into a shared base, sparse parameters of each task, and what other
-clients' tasks lend.
+"""FedWEIT: weights made of shared, own and borrowed parts.
+
+They are a shared base, sparse parameters of each task, and what other clients' tasks lend.
 
 Yoon, Jeong, Lee, Yang and Hwang, "Federated Continual Learning with Weighted Inter-client
 Transfer", ICML 2021, arXiv 2003.03196. The client's half; the server's is
@@ -9,7 +10,7 @@ Transfer", ICML 2021, arXiv 2003.03196. The client's half; the server's is
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedknow.client.data.stream import Split, TaskData
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.frames.checks import check_free
 from fedknow.client.learners.frames.learner import (
     Batch,
-    HeadSlice,
     Layout,
     Learner,
     LearnerSettings,
+    Predictor,
     Round,
     State,
     Tensors,
@@ -118,8 +120,9 @@ class _Task:
 
 
 class FedWeit(Learner):
-    """Weighted inter-client transfer: base, task-adaptive and borrowed parameters (Yoon et al.,
-    ICML 2021).
+    """Base, task-adaptive and borrowed parameters (ICML 2021).
+
+    Yoon et al. call it weighted inter-client transfer.
 
     Every parameter of the body is split, for a client's task t (Eq. 2),
 
@@ -184,7 +187,7 @@ class FedWeit(Learner):
         self, model: nn.Module, train: TrainConfig, settings: FedWeitSettings
     ) -> None:
         super().__init__(model, train, settings)
-        self.check_free("fedweit", "body", "splits the body's parameters")
+        check_free(model, "fedweit", "body", "splits the body's parameters")
         self._base = {
             name: p for name, p in self.body.named_parameters() if p.requires_grad
         }
@@ -236,7 +239,7 @@ class FedWeit(Learner):
     # ---------------------------------------------------------------------------------------------
 
     def send(self) -> Tensors:
-        """The base, with zeros for the units whose mask is among the smallest of their layer."""
+        """The base, with zeros for the units with the smallest masks."""
         sent = super().send()
         current = self._tasks.get(self._trained_task)
         for name, mask in current.mask.items() if current else ():
@@ -257,7 +260,10 @@ class FedWeit(Learner):
         )
 
     def receive_extra(self, extra: Tensors) -> None:
-        """All clients' adaptive parameters of the previous task: for each name, one after the other."""
+        """Take all clients' adaptive parameters of the previous task.
+
+        For each name they are one after the other.
+        """
         if {n: v.shape[1:] for n, v in extra.items()} != {
             n: b.shape for n, b in self._base.items()
         }:
@@ -270,7 +276,7 @@ class FedWeit(Learner):
     # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
-        """Set up the task's parameters in its first round, and one optimizer for all."""
+        """Set up the task's parameters, and one optimizer for all."""
         if task.task not in self._tasks:
             self._begin_task(task.task)
         if self._everybody:
@@ -316,14 +322,8 @@ class FedWeit(Learner):
             if past < task
         }
 
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """A plain step, products with other clients' parameters, and a penalty for each past task."""
-        others = sum(len(alpha) for alpha in self._attention.values())
-        return super().cost_key(count, head), others, len(self._past)
-
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of Eq. (3)."""
-        self.optimizer.zero_grad(set_to_none=True)
         weights = self._now.weights(self._base, self._borrow())
         reached: set[str] = set()
         for name, weight in weights.items():
@@ -378,15 +378,10 @@ class FedWeit(Learner):
             nn.utils.clip_grad_norm_(self._own, self.train.clip_norm)
         super().step()
 
-    metered = ("fit", "score")
-
-    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """One round; see :class:`FedWeit`."""
-        try:
-            return super().fit(task, round)
-        finally:
-            for tensor in self._own:
-                tensor.requires_grad_(False)
+    def release(self) -> None:
+        """Let only what a round has set up be trained."""
+        for tensor in self._own:
+            tensor.requires_grad_(False)
 
     def counts(self) -> dict[str, float]:
         """``adaptive``: share of the task's adaptive parameters above lambda_1."""
@@ -398,13 +393,15 @@ class FedWeit(Learner):
         }
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Drop small adaptive parameters, fix what was borrowed, and note the state that must be
-        retained."""
+        """Drop small adaptive parameters, fix what was borrowed.
+
+        The state that must be retained is noted.
+        """
         shared = (
             super().send()
         )  # all of it: what is withheld from the server belongs to B' too
         super().end_task(task, round)
-        self._load(
+        self.entries.load(
             shared
         )  # a client that had to train first: its B' is the shared base like everybody's
         done = self._tasks[task.task]
@@ -431,35 +428,19 @@ class FedWeit(Learner):
     # --- scoring
     # --------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def score(
-        self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int
-    ) -> list[tuple[int, int, float]]:
-        """Score each task with its own parameters; see :meth:`Learner.score`."""
-        self.model.eval()
-        results = []
-        for task, (split, classes) in enumerate(zip(splits, heads, strict=True)):
-            with self.meter.part():
-                weights = self._weights_of(task)
-            with self.autocast():
-                parts = torch.split(self.images(split.x), batch_size)
-                z = torch.cat(
-                    [
-                        self.counted(partial(self._logits_with, weights), part)
-                        for part in parts
-                    ]
-                )
-            head = HeadSlice(classes, self.head.out_features, self.device)
-            sliced, labels = head.logits(z), head.labels(split.y)
-            loss = F.cross_entropy(sliced, labels).item()
-            results.append((int((sliced.argmax(1) == labels).sum()), len(labels), loss))
-        return results
+    def predictors(self, count: int) -> Iterator[Predictor]:
+        """Each task's own parameters, made when they are asked for."""
+        for task in range(count):
+            yield partial(self._logits_with, self._weights_of(task))
 
     def _logits_with(self, weights: Tensors, x: Tensor) -> Tensor:
         return cast(Tensor, self.head(functional_call(self.body, weights, (x,))))
 
     def _weights_of(self, task: int) -> Tensors:
-        """theta of a task, and its running statistics; the base alone where there is none yet."""
+        """Give theta of a task, and its running statistics.
+
+        They are the base alone where the task has none yet.
+        """
         if self._global or task not in self._tasks:
             return dict(self._base)
         entry = self._tasks[task]
@@ -478,8 +459,9 @@ def _unit_shape(parameter: Tensor) -> tuple[int, ...]:
 
 
 def sent_units(mask: Tensor, fraction: float) -> Tensor:
-    """Which units are sent: the fraction with the largest mask, at least one; of equal ones those
-    that come first.
+    """Tell which units are sent: the fraction with the largest mask.
+
+    It is at least one unit; of equal ones those that come first.
 
     Parameters
     ----------

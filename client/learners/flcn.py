@@ -1,5 +1,6 @@
-"""FLCN: local training that is held back where the server's proxy data say the shared model is
-sensitive.
+"""FLCN: local training held back where the shared model is sensitive.
+
+The server finds out on proxy data where that is.
 
 Yao and Sun, "Continual Local Training for Better Initialization of Federated Models", ICIP
 2020, arXiv 2005.12657 (the authors call it FedCL; comparisons in federated continual learning
@@ -8,7 +9,6 @@ call it FLCN). The client's half; the server's is :class:`fedknow.strategies.flc
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,6 @@ from torch import nn
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import (
     Batch,
-    HeadSlice,
     Layout,
     Learner,
     LearnerSettings,
@@ -46,8 +45,9 @@ class FlcnSettings(LearnerSettings):
 
 
 class Flcn(Learner):
-    """Continual local training: a penalty weighted by importance that the server takes on proxy
-    data (ICIP 2020).
+    """A penalty by importance, which the server measures (ICIP 2020).
+
+    The authors call it continual local training; the server has proxy data.
 
     The paper's local objective, around the global model w_G that the round began with:
 
@@ -118,8 +118,10 @@ class Flcn(Learner):
         self._importance = extra
 
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
-        """With the first answer in a task: samples for the server, their labels, and the classes
-        they are told from."""
+        """Give the server samples, with the first answer in a task.
+
+        With them go their labels, and the classes they are told from.
+        """
         if ended or self._shown_task >= task.task:
             return {}
         self._shown_task = task.task
@@ -156,10 +158,6 @@ class Flcn(Learner):
         self._anchor = {
             name: self._parameters[name].detach().clone() for name in self._importance
         }
-
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """A plain step, and the penalty where there is one."""
-        return super().cost_key(count, head), bool(self._importance)
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the loss and of the penalty."""

@@ -87,7 +87,9 @@ class FotSettings(LearnerSettings):
 
 
 class Fot(Learner):
-    """Federated orthogonal training (Bakman et al., ICLR 2024): plain clients, a server that projects.
+    """Plain clients, and a server that projects updates (ICLR 2024).
+
+    Bakman et al. call it federated orthogonal training.
 
     Keeps: nothing about past tasks; the subspaces are the server's. Sends: the model, and once
     a task the second moment of each layer's inputs, one triangle, float [d (d + 1) / 2] with d
@@ -123,15 +125,21 @@ class Fot(Learner):
         return {"threshold": settings.threshold, "increase": settings.increase}
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """A client never chosen in the task trains its head; its inputs are those of the shared
-        body all the same."""
+        """End a task on the shared body.
+
+        A client that was never chosen trains its head; its inputs are those of the shared body
+        too.
+        """
         shared = self.send()
         report = super().end_task(task, round)
-        self._load(shared)
+        self.entries.load(shared)
         return report
 
     def shares(self, ended: bool) -> Layout:
-        """Each layer's second moment, by its name; of a large one the sketch, and its inputs' energy."""
+        """Each layer's second moment, by its name.
+
+        Of a large layer it is the sketch, and its inputs' energy.
+        """
         layout: Layout = {}
         for name, layer in self.layers.items() if ended else ():
             d = dimension(layer)
@@ -146,7 +154,10 @@ class Fot(Learner):
 
     @torch.no_grad()
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
-        """X X^T of each layer, or X Omega and |X|^2: what :meth:`shares` lists; nothing after a round."""
+        """Give X X^T of each layer, or X Omega and |X|^2.
+
+        That is what :meth:`shares` lists. There is nothing after a round.
+        """
         if not ended:
             return {}
         draws = torch.Generator().manual_seed(integer(round.seed, "sketch"))
@@ -195,13 +206,14 @@ def dimension(layer: nn.Conv2d | nn.Linear) -> int:
 
 
 def triangle(moment: Tensor) -> Tensor:
-    """One half of a symmetric matrix, row by row: float [d, d] -> [d (d + 1) / 2]."""
+    """Half of a symmetric matrix by rows: float [d, d] -> [d (d + 1) / 2]."""
     return moment[torch.ones_like(moment, dtype=torch.bool).triu()]
 
 
 def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The body's convolutions and linear layers by name, in the order of its modules; not those
-    frozen as a whole.
+    """Find the body's convolutions and linear layers, by name.
+
+    They are in the order of its modules, without those frozen as a whole.
 
     Raises
     ------
@@ -234,7 +246,9 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 
 
 def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
-    """Refuse layers whose weights are not theirs alone, for a method that sets them by hand.
+    """Refuse layers whose weights are not theirs alone.
+
+    A method that sets weights by hand cannot work with them.
 
     Parameters
     ----------
@@ -270,8 +284,10 @@ def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
 def inputs(
     layers: dict[str, nn.Conv2d | nn.Linear], patches: int, draws: torch.Generator
 ) -> Iterator[Tensors]:
-    """Collect what goes into each layer: columns of float [d, n], a convolution's patches, last
-    row 1 for a bias."""
+    """Collect what goes into each layer, as columns: float [d, n].
+
+    Columns of a convolution are its patches. For a bias the last row is 1.
+    """
     seen: Tensors = {}
 
     def hook(name: str, layer: nn.Conv2d | nn.Linear) -> Any:

@@ -1,4 +1,4 @@
-"""Methods that keep the gradient from hurting a replay memory: GEM and A-GEM.
+"""GEM and A-GEM: gradients that do not hurt a replay memory.
 
 GEM: Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017,
 arXiv 1706.08840. A-GEM: Chaudhry, Ranzato, Rohrbach and Elhoseiny, "Efficient Lifelong Learning
@@ -7,20 +7,17 @@ with A-GEM", ICLR 2019, arXiv 1812.00420.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedknow.client.compute import cost
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import (
     Batch,
-    HeadSlice,
-    Learner,
     Round,
-    widen,
 )
 from fedknow.client.learners.frames.projection import integrate, integrate_one
 from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay
@@ -45,7 +42,10 @@ class AGemSettings(MemorySettings):
 
 
 class _Projecting(Rehearsal):
-    """What GEM and A-GEM share: the whole gradient as one vector, and how often it was turned."""
+    """The common part of GEM and A-GEM: the gradient as one vector.
+
+    It also counts how often that was turned.
+    """
 
     replays_alone = True
 
@@ -72,19 +72,20 @@ class _Projecting(Rehearsal):
         return report
 
     def counts(self) -> dict[str, float]:
-        """``violated``: mean number of constraints that the gradient of a batch violated."""
+        """``violated``: mean number of constraints that a gradient violated."""
         return {"violated": self._violated / max(1, self._steps)}
 
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         raise NotImplementedError
 
     def _gradient_of(self, replay: Replay) -> Tensor:
-        """Gradient of the mean loss on samples of the memory, float [p]; zero where a parameter
-        has no part in it."""
-        with self.autocast():
-            logits = self.model(replay.x)
+        """Gradient of the mean loss on samples of the memory, float [p].
+
+        It is zero where a parameter has no part in it.
+        """
+        logits = self.forward(replay.x)
         parts = torch.autograd.grad(
-            replay.loss(widen(logits)), self._parameters, allow_unused=True
+            replay.loss(logits), self._parameters, allow_unused=True
         )
         return torch.cat(
             [_or_zero(part, p) for part, p in zip(parts, self._parameters, strict=True)]
@@ -105,8 +106,9 @@ def _or_zero(gradient: Tensor | None, parameter: Tensor) -> Tensor:
 
 
 class Gem(_Projecting):
-    """GEM: the gradient nearest to the batch's that raises no past task's loss on its memory
-    (NeurIPS 2017).
+    """GEM: the nearest gradient that raises no past task's loss (NIPS 2017).
+
+    The loss is that on the task's memory.
 
     Before each step, with g_k the gradient on all of past task k's memory, the rows of G:
 
@@ -141,17 +143,11 @@ class Gem(_Projecting):
             Replay(self.images(replay.x), replay.y, replay.head) for replay in stored
         ]
 
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """One more pass over each past task's memory."""
-        return Learner.cost_key(self, count, head), tuple(
-            len(replay) for replay in self._tasks
-        )
-
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         memories = torch.stack([self._gradient_of(replay) for replay in self._tasks])
-        with self.meter.told():
+        with cost.declared():
             result = integrate(g, memories)
-            self.meter.add(
+            cost.add(
                 result.flops, 3 * g.nbytes
             )  # g', what was added to g, and the margin
             self._violated += result.violated
@@ -163,8 +159,9 @@ class Gem(_Projecting):
 
 
 class AGem(_Projecting):
-    """A-GEM: the gradient nearest to the batch's that does not raise the mean loss over the memory
-    (ICLR 2019).
+    """A-GEM: the nearest gradient that raises no mean loss (ICLR 2019).
+
+    The mean loss is that over the memory.
 
     With g_ref the gradient on samples drawn from all of the memory, where <g, g_ref> < 0,
 
@@ -183,11 +180,6 @@ class AGem(_Projecting):
     settings: AGemSettings
     search: ClassVar[dict[str, list[Any]]] = {"memory_batch": [32, 256]}
 
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """One more pass over samples of the memory."""
-        stored = len(self.past) if self.past is not None else 0
-        return Learner.cost_key(self, count, head), min(stored, self._drawn)
-
     @property
     def _drawn(self) -> int:
         """Stored samples behind a reference gradient, if there are as many."""
@@ -195,9 +187,9 @@ class AGem(_Projecting):
 
     def _turned(self, g: Tensor, past: Replay) -> Tensor:
         reference = self._gradient_of(self.draw(past, self._drawn))
-        with self.meter.told():
+        with cost.declared():
             turned = integrate_one(g, reference)
-            self.meter.add(
+            cost.add(
                 4 * g.numel(), 2 * g.nbytes
             )  # two products; g' and what was added to g
         self._violated += turned is not g

@@ -1,29 +1,29 @@
-"""Joint training on all tasks seen so far: what a continual learner could reach if nothing had to
-be forgotten."""
+"""Joint training on all tasks seen so far: an upper bound.
+
+It shows what a continual learner could reach if nothing had to be forgotten.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedknow.client.data.stream import Split, TaskData
+from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.frames.batch import MaskedHead, columns
 from fedknow.client.learners.frames.learner import (
-    Batch,
     Learner,
     LearnerSettings,
     Round,
-    widen,
+    Samples,
 )
 from fedknow.client.learners.frames.rehearsal import (
     MemorySettings,
     Rehearsal,
     Replay,
-    columns,
 )
 from fedknow.protocols.seeds import integer
 
@@ -57,49 +57,24 @@ class JointCentralSettings(LearnerSettings):
 class _Jointly(Learner):
     """Training on samples of many tasks at once."""
 
-    def fit_on(
-        self, everything: Replay, count: int, task: TaskData, round: Round
-    ) -> dict[str, float]:
-        """One round on a random draw of at most ``count`` samples, each scored in its own slice of
-        the head."""
+    def sample(self, everything: Replay, count: int, round: Round) -> Samples:
+        """Draw at most ``count`` samples, each with its slice of the head."""
         draws = torch.Generator().manual_seed(integer(round.seed, "joint"))
-        index = (
-            torch.randperm(len(everything), generator=draws)[
-                : self.drawn(everything, count)
-            ]
-            .sort()
-            .values
-        )
-        self._drawn = Replay(
-            everything.x[index], everything.y[index], everything.head[index]
-        )
-        return super().fit(
-            replace(task, train=Split(self._drawn.x, self._drawn.y)), round
-        )
+        order = torch.randperm(len(everything), generator=draws)
+        index = order[: self.drawn(everything, count)].sort().values
+        head = MaskedHead(everything.head[index])
+        return Samples(everything.x[index], everything.y[index], head)
 
     def drawn(self, everything: Replay, count: int) -> int:
-        """How many samples a round draws where ``count`` are asked for: at least as many as a step
-        takes."""
+        """Tell how many samples a round draws where ``count`` are asked for.
+
+        They are at least as many as a step takes.
+        """
         return min(max(self.smallest_batch(everything.x), count), len(everything))
-
-    cost_key = Learner.cost_key
-
-    def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of the mean loss."""
-        drawn = Replay(
-            batch.x, self._drawn.y[batch.index], self._drawn.head[batch.index]
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            z = widen(self.model(batch.x))
-        loss = drawn.loss(z)
-        loss.backward()  # type: ignore[no-untyped-call]
-        hits = z.detach().masked_fill(~drawn.head, -torch.inf).argmax(1) == drawn.y
-        return loss.item(), int(hits.sum())
 
 
 class UnionTraining(_Jointly, Rehearsal):
-    """A learner that trains on the task's samples and on all it has stored as one set; a frame."""
+    """A frame: train on the task's samples and all stored ones as one set."""
 
     def union(self, task: TaskData) -> Replay:
         """Samples of past tasks, in their order, and the task's."""
@@ -110,8 +85,9 @@ class UnionTraining(_Jointly, Rehearsal):
 
 
 class Joint(UnionTraining):
-    """Joint training, federated: each client trains on all the tasks it has seen, and bodies are
-    averaged. A bound.
+    """Federated joint training: clients train on all tasks seen. A bound.
+
+    Bodies are averaged.
 
     A round draws as many samples of all tasks as the current one has (times ``budget``) and
     passes over them as often as other methods do: as many samples are learned from. In the
@@ -125,18 +101,16 @@ class Joint(UnionTraining):
     Settings = JointSettings
     settings: JointSettings
 
-    metered = ("fit",)
-
-    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """One round on samples of all tasks seen."""
-        return self.fit_on(
-            self.union(task), int(self.settings.budget * len(task.train)), task, round
-        )
+    def training_data(self, task: TaskData, round: Round) -> Samples:
+        """Draw from the samples of all tasks seen."""
+        count = int(self.settings.budget * len(task.train))
+        return self.sample(self.union(task), count, round)
 
 
 class JointCentral(_Jointly):
-    """Joint training in one place: the server trains one model on all clients' data of all tasks
-    seen. A bound.
+    """Joint training in one place, on all clients' data. A bound.
+
+    The server trains one model on all tasks seen.
 
     The rounds are in :class:`fedknow.strategies.joint.JointCentral`; clients take the model and
     are scored, no more. A round draws as many samples of all tasks and clients as FedAvg's
@@ -151,6 +125,17 @@ class JointCentral(_Jointly):
     Settings = JointCentralSettings
     settings: JointCentralSettings
     strategy: ClassVar[str] = "joint-central"
+
+    def fit_on(
+        self, everything: Replay, count: int, task: TaskData, round: Round
+    ) -> dict[str, float]:
+        """Train one round on a draw of at most ``count`` samples."""
+        self._samples = self.sample(everything, count, round)
+        return self.fit(task, round)
+
+    def training_data(self, task: TaskData, round: Round) -> Samples:
+        """Give what was drawn for this round."""
+        return self._samples
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Learning without forgetting: the old model's answers to new samples stand in for old samples.
+"""Learning without forgetting: old answers stand in for old samples.
+
+They are the old model's answers to the new samples.
 
 Li and Hoiem, "Learning without Forgetting", ECCV 2016 and TPAMI 2018, arXiv 1606.09282.
 Equations are numbered as in the later one; the objective as a whole has no number there.
@@ -7,7 +9,6 @@ Equations are numbered as in the later one; the objective as a whole has no numb
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -19,13 +20,10 @@ from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import (
     Batch,
     ContinualSettings,
-    HeadSlice,
     Learner,
     Round,
     State,
     Tensors,
-    hits,
-    widen,
 )
 from fedknow.protocols.config import ConfigError, TrainConfig
 
@@ -45,8 +43,9 @@ class LwfSettings(ContinualSettings):
 
 
 def distillation(z: Tensor, old: Tensor, temperature: float) -> Tensor:
-    """Eqs. (2) and (3): cross-entropy of the answers z with the recorded ones, both at a
-    temperature, a mean.
+    """Cross-entropy of answers with the recorded ones, Eqs. (2) and (3).
+
+    Both are at a temperature. The result is a mean.
 
     Parameters
     ----------
@@ -59,8 +58,7 @@ def distillation(z: Tensor, old: Tensor, temperature: float) -> Tensor:
 
 
 class Lwf(Learner):
-    """Learning without forgetting: old tasks' answers to the new samples are distilled from the
-    old model (2016).
+    """Distil the old model's answers to new samples (ECCV 2016).
 
     With Y_o the old model's answers to the new task's samples, recorded before it is trained on
     them,
@@ -128,58 +126,48 @@ class Lwf(Learner):
         if self.old:
             self._scratch.load_state_dict(self.model.state_dict() | self.old)
             self._scratch.eval()
-            parts = torch.split(self.images(task.train.x), 256)
-            with torch.no_grad(), self.autocast():
-                self._answers = torch.cat(
-                    [self.counted(self._scratch, part, "old") for part in parts]
-                )
-
-    metered = ("begin_epoch",)
+            self._answers = self.predict(self._scratch, task.train.x)
 
     def begin_epoch(self, epoch: int) -> None:
         """The first epochs of a task may be its warm-up."""
         self._warming = self._first_met and epoch < self.settings.warmup_epochs
 
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """A plain step, and one loss more for each old task."""
-        old = tuple(map(len, self.slices)) if self.old else ()
-        return super().cost_key(count, head), self._warming, old
-
-    def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of the batch's loss and of the old tasks'."""
+    def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of the batch and, beside it, of the old tasks' answers."""
+        new = F.cross_entropy(logits, batch.y)
         if self._warming or not self.old:
-            report = super().gradient(batch)
-            if self._warming:
-                for parameter in self.body.parameters():
-                    parameter.grad = None
-            return report
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            logits = widen(self.model(batch.x))
+            return new, new
         answers = self._answers[batch.index]
-        z = batch.head.logits(logits)
-        new = F.cross_entropy(z, batch.y)
-        old = torch.stack(
-            [
-                distillation(logits[:, s], answers[:, s], self.settings.temperature)
-                for s in self.slices
-            ]
-        ).sum()
-        (new + self.settings.strength * old).backward()  # type: ignore[no-untyped-call]
+        outputs = batch.outputs
+        losses = [
+            distillation(outputs[:, s], answers[:, s], self.settings.temperature)
+            for s in self.slices
+        ]
+        old = torch.stack(losses).sum()
         self._steps += 1
         self._distilled += old.item()
-        return new.item(), hits(z, batch.y)
+        return new + self.settings.strength * old, new
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Gradients of the batch; in a warm-up of the head alone."""
+        report = super().gradient(batch)
+        if self._warming:
+            for parameter in self.body.parameters():
+                parameter.grad = None
+        return report
 
     def counts(self) -> dict[str, float]:
-        """``distillation``: the old tasks' losses together, without lambda_o; mean over the steps
-        of the round."""
+        """``distillation``: the old tasks' losses, mean over the steps.
+
+        They are added up, without lambda_o.
+        """
         return {"distillation": self._distilled / max(1, self._steps)}
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep the model that the task ended with."""
         shared = self.send()
         super().end_task(task, round)
-        self._load(shared)
+        self.entries.load(shared)
         self.old = self.send() | self.kept()
         if task.is_incremental:
             self.slices = [list(task.head)]

@@ -1,4 +1,6 @@
-"""Memory aware synapses: parameters matter as far as the model's answers depend on them.
+"""Memory aware synapses: importance from the model's answers.
+
+Parameters matter as far as the model's answers depend on them.
 
 Aljundi, Babiloni, Elhoseiny, Rohrbach and Tuytelaars, "Memory Aware Synapses: Learning what
 (not) to forget", ECCV 2018, arXiv 1711.09601.
@@ -11,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
+from fedknow.client.compute.cost import each
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.consolidation import (
     Consolidation,
@@ -29,8 +32,7 @@ class MasSettings(ConsolidationSettings):
 
 
 class Mas(Consolidation):
-    """Memory aware synapses: a penalty weighted by how much the model's answers depend on a
-    parameter (ECCV 2018).
+    """A penalty by how much answers depend on a parameter (ECCV 2018).
 
     With F(x) the logits of the task's slice of the head, N samples and the sum over all past tasks,
 
@@ -62,10 +64,8 @@ class Mas(Consolidation):
         """Omega of one task, Eq. (2), in evaluation mode and full precision."""
         head = HeadSlice(task.head, self.head.out_features, self.device)
         omega = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
-        for x in self.images(task.train.x):
-            with self.meter.part(("omega", len(head.index))):
-                for name, g in self.gradients(
-                    head.logits(self.model(x[None])).square().sum()
-                ).items():
-                    omega[name].add_(g.abs(), alpha=1 / len(task.train))
+        for x in each(self.images(task.train.x), "omega", head.width):
+            squared_norm = head.logits(self.model(x[None])).square().sum()
+            for name, g in self.gradients(squared_norm).items():
+                omega[name].add_(g.abs(), alpha=1 / len(task.train))
         return omega

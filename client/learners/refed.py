@@ -1,4 +1,6 @@
-"""Re-Fed: each client replays the samples that matter most, to itself and to everybody.
+"""Re-Fed: each client replays the samples that matter most.
+
+They matter to the client itself and to everybody.
 
 Li, Li, Wang, Li, Zhong and Zhang, "Towards Efficient Replay in Federated Incremental Learning",
 CVPR 2024, arXiv 2403.05890. When a task is over, a client scores all samples it has, cached
@@ -34,8 +36,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedknow.client.compute.cost import each
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import Learner, Round, State
+from fedknow.client.learners.frames.learner import Learner, Round, Samples, State
 from fedknow.client.learners.frames.rehearsal import MemorySettings, Replay, Stored
 from fedknow.client.learners.joint import UnionTraining
 from fedknow.protocols.config import TrainConfig
@@ -56,7 +59,9 @@ class ReFedSettings(MemorySettings):
 
 
 class ReFed(UnionTraining):
-    """Replay of the samples that pull most on a model between global and local (Li et al., CVPR 2024).
+    """Replay of the samples that pull most on a model (CVPR 2024).
+
+    Li et al.; the model is between global and local.
 
     Keeps: samples (setting ``memory``: that fraction of all samples seen, which the paper gives
     as a number M), chosen afresh from all of them after each task, so that of some tasks and
@@ -68,7 +73,6 @@ class ReFed(UnionTraining):
 
     Settings = ReFedSettings
     settings: ReFedSettings
-    metered = ("fit",)
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
         "balance": [0.1, 0.5, 0.9],
         "pim_lr": [1e-3, 1e-2, 1e-1],
@@ -97,10 +101,10 @@ class ReFed(UnionTraining):
         """M: how many samples may be cached, after those seen so far."""
         return max(1, round(self.settings.memory * self._seen))
 
-    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """One round on the task's samples and the cached ones (Eq. 6)."""
+    def training_data(self, task: TaskData, round: Round) -> Samples:
+        """Give the task's samples and the cached ones (Eq. 6)."""
         union = self.union(task)
-        return self.fit_on(union, len(union), task, round)
+        return self.sample(union, len(union), round)
 
     # --- the end of a task
     # ----------------------------------------------------------------------------------------
@@ -109,7 +113,7 @@ class ReFed(UnionTraining):
         """Cache the most important of all samples."""
         shared = self.send()
         Learner.end_task(self, task, round)  # not Rehearsal's: samples are not drawn
-        self._load(shared)
+        self.entries.load(shared)
         self.memory.keep(task, 1.0, integer(round.seed, "memory"))
         everything = self.memory.all(task, self.head.out_features)
         self._seen += len(task.train)
@@ -122,7 +126,10 @@ class ReFed(UnionTraining):
         return {"knowledge-bytes": float(self.memory.nbytes)}
 
     def importance(self, samples: Replay) -> Tensor:
-        """I(x) of each sample (Eqs. 3 to 5), with w the model as it is, in evaluation mode: float [n]."""
+        """Take I(x) of each sample (Eqs. 3 to 5): float [n].
+
+        Here w is the model as it is, in evaluation mode.
+        """
         self.model.eval()
         w = {name: p.detach() for name, p in self._parameters.items()}
         v = {name: p.clone().requires_grad_() for name, p in w.items()}
@@ -133,23 +140,19 @@ class ReFed(UnionTraining):
         )
         for step in range(1, self.settings.pim_steps + 1):
             pull = {name: q * (v[name].detach() - w[name]) for name in v}
-            for i in range(len(samples)):
-                with self.meter.part("importance"):
-                    one = Replay(
-                        images[i : i + 1], samples.y[i : i + 1], samples.head[i : i + 1]
-                    )
-                    loss = one.loss(functional_call(self.model, v, (one.x,)))
-                    parts = torch.autograd.grad(
-                        loss,
-                        list(v.values()),
-                        allow_unused=True,
-                        materialize_grads=True,
-                    )
-                    score[i] += (
-                        torch.stack([part.norm() for part in parts]).norm() / step
-                    )
-                    for name, part in zip(pull, parts, strict=True):
-                        pull[name].add_(part, alpha=1 / len(samples))
+            for i in each(range(len(samples)), "importance"):
+                row = slice(i, i + 1)
+                one = Replay(images[row], samples.y[row], samples.head[row])
+                loss = one.loss(functional_call(self.model, v, (one.x,)))
+                parts = torch.autograd.grad(
+                    loss,
+                    list(v.values()),
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+                score[i] += torch.stack([part.norm() for part in parts]).norm() / step
+                for name, part in zip(pull, parts, strict=True):
+                    pull[name].add_(part, alpha=1 / len(samples))
             v = {
                 name: (
                     v[name].detach() - self.settings.pim_lr * pull[name]
@@ -159,7 +162,10 @@ class ReFed(UnionTraining):
         return score
 
     def _cache(self, chosen: Tensor) -> None:
-        """Keep those of the memory's samples, in the order of tasks, that are chosen: bool [n]."""
+        """Keep the chosen ones of the memory's samples: bool [n].
+
+        They are in the order of tasks.
+        """
         tasks = sorted(self.memory.tasks.items())
         for (task, stored), keep in zip(
             tasks, torch.split(chosen, [len(s.y) for _, s in tasks]), strict=True

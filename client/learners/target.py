@@ -1,4 +1,4 @@
-"""TARGET: federated class-continual learning by exemplar-free distillation.
+"""TARGET: class-continual learning by distillation, without exemplars.
 
 Zhang, Chen, Zhuang and Lyu, ICCV 2023, arXiv 2303.06937. When a task is over the server,
 without any data, makes images that the global model takes for its classes
@@ -15,7 +15,7 @@ has T = 2. This is the client's half.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +34,6 @@ from fedknow.client.learners.frames.learner import (
     State,
     Tensors,
     hits,
-    widen,
 )
 from fedknow.protocols.seeds import integer
 
@@ -42,7 +41,10 @@ __all__ = ["Target", "TargetSettings", "distillation"]
 
 
 class TargetSettings(LearnerSettings):
-    """Settings of :class:`Target`; the first two are the authors' for CIFAR-100, as far as known."""
+    """Settings of :class:`Target`.
+
+    The first two are the authors' for CIFAR-100, as far as they are known.
+    """
 
     distill: float = Field(25.0, ge=0)
     """alpha, the weight of the distillation loss on synthetic images."""
@@ -59,7 +61,9 @@ class TargetSettings(LearnerSettings):
 def distillation(
     z: Tensor, target: Tensor, slices: Sequence[Tensor], temperature: float
 ) -> Tensor:
-    """Cross-entropy of softened answers, the mean over samples and over slices of the head.
+    """Cross-entropy of softened answers, a mean.
+
+    It is over samples and over slices of the head.
 
     Parameters
     ----------
@@ -83,7 +87,9 @@ def distillation(
 
 
 class Target(Learner):
-    """Distillation on images the server makes of the global model (TARGET; Zhang et al., ICCV 2023).
+    """Distillation on images made of the global model (ICCV 2023).
+
+    Zhang et al.; the server makes them.
 
     Keeps: the synthetic images it was last sent, and the answers to them. Sends: the model, and
     at the end of a task its classes. Gets: the model, and once a task the images with their
@@ -125,8 +131,11 @@ class Target(Learner):
     replay = ("pool",)
 
     def receive_extra(self, extra: Tensors) -> None:
-        """Images ``x`` float [n, C, H, W], ``logits`` [n, k] of ``classes`` int64 [k], and the
-        ``slice`` each is in."""
+        """Take synthetic images and the global model's answers to them.
+
+        ``x`` float [n, C, H, W], ``logits`` [n, k] of ``classes`` int64 [k], and the ``slice``
+        that each class is in.
+        """
         fits = extra.keys() == {"x", "logits", "classes", "slice"}
         if not fits or extra["logits"].shape != (
             len(extra["x"]),
@@ -165,31 +174,21 @@ class Target(Learner):
                 for number in range(int(group.max()) + 1)
             ]
 
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """A pass over the batch and as many synthetic images."""
-        synthetic = (
-            (min(count, len(self._images)), tuple(map(len, self._slices)))
-            if self._pool
-            else ()
-        )
-        return super().cost_key(count, head), synthetic
-
     def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Gradients of the batch's loss and of the distillation on as many synthetic images."""
+        """Gradients of the batch's loss and of the distillation.
+
+        There are as many synthetic images as samples.
+        """
         if not self._pool:
             return super().gradient(batch)
         count = len(batch.y)
         index = torch.randperm(len(self._images), generator=self._draws)[:count].to(
             self.device
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            logits = widen(
-                self.model(self.images(torch.cat([batch.x, self._images[index]])))
-            )
+        logits = self.forward(self.images(torch.cat([batch.x, self._images[index]])))
         own = logits[:count]
         loss = F.cross_entropy(
-            self._current.logits(own), self._current.labels(batch.head.index[batch.y])
+            self._current.logits(own), self._current.labels(batch.head.names(batch.y))
         )
         kept = distillation(
             logits[count:],
@@ -201,8 +200,10 @@ class Target(Learner):
         return loss.item(), hits(batch.head.logits(own.detach()), batch.y)
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Nothing to do: nothing is personal, so a client never chosen in the task need not train
-        for itself."""
+        """Do nothing: nothing is personal.
+
+        So a client that was never chosen in the task need not train for itself.
+        """
         return {
             "knowledge-bytes": float(sum(value.nbytes for value in self._pool.values()))
         }

@@ -1,4 +1,6 @@
-"""Settings of learners that were found by a recorded search, one TOML file a preset.
+"""Settings of learners that a recorded search found.
+
+There is one TOML file a preset.
 
 ``learner = "ewc@best"`` stands for what is in there under ``[ewc.settings]`` of the
 experiment's ``name``. Beside it stand the space that was searched, the score on held-out
@@ -27,7 +29,10 @@ settings are theirs."""
 
 
 def found(preset: str) -> Mapping[str, Any]:
-    """All that a search found for a preset, by learner; nothing where there was none."""
+    """Give all that a search found for a preset, by learner.
+
+    It is empty where there was no search.
+    """
     file = files(__name__) / f"{SEARCHED_AS.get(preset, preset)}.toml"
     return tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
 
@@ -62,8 +67,10 @@ def best_settings(preset: str, learner: str) -> dict[str, Any]:
 
 
 def with_best(config: ExperimentConfig) -> ExperimentConfig:
-    """The same experiment with ``@best`` replaced by settings; those that were given besides go
-    before them."""
+    """Replace ``@best`` in an experiment by settings.
+
+    Settings that were given besides go before them.
+    """
     name, suffix, rest = config.learner.name.rpartition(SUFFIX)
     if not suffix or rest:
         return config

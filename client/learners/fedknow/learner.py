@@ -15,7 +15,7 @@ Task Knowledge Integration at Edge", ICDE 2023, arXiv 2212.01738. In three parts
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 from torch import nn
@@ -34,7 +34,6 @@ from fedknow.client.learners.fedknow.settings import SEARCH, FedKnowSettings
 from fedknow.client.learners.fedknow.traits import BodyTraits
 from fedknow.client.learners.frames.learner import (
     Batch,
-    HeadSlice,
     Learner,
     Round,
     State,
@@ -64,7 +63,6 @@ class FedKnow(Learner):
     Settings = FedKnowSettings
     settings: FedKnowSettings
     search: ClassVar[Mapping[str, Sequence[float | str]]] = SEARCH
-    metered = ("fit", "begin_epoch")
 
     def __init__(
         self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings
@@ -124,6 +122,7 @@ class FedKnow(Learner):
     def begin_epoch(self, epoch: int) -> None:
         """See :meth:`Learner.begin_epoch`."""
         self._guard.begin_epoch(epoch)
+        self._look_ahead()
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Leave the head's plain gradient, and the body's integrated one."""
@@ -144,13 +143,23 @@ class FedKnow(Learner):
         gradient.put(result.gradient)
         return gradient.report
 
-    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Train a round with integrated gradients."""
-        report = super().fit(task, round)
+    def step(self) -> None:
+        """Move the parameters, and see which kind of step comes next."""
+        super().step()
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Note the slices that the next step restores: its cost depends on them."""
+        is_plain = (self._counts.batches + 1) % self.settings.every != 0
+        tasks = [] if self._guard.is_active or is_plain else self._selection.tasks
+        self._slices = [self._restorer.knowledge[task].classes for task in tasks]
+
+    def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Keep the model last trained here, where a setting needs it."""
         is_local = self.settings.extract_from == "local"
         if is_local or self.settings.post_aggregation != "off":
             self._local = self.send()
-        return report
+        return {}
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Extract the task's signature knowledge."""
@@ -178,16 +187,6 @@ class FedKnow(Learner):
     def counts(self) -> dict[str, float]:
         """Give the means over the round's integrated steps."""
         return self._counts.means() | {"opposed": self._guard.opposed}
-
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """Name a step but for the parts that depend on the gradients."""
-        key, tasks = super().cost_key(count, head), self._selection.tasks
-        is_plain = (self._counts.batches + 1) % self.settings.every != 0
-        if self._guard.is_active or not tasks or is_plain:
-            return key, self._guard.is_active
-        is_open = self._selection.chosen is None
-        slices = self._restorer.classes(tasks)
-        return key, slices, is_open, self._student.traits.may_push_forward
 
     def _load_own_model(self) -> None:
         """Put the model that this client last trained into the scratch model."""

@@ -1,1 +1,1 @@
-"""What methods are built on: the loop, memories, penalties and projections."""
+"""Frames of methods: the loop, memories, penalties and projections."""

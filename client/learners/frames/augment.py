@@ -1,4 +1,4 @@
-"""Random views of small images, drawn from a generator: what contrastive methods train on."""
+"""Random views of small images, for contrastive methods."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ __all__ = ["view"]
 def view(
     x: Tensor, generator: torch.Generator, crop: float, flip: bool, jitter: float
 ) -> Tensor:
-    """One random view of each image: a crop brought back to size, a flip, another contrast and
-    brightness.
+    """Draw one random view of each image.
+
+    It is a crop brought back to size, perhaps flipped, with another contrast and brightness.
 
     Parameters
     ----------

@@ -29,7 +29,9 @@ def batches(
     device: torch.device | str = "cpu",
     smallest: int = 1,
 ) -> Iterator[Tensor]:
-    """Cut the indices of one epoch, in random order, into batches; the same on any device.
+    """Cut the indices of one epoch, in random order, into batches.
+
+    They are the same on any device.
 
     Parameters
     ----------

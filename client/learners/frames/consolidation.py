@@ -1,5 +1,6 @@
-"""What methods that hold important parameters in place have in common: a quadratic penalty around
-an anchor.
+"""A quadratic penalty around an anchor.
+
+It is what methods have in common that hold important parameters in place.
 
 The client keeps, of all finished tasks together, an importance Omega_j >= 0 and an anchor w*_j
 for each parameter, and minimises
@@ -11,7 +12,6 @@ What differs is where Omega comes from and how tasks add up: :mod:`~.ewc`, :mod:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import ClassVar, Literal
 
 import torch
@@ -21,8 +21,6 @@ from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import (
     Batch,
     ContinualSettings,
-    Diverged,
-    HeadSlice,
     Learner,
     Round,
     State,
@@ -34,8 +32,10 @@ __all__ = ["Consolidation", "ConsolidationSettings"]
 
 
 class ConsolidationSettings(ContinualSettings):
-    """Settings of every method with a penalty around an anchor; each has a ``strength`` of its own
-    as well."""
+    """Settings of every method with a penalty around an anchor.
+
+    Each method has a ``strength`` of its own as well.
+    """
 
     anchor: Literal["global", "local"] = "global"
     """The model a finished task's importance is measured at and that is returned to: the shared
@@ -44,8 +44,10 @@ class ConsolidationSettings(ContinualSettings):
 
 
 class Consolidation(Learner):
-    """A learner with a quadratic penalty around an anchor; the frame for methods that measure
-    importance."""
+    """A learner with a quadratic penalty around an anchor.
+
+    It is the frame for methods that measure importance.
+    """
 
     Settings = ConsolidationSettings
     settings: ConsolidationSettings
@@ -68,13 +70,16 @@ class Consolidation(Learner):
         return 1.0
 
     def measure(self, task: TaskData, round: Round) -> Tensors:
-        """How much each parameter matters to a task that is over, at the model as it is; like the
-        parameters."""
+        """Measure how much each parameter matters to a task that is over.
+
+        It is measured at the model as it is. Shapes are those of the parameters.
+        """
         raise NotImplementedError
 
     def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
-        """Importance and anchor of all tasks, from those of the task just finished and what is
-        kept of the others.
+        """Give importance and anchor of all tasks.
+
+        They come from those of the task just finished, and what is kept of the others.
 
         The sum of the old importance, times :attr:`decay`, and the new one, at the new anchor.
         """
@@ -105,29 +110,16 @@ class Consolidation(Learner):
     # --- training
     # -------------------------------------------------------------------------------------------------
 
-    metered = ("fit",)
+    @property
+    def remedy(self) -> str:  # type: ignore[override]
+        """Too large a lambda makes a loss diverge as well."""
+        return f", or lower learner.strength = {self.strength:g}"
 
-    def fit(self, task: TaskData, round: Round) -> dict[str, float]:
-        """One round of local training, held by the penalty; ``loss`` is without it.
-
-        Raises
-        ------
-        Diverged
-            If the loss is not a number, which too large a lambda brings about as well.
-        """
-        try:
-            report = super().fit(task, round)
-        except Diverged as error:
-            raise Diverged(
-                f"{error}, or lower learner.strength = {self.strength:g}"
-            ) from None
+    def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Keep the model last trained here, where it is the anchor."""
         if self.settings.anchor == "local":
             self._local = self.send()
-        return report
-
-    def cost_key(self, count: int, head: HeadSlice) -> Hashable:
-        """A plain step, and the penalty where there is one."""
-        return super().cost_key(count, head), bool(self.anchor)
+        return {}
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the batch's loss and of the penalty."""
@@ -162,7 +154,7 @@ class Consolidation(Learner):
         """Measure importance at the anchor and add it to what is kept."""
         shared = self.send()
         super().end_task(task, round)
-        self._load(self._local if self.settings.anchor == "local" else shared)
+        self.entries.load(self._local if self.settings.anchor == "local" else shared)
         self.model.eval()
         here = {name: p.detach().clone() for name, p in self._parameters.items()}
         self.importance, self.anchor = self.merge(self.measure(task, round), here)
@@ -171,8 +163,10 @@ class Consolidation(Learner):
         return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in kept))}
 
     def gradients(self, objective: Tensor, again: bool = False) -> Tensors:
-        """Gradient of a scalar by each parameter; ``again``: there is more to differentiate on
-        this graph."""
+        """Gradient of a scalar by each parameter.
+
+        ``again``: there is more to differentiate on this graph.
+        """
         parts = torch.autograd.grad(
             objective,
             list(self._parameters.values()),

@@ -1,5 +1,6 @@
-"""Replay memory: a part of each finished task's samples, and what every method that replays them
-has in common.
+"""Replay memory: a part of each finished task's samples.
+
+Here is what every method has in common that replays them.
 
 Samples are kept as the client trained on them: float32, normalised. That is four bytes a value
 where a file of 8-bit images has one, and is what :attr:`Memory.nbytes` counts.
@@ -7,7 +8,7 @@ where a file of 8-bit images has one, and is what :attr:`Memory.nbytes` counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.frames.batch import columns
 from fedknow.client.learners.frames.learner import (
     Batch,
     ContinualSettings,
@@ -65,7 +67,9 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """Samples to replay, of any number of tasks, each with the slice of the head it is scored in.
+    """Samples to replay, each with the slice of the head it is scored in.
+
+    They are of any number of tasks.
 
     Attributes
     ----------
@@ -85,20 +89,13 @@ class Replay:
         return len(self.y)
 
     def loss(self, logits: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy of logits over the whole head, float [n, classes], each sample in its own
-        slice."""
+        """Cross-entropy, each sample in its own slice of the head.
+
+        Logits are over the whole head, float [n, classes].
+        """
         return F.cross_entropy(
             logits.masked_fill(~self.head, -torch.inf), self.y, reduction=reduction
         )
-
-
-def columns(
-    classes: Sequence[int], width: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Which columns of a head of that width belong to a slice: bool [width]."""
-    mask = torch.zeros(width, dtype=torch.bool)
-    mask[list(classes)] = True
-    return mask.to(device)
 
 
 def choose(
@@ -165,15 +162,20 @@ class Memory:
         balanced: bool = True,
         least: int = 1,
     ) -> None:
-        """Keep a fraction of a task's training samples, at least so many (:func:`choose`)."""
+        """Keep a fraction of a task's training samples (:func:`choose`).
+
+        ``least``: so many at least.
+        """
         x, y = task.train.x, task.train.y
         count = max(least, round(fraction * len(y)))
         index = choose(y, count, torch.Generator().manual_seed(seed), balanced)
         self.tasks[task.task] = Stored(task.classes, x[index], y[index])
 
     def of(self, past: int, current: TaskData, width: int) -> Replay:
-        """All samples of a past task, in its slice of a head of ``width``; when class-incremental,
-        in all seen."""
+        """Give all samples of a past task, with its slice of the head.
+
+        When class-incremental the slice has all classes seen. ``width`` is that of the head.
+        """
         stored = self.tasks[past]
         head = columns(
             current.head if current.is_incremental else stored.classes,
@@ -219,8 +221,9 @@ class Memory:
 
 
 class Rehearsal(Learner):
-    """A learner that keeps samples of each finished task in ``self.memory``; the frame for methods
-    that replay them.
+    """A learner that keeps samples of each finished task.
+
+    They are in ``self.memory``. It is the frame for methods that replay them.
 
     During a round ``self.past`` holds all of them, ready for the model, or None in the first
     task, and ``self.draws`` is a generator for choosing among them.
@@ -262,13 +265,11 @@ class Rehearsal(Learner):
 
     def join(self, batch: Batch, stored: Replay) -> Replay:
         """A batch, first, and stored samples together."""
-        here = columns(
-            batch.head.index.tolist(), self.head.out_features, self.device
-        ).expand(len(batch.y), -1)
+        head = batch.head.columns(len(batch.y))
         return Replay(
             self.images(torch.cat([batch.x, stored.x])),
-            torch.cat([batch.head.index[batch.y], stored.y]),
-            torch.cat([here, stored.head]),
+            torch.cat([batch.head.names(batch.y), stored.y]),
+            torch.cat([head, stored.head]),
         )
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:

@@ -14,8 +14,10 @@ __all__ = ["pack", "packed_bytes", "unpack"]
 
 
 def pack(tensors: Mapping[str, Tensor]) -> State:
-    """Shape, which entries are not zero (one bit each, most significant first) and their values;
-    by name."""
+    """Pack sparse tensors: shape, places and values, by name.
+
+    Places are those of entries that are not zero: one bit each, most significant first.
+    """
     packed: State = {}
     for name, tensor in tensors.items():
         flat = tensor.detach().flatten()

@@ -10,6 +10,7 @@ from torch import nn
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners.apfl import Apfl, ApflSettings
 from fedknow.client.learners.frames.learner import Round
+from fedknow.client.learners.frames.scoring import logits
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 
@@ -108,10 +109,10 @@ def test_predictions_mix_the_parameters(alpha):
     learner = Apfl(linear_model(), SGD, ApflSettings(alpha=alpha))
     received(learner, 0.3)
     body, head = (a + (1 - alpha) * 0.3 for a in (BODY, HEAD))
-    z = learner.logits(task().train.x, 2).numpy()
+    z = logits(learner, task().train.x, 2).numpy()
     assert z == pytest.approx(X @ body.T @ head.T, rel=1e-4, abs=1e-5)
     learner.load_kept(learner.kept())
-    assert learner.logits(task().train.x, 2).numpy() == pytest.approx(
+    assert logits(learner, task().train.x, 2).numpy() == pytest.approx(
         X @ (BODY + 0.3).T @ (HEAD + 0.3).T, rel=1e-4, abs=1e-5
     )
 

@@ -74,7 +74,7 @@ def test_what_was_received_pulls_and_what_is_personal_is_left_alone(
             Round(1, 1, proximal_mu=mu),
         )
         return {
-            name: (p.detach(), learner.travels(name))
+            name: (p.detach(), learner.entries.travels(name))
             for name, p in learner.model.named_parameters()
         }
 

@@ -82,7 +82,7 @@ def test_as_many_samples_as_the_budget_allows(tiny_model, tiny_task, budget, exp
 
     def watched(batch):
         sizes.append(len(batch.index))
-        tasks.update((learner._drawn.y[batch.index] // 2).tolist())
+        tasks.update((batch.y // 2).tolist())
         return plain(batch)
 
     learner.gradient = watched

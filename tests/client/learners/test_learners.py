@@ -17,7 +17,7 @@ from fedknow.client.learners.baselines import (
     Finetune,
     Local,
 )
-from fedknow.client.learners.frames import learner as base
+from fedknow.client.learners.frames import optimizers as base
 from fedknow.client.learners.frames.learner import (
     Diverged,
     HeadSlice,
@@ -27,6 +27,7 @@ from fedknow.client.learners.frames.learner import (
     batches,
     make_optimizer,
 )
+from fedknow.client.learners.frames.scoring import logits
 from fedknow.client.models import SplitModel, build_model
 from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig, read_config
 
@@ -445,5 +446,5 @@ def test_bf16_trains_float32_weights_to_nearly_the_same(tiny_model, tiny_task):
     again = FedPer(tiny_model(), half.train, LearnerSettings())
     assert again.fit(tiny_task(0), Round(1, 0)) == reports[1]
     x = tiny_task(0).test.x
-    assert half.logits(x, 8).dtype is torch.float32
-    assert not torch.equal(half.logits(x, 8), half.model(x))
+    assert logits(half, x, 8).dtype is torch.float32
+    assert not torch.equal(logits(half, x, 8), half.model(x))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
+from fedknow.client.learners.frames.scoring import logits
 from fedknow.client.learners.target import Target, TargetSettings, distillation
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
@@ -126,9 +127,9 @@ def moved(model, tiny_task, distill):
     for number in range(3):
         learner.fit(tiny_task(0), Round(1 + number, number))
     x = tiny_task(0).test.x
-    before = learner.logits(x, 64)[:, :2].softmax(1)
+    before = logits(learner, x, 64)[:, :2].softmax(1)
     pool = tiny_task(0, seed=1).train.x
-    answers = learner.logits(pool, 64)[:, :2].clone()
+    answers = logits(learner, pool, 64)[:, :2].clone()
     classes = torch.tensor([0, 1])
     learner.receive_extra(
         {
@@ -140,7 +141,7 @@ def moved(model, tiny_task, distill):
     )
     for number in range(5):
         learner.fit(tiny_task(1), Round(1 + number, number))
-    return (learner.logits(x, 64)[:, :2].softmax(1) - before).abs().mean().item()
+    return (logits(learner, x, 64)[:, :2].softmax(1) - before).abs().mean().item()
 
 
 def test_answers_are_kept(tiny_model, tiny_task):

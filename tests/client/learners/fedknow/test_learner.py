@@ -15,6 +15,7 @@ from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedknow.restorer import restored_cotangent, soft_labels
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.frames.learner import Batch, Diverged, HeadSlice, Round
+from fedknow.client.learners.frames.scoring import logits
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import ConfigError, TrainConfig
 
@@ -394,7 +395,7 @@ def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_tas
         current = tiny_task(2)
         for number in range(1, 9):
             client.fit(current, Round(number, number))
-        z = client.logits(current.train.x, 64)
+        z = logits(client, current.train.x, 64)
         # Another temperature, and teachers that are asked: with "off" they are not.
         state = client.state_dict() | {"answers": {}}
         client = learner(tiny_model, model=client.model, temperature=2.0)

@@ -74,6 +74,7 @@ def step_again(learner, task, index=FIRST):
     learner.model.train()
     head = HeadSlice(task.head, learner.head.out_features)
     torch.manual_seed(1)
+    learner.optimizer.zero_grad()
     learner.gradient(
         Batch(task.train.x[index], head.labels(task.train.y[index]), index, head)
     )

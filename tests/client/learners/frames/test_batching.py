@@ -144,9 +144,9 @@ def test_every_learner_trains_on_a_single_last_sample(tiny_model, tiny_task, nam
 
 def test_a_joint_round_draws_at_least_two(tiny_model, tiny_task):
     learner = make("joint", tiny_model, budget=0.01)
-    learner.fit(tiny_task(0, 13), Round(1, 0))
-    assert len(learner._drawn) == 2
-    assert len(learner._drawn) == learner.drawn(learner.union(tiny_task(0, 13)), 0)
+    samples = learner.training_data(tiny_task(0, 13), Round(1, 0))
+    assert len(samples) == 2
+    assert len(samples) == learner.drawn(learner.union(tiny_task(0, 13)), 0)
 
 
 def test_one_sample_alone_is_refused_in_a_sentence(tiny_model, tiny_task):

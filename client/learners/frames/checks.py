@@ -1,0 +1,61 @@
+"""Checks of what a learner is to work with."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import nn
+
+from fedknow.protocols.config import ConfigError
+
+__all__ = ["check_free", "warn_of_slow_bf16"]
+
+log = logging.getLogger(__name__)
+
+
+def check_free(model: nn.Module, name: str, part: str, reason: str) -> None:
+    """Refuse a model of which a part is frozen as a whole.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With a ``body`` and a ``head``.
+    name : str
+        ``learner.name``.
+    part : str
+        ``body`` or ``head``.
+    reason : str
+        What the method does with it.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing to train in it.
+    """
+    prefix = f"{part}."
+    parameters = [p for n, p in model.named_parameters() if n.startswith(prefix)]
+    if any(parameter.requires_grad for parameter in parameters):
+        return
+    if parameters:
+        fault = f"all parameters of its {part} are frozen"
+        remedy = "leave some of them free"
+    else:
+        fault = f"its {part} has no parameters"
+        remedy = "choose another model"
+    raise ConfigError(
+        f"learner.name = {name!r} cannot train this model: {fault}, and the method {reason}; "
+        f"{remedy}, or choose another learner, for example 'fedper'"
+    )
+
+
+@functools.cache
+def warn_of_slow_bf16() -> None:
+    """Say once a process that this machine has no instructions for bfloat16."""
+    mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        log.warning(
+            "train.precision = 'bf16': this processor computes bfloat16 by emulation; "
+            "'fp32' will be faster"
+        )
