@@ -252,6 +252,21 @@ def _mean_and_half(row: Mapping[str, Any], key: str) -> str:
     return text if half is None else f"{text} ± {scale * half:.1f}"
 
 
+def own_learner(measured: Json) -> str:
+    """Make the table of a user's learner beside the built-in one."""
+    columns = {
+        "step": "ms a step",
+        "loss": "`loss` / built-in",
+        "gradient": "`gradient` / built-in",
+        "counting": "counted / not",
+    }
+    rows = [
+        [name, *(f"{row[key]:.2f}" for key in columns)]
+        for name, row in measured["results"].items()
+    ]
+    return section(["model, precision", *columns.values()], rows, measured["about"])
+
+
 def asynchronous(measured: Json) -> str:
     """Make the table of contenders in virtual time."""
     rows = measured["results"]["table"]
@@ -387,6 +402,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     **dict.fromkeys(COMPARISONS, comparison),
     "small_models": small_models,
     "numerics": numerics,
+    "own_learner": own_learner,
     "vmap_clients": vmap_clients,
     "vmap_clients_cuda": vmap_clients,
     "grpc_round": grpc_round,
