@@ -1,4 +1,4 @@
-"""Building an experiment's parts, and refusing what cannot be run, once for every way in."""
+"""Building and checking an experiment's parts, once for each way in."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The server as a Flower ``ServerApp``: our experiment on whatever Flower runs, a SuperLink or its
-simulation.
+"""The server as a Flower ``ServerApp``.
+
+It runs our experiment on whatever Flower runs, a SuperLink or its simulation.
 
 The experiment is the app's configuration (``[tool.flwr.app.config]``, ``flwr run
 --run-config``), with the keys of ``fedknow show``: ``data.clients = 4``, ``learner.name =
@@ -51,8 +52,9 @@ def main(grid: Grid, context: Context) -> None:
 def run_on_flower(
     grid: Grid, settings: Mapping[str, Any], run_id: int = 0
 ) -> RunResult:
-    """Run an experiment with the clients that a Flower grid reaches, and write everything it
-    yields, report included.
+    """Run an experiment with the clients that a Flower grid reaches.
+
+    Everything it yields, report included, is written to its run folder.
 
     Parameters
     ----------

@@ -36,8 +36,9 @@ def serve(
     observers: Sequence[Subscriber] = (),
     ready: Callable[[int], None] = lambda port: None,
 ) -> RunResult | None:
-    """Run an experiment with the clients that connect, and write everything it yields, report
-    included, to ``out``.
+    """Run an experiment with the clients that connect.
+
+    Everything it yields, report included, is written to ``out``.
 
     A run in ``out`` that is finished already is not run again: the clients that come within
     half a minute are told so.
@@ -131,6 +132,6 @@ def serve(
 
 
 def _limits(model: int) -> Limits:
-    """What a client may send: answers of a few models' size; a model's bytes are given."""
+    """Limit answers to a few times a model's size, given in bytes."""
     size = max(64 * 2**20, 4 * model)
     return Limits(message_bytes=size, decoded_bytes=size)

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on as if nothing had happened, without pickle.
+"""Checkpoints: a run's state between two rounds, without pickle.
 
 A checkpoint is a folder ``checkpoint-<n>`` (n: rounds done) with the global parameters under
 their own names (``arrays.safetensors``) and everything else (``state.safetensors``). The
@@ -198,7 +198,9 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _complete_one(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint where ``latest`` is missing; ``None`` if there is none.
+    """Load the newest complete checkpoint where ``latest`` is missing.
+
+    Gives ``None`` if there is none.
 
     It was written with all that belongs to it, and nothing was deleted after it.
     """

@@ -81,7 +81,10 @@ class Scorer:
         self._record(task, round, now, aggregated, began)
 
     def evaluate_within(self, task: int, round: int) -> None:
-        """Score clients between two rounds of a strategy's own loop, if they can be asked."""
+        """Score clients between two rounds of a strategy's loop.
+
+        Clients at work cannot be asked; a warning says so.
+        """
         if self._run.grid.is_occupied:
             reason = "clients are at work, and are not scored before the task is over"
             self._run.recorder.record(Warned(task=task, round=round, reason=reason))

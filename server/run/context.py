@@ -19,7 +19,7 @@ __all__ = ["RunContext"]
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run that is going on: its parts, its clients, where it writes, and how far it is.
+    """The parts of a run, its clients, where it writes, and its state.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How a strategy is driven: by Flower's hooks, or through a loop of its own.
+"""Driving a strategy: by Flower's hooks, or through its own loop.
 
 The experiment chooses one :class:`Driver` for a run and does not know which.
 """
@@ -65,13 +65,13 @@ class Driver(ABC):
 
     @abstractmethod
     def evaluate(self, task: int, round: int) -> Mapping[str, Any]:
-        """Let the strategy do an evaluation of its own; gives the metrics it aggregated."""
+        """Let the strategy evaluate; gives the metrics that it aggregated."""
 
     @abstractmethod
     def address(
         self, messages: Sequence[FlowerMessage], schedule: TaskSchedule
     ) -> None:
-        """Put into messages that are about to be sent which task each client is at."""
+        """Write each client's own task into messages before they are sent."""
 
     def record_round(
         self, task: int, round: int, aggregated: Mapping[str, Any], began: float
@@ -158,7 +158,7 @@ class HookDriver(Driver):
     def address(
         self, messages: Sequence[FlowerMessage], schedule: TaskSchedule
     ) -> None:
-        """Put into messages that are about to be sent which task each client is at."""
+        """Write each client's own task into messages before they are sent."""
         schedule.address(_training(messages))
 
     def _configure(self, task: int, round: int) -> list[FlowerMessage]:
@@ -219,7 +219,9 @@ class HookDriver(Driver):
 
 
 class LoopDriver(Driver):
-    """Calls a strategy that has a loop of its own (its ``start``), as asynchronous ones have.
+    """Calls a strategy that has a loop of its own, its ``start``.
+
+    Asynchronous strategies have one.
 
     Between its rounds it cannot be stopped or saved: a checkpoint is written when it comes back.
     """
@@ -255,7 +257,7 @@ class LoopDriver(Driver):
     def address(
         self, messages: Sequence[FlowerMessage], schedule: TaskSchedule
     ) -> None:
-        """Put into messages that are about to be sent which task each client is at.
+        """Write each client's own task into messages before they are sent.
 
         Sending work is when a step of the loop begins.
         """
@@ -291,7 +293,7 @@ class LoopDriver(Driver):
 
 
 class _RoundWatch:
-    """The ``evaluate_fn`` of a strategy's own loop, by which its rounds are told apart.
+    """The ``evaluate_fn`` of a strategy's own loop; tells its rounds apart.
 
     Flower's contract has ``start`` call it before the first round and after each. Clients are
     told of the next round through the settings that all of a turn's messages share.

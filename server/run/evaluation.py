@@ -1,5 +1,8 @@
-"""Scoring every client on every task, twice: with what it keeps to itself, and with the purely
-global model."""
+"""Scoring every client on every task, twice.
+
+The first scoring is with the parameters that a client keeps to itself, the second with the
+purely global model.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class Scores:
         self._within: dict[str, list[Floats]] = {scoring: [] for scoring in SCORINGS}
 
     def add_task(self, task: int, correct: Mapping[str, Floats], total: Floats) -> None:
-        """Results after a task was finished: ``correct`` and ``total`` are float64 [client, seen].
+        """Add results after a task, as float64 [client, seen].
 
         Clients of whom there is no result are left as they are.
         """
@@ -87,11 +90,11 @@ class Scores:
         return self.correct[scoring] / self.weights[:, :, None]
 
     def sizes(self) -> Floats:
-        """Sizes of the test sets, float64 [client, seen]; 0 where they are not known yet."""
+        """Sizes of the test sets, float64 [client, seen]; 0: not known yet."""
         return np.nan_to_num(self.weights)
 
     def raw(self) -> dict[str, np.ndarray]:
-        """All that was counted, as arrays by name: enough to make the scores again."""
+        """Give all counts as arrays by name: enough for :meth:`from_raw`."""
         shape = (-1, *self.weights.shape)
         return {
             "weights": self.sizes(),
@@ -105,8 +108,10 @@ class Scores:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Accuracies and counts by name (:meth:`fedknow.server.run.folder.RunFolder.accuracy` says
-        which)."""
+        """Give accuracies and counts by name.
+
+        :meth:`fedknow.server.run.folder.RunFolder.accuracy` describes them.
+        """
         raw = self.raw()
         return {
             **{scoring: self.accuracy(scoring) for scoring in SCORINGS},
@@ -260,7 +265,7 @@ def _reports(replies: Sequence[Message]) -> dict[int, ScoreReport]:
 def _table(
     reports: Mapping[int, ScoreReport], clients: int, tasks: int
 ) -> tuple[Floats, Floats]:
-    """Lay out who classified how many samples of which task rightly, and of how many."""
+    """Make tables of correct answers and of samples, by client and task."""
     correct = np.full((clients, tasks), np.nan)
     total = np.full((clients, tasks), np.nan)
     for client, report in reports.items():

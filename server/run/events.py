@@ -65,7 +65,7 @@ class VirtualTime:
 
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> Self | None:
-        """Find the virtual time among an event's values; ``None`` if no time is kept."""
+        """Read the virtual time from an event's values; ``None`` without one."""
         if "virtual_seconds" not in line:
             return None
         return cls(**_values(cls, line))
@@ -337,7 +337,9 @@ class RunInterrupted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnded(Event):
-    """The run came to its end; its metrics (:mod:`fedknow.server.run.metrics`).
+    """The run came to its end, with these metrics.
+
+    :mod:`fedknow.server.run.metrics` defines them.
 
     Attributes
     ----------
@@ -451,7 +453,7 @@ def _said(record: Event | VirtualTime) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Make a value one that JSON knows; what is inside mappings stays as it is."""
+    """Make a value one that JSON knows, but not inside of mappings."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, tuple):
@@ -471,7 +473,7 @@ def _values(kind: type[Event] | type[VirtualTime], line: Mapping[str, Any]) -> A
 
 
 def _read(value: Any, declared: Field[Any]) -> Any:
-    """Make a value of JSON what it was; ``null`` was a number that is not finite."""
+    """Make a value of JSON what it was; ``null`` was no finite number."""
     if value is None:
         return None if declared.metadata else math.nan
     if isinstance(value, list):

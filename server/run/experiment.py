@@ -1,4 +1,4 @@
-"""The experiment: tasks, rounds, scoring and checkpoints around any Flower strategy.
+"""The loop of tasks, rounds and scoring around any Flower strategy.
 
 The loop says what happens by events (:mod:`fedknow.server.run.events`) and by nothing else.
 """
@@ -241,7 +241,7 @@ class Experiment:
             self._resumption.settle()
 
     def _address(self, messages: Sequence[FlowerMessage]) -> None:
-        """See what a strategy is about to send, and tell clients which task they are at."""
+        """Check a strategy's messages, and write clients' tasks into them."""
         run = self._run
         self._check_strategy(
             messages, lambda: run.calls.settings(*run.incidents.inspector.position)
@@ -296,7 +296,7 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def _surroundings_kept() -> Iterator[None]:
-    """Keep Flower quiet, and leave the process's global generators as they were."""
+    """Keep Flower quiet and the process's random generators unchanged."""
     python = random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002
     pytorch = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""The run folder: all that a run leaves behind, written so that no crash can spoil it.
+"""The run folder: a run's files, written so that no crash spoils them.
 
 ::
 
@@ -73,7 +73,7 @@ _PUT_BACK = "put it back from a copy, or run the experiment again with another -
 
 
 class RunFolder:
-    """One run's folder; make one with :meth:`create`, :meth:`resume` or :meth:`open`.
+    """One run's folder, from :meth:`create`, :meth:`resume` or :meth:`open`.
 
     Attributes
     ----------
@@ -213,7 +213,9 @@ class RunFolder:
         self.close()
 
     def discard(self) -> None:
-        """Delete a run that was refused before it began, so that the next one finds no unfinished run.
+        """Delete a run that was refused before it began.
+
+        The next run then finds no unfinished one here.
 
         What else is in the folder stays, and so does the folder then.
         """
@@ -254,7 +256,9 @@ class RunFolder:
 
     @property
     def fleet(self) -> dict[str, Any]:
-        """What the clients' devices did up to the last task that ended; empty where they had none.
+        """Devices' times, bytes and energy up to the last task that ended.
+
+        Empty where clients have no devices.
 
         Raises
         ------
@@ -267,7 +271,9 @@ class RunFolder:
         return fleet or {}
 
     def events(self) -> list[dict[str, Any]]:
-        """Read all events so far, oldest first; a last line that is only half written is left out.
+        """Read all events so far, oldest first.
+
+        A last line that is only half written is left out.
 
         Raises
         ------
@@ -336,8 +342,9 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
-        """A name that no other run has, and that a resumed run keeps: clients keep their states
-        under it.
+        """A unique name of the run, which it keeps when it is resumed.
+
+        Clients keep their states under it.
 
         Raises
         ------
@@ -375,7 +382,7 @@ class RunFolder:
         write_atomic(self.path / _ACCURACY, seal_arrays(arrays, self.fingerprint))
 
     def write_fleet(self, fleet: Mapping[str, Any]) -> None:
-        """Replace what the clients' devices did (:meth:`fedknow.server.grids.base.MessageGrid.fleet`)."""
+        """Replace the account of the clients' devices, ``fleet.json``."""
         write_atomic(self.path / _FLEET, seal_json(_plain(fleet), self.fingerprint))
 
     def append(self, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -415,13 +422,15 @@ class RunFolder:
         return chains[-1] if chains else start
 
     def forget_models(self) -> None:
-        """Delete checkpoints and clients' states, which nobody needs of a run that ended; the
-        numbers stay."""
+        """Delete checkpoints and clients' states; the numbers stay.
+
+        A run that ended does not need them.
+        """
         for place in (self.checkpoints, self.clients):
             shutil.rmtree(place, ignore_errors=True)
 
     def cut_back(self, position: int, chain: int | None = None) -> None:
-        """Forget the events after a position, which a resumed run will produce again.
+        """Forget the events after a position, before the run is resumed.
 
         Parameters
         ----------
@@ -450,7 +459,7 @@ class RunFolder:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether "no space left" or "quota exceeded" is at the bottom of an error."""
+    """Say whether a full disk or quota is the cause of an error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -474,7 +483,10 @@ def running_out_of_disk(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> BinaryIO:
-    """Take the folder's lock, which the system lets go of when the process ends, however it ends."""
+    """Take the folder's lock.
+
+    The system releases it when the process ends, however it ends.
+    """
     lock = (path / _LOCK).open("wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,7 +16,7 @@ __all__ = ["forget_clients"]
 
 
 def forget_clients(path: Path, clients: Collection[int]) -> list[int]:
-    """Let a run's last checkpoint say that clients are fresh, and put it on record.
+    """Make clients fresh in a run's last checkpoint, and record it.
 
     The server says with each piece of work from which version of its state a client starts. So
     this is all there is to do, be the clients virtual or real: the next work starts from none.

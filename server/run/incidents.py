@@ -1,4 +1,4 @@
-"""What goes wrong with clients: put on record, and where the user wants it, the run's end."""
+"""Failures of clients: recorded, and where the user wants it, fatal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checksums in the files of a run folder: a byte that changed is noticed where the file is read.
+"""Checksums in the files of a run folder, checked at every reading.
 
 A run folder has a *fingerprint*, the CRC-32 of its configuration, which the first line of
 ``config.toml`` holds. The checksums of all other files start from it, so a file of another run
@@ -44,7 +44,10 @@ _LAST_KEY = re.compile(rb', "crc32": "([0-9a-f]{8})"}$')
 
 
 class FolderDamaged(RunError):
-    """A file of a run folder that is not what the run wrote; the text names the file and what to do."""
+    """A damaged file of a run folder.
+
+    The text names the file and the remedy.
+    """
 
     is_resumable = False
 
@@ -63,8 +66,9 @@ def seal_text(text: str) -> str:
 
 
 def open_text(sealed: str) -> tuple[str, str]:
-    """Give a text that :func:`seal_text` sealed, and its checksum, which is empty if it was never
-    sealed.
+    """Give a text that :func:`seal_text` sealed, and its checksum.
+
+    The checksum is empty if the text was never sealed.
 
     Raises
     ------
@@ -105,8 +109,9 @@ def seal_line(event: Mapping[str, Any], chain: int) -> tuple[bytes, int]:
 
 
 def read_lines(data: bytes, chain: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Read lines of :func:`seal_line`, each with the checksum after it; half a line at the end is
-    left out.
+    """Read lines of :func:`seal_line`, each with the checksum after it.
+
+    Half a line at the end is left out.
 
     Lines of earlier versions have no checksum. They are covered by those of later lines.
 
@@ -130,7 +135,7 @@ def read_lines(data: bytes, chain: int) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def is_last_event(data: bytes, kind: str) -> bool:
-    """Whether the last whole line is an event of a kind, and is as it was written."""
+    """Say whether the last whole line is an undamaged event of a kind."""
     lines = data.split(b"\n")[:-1]
     if not lines:
         return False
@@ -198,7 +203,9 @@ def _tree_checksum(tree: Mapping[str, Any], fingerprint: str) -> str:
 
 
 def seal_arrays(arrays: Mapping[str, np.ndarray], fingerprint: str) -> bytes:
-    """Write arrays as ``.npz``, whose comment is the fingerprint and a checksum of all the archive.
+    """Write arrays as ``.npz`` with a checksum of the whole archive.
+
+    The archive's comment holds the fingerprint and the checksum.
 
     The archive's own checksums do not cover its directory, so an array could go missing.
     """
@@ -210,7 +217,7 @@ def seal_arrays(arrays: Mapping[str, np.ndarray], fingerprint: str) -> bytes:
 
 
 def open_arrays(data: bytes, fingerprint: str) -> dict[str, np.ndarray]:
-    """Read what :func:`seal_arrays` wrote, or the archive of an earlier version.
+    """Read an archive of :func:`seal_arrays`, or of an earlier version.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Metrics of continual learning, computed from raw accuracies and from nothing else.
+"""Metrics of continual learning, computed from raw accuracies alone.
 
 Everything starts from one array, ``accuracy[client, seen, trained]``: the share of client
 ``i``'s test samples of task ``u`` that it classified rightly after task ``m`` was finished
@@ -38,8 +38,7 @@ _Term = Callable[[Floats, int, int], float]
 
 
 def average_accuracy(accuracy: Floats, weights: Floats) -> Floats:
-    """Average accuracy after each task: one number for "how good is a client on all it has learned
-    so far".
+    """Average accuracy on all tasks so far, after each task.
 
     ``A_i(m) = mean over u <= m of a_i(m, u)`` for each client, then ``A(m) = sum_i n_i(m)
     A_i(m) / sum_i n_i(m)`` with ``n_i(m) = sum over u <= m of n_i(u)``, the client's test
@@ -66,7 +65,9 @@ def average_accuracy(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def task_accuracy(accuracy: Floats, weights: Floats) -> Floats:
-    """Accuracy of each task after each task: ``a(m, u) = sum_i n_i(u) a_i(m, u) / sum_i n_i(u)``.
+    """Accuracy of each task after each task.
+
+    ``a(m, u) = sum_i n_i(u) a_i(m, u) / sum_i n_i(u)``.
 
     Returns
     -------
@@ -79,13 +80,17 @@ def task_accuracy(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def learned(accuracy: Floats, weights: Floats) -> Floats:
-    """Accuracy of each task when it had just been learned: ``a(u, u)``, float64 [seen] (mammoth
-    calls it A-diag)."""
+    """Accuracy of each task when it had just been learned, float64 [seen].
+
+    It is ``a(u, u)``; mammoth calls it A-diag.
+    """
     return np.array(np.diagonal(task_accuracy(accuracy, weights)))
 
 
 def forgetting(accuracy: Floats, weights: Floats) -> Floats:
-    """Absolute forgetting after each task: ``F(m) = mean over u < m of (a(u, u) - a(m, u))``.
+    """Absolute forgetting after each task.
+
+    ``F(m) = mean over u < m of (a(u, u) - a(m, u))``.
 
     It is the fall from the accuracy a task had when it was learned (Avalanche's definition),
     hence the negative of :func:`backward_transfer`; below zero, old tasks have become better.
@@ -99,8 +104,9 @@ def forgetting(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def relative_forgetting(accuracy: Floats, weights: Floats) -> Floats:
-    """Relative forgetting after each task: ``F(m) = mean over u < m of (a(u, u) - a(m, u)) / a(u,
-    u)``.
+    """Relative forgetting after each task.
+
+    ``F(m) = mean over u < m of (a(u, u) - a(m, u)) / a(u, u)``.
 
     The form that FedKNOW's plots follow (the paper gives no code for it). A task whose accuracy
     was 0 when it was learned has nothing to lose and is left out.
@@ -118,8 +124,9 @@ def relative_forgetting(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def max_forgetting(accuracy: Floats, weights: Floats) -> Floats:
-    """Forgetting from the best: ``F(m) = mean over u < m of (max over u <= l < m of a(l, u) - a(m,
-    u))``.
+    """Forgetting from the best accuracy before, after each task.
+
+    ``F(m) = mean over u < m of (max over u <= l < m of a(l, u) - a(m, u))``.
 
     Source: Chaudhry et al., "Riemannian Walk for Incremental Learning" (ECCV 2018); mammoth
     reports this one.
@@ -133,7 +140,9 @@ def max_forgetting(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def backward_transfer(accuracy: Floats, weights: Floats) -> Floats:
-    """Backward transfer after each task: ``BWT(m) = mean over u < m of (a(m, u) - a(u, u))``.
+    """Backward transfer after each task.
+
+    ``BWT(m) = mean over u < m of (a(m, u) - a(u, u))``.
 
     Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory" (NeurIPS 2017). Negative: forgetting.
 
@@ -146,7 +155,9 @@ def backward_transfer(accuracy: Floats, weights: Floats) -> Floats:
 
 
 def forward_transfer(accuracy: Floats, weights: Floats, untrained: Floats) -> Floats:
-    """Forward transfer after each task: ``FWT(m) = mean over 1 <= u <= m of (a(u - 1, u) - b(u))``.
+    """Forward transfer after each task.
+
+    ``FWT(m) = mean over 1 <= u <= m of (a(u - 1, u) - b(u))``.
 
     How much better a task goes before it is learned than with the untrained model, whose
     accuracy is ``b(u)``. Source: Lopez-Paz and Ranzato, "Gradient Episodic Memory" (NeurIPS
@@ -173,8 +184,9 @@ def forward_transfer(accuracy: Floats, weights: Floats, untrained: Floats) -> Fl
 
 
 def local_global_gap(personal: Floats, shared: Floats, weights: Floats) -> Floats:
-    """What personalisation is worth: average accuracy of the clients' own models minus that of the
-    purely global one.
+    """Average accuracy of clients' own models minus the global model's.
+
+    It says what personalisation is worth.
 
     Parameters
     ----------
@@ -189,8 +201,10 @@ def local_global_gap(personal: Floats, shared: Floats, weights: Floats) -> Float
 
 
 def _over_earlier(accuracy: Floats, weights: Floats, term: _Term) -> Floats:
-    """Mean of ``term(a, u, m)`` over the tasks ``u`` before each ``m``, where ``a[u, m]`` is the
-    task accuracy."""
+    """Average ``term(a, u, m)`` over the tasks ``u`` before each ``m``.
+
+    Here ``a[u, m]`` is the task accuracy.
+    """
     a = task_accuracy(accuracy, weights)
     return np.array(
         [_mean([term(a, u, m) for u in range(m)]) for m in range(a.shape[1])]

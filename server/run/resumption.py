@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when one is written, and how a run goes on from one."""
+"""Writing a run's checkpoints, and going on from one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ class Resumption:
         return self._seconds_before + time.perf_counter() - self._began
 
     def go_back(self) -> Checkpoint | None:
-        """Take the run, and its folder, back to the last checkpoint; ``None`` if there is none.
+        """Take the run and its folder back to the last checkpoint.
+
+        Gives ``None`` if there is none.
 
         Raises
         ------
@@ -151,7 +153,10 @@ class Resumption:
         self._mend_files()
 
     def _mend_files(self) -> None:
-        """Write files again that are only written when a task ends: they may be damaged."""
+        """Rewrite files that are only written when a task ends.
+
+        They may have been damaged since.
+        """
         run = self._run
         scores = run.state.scores
         if np.isfinite(scores.weights).any():

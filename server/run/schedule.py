@@ -1,4 +1,4 @@
-"""The order of a run's rounds: what the server does next, and which tasks are over.
+"""The order of a run's rounds: which comes next, which tasks are over.
 
 Tasks begin together, or have times of their own (:mod:`fedknow.server.run.task_times`). The
 loop asks one :class:`TaskSchedule`, chosen once, and does not know which.
@@ -26,7 +26,7 @@ __all__ = ["TaskSchedule", "Turn", "choose_schedule"]
 
 @dataclass(frozen=True)
 class Turn:
-    """What the server does next: rounds of one task, without a break in between.
+    """Rounds of one task that the server makes next, without a break.
 
     Attributes
     ----------
@@ -100,7 +100,9 @@ class TaskSchedule(Protocol):
 
 
 class TasksTogether:
-    """All clients meet a task at the same round, ``train.rounds`` rounds after the one before.
+    """All clients meet a task at the same round.
+
+    Each task takes ``train.rounds`` rounds.
 
     All are at the server's task at any time, so there is nothing to count or to tell.
 
@@ -168,7 +170,7 @@ class TasksTogether:
 
 
 class TasksByTime:
-    """Tasks have times in virtual seconds, and come to all clients at the same moment.
+    """Tasks come to all clients at the same moment of virtual time.
 
     The server's task is that of whoever is furthest behind. Before a round begins all clients
     are at the tasks that they are to train on in it.
@@ -213,7 +215,7 @@ class TasksByTime:
         self._finish_all(0)
 
     def finish(self, task: int, round: int) -> bool:
-        """End and score the tasks that are over by the moment at which the next round begins."""
+        """End and score the tasks that are over before the next round begins."""
         return self._finish_all(round)
 
     def count_step(self) -> None:
@@ -240,7 +242,7 @@ class TasksByTime:
         self._times.steps = self._steps_given_out
 
     def end_loop(self, asked: int, made: int) -> int:
-        """End such a loop, which is told when to stop; gives the number of rounds that count."""
+        """End such a loop; gives the number of rounds that count."""
         self._times.steps = self._steps_given_out
         # A loop in which nobody answered until it was told to stop is one round.
         return max(1, made)
@@ -284,7 +286,7 @@ class TasksByTime:
         return any_over
 
     def _leave_tasks(self, round: int, is_last_over: bool) -> bool:
-        """End and score one task of each client that is not at work and whose task is over.
+        """End and score one finished task of each idle client.
 
         Parameters
         ----------
@@ -318,7 +320,7 @@ class TasksByTime:
         return self._run.state.server_round
 
     def _wait(self) -> bool:
-        """Let time pass until there is something to do in a round; gives whether any passed."""
+        """Let time pass until a round can begin; gives whether any passed."""
         before = self._now()
         if self._times.is_idle(self._run.state.server_round):
             self._run.grid.wait(self._times.next_moment())
@@ -328,7 +330,10 @@ class TasksByTime:
 
 
 class TasksStaggered(TasksByTime):
-    """Each client meets its tasks at times of its own, in rounds or in virtual seconds."""
+    """Each client meets its tasks at times of its own.
+
+    The times are rounds or virtual seconds.
+    """
 
     def begin_step(self, work: Sequence[FlowerMessage]) -> None:
         """Let a step of a strategy's own loop begin.

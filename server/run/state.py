@@ -1,4 +1,4 @@
-"""How far a run is: what changes from round to round, and goes into checkpoints."""
+"""The state of a run that changes from round to round."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunState:
 
     @property
     def client_memory_bytes(self) -> float:
-        """Most memory that a client's work has needed, for events; NaN: no client has said."""
+        """Most memory that any client needed; NaN: no client has said."""
         return self.client_memory or math.nan
 
     def note_memory(self, answers: Iterable[Mapping[str, object]]) -> None:

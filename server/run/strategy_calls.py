@@ -1,4 +1,4 @@
-"""How the experiment calls its strategy: seeded, and named in whatever goes wrong."""
+"""Calls of a strategy: seeded, and named in errors."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class StrategyCalls:
         return settings
 
     def adopt(self, task: int, round: int, arrays: Arrays) -> None:
-        """Take over an aggregate, and put on record what Flower warned of meanwhile.
+        """Take over an aggregate, and record what Flower warned of.
 
         Each text is told once a run.
         """
@@ -121,7 +121,7 @@ class StrategyCalls:
                 self._warn(task, round, f"strategy {self.name}: {text}")
 
     def note_nothing(self, task: int, round: int, what: str) -> None:
-        """Put on record that a round left the model alone, with Flower's reason if it gave one."""
+        """Record that a round left the model alone, with Flower's reason."""
         because = f": {'; '.join(self._heard)}" if self._heard else ""
         self._warn(
             task,

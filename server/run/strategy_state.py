@@ -1,4 +1,4 @@
-"""What a strategy remembers, in a form that checkpoints can hold, without pickle."""
+"""A strategy's memory in a form for checkpoints, without pickle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["restore_strategy", "strategy_state"]
 
 
 def strategy_state(strategy: Strategy) -> tuple[dict[str, Any], list[str]]:
-    """What a strategy remembers from round to round, in a form that can be stored.
+    """Give a strategy's memory in a form that can be stored.
 
     A strategy that has ``state_dict`` and ``load_state_dict`` is asked; of any other all
     attributes are taken that are numbers, text, NumPy arrays, torch tensors, generators of
@@ -68,7 +68,10 @@ def _attributes(strategy: Strategy, prefix: str) -> tuple[dict[str, Any], list[s
 
 
 def _freeze(value: Any) -> Any:
-    """A tree of what ``save_state`` can store; dictionaries carry under ``is`` what a value was."""
+    """Make a tree of values that ``save_state`` can store.
+
+    Dictionaries carry under ``is`` the type that a value had.
+    """
     if (
         value is None
         or type(value) in (bool, int, float, str)

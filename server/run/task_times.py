@@ -1,4 +1,4 @@
-"""When tasks arrive where each client meets them at moments of its own, and who is at which."""
+"""The times of tasks, and which task each client is at."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["TaskTimes", "check_task_times", "has_task_times"]
 
 
 def has_task_times(config: ExperimentConfig) -> bool:
-    """Say whether tasks have times of their own, or each takes ``train.rounds`` rounds."""
+    """Say whether tasks have times, instead of ``train.rounds`` rounds."""
     return config.data.arrival != "same" or config.data.arrival_seconds > 0
 
 
 class TaskTimes:
-    """Which task each client is at: when tasks end, and how far clients have come.
+    """The times at which tasks end, and how far clients have come.
 
     Every client has a task from the beginning to the end: the next one arrives where the last
     one ends, and the last task goes on until the run ends. A client comes to its next task when
@@ -69,7 +69,7 @@ class TaskTimes:
 
     @classmethod
     def plan(cls, config: ExperimentConfig) -> Self:
-        """Make the times of an experiment, from the configuration and the seed alone.
+        """Make the times of an experiment, from its settings and seed alone.
 
         A task arrives each ``arrival_seconds``, or without these each ``train.rounds`` rounds.
         ``staggered``: client c of n is ``arrival_lag * c / (n - 1)`` behind client 0 (whole
@@ -126,7 +126,7 @@ class TaskTimes:
         return dict(sorted(by_task.items()))
 
     def leave(self, clients: Sequence[int], done: int) -> None:
-        """Have clients come to their next tasks, as they have been told that one is over.
+        """Move clients on to their next tasks.
 
         Parameters
         ----------
@@ -143,11 +143,13 @@ class TaskTimes:
         return float(self._until().min())
 
     def is_idle(self, done: int) -> bool:
-        """Whether everybody has had the rounds of its task, and the server waits for the next."""
+        """Say whether all have had their task's rounds, and a wait is due."""
         return self.is_in_seconds and self._missing(done) <= 0
 
     def span(self, done: int) -> tuple[int, float]:
-        """Say how far the server's task goes on at most, when all clients are where they belong.
+        """Say how long the server's task goes on at most.
+
+        All clients must be where they belong.
 
         Returns
         -------
@@ -167,7 +169,7 @@ class TaskTimes:
         return int((self.since + self.rounds - done).max())
 
     def _until(self) -> NDArray[np.float64]:
-        """Say when each client's present task is over; never, where there is none any more."""
+        """Give the end of each client's present task; infinity without one."""
         ends = np.pad(self.ends, ((0, 0), (0, 1)), constant_values=np.inf)
         return np.take_along_axis(ends, self.tasks[:, None], axis=1)[:, 0]
 
@@ -190,7 +192,7 @@ class TaskTimes:
     # --- messages
 
     def address(self, messages: Iterable[FlowerMessage]) -> None:
-        """Put the clients' own task and round in place of the server's in messages to them.
+        """Write clients' own tasks and rounds into messages to them.
 
         What is shared by clients that are equally far is shared still.
         """
@@ -214,7 +216,7 @@ def _lags(data: DataConfig, is_in_seconds: bool) -> NDArray[np.float64]:
 
 
 def _at(content: RecordDict, task: int, round: int) -> RecordDict:
-    """Copy a message's content with a client's own task and round in its settings."""
+    """Copy a message's content, with a client's own task and round."""
     records = {}
     for name, record in content.items():
         if isinstance(record, ConfigRecord):
