@@ -90,22 +90,22 @@ def run_on_flower(
         if line:
             print(line, flush=True)  # what a ServerApp prints is what `flwr log` shows
 
-    def waiting(there: int) -> None:
+    def waiting(present: int) -> None:
         print(
-            f"connected: {there} of {counted(config.data.clients, 'client')}",
+            f"connected: {present} of {counted(config.data.clients, 'client')}",
             flush=True,
         )
 
-    again = resume and (place / "config.toml").is_file()
+    is_resumed = resume and (place / "config.toml").is_file()
     with (
         RunFolder.resume(place, config)
-        if again
+        if is_resumed
         else RunFolder.create(place, config) as folder
     ):
         with FlowerGrid(
             grid, config.data.clients, config.to_toml(), folder.run_id, waiting
-        ) as ours:
-            result = Experiment(parts, ours, folder, [show]).run()
+        ) as own_grid:
+            result = Experiment(parts, own_grid, folder, [show]).run()
         print(f"Report: {write_report([folder], folder.path)}", flush=True)
     return result
 

@@ -6,8 +6,12 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
+from fedknow.client.learners import Learner
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
 from fedknow.protocols.transport import check_address
@@ -72,66 +76,82 @@ def serve(
         If the run fails; what it earned until then is kept and can be resumed.
     """
     check_address(listen, tls, insecure)
-    if tls is None and tokens:
-        raise ConfigError("--tokens needs --tls: a token in the clear is anybody's")
-    credentials = (
-        None if tls is None else server_credentials(tls, client_certificates=not tokens)
-    )
-    bearers = Tokens.load(tls) if tls is not None and tokens else None
+    entrance = _entrance(listen, tls, tokens)
     parts = assemble(config, Clients.REAL)
-    config = parts.config
-    again = resume and (out / "config.toml").is_file()
-    if (
-        again
-        and (done := RunFolder.open(out)).complete
-        and not differences(done.config.absolute(), config)
-    ):
-        with GrpcGrid(
-            config, listen, done.run_id, credentials=credentials, tokens=bearers
-        ) as grid:
-            ready(grid.port)
-            log.info("the run in %s is finished", out)
-            grid.finish(everyone=True)
-        write_report([done], done.path)
-        return None
-    with (
-        RunFolder.resume(out, config)
-        if again
-        else RunFolder.create(out, config) as folder
-    ):
+    is_resumed = resume and (out / "config.toml").is_file()
+    if is_resumed:
+        earlier = RunFolder.open(out)
+        changes = differences(earlier.config.absolute(), parts.config)
+        if earlier.complete and not changes:
+            _dismiss(parts.config, earlier, entrance, ready)
+            return None
+    opened = RunFolder.resume if is_resumed else RunFolder.create
+    with opened(out, parts.config) as folder:
         try:
-            limits = _limits(
-                sum(
-                    tensor.nbytes
-                    for part in (parts.learner.send(), parts.learner.kept())
-                    for tensor in part.values()
-                )
-            )
-            grid = GrpcGrid(
-                config,
-                listen,
-                folder.run_id,
-                credentials=credentials,
-                tokens=bearers,
-                limits=limits,
-            )
-            with grid:
+            with entrance.grid(parts.config, folder, _limits(parts.learner)) as grid:
                 ready(grid.port)
                 result = Experiment(parts, grid, folder, observers).run()
                 # A client whose work was all done before the server came back may not have come
                 # to this process yet.
-                grid.finish(everyone=again)
+                grid.finish(everyone=is_resumed)
         except Exception:
-            with suppress(
-                OSError
-            ):  # a disk too full for the run is too full for its log
+            # A disk too full for the run is too full for its log.
+            with suppress(OSError):
                 (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")
             raise
         write_report([folder], folder.path)
     return result
 
 
-def _limits(model: int) -> Limits:
-    """Limit answers to a few times a model's size, given in bytes."""
+@dataclass(frozen=True)
+class _Entrance:
+    """Where clients connect, and how they show who they are."""
+
+    listen: str
+    credentials: grpc.ServerCredentials | None
+    tokens: Tokens | None
+
+    def grid(
+        self, config: ExperimentConfig, folder: RunFolder, limits: Limits | None = None
+    ) -> GrpcGrid:
+        """Open the entrance for a run."""
+        return GrpcGrid(
+            config,
+            self.listen,
+            folder.run_id,
+            credentials=self.credentials,
+            tokens=self.tokens,
+            limits=limits,
+        )
+
+
+def _entrance(listen: str, tls: Path | None, has_tokens: bool) -> _Entrance:
+    """Read what the server needs to know clients by."""
+    if tls is None and has_tokens:
+        raise ConfigError("--tokens needs --tls: a token in the clear is anybody's")
+    if tls is None:
+        return _Entrance(listen, None, None)
+    credentials = server_credentials(tls, client_certificates=not has_tokens)
+    return _Entrance(listen, credentials, Tokens.load(tls) if has_tokens else None)
+
+
+def _dismiss(
+    config: ExperimentConfig,
+    folder: RunFolder,
+    entrance: _Entrance,
+    ready: Callable[[int], None],
+) -> None:
+    """Tell clients that their run is finished, and write its report again."""
+    with entrance.grid(config, folder) as grid:
+        ready(grid.port)
+        log.info("the run in %s is finished", folder.path)
+        grid.finish(everyone=True)
+    write_report([folder], folder.path)
+
+
+def _limits(learner: Learner) -> Limits:
+    """Limit answers to a few times a model's size."""
+    tensors = [*learner.send().values(), *learner.kept().values()]
+    model = sum(tensor.nbytes for tensor in tensors)
     size = max(64 * 2**20, 4 * model)
     return Limits(message_bytes=size, decoded_bytes=size)

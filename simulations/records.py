@@ -16,7 +16,8 @@ from fedknow.protocols.files import write_atomic
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.measures import MEASURES
 from fedknow.server.reports.summary import Summary, summarise
-from fedknow.server.run.folder import RunFolder, running_out_of_disk
+from fedknow.server.run.disk import running_out_of_disk
+from fedknow.server.run.folder import RunFolder
 
 __all__ = ["read_left_out", "refuse_damaged", "write_numbers"]
 

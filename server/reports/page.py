@@ -31,7 +31,8 @@ from fedknow.server.reports.tables import (
     traffic_table,
     troubles,
 )
-from fedknow.server.run.folder import RunFolder, running_out_of_disk
+from fedknow.server.run.disk import running_out_of_disk
+from fedknow.server.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from fedknow.server.reports.plots import Plot

@@ -73,12 +73,12 @@ class Scorer:
         else:
             scores.add_round((run.state.server_round, task, round), correct, total)
         run.folder.write_accuracy(scores.arrays())
-        now = {}
+        accuracies = {}
         for scoring, values in correct.items():
-            now[scoring] = scores.accuracy(scoring)
+            accuracies[scoring] = scores.accuracy(scoring)
             # Within a task the table has no column for it yet.
-            now[scoring][:, :, task] = values / scores.weights
-        self._record(task, round, now, aggregated, began)
+            accuracies[scoring][:, :, task] = values / scores.weights
+        self._record(task, round, accuracies, aggregated, began)
 
     def evaluate_within(self, task: int, round: int) -> None:
         """Score clients between two rounds of a strategy's loop.
@@ -121,8 +121,8 @@ class Scorer:
         scores.add_task(task, correct, total)
         run.folder.write_accuracy(scores.arrays())
         if is_last:
-            now = {scoring: scores.accuracy(scoring) for scoring in correct}
-            self._record(task, round, now, {}, began)
+            accuracies = {scoring: scores.accuracy(scoring) for scoring in correct}
+            self._record(task, round, accuracies, {}, began)
 
     def _score(self, request: ScoreRequest) -> tuple[dict[str, np.ndarray], np.ndarray]:
         run = self._run
@@ -134,19 +134,23 @@ class Scorer:
         self,
         task: int,
         round: int,
-        now: Mapping[str, np.ndarray],
+        accuracies: Mapping[str, np.ndarray],
         aggregated: Mapping[str, Any],
         began: float,
     ) -> None:
         weights = self._run.state.scores.sizes()
-        per_task = metrics.task_accuracy(now["personal"], weights)
+        per_task = metrics.task_accuracy(accuracies["personal"], weights)
         self._run.recorder.record(
             Evaluated(
                 task=task,
                 round=round,
-                accuracy=metrics.average_accuracy(now["personal"], weights)[task],
-                accuracy_global=metrics.average_accuracy(now["global"], weights)[task],
-                forgetting=metrics.forgetting(now["personal"], weights)[task],
+                accuracy=metrics.average_accuracy(accuracies["personal"], weights)[
+                    task
+                ],
+                accuracy_global=metrics.average_accuracy(accuracies["global"], weights)[
+                    task
+                ],
+                forgetting=metrics.forgetting(accuracies["personal"], weights)[task],
                 per_task=tuple(per_task[: task + 1, task].tolist()),
                 metrics=dict(aggregated),
                 seconds=time.perf_counter() - began,
@@ -214,13 +218,8 @@ class TaskEnder:
         run = self._run
         if not run.parts.learner.ends_task:
             return 0.0
-        arrays = run.state.arrays
-        run.incidents.begin_work(task, round, arrays)
-        content = EndTaskWork(position=Position(task), parameters=arrays).to_content()
-        work = [
-            Message(END_TASK, node, "", group=str(task), content=content)
-            for node in nodes or run.grid.members()
-        ]
+        run.incidents.begin_work(task, round, run.state.arrays)
+        work = self._end_work(task, nodes or run.grid.members())
         replies = [
             reply
             for reply in run.grid.exchange(work, run.options)
@@ -234,12 +233,26 @@ class TaskEnder:
         reports = [EndTaskReport.from_content(reply.content) for reply in replies]
         run.state.note_memory(report.costs for report in reports)
         self._add_costs(reports)
+        self._tell_strategy(task, round, replies)
+        sizes = [report.knowledge_bytes for report in reports]
+        return sum(sizes) / len(sizes)
+
+    def _end_work(self, task: int, nodes: Sequence[int]) -> list[Message]:
+        work = EndTaskWork(position=Position(task), parameters=self._run.state.arrays)
+        # One content for all: what clients share is encoded once.
+        content = work.to_content()
+        return [
+            Message(END_TASK, node, "", group=str(task), content=content)
+            for node in nodes
+        ]
+
+    def _tell_strategy(self, task: int, round: int, replies: Sequence[Message]) -> None:
+        """Give a method's half on the server what clients sent at the end."""
+        run = self._run
         strategy = run.parts.strategy
         if isinstance(strategy, PairedStrategy):
             with run.calls.call("aggregate_end_task", task, round):
-                strategy.aggregate_end_task(task, arrays, replies)
-        sizes = [report.knowledge_bytes for report in reports]
-        return sum(sizes) / len(sizes)
+                strategy.aggregate_end_task(task, run.state.arrays, replies)
 
     def _add_costs(self, reports: Sequence[EndTaskReport]) -> None:
         """Add up what ending tasks cost; clients of other make may not say."""
@@ -249,7 +262,7 @@ class TaskEnder:
 
     def _record(self, task: int, round: int, knowledge: float) -> None:
         run = self._run
-        now = time.perf_counter()
+        moment = time.perf_counter()
         run.recorder.record(
             TaskEnded(
                 task=task,
@@ -258,11 +271,11 @@ class TaskEnder:
                 client_memory_bytes=run.state.client_memory_bytes,
                 samples=self._samples,
                 flops=self._flops,
-                seconds=now - self._began,
+                seconds=moment - self._began,
                 elapsed=VirtualTime.read(run.grid.elapsed()),
             )
         )
-        self._began = now
+        self._began = moment
         self._samples = 0.0
         self._flops = 0.0
         if fleet := run.grid.fleet():

@@ -211,8 +211,8 @@ class HookDriver(Driver):
         if arrays is not None:
             run.calls.adopt(task, round, arrays)
             return aggregated
-        what = "aggregated nothing" if messages else "chose no clients"
-        run.calls.note_nothing(task, round, what)
+        outcome = "aggregated nothing" if messages else "chose no clients"
+        run.calls.note_nothing(task, round, outcome)
         if replies and round >= run.parts.config.train.rounds:
             run.calls.refuse_standstill(f"by task {task + 1}, round {round}")
         return aggregated
@@ -230,7 +230,7 @@ class LoopDriver(Driver):
         """Have the strategy make a turn's rounds in its own loop."""
         run = self._run
         task = turn.task
-        before = run.state.server_round
+        rounds_before = run.state.server_round
         schedule.begin_loop()
         watch = _RoundWatch(self, run, turn, schedule, scorer)
         run.incidents.begin_work(task, turn.round, run.state.arrays)
@@ -246,9 +246,11 @@ class LoopDriver(Driver):
         if not watch.has_been_called:
             self._warn_of_silence(turn)
         self._take(turn, result)
-        made = schedule.end_loop(turn.rounds, run.state.server_round - before)
-        run.state.server_round = before + made
-        return made
+        rounds_made = schedule.end_loop(
+            turn.rounds, run.state.server_round - rounds_before
+        )
+        run.state.server_round = rounds_before + rounds_made
+        return rounds_made
 
     def evaluate(self, task: int, round: int) -> Mapping[str, Any]:
         """Give nothing: such a strategy evaluates in its own loop, if it does."""

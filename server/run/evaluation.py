@@ -216,11 +216,13 @@ def score_clients(
     correct, total = _table(reports, grid.clients, request.tasks)
     if not request.with_global:
         return {"personal": correct, "global": np.full_like(correct, np.nan)}, total
-    kept = _mean_kept(list(reports.values()))
-    if not kept:
+    mean_kept = _mean_kept(list(reports.values()))
+    if not mean_kept:
         return {"personal": correct, "global": correct}, total
 
-    work = replace(work, scoring="global", should_collect=False, local_parameters=kept)
+    work = replace(
+        work, scoring="global", should_collect=False, local_parameters=mean_kept
+    )
     options = replace(options, label=GLOBAL_TRAFFIC)
     reports = _reports(_wave(grid, options, inspector, request, work))
     shared, _ = _table(reports, grid.clients, request.tasks)
@@ -287,7 +289,7 @@ def _mean_kept(reports: Sequence[ScoreReport]) -> Arrays:
         for name, array in (report.local_parameters or Arrays()).items():
             part = array.astype(np.float64) * (weight / sum(weights))
             mean[name] = mean[name] + part if name in mean else part
-    kept = reports[0].local_parameters or Arrays()
+    original = reports[0].local_parameters or Arrays()
     return Arrays(
-        (name, value.astype(kept[name].dtype)) for name, value in mean.items()
+        (name, value.astype(original[name].dtype)) for name, value in mean.items()
     )

@@ -27,6 +27,7 @@ from fedknow.server.grids.wave import WaveOptions
 from fedknow.server.run import metrics
 from fedknow.server.run.closing import Scorer, TaskEnder
 from fedknow.server.run.context import RunContext
+from fedknow.server.run.disk import running_out_of_disk
 from fedknow.server.run.driver import choose_driver
 from fedknow.server.run.evaluation import Scores
 from fedknow.server.run.events import (
@@ -36,7 +37,7 @@ from fedknow.server.run.events import (
     VirtualTime,
     Warned,
 )
-from fedknow.server.run.folder import RunFolder, running_out_of_disk
+from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.incidents import Incidents
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.recorder import Recorder, Subscriber
@@ -147,9 +148,9 @@ class Experiment:
         # step 2: as long as tasks are not over, say which rounds come next
         while turn := self._schedule.next_turn():
             # step 3: clients train, and the strategy aggregates
-            made = self._driver.train(turn, self._schedule, self._scorer)
+            rounds_made = self._driver.train(turn, self._schedule, self._scorer)
             task = turn.task
-            round = turn.round + made - 1
+            round = turn.round + rounds_made - 1
 
             # step 4: end and score the tasks that are over
             is_any_over = self._schedule.finish(task, round)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from fedknow.protocols.config import ConfigError
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedknow.server.run.disk import running_out_of_disk
 from fedknow.server.run.events import ClientBegunAnew
-from fedknow.server.run.folder import RunFolder, running_out_of_disk
+from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.recorder import Recorder
 
 __all__ = ["forget_clients"]
@@ -49,25 +50,25 @@ def forget_clients(path: Path, clients: Collection[int]) -> list[int]:
             raise ConfigError(
                 f"{path} has no checkpoint yet, so no client has kept anything; resume it as it is"
             )
-        wanted = sorted(set(clients))
-        for client in wanted:
+        chosen = sorted(set(clients))
+        for client in chosen:
             _check(client, checkpoint, folder)
         folder.cut_back(checkpoint.position, checkpoint.chain)
-        for client in wanted:
+        for client in chosen:
             _record(client, checkpoint, folder)
         versions = {
             client: version
             for client, version in checkpoint.versions.items()
-            if client not in wanted
+            if client not in chosen
         }
-        after = replace(
+        changed = replace(
             checkpoint,
             versions=versions,
             position=folder.position(),
             chain=folder.chain,
         )
-        save_checkpoint(folder.checkpoints, after).join()
-    return wanted
+        save_checkpoint(folder.checkpoints, changed).join()
+    return chosen
 
 
 def _check(client: int, checkpoint: Checkpoint, folder: RunFolder) -> None:

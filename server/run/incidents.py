@@ -88,10 +88,10 @@ class Incidents:
     def all_failed(self, clients: int) -> str:
         """Say in a sentence that none of so many clients answered well."""
         if self.too_small:
-            few = min(self.too_small, clients)
+            count = min(self.too_small, clients)
             return (
                 f"learner {self._config.learner.name} with model {self._config.model.name} does "
-                f"not fit the fleet: too little memory on {few} of "
+                f"not fit the fleet: too little memory on {count} of "
                 f"{counted(clients, 'device')} asked, and no other client answered; "
                 "metrics.jsonl says how much they have and need"
             )

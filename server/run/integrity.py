@@ -75,15 +75,15 @@ def open_text(sealed: str) -> tuple[str, str]:
     ValueError
         If it is not what was sealed.
     """
-    found = _FIRST_LINE.match(sealed)
-    if found is None:
+    matched = _FIRST_LINE.match(sealed)
+    if matched is None:
         if sealed.lstrip().startswith("#") or not sealed.strip():
             raise ValueError("its first line is not what the run wrote")
         return sealed, ""
-    text = sealed[found.end() :]
-    if _crc(text) != found[1]:
+    text = sealed[matched.end() :]
+    if _crc(text) != matched[1]:
         raise ValueError(f"its checksum is wrong; {_REMEDY}")
-    return text, found[1]
+    return text, matched[1]
 
 
 # --- metrics.jsonl
@@ -140,8 +140,12 @@ def is_last_event(data: bytes, kind: str) -> bool:
     if not lines:
         return False
     body, stated = _unseal(lines[-1])
-    before = _unseal(lines[-2])[1] if len(lines) > 1 else None
-    if stated is not None and before is not None and zlib.crc32(body, before) != stated:
+    earlier = _unseal(lines[-2])[1] if len(lines) > 1 else None
+    if (
+        stated is not None
+        and earlier is not None
+        and zlib.crc32(body, earlier) != stated
+    ):
         return False
     try:
         return bool(_event(body, len(lines))["event"] == kind)
@@ -151,11 +155,11 @@ def is_last_event(data: bytes, kind: str) -> bool:
 
 def _unseal(line: bytes) -> tuple[bytes, int | None]:
     """A line without its checksum, and that."""
-    found = _LAST_KEY.search(line)
+    matched = _LAST_KEY.search(line)
     return (
         (line, None)
-        if found is None
-        else (line[: found.start()] + b"}", int(found[1], 16))
+        if matched is None
+        else (line[: matched.start()] + b"}", int(matched[1], 16))
     )
 
 
@@ -225,12 +229,12 @@ def open_arrays(data: bytes, fingerprint: str) -> dict[str, np.ndarray]:
         If it is not what was written.
     """
     tail = data[-_LONGEST_COMMENT:]
-    found = _COMMENT.search(tail)
-    if found is not None:
-        data = data[: found.start() - len(tail)] + _NO_COMMENT
-        if zlib.crc32(data) != int(found[3], 16):
+    matched = _COMMENT.search(tail)
+    if matched is not None:
+        data = data[: matched.start() - len(tail)] + _NO_COMMENT
+        if zlib.crc32(data) != int(matched[3], 16):
             raise ValueError("its checksum is wrong")
-    if (b"" if found is None else found[2]) != fingerprint.encode():
+    if (b"" if matched is None else matched[2]) != fingerprint.encode():
         raise ValueError("it is damaged, or another run's")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:

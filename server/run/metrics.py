@@ -206,9 +206,10 @@ def _over_earlier(accuracy: Floats, weights: Floats, term: _Term) -> Floats:
     Here ``a[u, m]`` is the task accuracy.
     """
     a = task_accuracy(accuracy, weights)
-    return np.array(
-        [_mean([term(a, u, m) for u in range(m)]) for m in range(a.shape[1])]
-    )
+    means = []
+    for m in range(a.shape[1]):
+        means.append(_mean([term(a, u, m) for u in range(m)]))
+    return np.array(means)
 
 
 def _weighted_mean(values: Floats, weights: Floats) -> Floats:

@@ -76,10 +76,10 @@ class Resumption:
             folder.cut_back(0)
             return None
         # Checkpoints of earlier versions do not have the digest; partition.json tells it.
-        before = checkpoint.partition or _digest(
+        begun_with = checkpoint.partition or _digest(
             self._run.parts.partition if folder.partition is None else folder.partition
         )
-        if before != self.digest:
+        if begun_with != self.digest:
             raise ConfigError(
                 f"{folder.path} was started with other data: its clients held other samples "
                 "(digest differs); use the same data, or choose another --out"

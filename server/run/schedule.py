@@ -80,12 +80,12 @@ class TaskSchedule(Protocol):
         """End what is over between two rounds of such a loop."""
         ...
 
-    def end_loop(self, asked: int, made: int) -> int:
+    def end_loop(self, rounds_asked: int, rounds_made: int) -> int:
         """End such a loop; gives the number of rounds that count.
 
         Parameters
         ----------
-        asked, made : int
+        rounds_asked, rounds_made : int
             Rounds that it was to make, and that it has told of.
         """
         ...
@@ -123,17 +123,17 @@ class TasksTogether:
     def next_turn(self) -> Turn | None:
         """Say which rounds of which task come next."""
         config = self._run.parts.config
-        task, done = self._run.state.last_complete or (0, 0)
-        if done >= config.train.rounds:
+        task, rounds_done = self._run.state.last_complete or (0, 0)
+        if rounds_done >= config.train.rounds:
             task += 1
-            done = 0
+            rounds_done = 0
         if task >= config.data.tasks:
             return None
         if task != self._task_under_way:
             # The checkpoint of the task before is no part of this one's time.
             self._task_under_way = task
             self._ender.start_clock()
-        return Turn(task, done + 1, config.train.rounds - done)
+        return Turn(task, rounds_done + 1, config.train.rounds - rounds_done)
 
     def finish(self, task: int, round: int) -> bool:
         """End and score the task after its last round."""
@@ -157,9 +157,9 @@ class TasksTogether:
     def end_loop_round(self, round: int) -> None:
         """End nothing: a task takes the whole loop."""
 
-    def end_loop(self, asked: int, made: int) -> int:
+    def end_loop(self, rounds_asked: int, rounds_made: int) -> int:
         """Take all rounds as made: the loop need not have told of each."""
-        return asked
+        return rounds_asked
 
     def state(self) -> dict[str, Any]:
         """Give nothing."""
@@ -241,11 +241,11 @@ class TasksByTime:
         """Count the steps of such a loop; tasks end for all clients after it."""
         self._times.steps = self._steps_given_out
 
-    def end_loop(self, asked: int, made: int) -> int:
+    def end_loop(self, rounds_asked: int, rounds_made: int) -> int:
         """End such a loop; gives the number of rounds that count."""
         self._times.steps = self._steps_given_out
         # A loop in which nobody answered until it was told to stop is one round.
-        return max(1, made)
+        return max(1, rounds_made)
 
     def state(self) -> dict[str, Any]:
         """Give how far clients have come."""
@@ -301,8 +301,8 @@ class TasksByTime:
         """
         busy = self._run.grid.at_work
         any_over = False
-        for task, over in self._times.leaving(self._now()).items():
-            clients = [client for client in over if client not in busy]
+        for task, finished in self._times.leaving(self._moment()).items():
+            clients = [client for client in finished if client not in busy]
             if not clients or (task == self._last_task and not is_last_over):
                 continue
             any_over = True
@@ -313,7 +313,7 @@ class TasksByTime:
     def _finish_for(self, task: int, round: int, clients: Sequence[int]) -> None:
         self._ender.finish_task(task, round)
 
-    def _now(self) -> float:
+    def _moment(self) -> float:
         """Say which moment it is, as the times count."""
         if self._times.is_in_seconds:
             return self._run.grid.clock_time
@@ -321,12 +321,12 @@ class TasksByTime:
 
     def _wait(self) -> bool:
         """Let time pass until a round can begin; gives whether any passed."""
-        before = self._now()
+        earlier = self._moment()
         if self._times.is_idle(self._run.state.server_round):
             self._run.grid.wait(self._times.next_moment())
         elif self._times.is_in_seconds:
             self._run.grid.gather(self._times.next_moment())
-        return self._now() > before
+        return self._moment() > earlier
 
 
 class TasksStaggered(TasksByTime):
@@ -341,7 +341,7 @@ class TasksStaggered(TasksByTime):
         Tasks that are over end before clients are given the next work.
         """
         super().begin_step(work)
-        if not self._times.leaving(self._now()):
+        if not self._times.leaving(self._moment()):
             return
         run = self._run
         # The loop's present model is known from its messages alone.

@@ -51,6 +51,6 @@ class RunState:
         Clients of other make may not say.
         """
         for record in answers:
-            needed = record.get(MEMORY)
-            if isinstance(needed, int | float):
-                self.client_memory = max(self.client_memory, float(needed))
+            memory = record.get(MEMORY)
+            if isinstance(memory, int | float):
+                self.client_memory = max(self.client_memory, float(memory))

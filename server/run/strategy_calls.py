@@ -14,8 +14,8 @@ from fedknow.protocols.messages import Arrays
 from fedknow.protocols.plugins import PASSED_ON, explain
 from fedknow.protocols.seeds import integer
 from fedknow.server.checks.faults import NothingAggregatedError, RunError
+from fedknow.server.run.disk import is_disk_full
 from fedknow.server.run.events import Warned
-from fedknow.server.run.folder import is_disk_full
 from fedknow.server.run.incidents import Incidents
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.recorder import Recorder
@@ -120,16 +120,16 @@ class StrategyCalls:
                 self._heard_before.add(text)
                 self._warn(task, round, f"strategy {self.name}: {text}")
 
-    def note_nothing(self, task: int, round: int, what: str) -> None:
+    def note_nothing(self, task: int, round: int, outcome: str) -> None:
         """Record that a round left the model alone, with Flower's reason."""
         because = f": {'; '.join(self._heard)}" if self._heard else ""
         self._warn(
             task,
             round,
-            f"strategy {what}{because}; the global model stays as it is",
+            f"strategy {outcome}{because}; the global model stays as it is",
         )
 
-    def refuse_standstill(self, when: str) -> None:
+    def refuse_standstill(self, moment: str) -> None:
         """Stop a run whose strategy has never aggregated anything.
 
         Its results would be those of the initial model, and look like any others.
@@ -144,7 +144,7 @@ class StrategyCalls:
         deadline = self._config.fleet.deadline
         more_time = f", raise fleet.deadline = {deadline:g}" if deadline else ""
         raise NothingAggregatedError(
-            f"strategy {self.name} has aggregated nothing {when}{because}, so the "
+            f"strategy {self.name} has aggregated nothing {moment}{because}, so the "
             f"global model is still the initial one; change the strategy's settings{more_time} or "
             "the number of clients, and start again with another --out"
         )

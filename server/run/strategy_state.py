@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,15 @@ def _freeze(value: Any) -> Any:
         or isinstance(value, torch.Tensor)
     ):
         return value
+    # The order matters: NumPy's numbers and texts are Python's too.
+    for freeze in (_freeze_numbers, _freeze_container, _freeze_record, _freeze_random):
+        frozen = freeze(value)
+        if frozen is not None:
+            return frozen
+    raise _CannotFreeze(f"a {type(value).__name__}")
+
+
+def _freeze_numbers(value: Any) -> Any:
     match value:
         case np.generic():
             return {"is": "scalar", "value": _freeze(np.asarray(value))}
@@ -87,18 +96,34 @@ def _freeze(value: Any) -> Any:
             return value
         case bytes():
             return {"is": "bytes", "value": np.frombuffer(value, np.uint8)}
+    return None
+
+
+def _freeze_container(value: Any) -> Any:
+    match value:
         case list():
             return [_freeze(item) for item in value]
+        # A named tuple, or a dictionary of a type of its own, would not come back as one.
         case tuple() if type(value) is tuple:
             return {"is": "tuple", "items": [_freeze(item) for item in value]}
+        case dict() if type(value) is dict:
+            return {"is": "dict", "items": _items(value)}
+    return None
+
+
+def _freeze_record(value: Any) -> Any:
+    match value:
         case Array():
             return {"is": "array", "value": _freeze(value.numpy())}
         case ArrayRecord():
             return {"is": "ArrayRecord", "items": _items(to_arrays(value))}
         case MetricRecord() | ConfigRecord() | RecordDict():
             return {"is": type(value).__name__, "items": _items(value)}
-        case dict() if type(value) is dict:
-            return {"is": "dict", "items": _items(value)}
+    return None
+
+
+def _freeze_random(value: Any) -> Any:
+    match value:
         case np.random.Generator():
             return {
                 "is": "generator",
@@ -107,15 +132,11 @@ def _freeze(value: Any) -> Any:
             }
         case random.Random():
             return {"is": "random", "state": _freeze(value.getstate())}
-        case _:
-            raise _CannotFreeze(f"a {type(value).__name__}")
+    return None
 
 
 def _items(mapping: Mapping[Any, Any]) -> list[Any]:
     return [[_freeze(key), _freeze(value)] for key, value in mapping.items()]
-
-
-_RECORDS = {kind.__name__: kind for kind in (MetricRecord, ConfigRecord, RecordDict)}
 
 
 def _thaw(value: Any, current: Any) -> Any:
@@ -124,31 +145,39 @@ def _thaw(value: Any, current: Any) -> Any:
         return [_thaw(item, None) for item in value]
     if not isinstance(value, dict):
         return value
-    match value["is"]:
-        case "scalar":
-            return value["value"][()]
-        case "bytes":
-            return value["value"].tobytes()
-        case "tuple":
-            return tuple(_thaw(value["items"], None))
-        case "array":
-            return Array(value["value"])
-        case "dict":
-            return {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
-        case "ArrayRecord":
-            return to_record(dict(value["items"]))
-        case "generator":
-            bits = getattr(np.random, value["kind"])()
-            bits.state = _thaw(value["state"], None)
-            return np.random.Generator(bits)
-        case "random":
-            generator = random.Random()
-            generator.setstate(_thaw(value["state"], None))
-            return generator
-        case "strategy":
-            restore_strategy(current, value)
-            return current
-        case kind:
-            return _RECORDS[kind](
-                {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
-            )
+    if value["is"] == "strategy":
+        restore_strategy(current, value)
+        return current
+    return _THAWING[value["is"]](value)
+
+
+def _thaw_items(value: Mapping[str, Any]) -> dict[Any, Any]:
+    return {_thaw(key, None): _thaw(item, None) for key, item in value["items"]}
+
+
+def _thaw_generator(value: Mapping[str, Any]) -> np.random.Generator:
+    bits = getattr(np.random, value["kind"])()
+    bits.state = _thaw(value["state"], None)
+    return np.random.Generator(bits)
+
+
+def _thaw_random(value: Mapping[str, Any]) -> random.Random:
+    generator = random.Random()
+    generator.setstate(_thaw(value["state"], None))
+    return generator
+
+
+_THAWING: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "scalar": lambda value: value["value"][()],
+    "bytes": lambda value: value["value"].tobytes(),
+    "tuple": lambda value: tuple(_thaw(value["items"], None)),
+    "array": lambda value: Array(value["value"]),
+    "dict": _thaw_items,
+    "ArrayRecord": lambda value: to_record(dict(value["items"])),
+    "MetricRecord": lambda value: MetricRecord(_thaw_items(value)),
+    "ConfigRecord": lambda value: ConfigRecord(_thaw_items(value)),
+    "RecordDict": lambda value: RecordDict(_thaw_items(value)),
+    "generator": _thaw_generator,
+    "random": _thaw_random,
+}
+"""How each type that :func:`_freeze` names is made again."""

@@ -125,28 +125,28 @@ class TaskTimes:
             by_task.setdefault(int(self.tasks[client]), []).append(client)
         return dict(sorted(by_task.items()))
 
-    def leave(self, clients: Sequence[int], done: int) -> None:
+    def leave(self, clients: Sequence[int], rounds_done: int) -> None:
         """Move clients on to their next tasks.
 
         Parameters
         ----------
         clients : sequence of int
-        done : int
+        rounds_done : int
             Rounds that the server has done.
         """
         self.tasks[clients] += 1
-        self.since[clients] = done
+        self.since[clients] = rounds_done
         self.before[clients] = self.steps
 
     def next_moment(self) -> float:
         """Give the next moment at which a task is over for somebody."""
         return float(self._until().min())
 
-    def is_idle(self, done: int) -> bool:
+    def is_idle(self, rounds_done: int) -> bool:
         """Say whether all have had their task's rounds, and a wait is due."""
-        return self.is_in_seconds and self._missing(done) <= 0
+        return self.is_in_seconds and self._missing(rounds_done) <= 0
 
-    def span(self, done: int) -> tuple[int, float]:
+    def span(self, rounds_done: int) -> tuple[int, float]:
         """Say how long the server's task goes on at most.
 
         All clients must be where they belong.
@@ -161,12 +161,12 @@ class TaskTimes:
         """
         end = float(self.ends[:, self.task].max())
         if self.is_in_seconds:
-            return self._missing(done), end
-        return int(end) - done, np.inf
+            return self._missing(rounds_done), end
+        return int(end) - rounds_done, np.inf
 
-    def _missing(self, done: int) -> int:
+    def _missing(self, rounds_done: int) -> int:
         """Count the rounds until everybody has had those of its task."""
-        return int((self.since + self.rounds - done).max())
+        return int((self.since + self.rounds - rounds_done).max())
 
     def _until(self) -> NDArray[np.float64]:
         """Give the end of each client's present task; infinity without one."""
@@ -196,17 +196,17 @@ class TaskTimes:
 
         What is shared by clients that are equally far is shared still.
         """
-        made: dict[tuple[int, int, int], RecordDict] = {}
+        contents: dict[tuple[int, int, int], RecordDict] = {}
         # An id is unique only as long as its object lives, so the originals are kept.
         originals: list[RecordDict] = []
         for message in messages:
             content = message.content
             task, round = self.position(client_of(message.metadata.dst_node_id))
             key = (id(content), task, round)
-            if key not in made:
-                made[key] = _at(content, task, round)
+            if key not in contents:
+                contents[key] = _at(content, task, round)
                 originals.append(content)
-            message.content = made[key]
+            message.content = contents[key]
 
 
 def _lags(data: DataConfig, is_in_seconds: bool) -> NDArray[np.float64]:

@@ -9,7 +9,8 @@ import pytest
 
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.server.checks.faults import RunError
-from fedknow.server.run.folder import RunFolder, running_out_of_disk
+from fedknow.server.run.disk import running_out_of_disk
+from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.integrity import FolderDamaged
 
 CONFIG = read_config({"data": {"clients": 2, "tasks": 3}, "train": {"rounds": 2}})
