@@ -25,6 +25,7 @@ from fedknow.client.state import State, StateStore
 from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.files import write_atomic
+from fedknow.protocols.texts import counted
 from fedknow.server.reports.run_plots import RUN_PLOTS
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint
@@ -315,9 +316,10 @@ class Run:
         return load_file(path)
 
     def _state(self, client: int, checkpoint: Checkpoint) -> State:
-        if not 0 <= client < self.config.data.clients:
+        clients = self.config.data.clients
+        if not 0 <= client < clients:
             raise ConfigError(
-                f"client = {client}: the run has {self.config.data.clients} clients, from 0"
+                f"client = {client}: the run has {counted(clients, 'client')}, from 0"
             )
         store = StateStore(self._folder.clients, 0, durable=False)
         return store.load(client, checkpoint.versions.get(client, 0))

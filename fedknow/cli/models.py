@@ -14,6 +14,7 @@ from rich.markup import escape
 from fedknow.cli.errors import explained
 from fedknow.cli.output import out
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.texts import counted
 
 if TYPE_CHECKING:
     from fedknow.api.deployed import DeployedModel
@@ -105,7 +106,8 @@ def evaluate(
                 f"named as the classes: {', '.join(model.class_names[:10])}"
             )
         scores = model.evaluate(samples.x, samples.y, _labels(classes))
-        out.print(f"accuracy {100 * scores.accuracy:.2f} % of {scores.samples} samples")
+        count = counted(scores.samples, "sample")
+        out.print(f"accuracy {100 * scores.accuracy:.2f} % of {count}")
         for label, row in enumerate(scores.confusion):
             if row.sum():
                 share = 100 * row[label] / row.sum()

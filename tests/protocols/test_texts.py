@@ -23,10 +23,10 @@ ALWAYS_SEVERAL = {
     "client/models/__init__.py: count",  # too many to fit
     "client/data/parquet.py: column",  # it runs from one number to another
     "protocols/values.py: value.bit_length()",  # hundreds
-    "strategies/population.py: needed",  # three at least
-    "server/run/schedule.py: arrival",  # a setting's name
-    "server/run/experiment.py: clients",  # the client has words of its own
-    "server/reports/page.py: len(groups)",  # only above MOST_NAMED
+    "strategies/population.py: minimum",  # three at least
+    "server/run/task_times.py: setting",  # a setting's name
+    "server/run/incidents.py: clients",  # the client has words of its own
+    "server/reports/page.py: len(labels)",  # only above MOST_NAMED
     "server/reports/tables.py: len(events)",  # only above one
     "simulations/engine/batches.py: job.deaths",  # only from DEATHS on
 }
