@@ -7,6 +7,7 @@ with A-GEM", ICLR 2019, arXiv 1812.00420.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -15,10 +16,7 @@ from torch import Tensor, nn
 
 from fedknow.client.compute import cost
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.learner import (
-    Batch,
-    Round,
-)
+from fedknow.client.learners.frames.learner import Batch, Round
 from fedknow.client.learners.frames.projection import integrate, integrate_one
 from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay
 from fedknow.protocols.config import TrainConfig
@@ -63,11 +61,11 @@ class _Projecting(Rehearsal):
         self._steps = self._violated = 0
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
-        """The gradient of the batch, turned where it would hurt the memory."""
+        """Leave the batch's gradient, projected where it would hurt the memory."""
         report = super().gradient(batch)
         if self.past is not None:
             g = torch.cat([_or_zero(p.grad, p) for p in self._parameters])
-            self._set_gradient(self._turned(g, self.past))
+            self._set_gradient(self._project(g, self.past))
             self._steps += 1
         return report
 
@@ -75,8 +73,9 @@ class _Projecting(Rehearsal):
         """``violated``: mean number of constraints that a gradient violated."""
         return {"violated": self._violated / max(1, self._steps)}
 
-    def _turned(self, g: Tensor, past: Replay) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _project(self, g: Tensor, memory: Replay) -> Tensor:
+        """Project a gradient, float [p], so that it does not hurt the memory."""
 
     def _gradient_of(self, replay: Replay) -> Tensor:
         """Gradient of the mean loss on samples of the memory, float [p].
@@ -95,9 +94,8 @@ class _Projecting(Rehearsal):
         for part, parameter in zip(
             torch.split(g, self._sizes), self._parameters, strict=True
         ):
-            if (
-                parameter.grad is not None or part.any()
-            ):  # with a gradient of zeros, weight decay would move it
+            # With a gradient of zeros, weight decay would move a parameter that has none.
+            if parameter.grad is not None or part.any():
                 parameter.grad = part.view(parameter.shape)
 
 
@@ -136,26 +134,23 @@ class Gem(_Projecting):
         """Lay out each past task's memory."""
         super().begin(task, round)
         stored = [
-            self.memory.of(past, task, self.head.out_features)
-            for past in sorted(self.memory.tasks)
+            self.memory.of(number, task, self.head.out_features)
+            for number in sorted(self.memory.tasks)
         ]
         self._tasks = [
             Replay(self.images(replay.x), replay.y, replay.head) for replay in stored
         ]
 
-    def _turned(self, g: Tensor, past: Replay) -> Tensor:
+    def _project(self, g: Tensor, memory: Replay) -> Tensor:
         memories = torch.stack([self._gradient_of(replay) for replay in self._tasks])
         with cost.declared():
             result = integrate(g, memories)
-            cost.add(
-                result.flops, 3 * g.nbytes
-            )  # g', what was added to g, and the margin
+            # Memory of g', of what was added to g, and of the margin.
+            cost.add(result.flops, 3 * g.nbytes)
             self._violated += result.violated
-            return (
-                result.gradient + self.settings.margin * memories.sum(0)
-                if result.violated
-                else g
-            )
+            if not result.violated:
+                return g
+            return result.gradient + self.settings.margin * memories.sum(0)
 
 
 class AGem(_Projecting):
@@ -185,12 +180,11 @@ class AGem(_Projecting):
         """Stored samples behind a reference gradient, if there are as many."""
         return max(self.settings.memory_batch, self.needed)
 
-    def _turned(self, g: Tensor, past: Replay) -> Tensor:
-        reference = self._gradient_of(self.draw(past, self._drawn))
+    def _project(self, g: Tensor, memory: Replay) -> Tensor:
+        reference = self._gradient_of(self.draw(memory, self._drawn))
         with cost.declared():
-            turned = integrate_one(g, reference)
-            cost.add(
-                4 * g.numel(), 2 * g.nbytes
-            )  # two products; g' and what was added to g
-        self._violated += turned is not g
-        return turned
+            projected = integrate_one(g, reference)
+            # Two products of vectors; memory of g' and of what was added to g.
+            cost.add(4 * g.numel(), 2 * g.nbytes)
+        self._violated += projected is not g
+        return projected

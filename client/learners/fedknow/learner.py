@@ -14,37 +14,20 @@ Task Knowledge Integration at Edge", ICDE 2023, arXiv 2212.01738. In three parts
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
-
-from torch import nn
+from typing import ClassVar
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.fedknow.checks import check_model
-from fedknow.client.learners.fedknow.counts import RoundCounts
-from fedknow.client.learners.fedknow.flat import GradientBuffer
-from fedknow.client.learners.fedknow.gradients import Student, current_gradient
-from fedknow.client.learners.fedknow.integrator import integrator_for
+from fedknow.client.learners.fedknow.frame import KnowledgeClient
+from fedknow.client.learners.fedknow.gradients import current_gradient
 from fedknow.client.learners.fedknow.knowledge import FineTuning, extract
-from fedknow.client.learners.fedknow.negative_transfer import NegativeTransferGuard
-from fedknow.client.learners.fedknow.restorer import Restorer
-from fedknow.client.learners.fedknow.selection import SignatureSelection
 from fedknow.client.learners.fedknow.settings import SEARCH, FedKnowSettings
-from fedknow.client.learners.fedknow.traits import BodyTraits
-from fedknow.client.learners.frames.learner import (
-    Batch,
-    Learner,
-    Round,
-    State,
-    Tensors,
-)
-from fedknow.protocols.config import TrainConfig
+from fedknow.client.learners.frames.learner import Batch, Round
 
 __all__ = ["FedKnow"]
 
 
-class FedKnow(Learner):
+class FedKnow(KnowledgeClient):
     """Signature task knowledge, extracted, restored, integrated (ICDE 2023).
 
     Integration follows the paper's Eq. (3) to (5), but by default with multipliers of at least
@@ -61,68 +44,7 @@ class FedKnow(Learner):
     """
 
     Settings = FedKnowSettings
-    settings: FedKnowSettings
     search: ClassVar[Mapping[str, Sequence[float | str]]] = SEARCH
-
-    def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings
-    ) -> None:
-        super().__init__(model, train, settings)
-        check_model(self.body, self.head, settings)
-        # Teachers, extraction and the model before aggregation work in this copy, one at a time.
-        self._scratch = copy.deepcopy(model)
-        scratch_body = cast(nn.Module, self._scratch.body)
-        traits = BodyTraits(self.body, scratch_body, train.precision)
-        self._student = Student(
-            self.body, self.head, self.autocast, traits, GradientBuffer()
-        )
-        self._restorer = Restorer(settings, scratch_body, self.autocast)
-        self._selection = SignatureSelection(settings)
-        self._integrator = integrator_for(settings)
-        self._guard = NegativeTransferGuard(settings, self._student, self._scratch)
-
-    def load_own_state(self, state: State) -> None:
-        """Take over the knowledge of past tasks and what is known of this one."""
-        self._local: Tensors = dict(state.get("local", {}))
-        self._restorer.load_state(state)
-        self._selection.load(state.get("signature", []))
-        self._integrator.load(state.get("multipliers", {}))
-        self._guard.reset()
-        self._counts = RoundCounts()
-
-    def own_state(self) -> State:
-        """Give the knowledge of past tasks and what is known of this one."""
-        return self._restorer.state() | {
-            "local": self._local,
-            "signature": self._selection.signature,
-            "multipliers": self._integrator.state(),
-        }
-
-    @property
-    def epochs(self) -> int:
-        """Local epochs, and the extra one where a setting asks for it."""
-        return self.train.epochs + self._guard.extra_epochs
-
-    def begin(self, task: TaskData, round: Round) -> None:
-        """Choose candidates among past tasks, and have their teachers answer."""
-        super().begin(task, round)
-        self._counts = RoundCounts()
-        if self._restorer.knowledge:
-            self._student.traits.trace(self.images(task.train.x[:2]))
-        if self._restorer.begin(task.task, len(task.train.y)):
-            self._integrator.load({})
-        is_used = self._integrator.uses_knowledge
-        tasks = self._restorer.tasks_before(task.task) if is_used else []
-        self._selection.begin(tasks, round.seed)
-        self._restorer.ask(self._selection.candidates, task.train.x, self.images)
-        if self._guard.begin(has_trained=bool(self._local)):
-            self._load_own_model()
-            self._scratch.eval()
-
-    def begin_epoch(self, epoch: int) -> None:
-        """See :meth:`Learner.begin_epoch`."""
-        self._guard.begin_epoch(epoch)
-        self._look_ahead()
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Leave the head's plain gradient, and the body's integrated one."""
@@ -143,31 +65,11 @@ class FedKnow(Learner):
         gradient.put(result.gradient)
         return gradient.report
 
-    def step(self) -> None:
-        """Move the parameters, and see which kind of step comes next."""
-        super().step()
-        self._look_ahead()
-
-    def _look_ahead(self) -> None:
-        """Note the slices that the next step restores: its cost depends on them."""
-        is_plain = (self._counts.batches + 1) % self.settings.every != 0
-        tasks = [] if self._guard.is_active or is_plain else self._selection.tasks
-        self._slices = [self._restorer.knowledge[task].classes for task in tasks]
-
-    def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
-        """Keep the model last trained here, where a setting needs it."""
-        is_local = self.settings.extract_from == "local"
-        if is_local or self.settings.post_aggregation != "off":
-            self._local = self.send()
-        return {}
-
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Extract the task's signature knowledge."""
         super().end_task(task, round)
-        if self.settings.extract_from == "local":
-            self._load_own_model()
-        else:
-            self._scratch.load_state_dict(self.model.state_dict())
+        is_local = self.settings.extract_from == "local"
+        self._fill_scratch(self._local if is_local else {})
         samples = Split(self.images(task.train.x), task.train.y)
         tuning = FineTuning(
             self.settings.finetune_epochs,
@@ -183,11 +85,3 @@ class FedKnow(Learner):
         self._restorer.forget_answers()
         self._local = {}
         return {"knowledge-bytes": float(self._restorer.nbytes)}
-
-    def counts(self) -> dict[str, float]:
-        """Give the means over the round's integrated steps."""
-        return self._counts.means() | {"opposed": self._guard.opposed}
-
-    def _load_own_model(self) -> None:
-        """Put the model that this client last trained into the scratch model."""
-        self._scratch.load_state_dict(self.model.state_dict() | self._local)
