@@ -1,5 +1,7 @@
-"""What a real client has done since the server's last checkpoint, on disk: nothing is lost,
-nothing is done twice."""
+"""What a real client has done since the server's last checkpoint.
+
+It lies on disk, so that nothing is lost and nothing is done twice.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,9 @@ _ANSWERS = 8
 
 
 def key_of(work: Parcel) -> str:
-    """What tells work from other work: the same work from the same state has the same key, whoever
-    sends it, and when.
+    """Give what tells work from other work.
+
+    The same work from the same state has the same key, whoever sends it, and when.
 
     A server that was killed and resumed asks again for what its last run asked for, under other
     message ids. The header says all about the work but its tensors' bytes, and these it gives
@@ -89,19 +92,22 @@ class Journal:
         return self._mark()[1]
 
     def begin(self, run: str, node: int) -> None:
-        """A run's work for a node follows: what belongs to another run or node is deleted."""
-        before = self._mark()
-        if before == (run, node):
+        """Make ready for a run's work for a node.
+
+        What belongs to another run or node is deleted.
+        """
+        mark = self._mark()
+        if mark == (run, node):
             return
-        if before[0]:
+        if mark[0]:
             log.info(
                 "another run, or another client: what was kept of the one before is deleted"
             )
         shutil.rmtree(self._answers, ignore_errors=True)
         self.store.retain(None, ())
-        mark = f"{node} {run}"
+        text = f"{node} {run}"
         write_atomic(
-            self.folder / "run", f"x{zlib.crc32(mark.encode()):08x} {mark}".encode()
+            self.folder / "run", f"x{zlib.crc32(text.encode()):08x} {text}".encode()
         )
 
     def _mark(self) -> tuple[str, int]:
@@ -119,31 +125,39 @@ class Journal:
         except FileNotFoundError:
             return "", 0
         # Earlier versions wrote no checksum, so their files began with a digit.
-        found = re.fullmatch(rb"(?:x([0-9a-f]{8}) )?(([0-9]+) ([^ ]+))", mark)
-        if found is None or (found[1] and zlib.crc32(found[2]) != int(found[1], 16)):
+        match = re.fullmatch(rb"(?:x([0-9a-f]{8}) )?(([0-9]+) ([^ ]+))", mark)
+        if match is None or (match[1] and zlib.crc32(match[2]) != int(match[1], 16)):
             raise ConfigError(
                 f"--state {self.folder}: the file `run` in it is damaged; remove the folder and have the server begin "
                 "this client anew: fedknow forget RUN --client N, there"
             )
-        return found[4].decode(), int(found[3])
+        return match[4].decode(), int(match[3])
 
     def commit(self, client: int, version: int, committed: int) -> None:
-        """Work comes that starts from a version: delete what no server will ask for any more.
+        """Delete what no server will ask for, as work from a version comes.
 
         Raises
         ------
         StateError
             If a file cannot be deleted.
         """
-        here = self._answers / f"{committed:x}"
-        for other in self._answers.glob("*"):
-            if other != here:
-                shutil.rmtree(other, ignore_errors=True)
-        after = {int(path.name.partition("-")[2], 16) for path in self._kept(committed)}
-        self.store.retain(client, {version, committed} | after)
+        current = self._answers / f"{committed:x}"
+        for folder in self._answers.glob("*"):
+            if folder != current:
+                shutil.rmtree(folder, ignore_errors=True)
+        answered = {
+            int(path.name.partition("-")[2], 16) for path in self._files(committed)
+        }
+        self.store.retain(client, {version, committed} | answered)
 
     def find(self, key: str, committed: int) -> tuple[Message, int] | None:
-        """The answer to work that was done already, and the version of the state after it."""
+        """Find the answer to work that was done already.
+
+        Returns
+        -------
+        tuple, optional
+            The answer, and the version of the state after it.
+        """
         for path in (self._answers / f"{committed:x}").glob(f"{key}-*"):
             try:
                 parcel = _read(path.read_bytes())
@@ -151,16 +165,18 @@ class Journal:
                 if path.name != f"{answer.reply_to}-{parcel.version:x}":
                     raise OSError("it is the answer to other work")
                 return answer, parcel.version
-            except (
-                WireError,
-                OSError,
-            ) as error:  # it was not synced; made again from the state, which was
+            except (WireError, OSError) as error:
+                # It was not synced. It is made again from the state, which was.
                 log.info("%s: %s; the work is done again", path.name, error)
                 path.unlink(missing_ok=True)
         return None
 
-    def keep(self, key: str, committed: int, answer: Packed, version: int) -> None:
-        """Keep an answer, until the next checkpoint or until there are many newer ones.
+    def keep_answer(
+        self, key: str, committed: int, answer: Packed, version: int
+    ) -> None:
+        """Keep an answer for a while.
+
+        It goes with the next checkpoint, or when there are many newer ones.
 
         Raises
         ------
@@ -184,7 +200,7 @@ class Journal:
                 f"{target}: the answer cannot be written: {error.strerror or error}"
             ) from error
         for old in sorted(
-            self._kept(committed), key=lambda path: path.stat().st_mtime_ns
+            self._files(committed), key=lambda path: path.stat().st_mtime_ns
         )[:-_ANSWERS]:
             old.unlink()
 
@@ -196,7 +212,7 @@ class Journal:
     def _answers(self) -> Path:
         return self.folder / "answers"
 
-    def _kept(self, committed: int) -> Iterator[Path]:
+    def _files(self, committed: int) -> Iterator[Path]:
         folder = self._answers / f"{committed:x}"
         return (path for path in folder.glob("*-*") if path.suffix != ".tmp")
 

@@ -248,7 +248,7 @@ def status(
     """
     with explained(None):
         # Imported late, so that the command line starts fast and on an edge box.
-        from fedknow.client.edge.client import fetch_status
+        from fedknow.client.edge.status import fetch_status
 
         check_address(server, tls, insecure)
         typer.echo(json.dumps(json.loads(fetch_status(server, tls)), indent=1))
@@ -294,7 +294,7 @@ def _end_at_once(edge: EdgeClient) -> Iterator[None]:
     try:
         yield
     except typer.Exit as end:
-        if edge.busy:
+        if edge.is_busy:
             # An ordinary exit would wait for the thread that trains.
             sys.stderr.flush()
             os._exit(end.exit_code)

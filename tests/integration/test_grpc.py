@@ -20,7 +20,7 @@ import grpc
 import numpy as np
 import pytest
 
-from fedknow.client.edge.client import fetch_status
+from fedknow.client.edge.status import fetch_status
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import Message, Metrics, node_of
 from fedknow.protocols.wire import JOIN, PROTOCOL, Frame, hello, pack, parse, refused

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from fedknow.client.edge.client import EdgeError
+from fedknow.client.edge.errors import EdgeError
 from fedknow.client.state import StateError, StateLost
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.errors import FAILED, REFUSED, FedknowError

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from fedknow.client.edge import client as edge
-from fedknow.client.edge.client import EdgeClient, EdgeError, fetch_status
+from fedknow.client.edge import session
+from fedknow.client.edge.client import EdgeClient
+from fedknow.client.edge.errors import EdgeError
+from fedknow.client.edge.status import fetch_status
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.messages import TRAIN, Arrays, Config, Message, Metrics, node_of
 from fedknow.protocols.wire import (
@@ -316,9 +319,9 @@ def test_newer_work_takes_the_place_of_older(grid, client):
     one = client(it, node)
     assert it.exchange(work(0, round=1)) == []
     assert it.exchange(work(0, round=2)) == []
-    older = one.client._job
+    older = one.client.desk.job
     wait = exchange(it, work(0, round=3))
-    while one.client._job is older:  # until the newest is there
+    while one.client.desk.job is older:  # until the newest is there
         pass
     node.gate.set()
     replies = wait()
@@ -329,7 +332,7 @@ def test_newer_work_takes_the_place_of_older(grid, client):
 
 
 def test_heartbeats_go_on_while_it_trains(grid, client, monkeypatch):
-    monkeypatch.setattr(edge, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(session, "HEARTBEAT_SECONDS", 0.02)
     it = grid()
     node = Counter()
     node.gate.clear()

@@ -59,7 +59,7 @@ def test_the_same_work_has_the_same_key_whoever_sends_it():
 
 
 def test_answers_are_found_again_by_another_process(journal, tmp_path):
-    journal.keep("k1", 5, pack(answer()), 9)
+    journal.keep_answer("k1", 5, pack(answer()), 9)
     assert journal.find("k1", 4) is None
     assert journal.find("k2", 5) is None
     journal.close()
@@ -75,7 +75,7 @@ def test_answers_are_found_again_by_another_process(journal, tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"\0", slice(0, 1000), slice(0, -1), "bit"])
 def test_a_damaged_answer_is_none(journal, damage):
-    journal.keep("k1", 5, pack(answer()), 9)
+    journal.keep_answer("k1", 5, pack(answer()), 9)
     (path,) = journal.folder.glob("answers/5/k1-9")
     data = path.read_bytes()
     if damage == "bit":
@@ -88,8 +88,8 @@ def test_a_damaged_answer_is_none(journal, damage):
 
 def test_all_from_the_committed_version_on_is_kept_and_the_rest_deleted(journal):
     save(journal, 1, 2, 3, 4)
-    journal.keep("k1", 1, pack(answer()), 2)
-    journal.keep("k2", 1, pack(answer()), 3)
+    journal.keep_answer("k1", 1, pack(answer()), 2)
+    journal.keep_answer("k2", 1, pack(answer()), 3)
     journal.commit(0, 3, 1)
     assert states(journal) == [1, 2, 3]  # 4 is nothing's
     journal.commit(0, 1, 1)  # the server was killed, and resumed from its checkpoint
@@ -102,7 +102,7 @@ def test_all_from_the_committed_version_on_is_kept_and_the_rest_deleted(journal)
 
 def test_old_answers_make_room(journal):
     for number in range(12):
-        journal.keep(f"k{number}", 1, pack(answer()), number + 1)
+        journal.keep_answer(f"k{number}", 1, pack(answer()), number + 1)
     assert len(list(journal.folder.glob("answers/1/*"))) == 8
     assert journal.find("k11", 1)[1] == 12
 
@@ -110,7 +110,7 @@ def test_old_answers_make_room(journal):
 def test_another_run_or_another_node_begins_anew(journal):
     for run, node in (("other", 2), ("other", 3)):
         save(journal, 1)
-        journal.keep("k", 1, pack(answer()), 1)
+        journal.keep_answer("k", 1, pack(answer()), 1)
         journal.begin(run, node)
         assert states(journal) == []
         assert journal.find("k", 1) is None
@@ -152,11 +152,11 @@ def test_the_mark_of_an_earlier_version_is_read(journal):
 
 
 def test_an_answer_in_anothers_place_is_none(journal):
-    journal.keep("k1", 5, pack(answer()), 9)
-    journal.keep("k2", 5, pack(answer(2.0)), 9)
+    journal.keep_answer("k1", 5, pack(answer()), 9)
+    journal.keep_answer("k2", 5, pack(answer(2.0)), 9)
     kept = journal.folder / "answers" / "5"
     (kept / "k2-9").rename(kept / "k1-9")
     assert journal.find("k1", 5) is None
-    journal.keep("k1", 5, pack(answer()), 9)
+    journal.keep_answer("k1", 5, pack(answer()), 9)
     (kept / "k1-9").rename(kept / "k1-a")
     assert journal.find("k1", 5) is None

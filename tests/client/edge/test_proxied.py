@@ -7,7 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from fedknow.client.edge.client import EdgeClient, EdgeError, fetch_status
+from fedknow.client.edge.client import EdgeClient
+from fedknow.client.edge.errors import EdgeError
+from fedknow.client.edge.status import fetch_status
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import TRAIN, Arrays, Config, Message, Metrics, node_of
 from fedknow.protocols.security import TlsError, TlsFault, handshake, server_credentials

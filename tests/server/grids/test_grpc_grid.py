@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedknow.client.edge.client import fetch_status
+from fedknow.client.edge.status import fetch_status
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.flower import from_flower, to_flower
 from fedknow.protocols.messages import (

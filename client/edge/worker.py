@@ -1,0 +1,180 @@
+"""The worker of a client: all that is done in its thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fedknow.client.edge.desk import Desk, Job, Result
+from fedknow.client.edge.journal import Journal
+from fedknow.client.host import Answerer, Host, one_thread
+from fedknow.client.learners import learner_class
+from fedknow.client.state import StateError
+from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
+from fedknow.protocols.texts import counted
+from fedknow.protocols.transport import CHUNK_BYTES
+from fedknow.protocols.wire import Encoding, Parcel, WireError, pack, unpack
+from fedknow.protocols.work import ROUND, TASK
+
+__all__ = ["NodeFactory", "Worker"]
+
+log = logging.getLogger(__name__)
+
+NodeFactory = Callable[[ExperimentConfig], Answerer]
+"""Makes what answers messages, once the server has said what the experiment is."""
+
+
+class Worker:
+    """Does a client's work, and keeps its states and answers.
+
+    Parameters
+    ----------
+    desk : Desk
+        Its last answer is forgotten when another run begins.
+    journal : Journal
+        The client's own folder.
+    make_node : callable
+        Makes what answers.
+    device : str, optional
+        What the client computes on, whatever the experiment says.
+    keep_after : float
+        Seconds of work from which on an answer is kept on disk.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        journal: Journal,
+        make_node: NodeFactory,
+        device: str | None,
+        keep_after: float,
+    ) -> None:
+        self._desk = desk
+        self._journal = journal
+        self._make_node = make_node
+        self._device = device
+        self._keep_after = keep_after
+        self._host: Host | None = None
+        self._encoding = Encoding.DENSE
+        self._prepared: tuple[str, str] | None = None
+
+    def prepare(self, config: str, run: str, node: int) -> None:
+        """Make ready for a run, before its first work.
+
+        Parameters
+        ----------
+        config : str
+            The experiment, as TOML.
+        run : str
+            The run's id.
+        node : int
+            The client's node id in it.
+
+        Raises
+        ------
+        ConfigError
+            If the experiment cannot be run here.
+        """
+        if self._prepared == (config, run):
+            return
+        self._journal.begin(run, node)
+        self._desk.result = None
+        experiment = read_config(_toml(config))
+        if self._device is not None:
+            experiment = experiment.on_device(self._device)
+        node_of_run = self._make_node(experiment)
+        self._host = Host(experiment, None, self._journal.store, node_of_run)
+        is_sparse = learner_class(experiment.learner.name).sparse
+        self._encoding = Encoding.SPARSE if is_sparse else Encoding.DENSE
+        self._prepared = config, run
+
+    def answer(self, job: Job) -> Result:
+        """Give the answer to work, from the journal if it was done before.
+
+        Raises
+        ------
+        WireError
+            If the work cannot be read.
+        """
+        started = time.perf_counter()
+        parcel = job.parcel
+        # The key takes the id's place: the same work asked for again gives the same version.
+        message = replace(unpack(parcel), id=job.key)
+        stored = self._journal.find(job.key, parcel.committed)
+        reply, version = stored or self._work(message, parcel)
+        try:
+            answer = pack(reply, self._encoding, chunk_bytes=CHUNK_BYTES)
+        except WireError as error:
+            reply = message.fail(CLIENT_FAILED, f"the answer cannot be sent: {error}")
+            version = parcel.version
+            answer = pack(reply)
+        seconds = time.perf_counter() - started
+        result = Result(
+            key=job.key,
+            asked_by=parcel.id,
+            answer=answer,
+            version=version,
+            work=replace(message, content={}),
+            old_version=parcel.version,
+            has_failed=reply.failure is not None,
+        )
+        is_new = stored is None and not result.has_failed
+        # What was done fast is as well done again.
+        if is_new and seconds >= self._keep_after:
+            self._store(result, parcel.committed)
+        size = len(parcel.header) + len(parcel.payload)
+        log.info(
+            "%s: %s in %.1f s, %s in, %s out%s",
+            _place(message),
+            message.kind,
+            seconds,
+            _size(size),
+            _size(answer.size),
+            "" if reply.failure is None else f"; failed: {reply.failure.reason}",
+        )
+        return result
+
+    def _store(self, result: Result, committed: int) -> None:
+        try:
+            self._journal.keep_answer(
+                result.key, committed, result.answer, result.version
+            )
+        except StateError as error:
+            # The answer is in memory still, and can be made again.
+            log.warning("%s", error)
+
+    def _work(self, message: Message, parcel: Parcel) -> tuple[Message, int]:
+        assert self._host is not None  # `prepare` comes before the first work
+        client = client_of(parcel.node)
+        try:
+            self._journal.commit(client, parcel.version, parcel.committed)
+            with one_thread():
+                return self._host.handle(message, parcel.version)
+        except StateError as error:
+            # The server decides what becomes of a client whose disk fails.
+            return message.fail(CLIENT_FAILED, str(error)), parcel.version
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"the server's configuration is not valid TOML: {error}"
+        ) from None
+
+
+def _place(message: Message) -> str:
+    """Say where in the experiment work belongs."""
+    config = message.config()
+    parts = [f"{key} {config[key]!r}" for key in (TASK, ROUND) if key in config]
+    return ", ".join(parts) or "work"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e4 else counted(size, "byte")
