@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedknow.client.capacity import FEWEST, clients_at_once
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.groups import Answer, Group
 from fedknow.client.learners.frames.learner import Learner, State
 from fedknow.client.tensors import as_tensors
-from fedknow.client.together import FEWEST, clients_at_once
 from fedknow.client.workbench import Workbench, failed
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import (

@@ -10,21 +10,16 @@ matrices may take its sums in another order.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
-from fedknow.client.compute.cost import Cost, Meter, module_bytes
+from fedknow.client.compute.cost import Cost
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.frames.hooks import Hooks
 from fedknow.client.learners.frames.learner import (
     Diverged,
     Learner,
@@ -35,26 +30,10 @@ from fedknow.client.learners.frames.learner import (
     widen,
 )
 from fedknow.client.learners.frames.round import StepKey, take_step
-from fedknow.protocols.config import ConfigError
 
-__all__ = ["FEWEST", "Start", "Trained", "clients_at_once", "fit_together", "price"]
+__all__ = ["Start", "Trained", "fit_together", "price"]
 
 _Moving = dict[str, nn.Parameter]
-# Measured by benchmarks/vmap_clients.py, on a processor; nothing was measured on a GPU, which
-# no small model fills:
-_MOST = 128
-"""More clients at once gain nothing,"""
-_BYTES = 8 * 2**20
-"""and nor do more stacked weights than a processor's cache holds."""
-_SMALL = 128 * 1024
-"""``auto``: multiply-adds a sample up to which clients at once win; of larger models one client
-fills a core."""
-FEWEST = 4
-"""Fewer clients are trained faster one by one."""
-_SHARE = 0.25
-"""Of a GPU's free memory, for weights and activations: the rest is for samples, and for whoever
-else computes there."""
-_DROPOUT = (nn.modules.dropout._DropoutNd,)
 
 
 @dataclass(frozen=True)
@@ -275,108 +254,6 @@ class _Schedule:
             "accuracy": float(right[last].sum()) / n,
             **self._learner.counts(),
         }
-
-
-def clients_at_once(
-    learner: Learner,
-    vectorize: Literal["off", "auto", "on"],
-    shape: tuple[int, int, int],
-) -> int:
-    """Tell how many clients :func:`fit_together` is to train at once.
-
-    It is 1 where they are to be trained one by one.
-
-    Parameters
-    ----------
-    learner : Learner
-        Of the clients.
-    vectorize : {"off", "auto", "on"}
-        ``engine.vectorize``. ``auto``: on a processor where it was measured to win, which is
-        for small models; on a GPU wherever it can be done.
-    shape : tuple of int
-        Of a sample: channels, height, width.
-
-    Raises
-    ------
-    ConfigError
-        If it is ``on`` and cannot be done, and why not.
-    """
-    if vectorize == "off":
-        return 1
-    if fault := _fault(learner, shape):
-        if vectorize == "auto":
-            return 1
-        raise ConfigError(
-            f"engine.vectorize = 'on': {fault}; set engine.vectorize = 'auto' or 'off'"
-        )
-    if learner.device.type != "cpu":
-        free, _ = torch.get_device_module(learner.device).mem_get_info(learner.device)
-        most = min(_MOST, int(_SHARE * free / _step_bytes(learner, shape)))
-        return most if most >= FEWEST else 1
-    if vectorize == "auto" and _multiply_adds(learner.model, shape) > _SMALL:
-        return 1
-    size = sum(parameter.numel() for parameter in learner.model.parameters())
-    return max(FEWEST, min(_MOST, _BYTES // (4 * size)))
-
-
-def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
-    """What stands against training clients of a learner at once."""
-    hooks = (*vars(Hooks), *vars(Learner))
-    own = [
-        name
-        for name in hooks
-        if name in learner.overridden and name != "__init__" and _is_hook(name)
-    ]
-    if own:
-        return f"{type(learner).__name__} trains in a way of its own ({', '.join(own)})"
-    model = learner.model
-    if any(isinstance(module, _DROPOUT) and module.p for module in model.modules()):
-        return "the model has dropout, whose masks would be others"
-    if odd := sorted(model.state_dict().keys() - dict(model.named_parameters()).keys()):
-        return f"the model has buffers or shared parameters ({', '.join(odd[:3])}), as BatchNorm has"
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return "the model has BatchNorm, which would see the samples that short batches are filled up with"
-    parameters = learner.trainable
-    stacked = {
-        name: parameter.detach().expand(2, *parameter.shape)
-        for name, parameter in parameters.items()
-    }
-    try:
-        torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
-            stacked, torch.zeros(2, 2, *shape, device=learner.device)
-        )
-    except Exception as error:  # a user's model may do anything
-        return f"torch.vmap cannot take the model: {str(error).strip().splitlines()[0]}"
-    return None
-
-
-def _is_hook(name: str) -> bool:
-    """Whether a name of a learner is a method or property.
-
-    Such a name says how the learner trains.
-    """
-    part = inspect.getattr_static(Learner, name)
-    return inspect.isfunction(part) or isinstance(part, property)
-
-
-def _multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Of one sample's forward pass."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *shape))
-    return int(counter.get_total_flops()) // 2
-
-
-def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
-    """Estimate the bytes that a client's step needs at most.
-
-    They are eight times its weights, and twice what its batch leaves for the backward pass. The
-    eight are the weights, gradients, an optimizer's two moments, FedProx's anchor, and copies
-    of those under way.
-    """
-    meter = Meter()
-    with meter.message(), meter.part():
-        learner.model(torch.zeros(2, *shape, device=learner.device))
-    return 8 * module_bytes(learner.model) + learner.train.batch_size * meter.cost.peak
 
 
 def _turned(stacked: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from fedknow.client.capacity import clients_at_once
 from fedknow.client.compute.device import find_device
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.host import Host
 from fedknow.client.learners import resolve
 from fedknow.client.state import StateStore
-from fedknow.client.together import clients_at_once
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.base import MessageGrid

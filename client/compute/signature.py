@@ -78,19 +78,17 @@ def describe(value: Any, depth: int = 0) -> Hashable:
         return _describe_module(value)
     if isinstance(value, int | float) or depth == DEPTH or isinstance(value, _OPAQUE):
         return kind
-    if isinstance(value, Mapping):
-        # Keys name parameters or number tasks: only how many there are matters.
-        return (kind, *_describe_all(value.values(), depth))
-    if isinstance(value, list | tuple):
-        return (kind, *_describe_all(value, depth))
-    if isinstance(value, AbstractSet):
-        return (kind, len(value))  # its order is not the same in all processes
     if isinstance(value, np.ndarray):
         return (value.shape, value.dtype)
     if callable(value):
         return _describe_callable(value, depth)
-    attributes = getattr(value, "__dict__", {})
-    return (kind, *_describe_all(attributes.values(), depth))
+    if isinstance(value, AbstractSet):
+        return (kind, len(value))  # its order is not the same in all processes
+    if isinstance(value, list | tuple):
+        return (kind, *_describe_all(value, depth))
+    # Keys name parameters or number tasks: only how many there are matters.
+    entries = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    return (kind, *_describe_all(entries.values(), depth))
 
 
 def describe_values(values: Iterable[tuple[str, object]]) -> Hashable:

@@ -51,6 +51,7 @@ from fedknow.client.learners.frames.rehearsal import (
     Rehearsal,
     Replay,
 )
+from fedknow.client.learners.frames.scoring import predict
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
 
@@ -292,7 +293,7 @@ class Co2L(Rehearsal):
 
     def _features(self, x: Tensor) -> Tensor:
         self.body.eval()
-        return self.predict(self.body, x)
+        return predict(self, self.body, x, 256)
 
     # --- the end of a task
     # ----------------------------------------------------------------------------------------

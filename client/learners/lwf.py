@@ -25,6 +25,7 @@ from fedknow.client.learners.frames.learner import (
     State,
     Tensors,
 )
+from fedknow.client.learners.frames.scoring import predict
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["Lwf", "LwfSettings", "distillation"]
@@ -126,7 +127,7 @@ class Lwf(Learner):
         if self.old:
             self._scratch.load_state_dict(self.model.state_dict() | self.old)
             self._scratch.eval()
-            self._answers = self.predict(self._scratch, task.train.x)
+            self._answers = predict(self, self._scratch, task.train.x, 256)
 
     def begin_epoch(self, epoch: int) -> None:
         """The first epochs of a task may be its warm-up."""

@@ -11,9 +11,9 @@ import torch
 from safetensors.numpy import load_file
 
 from fedknow.client import workbench
+from fedknow.client.capacity import clients_at_once
 from fedknow.client.compute.device import Border
 from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
-from fedknow.client.together import clients_at_once
 from fedknow.protocols.config import read_config
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate

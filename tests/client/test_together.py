@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedknow.client.capacity import clients_at_once
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.baselines import FedPer, FedRep, Finetune, Local
@@ -14,7 +15,7 @@ from fedknow.client.learners.frames.learner import (
     LearnerSettings,
     Round,
 )
-from fedknow.client.together import Start, clients_at_once, fit_together
+from fedknow.client.together import Start, fit_together
 from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 
 SHAPE = (1, 2, 2)

@@ -302,10 +302,6 @@ class Learner(Hooks, metaclass=_StartsFresh):
         """Score several test sets (:func:`~.scoring.score`)."""
         return scoring.score(self, splits, heads, batch_size)
 
-    def predict(self, predictor: Predictor, x: Tensor, batch_size: int = 256) -> Tensor:
-        """Answers without gradients (:func:`~.scoring.predict`)."""
-        return scoring.predict(self, predictor, x, batch_size)
-
     def counting(self, name: str) -> AbstractContextManager[None]:
         """Count a hook that a method has made anew.
 
@@ -327,10 +323,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits over the whole head, float32 [n, classes].
-
-        They are computed as ``train.precision`` asks for.
-        """
+        """Logits over the whole head, by ``train.precision``: float32 [n, c]."""
         with self.autocast():
             return widen(self.model(x))
 
@@ -348,11 +341,6 @@ class Learner(Hooks, metaclass=_StartsFresh):
             with self.meter.free():
                 self._smallest_batch = smallest_batch(self.model, self.images(x[:1]))
         return self._smallest_batch
-
-    @property
-    def needed(self) -> int:
-        """The fewest samples a batch may have, as far as it is known yet."""
-        return self._smallest_batch or 1
 
     @functools.cached_property
     def weight_bytes(self) -> int:

@@ -256,6 +256,11 @@ class Rehearsal(Learner):
             past = self.memory.all(task, self.head.out_features)
             self.past = Replay(self.images(past.x), past.y, past.head)
 
+    @property
+    def needed(self) -> int:
+        """The fewest samples a batch may have, as far as it is known yet."""
+        return self._smallest_batch or 1
+
     def draw(self, past: Replay, count: int) -> Replay:
         """At most ``count`` samples, uniformly at random without replacement."""
         index = torch.randperm(len(past), generator=self.draws)[:count].to(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fedknow.client.capacity import clients_at_once
 from fedknow.client.learners import (
     build_learner,
     check_samples,
@@ -24,7 +25,6 @@ from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.learners.frames.rehearsal import Replay, columns
 from fedknow.client.learners.joint import JointCentral
 from fedknow.client.models import SplitModel, build_model
-from fedknow.client.together import clients_at_once
 from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig, read_config
 from fedknow.simulations.simulate import simulate
 
