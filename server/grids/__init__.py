@@ -1,1 +1,1 @@
-"""How messages reach clients: in this process, over gRPC or through Flower."""
+"""Ways of messages to clients: this process, gRPC, Flower's own grid."""

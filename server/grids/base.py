@@ -1,4 +1,4 @@
-"""What all grids share: sending messages, counting them, and taking answers in."""
+"""The base of all grids: it sends messages and takes answers in."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ PLAIN = WaveOptions()
 
 
 class MessageGrid(Delivery):
-    """Sends messages to clients and takes their answers in; a subclass delivers them.
+    """A grid that sends messages and takes answers in.
 
-    Answers come back in the order of the node ids, whatever the order of arrival, so that sums
-    over them are the same from run to run. Strategies see a grid through
-    :class:`fedknow.server.grids.strategy_grid.StrategyGrid`. One grid at a time is in use in a
-    process (Flower keeps the identity of a run in class attributes).
+    A subclass delivers the messages. Answers come back in the order of the node ids, whatever
+    the order of arrival, so that sums over them are the same from run to run.
+
+    Strategies see a grid through :class:`fedknow.server.grids.strategy_grid.StrategyGrid`. One
+    grid at a time is in use in a process: Flower keeps the identity of a run in class
+    attributes.
 
     Parameters
     ----------
@@ -57,6 +59,7 @@ class MessageGrid(Delivery):
         self.traffic = Traffic()
         self._pushed: dict[str, Message] = {}
         self._sent = 0
+        # Flower's messages take the run's id from class attributes of Flower's.
         if run is None:
             run = empty_run()
             identify(run.run_id)
@@ -77,7 +80,7 @@ class MessageGrid(Delivery):
         messages : sequence of Message
             Work; the grid gives it ids of its own.
         options : WaveOptions
-            What the experiment wants of the wave.
+            The experiment's wishes for the wave.
         timeout : float, optional
             Seconds to wait; clients that did not answer by then are missing from the list.
 
@@ -108,15 +111,16 @@ class MessageGrid(Delivery):
         work, options, timeout
             See :meth:`exchange`.
         convert : callable
-            Makes of an answer what is to be kept of it, while other clients still work.
+            Makes of an answer the part to keep, while other clients still work.
 
         Returns
         -------
         list
-            What ``convert`` gave, ordered by node id, then as sent.
+            The converted answers, ordered by node id, then as sent.
         """
         self._give_out(work, options)
         replies: dict[str, T] = {}
+        # Closed at once after an error: clients that still work must not write states any more.
         with closing(self.perform(work, timeout, options)) as answers:
             for reply, version in answers:
                 checked = self._take_in(reply, version, options)
@@ -134,19 +138,19 @@ class MessageGrid(Delivery):
         return [message for message in work if message.id not in answered]
 
     def _give_out(self, work: Sequence[Message], options: WaveOptions) -> None:
-        """See that there is somebody to do the work, and count it."""
+        """Check that the nodes of some work exist, and count the work."""
         nodes = {message.node for message in work}
         strangers = sorted(nodes - {node_of(client) for client in range(self.clients)})
         if strangers:
-            raise ValueError(
-                f"no such nodes: {strangers}; they are {node_of(0)} to {node_of(self.clients - 1)}"
-            )
+            span = f"{node_of(0)} to {node_of(self.clients - 1)}"
+            raise ValueError(f"no such nodes: {strangers}; they are {span}")
         self.traffic.count_requests(work, options)
 
     def _take_in(self, reply: Message, version: int, options: WaveOptions) -> Message:
         """Count and check an answer; return it, or a failure in its place."""
         self.traffic.count_answer(reply, options)
         checked = options.inspect(reply) if options.inspect else reply
+        # A client whose answer is not used goes back to the state before it.
         if checked.failure is None:
             self.versions[client_of(reply.node)] = version
         elif reply.failure is None:
@@ -182,17 +186,17 @@ class MessageGrid(Delivery):
         options: WaveOptions = PLAIN,
         timeout: float | None = None,
     ) -> list[Message]:
-        """Collect the answers to pushed work that have arrived; wait for one if none has.
+        """Collect the answers to pushed work, and wait for one if need be.
 
         Parameters
         ----------
         ids : iterable of str
             Ids of pushed work; those pulled already or never pushed give nothing.
         options : WaveOptions
-            What the experiment wants of the work.
+            The experiment's wishes for the work.
         timeout : float, optional
-            Seconds of :attr:`clock_time` to wait for the first answer; by default as long as it
-            takes.
+            Seconds of :attr:`clock_time` to wait for the earliest answer; by default as long as
+            it takes.
 
         Returns
         -------
@@ -207,6 +211,7 @@ class MessageGrid(Delivery):
         for reply, version in self.collect_answers(work, timeout, options):
             request = self._pushed.pop(reply.reply_to)
             if reply.failure is not None and reply.failure.code == NO_ANSWER:
+                # Nothing came from the client, so there is nothing to count or to inspect.
                 if options.on_missed:
                     options.on_missed([request])
                 replies.append(reply)
@@ -217,7 +222,7 @@ class MessageGrid(Delivery):
     # --- for Flower's face
 
     def reserves(self, messages: Sequence[FlowerMessage]) -> Sequence[FlowerMessage]:
-        """Make messages to further clients, in case some that a strategy chose do not answer.
+        """Make messages to further clients, in case some do not answer.
 
         By default there are none. Where there are, a wave is over with as many good answers as
         the strategy asked for.

@@ -1,4 +1,4 @@
-"""Delivery: how messages reach clients, what time it takes, and which states clients have."""
+"""Delivery of messages: ways to clients, their time, clients' states."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from types import TracebackType
 from typing import Any, Self
 
 from fedknow.client.compute.heap import keep_freed
@@ -22,14 +21,14 @@ Answers = Generator[tuple[Message, int], None, None]
 
 
 class Delivery(ABC):
-    """How messages reach clients.
+    """A way on which messages reach clients.
 
     Parameters
     ----------
     clients : int
         Number of clients; their node ids are 2, 3, ...
     store : StateStore, optional
-        Where the states of clients lie, for :meth:`prune`; nothing is pruned without.
+        The place of clients' states, for :meth:`prune`; nothing is pruned without.
     versions : dict, optional
         The versions of clients' states, where another delivery keeps them too.
 
@@ -52,8 +51,8 @@ class Delivery(ABC):
         self.clients = clients
         self.store = store
         self.versions = {} if versions is None else versions
-        # A wave makes many small objects, and Python's collector would time and again walk
-        # through all that was there before it (modules, mostly): 0.1 s each time.
+        # A wave makes many small objects. Python's collector would walk through all older
+        # ones (modules, mostly) again and again: 0.1 s each time.
         gc.freeze()
         keep_freed()
 
@@ -65,8 +64,8 @@ class Delivery(ABC):
     ) -> Answers:
         """Have clients do the work, each from the state that ``versions`` says.
 
-        Work for one client is done in the order given, each piece from the state after the piece
-        before.
+        Work for one client is done in the order given. Each piece starts from the state after
+        the earlier one.
 
         Parameters
         ----------
@@ -75,7 +74,7 @@ class Delivery(ABC):
         timeout : float or None
             Seconds after which unanswered work is given up.
         options : WaveOptions
-            What the experiment wants of the wave.
+            The experiment's wishes for the wave.
 
         Yields
         ------
@@ -88,8 +87,8 @@ class Delivery(ABC):
     ) -> Answers:
         """Deliver work, and deliver it again to clients that begin anew.
 
-        A client whose state is lost goes back to none, as the server's versions say, so the same
-        happens on every grid.
+        A client whose state is lost goes back to none, as the server's versions say. So the
+        same happens on every grid.
 
         Parameters
         ----------
@@ -117,7 +116,9 @@ class Delivery(ABC):
     def must_begin_anew(
         self, reply: Message, version: int, options: WaveOptions
     ) -> bool:
-        """Return whether a client lost its state and may begin anew; if so, put it on record.
+        """Return whether a client begins anew; if so, put it on record.
+
+        It does if its state is lost, and the wave allows it.
 
         Parameters
         ----------
@@ -128,15 +129,13 @@ class Delivery(ABC):
         options : WaveOptions
             Only with ``on_lost_state`` may a client begin anew.
         """
-        if (
-            options.on_lost_state is None
-            or reply.failure is None
-            or reply.failure.code != STATE_LOST
-            or not version
-        ):
+        if reply.failure is None or reply.failure.code != STATE_LOST:
+            return False
+        # Without a version it began with no state already: there is nothing to begin anew.
+        if options.on_lost_state is None or not version:
             return False
         client = client_of(reply.node)
-        # Another piece of its work may have said so before; that is on record already.
+        # An earlier piece of its work may have said so; that is on record already.
         if self.versions.pop(client, 0):
             options.on_lost_state(client, reply.failure.reason)
         return True
@@ -144,7 +143,7 @@ class Delivery(ABC):
     def collect_answers(
         self, work: Sequence[Message], timeout: float | None, options: WaveOptions
     ) -> Sequence[tuple[Message, int]]:
-        """Collect the answers to pushed work that have arrived; wait for one if none has.
+        """Collect the answers to pushed work, and wait for one if need be.
 
         By default clients are equally fast, so all answers arrive at once. A grid with a clock
         gives those that are due, in the order of arrival, and is asked again for the others.
@@ -154,9 +153,9 @@ class Delivery(ABC):
         work : sequence of Message
             Work pushed and not answered yet. Pieces pushed since the last call are begun.
         timeout : float or None
-            Seconds of :attr:`clock_time` to wait for the first answer; None: as long as it takes.
+            Seconds of :attr:`clock_time` to wait for an answer; None: as long as it takes.
         options : WaveOptions
-            What the experiment wants of the work.
+            The experiment's wishes for the work.
 
         Returns
         -------
@@ -169,7 +168,7 @@ class Delivery(ABC):
             return sorted(answers, key=lambda answer: answer[0].node)
 
     def note_unusable(self, reply: Message) -> None:  # noqa: B027 - most grids keep no count
-        """Note a failure that took the place of an unusable answer; by default do nothing."""
+        """Note that an answer was unusable; by default do nothing."""
 
     # --- time and presence
 
@@ -182,7 +181,7 @@ class Delivery(ABC):
         return 0.0
 
     def wait(self, until: float) -> None:
-        """Let time pass in which nobody has work, up to a moment of :attr:`clock_time`.
+        """Let time pass without work, up to a moment of :attr:`clock_time`.
 
         Raises
         ------
@@ -210,15 +209,15 @@ class Delivery(ABC):
         return [node_of(client) for client in range(self.clients)]
 
     def members(self) -> list[int]:
-        """Return the ids of all clients to whom waiting work may be given, ascending."""
+        """Return the ids of all clients that may be given work, ascending."""
         return list(self.get_node_ids())
 
     def elapsed(self) -> dict[str, float]:
-        """Return virtual time so far and its parts, for events; empty without virtual time."""
+        """Return virtual time so far and its parts; empty without such time."""
         return {}
 
     def fleet(self) -> dict[str, Any]:
-        """Return what clients' devices did so far, for ``fleet.json``; empty without devices."""
+        """Return the devices' accounts for ``fleet.json``; empty without any."""
         return {}
 
     # --- client states
@@ -231,17 +230,17 @@ class Delivery(ABC):
         self.versions.update(restored)
 
     def state(self) -> dict[str, Any]:
-        """Return what else belongs in a checkpoint, as JSON; empty without virtual time."""
+        """Return further parts of a checkpoint, as JSON; empty by default."""
         return {}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - as `state`
-        """Go back to what :meth:`state` gave."""
+        """Go back to an earlier :meth:`state`."""
 
     def prune(self) -> None:
-        """Delete all client states but the present ones, once a checkpoint of these is on disk.
+        """Delete older client states, once a checkpoint holds the present ones.
 
-        A state never overwrites another, as each version has a file of its own. So the last
-        checkpoint stays whole until then.
+        Each version of a state has a file of its own and overwrites no other. So the latest
+        checkpoint stays complete until then.
         """
         if self.store is not None:
             self.store.prune(self.versions)
@@ -249,15 +248,15 @@ class Delivery(ABC):
     # --- life
 
     def peak_memory_mb(self) -> float:
-        """Return the largest resident memory so far of the processes at work, MB (1e6 bytes).
+        """Return the peak of resident memory, MB (1e6 bytes).
 
-        Each process's own peak, added up; memory they share (Ray's object store) counts in each
-        that has touched it.
+        This is the sum of each process's own peak. Memory that they share (Ray's object store)
+        counts in each that has touched it.
         """
         return process_peak_mb()
 
     def close(self) -> None:
-        """Let go of what the grid holds; it is of no use afterwards."""
+        """Release what the grid holds; it is of no use afterwards."""
         gc.unfreeze()
         if self.store is not None:
             self.store.settle()
@@ -265,10 +264,5 @@ class Delivery(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,5 +1,4 @@
-"""Our clients as a Flower app: a grid that hands our messages to Flower's own grid, whatever that
-runs on."""
+"""Clients as a Flower app, reached through Flower's own grid."""
 
 from __future__ import annotations
 
@@ -26,21 +25,22 @@ __all__ = ["FlowerGrid"]
 
 
 class FlowerGrid(MessageGrid):
-    """Clients that a SuperLink, or Flower's simulation, reaches; each runs
-    :mod:`fedknow.client.flower_app`.
+    """Clients that a SuperLink, or Flower's simulation, reaches.
+
+    Each runs :mod:`fedknow.client.flower_app`.
 
     Flower knows its nodes by random ids. Each is asked once for its ``partition-id``, which is
-    our client's number; so answers are put in the order of our clients, and sums over them are
+    our client's number. So answers are put in the order of our clients, and sums over them are
     the same as on our other grids.
 
-    Each message carries an ``ENVELOPE`` record: the experiment, the message's own id, the
-    version of the state that the client is to start from, and the version of the last
-    checkpoint, before which nothing need be kept.
+    Each message carries an ``ENVELOPE`` record. It holds the experiment, the message's own id,
+    and two versions: of the state that the client is to start from, and of the state in the
+    latest checkpoint. Older states need not be kept.
 
     Parameters
     ----------
     grid : flwr.serverapp.Grid
-        Flower's.
+        Flower's grid.
     clients : int
         Number of clients.
     config : str
@@ -48,12 +48,13 @@ class FlowerGrid(MessageGrid):
     run : str
         The name under which clients keep their states; the same when a run is resumed.
     waiting : callable, optional
-        Told how many clients are there, whenever that changes while others are waited for.
+        Called with the number of connected clients when it changes while others are waited
+        for.
     poll : float
-        Seconds between two looks for new nodes, of which Flower does not tell.
+        Seconds between two looks for new nodes. Flower does not report them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings of a public class
         self,
         grid: Grid,
         clients: int,
@@ -62,7 +63,7 @@ class FlowerGrid(MessageGrid):
         waiting: Callable[[int], None] | None = None,
         poll: float = 0.5,
     ) -> None:
-        # Flower has said already who speaks in this process, and in which run.
+        # Flower has set the run of this process already.
         super().__init__(clients, run=grid.run)
         self._grid = grid
         self._experiment = Config(config=config, run=run)
@@ -80,29 +81,30 @@ class FlowerGrid(MessageGrid):
         clients = self._find_clients()
         cache: FlowerCache = {}
         for wave in _waves(work):
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            seconds = None if deadline is None else deadline - time.monotonic()
+            if seconds is not None and seconds <= 0:
                 return
             sent = [
                 self._to_flower(message, clients, versions, cache) for message in wave
             ]
-            replies = self._grid.send_and_receive(sent, timeout=left)
-            # Flower's grid writes the ids into the messages.
-            asked = {
-                ours.metadata.message_id: message
-                for ours, message in zip(sent, wave, strict=True)
+            replies = self._grid.send_and_receive(sent, timeout=seconds)
+            # Known only now: Flower's grid writes the ids into the messages that it sends.
+            requests = {
+                flower_message.metadata.message_id: message
+                for flower_message, message in zip(sent, wave, strict=True)
             }
             for flower_reply in replies:
-                message = asked[flower_reply.metadata.reply_to_message_id]
+                message = requests[flower_reply.metadata.reply_to_message_id]
                 client = client_of(message.node)
                 reply, version = _answer(message, from_flower(flower_reply))
-                versions[client] = (
-                    versions.get(client, 0) if version is None else version
-                )
-                yield reply, versions[client]
+                # A failed client keeps its state.
+                if version is None:
+                    version = versions.get(client, 0)
+                versions[client] = version
+                yield reply, version
 
     def prune(self) -> None:
-        """Let clients delete, with their next message, all states before the present ones."""
+        """Let clients delete their older states, with their next message."""
         self._committed = dict(self.versions)
 
     def _to_flower(
@@ -128,14 +130,17 @@ class FlowerGrid(MessageGrid):
         )
 
     def _find_clients(self) -> dict[int, int]:
-        """Flower's node for each of our clients; waits until all are there."""
+        """Wait for all clients, and return Flower's node for each."""
         seen = -1
         while True:
-            there = set(self._grid.get_node_ids())
+            connected = set(self._grid.get_node_ids())
+            # Nodes that went away are forgotten, and asked anew when they are back.
             self._nodes = {
-                node: client for node, client in self._nodes.items() if node in there
+                node: client
+                for node, client in self._nodes.items()
+                if node in connected
             }
-            self._ask(sorted(there - self._nodes.keys()))
+            self._ask(sorted(connected - self._nodes.keys()))
             clients = {client: node for node, client in sorted(self._nodes.items())}
             if len(clients) == self.clients:
                 return clients
@@ -145,21 +150,25 @@ class FlowerGrid(MessageGrid):
             time.sleep(self._poll)
 
     def _ask(self, nodes: Sequence[int]) -> None:
-        """Learn which clients these nodes are; one that cannot say is asked again when it is
-        looked for again."""
+        """Ask nodes which clients they are.
+
+        A node that cannot say is asked again at the next look.
+        """
         questions = [
             FlowerMessage(RecordDict({ENVELOPE: ConfigRecord()}), node, "query")
             for node in nodes
         ]
         for reply in self._grid.send_and_receive(questions) if questions else ():
-            about = Config() if reply.has_error() else from_flower(reply).config()
-            client, partitions = about.get("partition-id"), about.get("num-partitions")
+            config = Config() if reply.has_error() else from_flower(reply).config()
+            client = config.get("partition-id")
+            partitions = config.get("num-partitions")
             if not isinstance(client, int):
                 continue
             if not 0 <= client < self.clients or partitions not in (None, self.clients):
                 raise ConfigError(
-                    f"data.clients = {self.clients}, but a Flower node is partition {client} of {partitions!r}; start "
-                    "as many nodes as the experiment has clients, or set data.clients to their number"
+                    f"data.clients = {self.clients}, but a Flower node is partition {client} of "
+                    f"{partitions!r}; start as many nodes as the experiment has clients, or set "
+                    "data.clients to their number"
                 )
             self._nodes[reply.metadata.src_node_id] = client
 
@@ -168,16 +177,17 @@ def _waves(work: Sequence[Message]) -> Iterator[list[Message]]:
     """Cut work so that no client has two pieces of it at once."""
     waiting = list(work)
     while waiting:
-        firsts = {message.node: message for message in reversed(waiting)}
-        wave = [message for message in waiting if firsts[message.node] is message]
+        # Reversed: the earliest message of a node is written over the later ones.
+        next_of = {message.node: message for message in reversed(waiting)}
+        wave = [message for message in waiting if next_of[message.node] is message]
         yield wave
         waiting = [
-            message for message in waiting if firsts[message.node] is not message
+            message for message in waiting if next_of[message.node] is not message
         ]
 
 
 def _answer(message: Message, reply: Message) -> tuple[Message, int | None]:
-    """A reply as our client's answer, and the version of the client's state after it."""
+    """Make a client's answer of a reply, and read the version of its state."""
     if reply.failure is not None:
         return message.fail(reply.failure.code, reply.failure.reason), None
     content = dict(reply.content)

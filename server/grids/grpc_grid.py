@@ -1,4 +1,4 @@
-"""Real clients: a Flower grid whose messages travel over gRPC, one stream a client."""
+"""Real clients: a grid whose messages travel over gRPC."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -17,33 +17,33 @@ from fedknow.protocols.security import Tokens
 from fedknow.protocols.transport import HEARTBEAT_SECONDS, LONGEST_DELAY
 from fedknow.protocols.wire import Limits
 from fedknow.server.grids.base import Answers, MessageGrid
-from fedknow.server.grids.grpc_service import Answer, Service
-from fedknow.server.grids.grpc_thread import Farewell, ServiceThread
-from fedknow.server.grids.grpc_wave import GrpcWave, Piece
+from fedknow.server.grids.grpc_assignments import Assignments
+from fedknow.server.grids.grpc_gate import Gate, Roster
+from fedknow.server.grids.grpc_service import Farewell, Service
+from fedknow.server.grids.grpc_thread import ServiceThread
+from fedknow.server.grids.grpc_wave import REMIND_SECONDS, GrpcWave
 from fedknow.server.grids.wave import WaveOptions
 
 __all__ = ["GrpcGrid"]
 
 log = logging.getLogger(__name__)
 
-REMIND_SECONDS = 30.0
-"""How often the log names the clients that the run waits for."""
-
 
 class GrpcGrid(MessageGrid):
     """Clients on other machines, each with a stream to a gRPC server.
 
-    The server runs in a thread of its own.
+    The server runs in a thread of its own. Records that messages of a wave share are serialised
+    once.
 
-    What messages of a wave share is serialised once. A client that drops comes back as itself
-    and is sent its work again; its answer counts once. It keeps its state by version, from the
-    one in the last checkpoint on (:class:`fedknow.client.edge.journal.Journal`), so a run that
-    is resumed asks it to go back, and the numbers are those of a run that nothing happened to.
+    A client that drops comes back as itself and is sent its work again; its answer counts once.
+    It keeps its state by version, from the one in the last checkpoint on
+    (:class:`fedknow.client.edge.journal.Journal`). A resumed run asks it to go back, so the
+    numbers are those of an undisturbed run.
 
-    Work is given out when ``engine.min_clients`` are connected; see there. With
-    ``engine.round_timeout`` a wave goes on without those that have not answered by then, and
-    only connected clients are counted as the grid's nodes, late ones from the next wave on.
-    Without, all clients are its nodes, and are waited for.
+    Work is given out when ``engine.min_clients`` are connected; see there. Without
+    ``engine.round_timeout`` all clients are the grid's nodes, and are waited for. With it a wave
+    goes on without those that have not answered by then. Only connected clients are then the
+    grid's nodes, late ones from the next wave on.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class GrpcGrid(MessageGrid):
     tokens : Tokens, optional
         Clients prove who they are by these instead of certificates.
     limits : Limits, optional
-        What a client may send.
+        How much a client may send.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class GrpcGrid(MessageGrid):
 
     is_timed = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings of a public class
         self,
         config: ExperimentConfig,
         listen: str,
@@ -86,24 +86,23 @@ class GrpcGrid(MessageGrid):
         super().__init__(config.data.clients)
         if config.engine.min_clients > self.clients:
             raise ConfigError(
-                f"engine.min_clients = {config.engine.min_clients}: more than data.clients = {self.clients}"
+                f"engine.min_clients = {config.engine.min_clients}: more than "
+                f"data.clients = {self.clients}"
             )
         self._engine = config.engine
         self.limits = limits or Limits()
-        # Ids of this process's messages: an answer to what an earlier one asked for is none to
-        # ours.
+        # A part of each message's id: an answer to an earlier process is none to this one.
         self._session = secrets.token_hex(4)
         self.committed: dict[int, int] = {}
         self._has_begun = False
         self._open: GrpcWave | None = None
         self._early: dict[str, tuple[Message, int]] = {}
+
+        roster = Roster(self.clients)
+        gate = Gate(roster, is_secure=credentials is not None, tokens=tokens)
+        text = config.to_toml()
         self._service = Service(
-            self.clients,
-            config.to_toml(),
-            run or self._session,
-            secure=credentials is not None,
-            tokens=tokens,
-            limits=self.limits,
+            Assignments(roster), gate, text, run or self._session, self.limits
         )
         try:
             self.server = ServiceThread(self._service, listen, credentials)
@@ -112,15 +111,14 @@ class GrpcGrid(MessageGrid):
         self.port = self.server.port
 
     # --- the work
-    # -------------------------------------------------------------------------------------------------
 
     def deliver(
         self, work: Sequence[Message], timeout: float | None, options: WaveOptions
     ) -> Answers:
         """Have clients do the work; see :meth:`Delivery.deliver`.
 
-        An answer that cannot be read ends its sender's stream; the work is sent again when it
-        is back, three times.
+        An answer that cannot be read ends its sender's stream. The work is sent again when the
+        client is back, three times.
 
         Raises
         ------
@@ -141,12 +139,12 @@ class GrpcGrid(MessageGrid):
         wave.add(work)
         try:
             while wave.pieces:
-                answer = self._next(deadline, wave)
+                answer = wave.next_answer(deadline)
                 if answer is None:
-                    self._note_left_out(wave.pieces.values())
+                    wave.note_left_out(wave.pieces.values())
                     return
-                if settled := wave.settle(answer):
-                    yield settled
+                if reply := wave.settle(answer):
+                    yield reply
         finally:
             self.server.withdraw()
 
@@ -170,24 +168,27 @@ class GrpcGrid(MessageGrid):
     def collect_answers(
         self, work: Sequence[Message], timeout: float | None, options: WaveOptions
     ) -> Sequence[tuple[Message, int]]:
-        """Collect what clients have sent; see :meth:`Delivery.collect_answers`.
+        """Collect the answers so far; see :meth:`Delivery.collect_answers`.
 
         With ``engine.round_timeout`` a client that takes longer for its work is not waited for
         any more.
         """
         wave = self._open = self._open or GrpcWave(self, options)
-        wanted = {message.id for message in work}
-        answers = [self._early.pop(id) for id in sorted(wanted & self._early.keys())]
+        wanted_ids = {message.id for message in work}
+        early_ids = sorted(wanted_ids & self._early.keys())
+        answers = [self._early.pop(id) for id in early_ids]
         self._begin_new(work, answers, wave)
         until = None if timeout is None else self.clock_time + timeout
-        while not answers and wanted & wave.pieces.keys():
-            arrived = self._await_answers(until, wave)
+        longest = self._engine.round_timeout or math.inf
+        while not answers and wanted_ids & wave.pieces.keys():
+            arrived = wave.await_answers(until, longest)
             if arrived is None:
                 break
             for reply, version in arrived:
-                if reply.reply_to in wanted:
+                if reply.reply_to in wanted_ids:
                     answers.append((reply, version))
                 else:
+                    # It was pushed too, and is pulled later.
                     self._early[reply.reply_to] = (reply, version)
         if not wave.pieces:
             self._open = None
@@ -201,67 +202,17 @@ class GrpcGrid(MessageGrid):
         wave: GrpcWave,
     ) -> None:
         """Give out the work that is neither answered nor under way."""
-        begun = {reply.reply_to for reply, _ in answers} | wave.pieces.keys()
-        new = [message for message in work if message.id not in begun]
+        known_ids = {reply.reply_to for reply, _ in answers} | wave.pieces.keys()
+        new = [message for message in work if message.id not in known_ids]
         if new:
             self._wait()
             wave.add(new)
-
-    def _await_answers(
-        self, until: float | None, wave: GrpcWave
-    ) -> list[tuple[Message, int]] | None:
-        """Wait for the next answer, and take all that have come in meanwhile.
-
-        Returns
-        -------
-        list of tuple of Message and int, or None
-            Answers, or failures of work that is given up. It is empty if what came was late or
-            could not be read. None: ``until`` is over.
-        """
-        longest = self._engine.round_timeout or math.inf
-        given_up_at = min(piece.since for piece in wave.pieces.values()) + longest
-        deadline = min(given_up_at, math.inf if until is None else until)
-        answer = self._next(None if deadline == math.inf else deadline, wave)
-        if answer is None:
-            overdue = [
-                piece
-                for piece in wave.pieces.values()
-                if piece.since + longest <= self.clock_time
-            ]
-            if not overdue:
-                return None
-            self._note_left_out(overdue)
-            return [wave.give_up(piece) for piece in overdue]
-        settled = []
-        while answer is not None:
-            if reply := wave.settle(answer):
-                settled.append(reply)
-            answer = (
-                self._next(self.clock_time, wave) if self.server.has_answers else None
-            )
-        return settled
 
     def note_unusable(self, reply: Message) -> None:
         """Count an unusable answer: not finite, of another shape, too far."""
         self.server.count("refused")
 
-    def _next(self, deadline: float | None, wave: GrpcWave) -> Answer | None:
-        """Wait for the next answer; None when the time is over."""
-        while True:
-            answer = self.server.next_answer(deadline, REMIND_SECONDS)
-            if answer is not None:
-                return answer
-            if deadline is not None and self.clock_time >= deadline:
-                return None
-            log.info("waiting for clients %s", _clients(wave.pieces.values()))
-
-    def _note_left_out(self, pieces: Collection[Piece]) -> None:
-        self.server.count("left_out", len(pieces))
-        log.warning(
-            "clients %s did not answer in time and are left out", _clients(pieces)
-        )
-
-    # --- who is present
+    # --- presence
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the clients, ascending.
@@ -275,15 +226,14 @@ class GrpcGrid(MessageGrid):
 
     def _wait(self) -> None:
         """Wait for the clients without whom no work is given out."""
-        needed = self._engine.min_clients or (1 if self._has_begun else self.clients)
-        while not self.server.wait_for(needed, REMIND_SECONDS):
+        quorum = self._engine.min_clients
+        if not quorum:
+            # All begin together; later the run goes on with those that are left.
+            quorum = 1 if self._has_begun else self.clients
+        while not self.server.wait_for(quorum, REMIND_SECONDS):
             present = [client_of(node) for node in self.server.connected()]
-            log.info(
-                "%d clients are connected (%s); the run waits for %d",
-                len(present),
-                present,
-                needed,
-            )
+            text = "%d clients are connected (%s); the run waits for %d"
+            log.info(text, len(present), present, quorum)
         self._has_begun = True
 
     def status(self) -> dict[str, Any]:
@@ -314,25 +264,17 @@ class GrpcGrid(MessageGrid):
     def finish(
         self, linger: float = LONGEST_DELAY + HEARTBEAT_SECONDS, everyone: bool = False
     ) -> None:
-        """Close, telling clients that nothing follows.
+        """Close, and tell clients that nothing follows.
 
         Parameters
         ----------
         linger : float
-            Seconds that clients have to come and hear it, if they were connected before: their
-            longest wait and some.
+            Seconds that absent clients have to come and hear it: their longest wait and some.
         everyone : bool
             Also if they were never connected.
         """
         self.server.stop(Farewell(True, "the run is over", linger, everyone))
 
     def close(self) -> None:
-        """Stop the server.
-
-        Clients that :meth:`finish` did not tell that the run is over try to come back.
-        """
+        """Stop the server; clients not told that the run is over come back."""
         self.server.stop()
-
-
-def _clients(pieces: Iterable[Piece]) -> list[int]:
-    return sorted({client_of(piece.message.node) for piece in pieces})

@@ -1,4 +1,4 @@
-"""The thread of the gRPC server: a face of its service for all other threads."""
+"""The thread of the gRPC server, and how other threads talk to it."""
 
 from __future__ import annotations
 
@@ -9,48 +9,27 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from fedknow.protocols.wire import WireError
-from fedknow.server.grids.grpc_service import Answer, Service, Work
+from fedknow.server.grids.grpc_assignments import Answer
+from fedknow.server.grids.grpc_link import Work
+from fedknow.server.grids.grpc_service import Farewell, Service
 
-__all__ = ["Farewell", "ServiceThread"]
+__all__ = ["ServiceThread"]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Farewell:
-    """How clients are told that the server stops.
-
-    Attributes
-    ----------
-    is_finished : bool
-        Whether the run is over.
-    reason : str
-        The reason, in a few words.
-    linger : float
-        Seconds that clients that are away have to come and hear it.
-    is_for_everyone : bool
-        Whether to wait for clients that were never connected, too.
-    """
-
-    is_finished: bool = False
-    reason: str = "the server stops"
-    linger: float = 0.0
-    is_for_everyone: bool = False
-
-
 class ServiceThread:
-    """Runs a service in an event loop of its own.
+    """A service in an event loop of its own.
 
     Parameters
     ----------
     service : Service
-        All of it but ``wait_for``, ``connected`` and ``answers`` belongs to the event loop.
+        It belongs to the event loop; so do its parts, but for what they say themselves.
     listen : str
         ``HOST:PORT``; port 0 is one of the system's choice.
     credentials : grpc.ServerCredentials or None
@@ -71,6 +50,8 @@ class ServiceThread:
         self, service: Service, listen: str, credentials: grpc.ServerCredentials | None
     ) -> None:
         self._service = service
+        self._assignments = service.assignments
+        self._roster = service.roster
         self._farewell = Farewell()
         self._loop = asyncio.new_event_loop()
         started: Future[int] = Future()
@@ -88,24 +69,24 @@ class ServiceThread:
     def assign(
         self, works: Sequence[Work], progress: Mapping[str, Any] | None = None
     ) -> None:
-        """Give out work; see :meth:`Service.assign`."""
-        self._call(self._service.assign, works, progress)
+        """Give out work; see :meth:`Assignments.assign`."""
+        self._call(self._assignments.assign, works, progress)
 
     def withdraw(self) -> None:
-        """Want no answers any more; see :meth:`Service.withdraw`."""
-        self._call(self._service.withdraw)
+        """Want no answers any more; see :meth:`Assignments.withdraw`."""
+        self._call(self._assignments.withdraw)
 
     def drop(self, node: int) -> None:
-        """Take a client's work back; see :meth:`Service.drop`."""
-        self._call(self._service.drop, node)
+        """Take a client's work back; see :meth:`Assignments.drop`."""
+        self._call(self._assignments.drop, node)
 
     def reject(self, work: Work, error: WireError) -> None:
         """End the stream of an unreadable answer; see :meth:`Service.reject`."""
         self._call(self._service.reject, work, error)
 
     def count(self, kind: str, number: int = 1) -> None:
-        """Count what the grid saw; see :meth:`Service.count`."""
-        self._call(self._service.count, kind, number)
+        """Count what the grid saw; see :meth:`Assignments.count`."""
+        self._call(self._assignments.count, kind, number)
 
     def next_answer(self, deadline: float | None, longest: float) -> Answer | None:
         """Wait for the next answer.
@@ -131,7 +112,7 @@ class ServiceThread:
         if deadline is not None:
             seconds = min(longest, deadline - time.monotonic())
         try:
-            answer = self._service.answers.get(timeout=max(0.0, seconds))
+            answer = self._assignments.answers.get(timeout=max(0.0, seconds))
         except queue.Empty:
             return None
         if isinstance(answer, Exception):
@@ -141,15 +122,15 @@ class ServiceThread:
     @property
     def has_answers(self) -> bool:
         """Whether an answer can be had without waiting."""
-        return not self._service.answers.empty()
+        return not self._assignments.answers.empty()
 
     def wait_for(self, clients: int, timeout: float) -> bool:
         """Wait until so many clients are connected; return whether they are."""
-        return self._service.wait_for(clients, timeout)
+        return self._roster.wait_for(clients, timeout)
 
     def connected(self) -> list[int]:
         """Return the connected nodes, ascending."""
-        return self._service.connected()
+        return self._roster.connected()
 
     # --- the thread
 
@@ -178,7 +159,7 @@ class ServiceThread:
         except Exception as error:
             log.exception("the gRPC server has broken down")
             # Whoever waits for answers must hear of it.
-            self._service.answers.put(error)
+            self._assignments.answers.put(error)
             if not started.done():
                 started.set_exception(error)
 
@@ -196,10 +177,4 @@ class ServiceThread:
             return
         started.set_result(port)
         await self._ended.wait()
-        farewell = self._farewell
-        await self._service.stop(
-            farewell.is_finished,
-            farewell.reason,
-            farewell.linger,
-            farewell.is_for_everyone,
-        )
+        await self._service.stop(self._farewell)

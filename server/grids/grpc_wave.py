@@ -1,10 +1,12 @@
-"""A wave of work over gRPC: which piece each client has, and what its answer comes to."""
+"""A wave of work over gRPC: each client's piece of it, and the answers."""
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,18 +22,27 @@ from fedknow.protocols.wire import (
     unpack,
 )
 from fedknow.server.checks.faults import RunError
-from fedknow.server.grids.grpc_service import Answer, Work
+from fedknow.server.grids.grpc_assignments import Answer
+from fedknow.server.grids.grpc_link import Work
 from fedknow.server.grids.grpc_thread import ServiceThread
 from fedknow.server.grids.wave import WaveOptions
 
-__all__ = ["GrpcWave", "Piece"]
+__all__ = ["REMIND_SECONDS", "GrpcWave", "Piece"]
+
+log = logging.getLogger(__name__)
+
+REMIND_SECONDS = 30.0
+"""How often the log names the clients that the run waits for."""
 
 UNREADABLE_ANSWERS = 3
 """Answers to one piece of work that cannot be read before it fails."""
 
 
 class WaveGrid(Protocol):
-    """The grid that a wave belongs to (:class:`fedknow.server.grids.grpc_grid.GrpcGrid`)."""
+    """The grid that a wave belongs to.
+
+    See :class:`fedknow.server.grids.grpc_grid.GrpcGrid`.
+    """
 
     versions: dict[int, int]
     """Versions of the clients' states."""
@@ -125,6 +136,7 @@ class GrpcWave:
         if read is None:
             return None
         reply, version = read
+        # The state that it was to start from is gone: the same work again, from none.
         if self._grid.must_begin_anew(reply, answer.work.version, self._options):
             self._grid.server.assign([self._work(node, 0)])
             return None
@@ -133,6 +145,69 @@ class GrpcWave:
         if waiting:
             self._grid.server.assign([self._work(node, version)])
         return reply, version
+
+    # --- waiting
+
+    def next_answer(self, deadline: float | None) -> Answer | None:
+        """Wait for the next answer; None when the time is over."""
+        while True:
+            answer = self._grid.server.next_answer(deadline, REMIND_SECONDS)
+            if answer is not None:
+                return answer
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            log.info("waiting for clients %s", _clients(self.pieces.values()))
+
+    def await_answers(
+        self, until: float | None, longest: float
+    ) -> list[tuple[Message, int]] | None:
+        """Wait for the next answer, and take all that have come in meanwhile.
+
+        Parameters
+        ----------
+        until : float or None
+            When to stop waiting, on :func:`time.monotonic`.
+        longest : float
+            Seconds that a client has for a piece of work.
+
+        Returns
+        -------
+        list of tuple of Message and int, or None
+            Answers, or failures of work that is given up. It is empty if what came was late or
+            could not be read. None: ``until`` is over.
+        """
+        given_up_at = min(piece.since for piece in self.pieces.values()) + longest
+        deadline = min(given_up_at, math.inf if until is None else until)
+        answer = self.next_answer(None if deadline == math.inf else deadline)
+        if answer is None:
+            return self._give_up_overdue(longest)
+        replies = []
+        while answer is not None:
+            if reply := self.settle(answer):
+                replies.append(reply)
+            # More than one answer may lie ready; none is waited for.
+            is_ready = self._grid.server.has_answers
+            answer = self.next_answer(time.monotonic()) if is_ready else None
+        return replies
+
+    def note_left_out(self, pieces: Collection[Piece]) -> None:
+        """Count and log work that is not waited for any more."""
+        self._grid.server.count("left_out", len(pieces))
+        log.warning(
+            "clients %s did not answer in time and are left out", _clients(pieces)
+        )
+
+    def _give_up_overdue(self, longest: float) -> list[tuple[Message, int]] | None:
+        """Give up the work that takes too long; None if none does."""
+        # The same sum as for the deadline: a difference could round to another moment.
+        time_now = time.monotonic()
+        overdue = [
+            piece for piece in self.pieces.values() if piece.since + longest <= time_now
+        ]
+        if not overdue:
+            return None
+        self.note_left_out(overdue)
+        return [self.give_up(piece) for piece in overdue]
 
     def give_up(self, piece: Piece) -> tuple[Message, int]:
         """Wait no longer for a client; an answer that it sends now is late."""
@@ -151,10 +226,18 @@ class GrpcWave:
     def _read_or_fail(
         self, answer: Answer, message: Message
     ) -> tuple[Message, int] | None:
-        """Read an answer; None if it cannot be read and the work is to be done again."""
+        """Read an answer.
+
+        Returns
+        -------
+        tuple of Message and int, or None
+            The reply, or a failure in its place, with the state's version. None: it cannot be
+            read, and the work is to be done again.
+        """
         try:
             return self._read(answer, message), answer.parcel.version
         except WireError as error:
+            # Bytes may have been damaged on the way: the same work is worth another try.
             times = self._unreadable.get(message.id, 0) + 1
             self._unreadable[message.id] = times
             self._grid.server.reject(answer.work, error)
@@ -201,14 +284,17 @@ class _Packer:
         return self._packed[key]
 
 
+def _clients(pieces: Iterable[Piece]) -> list[int]:
+    return sorted({client_of(piece.message.node) for piece in pieces})
+
+
 def _progress(work: Sequence[Message]) -> Mapping[str, Any]:
     """Describe a wave for the server's status."""
     if not work:
         return {}
     config = work[0].config()
-    position = {
-        key: config[key] for key in ("task", "round", "server-round") if key in config
-    }
+    keys = ("task", "round", "server-round")
+    position = {key: config[key] for key in keys if key in config}
     return {
         "kind": work[0].kind,
         **position,

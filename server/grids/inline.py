@@ -33,16 +33,18 @@ class Hosting(Protocol):
 
 
 class InlineGrid(MessageGrid):
-    """Clients in this process, with one thread as in a worker: tests, debugging, tiny runs.
+    """Clients in this process, for tests, debugging and tiny runs.
+
+    They have one thread, as in a worker.
 
     Parameters
     ----------
     clients : int
         Number of clients.
     host : Hosting
-        What answers (:class:`fedknow.client.host.Host`).
+        Answers the messages (:class:`fedknow.client.host.Host`).
     store : StateStore, optional
-        Where the host keeps states; by default the host's own ``store``, where it has one.
+        The host's states; by default its own ``store``, where it has one.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class InlineGrid(MessageGrid):
         """Do the work in the order given; see :meth:`Delivery.deliver`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         answers = self.host.handle_many(work, self.versions)
+        # The threads are set for each answer: between two, the caller's own code runs.
         while deadline is None or time.monotonic() < deadline:
             with one_thread():
                 answer = next(answers, None)

@@ -1,4 +1,4 @@
-"""How much memory a process has needed."""
+"""The memory that a process has needed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ __all__ = ["forget_process_peak", "process_peak_mb"]
 
 
 def forget_process_peak() -> None:
-    """Measure this process's peak anew from here on, where the system can (Linux), so that each
-    run has its own.
+    """Measure this process's peak anew, so that each run has its own.
 
-    What earlier runs have freed is given back first; what they have left in use (modules,
-    caches) stays in the peak.
+    Only Linux can; elsewhere the peak goes on. Memory that earlier runs have freed is given back
+    before. Memory that they still use (modules, caches) stays in the peak.
     """
     give_back()
+    # "5" resets the high-water mark; a container may forbid it.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def process_peak_mb() -> float:
-    """Largest resident memory that this process ever had, or had since
-    :func:`forget_process_peak`; MB (1e6 bytes)."""
-    peak = resource.getrusage(
-        resource.RUSAGE_SELF
-    ).ru_maxrss  # KiB on Linux, bytes on macOS
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    """Return this process's peak of resident memory, MB (1e6 bytes).
+
+    It is counted since :func:`forget_process_peak`, or since the process began.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # KiB on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return peak * unit / 1e6

@@ -1,12 +1,12 @@
-"""Clients' parameters, averaged as they arrive (``engine.running_mean``), for strategies that ask
-for no more.
+"""Clients' parameters, averaged as they arrive (``engine.running_mean``).
 
-A server that hands its strategy every client's answer holds them all at once, and a simulation
-copies each of them from a worker's process to the server's. Most strategies then take a
-weighted mean and look at nothing else, which can just as well be taken on the way: by each
-worker of its own clients' parameters, by the server of what arrives. The strategy is given one
-answer, with the mean of the parameters and metrics and the sum of the samples. That is the same
-number up to rounding, as it is summed in another order.
+A server that hands its strategy every client's answer holds them all at once. A simulation also
+copies each of them from a worker's process to the server's. Most strategies then take a weighted
+mean and look at nothing else. This mean can just as well be taken on the way: by each worker over
+its own clients, and by the server over the answers that arrive.
+
+The strategy is given one answer, with the mean of the parameters and metrics and the sum of the
+samples. It is the same up to rounding, as it is summed in another order.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fedknow.protocols.messages import (
     Mean,
     Message,
     Metrics,
+    Record,
     nbytes,
 )
 from fedknow.protocols.texts import counted
@@ -38,8 +39,9 @@ __all__ = ["RunningMean", "averaged"]
 
 
 class RunningMean:
-    """A mean of parameters, weighted by ``num-examples``, to which answers are added one by one;
-    memory for one model.
+    """A mean of parameters, weighted by ``num-examples``.
+
+    Answers are added one by one. It takes the memory of one model.
 
     Attributes
     ----------
@@ -53,13 +55,14 @@ class RunningMean:
         self.weight = 0.0
         self.clients = 0
         self._sums: dict[str, torch.Tensor] = {}
-        self._last: Mean | None = None
+        self._added: Mean | None = None
         self._expected = 0
 
     def add(self, arrays: Arrays, weight: float) -> None:
         """Add parameters, all of the same names and shapes."""
         self.weight += weight
         for name, value in as_tensors(arrays, is_only_read=True).items():
+            # Sums need more digits than half precision has, and integers have no fractions.
             if value.element_size() < 4 and value.is_floating_point():
                 value = value.float()
             elif not (value.is_floating_point() or value.is_complex()):
@@ -70,7 +73,13 @@ class RunningMean:
                 self._sums[name] = value * weight
 
     def take(self, reply: Message) -> Message:
-        """Add the parameters of an answer; the answer without them. Failures stay as they are."""
+        """Add the parameters of an answer.
+
+        Returns
+        -------
+        Message
+            The answer without its parameters. A failure stays as it is.
+        """
         if reply.failure is not None:
             return reply
         arrays = reply.arrays()
@@ -78,27 +87,31 @@ class RunningMean:
         if not isinstance(arrays, Mean):
             self.add(arrays, _weight(reply))
         else:
-            if (
-                arrays is not self._last
-            ):  # the answers of one mean come one after the other
+            # The answers of one mean come one after the other; only one of them adds it.
+            if arrays is not self._added:
                 self.add(arrays, arrays.weight)
-                self._last = arrays
+                self._added = arrays
                 self._expected += arrays.clients
             self._expected -= 1
-        return replace(
-            reply,
-            content={
-                n: r for n, r in reply.content.items() if not isinstance(r, Arrays)
-            },
-        )
+        content: dict[str, Record] = {
+            name: record
+            for name, record in reply.content.items()
+            if not isinstance(record, Arrays)
+        }
+        return replace(reply, content=content)
 
     def mean(self, into: Mean | None = None) -> Mean:
-        """What has been added so far, as a mean; read-only arrays.
+        """Return the mean of all answers so far, as read-only arrays.
+
+        Parameters
+        ----------
+        into : Mean, optional
+            A mean to fill; by default a new one.
 
         Raises
         ------
         RunError
-            If a mean was taken of which not all answers could be used.
+            If a worker's mean holds an answer that cannot be used.
         """
         if self._expected:
             raise RunError(
@@ -106,20 +119,25 @@ class RunningMean:
                 "see metrics.jsonl, and set "
                 "engine.running_mean=false to have such clients left out"
             )
-        found = Mean() if into is None else into
-        found.weight, found.clients = self.weight, self.clients
+        mean = Mean() if into is None else into
+        mean.weight = self.weight
+        mean.clients = self.clients
         for name, total in self._sums.items():
             array = (total / self.weight).numpy()
             array.flags.writeable = False
-            found[name] = array
-        return found
+            mean[name] = array
+        return mean
 
     def reply(self, replies: Sequence[Message]) -> Message:
-        """One answer in the name of the first of these, which :meth:`take` gave: means, and the
-        sum of the samples."""
-        return replace(
-            replies[0], content={ARRAYS: self.mean(), METRICS: _mean_metrics(replies)}
-        )
+        """Return one answer for all: means, and the sum of the samples.
+
+        Parameters
+        ----------
+        replies : sequence of Message
+            The answers that :meth:`take` returned. The new one is in the name of the earliest.
+        """
+        content = {ARRAYS: self.mean(), METRICS: _mean_metrics(replies)}
+        return replace(replies[0], content=content)
 
 
 def averaged(
@@ -127,32 +145,34 @@ def averaged(
     answers: Iterable[tuple[Message, int]],
     inspector: Inspector,
 ) -> Iterator[tuple[Message, int]]:
-    """Put one :class:`Mean` in the place of clients' parameters; it is complete when the last
-    answer has been given.
+    """Put one :class:`Mean` in the place of clients' parameters.
+
+    It is complete when all answers were given.
 
     Parameters
     ----------
     work : iterable of Message
-        What was asked for.
+        The clients' work.
     answers : iterable of (Message, int)
-        An answer to each, in order, with the version of the client's state. What is not
-        training, or does not pass the inspector, is given as it is, for the server to see what
-        is wrong with it.
+        An answer to each, in order, with the version of the client's state. An answer that is
+        not to training, or does not pass the inspector, is given as it is. So the server sees
+        its fault.
     inspector : Inspector
         Looks at each answer before it is added.
     """
-    running, mean = RunningMean(), Mean()
+    running = RunningMean()
+    mean = Mean()
     sent: Arrays | None = None
-    for asked, (reply, version) in zip(work, answers, strict=True):
-        if asked.kind == TRAIN and asked.arrays() is not sent:
-            sent = asked.arrays()
+    for request, (reply, version) in zip(work, answers, strict=True):
+        # The inspector compares shapes with the parameters that were sent.
+        if request.kind == TRAIN and request.arrays() is not sent:
+            sent = request.arrays()
             inspector.begin(0, 0, sent)
-        if asked.kind == TRAIN and inspector(reply).failure is None:
+        if request.kind == TRAIN and inspector(reply).failure is None:
             running.take(reply)
-            mean.bytes = nbytes(
-                {ARRAYS: reply.arrays()}
-            )  # the same for all, as shapes and dtypes are
-            content = {
+            # The same for all, as shapes and dtypes are.
+            mean.bytes = nbytes({ARRAYS: reply.arrays()})
+            content: dict[str, Record] = {
                 name: mean if isinstance(record, Arrays) else record
                 for name, record in reply.content.items()
             }
@@ -162,21 +182,22 @@ def averaged(
         running.mean(mean)
 
 
-def _weight(reply: Message) -> float:
-    metrics = next(
+def _metrics(reply: Message) -> Metrics:
+    return next(
         record for record in reply.content.values() if isinstance(record, Metrics)
     )
-    return float(cast("int | float", metrics[NUM_EXAMPLES]))  # the inspector saw to it
+
+
+def _weight(reply: Message) -> float:
+    # The inspector has refused answers without a number of samples.
+    return float(cast("int | float", _metrics(reply)[NUM_EXAMPLES]))
 
 
 def _mean_metrics(replies: Sequence[Message]) -> Metrics:
-    """Means of clients' numbers, weighted by their samples, and the sum of these."""
-    metrics = [
-        next(r for r in reply.content.values() if isinstance(r, Metrics))
-        for reply in replies
-    ]
+    """Return clients' mean numbers, weighted by samples, and all samples."""
+    metrics = [_metrics(reply) for reply in replies]
     weights = np.array([_weight(reply) for reply in replies])
-    found = Metrics()
+    means = Metrics()
     for name in metrics[0]:
         values = [np.asarray(numbers[name], np.float64) for numbers in metrics]
         if len({value.shape for value in values}) > 1:
@@ -185,7 +206,7 @@ def _mean_metrics(replies: Sequence[Message]) -> Metrics:
                 f"engine.running_mean = true: there is no mean of the clients' metric {name!r}. "
                 f"Its lengths differ: {', '.join(lengths)}; report as many values from each client"
             )
-        found[name] = (weights @ np.stack(values) / weights.sum()).tolist()
+        means[name] = (weights @ np.stack(values) / weights.sum()).tolist()
     examples = [numbers[NUM_EXAMPLES] for numbers in metrics]
-    found[NUM_EXAMPLES] = sum(cast("list[int]", examples))
-    return found
+    means[NUM_EXAMPLES] = sum(cast("list[int]", examples))
+    return means

@@ -1,4 +1,4 @@
-"""Flower's face of a grid: the ``Grid`` that strategies see."""
+"""Flower's view of a grid: the ``Grid`` that strategies see."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class StrategyGrid(Grid):
     grid : MessageGrid
         Sends the messages.
     options : WaveOptions
-        What the experiment wants of each wave that a strategy sends.
+        The experiment's wishes for each wave that a strategy sends.
     address : callable, optional
         Called with Flower's messages before they are sent; may change what they say.
     until : float
-        The moment of :attr:`clock_time` from which on strategies with a loop of their own give out
-        no work.
+        The moment of :attr:`clock_time` from which on no work is given out. Strategies with a
+        loop of their own heed it.
 
     Attributes
     ----------
@@ -64,12 +64,12 @@ class StrategyGrid(Grid):
         self._pushed: dict[str, FlowerMessage] = {}
 
     def with_end(self, until: float) -> StrategyGrid:
-        """Return the same grid with another moment from which on no work is given out."""
-        other = StrategyGrid(self._grid, self._options, self._address, until)
+        """Return the same grid with another end of giving out work."""
+        twin = StrategyGrid(self._grid, self._options, self._address, until)
         # Shared: work that was pushed through one may be pulled through the other.
-        other._pushed = self._pushed
-        other._run = self._run
-        return other
+        twin._pushed = self._pushed
+        twin._run = self._run
+        return twin
 
     # --- the run
 
@@ -85,7 +85,7 @@ class StrategyGrid(Grid):
 
     @property
     def clock_time(self) -> float:
-        """Seconds on the clock by which pulls wait; see :attr:`Delivery.clock_time`."""
+        """Seconds by which pulls wait; see :attr:`Delivery.clock_time`."""
         return self._grid.clock_time
 
     def get_node_ids(self) -> list[int]:
@@ -108,7 +108,9 @@ class StrategyGrid(Grid):
     # --- messages
 
     def push_messages(self, messages: Iterable[FlowerMessage]) -> list[str]:
-        """Take messages in, as they are now; work begins with the next pull, at the latest.
+        """Take messages in, as they are now.
+
+        Work begins with the next pull, at the latest.
 
         Returns
         -------
@@ -121,14 +123,14 @@ class StrategyGrid(Grid):
             If a message goes to a node that does not exist.
         """
         sent = self._prepare(list(messages))
-        self._grid.push(_ours(sent), self._options)
+        self._grid.push(_from_flower(sent), self._options)
         self._pushed |= {message.metadata.message_id: message for message in sent}
         return [message.metadata.message_id for message in sent]
 
     def pull_messages(
         self, message_ids: Iterable[str], timeout: float | None = None
     ) -> list[FlowerMessage]:
-        """Collect the answers to pushed messages that have arrived; wait for one if none has.
+        """Collect the answers to pushed messages, and wait for one if need be.
 
         Parameters
         ----------
@@ -136,8 +138,8 @@ class StrategyGrid(Grid):
             Ids that :meth:`push_messages` gave. An id that was pulled already or never pushed
             gives nothing.
         timeout : float, optional
-            Seconds of :attr:`clock_time` to wait for the first answer; by default as long as it
-            takes.
+            Seconds of :attr:`clock_time` to wait for the earliest answer; by default as long as
+            it takes.
 
         Returns
         -------
@@ -151,20 +153,29 @@ class StrategyGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[FlowerMessage], *, timeout: float | None = None
     ) -> list[FlowerMessage]:
-        """Send Flower's messages and wait for the answers, at most ``timeout`` seconds.
+        """Send Flower's messages and wait for the answers.
+
+        Parameters
+        ----------
+        messages : iterable of flwr.app.Message
+        timeout : float, optional
+            Seconds to wait at most.
 
         Returns
         -------
         list of flwr.app.Message
             The answers (errors too), ordered by node id, then as sent; after a timeout those
-            that arrived. With ``engine.running_mean`` the good answers to training are one, their
-            mean in the name of the first (:mod:`fedknow.server.grids.running_mean`).
+            that arrived. With ``engine.running_mean`` one answer stands for all good answers to
+            training. It is their mean, in the name of the earliest
+            (:mod:`fedknow.server.grids.running_mean`).
         """
-        wanted = list(messages)
-        spare = self._grid.reserves(wanted)
-        options = replace(self._options, enough=len(wanted)) if spare else self._options
-        sent = self._prepare([*wanted, *spare])
-        work = _ours(sent)
+        chosen = list(messages)
+        spare = self._grid.reserves(chosen)
+        options = self._options
+        if spare:
+            options = replace(options, enough=len(chosen))
+        sent = self._prepare([*chosen, *spare])
+        work = _from_flower(sent)
         requests = {message.metadata.message_id: message for message in sent}
 
         def convert(reply: Message) -> FlowerMessage:
@@ -181,6 +192,7 @@ class StrategyGrid(Grid):
 
     def _prepare(self, messages: list[FlowerMessage]) -> list[FlowerMessage]:
         """Let the experiment address messages, and give them ids."""
+        # Addressing may change the content, so it comes before conversion.
         if self._address:
             self._address(messages)
         for message in messages:
@@ -188,7 +200,7 @@ class StrategyGrid(Grid):
         return messages
 
 
-def _ours(messages: Sequence[FlowerMessage]) -> list[Message]:
+def _from_flower(messages: Sequence[FlowerMessage]) -> list[Message]:
     """Convert messages; records that they share stay shared."""
     cache: Cache = {}
     return [from_flower(message, cache) for message in messages]

@@ -1,4 +1,4 @@
-"""The ledger of traffic: bytes and messages between the server and its clients, by kind."""
+"""The ledger of traffic between the server and its clients, by kind."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ Counts = dict[str, dict[str, int]]
 
 
 class Traffic:
-    """Bytes ``down`` to clients and ``up`` from them, and ``messages``, by kind.
+    """Bytes ``down`` and ``up``, and ``messages``, by kind.
 
-    A message's ``extra`` record is counted apart, under ``KIND.extra``.
+    Down is to clients, up is from them. A message's ``extra`` record is counted apart, under
+    ``KIND.extra``.
     """
 
     def __init__(self) -> None:
         self._counts: Counts = {}
 
     def counts(self) -> Counts:
-        """Return all counts so far, as a copy: kind -> ``down``, ``up``, ``messages``."""
+        """Return a copy of all counts so far.
+
+        Returns
+        -------
+        dict of str to dict
+            By kind ``down``, ``up`` and ``messages``.
+        """
         return {kind: dict(count) for kind, count in self._counts.items()}
 
     def restore(self, counts: Mapping[str, Mapping[str, int]]) -> None:
@@ -51,7 +58,8 @@ class Traffic:
             size = record_bytes(record, options.is_sparse)
             if name not in options.record_labels:
                 self._book(kind, "up", name, size)
-            elif size:  # no entry appears for a record that holds nothing
+            # No entry appears for a record that holds nothing.
+            elif size:
                 self._entry(options.record_labels[name])["up"] += size
 
     def _book(self, kind: str, direction: str, name: str, size: int) -> None:
@@ -65,7 +73,8 @@ class Traffic:
 
 
 def record_bytes(record: Record, is_sparse: bool) -> int:
-    """Return the bytes of a record on its way; of a mean, those of one client's arrays."""
+    """Return the bytes of a record on its way."""
+    # A mean stands for the arrays of each client, which are equally large.
     if isinstance(record, Mean):
         return record.bytes
     if is_sparse and isinstance(record, Arrays):

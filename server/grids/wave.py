@@ -1,4 +1,4 @@
-"""Options of a wave: what an experiment wants of the work that it gives out together."""
+"""Options of a wave, which is work that is given out together."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["WaveOptions"]
 
 @dataclass(frozen=True)
 class WaveOptions:
-    """What an experiment wants of a wave of work; given to a grid with the work.
+    """An experiment's wishes for a wave; given to a grid with the work.
 
     Attributes
     ----------
     inspect : callable, optional
-        Sees each answer, and returns it or a failure in its place. After a failure the client's
-        state is what it was before the work.
+        Sees each answer, and returns it or a failure in its place. After a failure the client
+        goes back to its state before the work.
     on_missed : callable, optional
         Called with the work that was not answered in time, if there is any.
     on_lost_state : callable, optional

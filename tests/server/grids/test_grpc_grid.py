@@ -41,7 +41,7 @@ from fedknow.protocols.wire import (
 )
 from fedknow.server.certs import make_certificates
 from fedknow.server.checks.faults import RunError
-from fedknow.server.grids import grpc_service, grpc_wave
+from fedknow.server.grids import grpc_gate, grpc_link, grpc_wave
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
@@ -476,7 +476,7 @@ def test_a_timeout_of_the_caller_counts_too(grid, puppet):
 
 
 def test_a_client_that_falls_silent_is_let_go(grid, puppet, monkeypatch):
-    monkeypatch.setattr(grpc_service, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(grpc_link, "SILENCE_SECONDS", 0.2)
     it = grid(1)
     (one,) = all_in(it, puppet, 1)
     assert one.hear() is None
@@ -484,7 +484,7 @@ def test_a_client_that_falls_silent_is_let_go(grid, puppet, monkeypatch):
 
 
 def test_heartbeats_come_when_there_is_nothing_to_say(grid, puppet, monkeypatch):
-    monkeypatch.setattr(grpc_service, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(grpc_link, "HEARTBEAT_SECONDS", 0.05)
     (one,) = all_in(grid(1), puppet, 1)
     assert [parse(next(one.stream)).WhichOneof("kind") for _ in range(3)] == [
         "heartbeat"
@@ -525,7 +525,7 @@ def test_other_versions_and_other_talk_are_refused(grid, puppet):
 
 
 def test_who_says_nothing_is_let_go(grid, monkeypatch):
-    monkeypatch.setattr(grpc_service, "HELLO_SECONDS", 0.1)
+    monkeypatch.setattr(grpc_gate, "HELLO_SECONDS", 0.1)
     it = grid(1)
     with grpc.insecure_channel(f"127.0.0.1:{it.port}") as channel:
         waiting = queue.SimpleQueue()

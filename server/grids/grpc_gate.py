@@ -1,0 +1,165 @@
+"""The gate of a gRPC server: who may come in, and whose stream it is."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import grpc.aio
+
+from fedknow.protocols.messages import client_of, node_of
+from fedknow.protocols.security import CredentialError, Tokens, authenticate, is_server
+from fedknow.protocols.transport import HELLO_SECONDS
+from fedknow.protocols.wire import Code, Frame, WireError, check_version, parse
+from fedknow.server.grids.grpc_link import Link, Peer, StreamOver
+
+__all__ = ["Gate", "Roster"]
+
+
+class Roster:
+    """The clients of an experiment, and which of them are connected.
+
+    Only :meth:`wait_for` and :meth:`connected` may be called outside the event loop.
+
+    Parameters
+    ----------
+    clients : int
+        Number of clients; their nodes are 2, 3, ...
+
+    Attributes
+    ----------
+    peers : dict of int to Peer
+        The clients by node.
+    """
+
+    def __init__(self, clients: int) -> None:
+        nodes = [node_of(client) for client in range(clients)]
+        self.peers = {node: Peer(node) for node in nodes}
+        self._changed = threading.Condition()
+
+    def wait_for(self, clients: int, timeout: float) -> bool:
+        """Wait until so many clients are connected; return whether they are."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: len(self.connected()) >= clients, timeout
+            )
+
+    def connected(self) -> list[int]:
+        """Return the connected nodes, ascending."""
+        return [node for node, peer in self.peers.items() if peer.link is not None]
+
+    def attach(self, peer: Peer, link: Link | None) -> None:
+        """Give a client its stream, or take it away."""
+        with self._changed:
+            peer.link = link
+            if link is not None:
+                peer.since = time.time()
+                peer.joined += 1
+            self._changed.notify_all()
+
+    def place(self, client: int | None) -> Peer:
+        """Return a client's place, or a free one for a client without a number.
+
+        Raises
+        ------
+        WireError
+            ``NO_ROOM`` if there is no such place.
+        """
+        count = len(self.peers)
+        if client is None:
+            free = [peer for peer in self.peers.values() if peer.link is None]
+            if not free:
+                raise WireError(
+                    Code.NO_ROOM, f"no place is free: data.clients = {count}"
+                )
+            # A place that had a client before is kept for that one as long as possible.
+            return min(free, key=lambda peer: peer.joined > 0)
+        peer = self.peers.get(node_of(client))
+        if peer is None:
+            raise WireError(
+                Code.NO_ROOM,
+                f"there is no client {client}; this experiment has {count} (data.clients), "
+                "from 0 on",
+            )
+        return peer
+
+
+class Gate:
+    """Reads a client's hello, checks its credential, and finds its place.
+
+    Parameters
+    ----------
+    roster : Roster
+    is_secure : bool
+        Whether clients must prove who they are. Without, they are believed.
+    tokens : Tokens, optional
+        Tokens that let clients in; by default their certificates do.
+    """
+
+    def __init__(self, roster: Roster, is_secure: bool, tokens: Tokens | None) -> None:
+        self._roster = roster
+        self._is_secure = is_secure
+        self._tokens = tokens
+
+    async def greet(self, context: Any) -> Peer:
+        """Wait for a client's hello, and return its place.
+
+        Raises
+        ------
+        StreamOver
+            If the client hangs up without a hello.
+        WireError
+            If it may not come in.
+        """
+        hello = (await _read_hello(context)).hello
+        check_version(hello)
+        claimed = client_of(hello.node) if hello.node else None
+        return self._roster.place(self._prove(context, claimed))
+
+    def check_reader(self, context: Any) -> None:
+        """Refuse a call for the status that is neither ours nor a client's.
+
+        Raises
+        ------
+        WireError
+            If the credential is none of the run's.
+        """
+        if not is_server(context.auth_context()):
+            self._prove(context, None)
+
+    def _prove(self, context: Any, claimed: int | None) -> int | None:
+        """Return the client that a call's credential proves.
+
+        In the clear it is the one that the call claims to be from.
+        """
+        if not self._is_secure:
+            return claimed
+        try:
+            return authenticate(
+                context.auth_context(),
+                context.invocation_metadata() or (),
+                self._tokens,
+                claimed,
+            )
+        except CredentialError as error:
+            raise WireError(Code.CREDENTIAL, error.reason) from None
+
+
+async def _read_hello(context: Any) -> Frame:
+    """Read the frame that opens a stream."""
+    try:
+        # A stream that says nothing would hold its connection for ever.
+        async with asyncio.timeout(HELLO_SECONDS):
+            data = await context.read()
+    except TimeoutError:
+        reason = f"no hello within {HELLO_SECONDS:.0f} s"
+        raise WireError(Code.OUT_OF_ORDER, reason) from None
+    if data is grpc.aio.EOF:
+        raise StreamOver("hung up without a word")
+    frame = parse(data)
+    kind = frame.WhichOneof("kind")
+    if kind != "hello":
+        raise WireError(Code.OUT_OF_ORDER, f"a {kind} frame where hello was expected")
+    return frame
