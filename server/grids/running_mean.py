@@ -136,7 +136,10 @@ class RunningMean:
         replies : sequence of Message
             The answers that :meth:`take` returned. The new one is in the name of the earliest.
         """
-        content = {ARRAYS: self.mean(), METRICS: _mean_metrics(replies)}
+        content: dict[str, Record] = {
+            ARRAYS: self.mean(),
+            METRICS: _mean_metrics(replies),
+        }
         return replace(replies[0], content=content)
 
 
