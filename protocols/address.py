@@ -135,6 +135,7 @@ def _name_fault(name: str, wildcard: bool) -> str | None:
     wrong = next((label for label in labels if not _LABEL.fullmatch(label)), None)
     if wrong is not None:
         return f"{wrong!r} is no part of a name"
+    # Resolvers take 10.1 for an address, so no name may end in a number.
     if labels[-1].isdecimal():
         return "this is neither an IP address nor a name"
     return None
@@ -151,6 +152,7 @@ def _nearest(text: str) -> str:
         bare = bare.partition(":")[0]
     bare = bare.partition("%")[0].rstrip(".")
     try:
+        # The form that certificates and DNS hold.
         return bare if bare.isascii() else bare.encode("idna").decode()
     except UnicodeError:
         return ""

@@ -37,6 +37,7 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(neighbour, path)
+    # Ctrl-C as well: a half-written neighbour must not stay behind.
     except BaseException:
         neighbour.unlink(missing_ok=True)
         raise

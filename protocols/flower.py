@@ -65,6 +65,7 @@ def identify(run_id: int = 1) -> None:
     Flower keeps this in class attributes, one run a process, and refuses to make a message
     before it is set.
     """
+    # On the class and not on an object: Flower reads it there when a message is made.
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
     TaskIdentity.task_id = run_id
@@ -77,6 +78,7 @@ def empty_run(run_id: int = 1) -> Run:
 
 def set_id(message: FlowerMessage, id: str) -> None:
     """Give a message its id, which Flower leaves to the grid that sends it."""
+    # Flower's metadata has no setter for the id.
     message.metadata.__dict__["_message_id"] = id
 
 
@@ -98,6 +100,7 @@ def to_flower(message: Message, reply_to: FlowerMessage | None = None) -> Flower
     TypeError
         If a record holds a value that Flower cannot carry (named by Flower).
     """
+    # A wrong pair would give one client's answer to another one's work.
     asked = reply_to.metadata.message_id if reply_to is not None else ""
     if message.reply_to != asked:
         raise ValueError(
@@ -145,10 +148,12 @@ def from_flower(message: FlowerMessage, cache: Cache | None = None) -> Message:
         cache = {} if cache is None else cache
         for name, record in message.content.items():
             if id(record) not in cache:
+                # The record is held too: once freed, its id could be given to another one.
                 cache[id(record)] = record, _from_record(record)
             content[name] = cache[id(record)][1]
     return Message(
         kind=about.message_type,
+        # Ours has one node, the client: the sender of an answer, the receiver of work.
         node=about.src_node_id if about.reply_to_message_id else about.dst_node_id,
         id=about.message_id,
         reply_to=about.reply_to_message_id,
@@ -203,6 +208,7 @@ def _to_record(record: Record) -> FlowerRecord:
         "_data"
     ]  # set with Flower's check of each value, an answer's numbers take longer than arrays
     for name, value in record.items():
+        # Exact types: a bool or a NumPy number goes on to Flower's own check.
         if type(value) is float or type(value) is int:
             held[name] = value
         else:
@@ -230,6 +236,7 @@ class LazyArray(Array):
 
     def __init__(self, array: np.ndarray) -> None:
         if array.flags.writeable:
+            # Read-only from here on, so that several messages may share it.
             array = array.copy()
             array.flags.writeable = False
         self.__dict__.update(
@@ -287,6 +294,7 @@ def _view(array: Array) -> np.ndarray:
         return held
     if array.stype == NUMPY and array.dtype in np.sctypeDict:
         header = _header(np.dtype(array.dtype).str, tuple(array.shape))
+        # Any other layout, such as Fortran order, goes through NumPy's own reader.
         if array.data.startswith(header):
             flat = np.frombuffer(
                 array.data, array.dtype, math.prod(array.shape), len(header)

@@ -87,6 +87,7 @@ def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instru
         if key not in settings:
             continue
         value = _checked(key, name, settings[key], train)
+        # Two spellings of one setting may both be sent as long as they agree.
         if changes.setdefault(name, value) != value:
             raise ValueError(
                 f"{key} = {show(value)} contradicts {name} = {show(changes[name])}; send one of them"
@@ -98,6 +99,7 @@ def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instru
         )
     known = {*POSITION, *READ}
     others = {key: value for key, value in settings.items() if key not in known}
+    # Each value is checked above already, and the copy checks nothing.
     return Instructions(
         train.model_copy(update=changes) if changes else train, float(mu), others
     )
@@ -108,6 +110,7 @@ def _checked(key: str, name: str, value: object, train: TrainConfig) -> float:
     if not _is_number(value):
         raise ValueError(f"{key} = {show(value)}: must be a number")
     try:
+        # The whole section, as some of its checks compare two settings.
         made = TrainConfig.model_validate({**train.model_dump(), name: value})
     except ValidationError as error:
         raise ValueError(f"{key} = {show(value)}: {error.errors()[0]['msg']}") from None
@@ -116,4 +119,5 @@ def _checked(key: str, name: str, value: object, train: TrainConfig) -> float:
 
 
 def _is_number(value: object) -> bool:
+    # A bool is an int to Python, and lr = true is a mistake.
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -23,6 +23,7 @@ def heed_signals() -> None:
     that it starts in the background ignore it.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    # Another handler belongs to whoever embeds this process, such as a notebook.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
 

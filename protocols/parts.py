@@ -49,6 +49,7 @@ def name_part(part: Any, path: str = "") -> str:
     kind = part if _is_definition(part) else type(part)
     module: str = kind.__module__
     qualified: str = kind.__qualname__
+    # The import may give another object: a reloaded module's, or one that took the name later.
     if kind is part and module != _MAIN and _imported(module, qualified) is part:
         return f"{module}:{qualified}"
     name = f"{_MAIN}:{path or qualified.replace('<locals>.', '')}"

@@ -54,9 +54,11 @@ def load_object(reference: str, key: str) -> Any:
     ConfigError
         If the text is not ``module:name``, the module cannot be imported or has no such name.
     """
+    # Before the import: an object that was given in Python has no module to import.
     if (part := parts.find(reference)) is not None:
         return part
     module_name, colon, path = reference.partition(":")
+    # The import below would find this command's own __main__, and say that it lacks the name.
     if module_name == "__main__" and path:
         raise ConfigError(
             f"{key} = {reference!r}: this part was defined in a notebook or script and is not in "
@@ -158,6 +160,7 @@ def check_options_finite(
         Naming the first.
     """
     for key, value in options.items():
+        # Options for **kwargs have no parameter; they must be finite.
         default = parameters[key].default if key in parameters else None
         if not is_finite(value) and is_finite(default):
             raise ConfigError(f"{part}.{key} = {show(value)}: must be a finite number")
@@ -175,6 +178,7 @@ def calling(reference: str, key: str) -> Iterator[None]:
     """
     try:
         yield
+    # A user's part may raise ConfigError itself; it already names the key.
     except (ConfigError, *PASSED_ON):
         raise
     except BaseException as error:
@@ -187,6 +191,7 @@ def explain(error: BaseException) -> str:
     for frame, line in traceback.walk_tb(error.__traceback__):
         file, module = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
         if "site-packages" not in file and not str(module).startswith("fedknow."):
+            # The last such frame stays, the one nearest to the error.
             place = f" ({os.path.basename(file)}, line {line})"
     return f"{_said(error)}{place}"
 
@@ -201,11 +206,13 @@ def _said(error: BaseException) -> str:
 
 def _owner(found: Any) -> str:
     """Who a callable belongs to, if it can be no user's; else nothing."""
+    # A partial or a decorated function belongs to whoever wrote the function inside.
     while isinstance(found, functools.partial):
         found = found.func
     found = inspect.unwrap(found)
     is_function = inspect.isroutine(found) or isinstance(found, type)
     module = getattr(found if is_function else type(found), "__module__", None) or ""
+    # A user's functions are Python; a reference such as builtins:eval must not be called.
     if inspect.isbuiltin(found) or inspect.ismethoddescriptor(found):
         return "a library that is not written in Python"
     if module.partition(".")[0] in sys.stdlib_module_names:

@@ -58,12 +58,14 @@ class Proxy:
     def url(self) -> str:
         """The whole URL, password included: for gRPC alone."""
         login = f"{self.login}@" if self.login else ""
+        # The login stays quoted as in the variable: a colon or an @ in it would end it early.
         return f"http://{login}{self._place()}"
 
     def request(self, address: str) -> bytes:
         """The bytes that ask for a tunnel to ``HOST:PORT``."""
         lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
         if self.login:
+            # As bytes: a password need not be UTF-8 once it is unquoted.
             login = base64.b64encode(urllib.parse.unquote_to_bytes(self.login)).decode()
             lines.append(f"Proxy-Authorization: Basic {login}")
         return "\r\n".join([*lines, "", ""]).encode()
@@ -158,6 +160,7 @@ def connect(address: str, proxy: Proxy | None, timeout: float) -> socket.socket:
     try:
         _open_tunnel(tunnel, address, proxy)
     except BaseException:
+        # The caller gets no socket in this case, so nobody else would close it.
         tunnel.close()
         raise
     return tunnel
@@ -166,6 +169,8 @@ def connect(address: str, proxy: Proxy | None, timeout: float) -> socket.socket:
 def _open_tunnel(tunnel: socket.socket, address: str, proxy: Proxy) -> None:
     try:
         tunnel.sendall(proxy.request(address))
+        # Its buffered reading is safe: in TLS the client speaks first, so nothing follows the
+        # answer.
         answer = http.client.HTTPResponse(tunnel, method="CONNECT")
         answer.begin()
     except (OSError, http.client.HTTPException) as error:
@@ -187,6 +192,7 @@ def _is_exception(address: str, exceptions: str) -> bool:
         return True
     if any(_is_in_network(host, entry) for entry in entries):
         return True
+    # A dot at the end marks a full name and is not written in no_proxy.
     name = host.lower().rstrip(".")
     return any(
         _is_below(target, entry)
@@ -197,6 +203,7 @@ def _is_exception(address: str, exceptions: str) -> bool:
 
 def _is_below(name: str, entry: str) -> bool:
     domain = entry.lower().removeprefix("*").strip(".")
+    # With the dot, so that example.org does not also let out notexample.org.
     return bool(domain) and (name == domain or name.endswith(f".{domain}"))
 
 
@@ -219,6 +226,7 @@ def _parse(variable: str, value: str) -> Proxy:
         usable = False
     if not usable:
         scheme = text.partition("://")[0] + "://" if "://" in text else ""
+        # Without the login, as the message goes to a terminal and to logs.
         shown = scheme + text.removeprefix(scheme).rpartition("@")[2]
         raise ConfigError(
             f"{variable} = {shown!r}: not a proxy that a connection can go "

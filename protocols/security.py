@@ -61,6 +61,7 @@ SERVER_URI = "fedknow://server"
 """The name by which a certificate says that it is the server's."""
 
 _URI = "fedknow://client/"
+# No leading zeros: each client has one spelling, so that 7 and 007 cannot be two peers.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _TOKEN = re.compile(r"(0|[1-9][0-9]{0,8})\.([A-Za-z0-9_-]{43})")
 
@@ -159,6 +160,7 @@ def server_credentials(
     """
     ca, certificate, key = _read(folder, "server")
     return grpc.ssl_server_credentials(
+        # gRPC demands client certificates only where it has a CA to judge them by.
         [(key, certificate)], ca if client_certificates else None, client_certificates
     )
 
@@ -181,6 +183,7 @@ def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
         As for :func:`server_credentials`; also if there is neither a certificate nor a token.
     """
     token = _token(folder)
+    # A folder with both sends both: which one counts is for the server to say.
     if token is not None and not (folder / CERTIFICATE).exists():
         credentials = grpc.ssl_channel_credentials(_file(folder, CA, "clients/NNN"))
     else:
@@ -224,6 +227,7 @@ def client_of_peer(peer: Mapping[str, Iterable[bytes]]) -> int | None:
     if len(numbers) != 1:
         return None
     number = numbers.pop()
+    # int() alone also takes signs, spaces, underscores and other scripts' digits.
     return int(number) if _NUMBER.fullmatch(number) else None
 
 
@@ -279,6 +283,7 @@ class Tokens:
 
     def add(self, token: str) -> None:
         """Let the bearer of a token in."""
+        # A salt each: equal digests never show, and no table of digests serves two runs.
         salt = secrets.token_hex(16)
         self.digests[int(token.partition(".")[0])] = salt, _digest(salt, token)
 
@@ -331,6 +336,7 @@ def authenticate(
                 f"this server lets in who shows a certificate for {client_uri(0)[:-1]}N; `fedknow certs` makes them",
             )
     else:
+        # Two tokens in one call are refused: which of them counts would be a guess.
         sent = [value for key, value in metadata if key.lower() == "authorization"]
         scheme, _, token = (str(sent[0]) if len(sent) == 1 else "").partition(" ")
         if scheme.lower() != "bearer":
@@ -343,6 +349,7 @@ def authenticate(
             raise CredentialError(
                 CredentialFault.TOKEN, "this token is no client's of this run"
             )
+    # Last, as only a proven identity can be compared with the claimed one.
     if claimed is not None and claimed != client:
         raise CredentialError(
             CredentialFault.IDENTITY,
@@ -377,8 +384,10 @@ def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
     ConfigError
         If the folder is at fault by itself.
     """
+    # First the folder by itself, so that its faults are not blamed on the server.
     channel_credentials(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # gRPC servers refuse a client that does not offer HTTP/2 by ALPN.
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=_file(folder, CA, "clients/NNN").decode())
     if (folder / CERTIFICATE).exists():
@@ -425,6 +434,7 @@ def _tls_error(error: ssl.SSLError) -> TlsError:
             error.verify_message,
         )
     reason = error.reason or str(error)
+    # Parts of OpenSSL's reasons: the prefix before them names the version of TLS.
     by_alert = {
         "CERTIFICATE_EXPIRED": TlsFault.EXPIRED,
         "UNKNOWN_CA": TlsFault.OTHER_CA,
@@ -450,10 +460,12 @@ def _read(folder: Path, usual: str) -> tuple[bytes, bytes, bytes]:
     ca, certificate, key = (
         _file(folder, name, usual) for name in (CA, CERTIFICATE, KEY)
     )
+    # A warning and no error: in containers a mounted secret often has a mode of its own.
     if (folder / KEY).stat().st_mode & 0o077:
         log.warning(
             "%s can be read by others on this machine; chmod 600 it", folder / KEY
         )
+    # A wrong file would otherwise show only when the first peer connects.
     _prove(folder, "server" if usual == "server" else "client")
     return ca, certificate, key
 
@@ -465,7 +477,9 @@ def _prove(folder: Path, side: str) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
     )
+    # Only the certificate is on trial; the name depends on the address that is used later.
     client.check_hostname = False
+    # The other side's rules apply, so that a certificate for the wrong purpose is found too.
     judge = client if side == "server" else server
     client.verify_mode = ssl.CERT_NONE
     judge.verify_mode = ssl.CERT_REQUIRED
@@ -479,6 +493,7 @@ def _prove(folder: Path, side: str) -> None:
         for context in (server, client):
             context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
     except ssl.SSLError as error:
+        # The usual mistake has a remedy of its own: files of two folders were mixed.
         if error.reason == "KEY_VALUES_MISMATCH":
             text = f"{folder / KEY}: not the key of {CERTIFICATE}; copy both from one folder of `fedknow certs`"
         else:
@@ -488,10 +503,12 @@ def _prove(folder: Path, side: str) -> None:
     pair = [client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)]
     try:
         while pair:
+            # A copy, as an end that is done leaves the list in the loop.
             for end in list(pair):
                 try:
                     end.do_handshake()
                     pair.remove(end)
+                # This end waits for bytes that the other one writes on its turn.
                 except ssl.SSLWantReadError:
                     continue
     except ssl.SSLError as error:

@@ -15,6 +15,7 @@ __all__ = ["generator", "integer"]
 
 
 def _sequence(seed: int, purpose: str, *numbers: int) -> np.random.SeedSequence:
+    # CRC-32, as Python's own hash of a text differs from process to process.
     return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers])
 
 
@@ -27,5 +28,6 @@ def integer(seed: int, purpose: str, *numbers: int) -> int:
     """A 63-bit integer for libraries that take a plain seed."""
     return int(
         _sequence(seed, purpose, *numbers).generate_state(1, np.uint64)[0]
+        # Libraries often read a seed as a signed number of 64 bits.
         >> np.uint64(1)
     )

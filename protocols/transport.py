@@ -39,6 +39,7 @@ _KEEPALIVE = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # 0 is no limit: gRPC's default stops pinging a stream that waits for a long task.
     ("grpc.http2.max_pings_without_data", 0),
 ]
 CHANNEL_OPTIONS = [
@@ -51,6 +52,7 @@ CHANNEL_OPTIONS = [
 """Of a client's channel."""
 SERVER_OPTIONS = [
     *_KEEPALIVE,
+    # Below the clients' interval, or the server would end their connections for pinging.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     # Two servers on one port would each get some of the clients.
     ("grpc.so_reuseport", 0),
@@ -78,6 +80,7 @@ def check_address(address: str, tls: Path | None, insecure: bool) -> None:
         raise ConfigError(f"address {address!r}: before the port, {error}") from None
     if tls is not None and insecure:
         raise ConfigError("--tls and --insecure: one or the other")
+    # A forgotten option must not open the run to everybody in the network.
     if tls is None and not insecure and not is_loopback(address):
         raise ConfigError(
             f"{address} is not on this machine alone: give --tls DIR (`fedknow certs` makes one), or --insecure to let "

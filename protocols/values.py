@@ -62,6 +62,7 @@ def too_deep(tree: Mapping[str, Any]) -> str:
     str
         The problem, or nothing.
     """
+    # A list in place of recursion: a hostile file can be nested deeper than Python's stack.
     left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     while left:
         path, value = left.pop()
@@ -95,9 +96,11 @@ def _entries(value: object) -> Iterable[tuple[str, Any]]:
 
 
 def _problem(value: object) -> str:
+    # Before int, as a bool is an int too.
     if isinstance(value, bool | float):
         return ""  # whether a number must be finite is for its own part to say
     if isinstance(value, int):
+        # A larger one could be read from TOML, but not written to the wire.
         fits = -(2**63) <= value < 2**63
         return "" if fits else "must fit into 64 bits, as TOML's integers do"
     if isinstance(value, str):

@@ -80,6 +80,7 @@ class DataConfig(Section):
                 f"data.classes_min = {self.classes_min} is above data.classes_max = {self.classes_max}; "
                 "lower the first or raise the second"
             )
+        # A setting without effect would let a sweep over it pass for a result.
         if self.partition != "dirichlet" and self.alpha != (
             default := DataConfig.model_fields["alpha"].default
         ):
@@ -119,6 +120,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _scores_fit(self) -> DataConfig:
+        # Each bound alone may be large, but the matrix of scores is their product.
         scores = self.clients * self.tasks**2
         if scores > MOST_SCORES:
             raise ValueError(

@@ -26,6 +26,7 @@ __all__ = ["ExperimentConfig", "differences"]
 
 def _by_name(value: Any) -> Any:
     """Let a bare string stand for the name."""
+    # Other types pass through, so that pydantic names what is wrong with them.
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -76,6 +77,7 @@ class ExperimentConfig(Section):
         A run that is resumed from elsewhere then finds its data and its fleet's files again.
         """
         availability = self.fleet.availability
+        # The setting is a word or a path, and only a path depends on the folder.
         is_file = availability not in ("always", "markov")
         fleet = {
             "profiles": _absolute(self.fleet.profiles),
@@ -92,7 +94,9 @@ class ExperimentConfig(Section):
 
         That is everything but the engine and the folder that the data lie in.
         """
+        # How and where a run is carried out may change when it is resumed.
         fields = self.model_dump(mode="json", exclude={"engine"})
+        # The same data may lie elsewhere on another machine.
         del fields["data"]["dir"]
         return fields
 
@@ -104,6 +108,7 @@ def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     return [
         f"{key}: was {a.get(key, 'not set')!r}, now {b.get(key, 'not set')!r}"
         for key in sorted(a.keys() | b.keys())
+        # The ellipsis differs from every value, None included.
         if a.get(key, ...) != b.get(key, ...)
     ]
 

@@ -62,12 +62,14 @@ class FleetConfig(Section):
         if not self.devices:
             defaults = FleetConfig.model_fields
             for name in self.model_fields_set - {"devices"}:
+                # A saved configuration spells out every default, which is no mistake.
                 if getattr(self, name) != defaults[name].default:
                     raise ValueError(
                         f"fleet.{name} = {getattr(self, name)!r} does nothing without devices; set fleet.devices "
                         "(fedknow list devices), 'infinite' for devices that take no time"
                     )
         for name in ("down", "up"):
+            # Probably meant in megabytes: at such a rate a message would take days.
             if 0 < (rate := getattr(self, name)) < 1:
                 raise ValueError(
                     f"fleet.{name} = {rate:g}: must be at least 1 (byte a second), or 0 for no limit"

@@ -32,8 +32,10 @@ def parse_override(text: str) -> tuple[list[str], Any]:
             f"--set {show(text)}: write key=value, for example --set train.lr=0.01"
         )
     try:
+        # TOML gives numbers and lists their type, as in a file.
         return path, tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
+        # A shell eats quotes, so text without them is taken as text.
         return path, value.strip()
     except RecursionError:
         raise ConfigError(
@@ -67,6 +69,7 @@ def assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> None
     """
     *parents, leaf = path
     section = _descend(tree, parents, text)
+    # Only there can a bare name replace a table, as with learner=gem.
     is_whole_section = not parents
     if is_whole_section:
         value = _as_replacement(leaf, value, section.get(leaf))

@@ -51,11 +51,13 @@ def read_config(
         tree = _read_toml(source)
     for text in overrides:
         assign(tree, *parse_override(text), text)
+    # Once more, as an override may have added levels.
     _refuse_deep(tree, title)
     try:
         config = ExperimentConfig.model_validate(tree)
     except ValidationError as error:
         _refuse([_explain(problem) for problem in error.errors()], title)
+    # Ten are enough for a person; a faulty list could have thousands.
     if problems := list(islice(bad_values(tree), 10)):
         _refuse(problems, title)
     return config
@@ -103,9 +105,11 @@ def _explain(problem: Any) -> str:
     place = [str(part) for part in problem["loc"]]
     key = ".".join(place)
     kind = problem["type"]
+    # Pydantic's own text for it does not say which keys there are.
     if kind == "extra_forbidden":
         return _explain_unknown(place)
     if kind == "value_error":
+        # A validator's own sentence, without the words that pydantic puts before it.
         return str(problem["ctx"]["error"])
     value = show(problem["input"])
     if kind == "string_type" and isinstance(problem["input"], bool | int | float):

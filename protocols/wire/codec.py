@@ -38,6 +38,7 @@ class Encoding(enum.StrEnum):
     dtype. NaN, infinity and float64 at the very end of its range are refused."""
 
 
+# Little-endian whatever the machine: two hosts of different byte order read the same bytes.
 _TYPES: dict[int, np.dtype] = {
     value: np.dtype(name.lower()).newbyteorder("<")
     for name, value in pb.Tensor.Type.items()
@@ -96,6 +97,7 @@ def encode(
             Code.BAD_DTYPE,
             f"tensor {name!r} has dtype {array.dtype}; these travel: {', '.join(sorted(_NUMBERS))}",
         )
+    # Neither call copies a little-endian array that lies in order.
     flat = np.ravel(np.asarray(array, dtype=_TYPES[number]))
     tensor = pb.Tensor(
         name=name,
@@ -116,6 +118,7 @@ def encode(
         flat = _TO_LOSSY[encoding](tensor, flat)
     payload = flat.view(np.uint8).data
     tensor.length = len(payload)
+    # Beside the checksum of each chunk: this one also covers the cutting and the joining.
     tensor.crc32 = zlib.crc32(payload)
     return tensor, payload
 
@@ -146,6 +149,7 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
             f"tensor {name!r} has {counted(len(tensor.shape), 'dimension')}; at most {limits.dims} taken",
         )
     size = math.prod(tensor.shape)
+    # A side of 0 would hide any size of the other sides, which NumPy multiplies too.
     if math.prod(side or 1 for side in tensor.shape) > limits.elements:
         shape = tuple(tensor.shape)
         raise WireError(
@@ -164,6 +168,7 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
                 Code.BAD_DTYPE,
                 f"tensor {name!r} has a lossy layout, which {dtype.name} has not",
             )
+        # A hostile scale would turn whole numbers into infinity or NaN.
         if tensor.layout == pb.Tensor.SCALED and not _scale_fits(tensor.scale, dtype):
             raise WireError(
                 Code.BAD_VALUE,
@@ -217,6 +222,7 @@ def decode(
             Code.TRUNCATED,
             f"tensor {tensor.name!r}: {len(payload)} of {counted(tensor.length, 'byte')}",
         )
+    # After the length, as the checksum of too few bytes would only say that it is wrong.
     if zlib.crc32(payload) != tensor.crc32:
         raise WireError(
             Code.BAD_CHECKSUM, f"tensor {tensor.name!r} was changed on its way"
@@ -234,6 +240,7 @@ def decode(
 
 def _elements(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
     flat = np.frombuffer(payload, dtype)
+    # NumPy takes any byte for a bool, and its operations then give undefined results.
     if dtype.kind == "b" and flat.view(np.uint8).max(initial=0) > 1:
         raise WireError(
             Code.BAD_VALUE,
@@ -270,6 +277,7 @@ def _check_sparse(tensor: pb.Tensor, size: int, dtype: np.dtype) -> bool:
     # Only what a sender has a reason to send: it bounds the memory that reading takes by the
     # size of the result.
     index = tensor.length - tensor.count * dtype.itemsize
+    # A sparse form that is no smaller than the dense one has no honest sender.
     if tensor.count > size or tensor.length >= size * dtype.itemsize:
         return False
     if tensor.layout == pb.Tensor.MASK:
@@ -297,6 +305,7 @@ def _from_sparse(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.
 
 def _from_mask(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
     bits = np.unpackbits(index, bitorder="little").view(np.bool_)
+    # A bit set in the padding would count as an element that has no place.
     if np.count_nonzero(bits) != tensor.count or bits[size:].any():
         raise WireError(
             Code.MALFORMED,
@@ -310,6 +319,7 @@ def _from_gaps(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
     if (
         gaps is not None
         and len(gaps) == tensor.count
+        # A distance of 0 would write one element twice.
         and gaps.min(initial=1) > 0
         and gaps.max(initial=0) <= size
     ):
@@ -330,6 +340,7 @@ def _to_varints(values: np.ndarray) -> np.ndarray:
     """Positive integers below 2**35 as LEB128: seven bits a byte, lowest first, the top bit says
     that more follow."""
     shifts = np.arange(0, 7 * _GAP_BYTES, 7)
+    # As many columns as the largest value needs, and one at least.
     width = int(np.count_nonzero(values.max(initial=1) >> shifts))
     rest = values[:, None] >> shifts[:width]
     septets = (rest & 0x7F).astype(np.uint8)
@@ -341,13 +352,16 @@ def _to_varints(values: np.ndarray) -> np.ndarray:
 def _from_varints(raw: np.ndarray) -> np.ndarray | None:
     """The integers (int64), or None where the bytes are not whole ones of at most five bytes."""
     last = raw < 0x80
+    # The usual case, distances below 128: one byte each, so the bytes are the numbers.
     if last.all():
         return raw.astype(np.int64)
     ends = np.flatnonzero(last)
+    # The last number would go on beyond the end of the bytes.
     if not last[-1]:
         return None
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
+    # Longer forms are never sent, and from the tenth byte on the shift would overflow.
     if lengths.max() > _GAP_BYTES:
         return None
     values = np.zeros(len(ends), np.int64)
@@ -404,6 +418,7 @@ def _refuse_overflow(
 
 def _to_scaled(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
     top = max(float(flat.max(initial=0)), -float(flat.min(initial=0)))
+    # Also keeps the scale of an all-zero tensor above 0, as it divides.
     scale = max(
         top / 127, _TINY
     )  # a subnormal scale would be too coarse a number itself
@@ -421,6 +436,7 @@ def _to_scaled(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
 
 def _from_scaled(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
     quantised = np.frombuffer(payload, np.int8)
+    # The sender's range is symmetric, so that -128 is nobody's rounding.
     if quantised.min(initial=0) < -127:
         raise WireError(
             Code.BAD_VALUE, f"tensor {tensor.name!r} holds -128; -127 to 127 are in use"
@@ -433,6 +449,7 @@ def _from_scaled(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.
 
 def _scale_fits(scale: float, dtype: np.dtype) -> bool:
     with np.errstate(over="ignore"):
+        # The largest number that can arrive must be finite in the tensor's own dtype.
         return bool(scale > 0 and np.isfinite(dtype.type(127.0 * scale)))
 
 

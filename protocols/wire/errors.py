@@ -56,4 +56,5 @@ class WireError(ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[WireError], tuple[Code, str]]:
+        # By default pickle calls the class with the text alone, and the code is lost.
         return type(self), (self.code, self.reason)

@@ -40,6 +40,7 @@ _OVERHEAD = 1 << 14
 """Room in a frame for what is not data."""
 _DATA_KEY = bytes([pb.Frame.DATA_FIELD_NUMBER << 3 | 2])
 """Protobuf's mark of the field ``Frame.data``."""
+# One count for the process, so that no two messages of a connection share a number.
 _streams = itertools.count()
 
 
@@ -84,6 +85,7 @@ class Packed:
         version, committed : int
             Versions of the client's state; see ``Envelope`` in ``fedknow.proto``.
         """
+        # A copy for each receiver: several threads may send the same message at once.
         envelope = pb.Envelope(version=version, committed=committed)
         envelope.MergeFrom(self.envelope)
         if node is not None:
@@ -160,8 +162,10 @@ def cut(
         header_size=len(header),
         chunk_size=chunk_bytes,
     )
+    # The field on the wire has 32 bits. A number comes again after all others have.
     stream = next(_streams) & 0xFFFFFFFF
     chunks = _chunks(pieces, chunk_bytes)
+    # Kept without its frame, as the frame holds the receiver's own envelope.
     first = b"".join(next(chunks))
     rest = tuple(
         _frame(pb.Chunk(stream=stream, sequence=sequence, crc32=_crc32(chunk)), chunk)
@@ -183,6 +187,7 @@ def parse(data: bytes) -> pb.Frame:
     WireError
         ``TOO_LARGE`` or ``MALFORMED``.
     """
+    # Before parsing, which copies the bytes.
     if len(data) > CHUNK_BYTES + _OVERHEAD:
         raise WireError(
             Code.TOO_LARGE,
@@ -193,6 +198,7 @@ def parse(data: bytes) -> pb.Frame:
     except DecodeError as error:
         raise WireError(Code.MALFORMED, f"not a frame: {error}") from None
     kind = frame.WhichOneof("kind")
+    # Data beside a heartbeat would pass all limits, as nobody looks at it.
     if kind is None or (kind != "chunk" and frame.data):
         raise WireError(
             Code.MALFORMED,
@@ -236,6 +242,7 @@ class Assembler:
                 Code.OUT_OF_ORDER,
                 f"chunk {chunk.sequence} of stream {chunk.stream}, which has not begun",
             )
+        # gRPC keeps the order of a stream, so another number means a faulty or hostile peer.
         if chunk.sequence != message.chunks or (
             chunk.sequence > 0 and chunk.HasField("envelope")
         ):
@@ -244,6 +251,8 @@ class Assembler:
                 f"chunk {chunk.sequence} of stream {chunk.stream}, where chunk {message.chunks} was expected",
             )
         left = message.envelope.size - len(message.body)
+        # Every chunk but the last is full: memory and work stay in proportion to what was
+        # announced.
         if len(data) != min(left, message.envelope.chunk_size):
             raise WireError(
                 Code.TRUNCATED if len(data) < left else Code.TOO_LARGE,
@@ -269,12 +278,15 @@ class Assembler:
             raise WireError(
                 Code.MALFORMED, f"chunk 0 of stream {chunk.stream} has no envelope"
             )
+        # Before the sizes, as many tiny messages would cost memory too.
         if len(self._open) >= self._limits.streams:
             raise WireError(
                 Code.TOO_LARGE,
                 f"more than {counted(self._limits.streams, 'message')} under way at once",
             )
         envelope, limits = chunk.envelope, self._limits
+        # The announced sizes count, not what has arrived: a peer that fills them later must
+        # still fit.
         announced = envelope.size + sum(
             message.envelope.size for message in self._open.values()
         )
@@ -300,6 +312,8 @@ class Assembler:
                 f"chunks of {counted(envelope.chunk_size, 'byte')}; at least {_SMALLEST_CHUNK} are taken",
             )
         if (
+            # A header of no bytes, or one that reaches beyond the message, would give empty
+            # slices below.
             not 0
             < envelope.header_size + padding(envelope.header_size)
             <= envelope.size
@@ -317,6 +331,7 @@ class Assembler:
             envelope.node,
             envelope.id,
             envelope.reply_to,
+            # The payload stays writable, so that dense arrays need no copy to be changed.
             body[: envelope.header_size].toreadonly(),
             body[envelope.header_size + padding(envelope.header_size) :],
             envelope.version,

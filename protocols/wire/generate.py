@@ -29,6 +29,7 @@ def compiled() -> dict[str, str]:
     package = "fedknow/protocols/wire"  # where the file lies when installed: the generated module knows its own name
     with tempfile.TemporaryDirectory() as out:
         options = [f"-I{package}={HERE}", f"--python_out={out}", f"--pyi_out={out}"]
+        # The first argument stands for the program's name, which the compiler skips.
         if protoc.main(["protoc", *options, f"{package}/fedknow.proto"]) != 0:
             raise ValueError(
                 f"the compiler refuses {HERE / 'fedknow.proto'}; it says why above"

@@ -55,6 +55,7 @@ def goodbye(finished: bool, reason: str) -> bytes:
 
 def refused(refusal: pb.Refusal) -> WireError:
     """The error that the other side refused us with, to raise or to log."""
+    # A newer peer may refuse with a code that this version does not have.
     known = refusal.code in Code._value2member_map_
     return WireError(
         Code(refusal.code) if known else Code.CODE_UNSPECIFIED, refusal.reason
@@ -73,6 +74,7 @@ def check_version(peer: pb.Hello | pb.Welcome) -> None:
         raise WireError(
             Code.VERSION,
             f"this side speaks protocol {PROTOCOL} (fedknow {__version__}), the other side protocol {peer.protocol} "
+            # Cut short and quoted, as the other side chose the text and it goes into the log.
             f"(fedknow {peer.package[:64]!r}); install the same version of fedknow on both",
         )
 

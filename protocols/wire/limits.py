@@ -47,6 +47,7 @@ class Limits:
                 raise ValueError(
                     f"limit {field.name} = {getattr(self, field.name)}: must be 1 or more"
                 )
+        # Keeps the sums of distances within int64, and each distance within five bytes.
         if self.elements > 1 << 31:
             raise ValueError(
                 f"limit elements = {self.elements}: must be 2**31 = {1 << 31} or less"

@@ -79,7 +79,9 @@ def pack(
         ("id", message.id),
         ("id", message.reply_to),
     ):
+        # Refused by the sender: the receiver would end the whole stream for it.
         _check_name(what, text, limits)
+    # Protobuf would raise an error of its own that names neither field nor value.
     if message.node not in _UINT64:
         raise WireError(
             Code.BAD_VALUE, f"node {message.node}: must be 0 or more, and below 2**64"
@@ -98,6 +100,8 @@ def pack(
         arrays.SetInParent()  # an empty record is a record
         for key, array in record.items():
             _check_name(f"tensor of record {name!r}", key, limits)
+            # Counters and masks cannot lose precision, so that they travel dense beside lossy
+            # weights.
             exact = encoding in (Encoding.DENSE, Encoding.SPARSE) or codec.lossy(
                 array.dtype
             )
@@ -106,8 +110,10 @@ def pack(
             )
             tensor.offset = offset
             arrays.tensors.append(tensor)
+            # Padding keeps each tensor aligned, and the receiver can view it in place.
             pieces += (payload, memoryview(bytes(padding(len(payload)))))
             offset += len(payload) + padding(len(payload))
+    # The same check as on arrival: whatever this side sends, the other side takes.
     _check(header, offset, limits)
     text = header.SerializeToString()
     whole = len(text) + padding(len(text)) + offset
@@ -152,6 +158,7 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
         If the bytes are not a message of this version, or above a limit.
     """
     limits = limits or Limits()
+    # Before parsing: protobuf objects take many times the memory of their bytes.
     if len(parcel.header) > limits.header_bytes:
         raise WireError(
             Code.TOO_LARGE,
@@ -165,6 +172,7 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
     content: Content = {}
     for record in header.records:
         kind = record.WhichOneof("kind")
+        # The later one would silently take the place of the other.
         if record.name in content:
             raise WireError(Code.MALFORMED, f"two records are called {record.name!r}")
         if kind == "arrays":
@@ -201,6 +209,7 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
 
 def _check(header: pb.Header, payload: int, limits: Limits) -> None:
     """Everything that can be known before a byte of the payload is looked at."""
+    # First of all: in another version the other fields may mean something else.
     if header.protocol != PROTOCOL:
         raise WireError(
             Code.VERSION,
@@ -209,6 +218,7 @@ def _check(header: pb.Header, payload: int, limits: Limits) -> None:
         )
     for what, text in (("kind", header.kind), ("group", header.group)):
         _check_name(what, text, limits)
+    # Counted before any is read, as each costs time whatever its size.
     tensors = sum(len(record.arrays.tensors) for record in header.records)
     for what, number, most in (
         ("records", len(header.records), limits.records),
@@ -244,6 +254,7 @@ def _check(header: pb.Header, payload: int, limits: Limits) -> None:
 
 def _check_name(what: str, name: object, limits: Limits) -> None:
     if not isinstance(name, str):
+        # Protobuf would raise a TypeError that does not say where.
         raise WireError(Code.BAD_VALUE, f"{what} {name!r}: must be text")
     size = len(_utf8(what, name))
     if size > limits.name_bytes:
@@ -269,6 +280,7 @@ def _write_failure(header: pb.Header, failure: Failure) -> None:
             Code.BAD_VALUE, f"failure code {failure.code}: must fit 64 bits"
         )
     header.failure.code, header.failure.reason = failure.code, failure.reason
+    # Code 0 and an empty text are protobuf's defaults; unset, the failure would not travel.
     header.failure.SetInParent()
 
 
@@ -307,9 +319,11 @@ def _kind(where: str, value: object) -> str:
                 Code.BAD_VALUE,
                 f"{where} = {value!r:.64}: a list holds scalars, all of one type",
             )
+        # An empty list has no type; any list field holds it, and it is read back as [].
         return _LISTS[kinds.pop()] if kinds else "integers"
     for kind, type_ in _SCALARS:
         if isinstance(value, type_):
+            # Python's integers have no end, those of the wire have.
             if type_ is int and isinstance(value, int) and value not in _INT64:
                 raise WireError(
                     Code.BAD_VALUE,

@@ -34,6 +34,7 @@ def merge_settings(content: Mapping[str, Record]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for record in content.values():
         if isinstance(record, Config):
+            # Earlier records stand last in the union, so that their values win.
             settings = {**record, **settings}
     return settings
 
@@ -52,6 +53,7 @@ def find_parameters(content: Mapping[str, Record]) -> Arrays:
     named = find_arrays(content, ARRAYS)
     if named is not None:
         return named
+    # Flower's strategies let users name the record, so it may have any name.
     records = (record for record in content.values() if isinstance(record, Arrays))
     return next(records, Arrays())
 

@@ -214,6 +214,7 @@ class ScoreReport(Report):
         """
         metrics = _metrics(content)
         scores = None
+        # Absent where only means were asked for, as Flower's strategies do.
         if CORRECT in metrics:
             scores = TaskScores(*(_list(metrics, name) for name in SCORE_LISTS))
         return cls(

@@ -78,6 +78,7 @@ class Position:
             self.frozen or None,
         )
         config = Config()
+        # Left out and not 0: Flower's records cannot hold None.
         for key, value in zip(POSITION, values, strict=True):
             if value is not None:
                 config[key] = value
@@ -277,6 +278,7 @@ class ScoreWork(Work):
 
 
 def _integer(kind: str, key: str, value: object) -> int:
+    # A strategy may compute a number as float, which is a whole one still.
     if isinstance(value, int | float):
         return int(value)
     raise ValueError(
