@@ -51,8 +51,8 @@ def _fedknow(
 
     - `fedknow simulate digits --set data.clients=50 --set train.rounds=5` runs one experiment.
 
-    - `fedknow simulate digits --set strategy=my_strategy:MyStrategy` uses your own strategy
-      from `my_strategy.py`.
+    - `fedknow simulate digits --set strategy=own_strategy:ShortUpdates` uses your own strategy
+      from `own_strategy.py`.
 
     - `fedknow show digits` prints every setting with its value, ready to be saved as a TOML file.
     """

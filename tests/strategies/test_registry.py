@@ -334,7 +334,7 @@ def test_the_example_shortens_long_updates(monkeypatch):
     from fedknow.server.grids.strategy_grid import StrategyGrid
 
     grid = StrategyGrid(InlineGrid(3, host=None))
-    strategy = build("my_strategy:MyStrategy")
+    strategy = build("own_strategy:ShortUpdates")
     start = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
     sent = list(strategy.configure_train(1, start, ConfigRecord(), grid))
     for place, message in enumerate(sent):

@@ -979,6 +979,6 @@ def test_a_users_strategy_file_trains_real_clients(tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3] / "examples")
     monkeypatch.setattr(sys, "path", list(sys.path))
     result = real(
-        tmp_path / "run", "strategy=my_strategy:MyStrategy", "strategy.slack=1.5"
+        tmp_path / "run", "strategy=own_strategy:ShortUpdates", "strategy.slack=1.5"
     )
     assert result.summary["accuracy"] > 0.8

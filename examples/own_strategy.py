@@ -1,0 +1,62 @@
+"""A strategy of your own: an ordinary Flower strategy.
+
+Run it with ``python examples/own_strategy.py``, or from the command line, in this folder::
+
+    fedknow simulate digits --set strategy=own_strategy:ShortUpdates --set strategy.slack=1.5
+"""
+
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+import fedknow
+
+
+class ShortUpdates(FedAvg):
+    """Average updates, each at most ``slack`` times the median length."""
+
+    def __init__(self, slack: float = 1.0) -> None:
+        super().__init__(
+            fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1
+        )
+        self.slack = slack
+        self.start: dict[str, np.ndarray] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Remember what the clients start from."""
+        self.start = {name: array.numpy() for name, array in arrays.items()}
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Shorten long updates, then let FedAvg average."""
+        usable = [reply for reply in replies if not reply.has_error()]
+        records = [
+            reply.content.array_records[self.arrayrecord_key] for reply in usable
+        ]
+        norms = [self.norm(record) for record in records]
+        limit = self.slack * np.median(norms) if norms else 0.0
+        for record, norm in zip(records, norms, strict=True):
+            factor = np.float32(min(1.0, limit / norm)) if norm else np.float32(1.0)
+            for name, start in self.start.items():
+                record[name] = Array(start + factor * (record[name].numpy() - start))
+        return super().aggregate_train(server_round, usable)
+
+    def norm(self, record: ArrayRecord) -> float:
+        """Return the L2 norm of a client update."""
+        squares = [
+            np.sum((record[name].numpy() - w) ** 2) for name, w in self.start.items()
+        ]
+        return float(np.sqrt(sum(squares)))
+
+
+if __name__ == "__main__":
+    out = sys.argv[1] if len(sys.argv) > 1 else "runs/own-strategy"
+    print(fedknow.simulate("digits", strategy=ShortUpdates(slack=1.5), out=out))
