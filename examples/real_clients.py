@@ -36,8 +36,8 @@ def start_server(out: str) -> tuple[subprocess.Popen[str], str]:
     # Port 0 is any free one; a line of the server's log says which it is.
     for line in server.stdout:
         print(line, end="")
-        if found := re.search(r"127\.0\.0\.1:\d+", line):
-            return server, found[0]
+        if address := re.search(r"127\.0\.0\.1:\d+", line):
+            return server, address[0]
     raise SystemExit("the server did not start")
 
 

@@ -30,6 +30,7 @@ _HOMES = {
     "KeepBest": "fedknow.api.callbacks",
     "Learner": "fedknow.client.learners",
     "LearnerSettings": "fedknow.client.learners",
+    "LivePlot": "fedknow.api.live",
     "Run": "fedknow.api.runs",
     "SplitModel": "fedknow.client.models.split",
     "StopRun": "fedknow.api.callbacks",

@@ -7,6 +7,7 @@ from fedknow.api.callbacks import StopRun as StopRun
 from fedknow.api.comparisons import ComparedRuns as ComparedRuns
 from fedknow.api.comparisons import compare as compare
 from fedknow.api.experiments import experiment as experiment
+from fedknow.api.live import LivePlot as LivePlot
 from fedknow.api.runs import Run as Run
 from fedknow.api.runs import load_run as load_run
 from fedknow.api.runs import simulate as simulate

@@ -19,6 +19,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
+from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Mean, Message, client_of, nbytes
 from fedknow.server.grids.base import Answers, MessageGrid
@@ -236,7 +237,8 @@ class RayGrid(MessageGrid):
         actor = ray.remote(Worker).options(
             num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0
         )
-        return cast("ActorHandle[Worker]", actor.remote(config, stream, folder, node))
+        worker = actor.remote(config, stream, folder, node, parts.snapshot())
+        return cast("ActorHandle[Worker]", worker)
 
 
 @dataclass

@@ -18,6 +18,7 @@ NAMES = [
     "KeepBest",
     "Learner",
     "LearnerSettings",
+    "LivePlot",
     "Run",
     "SplitModel",
     "StopRun",

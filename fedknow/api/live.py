@@ -1,0 +1,94 @@
+"""Curves that grow in a notebook while a run goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedknow.api.callbacks import Callback
+from fedknow.protocols.config import ConfigError
+from fedknow.server.run.events import Evaluated, RoundEnded, RunStarted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["LivePlot"]
+
+
+class LivePlot(Callback):
+    """Show training loss and accuracy in a notebook as they come.
+
+    Accuracies are there after each task, and within tasks where ``evaluation.every`` says so.
+
+    Raises
+    ------
+    ConfigError
+        If IPython is not running.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from IPython import get_ipython  # only notebooks have it
+        except ModuleNotFoundError:
+            shell = None
+        else:
+            shell = get_ipython()  # type: ignore[no-untyped-call]
+        if shell is None:
+            raise ConfigError(
+                "LivePlot draws in a notebook; elsewhere follow a run with `fedknow watch`"
+            )
+        self._display: Any = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.losses: list[float] = []
+        self.scored_at: list[int] = []
+        self.accuracy: list[float] = []
+        self.global_accuracy: list[float] = []
+        self.task_starts: list[int] = []
+
+    def on_start(self, event: RunStarted) -> None:
+        """Open an empty plot."""
+        from IPython.display import display
+
+        self._reset()
+        self._display = display(self.figure(), display_id=True)
+
+    def on_round_end(self, event: RoundEnded) -> None:
+        """Add the round's training loss."""
+        if event.round == 1:
+            self.task_starts.append(event.server_round)
+        self.losses.append(event.loss)
+        self._display.update(self.figure())
+
+    def on_evaluation_end(self, event: Evaluated) -> None:
+        """Add the accuracies of an evaluation."""
+        self.scored_at.append(len(self.losses))
+        self.accuracy.append(event.accuracy)
+        self.global_accuracy.append(event.accuracy_global)
+        self._display.update(self.figure())
+
+    def figure(self) -> Figure:
+        """Draw what is known so far."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(range(1, len(self.losses) + 1), self.losses, marker=".")
+        left.set(xlabel="round", ylabel="training loss")
+        for values, label in (
+            (self.accuracy, "clients' models"),
+            (self.global_accuracy, "global model"),
+        ):
+            right.plot(self.scored_at, _percent(values), marker="o", label=label)
+        right.set(xlabel="round", ylabel="average accuracy (%)", ylim=(0, 102))
+        right.legend(loc="lower left")
+        for start in self.task_starts[1:]:
+            left.axvline(start - 0.5, linestyle=":", color="grey")
+            right.axvline(start - 0.5, linestyle=":", color="grey")
+        return figure
+
+
+def _percent(values: Sequence[float]) -> list[float]:
+    return [math.nan if math.isnan(value) else 100 * value for value in values]
