@@ -33,7 +33,7 @@ class LivePlot(Callback):
         except ModuleNotFoundError:
             shell = None
         else:
-            shell = get_ipython()  # type: ignore[no-untyped-call]
+            shell = get_ipython()
         if shell is None:
             raise ConfigError(
                 "LivePlot draws in a notebook; elsewhere follow a run with `fedknow watch`"
@@ -53,7 +53,7 @@ class LivePlot(Callback):
         from IPython.display import display
 
         self._reset()
-        self._display = display(self.figure(), display_id=True)
+        self._display = display(self.figure(), display_id=True)  # type: ignore[no-untyped-call]
 
     def on_round_end(self, event: RoundEnded) -> None:
         """Add the round's training loss."""
@@ -71,9 +71,9 @@ class LivePlot(Callback):
 
     def figure(self) -> Figure:
         """Draw what is known so far."""
-        from matplotlib.figure import Figure
+        from fedknow.server.reports.plots import NotebookFigure
 
-        figure = Figure(figsize=(9, 3), layout="constrained")
+        figure = NotebookFigure(figsize=(9, 3), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.plot(range(1, len(self.losses) + 1), self.losses, marker=".")
         left.set(xlabel="round", ylabel="training loss")

@@ -21,6 +21,7 @@ __all__ = [
     "COLOURS",
     "GREY",
     "INK",
+    "NotebookFigure",
     "Plot",
     "PlotSpec",
     "Shape",
@@ -78,6 +79,15 @@ class Shape:
     width: float = 4.4
     height: float = 3.2
     is_wide: bool = False
+
+
+class NotebookFigure(Figure):
+    """A figure of matplotlib that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110, facecolor="white")
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ class Plot:
         with matplotlib.rc_context(STYLE):
             size = (self.shape.width, self.shape.height)
             # Not through pyplot, which keeps every figure until it is closed.
-            figure = Figure(figsize=size, layout="constrained")
+            figure = NotebookFigure(figsize=size, layout="constrained")
             self.draw(figure)
             yield figure
 
