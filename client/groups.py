@@ -88,6 +88,7 @@ class Group:
             task = work.position.task
             data = bench.task(client, task)
             bench.take_over(work, state)
+            # It trains nothing more, so there is nothing to stack.
             if isinstance(work, EndTaskWork) and bench.learner.has_trained(task):
                 self._answers[place] = self._handle(message, state)
                 return
@@ -133,6 +134,7 @@ class Group:
         start = self._starts[place]
         bench = self._bench
         learner = bench.learner
+        # The learner served other clients since, under their settings.
         learner.train = self._settings[place]
         if isinstance(result.report, BaseException):
             self._answers[place] = failed(message, result.report), state

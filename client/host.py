@@ -140,9 +140,12 @@ class Host:
     def _groups(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
         """Neighbouring messages that the node answers at once: of one kind of training, and
         different clients."""
+        # A user's node need not have it.
         most = getattr(self.node, "at_once", 1)
         group: list[Message] = []
         for message in messages:
+            # The same client twice: its second work starts from the state that the first one
+            # leaves.
             fits = message.kind in (TRAIN, END_TASK) and message.node not in {
                 other.node for other in group
             }
@@ -157,6 +160,7 @@ class Host:
 
     def _keep(self, message: Message, version: int, before: State, after: State) -> int:
         """Store a client's state where it has changed; gives its version from now on."""
+        # Scoring changes nothing, and a learner without a state needs no file.
         if after is before or not (after or before):
             return version
         version = successor(version, message.id)
@@ -176,6 +180,7 @@ def successor(version: int, id: str) -> int:
         int.from_bytes(
             hashlib.blake2b(f"{version}:{id}".encode(), digest_size=6).digest(), "big"
         )
+        # 0 stands for a client without a state.
         or 1
     )
 

@@ -111,6 +111,7 @@ class Node:
                 report, new = do(message, state)
         except PASSED_ON:
             raise
+        # Also SystemExit of a user's code, which would end the worker with all its clients.
         except BaseException as error:
             # That is this client's failure, not the run's.
             return failed(message, error), state
@@ -204,6 +205,8 @@ def _heads(
     In a stream whose head grows, tasks learned before are scored among all classes of today.
     """
     return [
+        # A class-incremental model is not told the task, so earlier tasks compete with all
+        # classes seen so far.
         current.head if current.is_incremental and task < seen else data.head
         for task, data in enumerate(tasks)
     ]
@@ -219,6 +222,8 @@ def _report_scores(scores: TaskScores, seen: int) -> ScoreReport:
     return ScoreReport(
         examples=sum(total),
         measures={
+            # The mean over tasks and not over samples: a task counts as much as another of more
+            # samples.
             ACCURACY: float(np.mean(accuracies)),
             LOSS: float(np.mean(scores.losses[:seen])),
         },

@@ -31,6 +31,7 @@ def as_tensors(arrays: Arrays, is_only_read: bool = False) -> Tensors:
     """
     return {
         name: torch.from_numpy(
+            # Copies only what cannot be written to: one message's arrays go to many clients.
             array if is_only_read else np.require(array, requirements="W")
         )
         for name, array in arrays.items()

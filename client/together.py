@@ -84,12 +84,14 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         for name in clients[0].parameters
     }
     moving = {
+        # Parameters share memory with the rows, so that steps write into them.
         name: nn.Parameter(rows[name], p.requires_grad)
         for name, p in learner.trainable.items()
     }
     mu = torch.tensor(
         [client.round.proximal_mu for client in clients], device=schedule.weights.device
     )
+    # Clones, as the steps write to the rows themselves.
     anchors = (
         {name: rows[name].clone() for name in moving if learner.entries.travels(name)}
         if mu.any()
@@ -117,11 +119,13 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
             logits = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
                 natural, x
             )
+        # Classes outside a client's head have no share in its softmax, nor a gradient.
         z = widen(logits).masked_fill(outside, -torch.inf)
         loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none").view(
             y.shape
         )
         loss = (loss * weight).sum(1)
+        # A sum and not a mean: each client's gradient must be that of its own loss alone.
         loss.sum().backward()  # type: ignore[no-untyped-call]
         for name, anchor in anchors.items():
             if (gradient := moving[name].grad) is not None:
@@ -143,6 +147,7 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         )
         for row in range(len(clients))
     ]
+    # Back in the order in which the clients came.
     return [trained[order.index(i)] for i in range(len(order))]
 
 
@@ -190,6 +195,7 @@ class _Schedule:
         self.weights = torch.zeros(len(clients), steps)
         start = 0
         for row, (client, n) in enumerate(zip(clients, self._sizes, strict=True)):
+            # Seeded as for a client that trains alone, so that batches come in the same order.
             generator = torch.Generator().manual_seed(client.round.seed)
             for step, index in enumerate(
                 index
@@ -230,6 +236,8 @@ class _Schedule:
             self._index[:count, step, :width],
             self.weights[:count, step, None],
         )
+        # Places that only fill a batch up weigh nothing; the others make the mean over real
+        # samples.
         weight = (self._places[:width] < samples) / samples
         return self._x[index], self._y[index], weight, self._outside[:count, None]
 
@@ -242,6 +250,7 @@ class _Schedule:
         """
         per_epoch, epochs = self._per_epoch[row], self._learner.epochs
         own = losses[: epochs * per_epoch]
+        # Negated, as a comparison with NaN is false.
         for step in torch.nonzero(~(own < torch.inf)).flatten()[:1].tolist():
             return Diverged.in_epoch(
                 own[step].item(), step // per_epoch, self._learner.train
@@ -250,6 +259,7 @@ class _Schedule:
         weights = self.weights[row, last].double()
         n = self._sizes[row]
         return {
+            # In double, as the sum of a loop in Python would be.
             "loss": float(losses[last].double() @ weights) / n,
             "accuracy": float(right[last].sum()) / n,
             **self._learner.counts(),
@@ -275,6 +285,8 @@ def _first(
         name: nn.Parameter(rows[name][:count], old.requires_grad)
         for name, old in moving.items()
     }
+    # Optimizers find their state by the parameter object, so each new one takes over the old
+    # one's.
     new: dict[Tensor, nn.Parameter] = {old: fewer[name] for name, old in moving.items()}
     for group in optimizer.param_groups:
         group["params"] = [new[old] for old in group["params"]]
@@ -296,6 +308,7 @@ def _clip(gradients: Sequence[Tensor], most: float) -> None:
     norms = torch.stack(
         [gradient.flatten(1).norm(dim=1) for gradient in gradients]
     ).norm(dim=0)
+    # The epsilon of PyTorch's clip_grad_norm_, which clients use one by one.
     factor = (most / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(_column(factor, gradient))

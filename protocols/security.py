@@ -159,8 +159,8 @@ def server_credentials(
         has expired or is not of this CA.
     """
     ca, certificate, key = _read(folder, "server")
+    # gRPC demands client certificates only where it has a CA to judge them by.
     return grpc.ssl_server_credentials(
-        # gRPC demands client certificates only where it has a CA to judge them by.
         [(key, certificate)], ca if client_certificates else None, client_certificates
     )
 

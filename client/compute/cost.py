@@ -117,6 +117,7 @@ class _Part:
         self.steps = (0, 0)
         self.inner = _NOTHING
         self._hooks: Sequence[RemovableHandle] = ()
+        # Weak keys: an optimizer that is gone holds no memory, and must not be counted.
         self._optimizers: (
             weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] | None
         ) = None
@@ -145,6 +146,8 @@ class _Part:
     def made(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         self.hold(storage.nbytes())
+        # The storage and not the tensor: views share it, and it lives as long as any of them.
+        # At exit nobody reads the count.
         weakref.finalize(storage, self._gone, storage.nbytes()).atexit = False
 
     def hold(self, size: int) -> None:

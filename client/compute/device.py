@@ -53,6 +53,8 @@ def find_device(name: str, key: str = "engine.device") -> torch.device:
             f"{key} = {name!r}: torch {torch.__version__} sees {seen} here; set {key} to 'cpu' or 'auto'"
         )
     if kind == "cuda":
+        # TF32 keeps 10 bits of the mantissa, and results are to be those of the CPU up to
+        # rounding.
         torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
@@ -114,6 +116,7 @@ class Border:
 
     def _brought(self, tensor: Tensor) -> Tensor:
         there = tensor.to(self.device)
+        # PyTorch counts a tensor's changes in place, which shows whether it is still the copy.
         self._came[there] = tensor, there._version
         return there
 

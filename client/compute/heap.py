@@ -41,10 +41,12 @@ def keep_freed() -> None:
         "MALLOC_TOP_PAD_",
         "MALLOC_MMAP_MAX_",
     )
+    # A user's own setting counts more than ours; other C libraries have no such call.
     if not hasattr(system, "mallopt") or any(name in os.environ for name in chosen):
         return
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
+    # A small device runs a client or two, and must not lose its memory to a heap.
     room = min(_KEPT, _memory() // 16)
     # Either threshold ends glibc's own adjusting of both, so without the first the second would
     # do harm.

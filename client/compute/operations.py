@@ -71,6 +71,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         formula = _FORMULAS.get(func._overloadpacket)
         if formula is None and _composite(func):
+            # The mode is off within its own handler; on again, the parts are seen too.
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)

@@ -43,7 +43,9 @@ _OPAQUE = (
     types.ModuleType,
 )
 _Module = tuple[int, tuple[nn.Parameter, ...]]
+# Weak keys, so that a module that is gone frees its parameters.
 _modules: weakref.WeakKeyDictionary[nn.Module, _Module] = weakref.WeakKeyDictionary()
+# And not id(), which another module may get once this one is gone.
 _serial_numbers = count()
 
 
@@ -116,8 +118,10 @@ def _describe_callable(function: Any, depth: int) -> Hashable:
         bound = (*function.args, *function.keywords.values())
         return (describe(function.func, depth + 1), *_describe_all(bound, depth))
     if isinstance(function, types.MethodType):
+        # Without the object it is bound to, which may be the learner that is being described.
         return function.__func__.__code__
     if isinstance(function, types.FunctionType):
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        # Code and not the function: a lambda is another object each time it is made.
         return (function.__code__, *_describe_all(cells, depth))
     return cast(Hashable, type(function))

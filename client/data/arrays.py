@@ -81,12 +81,14 @@ class Dataset:
             )
         channels = self.train_x.shape[1]
         lengths = {len(self.mean), len(self.std)}
+        # Images are divided by std, so that a 0 would fill them with NaN.
         if lengths != {channels} or min(self.std) <= 0:
             raise self._error(
                 f"mean and std need {counted(channels, 'number')}, one a channel, "
                 "and std above 0"
             )
         grouped = list(chain.from_iterable(self.groups))
+        # A class in two groups would belong to two tasks, and be new in the second one.
         has_repeats = len(set(grouped)) != len(grouped)
         if has_repeats or not set(grouped) <= set(range(self.classes)):
             raise self._error(
@@ -201,6 +203,7 @@ def _check_arrays(name: str, part: str, x: Any, y: Any) -> None:
             f"it must be a NumPy array, {remedy}"
         )
 
+    # Floats in 0..1 would become black images, as all images are divided by 255.
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
         raise error("x", x, "uint8 [N, C, H, W]")
     if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape != x.shape[:1]:
@@ -261,6 +264,8 @@ def levels(x: Images) -> NDArray[np.int64]:
     """
     counts = []
     for channel in range(x.shape[1]):
+        # Counts of levels in place of a sum over floats: exact, in any order, and without a
+        # copy of the images as floats.
         counts.append(np.bincount(x[:, channel].ravel(), minlength=256))
     return np.stack(counts)
 

@@ -56,6 +56,7 @@ class Benchmark:
         self.partition = partition
         self.is_incremental = scenario == "class-incremental"
         self.clients = len(partition.tasks)
+        # The same for all clients: each has every task, in an order of its own.
         self.tasks = len(partition.tasks[0])
         self.shape = dataset.shape
         # Classes that no task uses need no place in the head, as long as they come last.
@@ -93,6 +94,7 @@ class Benchmark:
         self._check(client, task)
         shares = self.partition.tasks[client]
         share = shares[task]
+        # Classes of different tasks are disjoint here, so none comes twice.
         seen = chain.from_iterable(earlier.classes for earlier in shares[: task + 1])
         dataset = self.dataset
         return TaskData(

@@ -92,6 +92,7 @@ class _Listing:
 
 _CIFAR100 = Parquet("img", ("fine_label",))
 
+# Names are written in configurations and results, so they never change.
 _LISTED: Mapping[str, _Listing] = {
     "cifar100": _Listing(
         "60,000 photographs, 32x32 RGB, 100 classes (Krizhevsky 2009); "

@@ -225,6 +225,8 @@ class TinyImageNet:
             train: list[tuple[Path, int]] = []
             for label, folder in enumerate(classes):
                 train += _labelled(folder / "images", label)
+            # The published test images have no labels, so the validation images take their
+            # place.
             test = _annotated(annotations, names, place / "train")
             return Contents(_images(train), _images(test), names)
 
@@ -298,6 +300,7 @@ class SvhnMat:
                 f"it must be uint8 [H, W, 3, {len(y)}]"
             )
         pillow = require("PIL.Image")
+        # MATLAB counts from 1, so its file calls the digit 0 a 10.
         digits = y.astype(np.int64) % 10
         return Part(
             digits,
@@ -343,6 +346,7 @@ class Fc100:
         # The inverse of the order: from CIFAR-100's label to FC100's.
         new_labels: Labels = np.empty(len(order), np.int64)
         new_labels[order] = np.arange(len(order))
+        # FC100 splits by class and not by image, so both parts are one pool here.
         pool = joined([cifar.train, cifar.test])
         pool = Part(new_labels[pool.labels], pool.image, pool.place)
         starts = np.cumsum([0, *map(len, groups)])

@@ -212,6 +212,7 @@ class LocalStream:
             raise self._error(
                 task, f"{part}_x is {_described(x)}; it must be {expected}{advice}"
             )
+        # One NaN in a sample would spread to all weights in the first step.
         if not np.isfinite(x).all():
             raise self._error(task, f"{part}_x holds NaN or infinity")
         if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
@@ -224,6 +225,7 @@ class LocalStream:
             raise self._error(
                 task, f"classes is {_described(classes)}; it must be a list of integers"
             )
+        # A class that comes twice would have two logits in the loss.
         if len(np.unique(classes)) < len(classes):
             raise self._error(
                 task, f"classes is {classes.tolist()}; it must name each class once"
@@ -237,6 +239,7 @@ class LocalStream:
 
 
 def _split(x: np.ndarray, y: np.ndarray) -> Split:
+    # A copy of float32 too, as the arrays at hand are given out again.
     images = torch.from_numpy(x.astype(np.float32))
     if x.dtype == np.uint8:
         # No client knows the mean of all: a fixed scale is the same everywhere.

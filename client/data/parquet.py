@@ -64,6 +64,8 @@ class Parquet:
         places = [place / folder for folder in self.folders]
         train: list[Path] = []
         for candidate in places:
+            # In the order of their numbers, as labels and images are found by a row's place in
+            # all files.
             train = sorted(candidate.glob("train-*.parquet"))
             if train:
                 break
@@ -182,6 +184,7 @@ class _Cells:
     def __init__(self, files: Sequence[Path], column: str) -> None:
         parquet = require("pyarrow.parquet")
         self._column = column
+        # Row groups are the smallest piece that a parquet file can be read by.
         self._groups: list[tuple[Path, int]] = []
         sizes = []
         for path in files:
@@ -194,6 +197,8 @@ class _Cells:
         self._cells: Any = None
 
     def __getitem__(self, row: int) -> bytes | None:
+        # To the right, so that empty groups, which start where the next one does, are passed
+        # over.
         number = bisect.bisect_right(self._starts, row) - 1
         if number != self._loaded:
             self._cells = self._load(*self._groups[number])

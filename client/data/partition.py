@@ -119,6 +119,7 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
 
 def _task_order(config: DataConfig, seed: int, client: int) -> Indices:
     if config.task_order == "shuffled":
+        # By client, so that one more client changes no other one's order.
         return generator(seed, "partition/order", client).permutation(config.tasks)
     return np.arange(config.tasks)
 

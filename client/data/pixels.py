@@ -72,11 +72,13 @@ def to_eight_bit(image: Any, mode: str) -> Any:
         )
     # Read before the picture is loaded, as Pillow forgets it then.
     layout = _sample_layout(image)
+    # Pillow opens lazily: only now does a truncated file show.
     image.load()
     _check_tiff(image)
     turn = _turn(image)
     opaque = _opaque(_eight_bit_samples(image), layout)
     upright = opaque if turn is None else opaque.transpose(turn)
+    # Last, as transparency and depth are lost in it.
     return upright.convert(mode)
 
 
@@ -122,6 +124,7 @@ def _eight_bit_samples(image: Any) -> Any:
     # Pillow has scaled a portable grey map to 16 bits; before 11 it opened 16-bit PNG as I, too.
     if image.mode in _SIXTEEN_BIT and image.format in ("PNG", "TIFF", "PPM"):
         return _scaled(image)
+    # In other formats this mode holds 32 bits, whose scale nobody knows.
     if image.mode == "I" and image.format in ("PNG", "PPM"):
         return _scaled(image)
     raise UnusablePictureError(

@@ -164,8 +164,10 @@ def _choose_classes(pool: Pool, config: DataConfig, seed: int) -> list[Indices]:
         choices: list[Indices] = []
         for _ in range(config.clients):
             count = _draw_class_count(pool, config, rng)
+            # Fewer classes with a free share than the client needs: this attempt is over.
             if np.count_nonzero(free) < count:
                 break
+            # Classes with more free shares are likelier, so that none is used up early.
             likelihood = free / free.sum()
             drawn = rng.choice(len(free), count, replace=False, p=likelihood)
             picked = np.sort(drawn)
@@ -272,6 +274,7 @@ def _draw_dirichlet(
             partition_by="label",
             alpha=config.alpha,
             min_partition_size=1,
+            # The attempt is in the seed, or each one would draw the same again.
             seed=integer(seed, "partition/dirichlet", pool.task, attempt),
         )
         try:
@@ -339,7 +342,9 @@ def _proportional(
         remaining = total - tests[:, k].sum()
         tests[order[:remaining], k] += 1
     for client in np.flatnonzero(tests.sum(axis=1) == 0):
+        # A client with one test sample would itself be left without.
         can_give = (tests.sum(axis=1) > 1)[:, None]
+        # Only of classes that the client trains on: on others it could only guess.
         spare = np.where(can_give & (counts[client] > 0), tests, 0)
         # The place of the largest number, as row and column.
         donor, k = divmod(int(np.argmax(spare)), spare.shape[1])

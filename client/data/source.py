@@ -163,6 +163,7 @@ def load(name: str, source: Source, form: Form) -> Dataset:
     """
     folder = Path(os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow").expanduser()
     target = folder / f"{name}-{_key(source, form)}"
+    # The folder appears by one rename, so that its presence means it is whole.
     if not target.is_dir():
         contents = source.read()
         _check_samples(name, contents)
@@ -285,6 +286,7 @@ def _key(source: Source, form: Form) -> str:
     for path in source.marks:
         # Names of files may hold bytes that are no UTF-8.
         digest.update(repr(fingerprint(path)).encode(errors="surrogateescape"))
+    # 64 bits: enough for one user's caches, and short enough for a path.
     return digest.hexdigest()[:16]
 
 
@@ -294,8 +296,10 @@ def _write(contents: Contents, form: Form, target: Path) -> None:
     A folder beside the target is filled and then renamed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, as a rename works within one file system only.
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
+        # Train comes last: its mean and std are those that stay.
         for name, part in (("test", contents.test), ("train", contents.train)):
             np.save(draft / f"{name}_y.npy", part.labels, allow_pickle=False)
             mean, std = _write_images(part, form, draft / f"{name}_x.npy")

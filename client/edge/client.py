@@ -242,6 +242,7 @@ class EdgeClient:
 
     async def _wait(self, reason: str) -> None:
         """Wait before the next attempt, or give up."""
+        # Monotonic: a box without a battery sets its clock once it is online.
         seconds_away = time.monotonic() - self._connected_at
         # Chance spreads the clients of a server that comes back.
         delay = self._random.uniform(0, self._delay)
@@ -266,6 +267,7 @@ class EdgeClient:
         """Give the node id to ask for; 0: any, or that of the credential."""
         if self._client is not None:
             return node_of(self._client)
+        # With a credential the server knows the client, and a claim could only contradict it.
         return self._journal.node if self._credentials is None else 0
 
 

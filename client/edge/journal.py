@@ -106,6 +106,7 @@ class Journal:
         shutil.rmtree(self._answers, ignore_errors=True)
         self.store.retain(None, ())
         text = f"{node} {run}"
+        # Last: a crash before it leaves the old mark, and the folder is emptied again.
         write_atomic(
             self.folder / "run", f"x{zlib.crc32(text.encode()):08x} {text}".encode()
         )
@@ -162,6 +163,7 @@ class Journal:
             try:
                 parcel = _read(path.read_bytes())
                 answer = unpack(parcel)
+                # A file that was copied or renamed by hand reads well all the same.
                 if path.name != f"{answer.reply_to}-{parcel.version:x}":
                     raise OSError("it is the answer to other work")
                 return answer, parcel.version
@@ -187,12 +189,14 @@ class Journal:
         target = folder / f"{key}-{version:x}"
         neighbour = target.with_suffix(".tmp")
         frames = b"".join(
+            # Protobuf messages do not say where they end, so each has its length before it.
             len(frame).to_bytes(4, "big") + frame
             for frame in answer.frames(reply_to=key, version=version)
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             neighbour.write_bytes(frames)
+            # Without a sync, as an answer that is lost is made again from the state.
             os.replace(neighbour, target)
         except OSError as error:
             neighbour.unlink(missing_ok=True)
@@ -232,6 +236,7 @@ def _read(data: bytes) -> Parcel:
 def _locked(folder: Path) -> BinaryIO:
     lock = (folder / ".lock").open("wb")
     try:
+        # The system releases it when the process ends, however it ends.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()

@@ -104,6 +104,7 @@ class Session:
         client = client_of(welcome.node)
         log.info("connected to %s as client %d", self._server, client)
         self._node = welcome.node
+        # A problem of the last connection must not end this one.
         self._desk.problem = None
         self.was_welcomed = True
         try:
@@ -180,6 +181,7 @@ class Session:
         return None
 
     def _take(self, parcel: Parcel) -> None:
+        # The state here is this client's, and another client's work would spoil it.
         if parcel.node != self._node:
             raise WireError(
                 Code.FOREIGN, f"work for node {parcel.node} came to node {self._node}"

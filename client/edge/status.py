@@ -65,6 +65,7 @@ def explain_failure(server: str, tls: Path | None, error: grpc.RpcError) -> str:
 
     With TLS, gRPC only says that there is no connection, so that a handshake is tried.
     """
+    # gRPC gives this code for every failed handshake; a handshake of our own says why.
     if error.code() is grpc.StatusCode.UNAVAILABLE and tls is not None:
         try:
             handshake(server, tls, 5.0)

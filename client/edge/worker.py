@@ -82,7 +82,9 @@ class Worker:
         """
         if self._prepared == (config, run):
             return
+        # First, as it deletes what an earlier run has left, and may refuse the folder.
         self._journal.begin(run, node)
+        # An answer of an earlier run is none for this one.
         self._desk.result = None
         experiment = read_config(_toml(config))
         if self._device is not None:
@@ -119,6 +121,7 @@ class Worker:
             asked_by=parcel.id,
             answer=answer,
             version=version,
+            # Without the arrays: this is kept for a failure's envelope, which needs none.
             work=replace(message, content={}),
             old_version=parcel.version,
             has_failed=reply.failure is not None,
@@ -153,6 +156,7 @@ class Worker:
         client = client_of(parcel.node)
         try:
             self._journal.commit(client, parcel.version, parcel.committed)
+            # As in a simulation, whose numbers this client must give too.
             with one_thread():
                 return self._host.handle(message, parcel.version)
         except StateError as error:

@@ -99,6 +99,7 @@ def build_model(
         For an unknown model or setting, a setting out of range, an image too small, a user's
         model without body and head, or one with parameters that no learner could train.
     """
+    # The caller's generator stays as it is, and no GPU is touched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_reference(config.name):
@@ -179,6 +180,7 @@ def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
     The network is built on PyTorch's meta device, so a huge one takes no memory.
     """
     try:
+        # Tensors without memory: a slip of a digit must not fill it before it is refused.
         with torch.device("meta"):
             body, features = _build_body(config, shape)
             count = sum(prod(parameter.shape) for parameter in body.parameters())
@@ -217,8 +219,10 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
             f"is nn.Linear(..., {classes}), so that model(x) = model.head(model.body(x))"
         )
     assert isinstance(model, nn.Module)
+    # Before a sample goes through, which fails for such types with PyTorch's own words.
     check_dtypes(model, config.name)
     _check_composition(model, config.name, shape)
+    # After the sample, which gives lazy modules their shapes.
     check_parameters(model, config.name)
     return model
 

@@ -77,6 +77,8 @@ def check_parameters(model: nn.Module, name: str) -> None:
     body = model.get_submodule("body")
     in_body = {parameter: place for place, parameter in body.named_parameters()}
     for place, parameter in model.get_submodule("head").named_parameters():
+        # Weight decay and exchange treat body and head differently; a shared parameter would be
+        # in both.
         if parameter in in_body:
             raise ConfigError(
                 f"model.name = {name!r}: head.{place} is also body.{in_body[parameter]}, "

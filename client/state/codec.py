@@ -159,6 +159,7 @@ def checksum(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """Compute the CRC-32 of a text and of tensors, as 8 hexadecimal digits."""
     value = zlib.crc32(text.encode())
     for tensor in tensors.values():
+        # PyTorch cannot view an empty tensor as bytes.
         if tensor.numel():
             value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
@@ -222,6 +223,7 @@ def _fold(name: str, tree: Any, tensors: Mapping[str, torch.Tensor]) -> str:
     layout, and the tree.
     """
     text = json.dumps([name, _layout(tensors), tree])
+    # Two checksums: the tree can be proved without reading the tensors.
     return f"{checksum(text, {})} {checksum('', tensors)} {text}"
 
 
@@ -239,6 +241,7 @@ def _unfold(
     if head != checksum(text, {}):
         raise ValueError("its checksum is wrong")
     written, layout, tree = json.loads(text)
+    # A file that was copied by hand to another name has right checksums all the same.
     if written != name:
         raise ValueError(
             f"it was written as {written}, so it holds another client or another version"

@@ -30,6 +30,7 @@ class StateMemory:
     def get(self, client: int, version: int) -> State | None:
         """Give a client's state, if it is here in this version."""
         stored_version, state, _ = self._states.get(client, (0, {}, 0))
+        # After a resume the server may ask for an older version than the one at hand.
         if stored_version != version:
             return None
         self._states.move_to_end(client)
@@ -40,6 +41,7 @@ class StateMemory:
         if client in self._states:
             self._used -= self._states.pop(client)[2]
         size = sum(array.nbytes for array in tensors_in(state))
+        # A state that alone is too large would drive out all others first.
         if size > self._budget or self._budget == 0:
             return
         self._states[client] = version, state, size

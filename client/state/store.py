@@ -93,6 +93,7 @@ class StateStore:
         StateLost
             If that version was not saved, or its file is damaged.
         """
+        # Version 0 is a client that has no state yet.
         if version == 0:
             self._stored.pop(client, None)
             return {}
@@ -117,6 +118,7 @@ class StateStore:
         """
         tree, tensors = pack(state)
         path = self.path(client, version)
+        # Before the main file, so that a version never names a part that is not there.
         self._set_apart(path, tree, tensors, self._stored.get(client, {}))
         in_file = [tensor_name(leaf) for leaf in leaves(tree) if not is_apart(leaf)]
         write(path, tree, {name: tensors[name] for name in in_file}, self.durable)
@@ -142,6 +144,7 @@ class StateStore:
         StateError
             If a file could not be deleted the last time.
         """
+        # The last deletion must be through, or this one would list files that are about to go.
         self.settle()
         names = {
             self.path(client, version).name
@@ -235,6 +238,7 @@ class StateStore:
     def _parts_in(self, name: str) -> tuple[int, frozenset[str]]:
         """Give when a version was written, and the parts that it names."""
         path = self.folder / name
+        # A version that is written anew may name other parts.
         written = path.stat().st_mtime_ns
         noted = self._named_parts.get(name)
         # Headers are read once: a folder may hold thousands of files.
@@ -255,8 +259,10 @@ class StateStore:
             return
         pairs = [(tensors[tensor_name(leaf)], leaf) for leaf in all_leaves]
         self._stored[client] = {
+            # By place in memory, as comparing the bytes of all tensors would take too long.
             tensor.data_ptr(): _Stored(tensor, leaf)
             for tensor, leaf in pairs
+            # Empty tensors may all have the same address.
             if tensor.numel()
         }
 
