@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from types import TracebackType
 
 from rich.console import Console
@@ -23,15 +22,9 @@ from fedknow.server.run.events import (
     RunStarted,
     Warned,
 )
-from fedknow.server.run.task_times import TaskTimes, has_task_times
+from fedknow.server.run.pace import Pace
 
 __all__ = ["RunProgress"]
-
-WINDOW = 12
-"""Rounds whose pace predicts the remaining time.
-
-Later tasks are slower, so only the latest rounds count.
-"""
 
 
 class RunProgress:
@@ -54,19 +47,11 @@ class RunProgress:
         self, config: ExperimentConfig, console: Console, title: str = ""
     ) -> None:
         self._tasks = config.data.tasks
-        self._rounds = f"/{config.train.rounds}"
-        self._total = float(config.data.tasks * config.train.rounds)
-        self._is_timed = False
-        if has_task_times(config):
-            # A task lasts a time, so its number of rounds is not known before.
-            times = TaskTimes.plan(config)
-            self._rounds = ""
-            self._total = float(times.ends.max())
-            self._is_timed = times.is_in_seconds
+        self._pace = Pace(config)
+        self._rounds = f"/{self._pace.rounds}" if self._pace.rounds else ""
         self._console = console
         self._title = title
         self._started = math.nan
-        self._pace: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._accuracy = ""
         self._bar: Progress | None = None
         self._row = TaskID(0)
@@ -81,7 +66,7 @@ class RunProgress:
                 expand=True,
             )
             self._row = self._bar.add_task(
-                self._prefix("starting"), total=self._total, remaining=""
+                self._prefix("starting"), total=self._pace.total, remaining=""
             )
 
     def __enter__(self) -> RunProgress:
@@ -122,15 +107,14 @@ class RunProgress:
             self._say(event, f"resumed after round {event.resumed_from}")
 
     def _show_round(self, event: RoundEnded) -> None:
-        # With tasks of a certain time the last round may end after the end of the run.
-        position = min(self._position(event), self._total)
-        self._pace.append((position, event.time))
-        remaining = self._remaining(position)
+        virtual = None if event.elapsed is None else event.elapsed.virtual_seconds
+        self._pace.add(event.server_round, virtual, event.time)
+        remaining = self._remaining()
         place = f"task {event.task + 1}/{self._tasks} round {event.round}{self._rounds}"
         if self._bar is not None:
             self._bar.update(
                 self._row,
-                completed=position,
+                completed=self._pace.position,
                 description=self._prefix(f"{place} {self._accuracy}"),
                 remaining=remaining,
             )
@@ -160,21 +144,10 @@ class RunProgress:
                 text += f", {name} {100 * value:.1f} %"
         self._say(event, text)
 
-    def _position(self, event: RoundEnded) -> float:
-        """Return how far the run is, in rounds or in virtual seconds."""
-        if not self._is_timed or event.elapsed is None:
-            return float(event.server_round)
-        return event.elapsed.virtual_seconds
-
-    def _remaining(self, position: float) -> str:
-        """Estimate the time left from the pace of the latest rounds."""
-        start, start_time = self._pace[0]
-        end, end_time = self._pace[-1]
-        if end == start:
-            return ""
-        # Evaluations between these rounds count too, as they will between later ones.
-        pace = (end_time - start_time) / (end - start)
-        return f"about {duration(pace * (self._total - position))} left"
+    def _remaining(self) -> str:
+        """Say how much time is left, where there is a pace to tell it by."""
+        seconds = self._pace.seconds_left()
+        return "" if math.isnan(seconds) else f"about {duration(seconds)} left"
 
     def _say(self, event: Event, text: str, style: str = "") -> None:
         seconds = event.time - self._started

@@ -9,6 +9,7 @@ import typer
 from fedknow import __version__
 from fedknow.cli import deploy, inspect, models, runs
 from fedknow.cli.output import out
+from fedknow.cli.watch import watch
 
 __all__ = ["app", "main"]
 
@@ -68,6 +69,7 @@ for command in (
     deploy.client,
     deploy.status,
     deploy.forget,
+    watch,
     inspect.report,
     models.export,
     models.evaluate,

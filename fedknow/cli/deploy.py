@@ -28,6 +28,7 @@ from fedknow.cli.options import (
     read_experiment,
 )
 from fedknow.cli.output import out, progress_shown, show_run
+from fedknow.cli.watch import WATCH, page_served
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.transport import check_address
 
@@ -142,6 +143,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
     resume: Annotated[bool, RESUME] = False,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     port_file: Annotated[Path | None, PORT_FILE] = None,
+    watch: Annotated[bool, WATCH] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Run one experiment with real clients and write a report.
@@ -176,7 +178,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
                 write_atomic(port_file, f"{port}\n".encode())
 
         _log_plainly(quiet)
-        with progress_shown(config, quiet) as observers:
+        with page_served(run, watch), progress_shown(config, quiet) as observers:
             serve(
                 config,
                 run,

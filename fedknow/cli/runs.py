@@ -31,6 +31,7 @@ from fedknow.cli.output import (
     say_starting,
     show_run,
 )
+from fedknow.cli.watch import WATCH, page_served
 from fedknow.protocols.config import ExperimentConfig
 
 __all__ = ["compare", "paper", "search", "simulate"]
@@ -100,6 +101,7 @@ def simulate(  # noqa: PLR0913  # a command's options are its arguments
     folder: Annotated[Path | None, OUT] = None,
     resume: Annotated[bool, RESUME] = False,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
+    watch: Annotated[bool, WATCH] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Run one experiment with virtual clients and write a report.
@@ -128,7 +130,7 @@ def simulate(  # noqa: PLR0913  # a command's options are its arguments
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.simulations.simulate import simulate as run_experiment
 
-        with progress_shown(config, quiet) as observers:
+        with page_served(run, watch), progress_shown(config, quiet) as observers:
             run_experiment(config, run, resume, observers)
         show_run(run, quiet)
 
@@ -140,6 +142,7 @@ def compare(  # noqa: PLR0913  # a command's options are its arguments
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[Path | None, COMPARE_OUT] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
+    watch: Annotated[bool, WATCH] = False,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Run several learners with several seeds and put them side by side.
@@ -168,7 +171,8 @@ def compare(  # noqa: PLR0913  # a command's options are its arguments
         from fedknow.cli.tables import comparison_table, print_table
         from fedknow.simulations.compare import compare as run_all
 
-        result = run_all(config, names, seeds, place, progress_of_each(quiet))
+        with page_served(place, watch):
+            result = run_all(config, names, seeds, place, progress_of_each(quiet))
         if result.groups and not quiet:
             print_table(out, comparison_table(result.groups))
         if not quiet:

@@ -1,0 +1,227 @@
+"""Serves the live page and its stream of messages to this machine alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedknow.protocols.config import ConfigError
+from fedknow.server.watch.hub import Follower, Hub
+
+__all__ = ["LivePage"]
+
+HOST = "127.0.0.1"
+NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+"""Names by which a browser may call this server.
+
+Another name in the ``Host`` header is a web site's that was made to resolve to this machine.
+The port is not looked at: a tunnel may have another one at its other end.
+"""
+PAGES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/charts.js": ("charts.js", "text/javascript"),
+    "/clients.js": ("clients.js", "text/javascript"),
+}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+HEARTBEAT_SECONDS = 5.0
+"""How often a stream without news says that it is there.
+
+A browser that has gone is noticed by it, and its thread ends.
+"""
+MOST_STREAMS = 64
+SEND_SECONDS = 20.0
+"""A browser that takes nothing for so long has gone."""
+
+
+class LivePage:
+    """A server of the live page of one run or several, while it is entered.
+
+    All its threads are daemons: they end with the process.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder; it need not exist yet.
+    port : int
+        The port on 127.0.0.1; 0 is any free one.
+
+    Attributes
+    ----------
+    url : str
+        Where the page is.
+
+    Raises
+    ------
+    ConfigError
+        If the port cannot be had.
+    """
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        hub = Hub()
+        hub.add(
+            [
+                {
+                    "type": "hello",
+                    "session": hub.session,
+                    "folder": str(folder.absolute()),
+                }
+            ]
+        )
+        self._hub = hub
+        self._follower = Follower(folder, hub)
+        try:
+            self._server = _Server((HOST, port), hub)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"port {port} of {HOST} cannot be had: {error}; give another one, or 0 for any"
+            ) from None
+        self.url = f"http://{HOST}:{self._server.server_port}/"
+
+    def __enter__(self) -> Self:
+        self._follower.look()
+        self._follower.start()
+        threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": 0.1},
+            name="fedknow-page",
+            daemon=True,
+        ).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._follower.end()
+        self._hub.end({"type": "bye"})
+        self._server.shutdown()
+        self._server.wait_for_streams()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # Its threads are waited for here, a moment and no longer: a browser may be stuck.
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], hub: Hub) -> None:
+        super().__init__(address, _Handler)
+        self.hub = hub
+        self.streams = 0
+        self.changed = threading.Condition()
+
+    def wait_for_streams(self, seconds: float = 1.0) -> None:
+        """Wait a moment until the last messages are written."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.streams == 0, seconds)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a browser that went away is no fault."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    server_version = "fedknow"
+    sys_version = ""
+    timeout = SEND_SECONDS
+
+    def do_GET(self) -> None:
+        """Answer with a file of the page, or with the stream."""
+        if not self._is_called_rightly():
+            self._send(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "text/plain",
+                b"This page answers to 127.0.0.1 and localhost only.\n",
+            )
+        elif self.path == "/events":
+            self._stream()
+        elif self.path in PAGES:
+            name, kind = PAGES[self.path]
+            data = (files(__package__) / "pages" / name).read_bytes()
+            self._send(HTTPStatus.OK, kind, data)
+        else:
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"There is no such page.\n")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: the terminal is the run's."""
+
+    def _is_called_rightly(self) -> bool:
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1:
+            return False
+        name, colon, port = hosts[0].rpartition(":")
+        if colon and port.isdecimal():
+            return name.lower() in NAMES
+        return hosts[0].lower() in NAMES
+
+    def _send(self, status: HTTPStatus, kind: str, data: bytes) -> None:
+        length = {"Content-Length": str(len(data))}
+        self._begin(status, f"{kind}; charset=utf-8", length)
+        self.wfile.write(data)
+
+    def _begin(
+        self, status: HTTPStatus, kind: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        for name, value in {**HEADERS, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _stream(self) -> None:
+        """Send all messages, then each new one, until the browser goes."""
+        server = self.server
+        with server.changed:
+            is_full = server.streams >= MOST_STREAMS
+            server.streams += not is_full
+        if is_full:
+            self._send(
+                HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"Too many listeners.\n"
+            )
+            return
+        try:
+            self._begin(HTTPStatus.OK, "text/event-stream")
+            self.wfile.write(b"retry: 1000\n\n")
+            self._pass_messages_on()
+        except (OSError, TimeoutError):
+            # The browser has gone.
+            self.close_connection = True
+        finally:
+            with server.changed:
+                server.streams -= 1
+                server.changed.notify_all()
+
+    def _pass_messages_on(self) -> None:
+        hub = self.server.hub
+        place = hub.start_of(self.headers.get("Last-Event-ID", ""))
+        while True:
+            lines, is_over = hub.wait(place, HEARTBEAT_SECONDS)
+            blocks = [
+                f"id: {hub.session}-{number}\ndata: {line}\n\n"
+                for number, line in enumerate(lines, start=place)
+            ]
+            self.wfile.write("".join(blocks).encode() or b":\n\n")
+            place += len(lines)
+            if is_over:
+                return
