@@ -66,6 +66,8 @@ class LivePage:
 
     Attributes
     ----------
+    port : int
+        The port it has.
     url : str
         Where the page is.
 
@@ -94,7 +96,8 @@ class LivePage:
             raise ConfigError(
                 f"port {port} of {HOST} cannot be had: {error}; give another one, or 0 for any"
             ) from None
-        self.url = f"http://{HOST}:{self._server.server_port}/"
+        self.port: int = self._server.server_port
+        self.url = f"http://{HOST}:{self.port}/"
 
     def __enter__(self) -> Self:
         self._follower.look()
