@@ -47,6 +47,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names that every server's certificate has."""
 
 _CA_KEY = "ca.key"
+# Ten years: a new CA means new files on every machine, some of them out of reach.
 _CA_DAYS = 3650
 _SKEW = dt.timedelta(hours=1)
 """How far a client's clock may be behind.
@@ -118,6 +119,8 @@ def make_certificates(
         new_folders += _make_clients(
             folder / "clients", clients, authority, tokens, validity
         )
+        # Last: a client's folder without a digest here is mended by the next call, a digest
+        # without a folder is not.
         write_atomic(server / TOKENS, tokens.to_json())
         return new_folders
     except OSError as error:
@@ -287,6 +290,7 @@ class _Authority:
         own_key = key.public_key()
         issuer = self.certificate.subject
         serial = x509.random_serial_number()
+        # A certificate that outlives its CA would look valid and be refused.
         end = min(
             validity.start + validity.length, self.certificate.not_valid_after_utc
         )
@@ -300,6 +304,7 @@ class _Authority:
             .not_valid_after(end)
             .add_extension(constraints, critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
+            # So that no client can pass its certificate off as the server's.
             .add_extension(x509.ExtendedKeyUsage(usage), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(_subject_id(own_key), critical=False)
@@ -344,6 +349,7 @@ def _host(host: str) -> x509.GeneralName:
         address = ipaddress.ip_address(checked)
     except ValueError:
         return x509.DNSName(checked)
+    # Users give what the server listens at, such as 0.0.0.0.
     if address.is_unspecified or address.is_multicast:
         raise ConfigError(
             f"--host {host!r}: nobody can connect to this address; "
@@ -373,6 +379,7 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
     draft.mkdir(mode=0o700)
     for name, data in files.items():
         _write(draft / name, data)
+    # A folder that exists is complete, so that a call that was cut short can be repeated.
     draft.rename(folder)
 
 

@@ -64,6 +64,7 @@ def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
     try:
         for name, array in arrays.items():
             check_finite(name, array)
+        # Types may differ: Flower's means are float64, and are cast back below.
         check_like(arrays, current, dtypes=False)
         arrays = Arrays(
             (name, _cast(arrays[name], current[name].dtype)) for name in current
@@ -80,6 +81,7 @@ def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
 def _cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if array.dtype == dtype:
         return array
+    # An overflow becomes infinity here, which the caller refuses by name.
     with np.errstate(over="ignore"):
         # Flower's mean turns integers into floats: 2.9999998 was a 3.
         if dtype.kind in "iub" and array.dtype.kind == "f":

@@ -122,7 +122,10 @@ def finite_norm(arrays: Arrays) -> float:
 
 
 def _length(array: np.ndarray) -> float:
+    # In memory order, so that a transposed array is not copied.
     flat = array.ravel(order="K")
     if flat.dtype == np.float16:
+        # Squares of float16 overflow from 256 on.
         flat = flat.astype(np.float32)
+    # One call of BLAS without a temporary; for complex numbers vdot takes the conjugate.
     return math.sqrt(abs(np.vdot(flat, flat)))

@@ -90,6 +90,7 @@ class StrategyCheck:
                 message.content[SETTINGS] = make_settings()
             if id(message.content) in checked:
                 continue
+            # The messages hold the contents, so that no id is given twice.
             checked.add(id(message.content))
             self._check(message)
             unread |= dict.fromkeys(self._unread(message))

@@ -205,6 +205,7 @@ class Inspector:
         if reply.failure is not None:
             fault = fault_of(reply.failure.code)
             raise Unusable(fault, "", reply.failure.reason)
+        # First the numbers, as NaN would pass the comparison of norms.
         norms = _check_numbers(reply)
         if reply.kind in (TRAIN, END_TASK) and EXTRA in reply.content:
             check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
@@ -224,10 +225,12 @@ class Inspector:
         self.trained.append((reply.node, self._check_metrics(reply)))
 
     def _check_norm(self, arrays: Arrays, length: float) -> None:
+        # At least 1, or a model of zeros would allow no update at all.
         limit = self._max_update_norm * max(self._expected_norm, 1.0)
         # The sum of two norms is above that of the difference, and takes no copy.
         if not limit or length + self._expected_norm <= limit:
             return
+        # An overflow is infinity, and above any limit.
         with np.errstate(over="ignore"):
             update = norm(
                 array - self._expected[name]

@@ -128,6 +128,7 @@ class MessageGrid(Delivery):
         missed = self._missed(work, replies.keys())
         if missed and options.on_missed:
             options.on_missed(missed)
+        # By node and not by arrival: strategies sum floats in the order that they are given.
         by_node = sorted(work, key=lambda message: message.node)
         return [replies[message.id] for message in by_node if message.id in replies]
 
@@ -160,6 +161,7 @@ class MessageGrid(Delivery):
     def next_id(self) -> str:
         """Make the id of a message."""
         self._sent += 1
+        # A count and nothing random: versions of clients' states are made from it.
         return str(self._sent)
 
     # --- pushed work

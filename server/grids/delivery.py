@@ -108,6 +108,7 @@ class Delivery(ABC):
                     lost.add(requests[reply.reply_to].id)
                 else:
                     yield reply, version
+        # After the wave: a second one beside it could meet the same client twice at once.
         if lost:
             repeated = [message for message in work if message.id in lost]
             with closing(self.deliver(repeated, timeout, options)) as answers:

@@ -82,6 +82,7 @@ class FlowerGrid(MessageGrid):
         cache: FlowerCache = {}
         for wave in _waves(work):
             seconds = None if deadline is None else deadline - time.monotonic()
+            # No answer would count any more, so clients are not made to work in vain.
             if seconds is not None and seconds <= 0:
                 return
             sent = [
@@ -147,6 +148,7 @@ class FlowerGrid(MessageGrid):
             if self._waiting and len(clients) != seen:
                 self._waiting(len(clients))
             seen = len(clients)
+            # Flower's grid has no call that waits for nodes.
             time.sleep(self._poll)
 
     def _ask(self, nodes: Sequence[int]) -> None:
@@ -162,6 +164,7 @@ class FlowerGrid(MessageGrid):
             config = Config() if reply.has_error() else from_flower(reply).config()
             client = config.get("partition-id")
             partitions = config.get("num-partitions")
+            # The node has answered with an error, or is still starting; it is asked again.
             if not isinstance(client, int):
                 continue
             if not 0 <= client < self.clients or partitions not in (None, self.clients):

@@ -111,6 +111,7 @@ class Assignments:
             return
         client = client_of(peer.node)
         owner = self._owners.get(parcel.reply_to, peer.node)
+        # A client that is let in must not answer for another one.
         if parcel.node != peer.node or owner != peer.node:
             raise WireError(
                 Code.FOREIGN,
@@ -126,4 +127,5 @@ class Assignments:
             )
             return
         peer.work = None
+        # Unread: to unpack arrays takes time that other clients' heartbeats need.
         self.answers.put(Answer(work, parcel))

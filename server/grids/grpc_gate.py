@@ -114,7 +114,9 @@ class Gate:
             If it may not come in.
         """
         hello = (await _read_hello(context)).hello
+        # Before the credential: with another version its fields may mean something else.
         check_version(hello)
+        # 0 is no client's node: the client has no number yet.
         claimed = client_of(hello.node) if hello.node else None
         return self._roster.place(self._prove(context, claimed))
 
@@ -134,6 +136,7 @@ class Gate:
 
         In the clear it is the one that the call claims to be from.
         """
+        # Without TLS there is nothing that could prove a claim.
         if not self._is_secure:
             return claimed
         try:

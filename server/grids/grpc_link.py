@@ -133,6 +133,7 @@ class Link:
         reading = asyncio.create_task(self._read())
         writing = asyncio.create_task(self._write())
         try:
+            # Whichever half ends, the stream is over: half a stream cannot do any work.
             await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
             if reading.done() and self.last_frame is not None:
                 # A refusal is still to be written.
@@ -198,6 +199,8 @@ class Link:
                 for frame in work.frames():
                     await self._send(frame)
                 continue
+            # Before the wait: work that comes after this line sets it again, and none is
+            # missed.
             self.wake.clear()
             try:
                 async with asyncio.timeout(HEARTBEAT_SECONDS):

@@ -139,12 +139,14 @@ class Service:
 
         Clients that come back within ``linger`` seconds are told too.
         """
+        # First, so that load balancers and orchestrators send nobody here any more.
         await self._health.enter_graceful_shutdown()
         self._farewell = goodbye(farewell.is_finished, farewell.reason)
         for node, peer in self.roster.peers.items():
             if peer.link is not None:
                 peer.link.end(self._farewell)
             elif peer.joined or farewell.is_for_everyone:
+                # These come back to ask, and are told then.
                 self._away.add(node)
         # A run that is not over goes on after a restart: clients come back by themselves.
         if farewell.is_finished and self._away:
@@ -225,6 +227,7 @@ class Service:
             await context.write(welcome(peer.node, self._config, self._run))
             reason = await link.run()
         finally:
+            # The client may have connected anew, and that stream must stay.
             if peer.link is link:
                 self.roster.attach(peer, None)
             if link.last_frame is not None:
@@ -269,6 +272,7 @@ class Service:
         The work is to be done again.
         """
         peer = self.roster.peers[work.node]
+        # Back on the desk: the client is sent the same work when it comes back.
         peer.work = work
         if peer.link is not None:
             self._refuse(f"client {client_of(work.node)}", error)

@@ -59,9 +59,12 @@ class ServiceThread:
             target=self._serve,
             args=(listen, credentials, started),
             name="fedknow-grpc",
+            # A daemon: an error in the main thread must not leave a process that listens for
+            # ever.
             daemon=True,
         )
         self._thread.start()
+        # Waits for the thread, and raises here what went wrong when it began to listen.
         self.port = started.result()
 
     # --- the service, from any thread
@@ -144,6 +147,7 @@ class ServiceThread:
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         if self._thread.is_alive():
+            # asyncio's objects are not safe to touch from another thread.
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _serve(

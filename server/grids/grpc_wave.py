@@ -110,6 +110,7 @@ class GrpcWave:
                 idle.append(message.node)
             piece = Piece(message, pack, time.monotonic())
             self.pieces[message.id] = piece
+            # A client does one thing at a time, so further work of its waits here.
             waiting.append(piece)
         versions = self._grid.versions
         next_works = [
@@ -128,6 +129,7 @@ class GrpcWave:
         """
         node = answer.work.node
         waiting = self._queues.get(node)
+        # It was given up meanwhile, or answers an earlier piece.
         if not waiting or waiting[0].message.id != answer.work.id:
             self._grid.server.count("late")
             return None
@@ -248,6 +250,7 @@ class GrpcWave:
 
     def _read(self, answer: Answer, message: Message) -> Message:
         reply = unpack(answer.parcel, self._grid.limits)
+        # Its records would be read as those of other work.
         if reply.kind != message.kind:
             raise WireError(
                 Code.MALFORMED, f"a {reply.kind!r} answer to {message.kind!r} work"
@@ -271,6 +274,7 @@ class _Packer:
     def __call__(self, message: Message) -> Packed:
         # Records are kept alive by the wave's messages, so an identity stays its own.
         records = tuple((name, id(record)) for name, record in message.content.items())
+        # All that is serialised but the receiver, which stands in the first frame alone.
         key = message.kind, message.group, records
         if key not in self._packed:
             try:

@@ -18,6 +18,7 @@ def forget_process_peak() -> None:
     Only Linux can; elsewhere the peak goes on. Memory that earlier runs have freed is given back
     before. Memory that they still use (modules, caches) stays in the peak.
     """
+    # Memory that is free but not given back would count in the next run's peak.
     give_back()
     # "5" resets the high-water mark; a container may forbid it.
     with suppress(OSError):

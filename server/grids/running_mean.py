@@ -123,6 +123,8 @@ class RunningMean:
         mean.weight = self.weight
         mean.clients = self.clients
         for name, total in self._sums.items():
+            # Divided once at the end: a mean that is updated at each answer would round each
+            # time.
             array = (total / self.weight).numpy()
             array.flags.writeable = False
             mean[name] = array
@@ -171,6 +173,7 @@ def averaged(
         if request.kind == TRAIN and request.arrays() is not sent:
             sent = request.arrays()
             inspector.begin(0, 0, sent)
+        # Checked here, in the worker: the server never sees the arrays of a single client.
         if request.kind == TRAIN and inspector(reply).failure is None:
             running.take(reply)
             # The same for all, as shapes and dtypes are.
@@ -182,6 +185,7 @@ def averaged(
             reply = replace(reply, content=content)
         yield reply, version
     if running.clients:
+        # In place: the answers that were yielded before hold this object.
         running.mean(mean)
 
 
@@ -201,6 +205,7 @@ def _mean_metrics(replies: Sequence[Message]) -> Metrics:
     metrics = [_metrics(reply) for reply in replies]
     weights = np.array([_weight(reply) for reply in replies])
     means = Metrics()
+    # The inspector has seen to it that all report the same metrics.
     for name in metrics[0]:
         values = [np.asarray(numbers[name], np.float64) for numbers in metrics]
         if len({value.shape for value in values}) > 1:

@@ -173,6 +173,7 @@ class StrategyGrid(Grid):
         spare = self._grid.reserves(chosen)
         options = self._options
         if spare:
+            # So many answers end the wave, whoever they are from.
             options = replace(options, enough=len(chosen))
         sent = self._prepare([*chosen, *spare])
         work = _from_flower(sent)
@@ -188,6 +189,7 @@ class StrategyGrid(Grid):
         good = [reply for reply in replies if reply.failure is None]
         failed = [reply for reply in replies if reply.failure is not None]
         mean = [running.reply(good)] if good else []
+        # Failures stay single, so that a strategy can count them.
         return [convert(reply) for reply in mean + failed]
 
     def _prepare(self, messages: list[FlowerMessage]) -> list[FlowerMessage]:

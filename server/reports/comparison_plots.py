@@ -64,6 +64,7 @@ def _over_time(figure: Figure, groups: Groups) -> None:
     label = f"virtual time ({scale.name})"
     axes = axes_with(figure, label, "average accuracy (%)", is_counted=False)
     ends: list[End] = []
+    # Backwards, so that the best method's line lies on top.
     for index, run in reversed(list(enumerate(runs))):
         name = groups[index].label
         style = series_style(index)

@@ -60,6 +60,7 @@ class Group:
         A run that has not come to a task does not count at that task.
         """
         curves = self.seed_curves(pick, is_global)
+        # Unfinished runs have shorter curves, and NaN is left out of a mean.
         seeds_by_task = zip_longest(*curves, fillvalue=math.nan)
         return [estimate(values) for values in seeds_by_task]
 
@@ -128,6 +129,7 @@ def ranked(groups: Iterable[Group]) -> list[Group]:
 
     def place(members: Group) -> tuple[bool, float]:
         mean = members.estimate("accuracy").mean
+        # The flag comes first, as NaN compares with nothing and would spoil the order.
         return math.isnan(mean), -mean
 
     return sorted(groups, key=place)
@@ -146,6 +148,7 @@ def _method(run: Summary) -> Method:
             config = resolve(config)
     # The engine and the folder of the data are not among them: they change no result.
     fields = _flat(config.digest_fields())
+    # Presets that differ in their name alone are one method.
     return {key: value for key, value in fields.items() if key not in ("seed", "name")}
 
 

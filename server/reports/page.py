@@ -123,6 +123,7 @@ def write_page(
     with running_out_of_disk(path.parent):
         (path.parent / "plots").mkdir(parents=True, exist_ok=True)
         for plot in _plots(sections):
+            # Before the page, which is then never newer than its plots.
             write_atomic(path.parent / "plots" / f"{plot.name}.png", plot.png())
         write_atomic(path, page.encode())
     return path

@@ -231,6 +231,7 @@ def axes_with(figure: Figure, x: str, y: str, is_counted: bool = True) -> Axes:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if is_counted:
+        # There is no task or round two and a half.
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return axes
 
@@ -275,6 +276,7 @@ def _for_page(text: str, plot: Plot) -> str:
     root = ElementTree.fromstring(text)
     _drop(root, f"{SVG}metadata")
     for parent in root.iter(f"{SVG}defs"):
+        # The page's policy allows no inline style sheets.
         _drop(parent, f"{SVG}style")
     for element in root.iter():
         # An <svg> within HTML needs no name spaces.
@@ -313,6 +315,7 @@ def _attributes(attributes: Mapping[str, str]) -> dict[str, str]:
     result = {key: value for key, value in attributes.items() if key != "style"}
     for declaration in filter(None, attributes.get("style", "").split(";")):
         key, _, value = declaration.partition(":")
+        # The page's own font, as the reader may lack matplotlib's.
         if key.strip() != "font-family":
             result[key.strip()] = value.strip()
     return result
@@ -320,6 +323,7 @@ def _attributes(attributes: Mapping[str, str]) -> dict[str, str]:
 
 def _adapted(key: str, value: str, name: str) -> str:
     """Prefix ids with the plot's name, and take the page's colours."""
+    # Ids must be unique on the whole page, and every plot of matplotlib uses the same.
     if key == "id":
         return f"{name}-{value}"
     value = re.sub(r"url\(#", f"url(#{name}-", value)

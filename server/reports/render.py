@@ -59,6 +59,8 @@ def content_policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
     It allows no request at all.
     """
     rules = {
+        # A report is opened from disk, where a script of somebody else could read files beside
+        # it.
         "default-src": ["'none'"],
         "style-src": map(_digest, styles),
         "script-src": map(_digest, scripts),
@@ -70,6 +72,7 @@ def content_policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
 
 
 def _digest(text: str) -> str:
+    # A digest and not a nonce, which a static file cannot renew.
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
@@ -78,6 +81,7 @@ def _digest(text: str) -> str:
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("fedknow.server.reports"),
+        # Names and reasons come from users and clients, and may hold markup.
         autoescape=True,
         # A name that nobody passed is a mistake, and would be an empty text otherwise.
         undefined=StrictUndefined,

@@ -75,6 +75,7 @@ def _matrix(figure: Figure, run: Summary) -> None:
     axes.grid(False)
     values = 100 * run.personal.matrix[: run.tasks, : run.tasks]
     edges = np.arange(run.tasks + 1) + 0.5
+    # Cividis reads the same with and without colour vision.
     mesh = axes.pcolormesh(edges, edges, values, cmap="cividis", vmin=0, vmax=100)
     axes.invert_yaxis()
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -92,6 +93,7 @@ def _matrix(figure: Figure, run: Summary) -> None:
 
 def _each_task(figure: Figure, run: Summary) -> None:
     axes = axes_with(figure, "tasks learned", "accuracy (%)")
+    # Without the ends of the scale, which vanish on a dark or a bright page.
     colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, run.tasks))
     for task, colour in enumerate(colours):
         steps = np.arange(task, run.tasks)
@@ -129,6 +131,7 @@ def _traffic(figure: Figure, run: Summary) -> None:
 
 def _tasks_begin(axes: Axes, run: Summary) -> None:
     for event in run.rounds:
+        # The first task begins at the axis, where no line is needed.
         if event["round"] == 1 and event["server_round"] > 1:
             axes.axvline(
                 event["server_round"] - 0.5, color=INK, lw=0.8, ls=":", alpha=0.5

@@ -253,6 +253,7 @@ def _status(kinds: Collection[str]) -> str:
 
 def _latest(events: Sequence[Event], key: str, default: Any) -> Any:
     """Give a field of the latest event that has it."""
+    # Counts grow over the run, so the latest has all.
     return next((event[key] for event in reversed(events) if key in event), default)
 
 

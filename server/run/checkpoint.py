@@ -126,6 +126,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
     target.mkdir()
     try:
         arrays = safetensors.save(checkpoint.arrays)
+        # Not synced one by one: the disk is waited for once, below.
         write_atomic(target / "arrays.safetensors", arrays, durable=False)
         state = {
             "task": checkpoint.task,
@@ -150,12 +151,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
             "partition": checkpoint.partition,
         }
         save_state(target / "state.safetensors", state, durable=False)
+        # The whole file system: clients' states and events belong to the checkpoint too.
         sync_disk(folder)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
+    # Only now does the checkpoint count, as all it needs is on the disk.
     write_atomic(folder / _LATEST, f"{name}\n".encode())
     stale = [old for old in folder.glob("checkpoint-*") if old.name != name]
+    # In a thread, as deleting may take longer than all the rest. It is no daemon: the process
+    # waits for it.
     deleting = threading.Thread(target=_delete, args=(stale,), name="fedknow-delete")
     deleting.start()
     return deleting
@@ -164,6 +169,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
 def _free_name(folder: Path, server_round: int) -> str:
     """A name for a checkpoint that is not that of the one that counts."""
     name = f"checkpoint-{server_round}"
+    # `fedknow forget` writes a second checkpoint of the same round, and the first counts until
+    # then.
     return f"{name}.1" if _read_latest(folder) == name else name
 
 
@@ -223,6 +230,7 @@ def _load(target: Path) -> Checkpoint:
         data = (target / "arrays.safetensors").read_bytes()
         if zlib.crc32(data) != state["crc32"]:
             raise ValueError("the checksum of arrays.safetensors is wrong")
+        # A folder that was renamed by hand has right checksums all the same.
         if target.name[11:].partition(".")[0] != str(state["server_round"]):
             raise ValueError(f"it is that of round {state['server_round']}")
         arrays = safetensors.load(data)

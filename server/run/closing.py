@@ -275,6 +275,7 @@ class TaskEnder:
                 elapsed=VirtualTime.read(run.grid.elapsed()),
             )
         )
+        # From the same reading of the clock, so that no time between two tasks is lost.
         self._began = moment
         self._samples = 0.0
         self._flops = 0.0

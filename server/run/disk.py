@@ -18,6 +18,7 @@ def is_disk_full(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
+        # Libraries and our own errors wrap the error of the system.
         cause = cause.__cause__
     return False
 

@@ -130,6 +130,7 @@ class HookDriver(Driver):
         began = time.perf_counter()
         task, round = turn.task, turn.round
         run = self._run
+        # Before the hooks: seeds and settings of this round depend on it.
         run.state.server_round += 1
         run.incidents.begin_work(task, round, run.state.arrays)
         messages = self._configure(task, round)
@@ -353,8 +354,10 @@ class _RoundWatch:
         run.incidents.inspector.begin(
             self._turn.task, self._turn.round + number, arrays
         )
+        # In place: the strategy holds this record and sends it with its next round.
         self.train_config["round"] = number + 1
         self.evaluate_config["round"] = number + 1
+        # Each round its own seed, so that a resumed run draws what it would have drawn.
         run.calls.seed(self._rounds_before + number + 1, "start")
         return None
 

@@ -53,6 +53,7 @@ class Scores:
     """
 
     def __init__(self, clients: int, tasks: int) -> None:
+        # NaN stands for "not measured"; a 0 would be a score.
         self.correct = {
             scoring: np.full((clients, tasks, tasks), np.nan) for scoring in SCORINGS
         }
@@ -67,6 +68,8 @@ class Scores:
         Clients of whom there is no result are left as they are.
         """
         self._weigh(total)
+        # Others keep what they had: with times of their own, clients are scored in several
+        # goes.
         scored = np.isfinite(total).any(axis=1)
         for scoring in SCORINGS:
             self.correct[scoring][scored, :, task] = correct[scoring][scored]
@@ -137,6 +140,7 @@ class Scores:
         return scores
 
     def _weigh(self, total: Floats) -> None:
+        # Sizes are learned with the first scores, and do not change.
         self.weights = np.where(np.isfinite(total), total, self.weights)
 
 
@@ -287,6 +291,7 @@ def _mean_kept(reports: Sequence[ScoreReport]) -> Arrays:
     weights = [float(report.examples) for report in reports]
     for report, weight in zip(reports, weights, strict=True):
         for name, array in (report.local_parameters or Arrays()).items():
+            # In float64, as the mean of hundreds of float32 loses digits.
             part = array.astype(np.float64) * (weight / sum(weights))
             mean[name] = mean[name] + part if name in mean else part
     original = reports[0].local_parameters or Arrays()

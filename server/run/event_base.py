@@ -93,6 +93,7 @@ def _written_values(record: Event | VirtualTime) -> dict[str, Any]:
 def _to_json(value: Any) -> Any:
     """Make a value one that JSON knows, but not inside of mappings."""
     if isinstance(value, float):
+        # JSON has neither NaN nor infinity.
         return float(value) if math.isfinite(value) else None
     if isinstance(value, tuple):
         return [_to_json(item) for item in value]

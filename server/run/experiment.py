@@ -235,6 +235,7 @@ class Experiment:
         try:
             yield
         except KeyboardInterrupt:
+            # The last round on the disk, as a resumed run goes on from there.
             task, round = self._run.state.last_complete or (None, None)
             self._run.recorder.record(RunInterrupted(task=task, round=round))
             raise
@@ -298,6 +299,7 @@ def _versions() -> dict[str, str]:
 @contextmanager
 def _surroundings_kept() -> Iterator[None]:
     """Keep Flower quiet and the process's random generators unchanged."""
+    # A notebook's own draws must not depend on whether a run was made in between.
     python = random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002
     pytorch = torch.get_rng_state()

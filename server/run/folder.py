@@ -132,6 +132,7 @@ class RunFolder(RunReader):
             changes a result.
         """
         folder = cls.open(path)
+        # Absolute paths, as the command may come from another folder this time.
         changed = differences(folder.config.absolute(), config.absolute())
         if changed:
             raise ConfigError(
@@ -146,6 +147,7 @@ class RunFolder(RunReader):
             raise ConfigError(
                 f"{path} holds a finished run: there is nothing to resume (its report: fedknow report {path})"
             )
+        # Before anything is changed: another process may be at this run.
         lock = _locked(folder.path)
         for place in (folder.path, folder.checkpoints):
             for unfinished in place.glob("*.tmp"):
@@ -163,6 +165,8 @@ class RunFolder(RunReader):
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if (
+            # Only what refuses a run; after any other error its folder may help to find the
+            # cause.
             isinstance(error, ConfigError | OSError)
             and self._is_new
             and not self.position()
@@ -201,6 +205,7 @@ class RunFolder(RunReader):
                     f"{path} is missing, so clients would not know the run again; {PUT_BACK}; a client's --state "
                     "folder has the name in its file `run`"
                 )
+            # Not from the run's seed: two runs of one configuration are two runs.
             name = secrets.token_hex(8)
             write_atomic(path, f"{name} {zlib.crc32(name.encode()):08x}\n".encode())
         with self._reading(RUN_ID):
@@ -297,6 +302,7 @@ class RunFolder(RunReader):
             if chain is not None and chain != present:
                 raise ValueError("it holds other events than the checkpoint says")
         with (self.path / METRICS).open("ab") as file:
+            # Lines after the checkpoint describe rounds that are made again.
             file.truncate(position)
         self._chain = present
 
@@ -308,6 +314,7 @@ def _locked(path: Path) -> BinaryIO:
     """
     lock = (path / LOCK).open("wb")
     try:
+        # The system releases it when the process ends, even by SIGKILL.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()

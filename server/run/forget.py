@@ -53,6 +53,7 @@ def forget_clients(path: Path, clients: Collection[int]) -> list[int]:
         chosen = sorted(set(clients))
         for client in chosen:
             _check(client, checkpoint, folder)
+        # Before the events are added, which belong behind the last complete round.
         folder.cut_back(checkpoint.position, checkpoint.chain)
         for client in chosen:
             _record(client, checkpoint, folder)
@@ -67,6 +68,7 @@ def forget_clients(path: Path, clients: Collection[int]) -> list[int]:
             position=folder.position(),
             chain=folder.chain,
         )
+        # Joined, as the process ends right after, and the folder must hold one checkpoint.
         save_checkpoint(folder.checkpoints, changed).join()
     return chosen
 

@@ -105,6 +105,7 @@ def seal_line(event: Mapping[str, Any], chain: int) -> tuple[bytes, int]:
     """
     body = json.dumps(event, allow_nan=False).encode()
     chain = zlib.crc32(body, chain)
+    # Put in by hand, so that all other bytes stay those that the checksum covers.
     return body[:-1] + f', "{_KEY}": "{chain:08x}"}}\n'.encode(), chain
 
 
@@ -120,7 +121,9 @@ def read_lines(data: bytes, chain: int) -> Iterator[tuple[dict[str, Any], int]]:
     ValueError
         At the first line that is not what was written; the text has its number.
     """
+    # A run may begin with lines of an earlier version, but none may follow a sealed one.
     is_sealed = False
+    # Without the last piece, which is empty or a line that a crash cut off.
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         body, stated = _unseal(line)
         chain = zlib.crc32(body, chain)
@@ -203,6 +206,7 @@ def open_json(data: bytes, fingerprint: str) -> dict[str, Any]:
 
 
 def _tree_checksum(tree: Mapping[str, Any], fingerprint: str) -> str:
+    # Sorted keys, so that the sum depends on the content and not on the order.
     return _crc(fingerprint + json.dumps(tree, sort_keys=True))
 
 
@@ -214,9 +218,11 @@ def seal_arrays(arrays: Mapping[str, np.ndarray], fingerprint: str) -> bytes:
     The archive's own checksums do not cover its directory, so an array could go missing.
     """
     file = io.BytesIO()
+    # In memory first, as the checksum goes over the whole archive.
     np.savez_compressed(file, allow_pickle=False, **dict(arrays))
     data = file.getvalue()
     comment = f"{fingerprint} {zlib.crc32(data):08x}".encode()
+    # A comment at the end of a zip archive: NumPy and every other reader pass over it.
     return data[: -len(_NO_COMMENT)] + len(comment).to_bytes(2, "little") + comment
 
 

@@ -58,6 +58,7 @@ def average_accuracy(accuracy: Floats, weights: Floats) -> Floats:
     float64 [trained]
     """
     seen, trained = accuracy.shape[1:]
+    # Only tasks learned so far: with forward scoring there are accuracies of later ones too.
     measured = np.isfinite(accuracy) & (np.arange(seen)[:, None] <= np.arange(trained))
     sizes = (measured * weights[:, :, None]).sum(1)
     means = _divide(np.where(measured, accuracy, 0.0).sum(1), measured.sum(1))
@@ -220,6 +221,7 @@ def _weighted_mean(values: Floats, weights: Floats) -> Floats:
 
 def _divide(numerator: Floats, denominator: NDArray[np.generic]) -> Floats:
     out = np.full(numerator.shape, np.nan)
+    # A mean of nothing is NaN, without NumPy's warning of a division by zero.
     np.divide(numerator, denominator, out=out, where=denominator != 0)
     return out
 

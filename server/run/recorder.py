@@ -49,5 +49,6 @@ class Recorder:
         """
         line = self._folder.append(replace(event, time=time.time()).line())
         for callback in self._subscribers:
+            # A copy each, as no subscriber may change what the next one or the run gets.
             callback(parse(deepcopy(line)))
         return line

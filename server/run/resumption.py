@@ -84,6 +84,7 @@ class Resumption:
                 f"{folder.path} was started with other data: its clients held other samples "
                 "(digest differs); use the same data, or choose another --out"
             )
+        # After the check of the data, so that a refused resume changes nothing.
         folder.cut_back(checkpoint.position, checkpoint.chain)
         self._restore(checkpoint)
         return checkpoint
@@ -119,6 +120,7 @@ class Resumption:
         )
         self._deleting = save_checkpoint(run.folder.checkpoints, checkpoint)
         run.state.last_complete = (task, round)
+        # After the checkpoint is safe: until then the older states are needed.
         run.grid.prune()
 
     def settle(self) -> None:

@@ -154,6 +154,7 @@ class RunReader:
         """Turn what is wrong with a file's bytes into a sentence."""
         try:
             yield
+        # Damaged JSON may be nested without end.
         except (ValueError, RecursionError) as error:
             raise FolderDamaged(
                 f"{self.path / name} is not what the run wrote: {error}; {PUT_BACK}"

@@ -75,6 +75,7 @@ class StrategyCalls:
                 yield
         except (RunError, StateError, *PASSED_ON):
             raise  # these name somebody else
+        # Also SystemExit, which would end the run as if it were finished.
         except BaseException as error:
             if is_disk_full(error):
                 raise

@@ -59,6 +59,7 @@ def _attributes(strategy: Strategy, prefix: str) -> tuple[dict[str, Any], list[s
             inner, inner_lost = _attributes(value, f"{prefix}{name}.")
             frozen[name] = {"is": "strategy", "attributes": inner}
             lost += inner_lost
+        # Functions come again with the strategy's own constructor.
         elif not callable(value):
             try:
                 frozen[name] = _freeze(value)
@@ -91,6 +92,7 @@ def _freeze_numbers(value: Any) -> Any:
         case np.generic():
             return {"is": "scalar", "value": _freeze(np.asarray(value))}
         case np.ndarray():
+            # Objects and texts have no safetensors type.
             if value.dtype.kind not in "biufc":
                 raise _CannotFreeze(f"an array of {value.dtype}")
             return value

@@ -96,6 +96,7 @@ class TaskTimes:
                     gaps if is_in_seconds else np.maximum(1, np.ceil(gaps))
                 )
         ends = lengths.cumsum(axis=1)
+        # The last task goes on until the run ends, which is when the last client is through.
         ends[:, -1] = ends[:, -1].max()
         return cls(ends, config.train.rounds, is_in_seconds)
 
@@ -184,6 +185,7 @@ class TaskTimes:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to what :meth:`state` gave."""
+        # A copy, as the arrays of a state must not be changed.
         self.tasks = np.array(state["tasks"])
         self.since = np.array(state["since"])
         self.before = np.array(state["before"])
