@@ -18,6 +18,10 @@ _EXTRAS = {
     "scipy": "server",
     "psutil": "sim",
     "ray": "sim",
+    "mlflow": "mlflow",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
 }
 
 

@@ -10,6 +10,7 @@ from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.task_times import check_task_times
+from fedknow.server.tracking import check_trackers
 from fedknow.strategies import build_strategy, check_running_mean
 
 __all__ = ["Clients", "assemble"]
@@ -65,14 +66,16 @@ def assemble(
     else:
         shape, classes = benchmark.shape, benchmark.classes
 
+    check_trackers(config.tracking.to)
     strategy = build_strategy(config.strategy, config.data.clients)
     check_task_times(config, strategy, are_clients_real=clients is Clients.REAL)
     learner = build_learner(config, shape, classes)
     check_samples(config, learner, shape, benchmark)
     check_running_mean(config, strategy, learner.sparse)
     return Parts(
-        # Not before: errors name paths as they were given.
-        config=config.absolute(),
+        # Not before: errors name paths as they were given. Without trackers: neither a run
+        # folder nor a client is told of them, so that no byte of a result depends on them.
+        config=config.absolute().untracked(),
         learner=learner,
         strategy=strategy,
         partition={} if benchmark is None else benchmark.partition.summary(),

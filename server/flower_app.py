@@ -37,6 +37,7 @@ from fedknow.server.run.events import (
 )
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.tracking import tracking
 
 __all__ = ["app", "run_on_flower"]
 
@@ -74,7 +75,8 @@ def run_on_flower(
     """
     tree = dict(settings)
     out, resume = str(tree.pop("out", "")), tree.pop("resume", False)
-    parts = assemble(read_config(_nested(tree)), Clients.FLOWER)
+    experiment = read_config(_nested(tree))
+    parts = assemble(experiment, Clients.FLOWER)
     config = parts.config
     place = (
         Path(out)
@@ -102,10 +104,13 @@ def run_on_flower(
         if is_resumed
         else RunFolder.create(place, config) as folder
     ):
-        with FlowerGrid(
-            grid, config.data.clients, config.to_toml(), folder.run_id, waiting
-        ) as own_grid:
-            result = Experiment(parts, own_grid, folder, [show]).run()
+        with (
+            FlowerGrid(
+                grid, config.data.clients, config.to_toml(), folder.run_id, waiting
+            ) as own_grid,
+            tracking(config, experiment.tracking, place, is_resumed) as trackers,
+        ):
+            result = Experiment(parts, own_grid, folder, [*trackers, show]).run()
         print(f"Report: {write_report([folder], folder.path)}", flush=True)
     return result
 

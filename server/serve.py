@@ -22,6 +22,7 @@ from fedknow.server.reports.page import write_report
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.recorder import Subscriber
+from fedknow.server.tracking import tracking
 
 __all__ = ["serve"]
 
@@ -88,9 +89,13 @@ def serve(
     opened = RunFolder.resume if is_resumed else RunFolder.create
     with opened(out, parts.config) as folder:
         try:
-            with entrance.grid(parts.config, folder, _limits(parts.learner)) as grid:
+            with (
+                entrance.grid(parts.config, folder, _limits(parts.learner)) as grid,
+                tracking(parts.config, config.tracking, out, is_resumed) as trackers,
+            ):
                 ready(grid.port)
-                result = Experiment(parts, grid, folder, observers).run()
+                subscribers = [*trackers, *observers]
+                result = Experiment(parts, grid, folder, subscribers).run()
                 # A client whose work was all done before the server came back may not have come
                 # to this process yet.
                 grid.finish(everyone=is_resumed)

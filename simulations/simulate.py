@@ -23,6 +23,7 @@ from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.recorder import Subscriber
+from fedknow.server.tracking import tracking
 from fedknow.simulations.fleet.build import Fleet, build_fleet
 from fedknow.simulations.fleet.grid import FleetGrid
 
@@ -64,8 +65,13 @@ def simulate(
     opened = RunFolder.resume if resume else RunFolder.create
     with opened(out, parts.config) as folder:
         try:
-            with _grid(parts, fleet, benchmark, folder) as grid:
-                result = Experiment(parts, grid, folder, observers).run()
+            with (
+                _grid(parts, fleet, benchmark, folder) as grid,
+                tracking(parts.config, config.tracking, out, resume) as trackers,
+            ):
+                # First, since a callback may stop the run at an event.
+                subscribers = [*trackers, *observers]
+                result = Experiment(parts, grid, folder, subscribers).run()
         except Exception:
             _log(folder)
             raise

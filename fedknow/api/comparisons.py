@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedknow.api.experiments import experiment
 from fedknow.api.parts import named
 from fedknow.api.runs import Run, load_run
+from fedknow.api.tracking import split_trackers, with_names
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.server.reports.comparison_plots import COMPARISON_PLOTS
 from fedknow.server.reports.groups import Group
@@ -100,13 +101,14 @@ class ComparedRuns:
         return comparison_html(self.groups)
 
 
-def compare(
+def compare(  # noqa: PLR0913  # a caller's keywords, each with its default
     base: str | os.PathLike[str] | Mapping[str, Any] | ExperimentConfig = "digits",
     learners: Sequence[Any] = ("fedavg", "fedknow"),
     seeds: int = 3,
     *,
     out: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callable[[Event], None]] = (),
+    track: str | Sequence[str] = (),
     **changes: Any,
 ) -> ComparedRuns:
     """Run several methods with several seeds, and put them side by side.
@@ -125,6 +127,8 @@ def compare(
         read, unfinished ones go on.
     callbacks : sequence of callable
         Called with each event of each run.
+    track : str or sequence of str
+        Names of trackers that follow each run (``fedknow list trackers``).
     **changes
         Settings over ``base``, as :func:`fedknow.experiment` takes them.
 
@@ -137,7 +141,8 @@ def compare(
     ConfigError
         Before anything is run, naming the key, the value, and what would be right.
     """
-    config = experiment(base, **changes)
+    trackers, _, _ = split_trackers(track, ())
+    config = experiment(base, **with_names(changes, trackers))
     names = [named("learner", learner) for learner in learners]
     folder = Path(out) if out is not None else Path("runs") / f"{config.name}-compare"
 

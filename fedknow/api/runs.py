@@ -18,6 +18,7 @@ from torch import nn
 from fedknow.api.callbacks import Callback, StopRun
 from fedknow.api.deployed import DeployedModel
 from fedknow.api.experiments import experiment
+from fedknow.api.tracking import Track, followers, split_trackers, with_names
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.data.local import LOCAL
 from fedknow.client.learners import Learner, build_learner, resolve
@@ -31,6 +32,8 @@ from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint
 from fedknow.server.run.events import Event, RunStarted
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.recorder import Subscriber
+from fedknow.server.tracking import Tracker
 from fedknow.simulations.simulate import simulate as run_experiment
 
 if TYPE_CHECKING:
@@ -43,12 +46,13 @@ PARTS_FILE = "parts.json"
 """Of a run folder: the source of parts that were given as objects."""
 
 
-def simulate(
+def simulate(  # noqa: PLR0913  # a caller's keywords, each with its default
     base: str | os.PathLike[str] | Mapping[str, Any] | ExperimentConfig = "digits",
     *,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    callbacks: Sequence[Callable[[Event], None]] = (),
+    callbacks: Sequence[Callable[[Event], None] | Tracker] = (),
+    track: Track = (),
     report: bool = False,
     **changes: Any,
 ) -> Run:
@@ -63,7 +67,10 @@ def simulate(
     resume : bool
         Go on with the unfinished run in ``out``.
     callbacks : sequence of callable
-        Called with each event; see :class:`fedknow.Callback`.
+        Called with each event; see :class:`fedknow.Callback`. Trackers may stand here too.
+    track : str, tracker or sequence
+        Trackers that follow the run: ``"mlflow"``, ``"tensorboard,wandb"``, or objects with the
+        methods of :class:`fedknow.server.tracking.Tracker`.
     report : bool
         Whether to write ``report.html`` and its plots.
     **changes
@@ -92,14 +99,19 @@ def simulate(
     >>> run.status, run.accuracy.shape
     ('complete', (3, 2, 2))
     """
-    config = experiment(base, **changes)
+    names, trackers, subscribers = split_trackers(track, callbacks)
+    config = experiment(base, **with_names(changes, names))
     folder = Path(out) if out is not None else _new_folder(config)
-    for callback in callbacks:
+    for callback in subscribers:
         if isinstance(callback, Callback):
             callback.folder = folder
     recording = _PartsRecorder(folder, config)
-    with suppress(StopRun):  # the folder has the event, and can be resumed
-        run_experiment(config, folder, resume, [recording, *callbacks], report)
+    with (
+        suppress(StopRun),  # the folder has the event, and can be resumed
+        followers(trackers, config, folder) as following,
+    ):
+        observers: list[Subscriber] = [recording, *following, *subscribers]
+        run_experiment(config, folder, resume, observers, report)
     return load_run(folder)
 
 

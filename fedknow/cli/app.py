@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedknow import __version__
-from fedknow.cli import deploy, inspect, models, runs
+from fedknow.cli import deploy, inspect, models, runs, tracking
 from fedknow.cli.output import out
 from fedknow.cli.watch import watch
 
@@ -71,6 +71,7 @@ for command in (
     deploy.forget,
     watch,
     inspect.report,
+    tracking.track,
     models.export,
     models.evaluate,
     models.predict,

@@ -24,6 +24,7 @@ from fedknow.cli.options import (
     QUIET,
     SERVER,
     SET,
+    TRACK,
     default_run_folder,
     read_experiment,
 )
@@ -144,6 +145,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     port_file: Annotated[Path | None, PORT_FILE] = None,
     watch: Annotated[bool, WATCH] = False,
+    track: Annotated[list[str] | None, TRACK] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Run one experiment with real clients and write a report.
@@ -163,7 +165,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
     - `fedknow server digits --listen 0.0.0.0:8700 --tls certs/server --out runs/field --resume`
     """
     with explained(folder, "server"):
-        config = read_experiment(experiment, changes, data_dir)
+        config = read_experiment(experiment, changes, data_dir, track)
         run = folder or default_run_folder(config)
     # Twice: only with a configuration are the folder and the packages known.
     with explained(run, "server", extra=_extra_of_server(config)):

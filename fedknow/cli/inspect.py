@@ -51,6 +51,7 @@ LISTS = {
     Listed.models: "fedknow.client.models:list_models",
     Listed.datasets: "fedknow.client.data:list_datasets",
     Listed.devices: "fedknow.simulations.fleet.devices:list_devices",
+    Listed.trackers: "fedknow.server.tracking:list_trackers",
     Listed.presets: "fedknow.simulations.presets:list_presets",
 }
 DESCRIPTIONS = {
@@ -58,6 +59,7 @@ DESCRIPTIONS = {
     Listed.strategies: "fedknow.strategies:describe_strategy",
     Listed.models: "fedknow.client.descriptions:describe_model",
     Listed.datasets: "fedknow.client.descriptions:describe_dataset",
+    Listed.trackers: "fedknow.server.tracking:describe_tracker",
     Listed.presets: "fedknow.simulations.presets:describe_preset",
 }
 """Functions that list and describe each kind of part.

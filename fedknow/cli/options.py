@@ -23,6 +23,7 @@ __all__ = [
     "QUIET",
     "SERVER",
     "SET",
+    "TRACK",
     "Listed",
     "default_run_folder",
     "overrides",
@@ -63,6 +64,12 @@ CLIENT_TLS = typer.Option(
 INSECURE = typer.Option(
     "--insecure", help="Without TLS although the address is not on this machine alone."
 )
+TRACK = typer.Option(
+    "--track",
+    metavar="NAME,NAME",
+    help="Trackers that follow the run (`fedknow list trackers`), as `tracking.to`; may be "
+    "given many times.",
+)
 QUIET = typer.Option(
     "--quiet", "-q", help="Print nothing but errors and where the report is."
 )
@@ -76,25 +83,36 @@ class Listed(StrEnum):
     models = "models"
     datasets = "datasets"
     devices = "devices"
+    trackers = "trackers"
     presets = "presets"
 
 
-def overrides(changes: Sequence[str] | None, data_dir: Path | None) -> list[str]:
+def overrides(
+    changes: Sequence[str] | None,
+    data_dir: Path | None,
+    track: Sequence[str] | None = None,
+) -> list[str]:
     """Return all changes of an experiment as ``key=value``, in their order."""
-    if data_dir is None:
-        return list(changes or [])
+    texts = list(changes or [])
     # A JSON string is a TOML string, so no folder's name can be taken for a number.
-    return [*(changes or []), f"data.dir={json.dumps(str(data_dir))}"]
+    if data_dir is not None:
+        texts.append(f"data.dir={json.dumps(str(data_dir))}")
+    if track:
+        texts.append(f"tracking.to={json.dumps(','.join(track))}")
+    return texts
 
 
 def read_experiment(
-    experiment: str, changes: Sequence[str] | None, data_dir: Path | None
+    experiment: str,
+    changes: Sequence[str] | None,
+    data_dir: Path | None,
+    track: Sequence[str] | None = None,
 ) -> ExperimentConfig:
     """Read a preset by its name, else a TOML file, with the changes applied."""
     # A preset's name has neither.
     is_file = experiment.endswith(".toml") or os.sep in experiment
     read = read_config if is_file else load_preset
-    return read(experiment, overrides(changes, data_dir))
+    return read(experiment, overrides(changes, data_dir, track))
 
 
 def split_names(text: str) -> list[str]:

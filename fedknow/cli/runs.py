@@ -18,6 +18,7 @@ from fedknow.cli.options import (
     OUT,
     QUIET,
     SET,
+    TRACK,
     default_run_folder,
     overrides,
     read_experiment,
@@ -102,6 +103,7 @@ def simulate(  # noqa: PLR0913  # a command's options are its arguments
     resume: Annotated[bool, RESUME] = False,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     watch: Annotated[bool, WATCH] = False,
+    track: Annotated[list[str] | None, TRACK] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Run one experiment with virtual clients and write a report.
@@ -121,7 +123,7 @@ def simulate(  # noqa: PLR0913  # a command's options are its arguments
     - `fedknow simulate runs/paper/config.toml --data-dir ~/data --out runs/paper --resume`
     """
     with explained(folder):
-        config = read_experiment(experiment, changes, data_dir)
+        config = read_experiment(experiment, changes, data_dir, track)
         run = folder or default_run_folder(config)
         say_starting(
             f"{config.name} with {config.learner.name} in {run}", quiet, config
@@ -143,6 +145,7 @@ def compare(  # noqa: PLR0913  # a command's options are its arguments
     folder: Annotated[Path | None, COMPARE_OUT] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     watch: Annotated[bool, WATCH] = False,
+    track: Annotated[list[str] | None, TRACK] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Run several learners with several seeds and put them side by side.
@@ -162,7 +165,7 @@ def compare(  # noqa: PLR0913  # a command's options are its arguments
       fit the experiment.
     """
     with explained(folder):
-        config = read_experiment(experiment, changes, data_dir)
+        config = read_experiment(experiment, changes, data_dir, track)
         names = split_names(learners)
         place = folder or Path("runs") / f"{config.name}-compare"
         say_starting(f"a comparison of {learners} on {config.name} in {place}", quiet)

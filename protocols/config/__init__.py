@@ -21,6 +21,7 @@ from fedknow.protocols.config.sections import (
     TrainConfig,
     check_device,
 )
+from fedknow.protocols.config.tracking import TrackingConfig
 
 __all__ = [
     "MOST_CLIENTS",
@@ -34,6 +35,7 @@ __all__ = [
     "LearnerConfig",
     "ModelConfig",
     "StrategyConfig",
+    "TrackingConfig",
     "TrainConfig",
     "check_device",
     "closest",

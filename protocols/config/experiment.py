@@ -20,6 +20,7 @@ from fedknow.protocols.config.sections import (
     StrategyConfig,
     TrainConfig,
 )
+from fedknow.protocols.config.tracking import TrackingConfig
 
 __all__ = ["ExperimentConfig", "differences"]
 
@@ -33,6 +34,11 @@ def _by_name(value: Any) -> Any:
 def _by_devices(value: Any) -> Any:
     """Let a bare string or list stand for the devices."""
     return {"devices": value} if isinstance(value, str | list) else value
+
+
+def _by_trackers(value: Any) -> Any:
+    """Let a bare string or list stand for the trackers."""
+    return {"to": value} if isinstance(value, str | list) else value
 
 
 class ExperimentConfig(Section):
@@ -51,6 +57,9 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     fleet: Annotated[FleetConfig, BeforeValidator(_by_devices)] = FleetConfig()
+    tracking: Annotated[TrackingConfig, BeforeValidator(_by_trackers)] = (
+        TrackingConfig()
+    )
 
     @model_validator(mode="after")
     def _fit(self) -> ExperimentConfig:
@@ -62,14 +71,24 @@ class ExperimentConfig(Section):
         return self
 
     def to_toml(self) -> str:
-        """Give the whole configuration, defaults included, as TOML."""
-        return tomli_w.dumps(self.model_dump(mode="json"))
+        """Give the whole configuration, defaults included, as TOML.
+
+        The section ``tracking`` is left out where nothing of it is set.
+        """
+        # Run folders and clients of earlier versions do not know the section.
+        is_tracked = self.tracking != TrackingConfig()
+        exclude = None if is_tracked else {"tracking"}
+        return tomli_w.dumps(self.model_dump(mode="json", exclude=exclude))
 
     def on_device(self, device: str) -> ExperimentConfig:
         """Give the same experiment with its clients on another device."""
         return self.model_copy(
             update={"engine": self.engine.model_copy(update={"device": device})}
         )
+
+    def untracked(self) -> ExperimentConfig:
+        """Give the same experiment without trackers."""
+        return self.model_copy(update={"tracking": TrackingConfig()})
 
     def absolute(self) -> ExperimentConfig:
         """Give the same experiment with paths that mean the same from any folder.
@@ -92,10 +111,10 @@ class ExperimentConfig(Section):
     def digest_fields(self) -> dict[str, Any]:
         """Give what a result depends on.
 
-        That is everything but the engine and the folder that the data lie in.
+        That is everything but the engine, trackers and the folder that the data lie in.
         """
         # How and where a run is carried out may change when it is resumed.
-        fields = self.model_dump(mode="json", exclude={"engine"})
+        fields = self.model_dump(mode="json", exclude={"engine", "tracking"})
         # The same data may lie elsewhere on another machine.
         del fields["data"]["dir"]
         return fields

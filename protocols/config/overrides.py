@@ -11,7 +11,7 @@ from fedknow.protocols.values import show
 __all__ = ["NAMED", "assign", "parse_override"]
 
 _COMPONENTS = ("learner", "strategy", "model")
-NAMED = (*_COMPONENTS, "data", "fleet")
+NAMED = (*_COMPONENTS, "data", "fleet", "tracking")
 """Sections that a bare value may stand for."""
 
 
@@ -94,6 +94,8 @@ def _as_section(key: str, value: Any) -> Any:
     ``learner = "gem"`` may be followed by ``--set learner.memory=20``, and
     ``fleet = "testbed-a"`` by ``--set fleet.down=1e6``.
     """
+    if key == "tracking" and not isinstance(value, dict):
+        return {"to": value}
     if key in _COMPONENTS and isinstance(value, str):
         return {"name": value}
     if key == "fleet" and not isinstance(value, dict):
@@ -114,4 +116,6 @@ def _as_replacement(key: str, value: Any, old: Any) -> Any:
         return {**old, "name": value}
     if key == "fleet" and isinstance(value, str | list):
         return {**old, "devices": value}
+    if key == "tracking" and isinstance(value, str | list):
+        return {**old, "to": value}
     return value

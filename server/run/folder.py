@@ -10,6 +10,7 @@
     accuracy.npz     raw accuracies, from which every metric can be computed again
     checkpoint/      what the run needs to go on (see fedknow.server.run.checkpoint)
     clients/         the clients' states (owned by the grid)
+    tracking.json    by which trackers know the run again (fedknow.server.tracking)
 
 Files are replaced as a whole or not at all; ``metrics.jsonl`` grows line by line and is cut
 back to the last checkpoint's position when a run is resumed. Each file has a checksum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,21 @@ class RunReader:
     def complete(self) -> bool:
         """Whether the run came to its end."""
         return is_last_event(self._events(), "end")
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process is at work on the run."""
+        try:
+            lock = (self.path / LOCK).open("rb")
+        except FileNotFoundError:
+            return False
+        with lock:
+            try:
+                # A shared lock, so that two who look do not see each other.
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
 
     @property
     def partition(self) -> dict[str, Any] | None:
