@@ -90,6 +90,7 @@ class RunSeries:
         methods, left_out = contenders(config, learners)
         check_between("--seeds", seeds, 1, MAX_SEEDS)
         plans = {}
+        # Seed by seed: an interrupted comparison has whole seeds, which can be compared.
         for seed in range(config.seed, config.seed + seeds):
             for method in methods:
                 # A method may hold characters that a folder's name cannot.
@@ -119,6 +120,8 @@ class RunSeries:
             Before anything is run, if a part of any run does not fit.
         """
         states = {path: _state(path, run) for path, run in self.plans.items()}
+        # All states are read first, so that a folder with other settings stops the command
+        # before any run.
         missing = [path for path, state in states.items() if state != "complete"]
         _check([self.plans[path] for path in missing])
         failures: dict[str, str] = {}
@@ -230,6 +233,7 @@ def _run(
             observers=[observer],
             report=not is_lean,
         )
+    # Errors of the configuration pass through: all parts were built once before the first run.
     except (RunError, StateError) as error:
         # The other runs go on; the folder has the whole traceback.
         return str(error)

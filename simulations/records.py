@@ -50,6 +50,7 @@ def write_numbers(
         "failures": dict(failures or {}),
         "left_out": dict(left_out or {}),
     }
+    # Strict JSON: many readers refuse the NaN that Python would write.
     text = json.dumps(tree, indent=1, allow_nan=False)
     with running_out_of_disk(out):
         write_atomic(out / "compare.json", text.encode() + b"\n")

@@ -138,6 +138,8 @@ def candidates(learner: str, limit: int, seed: int) -> list[Settings]:
         drawn = draw.choice(len(changed), limit - 1, replace=False)
         # In the order of the grid, so that equals are told in that order.
         changed = [changed[place] for place in sorted(drawn)]
+    # The defaults come first: of equal candidates the first one wins, and nothing changes
+    # without need.
     return [defaults, *changed]
 
 
@@ -284,6 +286,7 @@ def _entry(best: BestSettings, command: str) -> dict[str, Any]:
         "default": best.default,
         "forgetting": best.forgetting,
     }
+    # Four digits, as more would only be noise of the seeds.
     rounded = {
         key: round(value, 4) for key, value in numbers.items() if not math.isnan(value)
     }

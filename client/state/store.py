@@ -93,7 +93,6 @@ class StateStore:
         StateLost
             If that version was not saved, or its file is damaged.
         """
-        # Version 0 is a client that has no state yet.
         if version == 0:
             self._stored.pop(client, None)
             return {}
@@ -238,7 +237,6 @@ class StateStore:
     def _parts_in(self, name: str) -> tuple[int, frozenset[str]]:
         """Give when a version was written, and the parts that it names."""
         path = self.folder / name
-        # A version that is written anew may name other parts.
         written = path.stat().st_mtime_ns
         noted = self._named_parts.get(name)
         # Headers are read once: a folder may hold thousands of files.
@@ -262,7 +260,6 @@ class StateStore:
             # By place in memory, as comparing the bytes of all tensors would take too long.
             tensor.data_ptr(): _Stored(tensor, leaf)
             for tensor, leaf in pairs
-            # Empty tensors may all have the same address.
             if tensor.numel()
         }
 

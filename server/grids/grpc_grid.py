@@ -83,7 +83,6 @@ class GrpcGrid(MessageGrid):
         tokens: Tokens | None = None,
         limits: Limits | None = None,
     ) -> None:
-        # No store here: states are on the clients' own disks.
         super().__init__(config.data.clients)
         if config.engine.min_clients > self.clients:
             raise ConfigError(
@@ -154,7 +153,6 @@ class GrpcGrid(MessageGrid):
         limits = [self._engine.round_timeout] if self._engine.round_timeout else []
         if timeout is not None:
             limits.append(timeout)
-        # Of the user's limit and the strategy's the shorter one counts.
         return self.clock_time + min(limits) if limits else None
 
     @property
@@ -177,7 +175,6 @@ class GrpcGrid(MessageGrid):
         """
         wave = self._open = self._open or GrpcWave(self, options)
         wanted_ids = {message.id for message in work}
-        # Sorted, as the order of a set differs from process to process.
         early_ids = sorted(wanted_ids & self._early.keys())
         answers = [self._early.pop(id) for id in early_ids]
         self._begin_new(work, answers, wave)

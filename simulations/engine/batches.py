@@ -65,6 +65,7 @@ def clients_at_least(
     """
     bound = min(
         int(limits.seconds / pace),
+        # No batch may be so large that other workers idle at the end of a wave.
         int(limits.share * clients / workers),
         limits.clients,
     )
@@ -76,6 +77,7 @@ def take_batch(queue: deque[Job], at_least: int = 1) -> list[Job]:
 
     All are taken where fewer than that would remain.
     """
+    # Half, so that batches grow smaller towards the end and workers finish together.
     size = max((len(queue) + 1) // 2, at_least)
     if len(queue) - size < at_least:
         size = len(queue)
@@ -133,6 +135,7 @@ def even_queues(
     moving = []
     for job in jobs:
         home = homes.get(job.client)
+        # At home the client's state is in the worker's memory, and need not be read from disk.
         if home is not None and len(queues[home]) < longest:
             queues[home].append(job)
         else:

@@ -80,6 +80,7 @@ def start_ray(address: str) -> None:
         our own cannot be started.
     """
     for name, value in DEFAULTS.items():
+        # Only defaults: a user's own setting counts more.
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
@@ -88,6 +89,7 @@ def start_ray(address: str) -> None:
     # Room for the data and the answers of a wave; Ray spills the rest to disk.
     room = psutil.virtual_memory().total * 3 // 10
     if os.path.isdir("/dev/shm"):
+        # In containers /dev/shm is often 64 MB, and Ray would fall back to slow files.
         room = min(room, psutil.disk_usage("/dev/shm").free * 9 // 10)
     options["object_store_memory"] = max(100 * 2**20, min(room, 4 * 2**30))
     try:
@@ -131,6 +133,7 @@ def _knock(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     if os.environ.get("RAY_USE_TLS", "0") != "0":  # Ray has the keys for a closer look
         return
+    # Without a proxy, as Ray's own connections go.
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
             grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
@@ -142,6 +145,7 @@ def _import_in_background(module: str) -> Future[Any]:
     """Import a module in a thread; what goes wrong is raised where its result is asked for."""
     pool = ThreadPoolExecutor(1)
     importing = pool.submit(import_module, module)
+    # The import goes on; only no further work is taken.
     pool.shutdown(wait=False)
     return importing
 

@@ -54,6 +54,7 @@ def share(jobs: Sequence[Job]) -> tuple[list[Job], list[Arrays]]:
     counts: dict[int, int] = {}
     for message in (message for job in jobs for message in job.work):
         for record in message.content.values():
+            # By identity: to compare the arrays would take longer than to send them.
             counts[id(record)] = counts.get(id(record), 0) + 1
     places: dict[int, Shared] = {}
     arrays: list[Arrays] = []
@@ -150,6 +151,7 @@ def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
             record, Mean
         ):  # a mean is one object, written once as it is
             return record
+        # Objects are pointers, and their bytes mean nothing in another process.
         if any(array.dtype.hasobject for array in record.values()):
             return record
         if sum(array.nbytes for array in record.values()) >= _LARGE * len(record):

@@ -61,6 +61,7 @@ class WorkerPool:
 
     def _wait(self, starting: list[ray.ObjectRef]) -> None:
         while starting:
+            # In pieces, so that a user hears of a cluster that has no room.
             done, starting = ray.wait(starting, num_returns=len(starting), timeout=20)
             get(done)
             if starting:
@@ -95,6 +96,7 @@ def get(refs: Any) -> Any:
     try:
         return ray.get(refs)
     except RayTaskError as error:
+        # Ray wraps the error in one of its own, which callers would not recognise.
         raise (error.cause or error) from error
 
 

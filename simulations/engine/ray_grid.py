@@ -89,7 +89,9 @@ class RayGrid(MessageGrid):
         workers: int = 0,
         node: NodeFactory | None = None,
     ) -> None:
+        # No memory here: workers load states, and this store only deletes old ones.
         super().__init__(stream.clients, StateStore(folder, memory_bytes=0))
+        # A Ray that somebody else started is not ours to shut down.
         self._started_ray = not ray.is_initialized()
         self.pool: WorkerPool | None = None
         try:
@@ -111,6 +113,7 @@ class RayGrid(MessageGrid):
             self._held_bytes_limit = store_bytes / (4 * machines)
             self._pace: dict[str, float] = {}
             self._made_from = (
+                # Put once into the store, in place of a copy in each worker's call.
                 ray.put(config),
                 ray.put(stream),
                 Path(folder).absolute(),
@@ -118,6 +121,7 @@ class RayGrid(MessageGrid):
             )
             self.pool = WorkerPool(count, self._spawn)
             self.pool.start()
+        # Also Ctrl-C: Ray's processes would outlive this one.
         except BaseException:
             self.close()
             raise
@@ -169,6 +173,7 @@ class RayGrid(MessageGrid):
                 except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
                     pool.replace([place])
                     repeated, failures = retry_or_fail(batch, error)
+                    # To the front and in order, so that the one to blame is found first.
                     wave.queues[place].extendleft(reversed(repeated))
                     wave.submit(place)
                     yield from failures

@@ -51,6 +51,8 @@ class Worker:
         node: NodeFactory | None = None,
         objects: Mapping[str, Any] | None = None,
     ) -> None:
+        # One thread a worker: workers share the cores, and sums are then taken in one order
+        # everywhere.
         torch.set_num_threads(1)
         parts.restore(objects or {})  # a notebook's classes are in no module here
         self._made_from = config, stream, folder, node
@@ -95,6 +97,7 @@ class Worker:
         """
         self.start()
         assert self._host is not None
+        # Kept from batch to batch of a wave; what the next wave does not name is let go.
         self._shared = {
             ref.hex(): self._shared[ref.hex()]
             if ref.hex() in self._shared

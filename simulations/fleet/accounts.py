@@ -85,6 +85,7 @@ class Accounts:
         account.flops += (
             flops
             if is_computed
+            # Given up half-way: as much as was computed. A job of no seconds has no part.
             else flops * computing / (timing.job.seconds or math.inf)
         )
         if timing.job.lost:
@@ -124,6 +125,7 @@ class Accounts:
             "virtual_seconds": now,
             "communication_seconds": self._communication,
             "computing_seconds": self._computing,
+            # Sums of floats may come out a little below zero.
             "waiting_seconds": max(0.0, waiting),
             "energy_joules": sum(self._joules(client, now) for client in clients),
         }

@@ -88,6 +88,7 @@ class Markov(Presence):
 
     def __init__(self, seed: int, online: float, offline: float) -> None:
         self._seed, self._online, self._offline = seed, online, offline
+        # A generator each, as spans are drawn when they are asked for, in any order of clients.
         self._draws: dict[int, np.random.Generator] = {}
         self._starts: dict[int, list[float]] = {}
         self._ends: dict[int, list[float]] = {}
@@ -98,6 +99,7 @@ class Markov(Presence):
         """See :meth:`Presence.index`; spans are drawn as far as they are asked for."""
         while not self._ends.get(client) or self._ends[client][-1] <= time:
             self._draw(client)
+        # To the right: at its end a span is over.
         return bisect_right(self._ends[client], time)
 
     def span(self, client: int, index: int) -> tuple[float, float]:
@@ -116,6 +118,7 @@ class Markov(Presence):
     def _draw(self, client: int) -> None:
         if client not in self._draws:
             draw = self._draws[client] = generator(self._seed, "fleet.presence", client)
+            # In the chain's long-run proportion, so that time 0 is like any other moment.
             away = draw.random() >= self._online / (self._online + self._offline)
             self._starts[client] = [draw.exponential(self._offline) if away else 0.0]
             self._ends[client], self._totals[client] = [], [0.0]

@@ -107,6 +107,7 @@ def calibrate(
     }
     return Profile(
         about=f"{platform.machine()}, {counted(threads, 'thread')}, CPU, measured",
+        # The median: a round that another process slowed down must not count.
         peak=statistics.median(timed),
         memory=float(memory.total),
         reserved=float(memory.total - memory.available),

@@ -128,6 +128,7 @@ class Clock:
             self._at(job.due, job.id, "due")
         queue = self._queues.setdefault(job.client, deque())
         queue.append(job.id)
+        # A client does one thing at a time.
         if len(queue) == 1:
             self._begin(job.id)
 
@@ -210,6 +211,7 @@ class Clock:
     # ---------------------------------------------------------------------------------------------------
 
     def _at(self, time: float, id: str, what: str) -> None:
+        # A number for each event, so that equal times keep their order.
         self._count += 1
         # What is done just when it is due is done, so the end of patience comes last.
         heapq.heappush(
@@ -218,6 +220,7 @@ class Clock:
 
     def _first(self) -> _Event:
         """The next event."""
+        # Events of jobs that were given up stay in the heap, as removing them there is slow.
         while self._events and self._events[0][3] not in self._runs:
             heapq.heappop(self._events)
         moving = [

@@ -156,6 +156,7 @@ def phones(path: Path) -> dict[str, Profile]:
     shipped = shipped_profiles()
     classes = [shipped[f"phone-{name}"] for name in ("low", "middle", "high")]
     scores = np.log([329.0, 1481.0, 2324.0])
+    # In logarithms, as speeds of phones differ by factors.
     speeds = np.log([profile.speed for profile in classes])
     found = {}
     try:
@@ -179,6 +180,8 @@ def phones(path: Path) -> dict[str, Profile]:
                 found["ai-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")] = (
                     Profile(
                         about=model,
+                        # Beyond the classes np.interp stays at the last one, and guesses
+                        # nothing.
                         peak=float(np.exp(np.interp(score, scores, speeds))),
                         memory=memory,
                         reserved=memory / 2,
@@ -239,6 +242,8 @@ def _matching(
     return [
         str(found)
         for found in draw.permutation(
+            # Sorted before the draw, so that it depends on the names and not on the file's
+            # order.
             sorted(other for other in known if fnmatchcase(other, name))
         )
     ]

@@ -73,6 +73,7 @@ class FleetGrid(MessageGrid):
         fleet: Fleet,
         quorum: int = 1,
     ) -> None:
+        # The same store and the same dictionary of versions as the inner grid's.
         super().__init__(inner.clients, inner.store, inner.versions)
         self.inner = inner
         self.settings = config.fleet
@@ -202,6 +203,7 @@ class FleetGrid(MessageGrid):
             (answers if timing.job.id in wanted_ids else self._early).append(answer)
             self._charge(timing)
         self._known -= {reply.reply_to for reply, _ in answers}
+        # By node, as all grids give answers that come at one moment.
         return sorted(answers, key=lambda answer: answer[0].node)
 
     def _begin(self, pushed: Sequence[Message], options: WaveOptions) -> None:
@@ -346,6 +348,7 @@ class FleetGrid(MessageGrid):
         count = min(
             math.ceil(len(sent) * self.settings.over_commit) - len(sent), len(others)
         )
+        # A generator of its own: strategies draw from the global one, which must not move.
         draw = random.Random(integer(self._seed, "fleet.more", self._waves))
         return [
             FlowerMessage(content, node, MessageType.TRAIN)

@@ -68,6 +68,8 @@ class Pipe:
         """A transfer of ``size`` bytes begins."""
         self._pass(time)
         self._joined += 1
+        # By the service at its end: all transfers get the same service, so their order never
+        # changes.
         heapq.heappush(self._heap, (self._service + size, self._joined, id))
         self._present.add(id)
 
@@ -92,5 +94,6 @@ class Pipe:
 
     def _pass(self, time: float) -> None:
         if self._present and self._rate < math.inf:
+            # The bytes that each transfer has been given so far, counted once for all.
             self._service += (time - self._time) * self._rate / len(self._present)
         self._time = time

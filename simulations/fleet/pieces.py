@@ -93,6 +93,7 @@ def draw_chances(
 
     They are drawn for all clients, so that they do not depend on who gets work.
     """
+    # Nothing is left to chance, and drawing for thousands of clients takes time.
     if not (settings.jitter or settings.compute_sigma or settings.dropout):
         return [((settings.latency, settings.latency), 1.0, False)] * clients
     draw = generator(seed, "fleet.work", wave)
@@ -140,6 +141,7 @@ def make_piece(
         flops = _cost(reply, FLOPS)
         memory = _cost(reply, MEMORY)
         account.memory = max(account.memory, memory)
+        # Known only after the work was done for real, so its answer is thrown away.
         if memory > profile.room:
             account.out_of_memory += 1
             flops = 0.0
