@@ -61,6 +61,7 @@ def simulate(
     """
     forget_process_peak()
     benchmark = make_benchmark(resolve(config))
+    # Before the folder is made, so that a refused configuration leaves none behind.
     parts, fleet = prepare(config, benchmark)
     opened = RunFolder.resume if resume else RunFolder.create
     with opened(out, parts.config) as folder:
@@ -72,6 +73,7 @@ def simulate(
                 # First, since a callback may stop the run at an event.
                 subscribers = [*trackers, *observers]
                 result = Experiment(parts, grid, folder, subscribers).run()
+        # Not KeyboardInterrupt: that is the user's wish, and the run's events say so.
         except Exception:
             _log(folder)
             raise
@@ -114,6 +116,8 @@ def _grid(
     grid = _workers(parts.config, benchmark, folder)
     if fleet is None:
         return grid
+    # Flower's strategies wait for so many clients in real time, while virtual time would stand
+    # still.
     quorum = max(
         getattr(parts.strategy, f"min_{name}_nodes", 1)
         for name in ("available", "train", "evaluate")

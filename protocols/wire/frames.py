@@ -268,6 +268,7 @@ class Assembler:
         message.chunks += 1
         return self._finish(chunk.stream) if len(data) == left else None
 
+    # Sizes count as announced, not as arrived: a peer that fills them later must still fit.
     def _begin(self, chunk: pb.Chunk) -> None:
         if chunk.stream in self._open:
             raise WireError(
@@ -278,15 +279,12 @@ class Assembler:
             raise WireError(
                 Code.MALFORMED, f"chunk 0 of stream {chunk.stream} has no envelope"
             )
-        # Before the sizes, as many tiny messages would cost memory too.
         if len(self._open) >= self._limits.streams:
             raise WireError(
                 Code.TOO_LARGE,
                 f"more than {counted(self._limits.streams, 'message')} under way at once",
             )
         envelope, limits = chunk.envelope, self._limits
-        # The announced sizes count, not what has arrived: a peer that fills them later must
-        # still fit.
         announced = envelope.size + sum(
             message.envelope.size for message in self._open.values()
         )
@@ -312,8 +310,6 @@ class Assembler:
                 f"chunks of {counted(envelope.chunk_size, 'byte')}; at least {_SMALLEST_CHUNK} are taken",
             )
         if (
-            # A header of no bytes, or one that reaches beyond the message, would give empty
-            # slices below.
             not 0
             < envelope.header_size + padding(envelope.header_size)
             <= envelope.size
