@@ -31,10 +31,12 @@ from fedknow.client.data import make_benchmark
 from fedknow.client.data.local import LOCAL, LocalStream
 from fedknow.client.host import Host, one_thread
 from fedknow.client.node import Node
+from fedknow.client.permissions import Permissions
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import read_config
 from fedknow.protocols.flower import from_flower, to_flower
 from fedknow.protocols.messages import ENVELOPE, Config, node_of
+from fedknow.protocols.work import merge_settings
 
 __all__ = ["app"]
 
@@ -58,9 +60,12 @@ def work(message: FlowerMessage, context: Context) -> FlowerMessage:
     store = StateStore(_state_folder(context, envelope) / f"{client:06d}", 0)
     store.retain(client, {version, _number(envelope, "committed")})
     node = _node(
-        _text(envelope, "config"), str(context.node_config.get("data-dir", ""))
+        _text(envelope, "config"),
+        str(context.node_config.get("data-dir", "")),
+        _permissions(context),
     )
     host = Host(node.config, node.stream, store, node)
+    _permissions(context).check_work(merge_settings(content))
     mine = replace(
         ours, id=_text(envelope, "id"), node=node_of(client), content=content
     )
@@ -83,9 +88,11 @@ def who(message: FlowerMessage, context: Context) -> FlowerMessage:
 
 
 @lru_cache(maxsize=1)
-def _node(text: str, folder: str) -> Node:
+def _node(text: str, folder: str, permissions: Permissions) -> Node:
     """What answers; made once a process, for one experiment and one folder of data."""
     config = read_config(tomllib.loads(text))
+    # The node's owner allows code by name; the server's word is not enough.
+    permissions.check(config)
     if config.data.name == LOCAL:
         return Node(config, LocalStream(Path(folder), config.data))
     # The server's data lie where they lie on the server.
@@ -93,6 +100,12 @@ def _node(text: str, folder: str) -> Node:
         update={"data": config.data.model_copy(update={"dir": folder})}
     )
     return Node(config, make_benchmark(config))
+
+
+def _permissions(context: Context) -> Permissions:
+    """Read what the node's owner allows, from the node's own configuration."""
+    allowed = str(context.node_config.get("allow", "")).split(",")
+    return Permissions(frozenset(filter(None, allowed)))
 
 
 def _state_folder(context: Context, envelope: Config) -> Path:

@@ -26,6 +26,7 @@ from fedknow.client.edge.status import explain_failure
 from fedknow.client.edge.threads import WorkThread, first_to_end
 from fedknow.client.edge.worker import NodeFactory, Worker
 from fedknow.client.host import Answerer
+from fedknow.client.permissions import Permissions
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import (
     MOST_CLIENTS,
@@ -88,6 +89,8 @@ class EdgeClient:
         Makes what answers; by default :class:`fedknow.client.node.Node` over the data.
     keep_after : float
         See :data:`KEEP_AFTER`.
+    permissions : Permissions, optional
+        What the server may have this client do; by default, run what fedknow ships.
 
     Raises
     ------
@@ -108,6 +111,7 @@ class EdgeClient:
         give_up: float | None = None,
         node: NodeFactory | None = None,
         keep_after: float = KEEP_AFTER,
+        permissions: Permissions | None = None,
     ) -> None:
         if client is not None:
             check_between("--client", client, 0, MOST_CLIENTS - 1)
@@ -125,7 +129,14 @@ class EdgeClient:
         self._journal = Journal(state)
         self._thread = WorkThread()
         make_node = node or partial(_make_node, data)
-        self._worker = Worker(self.desk, self._journal, make_node, device, keep_after)
+        self._worker = Worker(
+            self.desk,
+            self._journal,
+            make_node,
+            device,
+            keep_after,
+            permissions or Permissions(),
+        )
         self._connected_at = time.monotonic()
         self._delay = FIRST_DELAY
         # Back-off must not disturb the generators that learners may draw from.

@@ -13,13 +13,14 @@ from fedknow.client.edge.desk import Desk, Job, Result
 from fedknow.client.edge.journal import Journal
 from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.learners import learner_class
+from fedknow.client.permissions import Permissions
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
 from fedknow.protocols.texts import counted
 from fedknow.protocols.transport import CHUNK_BYTES
 from fedknow.protocols.wire import Encoding, Parcel, WireError, pack, unpack
-from fedknow.protocols.work import ROUND, TASK
+from fedknow.protocols.work import ROUND, TASK, merge_settings
 
 __all__ = ["NodeFactory", "Worker"]
 
@@ -44,6 +45,8 @@ class Worker:
         What the client computes on, whatever the experiment says.
     keep_after : float
         Seconds of work from which on an answer is kept on disk.
+    permissions : Permissions
+        What the client's owner lets the server ask for.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class Worker:
         make_node: NodeFactory,
         device: str | None,
         keep_after: float,
+        permissions: Permissions,
     ) -> None:
         self._desk = desk
         self._journal = journal
         self._make_node = make_node
         self._device = device
         self._keep_after = keep_after
+        self._permissions = permissions
         self._host: Host | None = None
         self._encoding = Encoding.DENSE
         self._prepared: tuple[str, str] | None = None
@@ -87,6 +92,8 @@ class Worker:
         # An answer of an earlier run is none for this one.
         self._desk.result = None
         experiment = read_config(_toml(config))
+        # Before anything that a server named is imported, read or built.
+        self._permissions.check(experiment)
         if self._device is not None:
             experiment = experiment.on_device(self._device)
         node_of_run = self._make_node(experiment)
@@ -156,11 +163,12 @@ class Worker:
         client = client_of(parcel.node)
         try:
             self._journal.commit(client, parcel.version, parcel.committed)
+            self._permissions.check_work(merge_settings(message.content))
             # As in a simulation, whose numbers this client must give too.
             with one_thread():
                 return self._host.handle(message, parcel.version)
-        except StateError as error:
-            # The server decides what becomes of a client whose disk fails.
+        except (ConfigError, StateError) as error:
+            # The server decides what becomes of a client that refuses, or whose disk fails.
             return message.fail(CLIENT_FAILED, str(error)), parcel.version
 
 

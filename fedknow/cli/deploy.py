@@ -100,6 +100,19 @@ GIVE_UP = typer.Option(
     min=0,
     help="End after so long without a connection.  [never]",
 )
+ALLOW = typer.Option(
+    "--allow",
+    metavar="MODULE:NAME",
+    help="Code of your own that the server may name; may be given many times.  [none]",
+    show_default=False,
+)
+LIMIT = typer.Option(
+    "--limit",
+    metavar="KEY=NUMBER",
+    help="The largest experiment to take part in: batch_size, epochs, classes, "
+    "image_values.  [4096, 1000, 100000, 4000000]",
+    show_default=False,
+)
 RUN = typer.Argument(metavar="RUN")
 CLIENT_NUMBERS = typer.Option(
     "--client",
@@ -204,6 +217,8 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
     number: Annotated[int | None, NUMBER] = None,
     device: Annotated[str | None, DEVICE] = None,
     give_up: Annotated[float | None, GIVE_UP] = None,
+    allow: Annotated[list[str] | None, ALLOW] = None,
+    limit: Annotated[list[str] | None, LIMIT] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Take part in the experiment of a server until it is over.
@@ -212,6 +227,9 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
     describes the experiment. The state in `--state` survives a reboot in any second. The exit
     code is 0 when the run is over, 1 when the client gave up, 2 when the server refuses it or
     the command cannot be run.
+
+    A server can make this machine run what fedknow ships, and of other code only what `--allow`
+    names.
 
     For example:
 
@@ -223,6 +241,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
     with explained(None):
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.client.edge.client import EdgeClient, run_client
+        from fedknow.client.permissions import Limits, Permissions
 
         check_address(server, tls, insecure)
         _log_plainly(quiet)
@@ -234,6 +253,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
             client=number,
             device=device,
             give_up=give_up,
+            permissions=Permissions(frozenset(allow or []), Limits.parse(limit or [])),
         )
         # The inner block turns a failure into an exit, which the outer one hastens.
         with _end_at_once(edge), explained(None):

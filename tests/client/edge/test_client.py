@@ -525,3 +525,32 @@ def test_a_failure_is_tried_again_by_the_same_server_too(grid, client):
     node.has_data = True
     assert counts(it.exchange(work(0))) == [1]
     assert node.done() == [1, 1]
+
+
+HOSTILE = """
+import pathlib
+pathlib.Path({proof!r}).write_text("the server's code ran")
+def build(**settings):
+    raise RuntimeError
+"""
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["model=torch.hub:load", "model=hostile_part:build", "learner=hostile_part:build"],
+)
+def test_a_server_cannot_have_code_run(grid, client, tmp_path, monkeypatch, part):
+    proof = tmp_path / "proof"
+    attack = tmp_path / "attack"
+    attack.mkdir()
+    (attack / "hostile_part.py").write_text(HOSTILE.format(proof=str(proof)))
+    (attack / "hubconf.py").write_text(HOSTILE.format(proof=str(proof)))
+    # The working directory is what an attacker may find or have written files in.
+    monkeypatch.chdir(attack)
+    hub = [f"model.repo_or_dir={attack}", "model.source=local", "model.model=build"]
+    it = grid(1, part, *(hub if "torch.hub" in part else []))
+    one = client(it, None)
+    error = one.result()
+    assert isinstance(error, ConfigError)
+    assert "--allow" in str(error)
+    assert not proof.exists()

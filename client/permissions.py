@@ -1,0 +1,152 @@
+"""What a client's owner lets a server have it do.
+
+A server describes the experiment. The client decides whether to take part in it: it runs the
+parts that fedknow ships, and of other code only what its owner allowed by name. It also refuses
+work that is larger than its owner's limits. A server can therefore choose among what the owner
+permits, and nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from math import prod
+from typing import Any, Self
+
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.plugins import is_reference
+
+__all__ = ["Limits", "Permissions"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest experiment that a client takes part in.
+
+    Attributes
+    ----------
+    batch_size : int
+        Samples of one step, in training and in scoring.
+    epochs : int
+        Local epochs of one round.
+    classes : int
+        Classes of all tasks together.
+    image_values : int
+        Numbers of one sample: channels times height times width.
+    """
+
+    batch_size: int = 4096
+    epochs: int = 1000
+    classes: int = 100_000
+    image_values: int = 4_000_000
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> Self:
+        """Read ``key=value`` texts of the command line.
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown or a value is no whole number above 0.
+        """
+        names = [entry.name for entry in fields(cls)]
+        values: dict[str, int] = {}
+        for text in texts:
+            key, _, value = text.partition("=")
+            if key not in names:
+                raise ConfigError(
+                    f"--limit {text}: write KEY=NUMBER; the keys are {', '.join(names)}"
+                )
+            if not value.isdecimal() or int(value) < 1:
+                raise ConfigError(
+                    f"--limit {text}: {key} must be a whole number above 0"
+                )
+            values[key] = int(value)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """What a server may have a client do.
+
+    Attributes
+    ----------
+    parts : frozenset of str
+        Parts that fedknow does not ship and that may be imported: ``module:name``.
+    limits : Limits
+        The largest experiment.
+
+    Examples
+    --------
+    >>> from fedknow.protocols.config import read_config
+    >>> Permissions().check(read_config({"model": "cnn"}))
+    >>> Permissions().check(read_config({"model": "os:system"}))
+    Traceback (most recent call last):
+    fedknow.protocols.config.errors.ConfigError: model.name = 'os:system': this client ...
+    """
+
+    parts: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+
+    def check(self, config: ExperimentConfig) -> None:
+        """Refuse an experiment that the owner did not permit.
+
+        Nothing is imported for it, and no file is read.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key, the value, and how the owner could permit it.
+        """
+        for key, name in (
+            ("model.name", config.model.name),
+            ("learner.name", config.learner.name),
+            ("data.name", config.data.name),
+        ):
+            self._check_part(key, name)
+        self._check_size("train.batch_size", config.train.batch_size, "batch_size")
+        size = config.evaluation.batch_size
+        self._check_size("evaluation.batch_size", size, "batch_size")
+        self._check_size("train.epochs", config.train.epochs, "epochs")
+        self._check_size("data.classes", config.data.classes, "classes")
+        self._check_size("data.shape", prod(config.data.shape), "image_values")
+        # Pictures on disk have three channels at most.
+        pixels = 3 * config.data.image_size**2
+        self._check_size("data.image_size", pixels, "image_values")
+
+    def check_work(self, settings: Mapping[str, Any]) -> None:
+        """Refuse a round whose settings are over the owner's limits.
+
+        A strategy may put other numbers in the place of the experiment's in each round.
+
+        Raises
+        ------
+        ConfigError
+            Naming the key and the limit.
+        """
+        for key, limit in (
+            ("epochs", "epochs"),
+            ("local-epochs", "epochs"),
+            ("batch-size", "batch_size"),
+        ):
+            value = settings.get(key)
+            # What is no number is refused by whoever reads the settings.
+            if isinstance(value, int | float):
+                self._check_size(key, value, limit)
+
+    def _check_part(self, key: str, name: str) -> None:
+        if not is_reference(name) or name in self.parts:
+            return
+        permitted = ", ".join(sorted(self.parts)) or "none"
+        raise ConfigError(
+            f"{key} = {name!r}: this client runs only code that its owner allowed "
+            f"({permitted}); its owner can add --allow {name} to the client's command"
+        )
+
+    def _check_size(self, key: str, value: float, limit: str) -> None:
+        bound = getattr(self.limits, limit)
+        if value > bound:
+            raise ConfigError(
+                f"{key} = {value}: this client's owner set a limit of {bound} ({limit}); its "
+                f"owner can raise it by --limit {limit}={int(value)}"
+            )

@@ -1,0 +1,86 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedknow.client.permissions import Limits, Permissions
+from fedknow.protocols.config import ConfigError, read_config
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("model", "torch.hub:load"),
+        ("model", "setup:x"),
+        ("learner", "setup:x"),
+        ("learner", "os:system"),
+        ("data", "subprocess:run"),
+    ],
+)
+def test_code_that_the_owner_did_not_allow_is_refused(section, name):
+    config = read_config({section: {"name": name}})
+    with pytest.raises(ConfigError) as error:
+        Permissions().check(config)
+    assert f"{section}.name = {name!r}" in str(error.value)
+    assert f"--allow {name}" in str(error.value)
+    Permissions(frozenset({name})).check(config)
+
+
+def test_one_allowed_part_allows_no_other():
+    config = read_config({"model": "my_models:build", "learner": "my_models:Other"})
+    with pytest.raises(ConfigError, match=r"learner\.name"):
+        Permissions(frozenset({"my_models:build"})).check(config)
+
+
+def test_shipped_parts_are_permitted():
+    Permissions().check(read_config({"model": "resnet18", "learner": "gem"}))
+
+
+@pytest.mark.parametrize(
+    ("tree", "limit", "key"),
+    [
+        ({"train": {"batch_size": 64}}, {"batch_size": 63}, "train.batch_size = 64"),
+        ({"evaluation": {"batch_size": 300}}, {"batch_size": 299}, "evaluation.batch_size = 300"),
+        ({"train": {"epochs": 3}}, {"epochs": 2}, "train.epochs = 3"),
+        ({"data": {"name": "local", "classes": 50, "shape": [1, 8, 8]}}, {"classes": 49},
+         "data.classes = 50"),
+        ({"data": {"name": "local", "classes": 5, "shape": [3, 100, 100]}},
+         {"image_values": 29_999}, "data.shape = 30000"),
+        ({"data": {"name": "cifar100", "image_size": 64}}, {"image_values": 12_000},
+         "data.image_size = 12288"),
+    ],
+)  # fmt: skip
+def test_an_experiment_over_a_limit_is_refused(tree, limit, key):
+    config = read_config(tree)
+    with pytest.raises(ConfigError) as error:
+        Permissions(limits=Limits(**limit)).check(config)
+    assert key in str(error.value)
+    assert f"--limit {next(iter(limit))}=" in str(error.value)
+    Permissions().check(config)
+
+
+@pytest.mark.parametrize("key", ["epochs", "local-epochs"])
+def test_a_round_over_a_limit_is_refused(key):
+    permissions = Permissions(limits=Limits(epochs=5))
+    permissions.check_work({key: 5, "lr": 0.1})
+    with pytest.raises(ConfigError, match=f"{key} = 6"):
+        permissions.check_work({key: 6})
+
+
+def test_limits_are_read_from_texts():
+    limits = Limits.parse(["epochs=7", "batch_size=32"])
+    assert (limits.epochs, limits.batch_size) == (7, 32)
+    assert limits.classes == Limits().classes
+
+
+@pytest.mark.parametrize(
+    "text", ["epochs", "epochs=", "epochs=-1", "epochs=0", "epoch=3", "=3"]
+)
+def test_other_texts_are_refused(text):
+    with pytest.raises(ConfigError, match="--limit"):
+        Limits.parse([text])
+
+
+@given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40))
+def test_no_reference_slips_through(module, name):
+    with pytest.raises(ConfigError):  # of the reader, or of the owner's permissions
+        Permissions().check(read_config({"model": {"name": f"{module}:{name}"}}))
