@@ -11,7 +11,7 @@ LEARNERS ?= fedavg,fedknow
 export FLWR_TELEMETRY_ENABLED ?= 0
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/fedknow compare digits --learners $(LEARNERS) --seeds 1 --out runs/demo
@@ -26,6 +26,10 @@ lint: $(VENV)/installed-dev build/links
 	$(BIN)/python tools/style.py --known tools/known.txt
 	cd build/links && $(BIN)/mypy --config-file ../../pyproject.toml -p fedknow
 	cd build/links && PYTHONPATH=. $(BIN)/lint-imports --config ../../pyproject.toml
+
+# The site, in build/site. A warning, such as a link that leads nowhere, is an error.
+docs: $(VENV)/installed-dev build/links
+	$(BIN)/mkdocs build --quiet --strict
 
 .PHONY: build/links
 build/links:

@@ -53,7 +53,7 @@ def section(head: Row, rows: Iterable[Row], origin: Mapping[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{provenance(origin)}"
 
 
-# --- the benchmarks of docs/benchmarks.md, in its order
+# --- the benchmarks of docs/evidence/benchmarks.md, in its order
 # --------------------------------------------------------------------------------------
 
 STEP_COLUMNS = {
@@ -326,7 +326,7 @@ def grpc_vs_flower(measured: Json) -> str:
     return section(head, rows, measured["about"])
 
 
-# --- comparisons of learners, in docs/results.md
+# --- comparisons of learners, in docs/evidence/results.md
 # --------------------------------------------------------------------------------------
 
 SCORES = {

@@ -1,6 +1,6 @@
 """Put the figures of ``results/`` into the tables of two documents.
 
-They are ``docs/benchmarks.md`` and ``docs/results.md``.
+They are ``docs/evidence/benchmarks.md`` and ``docs/evidence/results.md``.
 
     python benchmarks/page.py            # rewrite the tables
     python benchmarks/page.py --check    # exit with 1 if they are not those of the results
@@ -20,7 +20,9 @@ from pathlib import Path
 from _tables import COMPARISONS, TABLES
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / "docs" / name for name in ("benchmarks.md", "results.md")]
+PAGES = [
+    HERE.parent / "docs" / "evidence" / name for name in ("benchmarks.md", "results.md")
+]
 TABLE = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 
 

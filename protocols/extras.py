@@ -54,6 +54,6 @@ def how_to_install(extra: str) -> str:
     Examples
     --------
     >>> how_to_install("server")
-    "in a checkout of fedknow, run: pip install '.[server]' (with a wheel: docs/deploy.md)"
+    "in a checkout of fedknow, run: pip install '.[server]' (with a wheel: docs/how-to/deploy.md)"
     """
-    return f"in a checkout of fedknow, run: pip install '.[{extra}]' (with a wheel: docs/deploy.md)"
+    return f"in a checkout of fedknow, run: pip install '.[{extra}]' (with a wheel: docs/how-to/deploy.md)"

@@ -108,7 +108,7 @@ class TlsFault(StrEnum):
 
 
 _REMEDIES = {
-    TlsFault.EXPIRED: "make new certificates (docs/deploy.md, Renewal), or set this machine's clock",
+    TlsFault.EXPIRED: "make new certificates (docs/how-to/deploy.md, Renewal), or set this machine's clock",
     TlsFault.EARLY: "set this machine's clock (a Raspberry Pi has none that runs without power: enable NTP)",
     TlsFault.OTHER_CA: "use folders that one run of `fedknow certs` made for both sides",
     TlsFault.NAME: "connect by a name that the server's certificate has, or make one with `fedknow certs --host NAME`",

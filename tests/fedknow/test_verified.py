@@ -1,4 +1,4 @@
-"""docs/verified.md names every learner, and only tests that there are."""
+"""docs/evidence/verified.md names every learner, and only tests that there are."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from fedknow.client.learners import list_learners
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "verified.md").read_text("utf-8")
+TEXT = (ROOT / "docs" / "evidence" / "verified.md").read_text("utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in TEXT.splitlines()

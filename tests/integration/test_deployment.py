@@ -26,7 +26,7 @@ DOCKERFILES = [
     ROOT / "docker" / "server.Dockerfile",
     ROOT / "docker" / "client.Dockerfile",
 ]
-UNIT = ROOT / "docs" / "fedknow-client.service"
+UNIT = ROOT / "docs" / "how-to" / "fedknow-client.service"
 FEDKNOW = Path(sys.executable).with_name("fedknow")
 HADOLINT = shutil.which(
     "hadolint", path=f"{FEDKNOW.parent}{os.pathsep}{os.environ['PATH']}"
@@ -128,7 +128,7 @@ def test_every_command_of_the_files_is_one_of_ours(services):
         lines.append(words)
     for code in re.findall(
         r"^```sh\n(.*?)^```",
-        (ROOT / "docs" / "deploy.md").read_text("utf-8"),
+        (ROOT / "docs" / "how-to" / "deploy.md").read_text("utf-8"),
         re.M | re.S,
     ):
         for command in re.findall(

@@ -34,7 +34,7 @@ class FedKnowSettings(LearnerSettings):
     """Most signature tasks a gradient is integrated with."""
     temperature: float = Field(1.0, gt=0)
     """T of the restorer's soft labels. 1, the knowledge's answers as they are, was best on
-    held-out samples (docs/results.md); the authors' code has 2."""
+    held-out samples (docs/evidence/results.md); the authors' code has 2."""
     labels: Literal["soft", "hard"] = "soft"
     """What the knowledge says of a sample: its distribution at T, or its most likely class."""
     finetune_epochs: int = Field(3, ge=0, le=10_000)
@@ -54,7 +54,7 @@ class FedKnowSettings(LearnerSettings):
     backward pass and a teacher's answers for each. Otherwise k and so many more, drawn anew
     each round: those chosen last, and others at random. With that a round costs the same
     however many tasks there are; the choice is exact as long as they are no more than that, and
-    an approximation afterwards, of which no loss was seen (docs/benchmarks.md, Growth)."""
+    an approximation afterwards, of which no loss was seen (docs/evidence/benchmarks.md, Growth)."""
     integrator: Literal["qp", "surrogate", "online", "sum", "off"] = "qp"
     """``qp`` is the paper's, with ``margin``. Two approximations cost the same however many tasks
     there are: ``surrogate`` takes all violated constraints as one, their weighted sum;
@@ -70,7 +70,7 @@ class FedKnowSettings(LearnerSettings):
     code has 0.5, where its trigger lets it integrate at all. It costs nothing as a rule: g' is
     then what is nearest to ``g + margin sum_i g_i``, which one backward pass gives as well as g
     (where g alone is needed first, to choose signature tasks, it costs one). 0.5 was best on
-    held-out samples (docs/results.md). Not with ``sum``."""
+    held-out samples (docs/evidence/results.md). Not with ``sum``."""
     restore_from: float = Field(1.0, gt=0, le=1)
     """Share of a batch that restored gradients are taken from, in a forward pass of its own with
     other dropout masks. Less than 1 is an approximation; not with ``online``, nor for bodies
