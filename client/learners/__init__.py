@@ -175,6 +175,7 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
             f"set data.scenario = {' or '.join(repr(name) for name in kind.scenarios)}"
         )
     settings = _settings(config.learner)
+    # With all defaults spelled out, so that a later version's defaults change no resumed run.
     learner = LearnerConfig(name=config.learner.name, **settings.model_dump())
     strategy = _with_counterpart(config, kind, settings)
     return config.model_copy(update={"learner": learner, "strategy": strategy})
@@ -257,6 +258,7 @@ def build_learner(
     ConfigError
         For an unknown learner or model, or settings that do not fit.
     """
+    # Weights are drawn on the CPU and then moved, so that they are the same on any device.
     model = build_model(config.model, shape, classes, integer(config.seed, "model")).to(
         device
     )

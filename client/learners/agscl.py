@@ -133,6 +133,7 @@ class AgsCl(Learner):
         self._anchor = [torch.zeros_like(rows) for rows in self._initial]
         for i, layer in state.get("nodes", {}).items():
             self._importance[int(i)] = omega = layer["importance"]
+            # Only important nodes are kept, the others' anchor being zero.
             self._anchor[int(i)][omega > 0] = layer["anchor"]
         self._prepared = int(state.get("prepared", 0))
 
@@ -192,6 +193,8 @@ class AgsCl(Learner):
         for layer, omega, anchor in zip(
             self._layers, self._importance, self._anchor, strict=True
         ):
+            # One operator for both penalties: an unimportant node is pulled to an anchor of
+            # zero.
             weight = torch.where(omega > 0, self.settings.lam * omega, self.settings.mu)
             _set_rows(layer, shrink(_rows(layer), anchor, self.train.lr * weight))
 

@@ -149,6 +149,7 @@ class Apfl(Learner):
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Gradients of the shared model, and of the personal one at the mixture."""
         super().gradient(batch)
+        # Leaves of their own: the gradient at the mixture must not flow into either model.
         mixture = {
             name: value.requires_grad_() for name, value in self.mixture().items()
         }
@@ -169,6 +170,7 @@ class Apfl(Learner):
             )
             self._first = False
         for name, own in self._own.items():
+            # The chain rule: the mixture holds alpha times the personal model.
             own.grad = self.alpha * gradients[name] if name in gradients else None
         return loss.item(), hits(z, batch.y)
 
@@ -183,6 +185,7 @@ class Apfl(Learner):
                 self.alpha
                 - (self.settings.alpha_lr or self.train.lr) * self._alpha_gradient
             )
+            # A share outside of 0 to 1 would be no mixture any more.
             self.alpha = min(1.0, max(0.0, moved))
         self._alpha_gradient = None
 

@@ -96,6 +96,7 @@ class FedRep(Learner):
         self, model: nn.Module, train: TrainConfig, settings: FedRepSettings
     ) -> None:
         super().__init__(model, train, settings)
+        # With one epoch a head epoch is still allowed: `epochs` then adds one for the body.
         if settings.head_epochs >= max(2, train.epochs):
             raise ConfigError(
                 f"learner.head_epochs = {settings.head_epochs} leaves none of train.epochs = {train.epochs} for the "

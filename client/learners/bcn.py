@@ -109,6 +109,7 @@ class Bcn(Rehearsal):
         z = self._logits(here, joint.x)
         cost, cost_worse = joint.loss(z), joint.loss(self._logits(here, worse))
         cost_better = joint.loss(self._logits(better, joint.x))
+        # -2, as J(theta) is taken away once in each of the two players' terms.
         direct = self._gradients((self.settings.beta - 2) * cost + cost_worse, here)
         for parameter, a, b in zip(
             here.values(), direct, self._gradients(cost_better, better), strict=True
@@ -130,8 +131,10 @@ class Bcn(Rehearsal):
         x = joint.x
         here = {name: p.detach() for name, p in self._parameters.items()}
         for _ in range(self.settings.zeta):
+            # Detached: each step is a gradient at one place, not through the steps before it.
             x = x.detach().requires_grad_()
             (uphill,) = torch.autograd.grad(joint.loss(self._logits(here, x)), [x])
+            # A sample whose loss is flat has a gradient of zero, and stays where it is.
             length = uphill.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
             x = x + self.settings.epsilon * uphill / length.view(-1, 1, 1, 1)
         return x.detach()

@@ -97,6 +97,7 @@ def relation(z: Tensor, temperature: float) -> Tensor:
     Normalised float [m, d] -> [m, m], with -inf for a view and itself.
     """
     similarity = z @ z.T / temperature
+    # A view's likeness to itself would outweigh all others.
     return similarity.fill_diagonal_(-torch.inf).log_softmax(1)
 
 
@@ -162,6 +163,8 @@ class Co2L(Rehearsal):
         self, model: nn.Module, train: TrainConfig, settings: Co2LSettings
     ) -> None:
         features = cast(nn.Linear, model.head).in_features
+        # A fixed seed, as all clients and the server must begin with the same projection; the
+        # fork leaves other draws alone.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             layers = (
@@ -177,6 +180,7 @@ class Co2L(Rehearsal):
         super().__init__(model, train, settings)
         check_free(model, "co2l", "head", "fits the head by itself")
         self._encoder = nn.Sequential(self.body, self.projection)
+        # One copy for all clients; each one's past weights are loaded into it.
         self._past = copy.deepcopy(self._encoder).requires_grad_(False).eval()
 
     # --- state
@@ -267,6 +271,7 @@ class Co2L(Rehearsal):
             torch.cat([getattr(part, name) for part in (here, *past)])
             for name in ("y", "head")
         )
+        # Once for all epochs: the body is frozen, so that they do not change.
         features = torch.cat([self._features(part.x) for part in (here, *past)])
         generator = torch.Generator().manual_seed(integer(round.seed, "head"))
         share = (
@@ -277,6 +282,7 @@ class Co2L(Rehearsal):
         ]
         optimizer = torch.optim.Adam(free, lr=self.settings.head_lr)
         for _ in range(self.settings.head_epochs):
+            # On the CPU, as a GPU would draw other samples.
             drawn = torch.multinomial(
                 share, len(y), replacement=True, generator=generator
             )

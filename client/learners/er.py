@@ -64,5 +64,6 @@ class ExperienceReplay(Rehearsal):
         both = self.join(batch, stored)
         z = self.forward(both.x)
         losses = both.loss(z, reduction="none")
+        # One mean over both, so that a stored sample weighs as much as a new one.
         losses.mean().backward()  # type: ignore[no-untyped-call]
         return losses[:count].mean().item(), hits(batch.head.logits(z[:count]), batch.y)

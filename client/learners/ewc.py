@@ -75,6 +75,8 @@ class _Fisher(Consolidation):
         labels = head.labels(task.train.y).tolist()
         samples = zip(self.images(task.train.x), labels, strict=True)
         for x, y in each(samples, "fisher", head.width):
+            # Sample by sample: the square of a batch's mean gradient is not the mean of
+            # squares.
             log_p = head.logits(self.model(x[None]))[0].log_softmax(0)
             for label, weight in self._labels(log_p.detach().exp(), y, draws):
                 for name, g in self.gradients(log_p[label], again=True).items():
@@ -121,7 +123,10 @@ class Ewc(_Fisher):
         """
         if not self.importance:
             return importance, anchor
+        # Two parabolas add up to one around the weighted mean of their anchors, so that memory
+        # does not grow with tasks.
         total = {name: self.importance[name] + new for name, new in importance.items()}
+        # 0 / 0: nobody needs this parameter, so the newest anchor does.
         share = {
             name: (importance[name] / total[name]).nan_to_num(1.0) for name in total
         }

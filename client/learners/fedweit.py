@@ -293,6 +293,8 @@ class FedWeit(Learner):
         self._past = [
             (self._tasks[past], then) for past, then in self._adaptive_then.items()
         ]
+        # Past tasks' parameters and attention have no L2 term: it would pull them from what
+        # they hold.
         decayed = [*self._now.mask.values(), *self._now.adaptive.values()]
         plain = [
             *self._attention.values(),
@@ -475,6 +477,7 @@ def sent_units(mask: Tensor, fraction: float) -> Tensor:
     Tensor
         Bool, of the mask's shape.
     """
+    # Stable, so that equal masks give the same units on every machine.
     order = mask.detach().flatten().argsort(descending=True, stable=True)
     there = torch.zeros_like(order, dtype=torch.bool)
     there[order[: max(1, math.ceil(fraction * len(order)))]] = True

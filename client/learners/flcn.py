@@ -124,6 +124,7 @@ class Flcn(Learner):
         """
         if ended or self._shown_task >= task.task:
             return {}
+        # Kept in the state, so that a resumed client does not send its samples twice.
         self._shown_task = task.task
         count = max(1, int(self.settings.proxy * len(task.train)))
         index = choose(
@@ -134,6 +135,7 @@ class Flcn(Learner):
         return {
             "x": task.train.x[index],
             "y": task.train.y[index],
+            # With the samples, as the server must take the same slice of the head.
             "classes": torch.tensor(task.head),
         }
 

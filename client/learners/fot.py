@@ -175,6 +175,7 @@ class Fot(Learner):
             if self.sketched(x)
         }
         self.body.eval()
+        # Unfolded patches take many times the memory of images, so few at a time.
         for part in torch.split(self.images(task.train.x), 64):
             with inputs(self.layers, self.settings.patches, draws) as seen:
                 self.body(part)
@@ -294,6 +295,8 @@ def inputs(
         def collect(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0]
             if isinstance(layer, nn.Conv2d):
+                # PyTorch's own padding, for "same" and for other modes than zeros, which unfold
+                # lacks.
                 padding = layer._reversed_padding_repeated_twice
                 mode = (
                     "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -306,12 +309,15 @@ def inputs(
                     layer.stride,
                 )
                 if patches:
+                    # One draw of places for all images of the batch, so that indexing stays a
+                    # single call.
                     x = x[:, :, torch.randperm(x.shape[2], generator=draws)[:patches]]
                 x = x.transpose(0, 1)  # [d, images, places]
             else:
                 x = x.movedim(-1, 0)
             x = x.reshape(len(x), -1)
             seen[name] = (
+                # A bias is a weight of an input that is always one.
                 x if layer.bias is None else torch.cat([x, x.new_ones(1, x.shape[1])])
             )
 

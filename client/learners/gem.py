@@ -150,6 +150,8 @@ class Gem(_Projecting):
             self._violated += result.violated
             if not result.violated:
                 return g
+            # As in the authors' program: gamma is added to every multiplier once any constraint
+            # is violated.
             return result.gradient + self.settings.margin * memories.sum(0)
 
 

@@ -92,6 +92,7 @@ class Lwf(Learner):
         self, model: nn.Module, train: TrainConfig, settings: LwfSettings
     ) -> None:
         super().__init__(model, train, settings)
+        # With a single round the body would otherwise never be trained.
         most = train.epochs - (train.rounds == 1)
         if settings.warmup_epochs > most:
             raise ConfigError(
@@ -125,8 +126,10 @@ class Lwf(Learner):
         self._steps, self._distilled = 0, 0.0
         self._first_met = self._trained_task < task.task
         if self.old:
+            # Frozen parameters and counters are not kept, as they are the model's own.
             self._scratch.load_state_dict(self.model.state_dict() | self.old)
             self._scratch.eval()
+            # Once a round, as the old model answers the same each epoch.
             self._answers = predict(self, self._scratch, task.train.x, 256)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -154,6 +157,8 @@ class Lwf(Learner):
         report = super().gradient(batch)
         if self._warming:
             for parameter in self.body.parameters():
+                # None and not requires_grad: the optimizer and its order of parameters stay as
+                # they are.
                 parameter.grad = None
         return report
 

@@ -65,6 +65,7 @@ class Mas(Consolidation):
         head = HeadSlice(task.head, self.head.out_features, self.device)
         omega = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
         for x in each(self.images(task.train.x), "omega", head.width):
+            # Sample by sample, as signs of gradients would cancel in a batch.
             squared_norm = head.logits(self.model(x[None])).square().sum()
             for name, g in self.gradients(squared_norm).items():
                 omega[name].add_(g.abs(), alpha=1 / len(task.train))

@@ -114,9 +114,11 @@ class ReFed(UnionTraining):
         shared = self.send()
         Learner.end_task(self, task, round)  # not Rehearsal's: samples are not drawn
         self.entries.load(shared)
+        # All samples for the moment: which ones stay is decided among old and new together.
         self.memory.keep(task, 1.0, integer(round.seed, "memory"))
         everything = self.memory.all(task, self.head.out_features)
         self._seen += len(task.train)
+        # Stable, so that equal scores give the same samples on every machine.
         best = self.importance(everything).argsort(descending=True, stable=True)[
             : self.budget
         ]

@@ -144,6 +144,7 @@ class Target(Learner):
             raise ValueError(
                 f"synthetic images with {', '.join(extra)} do not fit together"
             )
+        # A copy, as received arrays are views of a message's buffer.
         self._pool = {name: value.clone() for name, value in extra.items()}
 
     def share(self, task: TaskData, round: Round, ended: bool) -> Tensors:
@@ -167,6 +168,7 @@ class Target(Learner):
             self._answers = torch.zeros(
                 len(self._images), self.head.out_features, device=self.device
             )
+            # Laid out over the whole head, so that slices can be taken by class.
             self._answers[:, self._pool["classes"]] = self._pool["logits"]
             group = self._pool["slice"]
             self._slices = [
@@ -187,6 +189,7 @@ class Target(Learner):
         )
         logits = self.forward(self.images(torch.cat([batch.x, self._images[index]])))
         own = logits[:count]
+        # Only the task's own classes: past ones are held by the distillation alone.
         loss = F.cross_entropy(
             self._current.logits(own), self._current.labels(batch.head.names(batch.y))
         )

@@ -74,5 +74,6 @@ def with_best(config: ExperimentConfig) -> ExperimentConfig:
     name, suffix, rest = config.learner.name.rpartition(SUFFIX)
     if not suffix or rest:
         return config
+    # What the user set goes before what was searched.
     settings = best_settings(config.name, name) | config.learner.options
     return config.model_copy(update={"learner": LearnerConfig(name=name, **settings)})

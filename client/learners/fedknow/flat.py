@@ -41,6 +41,7 @@ def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     [[[0.0, 1.0], [2.0, 3.0]], [4.0]]
     """
     parts = []
+    # as_strided counts from the storage's beginning, and a row of the buffer starts later.
     start = flat.storage_offset()
     for parameter in parameters:
         # Strides too: an optimizer is fast only where gradients are laid out as parameters are.
@@ -74,6 +75,7 @@ def flatten(
     if out is None:
         out = parts[0].new_empty(sum(parameter.numel() for parameter in parameters))
     with torch.no_grad():
+        # One call for all parameters, of which a network has hundreds.
         torch._foreach_copy_(views(out, parameters), list(parts))
     return out
 

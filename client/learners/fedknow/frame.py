@@ -76,8 +76,10 @@ class KnowledgeClient(Learner):
         super().begin(task, round)
         self._counts = RoundCounts()
         if self._restorer.knowledge:
+            # Two samples, as some layers squeeze a batch of one.
             self._student.traits.trace(self.images(task.train.x[:2]))
         if self._restorer.begin(task.task, len(task.train.y)):
+            # Multipliers of another task say nothing of this one.
             self._integrator.load({})
         is_used = self._integrator.uses_knowledge
         tasks = self._restorer.tasks_before(task.task) if is_used else []

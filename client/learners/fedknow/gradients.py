@@ -196,11 +196,14 @@ class WholeBatch(CurrentGradient):
         self._y = batch.y
         self._loss = F.cross_entropy(self._z, batch.y)
         of_head = free_parameters(student.head)
+        # Stops at the features: the body's backward pass waits until it is known what to pull
+        # back.
         self._cotangent, *gradients = torch.autograd.grad(
             self._loss, [features, *of_head]
         )
         for parameter, gradient in zip(of_head, gradients, strict=True):
             parameter.grad = gradient
+        # Restored gradients start from numbers: their own graph begins at the features.
         self.logits = logits.detach()
 
     @property
@@ -274,6 +277,7 @@ class PartOfBatch(CurrentGradient):
         self._plain, self._reached = flatten_present(
             [parameter.grad for parameter in parameters], parameters
         )
+        # Rounded up, so that the part is never empty.
         count = math.ceil(share * len(batch.y))
         self.index = batch.index[:count]
         # Nothing is factored: coordinates in the span of the part's inputs cannot hold g.

@@ -101,6 +101,7 @@ class Knowledge:
             sum(weight.numel() for weight in prunable(body).values())
         )
         is_kept = np.unpackbits(self.mask.cpu().numpy(), count=len(flat)).view(bool)
+        # Values were gathered in the same order, that of the mask's bits.
         flat.masked_scatter_(torch.from_numpy(is_kept).to(flat.device), self.values)
         state = body.state_dict()
         with torch.no_grad():
@@ -296,6 +297,7 @@ def _finetune(
     """Train the model on its task, with the pruned weights held at zero."""
     device = samples.x.device
     generator = torch.Generator().manual_seed(tuning.seed)
+    # For dropout, which draws from the global generator.
     torch.manual_seed(tuning.seed)
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(free, lr=tuning.lr, fused=True)

@@ -56,6 +56,7 @@ def factorable(
         features = body(x)
     if not (weights and features.requires_grad):
         return frozenset()
+    # Any gradient left shows another use, as the factored one is detached.
     elsewhere = torch.autograd.grad(features.sum(), list(weights), allow_unused=True)
     once = {
         w for w, gradient in zip(weights, elsewhere, strict=True) if gradient is None
@@ -231,4 +232,5 @@ class _Tracer(TorchFunctionMode):
         q, r = torch.linalg.qr(widen(x.detach()).T)
         coordinates = r.new_zeros(len(weight), len(r)).requires_grad_()
         self.factors[weight] = coordinates, q
+        # The coordinates are zero: they change no answer, and only take the gradient.
         return F.linear(x, weight.detach(), bias) + F.linear(r.T, coordinates)

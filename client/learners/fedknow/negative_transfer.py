@@ -121,6 +121,7 @@ class NegativeTransferGuard:
             torch.autograd.grad(loss, free_parameters(scratch_body), allow_unused=True),
             parameters,
         )
+        # After g_b, so that its activations are freed before those of g_a are made.
         report = train_plainly(batch)
         g_a, reached = flatten_present([p.grad for p in parameters], parameters)
         with cost.declared():

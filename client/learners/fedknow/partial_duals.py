@@ -170,6 +170,7 @@ def integrate_surrogate(
         If a gradient is not finite.
     """
     check_finite(products, lengths)
+    # Above zero, and so that its square is: 1e-150 squared is just a normal number.
     w = np.maximum(-products, 0) / np.maximum(lengths, 1e-150) ** 2
     if not w.any():
         return Integration(g, w, 0, multiplied=1)

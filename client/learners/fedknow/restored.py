@@ -146,6 +146,7 @@ class RestoredGradients:
         """
         with self._part("turn"):
             combined = self._combined(weights)
+            # Kept for lengths(), which needs its norm.
             self._cotangent = cotangent + combined @ self._head
             return self.at_body.pullback(self._cotangent, out, forward=True)
 
@@ -166,6 +167,7 @@ class RestoredGradients:
         """
         with self._part("products"):
             moved = (self.at_body.pushforward(u) @ self._head.T).flatten()
+            # <g_i, u> = <c_i, J u>: one product with the Jacobian serves all tasks.
             p = self._at_logits.flatten(1)
             return _to_numpy(p @ moved), _to_numpy(p.norm(dim=1) * moved.norm())
 
@@ -201,5 +203,6 @@ class RestoredGradients:
 
 
 def _to_numpy(x: Tensor) -> Vector:
+    # In double, as the dual is solved in it.
     numbers: Vector = x.double().cpu().numpy()
     return numbers

@@ -76,6 +76,7 @@ def restored_cotangent(z: Tensor, target: Tensor, temperature: float) -> Tensor:
     >>> restored_cotangent(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), 2.0).tolist()
     [[-0.25, 0.25]]
     """
+    # Closed form of cross-entropy's gradient, so that no graph of the loss is needed.
     return ((z / temperature).softmax(1) - target) / (temperature * len(z))
 
 
@@ -199,6 +200,7 @@ class Restorer:
         at_logits = logits.new_zeros(len(tasks), *logits.shape)
         for cotangent, task in zip(at_logits, tasks, strict=True):
             classes = torch.tensor(self.knowledge[task].classes, device=logits.device)
+            # Zero elsewhere: a past task says nothing of other tasks' classes.
             cotangent[:, classes] = restored_cotangent(
                 logits[:, classes],
                 self.answers[task][gradient.index],

@@ -148,6 +148,7 @@ class _Normalization(Function):
         running_mean, running_var, training, _, eps = statistics
         y, mean, inverse = torch.native_batch_norm(x, weight, bias, *statistics)
         if not training:
+            # A clone, as the layer's own buffer may change before the backward pass.
             mean, inverse = running_mean.clone(), (running_var + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.training, ctx.eps = training, eps

@@ -52,6 +52,7 @@ def view(
     grid = F.affine_grid(
         torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False
     )
+    # The border is repeated, as zeros would be a colour of their own after normalisation.
     seen = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     contrast, brightness = uniform(1 - jitter, 1 + jitter), uniform(-jitter, jitter)
     return seen * contrast.view(-1, 1, 1, 1) + brightness.view(-1, 1, 1, 1)

@@ -68,6 +68,8 @@ class HeadSlice:
         self, classes: Sequence[int], width: int, device: torch.device | str = "cpu"
     ) -> None:
         index = torch.tensor(classes, dtype=torch.int64)
+        # -1 outside of the slice: cross-entropy refuses such a label, where 0 would be a wrong
+        # class.
         position = torch.full((width,), -1, dtype=torch.int64)
         position[index] = torch.arange(len(classes))
         self.index = index.to(device)
@@ -84,6 +86,7 @@ class HeadSlice:
 
         Where the head is whole, the result is the very tensor.
         """
+        # The whole head needs no copy, which each step would otherwise make.
         return z if self._is_whole else z.index_select(1, self.index)
 
     def labels(self, y: Tensor) -> Tensor:
@@ -123,6 +126,7 @@ class MaskedHead:
 
     def logits(self, z: Tensor) -> Tensor:
         """Put minus infinity outside of each sample's slice: [n, classes]."""
+        # Masked and not cut out, as each sample has other columns.
         return z.masked_fill(~self.mask, -torch.inf)
 
     def labels(self, y: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ def batches(
     Tensor
         Int64 [size]; the last one may be shorter, or longer by less than ``smallest``.
     """
+    # Drawn on the CPU: a GPU's generator would give another order for the same seed.
     order = torch.randperm(count, generator=generator).to(device)
     parts = torch.split(order, size)
     if len(parts) > 1 and len(parts[-1]) < smallest:
@@ -82,8 +83,10 @@ def smallest_batch(model: nn.Module, x: Tensor) -> int:
 
     def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal alone
+        # Two samples went in, so this is one value for each channel of each.
         alone = alone or inputs[0].numel() == 2 * inputs[0].shape[1]
 
+    # Module by module, as a user may have set parts of a model to evaluation.
     modes = [(module, module.training) for module in model.modules()]
     hooks = [norm.register_forward_pre_hook(look) for norm in norms]
     try:

@@ -152,9 +152,11 @@ class Consolidation(Learner):
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Measure importance at the anchor and add it to what is kept."""
+        # Before the task ends, which may train once more and move away from the shared model.
         shared = self.send()
         super().end_task(task, round)
         self.entries.load(self._local if self.settings.anchor == "local" else shared)
+        # Without dropout and batch statistics, which would make importance a matter of chance.
         self.model.eval()
         here = {name: p.detach().clone() for name, p in self._parameters.items()}
         self.importance, self.anchor = self.merge(self.measure(task, round), here)
@@ -172,6 +174,7 @@ class Consolidation(Learner):
             list(self._parameters.values()),
             retain_graph=again,
             allow_unused=True,
+            # Zeros for parameters that take no part, which are then of no importance.
             materialize_grads=True,
         )
         return dict(zip(self._parameters, parts, strict=True))

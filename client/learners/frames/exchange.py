@@ -116,11 +116,13 @@ class Entries:
         with torch.no_grad():
             for name, value in arrays.items():
                 entry = self[name]
+                # copy_ would broadcast a smaller tensor without a word.
                 if entry.shape != value.shape:
                     raise ValueError(
                         f"{name} has shape {tuple(value.shape)}, "
                         f"the model's is {tuple(entry.shape)}"
                     )
+                # In place, as the optimizer and the model refer to this tensor.
                 entry.copy_(value)
 
     @functools.cached_property
@@ -134,6 +136,7 @@ class Entries:
         digest = hashlib.sha256()
         for name, parameter in self._frozen.items():
             value = parameter.detach().cpu().contiguous()
+            # Names and shapes too: equal bytes can be two different layers.
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -146,6 +149,8 @@ class Entries:
     def _copies(self, names: Sequence[str]) -> Tensors:
         with torch.no_grad():
             return {
+                # Contiguous whatever the model's format, as arrays and states have rows in
+                # order.
                 name: self[name].clone(memory_format=torch.contiguous_format)
                 for name in names
             }

@@ -93,6 +93,7 @@ class _StartsFresh(ABCMeta):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         learner = super().__call__(*args, **kwargs)
+        # After the whole constructor: a method's own may need what subclasses set up.
         learner.load_own_state({})
         return learner
 
@@ -197,6 +198,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         logits = batch.head.logits(widen(answer))
         batch.answer = answer
         loss = self.loss(logits, batch)
+        # A batch that somebody keeps must not keep the graph alive.
         batch.answer = None
         objective, reported = loss if isinstance(loss, tuple) else (loss, loss)
         objective.backward()  # type: ignore[no-untyped-call]

@@ -50,6 +50,7 @@ def make_optimizer(
     settings: dict[str, Any] = {
         "lr": train.lr,
         "weight_decay": train.weight_decay,
+        # One kernel for all parameters, where small models spend their time in calls.
         "fused": True,
     }
     optimizer: torch.optim.Optimizer
@@ -86,6 +87,7 @@ def use_channels_last(model: nn.Module) -> None:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
     for module in model.modules():
         if isinstance(module, nn.Flatten):
+            # Only there does a model of images change to another format.
             module.register_forward_pre_hook(_flatten_both_ways)
 
 

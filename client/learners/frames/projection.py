@@ -90,6 +90,7 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     >>> integrate(torch.tensor([1.0, -1.0]), torch.tensor([[0.0, 2.0]])).gradient.tolist()
     [1.0, 0.0]
     """
+    # On the CPU from here on: the dual has k numbers, and each step on a GPU costs a call.
     products = (signature @ g).double().cpu().numpy()
     check_finite(products)
     violated = int((products < 0).sum())
@@ -181,8 +182,10 @@ def solve_dual(gram: Vector, products: Vector) -> Vector:
     size = np.abs(b).max()
     if size == 0:
         return solution
+    # To size one, so that the tolerances below are relative.
     b = b / size
     v = _active_set(q, b)
+    # Rounding may leave a small violation, which these sweeps take away.
     v = _coordinate_descent(q, b, v)
     solution[live] = v * size / unit
     return solution
@@ -244,12 +247,14 @@ def _minimize_over_free(
     """
     while is_free.any():
         index = np.flatnonzero(is_free)
+        # Least squares and not solve: gradients of similar tasks make q singular.
         target = np.linalg.lstsq(q[np.ix_(index, index)], -b[index], rcond=None)[0]
         if (target > 0).all():
             v[:] = 0
             v[index] = target
             return True
         is_back = target <= 0
+        # Above zero, as both may be exactly zero.
         gap = np.maximum(v[index][is_back] - target[is_back], 1e-300)
         step = (v[index][is_back] / gap).min()
         v[index] += step * (target - v[index])

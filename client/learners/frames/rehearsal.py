@@ -120,6 +120,7 @@ def choose(
     Tensor
         Indices in ascending order, int64 [count], on the CPU.
     """
+    # The generator is the CPU's, for the same draw on any device.
     y = y.cpu()
     order = torch.randperm(len(y), generator=generator)
     if balanced:
@@ -129,7 +130,9 @@ def choose(
         rank[grouped] = torch.arange(len(y)) - (
             sizes.cumsum(0) - sizes
         ).repeat_interleave(sizes)
+        # By rank within the class: the first of each class, then the second of each, and so on.
         order = order[rank.argsort(stable=True)]
+    # In the order of the data set, so that what is kept does not depend on the draw's order.
     return order[:count].sort().values
 
 
@@ -250,6 +253,8 @@ class Rehearsal(Learner):
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out the memory for the round."""
         super().begin(task, round)
+        # A generator of its own, so that replay does not change the order of the task's
+        # batches.
         self.draws = torch.Generator().manual_seed(integer(round.seed, "replay"))
         self.past = None
         if self.memory.tasks:
@@ -280,6 +285,7 @@ class Rehearsal(Learner):
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep a part of the task's samples."""
         super().end_task(task, round)
+        # Alone, a single stored sample would stop BatchNorm.
         least = self.smallest_batch(task.train.x) if self.replays_alone else 1
         self.memory.keep(
             task,

@@ -102,6 +102,7 @@ def run_round(learner: Learner, task: TaskData, round: Round) -> dict[str, float
     smallest = learner.smallest_batch(samples.x)
     size = learner.train.batch_size
     check_batches(len(samples), size, smallest)
+    # One generator for the order, another for dropout: more layers must not change the batches.
     generator = torch.Generator().manual_seed(round.seed)
     seed_torch(round.seed)
     samples = replace(samples, x=learner.images(samples.x))
@@ -118,8 +119,10 @@ def run_round(learner: Learner, task: TaskData, round: Round) -> dict[str, float
         for index in batches(len(samples), size, generator, learner.device, smallest):
             with learner.meter.part(key(len(index), samples.head)):
                 loss, right = take_step(learner, samples, index, anchor, round)
+                # Negated, as a comparison with NaN is false.
                 if not loss < float("inf"):
                     raise Diverged.in_epoch(loss, epoch, learner.train, learner.remedy)
+            # Weighted by samples, as the last batch may be shorter.
             total += loss * len(index)
             correct += right
     return {"loss": total / len(samples), "accuracy": correct / len(samples)}
@@ -141,6 +144,7 @@ def take_step(
         is not finite, parameters stay as they are.
     """
     batch = samples.batch(index)
+    # None and not zeros: the optimizer must leave parameters without a gradient alone.
     learner.optimizer.zero_grad(set_to_none=True)
     loss, right = learner.gradient(batch)
     if not loss < float("inf"):

@@ -116,5 +116,6 @@ def _score(z: Tensor, y: Tensor, head: HeadSlice) -> Score:
     sliced = head.logits(z)
     labels = head.labels(y)
     loss = F.cross_entropy(sliced, labels).item()
+    # Counts and not shares: they add up over clients without a rounding error.
     right = int((sliced.argmax(1) == labels).sum())
     return right, len(labels), loss

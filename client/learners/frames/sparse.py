@@ -21,9 +21,11 @@ def pack(tensors: Mapping[str, Tensor]) -> State:
     packed: State = {}
     for name, tensor in tensors.items():
         flat = tensor.detach().flatten()
+        # A -0.0 counts as zero here, which no method tells apart.
         there = flat != 0
         packed[name] = {
             "shape": list(tensor.shape),
+            # One bit an entry: places as int64 would take more from one entry in 64 on.
             "there": torch.from_numpy(np.packbits(there.cpu().numpy())),
             "values": flat[there],
         }
