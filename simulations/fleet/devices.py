@@ -180,8 +180,6 @@ def phones(path: Path) -> dict[str, Profile]:
                 found["ai-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")] = (
                     Profile(
                         about=model,
-                        # Beyond the classes np.interp stays at the last one, and guesses
-                        # nothing.
                         peak=float(np.exp(np.interp(score, scores, speeds))),
                         memory=memory,
                         reserved=memory / 2,

@@ -198,8 +198,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         logits = batch.head.logits(widen(answer))
         batch.answer = answer
         loss = self.loss(logits, batch)
-        # A batch that somebody keeps must not keep the graph alive.
-        batch.answer = None
+        batch.answer = None  # a batch that is kept must not keep the graph alive
         objective, reported = loss if isinstance(loss, tuple) else (loss, loss)
         objective.backward()  # type: ignore[no-untyped-call]
         return reported.item(), hits(logits, batch.y)
