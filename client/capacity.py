@@ -92,6 +92,7 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     model = learner.model
     if any(isinstance(module, _DROPOUT) and module.p for module in model.modules()):
         return "the model has dropout, whose masks would be others"
+    # Running statistics are of one client, and stacked clients would share them.
     if odd := sorted(model.state_dict().keys() - dict(model.named_parameters()).keys()):
         return f"the model has buffers or shared parameters ({', '.join(odd[:3])}), as BatchNorm has"
     if any(isinstance(module, _BatchNorm) for module in model.modules()):

@@ -60,10 +60,12 @@ def describe_learner(name: str) -> Description:
 
 def _read_docstring(kind: type[Learner]) -> tuple[str, dict[str, str]]:
     """Read a learner's docstring: its first line, and its parts by name."""
+    # Reversed, so that of two names of a class the first one stays.
     names = {each.__name__: name for name, each in reversed(LEARNERS.items())}
     first, _, rest = (inspect.getdoc(kind) or "").partition("\n\n")
     parts: dict[str, str] = {}
     for paragraph in rest.split("\n\n"):
+        # A split by a group keeps the headings: heading and text come in turn.
         _, *pieces = _PARTS.split(paragraph)
         for heading, text in zip(pieces[::2], pieces[1::2], strict=True):
             parts[heading] = plain(text, names)
@@ -89,6 +91,7 @@ def describe_model(name: str) -> Description:
 
 def _arguments(build: Callable[..., Any], given: tuple[str, ...]) -> list[Setting]:
     meanings = documented_parameters(build)
+    # With extras, as bounds and descriptions stand in Annotated.
     kinds = get_type_hints(build, include_extras=True)
     settings = []
     for key, parameter in inspect.signature(build).parameters.items():

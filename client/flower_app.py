@@ -57,7 +57,9 @@ def work(message: FlowerMessage, context: Context) -> FlowerMessage:
             f"this app does the work of fedknow.server.flower_app; the message has no {ENVELOPE} record"
         )
     client, version = _number(envelope, "client"), _number(envelope, "version")
+    # No memory for states: Flower may start a process for each message.
     store = StateStore(_state_folder(context, envelope) / f"{client:06d}", 0)
+    # The committed one too, as the server may go back to its last checkpoint.
     store.retain(client, {version, _number(envelope, "committed")})
     node = _node(
         _text(envelope, "config"),
@@ -66,6 +68,7 @@ def work(message: FlowerMessage, context: Context) -> FlowerMessage:
     )
     host = Host(node.config, node.stream, store, node)
     _permissions(context).check_work(merge_settings(content))
+    # Our own id: states' versions are made from it, and Flower's ids are random.
     mine = replace(
         ours, id=_text(envelope, "id"), node=node_of(client), content=content
     )
@@ -110,6 +113,7 @@ def _permissions(context: Context) -> Permissions:
 
 def _state_folder(context: Context, envelope: Config) -> Path:
     run = _text(envelope, "run")
+    # The name becomes a folder here, and ../ must not lead out of the state's.
     if not re.fullmatch(r"[0-9a-f]{1,32}", run):
         raise ValueError(f"run = {run!r}: a run's name is up to 32 hexadecimal digits")
     place = context.node_config.get("state-dir") or os.environ.get("FEDKNOW_STATE")

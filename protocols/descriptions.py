@@ -108,6 +108,7 @@ def plain(text: str, names: Mapping[str, str] | None = None) -> str:
 def documented_parameters(function: object) -> dict[str, str]:
     """Read the meaning of each parameter from a docstring's NumPy section *Parameters*."""
     documentation = inspect.getdoc(function) or ""
+    # Up to the next heading with its underline, or the end.
     section = re.search(
         r"^Parameters\n-+\n(.*?)(?:\n\n\w[\w ]*\n-+\n|\Z)", documentation, re.S | re.M
     )
@@ -153,6 +154,7 @@ def toml(value: object) -> str:
     """Write a setting's value as TOML has it; empty for ``None``."""
     if value is None:
         return ""
+    # Before text and numbers: Python writes True where TOML has true.
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -166,6 +166,8 @@ class Message:
 
     def reply(self, content: Mapping[str, Record]) -> Message:
         """The answer to this message."""
+        # The id follows from the work's, so that the same work gives the same answer, byte
+        # for byte.
         return Message(
             self.kind, self.node, f"{self.id}:reply", self.id, self.group, content
         )

@@ -95,9 +95,11 @@ def run_on_flower(
     def waiting(present: int) -> None:
         print(
             f"connected: {present} of {counted(config.data.clients, 'client')}",
+            # Flower reads this process's output line by line while it runs.
             flush=True,
         )
 
+    # `resume` may stand in an app's configuration for good: without a run yet, one is begun.
     is_resumed = resume and (place / "config.toml").is_file()
     with (
         RunFolder.resume(place, config)
@@ -118,6 +120,7 @@ def run_on_flower(
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in flat.items():
+        # Flower flattens an app's configuration into dotted keys.
         *parents, leaf = key.split(".")
         place = tree
         for parent in parents:

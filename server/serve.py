@@ -77,6 +77,7 @@ def serve(
         If the run fails; what it earned until then is kept and can be resumed.
     """
     check_address(listen, tls, insecure)
+    # Certificates before data: a wrong folder shows at once, and data may take minutes.
     entrance = _entrance(listen, tls, tokens)
     parts = assemble(config, Clients.REAL)
     is_resumed = resume and (out / "config.toml").is_file()
@@ -158,5 +159,6 @@ def _limits(learner: Learner) -> Limits:
     """Limit answers to a few times a model's size."""
     tensors = [*learner.send().values(), *learner.kept().values()]
     model = sum(tensor.nbytes for tensor in tensors)
+    # An answer may hold what a client keeps and a method's extras beside the model.
     size = max(64 * 2**20, 4 * model)
     return Limits(message_bytes=size, decoded_bytes=size)

@@ -275,6 +275,7 @@ class Meter:
             failed = True
         around = self.parts[-1] if self.parts else None
         self.counting.set(around is not None and around.counted)
+        # The cost of half a step must not be taken for that of its key.
         if failed or not part.charged:
             return
         own = None if part.key is None else self._known.get(part.key)
@@ -293,6 +294,7 @@ class Meter:
 
     def _begin_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self.parts[-1].counted:
+            # A step's operations have no formula, and watching them takes time.
             self.counting.set(False)
 
     def _end_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -390,6 +392,7 @@ def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, fl
     parts = (
         weights,
         cost.gradients + cost.moments,
+        # Gradients are made while counting, and are named apart.
         max(0, cost.peak - cost.gradients),
         knowledge,
         replay,

@@ -129,6 +129,7 @@ class Session:
     async def _prepare(self, welcome: Welcome) -> NoReturn:
         prepare = self._worker.prepare
         try:
+            # In the thread: data and model take seconds, in which heartbeats must go on.
             await self._thread.do(prepare, welcome.config, welcome.run, welcome.node)
         except ConfigError as error:
             self._desk.complain(error)
@@ -141,6 +142,7 @@ class Session:
             async with asyncio.timeout(SILENCE_SECONDS) as patience:
                 while True:
                     data = _bytes(await stream.read())
+                    # Any frame counts, heartbeats too.
                     patience.reschedule(loop.time() + SILENCE_SECONDS)
                     goodbye = self._hear(data, assembler)
                     if goodbye is not None:
@@ -186,6 +188,8 @@ class Session:
             raise WireError(
                 Code.FOREIGN, f"work for node {parcel.node} came to node {self._node}"
             )
+        # Not unpacked here: arrays take time, and this is the loop that heartbeats pass
+        # through.
         self._desk.put_job(Job(key_of(parcel), parcel))
 
     async def _write(self, stream: Any) -> NoReturn:

@@ -167,6 +167,7 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
         is not made for, or a strategy that is not its own where it or the strategy is one half
         of a method.
     """
+    # First of all, as "@best" stands for settings that are then checked like any other.
     config = with_best(config)
     kind, scenario = learner_class(config.learner.name), config.data.scenario
     if scenario not in kind.scenarios:
@@ -192,6 +193,7 @@ def _with_counterpart(
     if not kind.strategy:
         _check_whole(config)
         return strategy
+    # fedavg is the default, which says nothing of what the user wants.
     if strategy.name not in ("fedavg", kind.strategy) and not is_reference(
         strategy.name
     ):
@@ -201,6 +203,7 @@ def _with_counterpart(
         )
     options = kind.strategy_options(settings)
     for key, value in options.items():
+        # The learner's settings decide, as both halves must use the same number.
         if strategy.options.get(key, value) != value:
             raise ConfigError(
                 f"strategy.{key} = {strategy.options[key]!r} contradicts learner.{key} = {value!r}, which decides; "
@@ -310,6 +313,7 @@ def check_samples(
         Naming the batch size, or the client, the task and the count
         (:mod:`~fedknow.client.learners.frames.batching`).
     """
+    # Zeros will do: only the shapes within the model matter.
     x = torch.zeros(1, *shape, device=learner.device)
     smallest = learner.smallest_batch(x)
     needed = counted(smallest, "sample")

@@ -129,11 +129,13 @@ def pooled() -> list[nn.Module]:
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
     """Multiply channels by ``width``, to the nearest positive multiple."""
+    # At least one multiple, as a thin network would lose a layer.
     return max(multiple, multiple * round(channels * width / multiple))
 
 
 def small_stem(stem: Stem, shape: Shape, below: int = 64) -> bool:
     """Tell whether a network for images of this shape begins the small way."""
+    # The shorter side decides, as it is the first to vanish.
     return stem == "small" or (stem == "auto" and min(shape[1:]) < below)
 
 

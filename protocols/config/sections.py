@@ -111,6 +111,7 @@ def check_device(name: str, key: str = "engine.device") -> str:
     ConfigError
         If it cannot; ``key`` is what the error calls the setting.
     """
+    # By its form alone: which GPUs there are is known only on the machine that uses them.
     if not re.fullmatch(r"cpu|auto|cuda(:[0-9]{1,2})?", name):
         raise ConfigError(
             f"{key} = {name!r}: must be 'cpu', 'cuda', 'cuda:1' (or another number), or 'auto'"
@@ -169,6 +170,7 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _any_gpu_of_a_cluster(self) -> EngineConfig:
+        # Ray shows each worker its own GPU as number 0.
         if self.address and ":" in self.device:
             raise ConfigError(
                 f"engine.device = {self.device!r}: that is a GPU of one machine, and engine.address = {self.address!r} "

@@ -94,6 +94,7 @@ class StrategyCheck:
             checked.add(id(message.content))
             self._check(message)
             unread |= dict.fromkeys(self._unread(message))
+        # Once a run: a strategy sends the same settings in every round.
         if unread and not self._warned:
             self._warned = True
             self._warn(self._sentence(list(unread)))

@@ -125,6 +125,7 @@ class Inspector:
     @contextmanager
     def outside_the_round(self) -> Iterator[None]:
         """Keep what is asked meanwhile out of the round under way."""
+        # All attributes: a list of names would miss the one that is added next.
         round_under_way = dict(vars(self))
         try:
             yield
@@ -205,7 +206,6 @@ class Inspector:
         if reply.failure is not None:
             fault = fault_of(reply.failure.code)
             raise Unusable(fault, "", reply.failure.reason)
-        # First the numbers, as NaN would pass the comparison of norms.
         norms = _check_numbers(reply)
         if reply.kind in (TRAIN, END_TASK) and EXTRA in reply.content:
             check_layout(reply.content[EXTRA], self._extras.get(reply.kind, {}))
@@ -364,6 +364,7 @@ def _check_number(name: str, value: object) -> None:
         if isinstance(value, int | float):
             finite = math.isfinite(value)
         else:
+            # Texts and lists of unequal length fail here, and not in a strategy.
             finite = bool(np.isfinite(np.asarray(value, dtype=np.float64)).all())
     except (TypeError, ValueError, OverflowError):
         raise Unusable(

@@ -104,6 +104,7 @@ def draw_bars(figure: Figure, groups: Groups, key: str, label: str) -> Axes:
     axes = axes_with(figure, f"{label}{unit}", "", is_counted=False)
     rows = np.arange(len(groups))
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(groups))]
+    # In one unit for all bars, that of the largest.
     widths = [mean / scale.size for mean in means]
     axes.barh(rows, widths, color=colours, height=0.55)
     ends = []
@@ -134,6 +135,7 @@ def _draw_seeds(
     if point.has_interval:
         low, high = (end / scale.size for end in point.interval(measure))
         axes.plot([low, high], [row, row], color=INK, lw=1.2)
+        # The number stands behind the whisker, not on it.
         return high
     if point.count > 1:
         seeds = np.array(point.values) / scale.size

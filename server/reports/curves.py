@@ -225,8 +225,11 @@ def _name_lines(figure: Figure, axes: Axes, ends: Sequence[End]) -> None:
     """Write names beside the ends of lines, apart from each other."""
     if not ends:
         return
+    # From the top, so that each name only has to stay below the one before it.
     ordered = sorted(ends, reverse=True)
     lines = max(name.count("\n") + 1 for _, _, name, _ in ordered)
+    # A name's height as a share of the axes, which are an inch lower than the figure; less
+    # where many names need room.
     gap = min(0.175 * lines / (figure.get_figheight() - 1), 1 / len(ordered))
     heights = _heights(axes, ordered, gap)
     for (value, end, name, colour), height in zip(ordered, heights, strict=True):
@@ -239,6 +242,7 @@ def _name_lines(figure: Figure, axes: Axes, ends: Sequence[End]) -> None:
             color=INK,
             va="center",
             annotation_clip=False,
+            # A name may stand far from its line, so that a thin line in its colour leads there.
             arrowprops={
                 "arrowstyle": "-",
                 "color": colour,

@@ -69,6 +69,7 @@ def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Table:
     rooms : mapping
         Bytes that training may take, by device.
     """
+    # A comparison may hold runs without a fleet, which have no time to compare.
     compared = [group for group in groups if _fleet_runs(group)]
     return Table(
         "Time, energy and memory on the fleet",
@@ -164,6 +165,7 @@ def _rooms_of(groups: Iterable[Group]) -> dict[str, float]:
 
 def _named_runs(groups: Sequence[Group]) -> list[tuple[str, Summary]]:
     """Name runs by their method, and by their seed where a method has several."""
+    # With one seed each the number would only be noise.
     has_seeds = any(len(group.runs) > 1 for group in groups)
     named = []
     for group in groups:
@@ -181,6 +183,7 @@ def has_room(memory: float, rooms: Mapping[str, float]) -> str:
     small = [name for name in finite if name not in large]
     if not small:
         return f"all {len(large)}"
+    # Whichever list is shorter is named, as a report has dozens of devices.
     if len(small) < len(large):
         return f"all but {', '.join(small)}"
     return ", ".join(large) or "none"
@@ -201,6 +204,7 @@ def too_small(runs: Iterable[tuple[str, Summary]]) -> Table:
             if event.get("fault") == "out_of_memory":
                 failures.setdefault(event["client"], []).append(event)
         for client, events in sorted(failures.items()):
+            # Users count tasks from 1.
             since = str(int(events[0]["task"]) + 1)
             reason = _particulars(events[0]["reason"])
             rows.append([name, str(client), since, str(len(events)), reason])
@@ -225,6 +229,7 @@ def fleet_of_run(run: Summary) -> list[Block]:
         _device_row(f"{name} ({len(clients)})", clients, total)
         for name, clients in kinds.items()
     ]
+    # By work and messages, as idle time only says that others were slower.
     slowest = sorted(run.clients, key=_busy_seconds, reverse=True)
     clients = [
         _device_row(f"{client['client']}: {client['device']}", [client], total)
@@ -274,6 +279,7 @@ def _device_row(
 
     times = [add_up(key) / len(clients) for key in TIMES]
     shares = [time / total if total else 0.0 for time in times]
+    # The most and not the mean: the largest need decides whether a device will do.
     memory = max(client["memory"] for client in clients)
     # A device whose profile has no power figures makes the sum unknown.
     is_known = all(client["joules"] is not None for client in clients)

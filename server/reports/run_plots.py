@@ -66,6 +66,7 @@ def _forgetting(figure: Figure, run: Summary) -> None:
     for label, values, style, colour in curves:
         axes.plot(tasks, 100 * values[: run.tasks], style, color=colour, label=label)
     axes.axhline(0, color=INK, lw=0.8)
+    # From the first task, where nothing can be forgotten, so that all plots have one axis.
     axes.set_xlim(0.8, run.tasks + 0.2)
     legend_below(figure, axes)
 
@@ -74,6 +75,7 @@ def _matrix(figure: Figure, run: Summary) -> None:
     axes = axes_with(figure, "after learning task", "accuracy on task")
     axes.grid(False)
     values = 100 * run.personal.matrix[: run.tasks, : run.tasks]
+    # Edges between whole numbers, so that each task stands in the middle of its cell.
     edges = np.arange(run.tasks + 1) + 0.5
     # Cividis reads the same with and without colour vision.
     mesh = axes.pcolormesh(edges, edges, values, cmap="cividis", vmin=0, vmax=100)
@@ -154,6 +156,7 @@ def _by_round(
         values = values / scale.size
         label = f"{label} ({scale.name})"
     axes = axes_with(figure, "round", label)
+    # Many markers would hide the line.
     axes.plot(rounds, values, color=COLOURS[0], marker="." if len(rounds) < 40 else "")
     _tasks_begin(axes, run)
     axes.set_ylim(bottom=0)
@@ -162,6 +165,7 @@ def _by_round(
 def _over_rounds(figure: Figure, run: Summary) -> None:
     axes = axes_with(figure, "round", "average accuracy (%)")
     length = run.config.train.rounds
+    # An evaluation has task and round, and not the server's count of rounds.
     places = [event["task"] * length + event["round"] for event in run.evaluations]
     curves = (
         ("accuracy", "personal", "o-", COLOURS[0]),
@@ -169,6 +173,7 @@ def _over_rounds(figure: Figure, run: Summary) -> None:
     )
     for key, label, style, colour in curves:
         values = [100 * _number(event, key) for event in run.evaluations]
+        # The global model may not be scored, and its legend would have no line.
         if not all(map(math.isnan, values)):
             axes.plot(places, values, style, color=colour, markersize=4, label=label)
     for task in range(1, run.config.data.tasks):

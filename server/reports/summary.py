@@ -183,6 +183,7 @@ class Summary:
         key : str
             Field of an event, such as ``"virtual_seconds"``.
         """
+        # The clock never goes back, so the later of the two has the larger value.
         return _largest((*self.rounds[-1:], *self.evaluations[-1:]), key)
 
 
@@ -324,6 +325,7 @@ def _seconds(events: Sequence[Mapping[str, Any]]) -> float:
     start = 0.0
     latest = 0.0
     for event in events:
+        # The pause between a crash and the resumption is no time of the run.
         if event["event"] == "start":
             total += latest - start
             start = event["time"]

@@ -174,12 +174,14 @@ def troubles(run: Summary, title: str = "") -> Bullets | None:
     for event in run.troubles:
         # Events whose reasons differ in numbers alone are the same trouble again.
         reason = NUMBERS.sub("#", event["reason"])
+        # By client too: the same fault of another client is news.
         kind = (event["event"], event.get("client"), event.get("fault"), reason)
         kinds.setdefault(kind, []).append(event)
     if not kinds:
         return None
     events = list(kinds.values())
     items = [_trouble(each) for each in events[:MOST_TROUBLES]]
+    # Events and not kinds are counted, as a reader looks for them in metrics.jsonl.
     hidden = sum(map(len, events[MOST_TROUBLES:]))
     if hidden:
         items.append(("", f"{hidden:,} more; metrics.jsonl has all"))

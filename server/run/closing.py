@@ -41,6 +41,7 @@ class Scorer:
     def score_untrained(self) -> None:
         """Score every client on every task before any training."""
         run = self._run
+        # Task 0, round 0: failures of this wave belong to no round.
         run.incidents.inspector.begin(0, 0, run.state.arrays)
         request = ScoreRequest(0, run.parts.config.data.tasks, with_later=True)
         correct, total = self._score(request)
@@ -59,6 +60,7 @@ class Scorer:
         run = self._run
         scores = run.state.scores
         run.incidents.inspector.begin(task, round, run.state.arrays)
+        # Before our own scoring, which tells the inspector to expect other metrics.
         aggregated = self._evaluate_strategy(task, round)
         evaluation = run.parts.config.evaluation
         request = ScoreRequest(
@@ -216,6 +218,7 @@ class TaskEnder:
             answered well.
         """
         run = self._run
+        # A wave of messages to all clients is saved where nothing would come of it.
         if not run.parts.learner.ends_task:
             return 0.0
         run.incidents.begin_work(task, round, run.state.arrays)
@@ -258,6 +261,7 @@ class TaskEnder:
         """Add up what ending tasks cost; clients of other make may not say."""
         for report in reports:
             self._samples += report.samples
+            # NaN spreads to the sum: a total that lacks a client would be wrong.
             self._flops += report.costs.get(FLOPS, math.nan)
 
     def _record(self, task: int, round: int, knowledge: float) -> None:

@@ -214,6 +214,8 @@ class HookDriver(Driver):
             return aggregated
         outcome = "aggregated nothing" if messages else "chose no clients"
         run.calls.note_nothing(task, round, outcome)
+        # A strategy may fill a buffer for some rounds; after a whole task of them nothing will
+        # come.
         if replies and round >= run.parts.config.train.rounds:
             run.calls.refuse_standstill(f"by task {task + 1}, round {round}")
         return aggregated
@@ -244,9 +246,11 @@ class LoopDriver(Driver):
                 evaluate_config=watch.evaluate_config,
                 evaluate_fn=watch,
             )
+        # The rounds still count; only their events and scores are missing.
         if not watch.has_been_called:
             self._warn_of_silence(turn)
         self._take(turn, result)
+        # The schedule decides how many rounds count: a loop may end early, or tell of none.
         rounds_made = schedule.end_loop(
             turn.rounds, run.state.server_round - rounds_before
         )
@@ -287,6 +291,7 @@ class LoopDriver(Driver):
             raise RunError(
                 f"strategy {run.calls.name}: start must return a Result, not {result!r}"
             )
+        # An empty record is what Flower's loop returns where no round aggregated.
         if run.state.arrays and not record:
             run.calls.note_nothing(task, rounds, "aggregated nothing")
             run.calls.refuse_standstill(f"by the end of task {task + 1}")
@@ -347,6 +352,7 @@ class _RoundWatch:
             strategy = run.parts.strategy
             aggregated = getattr(strategy, "round_metrics", None) or {}
             self._driver.record_round(self._turn.task, round, aggregated, self._began)
+            # Before the scores, which are of the model that the loop has now.
             run.state.arrays = arrays
             self._score(number, round)
             self._schedule.end_loop_round(round)
@@ -369,6 +375,8 @@ class _RoundWatch:
 
 def choose_driver(run: RunContext) -> Driver:
     """Choose how to drive the strategy of a run."""
+    # By the class: Flower's own `start` knows neither tasks nor checkpoints, so that its hooks
+    # are called here.
     has_own_loop = type(run.parts.strategy).start is not Strategy.start
     return LoopDriver(run) if has_own_loop else HookDriver(run)
 
@@ -379,6 +387,7 @@ def _training(messages: Iterable[FlowerMessage]) -> list[FlowerMessage]:
 
 def _messages(messages: object) -> list[FlowerMessage]:
     """Take the messages that a hook returned."""
+    # A hook that forgets its `return` would otherwise pass for one that chose nobody.
     if messages is None:
         raise TypeError(
             "it returned nothing (None); it must return messages, an empty list for no clients"

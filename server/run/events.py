@@ -366,6 +366,8 @@ def parse(line: Mapping[str, Any]) -> Event:
         return OtherEvent(time=line.get("time", math.nan), values=line)
     try:
         return kind.read(line)
+    # A constructor's text names Python arguments; the fields of the line are what a user can
+    # look for.
     except TypeError:
         missing = [
             each.name

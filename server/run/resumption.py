@@ -94,6 +94,7 @@ class Resumption:
         run = self._run
         with run.calls.call("state_dict", task, round):
             state, lost = strategy_state(run.parts.strategy)
+        # Once a run, and not at each checkpoint.
         if lost and not self._has_told_of_loss:
             reason = (
                 f"strategy {run.calls.name}: not in checkpoints, so reset if resumed: "

@@ -67,6 +67,8 @@ class RunReader:
         path = Path(path)
         if not (path / CONFIG).is_file():
             raise ConfigError(f"{path} holds no run (there is no {CONFIG} in it)")
+        # Before the checksum, as a setting with a mistake is the likelier fault and has the
+        # better message.
         config = read_config(path / CONFIG)
         try:
             _, fingerprint = open_text((path / CONFIG).read_text("utf-8"))
@@ -129,6 +131,7 @@ class RunReader:
             If the file is missing, or not what the run wrote.
         """
         fleet = self._json(FLEET)
+        # The file is written when a task ends, so that only a finished run must have it.
         if fleet is None and self.config.fleet.devices and self.complete:
             raise FolderDamaged(f"{self.path / FLEET} is missing; {PUT_BACK}")
         return fleet or {}
@@ -199,6 +202,8 @@ class RunReader:
             try:
                 data = (self.path / ACCURACY).read_bytes()
             except FileNotFoundError:
+                # A run that has been scored must have the file; before that its absence is
+                # normal.
                 if any(event["event"] == "evaluation" for event in self.events()):
                     raise ValueError("it is missing") from None
                 return Scores(self.config.data.clients, self.config.data.tasks).arrays()

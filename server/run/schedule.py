@@ -233,6 +233,7 @@ class TasksByTime:
 
     def begin_step(self, work: Sequence[FlowerMessage]) -> None:
         """Let a step of such a loop begin, which gives out this work."""
+        # The loop counts from 1 in each turn, and its messages are all that tells its steps.
         number = cast(int, position(work[0])["round"])
         self._times.steps = self._steps_before + number - 1
         self._steps_given_out = self._steps_before + number
@@ -281,6 +282,7 @@ class TasksByTime:
         while not self._times.is_over:
             if self._leave_tasks(round, is_last_over=True):
                 any_over = True
+            # No time passed, so that waiting again would never end.
             elif not self._wait():
                 break
         return any_over
@@ -303,9 +305,11 @@ class TasksByTime:
         any_over = False
         for task, finished in self._times.leaving(self._moment()).items():
             clients = [client for client in finished if client not in busy]
+            # The last task ends with the run, so that a strategy's loop is not cut off in it.
             if not clients or (task == self._last_task and not is_last_over):
                 continue
             any_over = True
+            # Before they are told: whether they are the last of the task is read off the times.
             self._times.leave(clients, self._run.state.server_round)
             self._finish_for(task, round, clients)
         return any_over
@@ -341,6 +345,7 @@ class TasksStaggered(TasksByTime):
         Tasks that are over end before clients are given the next work.
         """
         super().begin_step(work)
+        # The usual case, which must not cost a check of the whole model.
         if not self._times.leaving(self._moment()):
             return
         run = self._run
@@ -361,6 +366,7 @@ class TasksStaggered(TasksByTime):
 
     def _leave_in_loop(self, round: int) -> None:
         has_ended = True
+        # A client may have been kept at work so long that several of its tasks are over.
         while has_ended:
             has_ended = self._leave_tasks(round, is_last_over=False)
 

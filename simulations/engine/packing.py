@@ -171,6 +171,7 @@ def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
     ]
     buffer = np.empty(size, np.uint8)
     for start, array in todo:
+        # Through a view, which also lays out arrays of other strides.
         np.ndarray(array.shape, array.dtype, buffer.data, start)[...] = array
     return light, buffer
 

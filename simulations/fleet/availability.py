@@ -219,6 +219,7 @@ class Trace(Presence):
                     )
         if not found:
             raise ConfigError(f"fleet.availability: {path}: there is nobody in it")
+        # One period for all, so that clients keep their distance from one another.
         return cls(list(found.values()), max(spans[-1][1] for spans in found.values()))
 
 

@@ -164,6 +164,8 @@ def phones(path: Path) -> dict[str, Profile]:
             for line, row in enumerate(csv.DictReader(file), 2):
                 try:
                     score, memory = (
+                        # Raises for scores of 0 and below, which are refused with the line's
+                        # number.
                         math.log(float(row["cpu_float_score"])),
                         1e9 * float(row["ram_gb"]),
                     )
@@ -182,6 +184,7 @@ def phones(path: Path) -> dict[str, Profile]:
                         about=model,
                         peak=float(np.exp(np.interp(score, scores, speeds))),
                         memory=memory,
+                        # Assumed, as no list says how much a phone's system and apps keep.
                         reserved=memory / 2,
                         busy=nearest.busy,
                         idle=nearest.idle,
@@ -352,6 +355,7 @@ def read_profiles(path: Path) -> dict[str, Profile]:
             raise ConfigError(
                 f"fleet.profiles: {path}: {name} = {fields!r}: must be a section, [{name}]"
             ) from None
+        # A number without a source cannot be checked by a reader of the results.
         unsaid = [
             number
             for number in NUMBERS

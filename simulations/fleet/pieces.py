@@ -140,6 +140,7 @@ def make_piece(
     if reply.failure is None:
         flops = _cost(reply, FLOPS)
         memory = _cost(reply, MEMORY)
+        # Also where it does not fit: the report says how much would have been needed.
         account.memory = max(account.memory, memory)
         # Known only after the work was done for real, so its answer is thrown away.
         if memory > profile.room:
@@ -152,6 +153,7 @@ def make_piece(
             )
         else:
             seconds = flops / profile.speed * slower
+    # The request was sent, whatever becomes of the work.
     down = wave.request_bytes(message)
     account.down += down
     job = Job(

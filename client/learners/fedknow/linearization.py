@@ -129,6 +129,7 @@ class Linearization:
         forward : bool
             Prepare for :meth:`pushforward`, which one pullback must.
         """
+        # A leaf of its own, by which the pullback is differentiated for pushforwards.
         cotangent = cotangent.detach().requires_grad_(forward)
         gradients = torch.autograd.grad(
             self._features,
@@ -166,6 +167,7 @@ class Linearization:
         pairs = [
             (part, step)
             for part, step in zip(parts, steps, strict=True)
+            # A part that does not depend on the cotangent is zero in every pushforward.
             if part.requires_grad
         ]
         (result,) = torch.autograd.grad(

@@ -144,6 +144,7 @@ class Restorer:
         bool
             Whether its samples are new, so that earlier answers are dropped.
         """
+        # Answers are by a sample's place, so that other samples make them worthless.
         is_new = self._task != task or any(
             len(answer) != samples for answer in self.answers.values()
         )
