@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from pydantic.fields import FieldInfo
 
-from fedknow.client.data.datasets import dataset_facts, list_datasets
+from fedknow.client.data.datasets import NAMES, dataset_facts, list_datasets
 from fedknow.client.learners import LEARNERS, Learner, learner_class
 from fedknow.client.models import model_factory
 from fedknow.protocols.config import ConfigError, closest
@@ -21,6 +21,7 @@ from fedknow.protocols.descriptions import (
     plain,
     toml,
 )
+from fedknow.protocols.installed import find_installed, list_installed
 
 __all__ = ["describe_dataset", "describe_learner", "describe_model"]
 
@@ -116,8 +117,14 @@ def describe_dataset(name: str) -> Description:
         If there is none of this name.
     """
     known: Mapping[str, str] = list_datasets()
-    if name not in known:
+    if name in known:
+        return Description(known[name], dataset_facts(name))
+    part = find_installed("data", name, "data.name")
+    if part is None:
         raise ConfigError(
             f"data set {name!r}: there is none of this name{closest(name, known)}; known: {', '.join(known)}"
         )
-    return Description(known[name], dataset_facts(name))
+    first, _, rest = (inspect.getdoc(part) or "").partition("\n\n")
+    facts = {"What": plain(rest)} if rest.strip() else {}
+    facts["Source"] = list_installed("data", NAMES)[name]
+    return Description(plain(first), facts)

@@ -6,7 +6,9 @@ installed, an experiment can use them by these names.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -102,8 +104,14 @@ def find_installed(section: str, name: str, key: str) -> Any | None:
 
 def _offered(section: str) -> dict[str, list[EntryPoint]]:
     """Find the entry points of a section's group by their names."""
+    return _read(GROUPS[section], tuple(sys.path))
+
+
+# It reads a file of each installed package, and a learner is looked up many times in a run.
+@lru_cache
+def _read(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
     offered: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUPS[section]):
+    for entry in entry_points(group=group):
         offered.setdefault(entry.name, []).append(entry)
     # By name, since the order of packages is that of the folders on a disk.
     return dict(sorted(offered.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.config import ConfigError, closest
+from fedknow.protocols.installed import find_installed, list_installed
 from fedknow.protocols.plugins import check_maker, is_reference, load_object
 from fedknow.strategies.fedasync import FedAsync
 from fedknow.strategies.fedbuff import FedBuff
@@ -30,9 +30,6 @@ __all__ = [
     "find_strategy",
     "list_strategies",
 ]
-
-GROUP = "fedknow.strategies"
-"""Entry-point group in which an installed package offers strategies."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +156,8 @@ def list_strategies() -> dict[str, str]:
 
     Those of installed packages are among them.
     """
-    plugins = {
-        entry.name: f"from {entry.value}"
-        for entry in importlib.metadata.entry_points(group=GROUP)
-    }
-    return {name: builtin.summary for name, builtin in BUILTIN.items()} | plugins
+    lines = {name: builtin.summary for name, builtin in BUILTIN.items()}
+    return lines | list_installed("strategy", BUILTIN)
 
 
 def find_strategy(name: str) -> Callable[..., Any]:
@@ -193,12 +187,11 @@ def find_strategy(name: str) -> Callable[..., Any]:
 
 
 def _installed(name: str) -> Any:
-    entries = importlib.metadata.entry_points(group=GROUP, name=name)
-    if not entries:
+    part = find_installed("strategy", name, "strategy.name")
+    if part is None:
         names = list_strategies()
         raise ConfigError(
             f"strategy.name = {name!r}: no such strategy{closest(name, names)}; "
             f"there are: {', '.join(names)}, or your own as module:Class"
         )
-    # Two packages may offer one name; the environment's first one holds.
-    return next(iter(entries)).load()
+    return part

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from fedknow.client.data.folders import (
 from fedknow.client.data.parquet import Parquet
 from fedknow.client.data.source import Contents, Form, Part, Source, joined, load
 from fedknow.protocols.config import ConfigError, DataConfig, closest
+from fedknow.protocols.installed import find_installed, list_installed
 from fedknow.protocols.plugins import calling, check_maker, is_reference, load_object
 
 __all__ = [
@@ -157,6 +158,9 @@ _LISTED: Mapping[str, _Listing] = {
     ),
 }
 
+NAMES = ("digits", "local", *_LISTED)
+"""Names that no installed package can take."""
+
 
 def load_dataset(config: DataConfig) -> Dataset:
     """Load the data set that a configuration names.
@@ -168,7 +172,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         be decoded.
     """
     if is_reference(config.name):
-        return _load_users(config)
+        return _load_users(config, load_object(config.name, "data.name"))
     if config.name == "digits":
         return _load_digits()
     if config.name in _LISTED:
@@ -178,15 +182,17 @@ def load_dataset(config: DataConfig) -> Dataset:
             "data.name = 'local': the data are with real clients (fedknow server, "
             "fedknow client --data DIR); a simulation needs a data set: set data.name"
         )
-    names = list_datasets()
+    part = find_installed("data", config.name, "data.name")
+    if part is not None:
+        return _load_users(config, part)
+    names = [*list_datasets(), *list_installed("data", NAMES)]
     raise ConfigError(
         f"data.name = {config.name!r}: no such data set{closest(config.name, names)}; "
         f"known: {', '.join(names)}, or module:callable for your own"
     )
 
 
-def _load_users(config: DataConfig) -> Dataset:
-    loaded = load_object(config.name, "data.name")
+def _load_users(config: DataConfig, loaded: Any) -> Dataset:
     build = check_maker(
         loaded, config.name, "data.name", Dataset, "fedknow.client.data.Dataset"
     )

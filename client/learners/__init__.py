@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -35,6 +35,7 @@ from fedknow.protocols.config import (
     closest,
 )
 from fedknow.protocols.descriptions import summary
+from fedknow.protocols.installed import find_installed, list_installed
 from fedknow.protocols.plugins import (
     PASSED_ON,
     calling,
@@ -98,6 +99,8 @@ def list_learners() -> dict[str, str]:
 def learner_class(name: str) -> type[Learner]:
     """The class behind a learner's name, or behind ``module:Class``.
 
+    Installed packages may offer learners by name (:mod:`fedknow.protocols.installed`).
+
     Raises
     ------
     ConfigError
@@ -105,12 +108,7 @@ def learner_class(name: str) -> type[Learner]:
     """
     if name in LEARNERS:
         return LEARNERS[name]
-    if not is_reference(name):
-        raise ConfigError(
-            f"learner.name = {name!r}: no such learner{closest(name, LEARNERS)}; "
-            f"there are: {', '.join(LEARNERS)}, or your own as module:Class"
-        )
-    kind = load_object(name, "learner.name")
+    kind = load_object(name, "learner.name") if is_reference(name) else _installed(name)
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise ConfigError(
             f"learner.name = {name!r}: not a subclass of fedknow.client.learners.Learner"
@@ -122,6 +120,18 @@ def learner_class(name: str) -> type[Learner]:
             f"learner.name = {name!r}: its Settings must be a subclass of fedknow.client.learners.LearnerSettings"
         )
     return kind
+
+
+def _installed(name: str) -> Any:
+    """Find the learner that an installed package offers."""
+    part = find_installed("learner", name, "learner.name")
+    if part is None:
+        names = [*LEARNERS, *list_installed("learner", LEARNERS)]
+        raise ConfigError(
+            f"learner.name = {name!r}: no such learner{closest(name, names)}; "
+            f"there are: {', '.join(names)}, or your own as module:Class"
+        )
+    return part
 
 
 def _settings(config: LearnerConfig) -> LearnerSettings:

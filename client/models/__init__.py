@@ -31,6 +31,7 @@ from fedknow.client.models.resnet import (
 from fedknow.client.models.split import Body, Shape, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
 from fedknow.protocols.descriptions import summary
+from fedknow.protocols.installed import find_installed, list_installed
 from fedknow.protocols.plugins import (
     calling,
     check_maker,
@@ -102,10 +103,8 @@ def build_model(
     # The caller's generator stays as it is, and no GPU is touched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if is_reference(config.name):
-            return _user_model(config, shape, classes)
         if config.name not in _MODELS:
-            raise _unknown_model(config.name)
+            return _user_model(config, shape, classes)
         _check_size(config, shape, classes)
         # Again: the dry run for the size may have drawn numbers.
         torch.manual_seed(seed)
@@ -121,19 +120,24 @@ def model_factory(name: str) -> Callable[..., Any]:
     ConfigError
         If there is none of this name.
     """
+    if name in _MODELS:
+        return _MODELS[name]
+    factory: Callable[..., Any] = _load(name)
+    return factory
+
+
+def _load(name: str) -> Any:
+    """Find a user's model, or that of an installed package."""
     if is_reference(name):
-        factory: Callable[..., Any] = load_object(name, "model.name")
-        return factory
-    if name not in _MODELS:
-        raise _unknown_model(name)
-    return _MODELS[name]
-
-
-def _unknown_model(name: str) -> ConfigError:
-    return ConfigError(
-        f"model.name = {name!r}: no such model{closest(name, _MODELS)}; "
-        f"known: {', '.join(_MODELS)}, or module:callable for your own"
-    )
+        return load_object(name, "model.name")
+    part = find_installed("model", name, "model.name")
+    if part is None:
+        names = [*_MODELS, *list_installed("model", _MODELS)]
+        raise ConfigError(
+            f"model.name = {name!r}: no such model{closest(name, names)}; "
+            f"known: {', '.join(names)}, or module:callable for your own"
+        )
+    return part
 
 
 def list_models() -> dict[str, str]:
@@ -251,7 +255,7 @@ def _check_composition(model: nn.Module, name: str, shape: Shape) -> None:
 
 
 def _call_users_factory(config: ModelConfig, shape: Shape, classes: int) -> object:
-    loaded = load_object(config.name, "model.name")
+    loaded = _load(config.name)
     build = check_maker(loaded, config.name, "model.name", nn.Module, "torch.nn.Module")
     signature = inspect.signature(build)
     check_options_finite(config.options, signature.parameters, "model")

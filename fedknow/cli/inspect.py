@@ -23,6 +23,7 @@ from fedknow.cli.options import (
 )
 from fedknow.cli.output import out, point_to
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.installed import list_installed
 
 if TYPE_CHECKING:
     from fedknow.server.run.folder import RunFolder
@@ -54,6 +55,12 @@ LISTS = {
     Listed.trackers: "fedknow.server.tracking:list_trackers",
     Listed.presets: "fedknow.simulations.presets:list_presets",
 }
+INSTALLED = {
+    Listed.learners: "learner",
+    Listed.models: "model",
+    Listed.datasets: "data",
+}
+"""Sections whose parts of installed packages the functions above leave out."""
 DESCRIPTIONS = {
     Listed.learners: "fedknow.client.descriptions:describe_learner",
     Listed.strategies: "fedknow.strategies:describe_strategy",
@@ -201,8 +208,11 @@ def list_(
     """
     with explained(None):
         if name is None:
-            list_parts = _function(LISTS[kind])
-            print_list(out, list_parts())
+            lines: dict[str, str] = _function(LISTS[kind])()
+            section = INSTALLED.get(kind)
+            if section is not None:
+                lines |= list_installed(section, lines)
+            print_list(out, lines)
         elif kind is Listed.devices:
             _describe_device(name)
         else:

@@ -1,4 +1,3 @@
-import importlib.metadata
 import logging
 import sys
 from pathlib import Path
@@ -289,21 +288,25 @@ def test_a_users_file_is_found_in_the_current_folder(tmp_path, monkeypatch):
         build("theirs_by_file:Theirs")
 
 
-def test_installed_packages_offer_strategies(monkeypatch):
-    entry = importlib.metadata.EntryPoint(
-        "from-afar", "flwr.serverapp.strategy:FedMedian", "fedknow.strategies"
+def test_installed_packages_offer_strategies(monkeypatch, tmp_path):
+    package = tmp_path / "afar-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: afar\nVersion: 1.0\n"
     )
-
-    def entry_points(*, group, name=None):
-        return (
-            [entry]
-            if group == "fedknow.strategies" and name in (None, "from-afar")
-            else []
-        )
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    assert "from-afar" in list_strategies()
+    entries = [
+        "[fedknow.strategies]",
+        "from-afar = flwr.serverapp.strategy:FedMedian",
+        "fedavg = flwr.serverapp.strategy:FedMedian",
+    ]
+    (package / "entry_points.txt").write_text("\n".join(entries))
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = list_strategies()
+    assert lines["from-afar"] == "from afar 1.0 (flwr.serverapp.strategy:FedMedian)"
     assert type(build("from-afar")) is flower.FedMedian
+    # A built-in name stays ours, and the list says so.
+    assert type(build("fedavg")) is flower.FedAvg
+    assert "not used, because 'fedavg' is built in" in lines["fedavg (installed)"]
 
 
 def test_building_is_quiet_and_leaves_flowers_log_alone(caplog):
