@@ -62,7 +62,6 @@ def too_deep(tree: Mapping[str, Any]) -> str:
     str
         The problem, or nothing.
     """
-    # A list in place of recursion: a hostile file can be nested deeper than Python's stack.
     left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     while left:
         path, value = left.pop()

@@ -53,8 +53,6 @@ def find_device(name: str, key: str = "engine.device") -> torch.device:
             f"{key} = {name!r}: torch {torch.__version__} sees {seen} here; set {key} to 'cpu' or 'auto'"
         )
     if kind == "cuda":
-        # TF32 keeps 10 bits of the mantissa, and results are to be those of the CPU up to
-        # rounding.
         torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 

@@ -164,7 +164,7 @@ def _choose_classes(pool: Pool, config: DataConfig, seed: int) -> list[Indices]:
         choices: list[Indices] = []
         for _ in range(config.clients):
             count = _draw_class_count(pool, config, rng)
-            # Fewer classes with a free share than the client needs: this attempt is over.
+            # From fewer classes than the client needs rng.choice could not draw.
             if np.count_nonzero(free) < count:
                 break
             # Classes with more free shares are likelier, so that none is used up early.

@@ -70,8 +70,6 @@ class Result:
         message is tried anew.
         """
         is_same = self.key == job.key
-        # A failure is not an answer for ever: when the server asks again, the work is tried
-        # again.
         return is_same and (not self.has_failed or self.asked_by == job.parcel.id)
 
     def failed(self, reason: str) -> Result:

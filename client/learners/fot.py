@@ -149,6 +149,7 @@ class Fot(Learner):
                     f"{name}.energy": ("float32", (1,)),
                 }
             else:
+                # One triangle, as a moment is symmetric.
                 layout[name] = "float32", (d * (d + 1) // 2,)
         return layout
 
@@ -233,6 +234,7 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
             check_plain({name: module}, "fot")
             if learns:
                 found[name] = module
+        # BatchNorm's statistics move with every task, whatever is projected.
         elif isinstance(module, _BatchNorm) or learns:
             raise ConfigError(
                 f"learner.name = 'fot' cannot train this model: its body has {type(module).__name__}; it must have "

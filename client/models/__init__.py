@@ -192,6 +192,7 @@ def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
         # PyTorch's sizes end at 64 bits.
         count = MOST_PARAMETERS
         features = MOST_PARAMETERS
+    # The head's weights, which the dry run of the body leaves out.
     count += features * classes
     if count > MOST_PARAMETERS:
         pairs = config.options.items()
@@ -213,6 +214,7 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
     is_split = (
         isinstance(model, nn.Module)
         and isinstance(body, nn.Module)
+        # Learners slice the head by class and read its rows, which only this layer has.
         and isinstance(head, nn.Linear)
         and head.out_features == classes
     )

@@ -58,6 +58,7 @@ def inception_v3(
     model.
     """
     is_small = small_stem(stem, shape, below=75)
+    # Below it an image is used up before the last block.
     smallest = 8 if is_small else 75
     at_least("inception_v3", shape, smallest, "model.stem = 'small' takes 8x8")
 

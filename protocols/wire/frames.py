@@ -38,6 +38,7 @@ _SMALLEST_CHUNK = 1 << 12
 """Of a message's chunks but the last; a peer cannot make this side handle a message byte by byte."""
 _OVERHEAD = 1 << 14
 """Room in a frame for what is not data."""
+# 2 is the wire type of fields that begin with their length.
 _DATA_KEY = bytes([pb.Frame.DATA_FIELD_NUMBER << 3 | 2])
 """Protobuf's mark of the field ``Frame.data``."""
 # One count for the process, so that no two messages of a connection share a number.

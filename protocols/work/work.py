@@ -204,6 +204,7 @@ class _LearningWork(Work):
             position=Position.from_settings(settings, cls.kind),
             parameters=parameters,
             extra=find_arrays(content, EXTRA),
+            # The position is the experiment's own, and no learner is to take it for a setting.
             settings={k: v for k, v in settings.items() if k not in POSITION},
             records=other_records(content, parameters),
         )
@@ -271,6 +272,7 @@ class ScoreWork(Work):
             parameters=find_parameters(content),
             extra=find_arrays(content, EXTRA),
             scoring=str(settings.get(SCORING) or ""),
+            # A strategy's own evaluation sends none of these keys.
             should_collect=bool(settings.get(COLLECT)),
             has_forward=bool(settings.get(FORWARD)),
             local_parameters=find_arrays(content, KEPT),

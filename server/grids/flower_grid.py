@@ -77,6 +77,7 @@ class FlowerGrid(MessageGrid):
     ) -> Answers:
         """Do the work on Flower's nodes; see :meth:`Delivery.deliver`."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        # A copy that is moved on here: the grid's own is changed when an answer is accepted.
         versions = dict(self.versions)
         clients = self._find_clients()
         cache: FlowerCache = {}

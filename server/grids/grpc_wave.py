@@ -274,7 +274,7 @@ class _Packer:
     def __call__(self, message: Message) -> Packed:
         # Records are kept alive by the wave's messages, so an identity stays its own.
         records = tuple((name, id(record)) for name, record in message.content.items())
-        # All that is serialised but the receiver, which stands in the first frame alone.
+        # All that is serialised but receiver and id, which stand in the first frame alone.
         key = message.kind, message.group, records
         if key not in self._packed:
             try:

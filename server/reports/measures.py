@@ -92,12 +92,10 @@ def scale_for(value: float, scales: Scales) -> Scale:
     A value that rounds to one of a larger unit is written in that one: 999,960 bytes are 1.0 MB.
     Zero has no size: it is written in the first unit of one or more.
     """
-    # No unit is small enough for a zero, which is shown in the usual one.
     if value == 0:
         return next((scale for scale in scales if scale.size >= 1), scales[0])
     largest = scales[0]
     for smaller, scale in itertools.pairwise(scales):
-        # Rounded as it will be shown: 999.96 kB would read "1,000.0 kB".
         rounded = round(abs(value) / smaller.size, smaller.digits) * smaller.size
         if rounded >= scale.size:
             largest = scale

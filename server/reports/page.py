@@ -142,6 +142,7 @@ def _footer(runs: Iterable[Summary]) -> str:
 
     That need not be what is installed where the page is written.
     """
+    # Runs of earlier versions do not say what they were made with.
     versions = {_versions(run) for run in runs} - {""}
     written = f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if not versions:
@@ -240,6 +241,7 @@ def _comparison_facts(groups: Sequence[Group], runs: Sequence[Summary]) -> Facts
         interval_note(groups),
     ]
     if any(run.status != "complete" for run in runs):
+        # A reader would otherwise take them for complete.
         facts.append("unfinished runs count with what they have")
     return Facts(facts)
 

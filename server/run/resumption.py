@@ -120,6 +120,7 @@ class Resumption:
             partition=self.digest,
         )
         self._deleting = save_checkpoint(run.folder.checkpoints, checkpoint)
+        # Only now that it is on the disk, as an interruption reports this round.
         run.state.last_complete = (task, round)
         # After the checkpoint is safe: until then the older states are needed.
         run.grid.prune()

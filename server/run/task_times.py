@@ -213,6 +213,7 @@ class TaskTimes:
 
 def _lags(data: DataConfig, is_in_seconds: bool) -> NDArray[np.float64]:
     """Say how far each client is behind client 0."""
+    # At least 1, as a single client has nobody to be behind.
     lags = data.arrival_lag * np.arange(data.clients) / max(1, data.clients - 1)
     return lags if is_in_seconds else np.floor(lags)
 

@@ -40,6 +40,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
+    # A page of yesterday's version would not understand today's messages.
     "Cache-Control": "no-store",
 }
 HEARTBEAT_SECONDS = 5.0
@@ -100,6 +101,7 @@ class LivePage:
         self.url = f"http://{HOST}:{self.port}/"
 
     def __enter__(self) -> Self:
+        # Once before the thread starts, so that the page is not empty at first.
         self._follower.look()
         self._follower.start()
         threading.Thread(
@@ -116,6 +118,7 @@ class LivePage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # The follower first: its last look still passes through the hub and the streams.
         self._follower.end()
         self._hub.end({"type": "bye"})
         self._server.shutdown()
@@ -171,6 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_called_rightly(self) -> bool:
         hosts = self.headers.get_all("Host", [])
+        # Two headers may be read as one by this side and as the other by a proxy.
         if len(hosts) != 1:
             return False
         name, colon, port = hosts[0].rpartition(":")
@@ -197,6 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.changed:
             is_full = server.streams >= MOST_STREAMS
+            # Counted within the lock, as each stream has a thread of its own.
             server.streams += not is_full
         if is_full:
             self._send(
@@ -205,6 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             self._begin(HTTPStatus.OK, "text/event-stream")
+            # A browser then looks for a restarted server after a second.
             self.wfile.write(b"retry: 1000\n\n")
             self._pass_messages_on()
         except (OSError, TimeoutError):
@@ -224,6 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
                 f"id: {hub.session}-{number}\ndata: {line}\n\n"
                 for number, line in enumerate(lines, start=place)
             ]
+            # A comment where there is no news: writing is the only way to notice that the
+            # browser has gone.
             self.wfile.write("".join(blocks).encode() or b":\n\n")
             place += len(lines)
             if is_over:

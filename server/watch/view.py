@@ -89,6 +89,7 @@ class RunView:
         state = _state_of(file)
         if state is None or state == self._config_state:
             return
+        # Before it is read: a damaged file is told of once, and not at every look.
         self._config_state = state
         try:
             config = read_config(file)
@@ -99,6 +100,7 @@ class RunView:
         is_another = self._config is not None
         self._config = config
         self._begin()
+        # Another run took the folder's place, and the page must forget the one before.
         if is_another:
             yield {"type": "reset"}
         yield _description(config, self._path)
@@ -122,6 +124,7 @@ class RunView:
         """Choose what the page shows of an event; ``None`` if nothing."""
         kind = event["event"]
         self._last_event = kind
+        # A later version may write kinds that this page does not know.
         if kind not in FIELDS:
             return None
         message = {"type": kind, "time": event.get("time")}
@@ -146,6 +149,7 @@ class RunView:
         seconds = self._pace.seconds_left()
         return {
             "share": self._pace.position / self._pace.total,
+            # JSON has no infinity, which stands for "not known yet".
             "seconds_left": seconds if math.isfinite(seconds) else None,
         }
 
@@ -170,8 +174,10 @@ class RunView:
             yield {"type": "state", "state": state}
 
     def _find_state(self) -> str:
+        # Before the lock, which a finished run holds while it writes its report.
         if self._last_event == "end":
             return "complete"
+        # The lock ends with the process, however that ends; events cannot tell of a kill.
         if is_locked(self._path / ".lock"):
             return "running"
         if self._last_event == "interrupted":
@@ -219,6 +225,7 @@ def _state_of(file: Path) -> tuple[int, int] | None:
         state = os.stat(file)
     except FileNotFoundError:
         return None
+    # The inode too: a file that is replaced twice within a clock's tick has the same time.
     return state.st_ino, state.st_mtime_ns
 
 

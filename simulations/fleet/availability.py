@@ -97,6 +97,8 @@ class Markov(Presence):
 
     def index(self, client: int, time: float) -> int:
         """See :meth:`Presence.index`; spans are drawn as far as they are asked for."""
+        # Drawn in order and kept, so that a moment has the same answer whenever it is asked
+        # for.
         while not self._ends.get(client) or self._ends[client][-1] <= time:
             self._draw(client)
         # To the right: at its end a span is over.

@@ -90,6 +90,7 @@ def calibrate(
     memory = psutil.virtual_memory()
     speeds: list[float] = []
     until = time.monotonic() + seconds
+    # At least some rounds, however slow the machine is.
     while len(speeds) <= LEAST or time.monotonic() < until:
         reply, _ = node.handle(message, {})
         if reply.failure is not None:

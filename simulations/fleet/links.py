@@ -94,6 +94,5 @@ class Pipe:
 
     def _pass(self, time: float) -> None:
         if self._present and self._rate < math.inf:
-            # The bytes that each transfer has been given so far, counted once for all.
             self._service += (time - self._time) * self._rate / len(self._present)
         self._time = time

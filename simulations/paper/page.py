@@ -74,6 +74,7 @@ def _variant_rows(variant: Variant) -> list[list[str]]:
     for key, number in variant.scaled.items():
         counts = [str(number.measured), str(number.published)]
         rows.append([key, *counts, share_text(number.share)])
+    # The product says how much training was done; each number alone would flatter.
     rows.append(["training: these four multiplied", "", "", share_text(variant.share)])
     measured = devices_of(variant.config)
     published = devices_of(variant.paper)
@@ -108,6 +109,7 @@ def _notes(experiment: str, config: ExperimentConfig) -> str:
         table["workloads"][data].get("differs", ""),
         spec.get("note", ""),
     ]
+    # These experiments are run on other data too, for which the paper has no values.
     if experiment.startswith(("5.3", "5.5", "5.6")) and data != spec["data"]:
         notes.append(
             f"The paper's values are those on {spec['data']}, these runs are on {data}."

@@ -167,7 +167,6 @@ class RestoredGradients:
         """
         with self._part("products"):
             moved = (self.at_body.pushforward(u) @ self._head.T).flatten()
-            # <g_i, u> = <c_i, J u>: one product with the Jacobian serves all tasks.
             p = self._at_logits.flatten(1)
             return _to_numpy(p @ moved), _to_numpy(p.norm(dim=1) * moved.norm())
 

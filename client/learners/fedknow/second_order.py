@@ -114,6 +114,7 @@ class _Transpose(Function):
             )
         if of_bias is not None:
             tangent = of_bias.view(-1, 1, 1).expand(ctx.shape)
+        # By at_y alone: a pushforward is the derivative by the cotangent, with all else fixed.
         return tangent, None, None, None, None
 
 
@@ -198,6 +199,7 @@ class _NormalizationTranspose(Function):
             fixed = weight, mean, inverse, ctx.training, ctx.eps
             tangent = _normalization_backward(of_x, x, *fixed, (True, False, False))[0]
         if of_weight is not None:
+            # Undoes the rsqrt, as PyTorch's own call wants a variance and not its inverse root.
             variance = inverse**-2 - ctx.eps
             tangent = (
                 tangent

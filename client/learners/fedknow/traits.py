@@ -112,7 +112,6 @@ class BodyTraits:
     ) -> str | None:
         """Describe the fault of J g; "" for none, None if that stays open."""
         buffer.lay_out(0, at_body.size, at_body.parameters[0])
-        # <c, J J^T c> must be |J^T c|^2: an operation with a wrong second derivative breaks it.
         g = at_body.pullback(cotangent, buffer.current, forward=True)
         square = torch.dot(g, g).item()
         if not 0 < square < math.inf:
