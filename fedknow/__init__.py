@@ -50,6 +50,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fedknow' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
+    # From now on Python finds it without this function.
     globals()[name] = value
     return value
 

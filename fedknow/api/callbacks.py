@@ -153,6 +153,7 @@ class EarlyStopping(Callback):
         ):  # a new task makes the average fall: no reason to stop
             self._reset(event.task)
         value = _number(event, self.measure)
+        # Only the sign differs, so that one comparison serves both.
         score = value if self.mode == "max" else -value
         if score > self._best + self.min_delta:
             self._best = score
@@ -214,8 +215,10 @@ class KeepBest(Callback):
 
     def _copy(self) -> None:
         checkpoints = self.folder / "checkpoint"
+        # The checkpoint that counts: a newer folder may still be half written.
         latest = (checkpoints / "latest").read_text("utf-8").strip()
         target = self.folder / "best"
+        # A copy outside of the checkpoints, which the next one deletes.
         target.mkdir(exist_ok=True)
         shutil.copyfile(
             checkpoints / latest / "arrays.safetensors", target / "arrays.safetensors"

@@ -79,6 +79,7 @@ class DeployedModel(nn.Module):
         self.network = network
         self.shape = shape
         self.class_names = tuple(class_names)
+        # Buffers, so that the normalisation is exported and moved to a device with the network.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
@@ -114,7 +115,9 @@ class DeployedModel(nn.Module):
             If the images have another shape, type or range.
         """
         images = as_images(x, self.shape)
+        # An exporter or a user may have left it in training mode.
         self.eval()
+        # In parts, as the activations of thousands of images fit into no memory.
         parts = [self(part) for part in torch.split(images, _BATCH)]
         return np.asarray(torch.cat(parts))
 
@@ -174,6 +177,7 @@ class DeployedModel(nn.Module):
             )
         predicted = self.predict(x, classes)
         confusion = np.zeros((count, count), np.int64)
+        # Plain indexing would count a pair that comes twice once.
         np.add.at(confusion, (y, predicted), 1)
         right = int(np.trace(confusion))
         return Scores(right / len(y), len(y), confusion, self.class_names)

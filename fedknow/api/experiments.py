@@ -58,6 +58,7 @@ def experiment(
             for key, value in base.items()
         }
         return read_config(tree, texts, called="the configuration")
+    # A preset's name has neither an ending nor a separator.
     if isinstance(base, Path) or str(base).endswith(".toml") or os.sep in str(base):
         return read_config(Path(base), texts)
     return load_preset(str(base), texts)
@@ -89,9 +90,11 @@ def _assignment(key: str, value: Any) -> str:
         value = os.fspath(value)
     if hasattr(value, "tolist"):  # NumPy's numbers and arrays
         value = value.tolist()
+    # TOML has lists alone.
     if isinstance(value, tuple):
         value = list(value)
     try:
+        # By a TOML writer, so that quotes and line breaks in a text are escaped.
         text = tomli_w.dumps({"value": value})
     except (TypeError, ValueError):
         raise ConfigError(

@@ -53,6 +53,7 @@ class LivePlot(Callback):
         from IPython.display import display
 
         self._reset()
+        # With an id, so that later plots take this one's place in the cell.
         self._display = display(self.figure(), display_id=True)  # type: ignore[no-untyped-call]
 
     def on_round_end(self, event: RoundEnded) -> None:
@@ -64,6 +65,7 @@ class LivePlot(Callback):
 
     def on_evaluation_end(self, event: Evaluated) -> None:
         """Add the accuracies of an evaluation."""
+        # Counted in rounds seen here, as an evaluation does not say the server's round.
         self.scored_at.append(len(self.losses))
         self.accuracy.append(event.accuracy)
         self.global_accuracy.append(event.accuracy_global)
@@ -84,6 +86,7 @@ class LivePlot(Callback):
             right.plot(self.scored_at, _percent(values), marker="o", label=label)
         right.set(xlabel="round", ylabel="average accuracy (%)", ylim=(0, 102))
         right.legend(loc="lower left")
+        # The first task begins at the axis, where no line is needed.
         for start in self.task_starts[1:]:
             left.axvline(start - 0.5, linestyle=":", color="grey")
             right.axvline(start - 0.5, linestyle=":", color="grey")

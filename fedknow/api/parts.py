@@ -29,6 +29,7 @@ class GivenModel:
 
     def __call__(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Copy the network with its weights."""  # its sizes are checked later
+        # A copy for each run: training one must not change the next one's start.
         return copy.deepcopy(self.model)
 
 

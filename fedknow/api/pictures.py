@@ -67,6 +67,7 @@ def read_samples(
 def _from_folder(
     path: Path, shape: tuple[int, int, int], class_names: tuple[str, ...]
 ) -> Samples:
+    # Sorted, as folders list their files in any order.
     pictures = sorted(p for p in path.rglob("*") if p.suffix.lower() in _PICTURES)
     if not pictures:
         raise ConfigError(f"{path}: holds no pictures ({', '.join(_PICTURES)})")
@@ -82,6 +83,7 @@ def _from_folder(
 
 def _from_arrays(path: Path) -> Samples:
     try:
+        # Without pickle: a file from elsewhere must not run code.
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError) as error:
@@ -108,6 +110,7 @@ def _picture(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         )
     try:
         with Image.open(path) as image:
+            # By the same rules as in training, or the same picture would give other pixels.
             eight_bit = to_eight_bit(image, "L" if channels == 1 else "RGB")
             pixels = np.asarray(eight_bit.resize((width, height)), np.uint8)
     except (OSError, ValueError, UnidentifiedImageError) as error:

@@ -110,6 +110,8 @@ def simulate(  # noqa: PLR0913  # a caller's keywords, each with its default
         suppress(StopRun),  # the folder has the event, and can be resumed
         followers(trackers, config, folder) as following,
     ):
+        # The user's come last: one of them may stop the run, and all others have seen the
+        # event.
         observers: list[Subscriber] = [recording, *following, *subscribers]
         run_experiment(config, folder, resume, observers, report)
     return load_run(folder)
@@ -197,6 +199,7 @@ class Run:
         import pandas  # optional: arrays and lists serve without it
 
         rows = [event for event in self.events if event["event"] == kind]
+        # The kind is the same in all rows, and the checksum is the file's own affair.
         return pandas.DataFrame(rows).drop(columns=["event", "crc32"], errors="ignore")
 
     def plot(self, name: str = "accuracy") -> Figure:
@@ -293,6 +296,8 @@ class Run:
     def _mean_kept(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """Average what clients keep to themselves, weighted by their test samples."""
         scored = np.isfinite(self.accuracy[:, :, checkpoint.task])
+        # The weights of the run's own scoring of the global model, so that both have the same
+        # head.
         weights = (np.nan_to_num(self.arrays["weights"]) * scored).sum(1)
         total: dict[str, torch.Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
@@ -333,6 +338,7 @@ class Run:
             raise ConfigError(
                 f"client = {client}: the run has {counted(clients, 'client')}, from 0"
             )
+        # Only read, so that no memory is set aside for states.
         store = StateStore(self._folder.clients, 0, durable=False)
         return store.load(client, checkpoint.versions.get(client, 0))
 
@@ -363,6 +369,7 @@ class _PartsRecorder:
             "data.name": config.data.name,
         }
         self.parts = {
+            # Only what was given as an object: a module of the user's own has its file.
             key: name for key, name in names.items() if parts.find(name) is not None
         }
 
@@ -383,6 +390,7 @@ def _new_folder(config: ExperimentConfig) -> Path:
     base = Path("runs") / f"{config.name}-{learner}-seed{config.seed}"
     candidate = base
     number = 2
+    # A run is never written over.
     while candidate.exists():
         candidate = base.with_name(f"{base.name}-{number}")
         number += 1

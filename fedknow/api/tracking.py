@@ -47,6 +47,8 @@ def split_trackers(
         if isinstance(item, str):
             names += [name.strip() for name in item.split(",") if name.strip()]
         elif _is_tracker(item):
+            # Two trackers of one class may go to two projects, so that each gets a name of its
+            # own.
             trackers[_free(type(item).__name__, trackers)] = item
         else:
             raise ConfigError(

@@ -190,6 +190,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
             host, _, _ = listen.rpartition(":")
             logging.getLogger("fedknow").info("listening on %s:%d", host, port)
             if port_file is not None:
+                # Whole or not at all: a script may read the file the moment it appears.
                 write_atomic(port_file, f"{port}\n".encode())
 
         _log_plainly(quiet)

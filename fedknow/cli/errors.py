@@ -81,6 +81,7 @@ def _end_with_sentence(error: Exception, run: Path | None, command: str) -> NoRe
         exit_code = FAILED
         is_resumable = True
     else:
+        # A fault of this program, whose traceback is what a report of it needs.
         raise error
     err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     hint = _resume_hint(run, command) if is_resumable else ""

@@ -109,6 +109,7 @@ def evaluate(
         count = counted(scores.samples, "sample")
         out.print(f"accuracy {100 * scores.accuracy:.2f} % of {count}")
         for label, row in enumerate(scores.confusion):
+            # Classes without samples have no share.
             if row.sum():
                 share = 100 * row[label] / row.sum()
                 name = escape(scores.class_names[label])
@@ -134,6 +135,8 @@ def predict(
         model = _deployed(run, client, best)
         samples = read_samples(data, model.shape, model.class_names)
         labels = model.predict(samples.x, _labels(classes))
+        # By a CSV writer and without rich, as names may hold commas and other programs read
+        # this.
         table = csv.writer(sys.stdout, lineterminator="\n")
         table.writerow(["sample", "label", "class"])
         for name, label in zip(samples.names, labels, strict=True):

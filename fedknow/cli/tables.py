@@ -202,6 +202,7 @@ def _overall_table(run: Summary) -> Table:
 
 def comparison_table(groups: Sequence[Group]) -> FittingTable:
     """Show one line a method, the most accurate first, over its seeds."""
+    # The note below names the usual number; only methods with more say theirs.
     min_seeds = min(len(group.runs) for group in groups)
     # One order for names and cells.
     order = ranked(groups)
