@@ -368,8 +368,8 @@ class _PartsRecorder:
             "model.name": config.model.name,
             "data.name": config.data.name,
         }
+        # Only what was given as an object: a module of the user's own has its file.
         self.parts = {
-            # Only what was given as an object: a module of the user's own has its file.
             key: name for key, name in names.items() if parts.find(name) is not None
         }
 
