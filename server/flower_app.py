@@ -127,7 +127,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise ConfigError(
-                    f"{key}: {parent} is set to a value and has settings too; write {parent}.name = ..."
+                    f"{key}: {parent} is set to a value and has settings too; "
+                    f"write {parent}.name = ..."
                 )
         place[leaf] = value
     return tree

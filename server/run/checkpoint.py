@@ -199,7 +199,10 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     if name is None:
         return _complete_one(folder)
     if not _NAME.fullmatch(name):
-        text = f"{folder / _LATEST}: the checkpoint cannot be read: {name[:40]!r} is no checkpoint; {_PUT_BACK}"
+        text = (
+            f"{folder / _LATEST}: the checkpoint cannot be read: {name[:40]!r} is no "
+            f"checkpoint; {_PUT_BACK}"
+        )
         raise CheckpointError(text)
     return _load(folder / name)
 

@@ -79,7 +79,6 @@ class RunFolder(RunReader):
         self._chain: int | None = None
 
     # --- opening
-    # --------------------------------------------------------------------------------------------------
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: ExperimentConfig) -> Self:
@@ -96,11 +95,13 @@ class RunFolder(RunReader):
         if (path / CONFIG).is_file():
             if cls(path, config).complete:
                 raise ConfigError(
-                    f"{path} holds a finished run; choose another folder with --out, or delete this one"
+                    f"{path} holds a finished run; choose another folder with --out, "
+                    "or delete this one"
                 )
             _locked(path).close()  # refused in other words while that run is going on
             raise ConfigError(
-                f"{path} holds an unfinished run; go on with it by --resume, or choose another --out"
+                f"{path} holds an unfinished run; go on with it by --resume, "
+                "or choose another --out"
             )
         if path.exists() and (
             not path.is_dir() or any(not _leftover(entry) for entry in path.iterdir())
@@ -139,14 +140,16 @@ class RunFolder(RunReader):
             raise ConfigError(
                 "\n  ".join(
                     [
-                        f"{path} was started with other settings; give them again or choose another --out:",
+                        f"{path} was started with other settings; "
+                        "give them again or choose another --out:",
                         *changed,
                     ]
                 )
             )
         if folder.complete:
             raise ConfigError(
-                f"{path} holds a finished run: there is nothing to resume (its report: fedknow report {path})"
+                f"{path} holds a finished run: there is nothing to resume "
+                f"(its report: fedknow report {path})"
             )
         # Before anything is changed: another process may be at this run.
         lock = _locked(folder.path)
@@ -203,8 +206,8 @@ class RunFolder(RunReader):
         if not path.exists():
             if self.checkpoints.exists():
                 raise FolderDamaged(
-                    f"{path} is missing, so clients would not know the run again; {PUT_BACK}; a client's --state "
-                    "folder has the name in its file `run`"
+                    f"{path} is missing, so clients would not know the run again; {PUT_BACK}; "
+                    "a client's --state folder has the name in its file `run`"
                 )
             # Not from the run's seed: two runs of one configuration are two runs.
             name = secrets.token_hex(8)
@@ -218,7 +221,6 @@ class RunFolder(RunReader):
         return name
 
     # --- writing
-    # --------------------------------------------------------------------------------------------------
 
     def write_partition(self, partition: Mapping[str, Any]) -> None:
         """Write which client holds what."""

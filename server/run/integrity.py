@@ -57,7 +57,6 @@ def _crc(text: str) -> str:
 
 
 # --- config.toml
-# ------------------------------------------------------------------------------------------------------
 
 
 def seal_text(text: str) -> str:
@@ -87,7 +86,6 @@ def open_text(sealed: str) -> tuple[str, str]:
 
 
 # --- metrics.jsonl
-# ----------------------------------------------------------------------------------------------------
 
 
 def chain_start(fingerprint: str) -> int:
@@ -177,7 +175,6 @@ def _event(body: bytes, number: int) -> dict[str, Any]:
 
 
 # --- other files
-# ------------------------------------------------------------------------------------------------------
 
 
 def seal_json(tree: Mapping[str, Any], fingerprint: str) -> bytes:
@@ -245,5 +242,6 @@ def open_arrays(data: bytes, fingerprint: str) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # zipfile and NumPy raise a dozen kinds for bytes that are none of theirs
+    # zipfile and NumPy raise a dozen kinds for bytes that are none of theirs.
+    except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
