@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fedknow import __version__
-from fedknow.cli import deploy, inspect, models, runs, tracking
+from fedknow.cli import deploy, inspect, models, new, runs, tracking
 from fedknow.cli.output import out
 from fedknow.cli.watch import watch
 
@@ -76,6 +76,7 @@ for command in (
     models.evaluate,
     models.predict,
     inspect.show,
+    new.new,
     inspect.calibrate,
 ):
     app.command()(command)
