@@ -170,6 +170,7 @@ def _make_clients(
     new_folders = []
     for client in range(clients):
         place = folder / f"{client:03d}"
+        # Its folder may be on the client's machine by now, and is not made again.
         if client in tokens.digests:
             continue
         if place.exists():

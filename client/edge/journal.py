@@ -146,6 +146,7 @@ class Journal:
         for folder in self._answers.glob("*"):
             if folder != current:
                 shutil.rmtree(folder, ignore_errors=True)
+        # States that kept answers lead to stay too: the next work starts from one of them.
         answered = {
             int(path.name.partition("-")[2], 16) for path in self._files(committed)
         }

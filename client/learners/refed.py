@@ -111,6 +111,7 @@ class ReFed(UnionTraining):
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Cache the most important of all samples."""
+        # The model that everybody has, as end_task may train a client that has missed the task.
         shared = self.send()
         Learner.end_task(self, task, round)  # not Rehearsal's: samples are not drawn
         self.entries.load(shared)

@@ -47,6 +47,7 @@ class ExperimentConfig(Section):
     The same configuration and seed give the same numbers wherever it runs.
     """
 
+    # The name becomes a part of a folder's name.
     name: str = Field("digits", pattern=r"^[A-Za-z0-9._-]+$", max_length=100)
     seed: int = Field(0, ge=0, lt=2**31)
     data: Annotated[DataConfig, BeforeValidator(_by_name)] = DataConfig()

@@ -74,6 +74,7 @@ class FleetConfig(Section):
                 raise ValueError(
                     f"fleet.{name} = {rate:g}: must be at least 1 (byte a second), or 0 for no limit"
                 )
+        # Differences between links that nobody has would be ignored without a word.
         if self.shared and self.link_sigma:
             raise ValueError(
                 f"fleet.link_sigma = {self.link_sigma:g}: with fleet.shared = true there is one link, so set "

@@ -52,6 +52,7 @@ def check_aggregate(
             raise RunError(
                 f"strategy {strategy}: aggregate_train returned {_describe(value)} where a {kind.__name__} belongs"
             )
+    # Flower allows None for "no metrics".
     numbers = dict(metrics) if metrics is not None else {}
     if arrays is None:
         return None, numbers

@@ -65,6 +65,7 @@ _FAULTS = {OUT_OF_MEMORY: Fault.OUT_OF_MEMORY, STATE_LOST: Fault.STATE_LOST}
 
 def fault_of(code: int) -> Fault:
     """Return the fault that a failure's code stands for."""
+    # Flower and later versions may have codes that are not known here.
     return _FAULTS.get(code, Fault.FAILED)
 
 

@@ -113,6 +113,7 @@ class RunningMean:
         RunError
             If a worker's mean holds an answer that cannot be used.
         """
+        # A worker's mean holds all of its clients: one of them cannot be taken out of it again.
         if self._expected:
             raise RunError(
                 f"{counted(self._expected, 'answer')} of a worker's mean cannot be used; "

@@ -66,6 +66,7 @@ class Traffic:
         is_extra = name == EXTRA
         count = self._entry(f"{kind}.{EXTRA}" if is_extra else kind)
         count[direction] += size
+        # An extra record has a kind of its own, whose messages nobody else counts.
         count["messages"] += is_extra
 
     def _entry(self, kind: str) -> dict[str, int]:

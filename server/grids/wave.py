@@ -50,4 +50,5 @@ class WaveOptions:
 
     def averages(self, work: Sequence[Message]) -> bool:
         """Return whether the answers to this work become one mean."""
+        # Ends of tasks and scores are read client by client.
         return self.is_averaged and all(message.kind == TRAIN for message in work)

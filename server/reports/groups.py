@@ -86,6 +86,7 @@ class Group:
         points = self.estimates(pick, is_global)
         if not any(point.has_interval for point in points):
             return None
+        # NaN where a task has too few seeds, which matplotlib leaves open.
         low, high = zip(*(point.interval(measure) for point in points), strict=True)
         return np.array(low), np.array(high)
 
@@ -179,6 +180,7 @@ def _with_settings(name: str, method: Method, rivals: Sequence[Method]) -> str:
 
     def is_rare(key: str) -> bool:
         same = [rival for rival in rivals if rival.get(key) == method[key]]
+        # Settings that most share would make each name long and tell nothing.
         return 2 * len(same) <= len(rivals)
 
     settings = [

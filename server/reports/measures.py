@@ -251,6 +251,7 @@ class Estimate:
         """Give the 95 % interval within bounds; NaNs where none is shown."""
         if not self.has_interval:
             return math.nan, math.nan
+        # No interval says that an accuracy may be above 100 %.
         low = max(measure.lowest, self.mean - self.half)
         return low, min(measure.highest, self.mean + self.half)
 

@@ -111,6 +111,7 @@ def _each_task(figure: Figure, run: Summary) -> None:
 def _traffic(figure: Figure, run: Summary) -> None:
     kinds = sorted(run.traffic, reverse=True)
     largest = max(max(counts["down"], counts["up"]) for counts in run.traffic.values())
+    # One unit for all bars, so that their lengths can be compared.
     scale = scale_for(largest, BYTES)
     axes = axes_with(figure, f"bytes ({scale.name})", "", is_counted=False)
     places = np.arange(len(kinds))

@@ -200,6 +200,7 @@ class TaskEnder:
             Whether the task is over for all clients now; its events are recorded then.
         """
         is_everybody = len(clients) == self._run.parts.config.data.clients
+        # None and not all ids: with everybody asked, a wave without an answer is an error.
         nodes = None if is_everybody else [node_of(client) for client in clients]
         knowledge = self._end_task(task, round, nodes)
         self._scorer.score_some(task, round, nodes, is_last)

@@ -222,11 +222,13 @@ def score_clients(
         return {"personal": correct, "global": np.full_like(correct, np.nan)}, total
     mean_kept = _mean_kept(list(reports.values()))
     if not mean_kept:
+        # Clients keep nothing to themselves, so both scorings are one.
         return {"personal": correct, "global": correct}, total
 
     work = replace(
         work, scoring="global", should_collect=False, local_parameters=mean_kept
     )
+    # Counted apart, since no method needs this wave.
     options = replace(options, label=GLOBAL_TRAFFIC)
     reports = _reports(_wave(grid, options, inspector, request, work))
     shared, _ = _table(reports, grid.clients, request.tasks)

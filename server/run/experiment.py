@@ -105,6 +105,7 @@ class Experiment:
         subscribers: Iterable[Subscriber] = (),
     ) -> None:
         recorder = Recorder(folder, subscribers)
+        # The callback is given before this object is complete; no message is sent until then.
         self._run = _make_context(parts, grid, folder, recorder, self._address)
         self._driver = choose_driver(self._run)
         self._scorer = Scorer(self._run, self._driver.evaluate)
@@ -169,6 +170,7 @@ class Experiment:
         run = self._run
         config = run.parts.config
         checkpoint = self._resumption.go_back()
+        # After the last checkpoint was checked, whose data must be these.
         run.folder.write_partition(run.parts.partition)
         run.recorder.record(
             RunStarted(
@@ -205,6 +207,7 @@ class Experiment:
 
     def _end(self) -> RunResult:
         run = self._run
+        # Where nothing travels there is nothing to aggregate, and standing still is right.
         if run.state.arrays:
             run.calls.refuse_standstill("in the whole run")
         scores = run.state.scores

@@ -155,6 +155,8 @@ class RunFolder(RunReader):
         lock = _locked(folder.path)
         for place in (folder.path, folder.checkpoints):
             for unfinished in place.glob("*.tmp"):
+                # Left by a crash between writing and renaming; nobody else writes here, as the
+                # lock is ours.
                 unfinished.unlink()
         return cls(folder.path, config, lock, folder.fingerprint)
 

@@ -63,6 +63,7 @@ class Incidents:
 
     def missed(self, work: Sequence[Message]) -> None:
         """Put on record which clients a wave of work went on without."""
+        # A set, as a client may have missed several pieces of work.
         clients = sorted({client_of(message.node) for message in work})
         task, round = self.inspector.position
         reason = (
@@ -88,6 +89,7 @@ class Incidents:
     def all_failed(self, clients: int) -> str:
         """Say in a sentence that none of so many clients answered well."""
         if self.too_small:
+            # A client may have been too small for several pieces of its work.
             count = min(self.too_small, clients)
             return (
                 f"learner {self._config.learner.name} with model {self._config.model.name} does "
@@ -109,6 +111,7 @@ class Incidents:
 
     def _ending(self, failure: ClientFailure) -> RunError:
         if failure.fault is Fault.STATE_LOST:
+            # Of a kind of its own: to resume as it is would end in the same failure.
             return ClientLost(
                 f"{failure}; put the state back from a copy, or have the client begin anew: go "
                 f"on with --resume after fedknow forget {self._folder.path} --client "

@@ -71,12 +71,14 @@ class StrategyCalls:
         """Seed what strategies draw from, and name the strategy if it fails."""
         self.seed(self._state.server_round, hook)
         try:
+            # Flower only logs why it aggregates nothing, and a user must be told.
             with heard_from_flower() as self._heard:
                 yield
         except (RunError, StateError, *PASSED_ON):
             raise  # these name somebody else
         # Also SystemExit, which would end the run as if it were finished.
         except BaseException as error:
+            # The machine's fault and not the strategy's: it has a message of its own.
             if is_disk_full(error):
                 raise
             too_small = self._incidents.too_small
@@ -105,6 +107,7 @@ class StrategyCalls:
                 "server-round": self._state.server_round,
             }
         )
+        # Left out where nothing is frozen, so that messages stay as they are in most runs.
         if self._learner.frozen_digest:
             settings["frozen"] = self._learner.frozen_digest
         return settings

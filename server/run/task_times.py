@@ -124,6 +124,7 @@ class TaskTimes:
         by_task: dict[int, list[int]] = {}
         for client in np.flatnonzero(self._until() <= moment).tolist():
             by_task.setdefault(int(self.tasks[client]), []).append(client)
+        # Earlier tasks first, so that they are scored in order.
         return dict(sorted(by_task.items()))
 
     def leave(self, clients: Sequence[int], rounds_done: int) -> None:
@@ -171,6 +172,7 @@ class TaskTimes:
 
     def _until(self) -> NDArray[np.float64]:
         """Give the end of each client's present task; infinity without one."""
+        # A column more, for clients that are through all tasks.
         ends = np.pad(self.ends, ((0, 0), (0, 1)), constant_values=np.inf)
         return np.take_along_axis(ends, self.tasks[:, None], axis=1)[:, 0]
 
@@ -223,6 +225,7 @@ def _at(content: RecordDict, task: int, round: int) -> RecordDict:
     records = {}
     for name, record in content.items():
         if isinstance(record, ConfigRecord):
+            # A new record, as the strategy may send the old one to others.
             record = ConfigRecord({**record, "task": task, "round": round})
         records[name] = record
     return RecordDict(records)

@@ -80,6 +80,7 @@ class WorkerPool:
         for place in places:
             # Certainly dead now, whatever Ray thought: it must not write a state any more.
             ray.kill(self.workers[place])
+            # In the same place: queues and clients' homes go by places.
             self.workers[place] = self._spawn()
 
     def close(self) -> None:

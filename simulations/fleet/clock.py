@@ -280,7 +280,9 @@ class Clock:
             run.pipe.leave(id, self.now)
         queue = self._queues[run.job.client]
         first = queue[0] == id
+        # From anywhere in the queue: work may be given up before it has begun.
         queue.remove(id)
+        # Only the end of the work under way lets the next one begin.
         if first and queue:
             self._begin(queue[0])
         began, received, computed, arrived = (

@@ -90,6 +90,7 @@ class Hooks:
 
     def predictors(self, count: int) -> Iterable[Predictor]:
         """Give what answers to test samples of each of the first ``count`` tasks."""
+        # The same object, so that scoring can put tasks together in one pass.
         return [self.model] * count
 
     # --- what travels
