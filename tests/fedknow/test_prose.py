@@ -22,6 +22,7 @@ SHORTEST = 3
 BOUNDARY = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?][)"']))\s+(?=[("']?[A-Z0-9`])""")
 GENERATED = re.compile(r"<!-- (\w+) -->.*?<!-- /\1 -->", re.DOTALL)
 """Tables that a program fills, with the commands that measured them."""
+FOOTNOTE = re.compile(r"\[\^[\w-]+\]:?")
 HEADLESS = re.compile(r"\W*(What|Of)\b(?!.*\?$)")
 
 
@@ -31,7 +32,9 @@ def paragraphs(text):
     closing = {"heading_close", "table_close"}
     depth = 0
     for token in (
-        MarkdownIt("commonmark").enable("table").parse(GENERATED.sub("", text))
+        MarkdownIt("commonmark")
+        .enable("table")
+        .parse(FOOTNOTE.sub("", GENERATED.sub("", text)))
     ):
         depth += (token.type in skipped) - (token.type in closing)
         if token.type == "inline" and not depth:
