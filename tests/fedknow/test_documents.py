@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import fedknow
+from fedknow.protocols.installed import GROUPS
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -72,7 +75,10 @@ ROW = re.compile(r"^\| `[\w.]+` \| `([\w.]+)` \|$", re.M)
 
 
 def exists(module):
-    """Whether a dotted name is a module, or an object of one."""
+    """Whether a dotted name is a module, an object of one, or a group of entry points."""
+    public = module.removeprefix("fedknow.")
+    if module in GROUPS.values() or public in fedknow.__all__:
+        return True
     parts = module.removeprefix("fedknow.").split(".")
     for count in range(len(parts), 0, -1):
         name = ".".join(["fedknow", *parts[:count]])
