@@ -8,12 +8,13 @@ permits, and nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, Self
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.installed import is_offered
 from fedknow.protocols.plugins import is_reference
 
 __all__ = ["Limits", "Permissions"]
@@ -72,7 +73,8 @@ class Permissions:
     Attributes
     ----------
     parts : frozenset of str
-        Parts that fedknow does not ship and that may be imported: ``module:name``.
+        Parts that fedknow does not ship and that may be imported: ``module:name``, or the name
+        under which an installed package offers one.
     limits : Limits
         The largest experiment.
 
@@ -91,7 +93,7 @@ class Permissions:
     def check(self, config: ExperimentConfig) -> None:
         """Refuse an experiment that the owner did not permit.
 
-        Nothing is imported for it, and no file is read.
+        No foreign code is imported for it.
 
         Raises
         ------
@@ -135,7 +137,8 @@ class Permissions:
                 self._check_size(key, value, limit)
 
     def _check_part(self, key: str, name: str) -> None:
-        if not is_reference(name) or name in self.parts:
+        is_foreign = is_reference(name) or _is_of_a_package(key, name)
+        if not is_foreign or name in self.parts:
             return
         permitted = ", ".join(sorted(self.parts)) or "none"
         raise ConfigError(
@@ -150,3 +153,21 @@ class Permissions:
                 f"{key} = {value}: this client's owner set a limit of {bound} ({limit}); its "
                 f"owner can raise it by --limit {limit}={int(value)}"
             )
+
+
+def _is_of_a_package(key: str, name: str) -> bool:
+    """Say whether a name stands for the part of an installed package."""
+    section = key.partition(".")[0]
+    if not is_offered(section, name):
+        return False
+    # Only now: the imports take a second. A built-in name is never taken over.
+    from fedknow.client.data.datasets import NAMES
+    from fedknow.client.learners import LEARNERS
+    from fedknow.client.models import list_models
+
+    shipped: dict[str, Collection[str]] = {
+        "learner": LEARNERS,
+        "model": list_models(),
+        "data": NAMES,
+    }
+    return name not in shipped[section]

@@ -15,7 +15,7 @@ from typing import Any
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.plugins import PASSED_ON, explain
 
-__all__ = ["GROUPS", "find_installed", "list_installed"]
+__all__ = ["GROUPS", "find_installed", "is_offered", "list_installed"]
 
 GROUPS = {
     "learner": "fedknow.learners",
@@ -57,6 +57,11 @@ def list_installed(section: str, builtin: Collection[str]) -> dict[str, str]:
         else:
             lines[name] = f"from {origins}"
     return lines
+
+
+def is_offered(section: str, name: str) -> bool:
+    """Say whether an installed package offers a part of this name; nothing is imported."""
+    return name in _offered(section)
 
 
 def find_installed(section: str, name: str, key: str) -> Any | None:

@@ -25,6 +25,22 @@ def test_code_that_the_owner_did_not_allow_is_refused(section, name):
     Permissions(frozenset({name})).check(config)
 
 
+def test_parts_of_installed_packages_are_not_fedknows(tmp_path, monkeypatch):
+    package = tmp_path / "afar-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: afar\nVersion: 1.0\n"
+    )
+    entries = ["[fedknow.learners]", "from-afar = nowhere:Afar", "gem = nowhere:Afar"]
+    (package / "entry_points.txt").write_text("\n".join(entries))
+    monkeypatch.syspath_prepend(tmp_path)
+    config = read_config({"learner": "from-afar"})
+    with pytest.raises(ConfigError, match="--allow from-afar"):
+        Permissions().check(config)
+    Permissions(frozenset({"from-afar"})).check(config)
+    Permissions().check(read_config({"learner": "gem"}))  # which stays the built-in one
+
+
 def test_one_allowed_part_allows_no_other():
     config = read_config({"model": "my_models:build", "learner": "my_models:Other"})
     with pytest.raises(ConfigError, match=r"learner\.name"):
