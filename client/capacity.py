@@ -71,8 +71,8 @@ def clients_at_once(
         )
     if learner.device.type != "cpu":
         free, _ = torch.get_device_module(learner.device).mem_get_info(learner.device)
-        most = min(_MOST, int(_SHARE * free / _step_bytes(learner, shape)))
-        return most if most >= FEWEST else 1
+        limit = min(_MOST, int(_SHARE * free / _step_bytes(learner, shape)))
+        return limit if limit >= FEWEST else 1
     if vectorize == "auto" and _multiply_adds(learner.model, shape) > _SMALL:
         return 1
     size = sum(parameter.numel() for parameter in learner.model.parameters())
@@ -82,19 +82,21 @@ def clients_at_once(
 def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     """What stands against training clients of a learner at once."""
     hooks = (*vars(Hooks), *vars(Learner))
-    own = [
+    custom_hooks = [
         name
         for name in hooks
         if name in learner.overridden and name != "__init__" and _is_hook(name)
     ]
-    if own:
-        return f"{type(learner).__name__} trains in a way of its own ({', '.join(own)})"
+    if custom_hooks:
+        return f"{type(learner).__name__} trains in a way of its own ({', '.join(custom_hooks)})"
     model = learner.model
     if any(isinstance(module, _DROPOUT) and module.p for module in model.modules()):
         return "the model has dropout, whose masks would be others"
     # Running statistics are of one client, and stacked clients would share them.
-    if odd := sorted(model.state_dict().keys() - dict(model.named_parameters()).keys()):
-        return f"the model has buffers or shared parameters ({', '.join(odd[:3])}), as BatchNorm has"
+    if extra_names := sorted(
+        model.state_dict().keys() - dict(model.named_parameters()).keys()
+    ):
+        return f"the model has buffers or shared parameters ({', '.join(extra_names[:3])}), as BatchNorm has"
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         return "the model has BatchNorm, which would see the samples that short batches are filled up with"
     parameters = learner.trainable

@@ -93,7 +93,7 @@ class Group:
                 self._answers[place] = self._handle(message, state)
                 return
             round = bench.round(client, work)
-            parameters = bench.learner.send() | bench.learner.kept()
+            parameters = bench.learner.send() | bench.learner.local_parameters()
             self._starts[place] = Start(parameters, data, round)
             self._settings[place] = bench.learner.train
         except PASSED_ON:

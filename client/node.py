@@ -171,7 +171,9 @@ class Node:
         current = self.stream.task(client, work.position.task)
         self._bench.take_over(work, state)
         if work.scoring == "global" and work.local_parameters is not None:
-            self.learner.load_kept(border.enter(as_tensors(work.local_parameters)))
+            self.learner.load_local_parameters(
+                border.enter(as_tensors(work.local_parameters))
+            )
         tasks = [
             self.stream.task(client, task)
             for task in range(self.stream.tasks if work.has_forward else seen)
@@ -192,7 +194,8 @@ class Node:
             report = replace(report, scores=scores)
         if work.should_collect:
             report = replace(
-                report, local_parameters=self._bench.arrays(self.learner.kept())
+                report,
+                local_parameters=self._bench.arrays(self.learner.local_parameters()),
             )
         return report, state
 

@@ -78,7 +78,7 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
     schedule = _Schedule(learner, clients)
     model, train = learner.model, learner.train
     rows = {
-        name: _turned(
+        name: _transposed(
             torch.stack([client.parameters[name] for client in clients])
         ).contiguous()
         for name in clients[0].parameters
@@ -111,11 +111,13 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
     for step, count in enumerate(schedule.at_work):
         if count < at_work:
             at_work = count
-            moving = _first(rows, moving, optimizer, count)
+            moving = _truncated(rows, moving, optimizer, count)
         x, y, weight, outside = schedule.batch(step)
         optimizer.zero_grad(set_to_none=True)
         with learner.autocast():
-            natural = {name: _turned(parameter) for name, parameter in moving.items()}
+            natural = {
+                name: _transposed(parameter) for name, parameter in moving.items()
+            }
             logits = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
                 natural, x
             )
@@ -142,7 +144,7 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         right[:count, step] = ((z.detach().argmax(2) == y) & (weight > 0)).sum(1)
     trained = [
         Trained(
-            {name: _turned(value)[row] for name, value in rows.items()},
+            {name: _transposed(value)[row] for name, value in rows.items()},
             schedule.report(row, losses[row], right[row]),
         )
         for row in range(len(clients))
@@ -249,24 +251,24 @@ class _Schedule:
         By step: losses float [steps] and numbers of right answers [steps].
         """
         per_epoch, epochs = self._per_epoch[row], self._learner.epochs
-        own = losses[: epochs * per_epoch]
+        client_losses = losses[: epochs * per_epoch]
         # Negated, as a comparison with NaN is false.
-        for step in torch.nonzero(~(own < torch.inf)).flatten()[:1].tolist():
+        for step in torch.nonzero(~(client_losses < torch.inf)).flatten()[:1].tolist():
             return Diverged.in_epoch(
-                own[step].item(), step // per_epoch, self._learner.train
+                client_losses[step].item(), step // per_epoch, self._learner.train
             )
-        last = slice((epochs - 1) * per_epoch, epochs * per_epoch)
-        weights = self.weights[row, last].double()
+        last_epoch = slice((epochs - 1) * per_epoch, epochs * per_epoch)
+        weights = self.weights[row, last_epoch].double()
         n = self._sizes[row]
         return {
             # In double, as the sum of a loop in Python would be.
-            "loss": float(losses[last].double() @ weights) / n,
-            "accuracy": float(right[last].sum()) / n,
+            "loss": float(losses[last_epoch].double() @ weights) / n,
+            "accuracy": float(right[last_epoch].sum()) / n,
             **self._learner.counts(),
         }
 
 
-def _turned(stacked: Tensor) -> Tensor:
+def _transposed(stacked: Tensor) -> Tensor:
     """Transpose stacked matrices, and back.
 
     They are kept transposed, as products of stacked matrices leave their gradients.
@@ -274,20 +276,22 @@ def _turned(stacked: Tensor) -> Tensor:
     return stacked.mT if stacked.dim() == 3 else stacked
 
 
-def _first(
+def _truncated(
     rows: Tensors, moving: _Moving, optimizer: torch.optim.Optimizer, count: int
 ) -> _Moving:
     """Let the optimizer go on with the first clients.
 
     The rows of those that are done stay as they are.
     """
-    fewer = {
+    remaining = {
         name: nn.Parameter(rows[name][:count], old.requires_grad)
         for name, old in moving.items()
     }
     # Optimizers find their state by the parameter object, so each new one takes over the old
     # one's.
-    new: dict[Tensor, nn.Parameter] = {old: fewer[name] for name, old in moving.items()}
+    new: dict[Tensor, nn.Parameter] = {
+        old: remaining[name] for name, old in moving.items()
+    }
     for group in optimizer.param_groups:
         group["params"] = [new[old] for old in group["params"]]
     for old, state in list(optimizer.state.items()):
@@ -297,11 +301,11 @@ def _first(
             k: v[:count] if isinstance(v, Tensor) and v.dim() else v
             for k, v in state.items()
         }
-    return fewer
+    return remaining
 
 
-def _clip(gradients: Sequence[Tensor], most: float) -> None:
-    """Scale each client's gradients to a norm of ``most`` at most.
+def _clip(gradients: Sequence[Tensor], max_norm: float) -> None:
+    """Scale each client's gradients to a norm of ``max_norm`` at most.
 
     ``torch.nn.utils.clip_grad_norm_`` does the same.
     """
@@ -309,7 +313,7 @@ def _clip(gradients: Sequence[Tensor], most: float) -> None:
         [gradient.flatten(1).norm(dim=1) for gradient in gradients]
     ).norm(dim=0)
     # The epsilon of PyTorch's clip_grad_norm_, which clients use one by one.
-    factor = (most / (norms + 1e-6)).clamp(max=1.0)
+    factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(_column(factor, gradient))
 

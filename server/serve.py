@@ -157,7 +157,7 @@ def _dismiss(
 
 def _limits(learner: Learner) -> Limits:
     """Limit answers to a few times a model's size."""
-    tensors = [*learner.send().values(), *learner.kept().values()]
+    tensors = [*learner.send().values(), *learner.local_parameters().values()]
     model = sum(tensor.nbytes for tensor in tensors)
     # An answer may hold what a client keeps and a method's extras beside the model.
     size = max(64 * 2**20, 4 * model)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import learner_class, list_learners, resolve
-from fedknow.client.learners.best import SUFFIX, found
+from fedknow.client.learners.best import SUFFIX, searched_settings
 from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, read_config
 from fedknow.simulations.simulate import prepare
 
@@ -110,7 +110,7 @@ def _all(
 ) -> tuple[list[str], dict[str, str]]:
     """Return the methods that fit, and the reasons against the other ones."""
     names = list_learners()
-    searched = found(config.name) if is_best else {}
+    searched = searched_settings(config.name) if is_best else {}
     if is_best and not searched:
         raise ConfigError(
             f"learners = '{ALL}{SUFFIX}': no best settings are shipped for name = "

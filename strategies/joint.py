@@ -15,9 +15,8 @@ from flwr.serverapp import Grid
 from fedknow.client.data.stream import TaskStream
 from fedknow.client.host import one_thread
 from fedknow.client.learners.frames.learner import Round
-from fedknow.client.learners.frames.rehearsal import Replay, columns
+from fedknow.client.learners.frames.rehearsal import Replay, columns, concatenate
 from fedknow.client.learners.joint import JointCentral as JointLearner
-from fedknow.client.learners.joint import join
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.seeds import integer
@@ -132,7 +131,7 @@ class JointCentral(PairedStrategy):
             parts: list[Replay] = []
             for client in range(self._stream.clients):
                 parts += self._client_data(client)
-            self._data = self._task, join(parts)
+            self._data = self._task, concatenate(parts)
         return self._data[1]
 
     def _client_data(self, client: int) -> list[Replay]:

@@ -73,17 +73,17 @@ class Cost(NamedTuple):
     moments: int = 0
     samples: int = 0
 
-    def beside(self, other: Cost) -> Cost:
+    def plus(self, cost: Cost) -> Cost:
         """Of this work and other work before or after it."""
         return Cost(
-            self.flops + other.flops,
-            max(self.peak, other.peak),
-            max(self.gradients, other.gradients),
-            max(self.moments, other.moments),
-            self.samples + other.samples,
+            self.flops + cost.flops,
+            max(self.peak, cost.peak),
+            max(self.gradients, cost.gradients),
+            max(self.moments, cost.moments),
+            self.samples + cost.samples,
         )
 
-    def around(self, inner: Cost) -> Cost:
+    def enclosing(self, inner: Cost) -> Cost:
         """Add the cost of work within this work.
 
         The inner work needs its memory while that of this work is still there.
@@ -91,7 +91,7 @@ class Cost(NamedTuple):
         return (
             self
             if inner is _NOTHING
-            else self.beside(inner)._replace(peak=self.peak + inner.peak)
+            else self.plus(inner)._replace(peak=self.peak + inner.peak)
         )
 
 
@@ -139,11 +139,11 @@ class _Part:
         self._hooks = ()
 
     @property
-    def own(self) -> Cost:
+    def own_cost(self) -> Cost:
         """Its cost without that of the parts within."""
         return Cost(self.flops, self.peak, *self.steps, self.samples)
 
-    def made(self, tensor: Tensor) -> None:
+    def book(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         self.hold(storage.nbytes())
         # The storage and not the tensor: views share it, and it lives as long as any of them.
@@ -198,14 +198,14 @@ class Meter:
 
         Afterwards :attr:`cost` is what its parts cost.
         """
-        whole = _Part(self, None, counted=False)
+        message_part = _Part(self, None, counted=False)
         outer = _METER.set(self)
         try:
-            with whole:
+            with message_part:
                 yield
         finally:
             _METER.reset(outer)
-        self.cost = whole.inner
+        self.cost = message_part.inner
 
     @property
     def is_counting(self) -> bool:
@@ -235,9 +235,9 @@ class Meter:
 
     def charge(self, key: Hashable) -> bool:
         """Charge a part without doing it; False where its cost is not known yet."""
-        if (known := self._known.get(key)) is not None and self.parts:
-            self.parts[-1].inner = self.parts[-1].inner.beside(known)
-        return known is not None
+        if (cost := self._known.get(key)) is not None and self.parts:
+            self.parts[-1].inner = self.parts[-1].inner.plus(cost)
+        return cost is not None
 
     def free(self) -> AbstractContextManager[None]:
         """Open work that no client is charged with.
@@ -273,18 +273,18 @@ class Meter:
         while (inner := self.parts.pop()) is not part:
             inner.stop()
             failed = True
-        around = self.parts[-1] if self.parts else None
-        self.counting.set(around is not None and around.counted)
+        outer = self.parts[-1] if self.parts else None
+        self.counting.set(outer is not None and outer.counted)
         # The cost of half a step must not be taken for that of its key.
         if failed or not part.charged:
             return
-        own = None if part.key is None else self._known.get(part.key)
-        if own is None:
-            own = part.own
+        own_cost = None if part.key is None else self._known.get(part.key)
+        if own_cost is None:
+            own_cost = part.own_cost
             if part.key is not None:
-                self._known[part.key] = own
-        if around is not None:
-            around.inner = around.inner.beside(own.around(part.inner))
+                self._known[part.key] = own_cost
+        if outer is not None:
+            outer.inner = outer.inner.plus(own_cost.enclosing(part.inner))
 
     def watch_steps(self) -> Sequence[RemovableHandle]:
         """See optimizers' steps from now on, until the handles are removed."""
@@ -334,20 +334,20 @@ def add(flops: int = 0, memory: int = 0, samples: int = 0) -> None:
         meter.add(flops, memory, samples)
 
 
-def each(items: Iterable[Item], what: str, *sizes: int) -> Iterator[Item]:
+def each(items: Iterable[Item], name: str, *sizes: int) -> Iterator[Item]:
     """Go through items that cost the same each: the first is counted, for all.
 
     Parameters
     ----------
     items : iterable
         What a loop goes through.
-    what : str
+    name : str
         Names the loop among the learner's.
     sizes : int
         What the cost of an iteration depends on besides.
     """
     for item in items:
-        with part((what, *sizes)):
+        with part((name, *sizes)):
             yield item
 
 

@@ -113,16 +113,16 @@ class Border:
         )
 
     def _brought(self, tensor: Tensor) -> Tensor:
-        there = tensor.to(self.device)
+        moved = tensor.to(self.device)
         # PyTorch counts a tensor's changes in place, which shows whether it is still the copy.
-        self._came[there] = tensor, there._version
-        return there
+        self._came[moved] = tensor, moved._version
+        return moved
 
     def _returned(self, tensor: Tensor) -> Tensor:
         # A client's store writes again only what is another tensor than before.
-        before, version = self._came.get(tensor, (None, 0))
+        original, version = self._came.get(tensor, (None, 0))
         return (
             tensor.detach().cpu()
-            if before is None or version != tensor._version
-            else before
+            if original is None or version != tensor._version
+            else original
         )

@@ -23,7 +23,7 @@ class Tally(Protocol):
     flops: int
     samples: int
 
-    def made(self, tensor: Tensor) -> None:
+    def book(self, tensor: Tensor) -> None:
         """Book a new tensor."""
 
 
@@ -83,7 +83,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 (result,) if isinstance(result, Tensor) else tree_leaves(result)
             ):
                 if isinstance(leaf, Tensor):
-                    part.made(leaf)
+                    part.book(leaf)
         return result
 
 

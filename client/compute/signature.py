@@ -104,11 +104,11 @@ def _describe_all(values: Iterable[Any], depth: int) -> Iterable[Hashable]:
 
 def _describe_module(module: nn.Module) -> Hashable:
     """Tell which module it is, its mode, and which parameters are free."""
-    known = _modules.get(module)
-    if known is None:
+    entry = _modules.get(module)
+    if entry is None:
         # Walking through a network takes longer than a small step may, so it is done once.
-        known = _modules[module] = next(_serial_numbers), tuple(module.parameters())
-    number, parameters = known
+        entry = _modules[module] = next(_serial_numbers), tuple(module.parameters())
+    number, parameters = entry
     return (number, module.training, *[p.requires_grad for p in parameters])
 
 

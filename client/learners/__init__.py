@@ -139,18 +139,18 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
     try:
         return kind.model_validate(config.options)
     except ValidationError as error:
-        known = list(kind.model_fields)
+        names = list(kind.model_fields)
         lines = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
                 has = (
-                    f"learner {config.name} has: {', '.join(known)}"
-                    if known
+                    f"learner {config.name} has: {', '.join(names)}"
+                    if names
                     else f"learner {config.name} has none"
                 )
                 lines.append(
-                    f"learner.{key}: unknown setting{closest(key, known)}; {has}"
+                    f"learner.{key}: unknown setting{closest(key, names)}; {has}"
                 )
             else:
                 lines.append(
@@ -232,18 +232,18 @@ def _check_whole(config: ExperimentConfig) -> None:
         Saying which learner is.
     """
     name = config.strategy.name
-    halves = [
+    partners = [
         repr(learner) for learner, kind in LEARNERS.items() if kind.strategy == name
     ]
-    if halves and name not in _FOR_ANY:
-        own = (
+    if partners and name not in _FOR_ANY:
+        own_class = (
             f", strategy = {name!r} in your class"
             if is_reference(config.learner.name)
             else ""
         )
         raise ConfigError(
             f"strategy.name = {name!r} is one half of a method and does not fit learner.name = "
-            f"{config.learner.name!r}; set learner.name = {' or '.join(halves)}{own}, or leave strategy.name out"
+            f"{config.learner.name!r}; set learner.name = {' or '.join(partners)}{own_class}, or leave strategy.name out"
         )
 
 
@@ -326,8 +326,8 @@ def check_samples(
     # Zeros will do: only the shapes within the model matter.
     x = torch.zeros(1, *shape, device=learner.device)
     smallest = learner.smallest_batch(x)
-    needed = counted(smallest, "sample")
-    model = f"model.name = {config.model.name!r} has BatchNorm layers that need {needed} a batch"
+    minimum = counted(smallest, "sample")
+    model = f"model.name = {config.model.name!r} has BatchNorm layers that need {minimum} a batch"
     if config.train.batch_size < smallest:
         raise ConfigError(
             f"train.batch_size = {config.train.batch_size}: {model}; set it to {smallest} or more"

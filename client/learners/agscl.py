@@ -29,6 +29,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedknow.client.compute.cost import tensor_bytes
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.fot import check_plain
 from fedknow.client.learners.frames.learner import (
@@ -68,24 +69,24 @@ class AgsClSettings(ContinualSettings):
     """Fraction of the unimportant nodes that starts anew before a task."""
 
 
-def shrink(rows: Tensor, towards: Tensor, threshold: Tensor) -> Tensor:
+def shrink(rows: Tensor, target: Tensor, threshold: Tensor) -> Tensor:
     """Proximal operator of a penalty by rows (Eqs. 3 and 4).
 
-    The penalty of row n is ``threshold_n |row_n - towards_n|``.
+    The penalty of row n is ``threshold_n |row_n - target_n|``.
 
     Parameters
     ----------
-    rows, towards : Tensor
+    rows, target : Tensor
         Float [n, p].
     threshold : Tensor
-        Float [n], not negative; a row at most so far away lands on its ``towards`` exactly.
+        Float [n], not negative; a row at most so far away lands on its target exactly.
     """
-    away = rows - towards
-    norm = away.norm(dim=1)
-    left = 1 - threshold / torch.maximum(norm, threshold).clamp_min(
+    offset = rows - target
+    norm = offset.norm(dim=1)
+    scale = 1 - threshold / torch.maximum(norm, threshold).clamp_min(
         torch.finfo(rows.dtype).tiny
     )
-    return towards + left[:, None] * away
+    return target + scale[:, None] * offset
 
 
 class AgsCl(Learner):
@@ -250,10 +251,7 @@ class AgsCl(Learner):
             rows = torch.tensor(task.classes, device=self.device)[:, None]
             if self.head.weight.requires_grad:
                 self.head.weight[rows, torch.nonzero(self._importance[-1] == 0).T] = 0
-        kept = [
-            t for layer in self.own_state()["nodes"].values() for t in layer.values()
-        ]
-        return {"knowledge-bytes": float(sum(t.nbytes for t in kept))}
+        return {"knowledge-bytes": float(tensor_bytes(self.own_state()["nodes"]))}
 
     @torch.no_grad()
     def _mean_activations(self, x: Tensor) -> list[Tensor]:
@@ -296,15 +294,15 @@ def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     layers: list[nn.Conv2d | nn.Linear] = []
     rectified = True
     for module in _chain(body):
-        fits = isinstance(module, _PASSIVE)
+        is_allowed = isinstance(module, _PASSIVE)
         if isinstance(module, nn.Linear) or (
             isinstance(module, nn.Conv2d) and module.groups == 1
         ):
-            fits, rectified = rectified, False
+            is_allowed, rectified = rectified, False
             layers.append(module)
         elif isinstance(module, nn.ReLU):
-            fits, rectified = not rectified, True
-        if not fits:
+            is_allowed, rectified = not rectified, True
+        if not is_allowed:
             raise ConfigError(
                 f"learner.name = 'agscl' cannot train this model: it has no use for {type(module).__name__} in its "
                 "place; the body must be a chain of convolutions and linear layers with a ReLU after each, as in "

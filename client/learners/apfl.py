@@ -87,11 +87,13 @@ class Apfl(Learner):
 
     def load_own_state(self, state: State) -> None:
         """Take over the personal model and its share."""
-        own: Tensors = self._initial | state.get("own", {})
-        self._own = {name: nn.Parameter(own[name].clone()) for name in self.trainable}
+        personal: Tensors = self._initial | state.get("own", {})
+        self._own = {
+            name: nn.Parameter(personal[name].clone()) for name in self.trainable
+        }
         self._own_buffers = {
             name: value.clone()
-            for name, value in own.items()
+            for name, value in personal.items()
             if name not in self.trainable
         }
         self.alpha = float(state.get("alpha", self.settings.alpha))
@@ -100,22 +102,22 @@ class Apfl(Learner):
 
     def own_state(self) -> State:
         """Give the personal model and its share."""
-        own = {n: p.detach().clone() for n, p in self._own.items()}
-        own |= {
+        personal = {n: p.detach().clone() for n, p in self._own.items()}
+        personal |= {
             n: b.clone()
             for n, b in self._own_buffers.items()
             if n not in self.entries.counters
         }
-        return {"own": own, "alpha": self.alpha}
+        return {"own": personal, "alpha": self.alpha}
 
-    def kept(self) -> Tensors:
+    def local_parameters(self) -> Tensors:
         """The share of the personal model.
 
         That model itself has no place in a purely global one.
         """
         return {"alpha": torch.tensor(self.alpha)}
 
-    def load_kept(self, arrays: Tensors) -> None:
+    def load_local_parameters(self, arrays: Tensors) -> None:
         """From now on predict with the shared model alone."""
         self._mixed = False
 
@@ -142,8 +144,8 @@ class Apfl(Learner):
         """Parameters of the mixture, alpha v + (1 - alpha) w."""
         shared = self.trainable
         return {
-            name: torch.lerp(shared[name].detach(), own.detach(), self.alpha)
-            for name, own in self._own.items()
+            name: torch.lerp(shared[name].detach(), personal.detach(), self.alpha)
+            for name, personal in self._own.items()
         }
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
@@ -169,9 +171,9 @@ class Apfl(Learner):
                 for name, g in gradients.items()
             )
             self._first = False
-        for name, own in self._own.items():
+        for name, personal in self._own.items():
             # The chain rule: the mixture holds alpha times the personal model.
-            own.grad = self.alpha * gradients[name] if name in gradients else None
+            personal.grad = self.alpha * gradients[name] if name in gradients else None
         return loss.item(), hits(z, batch.y)
 
     def step(self) -> None:

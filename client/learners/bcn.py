@@ -104,15 +104,20 @@ class Bcn(Rehearsal):
         if self.past is None:
             return super().gradient(batch)
         joint = self.join(batch, self.draw(self.past, len(batch.y)))
-        worse, better = self._worse_samples(joint), self._better_weights(joint)
-        here: Tensors = dict(self._parameters)
-        z = self._logits(here, joint.x)
-        cost, cost_worse = joint.loss(z), joint.loss(self._logits(here, worse))
-        cost_better = joint.loss(self._logits(better, joint.x))
+        worse_samples = self._worse_samples(joint)
+        better_weights = self._better_weights(joint)
+        weights: Tensors = dict(self._parameters)
+        z = self._logits(weights, joint.x)
+        cost = joint.loss(z)
+        cost_worse = joint.loss(self._logits(weights, worse_samples))
+        cost_better = joint.loss(self._logits(better_weights, joint.x))
         # -2, as J(theta) is taken away once in each of the two players' terms.
-        direct = self._gradients((self.settings.beta - 2) * cost + cost_worse, here)
+        direct = self._gradients((self.settings.beta - 2) * cost + cost_worse, weights)
         for parameter, a, b in zip(
-            here.values(), direct, self._gradients(cost_better, better), strict=True
+            weights.values(),
+            direct,
+            self._gradients(cost_better, better_weights),
+            strict=True,
         ):
             parameter.grad = None if a is None or b is None else a + b
         self._steps += 1
@@ -120,8 +125,8 @@ class Bcn(Rehearsal):
         self._descent += (cost - cost_better).item()
         z = z.detach()[: len(batch.y)]
         truth = batch.head.names(batch.y)
-        own = Replay(batch.x, truth, joint.head[: len(truth)]).loss(z)
-        return own.item(), hits(batch.head.logits(z), batch.y)
+        own_loss = Replay(batch.x, truth, joint.head[: len(truth)]).loss(z)
+        return own_loss.item(), hits(batch.head.logits(z), batch.y)
 
     def _worse_samples(self, joint: Replay) -> Tensor:
         """Move samples up their loss: x', float [n, C, H, W].
@@ -129,11 +134,11 @@ class Bcn(Rehearsal):
         Each takes zeta steps of length epsilon.
         """
         x = joint.x
-        here = {name: p.detach() for name, p in self._parameters.items()}
+        weights = {name: p.detach() for name, p in self._parameters.items()}
         for _ in range(self.settings.zeta):
             # Detached: each step is a gradient at one place, not through the steps before it.
             x = x.detach().requires_grad_()
-            (uphill,) = torch.autograd.grad(joint.loss(self._logits(here, x)), [x])
+            (uphill,) = torch.autograd.grad(joint.loss(self._logits(weights, x)), [x])
             # A sample whose loss is flat has a gradient of zero, and stays where it is.
             length = uphill.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
             x = x + self.settings.epsilon * uphill / length.view(-1, 1, 1, 1)

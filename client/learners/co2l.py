@@ -123,7 +123,7 @@ def asymmetric_contrast(
 
 
 def relation_distillation(
-    z: Tensor, past: Tensor, temperature: float, past_temperature: float
+    z: Tensor, past_z: Tensor, temperature: float, past_temperature: float
 ) -> Tensor:
     """How far relations between views have moved (Eq. 4).
 
@@ -133,7 +133,7 @@ def relation_distillation(
     logs = relation(z, temperature).masked_fill(
         torch.eye(len(z), dtype=torch.bool, device=z.device), 0
     )
-    return -(relation(past, past_temperature).exp() * logs).sum(1).mean()
+    return -(relation(past_z, past_temperature).exp() * logs).sum(1).mean()
 
 
 class Co2L(Rehearsal):
@@ -217,22 +217,24 @@ class Co2L(Rehearsal):
             0, self.head.out_features, dtype=torch.bool, device=self.device
         )
         none = Replay(batch.x[:0], batch.y[:0], no_head)
-        both = self.join(
+        joined = self.join(
             batch, none if self.past is None else self.draw(self.past, count)
         )
-        views = self.images(torch.cat([self._view(both.x), self._view(both.x)]))
-        current = (torch.arange(len(both), device=self.device) < count).repeat(2)
+        views = self.images(torch.cat([self._view(joined.x), self._view(joined.x)]))
+        current = (torch.arange(len(joined), device=self.device) < count).repeat(2)
         with self.autocast():
             z = self._project(self._encoder, views)
         loss = asymmetric_contrast(
-            z, both.y.repeat(2), current, self.settings.temperature
+            z, joined.y.repeat(2), current, self.settings.temperature
         )
         if self._past_state:
             with torch.no_grad(), self.autocast():
-                past = self._project(self._past, views)
-            kappas = self.settings.current_temperature, self.settings.past_temperature
+                past_z = self._project(self._past, views)
             loss = loss + self.settings.distill * relation_distillation(
-                z, past, *kappas
+                z,
+                past_z,
+                self.settings.current_temperature,
+                self.settings.past_temperature,
             )
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item(), 0
@@ -260,19 +262,21 @@ class Co2L(Rehearsal):
         The result is its accuracy on the task's training samples.
         """
         width = self.head.out_features
-        x, y = task.train.x, task.train.y
-        here = Replay(x, y, columns(task.head, width, self.device).expand(len(y), -1))
-        past = [
-            self.memory.of(t, task, width)
-            for t in sorted(self.memory.tasks)
-            if t != task.task
-        ]
-        y, head = (
-            torch.cat([getattr(part, name) for part in (here, *past)])
-            for name in ("y", "head")
+        x = task.train.x
+        y = task.train.y
+        current = Replay(
+            x, y, columns(task.head, width, self.device).expand(len(y), -1)
         )
+        remembered = [
+            self.memory.replay_of(number, task, width)
+            for number in sorted(self.memory.tasks)
+            if number != task.task
+        ]
+        replays = [current, *remembered]
+        y = torch.cat([replay.y for replay in replays])
+        head = torch.cat([replay.head for replay in replays])
         # Once for all epochs: the body is frozen, so that they do not change.
-        features = torch.cat([self._features(part.x) for part in (here, *past)])
+        features = torch.cat([self._features(replay.x) for replay in replays])
         generator = torch.Generator().manual_seed(integer(round.seed, "head"))
         share = (
             1 / torch.bincount(y, minlength=width)[y].double().cpu()
@@ -294,8 +298,8 @@ class Co2L(Rehearsal):
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
         with torch.no_grad():
-            z = self.head(features).masked_fill(~head, -torch.inf)[: len(here)]
-        return float((z.argmax(1) == here.y).float().mean())
+            z = self.head(features).masked_fill(~head, -torch.inf)[: len(current)]
+        return float((z.argmax(1) == current.y).float().mean())
 
     def _features(self, x: Tensor) -> Tensor:
         self.body.eval()

@@ -61,9 +61,9 @@ class ExperienceReplay(Rehearsal):
             self.past, self.settings.memory_batch or self.train.batch_size
         )
         count = len(batch.y)
-        both = self.join(batch, stored)
-        z = self.forward(both.x)
-        losses = both.loss(z, reduction="none")
+        joined = self.join(batch, stored)
+        z = self.forward(joined.x)
+        losses = joined.loss(z, reduction="none")
         # One mean over both, so that a stored sample weighs as much as a new one.
         losses.mean().backward()  # type: ignore[no-untyped-call]
         return losses[:count].mean().item(), hits(batch.head.logits(z[:count]), batch.y)

@@ -79,7 +79,7 @@ class _Fisher(Consolidation):
             # squares.
             log_p = head.logits(self.model(x[None]))[0].log_softmax(0)
             for label, weight in self._labels(log_p.detach().exp(), y, draws):
-                for name, g in self.gradients(log_p[label], again=True).items():
+                for name, g in self.gradients(log_p[label], needs_graph=True).items():
                     fisher[name].addcmul_(g, g, value=weight / len(task.train))
         return fisher
 

@@ -230,9 +230,9 @@ class FedWeit(Learner):
             },
         }
 
-    def load_kept(self, arrays: Tensors) -> None:
+    def load_local_parameters(self, arrays: Tensors) -> None:
         """Another head, and from now on predict with the shared base alone."""
-        super().load_kept(arrays)
+        super().load_local_parameters(arrays)
         self._global = True
 
     # --- what travels

@@ -223,7 +223,7 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
         If the body has parameters or statistics in anything else: no projection of inputs would
         hold those in place.
     """
-    found: dict[str, nn.Conv2d | nn.Linear] = {}
+    trainable: dict[str, nn.Conv2d | nn.Linear] = {}
     for name, module in body.named_modules():
         learns = any(
             parameter.requires_grad for parameter in module.parameters(recurse=False)
@@ -233,19 +233,19 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
         ):
             check_plain({name: module}, "fot")
             if learns:
-                found[name] = module
+                trainable[name] = module
         # BatchNorm's statistics move with every task, whatever is projected.
         elif isinstance(module, _BatchNorm) or learns:
             raise ConfigError(
                 f"learner.name = 'fot' cannot train this model: its body has {type(module).__name__}; it must have "
                 "nothing to learn but convolutions and linear layers, as in model.name = 'cnn', 'cnn6' or 'mlp'"
             )
-    if not found:
+    if not trainable:
         raise ConfigError(
             "learner.name = 'fot' cannot train this model: its body has no layers to project"
         )
-    check_plain(found, "fot")
-    return found
+    check_plain(trainable, "fot")
+    return trainable
 
 
 def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:

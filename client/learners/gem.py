@@ -134,7 +134,7 @@ class Gem(_Projecting):
         """Lay out each past task's memory."""
         super().begin(task, round)
         stored = [
-            self.memory.of(number, task, self.head.out_features)
+            self.memory.replay_of(number, task, self.head.out_features)
             for number in sorted(self.memory.tasks)
         ]
         self._tasks = [
@@ -180,7 +180,7 @@ class AGem(_Projecting):
     @property
     def _drawn(self) -> int:
         """Stored samples behind a reference gradient, if there are as many."""
-        return max(self.settings.memory_batch, self.needed)
+        return max(self.settings.memory_batch, self.smallest_known_batch)
 
     def _project(self, g: Tensor, memory: Replay) -> Tensor:
         reference = self._gradient_of(self.draw(memory, self._drawn))

@@ -5,12 +5,10 @@ It shows what a continual learner could reach if nothing had to be forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.batch import MaskedHead, columns
@@ -24,6 +22,7 @@ from fedknow.client.learners.frames.rehearsal import (
     MemorySettings,
     Rehearsal,
     Replay,
+    concatenate,
 )
 from fedknow.protocols.seeds import integer
 
@@ -33,7 +32,6 @@ __all__ = [
     "JointCentralSettings",
     "JointSettings",
     "UnionTraining",
-    "join",
 ]
 
 
@@ -80,8 +78,14 @@ class UnionTraining(_Jointly, Rehearsal):
         """Samples of past tasks, in their order, and the task's."""
         width = self.head.out_features
         x, y = task.train.x, task.train.y
-        here = Replay(x, y, columns(task.head, width, self.device).expand(len(y), -1))
-        return join([self.memory.all(task, width), here]) if self.memory.tasks else here
+        current = Replay(
+            x, y, columns(task.head, width, self.device).expand(len(y), -1)
+        )
+        return (
+            concatenate([self.memory.all(task, width), current])
+            if self.memory.tasks
+            else current
+        )
 
 
 class Joint(UnionTraining):
@@ -141,11 +145,3 @@ class JointCentral(_Jointly):
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
         """The strategy's budget."""
         return settings.model_dump()
-
-
-def join(parts: Sequence[Replay]) -> Replay:
-    """Samples of several tasks or clients as one."""
-    fields: list[list[Tensor]] = [
-        [getattr(part, name) for part in parts] for name in ("x", "y", "head")
-    ]
-    return Replay(*map(torch.cat, fields))

@@ -93,12 +93,12 @@ class Lwf(Learner):
     ) -> None:
         super().__init__(model, train, settings)
         # With a single round the body would otherwise never be trained.
-        most = train.epochs - (train.rounds == 1)
-        if settings.warmup_epochs > most:
+        limit = train.epochs - (train.rounds == 1)
+        if settings.warmup_epochs > limit:
             raise ConfigError(
                 f"learner.warmup_epochs = {settings.warmup_epochs}: a warm-up is in a client's first round of a task "
                 f"and must leave the body an epoch; with train.epochs = {train.epochs} and train.rounds = "
-                f"{train.rounds} it has at most {most}"
+                f"{train.rounds} it has at most {limit}"
             )
         self._scratch = copy.deepcopy(model)  # the old model speaks in here
 
@@ -174,7 +174,7 @@ class Lwf(Learner):
         shared = self.send()
         super().end_task(task, round)
         self.entries.load(shared)
-        self.old = self.send() | self.kept()
+        self.old = self.send() | self.local_parameters()
         if task.is_incremental:
             self.slices = [list(task.head)]
         elif list(task.classes) not in self.slices:

@@ -116,7 +116,7 @@ class ReFed(UnionTraining):
         Learner.end_task(self, task, round)  # not Rehearsal's: samples are not drawn
         self.entries.load(shared)
         # All samples for the moment: which ones stay is decided among old and new together.
-        self.memory.keep(task, 1.0, integer(round.seed, "memory"))
+        self.memory.store(task, 1.0, integer(round.seed, "memory"))
         everything = self.memory.all(task, self.head.out_features)
         self._seen += len(task.train)
         # Stable, so that equal scores give the same samples on every machine.
@@ -170,11 +170,11 @@ class ReFed(UnionTraining):
         They are in the order of tasks.
         """
         tasks = sorted(self.memory.tasks.items())
-        for (task, stored), keep in zip(
+        for (task, stored), is_chosen in zip(
             tasks, torch.split(chosen, [len(s.y) for _, s in tasks]), strict=True
         ):
             self.memory.tasks[task] = Stored(
-                stored.classes, stored.x[keep], stored.y[keep]
+                stored.classes, stored.x[is_chosen], stored.y[is_chosen]
             )
-            if not keep.any():
+            if not is_chosen.any():
                 del self.memory.tasks[task]

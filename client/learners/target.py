@@ -136,8 +136,8 @@ class Target(Learner):
         ``x`` float [n, C, H, W], ``logits`` [n, k] of ``classes`` int64 [k], and the ``slice``
         that each class is in.
         """
-        fits = extra.keys() == {"x", "logits", "classes", "slice"}
-        if not fits or extra["logits"].shape != (
+        has_names = extra.keys() == {"x", "logits", "classes", "slice"}
+        if not has_names or extra["logits"].shape != (
             len(extra["x"]),
             len(extra["classes"]),
         ):
@@ -188,19 +188,20 @@ class Target(Learner):
             self.device
         )
         logits = self.forward(self.images(torch.cat([batch.x, self._images[index]])))
-        own = logits[:count]
+        own_logits = logits[:count]
         # Only the task's own classes: past ones are held by the distillation alone.
         loss = F.cross_entropy(
-            self._current.logits(own), self._current.labels(batch.head.names(batch.y))
+            self._current.logits(own_logits),
+            self._current.labels(batch.head.names(batch.y)),
         )
-        kept = distillation(
+        distillation_loss = distillation(
             logits[count:],
             self._answers[index],
             self._slices,
             self.settings.temperature,
         )
-        (loss + self.settings.distill * kept).backward()  # type: ignore[no-untyped-call]
-        return loss.item(), hits(batch.head.logits(own.detach()), batch.y)
+        (loss + self.settings.distill * distillation_loss).backward()  # type: ignore[no-untyped-call]
+        return loss.item(), hits(batch.head.logits(own_logits.detach()), batch.y)
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Do nothing: nothing is personal.

@@ -255,7 +255,7 @@ class Run:
         if client is not None:
             learner.load_state_dict(self._state(client, checkpoint))
         elif local := self._mean_kept(checkpoint):
-            learner.load_kept(local)
+            learner.load_local_parameters(local)
         # After the state: what travels is the server's.
         learner.receive(shared)
         return copy.deepcopy(learner.model).eval()

@@ -93,7 +93,7 @@ def assert_interruptions_do_not_matter() -> Callable[..., None]:
                 learner.end_task(task(1, seed=5), Round(0, 9))
                 learner.load_state_dict(state)
                 learner.receive(arrays)
-        return learner.send() | learner.kept()
+        return learner.send() | learner.local_parameters()
 
     def check(build: Callable[[], Learner], task: Callable[..., TaskData]) -> None:
         plain, interrupted = run(build, task, False), run(build, task, True)

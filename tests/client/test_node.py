@@ -219,7 +219,7 @@ def test_class_incremental_scoring_lets_all_seen_classes_compete(node):
 
 def test_a_client_never_chosen_still_ends_the_task_with_a_trained_head(node):
     n = node("learner=fedper")
-    fresh = n.learner.kept()["head.weight"]
+    fresh = n.learner.local_parameters()["head.weight"]
     reply, state = ask(n, END_TASK, task=0)
     assert reply.failure is None
     assert reply.content[METRICS]["samples"] == 2 * 20

@@ -40,7 +40,7 @@ def one_by_one(learner, starts):
     for start in starts:
         learner.adopt(start.parameters, start.task.task)
         report = learner.fit(start.task, start.round)
-        results.append((learner.send() | learner.kept(), report))
+        results.append((learner.send() | learner.local_parameters(), report))
     return results
 
 
@@ -51,7 +51,7 @@ def starts_of(learner, tiny_task, sizes, mu=0.0):
         generator = torch.Generator().manual_seed(i)
         parameters = {
             name: value + 0.1 * torch.randn(value.shape, generator=generator)
-            for name, value in (learner.send() | learner.kept()).items()
+            for name, value in (learner.send() | learner.local_parameters()).items()
         }
         starts.append(
             Start(
@@ -137,7 +137,9 @@ def test_models_by_name(model):
             torch.randint(4, 6, (9 + i,), generator=generator),
         )
         task = TaskData(0, (4, 5), (4, 5), Split(x, y), Split(x, y))
-        starts.append(Start(learner.send() | learner.kept(), task, Round(1, i)))
+        starts.append(
+            Start(learner.send() | learner.local_parameters(), task, Round(1, i))
+        )
     expected = one_by_one(learner, starts)
     for (parameters, report), trained in zip(
         expected, fit_together(learner, starts), strict=True

@@ -35,9 +35,11 @@ FOUND = {
 def shipped(monkeypatch):
     """Best settings for the preset ``small``."""
     monkeypatch.setattr(
-        best, "found", lambda preset: FOUND if preset == "small" else {}
+        best, "searched_settings", lambda preset: FOUND if preset == "small" else {}
     )
-    monkeypatch.setattr("fedknow.simulations.contenders.found", best.found)
+    monkeypatch.setattr(
+        "fedknow.simulations.contenders.searched_settings", best.searched_settings
+    )
 
 
 def test_all_is_every_method_once():
@@ -172,7 +174,7 @@ def test_shipped_settings_are_those_of_a_learner_and_tell_where_they_are_from(
     preset, learner
 ):
     assert preset in list_presets()
-    entry = best.found(preset)[learner]
+    entry = best.searched_settings(preset)[learner]
     config = resolve(load_preset(preset, [f"learner={learner}@best"]))
     assert entry["settings"].items() <= config.learner.options.items()
     assert entry["command"].startswith(
@@ -188,4 +190,4 @@ def test_what_takes_hours_has_the_settings_of_a_small_preset(large, small):
     assert {large, small} <= set(list_presets())
     assert load_preset(large).model.name == load_preset(small).model.name
     assert load_preset(large).data.name == load_preset(small).data.name
-    assert best.found(large) == best.found(small) != {}
+    assert best.searched_settings(large) == best.searched_settings(small) != {}

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig
 
-__all__ = ["SEARCHED_AS", "SUFFIX", "best_settings", "found", "with_best"]
+__all__ = ["SEARCHED_AS", "SUFFIX", "best_settings", "searched_settings", "with_best"]
 
 SUFFIX = "@best"
 """What follows a learner's name where its best settings are meant."""
@@ -28,7 +28,7 @@ SEARCHED_AS = {
 settings are theirs."""
 
 
-def found(preset: str) -> Mapping[str, Any]:
+def searched_settings(preset: str) -> Mapping[str, Any]:
     """Give all that a search found for a preset, by learner.
 
     It is empty where there was no search.
@@ -45,25 +45,28 @@ def best_settings(preset: str, learner: str) -> dict[str, Any]:
     ConfigError
         If none are shipped; says for what there are some.
     """
-    known = found(preset)
-    if learner not in known:
+    settings = searched_settings(preset)
+    if learner not in settings:
         presets = sorted(
             file.name.removesuffix(".toml")
             for file in files(__name__).iterdir()
             if ".toml" in file.name
         )
-        others = ", ".join(name for name in presets if learner in found(name))
-        there = (
-            f"for {preset!r} there are those of {', '.join(known)}"
-            if known
+        other_presets = ", ".join(
+            name for name in presets if learner in searched_settings(name)
+        )
+        available = (
+            f"for {preset!r} there are those of {', '.join(settings)}"
+            if settings
             else f"there are none for {preset!r}"
         )
         raise ConfigError(
-            f"learner.name = '{learner}{SUFFIX}': no best settings are shipped for name = {preset!r}; {there}"
-            f"{f', and {learner} has some for {others}' if others else ''}; search them with: "
+            f"learner.name = '{learner}{SUFFIX}': no best settings are shipped "
+            f"for name = {preset!r}; {available}"
+            f"{f', and {learner} has some for {other_presets}' if other_presets else ''}; search them with: "
             f"fedknow search {preset} --learners {learner}"
         )
-    return dict(known[learner]["settings"])
+    return dict(settings[learner]["settings"])
 
 
 def with_best(config: ExperimentConfig) -> ExperimentConfig:
@@ -71,8 +74,8 @@ def with_best(config: ExperimentConfig) -> ExperimentConfig:
 
     Settings that were given besides go before them.
     """
-    name, suffix, rest = config.learner.name.rpartition(SUFFIX)
-    if not suffix or rest:
+    name, suffix, trailing = config.learner.name.rpartition(SUFFIX)
+    if not suffix or trailing:
         return config
     # What the user set goes before what was searched.
     settings = best_settings(config.name, name) | config.learner.options

@@ -158,21 +158,21 @@ class Consolidation(Learner):
         self.entries.load(self._local if self.settings.anchor == "local" else shared)
         # Without dropout and batch statistics, which would make importance a matter of chance.
         self.model.eval()
-        here = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self.importance, self.anchor = self.merge(self.measure(task, round), here)
+        anchor = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.importance, self.anchor = self.merge(self.measure(task, round), anchor)
         self._local = {}
-        kept = [*self.importance.values(), *self.anchor.values()]
-        return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in kept))}
+        retained = [*self.importance.values(), *self.anchor.values()]
+        return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in retained))}
 
-    def gradients(self, objective: Tensor, again: bool = False) -> Tensors:
+    def gradients(self, objective: Tensor, needs_graph: bool = False) -> Tensors:
         """Gradient of a scalar by each parameter.
 
-        ``again``: there is more to differentiate on this graph.
+        ``needs_graph``: there is more to differentiate on this graph.
         """
         parts = torch.autograd.grad(
             objective,
             list(self._parameters.values()),
-            retain_graph=again,
+            retain_graph=needs_graph,
             allow_unused=True,
             # Zeros for parameters that take no part, which are then of no importance.
             materialize_grads=True,

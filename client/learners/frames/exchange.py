@@ -85,7 +85,7 @@ class Entries:
         """Copy the entries that travel."""
         return self._copies([name for name in self.names if self.travels(name)])
 
-    def kept(self) -> Tensors:
+    def local_parameters(self) -> Tensors:
         """Copy the entries that a client keeps to itself."""
         return self._copies([name for name in self.names if not self.travels(name)])
 

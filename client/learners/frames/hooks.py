@@ -103,11 +103,11 @@ class Hooks:
         """Put received parameters into the model (:meth:`Entries.receive`)."""
         self.entries.receive(arrays)
 
-    def kept(self) -> Tensors:
+    def local_parameters(self) -> Tensors:
         """Copies of the parameters this client keeps to itself."""
-        return self.entries.kept()
+        return self.entries.local_parameters()
 
-    def load_kept(self, arrays: Tensors) -> None:
+    def load_local_parameters(self, arrays: Tensors) -> None:
         """Replace the parameters that stay, to score the purely global model."""
         self.entries.load(arrays)
 

@@ -253,7 +253,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         if not self.ends_task:
             return self.own_state()
         state: State = {"trained_task": self._trained_task}
-        if parameters := self.entries.kept():
+        if parameters := self.entries.local_parameters():
             state["kept"] = parameters
         return state | self.own_state()
 

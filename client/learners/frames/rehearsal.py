@@ -8,7 +8,7 @@ where a file of 8-bit images has one, and is what :attr:`Memory.nbytes` counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +36,7 @@ __all__ = [
     "Stored",
     "choose",
     "columns",
+    "concatenate",
 ]
 
 
@@ -98,6 +99,15 @@ class Replay:
         )
 
 
+def concatenate(replays: Sequence[Replay]) -> Replay:
+    """Samples of several tasks or clients as one."""
+    return Replay(
+        torch.cat([replay.x for replay in replays]),
+        torch.cat([replay.y for replay in replays]),
+        torch.cat([replay.head for replay in replays]),
+    )
+
+
 def choose(
     y: Tensor, count: int, generator: torch.Generator, balanced: bool = True
 ) -> Tensor:
@@ -157,29 +167,29 @@ class Memory:
         """Size of all samples and labels, in bytes."""
         return sum(stored.x.nbytes + stored.y.nbytes for stored in self.tasks.values())
 
-    def keep(
+    def store(
         self,
         task: TaskData,
         fraction: float,
         seed: int,
         balanced: bool = True,
-        least: int = 1,
+        minimum: int = 1,
     ) -> None:
         """Keep a fraction of a task's training samples (:func:`choose`).
 
-        ``least``: so many at least.
+        ``minimum``: the fewest samples to keep.
         """
         x, y = task.train.x, task.train.y
-        count = max(least, round(fraction * len(y)))
+        count = max(minimum, round(fraction * len(y)))
         index = choose(y, count, torch.Generator().manual_seed(seed), balanced)
         self.tasks[task.task] = Stored(task.classes, x[index], y[index])
 
-    def of(self, past: int, current: TaskData, width: int) -> Replay:
+    def replay_of(self, number: int, current: TaskData, width: int) -> Replay:
         """Give all samples of a past task, with its slice of the head.
 
         When class-incremental the slice has all classes seen. ``width`` is that of the head.
         """
-        stored = self.tasks[past]
+        stored = self.tasks[number]
         head = columns(
             current.head if current.is_incremental else stored.classes,
             width,
@@ -197,12 +207,8 @@ class Memory:
         """
         if not self.tasks:
             raise ValueError("the memory is empty: no task is finished")
-        parts = [self.of(past, current, width) for past in sorted(self.tasks)]
-        return Replay(
-            *(
-                torch.cat([getattr(part, name) for part in parts])
-                for name in ("x", "y", "head")
-            )
+        return concatenate(
+            [self.replay_of(number, current, width) for number in sorted(self.tasks)]
         )
 
     def state_dict(self) -> State:
@@ -258,20 +264,20 @@ class Rehearsal(Learner):
         self.draws = torch.Generator().manual_seed(integer(round.seed, "replay"))
         self.past = None
         if self.memory.tasks:
-            past = self.memory.all(task, self.head.out_features)
-            self.past = Replay(self.images(past.x), past.y, past.head)
+            replay = self.memory.all(task, self.head.out_features)
+            self.past = Replay(self.images(replay.x), replay.y, replay.head)
 
     @property
-    def needed(self) -> int:
+    def smallest_known_batch(self) -> int:
         """The fewest samples a batch may have, as far as it is known yet."""
         return self._smallest_batch or 1
 
-    def draw(self, past: Replay, count: int) -> Replay:
+    def draw(self, replay: Replay, count: int) -> Replay:
         """At most ``count`` samples, uniformly at random without replacement."""
-        index = torch.randperm(len(past), generator=self.draws)[:count].to(
-            past.y.device
+        index = torch.randperm(len(replay), generator=self.draws)[:count].to(
+            replay.y.device
         )
-        return Replay(past.x[index], past.y[index], past.head[index])
+        return Replay(replay.x[index], replay.y[index], replay.head[index])
 
     def join(self, batch: Batch, stored: Replay) -> Replay:
         """A batch, first, and stored samples together."""
@@ -286,12 +292,12 @@ class Rehearsal(Learner):
         """Keep a part of the task's samples."""
         super().end_task(task, round)
         # Alone, a single stored sample would stop BatchNorm.
-        least = self.smallest_batch(task.train.x) if self.replays_alone else 1
-        self.memory.keep(
+        minimum = self.smallest_batch(task.train.x) if self.replays_alone else 1
+        self.memory.store(
             task,
             self.settings.memory,
             integer(round.seed, "memory"),
             self.balanced,
-            least,
+            minimum,
         )
         return {"knowledge-bytes": float(self.memory.nbytes)}

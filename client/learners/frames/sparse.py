@@ -22,12 +22,12 @@ def pack(tensors: Mapping[str, Tensor]) -> State:
     for name, tensor in tensors.items():
         flat = tensor.detach().flatten()
         # A -0.0 counts as zero here, which no method tells apart.
-        there = flat != 0
+        is_nonzero = flat != 0
         packed[name] = {
             "shape": list(tensor.shape),
             # One bit an entry: places as int64 would take more from one entry in 64 on.
-            "there": torch.from_numpy(np.packbits(there.cpu().numpy())),
-            "values": flat[there],
+            "there": torch.from_numpy(np.packbits(is_nonzero.cpu().numpy())),
+            "values": flat[is_nonzero],
         }
     return packed
 
@@ -38,8 +38,8 @@ def unpack(packed: State) -> Tensors:
     for name, entry in packed.items():
         shape = [int(size) for size in entry["shape"]]
         flat = entry["values"].new_zeros(int(np.prod(shape, dtype=np.int64)))
-        there = np.unpackbits(entry["there"].cpu().numpy(), count=len(flat))
-        flat[torch.from_numpy(there).bool().to(flat.device)] = entry["values"]
+        is_nonzero = np.unpackbits(entry["there"].cpu().numpy(), count=len(flat))
+        flat[torch.from_numpy(is_nonzero).bool().to(flat.device)] = entry["values"]
         tensors[name] = flat.view(shape)
     return tensors
 

@@ -111,7 +111,7 @@ def test_predictions_mix_the_parameters(alpha):
     body, head = (a + (1 - alpha) * 0.3 for a in (BODY, HEAD))
     z = logits(learner, task().train.x, 2).numpy()
     assert z == pytest.approx(X @ body.T @ head.T, rel=1e-4, abs=1e-5)
-    learner.load_kept(learner.kept())
+    learner.load_local_parameters(learner.local_parameters())
     assert logits(learner, task().train.x, 2).numpy() == pytest.approx(
         X @ (BODY + 0.3).T @ (HEAD + 0.3).T, rel=1e-4, abs=1e-5
     )
@@ -147,7 +147,7 @@ def test_state_comes_back_and_nothing_leaks(tiny_model, tiny_task):
         learner.load_state_dict({})
         received(learner, 0.2)
         learner.fit(tiny_task(1, seed=5), Round(1, 9))
-        learner.load_kept(learner.kept())
+        learner.load_local_parameters(learner.local_parameters())
 
     assert all(
         torch.equal(a, b)

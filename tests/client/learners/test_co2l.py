@@ -167,7 +167,7 @@ def test_the_head_is_fitted_on_a_frozen_body_and_the_body_by_contrast(big_task):
     learner = Co2L(small(), ADAM, Co2LSettings(projection=8, flip=False))
     names = {name.split(".")[0] for name in learner.send()}
     assert names == {"body", "projection"}
-    assert {name.split(".")[0] for name in learner.kept()} == {"head"}
+    assert {name.split(".")[0] for name in learner.local_parameters()} == {"head"}
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
     report = learner.fit(big_task(0), Round(1, 0))
     after = learner.model.state_dict()

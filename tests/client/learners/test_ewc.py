@@ -256,7 +256,7 @@ def test_the_anchor_is_the_shared_or_the_own_body_under_the_own_head(
 ):
     learner = Ewc(tiny_model(), SGD, EwcSettings(anchor=anchor))
     learner.fit(tiny_task(0), Round(1, 1))
-    own, head, state = learner.send(), learner.kept(), learner.state_dict()
+    own, head, state = learner.send(), learner.local_parameters(), learner.state_dict()
     shared = {name: value + 0.01 for name, value in own.items()}
     learner.load_state_dict({})
     learner.load_state_dict(state)
@@ -274,7 +274,7 @@ def test_a_client_never_chosen_anchors_at_the_shared_model_under_a_trained_head(
     tiny_model, tiny_task
 ):
     learner = Ewc(tiny_model(), SGD, EwcSettings())
-    shared, head = learner.send(), learner.kept()
+    shared, head = learner.send(), learner.local_parameters()
     learner.end_task(tiny_task(0), Round(0, 1))
     assert all(
         torch.equal(learner.anchor[name], value) for name, value in shared.items()

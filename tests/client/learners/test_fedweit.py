@@ -83,7 +83,7 @@ def test_one_step_by_hand():
     )
     lam1, lam2 = 0.05, 0.8
     learner = linear(sparsity=lam1, retention=lam2)
-    kept = learner.kept()
+    kept = learner.local_parameters()
     learner.load_state_dict(
         {
             "kept": kept,
@@ -154,7 +154,7 @@ def test_a_task_is_predicted_with_its_own_parameters():
     assert scored() == pytest.approx(
         [losses(thetas[0]), losses(thetas[1]), losses(BASE)], rel=1e-5
     )
-    learner.load_kept(learner.kept())  # the purely global model
+    learner.load_local_parameters(learner.local_parameters())  # the purely global model
     assert scored() == pytest.approx([losses(BASE)] * 3, rel=1e-5)
 
 
@@ -350,7 +350,7 @@ def test_state_comes_back_and_nothing_leaks(tiny_model, tiny_task):
         learner.load_state_dict({})
         learner.fit(tiny_task(1, seed=5), Round(1, 9))
         learner.end_task(tiny_task(1, seed=5), Round(0, 9))
-        learner.load_kept(learner.kept())
+        learner.load_local_parameters(learner.local_parameters())
 
     (alone, scores), (after_others, others_scores) = (
         ends(lambda learner: None),

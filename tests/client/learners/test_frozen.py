@@ -156,7 +156,7 @@ def test_a_frozen_or_unused_parameter_never_moves(tiny_task, name, model):
     for part in models_of(learner):
         after = dict(part.named_parameters())
         assert all(torch.equal(after[n], before[n]) for n in still)
-    assert not still & (learner.send() | learner.kept()).keys()
+    assert not still & (learner.send() | learner.local_parameters()).keys()
     kept = set(names_in(learner.state_dict()))
     assert not {n for n in still if n in kept or n.removeprefix("body.") in kept}
     assert [n for n, p in learner.model.named_parameters() if not p.requires_grad] == [
@@ -225,7 +225,7 @@ def test_a_part_frozen_as_a_whole_is_trained_around_or_refused(tiny_task, name, 
 def test_tied_weights_travel_once(tiny_task):
     learner = make("finetune", "tied")
     assert "body.one.weight" in learner.send()
-    assert "body.two.weight" not in learner.send() | learner.kept()
+    assert "body.two.weight" not in learner.send() | learner.local_parameters()
     sent = {name: torch.full_like(value, 0.5) for name, value in learner.send().items()}
     learner.receive(sent)
     assert learner.model.body.two.weight is learner.model.body.one.weight
@@ -482,4 +482,6 @@ def frozen_half(shape, classes):
 def test_a_frozen_backbone_may_have_another_dtype(name):
     config = read_config({}, [f"model={__name__}:frozen_half", f"learner={name}"])
     learner = build_learner(config, (1, 8, 8), 4)
-    assert not [n for n in learner.send() | learner.kept() if "backbone" in n]
+    assert not [
+        n for n in learner.send() | learner.local_parameters() if "backbone" in n
+    ]

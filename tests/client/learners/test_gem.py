@@ -103,7 +103,7 @@ def gradient_on(model, stored):
 )
 def test_projection_by_hand(learner, expected):
     learner = learner()
-    learner.memory.keep(sample(0, 1.0, 1), 1.0, seed=0)
+    learner.memory.store(sample(0, 1.0, 1), 1.0, seed=0)
     projected, _ = first_gradient(learner, sample(1, 2.0, 0))
     assert projected.tolist() == pytest.approx(expected, abs=1e-6)
     assert learner.counts() == {"violated": 1.0}
@@ -114,7 +114,7 @@ def test_projection_by_hand(learner, expected):
     [Gem(one_weight(), SGD, GemSettings()), AGem(one_weight(), SGD, AGemSettings())],
 )
 def test_a_gradient_that_hurts_nothing_stays_as_it_is(learner):
-    learner.memory.keep(sample(0, 1.0, 0), 1.0, seed=0)
+    learner.memory.store(sample(0, 1.0, 0), 1.0, seed=0)
     projected, plain = first_gradient(learner, sample(1, 2.0, 0))
     assert torch.equal(projected, plain)
     assert learner.counts() == {"violated": 0.0}
@@ -167,7 +167,7 @@ def test_a_step_raises_no_stored_tasks_loss_to_first_order(tiny_model, tiny_task
     learner, task = experienced(
         tiny_model, tiny_task, Gem, GemSettings(margin=0.0, memory=0.3), seed
     )
-    replays = [learner.memory.of(past, task, 6) for past in (0, 1)]
+    replays = [learner.memory.replay_of(past, task, 6) for past in (0, 1)]
     before = [replay.loss(learner.model(replay.x)).item() for replay in replays]
     projected, _ = first_gradient(learner, task)
     learner.optimizer = torch.optim.SGD(learner.model.parameters(), lr=(step := 1e-5))

@@ -24,7 +24,7 @@ SGD = TrainConfig(
 
 
 def weights(learner):
-    return learner.send() | learner.kept()
+    return learner.send() | learner.local_parameters()
 
 
 def test_one_step_by_hand():
@@ -51,7 +51,7 @@ def test_one_step_by_hand():
         )
 
     learner = Joint(model, SGD, JointSettings(budget=2.0))
-    learner.memory.keep(task(0), 1.0, 0)
+    learner.memory.store(task(0), 1.0, 0)
     report = learner.fit(task(1), Round(1, 0))
     e = np.exp(x @ weight.T) * np.kron(np.eye(2), np.ones((2, 2)))
     p = e / e.sum(1, keepdims=True)

@@ -83,14 +83,14 @@ def test_what_travels(tiny_model, kind, travelling):
     everything = {
         n for n, v in learner.model.state_dict().items() if v.is_floating_point()
     }
-    assert learner.send().keys() | learner.kept().keys() == everything
-    assert not learner.send().keys() & learner.kept().keys()
+    assert learner.send().keys() | learner.local_parameters().keys() == everything
+    assert not learner.send().keys() & learner.local_parameters().keys()
     assert learner.ends_task is (travelling != {"body", "head"})
 
 
 def test_integer_buffers_neither_travel_nor_stay(tiny_model):
     learner = FedPer(tiny_model(norm=True), SGD, LearnerSettings())
-    names = learner.send().keys() | learner.kept().keys()
+    names = learner.send().keys() | learner.local_parameters().keys()
     assert not any("num_batches_tracked" in name for name in names)
     assert any("running_mean" in name for name in names)
 
@@ -113,17 +113,21 @@ def test_a_returning_client_has_the_broadcast_and_what_is_its_own(
     )
     assert all(
         torch.equal(value, state["kept"][name])
-        for name, value in learner.kept().items()
+        for name, value in learner.local_parameters().items()
     )
 
 
 def test_a_fresh_client_has_the_initial_head(tiny_model, tiny_task):
     learner = FedPer(tiny_model(), SGD, LearnerSettings())
-    initial = learner.kept()
+    initial = learner.local_parameters()
     learner.fit(tiny_task(0), Round(1, 1))
-    assert not torch.equal(learner.kept()["head.weight"], initial["head.weight"])
+    assert not torch.equal(
+        learner.local_parameters()["head.weight"], initial["head.weight"]
+    )
     learner.load_state_dict({})
-    assert torch.equal(learner.kept()["head.weight"], initial["head.weight"])
+    assert torch.equal(
+        learner.local_parameters()["head.weight"], initial["head.weight"]
+    )
 
 
 def ways_to_exchange():
@@ -192,7 +196,7 @@ def test_same_seed_same_numbers_whoever_was_here_before(tiny_model, tiny_task):
         learner.load_state_dict({})
         learner.receive(arrays)
         learner.fit(tiny_task(0), Round(1, 7))
-        results.append(learner.send() | learner.kept())
+        results.append(learner.send() | learner.local_parameters())
     assert all(
         torch.equal(value, results[1][name]) for name, value in results[0].items()
     )

@@ -108,13 +108,15 @@ def test_the_warm_up_trains_the_head_alone_when_a_task_is_first_met(
     train = SGD.model_copy(update={"epochs": 2})
     for warmup_epochs in (1, 2):
         learner = Lwf(tiny_model(), train, LwfSettings(warmup_epochs=warmup_epochs))
-        body, head = learner.send(), learner.kept()
+        body, head = learner.send(), learner.local_parameters()
         learner.fit(tiny_task(0), Round(1, 1))
         stays = all(
             torch.equal(body[name], value) for name, value in learner.send().items()
         )
         assert stays is (warmup_epochs == 2)
-        assert not torch.equal(head["head.weight"], learner.kept()["head.weight"])
+        assert not torch.equal(
+            head["head.weight"], learner.local_parameters()["head.weight"]
+        )
         body = learner.send()
         state = learner.state_dict()
         learner.load_state_dict(state)

@@ -273,12 +273,15 @@ def test_a_client_never_chosen_ends_the_task_with_knowledge(tiny_model, tiny_tas
 def test_head_kept_by_the_client_survives_extraction(tiny_model, tiny_task):
     client = learner(tiny_model)
     client.fit(tiny_task(0), Round(1, 1))
-    kept = client.kept()
+    kept = client.local_parameters()
     client.receive(
         {name: torch.zeros_like(value) for name, value in client.send().items()}
     )
     client.end_task(tiny_task(0), Round(0, 1))
-    assert all(torch.equal(value, kept[name]) for name, value in client.kept().items())
+    assert all(
+        torch.equal(value, kept[name])
+        for name, value in client.local_parameters().items()
+    )
 
 
 def test_extraction_from_the_own_or_the_shared_model(tiny_model, tiny_task):

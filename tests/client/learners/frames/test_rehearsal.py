@@ -55,31 +55,31 @@ def test_an_unbalanced_choice_follows_the_classes_frequencies():
 
 def test_what_is_kept_and_what_it_weighs(tiny_task):
     memory = Memory()
-    memory.keep(tiny_task(0, samples=40), 0.1, seed=3)
-    memory.keep(tiny_task(1, samples=10), 0.01, seed=3)
+    memory.store(tiny_task(0, samples=40), 0.1, seed=3)
+    memory.store(tiny_task(1, samples=10), 0.01, seed=3)
     assert len(memory) == 4 + 1
     assert memory.tasks[0].y.bincount().tolist() == [2, 2]
     assert memory.nbytes == 5 * (
         4 * 4 + 8
     )  # four float32 pixels and an int64 label each
     again = Memory()
-    again.keep(tiny_task(0, samples=40), 0.1, seed=3)
+    again.store(tiny_task(0, samples=40), 0.1, seed=3)
     assert torch.equal(memory.tasks[0].x, again.tasks[0].x)
-    again.keep(tiny_task(0, samples=40), 0.1, seed=4)
+    again.store(tiny_task(0, samples=40), 0.1, seed=4)
     assert not torch.equal(memory.tasks[0].x, again.tasks[0].x)
 
 
 def test_each_sample_is_scored_in_the_slice_of_its_task(tiny_task):
     memory = Memory()
     for task in (0, 1):
-        memory.keep(tiny_task(task), 0.1, seed=0)
+        memory.store(tiny_task(task), 0.1, seed=0)
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     past = memory.all(tiny_task(2), 6)
     expected = F.cross_entropy(logits[:2, :2], past.y[:2]) + F.cross_entropy(
         logits[2:, 2:4], past.y[2:] - 2
     )
     assert past.loss(logits).item() == pytest.approx(expected.item() / 2, rel=1e-6)
-    one = memory.of(1, tiny_task(2), 6)
+    one = memory.replay_of(1, tiny_task(2), 6)
     assert one.loss(logits[2:]).item() == pytest.approx(
         F.cross_entropy(logits[2:, 2:4], one.y - 2).item(), rel=1e-6
     )
@@ -107,7 +107,7 @@ def test_an_empty_memory_has_nothing_to_replay(tiny_task):
 def test_state_round_trip_on_disk(tiny_task, tmp_path):
     memory = Memory()
     for task in (0, 1):
-        memory.keep(tiny_task(task), 0.2, seed=0)
+        memory.store(tiny_task(task), 0.2, seed=0)
     save_state(tmp_path / "state", memory.state_dict())
     again = Memory.from_state(load_state(tmp_path / "state"))
     assert again.tasks.keys() == memory.tasks.keys()
