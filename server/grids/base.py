@@ -12,6 +12,7 @@ from flwr.app import Message as FlowerMessage
 from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Run, empty_run, identify
 from fedknow.protocols.messages import NO_ANSWER, Message, client_of, node_of
+from fedknow.server.grids.activity import Listener
 from fedknow.server.grids.delivery import Answers, Delivery
 from fedknow.server.grids.traffic import Traffic
 from fedknow.server.grids.wave import WaveOptions
@@ -57,6 +58,7 @@ class MessageGrid(Delivery):
     ) -> None:
         super().__init__(clients, store, versions)
         self.traffic = Traffic()
+        self.listener = Listener()
         self._pushed: dict[str, Message] = {}
         self._sent = 0
         # Flower's messages take the run's id from class attributes of Flower's.
@@ -119,12 +121,16 @@ class MessageGrid(Delivery):
             The converted answers, ordered by node id, then as sent.
         """
         self._give_out(work, options)
+        self.listener.send(work, self.absent())
         replies: dict[str, T] = {}
         # Closed at once after an error: clients that still work must not write states any more.
         with closing(self.perform(work, timeout, options)) as answers:
             for reply, version in answers:
                 checked = self._take_in(reply, version, options)
                 replies[reply.reply_to] = convert(checked)
+        unanswered = [message for message in work if message.id not in replies]
+        if unanswered:
+            self.listener.miss(unanswered)
         missed = self._missed(work, replies.keys())
         if missed and options.on_missed:
             options.on_missed(missed)
@@ -156,6 +162,7 @@ class MessageGrid(Delivery):
             self.versions[client_of(reply.node)] = version
         elif reply.failure is None:
             self.note_unusable(checked)
+        self.listener.answer(checked)
         return checked
 
     def next_id(self) -> str:
@@ -180,6 +187,7 @@ class MessageGrid(Delivery):
             If a message goes to a node that does not exist.
         """
         self._give_out(work, options)
+        self.listener.send(work, self.absent(), is_pushed=True)
         self._pushed |= {message.id: message for message in work}
 
     def pull(
@@ -214,12 +222,19 @@ class MessageGrid(Delivery):
             request = self._pushed.pop(reply.reply_to)
             if reply.failure is not None and reply.failure.code == NO_ANSWER:
                 # Nothing came from the client, so there is nothing to count or to inspect.
+                self.listener.miss([request])
                 if options.on_missed:
                     options.on_missed([request])
                 replies.append(reply)
             else:
                 replies.append(self._take_in(reply, version, options))
         return replies
+
+    # --- for those who watch
+
+    def report_to(self, listener: Listener) -> None:
+        """Have a listener hear from now on which clients are at work."""
+        self.listener = listener
 
     # --- for Flower's face
 

@@ -213,6 +213,10 @@ class Delivery(ABC):
         """Return the ids of all clients that may be given work, ascending."""
         return list(self.get_node_ids())
 
+    def absent(self) -> list[int]:
+        """Return the clients that are away now, ascending."""
+        return []
+
     def elapsed(self) -> dict[str, float]:
         """Return virtual time so far and its parts; empty without such time."""
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
@@ -32,11 +33,14 @@ class Roster:
     ----------
     peers : dict of int to Peer
         The clients by node.
+    on_change : callable
+        Called in the event loop after a client came or went.
     """
 
     def __init__(self, clients: int) -> None:
         nodes = [node_of(client) for client in range(clients)]
         self.peers = {node: Peer(node) for node in nodes}
+        self.on_change: Callable[[], None] = _do_nothing
         self._changed = threading.Condition()
 
     def wait_for(self, clients: int, timeout: float) -> bool:
@@ -58,6 +62,7 @@ class Roster:
                 peer.since = time.time()
                 peer.joined += 1
             self._changed.notify_all()
+        self.on_change()
 
     def place(self, client: int | None) -> Peer:
         """Return a client's place, or a free one for a client without a number.
@@ -84,6 +89,10 @@ class Roster:
                 "from 0 on",
             )
         return peer
+
+
+def _do_nothing() -> None:
+    """Tell nobody that a client came or went."""
 
 
 class Gate:

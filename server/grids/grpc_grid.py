@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.messages import Message, client_of
+from fedknow.protocols.messages import Message, client_of, node_of
 from fedknow.protocols.security import Tokens
 from fedknow.protocols.transport import HEARTBEAT_SECONDS, LONGEST_DELAY
 from fedknow.protocols.wire import Limits
+from fedknow.server.grids.activity import Listener
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.grpc_assignments import Assignments
 from fedknow.server.grids.grpc_gate import Gate, Roster
@@ -98,7 +99,7 @@ class GrpcGrid(MessageGrid):
         self._open: GrpcWave | None = None
         self._early: dict[str, tuple[Message, int]] = {}
 
-        roster = Roster(self.clients)
+        self._roster = roster = Roster(self.clients)
         gate = Gate(roster, is_secure=credentials is not None, tokens=tokens)
         text = config.to_toml()
         self._service = Service(
@@ -223,6 +224,19 @@ class GrpcGrid(MessageGrid):
             return super().get_node_ids()
         self._wait()
         return self.server.connected()
+
+    def absent(self) -> list[int]:
+        """Return the clients that are not connected, ascending."""
+        connected = set(self.server.connected())
+        return [
+            client for client in range(self.clients) if node_of(client) not in connected
+        ]
+
+    def report_to(self, listener: Listener) -> None:
+        """Have a listener hear of work, and of clients that come and go."""
+        super().report_to(listener)
+        self._roster.on_change = lambda: listener.presence(self.absent())
+        listener.presence(self.absent())
 
     def _wait(self) -> None:
         """Wait for the clients without whom no work is given out."""

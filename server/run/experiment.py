@@ -25,6 +25,7 @@ from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
 from fedknow.server.run import metrics
+from fedknow.server.run.activity import ActivityLog
 from fedknow.server.run.closing import Scorer, TaskEnder
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.disk import running_out_of_disk
@@ -270,6 +271,7 @@ def _make_context(
     state = RunState(arrays, Scores(config.data.clients, config.data.tasks))
     extras = {TRAIN: learner.shares(ended=False), END_TASK: learner.shares(ended=True)}
     incidents = Incidents(config, folder, recorder, extras)
+    grid.report_to(ActivityLog(folder.path))
     may_begin_anew = config.engine.on_lost_state == "fresh"
     options = WaveOptions(
         inspect=incidents.inspector,

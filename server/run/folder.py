@@ -5,6 +5,7 @@
     config.toml      the complete configuration
     partition.json   which client holds what (sizes, classes, digest)
     metrics.jsonl    one event a line
+    activity.jsonl   which clients were at work, for the live page (fedknow.server.run.activity)
     fleet.json       what the clients' devices did, where they have any (fedknow.simulations.fleet)
     run-id           by which real clients know the run again (fedknow.server.serve)
     accuracy.npz     raw accuracies, from which every metric can be computed again
@@ -34,6 +35,7 @@ import numpy as np
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.files import write_atomic
 from fedknow.protocols.texts import counted
+from fedknow.server.run.activity import ACTIVITY
 from fedknow.server.run.disk import running_out_of_disk
 from fedknow.server.run.integrity import (
     FolderDamaged,
@@ -187,7 +189,7 @@ class RunFolder(RunReader):
 
         What else is in the folder stays, and so does the folder then.
         """
-        for name in (CONFIG, PARTITION, RUN_ID, ERROR, LOCK):
+        for name in (CONFIG, PARTITION, RUN_ID, ERROR, LOCK, ACTIVITY):
             (self.path / name).unlink(missing_ok=True)
         for place in (self.clients, self.path):
             with suppress(OSError):  # it is not there, or holds something

@@ -64,6 +64,7 @@ class RunView:
         self._fingerprint = ""
         self._config_state: tuple[int, int] | None = None
         self._fleet_state: tuple[int, int] | None = None
+        self._activity = Tail(path / "activity.jsonl")
         self._state = ""
         self._fault = ""
         self._begin()
@@ -74,6 +75,7 @@ class RunView:
         if self._config is not None:
             messages += self._poll_record()
             messages += self._poll_fleet()
+            messages += self._poll_activity()
         messages += self._poll_state()
         return [{"run": self._name, **message} for message in messages]
 
@@ -165,6 +167,11 @@ class RunView:
             yield {"type": "fault", "reason": f"fleet.json cannot be read: {error}"}
             return
         yield {"type": "fleet", "clients": fleet.get("clients", [])}
+
+    def _poll_activity(self) -> Iterator[Message]:
+        """Pass on who is at work; a damaged file costs no more than that."""
+        for line in self._activity.read().events:
+            yield {**line, "type": line["event"]}
 
     def _poll_state(self) -> Iterator[Message]:
         """Tell of the run's state, where it is another than before."""

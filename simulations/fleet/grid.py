@@ -19,6 +19,7 @@ from fedknow.protocols.messages import Message, client_of, node_of
 from fedknow.protocols.seeds import integer
 from fedknow.protocols.texts import counted
 from fedknow.server.checks.faults import RunError
+from fedknow.server.grids.activity import Listener
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.fleet.accounts import Accounts
@@ -235,6 +236,15 @@ class FleetGrid(MessageGrid):
         """
         self.gather(math.inf)
         return [node_of(client) for client in self._present()]
+
+    def absent(self) -> list[int]:
+        """Return the clients that are away now, ascending."""
+        return sorted(set(range(self.clients)) - set(self._present()))
+
+    def report_to(self, listener: Listener) -> None:
+        """Have a listener hear of work; it is told of the devices first."""
+        super().report_to(listener)
+        listener.describe(self.devices.names)
 
     def gather(self, until: float) -> None:
         """See :meth:`MessageGrid.gather`."""

@@ -12,6 +12,7 @@ const MOST_COLUMNS = 400;
 export class Activity {
   constructor() {
     this.isKnown = false;
+    this.isReal = false;
     this.work = "train";
     this.busy = new Set();
     this.away = new Set();
@@ -27,6 +28,7 @@ export class Activity {
         this.work = message.kind;
         // Pushed work goes on beside other work; a wave is all that goes on.
         if (!message.is_pushed) this.busy.clear();
+        this.away = new Set(message.away);
         for (const client of message.clients) this.busy.add(client);
         if (message.kind === "train") this.begin(message);
         break;
@@ -37,6 +39,8 @@ export class Activity {
         break;
       case "presence":
         this.isKnown = true;
+        // Only real clients come and go by themselves.
+        this.isReal = true;
         this.away = new Set(message.away);
         break;
       case "devices":
@@ -71,9 +75,10 @@ export class Activity {
     if (this.work === "train" && this.round) this.round.cells.set(client, outcome);
   }
 
-  stateOf(client) {
-    if (this.busy.has(client)) return "working";
-    if (this.away.has(client)) return "away";
+  // Nobody is at work in a run that does not go on, though its last work had no answer.
+  stateOf(client, isGoing) {
+    if (isGoing && this.busy.has(client)) return "working";
+    if (isGoing && this.away.has(client)) return "away";
     return this.failed.has(client) ? "failed" : "idle";
   }
 }
@@ -81,6 +86,7 @@ export class Activity {
 function wordFor(run, state) {
   if (state === "away") return run.isReal ? "not connected" : "away";
   if (state !== "working") return state;
+  if (run.state === "complete") return "training";
   const word = { train: "training", "train.end_task": "ending the task" }[run.activity.work];
   return word ?? "being scored";
 }
@@ -95,7 +101,7 @@ export class ClientPanel {
     this.map = new CellMap(document.getElementById("maps"), "Clients over time", "One row a client, one column a round.", true);
     this.items = [];
     this.map.legend.append(
-      ...[["idle", "trained"], ["working", "training"], ["failed", "failed or no answer"], ["none", "not asked"]].map(([key, text]) => {
+      ...[["idle", "trained"], ["working", "training"], ["failed", "failed"], ["missed", "no answer"], ["absent", "away"], ["none", "not asked"]].map(([key, text]) => {
         const item = element("span");
         item.append(element("span", { class: `key ${key}` }), text);
         return item;
@@ -113,9 +119,10 @@ export class ClientPanel {
       this.items.push(item);
       this.list.append(item);
     }
+    const isGoing = run.state === "running" || run.state === "starting";
     const totals = { working: 0, idle: 0, failed: 0, away: 0 };
     this.items.forEach((item, client) => {
-      const state = activity.stateOf(client);
+      const state = activity.stateOf(client, isGoing);
       totals[state] += 1;
       const device = activity.devices[client] ?? "";
       const reason = state === "failed" ? `: ${activity.failed.get(client)}` : "";

@@ -148,7 +148,7 @@ const charts = {
   forgetting: new Chart(chartsParent, "Forgetting", "Accuracy that was lost on earlier tasks.", percent, 1),
   loss: new Chart(chartsParent, "Training loss", "Mean over the clients of each round.", plain),
   traffic: new Chart(chartsParent, "Traffic of training", "Bytes of the run so far, all clients together.", size),
-  energy: new Chart(chartsParent, "Energy", "Of all devices, from the start.", (value) => `${plain(value / 1000)} kJ`),
+  energy: new Chart(chartsParent, "Energy", "Of all devices, from the start.", (value) => (value < 1000 ? `${plain(value)} J` : `${plain(value / 1000)} kJ`)),
 };
 const taskMap = new CellMap(chartsParent, "Accuracy on each task", "One row a task, one column an evaluation.", false);
 const panel = new ClientPanel();
