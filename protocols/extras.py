@@ -16,6 +16,7 @@ _EXTRAS = {
     "grpc_health": "server",
     "matplotlib": "server",
     "scipy": "server",
+    "prometheus_client": "metrics",
     "psutil": "sim",
     "ray": "sim",
     "mlflow": "mlflow",

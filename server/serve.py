@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def serve(
     resume: bool = False,
     observers: Sequence[Subscriber] = (),
     ready: Callable[[int], None] = lambda port: None,
+    metrics_listen: str = "",
 ) -> RunResult | None:
     """Run an experiment with the clients that connect.
 
@@ -68,6 +69,9 @@ def serve(
         Called with each event of the experiment (:mod:`fedknow.server.run.events`).
     ready : callable
         Called with the port when clients can connect.
+    metrics_listen : str
+        ``HOST:PORT`` of a page for Prometheus, with the server's own credentials; none by
+        default.
 
     Raises
     ------
@@ -79,6 +83,8 @@ def serve(
     check_address(listen, tls, insecure)
     # Certificates before data: a wrong folder shows at once, and data may take minutes.
     entrance = _entrance(listen, tls, tokens)
+    if metrics_listen:
+        check_address(metrics_listen, tls, insecure)
     parts = assemble(config, Clients.REAL)
     is_resumed = resume and (out / "config.toml").is_file()
     if is_resumed:
@@ -95,8 +101,9 @@ def serve(
                 tracking(parts.config, config.tracking, out, is_resumed) as trackers,
             ):
                 ready(grid.port)
-                subscribers = [*trackers, *observers]
-                result = Experiment(parts, grid, folder, subscribers).run()
+                with _metrics(metrics_listen, grid, tls, entrance.tokens) as extra:
+                    subscribers = [*trackers, *observers, *extra]
+                    result = Experiment(parts, grid, folder, subscribers).run()
                 # A client whose work was all done before the server came back may not have come
                 # to this process yet.
                 grid.finish(everyone=is_resumed)
@@ -139,6 +146,24 @@ def _entrance(listen: str, tls: Path | None, has_tokens: bool) -> _Entrance:
         return _Entrance(listen, None, None)
     credentials = server_credentials(tls, client_certificates=not has_tokens)
     return _Entrance(listen, credentials, Tokens.load(tls) if has_tokens else None)
+
+
+@contextmanager
+def _metrics(
+    listen: str, grid: GrpcGrid, tls: Path | None, tokens: Tokens | None
+) -> Iterator[list[Subscriber]]:
+    """Serve metrics to Prometheus, where wanted; give its subscribers."""
+    if not listen:
+        yield []
+        return
+    # Imported late: an extra brings the library.
+    from fedknow.server.watch.exposition import Exposition
+    from fedknow.server.watch.scrape import MetricsServer
+
+    exposition = Exposition(grid.status)
+    with MetricsServer(listen, exposition.text, tls, tokens) as server:
+        log.info("metrics are at port %d, /metrics", server.port)
+        yield [exposition]
 
 
 def _dismiss(

@@ -15,6 +15,7 @@ import typer
 from rich.markup import escape
 
 from fedknow.cli.errors import explained
+from fedknow.cli.logs import LogFormat, start_log
 from fedknow.cli.options import (
     CLIENT_TLS,
     DATA_DIR,
@@ -69,6 +70,17 @@ PORT_FILE = typer.Option(
     "--port-file",
     metavar="FILE",
     help="Write the port here when clients can connect.",
+)
+METRICS = typer.Option(
+    "--metrics-listen",
+    metavar="HOST:PORT",
+    help="Serve `/metrics` for Prometheus here, behind the credentials of `fedknow "
+    "status`; port 0 is any free one.",
+)
+LOG_FORMAT = typer.Option(
+    "--log-format",
+    envvar="FEDKNOW_LOG",
+    help="Write the log as plain lines or as one JSON object a line.",
 )
 DATA = typer.Option(
     "--data",
@@ -159,6 +171,8 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
     port_file: Annotated[Path | None, PORT_FILE] = None,
     watch: Annotated[bool, WATCH] = False,
     track: Annotated[list[str] | None, TRACK] = None,
+    metrics_listen: Annotated[str, METRICS] = "",
+    log_format: Annotated[LogFormat, LOG_FORMAT] = LogFormat.PLAIN,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Run one experiment with real clients and write a report.
@@ -193,7 +207,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
                 # Whole or not at all: a script may read the file the moment it appears.
                 write_atomic(port_file, f"{port}\n".encode())
 
-        _log_plainly(quiet)
+        start_log(log_format, quiet, {"run": str(run)})
         with page_served(run, watch), progress_shown(config, quiet) as observers:
             serve(
                 config,
@@ -205,6 +219,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
                 resume=resume,
                 observers=observers,
                 ready=ready,
+                metrics_listen=metrics_listen,
             )
         show_run(run, quiet)
 
@@ -220,6 +235,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
     give_up: Annotated[float | None, GIVE_UP] = None,
     allow: Annotated[list[str] | None, ALLOW] = None,
     limit: Annotated[list[str] | None, LIMIT] = None,
+    log_format: Annotated[LogFormat, LOG_FORMAT] = LogFormat.PLAIN,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
     """Take part in the experiment of a server until it is over.
@@ -245,7 +261,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
         from fedknow.client.permissions import Limits, Permissions
 
         check_address(server, tls, insecure)
-        _log_plainly(quiet)
+        start_log(log_format, quiet, {} if number is None else {"client": number})
         edge = EdgeClient(
             server,
             state,
@@ -301,13 +317,6 @@ def forget(
             out.print(
                 f"Client {client} begins anew when the run is resumed.", highlight=False
             )
-
-
-def _log_plainly(quiet: bool) -> None:
-    """Write our log as plain lines, with the time, to stderr."""
-    # ``force``: a library may have set up the log before.
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", force=True)
-    logging.getLogger("fedknow").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 @contextmanager
