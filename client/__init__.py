@@ -1,2 +1,4 @@
-"""All that runs at the edge: data and task streams, models, learners, local state. Imports neither
-Flower nor Ray."""
+"""All that runs at the edge.
+
+Data and task streams, models, learners, local state. Imports neither Flower nor Ray.
+"""

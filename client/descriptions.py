@@ -1,4 +1,4 @@
-"""Descriptions of learners, models and data sets, read from where they are defined."""
+"""Descriptions of learners, models and data sets, from their code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedknow.protocols.descriptions import (
     Setting,
     allowed_values,
     documented_parameters,
-    plain,
+    plain_text,
     toml,
 )
 from fedknow.protocols.installed import find_installed, list_installed
@@ -49,7 +49,7 @@ def describe_learner(name: str) -> Description:
     settings = []
     for key, field in kind.Settings.model_fields.items():
         searched = ", ".join(map(toml, kind.search.get(key, ())))
-        meaning = plain(field.description or "")
+        meaning = plain_text(field.description or "")
         default = (
             None
             if field.is_required()
@@ -63,14 +63,14 @@ def _read_docstring(kind: type[Learner]) -> tuple[str, dict[str, str]]:
     """Read a learner's docstring: its first line, and its parts by name."""
     # Reversed, so that of two names of a class the first one stays.
     names = {each.__name__: name for name, each in reversed(LEARNERS.items())}
-    first, _, rest = (inspect.getdoc(kind) or "").partition("\n\n")
+    headline, _, body_text = (inspect.getdoc(kind) or "").partition("\n\n")
     parts: dict[str, str] = {}
-    for paragraph in rest.split("\n\n"):
+    for paragraph in body_text.split("\n\n"):
         # A split by a group keeps the headings: heading and text come in turn.
         _, *pieces = _PARTS.split(paragraph)
         for heading, text in zip(pieces[::2], pieces[1::2], strict=True):
-            parts[heading] = plain(text, names)
-    return plain(first, names), parts
+            parts[heading] = plain_text(text, names)
+    return plain_text(headline, names), parts
 
 
 def describe_model(name: str) -> Description:
@@ -82,21 +82,21 @@ def describe_model(name: str) -> Description:
         If there is none of this name.
     """
     build = model_factory(name)
-    first, _, rest = (inspect.getdoc(build) or "").partition("\n\n")
-    body = rest.partition("Parameters\n---")[0]
-    facts = {"What": plain(body)} if body.strip() else {}
+    headline, _, body_text = (inspect.getdoc(build) or "").partition("\n\n")
+    body = body_text.partition("Parameters\n---")[0]
+    facts = {"What": plain_text(body)} if body.strip() else {}
     return Description(
-        plain(first), facts, "model", _arguments(build, ("shape", "classes"))
+        plain_text(headline), facts, "model", _arguments(build, ("shape", "classes"))
     )
 
 
-def _arguments(build: Callable[..., Any], given: tuple[str, ...]) -> list[Setting]:
+def _arguments(build: Callable[..., Any], skipped: tuple[str, ...]) -> list[Setting]:
     meanings = documented_parameters(build)
     # With extras, as bounds and descriptions stand in Annotated.
     kinds = get_type_hints(build, include_extras=True)
     settings = []
     for key, parameter in inspect.signature(build).parameters.items():
-        if key in given:
+        if key in skipped:
             continue
         default = (
             None if parameter.default is parameter.empty else toml(parameter.default)
@@ -116,15 +116,15 @@ def describe_dataset(name: str) -> Description:
     ConfigError
         If there is none of this name.
     """
-    known: Mapping[str, str] = list_datasets()
-    if name in known:
-        return Description(known[name], dataset_facts(name))
+    summaries: Mapping[str, str] = list_datasets()
+    if name in summaries:
+        return Description(summaries[name], dataset_facts(name))
     part = find_installed("data", name, "data.name")
     if part is None:
         raise ConfigError(
-            f"data set {name!r}: there is none of this name{closest(name, known)}; known: {', '.join(known)}"
+            f"data set {name!r}: there is none of this name{closest(name, summaries)}; known: {', '.join(summaries)}"
         )
-    first, _, rest = (inspect.getdoc(part) or "").partition("\n\n")
-    facts = {"What": plain(rest)} if rest.strip() else {}
+    headline, _, body_text = (inspect.getdoc(part) or "").partition("\n\n")
+    facts = {"What": plain_text(body_text)} if body_text.strip() else {}
     facts["Source"] = list_installed("data", NAMES)[name]
-    return Description(plain(first), facts)
+    return Description(plain_text(headline), facts)

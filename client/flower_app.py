@@ -1,4 +1,6 @@
-r"""The client as a Flower ``ClientApp``, run by a SuperNode or a simulation.
+r"""The client as a Flower ``ClientApp``.
+
+A SuperNode or a simulation runs it.
 
 Flower starts a process for a message as it pleases, and keeps its ``context.state`` in memory
 for one run. So the client's state lies on disk, as everywhere
@@ -47,10 +49,12 @@ app = ClientApp()
 @app.train("end_task")
 @app.evaluate()
 def work(message: FlowerMessage, context: Context) -> FlowerMessage:
-    """Do a piece of work from the state that the server names, and answer with the version of the
-    state after it."""
-    ours = from_flower(message)
-    content = dict(ours.content)
+    """Do a piece of work from the state that the server names.
+
+    The answer names the version of the state after it.
+    """
+    received = from_flower(message)
+    content = dict(received.content)
     envelope = content.pop(ENVELOPE, None)
     if not isinstance(envelope, Config):
         raise ValueError(
@@ -69,30 +73,30 @@ def work(message: FlowerMessage, context: Context) -> FlowerMessage:
     host = Host(node.config, node.stream, store, node)
     _permissions(context).check_work(merge_settings(content))
     # Our own id: states' versions are made from it, and Flower's ids are random.
-    mine = replace(
-        ours, id=_text(envelope, "id"), node=node_of(client), content=content
+    task = replace(
+        received, id=_text(envelope, "id"), node=node_of(client), content=content
     )
     with one_thread():
-        reply, version = host.handle(mine, version)
-    answer = to_flower(replace(reply, reply_to=ours.id), message)
+        reply, version = host.handle(task, version)
+    answer = to_flower(replace(reply, reply_to=received.id), message)
     if not answer.has_error():
         answer.content[ENVELOPE] = ConfigRecord({"version": version})
     return answer
 
 
 @app.query()
-def who(message: FlowerMessage, context: Context) -> FlowerMessage:
+def identify(message: FlowerMessage, context: Context) -> FlowerMessage:
     """Say which client this node is."""
-    known = ConfigRecord()
+    identity = ConfigRecord()
     for key in ("partition-id", "num-partitions"):
         if key in context.node_config:
-            known[key] = context.node_config[key]
-    return FlowerMessage(RecordDict({ENVELOPE: known}), reply_to=message)
+            identity[key] = context.node_config[key]
+    return FlowerMessage(RecordDict({ENVELOPE: identity}), reply_to=message)
 
 
 @lru_cache(maxsize=1)
 def _node(text: str, folder: str, permissions: Permissions) -> Node:
-    """What answers; made once a process, for one experiment and one folder of data."""
+    """Make what answers, once for each experiment and folder of data."""
     config = read_config(tomllib.loads(text))
     # The node's owner allows code by name; the server's word is not enough.
     permissions.check(config)

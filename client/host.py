@@ -1,4 +1,4 @@
-"""A node and the states of the clients it answers for: what one worker runs."""
+"""A node and the states of its clients: what one worker runs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ class Answerer(Protocol):
     """A pure node: state in, state out (:class:`fedknow.client.node.Node`)."""
 
     def handle(self, message: Message, state: State) -> tuple[Message, State]:
-        """Answer a message; the state given is not changed, and is given back itself where nothing
-        is new."""
+        """Answer a message.
+
+        The state given is not changed, and is given back itself where nothing is new.
+        """
         ...
 
 
 class Host:
-    """Answers messages to any client, whose state it takes from a store and puts back under a new
-    version.
+    """Answers messages to any client.
+
+    It takes the client's state from a store and puts it back under a new version.
 
     Parameters
     ----------
@@ -81,8 +84,8 @@ class Host:
             state = self.store.load(client_of(message.node), version)
         except StateLost as error:
             return message.fail(STATE_LOST, str(error)), version
-        reply, after = self.node.handle(message, state)
-        return reply, self._keep(message, version, state, after)
+        reply, new = self.node.handle(message, state)
+        return reply, self._store_state(message, version, state, new)
 
     def handle_many(
         self, messages: Sequence[Message], versions: Mapping[int, int]
@@ -103,13 +106,13 @@ class Host:
         tuple of Message and int
             The answers, in the order of the messages, as :meth:`handle` gives them.
         """
-        now = dict(versions)
+        current = dict(versions)
         for group in self._groups(messages):
             clients = [client_of(message.node) for message in group]
             answers = self._handle_group(
-                group, [now.get(client, 0) for client in clients]
+                group, [current.get(client, 0) for client in clients]
             )
-            now.update(
+            current.update(
                 (client, version)
                 for client, (_, version) in zip(clients, answers, strict=True)
             )
@@ -130,27 +133,31 @@ class Host:
                 answers[place] = message.fail(STATE_LOST, str(error)), version
         readable = [group[place] for place in states]
         node = cast("Node", self.node)
-        for place, (reply, after) in zip(
+        for place, (reply, new) in zip(
             states, node.train_together(readable, list(states.values())), strict=True
         ):
-            version = self._keep(group[place], versions[place], states[place], after)
+            version = self._store_state(
+                group[place], versions[place], states[place], new
+            )
             answers[place] = reply, version
         return [answers[place] for place in range(len(group))]
 
     def _groups(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
-        """Neighbouring messages that the node answers at once: of one kind of training, and
-        different clients."""
+        """Group neighbouring messages that the node answers at once.
+
+        They are of one kind of training, and for different clients.
+        """
         # A user's node need not have it.
-        most = getattr(self.node, "at_once", 1)
+        limit = getattr(self.node, "at_once", 1)
         group: list[Message] = []
         for message in messages:
             # The same client twice: its second work starts from the state that the first one
             # leaves.
-            fits = message.kind in (TRAIN, END_TASK) and message.node not in {
-                other.node for other in group
+            is_trainable = message.kind in (TRAIN, END_TASK) and message.node not in {
+                member.node for member in group
             }
             if group and not (
-                fits and group[0].kind == message.kind and len(group) < most
+                is_trainable and group[0].kind == message.kind and len(group) < limit
             ):
                 yield group
                 group = []
@@ -158,19 +165,22 @@ class Host:
         if group:
             yield group
 
-    def _keep(self, message: Message, version: int, before: State, after: State) -> int:
-        """Store a client's state where it has changed; gives its version from now on."""
+    def _store_state(
+        self, message: Message, version: int, old: State, new: State
+    ) -> int:
+        """Store a client's state where it has changed; give its version."""
         # Scoring changes nothing, and a learner without a state needs no file.
-        if after is before or not (after or before):
+        if new is old or not (new or old):
             return version
         version = successor(version, message.id)
-        self.store.save(client_of(message.node), version, after)
+        self.store.save(client_of(message.node), version, new)
         return version
 
 
 def successor(version: int, id: str) -> int:
-    """The version of a client's state after it answered the message of this id: a 48-bit digest of
-    both, never 0.
+    """Give the version of a client's state after it answered a message.
+
+    It is a 48-bit digest of the version before and the message's id, never 0.
 
     The same work done again gives the same version, and other work on the same state another,
     so that a file is never replaced by one with other content, whatever was lost, refused or
@@ -187,10 +197,13 @@ def successor(version: int, id: str) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread, as every worker does: sums are taken in one order everywhere."""
-    before = torch.get_num_threads()
+    """Let torch compute with one thread, as every worker does.
+
+    Sums are then taken in one order everywhere.
+    """
+    old = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(old)

@@ -104,7 +104,7 @@ class Workbench:
         seed = integer(self.config.seed, purpose, client, work.position.task, number)
         instructions = read_instructions(work.settings, self.config.train)
         self.learner.train = instructions.train
-        settings = instructions.others | self._records(work)
+        settings = instructions.learner_settings | self._records(work)
         return Round(number, seed, instructions.proximal_mu, client, settings)
 
     def report_training(

@@ -1,2 +1,4 @@
-"""The contract between server and clients: typed configuration, typed messages, and their
-conversion to Flower's."""
+"""The contract between server and clients.
+
+It is typed configuration, typed messages, and their conversion to Flower's.
+"""

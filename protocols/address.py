@@ -1,4 +1,4 @@
-"""Names and addresses of machines: what a host is, and which addresses are of this machine alone."""
+"""Names and addresses of machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _EXAMPLES = "a DNS name such as fl.example.org, or an IP address such as 192.0.2
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Split ``HOST:PORT``; the host comes without the brackets of an IPv6 address.
+    """Split ``HOST:PORT``.
+
+    The host comes without the brackets of an IPv6 address.
 
     Examples
     --------
@@ -26,7 +28,9 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether ``HOST:PORT`` (or a Unix socket) can be reached from this machine alone.
+    """Say if an address can be reached from this machine alone.
+
+    It is ``HOST:PORT`` or a Unix socket.
 
     A name is loopback only if it is ``localhost``: what another one resolves to may change.
     """
@@ -132,9 +136,9 @@ def _name_fault(name: str, wildcard: bool) -> str | None:
         return "a name in other letters has a form for machines"
     if len(name) > _LONGEST_NAME:
         return f"a name has at most {_LONGEST_NAME} characters"
-    wrong = next((label for label in labels if not _LABEL.fullmatch(label)), None)
-    if wrong is not None:
-        return f"{wrong!r} is no part of a name"
+    bad_label = next((label for label in labels if not _LABEL.fullmatch(label)), None)
+    if bad_label is not None:
+        return f"{bad_label!r} is no part of a name"
     # Resolvers take 10.1 for an address, so no name may end in a number.
     if labels[-1].isdecimal():
         return "this is neither an IP address nor a name"

@@ -1,4 +1,4 @@
-"""Bounds of numbers that are given beside the configuration: arguments and options of commands."""
+"""Bounds of arguments and options of commands."""
 
 from __future__ import annotations
 

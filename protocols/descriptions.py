@@ -1,4 +1,4 @@
-"""What a person is told about a part of an experiment, and where docstrings say it."""
+"""Descriptions of the parts of an experiment, from their docstrings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = [
     "Setting",
     "allowed_values",
     "documented_parameters",
-    "plain",
+    "plain_text",
     "summary",
     "toml",
 ]
@@ -80,7 +80,7 @@ def summary(documented: object) -> str:
     return " ".join((inspect.getdoc(documented) or "").partition("\n\n")[0].split())
 
 
-def plain(text: str, names: Mapping[str, str] | None = None) -> str:
+def plain_text(text: str, names: Mapping[str, str] | None = None) -> str:
     """Write a piece of a docstring as plain text in one paragraph.
 
     Parameters
@@ -92,13 +92,13 @@ def plain(text: str, names: Mapping[str, str] | None = None) -> str:
 
     Examples
     --------
-    >>> plain("What ``exchange`` says, as :class:`~fedknow.client.learners.ewc.Ewc`.", {"Ewc": "ewc"})
+    >>> plain_text("What ``exchange`` says, as :class:`~fedknow.client.learners.ewc.Ewc`.", {"Ewc": "ewc"})
     'What exchange says, as ewc.'
     """
 
     def name_of(match: re.Match[str]) -> str:
-        last = match[1].rpartition(".")[2]
-        return (names or {}).get(last, last)
+        short = match[1].rpartition(".")[2]
+        return (names or {}).get(short, short)
 
     without_roles = _ROLE.sub(name_of, text)
     without_marks = _LITERAL.sub(lambda match: match[1] or match[2], without_roles)
@@ -106,7 +106,7 @@ def plain(text: str, names: Mapping[str, str] | None = None) -> str:
 
 
 def documented_parameters(function: object) -> dict[str, str]:
-    """Read the meaning of each parameter from a docstring's NumPy section *Parameters*."""
+    """Read the meanings of parameters from a docstring's NumPy section."""
     documentation = inspect.getdoc(function) or ""
     # Up to the next heading with its underline, or the end.
     section = re.search(
@@ -118,7 +118,7 @@ def documented_parameters(function: object) -> dict[str, str]:
     for entry in re.split(r"^(?=\S)", section[1], flags=re.M)[1:]:
         heading, _, meaning = entry.partition("\n")
         for name in heading.partition(":")[0].split(","):
-            meanings[name.strip()] = plain(meaning)
+            meanings[name.strip()] = plain_text(meaning)
     return meanings
 
 

@@ -1,4 +1,4 @@
-"""The exceptions whose text is for a person, and the exit codes of the command line."""
+"""The exceptions whose text is for a person, and the exit codes."""
 
 from __future__ import annotations
 

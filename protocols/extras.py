@@ -1,4 +1,4 @@
-"""What an edge installation lacks, and the extra of fedknow that brings it."""
+"""Packages that an edge installation lacks, and how to get them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversion between our messages and Flower's, record by record, without loss.
+"""Conversion between our messages and Flower's, without loss.
 
 This is the only module that touches Flower's private parts: the identity a message takes its
 sender from, the id of a message and the layout of an array. ``tests/protocols/test_flower.py``
@@ -72,7 +72,7 @@ def identify(run_id: int = 1) -> None:
 
 
 def empty_run(run_id: int = 1) -> Run:
-    """A run's description with nothing in it but its id, for code that reads ``grid.run``."""
+    """Describe a run by its id alone, for code that reads ``grid.run``."""
     return Run.create_empty(run_id)
 
 
@@ -101,30 +101,32 @@ def to_flower(message: Message, reply_to: FlowerMessage | None = None) -> Flower
         If a record holds a value that Flower cannot carry (named by Flower).
     """
     # A wrong pair would give one client's answer to another one's work.
-    asked = reply_to.metadata.message_id if reply_to is not None else ""
-    if message.reply_to != asked:
+    work_id = reply_to.metadata.message_id if reply_to is not None else ""
+    if message.reply_to != work_id:
         raise ValueError(
-            f"message {message.id!r} answers {message.reply_to!r}, but was given the work {asked!r}"
+            f"message {message.id!r} answers {message.reply_to!r}, but was given the work {work_id!r}"
         )
     if reply_to is None:
         if message.failure is not None:
             raise ValueError(
                 f"message {message.id!r} is a failure, but answers nothing"
             )
-        made = FlowerMessage(
+        flower_message = FlowerMessage(
             RecordDict(to_records(message.content)),
             message.node,
             message.kind,
             group_id=message.group,
         )
     elif message.failure is not None:
-        made = FlowerMessage(
+        flower_message = FlowerMessage(
             Error(message.failure.code, message.failure.reason), reply_to=reply_to
         )
     else:
-        made = FlowerMessage(RecordDict(to_records(message.content)), reply_to=reply_to)
-    set_id(made, message.id)
-    return made
+        flower_message = FlowerMessage(
+            RecordDict(to_records(message.content)), reply_to=reply_to
+        )
+    set_id(flower_message, message.id)
+    return flower_message
 
 
 def from_flower(message: FlowerMessage, cache: Cache | None = None) -> Message:
@@ -139,7 +141,7 @@ def from_flower(message: FlowerMessage, cache: Cache | None = None) -> Message:
         converted once and is one object for all of them. Use a new one for each wave: Flower's
         records can be changed.
     """
-    about = message.metadata
+    metadata = message.metadata
     content: Content = {}
     failure = None
     if message.has_error():
@@ -152,12 +154,14 @@ def from_flower(message: FlowerMessage, cache: Cache | None = None) -> Message:
                 cache[id(record)] = record, _from_record(record)
             content[name] = cache[id(record)][1]
     return Message(
-        kind=about.message_type,
+        kind=metadata.message_type,
         # Ours has one node, the client: the sender of an answer, the receiver of work.
-        node=about.src_node_id if about.reply_to_message_id else about.dst_node_id,
-        id=about.message_id,
-        reply_to=about.reply_to_message_id,
-        group=about.group_id,
+        node=metadata.src_node_id
+        if metadata.reply_to_message_id
+        else metadata.dst_node_id,
+        id=metadata.message_id,
+        reply_to=metadata.reply_to_message_id,
+        group=metadata.group_id,
         content=content,
         failure=failure,
     )
@@ -176,15 +180,18 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 
 def to_arrays(record: ArrayRecord) -> Arrays:
-    """Flower's record as named arrays (read-only), in the same order; without a copy where
-    Flower's layout allows."""
+    """Give Flower's record as named arrays (read-only), in the same order.
+
+    Nothing is copied where Flower's layout allows."""
     return Arrays((name, _view(array)) for name, array in record.items())
 
 
 def to_records(
     content: Mapping[str, Record], cache: FlowerCache | None = None
 ) -> dict[str, FlowerRecord]:
-    """Our records as Flower's; with a cache, a record that many messages share is converted once."""
+    """Give our records as Flower's.
+
+    With a cache, a record that many messages share is converted once."""
     cache = {} if cache is None else cache
     for record in content.values():
         if id(record) not in cache:
@@ -203,8 +210,8 @@ def _to_record(record: Record) -> FlowerRecord:
         return to_record(record)
     if isinstance(record, Config):
         return ConfigRecord(record)
-    made = MetricRecord()
-    held = made.__dict__[
+    metric_record = MetricRecord()
+    held = metric_record.__dict__[
         "_data"
     ]  # set with Flower's check of each value, an answer's numbers take longer than arrays
     for name, value in record.items():
@@ -212,8 +219,8 @@ def _to_record(record: Record) -> FlowerRecord:
         if type(value) is float or type(value) is int:
             held[name] = value
         else:
-            made[name] = value
-    return made
+            metric_record[name] = value
+    return metric_record
 
 
 class LazyArray(Array):
@@ -246,20 +253,20 @@ class LazyArray(Array):
     @property
     def data(self) -> bytes:
         """What ``numpy.save`` would write."""
-        made: bytes | None = self.__dict__.get("bytes")
-        if made is None:
+        content: bytes | None = self.__dict__.get("bytes")
+        if content is None:
             array = self.__dict__["array"]
             # One copy of the data instead of several, and the header made once a shape.
-            made = b"".join(
+            content = b"".join(
                 (
                     _header(array.dtype.str, array.shape),
                     np.asarray(array, order="C").data,
                 )
             )
             self.__dict__["bytes"] = (
-                made  # not by attribute, a change of which makes Flower forget the array's id
+                content  # not by attribute, a change of which makes Flower forget the array's id
             )
-        return made
+        return content
 
     @data.setter
     def data(self, value: bytes) -> None:
@@ -274,10 +281,10 @@ class LazyArray(Array):
             else super().numpy()
         )
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, value: object) -> bool:
         fields = ("dtype", "shape", "stype", "data")
-        return isinstance(other, Array) and all(
-            getattr(self, name) == getattr(other, name) for name in fields
+        return isinstance(value, Array) and all(
+            getattr(self, name) == getattr(value, name) for name in fields
         )
 
     __hash__ = None  # type: ignore[assignment]  # as Flower's
@@ -287,8 +294,10 @@ class LazyArray(Array):
 
 
 def _view(array: Array) -> np.ndarray:
-    """The numbers of a Flower array, read-only, in place where they lie as :class:`LazyArray`
-    would write them."""
+    """Give the numbers of a Flower array, read-only.
+
+    They stay in place where they lie as :class:`LazyArray` would write them.
+    """
     held: np.ndarray | None = vars(array).get("array")
     if held is not None and array.stype == NUMPY:
         return held

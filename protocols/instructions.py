@@ -1,4 +1,4 @@
-"""What a strategy tells clients with its work: how to train in this round, and settings of its own.
+"""Settings that a strategy sends to clients with their work.
 
 Flower's strategies put settings into the config record of a training message. Clients train by
 four of them, which take the place of the experiment's own for this round:
@@ -51,13 +51,13 @@ class Instructions:
         The experiment's own, with what the strategy puts in its place.
     proximal_mu : float
         Weight of FedProx's term.
-    others : dict
+    learner_settings : dict
         All other keys, for the learner.
     """
 
     train: TrainConfig
     proximal_mu: float
-    others: dict[str, Any]
+    learner_settings: dict[str, Any]
 
 
 def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instructions:
@@ -79,7 +79,7 @@ def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instru
     --------
     >>> read_instructions({"lr": 0.5, "beta": 2.0}, TrainConfig()).train.lr
     0.5
-    >>> read_instructions({"lr": 0.5, "beta": 2.0}, TrainConfig()).others
+    >>> read_instructions({"lr": 0.5, "beta": 2.0}, TrainConfig()).learner_settings
     {'beta': 2.0}
     """
     changes: dict[str, Any] = {}
@@ -97,11 +97,15 @@ def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instru
         raise ValueError(
             f"proximal-mu = {show(mu)}: must be a finite number, not below 0"
         )
-    known = {*POSITION, *READ}
-    others = {key: value for key, value in settings.items() if key not in known}
+    read_keys = {*POSITION, *READ}
+    learner_settings = {
+        key: value for key, value in settings.items() if key not in read_keys
+    }
     # Each value is checked above already, and the copy checks nothing.
     return Instructions(
-        train.model_copy(update=changes) if changes else train, float(mu), others
+        train.model_copy(update=changes) if changes else train,
+        float(mu),
+        learner_settings,
     )
 
 
@@ -111,11 +115,11 @@ def _checked(key: str, name: str, value: object, train: TrainConfig) -> float:
         raise ValueError(f"{key} = {show(value)}: must be a number")
     try:
         # The whole section, as some of its checks compare two settings.
-        made = TrainConfig.model_validate({**train.model_dump(), name: value})
+        checked = TrainConfig.model_validate({**train.model_dump(), name: value})
     except ValidationError as error:
         raise ValueError(f"{key} = {show(value)}: {error.errors()[0]['msg']}") from None
-    taken: float = getattr(made, name)
-    return taken
+    number: float = getattr(checked, name)
+    return number
 
 
 def _is_number(value: object) -> bool:

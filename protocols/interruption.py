@@ -12,7 +12,7 @@ REPEAT_SECONDS = 10.0
 """A SIGTERM so soon after an interruption asks for the same: who ends a job may signal a process
 twice, by itself and with its group, and the second must not cut short what is saved."""
 
-_last: float | None = None
+_interrupted_at: float | None = None
 """When this process was interrupted, by the monotonic clock."""
 
 
@@ -33,13 +33,15 @@ def is_interrupted() -> bool:
 
     An import or a library call may turn the interruption that reaches it into an error of its own.
     """
-    return _last is not None
+    return _interrupted_at is not None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _last
-    now = time.monotonic()
-    is_repeat = _last is not None and now - _last < REPEAT_SECONDS
-    _last = now
+    global _interrupted_at
+    moment = time.monotonic()
+    is_repeat = (
+        _interrupted_at is not None and moment - _interrupted_at < REPEAT_SECONDS
+    )
+    _interrupted_at = moment
     if number == signal.SIGINT or not is_repeat:
         raise KeyboardInterrupt

@@ -81,8 +81,9 @@ class Arrays(dict[str, np.ndarray]):
 
 
 class Mean(Arrays):
-    """Mean of several clients' parameters, weighted by their samples, which stands in the answer
-    of each of them.
+    """Mean of several clients' parameters, weighted by their samples.
+
+    It stands in the answer of each of them.
 
     It never travels between server and clients: workers of a simulation make it
     (:mod:`fedknow.server.grids.running_mean`). Integers (counters) are float64 here, as means
@@ -131,8 +132,10 @@ Content = dict[str, Record]
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a client could not answer: a code (Flower's ``ErrorCode``) and a sentence a person can
-    act on."""
+    """Why a client could not answer.
+
+    A code (Flower's ``ErrorCode``), and a sentence a person can act on.
+    """
 
     code: int
     reason: str
@@ -210,7 +213,10 @@ def client_of(node: int) -> int:
 
 
 def nbytes(content: Mapping[str, Record]) -> int:
-    """Payload of a message in bytes: its tensors, and 8 bytes for each number beside them."""
+    """Count a message's payload in bytes.
+
+    These are its tensors, and 8 bytes for each number beside them.
+    """
     total = 0
     for record in content.values():
         for value in record.values():

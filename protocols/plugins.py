@@ -1,4 +1,4 @@
-"""Parts a user brings along: ``module:name`` references in a configuration."""
+"""A user's own parts: ``module:name`` references in a configuration."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def is_reference(name: str) -> bool:
 
 
 def load_object(reference: str, key: str) -> Any:
-    """Import what ``module:name`` names; modules in the current folder are found too.
+    """Import what ``module:name`` names.
 
-    An object that a Python program gave (:mod:`fedknow.protocols.parts`) is found before any
+    Modules in the current folder are found too. An object that a Python program gave (:mod:`fedknow.protocols.parts`) is found before any
     import.
 
     Parameters
@@ -69,33 +69,38 @@ def load_object(reference: str, key: str) -> Any:
         raise ConfigError(
             f"{key} = {reference!r}: write module:name, for example my_module:MyClass"
         )
-    folder = os.getcwd()
-    if (
-        folder not in sys.path
-    ):  # last, so that a user's file never hides an installed package
-        sys.path.append(folder)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except PASSED_ON:
-        raise
-    except BaseException as error:  # a script that ends in sys.exit() as well
-        raise ConfigError(
-            f"{key} = {reference!r}: importing {module_name!r} failed: {_said(error)}; "
-            f"modules are looked for in {folder} and among the installed packages"
-        ) from error
+    part_object = _import(module_name, reference, key)
     with calling(reference, key):  # a module may compute its names
         for name in path.split("."):
             try:
-                found = getattr(found, name)
+                part_object = getattr(part_object, name)
             except AttributeError:
                 raise ConfigError(
-                    f"{key} = {reference!r}: {module_name!r} has no {name!r}{closest(name, dir(found))}"
+                    f"{key} = {reference!r}: {module_name!r} has no {name!r}{closest(name, dir(part_object))}"
                 ) from None
-    return found
+    return part_object
+
+
+def _import(module_name: str, reference: str, key: str) -> Any:
+    """Import a module from the current folder or an installed package."""
+    folder = os.getcwd()
+    # Last, so that a user's file never hides an installed package.
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        return importlib.import_module(module_name)
+    except PASSED_ON:
+        raise
+    # Any error: a script that ends in sys.exit() raises SystemExit.
+    except BaseException as error:
+        raise ConfigError(
+            f"{key} = {reference!r}: importing {module_name!r} failed: {_type_and_text(error)}; "
+            f"modules are looked for in {folder} and among the installed packages"
+        ) from error
 
 
 def check_maker(
-    found: Any, reference: str, key: str, base: type, base_name: str
+    part_object: Any, reference: str, key: str, base: type, base_name: str
 ) -> Callable[..., Any]:
     """Refuse, without calling it, what cannot make a part of this kind.
 
@@ -120,22 +125,22 @@ def check_maker(
         Saying what would be right.
     """
     right = f"it must be a class derived from {base_name}, or a function of yours that makes one"
-    if not callable(found):
+    if not callable(part_object):
         raise ConfigError(
-            f"{key} = {reference!r}: is a {type(found).__name__}, no class or function; {right}"
+            f"{key} = {reference!r}: is a {type(part_object).__name__}, no class or function; {right}"
         )
-    if isinstance(found, type):
-        if not issubclass(found, base):
+    if isinstance(part_object, type):
+        if not issubclass(part_object, base):
             raise ConfigError(f"{key} = {reference!r}: is another class; {right}")
-    elif owner := _owner(found):
+    elif owner := _owner(part_object):
         raise ConfigError(f"{key} = {reference!r}: belongs to {owner}; {right}")
     try:
-        inspect.signature(found)
+        inspect.signature(part_object)
     except (TypeError, ValueError):
         raise ConfigError(
             f"{key} = {reference!r}: does not say which arguments it takes; {right}"
         ) from None
-    return found  # type: ignore[no-any-return]
+    return part_object  # type: ignore[no-any-return]
 
 
 def check_options_finite(
@@ -168,7 +173,7 @@ def check_options_finite(
 
 @contextmanager
 def calling(reference: str, key: str) -> Iterator[None]:
-    """Say which user's part failed, where and why, around a call that sets it up.
+    """Say which user's part failed, around a call that sets it up.
 
     Raises
     ------
@@ -193,10 +198,10 @@ def explain(error: BaseException) -> str:
         if "site-packages" not in file and not str(module).startswith("fedknow."):
             # The last such frame stays, the one nearest to the error.
             place = f" ({os.path.basename(file)}, line {line})"
-    return f"{_said(error)}{place}"
+    return f"{_type_and_text(error)}{place}"
 
 
-def _said(error: BaseException) -> str:
+def _type_and_text(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:  # a user's exception may fail even at this
@@ -204,16 +209,19 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _owner(found: Any) -> str:
+def _owner(part_object: Any) -> str:
     """Who a callable belongs to, if it can be no user's; else nothing."""
     # A partial or a decorated function belongs to whoever wrote the function inside.
-    while isinstance(found, functools.partial):
-        found = found.func
-    found = inspect.unwrap(found)
-    is_function = inspect.isroutine(found) or isinstance(found, type)
-    module = getattr(found if is_function else type(found), "__module__", None) or ""
+    while isinstance(part_object, functools.partial):
+        part_object = part_object.func
+    part_object = inspect.unwrap(part_object)
+    is_function = inspect.isroutine(part_object) or isinstance(part_object, type)
+    module = (
+        getattr(part_object if is_function else type(part_object), "__module__", None)
+        or ""
+    )
     # A user's functions are Python; a reference such as builtins:eval must not be called.
-    if inspect.isbuiltin(found) or inspect.ismethoddescriptor(found):
+    if inspect.isbuiltin(part_object) or inspect.ismethoddescriptor(part_object):
         return "a library that is not written in Python"
     if module.partition(".")[0] in sys.stdlib_module_names:
         return "Python's standard library"

@@ -1,4 +1,4 @@
-"""The way to a server: direct, or through the HTTP proxy that the environment names.
+"""The way to a server: direct, or through an HTTP proxy.
 
 gRPC reads the same variables, but sends a connection to this machine itself to the proxy, and does
 not know ``*`` or ``*.example.org`` in ``no_proxy``. So the way is chosen here, and gRPC is told.
@@ -71,7 +71,7 @@ class Proxy:
         return "\r\n".join([*lines, "", ""]).encode()
 
     def hint(self) -> str:
-        """Say that a connection went through here, for messages of what became of it."""
+        """Say that a connection went through here, for error messages."""
         return f"the connection goes through {self}; no_proxy leaves a server out"
 
     def _place(self) -> str:
@@ -123,7 +123,9 @@ def find_proxy(address: str, environ: Mapping[str, str] | None = None) -> Proxy 
 
 
 def proxy_options(proxy: Proxy | None) -> list[tuple[str, str | int]]:
-    """The options of a gRPC channel that goes this way, whatever the environment says."""
+    """Give the options of a gRPC channel that goes this way.
+
+    The environment then says nothing to gRPC."""
     return (
         [("grpc.enable_http_proxy", 0)]
         if proxy is None
@@ -180,7 +182,7 @@ def _open_tunnel(tunnel: socket.socket, address: str, proxy: Proxy) -> None:
 
 
 def _is_exception(address: str, exceptions: str) -> bool:
-    """Whether an address is among those of ``no_proxy``, in the forms that users write.
+    """Say if an address is among those of ``no_proxy``.
 
     Names with all below them (``example.org``, ``.example.org``, ``*.example.org``), addresses,
     networks (``192.0.2.0/24``), each also with a port, and ``*`` for all.
@@ -194,10 +196,9 @@ def _is_exception(address: str, exceptions: str) -> bool:
         return True
     # A dot at the end marks a full name and is not written in no_proxy.
     name = host.lower().rstrip(".")
+    with_port = f"{name}:{port}"
     return any(
-        _is_below(target, entry)
-        for entry in entries
-        for target in (name, f"{name}:{port}")
+        _is_below(name, entry) or _is_below(with_port, entry) for entry in entries
     )
 
 

@@ -20,7 +20,7 @@ def _sequence(seed: int, purpose: str, *numbers: int) -> np.random.SeedSequence:
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """A NumPy generator for one purpose, for example ``generator(seed, "partition")``."""
+    """Make a generator for a purpose: ``generator(seed, "partition")``."""
     return np.random.default_rng(_sequence(seed, purpose, *numbers))
 
 

@@ -1,5 +1,6 @@
-"""What both ends of a gRPC connection must agree on: how often to speak, how long to listen, how
-to cut messages."""
+"""What both ends of a gRPC connection must agree on.
+
+That is how often to speak, how long to listen, and how to cut messages."""
 
 from __future__ import annotations
 
@@ -61,8 +62,9 @@ SERVER_OPTIONS = [
 
 
 def check_address(address: str, tls: Path | None, insecure: bool) -> None:
-    """Whether an address may be used as it is asked for: off this machine in the clear by
-    ``--insecure`` alone.
+    """Check that an address may be used as it is asked for.
+
+    Off this machine, a connection is in the clear by ``--insecure`` alone.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Single values of a configuration: which can be settings at all, and how messages show them."""
+"""Single values of a configuration: which ones can be settings."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def too_deep(tree: Mapping[str, Any]) -> str:
     str
         The problem, or nothing.
     """
-    left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
-    while left:
-        path, value = left.pop()
+    pending: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    while pending:
+        path, value = pending.pop()
         if len(path) > DEEPEST:
             key = ".".join(path)[:SHOWN]
             return f"{key}: nested more than {DEEPEST} levels deep; no setting is"
-        left += [((*path, key), entry) for key, entry in _entries(value)]
+        pending += [((*path, key), entry) for key, entry in _entries(value)]
     return ""
 
 
@@ -100,8 +100,8 @@ def _problem(value: object) -> str:
         return ""  # whether a number must be finite is for its own part to say
     if isinstance(value, int):
         # A larger one could be read from TOML, but not written to the wire.
-        fits = -(2**63) <= value < 2**63
-        return "" if fits else "must fit into 64 bits, as TOML's integers do"
+        is_in_range = -(2**63) <= value < 2**63
+        return "" if is_in_range else "must fit into 64 bits, as TOML's integers do"
     if isinstance(value, str):
         return _problem_of_text(value)
     return "must be a number, a text, true or false; write a date in quotes"

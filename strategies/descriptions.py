@@ -13,7 +13,7 @@ from fedknow.protocols.descriptions import (
     Description,
     Setting,
     documented_parameters,
-    plain,
+    plain_text,
     toml,
 )
 from fedknow.strategies.build import Recipe, is_variadic
@@ -59,7 +59,7 @@ def _summary(recipe: Recipe) -> str:
         return recipe.builtin.summary
     documentation = inspect.getdoc(recipe.factory) or ""
     paragraph, _, _ = documentation.partition("\n\n")
-    return plain(paragraph)
+    return plain_text(paragraph)
 
 
 def _meanings(factories: Sequence[Callable[..., Any]]) -> dict[str, str]:

@@ -61,13 +61,13 @@ class Packed:
     envelope: pb.Envelope
     _stream: int
     _crc32: int
-    _first: bytes = field(repr=False)
-    _rest: tuple[bytes, ...] = field(repr=False)
+    _head: bytes = field(repr=False)
+    _tail: tuple[bytes, ...] = field(repr=False)
 
     @property
     def size(self) -> int:
-        """Bytes of all frames, but for the few that differ from receiver to receiver."""
-        return len(self._first) + sum(map(len, self._rest))
+        """Bytes of all frames, but for those that differ by receiver."""
+        return len(self._head) + sum(map(len, self._tail))
 
     def frames(
         self,
@@ -96,8 +96,8 @@ class Packed:
         if reply_to is not None:
             envelope.reply_to = reply_to
         chunk = pb.Chunk(stream=self._stream, crc32=self._crc32, envelope=envelope)
-        yield _frame(chunk, [memoryview(self._first)])
-        yield from self._rest
+        yield _frame(chunk, [memoryview(self._head)])
+        yield from self._tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,12 +167,12 @@ def cut(
     stream = next(_streams) & 0xFFFFFFFF
     chunks = _chunks(pieces, chunk_bytes)
     # Kept without its frame, as the frame holds the receiver's own envelope.
-    first = b"".join(next(chunks))
-    rest = tuple(
+    head = b"".join(next(chunks))
+    tail = tuple(
         _frame(pb.Chunk(stream=stream, sequence=sequence, crc32=_crc32(chunk)), chunk)
         for sequence, chunk in enumerate(chunks, start=1)
     )
-    return Packed(envelope, stream, zlib.crc32(first), first, rest)
+    return Packed(envelope, stream, zlib.crc32(head), head, tail)
 
 
 def padding(size: int) -> int:
@@ -211,10 +211,9 @@ def parse(data: bytes) -> pb.Frame:
 
 
 class Assembler:
-    """Puts the messages of one peer together. After an error its stream is over, and so is the
-    assembler.
+    """Puts the messages of one peer together.
 
-    Memory grows with the bytes received, up to ``limits.message_bytes``, whatever is announced.
+    After an error its stream is over, and so is the assembler. Memory grows with the bytes received, up to ``limits.message_bytes``, whatever is announced.
 
     Parameters
     ----------
@@ -227,7 +226,7 @@ class Assembler:
         self._open: dict[int, _Open] = {}
 
     def add(self, frame: pb.Frame) -> Parcel | None:
-        """Take a frame that carries a chunk; return the message that it completes, if it does.
+        """Take a chunk; give the message that it completes, if it does.
 
         Raises
         ------
@@ -251,14 +250,14 @@ class Assembler:
                 Code.OUT_OF_ORDER,
                 f"chunk {chunk.sequence} of stream {chunk.stream}, where chunk {message.chunks} was expected",
             )
-        left = message.envelope.size - len(message.body)
+        missing = message.envelope.size - len(message.body)
         # Every chunk but the last is full: memory and work stay in proportion to what was
         # announced.
-        if len(data) != min(left, message.envelope.chunk_size):
+        if len(data) != min(missing, message.envelope.chunk_size):
             raise WireError(
-                Code.TRUNCATED if len(data) < left else Code.TOO_LARGE,
+                Code.TRUNCATED if len(data) < missing else Code.TOO_LARGE,
                 f"chunk {chunk.sequence} of stream {chunk.stream} has {counted(len(data), 'byte')} "
-                f"in place of {min(left, message.envelope.chunk_size)}",
+                f"in place of {min(missing, message.envelope.chunk_size)}",
             )
         if zlib.crc32(data) != chunk.crc32:
             raise WireError(
@@ -267,7 +266,7 @@ class Assembler:
             )
         message.body += data
         message.chunks += 1
-        return self._finish(chunk.stream) if len(data) == left else None
+        return self._finish(chunk.stream) if len(data) == missing else None
 
     # Sizes count as announced, not as arrived: a peer that fills them later must still fit.
     def _begin(self, chunk: pb.Chunk) -> None:
@@ -289,7 +288,7 @@ class Assembler:
         announced = envelope.size + sum(
             message.envelope.size for message in self._open.values()
         )
-        for what, size, most in (
+        for subject, size, limit in (
             ("messages under way", announced, limits.message_bytes),
             ("message header", envelope.header_size, limits.header_bytes),
             ("chunk", envelope.chunk_size, CHUNK_BYTES),
@@ -300,10 +299,10 @@ class Assembler:
                 limits.name_bytes,
             ),
         ):
-            if size > most:
+            if size > limit:
                 raise WireError(
                     Code.TOO_LARGE,
-                    f"{what} of {counted(size, 'byte')}; at most {most} are taken",
+                    f"{subject} of {counted(size, 'byte')}; at most {limit} are taken",
                 )
         if envelope.chunk_size < _SMALLEST_CHUNK:
             raise WireError(

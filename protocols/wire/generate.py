@@ -1,4 +1,6 @@
-"""Generate ``fedknow_pb2`` from ``fedknow.proto``: ``python protocols/wire/generate.py``.
+"""Generate ``fedknow_pb2`` from ``fedknow.proto``.
+
+Usage: ``python protocols/wire/generate.py``.
 
 The generated files are committed: whoever installs the package needs no compiler. They work
 with the protobuf of the compiler (grpcio-tools, pinned in the ``dev`` extra) and every later

@@ -1,4 +1,4 @@
-"""The frames that carry no message: greeting, refusal, farewell, heartbeat."""
+"""Frames that carry no message: greeting, refusal, goodbye, heartbeat."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def hello(node: int = 0) -> bytes:
 
 
 def welcome(node: int, config: str, run: str = "") -> bytes:
-    """The server's answer: the client's node id, the experiment's configuration (TOML) and the
-    run's id."""
+    """Make the server's answer to a greeting.
+
+    It holds the client's node id, the experiment's configuration (TOML) and the run's id."""
     greeting = pb.Welcome(
         protocol=PROTOCOL, package=__version__, node=node, config=config, run=run
     )
@@ -48,17 +49,18 @@ def refusal(error: WireError) -> bytes:
 
 
 def goodbye(finished: bool, reason: str) -> bytes:
-    """The last frame of a stream with which nothing is wrong: the run is over, or the server means
-    to come back."""
+    """Make the last frame of a stream with which nothing is wrong.
+
+    The run is over, or the server means to come back."""
     return _serialised(pb.Frame(goodbye=pb.Goodbye(finished=finished, reason=reason)))
 
 
 def refused(refusal: pb.Refusal) -> WireError:
     """The error that the other side refused us with, to raise or to log."""
     # A newer peer may refuse with a code that this version does not have.
-    known = refusal.code in Code._value2member_map_
+    spoken = refusal.code in Code._value2member_map_
     return WireError(
-        Code(refusal.code) if known else Code.CODE_UNSPECIFIED, refusal.reason
+        Code(refusal.code) if spoken else Code.CODE_UNSPECIFIED, refusal.reason
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from fedknow import __version__
@@ -73,14 +74,14 @@ def pack(
         If something in it cannot be written or would be refused; names the record and the key.
     """
     limits = limits or Limits()
-    for what, text in (
+    for subject, text in (
         ("kind", message.kind),
         ("group", message.group),
         ("id", message.id),
         ("id", message.reply_to),
     ):
         # Refused by the sender: the receiver would end the whole stream for it.
-        _check_name(what, text, limits)
+        _check_name(subject, text, limits)
     # Protobuf would raise an error of its own that names neither field nor value.
     if message.node not in _UINT64:
         raise WireError(
@@ -89,51 +90,73 @@ def pack(
     header = pb.Header(protocol=PROTOCOL, kind=message.kind, group=message.group)
     if message.failure is not None:
         _write_failure(header, message.failure)
-    pieces: list[memoryview] = []
-    offset = 0
+    payload = _Payload()
     for name, record in message.content.items():
         _check_name("record", name, limits)
-        if not isinstance(record, Arrays):
+        if isinstance(record, Arrays):
+            arrays = header.records.add(name=name).arrays
+            arrays.SetInParent()  # an empty record is a record
+            for key, array in record.items():
+                _check_name(f"tensor of record {name!r}", key, limits)
+                arrays.tensors.append(payload.add(key, array, encoding))
+        else:
             _write_values(header, name, record, limits)
-            continue
-        arrays = header.records.add(name=name).arrays
-        arrays.SetInParent()  # an empty record is a record
-        for key, array in record.items():
-            _check_name(f"tensor of record {name!r}", key, limits)
-            # Counters and masks cannot lose precision, so that they travel dense beside lossy
-            # weights.
-            exact = encoding in (Encoding.DENSE, Encoding.SPARSE) or codec.lossy(
-                array.dtype
-            )
-            tensor, payload = codec.encode(
-                key, array, encoding if exact else Encoding.DENSE
-            )
-            tensor.offset = offset
-            arrays.tensors.append(tensor)
-            # Padding keeps each tensor aligned, and the receiver can view it in place.
-            pieces += (payload, memoryview(bytes(padding(len(payload)))))
-            offset += len(payload) + padding(len(payload))
     # The same check as on arrival: whatever this side sends, the other side takes.
-    _check(header, offset, limits)
+    _check(header, payload.size, limits)
     text = header.SerializeToString()
-    whole = len(text) + padding(len(text)) + offset
-    for what, size, most in (
-        ("header", len(text), limits.header_bytes),
-        ("message", whole, limits.message_bytes),
-    ):
-        if size > most:
-            raise WireError(
-                Code.TOO_LARGE,
-                f"{what} of {counted(size, 'byte')}; at most {most} are taken",
-            )
+    _check_sizes(len(text), payload.size, limits)
     return cut(
         text,
-        pieces,
+        payload.pieces,
         node=message.node,
         id=message.id,
         reply_to=message.reply_to,
         chunk_bytes=chunk_bytes,
     )
+
+
+def _check_sizes(header: int, payload: int, limits: Limits) -> None:
+    """Refuse a message that is larger than its receiver takes."""
+    for subject, size, limit in (
+        ("header", header, limits.header_bytes),
+        ("message", header + padding(header) + payload, limits.message_bytes),
+    ):
+        if size > limit:
+            raise WireError(
+                Code.TOO_LARGE,
+                f"{subject} of {counted(size, 'byte')}; at most {limit} are taken",
+            )
+
+
+class _Payload:
+    """The bytes of tensors, one after the other.
+
+    Attributes
+    ----------
+    pieces : list of memoryview
+        The bytes.
+    size : int
+        How many there are.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[memoryview] = []
+        self.size = 0
+
+    def add(self, name: str, array: np.ndarray, encoding: Encoding) -> pb.Tensor:
+        """Add a tensor's bytes; give its description."""
+        # Counters and masks cannot lose precision, so that they travel dense beside lossy
+        # weights.
+        is_exact = encoding in (Encoding.DENSE, Encoding.SPARSE)
+        can_travel = is_exact or codec.lossy(array.dtype)
+        tensor, data = codec.encode(
+            name, array, encoding if can_travel else Encoding.DENSE
+        )
+        tensor.offset = self.size
+        # Padding keeps each tensor aligned, and the receiver can view it in place.
+        self.pieces += (data, memoryview(bytes(padding(len(data)))))
+        self.size += len(data) + padding(len(data))
+        return tensor
 
 
 def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
@@ -216,17 +239,18 @@ def _check(header: pb.Header, payload: int, limits: Limits) -> None:
             f"message of protocol {header.protocol}; this is fedknow {__version__}, which speaks protocol {PROTOCOL}: "
             "install the same version of fedknow on both sides",
         )
-    for what, text in (("kind", header.kind), ("group", header.group)):
-        _check_name(what, text, limits)
+    for subject, text in (("kind", header.kind), ("group", header.group)):
+        _check_name(subject, text, limits)
     # Counted before any is read, as each costs time whatever its size.
     tensors = sum(len(record.arrays.tensors) for record in header.records)
-    for what, number, most in (
+    for subject, number, limit in (
         ("records", len(header.records), limits.records),
         ("tensors", tensors, limits.tensors),
     ):
-        if number > most:
+        if number > limit:
             raise WireError(
-                Code.TOO_LARGE, f"message of {number} {what}; at most {most} are taken"
+                Code.TOO_LARGE,
+                f"message of {number} {subject}; at most {limit} are taken",
             )
     offset = decoded = 0
     for record in header.records:
@@ -252,24 +276,24 @@ def _check(header: pb.Header, payload: int, limits: Limits) -> None:
         )
 
 
-def _check_name(what: str, name: object, limits: Limits) -> None:
+def _check_name(subject: str, name: object, limits: Limits) -> None:
     if not isinstance(name, str):
         # Protobuf would raise a TypeError that does not say where.
-        raise WireError(Code.BAD_VALUE, f"{what} {name!r}: must be text")
-    size = len(_utf8(what, name))
+        raise WireError(Code.BAD_VALUE, f"{subject} {name!r}: must be text")
+    size = len(_utf8(subject, name))
     if size > limits.name_bytes:
         raise WireError(
             Code.TOO_LARGE,
-            f"{what} {name[:32]!r}... has {counted(size, 'byte')}; at most {limits.name_bytes} are taken",
+            f"{subject} {name[:32]!r}... has {counted(size, 'byte')}; at most {limits.name_bytes} are taken",
         )
 
 
-def _utf8(what: str, text: str) -> bytes:
+def _utf8(subject: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
         raise WireError(
-            Code.BAD_VALUE, f"{what} {text[:32]!r}: cannot be written as UTF-8"
+            Code.BAD_VALUE, f"{subject} {text[:32]!r}: cannot be written as UTF-8"
         ) from None
 
 
@@ -295,12 +319,12 @@ def _write_values(header: pb.Header, name: str, record: Record, limits: Limits) 
     values.SetInParent()  # an empty record is a record
     for key, value in record.items():
         _check_name(f"key of record {name!r}", key, limits)
-        where = f"{name}.{key}"
-        kind = _kind(where, value)
+        place = f"{name}.{key}"
+        kind = _kind(place, value)
         if isinstance(record, Metrics) and kind not in _NUMBERS:
             raise WireError(
                 Code.BAD_VALUE,
-                f"{where} = {value!r:.64}: metrics are int, float, or lists of one of them",
+                f"{place} = {value!r:.64}: metrics are int, float, or lists of one of them",
             )
         entry = values.entries.add(name=key)
         if isinstance(value, list):
@@ -310,14 +334,14 @@ def _write_values(header: pb.Header, name: str, record: Record, limits: Limits) 
             setattr(entry, kind, value)
 
 
-def _kind(where: str, value: object) -> str:
+def _kind(place: str, value: object) -> str:
     """The field of ``Entry`` that holds a value."""
     if isinstance(value, list):
-        kinds = {_kind(where, item) for item in value}
+        kinds = {_kind(place, item) for item in value}
         if len(kinds) > 1 or not kinds <= _LISTS.keys():
             raise WireError(
                 Code.BAD_VALUE,
-                f"{where} = {value!r:.64}: a list holds scalars, all of one type",
+                f"{place} = {value!r:.64}: a list holds scalars, all of one type",
             )
         # An empty list has no type; any list field holds it, and it is read back as [].
         return _LISTS[kinds.pop()] if kinds else "integers"
@@ -327,14 +351,14 @@ def _kind(where: str, value: object) -> str:
             if type_ is int and isinstance(value, int) and value not in _INT64:
                 raise WireError(
                     Code.BAD_VALUE,
-                    f"{where} is an integer of {counted(value.bit_length(), 'bit')}; signed 64 travel",
+                    f"{place} is an integer of {counted(value.bit_length(), 'bit')}; signed 64 travel",
                 )
             if isinstance(value, str):
-                _utf8(where, value)
+                _utf8(place, value)
             return kind
     raise WireError(
         Code.BAD_VALUE,
-        f"{where} = {value!r:.64} is a {type(value).__name__}; must be bool, int, float, str, bytes, or a list of one",
+        f"{place} = {value!r:.64} is a {type(value).__name__}; must be bool, int, float, str, bytes, or a list of one",
     )
 
 

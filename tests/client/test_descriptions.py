@@ -12,7 +12,7 @@ from fedknow.client.descriptions import (
 from fedknow.client.learners import Learner, LearnerSettings, list_learners
 from fedknow.client.models import list_models
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.descriptions import Setting, documented_parameters, plain
+from fedknow.protocols.descriptions import Setting, documented_parameters, plain_text
 
 
 class OwnSettings(LearnerSettings):
@@ -123,7 +123,10 @@ def test_a_name_that_is_none_is_refused_with_the_closest(describe):
 
 
 def test_docstrings_become_plain_text():
-    assert plain("As :func:`~.a.b.c` says,\n  ``x`` and `y`.") == "As c says, x and y."
+    assert (
+        plain_text("As :func:`~.a.b.c` says,\n  ``x`` and `y`.")
+        == "As c says, x and y."
+    )
 
 
 def two(first: int, second: int, third: int) -> None:

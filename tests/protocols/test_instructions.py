@@ -14,7 +14,7 @@ POSITION = {"task": 1, "round": 2, "rounds": 3, "tasks": 4, "server-round": 5}
 def test_nothing_said_leaves_training_as_it_is():
     read = read_instructions(POSITION, TRAIN)
     assert read.train is TRAIN
-    assert (read.proximal_mu, read.others) == (0.0, {})
+    assert (read.proximal_mu, read.learner_settings) == (0.0, {})
 
 
 def test_settings_take_the_place_of_the_experiments():
@@ -31,7 +31,7 @@ def test_settings_take_the_place_of_the_experiments():
         update={"lr": 1.0, "epochs": 7, "batch_size": 4}
     )
     assert read.proximal_mu == 0.5
-    assert read.others == {"beta": [1.0], "mode": "fast"}
+    assert read.learner_settings == {"beta": [1.0], "mode": "fast"}
     assert read_instructions({"epochs": 3, "local-epochs": 3}, TRAIN).train.epochs == 3
 
 
