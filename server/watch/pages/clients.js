@@ -77,6 +77,8 @@ export class Activity {
 
   // Nobody is at work in a run that does not go on, though its last work had no answer.
   stateOf(client, isGoing) {
+    // Work for a real client that is not connected waits until it is back.
+    if (isGoing && this.isReal && this.away.has(client)) return "away";
     if (isGoing && this.busy.has(client)) return "working";
     if (isGoing && this.away.has(client)) return "away";
     return this.failed.has(client) ? "failed" : "idle";
