@@ -80,7 +80,7 @@ def clients_at_once(
 
 
 def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
-    """What stands against training clients of a learner at once."""
+    """Return why clients of a learner cannot be trained at once, if so."""
     hooks = (*vars(Hooks), *vars(Learner))
     custom_hooks = [
         name
@@ -88,21 +88,39 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
         if name in learner.overridden and name != "__init__" and _is_hook(name)
     ]
     if custom_hooks:
-        return f"{type(learner).__name__} trains in a way of its own ({', '.join(custom_hooks)})"
-    model = learner.model
+        return (
+            f"{type(learner).__name__} trains in a way of its own "
+            f"({', '.join(custom_hooks)})"
+        )
+    return _module_fault(learner.model) or _vmap_fault(learner, shape)
+
+
+def _module_fault(model: nn.Module) -> str | None:
+    """Return which modules of a model would not be trained as one by one."""
     if any(isinstance(module, _DROPOUT) and module.p for module in model.modules()):
         return "the model has dropout, whose masks would be others"
     # Running statistics are of one client, and stacked clients would share them.
     if extra_names := sorted(
         model.state_dict().keys() - dict(model.named_parameters()).keys()
     ):
-        return f"the model has buffers or shared parameters ({', '.join(extra_names[:3])}), as BatchNorm has"
+        return (
+            "the model has buffers or shared parameters "
+            f"({', '.join(extra_names[:3])}), as BatchNorm has"
+        )
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return "the model has BatchNorm, which would see the samples that short batches are filled up with"
-    parameters = learner.trainable
+        return (
+            "the model has BatchNorm, which would see the samples that "
+            "short batches are filled up with"
+        )
+    return None
+
+
+def _vmap_fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
+    """Return why ``torch.vmap`` cannot take a learner's model, if so."""
+    model = learner.model
     stacked = {
         name: parameter.detach().expand(2, *parameter.shape)
-        for name, parameter in parameters.items()
+        for name, parameter in learner.trainable.items()
     }
     try:
         torch.vmap(lambda p, x: functional_call(model, p, (x,)))(

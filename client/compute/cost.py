@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ class _Part:
         self.live -= size
 
     def stepped(self, optimizer: Optimizer) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = chain.from_iterable(g["params"] for g in optimizer.param_groups)
         gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
         if self._optimizers is None:
             self._optimizers = weakref.WeakKeyDictionary()
@@ -362,16 +363,15 @@ def tensor_bytes(tree: Any) -> int:
 
 def module_bytes(*modules: nn.Module) -> int:
     """Bytes of all parameters and buffers of some modules, each counted once."""
-    return sum(
-        tensor.nbytes
-        for tensor in {
-            t for module in modules for t in (*module.parameters(), *module.buffers())
-        }
-    )
+    tensors: set[Tensor] = set()
+    for module in modules:
+        tensors.update(module.parameters())
+        tensors.update(module.buffers())
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, float]:
-    """The metrics :data:`~fedknow.protocols.work.COSTS` of one answer.
+    """Give the metrics :data:`~fedknow.protocols.work.COSTS` of one answer.
 
     Parameters
     ----------

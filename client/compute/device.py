@@ -86,7 +86,7 @@ class Border:
         return tree if self.device.type == "cpu" else self._walk(tree, inward=False)
 
     def enter_split(self, split: Split) -> Split:
-        """Samples on the device."""
+        """Bring samples to the device."""
         return (
             split
             if self.device.type == "cpu"
@@ -94,7 +94,7 @@ class Border:
         )
 
     def enter_task(self, data: TaskData) -> TaskData:
-        """A task with its training samples on the device."""
+        """Bring a task's training samples to the device."""
         return (
             data
             if self.device.type == "cpu"

@@ -88,7 +88,7 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _vectors(x: Tensor, y: Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
-    """A matrix or a vector times a vector."""
+    """Count the operations of a matrix or a vector times a vector."""
     return 2 * x.numel()
 
 

@@ -84,6 +84,12 @@ def describe(value: Any, depth: int = 0) -> Hashable:
         return (value.shape, value.dtype)
     if callable(value):
         return _describe_callable(value, depth)
+    return _describe_container(value, depth)
+
+
+def _describe_container(value: Any, depth: int) -> Hashable:
+    """Describe a collection, or another object by its attributes."""
+    kind = cast(Hashable, type(value))
     if isinstance(value, AbstractSet):
         return (kind, len(value))  # its order is not the same in all processes
     if isinstance(value, list | tuple):

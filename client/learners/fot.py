@@ -162,18 +162,14 @@ class Fot(Learner):
         if not ended:
             return {}
         draws = torch.Generator().manual_seed(integer(round.seed, "sketch"))
-        m = self.settings.columns
-        sizes = {
-            name: (dimension(x), m if self.sketched(x) else dimension(x))
-            for name, x in self.layers.items()
-        }
         sums = {
-            name: torch.zeros(size, device=self.device) for name, size in sizes.items()
+            name: torch.zeros(self._moment_shape(layer), device=self.device)
+            for name, layer in self.layers.items()
         }
         energy = {
             name: torch.zeros(1, device=self.device)
-            for name, x in self.layers.items()
-            if self.sketched(x)
+            for name, layer in self.layers.items()
+            if self.sketched(layer)
         }
         self.body.eval()
         # Unfolded patches take many times the memory of images, so few at a time.
@@ -182,8 +178,10 @@ class Fot(Learner):
                 self.body(part)
             for name, x in seen.items():
                 if name in energy:
+                    # Drawn on the CPU, so that every device draws the same sketch.
+                    columns = x.shape[1], self.settings.columns
                     sums[name].addmm_(
-                        x, torch.randn(x.shape[1], m, generator=draws).to(x.device)
+                        x, torch.randn(columns, generator=draws).to(x.device)
                     )
                     energy[name] += x.square().sum()
                 else:
@@ -196,6 +194,11 @@ class Fot(Learner):
                 else {name: triangle(total)}
             )
         return shared
+
+    def _moment_shape(self, layer: nn.Conv2d | nn.Linear) -> tuple[int, int]:
+        """Give the shape of what is summed for a layer: X X^T or X Omega."""
+        d = dimension(layer)
+        return (d, self.settings.columns if self.sketched(layer) else d)
 
     def sketched(self, layer: nn.Conv2d | nn.Linear) -> bool:
         """Whether a triangle of the layer's second moment is more than a sketch."""
