@@ -1,4 +1,4 @@
-"""What the site needs beyond Markdown: generated pages, and files of the repository.
+"""Generated pages of the site, and files of the repository on it.
 
 Pages may link to files outside ``docs/``, as they do for readers of the repository. The site
 holds copies of these files, below ``files/``, so it needs no other place.
@@ -24,12 +24,13 @@ PAGES = {
     "SECURITY.md": "security.md",
 }
 """Pages that lie at the root of the repository, and their places on the site."""
+UNIT = re.compile(r"(?<=\d) (?=%|± )|(?<=\d ±) (?=\d)")
 SHOWN = (".json", ".png", ".svg")
 """Files that browsers show by themselves; others are shown as text."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages, those of the root, and all files that pages link to."""
+    """Add generated pages, those of the root, and files that pages link to."""
     # Here and late: mkdocs undoes changes of the path, and this import loads all parts.
     sys.path.insert(0, str(Path(__file__).parent))
     import reference
@@ -49,7 +50,9 @@ def on_files(files: Files, config: Any) -> Files:
 def _add_to_guides(files: Files, nav: list[dict[str, Any]]) -> None:
     """Enter guides that the navigation does not name at the end of the guides."""
     guides = next(part["How-to"] for part in nav if "How-to" in part)
-    named = {path for entry in guides for path in _paths(entry)}
+    named: set[str] = set()
+    for entry in guides:
+        named.update(_paths(entry))
     for file in files.documentation_pages():
         if file.src_uri.startswith("how-to/") and file.src_uri not in named:
             guides.append(file.src_uri)
@@ -61,19 +64,19 @@ def _paths(entry: str | dict[str, Any]) -> list[str]:
 
 def linked_files(docs: Path) -> set[str]:
     """Find the files of the repository that pages link to, below the root."""
-    found: set[str] = set()
+    targets: set[str] = set()
     pages = {path: path.relative_to(ROOT).as_posix() for path in docs.rglob("*.md")}
     pages |= {ROOT / name: name for name in PAGES}
     for path, name in pages.items():
         for _, link, _ in LINK.findall(CODE.sub("", path.read_text("utf-8"))):
             target = _target(name, link)
             if target is not None and target not in PAGES:
-                found.add(target)
-    return {target for target in found if (ROOT / target).is_file()}
+                targets.add(target)
+    return {target for target in targets if (ROOT / target).is_file()}
 
 
 def _target(page: str, link: str) -> str | None:
-    """Find what a link leads to: a path from the root, if it is not below ``docs/``."""
+    """Find the path from the root that a link leads to, if not to ``docs/``."""
     if "://" in link or link.startswith("mailto:"):
         return None
     path = posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
@@ -114,5 +117,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"[{label}]({posixpath.relpath(copied(target), folder)})"
 
     pieces = CODE.split(markdown)
-    pieces[::2] = [LINK.sub(moved, piece) for piece in pieces[::2]]
+    pieces[::2] = [_joined(LINK.sub(moved, piece)) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _joined(text: str) -> str:
+    """Keep a number and its unit on one line."""
+    pieces = re.split(r"(`[^`]*`)", text)
+    pieces[::2] = [UNIT.sub("\N{NO-BREAK SPACE}", piece) for piece in pieces[::2]]
     return "".join(pieces)

@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 
 __all__ = [
     "attribute_texts",
@@ -68,11 +68,16 @@ def cell(text: str) -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Make a table; a column that is empty in all rows is left out."""
-    lines = [[cell(text) for text in row] for row in rows]
-    columns = [n for n in range(len(heads)) if any(line[n] for line in lines)]
-    kept = [[line[n] for n in columns] for line in [list(heads), *lines]]
-    kept.insert(1, ["---"] * len(columns))
-    return "\n".join(f"| {' | '.join(line)} |" for line in kept) + "\n"
+    lines = list(rows)
+    is_shown = [any(column) for column in zip(*lines, strict=True)]
+    shown = [list(compress(line, is_shown)) for line in [heads, *lines]]
+    text = [_row(line) for line in shown]
+    text.insert(1, _row(["---"] * len(shown[0])))
+    return "\n".join(text) + "\n"
+
+
+def _row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(map(cell, texts))} |"
 
 
 def listed(pairs: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,13 @@ from fedknow.strategies import describe_strategy, list_strategies
 
 __all__ = ["PAGES", "pages"]
 
+SETTING_HEADS = ["setting", "default", "meaning"]
 MADE = "This page is made from the code when the site is built.\n"
 
 
 def parts(
     title: str,
-    about: str,
+    intro: str,
     names: dict[str, str],
     describe: Callable[[str], Description],
 ) -> str:
@@ -61,13 +62,20 @@ def parts(
         [[f"[`{name}`](#{anchor(name)})", line] for name, line in names.items()],
     )
     sections = [part(name, describe(name)) for name in names]
-    return section(1, title, about, MADE, overview) + "".join(sections)
+    return section(1, title, intro, MADE, overview) + "".join(sections)
 
 
 def anchor(heading: str) -> str:
     """Give the anchor of a heading, as Python-Markdown makes it."""
-    kept = re.sub(r"[^\w\s-]", "", heading.lower()).strip()
-    return re.sub(r"[-\s]+", "-", kept)
+    plain_text = re.sub(r"[^\w\s-]", "", heading.lower()).strip()
+    return re.sub(r"[-\s]+", "-", plain_text)
+
+
+def explained(meaning: str, values: str, searched: str = "") -> str:
+    """Join the texts of a setting: narrow screens have three columns."""
+    texts = [meaning, f"Values: {values}." if values not in ("", "text") else ""]
+    texts.append(f"Searched: {searched}." if searched else "")
+    return " ".join(text for text in texts if text)
 
 
 def part(name: str, described: Description) -> str:
@@ -76,45 +84,42 @@ def part(name: str, described: Description) -> str:
         [
             f"`{described.section}.{setting.name}`",
             "must be set" if setting.default is None else code(setting.default),
-            setting.allowed,
-            setting.searched,
-            setting.meaning,
+            explained(setting.meaning, setting.allowed, setting.searched),
         ]
         for setting in described.settings
     ]
-    heads = ["setting", "default", "values", "searched", "meaning"]
-    settings = table(heads, rows) if rows else ""
+    settings = table(SETTING_HEADS, rows) if rows else ""
     return section(2, name, described.summary, listed(described.facts), settings)
 
 
 def learners() -> str:
     """Make the page of the learners."""
-    about = "A learner is the method on a client. Set it with `--set learner=NAME`."
-    return parts("Learners", about, list_learners(), describe_learner)
+    intro = "A learner is the method on a client. Set it with `--set learner=NAME`."
+    return parts("Learners", intro, list_learners(), describe_learner)
 
 
 def strategies() -> str:
     """Make the page of the strategies."""
-    about = (
+    intro = (
         "A strategy is the method on the server. Set it with `--set strategy=NAME`. "
         "Any other Flower strategy goes by `module:Class`."
     )
-    return parts("Strategies", about, list_strategies(), describe_strategy)
+    return parts("Strategies", intro, list_strategies(), describe_strategy)
 
 
 def models() -> str:
     """Make the page of the models."""
-    about = "A model is a body and a head. Set it with `--set model=NAME`."
-    return parts("Models", about, list_models(), describe_model)
+    intro = "A model is a body and a head. Set it with `--set model=NAME`."
+    return parts("Models", intro, list_models(), describe_model)
 
 
 def data_sets() -> str:
     """Make the page of the data sets."""
-    about = (
+    intro = (
         "Set a data set with `--set data.name=NAME`. "
         "[The guide](../how-to/add-a-data-set.md) has the layouts and the rules for images."
     )
-    return parts("Data sets", about, list_datasets(), describe_dataset)
+    return parts("Data sets", intro, list_datasets(), describe_dataset)
 
 
 def presets() -> str:
@@ -126,6 +131,11 @@ def presets() -> str:
         complete = load_preset(name, []).to_toml()
         text += section(2, name, line, f"```toml\n{complete.strip()}\n```")
     return text
+
+
+def counted(mix: Mapping[str, int]) -> str:
+    """Write how many devices of each kind a fleet has."""
+    return ", ".join(f"{count} {device}" for device, count in mix.items())
 
 
 def devices() -> str:
@@ -141,33 +151,29 @@ def devices() -> str:
         for name, profile in shipped_profiles().items()
     ]
     heads = ["name", "device", "Gflop/s", "GB to train in", "watts busy / idle"]
-    fleets = [
-        [f"`{name}`", ", ".join(f"{count} {device}" for device, count in mix.items())]
-        for name, mix in FLEETS.items()
-    ]
-    about = (
+    fleets = [[f"`{name}`", counted(mix)] for name, mix in FLEETS.items()]
+    intro = (
         "A profile says how fast a device trains, its memory and its power. "
         "Compare speeds only between devices of one kind, because their sources differ."
     )
-    text = section(1, "Devices", about, MADE, table(heads, rows))
+    text = section(1, "Devices", intro, MADE, table(heads, rows))
     text += section(2, "Whole fleets", table(["name", "devices"], fleets))
-    sources = [
-        [f"`{name}`", quantity, source]
-        for name, profile in shipped_profiles().items()
-        for quantity, source in profile.source.items()
-    ]
+    sources: list[list[str]] = []
+    for name, profile in shipped_profiles().items():
+        pairs = profile.source.items()
+        sources += [[f"`{name}`", quantity, source] for quantity, source in pairs]
     return text + section(2, "Sources", table(["device", "number", "from"], sources))
 
 
 def configuration() -> str:
     """Make the page of the configuration."""
-    about = (
+    intro = (
         "An experiment is a preset or a TOML file. Change any setting with "
         "`--set key=value`. Unknown keys and impossible values are refused, and the "
         "message names valid ones. For a file of your own, begin with "
         "`fedknow show EXPERIMENT > mine.toml`."
     )
-    text = section(1, "Configuration", about, MADE)
+    text = section(1, "Configuration", intro, MADE)
     inner = []
     rows = []
     for name, setting in ExperimentConfig.model_fields.items():
@@ -186,9 +192,6 @@ def configuration() -> str:
     return text
 
 
-SETTING_HEADS = ["key", "default", "values", "meaning"]
-
-
 def setting_row(key: str, setting: Any, texts: dict[str, str]) -> list[str]:
     """Make the row of one setting."""
     default = setting.default
@@ -201,19 +204,18 @@ def setting_row(key: str, setting: Any, texts: dict[str, str]) -> list[str]:
     return [
         f"`{key}`",
         code(shown),
-        values,
-        prose(texts.get(key.rpartition(".")[2], "")),
+        explained(prose(texts.get(key.rpartition(".")[2], "")), values),
     ]
 
 
 def event_kinds() -> str:
     """Make the page of the events."""
-    about = (
+    intro = (
         "Each line of `metrics.jsonl` is one event, as JSON. "
         "[Callbacks](api.md) get the same events as objects."
     )
     document = (inspect.getdoc(events) or "").partition("\n\n")[2]
-    text = section(1, "Events", about, MADE, prose(document))
+    text = section(1, "Events", intro, MADE, prose(document))
     for name, kind in events.KINDS.items():
         text += section(2, name, f"Class `{kind.__name__}`. {first_line(kind)}")
         text = text.rstrip() + "\n\n" + fields_table(kind)
@@ -222,7 +224,7 @@ def event_kinds() -> str:
 
 
 def fields_table(kind: type) -> str:
-    """Make the table of a dataclass's fields and of what its docstring says of them."""
+    """Make the table of a dataclass's fields, with their documented meaning."""
     meanings: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         document = (base.__doc__ or "").replace("Attributes\n", "Parameters\n")
@@ -249,8 +251,8 @@ def first_line(documented: object) -> str:
 
 def message_kinds() -> str:
     """Make the page of the messages."""
-    about = prose((inspect.getdoc(messages) or "").partition("\n\n")[2])
-    text = section(1, "Messages", about, MADE)
+    intro = prose((inspect.getdoc(messages) or "").partition("\n\n")[2])
+    text = section(1, "Messages", intro, MADE)
     text += section(2, "Message", first_line(messages.Message))
     text += fields_table(messages.Message)
     text += section(
@@ -284,13 +286,13 @@ def run_folder() -> str:
         for name, meaning in re.findall(r"^    (\S+)\s{2,}(.+)$", document, re.M)
     ]
     rows.append(["`report.html`, `plots/`", "the report, which needs no network"])
-    about = "A run folder holds everything that a run leaves behind."
-    after = document.rpartition("\n\n")[2]
+    intro = "A run folder holds everything that a run leaves behind."
+    closing = document.rpartition("\n\n")[2]
     text = section(
-        1, "Run folder", about, MADE, table(["entry", "holds"], rows), prose(after)
+        1, "Run folder", intro, MADE, table(["entry", "holds"], rows), prose(closing)
     )
-    about = prose((inspect.getdoc(checkpoint) or "").partition("\n\n")[2])
-    text += section(2, "Checkpoints", about)
+    intro = prose((inspect.getdoc(checkpoint) or "").partition("\n\n")[2])
+    text += section(2, "Checkpoints", intro)
     arrays = prose(inspect.getdoc(folder.RunFolder.accuracy) or "")
     arrays = arrays.partition("\n\nRaises")[0]
     text += section(2, "accuracy.npz", f"```text\n{arrays}\n```")
@@ -299,11 +301,11 @@ def run_folder() -> str:
 
 def public_names() -> str:
     """Make the page of the Python interface; mkdocstrings fills it."""
-    about = (
+    intro = (
         "These names are imported from `fedknow`. Each is loaded when it is first used, "
         "so `import fedknow` is fast."
     )
-    text = section(1, "Python interface", about)
+    text = section(1, "Python interface", intro)
     names = [name for name in fedknow.__all__ if not name.startswith("_")]
     for name in sorted(names, key=str.lower):
         target = getattr(fedknow, name)
