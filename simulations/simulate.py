@@ -37,27 +37,27 @@ def simulate(
     observers: Sequence[Subscriber] = (),
     report: bool = True,
 ) -> RunResult:
-    """Run an experiment with virtual clients; everything goes to ``out``.
+    """Run an experiment with virtual clients, and write its run folder.
 
     Parameters
     ----------
     config : ExperimentConfig
         The experiment; its learner's settings may be left to their defaults.
     out : Path
-        The run folder: a new one, or with ``resume`` one that an earlier, unfinished run left.
+        The run folder: a new one, or with ``resume`` that of an earlier, unfinished run.
     resume : bool
         Go on from the last complete round.
     observers : sequence of callable
         Called with each event of the experiment (:mod:`fedknow.server.run.events`).
     report : bool
-        Whether to write the page and the plots too, which take longer than a very small run.
+        Whether to write the page and the plots too. They take longer than a very small run.
 
     Raises
     ------
     ConfigError
         If the configuration cannot be run, or ``out`` holds another or a finished run.
     RunError
-        If the run fails; what it earned until then is kept and can be resumed.
+        If the run fails; it can be resumed from its latest checkpoint.
     """
     forget_process_peak()
     benchmark = make_benchmark(resolve(config))
@@ -87,7 +87,7 @@ def prepare(
 ) -> tuple[Parts, Fleet | None]:
     """Build all parts of an experiment before there is a folder.
 
-    Whatever they can be refused for is refused here.
+    A configuration that cannot be run is refused here.
 
     Returns
     -------
@@ -98,8 +98,8 @@ def prepare(
     Raises
     ------
     ConfigError
-        If a part cannot be built (:func:`fedknow.server.assemble.assemble`), or the fleet, or
-        there is no such device, or clients cannot train at once as asked for.
+        If a part (:func:`fedknow.server.assemble.assemble`) or the fleet cannot be built, there
+        is no such device, or clients cannot train at once (``engine.vectorize``).
     """
     fleet = build_fleet(config) if config.fleet.devices else None
     # A cluster's machines have GPUs of their own.
@@ -129,23 +129,21 @@ def _workers(
     config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder
 ) -> MessageGrid:
     if config.engine.backend == "ray":
-        from fedknow.simulations.engine.ray_grid import (
-            RayGrid,
-        )  # a run without Ray does not wait for its import
+        # A run without Ray does not wait for its import.
+        from fedknow.simulations.engine.ray_grid import RayGrid
 
         return RayGrid(config, benchmark, folder.clients)
-    store = StateStore(
-        folder.clients, config.engine.memory_mb * 2**20, durable=False
-    )  # checkpoints see to it
+    # Not durable at once: checkpoints wait for the disk.
+    memory_bytes = config.engine.memory_mb * 2**20
+    store = StateStore(folder.clients, memory_bytes, durable=False)
     return InlineGrid(config.data.clients, Host(config, benchmark, store), store)
 
 
 def _log(folder: RunFolder) -> None:
-    """Keep the traceback of the exception being handled in ``error.log``.
+    """Write the traceback of the current exception into ``error.log``.
 
-    It is for those to whom one sentence is not enough.
+    The console shows one sentence only.
     """
-    # A disk too full for the run is too full for its log; the run's own error is the one to be
-    # seen.
+    # A disk too full for the run is too full for its log. The user must see the run's error.
     with suppress(OSError):
         (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")

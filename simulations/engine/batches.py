@@ -1,4 +1,4 @@
-"""Batches: how many clients a worker is given at once, and what happens when one dies on them."""
+"""Batches: the clients that a worker is given at once, and its death."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEATHS = 3
 SHORTEST_SECONDS = 0.02
 """Seconds of work below which a batch is not worth its while.
 
-Asking a worker and being answered takes 3 ms, or 6.
+Asking a worker and being answered takes 3 ms to 6 ms.
 """
 
 
@@ -30,7 +30,7 @@ Asking a worker and being answered takes 3 ms, or 6.
 class BatchLimits:
     """Bounds below which a batch is not cut into smaller ones.
 
-    The smallest of the three decides. They are how far apart workers may end.
+    The smallest of the three decides. They bound how far apart workers may end.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ def clients_at_least(
     Parameters
     ----------
     pace : float
-        Seconds that a client takes; infinite where that is not known.
+        Seconds that a client takes; infinite where that is unknown.
     clients : int
         Pieces of work in the wave.
     workers : int
@@ -63,6 +63,7 @@ def clients_at_least(
     limits : BatchLimits
         Bounds of a batch.
     """
+    # With an infinite pace a batch has no least size.
     bound = min(
         int(limits.seconds / pace),
         # No batch may be so large that other workers idle at the end of a wave.
@@ -81,8 +82,8 @@ def take_batch(queue: deque[Job], at_least: int = 1) -> list[Job]:
     size = max((len(queue) + 1) // 2, at_least)
     if len(queue) - size < at_least:
         size = len(queue)
-    # A client that a worker died on is at the front. It is tried alone, to tell it from those
-    # that only were in the same batch.
+    # A client that a worker died on is at the front. It is tried alone, to tell it from the
+    # innocent ones of the same batch.
     if queue and queue[0].deaths:
         size = 1
     return [queue.popleft() for _ in range(size)]
@@ -91,14 +92,15 @@ def take_batch(queue: deque[Job], at_least: int = 1) -> list[Job]:
 def retry_or_fail(
     batch: Sequence[Job], error: Exception
 ) -> tuple[list[Job], list[tuple[Message, int]]]:
-    """Decide what becomes of a batch on which a worker died.
+    """Decide what to do with a batch on which a worker died.
 
     Returns
     -------
     list of Job
         Jobs to try again.
     list of tuple of Message and int
-        Failures of those that were tried often enough, with the versions of the clients' states.
+        Failures of the jobs that were tried often enough, with the versions of the clients'
+        states.
     """
     log.warning(
         "a worker died and is replaced; %d clients' work is done again: %s",
@@ -128,7 +130,7 @@ def even_queues(
 ) -> list[deque[Job]]:
     """Make one queue a worker, of lengths that differ by one at most.
 
-    A client stays with the worker that has its state in memory (``homes``), as far as possible.
+    As far as possible, a client stays with the worker that has its state in memory (``homes``).
     """
     queues: list[deque[Job]] = [deque() for _ in range(workers)]
     longest = math.ceil(len(jobs) / workers)

@@ -1,4 +1,4 @@
-"""Ray for the runs made here: started once, with what a run needs and no more."""
+"""Ray for the runs of this process, started once."""
 
 from __future__ import annotations
 
@@ -24,29 +24,34 @@ from fedknow.protocols.config import ConfigError
 __all__ = ["one_ray", "start_ray"]
 
 CONNECT_SECONDS = 10.0
-"""How long to wait for somebody to listen at a cluster's address. Ray itself waits for minutes."""
+"""Time for a cluster to answer at its address. Ray itself waits for minutes."""
 
 OTHERS = ("RAY_ADDRESS", "RAY_REDIS_ADDRESS", "RAY_GCS_SERVER_PORT")
-"""Variables that make a new Ray a part of another one, or have it take another one's port."""
+"""Variables that make a new Ray join another one, or take its port."""
 
 DEFAULTS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no reports to anyone
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; without, Ray warns about it
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # which ends this process at SIGTERM, with a stack
+    # No reports to anyone.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The coming default; without it, Ray warns.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # That handler ends this process at SIGTERM, with a stack trace.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 
 
 @contextmanager
 def one_ray(address: str, meanwhile: str = "") -> Iterator[None]:
-    """Let the grids made within share one Ray, which each of them would start for itself otherwise.
+    """Let the grids that are made within share one Ray.
+
+    Otherwise each of them starts one for itself.
 
     Parameters
     ----------
     address : str
         As ``engine.address``: a cluster to join; empty: a Ray of our own.
     meanwhile : str
-        Name of a module to import while Ray's processes start, which takes as long as to import
-        torch.
+        Name of a module to import while Ray's processes start. That takes as long as an import
+        of torch.
     """
     if ray.is_initialized():
         yield
@@ -68,30 +73,25 @@ def start_ray(address: str) -> None:
     Parameters
     ----------
     address : str
-        As in :func:`one_ray`. If it is empty, no other Ray is joined, whatever the environment says
-        and whatever Ray runs or ran on this machine.
+        As in :func:`one_ray`. If it is empty, no other Ray is joined, even if the environment
+        names one, or one runs on this machine.
 
     Raises
     ------
     ConnectionError
         If there is no Ray cluster at the address.
     ConfigError
-        If the address is none, its cluster cannot be joined (it runs another version), or a Ray of
-        our own cannot be started.
+        If the address is malformed, its cluster cannot be joined (it runs another version), or
+        a Ray of our own cannot be started.
     """
+    # A user's own settings of these variables stay.
     for name, value in DEFAULTS.items():
-        # Only defaults: a user's own setting counts more.
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         _join(address, options)
         return
-    # Room for the data and the answers of a wave; Ray spills the rest to disk.
-    room = psutil.virtual_memory().total * 3 // 10
-    if os.path.isdir("/dev/shm"):
-        # In containers /dev/shm is often 64 MB, and Ray would fall back to slow files.
-        room = min(room, psutil.disk_usage("/dev/shm").free * 9 // 10)
-    options["object_store_memory"] = max(100 * 2**20, min(room, 4 * 2**30))
+    options["object_store_memory"] = _store_bytes()
     try:
         with _own_sigterm(), _without(OTHERS):
             ray.init(address="local", include_dashboard=False, **options)
@@ -103,35 +103,50 @@ def start_ray(address: str) -> None:
         ) from error
 
 
+def _store_bytes() -> int:
+    """Return the size of a Ray object store for this machine."""
+    # Enough for the data and the answers of a wave; Ray spills the rest to disk.
+    size: int = psutil.virtual_memory().total * 3 // 10
+    # In containers it is often 64 MB, and Ray would fall back to slow files.
+    if os.path.isdir("/dev/shm"):
+        size = min(size, psutil.disk_usage("/dev/shm").free * 9 // 10)
+    return max(100 * 2**20, min(size, 4 * 2**30))
+
+
 def _join(address: str, options: dict[str, Any]) -> None:
     """Join the cluster at an address."""
-    where = f"engine.address = {address!r}"
+    setting = f"engine.address = {address!r}"
     try:
         if "://" not in address:
-            found = canonicalize_bootstrap_address(address)
-            if found is None:
+            head = canonicalize_bootstrap_address(address)
+            if head is None:
                 raise ValueError("leave it empty for a Ray of our own")
-            _knock(found)  # even what "auto" finds may be long gone
+            # Even a cluster that "auto" finds may be long gone.
+            _knock(head)
         with _own_sigterm():
             ray.init(address=address, **options)
     except OSError as error:
         raise ConnectionError(
-            f"{where}: no Ray cluster answers ({_first_line(error)}); give HOST:PORT of its head as "
-            "ray start --head prints it, or leave it empty for a Ray of our own"
+            f"{setting}: no Ray cluster answers ({_first_line(error)}); give HOST:PORT of its "
+            "head as ray start --head prints it, or leave it empty for a Ray of our own"
         ) from error
     except (RuntimeError, ValueError, RayError) as error:
         # Ray says which versions of Ray and Python run there and here, one a line.
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"{where}: this Ray cluster cannot be joined: {reason}"
+            f"{setting}: this Ray cluster cannot be joined: {reason}"
         ) from error
 
 
 def _knock(address: str) -> None:
-    """Refuse an address at which no Ray answers, before Ray asks there for many minutes."""
+    """Refuse an address at which no Ray answers.
+
+    Ray itself would ask there for many minutes.
+    """
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    if os.environ.get("RAY_USE_TLS", "0") != "0":  # Ray has the keys for a closer look
+    # Only Ray has the keys for a closer look.
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
         return
     # Without a proxy, as Ray's own connections go.
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
@@ -142,7 +157,7 @@ def _knock(address: str) -> None:
 
 
 def _import_in_background(module: str) -> Future[Any]:
-    """Import a module in a thread; what goes wrong is raised where its result is asked for."""
+    """Import a module in a thread; its result raises what went wrong."""
     pool = ThreadPoolExecutor(1)
     importing = pool.submit(import_module, module)
     # The import goes on; only no further work is taken.
@@ -152,7 +167,7 @@ def _import_in_background(module: str) -> Future[Any]:
 
 @contextmanager
 def _without(names: Sequence[str]) -> Iterator[None]:
-    """Hide environment variables, from the processes started within too."""
+    """Hide environment variables, also from processes started within."""
     hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
@@ -162,23 +177,26 @@ def _without(names: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's own answer to SIGTERM, which Ray sets aside when it starts."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # where Ray leaves it alone too
+    """Keep this process's own answer to SIGTERM.
+
+    Ray sets it aside when it starts.
+    """
+    # Only the main thread may set handlers. In others Ray leaves them alone too.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    previous = signal.getsignal(signal.SIGTERM)
     try:
         yield
     except SystemExit as end:
         if end.code != signal.SIGTERM:
             raise
-        signal.signal(signal.SIGTERM, before)
+        # The signal came while Ray started: Ray's handler turned it into this exit.
+        signal.signal(signal.SIGTERM, previous)
         signal.raise_signal(signal.SIGTERM)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _first_line(error: Exception) -> str:

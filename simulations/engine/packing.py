@@ -1,9 +1,10 @@
-"""Messages on their way to Ray workers and back: shared arrays, packed answers."""
+"""Messages on their way to Ray workers and back: shared and packed arrays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,83 +24,59 @@ __all__ = [
     "unshare",
 ]
 
+_Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+_ALIGNMENT = 64
+"""Bytes; vector instructions and torch like it best."""
+_LARGE = 2**16
+"""Bytes of an array from which on pickle costs less than one more copy."""
+
 
 @dataclass
 class Job:
-    """All the work of a wave for one client, in order, and the version of the state it starts from."""
+    """All the work of a wave for one client, in order.
+
+    Attributes
+    ----------
+    client : int
+    version : int
+        Version of the state that the work starts from.
+    work : list of Message
+    deaths : int
+        Workers that died on it.
+    """
 
     client: int
     version: int
     work: list[Message] = field(default_factory=list)
     deaths: int = 0
-    """Workers that died on it."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Stands in a message for arrays that many messages of a wave carry and that travel once:
-    their place in a list."""
+    """A stand-in for arrays that many messages of a wave carry.
+
+    They travel once, in a list.
+
+    Attributes
+    ----------
+    place : int
+        Their index in the list.
+    """
 
     place: int
 
 
-def share(jobs: Sequence[Job]) -> tuple[list[Job], list[Arrays]]:
-    """Take arrays that more than one message carries (the same object) out of the messages.
-
-    Returns
-    -------
-    tuple
-        The jobs with :class:`Shared` in the arrays' stead, and the arrays.
-    """
-    counts: dict[int, int] = {}
-    for message in (message for job in jobs for message in job.work):
-        for record in message.content.values():
-            # By identity: to compare the arrays would take longer than to send them.
-            counts[id(record)] = counts.get(id(record), 0) + 1
-    places: dict[int, Shared] = {}
-    arrays: list[Arrays] = []
-
-    def light(record: Record) -> Record | Shared:
-        if not isinstance(record, Arrays) or counts[id(record)] == 1:
-            return record
-        if id(record) not in places:
-            places[id(record)] = Shared(len(arrays))
-            arrays.append(record)
-        return places[id(record)]
-
-    def strip(message: Message) -> Message:
-        return _with(
-            message, {name: light(record) for name, record in message.content.items()}
-        )
-
-    return [
-        replace(job, work=[strip(message) for message in job.work]) for job in jobs
-    ], arrays
-
-
-def unshare(message: Message, arrays: Sequence[Arrays]) -> Message:
-    """Put the arrays that :func:`share` took out back into a message."""
-    content: Mapping[str, Record | Shared] = message.content
-    return _with(
-        message,
-        {
-            name: arrays[r.place] if isinstance(r, Shared) else r
-            for name, r in content.items()
-        },
-    )
-
-
-_Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
-_ALIGNMENT = 64
-"""Bytes; what vector instructions and torch like best."""
-_LARGE = 2**16
-"""Bytes of an array from which on pickle's cost for it is less than that of one more copy."""
-
-
 @dataclass(frozen=True)
 class Packed:
-    """Stands in an answer for arrays that lie in its batch's buffer: from where on, and what they
-    are, in order."""
+    """A stand-in for arrays of an answer that lie in its batch's buffer.
+
+    Attributes
+    ----------
+    start : int
+        Their offset in the buffer.
+    layout : tuple
+        Name, type and shape of each, in order.
+    """
 
     start: int
     layout: _Layout
@@ -107,7 +84,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a worker gives back for a batch.
+    """A worker's answers to a batch.
 
     Attributes
     ----------
@@ -115,11 +92,11 @@ class Answered:
         An answer to each message, in order, as :func:`pack` leaves it, and the version of the
         client's state after it.
     arrays : ndarray
-        uint8: what it took out.
+        The arrays that :func:`pack` took out, as uint8.
     seconds : float
-        How long the work took.
+        Time that the work took.
     peak_memory_mb : float
-        Largest resident memory of the worker's process so far, MB.
+        Peak of the worker's resident memory, MB.
     """
 
     answers: list[tuple[Message, int]]
@@ -128,98 +105,157 @@ class Answered:
     peak_memory_mb: float
 
 
-def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
-    """Put arrays of messages one after the other, so that they travel as one and not tensor by tensor.
+# --- shared arrays, on the way to workers
 
-    Records of large arrays are left as they are: Ray writes each of those into its store
-    without a copy before.
+
+def share(jobs: Sequence[Job]) -> tuple[list[Job], list[Arrays]]:
+    """Take arrays that more than one message carries out of the messages.
+
+    Arrays are the same if they are the same object.
 
     Returns
     -------
     tuple
-        The messages with :class:`Packed` in the arrays' stead, and the bytes of the arrays (uint8).
+        The jobs with :class:`Shared` in place of the arrays, and the arrays.
+    """
+    counts = _count_records(jobs)
+    stand_ins: dict[int, Shared] = {}
+    arrays: list[Arrays] = []
+
+    def lighten(record: Record) -> Record | Shared:
+        if not isinstance(record, Arrays) or counts[id(record)] == 1:
+            return record
+        if id(record) not in stand_ins:
+            stand_ins[id(record)] = Shared(len(arrays))
+            arrays.append(record)
+        return stand_ins[id(record)]
+
+    light_jobs = []
+    for job in jobs:
+        work = [_map_records(message, lighten) for message in job.work]
+        light_jobs.append(replace(job, work=work))
+    return light_jobs, arrays
+
+
+def unshare(message: Message, arrays: Sequence[Arrays]) -> Message:
+    """Put the arrays that :func:`share` took out back into a message."""
+
+    def restore(record: Record | Shared) -> Record:
+        return arrays[record.place] if isinstance(record, Shared) else record
+
+    return _map_records(message, restore)
+
+
+def _count_records(jobs: Iterable[Job]) -> Counter[int]:
+    """Count how often messages carry each record, by its identity."""
+    counts: Counter[int] = Counter()
+    for job in jobs:
+        for message in job.work:
+            # By identity: to compare the arrays would take longer than to send them.
+            counts.update(id(record) for record in message.content.values())
+    return counts
+
+
+# --- packed arrays, on the way back
+
+
+def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
+    """Put arrays of messages one after the other, to travel as one.
+
+    Records of large arrays are left as they are: Ray writes each of those into its store
+    without another copy.
+
+    Returns
+    -------
+    tuple
+        The messages with :class:`Packed` in place of the arrays, and the bytes of the arrays
+        (uint8).
     """
     size = 0
-    todo: list[tuple[int, np.ndarray]] = []
-    layouts: dict[
-        _Layout, _Layout
-    ] = {}  # one object for all messages, which pickle then writes once
+    stowed: list[tuple[int, np.ndarray]] = []
+    # One object for all messages of a layout, which pickle then writes once.
+    layouts: dict[_Layout, _Layout] = {}
 
     def stow(record: Record) -> Record | Packed:
         nonlocal size
-        if not isinstance(record, Arrays) or isinstance(
-            record, Mean
-        ):  # a mean is one object, written once as it is
-            return record
-        # Objects are pointers, and their bytes mean nothing in another process.
-        if any(array.dtype.hasobject for array in record.values()):
-            return record
-        if sum(array.nbytes for array in record.values()) >= _LARGE * len(record):
+        if not isinstance(record, Arrays) or not _is_worth_packing(record):
             return record
         layout = tuple(
             (name, array.dtype, array.shape) for name, array in record.items()
         )
         packed = Packed(size, layouts.setdefault(layout, layout))
         for array in record.values():
-            todo.append((size, array))
-            size += _room(array.nbytes)
+            stowed.append((size, array))
+            size += _aligned(array.nbytes)
         return packed
 
-    light = [
-        _with(message, {name: stow(record) for name, record in message.content.items()})
-        for message in messages
-    ]
+    light = [_map_records(message, stow) for message in messages]
+    # Copied last, as only now the size of the buffer is known.
     buffer = np.empty(size, np.uint8)
-    for start, array in todo:
-        # Through a view, which also lays out arrays of other strides.
+    for start, array in stowed:
         np.ndarray(array.shape, array.dtype, buffer.data, start)[...] = array
     return light, buffer
 
 
 def unpack(message: Message, buffer: np.ndarray) -> Message:
-    """Put back the arrays that :func:`pack` took out of a message: read-only views of the bytes."""
+    """Put back the arrays that :func:`pack` took out of a message.
 
-    def arrays(packed: Packed) -> Arrays:
-        found, start = Arrays(), packed.start
-        for name, dtype, shape in packed.layout:
-            found[name] = array = np.ndarray(shape, dtype, buffer.data, start)
+    They are read-only views of the buffer.
+    """
+
+    def restore(record: Record | Packed) -> Record:
+        if not isinstance(record, Packed):
+            return record
+        arrays = Arrays()
+        start = record.start
+        for name, dtype, shape in record.layout:
+            array: np.ndarray = np.ndarray(shape, dtype, buffer.data, start)
+            # The buffer lies in Ray's store, where other processes read it too.
             array.flags.writeable = False
-            start += _room(array.nbytes)
-        return found
+            arrays[name] = array
+            start += _aligned(array.nbytes)
+        return arrays
 
-    content: Mapping[str, Record | Packed] = message.content
-    return _with(
-        message,
-        {
-            name: arrays(r) if isinstance(r, Packed) else r
-            for name, r in content.items()
-        },
-    )
+    return _map_records(message, restore)
 
 
 def detached(message: Message) -> Message:
-    """A message with arrays of its own, read-only, in the place of those that lie elsewhere."""
+    """Return a message with read-only arrays of its own.
 
-    def copy(array: np.ndarray) -> np.ndarray:
-        array = array.copy()
-        array.flags.writeable = False
-        return array
+    They take the place of those that lie in a shared store.
+    """
 
-    content = message.content.items()
-    return _with(
-        message,
-        {
-            n: Arrays((k, copy(a)) for k, a in r.items())
-            if isinstance(r, Arrays)
-            else r
-            for n, r in content
-        },
-    )
+    def copy_record(record: Record) -> Record:
+        if not isinstance(record, Arrays):
+            return record
+        return Arrays((name, _read_only_copy(a)) for name, a in record.items())
+
+    return _map_records(message, copy_record)
 
 
-def _room(size: int) -> int:
+def _is_worth_packing(arrays: Arrays) -> bool:
+    # A mean is one object for all answers, and pickle writes it once as it is.
+    if isinstance(arrays, Mean):
+        return False
+    # Objects are pointers, and their bytes mean nothing in another process.
+    if any(array.dtype.hasobject for array in arrays.values()):
+        return False
+    return sum(array.nbytes for array in arrays.values()) < _LARGE * len(arrays)
+
+
+def _read_only_copy(array: np.ndarray) -> np.ndarray:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+def _aligned(size: int) -> int:
+    """Round a size up, so that the next array begins at an aligned place."""
     return math.ceil(size / _ALIGNMENT) * _ALIGNMENT
 
 
-def _with(message: Message, content: Mapping[str, Any]) -> Message:
-    return replace(message, content=content)
+def _map_records(message: Message, convert: Callable[[Any], Any]) -> Message:
+    """Return a message whose records are converted."""
+    content: Mapping[str, Any] = message.content
+    records = {name: convert(record) for name, record in content.items()}
+    return replace(message, content=records)

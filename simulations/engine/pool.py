@@ -38,7 +38,7 @@ class WorkerPool:
     homes : dict of int to int
         Place of the worker that has a client's state in memory, by client.
     peaks : dict of int to float
-        Largest resident memory of the worker at a place, or one there before it, MB.
+        Peak of resident memory of a place's workers, also of earlier ones, MB.
 
     Raises
     ------
@@ -61,18 +61,20 @@ class WorkerPool:
 
     def _wait(self, starting: list[ray.ObjectRef]) -> None:
         while starting:
-            # In pieces, so that a user hears of a cluster that has no room.
-            done, starting = ray.wait(starting, num_returns=len(starting), timeout=20)
-            get(done)
+            # Workers that find no free cores wait in silence, so the log tells of it.
+            ready, starting = ray.wait(starting, num_returns=len(starting), timeout=20)
+            get(ready)
             if starting:
                 free = ray.available_resources()  # type: ignore[no-untyped-call]
+                cores = free.get("CPU", 0)
+                gpus = free.get("GPU", 0)
                 log.warning(
                     "%d of %d workers wait for their place in the Ray cluster (%g cores and %g "
                     "GPUs are free)",
                     len(starting),
                     len(self.workers),
-                    free.get("CPU", 0),
-                    free.get("GPU", 0),
+                    cores,
+                    gpus,
                 )
 
     def replace(self, places: Collection[int]) -> None:
@@ -96,8 +98,8 @@ def get(refs: Any) -> Any:
     """Do ``ray.get``, and raise a worker's error as it was raised there."""
     try:
         return ray.get(refs)
+    # Ray wraps it in an error of its own, which callers could not tell from others.
     except RayTaskError as error:
-        # Ray wraps the error in one of its own, which callers would not recognise.
         raise (error.cause or error) from error
 
 

@@ -1,5 +1,7 @@
-"""Virtual clients on Ray workers: one process a core, work in batches, states that outlive the
-workers."""
+"""Virtual clients on Ray workers.
+
+There is one process a core, work goes out in batches, and states outlive the workers.
+"""
 
 from __future__ import annotations
 
@@ -39,20 +41,22 @@ __all__ = ["RayGrid", "gpu_share", "placement"]
 
 
 class RayGrid(MessageGrid):
-    """Clients on Ray workers. Answers do not depend on the number of workers, their speed, or what
-    dies on the way.
+    """Clients on Ray workers.
 
-    A wave is cut into one queue a worker, each client going to the worker that has its state in
-    memory as far as that keeps the queues equally long. A worker takes half of its queue at a
-    time, and half of the longest queue when its own is empty: few, large batches first, small
-    ones to even out the end; where clients are quick, all at once. What messages of a wave
-    share is put into Ray's object store once, and the arrays of a batch's answers are one
-    buffer there, which strategies read where it lies; or with ``running_mean`` one mean of the
-    batch's clients.
+    Answers do not depend on the number of workers, their speed, or deaths among them.
 
-    A worker that dies is replaced, and what it had not answered is done again from the recorded
-    states, client by client, so that a client which kills its worker is told from those that
-    were with it; after three deaths it gets a failure.
+    A wave is cut into one queue a worker. A client goes to the worker that has its state in
+    memory, as far as that keeps the queues equally long. A worker takes half of its queue at a
+    time, and half of the longest queue when its own is empty. So large batches come early, and
+    small ones even out the end. Where clients are quick, a worker takes all at once.
+
+    Records that messages of a wave share are put into Ray's object store once. The arrays of a
+    batch's answers are one buffer there, which strategies read in place. With ``running_mean``
+    they are one mean of the batch's clients.
+
+    A worker that dies is replaced. Its unanswered work is done again from the recorded states,
+    client by client, so that a client which kills its worker is told from the innocent ones.
+    After three deaths it gets a failure.
 
     Parameters
     ----------
@@ -62,19 +66,19 @@ class RayGrid(MessageGrid):
     stream : TaskStream
         The clients' data; put into the object store once.
     folder : str or PathLike
-        Where client states lie. On a cluster all machines must see it.
+        The folder of client states. On a cluster all machines must see it.
     workers : int
         Number of workers; 0: ``engine.workers``, and if that is 0 too, one a core of the
         cluster, or one a GPU (``engine.device``).
     node : callable, optional
-        ``node(config, stream)`` makes what answers in a worker; by default
+        ``node(config, stream)`` makes the node of a worker; by default
         :class:`fedknow.client.node.Node`.
 
     Raises
     ------
     ConfigError
-        If the experiment's node cannot be built, its device is not there, or Ray cannot be started
-        or joined.
+        If the experiment's node cannot be built, its device is missing, or Ray cannot be
+        started or joined.
     ConnectionError
         If there is no Ray cluster at the address.
     RunError
@@ -89,7 +93,7 @@ class RayGrid(MessageGrid):
         workers: int = 0,
         node: NodeFactory | None = None,
     ) -> None:
-        # No memory here: workers load states, and this store only deletes old ones.
+        # Workers read and write the states; this process only deletes old ones.
         super().__init__(stream.clients, StateStore(folder, memory_bytes=0))
         # A Ray that somebody else started is not ours to shut down.
         self._started_ray = not ray.is_initialized()
@@ -112,8 +116,8 @@ class RayGrid(MessageGrid):
             machines = len(ray.nodes())  # type: ignore[no-untyped-call]
             self._held_bytes_limit = store_bytes / (4 * machines)
             self._pace: dict[str, float] = {}
+            # Put once into the store, in place of a copy in each worker's call.
             self._made_from = (
-                # Put once into the store, in place of a copy in each worker's call.
                 ray.put(config),
                 ray.put(stream),
                 Path(folder).absolute(),
@@ -121,7 +125,7 @@ class RayGrid(MessageGrid):
             )
             self.pool = WorkerPool(count, self._spawn)
             self.pool.start()
-        # Also Ctrl-C: Ray's processes would outlive this one.
+        # Also after Ctrl-C: Ray's processes must not be left behind.
         except BaseException:
             self.close()
             raise
@@ -173,7 +177,7 @@ class RayGrid(MessageGrid):
                 except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
                     pool.replace([place])
                     repeated, failures = retry_or_fail(batch, error)
-                    # To the front and in order, so that the one to blame is found first.
+                    # To the front and in order, so that the one to blame is found early.
                     wave.queues[place].extendleft(reversed(repeated))
                     wave.submit(place)
                     yield from failures
@@ -191,12 +195,12 @@ class RayGrid(MessageGrid):
                             reply = detached(reply)
                     yield reply, version
         finally:
-            # Given up by timeout, interrupted, or ended by an error: what still runs must not
-            # write states any more.
+            # Given up by timeout, interrupted, or ended by an error: workers that still run must
+            # not write states any more.
             pool.replace({place for place, _ in wave.running.values()})
 
     def _begin_wave(self, work: Sequence[Message], options: WaveOptions) -> _Wave:
-        """Cut work into queues, and put the arrays that messages share into the store."""
+        """Cut work into queues, and put shared arrays into the store."""
         jobs: dict[int, Job] = {}
         for message in work:
             client = client_of(message.node)
@@ -204,7 +208,7 @@ class RayGrid(MessageGrid):
             job.work.append(message)
         lean, arrays = share(list(jobs.values()))
         pool = self._running_pool()
-        # The slowest kind decides; what was never seen is taken for slow.
+        # The slowest kind decides; a kind that was never seen is taken for slow.
         paces = [self._pace.get(message.kind, math.inf) for message in work]
         pace = max(paces, default=1.0)
         return _Wave(
@@ -222,9 +226,9 @@ class RayGrid(MessageGrid):
         peaks[place] = max(peaks[place], answered.peak_memory_mb)
 
     def peak_memory_mb(self) -> float:
-        """Return the largest resident memory of this process and of each worker, MB.
+        """Return the peak of resident memory of this process and all workers, MB.
 
-        A worker's is that when it last answered, or that of the one in its place before.
+        A worker's is from its latest answer, or from an earlier worker in its place.
         """
         return super().peak_memory_mb() + sum(self._running_pool().peaks.values())
 
@@ -239,6 +243,7 @@ class RayGrid(MessageGrid):
 
     def _spawn(self) -> ActorHandle[Worker]:
         config, stream, folder, node = self._made_from
+        # Ray would restart a worker without our knowing; the pool replaces it instead.
         actor = ray.remote(Worker).options(
             num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0
         )
@@ -248,7 +253,7 @@ class RayGrid(MessageGrid):
 
 @dataclass
 class _Wave:
-    """A wave under way: queues of jobs, one a worker, and batches that workers have."""
+    """A wave under way: a queue of jobs for each worker, and their batches."""
 
     pool: WorkerPool
     queues: list[deque[Job]]
@@ -270,22 +275,32 @@ class _Wave:
             self.running[ref] = place, batch
 
     def wait(self, deadline: float) -> ray.ObjectRef | None:
-        """Wait for a batch to be done; None when the time is over."""
+        """Wait for a batch to end; None when the time is over."""
         seconds = None
         if deadline < math.inf:
             seconds = max(0.0, deadline - time.monotonic())
-        done, _ = ray.wait(list(self.running), timeout=seconds)
-        return done[0] if done else None
+        ready, _ = ray.wait(list(self.running), timeout=seconds)
+        return ready[0] if ready else None
 
 
 def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
-    """What workers compute on, in a cluster of so many cores and GPUs.
+    """Decide what workers compute on.
+
+    Parameters
+    ----------
+    device : str
+        ``engine.device``.
+    cores, gpus : float
+        Those of the cluster.
 
     Returns
     -------
-    tuple
-        ``engine.device`` without ``auto``; how many GPUs the workers share out; and how many
-        workers fit.
+    device : str
+        ``engine.device`` without ``auto``.
+    gpus : float
+        GPUs that the workers share out.
+    workers : int
+        Workers that fit.
 
     Raises
     ------
@@ -296,9 +311,8 @@ def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
         device = "cuda" if gpus >= 1 and torch.backends.cuda.is_built() else "cpu"  # type: ignore[no-untyped-call]
     if device == "cpu":
         return device, 0.0, max(1, int(cores))
-    if (
-        device != "cuda"
-    ):  # that one of a machine: Ray, which hands out any, is not asked
+    # A certain GPU of this machine: Ray, which hands out any, is not asked.
+    if device != "cuda":
         return device, 0.0, 1
     if gpus < 1:
         raise ConfigError(
@@ -308,6 +322,12 @@ def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
 
 
 def gpu_share(workers: int, gpus: float) -> float:
-    """How much of a GPU each worker has, if as few as possible share one; each has its part of a
-    single GPU."""
-    return math.floor(1e4 / math.ceil(workers / int(gpus))) / 1e4 if gpus else 0.0
+    """Return the part of a single GPU that each worker has.
+
+    As few workers as possible share one.
+    """
+    if not gpus:
+        return 0.0
+    workers_per_gpu = math.ceil(workers / int(gpus))
+    # Rounded down: Ray counts in ten-thousandths, and the parts must not exceed one GPU.
+    return math.floor(1e4 / workers_per_gpu) / 1e4

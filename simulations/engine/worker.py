@@ -1,10 +1,11 @@
-"""What runs in a Ray worker process, and what the grid sends it."""
+"""The process of a Ray worker: it answers messages for clients."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from fedknow.simulations.engine.packing import Answered, Job, pack, unshare
 __all__ = ["NodeFactory", "Worker"]
 
 NodeFactory = Callable[[ExperimentConfig, TaskStream], Answerer]
-"""Makes what answers messages in a worker; cloudpickle must be able to carry it."""
+"""Makes the node of a worker; cloudpickle must be able to carry it."""
 
 
 class Worker:
-    """A process that answers messages for whichever clients it is given; a Ray actor.
+    """A process that answers messages for any clients; a Ray actor.
 
     Parameters
     ----------
@@ -38,9 +39,11 @@ class Worker:
     stream : TaskStream
         The clients' data; its arrays lie in Ray's object store and are read-only.
     folder : Path
-        Where client states lie; all workers see the same.
+        The folder of client states; all workers see the same.
     node : callable, optional
         Makes the node; by default :class:`fedknow.client.node.Node`.
+    objects : mapping, optional
+        Classes of the user that the experiment names, by name.
     """
 
     def __init__(
@@ -51,17 +54,22 @@ class Worker:
         node: NodeFactory | None = None,
         objects: Mapping[str, Any] | None = None,
     ) -> None:
-        # One thread a worker: workers share the cores, and sums are then taken in one order
-        # everywhere.
+        # Workers share the cores, and sums are then taken in one order everywhere.
         torch.set_num_threads(1)
-        parts.restore(objects or {})  # a notebook's classes are in no module here
+        # A notebook's classes are in no module of this process.
+        parts.restore(objects or {})
         self._made_from = config, stream, folder, node
         self._host: Host | None = None
         self._shared: dict[str, Arrays] = {}
 
     def start(self) -> float:
-        """Build the node, so that what is wrong with the experiment is raised here; largest memory
-        so far, MB."""
+        """Build the node, and raise the experiment's faults here.
+
+        Returns
+        -------
+        float
+            Peak of this process's memory, MB.
+        """
         # Not in the constructor: there, Ray turns an error into the actor's death.
         if self._host is None:
             config, stream, folder, node = self._made_from
@@ -71,10 +79,10 @@ class Worker:
                 config.engine.memory_mb * 2**20,
                 durable=bool(config.engine.address),
             )
-            self._host = Host(
-                config, stream, store, node(config, stream) if node else None
-            )
-            gc.freeze()  # as the grid does in its process
+            answerer = node(config, stream) if node else None
+            self._host = Host(config, stream, store, answerer)
+            # As the grid does in its process: the collector need not walk through modules.
+            gc.freeze()
         return process_peak_mb()
 
     def work(
@@ -90,35 +98,39 @@ class Worker:
         jobs : sequence of Job
             The work.
         shared : sequence of ObjectRef
-            The arrays that :class:`Shared` stands for; each is taken from the store once a wave.
+            The arrays that :class:`Shared` stands for.
         average : bool
             Whether the clients' parameters are to be averaged here
             (:func:`fedknow.server.grids.running_mean.averaged`).
         """
+        # A worker that replaces a dead one has not been started.
         self.start()
         assert self._host is not None
-        # Kept from batch to batch of a wave; what the next wave does not name is let go.
-        self._shared = {
-            ref.hex(): self._shared[ref.hex()]
-            if ref.hex() in self._shared
-            else ray.get(ref)
-            for ref in shared
-        }
-        arrays = list(self._shared.values())
-        work = [unshare(message, arrays) for job in jobs for message in job.work]
+        arrays = self._load_shared(shared)
+        messages = chain.from_iterable(job.work for job in jobs)
+        work = [unshare(message, arrays) for message in messages]
+        versions = {job.client: job.version for job in jobs}
         began = time.perf_counter()
-        answering = self._host.handle_many(
-            work, {job.client: job.version for job in jobs}
-        )
+        answering = self._host.handle_many(work, versions)
         if average:
             limit = self._made_from[0].engine.max_update_norm
-            answering = averaged(
-                work, answering, Inspector(lambda failure: None, limit)
-            )
+            # The server records failures; here they are only left out of the mean.
+            inspector = Inspector(lambda failure: None, limit)
+            answering = averaged(work, answering, inspector)
+        # A list, as clients work while it is made: that is the time to measure.
         answers = list(answering)
         seconds = time.perf_counter() - began
         light, packed = pack([reply for reply, _ in answers])
-        versions = [version for _, version in answers]
-        return Answered(
-            list(zip(light, versions, strict=True)), packed, seconds, process_peak_mb()
-        )
+        new_versions = [version for _, version in answers]
+        light_answers = list(zip(light, new_versions, strict=True))
+        return Answered(light_answers, packed, seconds, process_peak_mb())
+
+    def _load_shared(self, refs: Sequence[ray.ObjectRef]) -> list[Arrays]:
+        """Take arrays from Ray's store, each once a wave."""
+        loaded: dict[str, Arrays] = {}
+        for ref in refs:
+            key = ref.hex()
+            loaded[key] = self._shared[key] if key in self._shared else ray.get(ref)
+        # Those of earlier waves are dropped, so that the store can let go of them.
+        self._shared = loaded
+        return list(loaded.values())
