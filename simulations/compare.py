@@ -23,7 +23,7 @@ from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.recorder import Subscriber
 from fedknow.simulations.contenders import contenders, plan
 from fedknow.simulations.engine.cluster import one_ray
-from fedknow.simulations.fleet.devices import shipped_rooms
+from fedknow.simulations.fleet.devices import shipped_memory_limits
 from fedknow.simulations.records import write_numbers
 from fedknow.simulations.simulate import prepare, simulate
 
@@ -207,7 +207,7 @@ def compare(
     if not folders:
         return Comparison([], failures, series.left_out, None)
     groups = write_numbers(folders, out, failures, series.left_out)
-    page = write_report(folders, out, series.left_out, shipped_rooms())
+    page = write_report(folders, out, series.left_out, shipped_memory_limits())
     return Comparison(groups, failures, series.left_out, page)
 
 

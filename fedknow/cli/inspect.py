@@ -109,12 +109,12 @@ def report(
             point_to(write_report(folders, target))
             return
         # A server writes the report of its run without the packages of a simulation.
-        from fedknow.simulations.fleet.devices import shipped_rooms
+        from fedknow.simulations.fleet.devices import shipped_memory_limits
         from fedknow.simulations.records import read_left_out, write_numbers
 
         left_out = read_left_out(target)
         write_numbers(folders, target, left_out=left_out)
-        point_to(write_report(folders, target, left_out, shipped_rooms()))
+        point_to(write_report(folders, target, left_out, shipped_memory_limits()))
 
 
 def show(
@@ -178,7 +178,7 @@ def calibrate(  # noqa: PLR0913  # a command's options are its arguments
         write_profile(profiles, name, profile, existing)
         out.print(
             f"{escape(name)}: {profile.peak / 1e9:.3g} GFLOP/s, room for "
-            f"{profile.room / 1e9:.1f} GB; written to {escape(str(profiles))}",
+            f"{profile.memory_limit / 1e9:.1f} GB; written to {escape(str(profiles))}",
             highlight=False,
             soft_wrap=True,
         )

@@ -19,7 +19,7 @@ class Listener:
         """Hear which device each client has."""
 
     def send(
-        self, work: Sequence[Message], away: Collection[int], is_pushed: bool = False
+        self, work: Sequence[Message], absent: Collection[int], is_pushed: bool = False
     ) -> None:
         """Hear that clients are given work, and which others are away."""
 
@@ -29,5 +29,5 @@ class Listener:
     def miss(self, work: Sequence[Message]) -> None:
         """Hear that no answer to some work is waited for any more."""
 
-    def presence(self, away: Collection[int]) -> None:
+    def presence(self, absent: Collection[int]) -> None:
         """Hear that a client came or went."""

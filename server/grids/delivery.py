@@ -255,8 +255,7 @@ class Delivery(ABC):
     def peak_memory_mb(self) -> float:
         """Return the peak of resident memory, MB (1e6 bytes).
 
-        This is the sum of each process's own peak. Memory that they share (Ray's object store)
-        counts in each that has touched it.
+        Each process's own peak counts, with the memory that it shares with others.
         """
         return process_peak_mb()
 

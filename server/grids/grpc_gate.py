@@ -54,6 +54,11 @@ class Roster:
         """Return the connected nodes, ascending."""
         return [node for node, peer in self.peers.items() if peer.link is not None]
 
+    def absent(self) -> list[int]:
+        """Return the clients that are not connected, ascending."""
+        peers = self.peers.values()
+        return sorted(client_of(peer.node) for peer in peers if peer.link is None)
+
     def attach(self, peer: Peer, link: Link | None) -> None:
         """Give a client its stream, or take it away."""
         with self._changed:

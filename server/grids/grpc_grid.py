@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.messages import Message, client_of, node_of
+from fedknow.protocols.messages import Message
 from fedknow.protocols.security import Tokens
 from fedknow.protocols.transport import HEARTBEAT_SECONDS, LONGEST_DELAY
 from fedknow.protocols.wire import Limits
@@ -178,7 +178,11 @@ class GrpcGrid(MessageGrid):
         wanted_ids = {message.id for message in work}
         early_ids = sorted(wanted_ids & self._early.keys())
         answers = [self._early.pop(id) for id in early_ids]
-        self._begin_new(work, answers, wave)
+        known_ids = {reply.reply_to for reply, _ in answers} | wave.pieces.keys()
+        new = [message for message in work if message.id not in known_ids]
+        if new:
+            self._wait()
+            wave.add(new)
         until = None if timeout is None else self.clock_time + timeout
         longest = self._engine.round_timeout or math.inf
         while not answers and wanted_ids & wave.pieces.keys():
@@ -195,19 +199,6 @@ class GrpcGrid(MessageGrid):
             self._open = None
             self.server.withdraw()
         return answers
-
-    def _begin_new(
-        self,
-        work: Sequence[Message],
-        answers: Sequence[tuple[Message, int]],
-        wave: GrpcWave,
-    ) -> None:
-        """Give out the work that is neither answered nor under way."""
-        known_ids = {reply.reply_to for reply, _ in answers} | wave.pieces.keys()
-        new = [message for message in work if message.id not in known_ids]
-        if new:
-            self._wait()
-            wave.add(new)
 
     def note_unusable(self, reply: Message) -> None:
         """Count an unusable answer: not finite, of another shape, too far."""
@@ -227,10 +218,7 @@ class GrpcGrid(MessageGrid):
 
     def absent(self) -> list[int]:
         """Return the clients that are not connected, ascending."""
-        connected = set(self.server.connected())
-        return [
-            client for client in range(self.clients) if node_of(client) not in connected
-        ]
+        return self._roster.absent()
 
     def report_to(self, listener: Listener) -> None:
         """Have a listener hear of work, and of clients that come and go."""
@@ -244,10 +232,7 @@ class GrpcGrid(MessageGrid):
         if not quorum:
             # All begin together; later the run goes on with those that are left.
             quorum = 1 if self._has_begun else self.clients
-        while not self.server.wait_for(quorum, REMIND_SECONDS):
-            present = [client_of(node) for node in self.server.connected()]
-            text = "%d clients are connected (%s); the run waits for %d"
-            log.info(text, len(present), present, quorum)
+        self.server.gather(quorum, REMIND_SECONDS)
         self._has_begun = True
 
     def status(self) -> dict[str, Any]:

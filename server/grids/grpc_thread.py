@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from fedknow.protocols.messages import client_of
 from fedknow.protocols.wire import WireError
 from fedknow.server.grids.grpc_assignments import Answer
 from fedknow.server.grids.grpc_link import Work
@@ -127,9 +128,12 @@ class ServiceThread:
         """Whether an answer can be had without waiting."""
         return not self._assignments.answers.empty()
 
-    def wait_for(self, clients: int, timeout: float) -> bool:
-        """Wait until so many clients are connected; return whether they are."""
-        return self._roster.wait_for(clients, timeout)
+    def gather(self, clients: int, remind_seconds: float) -> None:
+        """Wait until so many clients are connected; log those that are."""
+        while not self._roster.wait_for(clients, remind_seconds):
+            present = [client_of(node) for node in self.connected()]
+            text = "%d clients are connected (%s); the run waits for %d"
+            log.info(text, len(present), present, clients)
 
     def connected(self) -> list[int]:
         """Return the connected nodes, ascending."""

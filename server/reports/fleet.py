@@ -59,14 +59,14 @@ DEVICE_COLUMNS = (
 )
 
 
-def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Table:
+def side_by_side(groups: Iterable[Group], memory_limits: Mapping[str, float]) -> Table:
     """Compare the time, energy and memory of methods on their fleet.
 
     Parameters
     ----------
     groups : iterable of Group
         Those without a fleet are left out; numbers are means over seeds.
-    rooms : mapping
+    memory_limits : mapping
         Bytes that training may take, by device.
     """
     # A comparison may hold runs without a fleet, which have no time to compare.
@@ -74,7 +74,7 @@ def side_by_side(groups: Iterable[Group], rooms: Mapping[str, float]) -> Table:
     return Table(
         "Time, energy and memory on the fleet",
         COMPARED,
-        [_compared(group, rooms) for group in compared],
+        [_compared(group, memory_limits) for group in compared],
         "Time: until the last task ended, and what the server waited for: messages under way, "
         "clients that computed, clients to come back, a deadline or the next task. "
         f"{SPEEDS} Memory: the most that a client's training needed at once, in tensors. A device "
@@ -88,7 +88,7 @@ def _fleet_runs(group: Group) -> list[Summary]:
     return [run for run in group.runs if run.fleet]
 
 
-def _compared(group: Group, rooms: Mapping[str, float]) -> list[Cell | str]:
+def _compared(group: Group, memory_limits: Mapping[str, float]) -> list[Cell | str]:
     runs = _fleet_runs(group)
 
     def over_seeds(key: str) -> Estimate:
@@ -109,7 +109,7 @@ def _compared(group: Group, rooms: Mapping[str, float]) -> list[Cell | str]:
         _energy(over_seeds("energy_joules")),
         Cell(f"{failures:.3g} of {len(runs[0].clients)}", failures),
         Cell(size(memory), memory),
-        has_room(memory, rooms),
+        has_room(memory, memory_limits),
     ]
 
 
@@ -124,7 +124,7 @@ def _energy(joules: Estimate) -> Cell:
 
 def fleet_parts(
     groups: Sequence[Group],
-    rooms: Mapping[str, float] | None = None,
+    memory_limits: Mapping[str, float] | None = None,
     failed: Sequence[tuple[str, Summary]] = (),
     title: str = "",
 ) -> list[Section]:
@@ -134,17 +134,17 @@ def fleet_parts(
     ----------
     groups : sequence of Group
         One a method.
-    rooms : mapping, optional
+    memory_limits : mapping, optional
         Bytes that training may take, by device; none: those of the devices that these runs have.
     failed : sequence of (str, Summary)
         Runs that did not end, by name. Their clients whose devices were too small are listed.
     title : str
         Put before the captions, to tell the tables of several comparisons apart.
     """
-    if rooms is None:
-        rooms = _rooms_of(groups)
+    if memory_limits is None:
+        memory_limits = _limits_of(groups)
     tables = {
-        "On the fleet": side_by_side(groups, rooms),
+        "On the fleet": side_by_side(groups, memory_limits),
         "Out of memory": too_small([*_named_runs(groups), *failed]),
     }
     return [
@@ -154,13 +154,13 @@ def fleet_parts(
     ]
 
 
-def _rooms_of(groups: Iterable[Group]) -> dict[str, float]:
+def _limits_of(groups: Iterable[Group]) -> dict[str, float]:
     """Collect the bytes that training may take on the runs' own devices."""
-    rooms = {}
+    memory_limits = {}
     for run in chain.from_iterable(group.runs for group in groups):
         for client in run.clients:
-            rooms[client["device"]] = client["room"]
-    return rooms
+            memory_limits[client["device"]] = client["room"]
+    return memory_limits
 
 
 def _named_runs(groups: Sequence[Group]) -> list[tuple[str, Summary]]:
@@ -175,11 +175,11 @@ def _named_runs(groups: Sequence[Group]) -> list[tuple[str, Summary]]:
     return named
 
 
-def has_room(memory: float, rooms: Mapping[str, float]) -> str:
+def has_room(memory: float, memory_limits: Mapping[str, float]) -> str:
     """Name the devices that have room for so many bytes, in the fewest words."""
     # A device without a limit has room for anything and says nothing about a method.
-    finite = {name: room for name, room in rooms.items() if room < math.inf}
-    large = [name for name, room in finite.items() if room >= memory]
+    finite = {name: limit for name, limit in memory_limits.items() if limit < math.inf}
+    large = [name for name, limit in finite.items() if limit >= memory]
     small = [name for name in finite if name not in large]
     if not small:
         return f"all {len(large)}"

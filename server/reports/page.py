@@ -49,7 +49,7 @@ def write_report(
     runs: Sequence[RunFolder],
     out: Path,
     left_out: Mapping[str, str] | None = None,
-    rooms: Mapping[str, float] | None = None,
+    memory_limits: Mapping[str, float] | None = None,
 ) -> Path:
     """Write ``<out>/report.html`` and ``<out>/plots/*.png``.
 
@@ -64,7 +64,7 @@ def write_report(
         A folder; made if need be.
     left_out : mapping, optional
         Methods that a comparison does not include, and why.
-    rooms : mapping, optional
+    memory_limits : mapping, optional
         Bytes that training may take, by device. A comparison says which of these devices a method
         has room on; none: those of the runs' own fleets.
 
@@ -85,7 +85,7 @@ def write_report(
         title, sections = _run_page(summaries[0])
     else:
         title, sections = _comparison_page(
-            ranked(group(summaries)), left_out or {}, rooms
+            ranked(group(summaries)), left_out or {}, memory_limits
         )
     return write_page(out / "report.html", title, sections, summaries)
 
@@ -205,7 +205,7 @@ def _filled(sections: Iterable[tuple[str, Sequence[Block]]]) -> list[Section]:
 def _comparison_page(
     groups: Sequence[Group],
     left_out: Mapping[str, str],
-    rooms: Mapping[str, float] | None,
+    memory_limits: Mapping[str, float] | None,
 ) -> tuple[str, list[Section]]:
     from fedknow.server.reports.comparison_plots import COMPARISON_PLOTS
     from fedknow.server.reports.plots import draw_plots
@@ -219,7 +219,7 @@ def _comparison_page(
         Section("", [_comparison_facts(groups, runs)]),
         Section("Side by side", comparison_tables(groups)),
         Section("", [Figures(draw_plots(COMPARISON_PLOTS, groups))]),
-        *fleet_parts(groups, rooms),
+        *fleet_parts(groups, memory_limits),
         *([Section("Left out", [reasons])] if left_out else []),
         Section("Run by run", runs_table(groups)),
         Section("Failures and warnings", _all_troubles(runs)),

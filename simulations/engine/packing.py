@@ -193,6 +193,7 @@ def pack(messages: Sequence[Message]) -> tuple[list[Message], np.ndarray]:
     # Copied last, as only now the size of the buffer is known.
     buffer = np.empty(size, np.uint8)
     for start, array in stowed:
+        # Through a view, which also lays out arrays of other strides.
         np.ndarray(array.shape, array.dtype, buffer.data, start)[...] = array
     return light, buffer
 

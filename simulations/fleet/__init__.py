@@ -1,1 +1,1 @@
-"""Imagined devices and networks: what a run would take on them, in virtual time."""
+"""Fleets: virtual devices, links and presence, and their virtual time."""

@@ -1,4 +1,4 @@
-"""Accounts of a fleet: how each device and the server spent their virtual time."""
+"""Accounts of a fleet: the virtual time of each device and the server."""
 
 from __future__ import annotations
 
@@ -18,22 +18,32 @@ __all__ = ["Account", "Accounts"]
 class Account:
     """Totals of a client's device while it was present.
 
-    Times are in seconds, ``down`` and ``up`` in bytes; the others count pieces of work. The names
+    Times are in seconds, ``down`` and ``up`` in bytes. The others count pieces of work. The names
     are those of ``fleet.json`` and of checkpoints.
+
+    Attributes
+    ----------
+    computing, transfer : float
+    flops : float
+        Operations, as far as work got.
+    down, up : float
+    memory : float
+        The most bytes that its work needed at once.
+    asked, answered : int
+    late : int
+        Given up at the deadline, or because enough other answers had come.
+    lost, out_of_memory : int
     """
 
     computing: float = 0.0
     transfer: float = 0.0
     flops: float = 0.0
-    """Operations, as far as work got."""
     down: float = 0.0
     up: float = 0.0
     memory: float = 0.0
-    """The most bytes that its work needed at once."""
     asked: int = 0
     answered: int = 0
     late: int = 0
-    """Given up because of the deadline, or because enough others came before."""
     lost: int = 0
     out_of_memory: int = 0
 
@@ -63,7 +73,7 @@ class Accounts:
         Parameters
         ----------
         timing : Timing
-            What became of its job.
+            The moments of its job.
         flops : float
             Operations of the whole piece.
         is_failure : bool
@@ -75,28 +85,27 @@ class Accounts:
             Whether the answer came.
         """
         account = self.clients[timing.job.client]
+        # A device that is away neither computes nor sends.
         seconds_present = partial(self._fleet.presence.between, timing.job.client)
         computing = seconds_present(timing.received, timing.computed)
+        request = seconds_present(timing.began, timing.received)
+        answer = seconds_present(timing.computed, timing.arrived)
         account.computing += computing
-        account.transfer += seconds_present(
-            timing.began, timing.received
-        ) + seconds_present(timing.computed, timing.arrived)
-        is_computed = timing.computed < timing.ended or timing.complete
-        account.flops += (
-            flops
-            if is_computed
-            # Given up half-way: as much as was computed. A job of no seconds has no part.
-            else flops * computing / (timing.job.seconds or math.inf)
-        )
-        if timing.job.lost:
-            account.lost += 1
-        elif not timing.complete:
-            account.late += 1
+        account.transfer += request + answer
+        if timing.computed < timing.ended or timing.is_complete:
+            account.flops += flops
         else:
-            account.up += timing.job.up
-            account.answered += not is_failure
-            return True
-        return False
+            # Given up half-way: as much as was computed. A job of no seconds has no part.
+            account.flops += flops * computing / (timing.job.seconds or math.inf)
+        if timing.job.is_lost:
+            account.lost += 1
+            return False
+        if not timing.is_complete:
+            account.late += 1
+            return False
+        account.up += timing.job.up
+        account.answered += not is_failure
+        return True
 
     # --- the server's time
 
@@ -113,45 +122,45 @@ class Accounts:
 
     # --- reports
 
-    def elapsed(self, now: float) -> dict[str, float]:
+    def elapsed(self, time: float) -> dict[str, float]:
         """Return virtual time so far, and its parts.
 
-        See :class:`fedknow.server.run.events.VirtualTime`.
-        Time that was neither communication nor computing was waiting.
+        See :class:`fedknow.server.run.events.VirtualTime`. Time that was neither communication
+        nor computing was waiting.
         """
         clients = range(len(self.clients))
-        waiting = now - self._communication - self._computing
+        waiting = time - self._communication - self._computing
         return {
-            "virtual_seconds": now,
+            "virtual_seconds": time,
             "communication_seconds": self._communication,
             "computing_seconds": self._computing,
             # Sums of floats may come out a little below zero.
             "waiting_seconds": max(0.0, waiting),
-            "energy_joules": sum(self._joules(client, now) for client in clients),
+            "energy_joules": sum(self._joules(client, time) for client in clients),
         }
 
-    def report(self, now: float) -> dict[str, Any]:
-        """Return what each device did, for ``fleet.json``."""
-        rows = [self._row(client, now) for client in range(len(self.clients))]
-        return self.elapsed(now) | {"clients": rows}
+    def report(self, time: float) -> dict[str, Any]:
+        """Return the totals of each device, for ``fleet.json``."""
+        rows = [self._row(client, time) for client in range(len(self.clients))]
+        return self.elapsed(time) | {"clients": rows}
 
-    def _row(self, client: int, now: float) -> dict[str, Any]:
+    def _row(self, client: int, time: float) -> dict[str, Any]:
         account = self.clients[client]
-        present = self._fleet.presence.until(client, now)
-        return (
-            {"client": client, "device": self._fleet.names[client]}
-            | vars(account)
-            | {
-                "idle": max(0.0, present - account.computing - account.transfer),
-                "away": now - present,
-                "utilisation": account.computing / now if now else 0.0,
-                "joules": self._joules(client, now),
-                "room": self._fleet.profiles[client].room,
-            }
-        )
+        present = self._fleet.presence.until(client, time)
+        return {
+            "client": client,
+            "device": self._fleet.names[client],
+            **vars(account),
+            # Sums of floats may come out a little below zero.
+            "idle": max(0.0, present - account.computing - account.transfer),
+            "away": time - present,
+            "utilisation": account.computing / time if time else 0.0,
+            "joules": self._joules(client, time),
+            "room": self._fleet.profiles[client].memory_limit,
+        }
 
-    def _joules(self, client: int, now: float) -> float:
-        """Return the energy that a device has drawn; NaN where its watts are not known.
+    def _joules(self, client: int, time: float) -> float:
+        """Return the energy that a device has drawn; NaN if its watts are unknown.
 
         It draws busy watts while it computes, idle watts while it is present besides, and none
         while it is away.
@@ -160,30 +169,29 @@ class Accounts:
         busy = self.clients[client].computing
         if profile.busy is None or profile.idle is None:
             return math.nan
-        idle = max(0.0, self._fleet.presence.until(client, now) - busy)
+        idle = max(0.0, self._fleet.presence.until(client, time) - busy)
         return profile.busy * busy + profile.idle * idle
 
     # --- checkpoints
 
     def state(self) -> dict[str, Any]:
         """Return the accounts for a checkpoint."""
-        columns = {
-            field.name: [getattr(account, field.name) for account in self.clients]
-            for field in fields(Account)
-        }
+        # By column: a name for each number of thousands of clients would take more space.
+        columns = {field.name: self._column(field.name) for field in fields(Account)}
         return {
             "communication": self._communication,
             "computing": self._computing,
             "accounts": columns,
         }
 
-    def restore(self, state: Mapping[str, Any], now: float) -> None:
-        """Go back to what :meth:`state` gave at that moment."""
+    def _column(self, name: str) -> list[float]:
+        return [getattr(account, name) for account in self.clients]
+
+    def restore(self, state: Mapping[str, Any], time: float) -> None:
+        """Go back to an earlier :meth:`state`, of that moment."""
         self._communication = state["communication"]
         self._computing = state["computing"]
-        self._charged = now
+        self._charged = time
         columns = state["accounts"]
-        self.clients = [
-            Account(**{name: columns[name][client] for name in columns})
-            for client in range(len(self.clients))
-        ]
+        rows = zip(*columns.values(), strict=True)
+        self.clients = [Account(**dict(zip(columns, row, strict=True))) for row in rows]

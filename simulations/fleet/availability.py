@@ -1,5 +1,7 @@
-"""When clients are there: always, in turns of random length, or as a trace says. Pure functions of
-seed and time."""
+"""Presence of clients: always, in random turns, or from a trace.
+
+All of it is a pure function of seed and time.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import csv
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -17,25 +20,39 @@ from fedknow.protocols.seeds import generator
 
 __all__ = ["Always", "Markov", "Presence", "Trace", "make_presence"]
 
+Span = tuple[float, float]
+"""Start and end of a time in which a client is present, in seconds."""
+
 
 class Presence(ABC):
-    """Spans of virtual time ``[start, end)`` in which a client is there; outside these it does
-    nothing at all."""
+    """Spans of virtual time ``[start, end)`` in which a client is present.
+
+    Outside these it does nothing at all.
+    """
 
     @abstractmethod
     def index(self, client: int, time: float) -> int:
-        """The first span that ends after a time."""
+        """Return the number of the next span that ends after a time."""
 
     @abstractmethod
     def span(self, client: int, index: int) -> tuple[float, float]:
-        """A span, by its number from 0."""
+        """Return a span, by its number from 0."""
 
-    def here(self, client: int, time: float) -> bool:
-        """Whether a client is there at a time."""
+    def is_present(self, client: int, time: float) -> bool:
+        """Return whether a client is present at a time."""
         return self.span(client, self.index(client, time))[0] <= time
 
-    def after(self, client: int, time: float, seconds: float) -> float:
-        """When a client that has something to do from a time on has been there for so many seconds."""
+    def completion(self, client: int, time: float, seconds: float) -> float:
+        """Return when a client has been present for so many seconds.
+
+        Parameters
+        ----------
+        client : int
+        time : float
+            When it begins to have something to do.
+        seconds : float
+            Time that it takes, while the client is present.
+        """
         index = self.index(client, time)
         while True:
             start, end = self.span(client, index)
@@ -46,8 +63,9 @@ class Presence(ABC):
             index += 1
 
     def between(self, client: int, start: float, end: float) -> float:
-        """Seconds in which a client was there."""
-        total, index = 0.0, self.index(client, start)
+        """Return the seconds in which a client was present."""
+        total = 0.0
+        index = self.index(client, start)
         while (span := self.span(client, index))[0] < end:
             total += min(span[1], end) - max(span[0], start)
             index += 1
@@ -55,50 +73,56 @@ class Presence(ABC):
 
     @abstractmethod
     def until(self, client: int, time: float) -> float:
-        """Seconds up to a time, from 0 on, in which a client was there: :meth:`between` in one step."""
+        """Return the seconds from 0 up to a time in which a client was present.
+
+        This is :meth:`between` in one step.
+        """
 
 
 class Always(Presence):
-    """Everybody, all the time."""
+    """All clients are present all the time."""
 
     def index(self, client: int, time: float) -> int:
-        """The one span."""
+        """See :meth:`Presence.index`; there is one span."""
         return 0
 
     def span(self, client: int, index: int) -> tuple[float, float]:
-        """All time; nothing after it."""
+        """See :meth:`Presence.span`; the one span is all time."""
+        # No time is left for further spans, so a search for one ends.
         return (-math.inf, math.inf) if index == 0 else (math.inf, math.inf)
 
     def until(self, client: int, time: float) -> float:
-        """All of it."""
+        """See :meth:`Presence.until`; the client is never away."""
         return time
 
 
 class Markov(Presence):
-    """Each client is there and away in turn, for exponentially distributed times: a Markov chain
-    of two states.
+    """Each client is present and absent in turn: a Markov chain of two states.
+
+    The times are exponentially distributed.
 
     Parameters
     ----------
     seed : int
     online, offline : float
-        Mean lengths, seconds. A client is there in the beginning with the chance that it has in
-        the long run.
+        Mean lengths, seconds. A client is present in the beginning with the chance that it has
+        in the long run.
     """
 
     def __init__(self, seed: int, online: float, offline: float) -> None:
-        self._seed, self._online, self._offline = seed, online, offline
+        self._seed = seed
+        self._online = online
+        self._offline = offline
         # A generator each, as spans are drawn when they are asked for, in any order of clients.
         self._draws: dict[int, np.random.Generator] = {}
         self._starts: dict[int, list[float]] = {}
         self._ends: dict[int, list[float]] = {}
         self._totals: dict[int, list[float]] = {}
-        """Seconds there before each span."""
+        """Seconds of presence up to each span."""
 
     def index(self, client: int, time: float) -> int:
-        """See :meth:`Presence.index`; spans are drawn as far as they are asked for."""
-        # Drawn in order and kept, so that a moment has the same answer whenever it is asked
-        # for.
+        """See :meth:`Presence.index`; spans are drawn as far as need be."""
+        # Drawn in order and kept, so that a moment always has the same answer.
         while not self._ends.get(client) or self._ends[client][-1] <= time:
             self._draw(client)
         # To the right: at its end a span is over.
@@ -113,25 +137,32 @@ class Markov(Presence):
     def until(self, client: int, time: float) -> float:
         """See :meth:`Presence.until`."""
         index = self.index(client, time)
-        return self._totals[client][index] + max(
-            0.0, time - self._starts[client][index]
-        )
+        # Between two spans, the next one has not begun and adds nothing.
+        current = max(0.0, time - self._starts[client][index])
+        return self._totals[client][index] + current
 
     def _draw(self, client: int) -> None:
+        """Draw a client's next span, and the start of the one that follows."""
         if client not in self._draws:
-            draw = self._draws[client] = generator(self._seed, "fleet.presence", client)
-            # In the chain's long-run proportion, so that time 0 is like any other moment.
-            away = draw.random() >= self._online / (self._online + self._offline)
-            self._starts[client] = [draw.exponential(self._offline) if away else 0.0]
-            self._ends[client], self._totals[client] = [], [0.0]
-        draw, starts, ends = (
-            self._draws[client],
-            self._starts[client],
-            self._ends[client],
-        )
+            self._draw_start(client)
+        draw = self._draws[client]
+        starts = self._starts[client]
+        ends = self._ends[client]
+        totals = self._totals[client]
+        # The order of the draws is part of a seed's meaning.
         ends.append(starts[-1] + draw.exponential(self._online))
-        self._totals[client].append(self._totals[client][-1] + ends[-1] - starts[-1])
+        totals.append(totals[-1] + ends[-1] - starts[-1])
         starts.append(ends[-1] + draw.exponential(self._offline))
+
+    def _draw_start(self, client: int) -> None:
+        draw = generator(self._seed, "fleet.presence", client)
+        # In the chain's long-run proportion, so that time 0 is like any other moment.
+        is_absent = draw.random() >= self._online / (self._online + self._offline)
+        start = draw.exponential(self._offline) if is_absent else 0.0
+        self._draws[client] = draw
+        self._starts[client] = [start]
+        self._ends[client] = []
+        self._totals[client] = [0.0]
 
 
 class Trace(Presence):
@@ -140,19 +171,17 @@ class Trace(Presence):
     Parameters
     ----------
     spans : list of list of (float, float)
-        Of each recorded client, in order and apart from each other. Client ``n`` is recorded
+        Those of each recorded client, in order and without overlap. Client ``n`` is recorded
         client ``n`` modulo their number.
     period : float
-        Seconds after which the record begins anew; not before its last end.
+        Seconds after which the record begins anew, once its latest span has ended.
     """
 
-    def __init__(self, spans: list[list[tuple[float, float]]], period: float) -> None:
+    def __init__(self, spans: list[list[Span]], period: float) -> None:
         self._spans = spans
-        self._ends = [[end for _, end in client] for client in spans]
-        self._totals = [
-            [0.0, *accumulate(end - start for start, end in client)] for client in spans
-        ]
-        """Seconds there before each span, and in all."""
+        self._ends = list(map(_ends, spans))
+        self._totals = list(map(_running_totals, spans))
+        """Seconds of presence up to each span, and in all."""
         self._period = period
 
     def index(self, client: int, time: float) -> int:
@@ -165,68 +194,91 @@ class Trace(Presence):
         """See :meth:`Presence.span`."""
         spans = self._spans[client % len(self._spans)]
         turn, place = divmod(index, len(spans))
-        return spans[place][0] + turn * self._period, spans[place][
-            1
-        ] + turn * self._period
+        shift = turn * self._period
+        start, end = spans[place]
+        return start + shift, end + shift
 
     def until(self, client: int, time: float) -> float:
         """See :meth:`Presence.until`."""
-        index, totals = (
-            self.index(client, time),
-            self._totals[client % len(self._totals)],
-        )
+        index = self.index(client, time)
+        totals = self._totals[client % len(self._totals)]
         turn, place = divmod(index, len(totals) - 1)
-        return (
-            turn * totals[-1]
-            + totals[place]
-            + max(0.0, time - self.span(client, index)[0])
-        )
+        # Between two spans, the next one has not begun and adds nothing.
+        current = max(0.0, time - self.span(client, index)[0])
+        return turn * totals[-1] + totals[place] + current
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """A CSV file with the columns ``client``, ``start`` and ``end`` (seconds); it repeats
-        after its last end.
+        """Read a CSV file with the columns ``client``, ``start`` and ``end``.
+
+        Times are in seconds. The record repeats after its latest end.
 
         Raises
         ------
         ConfigError
             If it cannot be read, is empty, or spans overlap.
         """
-        found: dict[str, list[tuple[float, float]]] = {}
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                for line, row in enumerate(csv.DictReader(file), 2):
-                    try:
-                        span = float(row["start"]), float(row["end"])
-                        if not 0 <= span[0] < span[1] < math.inf:
-                            raise ValueError(
-                                f"start = {span[0]:g}, end = {span[1]:g}: not 0 <= start < end"
-                            )
-                        found.setdefault(row["client"], []).append(span)
-                    except (KeyError, ValueError, TypeError) as error:
-                        raise ConfigError(
-                            f"fleet.availability: {path}, line {line}: needs client, start and end in seconds: {error}"
-                        ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"fleet.availability = {str(path)!r}: cannot be read: {error.strerror}; give 'always', 'markov' or a "
-                "CSV file"
-            ) from None
-        for client, spans in found.items():
-            spans.sort()
-            for (_, end), (start, _) in pairwise(spans):
-                if start < end:
-                    raise ConfigError(
-                        f"fleet.availability: {path}: spans of client {client} overlap at {start:g} s"
-                    )
-        if not found:
+        spans_by_client = _read_spans(path)
+        if not spans_by_client:
             raise ConfigError(f"fleet.availability: {path}: there is nobody in it")
+        for client, spans in spans_by_client.items():
+            spans.sort()
+            _check_overlap(path, client, spans)
         # One period for all, so that clients keep their distance from one another.
-        return cls(list(found.values()), max(spans[-1][1] for spans in found.values()))
+        period = max(spans[-1][1] for spans in spans_by_client.values())
+        return cls(list(spans_by_client.values()), period)
+
+
+def _ends(spans: Sequence[Span]) -> list[float]:
+    return [end for _, end in spans]
+
+
+def _running_totals(spans: Sequence[Span]) -> list[float]:
+    return [0.0, *accumulate(end - start for start, end in spans)]
+
+
+def _read_spans(path: Path) -> dict[str, list[Span]]:
+    """Read the spans of each recorded client, in the order of the file."""
+    spans: dict[str, list[Span]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            # Line 1 is the header.
+            for line, row in enumerate(csv.DictReader(file), 2):
+                try:
+                    span = _read_span(row)
+                    client = row["client"]
+                except (KeyError, ValueError, TypeError) as error:
+                    raise ConfigError(
+                        f"fleet.availability: {path}, line {line}: needs client, start and end "
+                        f"in seconds: {error}"
+                    ) from None
+                spans.setdefault(client, []).append(span)
+    except OSError as error:
+        raise ConfigError(
+            f"fleet.availability = {str(path)!r}: cannot be read: {error.strerror}; give "
+            "'always', 'markov' or a CSV file"
+        ) from None
+    return spans
+
+
+def _read_span(row: Mapping[str, str]) -> Span:
+    start = float(row["start"])
+    end = float(row["end"])
+    if not 0 <= start < end < math.inf:
+        raise ValueError(f"start = {start:g}, end = {end:g}: not 0 <= start < end")
+    return start, end
+
+
+def _check_overlap(path: Path, client: str, spans: Sequence[Span]) -> None:
+    for (_, end), (start, _) in pairwise(spans):
+        if start < end:
+            raise ConfigError(
+                f"fleet.availability: {path}: spans of client {client} overlap at {start:g} s"
+            )
 
 
 def make_presence(config: FleetConfig, seed: int) -> Presence:
-    """What ``fleet.availability`` says.
+    """Make the presence that ``fleet.availability`` names.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The fleet of an experiment: devices, links and presence of its clients."""
+"""The fleet of an experiment: devices, links and presence of clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Fleet", "build_fleet"]
 
 @dataclass(frozen=True)
 class Fleet:
-    """Devices, links and presence that clients are imagined to have.
+    """Devices, links and presence of virtual clients.
 
     Attributes
     ----------
@@ -38,7 +38,8 @@ def build_fleet(config: ExperimentConfig) -> Fleet:
     Raises
     ------
     ConfigError
-        If a device is unknown, their number is not that of the clients, or a file cannot be read.
+        If a device is unknown, their number is not that of the clients, or a file cannot be
+        read.
     """
     clients = config.data.clients
     names = assign(config.fleet, clients, config.seed)

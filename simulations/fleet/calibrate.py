@@ -1,4 +1,4 @@
-"""How fast this machine trains: real work, timed, and written down as a device profile."""
+"""Calibration: this machine's speed of training, as a device profile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -35,7 +35,7 @@ MOST_WATTS = 1_000_000
 """Far above any device."""
 
 LEAST = 3
-"""Rounds that are timed at the least; the first of all, which also counts operations, is not."""
+"""Rounds that are timed at least, after one that also counts operations."""
 
 
 def calibrate(
@@ -44,26 +44,26 @@ def calibrate(
     busy: float | None = None,
     idle: float | None = None,
 ) -> Profile:
-    """Train client 0 of an experiment on its first task, round after round, and see how fast that was.
+    """Measure how fast this machine trains.
 
-    What is measured is how this machine's processor trains, as clients do; its GPU has no part
-    in it.
+    It trains client 0 of an experiment on its earliest task, round after round. Only the
+    processor is measured, as clients train on it; the GPU has no part.
 
     Parameters
     ----------
     config : ExperimentConfig
-        What to train: data, model, learner and settings.
+        Data, model, learner and settings of the training.
     seconds : float
-        How long to go on; three rounds are timed in any case.
+        Time to go on; three rounds are timed in any case.
     busy, idle : float, optional
-        Watts that this machine draws, from a meter; without both the energy of fleets that have
-        it is not known.
+        Watts that this machine draws, from a meter. Without both, the energy of fleets that have
+        it is unknown.
 
     Returns
     -------
     Profile
-        Its speed is the median over rounds of counted operations by seconds; its room what the
-        system could give at this moment, caches that it would empty included.
+        Its speed is the median over rounds of counted operations by seconds. Its memory limit is
+        what the system could give at this moment, with caches that it would empty.
 
     Raises
     ------
@@ -96,30 +96,45 @@ def calibrate(
         if reply.failure is not None:
             raise RunError(f"training failed: {reply.failure.reason}")
         report = TrainReport.from_content(reply.content)
-        assert report.seconds is not None  # a node measures the time of training
+        # A node measures the time of training.
+        assert report.seconds is not None
         speeds.append(report.costs[FLOPS] / report.seconds)
-    timed = speeds[1:]
-    what = f"{config.learner.name}, {config.model.name} on {config.data.name}, batches of {config.train.batch_size}"
-    threads = torch.get_num_threads()
-    watts = {
-        name: value
-        for name, value in (("busy", busy), ("idle", idle))
-        if value is not None
-    }
+    total = float(memory.total)
+    reserved = float(memory.total - memory.available)
+    watts = {"busy": busy, "idle": idle}
+    return _profile(config, speeds[1:], total, reserved, watts)
+
+
+def _profile(
+    config: ExperimentConfig,
+    speeds: Sequence[float],
+    memory: float,
+    reserved: float,
+    watts: Mapping[str, float | None],
+) -> Profile:
+    """Make a profile of measured speeds, with the source of each number."""
+    workload = (
+        f"{config.learner.name}, {config.model.name} on {config.data.name}, "
+        f"batches of {config.train.batch_size}"
+    )
+    rounds = counted(len(speeds), "round")
+    threads = counted(torch.get_num_threads(), "thread")
+    given_watts = {name: value for name, value in watts.items() if value is not None}
     return Profile(
-        about=f"{platform.machine()}, {counted(threads, 'thread')}, CPU, measured",
+        about=f"{platform.machine()}, {threads}, CPU, measured",
         # The median: a round that another process slowed down must not count.
-        peak=statistics.median(timed),
-        memory=float(memory.total),
-        reserved=float(memory.total - memory.available),
-        **watts,
+        peak=statistics.median(speeds),
+        memory=memory,
+        reserved=reserved,
+        **given_watts,
         source={
-            "peak": f"measured: median of {counted(len(timed), 'round')} on the CPU ({what}), "
-            f"{min(timed):.3g} to {max(timed):.3g}; torch {torch.__version__}",
+            "peak": f"measured: median of {rounds} on the CPU ({workload}), "
+            f"{min(speeds):.3g} to {max(speeds):.3g}; torch {torch.__version__}",
             "efficiency": "contained in peak, which was measured",
             "memory": "the system's own figure",
-            "reserved": "the system's own figure: what was not available when calibrated, PyTorch already loaded",
-            **dict.fromkeys(watts, "as given"),
+            "reserved": "the system's own figure: what was not available when calibrated, "
+            "PyTorch already loaded",
+            **dict.fromkeys(given_watts, "as given"),
         },
     )
 
@@ -146,18 +161,28 @@ def check_device_name(name: str) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ConfigError(
-            f"--name {show(name)}: must be a letter or a digit, and then letters, digits, '.', '_' or '-' "
-            "(fleets use other characters for patterns); for example my-pi"
+            f"--name {show(name)}: must be a letter or a digit, and then letters, digits, '.', "
+            "'_' or '-' (fleets use other characters for patterns); for example my-pi"
         )
 
 
 def write_profile(
-    path: Path, name: str, profile: Profile, others: Mapping[str, Profile]
+    path: Path, name: str, profile: Profile, existing: Mapping[str, Profile]
 ) -> None:
-    """Write a profile into a TOML file that ``fleet.profiles`` can name; other profiles in it are
-    kept."""
-    profiles = {**others, name: profile}
-    text = tomli_w.dumps(
-        {key: value.model_dump(exclude_none=True) for key, value in profiles.items()}
-    )
-    write_atomic(path, text.encode())
+    """Write a profile into a TOML file that ``fleet.profiles`` can name.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+        The device's name.
+    profile : Profile
+    existing : mapping
+        Further profiles of the file, which are kept.
+    """
+    profiles = {**existing, name: profile}
+    # TOML has no word for None.
+    sections = {
+        key: value.model_dump(exclude_none=True) for key, value in profiles.items()
+    }
+    write_atomic(path, tomli_w.dumps(sections).encode())

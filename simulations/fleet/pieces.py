@@ -1,4 +1,4 @@
-"""Pieces of work on imagined devices: their chances, their memory, and their jobs."""
+"""Pieces of work on virtual devices: chances, memory and jobs."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ __all__ = ["FleetWave", "Piece", "can_fail", "draw_chances", "make_piece"]
 Chance = tuple[tuple[float, float], float, bool]
 """Chances of a client's work.
 
-The seconds that its request and its answer are under way, how much longer it takes, and whether
-its answer is lost.
+They are the seconds that its request and its answer are under way, the factor by which it takes
+longer, and whether its answer is lost.
 """
 
 
 @dataclass(frozen=True)
 class FleetWave:
-    """What pieces of work given out at one moment have in common.
+    """A wave of pieces that are given out at one moment.
 
     Attributes
     ----------
     due : float
-        When answers count no more.
+        The moment from which on answers count no more.
     chances : sequence of Chance
         By client.
     is_sparse : bool
@@ -57,7 +57,8 @@ class FleetWave:
     sizes: dict[int, int] = field(default_factory=dict)
 
     def request_bytes(self, message: Message) -> int:
-        """Return the bytes of a request; records that requests share are weighed once."""
+        """Return the bytes of a request."""
+        # Records that requests share are weighed once, as encoding takes long.
         for record in message.content.values():
             if id(record) not in self.sizes:
                 self.sizes[id(record)] = record_bytes(record, self.is_sparse)
@@ -72,7 +73,18 @@ class FleetWave:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of work whose answer is known, and the job that says when it arrives."""
+    """A piece of work whose answer is known.
+
+    Attributes
+    ----------
+    message, reply : Message
+    version : int
+        Version of the client's state after it.
+    flops : float
+        Its operations.
+    job : Job
+        Decides when the answer arrives.
+    """
 
     message: Message
     reply: Message
@@ -91,7 +103,7 @@ def draw_chances(
 ) -> list[Chance]:
     """Draw the chances of the work that each client may be given in a wave.
 
-    They are drawn for all clients, so that they do not depend on who gets work.
+    They are drawn for all clients, so that they do not depend on the choice of clients.
     """
     # Nothing is left to chance, and drawing for thousands of clients takes time.
     if not (settings.jitter or settings.compute_sigma or settings.dropout):
@@ -102,10 +114,8 @@ def draw_chances(
     delays = settings.latency + settings.jitter * exponential
     slower = np.exp(settings.compute_sigma * draw.standard_normal(clients))
     lost = draw.random(clients) < settings.dropout
-    down, up = delays.T.tolist()
-    return list(
-        zip(zip(down, up, strict=True), slower.tolist(), lost.tolist(), strict=True)
-    )
+    both_delays = map(tuple, delays.tolist())
+    return list(zip(both_delays, slower.tolist(), lost.tolist(), strict=True))
 
 
 def make_piece(
@@ -123,7 +133,7 @@ def make_piece(
     ----------
     fleet : Fleet
     account : Account
-        Of the client's device.
+        The account of the client's device.
     wave : FleetWave
     message : Message
         The work.
@@ -143,12 +153,14 @@ def make_piece(
         # Also where it does not fit: the report says how much would have been needed.
         account.memory = max(account.memory, memory)
         # Known only after the work was done for real, so its answer is thrown away.
-        if memory > profile.room:
+        if memory > profile.memory_limit:
             account.out_of_memory += 1
+            # It fails before it computes anything.
             flops = 0.0
+            limit = f"{profile.memory_limit / 1e6:,.0f} MB"
             reply = message.fail(
                 OUT_OF_MEMORY,
-                f"out of memory: {fleet.names[client]} has room for {profile.room / 1e6:,.0f} MB, "
+                f"out of memory: {fleet.names[client]} has room for {limit}, "
                 f"{message.kind!r} needs {memory / 1e6:,.0f} MB",
             )
         else:
@@ -172,7 +184,7 @@ def make_piece(
 def can_fail(message: Message) -> bool:
     """Return whether the run can do without an answer.
 
-    It can do without all but those to messages that a task is over.
+    Only the answers to messages that a task is over are needed.
     """
     return message.kind in (TRAIN, EVALUATE)
 

@@ -17,7 +17,7 @@ from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.compare import MAX_SEEDS, Comparison, Watch, compare
 from fedknow.simulations.contenders import plan
-from fedknow.simulations.fleet.devices import shipped_rooms
+from fedknow.simulations.fleet.devices import shipped_memory_limits
 from fedknow.simulations.paper.page import preface, results
 from fedknow.simulations.paper.protocol import Variant, entry, paper_table, variants
 from fedknow.simulations.paper.published import Result, published_values
@@ -146,7 +146,9 @@ def _sections(
         published = published_values(experiment, variant.name)
         sections += results(Result(experiment, variant, groups, published))
     title = f"{variant.name}: "
-    return sections + fleet_parts(list(groups.values()), shipped_rooms(), failed, title)
+    return sections + fleet_parts(
+        list(groups.values()), shipped_memory_limits(), failed, title
+    )
 
 
 def _failed_section(failures: Mapping[str, str]) -> Section:

@@ -145,7 +145,7 @@ def devices() -> str:
             f"`{name}`",
             profile.about,
             f"{profile.speed / 1e9:,.0f}",
-            f"{profile.room / 1e9:.1f} of {profile.memory / 1e9:.1f}",
+            f"{profile.memory_limit / 1e9:.1f} of {profile.memory / 1e9:.1f}",
             "" if profile.busy is None else f"{profile.busy:g} / {profile.idle:g}",
         ]
         for name, profile in shipped_profiles().items()

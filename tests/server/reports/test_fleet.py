@@ -15,7 +15,7 @@ from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.folder import RunFolder
 
-ROOMS = {"infinite": math.inf, "board": 2.5e9, "pi": 1.5e9, "phone": 0.5e9}
+MEMORY_LIMITS = {"infinite": math.inf, "board": 2.5e9, "pi": 1.5e9, "phone": 0.5e9}
 
 
 def client(
@@ -36,7 +36,7 @@ def client(
         "memory": memory,
         "out_of_memory": out_of_memory,
     }
-    return {**numbers, **here, "lost": 0, "room": ROOMS[device]}
+    return {**numbers, **here, "lost": 0, "room": MEMORY_LIMITS[device]}
 
 
 def run(
@@ -100,9 +100,9 @@ def run(
 
 
 def parts(
-    *runs: RunFolder, rooms: Mapping[str, float] | None = ROOMS
+    *runs: RunFolder, memory_limits: Mapping[str, float] | None = MEMORY_LIMITS
 ) -> dict[str, Any]:
-    sections = fleet_parts(group(map(summarise, runs)), rooms)
+    sections = fleet_parts(group(map(summarise, runs)), memory_limits)
     return {section.heading: section.blocks[0] for section in sections}
 
 
@@ -143,7 +143,7 @@ def test_seeds_are_told_apart_and_averaged(tmp_path) -> None:
     tables = parts(
         run(tmp_path / "a", "gem", 2e9, 1),
         run(tmp_path / "b", "gem", 1e9, 0, seed=1),
-        rooms=None,
+        memory_limits=None,
     )
     (row,) = tables["On the fleet"].texts()
     assert row[-3:] == ["0.5 of 2", "1.5 GB", "all 2"]  # of its own devices
@@ -173,7 +173,7 @@ def test_without_a_fleet_there_is_nothing_to_tell(tmp_path) -> None:
     ],
 )
 def test_has_room(needed: float, text: str) -> None:
-    assert has_room(needed, ROOMS) == text
+    assert has_room(needed, MEMORY_LIMITS) == text
 
 
 def test_on_the_page(tmp_path) -> None:
@@ -181,7 +181,7 @@ def test_on_the_page(tmp_path) -> None:
         run(tmp_path / "a", "fedavg", 68e6),
         run(tmp_path / "b", "gem", 2e9, troubles=3),
     ]
-    page = write_report(runs, tmp_path, rooms=ROOMS).read_text()
+    page = write_report(runs, tmp_path, memory_limits=MEMORY_LIMITS).read_text()
     assert all(
         text in page
         for text in (

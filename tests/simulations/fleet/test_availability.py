@@ -11,7 +11,7 @@ TRACE = Trace([[(0.0, 2.0), (5.0, 10.0)], [(3.0, 4.0)]], 10.0)
 
 
 def test_a_trace_by_hand():
-    assert [TRACE.here(0, t) for t in (0, 1.9, 2, 4.9, 5, 9.9, 10, 12)] == [
+    assert [TRACE.is_present(0, t) for t in (0, 1.9, 2, 4.9, 5, 9.9, 10, 12)] == [
         True,
         True,
         False,
@@ -21,11 +21,11 @@ def test_a_trace_by_hand():
         True,
         False,
     ]
-    assert TRACE.after(0, 1.0, 0.0) == 1.0
-    assert TRACE.after(0, 3.0, 0.0) == 5.0
-    assert TRACE.after(0, 1.0, 1.0) == 2.0
-    assert TRACE.after(0, 1.0, 8.0) == 12.0
-    assert TRACE.after(0, 1.0, 9.0) == 16.0
+    assert TRACE.completion(0, 1.0, 0.0) == 1.0
+    assert TRACE.completion(0, 3.0, 0.0) == 5.0
+    assert TRACE.completion(0, 1.0, 1.0) == 2.0
+    assert TRACE.completion(0, 1.0, 8.0) == 12.0
+    assert TRACE.completion(0, 1.0, 9.0) == 16.0
     assert TRACE.between(0, 1.0, 16.0) == 1 + 5 + 2 + 1
     assert [TRACE.until(0, t) for t in (0, 1, 2, 4, 6, 10, 11, 14, 26)] == [
         0,
@@ -39,13 +39,13 @@ def test_a_trace_by_hand():
         17,
     ]
     # A third client is the first recorded one again.
-    assert TRACE.after(2, 3.0, 0.0) == 5.0
-    assert TRACE.after(3, 0.0, 1.5) == 13.5
+    assert TRACE.completion(2, 3.0, 0.0) == 5.0
+    assert TRACE.completion(3, 0.0, 1.5) == 13.5
 
 
 def test_always():
-    assert Always().here(3, 1e9)
-    assert Always().after(0, 2.0, 3.0) == 5.0
+    assert Always().is_present(3, 1e9)
+    assert Always().completion(0, 2.0, 3.0) == 5.0
     assert Always().between(0, 2.0, 3.5) == 1.5
     assert Always().until(0, 3.5) == 3.5
 
@@ -53,20 +53,20 @@ def test_always():
 def test_markov_is_a_function_of_the_seed_and_there_as_often_as_it_should_be():
     one, other = Markov(1, 30.0, 10.0), Markov(1, 30.0, 10.0)
     times = [100.0, 5.0, 2000.0, 0.0]
-    assert [one.after(4, t, 50.0) for t in times] == [
-        other.after(4, t, 50.0) for t in reversed(times)
+    assert [one.completion(4, t, 50.0) for t in times] == [
+        other.completion(4, t, 50.0) for t in reversed(times)
     ][::-1]
     share = sum(one.between(client, 0.0, 10_000.0) for client in range(40)) / 400_000
     assert share == pytest.approx(0.75, abs=0.01)
-    assert sum(one.here(client, 0.0) for client in range(2000)) / 2000 == pytest.approx(
-        0.75, abs=0.03
-    )
+    assert sum(
+        one.is_present(client, 0.0) for client in range(2000)
+    ) / 2000 == pytest.approx(0.75, abs=0.03)
 
 
 @given(st.integers(0, 5), st.floats(0, 500), st.floats(0, 500))
 def test_who_has_been_there_so_long_was_there_so_long(client, time, seconds):
     for presence in (TRACE, Markov(7, 20.0, 5.0), Always()):
-        end = presence.after(client, time, seconds)
+        end = presence.completion(client, time, seconds)
         assert end >= time + seconds - 1e-9
         assert presence.between(client, time, end) == pytest.approx(seconds, abs=1e-6)
         assert presence.until(client, end) == pytest.approx(
@@ -80,7 +80,7 @@ def test_files(tmp_path):
     presence = make_presence(
         FleetConfig(devices=["infinite"], availability=str(path)), 0
     )
-    assert [presence.after(c, 1.0, 8.0) for c in (0, 2)] == [12.0, 12.0]
+    assert [presence.completion(c, 1.0, 8.0) for c in (0, 2)] == [12.0, 12.0]
     for text, message in (
         ("client,start,end\nx,5,4\n", "line 2.*not 0 <= start < end"),
         ("client,start\nx,5\n", "line 2"),

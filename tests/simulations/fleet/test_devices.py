@@ -20,7 +20,7 @@ def test_each_number_has_a_source():
     for name, profile in shipped_profiles().items():
         assert set(profile.source) == set(NUMBERS), name
         assert all(len(text) > 10 for text in profile.source.values()), name
-        assert profile.room > 0
+        assert profile.memory_limit > 0
         assert profile.about
 
 
@@ -153,7 +153,7 @@ def test_a_list_of_phones(tmp_path):
     # speeds.
     half = math.sqrt(known["phone-low"].speed * known["phone-middle"].speed)
     assert found["ai-mid"].speed == pytest.approx(half, rel=1e-3)
-    assert found["ai-one-5g"].room == 4e9
+    assert found["ai-one-5g"].memory_limit == 4e9
     path.write_text("model,ram_gb\nx,8\n")
     with pytest.raises(
         ConfigError, match=r"line 2: needs model, ram_gb and cpu_float_score"

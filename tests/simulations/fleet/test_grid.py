@@ -29,6 +29,7 @@ from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.serve import serve
+from fedknow.simulations.fleet import timeline
 from fedknow.simulations.fleet.availability import Always, Trace
 from fedknow.simulations.fleet.build import Fleet
 from fedknow.simulations.fleet.devices import Profile, shipped_profiles
@@ -226,9 +227,10 @@ def test_work_that_never_began_costs_nothing():
     )
 
 
-def test_a_lost_answer_is_waited_for_but_not_under_way():
+def test_a_lost_answer_is_waited_for_but_not_under_way(monkeypatch):
     it = fleet(deadline=50.0)
-    it._chances = lambda: [((0.0, 0.0), 1.0, client == 1) for client in range(4)]
+    chances = [((0.0, 0.0), 1.0, client == 1) for client in range(4)]
+    monkeypatch.setattr(timeline, "draw_chances", lambda *_: chances)
     assert answered(it.exchange(work(0, 1))) == [0]
     second = it.fleet()["clients"][1]
     assert (

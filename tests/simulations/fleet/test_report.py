@@ -157,7 +157,7 @@ def test_this_machine_becomes_a_device(tmp_path):
     profile = found["here"]
     assert 1e5 < profile.speed < 1e13
     assert profile.memory == psutil.virtual_memory().total
-    assert 0 < profile.room < profile.memory
+    assert 0 < profile.memory_limit < profile.memory
     assert (profile.busy, profile.idle) == (20, 3)
     assert (found["there"].busy, found["there"].idle) == (20, None)
     assert (
@@ -180,7 +180,7 @@ def test_caches_are_room(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     profile = calibrate(read_config(SMALL), seconds=0.0)
-    assert (profile.memory, profile.room) == (8e9, 6e9)
+    assert (profile.memory, profile.memory_limit) == (8e9, 6e9)
 
 
 def test_energy_of_a_device_without_watts_is_unknown(tmp_path):
