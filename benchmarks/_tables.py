@@ -36,16 +36,19 @@ def provenance(origin: Mapping[str, Any]) -> str:
         or origin.get("machine")
         or f"{origin.get('cpu')}, {origin.get('cores')} cores"
     )
+    installed = ", ".join(f"{name} {version}" for name, version in versions)
+    date = origin.get("date", "")[:10]
     parts = [
         f"`{origin['command']}`",
-        place,
-        ", ".join(f"{name} {version}" for name, version in versions),
-        origin.get("date", "")[:10],
+        f"Machine: {place}",
+        f"Versions: {installed}" if installed else "",
+        f"Date: {date}" if date else "",
     ]
     if origin.get("load_at_end") is not None:
-        parts.append(f"load at the end {origin['load_at_end']:.1f}")
-    parts.append(origin.get("note", ""))
-    return "; ".join(filter(None, parts))
+        parts.append(f"Load at the end: {origin['load_at_end']:.1f}")
+    note = origin.get("note", "")
+    parts.append(note[:1].upper() + note[1:])
+    return ". ".join(filter(None, parts))
 
 
 def section(head: Row, rows: Iterable[Row], origin: Mapping[str, Any]) -> str:

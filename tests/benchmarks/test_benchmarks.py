@@ -102,7 +102,10 @@ def test_a_table_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
     )
     after = page().render(before, tmp_path)
     assert "| mlp, 1 | 12000 | 2 | 2.2 | 1.1 | – | 0.5 | 1 |" in after
-    assert "`python x.py`; C, 2 cores; torch 2; load at the end 0.2" in after
+    assert (
+        "`python x.py`. Machine: C, 2 cores. Versions: torch 2. Load at the end: 0.2"
+        in after
+    )
     assert "old" not in after
     assert after.endswith("<!-- pfl_race -->\nNot measured yet.\n<!-- /pfl_race -->\n")
     assert page().render(after, tmp_path) == after
