@@ -122,7 +122,8 @@ def describe_dataset(name: str) -> Description:
     part = find_installed("data", name, "data.name")
     if part is None:
         raise ConfigError(
-            f"data set {name!r}: there is none of this name{closest(name, summaries)}; known: {', '.join(summaries)}"
+            f"data set {name!r}: there is none of this name{closest(name, summaries)}; "
+            f"known: {', '.join(summaries)}"
         )
     headline, _, body_text = (inspect.getdoc(part) or "").partition("\n\n")
     facts = {"What": plain_text(body_text)} if body_text.strip() else {}

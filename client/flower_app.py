@@ -58,7 +58,8 @@ def work(message: FlowerMessage, context: Context) -> FlowerMessage:
     envelope = content.pop(ENVELOPE, None)
     if not isinstance(envelope, Config):
         raise ValueError(
-            f"this app does the work of fedknow.server.flower_app; the message has no {ENVELOPE} record"
+            f"this app does the work of fedknow.server.flower_app; the message has no "
+            f"{ENVELOPE} record"
         )
     client, version = _number(envelope, "client"), _number(envelope, "version")
     # No memory for states: Flower may start a process for each message.

@@ -10,8 +10,9 @@ matrices may take its sums in another order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,81 +73,23 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
     list of Trained
         In the order given. A client that diverges does not disturb the others.
     """
-    # The clients with most steps come first, so that those still at work are always the first rows.
+    # The clients with most steps come first, so that those still at work are always the
+    # first rows.
     order = sorted(range(len(starts)), key=lambda i: -len(starts[i].task.train))
     clients = [starts[i] for i in order]
     schedule = _Schedule(learner, clients)
-    model, train = learner.model, learner.train
-    rows = {
-        name: _transposed(
-            torch.stack([client.parameters[name] for client in clients])
-        ).contiguous()
-        for name in clients[0].parameters
-    }
-    moving = {
-        # Parameters share memory with the rows, so that steps write into them.
-        name: nn.Parameter(rows[name], p.requires_grad)
-        for name, p in learner.trainable.items()
-    }
-    mu = torch.tensor(
-        [client.round.proximal_mu for client in clients], device=schedule.weights.device
-    )
-    # Clones, as the steps write to the rows themselves.
-    anchors = (
-        {name: rows[name].clone() for name in moving if learner.entries.travels(name)}
-        if mu.any()
-        else {}
-    )
-    body, head = (
-        [moving[name] for name in moving if name.startswith(part)]
-        for part in ("body.", "head.")
-    )
-    optimizer = make_optimizer(train, iter(body), iter(head))
-    model.train()
-    losses, right = (
-        torch.zeros_like(schedule.weights),
-        torch.zeros_like(schedule.weights),
-    )
-    at_work = len(clients)
+    stack = _Stack(learner, clients)
+    learner.model.train()
+    losses = torch.zeros_like(schedule.weights)
+    right = torch.zeros_like(schedule.weights)
     for step, count in enumerate(schedule.at_work):
-        if count < at_work:
-            at_work = count
-            moving = _truncated(rows, moving, optimizer, count)
-        x, y, weight, outside = schedule.batch(step)
-        optimizer.zero_grad(set_to_none=True)
-        with learner.autocast():
-            natural = {
-                name: _transposed(parameter) for name, parameter in moving.items()
-            }
-            logits = torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
-                natural, x
-            )
-        # Classes outside a client's head have no share in its softmax, nor a gradient.
-        z = widen(logits).masked_fill(outside, -torch.inf)
-        loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none").view(
-            y.shape
-        )
-        loss = (loss * weight).sum(1)
-        # A sum and not a mean: each client's gradient must be that of its own loss alone.
-        loss.sum().backward()  # type: ignore[no-untyped-call]
-        for name, anchor in anchors.items():
-            if (gradient := moving[name].grad) is not None:
-                gradient.add_(
-                    _column(mu[:count], anchor)
-                    * (moving[name].detach() - anchor[:count])
-                )
-        if train.clip_norm:
-            _clip(
-                [p.grad for p in moving.values() if p.grad is not None], train.clip_norm
-            )
-        optimizer.step()
-        losses[:count, step] = loss.detach()
-        right[:count, step] = ((z.detach().argmax(2) == y) & (weight > 0)).sum(1)
+        stack.truncate(count)
+        batch = schedule.batch(step)
+        loss, hits = stack.train(batch)
+        losses[:count, step] = loss
+        right[:count, step] = hits
     trained = [
-        Trained(
-            {name: _transposed(value)[row] for name, value in rows.items()},
-            schedule.report(row, losses[row], right[row]),
-        )
+        Trained(stack.parameters(row), schedule.report(row, losses[row], right[row]))
         for row in range(len(clients))
     ]
     # Back in the order in which the clients came.
@@ -174,6 +117,110 @@ def price(learner: Learner, start: Start) -> Cost:
     return learner.meter.cost
 
 
+class _Batch(NamedTuple):
+    """One batch of each client that has one: k clients, b samples each.
+
+    Attributes
+    ----------
+    x : Tensor [k, b, C, H, W]
+        Samples.
+    y : int64 [k, b]
+        Labels of the whole head.
+    weight : float [k, b]
+        Weight of each sample in its client's mean; 0 where a shorter batch is filled up.
+    unused : bool [k, 1, classes]
+        The classes that are not in use.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    unused: Tensor
+
+
+class _Stack:
+    """The parameters of clients in rows, and the optimizer that moves them."""
+
+    def __init__(self, learner: Learner, clients: Sequence[Start]) -> None:
+        self._learner = learner
+        self._rows: Tensors = {}
+        for name in clients[0].parameters:
+            stacked = torch.stack([client.parameters[name] for client in clients])
+            self._rows[name] = _transposed(stacked).contiguous()
+        self._moving: _Moving = {
+            # Parameters share memory with the rows, so that steps write into them.
+            name: nn.Parameter(self._rows[name], p.requires_grad)
+            for name, p in learner.trainable.items()
+        }
+        self._mu = torch.tensor(
+            [client.round.proximal_mu for client in clients], device=learner.device
+        )
+        self._anchors: Tensors = {}
+        if self._mu.any():
+            # Clones, as the steps write to the rows themselves.
+            self._anchors = {
+                name: self._rows[name].clone()
+                for name in self._moving
+                if learner.entries.travels(name)
+            }
+        body = [self._moving[name] for name in self._moving if name.startswith("body.")]
+        head = [self._moving[name] for name in self._moving if name.startswith("head.")]
+        self._optimizer = make_optimizer(learner.train, iter(body), iter(head))
+        self._count = len(clients)
+
+    def truncate(self, count: int) -> None:
+        """Go on with the first clients; the others are done."""
+        if count < self._count:
+            self._moving = _truncated(self._rows, self._moving, self._optimizer, count)
+            self._count = count
+
+    def parameters(self, row: int) -> Tensors:
+        """Give the parameters of one client."""
+        return {name: _transposed(value)[row] for name, value in self._rows.items()}
+
+    def train(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Make one step of each client at work.
+
+        Returns
+        -------
+        tuple of Tensor
+            Loss, float [k], and number of right answers, int64 [k].
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        # Classes outside a client's head have no share in its softmax, nor a gradient.
+        z = widen(self._logits(batch.x)).masked_fill(batch.unused, -torch.inf)
+        each = F.cross_entropy(z.flatten(0, 1), batch.y.flatten(), reduction="none")
+        loss = (each.view(batch.y.shape) * batch.weight).sum(1)
+        # A sum and not a mean: each client's gradient must be that of its own loss alone.
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        self._pull_to_anchors()
+        if self._learner.train.clip_norm:
+            gradients = [p.grad for p in self._moving.values() if p.grad is not None]
+            _clip(gradients, self._learner.train.clip_norm)
+        self._optimizer.step()
+        is_right = (z.detach().argmax(2) == batch.y) & (batch.weight > 0)
+        return loss.detach(), is_right.sum(1)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        model = self._learner.model
+
+        def forward(parameters: Tensors, images: Tensor) -> Tensor:
+            return cast(Tensor, functional_call(model, parameters, (images,)))
+
+        with self._learner.autocast():
+            natural = {name: _transposed(p) for name, p in self._moving.items()}
+            return torch.vmap(forward)(natural, x)
+
+    def _pull_to_anchors(self) -> None:
+        """Add the gradient of FedProx's term, mu (w - w_global)."""
+        count = self._count
+        for name, anchor in self._anchors.items():
+            parameter = self._moving[name]
+            if (gradient := parameter.grad) is not None:
+                distance = parameter.detach() - anchor[:count]
+                gradient.add_(_column(self._mu[:count], anchor) * distance)
+
+
 class _Schedule:
     """The samples that each client trains on, step by step.
 
@@ -195,53 +242,46 @@ class _Schedule:
         steps = learner.epochs * max(self._per_epoch)
         self._index = torch.zeros(len(clients), steps, size, dtype=torch.int64)
         self.weights = torch.zeros(len(clients), steps)
-        start = 0
+        offset = 0
         for row, (client, n) in enumerate(zip(clients, self._sizes, strict=True)):
-            # Seeded as for a client that trains alone, so that batches come in the same order.
-            generator = torch.Generator().manual_seed(client.round.seed)
-            for step, index in enumerate(
-                index
-                for _ in range(learner.epochs)
-                for index in batches(n, size, generator)
-            ):
+            for step, index in enumerate(self._batches(client, n, size)):
                 self._index[row, step, : len(index)] = index
                 self.weights[row, step] = len(index)
-            self._index[row] += (
-                start  # short batches are filled up with the client's own first sample
-            )
-            start += n
+            # Short batches are filled up with the client's own first sample.
+            self._index[row] += offset
+            offset += n
         self.at_work = [int(count) for count in (self.weights > 0).sum(0)]
         self._widths = [int(width) for width in self.weights.amax(0)]
-        outside = torch.ones(len(clients), learner.head.out_features, dtype=torch.bool)
+        unused = torch.ones(len(clients), learner.head.out_features, dtype=torch.bool)
         for row, client in enumerate(clients):
-            outside[row, list(client.task.head)] = False
+            unused[row, list(client.task.head)] = False
         device = learner.device
-        self._index, self.weights, self._outside = (
-            t.to(device) for t in (self._index, self.weights, outside)
-        )
+        self._index = self._index.to(device)
+        self.weights = self.weights.to(device)
+        self._outside = unused.to(device)
         self._places = torch.arange(size, device=device)
         self._x = learner.images(torch.cat([client.task.train.x for client in clients]))
         self._y = torch.cat([client.task.train.y for client in clients])
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One batch of each client that has one.
+    def _batches(self, client: Start, n: int, size: int) -> Iterator[Tensor]:
+        """Yield the places of a client's batches, over all its epochs."""
+        # Seeded as for a client that trains alone, so that batches come in the same order.
+        generator = torch.Generator().manual_seed(client.round.seed)
+        for _ in range(self._learner.epochs):
+            yield from batches(n, size, generator)
 
-        Returns
-        -------
-        tuple of Tensor
-            Samples [k, b, C, H, W]; labels of the whole head int64 [k, b]; weight of each
-            sample in its client's mean [k, b], 0 where a shorter batch is filled up; and which
-            classes are not in use, bool [k, 1, classes].
-        """
-        count, width = self.at_work[step], self._widths[step]
-        index, samples = (
-            self._index[:count, step, :width],
-            self.weights[:count, step, None],
-        )
+    def batch(self, step: int) -> _Batch:
+        """Collect one batch of each client that has one."""
+        count = self.at_work[step]
+        width = self._widths[step]
+        index = self._index[:count, step, :width]
+        samples = self.weights[:count, step, None]
         # Places that only fill a batch up weigh nothing; the others make the mean over real
         # samples.
         weight = (self._places[:width] < samples) / samples
-        return self._x[index], self._y[index], weight, self._outside[:count, None]
+        return _Batch(
+            self._x[index], self._y[index], weight, self._outside[:count, None]
+        )
 
     def report(
         self, row: int, losses: Tensor, right: Tensor

@@ -231,6 +231,8 @@ def _check_frozen(work: Work, learner: Learner) -> None:
     digest = work.position.frozen
     if digest and digest != learner.frozen_digest:
         raise ValueError(
-            "the frozen parameters of this client's model are not the server's, and they are never sent; have "
-            "model.name draw them by torch's generator alone, or read them from the same file everywhere"
+            "the frozen parameters of this client's model are not the server's, and they "
+            "are never sent; have "
+            "model.name draw them by torch's generator alone, or read them from the same "
+            "file everywhere"
         )

@@ -57,4 +57,7 @@ def how_to_install(extra: str) -> str:
     >>> how_to_install("server")
     "in a checkout of fedknow, run: pip install '.[server]' (with a wheel: docs/how-to/deploy.md)"
     """
-    return f"in a checkout of fedknow, run: pip install '.[{extra}]' (with a wheel: docs/how-to/deploy.md)"
+    return (
+        f"in a checkout of fedknow, run: pip install '.[{extra}]' "
+        "(with a wheel: docs/how-to/deploy.md)"
+    )

@@ -104,7 +104,8 @@ def to_flower(message: Message, reply_to: FlowerMessage | None = None) -> Flower
     work_id = reply_to.metadata.message_id if reply_to is not None else ""
     if message.reply_to != work_id:
         raise ValueError(
-            f"message {message.id!r} answers {message.reply_to!r}, but was given the work {work_id!r}"
+            f"message {message.id!r} answers {message.reply_to!r}, but was given the "
+            f"work {work_id!r}"
         )
     if reply_to is None:
         if message.failure is not None:

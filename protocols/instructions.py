@@ -90,7 +90,8 @@ def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instru
         # Two spellings of one setting may both be sent as long as they agree.
         if changes.setdefault(name, value) != value:
             raise ValueError(
-                f"{key} = {show(value)} contradicts {name} = {show(changes[name])}; send one of them"
+                f"{key} = {show(value)} contradicts {name} = {show(changes[name])}; send "
+                f"one of them"
             )
     mu = settings.get("proximal-mu", 0.0)
     if not (_is_number(mu) and math.isfinite(mu) and mu >= 0):

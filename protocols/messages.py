@@ -43,7 +43,8 @@ TRAIN = "train"
 """One round of local training. Config: ``task``, ``round`` (both from the experiment) and the
 strategy's own keys."""
 END_TASK = "train.end_task"
-"""The task is over: take the final global parameters and keep what the method keeps. Config: ``task``.
+"""The task is over: take the final global parameters and keep what the method keeps. Config:
+``task``.
 """
 EVALUATE = "evaluate"
 """Score the model on tasks ``0..task``. Config: ``task``, ``scoring`` ("personal" or "global"),

@@ -39,8 +39,8 @@ def is_reference(name: str) -> bool:
 def load_object(reference: str, key: str) -> Any:
     """Import what ``module:name`` names.
 
-    Modules in the current folder are found too. An object that a Python program gave (:mod:`fedknow.protocols.parts`) is found before any
-    import.
+    Modules in the current folder are found too. An object that a Python program gave
+    (:mod:`fedknow.protocols.parts`) is found before any import.
 
     Parameters
     ----------
@@ -76,7 +76,8 @@ def load_object(reference: str, key: str) -> Any:
                 part_object = getattr(part_object, name)
             except AttributeError:
                 raise ConfigError(
-                    f"{key} = {reference!r}: {module_name!r} has no {name!r}{closest(name, dir(part_object))}"
+                    f"{key} = {reference!r}: {module_name!r} has no "
+                    f"{name!r}{closest(name, dir(part_object))}"
                 ) from None
     return part_object
 
@@ -127,7 +128,8 @@ def check_maker(
     right = f"it must be a class derived from {base_name}, or a function of yours that makes one"
     if not callable(part_object):
         raise ConfigError(
-            f"{key} = {reference!r}: is a {type(part_object).__name__}, no class or function; {right}"
+            f"{key} = {reference!r}: is a {type(part_object).__name__}, no class or "
+            f"function; {right}"
         )
     if isinstance(part_object, type):
         if not issubclass(part_object, base):

@@ -85,6 +85,7 @@ def check_address(address: str, tls: Path | None, insecure: bool) -> None:
     # A forgotten option must not open the run to everybody in the network.
     if tls is None and not insecure and not is_loopback(address):
         raise ConfigError(
-            f"{address} is not on this machine alone: give --tls DIR (`fedknow certs` makes one), or --insecure to let "
+            f"{address} is not on this machine alone: give --tls DIR (`fedknow certs` "
+            f"makes one), or --insecure to let "
             "everything travel in the clear and believe everyone"
         )

@@ -50,7 +50,8 @@ def find_device(name: str, key: str = "engine.device") -> torch.device:
     if kind == "cuda" and int(number or 0) >= (count := torch.cuda.device_count()):
         seen = ", ".join(f"'cuda:{i}'" for i in range(count)) or "no GPU"
         raise ConfigError(
-            f"{key} = {name!r}: torch {torch.__version__} sees {seen} here; set {key} to 'cpu' or 'auto'"
+            f"{key} = {name!r}: torch {torch.__version__} sees {seen} here; set {key} to "
+            f"'cpu' or 'auto'"
         )
     if kind == "cuda":
         torch.backends.cudnn.allow_tf32 = False

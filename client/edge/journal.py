@@ -129,7 +129,8 @@ class Journal:
         match = re.fullmatch(rb"(?:x([0-9a-f]{8}) )?(([0-9]+) ([^ ]+))", mark)
         if match is None or (match[1] and zlib.crc32(match[2]) != int(match[1], 16)):
             raise ConfigError(
-                f"--state {self.folder}: the file `run` in it is damaged; remove the folder and have the server begin "
+                f"--state {self.folder}: the file `run` in it is damaged; remove the "
+                f"folder and have the server begin "
                 "this client anew: fedknow forget RUN --client N, there"
             )
         return match[4].decode(), int(match[3])
@@ -242,6 +243,7 @@ def _locked(folder: Path) -> BinaryIO:
     except BlockingIOError:
         lock.close()
         raise ConfigError(
-            f"--state {folder} is in use by another client on this machine; give each client a folder of its own"
+            f"--state {folder} is in use by another client on this machine; give each "
+            f"client a folder of its own"
         ) from None
     return lock

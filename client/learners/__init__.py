@@ -117,7 +117,8 @@ def learner_class(name: str) -> type[Learner]:
         isinstance(kind.Settings, type) and issubclass(kind.Settings, LearnerSettings)
     ):
         raise ConfigError(
-            f"learner.name = {name!r}: its Settings must be a subclass of fedknow.client.learners.LearnerSettings"
+            f"learner.name = {name!r}: its Settings must be a subclass of "
+            f"fedknow.client.learners.LearnerSettings"
         )
     return kind
 
@@ -208,7 +209,8 @@ def _with_counterpart(
         strategy.name
     ):
         raise ConfigError(
-            f"strategy.name = {strategy.name!r} does not fit learner.name = {config.learner.name!r}, whose half on the "
+            f"strategy.name = {strategy.name!r} does not fit learner.name = "
+            f"{config.learner.name!r}, whose half on the "
             f"server is {kind.strategy!r}; leave strategy.name out"
         )
     options = kind.strategy_options(settings)
@@ -216,7 +218,8 @@ def _with_counterpart(
         # The learner's settings decide, as both halves must use the same number.
         if strategy.options.get(key, value) != value:
             raise ConfigError(
-                f"strategy.{key} = {strategy.options[key]!r} contradicts learner.{key} = {value!r}, which decides; "
+                f"strategy.{key} = {strategy.options[key]!r} contradicts learner.{key} = "
+                f"{value!r}, which decides; "
                 f"set learner.{key} alone"
             )
     name = strategy.name if is_reference(strategy.name) else kind.strategy
@@ -243,7 +246,8 @@ def _check_whole(config: ExperimentConfig) -> None:
         )
         raise ConfigError(
             f"strategy.name = {name!r} is one half of a method and does not fit learner.name = "
-            f"{config.learner.name!r}; set learner.name = {' or '.join(partners)}{own_class}, or leave strategy.name out"
+            f"{config.learner.name!r}; set learner.name = "
+            f"{' or '.join(partners)}{own_class}, or leave strategy.name out"
         )
 
 
@@ -341,6 +345,7 @@ def check_samples(
             count = sizes.train_size(client, task)
             if count < smallest:
                 raise ConfigError(
-                    f"client {client} has {count} training sample in task {task + 1}, and {model}; raise data.samples, "
+                    f"client {client} has {count} training sample in task {task + 1}, "
+                    f"and {model}; raise data.samples, "
                     "lower data.clients, or choose a model without BatchNorm, for example 'cnn'"
                 )

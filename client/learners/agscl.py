@@ -126,7 +126,6 @@ class AgsCl(Learner):
         self._initial = [_rows(layer) for layer in self._layers]
 
     # --- state
-    # ----------------------------------------------------------------------------------------------------
 
     def load_own_state(self, state: State) -> None:
         """Take over importance and anchor of each layer."""
@@ -150,7 +149,6 @@ class AgsCl(Learner):
         }
 
     # --- training
-    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Before a later task, cut off unimportant nodes and renew some."""
@@ -221,7 +219,6 @@ class AgsCl(Learner):
                     _by_node(layer.weight, below)[:, below == 0] = 0
 
     # --- the end of a task
-    # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Update the importance of nodes, and keep important weights (Eq. 5).
@@ -304,13 +301,16 @@ def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
             is_allowed, rectified = not rectified, True
         if not is_allowed:
             raise ConfigError(
-                f"learner.name = 'agscl' cannot train this model: it has no use for {type(module).__name__} in its "
-                "place; the body must be a chain of convolutions and linear layers with a ReLU after each, as in "
+                f"learner.name = 'agscl' cannot train this model: it has no use for "
+                f"{type(module).__name__} in its "
+                "place; the body must be a chain of convolutions and linear layers with "
+                "a ReLU after each, as in "
                 "model.name = 'cnn', 'cnn6' or 'mlp'"
             )
     if not (layers and rectified):
         raise ConfigError(
-            "learner.name = 'agscl' cannot train this model: its body must end in a ReLU after a convolution or a "
+            "learner.name = 'agscl' cannot train this model: its body must end in a ReLU "
+            "after a convolution or a "
             "linear layer"
         )
     names = {module: name for name, module in body.named_modules()}

@@ -83,7 +83,6 @@ class Apfl(Learner):
         }
 
     # --- state
-    # ----------------------------------------------------------------------------------------------------
 
     def load_own_state(self, state: State) -> None:
         """Take over the personal model and its share."""
@@ -122,7 +121,6 @@ class Apfl(Learner):
         self._mixed = False
 
     # --- training
-    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """An optimizer for either model."""
@@ -201,7 +199,6 @@ class Apfl(Learner):
         return {"knowledge-bytes": float(tensor_bytes(self.own_state()["own"]))}
 
     # --- scoring
-    # --------------------------------------------------------------------------------------------------
 
     def predictors(self, count: int) -> list[Predictor]:
         """The mixture, or the shared model alone, for every task."""

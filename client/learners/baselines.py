@@ -65,7 +65,8 @@ class FedRepSettings(LearnerSettings):
     """Settings of :class:`FedRep`."""
 
     head_epochs: int = Field(0, ge=0, le=10_000)
-    """Local epochs that train the head before the body is trained; 0: half of them, at least one."""
+    """Local epochs that train the head before the body is trained; 0: half of them, at least
+    one."""
 
 
 class FedRep(Learner):
@@ -99,7 +100,8 @@ class FedRep(Learner):
         # With one epoch a head epoch is still allowed: `epochs` then adds one for the body.
         if settings.head_epochs >= max(2, train.epochs):
             raise ConfigError(
-                f"learner.head_epochs = {settings.head_epochs} leaves none of train.epochs = {train.epochs} for the "
+                f"learner.head_epochs = {settings.head_epochs} leaves none of "
+                f"train.epochs = {train.epochs} for the "
                 "body; lower it, or 0 for half of them"
             )
         for part in ("body", "head"):

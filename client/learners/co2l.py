@@ -184,7 +184,6 @@ class Co2L(Rehearsal):
         self._past = copy.deepcopy(self._encoder).requires_grad_(False).eval()
 
     # --- state
-    # ----------------------------------------------------------------------------------------------------
 
     def load_own_state(self, state: State) -> None:
         """Take over the memory and the past model."""
@@ -196,7 +195,6 @@ class Co2L(Rehearsal):
         return super().own_state() | {"past": self._past_state}
 
     # --- the representation
-    # ---------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Train the projection with the body; bring back the past model."""
@@ -249,7 +247,6 @@ class Co2L(Rehearsal):
         return F.normalize(widen(encoder(x)), dim=1)
 
     # --- the head
-    # -------------------------------------------------------------------------------------------------
 
     def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
         """Fit the head: the round's accuracy is its own."""
@@ -306,7 +303,6 @@ class Co2L(Rehearsal):
         return predict(self, self.body, x, 256)
 
     # --- the end of a task
-    # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep samples and the shared representation.

@@ -194,7 +194,6 @@ class FedWeit(Learner):
         self._buffers = dict(self.body.named_buffers())
 
     # --- state
-    # ----------------------------------------------------------------------------------------------------
 
     def load_own_state(self, state: State) -> None:
         """Take over the parameters of each task and what others lend."""
@@ -236,7 +235,6 @@ class FedWeit(Learner):
         self._global = True
 
     # --- what travels
-    # ---------------------------------------------------------------------------------------------
 
     def send(self) -> Tensors:
         """The base, with zeros for the units with the smallest masks."""
@@ -268,12 +266,12 @@ class FedWeit(Learner):
             n: b.shape for n, b in self._base.items()
         }:
             raise ValueError(
-                f"adaptive parameters of {counted(len(extra), 'tensor')} do not fit the model's body"
+                f"adaptive parameters of {counted(len(extra), 'tensor')} do not fit the "
+                f"model's body"
             )
         self._everybody = extra
 
     # --- training
-    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Set up the task's parameters, and one optimizer for all."""
@@ -428,7 +426,6 @@ class FedWeit(Learner):
         }
 
     # --- scoring
-    # --------------------------------------------------------------------------------------------------
 
     def predictors(self, count: int) -> Iterator[Predictor]:
         """Each task's own parameters, made when they are asked for."""

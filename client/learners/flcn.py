@@ -105,7 +105,6 @@ class Flcn(Learner):
         return {"shown_task": self._shown_task}
 
     # --- what travels
-    # ---------------------------------------------------------------------------------------------
 
     def receive_extra(self, extra: Tensors) -> None:
         """Omega, for every parameter to train."""
@@ -113,7 +112,8 @@ class Flcn(Learner):
             n: p.shape for n, p in self._parameters.items()
         }:
             raise ValueError(
-                f"importance weights of {counted(len(extra), 'tensor')} do not fit the model's parameters"
+                f"importance weights of {counted(len(extra), 'tensor')} do not fit the "
+                f"model's parameters"
             )
         self._importance = extra
 
@@ -152,7 +152,6 @@ class Flcn(Learner):
         )
 
     # --- training
-    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Note the global model."""

@@ -83,7 +83,8 @@ class FotSettings(LearnerSettings):
     """m, the columns of the sketches that layers of more than 2 m - 1 inputs send; the others send
     second moments."""
     patches: int = Field(64, ge=0, le=1_000_000)
-    """Places of an image, drawn at random, whose patches count as inputs of a convolution; 0: all."""
+    """Places of an image, drawn at random, whose patches count as inputs of a convolution; 0:
+    all."""
 
 
 class Fot(Learner):
@@ -240,8 +241,10 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
         # BatchNorm's statistics move with every task, whatever is projected.
         elif isinstance(module, _BatchNorm) or learns:
             raise ConfigError(
-                f"learner.name = 'fot' cannot train this model: its body has {type(module).__name__}; it must have "
-                "nothing to learn but convolutions and linear layers, as in model.name = 'cnn', 'cnn6' or 'mlp'"
+                f"learner.name = 'fot' cannot train this model: its body has "
+                f"{type(module).__name__}; it must have "
+                "nothing to learn but convolutions and linear layers, as in model.name = "
+                "'cnn', 'cnn6' or 'mlp'"
             )
     if not trainable:
         raise ConfigError(
@@ -274,13 +277,16 @@ def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
         for key, parameter in layer.named_parameters():
             if key not in ("weight", "bias"):
                 raise ConfigError(
-                    f"learner.name = {learner!r} cannot train this model: the weight of body.{name} is computed from "
+                    f"learner.name = {learner!r} cannot train this model: the weight of "
+                    f"body.{name} is computed from "
                     f"{key}, as weight normalisation does; use a plain layer"
                 )
             if parameter in places:
                 raise ConfigError(
-                    f"learner.name = {learner!r} cannot train this model: body.{name}.{key} is also "
-                    f"body.{places[parameter]} (tied), and each layer is treated by itself; give each a parameter "
+                    f"learner.name = {learner!r} cannot train this model: "
+                    f"body.{name}.{key} is also "
+                    f"body.{places[parameter]} (tied), and each layer is treated by "
+                    f"itself; give each a parameter "
                     "of its own"
                 )
             places[parameter] = f"{name}.{key}"

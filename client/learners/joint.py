@@ -41,7 +41,8 @@ class JointSettings(MemorySettings):
     memory: float = Field(1.0, ge=1, le=1)
     """All samples of past tasks are kept."""
     budget: float = Field(1.0, gt=0)
-    """Samples of a round, as a multiple of those that other methods have in it: the current task's."""
+    """Samples of a round, as a multiple of those that other methods have in it: the current
+    task's."""
 
 
 class JointCentralSettings(LearnerSettings):

@@ -96,14 +96,15 @@ class Lwf(Learner):
         limit = train.epochs - (train.rounds == 1)
         if settings.warmup_epochs > limit:
             raise ConfigError(
-                f"learner.warmup_epochs = {settings.warmup_epochs}: a warm-up is in a client's first round of a task "
-                f"and must leave the body an epoch; with train.epochs = {train.epochs} and train.rounds = "
+                f"learner.warmup_epochs = {settings.warmup_epochs}: a warm-up is in a "
+                f"client's first round of a task "
+                f"and must leave the body an epoch; with train.epochs = {train.epochs} "
+                f"and train.rounds = "
                 f"{train.rounds} it has at most {limit}"
             )
         self._scratch = copy.deepcopy(model)  # the old model speaks in here
 
     # --- state
-    # ----------------------------------------------------------------------------------------------------
 
     def load_own_state(self, state: State) -> None:
         """Take over the old model and the slices it answers in."""
@@ -118,7 +119,6 @@ class Lwf(Learner):
         return {"old": self.old, "slices": self.slices}
 
     # --- training
-    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Record the old model's answers to the task's samples."""

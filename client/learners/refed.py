@@ -85,7 +85,6 @@ class ReFed(UnionTraining):
         self._parameters = self.trainable
 
     # --- state
-    # ----------------------------------------------------------------------------------------------------
 
     def load_own_state(self, state: State) -> None:
         """Take over the memory and how many samples were seen."""
@@ -107,7 +106,6 @@ class ReFed(UnionTraining):
         return self.sample(union, len(union), round)
 
     # --- the end of a task
-    # ----------------------------------------------------------------------------------------
 
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Cache the most important of all samples."""

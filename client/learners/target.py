@@ -55,7 +55,8 @@ class TargetSettings(LearnerSettings):
     generator_steps: int = Field(30, ge=1, le=1_000_000)
     """Steps of the generator for each batch of images."""
     student_steps: int = Field(20, ge=0, le=1_000_000)
-    """Steps of the student that the generator is to find weak spots of, after each batch of images."""
+    """Steps of the student that the generator is to find weak spots of, after each batch of
+    images."""
 
 
 def distillation(
@@ -118,7 +119,6 @@ class Target(Learner):
         )
 
     # --- state, and what travels
-    # ----------------------------------------------------------------------------------
 
     def load_own_state(self, state: State) -> None:
         """Take over the synthetic images."""
@@ -156,7 +156,6 @@ class Target(Learner):
         return {"classes": ("int64", (-1,))} if ended else {}
 
     # --- training
-    # -------------------------------------------------------------------------------------------------
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out the synthetic images."""

@@ -62,7 +62,8 @@ class DataConfig(Section):
     """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples
     for all clients."""
     alpha: float = Field(0.5, ge=1e-6, le=1e6)
-    """``dirichlet``: concentration; small is skewed. With another partition it must be left as it is.
+    """``dirichlet``: concentration; small is skewed. With another partition it must be left
+    as it is.
     """
     holdout: float = Field(0.0, ge=0, lt=1)
     """Fraction of each class's training samples that takes the place of the test samples, which
@@ -77,7 +78,8 @@ class DataConfig(Section):
     def _partition_fits(self) -> DataConfig:
         if self.classes_min > self.classes_max:
             raise ValueError(
-                f"data.classes_min = {self.classes_min} is above data.classes_max = {self.classes_max}; "
+                f"data.classes_min = {self.classes_min} is above data.classes_max = "
+                f"{self.classes_max}; "
                 "lower the first or raise the second"
             )
         # A setting without effect would let a sweep over it pass for a result.
@@ -85,7 +87,8 @@ class DataConfig(Section):
             default := DataConfig.model_fields["alpha"].default
         ):
             raise ValueError(
-                f"data.alpha = {self.alpha:g} does nothing with data.partition = {self.partition!r}; "
+                f"data.alpha = {self.alpha:g} does nothing with data.partition = "
+                f"{self.partition!r}; "
                 f"set data.partition = 'dirichlet', or leave data.alpha at {default:g}"
             )
         return self
@@ -94,12 +97,14 @@ class DataConfig(Section):
     def _images_fit(self) -> DataConfig:
         if self.image_size and self.name in ("digits", "local"):
             raise ValueError(
-                f"data.image_size = {self.image_size}: data.name = {self.name!r} has images of a size of its own; "
+                f"data.image_size = {self.image_size}: data.name = {self.name!r} has "
+                f"images of a size of its own; "
                 "leave data.image_size at 0"
             )
         if self.holdout and self.name == "local":
             raise ValueError(
-                f"data.holdout = {self.holdout:g}: with data.name = 'local' clients bring test samples of their own; "
+                f"data.holdout = {self.holdout:g}: with data.name = 'local' clients "
+                f"bring test samples of their own; "
                 "leave data.holdout at 0"
             )
         return self
@@ -108,12 +113,14 @@ class DataConfig(Section):
     def _arrivals_fit(self) -> DataConfig:
         if (self.arrival == "staggered") != (self.arrival_lag > 0):
             raise ValueError(
-                f"data.arrival_lag = {self.arrival_lag:g} with data.arrival = {self.arrival!r}: it must be above 0 "
+                f"data.arrival_lag = {self.arrival_lag:g} with data.arrival = "
+                f"{self.arrival!r}: it must be above 0 "
                 "where tasks are staggered, and 0 where they are not"
             )
         if not self.arrival_seconds and self.arrival_lag % 1:
             raise ValueError(
-                f"data.arrival_lag = {self.arrival_lag:g}: rounds are counted in whole numbers; round it, or set "
+                f"data.arrival_lag = {self.arrival_lag:g}: rounds are counted in whole "
+                f"numbers; round it, or set "
                 "data.arrival_seconds"
             )
         return self

@@ -66,7 +66,8 @@ class ExperimentConfig(Section):
     def _fit(self) -> ExperimentConfig:
         if self.data.arrival_seconds and not self.fleet.devices:
             raise ValueError(
-                f"data.arrival_seconds = {self.data.arrival_seconds:g}: only a fleet has virtual time; set "
+                f"data.arrival_seconds = {self.data.arrival_seconds:g}: only a fleet has "
+                f"virtual time; set "
                 "fleet.devices (fedknow list devices), or data.arrival_seconds = 0"
             )
         return self

@@ -26,7 +26,8 @@ class FleetConfig(Section):
     need be (``ai-*``: all devices named so, in an order drawn at random); or the name of a
     whole fleet, such as ``testbed-a``."""
     profiles: str = ""
-    """File with devices of your own: TOML as ``fedknow calibrate`` writes it, or a CSV list of phones.
+    """File with devices of your own: TOML as ``fedknow calibrate`` writes it, or a CSV list
+    of phones.
     """
     down: float = Field(0.0, ge=0)
     up: float = Field(0.0, ge=0)
@@ -65,19 +66,22 @@ class FleetConfig(Section):
                 # A saved configuration spells out every default, which is no mistake.
                 if getattr(self, name) != defaults[name].default:
                     raise ValueError(
-                        f"fleet.{name} = {getattr(self, name)!r} does nothing without devices; set fleet.devices "
+                        f"fleet.{name} = {getattr(self, name)!r} does nothing without "
+                        f"devices; set fleet.devices "
                         "(fedknow list devices), 'infinite' for devices that take no time"
                     )
         for name in ("down", "up"):
             # Probably meant in megabytes: at such a rate a message would take days.
             if 0 < (rate := getattr(self, name)) < 1:
                 raise ValueError(
-                    f"fleet.{name} = {rate:g}: must be at least 1 (byte a second), or 0 for no limit"
+                    f"fleet.{name} = {rate:g}: must be at least 1 (byte a second), or 0 "
+                    f"for no limit"
                 )
         # Differences between links that nobody has would be ignored without a word.
         if self.shared and self.link_sigma:
             raise ValueError(
-                f"fleet.link_sigma = {self.link_sigma:g}: with fleet.shared = true there is one link, so set "
+                f"fleet.link_sigma = {self.link_sigma:g}: with fleet.shared = true there "
+                f"is one link, so set "
                 "fleet.link_sigma = 0"
             )
         return self

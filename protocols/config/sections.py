@@ -67,7 +67,8 @@ class TrainConfig(Section):
     def _fit(self) -> TrainConfig:
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(
-                f"train.momentum = {self.momentum:g} does nothing with train.optimizer = {self.optimizer!r}; "
+                f"train.momentum = {self.momentum:g} does nothing with train.optimizer = "
+                f"{self.optimizer!r}; "
                 "set train.optimizer = 'sgd', or train.momentum = 0"
             )
         return self
@@ -98,7 +99,8 @@ class EvaluationConfig(Section):
     """Also after every so many rounds; 0: after each task only."""
     batch_size: int = Field(256, ge=1, le=MOST_SAMPLES)
     global_model: bool = True
-    """Score the purely global model too (what did not travel is averaged for this purpose alone)."""
+    """Score the purely global model too (what did not travel is averaged for this purpose
+    alone)."""
     forward: bool = False
     """Score tasks not learned yet as well, which forward transfer needs."""
 
@@ -139,7 +141,8 @@ class EngineConfig(Section):
     address: str = ""
     """Ray cluster to join, as ``HOST:PORT``; empty: a Ray of our own, whatever else runs."""
     memory_mb: int = Field(1024, ge=16, le=2**24)
-    """Memory for client states a worker keeps at hand; the rest is read back from the run folder."""
+    """Memory for client states a worker keeps at hand; the rest is read back from the run
+    folder."""
     vectorize: Literal["off", "auto", "on"] = "off"
     """Simulations: train many clients at once, their weights stacked, where the method is plain
     local training and the model has neither dropout nor BatchNorm. ``auto``: where it was
@@ -162,7 +165,8 @@ class EngineConfig(Section):
     above so much, where the model's norm is below 1) is refused as that client's failure; 0:
     any finite update will do."""
     on_client_error: Literal["stop", "skip"] = "stop"
-    """What a failed client does to the run: end it, or leave that client's reply out and count it."""
+    """What a failed client does to the run: end it, or leave that client's reply out and
+    count it."""
     on_lost_state: Literal["stop", "fresh"] = "stop"
     """What becomes of a client whose state is missing or damaged. ``stop``: it has failed
     (``on_client_error``). ``fresh``: it begins anew, as a client that has not trained yet, and
@@ -173,7 +177,8 @@ class EngineConfig(Section):
         # Ray shows each worker its own GPU as number 0.
         if self.address and ":" in self.device:
             raise ConfigError(
-                f"engine.device = {self.device!r}: that is a GPU of one machine, and engine.address = {self.address!r} "
+                f"engine.device = {self.device!r}: that is a GPU of one machine, and "
+                f"engine.address = {self.address!r} "
                 "a cluster, where Ray gives each worker one: set engine.device to 'cuda'"
             )
         return self

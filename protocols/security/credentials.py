@@ -56,7 +56,8 @@ def server_credentials(
 def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
     """Make the credentials of a client.
 
-    They are its certificate where the folder has one, and its token where it has one. A token travels as ``authorization: Bearer ...`` in each call's metadata, and only over TLS.
+    They are its certificate where the folder has one, and its token where it has one. A token
+    travels as ``authorization: Bearer ...`` in each call's metadata, and only over TLS.
 
     Parameters
     ----------

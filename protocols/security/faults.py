@@ -50,12 +50,17 @@ class TlsFault(StrEnum):
 
 
 _REMEDIES = {
-    TlsFault.EXPIRED: "make new certificates (docs/how-to/deploy.md, Renewal), or set this machine's clock",
-    TlsFault.EARLY: "set this machine's clock (a Raspberry Pi has none that runs without power: enable NTP)",
+    TlsFault.EXPIRED: "make new certificates (docs/how-to/deploy.md, Renewal), or set "
+    "this machine's clock",
+    TlsFault.EARLY: "set this machine's clock (a Raspberry Pi has none that runs without "
+    "power: enable NTP)",
     TlsFault.OTHER_CA: "use folders that one run of `fedknow certs` made for both sides",
-    TlsFault.NAME: "connect by a name that the server's certificate has, or make one with `fedknow certs --host NAME`",
-    TlsFault.NO_CERTIFICATE: "give a folder with a cert.pem and a key.pem: DIR/clients/NNN of `fedknow certs DIR`",
-    TlsFault.PURPOSE: "give server/ of `fedknow certs` to the server and a folder of clients/ to each client",
+    TlsFault.NAME: "connect by a name that the server's certificate has, or make one "
+    "with `fedknow certs --host NAME`",
+    TlsFault.NO_CERTIFICATE: "give a folder with a cert.pem and a key.pem: "
+    "DIR/clients/NNN of `fedknow certs DIR`",
+    TlsFault.PURPOSE: "give server/ of `fedknow certs` to the server and a folder of "
+    "clients/ to each client",
     TlsFault.NO_TLS: "start the server with --tls",
     TlsFault.UNREACHABLE: "is the server running, is the address right, is the port open?",
     TlsFault.PROXY: "have the proxy let CONNECT through, or leave the server out with no_proxy",

@@ -60,7 +60,8 @@ def read_file(folder: Path, name: str, usual: str) -> bytes:
             else ""
         )
         raise ConfigError(
-            f"{folder}: there is no {name}; give {usual} of a folder that `fedknow certs` made{hint}"
+            f"{folder}: there is no {name}; give {usual} of a folder that `fedknow "
+            f"certs` made{hint}"
         ) from None
     except OSError as error:
         raise ConfigError(

@@ -23,8 +23,8 @@ __all__ = ["handshake"]
 def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
     """Shake hands with a server and hang up.
 
-    gRPC does not say why it cannot connect, and this does. It goes the way that gRPC goes: through the proxy that the environment names
-    (:func:`~fedknow.protocols.proxy.find_proxy`).
+    gRPC does not say why it cannot connect, and this does. It goes the way that gRPC goes:
+    through the proxy that the environment names (:func:`~fedknow.protocols.proxy.find_proxy`).
 
     Parameters
     ----------

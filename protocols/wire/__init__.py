@@ -78,7 +78,8 @@ __all__ = [
 SERVICE = DESCRIPTOR.services_by_name["Fedknow"].full_name
 """The gRPC service's name."""
 JOIN = f"/{SERVICE}/Join"
-"""The path of the stream. Register it without serialisers, so that frames pass as the bytes they are.
+"""The path of the stream. Register it without serialisers, so that frames pass as the bytes
+they are.
 """
 STATUS = f"/{SERVICE}/Status"
 """The path of the question how the run stands: :class:`StatusRequest`, :class:`StatusReply`."""

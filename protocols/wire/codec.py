@@ -119,7 +119,8 @@ def check(tensor: pb.Tensor, limits: Limits) -> int:
             f"tensor {name!r}: {counted(tensor.length, 'byte')} "
             f"with {counted(tensor.count, 'element')} present "
             "cannot be the shape "
-            f"{tuple(tensor.shape)} of {dtype.name} in layout {pb.Tensor.Layout.Name(tensor.layout)}",
+            f"{tuple(tensor.shape)} of {dtype.name} in layout "
+            f"{pb.Tensor.Layout.Name(tensor.layout)}",
         )
     nbytes: int = size * dtype.itemsize
     return nbytes
@@ -138,7 +139,8 @@ def _check_shape(tensor: pb.Tensor, limits: Limits) -> None:
         shape = tuple(tensor.shape)
         raise WireError(
             Code.TOO_LARGE,
-            f"tensor {tensor.name!r} has shape {shape}, above the limit of elements: {limits.elements}",
+            f"tensor {tensor.name!r} has shape {shape}, above the limit of elements: "
+            f"{limits.elements}",
         )
 
 

@@ -35,7 +35,8 @@ CHUNK_BYTES = 1 << 20
 ALIGNMENT = 8
 """Where tensors begin: at multiples of the largest element."""
 _SMALLEST_CHUNK = 1 << 12
-"""Of a message's chunks but the last; a peer cannot make this side handle a message byte by byte."""
+"""Of a message's chunks but the last; a peer cannot make this side handle a message byte by
+byte."""
 _OVERHEAD = 1 << 14
 """Room in a frame for what is not data."""
 # 2 is the wire type of fields that begin with their length.
@@ -213,7 +214,8 @@ def parse(data: bytes) -> pb.Frame:
 class Assembler:
     """Puts the messages of one peer together.
 
-    After an error its stream is over, and so is the assembler. Memory grows with the bytes received, up to ``limits.message_bytes``, whatever is announced.
+    After an error its stream is over, and so is the assembler. Memory grows with the bytes
+    received, up to ``limits.message_bytes``, whatever is announced.
 
     Parameters
     ----------
@@ -248,7 +250,8 @@ class Assembler:
         ):
             raise WireError(
                 Code.OUT_OF_ORDER,
-                f"chunk {chunk.sequence} of stream {chunk.stream}, where chunk {message.chunks} was expected",
+                f"chunk {chunk.sequence} of stream {chunk.stream}, where chunk "
+                f"{message.chunks} was expected",
             )
         missing = message.envelope.size - len(message.body)
         # Every chunk but the last is full: memory and work stay in proportion to what was
@@ -307,7 +310,8 @@ class Assembler:
         if envelope.chunk_size < _SMALLEST_CHUNK:
             raise WireError(
                 Code.MALFORMED,
-                f"chunks of {counted(envelope.chunk_size, 'byte')}; at least {_SMALLEST_CHUNK} are taken",
+                f"chunks of {counted(envelope.chunk_size, 'byte')}; at least "
+                f"{_SMALLEST_CHUNK} are taken",
             )
         if (
             not 0
@@ -316,7 +320,8 @@ class Assembler:
         ):
             raise WireError(
                 Code.MALFORMED,
-                f"message of {counted(envelope.size, 'byte')} that begins with {envelope.header_size} of header",
+                f"message of {counted(envelope.size, 'byte')} that begins with "
+                f"{envelope.header_size} of header",
             )
         self._open[chunk.stream] = _Open(envelope)
 

@@ -28,7 +28,8 @@ def compiled() -> dict[str, str]:
     """
     from grpc_tools import protoc  # only developers have it
 
-    package = "fedknow/protocols/wire"  # where the file lies when installed: the generated module knows its own name
+    # Where the file lies when installed: the generated module knows its own name.
+    package = "fedknow/protocols/wire"
     with tempfile.TemporaryDirectory() as out:
         options = [f"-I{package}={HERE}", f"--python_out={out}", f"--pyi_out={out}"]
         # The first argument stands for the program's name, which the compiler skips.

@@ -75,7 +75,8 @@ def check_version(peer: pb.Hello | pb.Welcome) -> None:
     if peer.protocol != PROTOCOL:
         raise WireError(
             Code.VERSION,
-            f"this side speaks protocol {PROTOCOL} (fedknow {__version__}), the other side protocol {peer.protocol} "
+            f"this side speaks protocol {PROTOCOL} (fedknow {__version__}), the other "
+            f"side protocol {peer.protocol} "
             # Cut short and quoted, as the other side chose the text and it goes into the log.
             f"(fedknow {peer.package[:64]!r}); install the same version of fedknow on both",
         )

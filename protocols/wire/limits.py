@@ -25,7 +25,8 @@ class Limits:
     message_bytes: int = 1 << 30
     """All messages that one peer has under way together, as announced."""
     header_bytes: int = 1 << 20
-    """The header of one message: everything but its tensors' bytes. Configs and metrics are in it."""
+    """The header of one message: everything but its tensors' bytes. Configs and metrics are
+    in it."""
     decoded_bytes: int = 1 << 30
     """All arrays of one message, once read; what sparse and quantised tensors may grow to."""
     streams: int = 8

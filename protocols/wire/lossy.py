@@ -62,7 +62,8 @@ def _refuse_overflow(
         largest = float(np.abs(flat[np.isfinite(flat)]).max())
         raise WireError(
             Code.BAD_VALUE,
-            f"tensor {tensor.name!r} holds {largest:g}, which {encoding} cannot hold; send it dense",
+            f"tensor {tensor.name!r} holds {largest:g}, which {encoding} cannot hold; "
+            f"send it dense",
         )
 
 

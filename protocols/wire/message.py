@@ -185,7 +185,8 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
     if len(parcel.header) > limits.header_bytes:
         raise WireError(
             Code.TOO_LARGE,
-            f"header of {counted(len(parcel.header), 'byte')}; at most {limits.header_bytes} are taken",
+            f"header of {counted(len(parcel.header), 'byte')}; at most "
+            f"{limits.header_bytes} are taken",
         )
     try:
         header = pb.Header.FromString(bytes(parcel.header))
@@ -236,7 +237,8 @@ def _check(header: pb.Header, payload: int, limits: Limits) -> None:
     if header.protocol != PROTOCOL:
         raise WireError(
             Code.VERSION,
-            f"message of protocol {header.protocol}; this is fedknow {__version__}, which speaks protocol {PROTOCOL}: "
+            f"message of protocol {header.protocol}; this is fedknow {__version__}, "
+            f"which speaks protocol {PROTOCOL}: "
             "install the same version of fedknow on both sides",
         )
     for subject, text in (("kind", header.kind), ("group", header.group)):
@@ -284,7 +286,8 @@ def _check_name(subject: str, name: object, limits: Limits) -> None:
     if size > limits.name_bytes:
         raise WireError(
             Code.TOO_LARGE,
-            f"{subject} {name[:32]!r}... has {counted(size, 'byte')}; at most {limits.name_bytes} are taken",
+            f"{subject} {name[:32]!r}... has {counted(size, 'byte')}; at most "
+            f"{limits.name_bytes} are taken",
         )
 
 
@@ -351,14 +354,16 @@ def _kind(place: str, value: object) -> str:
             if type_ is int and isinstance(value, int) and value not in _INT64:
                 raise WireError(
                     Code.BAD_VALUE,
-                    f"{place} is an integer of {counted(value.bit_length(), 'bit')}; signed 64 travel",
+                    f"{place} is an integer of {counted(value.bit_length(), 'bit')}; "
+                    f"signed 64 travel",
                 )
             if isinstance(value, str):
                 _utf8(place, value)
             return kind
     raise WireError(
         Code.BAD_VALUE,
-        f"{place} = {value!r:.64} is a {type(value).__name__}; must be bool, int, float, str, bytes, or a list of one",
+        f"{place} = {value!r:.64} is a {type(value).__name__}; must be bool, int, float, "
+        f"str, bytes, or a list of one",
     )
 
 

@@ -101,7 +101,8 @@ def _from_mask(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
     if np.count_nonzero(bits) != tensor.count or bits[size:].any():
         raise WireError(
             Code.MALFORMED,
-            f"tensor {tensor.name!r}: its mask does not show {tensor.count} of {counted(size, 'element')}",
+            f"tensor {tensor.name!r}: its mask does not show {tensor.count} of "
+            f"{counted(size, 'element')}",
         )
     return bits[:size]
 
@@ -120,7 +121,8 @@ def _from_gaps(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
             return places
     raise WireError(
         Code.MALFORMED,
-        f"tensor {tensor.name!r}: its index does not show {tensor.count} of {counted(size, 'element')}",
+        f"tensor {tensor.name!r}: its index does not show {tensor.count} of "
+        f"{counted(size, 'element')}",
     )
 
 

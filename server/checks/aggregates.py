@@ -43,14 +43,16 @@ def check_aggregate(
     """
     if not (isinstance(returned, tuple) and len(returned) == 2):
         raise RunError(
-            f"strategy {strategy}: aggregate_train returned {_describe(returned)}; it must return a pair, an ArrayRecord "
+            f"strategy {strategy}: aggregate_train returned {_describe(returned)}; it "
+            f"must return a pair, an ArrayRecord "
             "(or None) and a MetricRecord (or None)"
         )
     arrays, metrics = returned
     for value, kind in ((arrays, ArrayRecord), (metrics, MetricRecord)):
         if value is not None and not isinstance(value, kind):
             raise RunError(
-                f"strategy {strategy}: aggregate_train returned {_describe(value)} where a {kind.__name__} belongs"
+                f"strategy {strategy}: aggregate_train returned {_describe(value)} where "
+                f"a {kind.__name__} belongs"
             )
     # Flower allows None for "no metrics".
     numbers = dict(metrics) if metrics is not None else {}

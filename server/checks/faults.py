@@ -95,7 +95,10 @@ class ClientFailure:
     reason: str
 
     def __str__(self) -> str:
-        return f"client {self.client}, task {self.task + 1}, round {self.round} ({self.kind}): {self.reason}"
+        return (
+            f"client {self.client}, task {self.task + 1}, round {self.round} "
+            f"({self.kind}): {self.reason}"
+        )
 
     def event(self) -> dict[str, Any]:
         """Return the failure as the payload of an event."""

@@ -143,6 +143,8 @@ class StrategyCheck:
         hint = closest(unread[0], READ)
         read = ", ".join((*READ, *getattr(self._learner, "reads", ())))
         return (
-            f"strategy {self._config.strategy.name} sends clients {', '.join(unread)}, which learner "
-            f"{self._config.learner.name} does not read{hint}: this changes nothing; it reads {read}"
+            f"strategy {self._config.strategy.name} sends clients {', '.join(unread)}, "
+            f"which learner "
+            f"{self._config.learner.name} does not read{hint}: this changes nothing; it "
+            f"reads {read}"
         )

@@ -241,7 +241,8 @@ class Inspector:
             raise Unusable(
                 Fault.NORM,
                 "",
-                f"the update's norm is {update:.4g}, that of the model sent {self._expected_norm:.4g}; "
+                f"the update's norm is {update:.4g}, that of the model sent "
+                f"{self._expected_norm:.4g}; "
                 f"engine.max_update_norm = {self._max_update_norm:g} allows {limit:.4g}",
             )
 
@@ -262,7 +263,8 @@ class Inspector:
             raise Unusable(
                 Fault.METRICS,
                 mismatched[0],
-                f"metrics {', '.join(mismatched)} are missing or not reported by other clients; all must report the same",
+                f"metrics {', '.join(mismatched)} are missing or not reported by other "
+                f"clients; all must report the same",
             )
         return metrics
 
@@ -277,14 +279,16 @@ class Inspector:
                 raise Unusable(
                     Fault.METRICS,
                     name,
-                    f"{name} must be a list of {self._scored} {kind}, one a task, got {metrics.get(name)!r}",
+                    f"{name} must be a list of {self._scored} {kind}, one a task, got "
+                    f"{metrics.get(name)!r}",
                 )
         correct, total = lists["correct"], lists["total"]
         if not ((correct >= 0) & (correct <= total) & (total > 0)).all():
             raise Unusable(
                 Fault.METRICS,
                 "correct",
-                f"correct must lie between 0 and total, and total above 0; got {correct.tolist()} of {total.tolist()}",
+                f"correct must lie between 0 and total, and total above 0; got "
+                f"{correct.tolist()} of {total.tolist()}",
             )
         if self._collect:
             self._check_kept(reply.content.get(KEPT))

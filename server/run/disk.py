@@ -32,6 +32,7 @@ def running_out_of_disk(path: Path) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise RunError(
-            f"the disk that holds {path} is full; all up to the last checkpoint is safe: make room, "
+            f"the disk that holds {path} is full; all up to the last checkpoint is safe: "
+            f"make room, "
             "then go on with --resume"
         ) from error

@@ -308,7 +308,8 @@ def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:
         If they are to have GPUs and there are none.
     """
     if device == "auto":
-        device = "cuda" if gpus >= 1 and torch.backends.cuda.is_built() else "cpu"  # type: ignore[no-untyped-call]
+        has_cuda = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+        device = "cuda" if gpus >= 1 and has_cuda else "cpu"
     if device == "cpu":
         return device, 0.0, max(1, int(cores))
     # A certain GPU of this machine: Ray, which hands out any, is not asked.

@@ -28,8 +28,14 @@ def check_model(body: nn.Module, head: nn.Linear, settings: FedKnowSettings) -> 
     elif settings.restore_from < 1 and any(
         isinstance(m, _BatchNorm) for m in body.modules()
     ):
-        fault = "learner.restore_from < 1 would move its BatchNorm statistics twice a batch; set it to 1"
+        fault = (
+            "learner.restore_from < 1 would move its BatchNorm statistics twice a "
+            "batch; set it to 1"
+        )
     elif settings.restore_from < 1 and settings.integrator == "online":
-        fault = "learner.integrator = 'online' turns g by one backward pass of the whole batch; set restore_from to 1"
+        fault = (
+            "learner.integrator = 'online' turns g by one backward pass of the whole "
+            "batch; set restore_from to 1"
+        )
     if fault:
         raise ConfigError(f"learner.name = 'fedknow' cannot train this model: {fault}")

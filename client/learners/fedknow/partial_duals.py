@@ -188,9 +188,9 @@ def step_dual(
 ) -> Vector:
     """Take one step of projected gradient descent on Eq. (4).
 
-    The gradient at v is ``G g' = G G^T v + G g``. In units in which all gradients have length 1, the step is one over the largest eigenvalue
-    that G G^T has where all pairs of gradients have this cosine; twice as long a step would
-    still converge.
+    The gradient at v is ``G g' = G G^T v + G g``. In units in which all gradients have length
+    1, the step is one over the largest eigenvalue that G G^T has where all pairs of gradients
+    have this cosine; twice as long a step would still converge.
 
     Parameters
     ----------

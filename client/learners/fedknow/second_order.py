@@ -44,7 +44,8 @@ def convolve(
             None if bias is None else bias.to(dtype),
         )
     geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
-    return cast(Tensor, _Convolution.apply(x, weight, bias, geometry))  # type: ignore[no-untyped-call]
+    output = _Convolution.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
+    return cast(Tensor, output)
 
 
 class _Convolution(Function):
@@ -136,7 +137,8 @@ def normalize(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
         )
     statistics = (running_mean, running_var, training, momentum, eps)
-    return cast(Tensor, _Normalization.apply(x, weight, bias, statistics))  # type: ignore[no-untyped-call]
+    output = _Normalization.apply(x, weight, bias, statistics)  # type: ignore[no-untyped-call]
+    return cast(Tensor, output)
 
 
 class _Normalization(Function):

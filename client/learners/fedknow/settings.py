@@ -45,7 +45,8 @@ class FedKnowSettings(LearnerSettings):
     """The model to extract from: this client's own as it last trained it in the task, or the final
     shared one."""
     wasserstein: Literal["values", "positions"] = "values"
-    """Reading of the distance that chooses signature tasks (:func:`~..frames.projection.wasserstein`).
+    """Reading of the distance that chooses signature tasks
+    (:func:`~..frames.projection.wasserstein`).
     """
     select: Literal["round", "batch"] = "round"
     """How often signature tasks are chosen; matters only with more than k past tasks."""

@@ -127,6 +127,7 @@ def check_batches(count: int, size: int, smallest: int) -> None:
         else "this client has one training sample"
     )
     raise TooFewSamples(
-        f"{fault}, and the model's BatchNorm layers need two values a channel; take at least two, or a "
+        f"{fault}, and the model's BatchNorm layers need two values a channel; take at "
+        f"least two, or a "
         "model without BatchNorm"
     )

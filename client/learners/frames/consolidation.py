@@ -91,7 +91,6 @@ class Consolidation(Learner):
         }, anchor
 
     # --- state
-    # ----------------------------------------------------------------------------------------------------
 
     def load_own_state(self, state: State) -> None:
         """Take over importance, anchor and the model last trained here."""
@@ -108,7 +107,6 @@ class Consolidation(Learner):
         }
 
     # --- training
-    # -------------------------------------------------------------------------------------------------
 
     @property
     def remedy(self) -> str:  # type: ignore[override]

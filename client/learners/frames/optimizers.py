@@ -84,7 +84,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def use_channels_last(model: nn.Module) -> None:
     """Lay a model's weights out channels-last, in place."""
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's types
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():
         if isinstance(module, nn.Flatten):
             # Only there does a model of images change to another format.
