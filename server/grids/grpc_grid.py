@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -189,12 +189,9 @@ class GrpcGrid(MessageGrid):
             arrived = wave.await_answers(until, longest)
             if arrived is None:
                 break
-            for reply, version in arrived:
-                if reply.reply_to in wanted_ids:
-                    answers.append((reply, version))
-                else:
-                    # It was pushed too, and is pulled later.
-                    self._early[reply.reply_to] = (reply, version)
+            # Others were pushed too, and are pulled later.
+            answers, later = _split(arrived, wanted_ids)
+            self._early |= {answer[0].reply_to: answer for answer in later}
         if not wave.pieces:
             self._open = None
             self.server.withdraw()
@@ -278,3 +275,15 @@ class GrpcGrid(MessageGrid):
     def close(self) -> None:
         """Stop the server; clients not told that the run is over come back."""
         self.server.stop()
+
+
+def _split(
+    answers: Sequence[tuple[Message, int]], wanted_ids: Collection[str]
+) -> tuple[list[tuple[Message, int]], list[tuple[Message, int]]]:
+    """Part answers into those to some work and those to other work."""
+    wanted_answers: list[tuple[Message, int]] = []
+    later: list[tuple[Message, int]] = []
+    for answer in answers:
+        is_wanted = answer[0].reply_to in wanted_ids
+        (wanted_answers if is_wanted else later).append(answer)
+    return wanted_answers, later
