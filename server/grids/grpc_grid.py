@@ -178,7 +178,9 @@ class GrpcGrid(MessageGrid):
         wanted_ids = {message.id for message in work}
         early_ids = sorted(wanted_ids & self._early.keys())
         answers = [self._early.pop(id) for id in early_ids]
-        self._add_new(wave, work, answers)
+        if new := _new_work(work, answers, wave):
+            self._wait()
+            wave.add(new)
         until = None if timeout is None else self.clock_time + timeout
         longest = self._engine.round_timeout or math.inf
         while not answers and wanted_ids & wave.pieces.keys():
@@ -192,19 +194,6 @@ class GrpcGrid(MessageGrid):
             self._open = None
             self.server.withdraw()
         return answers
-
-    def _add_new(
-        self,
-        wave: GrpcWave,
-        work: Sequence[Message],
-        answers: Sequence[tuple[Message, int]],
-    ) -> None:
-        """Give out the work that is neither answered nor under way."""
-        known_ids = {reply.reply_to for reply, _ in answers} | wave.pieces.keys()
-        new = [message for message in work if message.id not in known_ids]
-        if new:
-            self._wait()
-            wave.add(new)
 
     def note_unusable(self, reply: Message) -> None:
         """Count an unusable answer: not finite, of another shape, too far."""
@@ -284,6 +273,14 @@ class GrpcGrid(MessageGrid):
     def close(self) -> None:
         """Stop the server; clients not told that the run is over come back."""
         self.server.stop()
+
+
+def _new_work(
+    work: Sequence[Message], answers: Sequence[tuple[Message, int]], wave: GrpcWave
+) -> list[Message]:
+    """Pick the work that is neither answered nor under way."""
+    known_ids = {reply.reply_to for reply, _ in answers} | wave.pieces.keys()
+    return [message for message in work if message.id not in known_ids]
 
 
 def _split(
