@@ -97,7 +97,7 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
 
 
 def price(learner: Learner, start: Start) -> Cost:
-    """What it costs a client to train by itself, whoever it was trained with.
+    """Count what it costs a client to train by itself.
 
     Of steps of a kind not counted yet one is made, so the learner's parameters are nobody's
     afterwards.

@@ -101,7 +101,7 @@ def _fault(host: str, wildcard: bool) -> str | None:
 
 
 def _shape_fault(host: str) -> str | None:
-    """What a text is that holds more than a name."""
+    """Say what a text is that holds more than a name."""
     if not host.strip():
         return "this is empty"
     if "://" in host:
@@ -146,7 +146,7 @@ def _name_fault(name: str, wildcard: bool) -> str | None:
 
 
 def _nearest(text: str) -> str:
-    """The host that someone may have meant."""
+    """Return the host that someone may have meant."""
     bare = text.strip()
     bare = bare.partition("://")[2] if "://" in bare else bare
     bare = bare.partition("/")[0].rpartition("@")[2]

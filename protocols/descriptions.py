@@ -92,7 +92,8 @@ def plain_text(text: str, names: Mapping[str, str] | None = None) -> str:
 
     Examples
     --------
-    >>> plain_text("What ``exchange`` says, as :class:`~fedknow.client.learners.ewc.Ewc`.", {"Ewc": "ewc"})
+    >>> text = "What ``exchange`` says, as :class:`~fedknow.client.learners.ewc.Ewc`."
+    >>> plain_text(text, {"Ewc": "ewc"})
     'What exchange says, as ewc.'
     """
 

@@ -183,7 +183,8 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 def to_arrays(record: ArrayRecord) -> Arrays:
     """Give Flower's record as named arrays (read-only), in the same order.
 
-    Nothing is copied where Flower's layout allows."""
+    Nothing is copied where Flower's layout allows.
+    """
     return Arrays((name, _view(array)) for name, array in record.items())
 
 
@@ -192,7 +193,8 @@ def to_records(
 ) -> dict[str, FlowerRecord]:
     """Give our records as Flower's.
 
-    With a cache, a record that many messages share is converted once."""
+    With a cache, a record that many messages share is converted once.
+    """
     cache = {} if cache is None else cache
     for record in content.values():
         if id(record) not in cache:
@@ -274,7 +276,7 @@ class LazyArray(Array):
         self.__dict__.update(bytes=value, array=None)
 
     def numpy(self) -> np.ndarray:
-        """A copy, as Flower's method gives one."""
+        """Return a copy, as Flower's method gives one."""
         array: np.ndarray | None = self.__dict__["array"]
         return (
             array.copy()

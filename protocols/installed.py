@@ -60,7 +60,10 @@ def list_installed(section: str, builtin: Collection[str]) -> dict[str, str]:
 
 
 def is_offered(section: str, name: str) -> bool:
-    """Say whether an installed package offers a part of this name; nothing is imported."""
+    """Say whether an installed package offers a part of this name.
+
+    Nothing is imported.
+    """
     return name in _offered(section)
 
 

@@ -111,7 +111,7 @@ def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instru
 
 
 def _checked(key: str, name: str, value: object, train: TrainConfig) -> float:
-    """A value that the ``train`` section could have."""
+    """Return a value that the ``train`` section could have."""
     if not _is_number(value):
         raise ValueError(f"{key} = {show(value)}: must be a number")
     try:

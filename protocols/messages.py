@@ -169,7 +169,7 @@ class Message:
     failure: Failure | None = None
 
     def reply(self, content: Mapping[str, Record]) -> Message:
-        """The answer to this message."""
+        """Return the answer to this message."""
         # The id follows from the work's, so that the same work gives the same answer, byte
         # for byte.
         return Message(
@@ -177,7 +177,7 @@ class Message:
         )
 
     def fail(self, code: int, reason: str) -> Message:
-        """The answer that says why there is none."""
+        """Return the answer that says why there is none."""
         return Message(
             self.kind,
             self.node,
@@ -189,14 +189,14 @@ class Message:
         )
 
     def config(self) -> Config:
-        """The first :class:`Config` record (empty if there is none)."""
+        """Return the first :class:`Config` record (empty if there is none)."""
         return next(
             (record for record in self.content.values() if isinstance(record, Config)),
             Config(),
         )
 
     def arrays(self) -> Arrays:
-        """The first :class:`Arrays` record (empty if there is none)."""
+        """Return the first :class:`Arrays` record (empty if there is none)."""
         return next(
             (record for record in self.content.values() if isinstance(record, Arrays)),
             Arrays(),

@@ -56,13 +56,13 @@ class Proxy:
         return f"the proxy http://{self._place()} ({self.variable})"
 
     def url(self) -> str:
-        """The whole URL, password included: for gRPC alone."""
+        """Return the whole URL, password included: for gRPC alone."""
         login = f"{self.login}@" if self.login else ""
         # The login stays quoted as in the variable: a colon or an @ in it would end it early.
         return f"http://{login}{self._place()}"
 
     def request(self, address: str) -> bytes:
-        """The bytes that ask for a tunnel to ``HOST:PORT``."""
+        """Return the bytes that ask for a tunnel to ``HOST:PORT``."""
         lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
         if self.login:
             # As bytes: a password need not be UTF-8 once it is unquoted.
@@ -125,7 +125,8 @@ def find_proxy(address: str, environ: Mapping[str, str] | None = None) -> Proxy 
 def proxy_options(proxy: Proxy | None) -> list[tuple[str, str | int]]:
     """Give the options of a gRPC channel that goes this way.
 
-    The environment then says nothing to gRPC."""
+    The environment then says nothing to gRPC.
+    """
     return (
         [("grpc.enable_http_proxy", 0)]
         if proxy is None

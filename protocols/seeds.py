@@ -25,7 +25,7 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 
 def integer(seed: int, purpose: str, *numbers: int) -> int:
-    """A 63-bit integer for libraries that take a plain seed."""
+    """Return a 63-bit integer for libraries that take a plain seed."""
     return int(
         _sequence(seed, purpose, *numbers).generate_state(1, np.uint64)[0]
         # Libraries often read a seed as a signed number of 64 bits.

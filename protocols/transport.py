@@ -1,6 +1,7 @@
 """What both ends of a gRPC connection must agree on.
 
-That is how often to speak, how long to listen, and how to cut messages."""
+That is how often to speak, how long to listen, and how to cut messages.
+"""
 
 from __future__ import annotations
 

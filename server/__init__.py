@@ -1,1 +1,1 @@
-"""The server's side: the experiment loop, grids, checks, metrics, checkpoints and reports."""
+"""The server's side: runs, grids, checks, reports and trackers."""

@@ -29,7 +29,7 @@ __all__ = ["serve"]
 log = logging.getLogger(__name__)
 
 
-def serve(
+def serve(  # noqa: PLR0913  # the options of a command
     config: ExperimentConfig,
     out: Path,
     listen: str,

@@ -103,8 +103,8 @@ class _Part:
     """Work under way: its cost, and apart from it that of parts within."""
 
     __slots__ = (
-        "__weakref__", "_hooks", "_meter", "_optimizers", "charged", "counted", "flops", "inner", "key", "live", "peak",
-        "samples", "steps",
+        "__weakref__", "_hooks", "_meter", "_optimizers", "charged", "counted", "flops", "inner",
+        "key", "live", "peak", "samples", "steps",
     )  # fmt: skip
 
     def __init__(

@@ -128,7 +128,7 @@ class Dataset:
             )
 
     @classmethod
-    def from_arrays(  # a user's own data set in one call
+    def from_arrays(  # noqa: PLR0913  # a user's own data set in one call
         cls,
         name: str,
         train_x: Images,

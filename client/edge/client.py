@@ -99,7 +99,7 @@ class EdgeClient:
         is no such device, or the environment names a proxy that cannot be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the options of a command
         self,
         server: str,
         state: Path,

@@ -49,7 +49,7 @@ class Worker:
         What the client's owner lets the server ask for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # made in one place only
         self,
         desk: Desk,
         journal: Journal,

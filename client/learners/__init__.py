@@ -97,7 +97,7 @@ def list_learners() -> dict[str, str]:
 
 
 def learner_class(name: str) -> type[Learner]:
-    """The class behind a learner's name, or behind ``module:Class``.
+    """Find the class behind a learner's name, or behind ``module:Class``.
 
     Installed packages may offer learners by name (:mod:`fedknow.protocols.installed`).
 

@@ -170,17 +170,17 @@ class AgsCl(Learner):
                     ] = 0
 
     def begin_epoch(self, epoch: int) -> None:
-        """The proximal step of the epoch before."""
+        """Return the proximal step of the epoch before."""
         if epoch:
             self._proximal_step()
 
     def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
-        """The proximal step of the last epoch."""
+        """Return the proximal step of the last epoch."""
         self._proximal_step()
         return {}
 
     def counts(self) -> dict[str, float]:
-        """``important``: share of the nodes that past tasks use."""
+        """Report ``important``: the share of nodes that past tasks use."""
         nodes = torch.cat(self._importance)
         return {"important": float((nodes > 0).float().mean())}
 
@@ -272,7 +272,7 @@ class AgsCl(Learner):
 
 
 def _chain(body: nn.Module) -> Iterator[nn.Module]:
-    """The modules of nested sequences, in order."""
+    """Return the modules of nested sequences, in order."""
     if isinstance(body, nn.Sequential):
         for child in body:
             yield from _chain(child)
@@ -281,7 +281,7 @@ def _chain(body: nn.Module) -> Iterator[nn.Module]:
 
 
 def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    """The body's layers of nodes.
+    """Return the body's layers of nodes.
 
     Raises
     ------

@@ -110,7 +110,7 @@ class Apfl(Learner):
         return {"own": personal, "alpha": self.alpha}
 
     def local_parameters(self) -> Tensors:
-        """The share of the personal model.
+        """Return the share of the personal model.
 
         That model itself has no place in a purely global one.
         """
@@ -123,7 +123,7 @@ class Apfl(Learner):
     # --- training
 
     def begin(self, task: TaskData, round: Round) -> None:
-        """An optimizer for either model."""
+        """Return an optimizer for either model."""
         super().begin(task, round)
         self._own_optimizer = make_optimizer(
             self.train, self._own_part("body."), self._own_part("head.")
@@ -201,7 +201,7 @@ class Apfl(Learner):
     # --- scoring
 
     def predictors(self, count: int) -> list[Predictor]:
-        """The mixture, or the shared model alone, for every task."""
+        """Return the mixture, or the shared model alone, for every task."""
         if not self._mixed:
             return [self.model] * count
         return [partial(self._answer, self.mixture() | self._own_buffers)] * count

@@ -159,5 +159,5 @@ class FedProx(Learner):
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
-        """The strategy's mu."""
+        """Return the strategy's mu."""
         return settings.model_dump()

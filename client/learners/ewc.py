@@ -57,7 +57,7 @@ class _Fisher(Consolidation):
 
     @property
     def strength(self) -> float:
-        """lambda."""
+        """Lambda."""
         return self.settings.strength
 
     def measure(self, task: TaskData, round: Round) -> Tensors:
@@ -161,5 +161,5 @@ class OnlineEwc(_Fisher):
 
     @property
     def decay(self) -> float:
-        """gamma."""
+        """Gamma."""
         return self.settings.gamma

@@ -140,7 +140,7 @@ class Flcn(Learner):
         }
 
     def shares(self, ended: bool) -> Layout:
-        """Samples, labels and classes, any number of them."""
+        """Draw samples with labels and classes, any number of them."""
         return (
             {}
             if ended

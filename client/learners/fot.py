@@ -121,7 +121,7 @@ class Fot(Learner):
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
-        """The share of energy that the server's subspaces hold, and how it grows."""
+        """Give the subspaces' share of energy, and how it grows."""
         assert isinstance(settings, FotSettings)
         return {"threshold": settings.threshold, "increase": settings.increase}
 

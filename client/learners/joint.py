@@ -76,7 +76,7 @@ class UnionTraining(_Jointly, Rehearsal):
     """A frame: train on the task's samples and all stored ones as one set."""
 
     def union(self, task: TaskData) -> Replay:
-        """Samples of past tasks, in their order, and the task's."""
+        """Join samples of past tasks, in their order, and the task's."""
         width = self.head.out_features
         x, y = task.train.x, task.train.y
         current = Replay(
@@ -144,5 +144,5 @@ class JointCentral(_Jointly):
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
-        """The strategy's budget."""
+        """Return the strategy's budget."""
         return settings.model_dump()

@@ -133,7 +133,7 @@ class Lwf(Learner):
             self._answers = predict(self, self._scratch, task.train.x, 256)
 
     def begin_epoch(self, epoch: int) -> None:
-        """The first epochs of a task may be its warm-up."""
+        """Warm up in the first epochs of a task, where that is set."""
         self._warming = self._first_met and epoch < self.settings.warmup_epochs
 
     def loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class Mas(Consolidation):
 
     @property
     def strength(self) -> float:
-        """lambda."""
+        """Lambda."""
         return self.settings.strength
 
     def measure(self, task: TaskData, round: Round) -> Tensors:

@@ -152,7 +152,7 @@ class Target(Learner):
         return {"classes": torch.tensor(task.classes)} if ended else {}
 
     def shares(self, ended: bool) -> Layout:
-        """The classes of a task."""
+        """Return the classes of a task."""
         return {"classes": ("int64", (-1,))} if ended else {}
 
     # --- training

@@ -76,20 +76,20 @@ class LivePlot(Callback):
         from fedknow.server.reports.plots import NotebookFigure
 
         figure = NotebookFigure(figsize=(9, 3), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.plot(range(1, len(self.losses) + 1), self.losses, marker=".")
-        left.set(xlabel="round", ylabel="training loss")
+        losses, scores = figure.subplots(1, 2)
+        losses.plot(range(1, len(self.losses) + 1), self.losses, marker=".")
+        losses.set(xlabel="round", ylabel="training loss")
         for values, label in (
             (self.accuracy, "clients' models"),
             (self.global_accuracy, "global model"),
         ):
-            right.plot(self.scored_at, _percent(values), marker="o", label=label)
-        right.set(xlabel="round", ylabel="average accuracy (%)", ylim=(0, 102))
-        right.legend(loc="lower left")
+            scores.plot(self.scored_at, _percent(values), marker="o", label=label)
+        scores.set(xlabel="round", ylabel="average accuracy (%)", ylim=(0, 102))
+        scores.legend(loc="lower left")
         # The first task begins at the axis, where no line is needed.
         for start in self.task_starts[1:]:
-            left.axvline(start - 0.5, linestyle=":", color="grey")
-            right.axvline(start - 0.5, linestyle=":", color="grey")
+            losses.axvline(start - 0.5, linestyle=":", color="grey")
+            scores.axvline(start - 0.5, linestyle=":", color="grey")
         return figure
 
 

@@ -34,7 +34,7 @@ _NUMBERS = {dtype.name: number for number, dtype in _TYPES.items()}
 def encode(
     name: str, array: np.ndarray, encoding: Encoding = Encoding.DENSE
 ) -> tuple[pb.Tensor, memoryview]:
-    """A tensor's description and its bytes.
+    """Return a tensor's description and its bytes.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def _check_lossy(tensor: pb.Tensor, dtype: np.dtype) -> None:
 def decode(
     tensor: pb.Tensor, payload: memoryview, limits: Limits | None = None
 ) -> np.ndarray:
-    """The array that a description and its bytes stand for.
+    """Return the array that a description and its bytes stand for.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ class Packed:
         version: int = 0,
         committed: int = 0,
     ) -> Iterator[bytes]:
-        """The frames, in order, as serialised ``Frame`` messages.
+        """Return the frames, in order, as serialised ``Frame`` messages.
 
         Parameters
         ----------
@@ -124,7 +124,7 @@ class Parcel:
     committed: int = 0
 
 
-def cut(
+def cut(  # noqa: PLR0913  # the fields of an envelope
     header: bytes,
     payload: Sequence[memoryview],
     *,
@@ -313,11 +313,8 @@ class Assembler:
                 f"chunks of {counted(envelope.chunk_size, 'byte')}; at least "
                 f"{_SMALLEST_CHUNK} are taken",
             )
-        if (
-            not 0
-            < envelope.header_size + padding(envelope.header_size)
-            <= envelope.size
-        ):
+        padded_size = envelope.header_size + padding(envelope.header_size)
+        if not 0 < padded_size <= envelope.size:
             raise WireError(
                 Code.MALFORMED,
                 f"message of {counted(envelope.size, 'byte')} that begins with "

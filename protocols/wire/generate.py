@@ -19,7 +19,7 @@ FILES = ("fedknow_pb2.py", "fedknow_pb2.pyi")
 
 
 def compiled() -> dict[str, str]:
-    """The text of each generated file, from ``fedknow.proto`` as it is now.
+    """Return the text of each generated file, from ``fedknow.proto``.
 
     Raises
     ------

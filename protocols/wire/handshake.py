@@ -25,7 +25,7 @@ HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 
 
 def hello(node: int = 0) -> bytes:
-    """A client's first frame; ``node`` is the id it had before, if it had one."""
+    """Make a client's first frame; ``node`` is its earlier id, if any."""
     return _serialised(
         pb.Frame(hello=pb.Hello(protocol=PROTOCOL, package=__version__, node=node))
     )
@@ -34,7 +34,8 @@ def hello(node: int = 0) -> bytes:
 def welcome(node: int, config: str, run: str = "") -> bytes:
     """Make the server's answer to a greeting.
 
-    It holds the client's node id, the experiment's configuration (TOML) and the run's id."""
+    It holds the client's node id, the experiment's configuration (TOML) and the run's id.
+    """
     greeting = pb.Welcome(
         protocol=PROTOCOL, package=__version__, node=node, config=config, run=run
     )
@@ -42,7 +43,7 @@ def welcome(node: int, config: str, run: str = "") -> bytes:
 
 
 def refusal(error: WireError) -> bytes:
-    """The last frame of a stream: why it ends."""
+    """Make the last frame of a stream: why it ends."""
     return _serialised(
         pb.Frame(refusal=pb.Refusal(code=error.code.name, reason=error.reason))
     )
@@ -51,12 +52,13 @@ def refusal(error: WireError) -> bytes:
 def goodbye(finished: bool, reason: str) -> bytes:
     """Make the last frame of a stream with which nothing is wrong.
 
-    The run is over, or the server means to come back."""
+    The run is over, or the server means to come back.
+    """
     return _serialised(pb.Frame(goodbye=pb.Goodbye(finished=finished, reason=reason)))
 
 
 def refused(refusal: pb.Refusal) -> WireError:
-    """The error that the other side refused us with, to raise or to log."""
+    """Make the error that the other side refused us with."""
     # A newer peer may refuse with a code that this version does not have.
     spoken = refusal.code in Code._value2member_map_
     return WireError(

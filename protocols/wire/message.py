@@ -38,13 +38,7 @@ _SCALARS = (
     ("blob", bytes),
 )
 """The kinds of scalar in the order of asking: a bool is an int too."""
-_LISTS = {
-    "flag": "flags",
-    "integer": "integers",
-    "real": "reals",
-    "text": "texts",
-    "blob": "blobs",
-}
+_LISTS = {kind: f"{kind}s" for kind, _ in _SCALARS}
 _NUMBERS = ("integer", "real", "integers", "reals")
 
 
@@ -338,7 +332,7 @@ def _write_values(header: pb.Header, name: str, record: Record, limits: Limits) 
 
 
 def _kind(place: str, value: object) -> str:
-    """The field of ``Entry`` that holds a value."""
+    """Name the field of ``Entry`` that holds a value."""
     if isinstance(value, list):
         kinds = {_kind(place, item) for item in value}
         if len(kinds) > 1 or not kinds <= _LISTS.keys():

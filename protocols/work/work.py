@@ -151,7 +151,7 @@ class Work:
         return {**content, **self._records(), CONFIG: self._config()}
 
     def _records(self) -> Mapping[str, Record]:
-        """Records of this kind of work beside those that all have."""
+        """Return the records of this kind of work beside the common ones."""
         return {}
 
     def _config(self) -> Config:

@@ -68,29 +68,25 @@ class Inspector:
       total`` in whole numbers with ``total`` above 0, and where they are asked for, what
       clients keep: the same names, shapes and dtypes from every client.
 
-    Replies to an evaluation of the strategy's own may say what they like. A
-    :class:`~fedknow.protocols.messages.Mean` is of parameters that an inspector has seen before
-    they were added.
+    Replies to a strategy's own evaluation may say what they like. The parts of a
+    :class:`~fedknow.protocols.messages.Mean` were inspected before they were added.
 
     Parameters
     ----------
     on_failure : callable
         Told of each failure; may raise to end the run.
     max_update_norm : float
-        Largest L2 norm of an update (what came back minus what was sent), as a multiple of the
-        norm of what was sent, or of 1 where that is less; 0: no bound. Integers (counters) are
-        left out.
+        Largest L2 norm of an update, without integers, as a multiple of the norm of what was
+        sent, or of 1 where that is less; 0: no bound.
     extras : mapping, optional
-        Dtype and shape (-1: any size) by name of what replies of a kind may bring in their
-        ``extra`` record, by kind; by default there must be none.
+        Layouts of the ``extra`` records that replies of a kind may bring; by default none.
 
     Attributes
     ----------
     failures : int
         Failures since :meth:`begin`.
     trained : list of (int, Metrics)
-        Node and metrics of each good reply to a ``train`` message since :meth:`begin`, in the
-        order of arrival.
+        Node and metrics of each good ``train`` reply since :meth:`begin`, as they arrived.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class ActivityLog(Listener):
             self._write({"event": "devices", "names": list(devices)})
 
     def send(
-        self, work: Sequence[Message], away: Collection[int], is_pushed: bool = False
+        self, work: Sequence[Message], absent: Collection[int], is_pushed: bool = False
     ) -> None:
         """Write who is given work."""
         if not work:
@@ -69,7 +69,7 @@ class ActivityLog(Listener):
         place = {name: config[key] for name, key in keys.items() if key in config}
         clients = sorted({client_of(message.node) for message in work})
         wave: dict[str, Any] = {"event": "wave", "kind": work[0].kind, **place}
-        wave |= {"clients": clients, "away": sorted(away)}
+        wave |= {"clients": clients, "away": sorted(absent)}
         if is_pushed:
             wave["is_pushed"] = True
         with self._lock:
@@ -88,10 +88,10 @@ class ActivityLog(Listener):
         with self._lock:
             self._note("missed", [client_of(message.node) for message in work])
 
-    def presence(self, away: Collection[int]) -> None:
-        """Write who is away."""
+    def presence(self, absent: Collection[int]) -> None:
+        """Write who is absent."""
         with self._lock:
-            self._write({"event": "presence", "away": sorted(away)})
+            self._write({"event": "presence", "away": sorted(absent)})
 
     def _note(self, outcome: str, clients: Sequence[int]) -> None:
         self._answers.setdefault(outcome, []).extend(clients)

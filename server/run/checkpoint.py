@@ -167,7 +167,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
 
 
 def _free_name(folder: Path, server_round: int) -> str:
-    """A name for a checkpoint that is not that of the one that counts."""
+    """Choose a name that the checkpoint that counts does not have."""
     name = f"checkpoint-{server_round}"
     # `fedknow forget` writes a second checkpoint of the same round, and the first counts until
     # then.
@@ -175,7 +175,7 @@ def _free_name(folder: Path, server_round: int) -> str:
 
 
 def _read_latest(folder: Path) -> str | None:
-    """What the file ``latest`` says; ``None``: there is none."""
+    """Read the file ``latest``; ``None`` if there is none."""
     try:
         return (folder / _LATEST).read_text("utf-8", "replace").strip()
     except FileNotFoundError:
@@ -188,7 +188,7 @@ def _delete(folders: Sequence[Path]) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The last complete checkpoint; ``None`` if there is none yet.
+    """Return the last complete checkpoint; ``None`` if there is none yet.
 
     Raises
     ------

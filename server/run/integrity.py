@@ -89,7 +89,7 @@ def open_text(sealed: str) -> tuple[str, str]:
 
 
 def chain_start(fingerprint: str) -> int:
-    """The number that the checksums of a run's lines start from."""
+    """Return the number that the checksums of lines start from."""
     return zlib.crc32(fingerprint.encode())
 
 
@@ -155,7 +155,7 @@ def is_last_event(data: bytes, kind: str) -> bool:
 
 
 def _unseal(line: bytes) -> tuple[bytes, int | None]:
-    """A line without its checksum, and that."""
+    """Split a line into its text and its checksum."""
     matched = _LAST_KEY.search(line)
     return (
         (line, None)

@@ -57,7 +57,7 @@ class Exposition:
 
     def _families(self) -> Iterator[Metric]:
         status = self._status()
-        for name, about, value in (
+        for name, description, value in (
             ("clients", "Clients of the experiment.", status["clients"]),
             ("clients_connected", "Clients that are connected.", status["connected"]),
             (
@@ -67,16 +67,16 @@ class Exposition:
             ),
             ("uptime_seconds", "Seconds since the server began.", status["seconds"]),
         ):
-            yield GaugeMetricFamily(f"fedknow_{name}", about, value)
+            yield GaugeMetricFamily(f"fedknow_{name}", description, value)
         for name, value in self._values.items():
             yield GaugeMetricFamily(f"fedknow_{name}", ABOUT[name], value)
-        for name, about, value in (
+        for name, description, value in (
             ("received_bytes", "Bytes of messages from clients.", status["bytes_in"]),
             ("sent_bytes", "Bytes of messages to clients.", status["bytes_out"]),
             ("client_failures", "Answers that could not be used.", self._failures),
             ("left_out", "Pieces of work given up.", status["left_out"]),
         ):
-            yield CounterMetricFamily(f"fedknow_{name}", about, value)
+            yield CounterMetricFamily(f"fedknow_{name}", description, value)
         refusals = CounterMetricFamily(
             "fedknow_refusals", "Clients that were refused.", labels=["code"]
         )

@@ -1,4 +1,4 @@
-"""Serves metrics to Prometheus, behind the credentials of ``fedknow status``."""
+"""Serves metrics to Prometheus, behind the status's credentials."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class MetricsServer:
 
 
 def _context(tls: Path | None, tokens: Tokens | None) -> ssl.SSLContext | None:
-    """Make the TLS settings: with certificates both ways, or with tokens one way."""
+    """Make the TLS settings: certificates both ways, or tokens one way."""
     if tls is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -119,7 +119,7 @@ class _Server(ThreadingHTTPServer):
         self.tokens = tokens
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Shake hands in the request's own thread: a slow peer holds up nobody else."""
+        """Shake hands in the request's own thread."""  # a slow peer holds up nobody else
         connection: socket = request
         connection.settimeout(SCRAPE_SECONDS)
         if self.context is not None:

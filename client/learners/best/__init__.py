@@ -38,7 +38,7 @@ def searched_settings(preset: str) -> Mapping[str, Any]:
 
 
 def best_settings(preset: str, learner: str) -> dict[str, Any]:
-    """The best settings of a learner in a preset.
+    """Return the best settings of a learner in a preset.
 
     Raises
     ------
@@ -60,10 +60,11 @@ def best_settings(preset: str, learner: str) -> dict[str, Any]:
             if settings
             else f"there are none for {preset!r}"
         )
+        hint = f", and {learner} has some for {other_presets}" if other_presets else ""
         raise ConfigError(
             f"learner.name = '{learner}{SUFFIX}': no best settings are shipped "
             f"for name = {preset!r}; {available}"
-            f"{f', and {learner} has some for {other_presets}' if other_presets else ''}; search them with: "
+            f"{hint}; search them with: "
             f"fedknow search {preset} --learners {learner}"
         )
     return dict(settings[learner]["settings"])

@@ -21,7 +21,7 @@ _Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 """Stride, padding, dilation, groups of a convolution."""
 
 
-def convolve(
+def convolve(  # noqa: PLR0913  # PyTorch's own arguments
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -74,7 +74,7 @@ class _Transpose(Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913  # PyTorch's own arguments
         ctx: Any,
         at_y: Tensor,
         x: Tensor,
@@ -119,7 +119,7 @@ class _Transpose(Function):
         return tangent, None, None, None, None
 
 
-def normalize(
+def normalize(  # noqa: PLR0913  # PyTorch's own arguments
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -173,7 +173,7 @@ class _NormalizationTranspose(Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913  # PyTorch's own arguments
         ctx: Any,
         at_y: Tensor,
         x: Tensor,
@@ -216,7 +216,7 @@ class _NormalizationTranspose(Function):
         return tangent, *[None] * 7
 
 
-def _normalization_backward(
+def _normalization_backward(  # noqa: PLR0913  # PyTorch's own arguments
     at_y: Tensor,
     x: Tensor,
     weight: Tensor | None,

@@ -61,7 +61,7 @@ class Consolidation(Learner):
 
     @property
     def strength(self) -> float:
-        """lambda."""
+        """Lambda."""
         raise NotImplementedError
 
     @property
@@ -134,7 +134,7 @@ class Consolidation(Learner):
 
     @torch.no_grad()
     def penalty(self) -> float:
-        """The penalty at the model as it is, lambda included."""
+        """Return the penalty at the model as it is, lambda included."""
         total = 0.0
         for name, anchor in self.anchor.items():
             total += (

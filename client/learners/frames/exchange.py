@@ -142,7 +142,7 @@ class Entries:
         return digest.hexdigest()
 
     def __getitem__(self, name: str) -> Tensor:
-        """The parameter or buffer itself."""
+        """Return the parameter or buffer itself."""
         module, attribute = self._places[name]
         return cast(Tensor, getattr(module, attribute))
 

@@ -96,7 +96,7 @@ class Hooks:
     # --- what travels
 
     def send(self) -> Tensors:
-        """Copies of the parameters that travel, in the order of the state dict."""
+        """Copy the parameters that travel, in the state dict's order."""
         return self.entries.send()
 
     def receive(self, arrays: Tensors) -> None:
@@ -104,7 +104,7 @@ class Hooks:
         self.entries.receive(arrays)
 
     def local_parameters(self) -> Tensors:
-        """Copies of the parameters this client keeps to itself."""
+        """Copy the parameters that this client keeps to itself."""
         return self.entries.local_parameters()
 
     def load_local_parameters(self, arrays: Tensors) -> None:

@@ -329,7 +329,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
             return widen(self.model(x))
 
     def images(self, x: Tensor) -> Tensor:
-        """Samples in the memory format that ``train.channels_last`` asks for."""
+        """Put samples in the format that ``train.channels_last`` asks for."""
         return channels_last(x) if self.train.channels_last else x
 
     def smallest_batch(self, x: Tensor) -> int:

@@ -100,7 +100,7 @@ class Replay:
 
 
 def concatenate(replays: Sequence[Replay]) -> Replay:
-    """Samples of several tasks or clients as one."""
+    """Join samples of several tasks or clients."""
     return Replay(
         torch.cat([replay.x for replay in replays]),
         torch.cat([replay.y for replay in replays]),
@@ -159,7 +159,7 @@ class Memory:
         self.tasks = dict(tasks or {})
 
     def __len__(self) -> int:
-        """Number of samples kept."""
+        """Count the stored samples."""
         return sum(len(stored.y) for stored in self.tasks.values())
 
     @property
@@ -220,7 +220,7 @@ class Memory:
 
     @classmethod
     def from_state(cls, state: State) -> Memory:
-        """The reverse of :meth:`state_dict`; ``{}`` is an empty memory."""
+        """Reverse :meth:`state_dict`; ``{}`` is an empty memory."""
         return cls(
             {
                 int(t): Stored(tuple(s["classes"]), s["x"], s["y"])
@@ -280,7 +280,7 @@ class Rehearsal(Learner):
         return Replay(replay.x[index], replay.y[index], replay.head[index])
 
     def join(self, batch: Batch, stored: Replay) -> Replay:
-        """A batch, first, and stored samples together."""
+        """Join a batch, first, and stored samples."""
         head = batch.head.columns(len(batch.y))
         return Replay(
             self.images(torch.cat([batch.x, stored.x])),
