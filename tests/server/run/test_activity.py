@@ -22,7 +22,7 @@ def lines(folder):
 def test_a_wave_its_answers_and_who_gave_none(tmp_path):
     log = ActivityLog(tmp_path)
     one, two, three = work(0, 1, 2)
-    log.send([one, two, three], away=[4])
+    log.send([one, two, three], absent=[4])
     log.answer(one.reply({}))
     log.answer(two.fail(2, "broken"))
     log.miss([three])
