@@ -39,7 +39,7 @@ from _common import machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute.device import Border, find_device
+from fedknow.client.compute.device import DeviceTransfer, find_device
 from fedknow.client.data import TaskData
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
 from fedknow.client.learners import build_learner
@@ -130,7 +130,7 @@ class Stopwatch:
         naive: bool,
     ) -> None:
         self.device = find_device(device, "--device")
-        self._border = Border(self.device)
+        self._border = DeviceTransfer(self.device)
         plain_config = config.model_copy(
             update={"learner": type(config.learner)(name="fedavg")}
         )

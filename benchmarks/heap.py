@@ -93,10 +93,10 @@ def case(
     model: str, fit_count: int, keeps_memory: bool, own_dropout: bool
 ) -> dict[str, float]:
     """Return median seconds and pages of fits and scorings, after a warm-up."""
-    from fedknow.client.compute.heap import keep_freed
+    from fedknow.client.compute.heap import retain_freed_memory
 
     if keeps_memory:
-        keep_freed()  # a grid does this in its processes
+        retain_freed_memory()  # a grid does this in its processes
     import torch
     from torch import nn
 

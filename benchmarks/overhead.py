@@ -258,13 +258,13 @@ class Loop:
     def __init__(self, config: ExperimentConfig) -> None:
         import torch
 
-        from fedknow.client.compute.heap import keep_freed
+        from fedknow.client.compute.heap import retain_freed_memory
         from fedknow.client.data import make_benchmark
         from fedknow.client.models import build_model
         from fedknow.protocols.seeds import integer
 
         torch.set_num_threads(1)
-        keep_freed()  # as our run does; what that saves is in heap.py
+        retain_freed_memory()  # as our run does; what that saves is in heap.py
         self.config = config
         benchmark = make_benchmark(config)
         self.model = build_model(

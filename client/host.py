@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
-from fedknow.client.compute.heap import keep_freed
+from fedknow.client.compute.heap import retain_freed_memory
 from fedknow.client.state import State, StateLost, StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import END_TASK, STATE_LOST, TRAIN, Message, client_of
@@ -63,7 +63,7 @@ class Host:
             node = Node(config, stream)
         self.node = node
         self.store = store
-        keep_freed()
+        retain_freed_memory()
 
     def handle(self, message: Message, version: int) -> tuple[Message, int]:
         """Answer a message for a client whose state has the given version.

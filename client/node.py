@@ -167,12 +167,12 @@ class Node:
         work = ScoreWork.from_content(message.content)
         seen = work.position.task + 1
         client = client_of(message.node)
-        border = self._bench.border
+        transfer = self._bench.transfer
         current = self.stream.task(client, work.position.task)
         self._bench.take_over(work, state)
         if work.scoring == "global" and work.local_parameters is not None:
             self.learner.load_local_parameters(
-                border.enter(as_tensors(work.local_parameters))
+                transfer.enter(as_tensors(work.local_parameters))
             )
         tasks = [
             self.stream.task(client, task)
@@ -180,7 +180,7 @@ class Node:
         ]
         with self.learner.counting("score"):
             results = self.learner.score(
-                [border.enter_split(data.test) for data in tasks],
+                [transfer.enter_split(data.test) for data in tasks],
                 _heads(current, tasks, seen),
                 self.config.evaluation.batch_size,
             )

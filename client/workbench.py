@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from fedknow.client.compute.cost import Cost, costs, tensor_bytes
-from fedknow.client.compute.device import Border, find_device
+from fedknow.client.compute.device import DeviceTransfer, find_device
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
@@ -48,7 +48,7 @@ class Workbench:
     ----------
     learner : Learner
         On the device of ``engine.device``.
-    border : Border
+    transfer : DeviceTransfer
         What crosses between the CPU and that device.
 
     Raises
@@ -60,14 +60,14 @@ class Workbench:
     def __init__(self, config: ExperimentConfig, stream: TaskStream) -> None:
         self.config = config
         self.stream = stream
-        self.border = Border(find_device(config.engine.device))
+        self.transfer = DeviceTransfer(find_device(config.engine.device))
         self.learner = build_learner(
-            config, stream.shape, stream.classes, self.border.device
+            config, stream.shape, stream.classes, self.transfer.device
         )
 
     def task(self, client: int, task: int) -> TaskData:
         """Give a client's task, with its training samples on the device."""
-        return self.border.enter_task(self.stream.task(client, task))
+        return self.transfer.enter_task(self.stream.task(client, task))
 
     def take_over(self, work: Work, state: State) -> None:
         """Make the learner a client, from its state and what was received.
@@ -80,13 +80,13 @@ class Workbench:
         _check_frozen(work, self.learner)
         # The strategy of the last message may have put other settings in their place.
         self.learner.train = self.config.train
-        self.learner.load_state_dict(self.border.enter(state))
+        self.learner.load_state_dict(self.transfer.enter(state))
         # A learner's own `receive` may write to what it is given.
         is_only_read = type(self.learner).receive is Learner.receive
         received = as_tensors(work.parameters, is_only_read)
-        self.learner.receive(self.border.enter(received))
+        self.learner.receive(self.transfer.enter(received))
         if work.extra is not None:
-            self.learner.receive_extra(self.border.enter(as_tensors(work.extra)))
+            self.learner.receive_extra(self.transfer.enter(as_tensors(work.extra)))
 
     def round(self, client: int, work: TrainWork | EndTaskWork) -> Round:
         """Say which round work is for, and set the learner up for it.
@@ -199,16 +199,16 @@ class Workbench:
 
     def state(self) -> State:
         """Give the client's state as it is now, on the CPU."""
-        return self.border.leave(self.learner.state_dict())
+        return self.transfer.leave(self.learner.state_dict())
 
     def arrays(self, tensors: Tensors) -> Arrays:
         """Give the learner's tensors as arrays of a message."""
-        return as_arrays(self.border.leave(tensors))
+        return as_arrays(self.transfer.leave(tensors))
 
     def _records(self, work: TrainWork | EndTaskWork) -> dict[str, Any]:
         """Bring the strategy's own records to the learner."""
         return {
-            name: self.border.enter(as_tensors(record))
+            name: self.transfer.enter(as_tensors(record))
             if isinstance(record, Arrays)
             else dict(record)
             for name, record in work.records.items()

@@ -10,9 +10,9 @@ from importlib import import_module
 from pkgutil import extend_path
 from typing import Any
 
-# The rooms (client, server, ...) lie beside this folder in the repository and are joined to
+# The folders (client, server, ...) lie beside this folder in the repository and are joined to
 # this name when installed. Started from the repository's root, Python would see only this
-# folder; this line finds the installed rooms too.
+# folder; this line finds the installed folders too.
 __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import ConfigError, check_device
 
-__all__ = ["Border", "find_device"]
+__all__ = ["DeviceTransfer", "find_device"]
 
 _Tree = TypeVar("_Tree")
 
@@ -58,7 +58,7 @@ def find_device(name: str, key: str = "engine.device") -> torch.device:
     return torch.device(name)
 
 
-class Border:
+class DeviceTransfer:
     """The transfer of tensors between the CPU and a learner's device.
 
     Where the device is the CPU, all is left as it is.

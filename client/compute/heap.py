@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-__all__ = ["give_back", "keep_freed"]
+__all__ = ["release_freed_memory", "retain_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Names of glibc's ``mallopt`` (malloc.h)."""
@@ -23,7 +23,7 @@ _OLD_LIMIT = 2**25
 
 
 @cache  # once a process is enough, and a Flower app makes a host for each message
-def keep_freed() -> None:
+def retain_freed_memory() -> None:
     """Have this process keep freed memory for its next step.
 
     It keeps up to 512 MiB, or a sixteenth of a small machine's memory.
@@ -67,7 +67,7 @@ def _memory() -> int:
     return size
 
 
-def give_back() -> None:
+def release_freed_memory() -> None:
     """Give memory that is free back to the system.
 
     The C library keeps it for later, but what stays of one client (a state, the small parts of

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedknow.client.compute.heap import give_back
+from fedknow.client.compute.heap import release_freed_memory
 from fedknow.client.state.codec import part_names, read, tensor_checksum, write
 from fedknow.client.state.errors import StateError, StateLost
 from fedknow.client.state.memory import StateMemory
@@ -130,7 +130,7 @@ class StateStore:
             self._stored.pop(client, None)
         self._saves += 1
         if self._saves % _SAVES_PER_TRIM == 0:
-            give_back()
+            release_freed_memory()
 
     def prune(self, versions: Mapping[int, int]) -> None:
         """Delete the files of all present versions but those given, by client.

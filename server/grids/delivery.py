@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Self
 
-from fedknow.client.compute.heap import keep_freed
+from fedknow.client.compute.heap import retain_freed_memory
 from fedknow.client.state import StateStore
 from fedknow.protocols.messages import STATE_LOST, Message, client_of, node_of
 from fedknow.server.grids.process_memory import process_peak_mb
@@ -54,7 +54,7 @@ class Delivery(ABC):
         # A wave makes many small objects. Python's collector would walk through all older
         # ones (modules, mostly) again and again: 0.1 s each time.
         gc.freeze()
-        keep_freed()
+        retain_freed_memory()
 
     # --- the work
 

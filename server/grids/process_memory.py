@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from fedknow.client.compute.heap import give_back
+from fedknow.client.compute.heap import release_freed_memory
 
 __all__ = ["forget_process_peak", "process_peak_mb"]
 
@@ -19,7 +19,7 @@ def forget_process_peak() -> None:
     before. Memory that they still use (modules, caches) stays in the peak.
     """
     # Memory that is free but not given back would count in the next run's peak.
-    give_back()
+    release_freed_memory()
     # "5" resets the high-water mark; a container may forbid it.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from fedknow.client import workbench
 from fedknow.client.capacity import clients_at_once
-from fedknow.client.compute.device import Border
+from fedknow.client.compute.device import DeviceTransfer
 from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
 from fedknow.protocols.config import read_config
 from fedknow.server.run.folder import RunFolder
@@ -164,7 +164,7 @@ def test_mixing_devices_is_found_out():
 
 
 def test_what_was_not_written_to_comes_back_as_it_was():
-    border = Border(DEVICE)
+    border = DeviceTransfer(DEVICE)
     state = {
         "kept": [torch.zeros(2), torch.zeros(2)],
         "count": 3,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedknow.client.compute.device import Border, find_device
+from fedknow.client.compute.device import DeviceTransfer, find_device
 from fedknow.client.edge.client import EdgeClient
 from fedknow.client.node import Node
 from fedknow.protocols.config import ConfigError, read_config
@@ -109,7 +109,7 @@ def test_one_gpu_of_a_machine_is_none_of_a_cluster():
 
 def test_nothing_crosses_on_the_cpu(tiny_task):
     border, state, data = (
-        Border(torch.device("cpu")),
+        DeviceTransfer(torch.device("cpu")),
         {"kept": {"w": torch.zeros(2)}},
         tiny_task(0),
     )

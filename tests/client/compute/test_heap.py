@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fedknow.client.compute import heap
-from fedknow.client.compute.heap import give_back, keep_freed
+from fedknow.client.compute.heap import release_freed_memory, retain_freed_memory
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="glibc's thresholds"
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.skipif(
 PROGRAM = """
 import resource
 import sys
-from fedknow.client.compute.heap import give_back, keep_freed
+from fedknow.client.compute.heap import release_freed_memory, retain_freed_memory
 if "keep" in sys.argv:
-    keep_freed()
+    retain_freed_memory()
 
 def step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -31,7 +31,7 @@ def step():
 step()
 again = step()
 if "give" in sys.argv:
-    give_back()
+    release_freed_memory()
 print(again, step())
 """
 
@@ -108,12 +108,12 @@ def test_an_older_library_gets_what_it_takes(monkeypatch, limit, memory, found):
     library = Old(limit)
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: library)
     monkeypatch.setattr(heap, "_memory", lambda: memory)
-    keep_freed.cache_clear()
-    keep_freed()
+    retain_freed_memory.cache_clear()
+    retain_freed_memory()
     assert library.set == found
-    keep_freed.cache_clear()
+    retain_freed_memory.cache_clear()
 
 
 def test_giving_back_twice_is_harmless():
-    give_back()
-    give_back()
+    release_freed_memory()
+    release_freed_memory()

@@ -330,7 +330,7 @@ def test_versions_lie_side_by_side_until_pruned(tmp_path):
 
 def test_memory_is_given_back_every_so_many_states(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(stores, "give_back", lambda: given.append(1))
+    monkeypatch.setattr(stores, "release_freed_memory", lambda: given.append(1))
     store = StateStore(tmp_path, 0, durable=False)
     for version in range(1, 33):
         store.save(version % 3, version, {"x": version})
