@@ -198,7 +198,7 @@ def test_a_run_on_ray(start, tmp_path, reached):
 def test_an_interruption_is_remembered_and_a_repeated_one_does_not_cut_it_short(
     monkeypatch,
 ):
-    monkeypatch.setattr(interruption, "_last", None)
+    monkeypatch.setattr(interruption, "_interrupted_at", None)
     before = [
         (number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)
     ]
@@ -211,8 +211,8 @@ def test_an_interruption_is_remembered_and_a_repeated_one_does_not_cut_it_short(
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):  # whoever presses Ctrl-C twice means it
             signal.raise_signal(signal.SIGINT)
-        long_ago = interruption._last - 2 * interruption.REPEAT_SECONDS
-        monkeypatch.setattr(interruption, "_last", long_ago)
+        long_ago = interruption._interrupted_at - 2 * interruption.REPEAT_SECONDS
+        monkeypatch.setattr(interruption, "_interrupted_at", long_ago)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     finally:
