@@ -17,7 +17,9 @@ INTERRUPTED = 130
 class FedknowError(Exception):
     """Something that a person is told in a sentence: no fault of this program.
 
-    Every other exception is one, and is shown with its traceback.
+    Any other exception that reaches a command is a fault of this program, and is shown with its
+    traceback. Exceptions of the wire, of certificates and of proxies are not of this class.
+    Their callers turn them into one, or into a failed answer.
 
     Attributes
     ----------
