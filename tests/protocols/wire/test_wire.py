@@ -45,7 +45,7 @@ from fedknow.protocols.wire import (
 from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.frames import cut
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
