@@ -170,7 +170,8 @@ class Stage:
         home.mkdir(exist_ok=True)
         self.clients[client] = self.command(
             home, "client", "client", "--server", self.address, "--state", "state",
-            "--tls", self.certificates / "clients" / f"{client:03d}", *arguments,
+            "--tls", self.certificates / "clients" / f"{client:03d}",
+            "--allow", "edge_parts:Gated", *arguments,
         )  # fmt: skip
         return self.clients[client]
 
