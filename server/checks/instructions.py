@@ -108,7 +108,8 @@ class StrategyCheck:
             train = read_instructions(settings, self._config.train).train
         except ValueError as error:
             raise self._fault(client, str(error)) from None
-        smallest = getattr(self._learner, "needed", 1)
+        # Known once the server has looked at the samples; other servers' learners may not say.
+        smallest = getattr(self._learner, "batch_minimum", None) or 1
         if train.batch_size < smallest:
             model = f"model.name = {self._config.model.name!r}"
             reason = (

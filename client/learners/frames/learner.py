@@ -150,7 +150,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         self.entries = Entries(model, self.exchange, self.exchanged_parts)
         self.meter = Meter(self.body)
         self._trained_task = -1
-        self._smallest_batch: int | None = None
+        self.batch_minimum: int | None = None
         # All of these are the same for each step, or described apart.
         self.frame_attributes = frozenset((*vars(self), "optimizer", "weight_bytes"))
 
@@ -337,11 +337,11 @@ class Learner(Hooks, metaclass=_StartsFresh):
 
         ``x``: any samples; one is looked at.
         """
-        if self._smallest_batch is None:
+        if self.batch_minimum is None:
             # A property of the model and the size of an image, so it is nobody's work.
             with self.meter.free():
-                self._smallest_batch = smallest_batch(self.model, self.images(x[:1]))
-        return self._smallest_batch
+                self.batch_minimum = smallest_batch(self.model, self.images(x[:1]))
+        return self.batch_minimum
 
     @functools.cached_property
     def weight_bytes(self) -> int:

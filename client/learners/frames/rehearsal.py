@@ -270,7 +270,7 @@ class Rehearsal(Learner):
     @property
     def smallest_known_batch(self) -> int:
         """The fewest samples a batch may have, as far as it is known yet."""
-        return self._smallest_batch or 1
+        return self.batch_minimum or 1
 
     def draw(self, replay: Replay, count: int) -> Replay:
         """At most ``count`` samples, uniformly at random without replacement."""
