@@ -3,11 +3,13 @@ each other."""
 
 import os
 import signal
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -15,3 +17,11 @@ torch.set_num_threads(1)
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would the
 # processes they interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def hooks_as_before():
+    """Put back the hooks that trackers install in a process and leave there."""
+    exit_function, excepthook = sys.exit, sys.excepthook
+    yield
+    sys.exit, sys.excepthook = exit_function, excepthook
