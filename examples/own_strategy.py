@@ -20,17 +20,15 @@ class ShortUpdates(FedAvg):
     """Average updates, each at most ``slack`` times the median length."""
 
     def __init__(self, slack: float = 1.0) -> None:
-        super().__init__(
-            fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1
-        )
+        super().__init__(fraction_evaluate=0.0)
         self.slack = slack
-        self.start: dict[str, np.ndarray] = {}
+        self.initial: dict[str, np.ndarray] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Remember what the clients start from."""
-        self.start = {name: array.numpy() for name, array in arrays.items()}
+        self.initial = {name: array.numpy() for name, array in arrays.items()}
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -45,14 +43,16 @@ class ShortUpdates(FedAvg):
         limit = self.slack * np.median(norms) if norms else 0.0
         for record, norm in zip(records, norms, strict=True):
             factor = np.float32(min(1.0, limit / norm)) if norm else np.float32(1.0)
-            for name, start in self.start.items():
-                record[name] = Array(start + factor * (record[name].numpy() - start))
+            for name, initial in self.initial.items():
+                record[name] = Array(
+                    initial + factor * (record[name].numpy() - initial)
+                )
         return super().aggregate_train(server_round, usable)
 
     def norm(self, record: ArrayRecord) -> float:
         """Return the L2 norm of a client update."""
         squares = [
-            np.sum((record[name].numpy() - w) ** 2) for name, w in self.start.items()
+            np.sum((record[name].numpy() - w) ** 2) for name, w in self.initial.items()
         ]
         return float(np.sqrt(sum(squares)))
 

@@ -52,10 +52,8 @@ def main(out: str = "runs/real-clients") -> fedknow.Run:
     print(server.communicate()[0], end="")
     codes = [process.wait() for process in (server, *clients)]
     assert codes == [0] * (CLIENTS + 1), codes
-    run = fedknow.load_run(out)
-    print(run)
-    return run
+    return fedknow.load_run(out)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(main(*sys.argv[1:]))
