@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = ["find", "name_part", "restore", "snapshot", "source_of"]
@@ -64,10 +64,19 @@ def find(name: str) -> Any | None:
         return _registered.get(name)
 
 
-def snapshot() -> dict[str, Any]:
-    """Copy the table of registered objects, to carry it to another process."""
+def snapshot(names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Copy the table of registered objects, to carry it to another process.
+
+    Parameters
+    ----------
+    names : iterable of str, optional
+        Which to copy, as far as they are registered; by default all. Another process can
+        need modules that it lacks to hold an object, so it gets those alone that it uses.
+    """
     with _lock:
-        return dict(_registered)
+        if names is None:
+            return dict(_registered)
+        return {name: _registered[name] for name in names if name in _registered}
 
 
 def restore(parts: Mapping[str, Any]) -> None:

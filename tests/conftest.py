@@ -4,6 +4,7 @@ each other."""
 import os
 import signal
 import sys
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -11,6 +12,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pytest
 import torch
+
+from fedknow.protocols import parts
 
 torch.set_num_threads(1)
 
@@ -25,3 +28,15 @@ def hooks_as_before():
     exit_function, excepthook = sys.exit, sys.excepthook
     yield
     sys.exit, sys.excepthook = exit_function, excepthook
+
+
+@pytest.fixture(autouse=True)
+def modules_as_before(monkeypatch):
+    """Forget the modules and objects that a test made up, so that none meets another's."""
+    before = set(sys.modules)
+    monkeypatch.setattr(parts, "_registered", parts.snapshot())
+    yield
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if file.startswith(tempfile.gettempdir()):
+            del sys.modules[name]

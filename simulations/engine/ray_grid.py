@@ -247,7 +247,8 @@ class RayGrid(MessageGrid):
         actor = ray.remote(Worker).options(
             num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0
         )
-        worker = actor.remote(config, stream, folder, node, parts.snapshot())
+        objects = parts.snapshot([config.learner.name, config.model.name])
+        worker = actor.remote(config, stream, folder, node, objects)
         return cast("ActorHandle[Worker]", worker)
 
 

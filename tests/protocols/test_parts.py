@@ -45,6 +45,17 @@ def test_a_snapshot_restores_what_was_registered():
     assert parts.find(name) is Carried
 
 
+def test_a_snapshot_holds_no_more_than_is_asked_for():
+    class Wanted:
+        pass
+
+    class Another:
+        pass
+
+    name, _ = parts.name_part(Wanted), parts.name_part(Another)
+    assert parts.snapshot([name, "er"]) == {name: Wanted}
+
+
 def test_what_is_in_no_process_says_what_to_do():
     with pytest.raises(ConfigError) as error:
         load_object("__main__:Vanished", "learner.name")

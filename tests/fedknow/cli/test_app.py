@@ -330,7 +330,7 @@ def test_what_is_missing_on_an_edge_box_is_named(monkeypatch):
 
 
 def test_interrupted_and_resumed(tmp_path, monkeypatch):
-    (tmp_path / "own_strategy.py").write_text(CTRL_C)
+    (tmp_path / "interrupting.py").write_text(CTRL_C)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     arguments = [
@@ -338,7 +338,7 @@ def test_interrupted_and_resumed(tmp_path, monkeypatch):
         "digits",
         *TINY,
         "--set",
-        "strategy=own_strategy:CtrlC",
+        "strategy=interrupting:CtrlC",
         "--set",
         "strategy.fraction_evaluate=0",
     ]
