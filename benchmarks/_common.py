@@ -55,7 +55,9 @@ def measure(
         cwd=HERE,
         env=os.environ | QUIET | environment,
     )
-    lines = [line for line in completed.stdout.splitlines() if line.startswith(_RESULT)]
+    lines = [
+        line for line in completed.stdout.splitlines() if line.startswith(_RESULT)
+    ]
     if completed.returncode or not lines:
         raise SystemExit(
             f"{' '.join(command)} failed ({completed.returncode}):\n"
@@ -120,7 +122,9 @@ def ratio(
     runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], key: str
 ) -> float:
     """Return the median ratio to the other case's run of the same turn."""
-    return statistics.median(a[key] / b[key] for a, b in zip(runs, base, strict=True))
+    return statistics.median(
+        a[key] / b[key] for a, b in zip(runs, base, strict=True)
+    )
 
 
 def spent(ends: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -135,7 +139,8 @@ def write(path: Path, results: Any, **details: Any) -> None:
     """Write results as JSON, with :func:`machine` and more ``details``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        json.dumps({"about": machine() | details, "results": results}, indent=1) + "\n",
+        json.dumps({"about": machine() | details, "results": results}, indent=1)
+        + "\n",
         "utf-8",
     )
     print(f"written to {path}")
@@ -161,11 +166,14 @@ def machine() -> dict[str, Any]:
         else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else None,
         "load_at_end": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "system": platform.platform(),
         "versions": {
-            name: version(name) for name in ("fedknow", "flwr", "ray", "torch", "numpy")
+            name: version(name)
+            for name in ("fedknow", "flwr", "ray", "torch", "numpy")
         },
     }

@@ -82,7 +82,9 @@ def _steps(case: Json) -> str:
     head = ["past tasks", *contenders, *(STEP_COLUMNS[key] for key in keys)]
     rows = []
     for row in case["rows"]:
-        ratios = [_median(row["ratio"].get(contender)) for contender in contenders]
+        ratios = [
+            _median(row["ratio"].get(contender)) for contender in contenders
+        ]
         rows.append([row["past"], *ratios, *(float(row[key]) for key in keys)])
     return section(head, rows, case)
 
@@ -140,7 +142,8 @@ def engine_vs_flower(measured: Json, workload: str = "workload") -> str:
     rows = []
     for setting in settings:
         flower, *fedknow = [
-            by_engine.get((*setting, engine), {}) for engine in ("flower", *engines)
+            by_engine.get((*setting, engine), {})
+            for engine in ("flower", *engines)
         ]
         row = [*setting, flower.get("median"), *map(_faster, fedknow)]
         row += [_side_by_side([flower, *fedknow], key) for key in figures]
@@ -219,13 +222,17 @@ def growth(measured: Json) -> str:
     """Make the tables of benchmark (f), one a series of results."""
     results = measured["results"]
     series = results if isinstance(results, dict) else {"": results}
-    parts = [f"{name}\n\n{_series(rows)}".strip() for name, rows in series.items()]
+    parts = [
+        f"{name}\n\n{_series(rows)}".strip() for name, rows in series.items()
+    ]
     return "\n\n".join([*parts, provenance(measured["about"])])
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> str:
     head = [
-        key for key, value in rows[0].items() if isinstance(value, int | float | str)
+        key
+        for key, value in rows[0].items()
+        if isinstance(value, int | float | str)
     ]
     cells = []
     for row in rows:
@@ -267,7 +274,9 @@ def own_learner(measured: Json) -> str:
         [name, *(f"{row[key]:.2f}" for key in columns)]
         for name, row in measured["results"].items()
     ]
-    return section(["model, precision", *columns.values()], rows, measured["about"])
+    return section(
+        ["model, precision", *columns.values()], rows, measured["about"]
+    )
 
 
 def asynchronous(measured: Json) -> str:
@@ -323,7 +332,12 @@ def grpc_vs_flower(measured: Json) -> str:
     for size, clients in dict.fromkeys(key[:2] for key in cases):
         flower = cases[size, clients, "flower"]["median"]
         rows.append(
-            [f"{size:,}", clients, flower, _faster(cases[size, clients, "fedknow"])]
+            [
+                f"{size:,}",
+                clients,
+                flower,
+                _faster(cases[size, clients, "fedknow"]),
+            ]
         )
     head = ["parameters", "clients", "Flower, s a round", "ours"]
     return section(head, rows, measured["about"])
@@ -343,7 +357,10 @@ TOTALS = {
     "knowledge_bytes": ("kept a client, kB", 1e-3),
     "bytes": ("training traffic, MB", 1e-6),
 }
-COMPARISONS = {"digits_all": "digits-all", "cifar100_small": "paper-cifar100-small-all"}
+COMPARISONS = {
+    "digits_all": "digits-all",
+    "cifar100_small": "paper-cifar100-small-all",
+}
 """Folders of comparisons, by the names of their tables."""
 
 
@@ -355,7 +372,9 @@ def comparison(measured: Json) -> str:
     fedknow = {run["seed"]: run for run in runs_by_learner.get("fedknow", [])}
     groups = measured["learners"].items()
     rows = []
-    for name, group in sorted(groups, key=lambda item: -item[1]["accuracy"]["mean"]):
+    for name, group in sorted(
+        groups, key=lambda item: -item[1]["accuracy"]["mean"]
+    ):
         learner = group.get("learner", name.partition("@")[0])
         runs = runs_by_learner.get(learner, [])
         row = [f"`{learner}`"]
@@ -377,7 +396,9 @@ def _total(group: Json, key: str) -> str:
 def _lead(fedknow: Mapping[int, Json], runs: Sequence[Json], key: str) -> str:
     if any(run["learner"] == "fedknow" for run in runs):
         return "–"
-    pairs = [(fedknow[run["seed"]], run) for run in runs if run["seed"] in fedknow]
+    pairs = [
+        (fedknow[run["seed"]], run) for run in runs if run["seed"] in fedknow
+    ]
     return _interval([100 * (best[key] - run[key]) for best, run in pairs], "+")
 
 

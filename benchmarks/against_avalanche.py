@@ -116,7 +116,9 @@ def tasks() -> list[Task]:
         part = slice(task * SAMPLES, (task + 1) * SAMPLES)
         gathered.append(
             (
-                x[part][:, torch.randperm(64, generator=generator)].view(-1, 1, 8, 8),
+                x[part][:, torch.randperm(64, generator=generator)].view(
+                    -1, 1, 8, 8
+                ),
                 y[part],
             )
         )
@@ -145,7 +147,9 @@ def train_here(
     return learner.model
 
 
-def train_in_avalanche(name: str, model: nn.Module, data: Sequence[Task]) -> nn.Module:
+def train_in_avalanche(
+    name: str, model: nn.Module, data: Sequence[Task]
+) -> nn.Module:
     """Train with Avalanche's plugin."""
     model = copy.deepcopy(model)
     scale = 1.0
@@ -159,7 +163,10 @@ def train_in_avalanche(name: str, model: nn.Module, data: Sequence[Task]) -> nn.
         name == "agem"
     ):  # as many of each past task: the whole memory, whose parts are alike
         agem = AGEMPlugin(SAMPLES, SAMPLES)
-        plugins = [Hook(at_start_do=lambda strategy: _all_of(agem, strategy)), agem]
+        plugins = [
+            Hook(at_start_do=lambda strategy: _all_of(agem, strategy)),
+            agem,
+        ]
     elif name == "er":  # the whole memory joins each batch
         replay = ReplayPlugin(mem_size=SAMPLES * TASKS, batch_size=SAMPLES)
         plugins = [
@@ -215,7 +222,9 @@ def _per_sample(plugin: Any) -> list[Any]:
     return [
         Hook(at_end_do=lambda strategy: setattr(strategy, "train_mb_size", 1)),
         plugin,
-        Hook(at_end_do=lambda strategy: setattr(strategy, "train_mb_size", SAMPLES)),
+        Hook(
+            at_end_do=lambda strategy: setattr(strategy, "train_mb_size", SAMPLES)
+        ),
     ]
 
 
@@ -252,13 +261,20 @@ def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
         (clients, count, count + 1)
     )  # of a right answer; the first model is the untrained one
     right = [
-        [draws.random((sizes[i, u], count + 1)) < chance[i, u] for u in range(count)]
+        [
+            draws.random((sizes[i, u], count + 1)) < chance[i, u]
+            for u in range(count)
+        ]
         for i in range(clients)
     ]
     share = np.array(
         [[answers.mean(0) for answers in client] for client in right]
     )  # [client, seen, trained + 1]
-    untrained, accuracy, weights = share[:, :, 0], share[:, :, 1:], sizes.astype(float)
+    untrained, accuracy, weights = (
+        share[:, :, 0],
+        share[:, :, 1:],
+        sizes.astype(float),
+    )
 
     def accuracy_of(
         task: int, model: int, among: Sequence[int] = range(clients)
@@ -269,9 +285,13 @@ def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
             gathered.update(answers, torch.ones_like(answers))
         return float(gathered.result())
 
-    def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    def mean(
+        values: Sequence[float], weights: Sequence[float] | None = None
+    ) -> float:
         gathered = Mean()
-        for value, weight in zip(values, weights or [1.0] * len(values), strict=True):
+        for value, weight in zip(
+            values, weights or [1.0] * len(values), strict=True
+        ):
             gathered.update(value, weight)
         return float(gathered.result())
 
@@ -282,7 +302,9 @@ def of_metrics(clients: int = 3, count: int = 5) -> dict[str, float]:
         end_model: Callable[[int], int],
     ) -> float:
         for task in tasks:
-            metric.update(task, accuracy_of(task, start_model(task)), initial=True)
+            metric.update(
+                task, accuracy_of(task, start_model(task)), initial=True
+            )
             metric.update(task, accuracy_of(task, end_model(task)))
         return mean(list(metric.result().values()))
 
@@ -341,7 +363,11 @@ def main() -> None:
         "gem": everything | {"margin": 0.0},
         "agem": everything | {"memory_batch": SAMPLES * TASKS},
         "er": everything | {"memory_batch": SAMPLES * TASKS},
-        "ewc": {"exchange": "none", "strength": STRENGTH["ewc"], "labels": "data"},
+        "ewc": {
+            "exchange": "none",
+            "strength": STRENGTH["ewc"],
+            "labels": "data",
+        },
         "online-ewc": {
             "exchange": "none",
             "strength": STRENGTH["online-ewc"],
@@ -349,7 +375,11 @@ def main() -> None:
             "gamma": 0.5,
         },
         "mas": {"exchange": "none", "strength": STRENGTH["mas"]},
-        "lwf": {"exchange": "none", "strength": STRENGTH["lwf"], "temperature": 2.0},
+        "lwf": {
+            "exchange": "none",
+            "strength": STRENGTH["lwf"],
+            "temperature": 2.0,
+        },
     }
     rows = {}
     for name, options in settings.items():
@@ -380,7 +410,9 @@ def main() -> None:
         for package in ("avalanche-lib", "torchvision", "qpsolvers")
     }
     tolerances = {"tolerance": TOLERANCE, "metrics_tolerance": METRICS_TOLERANCE}
-    write(out, rows | {"metrics": distances}, compared_with=versions, **tolerances)
+    write(
+        out, rows | {"metrics": distances}, compared_with=versions, **tolerances
+    )
     if any(row["relative"] >= TOLERANCE for row in rows.values()):
         raise SystemExit("not the same weights")
     if not all(

@@ -187,7 +187,9 @@ def table(runs: dict[str, Any]) -> list[dict[str, Any]]:
 
 def reached(outcome: dict[str, Any], task: int) -> float:
     """Average accuracy on the tasks seen, when a task ended."""
-    return float([accuracy for t, _, accuracy in outcome["accuracy"] if t == task][-1])
+    return float(
+        [accuracy for t, _, accuracy in outcome["accuracy"] if t == task][-1]
+    )
 
 
 if __name__ == "__main__":

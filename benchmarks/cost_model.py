@@ -125,17 +125,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="digits")
     parser.add_argument("--learner", default="fedknow")
-    for name, default in (("clients", 8), ("tasks", 3), ("rounds", 3), ("repeat", 5)):
+    for name, default in (
+        ("clients", 8),
+        ("tasks", 3),
+        ("rounds", 3),
+        ("repeat", 5),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    preset = resources.files("fedknow.simulations") / "presets" / f"{args.preset}.toml"
+    preset = (
+        resources.files("fedknow.simulations") / "presets" / f"{args.preset}.toml"
+    )
     config = resolve(read_config(str(preset), [f"learner={args.learner}"]))
     run(
         config, 1, 2, 1
     )  # what a process does once, PyTorch's imports among it, is not the meter's
     repeats = [
-        run(config, args.clients, args.tasks, args.rounds) for _ in range(args.repeat)
+        run(config, args.clients, args.tasks, args.rounds)
+        for _ in range(args.repeat)
     ]
     for kind in (*repeats[0]["with"], "all"):
         pairs = [
@@ -144,7 +152,9 @@ def main() -> None:
         ]
         share = statistics.median(a / b - 1 for a, b in pairs)
         seconds = statistics.median(b for _, b in pairs)
-        print(f"{args.preset} {args.learner} {kind}: {share:+.1%} of {seconds:.3f} s")
+        print(
+            f"{args.preset} {args.learner} {kind}: {share:+.1%} of {seconds:.3f} s"
+        )
 
 
 if __name__ == "__main__":

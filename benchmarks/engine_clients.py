@@ -89,7 +89,9 @@ def first_arrays(workload: str, clients: int, parameters: int) -> Arrays:
     config = digits(clients, workload)
     stream = make_benchmark(config)
     learner = build_learner(config, stream.shape, stream.classes)
-    return Arrays({name: tensor.numpy() for name, tensor in learner.send().items()})
+    return Arrays(
+        {name: tensor.numpy() for name, tensor in learner.send().items()}
+    )
 
 
 def flower_app(workload: str, clients: int, folder: str) -> ClientApp:
@@ -129,7 +131,9 @@ def _host(workload: str, clients: int, folder: str) -> Host:
 
     torch.set_num_threads(1)
     config = digits(clients, workload)
-    store = StateStore(Path(folder), config.engine.memory_mb * 2**20, durable=False)
+    store = StateStore(
+        Path(folder), config.engine.memory_mb * 2**20, durable=False
+    )
     return Host(config, make_benchmark(config), store)
 
 

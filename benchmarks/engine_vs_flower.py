@@ -59,7 +59,9 @@ def main() -> None:
         default=["echo:62000", "echo:1000000", "finetune", "fedknow"],
         help="echo:PARAMETERS, or the name of a learner, which then trains on digits",
     )
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument(
+        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES)
+    )
     parser.add_argument(
         "--rounds", type=int, default=8, help="warm rounds, after the first"
     )
@@ -117,7 +119,8 @@ def merge(args: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
         earlier_cases = [
             case
             for case in older["cases"]
-            if (case["workload"], case["clients"], case["engine"]) not in completed
+            if (case["workload"], case["clients"], case["engine"])
+            not in completed
         ]
         commands = [older["about"]["command"]] if earlier_cases else []
         cases = earlier_cases + cases
@@ -132,7 +135,9 @@ def compare(
     workload: str, clients: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Measure one case on each engine in turn; check that results are equal."""
-    runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in args.engines}
+    runs: dict[str, list[dict[str, Any]]] = {
+        engine: [] for engine in args.engines
+    }
     case = {
         "workload": workload,
         "clients": clients,
@@ -164,18 +169,21 @@ def compare(
             "peak_mb": max(peaks[engine]),
             "check": engine_runs[0]["check"],
             "runs": [
-                {"first": run["first"], "warm": run["warm"]} for run in engine_runs
+                {"first": run["first"], "warm": run["warm"]}
+                for run in engine_runs
             ],
         }
         results.append(result)
     flower = next(
-        (result["medians"] for result in results if result["engine"] == "flower"), None
+        (result["medians"] for result in results if result["engine"] == "flower"),
+        None,
     )
     for result in results:
         if flower is not None and result["engine"] != "flower":
             turns = zip(flower, result["medians"], strict=True)
             result["times_faster_than_flower"] = statistics.median(
-                flower_seconds / our_seconds for flower_seconds, our_seconds in turns
+                flower_seconds / our_seconds
+                for flower_seconds, our_seconds in turns
             )
     return results
 
@@ -183,8 +191,12 @@ def compare(
 def once(case: dict[str, Any]) -> dict[str, Any]:
     """One case in a process of its own."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
-    completed = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    lines = [line for line in completed.stdout.splitlines() if line.startswith(RESULT)]
+    completed = subprocess.run(
+        command, capture_output=True, text=True, timeout=1800
+    )
+    lines = [
+        line for line in completed.stdout.splitlines() if line.startswith(RESULT)
+    ]
     if not lines:
         raise SystemExit(
             f"{case} failed:\n{completed.stdout[-2000:]}\n{completed.stderr[-4000:]}"
@@ -222,7 +234,9 @@ def measure(
     def drive(grid: Any) -> None:
         logging.getLogger("flwr").setLevel(logging.ERROR)
         strategy = FedAvg(
-            fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+            fraction_evaluate=0.0,
+            min_train_nodes=clients,
+            min_available_nodes=clients,
         )
         strategy.start(
             grid,
@@ -252,7 +266,9 @@ def measure(
         else:
             config = code.digits(clients, "finetune" if kind == "echo" else kind)
             stream = (
-                code.Nothing(clients) if kind == "echo" else code.make_benchmark(config)
+                code.Nothing(clients)
+                if kind == "echo"
+                else code.make_benchmark(config)
             )
             node = code.Echo if kind == "echo" else None
             if engine == "ray":
@@ -271,7 +287,9 @@ def measure(
                 )
                 drive(StrategyGrid(InlineGrid(clients, host)))
     if len(times) != rounds + 2:
-        raise SystemExit(f"{len(times)} calls of evaluate_fn instead of {rounds + 2}")
+        raise SystemExit(
+            f"{len(times)} calls of evaluate_fn instead of {rounds + 2}"
+        )
     norm = float(
         np.sqrt(
             sum(
@@ -302,7 +320,9 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         "rounds": args.rounds,
         "repeats": args.repeats,
         "workers": args.workers,
-        "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
+        "cpu": model[0].partition(":")[2].strip()
+        if model
+        else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "load_at_end": os.getloadavg()[0],

@@ -108,12 +108,19 @@ class Naive(FedKnow):
                 answer = F.linear(teacher(batch.x), *knowledge.head)
             with self.autocast():
                 logits = self.model(batch.x)
-            z = widen(logits)[:, list(knowledge.classes)] / self.settings.temperature
+            z = (
+                widen(logits)[:, list(knowledge.classes)]
+                / self.settings.temperature
+            )
             target = (widen(answer) / self.settings.temperature).softmax(1)
-            rows.append(self._backward(-(target * z.log_softmax(1)).sum(1).mean()))
+            rows.append(
+                self._backward(-(target * z.log_softmax(1)).sum(1).mean())
+            )
         if rows:
             restored = torch.stack(rows)
-            g = integrate(g + self.settings.margin * restored.sum(0), restored).gradient
+            g = integrate(
+                g + self.settings.margin * restored.sum(0), restored
+            ).gradient
         set_gradients(parameters, views(g, parameters), reached)
         return report
 
@@ -144,7 +151,9 @@ class Stopwatch:
             "full": fedknow_settings.model_copy(update={"path": "full"}),
         }
         kinds |= {
-            "surrogate": fedknow_settings.model_copy(update={"integrator": "surrogate"})
+            "surrogate": fedknow_settings.model_copy(
+                update={"integrator": "surrogate"}
+            )
         }
         kinds |= {
             "online": fedknow_settings.model_copy(update={"integrator": "online"})
@@ -154,16 +163,22 @@ class Stopwatch:
             for module in self.ways["fedavg"].model.modules()
         ):
             kinds |= {
-                "quarter": fedknow_settings.model_copy(update={"restore_from": 0.25})
+                "quarter": fedknow_settings.model_copy(
+                    update={"restore_from": 0.25}
+                )
             }
-        kinds |= {"surrogate/2": kinds["surrogate"].model_copy(update={"every": 2})}
+        kinds |= {
+            "surrogate/2": kinds["surrogate"].model_copy(update={"every": 2})
+        }
         for name, settings in kinds.items():
             self.ways[name] = FedKnow(
                 copy.deepcopy(self.ways["fedavg"].model), config.train, settings
             )
         if naive:
             self.ways["naive"] = Naive(
-                copy.deepcopy(self.ways["fedavg"].model), config.train, fedknow_settings
+                copy.deepcopy(self.ways["fedavg"].model),
+                config.train,
+                fedknow_settings,
             )
         self._count = 0
 
@@ -229,12 +244,19 @@ class Stopwatch:
                 active += main._counts.active > old_counts[1]
                 main.step()
         main._trained_task, main._local = task.task, main.send()
-        sums = {name: value * len(seconds) for name, value in main.counts().items()}
-        return seconds, sums | {"steps-violating": violating, "steps-active": active}
+        sums = {
+            name: value * len(seconds) for name, value in main.counts().items()
+        }
+        return seconds, sums | {
+            "steps-violating": violating,
+            "steps-active": active,
+        }
 
     def _time(self, contestant: Learner, batch: Batch, seed: int) -> float:
         torch.manual_seed(seed)
-        steps = contestant.settings.every if isinstance(contestant, FedKnow) else 1
+        steps = (
+            contestant.settings.every if isinstance(contestant, FedKnow) else 1
+        )
         start = self._read_clock()
         for _ in range(steps):
             contestant.gradient(batch)
@@ -251,7 +273,9 @@ def row(past_task: int, rounds: Rounds) -> dict[str, object]:
     ms, ratio = {}, {}
     for name in seconds[0]:
         pairs = [(step[name], step["fedavg"]) for step in seconds if name in step]
-        ms[name] = round(1e3 * statistics.median(own_ms for own_ms, _ in pairs), 2)
+        ms[name] = round(
+            1e3 * statistics.median(own_ms for own_ms, _ in pairs), 2
+        )
         if name != "fedavg":
             ratio[name] = {
                 "median": round(
@@ -270,7 +294,9 @@ def row(past_task: int, rounds: Rounds) -> dict[str, object]:
     totals: Counter[str] = Counter()
     for _, sums in rounds:
         totals.update(sums)
-    counts = {name: round(total / len(seconds), 3) for name, total in totals.items()}
+    counts = {
+        name: round(total / len(seconds), 3) for name, total in totals.items()
+    }
     return {
         "past": past_task,
         "steps": len(seconds),
@@ -342,7 +368,9 @@ def longer(
             share.is_incremental,
         )
         if place in places:
-            exact = FedKnow(copy.deepcopy(main.model), config.train, fedknow_settings)
+            exact = FedKnow(
+                copy.deepcopy(main.model), config.train, fedknow_settings
+            )
             exact.load_state_dict(main.state_dict())
             watch.restart()
             note(
@@ -396,7 +424,8 @@ def main() -> None:
     )
     changes += [f"learner.margin={fedknow_settings.margin}"]
     config = load_preset(
-        "paper-cifar100-small" if chosen.model == "cnn6" else "paper-cifar100", changes
+        "paper-cifar100-small" if chosen.model == "cnn6" else "paper-cifar100",
+        changes,
     )
     stream = make_benchmark(config)
     watch = Stopwatch(
@@ -420,7 +449,9 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
         header["load_at_end"] = os.getloadavg()[0]
-        results = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+        results = (
+            json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+        )
         chosen.out.parent.mkdir(exist_ok=True)
         chosen.out.write_text(
             json.dumps(results | {key: header | {"rows": rows}}, indent=1) + "\n"

@@ -73,7 +73,9 @@ def main() -> None:
         help="a fleet, or devices with commas between them",
     )
     parser.add_argument(
-        "--learner", default="fedavg", help="the cheaper the work, the larger the share"
+        "--learner",
+        default="fedavg",
+        help="the cheaper the work, the larger the share",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)

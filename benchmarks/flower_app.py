@@ -90,7 +90,8 @@ def main() -> None:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
-        json.dumps({"about": description, "cases": cases}, indent=1) + "\n", "utf-8"
+        json.dumps({"about": description, "cases": cases}, indent=1) + "\n",
+        "utf-8",
     )
     print(f"written to {args.out}")
 
@@ -118,7 +119,9 @@ def compare(
         raise SystemExit(
             f"{learner}, {clients} clients: the engines came to different numbers"
         )
-    results = [summary(learner, clients, engine, runs[engine]) for engine in ENGINES]
+    results = [
+        summary(learner, clients, engine, runs[engine]) for engine in ENGINES
+    ]
     flower = results[0]["median"]
     for result in results[1:]:
         result["times_faster_than_flower"] = flower / result["median"]
@@ -128,8 +131,12 @@ def compare(
 def once(case: dict[str, Any]) -> dict[str, Any]:
     """Measure one case in a process of its own."""
     command = [sys.executable, __file__, "--case", json.dumps(case)]
-    completed = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    lines = [line for line in completed.stdout.splitlines() if line.startswith(RESULT)]
+    completed = subprocess.run(
+        command, capture_output=True, text=True, timeout=1800
+    )
+    lines = [
+        line for line in completed.stdout.splitlines() if line.startswith(RESULT)
+    ]
     if not lines:
         raise SystemExit(
             f"{case} failed:\n{completed.stdout[-2000:]}\n{completed.stderr[-4000:]}"
@@ -187,14 +194,20 @@ def measure(
             simulate(
                 read_config(
                     {},
-                    [*changes, f"engine.backend={engine}", f"engine.workers={workers}"],
+                    [
+                        *changes,
+                        f"engine.backend={engine}",
+                        f"engine.workers={workers}",
+                    ],
                 ),
                 out,
             )
         run_seconds = time.perf_counter() - began
         folder = RunFolder.open(out)
         seconds = [
-            event["seconds"] for event in folder.events() if event["event"] == "round"
+            event["seconds"]
+            for event in folder.events()
+            if event["event"] == "round"
         ]
         arrays = folder.accuracy()
         digest = hashlib.sha256(
@@ -212,7 +225,9 @@ def _on_flower(settings: dict[str, Any], clients: int, workers: int) -> None:
 
     server = ServerApp()
     server.main()(
-        lambda grid, context: run_on_flower(grid, settings, context.run_id) and None
+        lambda grid, context: (
+            run_on_flower(grid, settings, context.run_id) and None
+        )
     )
     backend: dict[str, Any] = {
         "client_resources": {"num_cpus": (os.cpu_count() or 1) / workers},

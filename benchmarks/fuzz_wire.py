@@ -184,7 +184,9 @@ def corpus() -> list[bytes]:
             inputs += [bytes([prefix]) + stream for prefix in (1, 2)]
             assembler = Assembler()
             (parcel,) = [
-                complete for frame in sent if (complete := assembler.add(parse(frame)))
+                complete
+                for frame in sent
+                if (complete := assembler.add(parse(frame)))
             ]
             body = (
                 len(parcel.header).to_bytes(2, "little")
@@ -282,7 +284,9 @@ def _mutate_header(draw: random.Random, data: bytes) -> bytes:
     except DecodeError:
         return data
     records = header.records
-    tensors = list(chain.from_iterable(record.arrays.tensors for record in records))
+    tensors = list(
+        chain.from_iterable(record.arrays.tensors for record in records)
+    )
     if not tensors:
         return data
     tensor, number = (
@@ -320,11 +324,16 @@ def _mutate_header(draw: random.Random, data: bytes) -> bytes:
         setattr(tensor, field, number)
     text = header.SerializeToString()
     return (
-        data[:1] + (len(text) & 0xFFFF).to_bytes(2, "little") + text + data[3 + size :]
+        data[:1]
+        + (len(text) & 0xFFFF).to_bytes(2, "little")
+        + text
+        + data[3 + size :]
     )
 
 
-def run(inputs: int | None, seconds: float, seed: int) -> collections.Counter[str]:
+def run(
+    inputs: int | None, seconds: float, seed: int
+) -> collections.Counter[str]:
     """Fuzz with mutated inputs until the count or the time is over.
 
     Return how often each outcome was seen.
@@ -332,8 +341,12 @@ def run(inputs: int | None, seconds: float, seed: int) -> collections.Counter[st
     draw, seeds = random.Random(seed), corpus()
     outcomes: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + seconds
-    with warnings.catch_warnings(action="error"):  # a decoder has nothing to print
-        while (inputs is None or outcomes.total() < inputs) and time.monotonic() < end:
+    with warnings.catch_warnings(
+        action="error"
+    ):  # a decoder has nothing to print
+        while (
+            inputs is None or outcomes.total() < inputs
+        ) and time.monotonic() < end:
             data = mutate(draw, draw.choice(seeds), draw.choice(seeds))
             try:
                 outcomes[fuzz(data)] += 1
@@ -349,7 +362,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--seconds", type=float, default=60)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--input", type=Path, help="read this one input and no other")
+    options.add_argument(
+        "--input", type=Path, help="read this one input and no other"
+    )
     chosen = options.parse_args()
     if chosen.input:
         print(fuzz(chosen.input.read_bytes()))

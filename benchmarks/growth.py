@@ -78,9 +78,13 @@ def main() -> None:
     )
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES)
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 100, 500])
-    parser.add_argument("--tasks", type=int, default=80, help="length of the long run")
     parser.add_argument(
-        "--preset", default="paper-cifar100-small", help="what the runs are made from"
+        "--tasks", type=int, default=80, help="length of the long run"
+    )
+    parser.add_argument(
+        "--preset",
+        default="paper-cifar100-small",
+        help="what the runs are made from",
     )
     parser.add_argument(
         "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE"
@@ -99,7 +103,9 @@ def main() -> None:
     if "candidates" in args.series:
         results["candidates"] = by_tasks(args, LONG + CANDIDATES)
     header = {"clients": CLIENTS, "tasks": LONG, "candidates": CANDIDATES}
-    if args.out.exists():  # series, and numbers of clients, that were not run now stay
+    if (
+        args.out.exists()
+    ):  # series, and numbers of clients, that were not run now stay
         earlier = json.loads(args.out.read_text("utf-8"))["results"]
         if "clients" in results:
             earlier_rows = [
@@ -203,7 +209,8 @@ def run(preset: str, changes: list[str]) -> None:
             report=False,
         )
         disk = sum(
-            path.stat().st_size for path in (Path(folder) / "run" / "clients").iterdir()
+            path.stat().st_size
+            for path in (Path(folder) / "run" / "clients").iterdir()
         )
         give(
             {

@@ -115,14 +115,19 @@ def serve(clients: int, name: str, rounds: int, tls: str) -> None:
         print(grid.port, flush=True)
         seconds = []
         for number in range(rounds + 3):
-            content = {ARRAYS: arrays, CONFIG: Config({"task": 0, "round": number})}
+            content = {
+                ARRAYS: arrays,
+                CONFIG: Config({"task": 0, "round": number}),
+            }
             work = [
                 Message(TRAIN, node, "", content=content)
                 for node in range(2, clients + 2)
             ]
             began = time.perf_counter()
             replies = grid.exchange(work)
-            arrays = chain.from_iterable(reply.arrays().values() for reply in replies)
+            arrays = chain.from_iterable(
+                reply.arrays().values() for reply in replies
+            )
             finite = all(np.isfinite(array).all() for array in arrays)
             seconds.append(time.perf_counter() - began)
             assert finite
@@ -215,11 +220,15 @@ def _cpu_seconds(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the rounds"
+    )
     parser.add_argument(
         "--tls", action="store_true", help="over TLS, as between machines"
     )
-    parser.add_argument("--only", default="", help="settings that contain this text")
+    parser.add_argument(
+        "--only", default="", help="settings that contain this text"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--take-part", nargs=4, help=argparse.SUPPRESS)

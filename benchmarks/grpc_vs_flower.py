@@ -164,7 +164,9 @@ def table(args: argparse.Namespace) -> None:
                         prefix="fedknow-benchmark-"
                     ) as folder:
                         medians_by_system[system].append(
-                            run[system](clients, parameters, args.rounds, Path(folder))
+                            run[system](
+                                clients, parameters, args.rounds, Path(folder)
+                            )
                         )
             medians = {}
             for system, each in medians_by_system.items():
@@ -203,7 +205,8 @@ def table(args: argparse.Namespace) -> None:
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
-        json.dumps({"about": description, "cases": cases}, indent=1) + "\n", "utf-8"
+        json.dumps({"about": description, "cases": cases}, indent=1) + "\n",
+        "utf-8",
     )
     print(f"written to {args.out}")
 
@@ -212,7 +215,9 @@ def table(args: argparse.Namespace) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def serve_here(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
+def serve_here(
+    clients: int, parameters: int, rounds: int, folder: Path
+) -> list[float]:
     """Return seconds of each round with our server and clients.
 
     Each of them is a process of its own.
@@ -272,7 +277,9 @@ def drive(clients: int, parameters: int, rounds: int, folder: Path) -> None:
     ) as grid:
         print(grid.port, flush=True)
         strategy = FedAvg(
-            fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+            fraction_evaluate=0.0,
+            min_train_nodes=clients,
+            min_available_nodes=clients,
         )
         arrays = to_record(first_arrays("echo", clients, parameters))
         strategy.start(
@@ -305,7 +312,9 @@ def echo(server: str, tls: Path, state: Path) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[float]:
+def flowers(
+    clients: int, parameters: int, rounds: int, folder: Path
+) -> list[float]:
     """Seconds of each round with Flower's deployment."""
     app, home, out = folder / "app", folder / "flwr", folder / "times.json"
     (app / "echo").mkdir(parents=True)
@@ -319,7 +328,9 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
     )
     os.environ["FLWR_HOME"] = str(home)
-    settings = f'clients={clients} parameters={parameters} rounds={rounds} out="{out}"'
+    settings = (
+        f'clients={clients} parameters={parameters} rounds={rounds} out="{out}"'
+    )
     with ExitStack() as stack:
         line = [
             str(BIN / "flower-superlink"),
@@ -340,8 +351,13 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
                 "--port",
                 str(port),
             ]
-            line += ["--node-config", f"partition-id={client} num-partitions={clients}"]
-            stack.enter_context(_process(line, folder / f"supernode-{client}.log"))
+            line += [
+                "--node-config",
+                f"partition-id={client} num-partitions={clients}",
+            ]
+            stack.enter_context(
+                _process(line, folder / f"supernode-{client}.log")
+            )
         command = [
             str(BIN / "flwr"),
             "run",
@@ -356,7 +372,9 @@ def flowers(clients: int, parameters: int, rounds: int, folder: Path) -> list[fl
         )
         if not out.exists():
             raise SystemExit(
-                completed.stdout[-3000:] + completed.stderr[-3000:] + _logs(folder)
+                completed.stdout[-3000:]
+                + completed.stderr[-3000:]
+                + _logs(folder)
             )
     times: list[float] = json.loads(out.read_text())
     return [end - start for start, end in pairwise(times)]

@@ -51,7 +51,8 @@ def main() -> None:
         return
     results: dict[str, Any] = {}
     columns = "".join(
-        f"{name:>10} {'of first':>8} {'pages':>7}" for name in ("fit, ms", "score, ms")
+        f"{name:>10} {'of first':>8} {'pages':>7}"
+        for name in ("fit, ms", "score, ms")
     )
     print(f"{'model':14} {'':18}{columns}")
     for model in MODELS:

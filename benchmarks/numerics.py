@@ -54,7 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS)
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS / "numerics.json")
     args = parser.parse_args()
@@ -80,14 +82,18 @@ def in_turn(
             began = time.perf_counter()
             run()
             seconds[name].append(1e3 * (time.perf_counter() - began))
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {
+        name: statistics.median(values[1:]) for name, values in seconds.items()
+    }
 
 
 def passes(name: str) -> dict[str, Callable[[], None]]:
     """Forward and backward pass in each memory format and precision."""
     config, shape, batch = MODELS[name]
 
-    def step_of(memory_format: torch.memory_format, bf16: bool) -> Callable[[], None]:
+    def step_of(
+        memory_format: torch.memory_format, bf16: bool
+    ) -> Callable[[], None]:
         model = build_model(config, shape, 100, 0).to(memory_format=memory_format)  # type: ignore[call-overload]
         x = torch.randn(batch, *shape).contiguous(memory_format=memory_format)
         y = torch.randint(0, 100, (batch,))
@@ -113,7 +119,9 @@ def steps(name: str) -> dict[str, Callable[[], None]]:
     config, shape, _ = MODELS[name]
     candidates: dict[str, Callable[[], None]] = {}
     for optimizer, make in OPTIMIZERS.items():
-        model = build_model(config, shape, 100, 0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = build_model(config, shape, 100, 0).to(
+            memory_format=torch.channels_last
+        )  # type: ignore[call-overload]
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 1e-3)
         candidates[optimizer] = make(list(model.parameters())).step

@@ -95,7 +95,9 @@ def main() -> None:
     )
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="three rounds, one repeat")
+    parser.add_argument(
+        "--quick", action="store_true", help="three rounds, one repeat"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -162,7 +164,10 @@ def check(workload: str, runs: dict[str, list[dict[str, Any]]]) -> None:
     every_run = list(chain.from_iterable(runs.values()))
     norms = [run["norm"] for run in every_run]
     right = {run["right"] for run in every_run}
-    if max(norms) - min(norms) > 1e-3 * max(norms) or max(right) - min(right) > 0.01:
+    if (
+        max(norms) - min(norms) > 1e-3 * max(norms)
+        or max(right) - min(right) > 0.01
+    ):
         raise SystemExit(
             f"{workload}: the runs do not agree: norms {norms}, accuracies {right}"
         )
@@ -199,13 +204,16 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
     weights, ends = loop.initial(), []
     if processes == 1:
         for round in range(1, config.train.rounds + 1):
-            weights = mean([loop.train(weights, range(config.data.clients), round)])
+            weights = mean(
+                [loop.train(weights, range(config.data.clients), round)]
+            )
             ends += [clocks()] * (round == 1)
         right = loop.score(weights, range(config.data.clients))
         ends.append(clocks())
     else:
         shares = [
-            range(offset, config.data.clients, processes) for offset in range(processes)
+            range(offset, config.data.clients, processes)
+            for offset in range(processes)
         ]
         with ProcessPoolExecutor(
             processes, get_context("spawn"), start, (config,)
@@ -239,7 +247,9 @@ def raw(settings: dict[str, Any], processes: int) -> dict[str, Any]:
         * config.train.rounds
         * config.train.epochs
     )
-    arrays = {name: torch.as_tensor(value).numpy() for name, value in weights.items()}
+    arrays = {
+        name: torch.as_tensor(value).numpy() for name, value in weights.items()
+    }
     return spent(ends) | {
         "norm": norm(arrays),
         "right": right[0] / right[1],
@@ -279,7 +289,9 @@ class Loop:
             else torch.contiguous_format
         )
         self.model.to(memory_format=self.format)
-        tasks = [benchmark.task(client, 0) for client in range(config.data.clients)]
+        tasks = [
+            benchmark.task(client, 0) for client in range(config.data.clients)
+        ]
         self.data = [
             (task.train.x.contiguous(memory_format=self.format), task.train.y)
             for task in tasks
@@ -291,7 +303,9 @@ class Loop:
 
     def initial(self) -> dict[str, Tensor]:
         """Return the first global weights."""
-        return {name: value.clone() for name, value in self.model.state_dict().items()}
+        return {
+            name: value.clone() for name, value in self.model.state_dict().items()
+        }
 
     def train(
         self, weights: dict[str, Tensor], clients: range, round: int
@@ -328,7 +342,9 @@ class Loop:
             samples += len(y)
         return total, samples
 
-    def score(self, weights: dict[str, Tensor], clients: range) -> tuple[int, int]:
+    def score(
+        self, weights: dict[str, Tensor], clients: range
+    ) -> tuple[int, int]:
         """Test samples that the model classifies rightly, and all of them."""
         import torch
 
@@ -341,7 +357,8 @@ class Loop:
                 parts = x.split(self.config.evaluation.batch_size)
                 right += int(
                     (
-                        torch.cat([self.model(part) for part in parts]).argmax(1) == y
+                        torch.cat([self.model(part) for part in parts]).argmax(1)
+                        == y
                     ).sum()
                 )
         return right, sum(len(self.test[client][1]) for client in clients)
@@ -353,7 +370,9 @@ def start(config: ExperimentConfig) -> None:
     _loop = Loop(config)
 
 
-def work(task_name: str, weights: dict[str, Tensor], clients: range, round: int) -> Any:
+def work(
+    task_name: str, weights: dict[str, Tensor], clients: range, round: int
+) -> Any:
     """Train a share of a round, in a process of the pool."""
     return (
         _loop.train(weights, clients, round)
@@ -376,14 +395,20 @@ def configuration(settings: dict[str, Any], processes: int) -> ExperimentConfig:
     from fedknow.client.learners import resolve
     from fedknow.protocols.config import read_config
 
-    engine = {"backend": "inline" if processes == 1 else "ray", "workers": processes}
-    return resolve(read_config({**settings, "learner": "finetune", "engine": engine}))
+    engine = {
+        "backend": "inline" if processes == 1 else "ray",
+        "workers": processes,
+    }
+    return resolve(
+        read_config({**settings, "learner": "finetune", "engine": engine})
+    )
 
 
 def norm(arrays: Any) -> float:
     """L2 norm of all weights together."""
     return float(
-        sum(float((array.astype(float) ** 2).sum()) for array in arrays.values()) ** 0.5
+        sum(float((array.astype(float) ** 2).sum()) for array in arrays.values())
+        ** 0.5
     )
 
 

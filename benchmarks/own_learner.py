@@ -100,7 +100,9 @@ def main() -> None:
     write(args.out, results, rounds=rounds, samples=args.samples, batch=32)
 
 
-def measure(model: str, precision: str, rounds: int, samples: int) -> dict[str, float]:
+def measure(
+    model: str, precision: str, rounds: int, samples: int
+) -> dict[str, float]:
     """Train the same rounds with each learner in turn.
 
     Returns

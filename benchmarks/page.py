@@ -21,7 +21,8 @@ from _tables import COMPARISONS, TABLES
 
 HERE = Path(__file__).parent
 PAGES = [
-    HERE.parent / "docs" / "evidence" / name for name in ("benchmarks.md", "results.md")
+    HERE.parent / "docs" / "evidence" / name
+    for name in ("benchmarks.md", "results.md")
 ]
 TABLE = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 
@@ -64,7 +65,9 @@ def render(page: str, results: Path) -> str:
 
 def _text_of(name: str, results: Path) -> str:
     file = (
-        f"{COMPARISONS[name]}/compare.json" if name in COMPARISONS else f"{name}.json"
+        f"{COMPARISONS[name]}/compare.json"
+        if name in COMPARISONS
+        else f"{name}.json"
     )
     path = results / file
     if not path.exists():

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from fedknow.client.data import Dataset
     from fedknow.protocols.config import DataConfig
 
-__all__ = ["Split", "cifar10_like", "dnn", "like_images", "mnist_like", "two_layer_cnn"]
+__all__ = [
+    "Split",
+    "cifar10_like",
+    "dnn",
+    "like_images",
+    "mnist_like",
+    "two_layer_cnn",
+]
 
 
 def like_images(
@@ -63,7 +70,9 @@ def cifar10_like(config: DataConfig) -> Dataset:
     return _dataset("cifar10-like", (3, 32, 32), 50_000, 10_000)
 
 
-def _dataset(name: str, shape: tuple[int, int, int], train: int, test: int) -> Dataset:
+def _dataset(
+    name: str, shape: tuple[int, int, int], train: int, test: int
+) -> Dataset:
     from fedknow.client.data import Dataset
 
     images, labels = like_images(shape, train + test)
@@ -89,7 +98,10 @@ class Split(nn.Module):
 
 
 def two_layer_cnn(
-    shape: tuple[int, int, int], classes: int, dropout: bool = True, quick: bool = False
+    shape: tuple[int, int, int],
+    classes: int,
+    dropout: bool = True,
+    quick: bool = False,
 ) -> Split:
     """Make pfl-research's CNN for CIFAR-10.
 
@@ -120,13 +132,19 @@ def two_layer_cnn(
     return Split(body, nn.Linear(128, classes))
 
 
-def dnn(shape: tuple[int, int, int], classes: int, dropout: bool = False) -> Split:
+def dnn(
+    shape: tuple[int, int, int], classes: int, dropout: bool = False
+) -> Split:
     """Make two dense hidden layers of 64, without dropout.
 
     That is 55,050 parameters at 1x28x28 and ten classes.
     """
     inputs = shape[0] * shape[1] * shape[2]
     body = nn.Sequential(
-        nn.Flatten(), nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()
+        nn.Flatten(),
+        nn.Linear(inputs, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
     )
     return Split(body, nn.Linear(64, classes))

@@ -52,7 +52,9 @@ class Classifier(nn.Module):
         z = self.model(x)
         right = int((z.argmax(1) == y).sum())
         return {
-            "loss": Weighted(F.cross_entropy(z, y, reduction="sum").item(), len(y)),
+            "loss": Weighted(
+                F.cross_entropy(z, y, reduction="sum").item(), len(y)
+            ),
             "accuracy": Weighted(right, len(y)),
         }
 
@@ -64,7 +66,11 @@ class Rounds(TrainingProcessCallback):
         self.ends: list[tuple[float, float]] = []
 
     def after_central_iteration(
-        self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
+        self,
+        aggregate_metrics: Metrics,
+        model: PyTorchModel,
+        *,
+        central_iteration: int,
     ) -> tuple[bool, Metrics]:
         """Note the time after each round; pfl calls this."""
         if torch.cuda.is_available():
@@ -101,17 +107,23 @@ def main() -> None:
     users = {
         user: PyTorchTensorDataset((xs, ys), user_id=str(user))
         for user, (xs, ys) in enumerate(
-            zip(x[:cut].split(args.samples), y[:cut].split(args.samples), strict=True)
+            zip(
+                x[:cut].split(args.samples),
+                y[:cut].split(args.samples),
+                strict=True,
+            )
         )
     }
     federated = FederatedDataset(
         users.__getitem__, get_user_sampler("random", list(users))
     )
-    network = Classifier(getattr(parts, args.model)(shape, 10, not args.no_dropout)).to(
-        memory_format=form
-    )
+    network = Classifier(
+        getattr(parts, args.model)(shape, 10, not args.no_dropout)
+    ).to(memory_format=form)
     parameters = list(network.parameters())
-    model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(parameters, 1.0))
+    model = PyTorchModel(
+        network, torch.optim.SGD, torch.optim.SGD(parameters, 1.0)
+    )
     rounds = Rounds()
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(

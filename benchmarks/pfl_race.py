@@ -50,7 +50,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "samples": 50,
         "rounds": 6,
     },
-    "dnn": {"data": "mnist_like", "shape": (1, 28, 28), "samples": 60, "rounds": 30},
+    "dnn": {
+        "data": "mnist_like",
+        "shape": (1, 28, 28),
+        "samples": 60,
+        "rounds": 30,
+    },
 }
 """Of ``parts.py``: the data of each, how many images a user has of them, and the rounds that are
 counted."""
@@ -67,10 +72,14 @@ def main() -> None:
         help="the Python of an environment that has pfl; without, we run alone",
     )
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS)
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--channels-last", action="store_true", help="for pfl too")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="for pfl too"
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -84,14 +93,18 @@ def main() -> None:
         give(simulated(**case))
         return
     path = args.out or RESULTS / (
-        "pfl_race.json" if args.device == "cpu" else f"pfl_race_{args.device}.json"
+        "pfl_race.json"
+        if args.device == "cpu"
+        else f"pfl_race_{args.device}.json"
     )
     results = {}
     print(
         f"{'model':14} {'processes':>9} {'':31} {'updates/s':>10} {'ratio':>6}  accuracy"
     )
     for model in args.models:
-        for processes in [1] if args.quick or args.device == "cuda" else args.processes:
+        for processes in (
+            [1] if args.quick or args.device == "cuda" else args.processes
+        ):
             size = (
                 SIZE | {"rounds": 2, "cohort": 4}
                 if args.quick
@@ -99,7 +112,9 @@ def main() -> None:
             )
             cases = commands(args, model, processes, size)
             runs = in_turn(
-                cases, 1 if args.quick else args.repeats, **environment(args.device)
+                cases,
+                1 if args.quick else args.repeats,
+                **environment(args.device),
             )
             updates = size["cohort"] * size["rounds"]
             results[f"{model}, {processes}"] = size | {
@@ -108,7 +123,8 @@ def main() -> None:
             }
             for name, contender_runs in runs.items():
                 row: dict[str, Any] = {
-                    "updates_per_second": updates / median(contender_runs, "seconds"),
+                    "updates_per_second": updates
+                    / median(contender_runs, "seconds"),
                     "runs": contender_runs,
                 }
                 row |= (
@@ -168,7 +184,9 @@ def commands(
     contenders: dict[str, dict[str, Any]] = {"ours": {"vectorize": "off"}}
     if args.device == "cuda":
         contenders = {"ours": {"vectorize": "on", "dropout": False}}
-        contenders["ours, running mean"] = contenders["ours"] | {"running_mean": True}
+        contenders["ours, running mean"] = contenders["ours"] | {
+            "running_mean": True
+        }
     else:
         stacked = (
             {"vectorize": "auto"}
@@ -235,7 +253,12 @@ def configuration(
 
 
 def simulated(
-    model: str, processes: int, users: int, cohort: int, rounds: int, **options: Any
+    model: str,
+    processes: int,
+    users: int,
+    cohort: int,
+    rounds: int,
+    **options: Any,
 ) -> dict[str, Any]:
     """Run the whole experiment here.
 

@@ -46,7 +46,9 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="changes of the preset",
     )
-    parser.add_argument("--runs", type=int, default=10**6, help="most runs to make now")
+    parser.add_argument(
+        "--runs", type=int, default=10**6, help="most runs to make now"
+    )
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
@@ -62,7 +64,9 @@ def main() -> None:
     have = {(run["seed"], run["learner"], run["precision"]) for run in names}
     pending = [
         case
-        for case in itertools.product(range(args.seeds), args.learners, PRECISIONS)
+        for case in itertools.product(
+            range(args.seeds), args.learners, PRECISIONS
+        )
         if case not in have
     ]
     for seed, learner, precision in pending[: args.runs]:
@@ -73,7 +77,14 @@ def main() -> None:
             *args.set,
         ]
         figures = measure(
-            [sys.executable, __file__, "--preset", args.preset, "--case", *changes]
+            [
+                sys.executable,
+                __file__,
+                "--preset",
+                args.preset,
+                "--case",
+                *changes,
+            ]
         )
         names.append(
             {"learner": learner, "seed": seed, "precision": precision, **figures}
@@ -106,12 +117,18 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         columns = []
         for precision in PRECISIONS:
             key = learner, precision
-            columns.append([r for r in runs if (r["learner"], r["precision"]) == key])
-            rows.append({"learner": learner, "what": precision} | summary(columns[-1]))
+            columns.append(
+                [r for r in runs if (r["learner"], r["precision"]) == key]
+            )
+            rows.append(
+                {"learner": learner, "what": precision} | summary(columns[-1])
+            )
         # The last seed's second run may be still to be made.
         pairs = list(zip(*columns, strict=False))
         differences = [difference(fp32, bf16) for fp32, bf16 in pairs]
-        rows.append({"learner": learner, "what": "bf16 - fp32"} | summary(differences))
+        rows.append(
+            {"learner": learner, "what": "bf16 - fp32"} | summary(differences)
+        )
         speedups = [fp32["seconds"] / bf16["seconds"] for fp32, bf16 in pairs]
         rows[-1]["speedup"] = estimate(speedups).mean
     return rows

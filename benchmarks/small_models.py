@@ -60,7 +60,9 @@ def main() -> None:
         if args.quick
         else {"clients": 1000, "rounds": 100, "chosen": 10}
     )
-    runs: dict[str, list[dict[str, Any]]] = {backend: [] for backend in args.backends}
+    runs: dict[str, list[dict[str, Any]]] = {
+        backend: [] for backend in args.backends
+    }
     for _ in range(1 if args.quick else args.repeats):
         for backend in args.backends:
             runs[backend].append(run(backend, **size))

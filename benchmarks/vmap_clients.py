@@ -58,7 +58,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS)
+    )
     parser.add_argument("--clients", nargs="+", type=int, default=CLIENTS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -83,7 +85,9 @@ def main() -> None:
     )
 
 
-def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[str, Any]:
+def case(
+    name: str, clients: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
     side, width = MODELS[name]
     changes = [
         "learner=fedavg",
@@ -92,7 +96,9 @@ def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[st
         "train.optimizer=sgd",
         *width,
     ]
-    learner = build_learner(read_config({}, changes), (1, side, side), CLASSES, device)
+    learner = build_learner(
+        read_config({}, changes), (1, side, side), CLASSES, device
+    )
     starts = [start(learner, side, client, device) for client in range(clients)]
     seconds: dict[str, list[float]] = {"one": [], "together": []}
     methods = {"one": one_by_one, "together": fit_together}
@@ -111,7 +117,8 @@ def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[st
         "one_ms": 1e3 * statistics.median(seconds["one"]),
         "together_ms": 1e3 * statistics.median(seconds["together"]),
         "gain": statistics.median(
-            a / b for a, b in zip(seconds["one"], seconds["together"], strict=True)
+            a / b
+            for a, b in zip(seconds["one"], seconds["together"], strict=True)
         ),
     }
     print(
@@ -121,7 +128,9 @@ def case(name: str, clients: int, repeats: int, device: torch.device) -> dict[st
     return result
 
 
-def start(learner: Learner, side: int, client: int, device: torch.device) -> Start:
+def start(
+    learner: Learner, side: int, client: int, device: torch.device
+) -> Start:
     generator = torch.Generator().manual_seed(client)
     x = torch.randn(SAMPLES, 1, side, side, generator=generator).to(device)
     y = torch.randint(0, CLASSES, (SAMPLES,), generator=generator).to(device)

@@ -15,8 +15,22 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedknow.protocols.messages import ARRAYS, CONFIG, TRAIN, Arrays, Config, Message
-from fedknow.protocols.wire import Assembler, Encoding, Parcel, pack, parse, unpack
+from fedknow.protocols.messages import (
+    ARRAYS,
+    CONFIG,
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+)
+from fedknow.protocols.wire import (
+    Assembler,
+    Encoding,
+    Parcel,
+    pack,
+    parse,
+    unpack,
+)
 
 T = TypeVar("T")
 
@@ -47,7 +61,9 @@ def timed(action: Callable[[], T]) -> tuple[float, T]:
 
 def receive(frames: list[bytes]) -> Parcel:
     assembler = Assembler()
-    parcels = [parcel for frame in frames if (parcel := assembler.add(parse(frame)))]
+    parcels = [
+        parcel for frame in frames if (parcel := assembler.add(parse(frame)))
+    ]
     return parcels[0]
 
 
@@ -87,7 +103,9 @@ def main() -> None:
         )
         for encoding in Encoding:
             times = [once(message, encoding) for _ in range(repeats)]
-            medians = [statistics.median(step) for step in zip(*times, strict=True)]
+            medians = [
+                statistics.median(step) for step in zip(*times, strict=True)
+            ]
             size = pack(message, encoding).size / 1e6
             print(
                 f"{parameters:>10} {encoding:>8} {size:7.2f} "

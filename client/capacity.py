@@ -70,7 +70,9 @@ def clients_at_once(
             f"engine.vectorize = 'on': {fault}; set engine.vectorize = 'auto' or 'off'"
         )
     if learner.device.type != "cpu":
-        free, _ = torch.get_device_module(learner.device).mem_get_info(learner.device)
+        free, _ = torch.get_device_module(learner.device).mem_get_info(
+            learner.device
+        )
         limit = min(_MOST, int(_SHARE * free / _step_bytes(learner, shape)))
         return limit if limit >= FEWEST else 1
     if vectorize == "auto" and _multiply_adds(learner.model, shape) > _SMALL:
@@ -97,7 +99,9 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
 
 def _module_fault(model: nn.Module) -> str | None:
     """Return which modules of a model would not be trained as one by one."""
-    if any(isinstance(module, _DROPOUT) and module.p for module in model.modules()):
+    if any(
+        isinstance(module, _DROPOUT) and module.p for module in model.modules()
+    ):
         return "the model has dropout, whose masks would be others"
     # Running statistics are of one client, and stacked clients would share them.
     if extra_names := sorted(
@@ -157,4 +161,7 @@ def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
     meter = Meter()
     with meter.message(), meter.part():
         learner.model(torch.zeros(2, *shape, device=learner.device))
-    return 8 * module_bytes(learner.model) + learner.train.batch_size * meter.cost.peak
+    return (
+        8 * module_bytes(learner.model)
+        + learner.train.batch_size * meter.cost.peak
+    )

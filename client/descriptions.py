@@ -55,7 +55,9 @@ def describe_learner(name: str) -> Description:
             if field.is_required()
             else toml(field.get_default(call_default_factory=True))
         )
-        settings.append(Setting(key, default, allowed_values(field), meaning, searched))
+        settings.append(
+            Setting(key, default, allowed_values(field), meaning, searched)
+        )
     return Description(summary, facts, "learner", settings)
 
 
@@ -86,11 +88,16 @@ def describe_model(name: str) -> Description:
     body = body_text.partition("Parameters\n---")[0]
     facts = {"What": plain_text(body)} if body.strip() else {}
     return Description(
-        plain_text(headline), facts, "model", _arguments(build, ("shape", "classes"))
+        plain_text(headline),
+        facts,
+        "model",
+        _arguments(build, ("shape", "classes")),
     )
 
 
-def _arguments(build: Callable[..., Any], skipped: tuple[str, ...]) -> list[Setting]:
+def _arguments(
+    build: Callable[..., Any], skipped: tuple[str, ...]
+) -> list[Setting]:
     meanings = documented_parameters(build)
     # With extras, as bounds and descriptions stand in Annotated.
     kinds = get_type_hints(build, include_extras=True)
@@ -99,7 +106,9 @@ def _arguments(build: Callable[..., Any], skipped: tuple[str, ...]) -> list[Sett
         if key in skipped:
             continue
         default = (
-            None if parameter.default is parameter.empty else toml(parameter.default)
+            None
+            if parameter.default is parameter.empty
+            else toml(parameter.default)
         )
         field = FieldInfo.from_annotation(kinds.get(key, Any))
         meaning = meanings.get(key) or field.description or ""

@@ -120,9 +120,15 @@ def _state_folder(context: Context, envelope: Config) -> Path:
     run = _text(envelope, "run")
     # The name becomes a folder here, and ../ must not lead out of the state's.
     if not re.fullmatch(r"[0-9a-f]{1,32}", run):
-        raise ValueError(f"run = {run!r}: a run's name is up to 32 hexadecimal digits")
-    place = context.node_config.get("state-dir") or os.environ.get("FEDKNOW_STATE")
-    return (Path(str(place)) if place else Path.home() / ".fedknow" / "flower") / run
+        raise ValueError(
+            f"run = {run!r}: a run's name is up to 32 hexadecimal digits"
+        )
+    place = context.node_config.get("state-dir") or os.environ.get(
+        "FEDKNOW_STATE"
+    )
+    return (
+        Path(str(place)) if place else Path.home() / ".fedknow" / "flower"
+    ) / run
 
 
 def _number(envelope: Config, key: str) -> int:

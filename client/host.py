@@ -12,7 +12,13 @@ import torch
 from fedknow.client.compute.heap import retain_freed_memory
 from fedknow.client.state import State, StateLost, StateStore
 from fedknow.protocols.config import ExperimentConfig
-from fedknow.protocols.messages import END_TASK, STATE_LOST, TRAIN, Message, client_of
+from fedknow.protocols.messages import (
+    END_TASK,
+    STATE_LOST,
+    TRAIN,
+    Message,
+    client_of,
+)
 
 if TYPE_CHECKING:
     from fedknow.client.data.stream import TaskStream
@@ -126,7 +132,9 @@ class Host:
             return [self.handle(group[0], versions[0])]
         answers: dict[int, tuple[Message, int]] = {}
         states: dict[int, State] = {}
-        for place, (message, version) in enumerate(zip(group, versions, strict=True)):
+        for place, (message, version) in enumerate(
+            zip(group, versions, strict=True)
+        ):
             try:
                 states[place] = self.store.load(client_of(message.node), version)
             except StateLost as error:
@@ -134,7 +142,9 @@ class Host:
         readable = [group[place] for place in states]
         node = cast("Node", self.node)
         for place, (reply, new) in zip(
-            states, node.train_together(readable, list(states.values())), strict=True
+            states,
+            node.train_together(readable, list(states.values())),
+            strict=True,
         ):
             version = self._store_state(
                 group[place], versions[place], states[place], new
@@ -153,11 +163,14 @@ class Host:
         for message in messages:
             # The same client twice: its second work starts from the state that the first one
             # leaves.
-            is_trainable = message.kind in (TRAIN, END_TASK) and message.node not in {
-                member.node for member in group
-            }
+            is_trainable = message.kind in (
+                TRAIN,
+                END_TASK,
+            ) and message.node not in {member.node for member in group}
             if group and not (
-                is_trainable and group[0].kind == message.kind and len(group) < limit
+                is_trainable
+                and group[0].kind == message.kind
+                and len(group) < limit
             ):
                 yield group
                 group = []
@@ -188,7 +201,8 @@ def successor(version: int, id: str) -> int:
     """
     return (
         int.from_bytes(
-            hashlib.blake2b(f"{version}:{id}".encode(), digest_size=6).digest(), "big"
+            hashlib.blake2b(f"{version}:{id}".encode(), digest_size=6).digest(),
+            "big",
         )
         # 0 stands for a client without a state.
         or 1

@@ -117,7 +117,9 @@ class Node:
             return failed(message, error), state
         costs = self._bench.costs(meter.cost, state, new)
         # Scoring is the experiment's wish, not work of the method: its time is not reported.
-        seconds = None if message.kind == EVALUATE else time.perf_counter() - started
+        seconds = (
+            None if message.kind == EVALUATE else time.perf_counter() - started
+        )
         report = replace(report, costs=costs, seconds=seconds)
         return message.reply(report.to_content()), new
 
@@ -195,7 +197,9 @@ class Node:
         if work.should_collect:
             report = replace(
                 report,
-                local_parameters=self._bench.arrays(self.learner.local_parameters()),
+                local_parameters=self._bench.arrays(
+                    self.learner.local_parameters()
+                ),
             )
         return report, state
 

@@ -106,7 +106,9 @@ class Permissions:
             ("data.name", config.data.name),
         ):
             self._check_part(key, name)
-        self._check_size("train.batch_size", config.train.batch_size, "batch_size")
+        self._check_size(
+            "train.batch_size", config.train.batch_size, "batch_size"
+        )
         size = config.evaluation.batch_size
         self._check_size("evaluation.batch_size", size, "batch_size")
         self._check_size("train.epochs", config.train.epochs, "epochs")

@@ -89,7 +89,9 @@ def fit_together(learner: Learner, starts: Sequence[Start]) -> list[Trained]:
         losses[:count, step] = loss
         right[:count, step] = hits
     trained = [
-        Trained(stack.parameters(row), schedule.report(row, losses[row], right[row]))
+        Trained(
+            stack.parameters(row), schedule.report(row, losses[row], right[row])
+        )
         for row in range(len(clients))
     ]
     # Back in the order in which the clients came.
@@ -109,7 +111,9 @@ def price(learner: Learner, start: Start) -> Cost:
         learner.begin(start.task, start.round)
         step_key = StepKey(learner, start.round.proximal_mu > 0)
         for _ in range(learner.epochs):
-            for index in batches(len(samples), size, torch.Generator(), learner.device):
+            for index in batches(
+                len(samples), size, torch.Generator(), learner.device
+            ):
                 key = step_key(len(index), samples.head)
                 if not learner.meter.charge(key):
                     with learner.meter.part(key):
@@ -153,7 +157,8 @@ class _Stack:
             for name, p in learner.trainable.items()
         }
         self._mu = torch.tensor(
-            [client.round.proximal_mu for client in clients], device=learner.device
+            [client.round.proximal_mu for client in clients],
+            device=learner.device,
         )
         self._anchors: Tensors = {}
         if self._mu.any():
@@ -163,20 +168,32 @@ class _Stack:
                 for name in self._moving
                 if learner.entries.travels(name)
             }
-        body = [self._moving[name] for name in self._moving if name.startswith("body.")]
-        head = [self._moving[name] for name in self._moving if name.startswith("head.")]
+        body = [
+            self._moving[name]
+            for name in self._moving
+            if name.startswith("body.")
+        ]
+        head = [
+            self._moving[name]
+            for name in self._moving
+            if name.startswith("head.")
+        ]
         self._optimizer = make_optimizer(learner.train, iter(body), iter(head))
         self._count = len(clients)
 
     def truncate(self, count: int) -> None:
         """Go on with the first clients; the others are done."""
         if count < self._count:
-            self._moving = _truncated(self._rows, self._moving, self._optimizer, count)
+            self._moving = _truncated(
+                self._rows, self._moving, self._optimizer, count
+            )
             self._count = count
 
     def parameters(self, row: int) -> Tensors:
         """Give the parameters of one client."""
-        return {name: _transposed(value)[row] for name, value in self._rows.items()}
+        return {
+            name: _transposed(value)[row] for name, value in self._rows.items()
+        }
 
     def train(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Make one step of each client at work.
@@ -189,13 +206,17 @@ class _Stack:
         self._optimizer.zero_grad(set_to_none=True)
         # Classes outside a client's head have no share in its softmax, nor a gradient.
         z = widen(self._logits(batch.x)).masked_fill(batch.unused, -torch.inf)
-        each = F.cross_entropy(z.flatten(0, 1), batch.y.flatten(), reduction="none")
+        each = F.cross_entropy(
+            z.flatten(0, 1), batch.y.flatten(), reduction="none"
+        )
         loss = (each.view(batch.y.shape) * batch.weight).sum(1)
         # A sum and not a mean: each client's gradient must be that of its own loss alone.
         loss.sum().backward()  # type: ignore[no-untyped-call]
         self._pull_to_anchors()
         if self._learner.train.clip_norm:
-            gradients = [p.grad for p in self._moving.values() if p.grad is not None]
+            gradients = [
+                p.grad for p in self._moving.values() if p.grad is not None
+            ]
             _clip(gradients, self._learner.train.clip_norm)
         self._optimizer.step()
         is_right = (z.detach().argmax(2) == batch.y) & (batch.weight > 0)
@@ -252,7 +273,9 @@ class _Schedule:
             offset += n
         self.at_work = [int(count) for count in (self.weights > 0).sum(0)]
         self._widths = [int(width) for width in self.weights.amax(0)]
-        unused = torch.ones(len(clients), learner.head.out_features, dtype=torch.bool)
+        unused = torch.ones(
+            len(clients), learner.head.out_features, dtype=torch.bool
+        )
         for row, client in enumerate(clients):
             unused[row, list(client.task.head)] = False
         device = learner.device
@@ -260,7 +283,9 @@ class _Schedule:
         self.weights = self.weights.to(device)
         self._outside = unused.to(device)
         self._places = torch.arange(size, device=device)
-        self._x = learner.images(torch.cat([client.task.train.x for client in clients]))
+        self._x = learner.images(
+            torch.cat([client.task.train.x for client in clients])
+        )
         self._y = torch.cat([client.task.train.y for client in clients])
 
     def _batches(self, client: Start, n: int, size: int) -> Iterator[Tensor]:
@@ -293,7 +318,9 @@ class _Schedule:
         per_epoch, epochs = self._per_epoch[row], self._learner.epochs
         client_losses = losses[: epochs * per_epoch]
         # Negated, as a comparison with NaN is false.
-        for step in torch.nonzero(~(client_losses < torch.inf)).flatten()[:1].tolist():
+        for step in (
+            torch.nonzero(~(client_losses < torch.inf)).flatten()[:1].tolist()
+        ):
             return Diverged.in_epoch(
                 client_losses[step].item(), step // per_epoch, self._learner.train
             )

@@ -86,7 +86,9 @@ class Workbench:
         received = as_tensors(work.parameters, is_only_read)
         self.learner.receive(self.transfer.enter(received))
         if work.extra is not None:
-            self.learner.receive_extra(self.transfer.enter(as_tensors(work.extra)))
+            self.learner.receive_extra(
+                self.transfer.enter(as_tensors(work.extra))
+            )
 
     def round(self, client: int, work: TrainWork | EndTaskWork) -> Round:
         """Say which round work is for, and set the learner up for it.
@@ -101,14 +103,20 @@ class Workbench:
         number = work.position.round or 0
         # These words are part of the seed: other words would be other results.
         purpose = "train" if isinstance(work, TrainWork) else "end_task"
-        seed = integer(self.config.seed, purpose, client, work.position.task, number)
+        seed = integer(
+            self.config.seed, purpose, client, work.position.task, number
+        )
         instructions = read_instructions(work.settings, self.config.train)
         self.learner.train = instructions.train
         settings = instructions.learner_settings | self._records(work)
         return Round(number, seed, instructions.proximal_mu, client, settings)
 
     def report_training(
-        self, data: TaskData, round: Round, measures: dict[str, float], samples: int
+        self,
+        data: TaskData,
+        round: Round,
+        measures: dict[str, float],
+        samples: int,
     ) -> tuple[TrainReport, State]:
         """Report a round of training that the learner has just gone through.
 
@@ -218,7 +226,10 @@ class Workbench:
 def failed(message: Message, error: BaseException) -> Message:
     """Answer that a client could not do its work, and log why."""
     log.info(
-        "client %d failed in %s", client_of(message.node), message.kind, exc_info=error
+        "client %d failed in %s",
+        client_of(message.node),
+        message.kind,
+        exc_info=error,
     )
     return message.fail(CLIENT_FAILED, explain(error))
 

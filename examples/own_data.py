@@ -32,11 +32,18 @@ def main(out: str = "runs/own-data") -> fedknow.Run:
     """Share the samples of six classes among five clients, two classes a task."""
     train_x, train_y = draw(per_class=60, seed=1)
     test_x, test_y = draw(per_class=20, seed=2)
-    stripes = fedknow.Dataset.from_arrays("stripes", train_x, train_y, test_x, test_y)
+    stripes = fedknow.Dataset.from_arrays(
+        "stripes", train_x, train_y, test_x, test_y
+    )
     run = fedknow.simulate(
         "digits",  # a preset: every setting that is not given here
         name="stripes",
-        data={"name": stripes, "clients": 5, "tasks": 3, "partition": "dirichlet"},
+        data={
+            "name": stripes,
+            "clients": 5,
+            "tasks": 3,
+            "partition": "dirichlet",
+        },
         learner="fedrep",
         engine={"backend": "inline"},
         out=out,

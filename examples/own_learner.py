@@ -30,7 +30,9 @@ class Smoothed(fedknow.Learner):
 
     def loss(self, logits: Tensor, batch: object) -> Tensor:
         """Cross-entropy with smoothed labels; logits are float32 [b, classes]."""
-        return F.cross_entropy(logits, batch.y, label_smoothing=self.settings.amount)
+        return F.cross_entropy(
+            logits, batch.y, label_smoothing=self.settings.amount
+        )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,11 @@ class ShortUpdates(FedAvg):
         self.initial: dict[str, np.ndarray] = {}
 
     def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
     ) -> Iterable[Message]:
         """Remember what the clients start from."""
         self.initial = {name: array.numpy() for name, array in arrays.items()}
@@ -42,7 +46,9 @@ class ShortUpdates(FedAvg):
         norms = [self.norm(record) for record in records]
         limit = self.slack * np.median(norms) if norms else 0.0
         for record, norm in zip(records, norms, strict=True):
-            factor = np.float32(min(1.0, limit / norm)) if norm else np.float32(1.0)
+            factor = (
+                np.float32(min(1.0, limit / norm)) if norm else np.float32(1.0)
+            )
             for name, initial in self.initial.items():
                 record[name] = Array(
                     initial + factor * (record[name].numpy() - initial)
@@ -52,7 +58,8 @@ class ShortUpdates(FedAvg):
     def norm(self, record: ArrayRecord) -> float:
         """Return the L2 norm of a client update."""
         squares = [
-            np.sum((record[name].numpy() - w) ** 2) for name, w in self.initial.items()
+            np.sum((record[name].numpy() - w) ** 2)
+            for name, w in self.initial.items()
         ]
         return float(np.sqrt(sum(squares)))
 

@@ -25,7 +25,15 @@ def start_server(out: str) -> tuple[subprocess.Popen[str], str]:
     """
     settings = [f"data.clients={CLIENTS}", "data.tasks=2", "train.rounds=2"]
     changes = [f"--set={setting}" for setting in settings]
-    command = [*COMMAND, "server", "digits", "--listen", "127.0.0.1:0", "--out", out]
+    command = [
+        *COMMAND,
+        "server",
+        "digits",
+        "--listen",
+        "127.0.0.1:0",
+        "--out",
+        out,
+    ]
     server = subprocess.Popen(
         [*command, *changes],
         stdout=subprocess.PIPE,

@@ -135,7 +135,9 @@ class RunProgress:
     def _show_evaluation(self, event: Evaluated) -> None:
         self._accuracy = f"accuracy {100 * event.accuracy:.1f} %"
         place = f"task {event.task + 1}/{self._tasks}"
-        text = f"{place} after round {event.round}{self._rounds}: {self._accuracy}"
+        text = (
+            f"{place} after round {event.round}{self._rounds}: {self._accuracy}"
+        )
         for name, value in (
             ("global model", event.accuracy_global),
             ("forgetting", event.forgetting),

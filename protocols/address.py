@@ -93,10 +93,13 @@ def _fault(host: str, wildcard: bool) -> str | None:
     except ValueError:
         return _shape_fault(host) or _name_fault(host.lower(), wildcard)
     has_zone = (
-        isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None
+        isinstance(address, ipaddress.IPv6Address)
+        and address.scope_id is not None
     )
     return (
-        "the zone (%) of an address is this machine's own affair" if has_zone else None
+        "the zone (%) of an address is this machine's own affair"
+        if has_zone
+        else None
     )
 
 
@@ -136,7 +139,9 @@ def _name_fault(name: str, wildcard: bool) -> str | None:
         return "a name in other letters has a form for machines"
     if len(name) > _LONGEST_NAME:
         return f"a name has at most {_LONGEST_NAME} characters"
-    bad_label = next((label for label in labels if not _LABEL.fullmatch(label)), None)
+    bad_label = next(
+        (label for label in labels if not _LABEL.fullmatch(label)), None
+    )
     if bad_label is not None:
         return f"{bad_label!r} is no part of a name"
     # Resolvers take 10.1 for an address, so no name may end in a number.

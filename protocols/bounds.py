@@ -43,7 +43,9 @@ def check_between(
         return
     kind = (
         "whole number"
-        if isinstance(low, int) and isinstance(high, int) and isinstance(value, int)
+        if isinstance(low, int)
+        and isinstance(high, int)
+        and isinstance(value, int)
         else "number"
     )
     end = f"; {remedy}" if remedy else ""

@@ -77,7 +77,9 @@ class Description:
 
 def summary(documented: object) -> str:
     """Return the first paragraph of an object's docstring, on one line."""
-    return " ".join((inspect.getdoc(documented) or "").partition("\n\n")[0].split())
+    return " ".join(
+        (inspect.getdoc(documented) or "").partition("\n\n")[0].split()
+    )
 
 
 def plain_text(text: str, names: Mapping[str, str] | None = None) -> str:
@@ -102,7 +104,9 @@ def plain_text(text: str, names: Mapping[str, str] | None = None) -> str:
         return (names or {}).get(short, short)
 
     without_roles = _ROLE.sub(name_of, text)
-    without_marks = _LITERAL.sub(lambda match: match[1] or match[2], without_roles)
+    without_marks = _LITERAL.sub(
+        lambda match: match[1] or match[2], without_roles
+    )
     return " ".join(without_marks.split())
 
 
@@ -111,7 +115,9 @@ def documented_parameters(function: object) -> dict[str, str]:
     documentation = inspect.getdoc(function) or ""
     # Up to the next heading with its underline, or the end.
     section = re.search(
-        r"^Parameters\n-+\n(.*?)(?:\n\n\w[\w ]*\n-+\n|\Z)", documentation, re.S | re.M
+        r"^Parameters\n-+\n(.*?)(?:\n\n\w[\w ]*\n-+\n|\Z)",
+        documentation,
+        re.S | re.M,
     )
     meanings: dict[str, str] = {}
     if section is None:
@@ -141,7 +147,9 @@ def allowed_values(setting: FieldInfo) -> str:
         float: "a number",
         str: "text",
     }
-    parts = [words[kind] if isinstance(kind, type) and kind in words else str(kind)]
+    parts = [
+        words[kind] if isinstance(kind, type) and kind in words else str(kind)
+    ]
     for bound in setting.metadata:
         parts += [
             f"{word} {getattr(bound, key):g}"

@@ -14,7 +14,14 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.app import Message as FlowerMessage
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -82,7 +89,9 @@ def set_id(message: FlowerMessage, id: str) -> None:
     message.metadata.__dict__["_message_id"] = id
 
 
-def to_flower(message: Message, reply_to: FlowerMessage | None = None) -> FlowerMessage:
+def to_flower(
+    message: Message, reply_to: FlowerMessage | None = None
+) -> FlowerMessage:
     """Our message as Flower's.
 
     Parameters
@@ -176,7 +185,9 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     record = ArrayRecord()
     for name, array in arrays.items():
         # Flower's own way refuses what it cannot store
-        record[name] = LazyArray(array) if array.dtype.kind in "biufc" else Array(array)
+        record[name] = (
+            LazyArray(array) if array.dtype.kind in "biufc" else Array(array)
+        )
     return record
 
 
@@ -292,7 +303,9 @@ class LazyArray(Array):
 
     __hash__ = None  # type: ignore[assignment]  # as Flower's
 
-    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+    def __reduce__(
+        self,
+    ) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
 

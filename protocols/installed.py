@@ -53,7 +53,9 @@ def list_installed(section: str, builtin: Collection[str]) -> dict[str, str]:
                 f"name it {entries[0].value}"
             )
         elif len(entries) > 1:
-            lines[name] = f"not used, because several packages offer it: {origins}"
+            lines[name] = (
+                f"not used, because several packages offer it: {origins}"
+            )
         else:
             lines[name] = f"from {origins}"
     return lines
@@ -126,5 +128,7 @@ def _read(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
 
 
 def _origin(entry: EntryPoint) -> str:
-    package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "a package"
+    package = (
+        f"{entry.dist.name} {entry.dist.version}" if entry.dist else "a package"
+    )
     return f"{package} ({entry.value})"

@@ -60,7 +60,9 @@ class Instructions:
     learner_settings: dict[str, Any]
 
 
-def read_instructions(settings: Mapping[str, Any], train: TrainConfig) -> Instructions:
+def read_instructions(
+    settings: Mapping[str, Any], train: TrainConfig
+) -> Instructions:
     """Read what a strategy tells clients.
 
     Parameters
@@ -118,7 +120,9 @@ def _checked(key: str, name: str, value: object, train: TrainConfig) -> float:
         # The whole section, as some of its checks compare two settings.
         checked = TrainConfig.model_validate({**train.model_dump(), name: value})
     except ValidationError as error:
-        raise ValueError(f"{key} = {show(value)}: {error.errors()[0]['msg']}") from None
+        raise ValueError(
+            f"{key} = {show(value)}: {error.errors()[0]['msg']}"
+        ) from None
     number: float = getattr(checked, name)
     return number
 

@@ -191,14 +191,22 @@ class Message:
     def config(self) -> Config:
         """Return the first :class:`Config` record (empty if there is none)."""
         return next(
-            (record for record in self.content.values() if isinstance(record, Config)),
+            (
+                record
+                for record in self.content.values()
+                if isinstance(record, Config)
+            ),
             Config(),
         )
 
     def arrays(self) -> Arrays:
         """Return the first :class:`Arrays` record (empty if there is none)."""
         return next(
-            (record for record in self.content.values() if isinstance(record, Arrays)),
+            (
+                record
+                for record in self.content.values()
+                if isinstance(record, Arrays)
+            ),
             Arrays(),
         )
 
@@ -222,10 +230,13 @@ def nbytes(content: Mapping[str, Record]) -> int:
     for record in content.values():
         for value in record.values():
             if isinstance(value, np.ndarray | bytes | str):
-                total += value.nbytes if isinstance(value, np.ndarray) else len(value)
+                total += (
+                    value.nbytes if isinstance(value, np.ndarray) else len(value)
+                )
             elif isinstance(value, list):
                 total += sum(
-                    len(item) if isinstance(item, bytes | str) else 8 for item in value
+                    len(item) if isinstance(item, bytes | str) else 8
+                    for item in value
                 )
             else:
                 total += 8

@@ -146,7 +146,9 @@ def check_maker(
 
 
 def check_options_finite(
-    options: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], part: str
+    options: Mapping[str, Any],
+    parameters: Mapping[str, inspect.Parameter],
+    part: str,
 ) -> None:
     """Refuse options that are infinite or NaN.
 
@@ -170,7 +172,9 @@ def check_options_finite(
         # Options for **kwargs have no parameter; they must be finite.
         default = parameters[key].default if key in parameters else None
         if not is_finite(value) and is_finite(default):
-            raise ConfigError(f"{part}.{key} = {show(value)}: must be a finite number")
+            raise ConfigError(
+                f"{part}.{key} = {show(value)}: must be a finite number"
+            )
 
 
 @contextmanager
@@ -189,14 +193,19 @@ def calling(reference: str, key: str) -> Iterator[None]:
     except (ConfigError, *PASSED_ON):
         raise
     except BaseException as error:
-        raise ConfigError(f"{key} = {reference!r}: failed: {explain(error)}") from error
+        raise ConfigError(
+            f"{key} = {reference!r}: failed: {explain(error)}"
+        ) from error
 
 
 def explain(error: BaseException) -> str:
     """Give an exception's type and text, and where in a user's code it arose."""
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        file, module = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
+        file, module = (
+            frame.f_code.co_filename,
+            frame.f_globals.get("__name__", ""),
+        )
         if "site-packages" not in file and not str(module).startswith("fedknow."):
             # The last such frame stays, the one nearest to the error.
             place = f" ({os.path.basename(file)}, line {line})"
@@ -219,7 +228,9 @@ def _owner(part_object: Any) -> str:
     part_object = inspect.unwrap(part_object)
     is_function = inspect.isroutine(part_object) or isinstance(part_object, type)
     module = (
-        getattr(part_object if is_function else type(part_object), "__module__", None)
+        getattr(
+            part_object if is_function else type(part_object), "__module__", None
+        )
         or ""
     )
     # A user's functions are Python; a reference such as builtins:eval must not be called.

@@ -66,7 +66,9 @@ class Proxy:
         lines = [f"CONNECT {address} HTTP/1.1", f"Host: {address}"]
         if self.login:
             # As bytes: a password need not be UTF-8 once it is unquoted.
-            login = base64.b64encode(urllib.parse.unquote_to_bytes(self.login)).decode()
+            login = base64.b64encode(
+                urllib.parse.unquote_to_bytes(self.login)
+            ).decode()
             lines.append(f"Proxy-Authorization: Basic {login}")
         return "\r\n".join([*lines, "", ""]).encode()
 
@@ -79,7 +81,9 @@ class Proxy:
         return f"{host}:{self.port}"
 
 
-def find_proxy(address: str, environ: Mapping[str, str] | None = None) -> Proxy | None:
+def find_proxy(
+    address: str, environ: Mapping[str, str] | None = None
+) -> Proxy | None:
     """Find the proxy through which the way to a server goes.
 
     Parameters
@@ -177,9 +181,13 @@ def _open_tunnel(tunnel: socket.socket, address: str, proxy: Proxy) -> None:
         answer = http.client.HTTPResponse(tunnel, method="CONNECT")
         answer.begin()
     except (OSError, http.client.HTTPException) as error:
-        raise ProxyError(f"{proxy} does not answer as a proxy: {error!r}") from None
+        raise ProxyError(
+            f"{proxy} does not answer as a proxy: {error!r}"
+        ) from None
     if answer.status != http.HTTPStatus.OK:
-        raise ProxyError(f"{proxy} refuses {address}: {answer.status} {answer.reason}")
+        raise ProxyError(
+            f"{proxy} refuses {address}: {answer.status} {answer.reason}"
+        )
 
 
 def _is_exception(address: str, exceptions: str) -> bool:

@@ -80,7 +80,9 @@ def check_address(address: str, tls: Path | None, insecure: bool) -> None:
     try:
         check_host(split_address(address)[0])
     except ValueError as error:
-        raise ConfigError(f"address {address!r}: before the port, {error}") from None
+        raise ConfigError(
+            f"address {address!r}: before the port, {error}"
+        ) from None
     if tls is not None and insecure:
         raise ConfigError("--tls and --insecure: one or the other")
     # A forgotten option must not open the run to everybody in the network.

@@ -101,7 +101,9 @@ def _problem(value: object) -> str:
     if isinstance(value, int):
         # A larger one could be read from TOML, but not written to the wire.
         is_in_range = -(2**63) <= value < 2**63
-        return "" if is_in_range else "must fit into 64 bits, as TOML's integers do"
+        return (
+            "" if is_in_range else "must fit into 64 bits, as TOML's integers do"
+        )
     if isinstance(value, str):
         return _problem_of_text(value)
     return "must be a number, a text, true or false; write a date in quotes"

@@ -102,8 +102,12 @@ def make_certificates(
         certificate without one of the hosts.
     """
     check_between("--clients", clients, 1, MOST_CLIENTS)
-    check_between("--days", days, 1, _CA_DAYS, "the CA itself is valid for ten years")
-    validity = _Validity(issued or dt.datetime.now(dt.UTC), dt.timedelta(days=days))
+    check_between(
+        "--days", days, 1, _CA_DAYS, "the CA itself is valid for ten years"
+    )
+    validity = _Validity(
+        issued or dt.datetime.now(dt.UTC), dt.timedelta(days=days)
+    )
     # Before anything is written: a bad name must leave no half-made folder.
     names = [_host(host) for host in (*LOCAL, *hosts)]
     try:
@@ -180,7 +184,9 @@ def _make_clients(
         token = new_token(client)
         uri = x509.UniformResourceIdentifier(client_uri(client))
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        files = authority.issue(f"fedknow client {client}", [uri], usage, validity)
+        files = authority.issue(
+            f"fedknow client {client}", [uri], usage, validity
+        )
         _write_folder(place, files | {TOKEN: token.encode() + b"\n"})
         tokens.add(token)
         new_folders.append(place)
@@ -252,7 +258,9 @@ class _Authority:
             .not_valid_before(time - _SKEW)
             .not_valid_after(time + dt.timedelta(days=_CA_DAYS))
             # No CA below this one.
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(
+                x509.BasicConstraints(ca=True, path_length=0), critical=True
+            )
             .add_extension(_usage(signs_certificates=True), critical=True)
             .add_extension(_subject_id(own_key), critical=False)
             .sign(key, hashes.SHA256())

@@ -90,7 +90,9 @@ def run_on_flower(
     def show(event: Event) -> None:
         line = _line(event)
         if line:
-            print(line, flush=True)  # what a ServerApp prints is what `flwr log` shows
+            print(
+                line, flush=True
+            )  # what a ServerApp prints is what `flwr log` shows
 
     def waiting(present: int) -> None:
         print(
@@ -108,7 +110,11 @@ def run_on_flower(
     ):
         with (
             FlowerGrid(
-                grid, config.data.clients, config.to_toml(), folder.run_id, waiting
+                grid,
+                config.data.clients,
+                config.to_toml(),
+                folder.run_id,
+                waiting,
             ) as own_grid,
             tracking(config, experiment.tracking, place, is_resumed) as trackers,
         ):

@@ -97,11 +97,17 @@ def serve(  # noqa: PLR0913  # the options of a command
     with opened(out, parts.config) as folder:
         try:
             with (
-                entrance.grid(parts.config, folder, _limits(parts.learner)) as grid,
-                tracking(parts.config, config.tracking, out, is_resumed) as trackers,
+                entrance.grid(
+                    parts.config, folder, _limits(parts.learner)
+                ) as grid,
+                tracking(
+                    parts.config, config.tracking, out, is_resumed
+                ) as trackers,
             ):
                 ready(grid.port)
-                with _metrics(metrics_listen, grid, tls, entrance.tokens) as extra:
+                with _metrics(
+                    metrics_listen, grid, tls, entrance.tokens
+                ) as extra:
                     subscribers = [*trackers, *observers, *extra]
                     result = Experiment(parts, grid, folder, subscribers).run()
                 # A client whose work was all done before the server came back may not have come
@@ -110,7 +116,9 @@ def serve(  # noqa: PLR0913  # the options of a command
         except Exception:
             # A disk too full for the run is too full for its log.
             with suppress(OSError):
-                (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")
+                (folder.path / "error.log").write_text(
+                    traceback.format_exc(), "utf-8"
+                )
             raise
         write_report([folder], folder.path)
     return result
@@ -125,7 +133,10 @@ class _Entrance:
     tokens: Tokens | None
 
     def grid(
-        self, config: ExperimentConfig, folder: RunFolder, limits: Limits | None = None
+        self,
+        config: ExperimentConfig,
+        folder: RunFolder,
+        limits: Limits | None = None,
     ) -> GrpcGrid:
         """Open the entrance for a run."""
         return GrpcGrid(
@@ -141,11 +152,15 @@ class _Entrance:
 def _entrance(listen: str, tls: Path | None, has_tokens: bool) -> _Entrance:
     """Read what the server needs to know clients by."""
     if tls is None and has_tokens:
-        raise ConfigError("--tokens needs --tls: a token in the clear is anybody's")
+        raise ConfigError(
+            "--tokens needs --tls: a token in the clear is anybody's"
+        )
     if tls is None:
         return _Entrance(listen, None, None)
     credentials = server_credentials(tls, client_certificates=not has_tokens)
-    return _Entrance(listen, credentials, Tokens.load(tls) if has_tokens else None)
+    return _Entrance(
+        listen, credentials, Tokens.load(tls) if has_tokens else None
+    )
 
 
 @contextmanager

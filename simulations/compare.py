@@ -84,7 +84,11 @@ class RunSeries:
 
     @classmethod
     def plan(
-        cls, config: ExperimentConfig, learners: Sequence[str], seeds: int, out: Path
+        cls,
+        config: ExperimentConfig,
+        learners: Sequence[str],
+        seeds: int,
+        out: Path,
     ) -> RunSeries:
         """Plan the runs; for the arguments see :func:`compare`."""
         methods, left_out = contenders(config, learners)

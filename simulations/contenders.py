@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from fedknow.client.data import make_benchmark
 from fedknow.client.learners import learner_class, list_learners, resolve
 from fedknow.client.learners.best import SUFFIX, searched_settings
-from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, read_config
+from fedknow.protocols.config import (
+    ConfigError,
+    ExperimentConfig,
+    closest,
+    read_config,
+)
 from fedknow.simulations.simulate import prepare
 
 __all__ = ["ALL", "contenders", "plan"]
@@ -46,7 +51,9 @@ def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
         changes = changes[1:]
     # Read again as from a file: a change of learner drops the other one's settings.
     tree = config.model_dump(mode="json")
-    return resolve(read_config(tree, [f"learner={name}", *changes, f"seed={seed}"]))
+    return resolve(
+        read_config(tree, [f"learner={name}", *changes, f"seed={seed}"])
+    )
 
 
 def contenders(

@@ -91,7 +91,13 @@ def refuse_damaged(path: Path) -> Iterator[None]:
     try:
         yield
     # Damaged bytes fail where they are decoded, parsed, or used as another type of thing.
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ConfigError(
             f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}); delete it "
             "and give the command again, which makes it anew from the runs beside it"
@@ -135,7 +141,9 @@ def _as_csv(runs: Mapping[str, Summary]) -> bytes:
     """Write one line a run; a cell without a number is empty."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["run", "learner", "seed", *(measure.key for measure in MEASURES)])
+    table.writerow(
+        ["run", "learner", "seed", *(measure.key for measure in MEASURES)]
+    )
     for name, run in runs.items():
         measures = run.measures()
         values = [measures[measure.key] for measure in MEASURES]

@@ -189,7 +189,9 @@ def search(
     series = RunSeries.plan(config, methods, request.seeds, out)
     failures = series.run(watch, is_lean=True)
     folders = series.folders(failures)
-    groups = write_numbers(folders, out, failures, series.left_out) if folders else []
+    groups = (
+        write_numbers(folders, out, failures, series.left_out) if folders else []
+    )
     best: dict[str, BestSettings] = {}
     for name, grid in grids.items():
         scores = _scores(name, grid, groups)
@@ -246,7 +248,9 @@ def _scores(
     return scores
 
 
-def _best(name: str, defaults: Settings, scores: Sequence[_Score]) -> BestSettings:
+def _best(
+    name: str, defaults: Settings, scores: Sequence[_Score]
+) -> BestSettings:
     # Of equals the first one tried is the best.
     best = min(scores, key=lambda score: score.rank)
     # NaN: the learner's defaults failed.
@@ -288,7 +292,9 @@ def _entry(best: BestSettings, command: str) -> dict[str, Any]:
     }
     # Four digits, as more would only be noise of the seeds.
     rounded = {
-        key: round(value, 4) for key, value in numbers.items() if not math.isnan(value)
+        key: round(value, 4)
+        for key, value in numbers.items()
+        if not math.isnan(value)
     }
     return {
         "command": command,

@@ -72,7 +72,10 @@ class Asynchronous(FedAvg):
             raise ValueError(
                 f"staleness = {staleness!r}: must be polynomial, hinge or constant"
             )
-        for name, value in (("staleness_a", staleness_a), ("staleness_b", staleness_b)):
+        for name, value in (
+            ("staleness_a", staleness_a),
+            ("staleness_b", staleness_b),
+        ):
             if value < 0:
                 raise ValueError(f"{name} = {value!r}: must not be below 0")
         self.concurrency = concurrency
@@ -126,7 +129,8 @@ class Asynchronous(FedAvg):
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None]
+        | None = None,
     ) -> Result:
         """Run as Flower's ``Strategy.start`` does.
 
@@ -141,7 +145,9 @@ class Asynchronous(FedAvg):
         # The strategy's settings go before the experiment's.
         config = ConfigRecord({**(train_config or {}), **self.settings()})
         arrival_grid = cast(ArrivalGrid, grid)
-        dispatcher = Dispatcher(arrival_grid, initial_arrays, config, self.concurrency)
+        dispatcher = Dispatcher(
+            arrival_grid, initial_arrays, config, self.concurrency
+        )
         result = Result(arrays=initial_arrays)
         # Flower evaluates the initial model too, as round 0.
         if evaluate_fn:
@@ -166,7 +172,9 @@ class Asynchronous(FedAvg):
         return result
 
 
-def combine(update: Callable[..., np.ndarray], *records: ArrayRecord) -> ArrayRecord:
+def combine(
+    update: Callable[..., np.ndarray], *records: ArrayRecord
+) -> ArrayRecord:
     """Apply a function to the floating-point arrays of several records.
 
     Parameters
@@ -198,7 +206,10 @@ def staleness_metrics(
     staleness: list[int],
 ) -> dict[str, float | list[int] | list[float]]:
     """Return the mean and the maximum staleness of a round's answers."""
-    return {"staleness": float(np.mean(staleness)), "staleness-max": max(staleness)}
+    return {
+        "staleness": float(np.mean(staleness)),
+        "staleness-max": max(staleness),
+    }
 
 
 def check_whole_number(name: str, value: float, minimum: int) -> None:

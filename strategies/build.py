@@ -28,7 +28,9 @@ __all__ = ["Recipe", "build_strategy", "is_variadic", "option_names"]
 Parameters = dict[str, inspect.Parameter]
 
 
-def build_strategy(config: StrategyConfig, clients: int | None = None) -> Strategy:
+def build_strategy(
+    config: StrategyConfig, clients: int | None = None
+) -> Strategy:
     """Make the strategy that the configuration names.
 
     Parameters
@@ -139,7 +141,9 @@ class Recipe:
         self._check_complete(options)
         return options
 
-    def make(self, options: Mapping[str, Any], settings: Mapping[str, Any]) -> Strategy:
+    def make(
+        self, options: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> Strategy:
         """Make the strategy.
 
         Parameters
@@ -160,7 +164,9 @@ class Recipe:
             raise
         # Flower's constructors raise TypeError and ValueError, a user's may raise anything.
         except BaseException as error:
-            shown = [f"strategy.{key} = {value!r}" for key, value in settings.items()]
+            shown = [
+                f"strategy.{key} = {value!r}" for key, value in settings.items()
+            ]
             raise ConfigError(
                 f"strategy {self.name} refused {', '.join(shown) or 'its defaults'}: "
                 f"{explain(error)}"
@@ -226,7 +232,9 @@ def _parameters(
 ) -> Parameters:
     parameters = inspect.signature(factory).parameters
     return {
-        key: parameter for key, parameter in parameters.items() if key not in hidden
+        key: parameter
+        for key, parameter in parameters.items()
+        if key not in hidden
     }
 
 

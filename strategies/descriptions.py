@@ -6,7 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAvg,
+)
 
 from fedknow.client.learners import LEARNERS
 from fedknow.protocols.descriptions import (
@@ -44,8 +47,12 @@ def describe_strategy(name: str) -> Description:
     factories = [recipe.factory]
     if recipe.builtin and recipe.builtin.wrapper:
         factories.insert(0, recipe.builtin.wrapper)
-    names = [f"{factory.__module__}.{factory.__qualname__}" for factory in factories]
-    learners = [learner for learner, kind in LEARNERS.items() if kind.strategy == name]
+    names = [
+        f"{factory.__module__}.{factory.__qualname__}" for factory in factories
+    ]
+    learners = [
+        learner for learner, kind in LEARNERS.items() if kind.strategy == name
+    ]
     facts = {
         "Class": " around ".join(names),
         "Learner": " or ".join(learners) or "any that has no strategy of its own",

@@ -214,7 +214,9 @@ class Dispatcher:
             if node not in busy and self._sent_version.get(node) != self.version
         ]
         concurrency = self._concurrency or len(nodes)
-        places = min(len(free), self.remaining - len(busy), concurrency - len(busy))
+        places = min(
+            len(free), self.remaining - len(busy), concurrency - len(busy)
+        )
         count = int(places)
         if count <= 0:
             return []
@@ -230,7 +232,9 @@ class Dispatcher:
         config = ConfigRecord({**self._config, **rounds})
         # One content for all, so that the grid encodes it once.
         content = RecordDict({"arrays": self.arrays, "config": config})
-        messages = [FlowerMessage(content, node, MessageType.TRAIN) for node in nodes]
+        messages = [
+            FlowerMessage(content, node, MessageType.TRAIN) for node in nodes
+        ]
         ids = self.grid.push_messages(messages)
         for id, node in zip(ids, nodes, strict=True):
             self._at_work[id] = _Job(node, self.version, self.arrays)
@@ -240,7 +244,9 @@ class Dispatcher:
         timeout = None
         if deadline is not None:
             timeout = max(0.0, deadline - self.grid.clock_time)
-        self._arrived.extend(self.grid.pull_messages(list(self._at_work), timeout))
+        self._arrived.extend(
+            self.grid.pull_messages(list(self._at_work), timeout)
+        )
 
     def _allow_retry(self, job: _Job) -> None:
         """Let a client whose answer was lost work on the same version again."""

@@ -56,7 +56,9 @@ class FedAsync(Asynchronous):
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha = {alpha!r}: must be above 0 and at most 1")
         if proximal_mu < 0:
-            raise ValueError(f"proximal_mu = {proximal_mu!r}: must not be below 0")
+            raise ValueError(
+                f"proximal_mu = {proximal_mu!r}: must not be below 0"
+            )
         self.alpha = alpha
         self.proximal_mu = proximal_mu
 
@@ -82,7 +84,9 @@ class FedAsync(Asynchronous):
             weight = np.float32(self.alpha * self.discount(update.staleness))
             # A good reply has just one record of arrays, whatever its name.
             model = next(iter(update.reply.content.array_records.values()))
-            dispatcher.step(combine(partial(_mix, weight), dispatcher.arrays, model))
+            dispatcher.step(
+                combine(partial(_mix, weight), dispatcher.arrays, model)
+            )
         if not staleness:
             return None
         return MetricRecord(staleness_metrics(staleness))

@@ -81,7 +81,9 @@ class Buffered(Asynchronous):
         arrays = dispatcher.arrays
         # Where nothing travels there is nothing to average.
         if arrays:
-            averaged, metrics = self.aggregate_train(dispatcher.version + 1, replies)
+            averaged, metrics = self.aggregate_train(
+                dispatcher.version + 1, replies
+            )
             assert averaged is not None  # there are replies, all of them good
             arrays = _cast_like(averaged, arrays)
         dispatcher.step(arrays)
@@ -96,7 +98,9 @@ class Buffered(Asynchronous):
             return reply
         name, model = next(iter(reply.content.array_records.items()))
 
-        def add_change(x: np.ndarray, base: np.ndarray, y: np.ndarray) -> np.ndarray:
+        def add_change(
+            x: np.ndarray, base: np.ndarray, y: np.ndarray
+        ) -> np.ndarray:
             result: np.ndarray = x + factor * (y - base)
             return result
 
@@ -129,7 +133,9 @@ class FedBuff(Buffered):
         staleness_a: float = 0.5,
         staleness_b: float = 4.0,
     ) -> None:
-        super().__init__(server_lr, concurrency, staleness, staleness_a, staleness_b)
+        super().__init__(
+            server_lr, concurrency, staleness, staleness_a, staleness_b
+        )
         check_whole_number("buffer", buffer, minimum=1)
         self.buffer = buffer
 

@@ -68,7 +68,9 @@ class FedWeit(PairedStrategy):
         if not valid:
             return None, None
         # Only an answer proves that the adaptive parameters have arrived.
-        self._informed |= {client_of(reply.metadata.src_node_id) for reply in valid}
+        self._informed |= {
+            client_of(reply.metadata.src_node_id) for reply in valid
+        }
         contents = [reply.content for reply in valid]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         sent = [
@@ -77,7 +79,9 @@ class FedWeit(PairedStrategy):
         ]
         averaged = Arrays()
         for name, current in self._base.items():
-            averaged[name] = mean_of_sent(current, [arrays[name] for arrays in sent])
+            averaged[name] = mean_of_sent(
+                current, [arrays[name] for arrays in sent]
+            )
         return to_record(averaged), metrics
 
     def aggregate_end_task(
@@ -87,7 +91,9 @@ class FedWeit(PairedStrategy):
         adaptive = Arrays()
         for reply in replies:
             for name, array in reply.content.get(EXTRA, {}).items():
-                assert isinstance(array, np.ndarray)  # the checks of replies saw to it
+                assert isinstance(
+                    array, np.ndarray
+                )  # the checks of replies saw to it
                 if name not in adaptive:
                     shape = self._clients, *array.shape
                     adaptive[name] = np.zeros(shape, array.dtype)
@@ -108,7 +114,9 @@ class FedWeit(PairedStrategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         tensors = unpack(state["adaptive"])
-        adaptive = Arrays((name, tensor.numpy()) for name, tensor in tensors.items())
+        adaptive = Arrays(
+            (name, tensor.numpy()) for name, tensor in tensors.items()
+        )
         self._adaptive = adaptive or None
         self._informed = set(state["told"])
 

@@ -115,7 +115,9 @@ class Flcn(PairedStrategy):
     def _sample(self, part: int, row: int) -> Sample:
         proxy = self._proxy[part]
         classes = tuple(int(label) for label in proxy["classes"])
-        return Sample(torch.tensor(proxy["x"][row]), int(proxy["y"][row]), classes)
+        return Sample(
+            torch.tensor(proxy["x"][row]), int(proxy["y"][row]), classes
+        )
 
 
 def importance(learner: Learner, samples: Sequence[Sample]) -> dict[str, Tensor]:

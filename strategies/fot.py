@@ -30,7 +30,12 @@ from fedknow.protocols.config import ConfigError
 from fedknow.protocols.flower import to_arrays, to_record
 from fedknow.protocols.messages import EXTRA, Arrays, Message
 from fedknow.strategies.paired import PairedStrategy, Setup
-from fedknow.strategies.subspaces import extend, extend_from_sketch, project, restrict
+from fedknow.strategies.subspaces import (
+    extend,
+    extend_from_sketch,
+    project,
+    restrict,
+)
 
 __all__ = ["Fot"]
 
@@ -74,7 +79,9 @@ class Fot(PairedStrategy):
         # Double precision: errors of float32 add up over tasks.
         self._bases: dict[str, Tensor] = {}
         for name, layer in setup.learner.layers.items():
-            self._bases[name] = torch.zeros(dimension(layer), 0, dtype=torch.float64)
+            self._bases[name] = torch.zeros(
+                dimension(layer), 0, dtype=torch.float64
+            )
 
     def begin_round(self, task: int, arrays: Arrays) -> None:
         """Remember the global parameters, from which updates are counted."""

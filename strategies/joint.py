@@ -73,7 +73,11 @@ class JointCentral(PairedStrategy):
         self._seed = setup.config.seed
 
     def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
     ) -> Iterable[FlowerMessage]:
         """Note the round; clients have nothing to do."""
         self._task = int(cast(int, config["task"]))
@@ -102,10 +106,14 @@ class JointCentral(PairedStrategy):
         # One thread, so that sums do not depend on the machine's number of cores.
         with one_thread():
             task = self._stream.task(0, self._task)
-            report = self._learner.fit_on(data, count, task, Round(self._round, seed))
+            report = self._learner.fit_on(
+                data, count, task, Round(self._round, seed)
+            )
         # Each epoch learns from as many.
         samples = self._learner.drawn(data, count) * self._learner.epochs
-        trained = {name: value.numpy() for name, value in self._learner.send().items()}
+        trained = {
+            name: value.numpy() for name, value in self._learner.send().items()
+        }
         return to_record(trained), MetricRecord({**report, "samples": samples})
 
     def kept_bytes(self) -> int:
@@ -136,7 +144,9 @@ class JointCentral(PairedStrategy):
 
     def _client_data(self, client: int) -> list[Replay]:
         """Return a client's samples of each task so far, with the classes of each."""
-        tasks = [self._stream.task(client, task) for task in range(self._task + 1)]
+        tasks = [
+            self._stream.task(client, task) for task in range(self._task + 1)
+        ]
         width = self._learner.head.out_features
         parts = []
         for task in tasks:

@@ -76,9 +76,13 @@ _SPANS = {
         low=0, high=1, meaning="the share of clients that evaluate"
     ),
     "min_train_nodes": _NODES,
-    "min_evaluate_nodes": _Span(low=0, is_whole=True, meaning="a number of clients"),
+    "min_evaluate_nodes": _Span(
+        low=0, is_whole=True, meaning="a number of clients"
+    ),
     "min_available_nodes": _NODES,
-    "num_malicious_nodes": _Span(low=0, is_whole=True, meaning="a number of clients"),
+    "num_malicious_nodes": _Span(
+        low=0, is_whole=True, meaning="a number of clients"
+    ),
     "num_nodes_to_select": _NODES,
     "num_sampled_clients": _NODES,
     "eta": _POSITIVE,
@@ -115,7 +119,9 @@ def flower_parameters(factory: object) -> dict[str, inspect.Parameter]:
     parameters: dict[str, inspect.Parameter] = {}
     # From the oldest class to the youngest, whose defaults hold.
     for base in reversed(bases):
-        if base.__module__.startswith("flwr.serverapp.") and "__init__" in vars(base):
+        if base.__module__.startswith("flwr.serverapp.") and "__init__" in vars(
+            base
+        ):
             parameters |= inspect.signature(base).parameters
     return parameters
 
@@ -148,7 +154,9 @@ def check_options(
             is_allowed = _span(key, default).holds(value)
         if not is_allowed:
             allowed = allowed_values(key, default)
-            raise ConfigError(f"strategy.{key} = {show(value)}: must be {allowed}")
+            raise ConfigError(
+                f"strategy.{key} = {show(value)}: must be {allowed}"
+            )
 
 
 def allowed_values(key: str, default: object) -> str:

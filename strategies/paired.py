@@ -155,18 +155,26 @@ class PairedStrategy(FedAvg):
     # --- Flower's hooks
 
     def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
     ) -> Iterable[FlowerMessage]:
         """Make FedAvg's messages, and add the ``extra`` records."""
         self._task = int(config["task"])  # type: ignore[arg-type]
-        messages = list(super().configure_train(server_round, arrays, config, grid))
+        messages = list(
+            super().configure_train(server_round, arrays, config, grid)
+        )
         # After the draw of clients: a method that draws numbers itself must not change it.
         self.begin_round(self._task, to_arrays(arrays))
         # By identity: arrays that several clients get are encoded once. The arrays are held
         # here too, since Python may give a freed object's identity to another one.
         encoded: dict[int, tuple[Arrays, ArrayRecord]] = {}
         for message in messages:
-            extra = self.extra(self._task, client_of(message.metadata.dst_node_id))
+            extra = self.extra(
+                self._task, client_of(message.metadata.dst_node_id)
+            )
             if extra is None:
                 continue
             if id(extra) not in encoded:

@@ -64,7 +64,9 @@ def layers(strategy: object) -> Iterator[Strategy]:
         strategy = getattr(strategy, "strategy", None)
 
 
-def _check_nobody_is_waited_for(strategy: Strategy, clients: int, name: str) -> None:
+def _check_nobody_is_waited_for(
+    strategy: Strategy, clients: int, name: str
+) -> None:
     for key in _MINIMA:
         minimum = getattr(strategy, key, 0)
         # A user's class may use such a name for something else.
@@ -75,7 +77,9 @@ def _check_nobody_is_waited_for(strategy: Strategy, clients: int, name: str) -> 
             )
 
 
-def _check_enough_answers(strategy: flower.FedAvg, answers: int, name: str) -> None:
+def _check_enough_answers(
+    strategy: flower.FedAvg, answers: int, name: str
+) -> None:
     malicious = getattr(strategy, "num_malicious_nodes", None)
     if not isinstance(malicious, int):
         return
@@ -119,7 +123,9 @@ def _check_something_is_trimmed(
     remedy = ""
     if answers > 2:
         # Rounded up to three decimals, so that the product reaches 1.
-        remedy = f"raise strategy.beta to {math.ceil(1000 / answers) / 1000:g}, or "
+        remedy = (
+            f"raise strategy.beta to {math.ceil(1000 / answers) / 1000:g}, or "
+        )
     raise ConfigError(
         f"strategy {name} with strategy.beta = {beta:g} trims nothing of "
         f"{counted(answers, 'answer')} in a round, as {beta:g} x {answers} is below 1; "

@@ -73,17 +73,20 @@ OBJECTS = (
 
 BUILTIN = {
     "fedavg": Builtin(
-        flower.FedAvg, "weighted mean of the clients' parameters (McMahan et al. 2017)"
+        flower.FedAvg,
+        "weighted mean of the clients' parameters (McMahan et al. 2017)",
     ),
     "fedprox": Builtin(
         flower.FedProx,
         "FedAvg, clients pulled towards the global model by proximal_mu (Li et al. 2020)",
     ),
     "fedasync": Builtin(
-        FedAsync, "each answer is mixed into the model as it arrives (Xie et al. 2019)"
+        FedAsync,
+        "each answer is mixed into the model as it arrives (Xie et al. 2019)",
     ),
     "fedbuff": Builtin(
-        FedBuff, "asynchronous, a step from every so many answers (Nguyen et al. 2022)"
+        FedBuff,
+        "asynchronous, a step from every so many answers (Nguyen et al. 2022)",
     ),
     "semisync": Builtin(
         SemiSync, "rounds end at a deadline, and who is late counts in the next"
@@ -102,13 +105,16 @@ BUILTIN = {
         "FedAvg orthogonal to past tasks' inputs, for the learner fot (Bakman et al. 2024)",
     ),
     "joint-central": Builtin(
-        JointCentral, "training on all data in one place, for the learner joint-central"
+        JointCentral,
+        "training on all data in one place, for the learner joint-central",
     ),
     "target": Builtin(
         Target,
         "FedAvg and images made of the model, for the learner target (Zhang et al. 2023)",
     ),
-    "fedavgm": Builtin(flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"),
+    "fedavgm": Builtin(
+        flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"
+    ),
     "fedadam": Builtin(flower.FedAdam, "Adam on the server (Reddi et al. 2021)"),
     "fedadagrad": Builtin(
         flower.FedAdagrad, "Adagrad on the server (Reddi et al. 2021)"
@@ -123,14 +129,16 @@ BUILTIN = {
         "mean without the extreme shares beta of each parameter (Yin et al. 2018)",
     ),
     "krum": Builtin(
-        flower.Krum, "the one client nearest to the others (Blanchard et al. 2017)"
+        flower.Krum,
+        "the one client nearest to the others (Blanchard et al. 2017)",
     ),
     "multikrum": Builtin(
         flower.MultiKrum,
         "mean of the clients nearest to the others (Blanchard et al. 2017)",
     ),
     "bulyan": Builtin(
-        flower.Bulyan, "Krum's choice, then a trimmed mean (El Mhamdi et al. 2018)"
+        flower.Bulyan,
+        "Krum's choice, then a trimmed mean (El Mhamdi et al. 2018)",
     ),
     "qfedavg": Builtin(
         flower.QFedAvg,
@@ -176,7 +184,9 @@ def find_strategy(name: str) -> Callable[..., Any]:
     # A class must be a strategy; a function may make one.
     is_other_class = is_class and not issubclass(maker, Strategy)
     if not callable(maker) or is_other_class:
-        porting = f"; {PORTING}" if is_class and is_of_old_interface(maker) else ""
+        porting = (
+            f"; {PORTING}" if is_class and is_of_old_interface(maker) else ""
+        )
         raise ConfigError(
             f"strategy.name = {name!r}: neither a class derived from "
             f"flwr.serverapp.strategy.Strategy nor a function that makes one{porting}"

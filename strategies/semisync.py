@@ -42,9 +42,13 @@ class SemiSync(Buffered):
         staleness_a: float = 0.5,
         staleness_b: float = 4.0,
     ) -> None:
-        super().__init__(server_lr, concurrency, staleness, staleness_a, staleness_b)
+        super().__init__(
+            server_lr, concurrency, staleness, staleness_a, staleness_b
+        )
         if deadline <= 0:
-            raise ValueError(f"deadline = {deadline!r}: must be above 0 (seconds)")
+            raise ValueError(
+                f"deadline = {deadline!r}: must be above 0 (seconds)"
+            )
         self.deadline = deadline
 
     def gather(
@@ -54,7 +58,9 @@ class SemiSync(Buffered):
         dispatcher.dispatch()
         # The deadline counts from the moment at which the work was given out.
         is_last_round = rounds_remaining == 1
-        deadline = None if is_last_round else dispatcher.grid.clock_time + self.deadline
+        deadline = (
+            None if is_last_round else dispatcher.grid.clock_time + self.deadline
+        )
         updates: list[ClientUpdate] = []
         while update := dispatcher.take_update(deadline):
             updates.append(update)

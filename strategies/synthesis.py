@@ -209,7 +209,9 @@ class _Synthesis:
         self._generator_optimizer = torch.optim.Adam(
             generator.parameters(), lr=2e-3, betas=(0.5, 0.999)
         )
-        learned = [weight for weight in student.parameters() if weight.requires_grad]
+        learned = [
+            weight for weight in student.parameters() if weight.requires_grad
+        ]
         self._student_optimizer = torch.optim.Adam(learned, lr=1e-3)
 
     def make_batch(self, y: Tensor, steps: int) -> Tensor:
@@ -241,7 +243,9 @@ class _Synthesis:
             with torch.no_grad():
                 answer = self._teacher(x)
             self._student_optimizer.zero_grad()
-            loss = distillation(self._student(x), answer, slices, effort.temperature)
+            loss = distillation(
+                self._student(x), answer, slices, effort.temperature
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             self._student_optimizer.step()
 

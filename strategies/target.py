@@ -92,7 +92,9 @@ class Target(PairedStrategy):
         """Average as FedAvg does; clients that answered have the images."""
         replies = list(replies)
         answered = [reply for reply in replies if reply.has_content()]
-        self._informed |= {client_of(reply.metadata.src_node_id) for reply in answered}
+        self._informed |= {
+            client_of(reply.metadata.src_node_id) for reply in answered
+        }
         return super().aggregate_train(server_round, replies)
 
     def aggregate_end_task(
@@ -160,7 +162,9 @@ class Target(PairedStrategy):
             with torch.no_grad():
                 logits = teacher(images)
         classes = torch.cat(list(slices))
-        numbers = [torch.full_like(part, number) for number, part in enumerate(slices)]
+        numbers = [
+            torch.full_like(part, number) for number, part in enumerate(slices)
+        ]
         extra = {
             "x": images,
             # Columns of classes alone: others were never trained.

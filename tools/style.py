@@ -22,7 +22,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PRODUCT = ["protocols", "client", "strategies", "server", "simulations", "fedknow"]
+PRODUCT = [
+    "protocols",
+    "client",
+    "strategies",
+    "server",
+    "simulations",
+    "fedknow",
+]
 FOLDERS = [*PRODUCT, "tools", "benchmarks", "examples"]
 SKIPPED = re.compile(r"_pb2")
 FILE_LINES = 400
@@ -91,7 +98,9 @@ def length(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
     if isinstance(node, ast.ClassDef) or ast.get_docstring(node) is None:
         return lines
     docstring = node.body[0]
-    return lines - ((docstring.end_lineno or docstring.lineno) - docstring.lineno + 1)
+    return lines - (
+        (docstring.end_lineno or docstring.lineno) - docstring.lineno + 1
+    )
 
 
 def new_name(node: ast.AST) -> str | None:
@@ -116,7 +125,11 @@ def name_offences(node: ast.AST) -> Iterator[Offence]:
 def size_offences(node: ast.AST) -> Iterator[Offence]:
     """Yield the offences of size of a function or class."""
     if isinstance(node, ast.ClassDef) and length(node) > CLASS_LINES:
-        yield node.lineno, "class-lines", f"{node.name}: {length(node)} > {CLASS_LINES}"
+        yield (
+            node.lineno,
+            "class-lines",
+            f"{node.name}: {length(node)} > {CLASS_LINES}",
+        )
     if not isinstance(node, FUNCTIONS):
         return
     sizes = [
@@ -186,14 +199,18 @@ class Density:
         tokens: Counter[int] = Counter()
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             self.comments += token.type == tokenize.COMMENT
-            is_code = token.type in CODE_TOKENS and token.start[0] not in documented
+            is_code = (
+                token.type in CODE_TOKENS and token.start[0] not in documented
+            )
             tokens[token.start[0]] += is_code
         self.tokens += tokens.total()
         self.token_lines += sum(1 for count in tokens.values() if count)
         self.code_lines += sum(
             1
             for number, line in enumerate(lines, 1)
-            if line.strip() and number not in documented and line.strip()[0] != "#"
+            if line.strip()
+            and number not in documented
+            and line.strip()[0] != "#"
         )
 
 
@@ -201,7 +218,9 @@ def docstring_lines(tree: ast.AST) -> set[int]:
     """Return the numbers of all lines that belong to docstrings."""
     lines: set[int] = set()
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
+        if not isinstance(node, ast.Expr) or not isinstance(
+            node.value, ast.Constant
+        ):
             continue
         if isinstance(node.value.value, str):
             lines |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
@@ -227,7 +246,9 @@ def read_baseline(path: Path) -> Baseline:
 def write_baseline(path: Path, counts: Baseline) -> None:
     """Lower the counts of the file to those given; none is ever raised."""
     baseline = read_baseline(path)
-    lowered = {key: min(count, counts.get(key, 0)) for key, count in baseline.items()}
+    lowered = {
+        key: min(count, counts.get(key, 0)) for key, count in baseline.items()
+    }
     lines = [f"{key} {count}\n" for key, count in lowered.items() if count]
     path.write_text("".join(lines), "utf-8")
 
@@ -244,7 +265,9 @@ def measure(folders: Sequence[Path]) -> list[str]:
         complaints.append(f"more than {TOKENS_PER_LINE} tokens a line")
     if not COMMENTS_PER_LINE[0] <= comments <= COMMENTS_PER_LINE[1]:
         low, high = COMMENTS_PER_LINE
-        complaints.append(f"comments per line of code not between {low} and {high}")
+        complaints.append(
+            f"comments per line of code not between {low} and {high}"
+        )
     return complaints
 
 
@@ -274,7 +297,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--known", type=Path, help="file of known offences")
-    parser.add_argument("--write", action="store_true", help="lower the known counts")
+    parser.add_argument(
+        "--write", action="store_true", help="lower the known counts"
+    )
     options = parser.parse_args(arguments)
     baseline = read_baseline(options.known) if options.known else {}
     groups = offences_by_rule(options.paths or map(Path, FOLDERS))
@@ -282,7 +307,9 @@ def main(arguments: list[str]) -> int:
     counts = {key: len(rows) for key, rows in groups.items()}
     if options.write and options.known:
         write_baseline(options.known, counts)
-    print(f"{sum(counts.values())} offences of style, {sum(baseline.values())} known")
+    print(
+        f"{sum(counts.values())} offences of style, {sum(baseline.values())} known"
+    )
     if not options.paths:
         measure([Path(folder) for folder in PRODUCT])
     return int(is_grown)

@@ -108,7 +108,11 @@ class _Part:
     )  # fmt: skip
 
     def __init__(
-        self, meter: Meter, key: Hashable | None, counted: bool, charged: bool = True
+        self,
+        meter: Meter,
+        key: Hashable | None,
+        counted: bool,
+        charged: bool = True,
     ) -> None:
         self._meter = meter
         self.key = key
@@ -159,7 +163,9 @@ class _Part:
         self.live -= size
 
     def stepped(self, optimizer: Optimizer) -> None:
-        parameters = chain.from_iterable(g["params"] for g in optimizer.param_groups)
+        parameters = chain.from_iterable(
+            g["params"] for g in optimizer.param_groups
+        )
         gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
         if self._optimizers is None:
             self._optimizers = weakref.WeakKeyDictionary()
@@ -370,7 +376,9 @@ def module_bytes(*modules: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, float]:
+def costs(
+    cost: Cost, weights: int, knowledge: int, replay: int
+) -> dict[str, float]:
     """Give the metrics :data:`~fedknow.protocols.work.COSTS` of one answer.
 
     Parameters
@@ -397,4 +405,6 @@ def costs(cost: Cost, weights: int, knowledge: int, replay: int) -> dict[str, fl
         knowledge,
         replay,
     )
-    return dict(zip(COSTS, map(float, (cost.flops, sum(parts), *parts)), strict=True))
+    return dict(
+        zip(COSTS, map(float, (cost.flops, sum(parts), *parts)), strict=True)
+    )

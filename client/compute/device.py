@@ -47,7 +47,9 @@ def find_device(name: str, key: str = "engine.device") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if kind == "cuda" and int(number or 0) >= (count := torch.cuda.device_count()):
+    if kind == "cuda" and int(number or 0) >= (
+        count := torch.cuda.device_count()
+    ):
         seen = ", ".join(f"'cuda:{i}'" for i in range(count)) or "no GPU"
         raise ConfigError(
             f"{key} = {name!r}: torch {torch.__version__} sees {seen} here; set {key} to "
@@ -77,14 +79,18 @@ class DeviceTransfer:
 
     def enter(self, tree: _Tree) -> _Tree:
         """Nested dictionaries and lists with their tensors on the device."""
-        return tree if self.device.type == "cpu" else self._walk(tree, inward=True)
+        return (
+            tree if self.device.type == "cpu" else self._walk(tree, inward=True)
+        )
 
     def leave(self, tree: _Tree) -> _Tree:
         """Bring tensors to the CPU.
 
         A tensor that came in and was not written to is given back as the very same object.
         """
-        return tree if self.device.type == "cpu" else self._walk(tree, inward=False)
+        return (
+            tree if self.device.type == "cpu" else self._walk(tree, inward=False)
+        )
 
     def enter_split(self, split: Split) -> Split:
         """Bring samples to the device."""

@@ -42,7 +42,9 @@ def retain_freed_memory() -> None:
         "MALLOC_MMAP_MAX_",
     )
     # A user's own setting counts more than ours; other C libraries have no such call.
-    if not hasattr(system, "mallopt") or any(name in os.environ for name in chosen):
+    if not hasattr(system, "mallopt") or any(
+        name in os.environ for name in chosen
+    ):
         return
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return

@@ -51,7 +51,9 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._collecting = gc.isenabled()
             gc.disable()
             if self._network is not None:
-                self._watching = self._network.register_forward_pre_hook(self._note)
+                self._watching = self._network.register_forward_pre_hook(
+                    self._note
+                )
             self.__enter__()  # type: ignore[no-untyped-call]
         elif self._on and not on:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -87,7 +89,9 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _vectors(x: Tensor, y: Tensor, *_: Any, out_val: Any = None, **__: Any) -> int:
+def _vectors(
+    x: Tensor, y: Tensor, *_: Any, out_val: Any = None, **__: Any
+) -> int:
     """Count the operations of a matrix or a vector times a vector."""
     return 2 * x.numel()
 

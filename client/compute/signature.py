@@ -44,7 +44,9 @@ _OPAQUE = (
 )
 _Module = tuple[int, tuple[nn.Parameter, ...]]
 # Weak keys, so that a module that is gone frees its parameters.
-_modules: weakref.WeakKeyDictionary[nn.Module, _Module] = weakref.WeakKeyDictionary()
+_modules: weakref.WeakKeyDictionary[nn.Module, _Module] = (
+    weakref.WeakKeyDictionary()
+)
 # And not id(), which another module may get once this one is gone.
 _serial_numbers = count()
 
@@ -78,7 +80,11 @@ def describe(value: Any, depth: int = 0) -> Hashable:
         return (value.shape, value.dtype, value.requires_grad)
     if isinstance(value, nn.Module):
         return _describe_module(value)
-    if isinstance(value, int | float) or depth == DEPTH or isinstance(value, _OPAQUE):
+    if (
+        isinstance(value, int | float)
+        or depth == DEPTH
+        or isinstance(value, _OPAQUE)
+    ):
         return kind
     if isinstance(value, np.ndarray):
         return (value.shape, value.dtype)
@@ -95,7 +101,9 @@ def _describe_container(value: Any, depth: int) -> Hashable:
     if isinstance(value, list | tuple):
         return (kind, *_describe_all(value, depth))
     # Keys name parameters or number tasks: only how many there are matters.
-    entries = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    entries = (
+        value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+    )
     return (kind, *_describe_all(entries.values(), depth))
 
 
@@ -113,7 +121,10 @@ def _describe_module(module: nn.Module) -> Hashable:
     entry = _modules.get(module)
     if entry is None:
         # Walking through a network takes longer than a small step may, so it is done once.
-        entry = _modules[module] = next(_serial_numbers), tuple(module.parameters())
+        entry = _modules[module] = (
+            next(_serial_numbers),
+            tuple(module.parameters()),
+        )
     number, parameters = entry
     return (number, module.training, *[p.requires_grad for p in parameters])
 

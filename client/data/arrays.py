@@ -206,7 +206,11 @@ def _check_arrays(name: str, part: str, x: Any, y: Any) -> None:
     # Floats in 0..1 would become black images, as all images are divided by 255.
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
         raise error("x", x, "uint8 [N, C, H, W]")
-    if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape != x.shape[:1]:
+    if (
+        not isinstance(y, np.ndarray)
+        or y.dtype != np.int64
+        or y.shape != x.shape[:1]
+    ):
         raise error("y", y, f"int64 [{len(x)}]")
     if len(y) == 0:
         raise ConfigError(f"data set {name!r}: {part}_x holds no samples")

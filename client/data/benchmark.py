@@ -50,7 +50,9 @@ class Benchmark:
         self,
         dataset: Dataset,
         partition: Partition,
-        scenario: Literal["task-incremental", "class-incremental"] = "task-incremental",
+        scenario: Literal[
+            "task-incremental", "class-incremental"
+        ] = "task-incremental",
     ) -> None:
         self.dataset = dataset
         self.partition = partition
@@ -95,7 +97,9 @@ class Benchmark:
         shares = self.partition.tasks[client]
         share = shares[task]
         # Classes of different tasks are disjoint here, so none comes twice.
-        seen = chain.from_iterable(earlier.classes for earlier in shares[: task + 1])
+        seen = chain.from_iterable(
+            earlier.classes for earlier in shares[: task + 1]
+        )
         dataset = self.dataset
         return TaskData(
             task=task,
@@ -176,7 +180,11 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         held[shuffled[:count]] = True
     x, y = dataset.train_x, dataset.train_y
     return replace(
-        dataset, train_x=x[~held], train_y=y[~held], test_x=x[held], test_y=y[held]
+        dataset,
+        train_x=x[~held],
+        train_y=y[~held],
+        test_x=x[held],
+        test_y=y[held],
     )
 
 

@@ -29,7 +29,12 @@ from fedknow.client.data.parquet import Parquet
 from fedknow.client.data.source import Contents, Form, Part, Source, joined, load
 from fedknow.protocols.config import ConfigError, DataConfig, closest
 from fedknow.protocols.installed import find_installed, list_installed
-from fedknow.protocols.plugins import calling, check_maker, is_reference, load_object
+from fedknow.protocols.plugins import (
+    calling,
+    check_maker,
+    is_reference,
+    load_object,
+)
 
 __all__ = [
     "Dataset",
@@ -243,7 +248,9 @@ def dataset_facts(name: str) -> dict[str, str]:
     )
     facts["Files in it"] = " or ".join(layout.wants for layout in listing.layouts)
     facts["Hub"] = (
-        f"{listing.hub}, where no folder is named" if listing.hub else "not from there"
+        f"{listing.hub}, where no folder is named"
+        if listing.hub
+        else "not from there"
     )
     return facts
 
@@ -361,7 +368,9 @@ def _mix(names: Sequence[str], sources: Sequence[Source]) -> Source:
     return Source(list(marks), read)
 
 
-def _joined_contents(names: Sequence[str], contents: Sequence[Contents]) -> Contents:
+def _joined_contents(
+    names: Sequence[str], contents: Sequence[Contents]
+) -> Contents:
     trains = []
     tests = []
     class_names: list[str] = []

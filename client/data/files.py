@@ -11,7 +11,18 @@ from fedknow.protocols.config import ConfigError
 __all__ = ["fingerprint", "pictures", "subfolders"]
 
 _ENDINGS = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+    (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".pgm",
+        ".ppm",
+    )
 )
 _CLUTTER = frozenset(
     (
@@ -38,7 +49,9 @@ def pictures(folder: Path) -> list[Path]:
     ConfigError
         If there is none, or one is no file: a pipe or a device would be waited for.
     """
-    entries = [entry for entry in _entries(folder) if _ending(entry.name) in _ENDINGS]
+    entries = [
+        entry for entry in _entries(folder) if _ending(entry.name) in _ENDINGS
+    ]
     for entry in entries:
         _require_file(entry)
     # Folders list their entries in any order; labels and splits must not depend on it.
@@ -79,14 +92,19 @@ def fingerprint(path: Path) -> tuple[object, ...]:
     """
     if not path.is_dir():
         return str(path.resolve()), *_state(path.stat())
-    entries = sorted((entry.name, *_entry_state(entry)) for entry in _entries(path))
+    entries = sorted(
+        (entry.name, *_entry_state(entry)) for entry in _entries(path)
+    )
     return str(path.resolve()), entries
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not entry.name.startswith(".") and entry.name.lower() not in _CLUTTER:
+            if (
+                not entry.name.startswith(".")
+                and entry.name.lower() not in _CLUTTER
+            ):
                 yield entry
 
 

@@ -96,11 +96,16 @@ class Core50:
             )
 
         def read() -> Contents:
-            train = [session for session in _SESSIONS if session not in _TEST_SESSIONS]
+            train = [
+                session for session in _SESSIONS if session not in _TEST_SESSIONS
+            ]
             return Contents(
                 self._part(videos[session] for session in train),
                 self._part(videos[session] for session in _TEST_SESSIONS),
-                [f"{_CATEGORIES[label // 5]} {label % 5 + 1}" for label in _OBJECTS],
+                [
+                    f"{_CATEGORIES[label // 5]} {label % 5 + 1}"
+                    for label in _OBJECTS
+                ],
                 [range(5 * category, 5 * category + 5) for category in range(10)],
             )
 
@@ -231,7 +236,9 @@ class TinyImageNet:
             return Contents(_images(train), _images(test), names)
 
         folders = [folder / "images" for folder in classes]
-        return Source([*folders, annotations, annotations.parent / "images"], read)
+        return Source(
+            [*folders, annotations, annotations.parent / "images"], read
+        )
 
 
 def _annotated(
@@ -270,7 +277,9 @@ class SvhnMat:
         if not train.is_file():
             return None
         if not test.is_file():
-            raise ConfigError(f"{test}: no such file; it is needed beside {train.name}")
+            raise ConfigError(
+                f"{test}: no such file; it is needed beside {train.name}"
+            )
         digits = [str(digit) for digit in range(10)]
 
         def read() -> Contents:

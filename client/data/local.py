@@ -143,7 +143,9 @@ class LocalStream:
             if "classes" in arrays:
                 classes = [int(label) for label in arrays["classes"]]
             elif self._block:
-                classes = list(range(task * self._block, (task + 1) * self._block))
+                classes = list(
+                    range(task * self._block, (task + 1) * self._block)
+                )
             else:
                 labels = np.concatenate([arrays["train_y"], arrays["test_y"]])
                 classes = np.unique(labels).tolist()
@@ -210,25 +212,33 @@ class LocalStream:
             expected = f"uint8 or float32 [n, {', '.join(map(str, self.shape))}]"
             advice = _advice(x, self.shape)
             raise self._error(
-                task, f"{part}_x is {_described(x)}; it must be {expected}{advice}"
+                task,
+                f"{part}_x is {_described(x)}; it must be {expected}{advice}",
             )
         # One NaN in a sample would spread to all weights in the first step.
         if not np.isfinite(x).all():
             raise self._error(task, f"{part}_x holds NaN or infinity")
         if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
             raise self._error(
-                task, f"{part}_y is {_described(y)}; it must be integers [{len(x)}]"
+                task,
+                f"{part}_y is {_described(y)}; it must be integers [{len(x)}]",
             )
 
     def _check_classes(self, task: int, classes: np.ndarray) -> None:
-        if classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) == 0:
+        if (
+            classes.dtype.kind not in "iu"
+            or classes.ndim != 1
+            or len(classes) == 0
+        ):
             raise self._error(
-                task, f"classes is {_described(classes)}; it must be a list of integers"
+                task,
+                f"classes is {_described(classes)}; it must be a list of integers",
             )
         # A class that comes twice would have two logits in the loss.
         if len(np.unique(classes)) < len(classes):
             raise self._error(
-                task, f"classes is {classes.tolist()}; it must name each class once"
+                task,
+                f"classes is {classes.tolist()}; it must name each class once",
             )
 
     def _path(self, task: int) -> Path:

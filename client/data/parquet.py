@@ -97,7 +97,9 @@ class Parquet:
         test_y = np.array([labels[key] for key in test_keys], np.int64)
         names = _names(train[0], train_table.schema.metadata, self.labels[-1])
         # A class without a name in the file is called by its numbers.
-        class_names = [names.get(key[-1], "/".join(map(str, key))) for key in labels]
+        class_names = [
+            names.get(key[-1], "/".join(map(str, key))) for key in labels
+        ]
         return Contents(
             # NumPy 2.0 gave the inverse another shape than versions before and after it.
             self._part(train, train_y.reshape(-1).astype(np.int64)),
@@ -174,7 +176,9 @@ class Parquet:
             # A cell without bytes (the image left in a file of its own) cannot be decoded
             # either: None is no bytes.
             lambda row: pillow.open(io.BytesIO(cells[row] or b"")),
-            lambda row: f"{files[0].parent}: {kind} row {row}: column {self.image!r}",
+            lambda row: (
+                f"{files[0].parent}: {kind} row {row}: column {self.image!r}"
+            ),
         )
 
 
@@ -209,7 +213,9 @@ class _Cells:
     def _load(self, path: Path, group: int) -> Any:
         with require("pyarrow.parquet").ParquetFile(path) as file:
             table = file.read_row_group(group, columns=[self._column])
-        return require("pyarrow.compute").struct_field(table[self._column], "bytes")
+        return require("pyarrow.compute").struct_field(
+            table[self._column], "bytes"
+        )
 
 
 def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
@@ -222,7 +228,10 @@ def _integers(table: Any, column: str, files: Sequence[Path]) -> Labels:
         )
     # Checked before the conversion: unsigned labels may be too large for int64.
     labels = values.to_numpy()
-    if len(labels) and not 0 <= labels.min() <= labels.max() <= np.iinfo(np.int64).max:
+    if (
+        len(labels)
+        and not 0 <= labels.min() <= labels.max() <= np.iinfo(np.int64).max
+    ):
         raise ConfigError(
             f"{files[0]}: column {column!r} runs from {labels.min()} to {labels.max()}; "
             "labels are whole numbers from 0 (the hub marks samples without a label by -1: "

@@ -112,7 +112,10 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
     for client in range(config.clients):
         order = _task_order(config, seed, client)
         clients.append(
-            tuple(_share(dataset, pools[task], shares[task], client) for task in order)
+            tuple(
+                _share(dataset, pools[task], shares[task], client)
+                for task in order
+            )
         )
     return Partition(tuple(clients))
 
@@ -120,11 +123,15 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
 def _task_order(config: DataConfig, seed: int, client: int) -> Indices:
     if config.task_order == "shuffled":
         # By client, so that one more client changes no other one's order.
-        return generator(seed, "partition/order", client).permutation(config.tasks)
+        return generator(seed, "partition/order", client).permutation(
+            config.tasks
+        )
     return np.arange(config.tasks)
 
 
-def _share(dataset: Dataset, pool: Pool, shares: TaskShares, client: int) -> Share:
+def _share(
+    dataset: Dataset, pool: Pool, shares: TaskShares, client: int
+) -> Share:
     train, test = shares[client]
     # Ascending rows read a mapped file from front to back.
     held = np.unique(dataset.train_y[train]).tolist()
@@ -169,7 +176,9 @@ def _task_size(dataset: Dataset, config: DataConfig) -> int:
     return size
 
 
-def _pools(dataset: Dataset, tasks: Sequence[tuple[int, ...]], seed: int) -> list[Pool]:
+def _pools(
+    dataset: Dataset, tasks: Sequence[tuple[int, ...]], seed: int
+) -> list[Pool]:
     """Collect the rows of each task, class by class, in an order by the seed."""
     train = _rows_by_class(dataset.train_y, dataset.classes)
     test = _rows_by_class(dataset.test_y, dataset.classes)

@@ -91,7 +91,9 @@ def _sample_layout(image: Any) -> str:
     if not tiles:
         return ""
     arguments = tiles[0][3]
-    layout = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    layout = (
+        arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    )
     return layout if isinstance(layout, str) else ""
 
 
@@ -107,7 +109,9 @@ def _check_tiff(image: Any) -> None:
     if image.mode not in _SIXTEEN_BIT:
         return
     if set(tags.get(_BITS_PER_SAMPLE, (1,))) != {16}:
-        raise UnusablePictureError(f"has samples of 9 to 15 bits; {_SAVE_AS_EIGHT_BIT}")
+        raise UnusablePictureError(
+            f"has samples of 9 to 15 bits; {_SAVE_AS_EIGHT_BIT}"
+        )
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         raise UnusablePictureError(
             f"has 16-bit samples whose 0 is white; {_SAVE_AS_EIGHT_BIT}"

@@ -85,7 +85,9 @@ def _share_as_paper(
 
 
 def _no_room(
-    pools: Sequence[Pool], choices: Sequence[Sequence[Indices]], config: DataConfig
+    pools: Sequence[Pool],
+    choices: Sequence[Sequence[Indices]],
+    config: DataConfig,
 ) -> ConfigError:
     """Name the task with the fewest shares, and the ways out."""
     counts = [len(choice) for choice in choices]
@@ -106,7 +108,9 @@ def _no_room(
     )
 
 
-def _draw_class_count(pool: Pool, config: DataConfig, rng: np.random.Generator) -> int:
+def _draw_class_count(
+    pool: Pool, config: DataConfig, rng: np.random.Generator
+) -> int:
     limit = min(config.classes_max, len(pool.classes))
     return int(rng.integers(config.classes_min, limit, endpoint=True))
 
@@ -139,7 +143,9 @@ def _disjoint_shares(pool: Pool, config: DataConfig) -> tuple[Indices, Indices]:
         Shares of training samples, shares of test samples.
     """
     train = [len(rows) // _part(config.samples, len(rows)) for rows in pool.train]
-    test = [len(rows) // _part(config.test_samples, len(rows)) for rows in pool.test]
+    test = [
+        len(rows) // _part(config.test_samples, len(rows)) for rows in pool.test
+    ]
     return np.array(train), np.array(test)
 
 
@@ -180,7 +186,9 @@ def _choose_classes(pool: Pool, config: DataConfig, seed: int) -> list[Indices]:
     return longest
 
 
-def _deal(pool: Pool, choices: Sequence[Indices], config: DataConfig) -> TaskShares:
+def _deal(
+    pool: Pool, choices: Sequence[Indices], config: DataConfig
+) -> TaskShares:
     """Give each client the next unused share of each class it has chosen."""
     # Shares of each class that are given out. Training and test shares keep in step.
     used = np.zeros(len(pool.classes), np.int64)
@@ -207,7 +215,9 @@ def _share_evenly(
 ) -> list[TaskShares]:
     # The parts of flwr-datasets' IidPartitioner, which takes milliseconds to give out each.
     def deal(rows: list[Indices], purpose: str, task: int) -> list[Indices]:
-        shuffled = generator(seed, purpose, task).permutation(np.concatenate(rows))
+        shuffled = generator(seed, purpose, task).permutation(
+            np.concatenate(rows)
+        )
         return np.array_split(shuffled, config.clients)
 
     shares = []
@@ -282,7 +292,9 @@ def _draw_dirichlet(
         # Its own word for a draw that left a client empty.
         except ValueError:
             continue
-        counts = [np.bincount(labels[part], minlength=len(available)) for part in parts]
+        counts = [
+            np.bincount(labels[part], minlength=len(available)) for part in parts
+        ]
         tests = _proportional(np.stack(counts), available)
         if tests is not None:
             return parts, tests
@@ -295,7 +307,9 @@ def _draw_dirichlet(
     )
 
 
-def _run_partitioner(partitioner: Any, labels: Indices, clients: int) -> list[Indices]:
+def _run_partitioner(
+    partitioner: Any, labels: Indices, clients: int
+) -> list[Indices]:
     """Run one of flwr-datasets' partitioners over labels.
 
     Returns

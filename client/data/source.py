@@ -161,7 +161,9 @@ def load(name: str, source: Source, form: Form) -> Dataset:
         If a file cannot be read or decoded, images differ in size, no samples are left to train
         on or to test, or the cache is damaged.
     """
-    folder = Path(os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow").expanduser()
+    folder = Path(
+        os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow"
+    ).expanduser()
     target = folder / f"{name}-{_key(source, form)}"
     # The folder appears by one rename, so that its presence means it is whole.
     if not target.is_dir():
@@ -224,7 +226,9 @@ def _pixels(part: Part, row: int, form: Form) -> Images:
     image = _decoded_image(part, row, form)
     if form.size and image.size != (form.size, form.size):
         resampling = require("PIL.Image").Resampling.BICUBIC
-        image = require("PIL.ImageOps").fit(image, (form.size, form.size), resampling)
+        image = require("PIL.ImageOps").fit(
+            image, (form.size, form.size), resampling
+        )
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         return pixels[None]
@@ -361,7 +365,14 @@ def _read(name: str, folder: Path) -> Dataset:
             std=tuple(description["std"]),
             groups=tuple(map(tuple, description["groups"])),
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, ConfigError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        ConfigError,
+    ) as error:
         raise ConfigError(
             f"{folder}: damaged cache of decoded images ({error}); delete this folder"
         ) from error

@@ -175,7 +175,9 @@ class EdgeClient:
             await desk.has_job.wait()
             desk.has_job.clear()
             job = desk.job
-            if job is None or (desk.result is not None and desk.result.is_for(job)):
+            if job is None or (
+                desk.result is not None and desk.result.is_for(job)
+            ):
                 continue
             try:
                 desk.result = await self._thread.do(self._worker.answer, job)

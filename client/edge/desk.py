@@ -75,7 +75,9 @@ class Result:
     def failed(self, reason: str) -> Result:
         """Give a failure in the answer's stead."""
         answer = pack(self.work.fail(CLIENT_FAILED, reason))
-        return replace(self, answer=answer, version=self.old_version, has_failed=True)
+        return replace(
+            self, answer=answer, version=self.old_version, has_failed=True
+        )
 
 
 class Desk:

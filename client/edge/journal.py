@@ -20,7 +20,14 @@ from fedknow.client.state import StateError, StateStore
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.files import write_atomic
 from fedknow.protocols.messages import Message
-from fedknow.protocols.wire import Assembler, Packed, Parcel, WireError, parse, unpack
+from fedknow.protocols.wire import (
+    Assembler,
+    Packed,
+    Parcel,
+    WireError,
+    parse,
+    unpack,
+)
 
 __all__ = ["Journal", "key_of"]
 
@@ -108,7 +115,8 @@ class Journal:
         text = f"{node} {run}"
         # Last: a crash before it leaves the old mark, and the folder is emptied again.
         write_atomic(
-            self.folder / "run", f"x{zlib.crc32(text.encode()):08x} {text}".encode()
+            self.folder / "run",
+            f"x{zlib.crc32(text.encode()):08x} {text}".encode(),
         )
 
     def _mark(self) -> tuple[str, int]:
@@ -127,7 +135,9 @@ class Journal:
             return "", 0
         # Earlier versions wrote no checksum, so their files began with a digit.
         match = re.fullmatch(rb"(?:x([0-9a-f]{8}) )?(([0-9]+) ([^ ]+))", mark)
-        if match is None or (match[1] and zlib.crc32(match[2]) != int(match[1], 16)):
+        if match is None or (
+            match[1] and zlib.crc32(match[2]) != int(match[1], 16)
+        ):
             raise ConfigError(
                 f"--state {self.folder}: the file `run` in it is damaged; remove the "
                 f"folder and have the server begin "
@@ -149,7 +159,8 @@ class Journal:
                 shutil.rmtree(folder, ignore_errors=True)
         # States that kept answers lead to stay too: the next work starts from one of them.
         answered = {
-            int(path.name.partition("-")[2], 16) for path in self._files(committed)
+            int(path.name.partition("-")[2], 16)
+            for path in self._files(committed)
         }
         self.store.retain(client, {version, committed} | answered)
 

@@ -130,7 +130,9 @@ class Session:
         prepare = self._worker.prepare
         try:
             # In the thread: data and model take seconds, in which heartbeats must go on.
-            await self._thread.do(prepare, welcome.config, welcome.run, welcome.node)
+            await self._thread.do(
+                prepare, welcome.config, welcome.run, welcome.node
+            )
         except ConfigError as error:
             self._desk.complain(error)
         await forever()
@@ -186,7 +188,8 @@ class Session:
         # The state here is this client's, and another client's work would spoil it.
         if parcel.node != self._node:
             raise WireError(
-                Code.FOREIGN, f"work for node {parcel.node} came to node {self._node}"
+                Code.FOREIGN,
+                f"work for node {parcel.node} came to node {self._node}",
             )
         # Not unpacked here: arrays take time, and this is the loop that heartbeats pass
         # through.
@@ -198,7 +201,9 @@ class Session:
             while self._desk.problem is None:
                 await self._send(stream)
             problem = self._desk.problem
-            code = problem.code if isinstance(problem, WireError) else Code.BAD_VALUE
+            code = (
+                problem.code if isinstance(problem, WireError) else Code.BAD_VALUE
+            )
             await stream.write(refusal(WireError(code, str(problem))))
             await stream.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

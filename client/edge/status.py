@@ -16,7 +16,9 @@ from fedknow.protocols.wire import STATUS, StatusReply, StatusRequest
 __all__ = ["explain_failure", "fetch_status"]
 
 
-def fetch_status(server: str, tls: Path | None = None, timeout: float = 10.0) -> str:
+def fetch_status(
+    server: str, tls: Path | None = None, timeout: float = 10.0
+) -> str:
     """Ask a server how its run stands.
 
     Parameters

@@ -29,7 +29,9 @@ class WorkThread:
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self.is_busy = False
         # A daemon: nothing can interrupt training, and Ctrl-C must not wait for its end.
-        threading.Thread(target=self._run, name="fedknow-work", daemon=True).start()
+        threading.Thread(
+            target=self._run, name="fedknow-work", daemon=True
+        ).start()
 
     async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Have a function called in the thread, after those ordered before.

@@ -119,7 +119,9 @@ class Worker:
         try:
             answer = pack(reply, self._encoding, chunk_bytes=CHUNK_BYTES)
         except WireError as error:
-            reply = message.fail(CLIENT_FAILED, f"the answer cannot be sent: {error}")
+            reply = message.fail(
+                CLIENT_FAILED, f"the answer cannot be sent: {error}"
+            )
             version = parcel.version
             answer = pack(reply)
         seconds = time.perf_counter() - started

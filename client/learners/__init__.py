@@ -9,7 +9,13 @@ from pydantic import ValidationError
 
 from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.apfl import Apfl
-from fedknow.client.learners.baselines import FedPer, FedProx, FedRep, Finetune, Local
+from fedknow.client.learners.baselines import (
+    FedPer,
+    FedProx,
+    FedRep,
+    Finetune,
+    Local,
+)
 from fedknow.client.learners.bcn import Bcn
 from fedknow.client.learners.best import with_best
 from fedknow.client.learners.co2l import Co2L
@@ -108,13 +114,18 @@ def learner_class(name: str) -> type[Learner]:
     """
     if name in LEARNERS:
         return LEARNERS[name]
-    kind = load_object(name, "learner.name") if is_reference(name) else _installed(name)
+    kind = (
+        load_object(name, "learner.name")
+        if is_reference(name)
+        else _installed(name)
+    )
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise ConfigError(
             f"learner.name = {name!r}: not a subclass of fedknow.client.learners.Learner"
         )
     if not (
-        isinstance(kind.Settings, type) and issubclass(kind.Settings, LearnerSettings)
+        isinstance(kind.Settings, type)
+        and issubclass(kind.Settings, LearnerSettings)
     ):
         raise ConfigError(
             f"learner.name = {name!r}: its Settings must be a subclass of "
@@ -160,7 +171,9 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
         raise ConfigError("\n".join(lines)) from None
     except PASSED_ON:
         raise
-    except BaseException as error:  # a user's settings may check themselves in any way
+    except (
+        BaseException
+    ) as error:  # a user's settings may check themselves in any way
         raise ConfigError(
             f"learner.name = {config.name!r}: its Settings failed: {explain(error)}"
         ) from error
@@ -236,7 +249,9 @@ def _check_whole(config: ExperimentConfig) -> None:
     """
     name = config.strategy.name
     partners = [
-        repr(learner) for learner, kind in LEARNERS.items() if kind.strategy == name
+        repr(learner)
+        for learner, kind in LEARNERS.items()
+        if kind.strategy == name
     ]
     if partners and name not in _FOR_ANY:
         own_class = (
@@ -276,9 +291,9 @@ def build_learner(
         For an unknown learner or model, or settings that do not fit.
     """
     # Weights are drawn on the CPU and then moved, so that they are the same on any device.
-    model = build_model(config.model, shape, classes, integer(config.seed, "model")).to(
-        device
-    )
+    model = build_model(
+        config.model, shape, classes, integer(config.seed, "model")
+    ).to(device)
     kind, settings = learner_class(config.learner.name), _settings(config.learner)
     with calling(config.learner.name, "learner.name"):
         return kind(model, config.train, settings)

@@ -194,7 +194,9 @@ class AgsCl(Learner):
         ):
             # One operator for both penalties: an unimportant node is pulled to an anchor of
             # zero.
-            weight = torch.where(omega > 0, self.settings.lam * omega, self.settings.mu)
+            weight = torch.where(
+                omega > 0, self.settings.lam * omega, self.settings.mu
+            )
             _set_rows(layer, shrink(_rows(layer), anchor, self.train.lr * weight))
 
     def _start_anew(self, seed: int) -> None:
@@ -214,7 +216,9 @@ class AgsCl(Learner):
     def _cut_off(self, importance: list[Tensor]) -> None:
         """Zero the weights out of unimportant nodes, within the body."""
         with torch.no_grad():
-            for below, layer in zip(importance[:-1], self._layers[1:], strict=True):
+            for below, layer in zip(
+                importance[:-1], self._layers[1:], strict=True
+            ):
                 if layer.weight.requires_grad:
                     _by_node(layer.weight, below)[:, below == 0] = 0
 
@@ -235,7 +239,9 @@ class AgsCl(Learner):
             self.settings.eta * old + new
             for old, new in zip(self._importance, active, strict=True)
         ]
-        body = {name: value.clone() for name, value in self.body.state_dict().items()}
+        body = {
+            name: value.clone() for name, value in self.body.state_dict().items()
+        }
         self._cut_off(self._importance)
         self._anchor = [
             torch.where((omega > 0)[:, None], _rows(layer), 0.0)
@@ -247,7 +253,9 @@ class AgsCl(Learner):
         with torch.no_grad():
             rows = torch.tensor(task.classes, device=self.device)[:, None]
             if self.head.weight.requires_grad:
-                self.head.weight[rows, torch.nonzero(self._importance[-1] == 0).T] = 0
+                self.head.weight[
+                    rows, torch.nonzero(self._importance[-1] == 0).T
+                ] = 0
         return {"knowledge-bytes": float(tensor_bytes(self.own_state()["nodes"]))}
 
     @torch.no_grad()

@@ -159,19 +159,27 @@ class Apfl(Learner):
             )
         z = batch.head.logits(widen(logits))
         loss = F.cross_entropy(z, batch.y)
-        parts = torch.autograd.grad(loss, list(mixture.values()), allow_unused=True)
+        parts = torch.autograd.grad(
+            loss, list(mixture.values()), allow_unused=True
+        )
         gradients = {
-            name: g for name, g in zip(mixture, parts, strict=True) if g is not None
+            name: g
+            for name, g in zip(mixture, parts, strict=True)
+            if g is not None
         }
         if self._first:
             self._alpha_gradient = sum(
-                float(((self._own[name] - self.trainable[name]).detach() * g).sum())
+                float(
+                    ((self._own[name] - self.trainable[name]).detach() * g).sum()
+                )
                 for name, g in gradients.items()
             )
             self._first = False
         for name, personal in self._own.items():
             # The chain rule: the mixture holds alpha times the personal model.
-            personal.grad = self.alpha * gradients[name] if name in gradients else None
+            personal.grad = (
+                self.alpha * gradients[name] if name in gradients else None
+            )
         return loss.item(), hits(z, batch.y)
 
     def step(self) -> None:

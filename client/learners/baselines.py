@@ -155,7 +155,9 @@ class FedProx(Learner):
 
     Settings = FedProxSettings
     strategy = "fedprox"
-    search: ClassVar[dict[str, list[Any]]] = {"proximal_mu": [0.001, 0.01, 0.1, 1.0]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "proximal_mu": [0.001, 0.01, 0.1, 1.0]
+    }
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:

@@ -40,7 +40,11 @@ from fedknow.client.learners.frames.learner import (
     hits,
     widen,
 )
-from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay
+from fedknow.client.learners.frames.rehearsal import (
+    MemorySettings,
+    Rehearsal,
+    Replay,
+)
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["Bcn", "BcnSettings"]
@@ -112,7 +116,9 @@ class Bcn(Rehearsal):
         cost_worse = joint.loss(self._logits(weights, worse_samples))
         cost_better = joint.loss(self._logits(better_weights, joint.x))
         # -2, as J(theta) is taken away once in each of the two players' terms.
-        direct = self._gradients((self.settings.beta - 2) * cost + cost_worse, weights)
+        direct = self._gradients(
+            (self.settings.beta - 2) * cost + cost_worse, weights
+        )
         for parameter, a, b in zip(
             weights.values(),
             direct,
@@ -138,15 +144,21 @@ class Bcn(Rehearsal):
         for _ in range(self.settings.zeta):
             # Detached: each step is a gradient at one place, not through the steps before it.
             x = x.detach().requires_grad_()
-            (uphill,) = torch.autograd.grad(joint.loss(self._logits(weights, x)), [x])
+            (uphill,) = torch.autograd.grad(
+                joint.loss(self._logits(weights, x)), [x]
+            )
             # A sample whose loss is flat has a gradient of zero, and stays where it is.
-            length = uphill.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+            length = (
+                uphill.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+            )
             x = x + self.settings.epsilon * uphill / length.view(-1, 1, 1, 1)
         return x.detach()
 
     def _better_weights(self, joint: Replay) -> Tensors:
         """theta_B: the weights after zeta plain gradient steps down the loss."""
-        weights = {name: p.detach().clone() for name, p in self._parameters.items()}
+        weights = {
+            name: p.detach().clone() for name, p in self._parameters.items()
+        }
         for _ in range(self.settings.zeta):
             weights = {name: w.requires_grad_() for name, w in weights.items()}
             downhill = self._gradients(

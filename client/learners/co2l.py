@@ -218,8 +218,12 @@ class Co2L(Rehearsal):
         joined = self.join(
             batch, none if self.past is None else self.draw(self.past, count)
         )
-        views = self.images(torch.cat([self._view(joined.x), self._view(joined.x)]))
-        current = (torch.arange(len(joined), device=self.device) < count).repeat(2)
+        views = self.images(
+            torch.cat([self._view(joined.x), self._view(joined.x)])
+        )
+        current = (torch.arange(len(joined), device=self.device) < count).repeat(
+            2
+        )
         with self.autocast():
             z = self._project(self._encoder, views)
         loss = asymmetric_contrast(
@@ -239,7 +243,11 @@ class Co2L(Rehearsal):
 
     def _view(self, x: Tensor) -> Tensor:
         return view(
-            x, self.draws, self.settings.crop, self.settings.flip, self.settings.jitter
+            x,
+            self.draws,
+            self.settings.crop,
+            self.settings.flip,
+            self.settings.jitter,
         )
 
     @staticmethod
@@ -279,7 +287,9 @@ class Co2L(Rehearsal):
             1 / torch.bincount(y, minlength=width)[y].double().cpu()
         )  # all classes are equally likely
         free = [
-            parameter for parameter in self.head.parameters() if parameter.requires_grad
+            parameter
+            for parameter in self.head.parameters()
+            if parameter.requires_grad
         ]
         optimizer = torch.optim.Adam(free, lr=self.settings.head_lr)
         for _ in range(self.settings.head_epochs):
@@ -287,7 +297,9 @@ class Co2L(Rehearsal):
             drawn = torch.multinomial(
                 share, len(y), replacement=True, generator=generator
             )
-            for index in torch.split(drawn.to(self.device), self.train.batch_size):
+            for index in torch.split(
+                drawn.to(self.device), self.train.batch_size
+            ):
                 with part(("head", len(index))):
                     optimizer.zero_grad(set_to_none=True)
                     batch = Replay(features[index], y[index], head[index])
@@ -315,7 +327,8 @@ class Co2L(Rehearsal):
         if self.exchange != "all":
             self._fit_head(task, round)
         self._past_state = {
-            name: value.clone() for name, value in self._encoder.state_dict().items()
+            name: value.clone()
+            for name, value in self._encoder.state_dict().items()
         }
         bytes_kept = sum(value.nbytes for value in self._past_state.values())
         return {"knowledge-bytes": report["knowledge-bytes"] + bytes_kept}

@@ -48,7 +48,10 @@ class ExperienceReplay(Rehearsal):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: ExperienceReplaySettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: ExperienceReplaySettings,
     ) -> None:
         super().__init__(model, train, settings)
         self.balanced = settings.keep == "ring"
@@ -66,4 +69,6 @@ class ExperienceReplay(Rehearsal):
         losses = joined.loss(z, reduction="none")
         # One mean over both, so that a stored sample weighs as much as a new one.
         losses.mean().backward()  # type: ignore[no-untyped-call]
-        return losses[:count].mean().item(), hits(batch.head.logits(z[:count]), batch.y)
+        return losses[:count].mean().item(), hits(
+            batch.head.logits(z[:count]), batch.y
+        )

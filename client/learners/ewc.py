@@ -71,7 +71,9 @@ class _Fisher(Consolidation):
         """
         head = HeadSlice(task.head, self.head.out_features, self.device)
         draws = torch.Generator().manual_seed(integer(round.seed, "fisher"))
-        fisher = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+        fisher = {
+            name: torch.zeros_like(p) for name, p in self._parameters.items()
+        }
         labels = head.labels(task.train.y).tolist()
         samples = zip(self.images(task.train.x), labels, strict=True)
         for x, y in each(samples, "fisher", head.width):
@@ -79,7 +81,9 @@ class _Fisher(Consolidation):
             # squares.
             log_p = head.logits(self.model(x[None]))[0].log_softmax(0)
             for label, weight in self._labels(log_p.detach().exp(), y, draws):
-                for name, g in self.gradients(log_p[label], needs_graph=True).items():
+                for name, g in self.gradients(
+                    log_p[label], needs_graph=True
+                ).items():
                     fisher[name].addcmul_(g, g, value=weight / len(task.train))
         return fisher
 
@@ -116,7 +120,9 @@ class Ewc(_Fisher):
         "anchor": ["global", "local"],
     }
 
-    def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
+    def merge(
+        self, importance: Tensors, anchor: Tensors
+    ) -> tuple[Tensors, Tensors]:
         """Give the sum of the penalties as one.
 
         F = sum_k F_k and w* = sum_k F_k w*_k / F; where F is zero, w* is the new one.
@@ -125,13 +131,17 @@ class Ewc(_Fisher):
             return importance, anchor
         # Two parabolas add up to one around the weighted mean of their anchors, so that memory
         # does not grow with tasks.
-        total = {name: self.importance[name] + new for name, new in importance.items()}
+        total = {
+            name: self.importance[name] + new for name, new in importance.items()
+        }
         # 0 / 0: nobody needs this parameter, so the newest anchor does.
         share = {
-            name: (importance[name] / total[name]).nan_to_num(1.0) for name in total
+            name: (importance[name] / total[name]).nan_to_num(1.0)
+            for name in total
         }
         return total, {
-            name: self.anchor[name].lerp(anchor[name], share[name]) for name in total
+            name: self.anchor[name].lerp(anchor[name], share[name])
+            for name in total
         }
 
 

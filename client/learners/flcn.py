@@ -157,7 +157,8 @@ class Flcn(Learner):
         """Note the global model."""
         super().begin(task, round)
         self._anchor = {
-            name: self._parameters[name].detach().clone() for name in self._importance
+            name: self._parameters[name].detach().clone()
+            for name in self._importance
         }
 
     def gradient(self, batch: Batch) -> tuple[float, int]:

@@ -230,7 +230,8 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     trainable: dict[str, nn.Conv2d | nn.Linear] = {}
     for name, module in body.named_modules():
         learns = any(
-            parameter.requires_grad for parameter in module.parameters(recurse=False)
+            parameter.requires_grad
+            for parameter in module.parameters(recurse=False)
         )
         if isinstance(module, nn.Linear) or (
             isinstance(module, nn.Conv2d) and module.groups == 1
@@ -310,7 +311,9 @@ def inputs(
                 # lacks.
                 padding = layer._reversed_padding_repeated_twice
                 mode = (
-                    "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+                    "constant"
+                    if layer.padding_mode == "zeros"
+                    else layer.padding_mode
                 )
                 x = F.unfold(
                     F.pad(x, padding, mode),
@@ -322,14 +325,20 @@ def inputs(
                 if patches:
                     # One draw of places for all images of the batch, so that indexing stays a
                     # single call.
-                    x = x[:, :, torch.randperm(x.shape[2], generator=draws)[:patches]]
+                    x = x[
+                        :,
+                        :,
+                        torch.randperm(x.shape[2], generator=draws)[:patches],
+                    ]
                 x = x.transpose(0, 1)  # [d, images, places]
             else:
                 x = x.movedim(-1, 0)
             x = x.reshape(len(x), -1)
             seen[name] = (
                 # A bias is a weight of an input that is always one.
-                x if layer.bias is None else torch.cat([x, x.new_ones(1, x.shape[1])])
+                x
+                if layer.bias is None
+                else torch.cat([x, x.new_ones(1, x.shape[1])])
             )
 
         return layer.register_forward_pre_hook(collect)

@@ -18,7 +18,11 @@ from fedknow.client.compute import cost
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import Batch, Round
 from fedknow.client.learners.frames.projection import integrate, integrate_one
-from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal, Replay
+from fedknow.client.learners.frames.rehearsal import (
+    MemorySettings,
+    Rehearsal,
+    Replay,
+)
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["AGem", "AGemSettings", "Gem", "GemSettings"]
@@ -87,7 +91,10 @@ class _Projecting(Rehearsal):
             replay.loss(logits), self._parameters, allow_unused=True
         )
         return torch.cat(
-            [_or_zero(part, p) for part, p in zip(parts, self._parameters, strict=True)]
+            [
+                _or_zero(part, p)
+                for part, p in zip(parts, self._parameters, strict=True)
+            ]
         )
 
     def _set_gradient(self, g: Tensor) -> None:
@@ -100,7 +107,9 @@ class _Projecting(Rehearsal):
 
 
 def _or_zero(gradient: Tensor | None, parameter: Tensor) -> Tensor:
-    return (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
+    return (
+        torch.zeros_like(parameter) if gradient is None else gradient
+    ).reshape(-1)
 
 
 class Gem(_Projecting):
@@ -138,11 +147,14 @@ class Gem(_Projecting):
             for number in sorted(self.memory.tasks)
         ]
         self._tasks = [
-            Replay(self.images(replay.x), replay.y, replay.head) for replay in stored
+            Replay(self.images(replay.x), replay.y, replay.head)
+            for replay in stored
         ]
 
     def _project(self, g: Tensor, memory: Replay) -> Tensor:
-        memories = torch.stack([self._gradient_of(replay) for replay in self._tasks])
+        memories = torch.stack(
+            [self._gradient_of(replay) for replay in self._tasks]
+        )
         with cost.declared():
             result = integrate(g, memories)
             # Memory of g', of what was added to g, and of the margin.

@@ -180,5 +180,7 @@ class Lwf(Learner):
         elif list(task.classes) not in self.slices:
             self.slices = [*self.slices, list(task.classes)]
         return {
-            "knowledge-bytes": float(sum(tensor.nbytes for tensor in self.old.values()))
+            "knowledge-bytes": float(
+                sum(tensor.nbytes for tensor in self.old.values())
+            )
         }

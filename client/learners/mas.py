@@ -63,7 +63,9 @@ class Mas(Consolidation):
     def measure(self, task: TaskData, round: Round) -> Tensors:
         """Omega of one task, Eq. (2), in evaluation mode and full precision."""
         head = HeadSlice(task.head, self.head.out_features, self.device)
-        omega = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+        omega = {
+            name: torch.zeros_like(p) for name, p in self._parameters.items()
+        }
         for x in each(self.images(task.train.x), "omega", head.width):
             # Sample by sample, as signs of gradients would cancel in a batch.
             squared_norm = head.logits(self.model(x[None])).square().sum()

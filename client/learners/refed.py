@@ -39,7 +39,11 @@ from torch.func import functional_call
 from fedknow.client.compute.cost import each
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import Learner, Round, Samples, State
-from fedknow.client.learners.frames.rehearsal import MemorySettings, Replay, Stored
+from fedknow.client.learners.frames.rehearsal import (
+    MemorySettings,
+    Replay,
+    Stored,
+)
 from fedknow.client.learners.joint import UnionTraining
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.seeds import integer
@@ -111,7 +115,9 @@ class ReFed(UnionTraining):
         """Cache the most important of all samples."""
         # The model that everybody has, as end_task may train a client that has missed the task.
         shared = self.send()
-        Learner.end_task(self, task, round)  # not Rehearsal's: samples are not drawn
+        Learner.end_task(
+            self, task, round
+        )  # not Rehearsal's: samples are not drawn
         self.entries.load(shared)
         # All samples for the moment: which ones stay is decided among old and new together.
         self.memory.store(task, 1.0, integer(round.seed, "memory"))
@@ -122,7 +128,9 @@ class ReFed(UnionTraining):
             : self.budget
         ]
         self._cache(
-            torch.zeros_like(everything.y, dtype=torch.bool).index_fill(0, best, True)
+            torch.zeros_like(everything.y, dtype=torch.bool).index_fill(
+                0, best, True
+            )
         )
         return {"knowledge-bytes": float(self.memory.nbytes)}
 
@@ -151,7 +159,9 @@ class ReFed(UnionTraining):
                     allow_unused=True,
                     materialize_grads=True,
                 )
-                score[i] += torch.stack([part.norm() for part in parts]).norm() / step
+                score[i] += (
+                    torch.stack([part.norm() for part in parts]).norm() / step
+                )
                 for name, part in zip(pull, parts, strict=True):
                     pull[name].add_(part, alpha=1 / len(samples))
             v = {

@@ -160,8 +160,12 @@ class Target(Learner):
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out the synthetic images."""
         super().begin(task, round)
-        self._draws = torch.Generator().manual_seed(integer(round.seed, "synthetic"))
-        self._current = HeadSlice(task.classes, self.head.out_features, self.device)
+        self._draws = torch.Generator().manual_seed(
+            integer(round.seed, "synthetic")
+        )
+        self._current = HeadSlice(
+            task.classes, self.head.out_features, self.device
+        )
         if self._pool:
             self._images = self.images(self._pool["x"])
             self._answers = torch.zeros(
@@ -183,10 +187,12 @@ class Target(Learner):
         if not self._pool:
             return super().gradient(batch)
         count = len(batch.y)
-        index = torch.randperm(len(self._images), generator=self._draws)[:count].to(
-            self.device
+        index = torch.randperm(len(self._images), generator=self._draws)[
+            :count
+        ].to(self.device)
+        logits = self.forward(
+            self.images(torch.cat([batch.x, self._images[index]]))
         )
-        logits = self.forward(self.images(torch.cat([batch.x, self._images[index]])))
         own_logits = logits[:count]
         # Only the task's own classes: past ones are held by the distillation alone.
         loss = F.cross_entropy(
@@ -208,5 +214,7 @@ class Target(Learner):
         So a client that was never chosen in the task need not train for itself.
         """
         return {
-            "knowledge-bytes": float(sum(value.nbytes for value in self._pool.values()))
+            "knowledge-bytes": float(
+                sum(value.nbytes for value in self._pool.values())
+            )
         }

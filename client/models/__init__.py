@@ -256,9 +256,13 @@ def _check_composition(model: nn.Module, name: str, shape: Shape) -> None:
         )
 
 
-def _call_users_factory(config: ModelConfig, shape: Shape, classes: int) -> object:
+def _call_users_factory(
+    config: ModelConfig, shape: Shape, classes: int
+) -> object:
     loaded = _load(config.name)
-    build = check_maker(loaded, config.name, "model.name", nn.Module, "torch.nn.Module")
+    build = check_maker(
+        loaded, config.name, "model.name", nn.Module, "torch.nn.Module"
+    )
     signature = inspect.signature(build)
     check_options_finite(config.options, signature.parameters, "model")
     settings = ", ".join(config.options) or "none"

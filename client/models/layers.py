@@ -25,7 +25,9 @@ __all__ = [
     "small_stem",
 ]
 
-Width = Annotated[float, Field(gt=0, le=8, description="Factor on all channel counts.")]
+Width = Annotated[
+    float, Field(gt=0, le=8, description="Factor on all channel counts.")
+]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 Stem = Annotated[
     Literal["auto", "small", "large"],

@@ -34,7 +34,9 @@ class _InvertedResidual(nn.Module):
     narrows. Where the shape stays, the input is added.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         hidden = inputs * expansion
         # The first block of the network has nothing to widen.

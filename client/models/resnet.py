@@ -52,14 +52,20 @@ class _Block(nn.Module):
     """Layers, and a way around them."""
 
     def __init__(
-        self, residual: Sequence[nn.Module], inputs: int, outputs: int, stride: int
+        self,
+        residual: Sequence[nn.Module],
+        inputs: int,
+        outputs: int,
+        stride: int,
     ) -> None:
         super().__init__()
         self.residual = nn.Sequential(*residual)
         # A projection where the shape changes, as the sum needs equal shapes.
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(*convolution(inputs, outputs, 1, stride))
+            self.shortcut = nn.Sequential(
+                *convolution(inputs, outputs, 1, stride)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.residual(x) + self.shortcut(x)).relu()
@@ -135,7 +141,9 @@ def resnet152(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body:
     many, and blocks reduce the image in their 3x3 convolution, as is usual (v1.5).
     """
     residual = _bottleneck(width, lambda stage: _stage_channels(stage, width))
-    architecture = _Architecture("resnet152", (3, 8, 36, 3), residual, expansion=4)
+    architecture = _Architecture(
+        "resnet152", (3, 8, 36, 3), residual, expansion=4
+    )
     return _resnet(architecture, shape, width, stem)
 
 
@@ -150,7 +158,9 @@ def wide_resnet50(shape: Shape, width: Width = 1.0, stem: Stem = "auto") -> Body
     Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016.
     """
     residual = _bottleneck(width, lambda stage: 2 * _stage_channels(stage, width))
-    architecture = _Architecture("wide_resnet50", (3, 4, 6, 3), residual, expansion=4)
+    architecture = _Architecture(
+        "wide_resnet50", (3, 4, 6, 3), residual, expansion=4
+    )
     return _resnet(architecture, shape, width, stem)
 
 

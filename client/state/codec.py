@@ -152,7 +152,9 @@ def part_names(path: Path) -> frozenset[str]:
         return frozenset(str(leaf[2]) for leaf in leaves(tree) if is_apart(leaf))
     except (TypeError, KeyError) as error:
         # In a file of an earlier version the tree alone has no checksum.
-        raise StateLost(f"{path}: not a readable client state: {error}") from error
+        raise StateLost(
+            f"{path}: not a readable client state: {error}"
+        ) from error
 
 
 def checksum(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -161,7 +163,9 @@ def checksum(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     for tensor in tensors.values():
         # PyTorch cannot view an empty tensor as bytes.
         if tensor.numel():
-            value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+            value = zlib.crc32(
+                tensor.reshape(-1).view(torch.uint8).numpy().data, value
+            )
     return f"{value:08x}"
 
 
@@ -177,25 +181,33 @@ def _read_part(path: Path, part_leaves: list[Leaf]) -> Tensors:
     for leaf in part_leaves:
         tensor = stored.get(str(leaf[1]))
         if tensor is None or leaf[3] != tensor_checksum(tensor):
-            raise StateLost(f"{path}: not a readable client state: a checksum is wrong")
+            raise StateLost(
+                f"{path}: not a readable client state: a checksum is wrong"
+            )
         tensors[tensor_name(leaf)] = tensor
     return tensors
 
 
-def _read_file(path: Path, names: Collection[str] | None = None) -> tuple[Any, Tensors]:
+def _read_file(
+    path: Path, names: Collection[str] | None = None
+) -> tuple[Any, Tensors]:
     """Read a file's tree and its tensors, or those of some names."""
     try:
         metadata, tensors = _read_safetensors(path, names)
         is_whole = names is None
         if _BOUND in metadata:
-            return _unfold(path.name, metadata[_BOUND], tensors, is_whole), tensors
+            return _unfold(
+                path.name, metadata[_BOUND], tensors, is_whole
+            ), tensors
         return _unfold_unbound(metadata[_UNBOUND], tensors, is_whole), tensors
     except FileNotFoundError:
         raise StateLost(
             f"{path}: no such client state; was the folder changed by hand?"
         ) from None
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise StateLost(f"{path}: not a readable client state: {error}") from error
+        raise StateLost(
+            f"{path}: not a readable client state: {error}"
+        ) from error
     except RuntimeError as error:
         # It is torch's, where the system maps no more files: the file itself may be good.
         raise StateError(
@@ -266,4 +278,6 @@ def _unfold_unbound(
 
 
 def _layout(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Any]]:
-    return {key: [str(tensor.dtype), *tensor.shape] for key, tensor in tensors.items()}
+    return {
+        key: [str(tensor.dtype), *tensor.shape] for key, tensor in tensors.items()
+    }

@@ -68,7 +68,10 @@ class StateStore:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], memory_bytes: int, durable: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        memory_bytes: int,
+        durable: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.durable = durable
@@ -83,7 +86,9 @@ class StateStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StateError(f"{folder}: cannot be made: {error.strerror}") from error
+            raise StateError(
+                f"{folder}: cannot be made: {error.strerror}"
+            ) from error
 
     def load(self, client: int, version: int) -> State:
         """Give the state of a client at a version.
@@ -119,7 +124,9 @@ class StateStore:
         path = self.path(client, version)
         # Before the main file, so that a version never names a part that is not there.
         self._set_apart(path, tree, tensors, self._stored.get(client, {}))
-        in_file = [tensor_name(leaf) for leaf in leaves(tree) if not is_apart(leaf)]
+        in_file = [
+            tensor_name(leaf) for leaf in leaves(tree) if not is_apart(leaf)
+        ]
         write(path, tree, {name: tensors[name] for name in in_file}, self.durable)
         # What memory holds is what the file would give: dense copies of views, fresh containers.
         self._remember(client, version, join(tree, tensors))
@@ -152,7 +159,9 @@ class StateStore:
         }
         # Listed now: files that come later are no business of this call's.
         present = list(self.folder.glob(_ANY_FILE))
-        self._deleting = self._background.submit(self._delete_except, names, present)
+        self._deleting = self._background.submit(
+            self._delete_except, names, present
+        )
 
     def settle(self) -> None:
         """Wait until :meth:`prune` is through.
@@ -185,14 +194,18 @@ class StateStore:
         """
         names = set()
         if client is not None:
-            names = {self.path(client, version).name for version in versions if version}
+            names = {
+                self.path(client, version).name for version in versions if version
+            }
         self._delete_except(names, list(self.folder.glob(_ANY_FILE)))
 
     def path(self, client: int, version: int) -> Path:
         """Give the file of one version."""
         return self.folder / f"{client:06d}-{version:x}{_VERSION_SUFFIX}"
 
-    def _delete_except(self, names: Collection[str], present: Sequence[Path]) -> None:
+    def _delete_except(
+        self, names: Collection[str], present: Sequence[Path]
+    ) -> None:
         """Delete what is present, except some versions and their parts.
 
         A version that stays need not be among what is present: on a disk of many machines a
@@ -212,7 +225,9 @@ class StateStore:
                 f"{self.folder}: old client states cannot be deleted: {error}"
             ) from error
 
-    def _list_parts(self, names: Collection[str], present: Sequence[Path]) -> set[str]:
+    def _list_parts(
+        self, names: Collection[str], present: Sequence[Path]
+    ) -> set[str]:
         """Note the parts that some versions name.
 
         Returns
@@ -346,7 +361,9 @@ def _write_part(
     path: Path, unchanged: Sequence[Leaf], tensors: Tensors, durable: bool
 ) -> None:
     """Write tensors to a part of a version, if they are worth a file."""
-    contents = {tensor_name(leaf): tensors[tensor_name(leaf)] for leaf in unchanged}
+    contents = {
+        tensor_name(leaf): tensors[tensor_name(leaf)] for leaf in unchanged
+    }
     if _is_small(contents):
         return
     part = path.name.removesuffix(_VERSION_SUFFIX) + _PART_SUFFIX

@@ -95,7 +95,9 @@ class _Packer:
             items = [self.pack(v, f"{path}[{i}]") for i, v in enumerate(value)]
             return [_LIST, *items]
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return {key: self.pack(v, f"{path}[{key!r}]") for key, v in value.items()}
+            return {
+                key: self.pack(v, f"{path}[{key!r}]") for key, v in value.items()
+            }
         raise StateError(
             f"state{path}: a {type(value).__name__} cannot be kept; use tensors, arrays, None, "
             "bool, int, float, str, lists or dictionaries with text as keys"

@@ -184,7 +184,9 @@ class KeepBest(Callback):
     """
 
     def __init__(
-        self, measure: str = "accuracy_global", mode: Literal["max", "min"] = "max"
+        self,
+        measure: str = "accuracy_global",
+        mode: Literal["max", "min"] = "max",
     ) -> None:
         self.measure = measure
         self.mode = mode
@@ -221,7 +223,8 @@ class KeepBest(Callback):
         # A copy outside of the checkpoints, which the next one deletes.
         target.mkdir(exist_ok=True)
         shutil.copyfile(
-            checkpoints / latest / "arrays.safetensors", target / "arrays.safetensors"
+            checkpoints / latest / "arrays.safetensors",
+            target / "arrays.safetensors",
         )
 
 

@@ -78,7 +78,9 @@ class ComparedRuns:
             If there is no such plot, or the runs have not the numbers for it.
         """
         drawable = {
-            spec.name: spec for spec in COMPARISON_PLOTS if spec.has_data(self.groups)
+            spec.name: spec
+            for spec in COMPARISON_PLOTS
+            if spec.has_data(self.groups)
         }
         if name not in drawable:
             raise ConfigError(
@@ -102,7 +104,10 @@ class ComparedRuns:
 
 
 def compare(  # noqa: PLR0913  # a caller's keywords, each with its default
-    base: str | os.PathLike[str] | Mapping[str, Any] | ExperimentConfig = "digits",
+    base: str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | ExperimentConfig = "digits",
     learners: Sequence[Any] = ("fedavg", "fedknow"),
     seeds: int = 3,
     *,
@@ -144,7 +149,9 @@ def compare(  # noqa: PLR0913  # a caller's keywords, each with its default
     trackers, _, _ = split_trackers(track, ())
     config = experiment(base, **with_names(changes, trackers))
     names = [named("learner", learner) for learner in learners]
-    folder = Path(out) if out is not None else Path("runs") / f"{config.name}-compare"
+    folder = (
+        Path(out) if out is not None else Path("runs") / f"{config.name}-compare"
+    )
 
     def tell(event: Event) -> None:
         for callback in callbacks:

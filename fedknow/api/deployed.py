@@ -138,7 +138,9 @@ class DeployedModel(nn.Module):
         int64 [n]
         """
         logits = self.logits(x)
-        labels = np.arange(logits.shape[1]) if classes is None else np.array(classes)
+        labels = (
+            np.arange(logits.shape[1]) if classes is None else np.array(classes)
+        )
         if not set(labels.tolist()) <= set(range(logits.shape[1])):
             raise ConfigError(
                 f"classes = {labels.tolist()}: the model knows 0 to {logits.shape[1] - 1}"
@@ -147,7 +149,10 @@ class DeployedModel(nn.Module):
         return choice
 
     def evaluate(
-        self, x: NDArray[Any], y: NDArray[Any], classes: Sequence[int] | None = None
+        self,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        classes: Sequence[int] | None = None,
     ) -> Scores:
         """Compare predictions with labels.
 
@@ -230,7 +235,8 @@ class DeployedModel(nn.Module):
         description = json.dumps(self.description())
         if to == "safetensors":
             tensors = {
-                name: value.contiguous() for name, value in self.state_dict().items()
+                name: value.contiguous()
+                for name, value in self.state_dict().items()
             }
             save_file(tensors, path, metadata={"fedknow": description})
         elif to == "torchscript":
@@ -241,12 +247,16 @@ class DeployedModel(nn.Module):
 
     def _example(self) -> Tensor:
         # Two images: with one alone an exporter may take the size of a batch for a constant.
-        return torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0))
+        return torch.rand(
+            2, *self.shape, generator=torch.Generator().manual_seed(0)
+        )
 
     def _export_torchscript(self, path: Path, description: str) -> None:
         with torch.no_grad():
             traced = torch.jit.trace(self, self._example())  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(path), _extra_files={"fedknow.json": description})
+        torch.jit.save(
+            traced, str(path), _extra_files={"fedknow.json": description}
+        )
 
     def _export_onnx(self, path: Path, description: str) -> None:
         import onnx  # an extra: only this format needs it

@@ -17,7 +17,10 @@ __all__ = ["experiment"]
 
 
 def experiment(
-    base: str | os.PathLike[str] | Mapping[str, Any] | ExperimentConfig = "digits",
+    base: str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | ExperimentConfig = "digits",
     **changes: Any,
 ) -> ExperimentConfig:
     """Make the configuration of an experiment.
@@ -49,7 +52,9 @@ def experiment(
     """
     texts: list[str] = []
     for section, change in changes.items():
-        texts += [_assignment(key, value) for key, value in _settings(section, change)]
+        texts += [
+            _assignment(key, value) for key, value in _settings(section, change)
+        ]
     if isinstance(base, ExperimentConfig):
         return read_config(_tree(base), texts, called="the configuration")
     if isinstance(base, Mapping):
@@ -59,7 +64,11 @@ def experiment(
         }
         return read_config(tree, texts, called="the configuration")
     # A preset's name has neither an ending nor a separator.
-    if isinstance(base, Path) or str(base).endswith(".toml") or os.sep in str(base):
+    if (
+        isinstance(base, Path)
+        or str(base).endswith(".toml")
+        or os.sep in str(base)
+    ):
         return read_config(Path(base), texts)
     return load_preset(str(base), texts)
 

@@ -31,7 +31,9 @@ def run_html(run: Summary, path: str) -> str:
         _table([], rows),
     ]
     if run.tasks:
-        parts.append("<p>Accuracy (%) on each task (row) after each task (column)</p>")
+        parts.append(
+            "<p>Accuracy (%) on each task (row) after each task (column)</p>"
+        )
         parts.append(_matrix(run.personal.matrix))
     return "".join(parts)
 
@@ -45,7 +47,9 @@ def comparison_html(groups: Sequence[Group]) -> str:
     heads = ["method", "seeds", *(measure.title for measure in measures)]
     rows: list[list[str]] = []
     for group in groups:
-        means = [measure.text(group.estimate(measure.key).mean) for measure in measures]
+        means = [
+            measure.text(group.estimate(measure.key).mean) for measure in measures
+        ]
         rows.append([group.label, str(len(group.runs)), *means])
     return _table(heads, rows)
 
@@ -55,7 +59,9 @@ def _matrix(matrix: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> str:
     rows: list[list[str]] = []
     for task, row in zip(tasks, matrix, strict=False):
         # A task has no accuracy before it was learned.
-        cells = ["" if math.isnan(value) else f"{100 * value:.1f}" for value in row]
+        cells = [
+            "" if math.isnan(value) else f"{100 * value:.1f}" for value in row
+        ]
         rows.append([f"task {task}", *cells])
     return _table(["", *(f"after {task}" for task in tasks)], rows)
 

@@ -125,7 +125,11 @@ def _maker(section: str, part: Any) -> Any | None:
 
 def _split(model: nn.Module) -> nn.Module:
     """Split a sequence of layers before its last one, if that is linear."""
-    if hasattr(model, "body") or not isinstance(model, nn.Sequential) or len(model) < 2:
+    if (
+        hasattr(model, "body")
+        or not isinstance(model, nn.Sequential)
+        or len(model) < 2
+    ):
         return model
     head = model[-1]
     return SplitModel(model[:-1], head) if isinstance(head, nn.Linear) else model

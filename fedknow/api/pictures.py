@@ -100,7 +100,10 @@ def _from_arrays(path: Path) -> Samples:
 
 
 def _picture(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError  # an extra: arrays need no pictures
+    from PIL import (
+        Image,
+        UnidentifiedImageError,
+    )  # an extra: arrays need no pictures
 
     channels, height, width = shape
     if channels not in (1, 3):
@@ -114,5 +117,7 @@ def _picture(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
             eight_bit = to_eight_bit(image, "L" if channels == 1 else "RGB")
             pixels = np.asarray(eight_bit.resize((width, height)), np.uint8)
     except (OSError, ValueError, UnidentifiedImageError) as error:
-        raise ConfigError(f"{path}: cannot be read as a picture: {error}") from None
+        raise ConfigError(
+            f"{path}: cannot be read as a picture: {error}"
+        ) from None
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

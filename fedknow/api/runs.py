@@ -47,7 +47,10 @@ PARTS_FILE = "parts.json"
 
 
 def simulate(  # noqa: PLR0913  # a caller's keywords, each with its default
-    base: str | os.PathLike[str] | Mapping[str, Any] | ExperimentConfig = "digits",
+    base: str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | ExperimentConfig = "digits",
     *,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -181,7 +184,9 @@ class Run:
 
     def matrix(self, global_model: bool = False) -> np.ndarray[Any, Any]:
         """Return accuracy on each task after each: float64 [seen, trained]."""
-        scoring = self.summary.global_model if global_model else self.summary.personal
+        scoring = (
+            self.summary.global_model if global_model else self.summary.personal
+        )
         if scoring is None:
             raise ConfigError(
                 "the global model was not scored: evaluation.global_model = false"
@@ -200,7 +205,9 @@ class Run:
 
         rows = [event for event in self.events if event["event"] == kind]
         # The kind is the same in all rows, and the checksum is the file's own affair.
-        return pandas.DataFrame(rows).drop(columns=["event", "crc32"], errors="ignore")
+        return pandas.DataFrame(rows).drop(
+            columns=["event", "crc32"], errors="ignore"
+        )
 
     def plot(self, name: str = "accuracy") -> Figure:
         """Draw one of the report's plots as a figure of matplotlib.
@@ -250,7 +257,8 @@ class Run:
         learner = self._learner()
         arrays = self._best() if best else checkpoint.arrays
         shared = {
-            name: torch.tensor(np.asarray(value)) for name, value in arrays.items()
+            name: torch.tensor(np.asarray(value))
+            for name, value in arrays.items()
         }
         if client is not None:
             learner.load_state_dict(self._state(client, checkpoint))
@@ -260,7 +268,9 @@ class Run:
         learner.receive(shared)
         return copy.deepcopy(learner.model).eval()
 
-    def deployed(self, client: int | None = None, best: bool = False) -> DeployedModel:
+    def deployed(
+        self, client: int | None = None, best: bool = False
+    ) -> DeployedModel:
         """Build a model that takes plain images, ready to be exported.
 
         Parameters
@@ -320,7 +330,9 @@ class Run:
 
     def _learner(self) -> Learner:
         benchmark = self._benchmark
-        return build_learner(resolve(self.config), benchmark.shape, benchmark.classes)
+        return build_learner(
+            resolve(self.config), benchmark.shape, benchmark.classes
+        )
 
     def _best(self) -> dict[str, Any]:
         from safetensors.numpy import load_file
@@ -370,7 +382,9 @@ class _PartsRecorder:
         }
         # Only what was given as an object: a module of the user's own has its file.
         self.parts = {
-            key: name for key, name in names.items() if parts.find(name) is not None
+            key: name
+            for key, name in names.items()
+            if parts.find(name) is not None
         }
 
     def __call__(self, event: Event) -> None:
@@ -379,7 +393,9 @@ class _PartsRecorder:
                 key: {"name": name, "source": parts.source_of(name)}
                 for key, name in self.parts.items()
             }
-            write_atomic(self.folder / PARTS_FILE, json.dumps(table, indent=1).encode())
+            write_atomic(
+                self.folder / PARTS_FILE, json.dumps(table, indent=1).encode()
+            )
 
 
 def _new_folder(config: ExperimentConfig) -> Path:

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["certs", "client", "forget", "server", "status"]
 
 CERTS_DIR = typer.Argument(metavar="DIR")
-CLIENTS = typer.Option("--clients", min=1, help="How many clients there shall be.")
+CLIENTS = typer.Option(
+    "--clients", min=1, help="How many clients there shall be."
+)
 HOSTS = typer.Option(
     "--host",
     metavar="NAME",
@@ -270,7 +272,9 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
             client=number,
             device=device,
             give_up=give_up,
-            permissions=Permissions(frozenset(allow or []), Limits.parse(limit or [])),
+            permissions=Permissions(
+                frozenset(allow or []), Limits.parse(limit or [])
+            ),
         )
         # The inner block turns a failure into an exit, which the outer one hastens.
         with _end_at_once(edge), explained(None):
@@ -315,7 +319,8 @@ def forget(
 
         for client in forget_clients(folder, clients):
             out.print(
-                f"Client {client} begins anew when the run is resumed.", highlight=False
+                f"Client {client} begins anew when the run is resumed.",
+                highlight=False,
             )
 
 

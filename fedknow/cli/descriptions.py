@@ -19,11 +19,15 @@ def print_list(console: Console, lines: Mapping[str, str]) -> None:
     console.print(_pairs(lines), highlight=False)
 
 
-def print_description(console: Console, name: str, description: Description) -> None:
+def print_description(
+    console: Console, name: str, description: Description
+) -> None:
     """Print the description of one part of an experiment."""
     console.print(Text(f"{name}: {description.summary}", "bold"), highlight=False)
     if description.facts:
-        console.print(Padding(_pairs(description.facts), (1, 0, 0, 0)), highlight=False)
+        console.print(
+            Padding(_pairs(description.facts), (1, 0, 0, 0)), highlight=False
+        )
     if description.section:
         key = f"{description.section}.NAME"
         title = "No settings of its own"

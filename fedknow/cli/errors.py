@@ -56,12 +56,16 @@ def explained(
 def report_failures(failures: Mapping[str, str], is_fatal: bool = True) -> None:
     """Name the runs that failed, and end the command where they count."""
     for name, reason in failures.items():
-        err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}", highlight=False)
+        err.print(
+            f"[red]{escape(name)} failed:[/] {escape(reason)}", highlight=False
+        )
     if failures and is_fatal:
         raise typer.Exit(FAILED)
 
 
-def _end_with_sentence(error: Exception, run: Path | None, command: str) -> NoReturn:
+def _end_with_sentence(
+    error: Exception, run: Path | None, command: str
+) -> NoReturn:
     """Show an exception that is made for a person.
 
     Any other is a fault of this program, and is raised again with its traceback.
@@ -83,14 +87,18 @@ def _end_with_sentence(error: Exception, run: Path | None, command: str) -> NoRe
     else:
         # A fault of this program, whose traceback is what a report of it needs.
         raise error
-    err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    err.print(
+        f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+    )
     hint = _resume_hint(run, command) if is_resumable else ""
     if hint:
         err.print(escape(hint), highlight=False, soft_wrap=True)
     raise typer.Exit(exit_code) from None
 
 
-def _end_without_package(error: ModuleNotFoundError, extra: str | None) -> NoReturn:
+def _end_without_package(
+    error: ModuleNotFoundError, extra: str | None
+) -> NoReturn:
     """Say how to install a package that an edge installation lacks."""
     default_extra = providing_extra(error.name)
     # No extra brings it, so its lack is a fault of this program.
@@ -126,7 +134,9 @@ def _resume_hint(run: Path | None, verb: str) -> str:
     if config.is_file():
         if _is_finished(run):
             command = shlex.join(["fedknow", "report", str(run)])
-            return f"The run in {run} is finished. Write its report with: {command}"
+            return (
+                f"The run in {run} is finished. Write its report with: {command}"
+            )
         words = ["fedknow", verb, str(config), "--out", str(run), "--resume"]
         return (
             f"All up to the last complete round is kept in {run}. "

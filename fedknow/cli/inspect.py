@@ -167,7 +167,10 @@ def calibrate(  # noqa: PLR0913  # a command's options are its arguments
     with explained(None, extra="sim"):
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.simulations.fleet.calibrate import calibrate as measure
-        from fedknow.simulations.fleet.calibrate import check_device_name, write_profile
+        from fedknow.simulations.fleet.calibrate import (
+            check_device_name,
+            write_profile,
+        )
         from fedknow.simulations.fleet.devices import read_profiles
 
         check_device_name(name)

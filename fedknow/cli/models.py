@@ -113,7 +113,9 @@ def evaluate(
             if row.sum():
                 share = 100 * row[label] / row.sum()
                 name = escape(scores.class_names[label])
-                out.print(f"  {name}: {share:.1f} % of {row.sum()}", highlight=False)
+                out.print(
+                    f"  {name}: {share:.1f} % of {row.sum()}", highlight=False
+                )
 
 
 def predict(

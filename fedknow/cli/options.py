@@ -57,12 +57,17 @@ OUT = typer.Option(
     help="Run folder.  [default: runs/NAME-LEARNER-seedN]",
     show_default=False,
 )
-SERVER = typer.Option("--server", metavar="HOST:PORT", help="Where the server listens.")
+SERVER = typer.Option(
+    "--server", metavar="HOST:PORT", help="Where the server listens."
+)
 CLIENT_TLS = typer.Option(
-    "--tls", metavar="DIR", help="`clients/NNN/` of a folder that `fedknow certs` made."
+    "--tls",
+    metavar="DIR",
+    help="`clients/NNN/` of a folder that `fedknow certs` made.",
 )
 INSECURE = typer.Option(
-    "--insecure", help="Without TLS although the address is not on this machine alone."
+    "--insecure",
+    help="Without TLS although the address is not on this machine alone.",
 )
 TRACK = typer.Option(
     "--track",

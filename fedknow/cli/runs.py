@@ -48,7 +48,9 @@ LEARNERS = typer.Option(
     "fedknow@rho=0.2+k=5; ewc@best, all@best: the settings a search found; all,-gem: "
     "without one.",
 )
-SEEDS = typer.Option("--seeds", min=1, help="Runs of each, with seeds from `seed` on.")
+SEEDS = typer.Option(
+    "--seeds", min=1, help="Runs of each, with seeds from `seed` on."
+)
 COMPARE_OUT = typer.Option(
     "--out",
     metavar="DIR",
@@ -87,7 +89,9 @@ PAPER_LEARNERS = typer.Option(
     metavar="NAME,NAME",
     help="Which to run.  [default: the experiment's]",
 )
-PAPER_SEEDS = typer.Option("--seeds", min=1, help="Runs of each, with seeds from 0 on.")
+PAPER_SEEDS = typer.Option(
+    "--seeds", min=1, help="Runs of each, with seeds from 0 on."
+)
 PAPER_OUT = typer.Option(
     "--out",
     metavar="DIR",
@@ -168,7 +172,9 @@ def compare(  # noqa: PLR0913  # a command's options are its arguments
         config = read_experiment(experiment, changes, data_dir, track)
         names = split_names(learners)
         place = folder or Path("runs") / f"{config.name}-compare"
-        say_starting(f"a comparison of {learners} on {config.name} in {place}", quiet)
+        say_starting(
+            f"a comparison of {learners} on {config.name} in {place}", quiet
+        )
     with explained(place, extra="sim"):
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.cli.tables import comparison_table, print_table
@@ -221,7 +227,8 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
         names = split_names(learners)
         place = folder or Path("runs") / f"{config.name}-search"
         say_starting(
-            f"a search for settings of {learners} on {config.name} in {place}", quiet
+            f"a search for settings of {learners} on {config.name} in {place}",
+            quiet,
         )
     with explained(place, extra="sim"):
         # Imported late, so that the command line starts fast and on an edge box.
@@ -235,7 +242,9 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
         for change in changes or []:
             words += ["--set", change]
         request = SearchRequest(names, runs, seeds, shlex.join(words))
-        best, failures = search_all(config, request, place, progress_of_each(quiet))
+        best, failures = search_all(
+            config, request, place, progress_of_each(quiet)
+        )
         if best and not quiet:
             print_table(out, search_table(best))
         out.print(

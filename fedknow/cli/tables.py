@@ -19,7 +19,11 @@ from rich.text import Text
 
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.groups import Group, interval_note, ranked
-from fedknow.server.reports.measures import available_measures, measure_named, size
+from fedknow.server.reports.measures import (
+    available_measures,
+    measure_named,
+    size,
+)
 from fedknow.server.reports.summary import Summary
 
 if TYPE_CHECKING:
@@ -36,7 +40,15 @@ __all__ = [
 
 MIN_COLUMNS = 2
 """With fewer columns beside the names, each name gets a line of its own."""
-EXPENDABLE = ("relative", "samples", "global", "kept", "time", "traffic", "virtual")
+EXPENDABLE = (
+    "relative",
+    "samples",
+    "global",
+    "kept",
+    "time",
+    "traffic",
+    "virtual",
+)
 """Headings of a comparison's columns, in the order in which they are left out."""
 
 
@@ -107,7 +119,9 @@ class FittingTable:
         # Measured without a limit: within the true width rich would squeeze the columns.
         unlimited = options.update(width=10_000)
         while fitting:
-            width = console.measure(self._table(fitting), options=unlimited).maximum
+            width = console.measure(
+                self._table(fitting), options=unlimited
+            ).maximum
             if width <= options.max_width:
                 break
             names = [each.name for each in fitting]
@@ -122,7 +136,9 @@ class FittingTable:
         # Without any unit the headings save a line.
         has_units = any(each.unit for each in columns)
         for each in columns:
-            heading = f"{each.heading}\n{each.unit}" if has_units else each.heading
+            heading = (
+                f"{each.heading}\n{each.unit}" if has_units else each.heading
+            )
             table.add_column(Text(heading), justify="right", no_wrap=True)
         cells = [each.cells for each in columns]
         for name, *row in zip(self.names, *cells, strict=True):
@@ -236,7 +252,9 @@ def search_table(best: Mapping[str, BestSettings]) -> FittingTable:
     """Show one line a learner with its best scores, and its settings below."""
     results = list(best.values())
     columns = [
-        _percent_column("accuracy", "accuracy", [each.accuracy for each in results]),
+        _percent_column(
+            "accuracy", "accuracy", [each.accuracy for each in results]
+        ),
         _percent_column(
             "with defaults", "accuracy", [each.default for each in results]
         ),
@@ -247,7 +265,9 @@ def search_table(best: Mapping[str, BestSettings]) -> FittingTable:
     ]
     notes = []
     for name, each in best.items():
-        settings = ", ".join(f"{key}={value}" for key, value in each.settings.items())
+        settings = ", ".join(
+            f"{key}={value}" for key, value in each.settings.items()
+        )
         notes.append(f"{name}: {settings or 'its defaults'}")
     title = "Best settings, on held-out training samples"
     return FittingTable(title, list(best), columns, ("runs",), notes)

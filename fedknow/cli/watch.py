@@ -50,7 +50,9 @@ def watch(
     """
     with explained(None, extra="server"):
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{folder} is a file; give a run folder or its parent")
+            raise ConfigError(
+                f"{folder} is a file; give a run folder or its parent"
+            )
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.server.watch.http import LivePage
 
@@ -70,11 +72,15 @@ def page_served(folder: Path, is_wanted: bool) -> Iterator[None]:
     from fedknow.server.watch.http import LivePage
 
     with LivePage(folder) as page:
-        _announce(page.url, "until the command ends; the report has it afterwards")
+        _announce(
+            page.url, "until the command ends; the report has it afterwards"
+        )
         yield
 
 
 def _announce(url: str, note: str) -> None:
-    out.print(f"Live page: {url} ({escape(note)})", highlight=False, soft_wrap=True)
+    out.print(
+        f"Live page: {url} ({escape(note)})", highlight=False, soft_wrap=True
+    )
     # Whoever reads the address from a pipe must not wait for the buffer to fill.
     out.file.flush()

@@ -28,7 +28,9 @@ class DataConfig(Section):
     """Folder that holds the data set's own, ``<name>/``; empty: ``$FEDKNOW_DATA``."""
     image_size: int = Field(0, ge=0, le=1024)
     """Height and width that images on disk are scaled to; 0: the data set's usual ones."""
-    scenario: Literal["task-incremental", "class-incremental"] = "task-incremental"
+    scenario: Literal["task-incremental", "class-incremental"] = (
+        "task-incremental"
+    )
     """Whether a client knows which task a test sample belongs to (the head is sliced) or not."""
     tasks: int = Field(5, ge=1, le=MOST_TASKS)
     classes_per_task: int = Field(0, ge=0, le=MOST_CLASSES)
@@ -69,7 +71,9 @@ class DataConfig(Section):
     """Fraction of each class's training samples that takes the place of the test samples, which
     are then not touched: for choosing settings."""
 
-    shape: list[Annotated[int, Field(ge=1, le=4096)]] = Field(default=[], max_length=3)
+    shape: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
+        default=[], max_length=3
+    )
     """``local``: channels, height and width of the clients' images."""
     classes: int = Field(0, ge=0, le=MOST_CLASSES)
     """``local``: classes of all tasks together."""

@@ -54,7 +54,9 @@ class ExperimentConfig(Section):
     model: Annotated[ModelConfig, BeforeValidator(_by_name)] = ModelConfig()
     train: TrainConfig = TrainConfig()
     learner: Annotated[LearnerConfig, BeforeValidator(_by_name)] = LearnerConfig()
-    strategy: Annotated[StrategyConfig, BeforeValidator(_by_name)] = StrategyConfig()
+    strategy: Annotated[StrategyConfig, BeforeValidator(_by_name)] = (
+        StrategyConfig()
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     fleet: Annotated[FleetConfig, BeforeValidator(_by_devices)] = FleetConfig()
@@ -105,7 +107,9 @@ class ExperimentConfig(Section):
             "availability": _absolute(availability) if is_file else availability,
         }
         update = {
-            "data": self.data.model_copy(update={"dir": _absolute(self.data.dir)}),
+            "data": self.data.model_copy(
+                update={"dir": _absolute(self.data.dir)}
+            ),
             "fleet": self.fleet.model_copy(update=fleet),
         }
         return self.model_copy(update=update)

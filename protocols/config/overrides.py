@@ -76,13 +76,17 @@ def assign(tree: dict[str, Any], path: list[str], value: Any, text: str) -> None
     section[leaf] = value
 
 
-def _descend(tree: dict[str, Any], parents: list[str], text: str) -> dict[str, Any]:
+def _descend(
+    tree: dict[str, Any], parents: list[str], text: str
+) -> dict[str, Any]:
     """Go down to the section of a key, and make what is missing on the way."""
     section = tree
     for key in parents:
         child = _as_section(key, section.get(key, {}))
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {show(text)}: {key!r} is a value, not a section")
+            raise ConfigError(
+                f"--set {show(text)}: {key!r} is a value, not a section"
+            )
         section[key] = child
         section = child
     return section

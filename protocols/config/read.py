@@ -78,7 +78,9 @@ def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         # TOML's, UTF-8's, or Python's, which refuses integers with thousands of digits.
-        raise ConfigError(f"{path}: not valid TOML: {first_sentence(error)}") from None
+        raise ConfigError(
+            f"{path}: not valid TOML: {first_sentence(error)}"
+        ) from None
 
 
 def _refuse_deep(tree: Mapping[str, Any], title: str) -> None:

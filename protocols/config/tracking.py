@@ -25,7 +25,9 @@ class TrackingConfig(Section):
     neither in run folders nor sent to clients.
     """
 
-    to: Annotated[list[str], BeforeValidator(_split)] = Field(default=[], max_length=16)
+    to: Annotated[list[str], BeforeValidator(_split)] = Field(
+        default=[], max_length=16
+    )
     """``tensorboard``, ``mlflow``, ``wandb``, ``trackio`` (``fedknow list trackers``), or
     ``module:Class``. Empty: none, or those that a resumed run had before; ``none``: none."""
     project: str = ""

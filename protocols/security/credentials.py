@@ -73,7 +73,9 @@ def channel_credentials(folder: Path) -> grpc.ChannelCredentials:
     token = read_token(folder)
     # A folder with both sends both: which one counts is for the server to say.
     if token is not None and not (folder / CERTIFICATE).exists():
-        credentials = grpc.ssl_channel_credentials(read_file(folder, CA, CLIENT_FOLDER))
+        credentials = grpc.ssl_channel_credentials(
+            read_file(folder, CA, CLIENT_FOLDER)
+        )
     else:
         ca, certificate, key = _read(folder, CLIENT_FOLDER)
         credentials = grpc.ssl_channel_credentials(ca, key, certificate)
@@ -126,7 +128,9 @@ def _prove(folder: Path, side: str) -> None:
     try:
         _shake_hands(server, client)
     except ssl.SSLError as error:
-        raise ConfigError(f"{folder / CERTIFICATE}: {explain_ssl(error)}") from None
+        raise ConfigError(
+            f"{folder / CERTIFICATE}: {explain_ssl(error)}"
+        ) from None
 
 
 def _load_pair(context: ssl.SSLContext, folder: Path) -> None:
@@ -152,7 +156,10 @@ def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
     """Let two sides in this process shake hands."""
     up = ssl.MemoryBIO()
     down = ssl.MemoryBIO()
-    waiting = [client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)]
+    waiting = [
+        client.wrap_bio(down, up),
+        server.wrap_bio(up, down, server_side=True),
+    ]
     while waiting:
         # A copy, as an end that is done leaves the list in the loop.
         for end in list(waiting):

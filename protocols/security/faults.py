@@ -5,7 +5,13 @@ from __future__ import annotations
 import ssl
 from enum import StrEnum
 
-__all__ = ["CredentialError", "CredentialFault", "TlsError", "TlsFault", "explain_ssl"]
+__all__ = [
+    "CredentialError",
+    "CredentialFault",
+    "TlsError",
+    "TlsFault",
+    "explain_ssl",
+]
 
 
 class CredentialFault(StrEnum):

@@ -79,7 +79,9 @@ def read_token(folder: Path) -> str | None:
     """
     if not (folder / TOKEN).exists():
         return None
-    token = read_file(folder, TOKEN, CLIENT_FOLDER).decode("utf-8", "replace").strip()
+    token = (
+        read_file(folder, TOKEN, CLIENT_FOLDER).decode("utf-8", "replace").strip()
+    )
     if not TOKEN_PATTERN.fullmatch(token):
         raise ConfigError(
             f"{folder / TOKEN}: not a token (a number, a dot, 43 characters); copy it again"

@@ -47,7 +47,9 @@ def handshake(address: str, folder: Path, timeout: float = 10.0) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # gRPC servers refuse a client that does not offer HTTP/2 by ALPN.
     context.set_alpn_protocols(["h2"])
-    context.load_verify_locations(cadata=read_file(folder, CA, CLIENT_FOLDER).decode())
+    context.load_verify_locations(
+        cadata=read_file(folder, CA, CLIENT_FOLDER).decode()
+    )
     if (folder / CERTIFICATE).exists():
         context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
     host, _ = split_address(address)

@@ -135,7 +135,9 @@ class Tokens:
         client = int(match[1])
         # A client that does not exist takes as long as one that does.
         salt, digest = self.digests.get(client, ("", ""))
-        return client if hmac.compare_digest(_digest(salt, token), digest) else None
+        return (
+            client if hmac.compare_digest(_digest(salt, token), digest) else None
+        )
 
 
 def new_token(client: int) -> str:

@@ -29,7 +29,13 @@ from fedknow.protocols.wire.fedknow_pb2 import (
     StatusRequest,
     Welcome,
 )
-from fedknow.protocols.wire.frames import CHUNK_BYTES, Assembler, Packed, Parcel, parse
+from fedknow.protocols.wire.frames import (
+    CHUNK_BYTES,
+    Assembler,
+    Packed,
+    Parcel,
+    parse,
+)
 from fedknow.protocols.wire.handshake import (
     HEARTBEAT,
     PROTOCOL,

@@ -19,7 +19,12 @@ from fedknow.protocols.wire.lossy import (
     WIDTHS,
     scale_fits,
 )
-from fedknow.protocols.wire.sparse import check_sparse, elements, from_sparse, to_sparse
+from fedknow.protocols.wire.sparse import (
+    check_sparse,
+    elements,
+    from_sparse,
+    to_sparse,
+)
 
 __all__ = ["Encoding", "check", "decode", "encode", "lossy"]
 
@@ -218,6 +223,8 @@ def decode(
     elif tensor.layout in (pb.Tensor.MASK, pb.Tensor.GAPS):
         flat = from_sparse(tensor, payload, dtype)
     else:
-        with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        with np.errstate(
+            invalid="ignore"
+        ):  # a signalling NaN becomes a quiet one
             flat = FROM_LOSSY[tensor.layout](tensor, payload, dtype)
     return flat.reshape(tuple(tensor.shape))

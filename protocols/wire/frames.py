@@ -96,7 +96,9 @@ class Packed:
             envelope.id = id
         if reply_to is not None:
             envelope.reply_to = reply_to
-        chunk = pb.Chunk(stream=self._stream, crc32=self._crc32, envelope=envelope)
+        chunk = pb.Chunk(
+            stream=self._stream, crc32=self._crc32, envelope=envelope
+        )
         yield _frame(chunk, [memoryview(self._head)])
         yield from self._tail
 
@@ -170,7 +172,9 @@ def cut(  # noqa: PLR0913  # the fields of an envelope
     # Kept without its frame, as the frame holds the receiver's own envelope.
     head = b"".join(next(chunks))
     tail = tuple(
-        _frame(pb.Chunk(stream=stream, sequence=sequence, crc32=_crc32(chunk)), chunk)
+        _frame(
+            pb.Chunk(stream=stream, sequence=sequence, crc32=_crc32(chunk)), chunk
+        )
         for sequence, chunk in enumerate(chunks, start=1)
     )
     return Packed(envelope, stream, zlib.crc32(head), head, tail)
@@ -280,7 +284,8 @@ class Assembler:
             )
         if not chunk.HasField("envelope"):
             raise WireError(
-                Code.MALFORMED, f"chunk 0 of stream {chunk.stream} has no envelope"
+                Code.MALFORMED,
+                f"chunk 0 of stream {chunk.stream} has no envelope",
             )
         if len(self._open) >= self._limits.streams:
             raise WireError(
@@ -375,7 +380,9 @@ def _crc32(data: Sequence[memoryview]) -> int:
     return crc
 
 
-def _chunks(pieces: Sequence[memoryview], size: int) -> Iterator[list[memoryview]]:
+def _chunks(
+    pieces: Sequence[memoryview], size: int
+) -> Iterator[list[memoryview]]:
     chunk: list[memoryview] = []
     room = size
     for piece in pieces:

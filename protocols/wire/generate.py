@@ -31,7 +31,11 @@ def compiled() -> dict[str, str]:
     # Where the file lies when installed: the generated module knows its own name.
     package = "fedknow/protocols/wire"
     with tempfile.TemporaryDirectory() as out:
-        options = [f"-I{package}={HERE}", f"--python_out={out}", f"--pyi_out={out}"]
+        options = [
+            f"-I{package}={HERE}",
+            f"--python_out={out}",
+            f"--pyi_out={out}",
+        ]
         # The first argument stands for the program's name, which the compiler skips.
         if protoc.main(["protoc", *options, f"{package}/fedknow.proto"]) != 0:
             raise ValueError(

@@ -27,7 +27,9 @@ HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 def hello(node: int = 0) -> bytes:
     """Make a client's first frame; ``node`` is its earlier id, if any."""
     return _serialised(
-        pb.Frame(hello=pb.Hello(protocol=PROTOCOL, package=__version__, node=node))
+        pb.Frame(
+            hello=pb.Hello(protocol=PROTOCOL, package=__version__, node=node)
+        )
     )
 
 
@@ -54,7 +56,9 @@ def goodbye(finished: bool, reason: str) -> bytes:
 
     The run is over, or the server means to come back.
     """
-    return _serialised(pb.Frame(goodbye=pb.Goodbye(finished=finished, reason=reason)))
+    return _serialised(
+        pb.Frame(goodbye=pb.Goodbye(finished=finished, reason=reason))
+    )
 
 
 def refused(refusal: pb.Refusal) -> WireError:

@@ -31,7 +31,9 @@ def _to_fp16(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
     return half
 
 
-def _from_fp16(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
+def _from_fp16(
+    tensor: pb.Tensor, payload: memoryview, dtype: np.dtype
+) -> np.ndarray:
     return np.frombuffer(payload, "<f2").astype(dtype)
 
 
@@ -39,18 +41,24 @@ def _to_bf16(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         bits = flat.astype("<f4", copy=False).view("<u4")
     # To nearest, ties to even. The sum wraps around for some NaN, which are put right after it.
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    rounded = bits + (
+        np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    )
     upper: np.ndarray = (rounded >> np.uint32(16)).astype("<u2")
     nan = np.isnan(flat)
     if nan.any():
         upper[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(
             0x40
         )  # quiet: a set bit survives the cut
-    _refuse_overflow(tensor, flat, (upper & np.uint16(0x7FFF)) == 0x7F80, Encoding.BF16)
+    _refuse_overflow(
+        tensor, flat, (upper & np.uint16(0x7FFF)) == 0x7F80, Encoding.BF16
+    )
     return upper
 
 
-def _from_bf16(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
+def _from_bf16(
+    tensor: pb.Tensor, payload: memoryview, dtype: np.dtype
+) -> np.ndarray:
     bits = np.frombuffer(payload, "<u2").astype("<u4") << np.uint32(16)
     return bits.view("<f4").astype(dtype, copy=False)
 
@@ -81,20 +89,27 @@ def _to_scaled(tensor: pb.Tensor, flat: np.ndarray) -> np.ndarray:
     tensor.scale = scale
     quantised = np.empty(flat.size, np.int8)
     for block in _blocks(flat.size):
-        quantised[block] = np.rint(np.divide(flat[block], scale, dtype=np.float64))
+        quantised[block] = np.rint(
+            np.divide(flat[block], scale, dtype=np.float64)
+        )
     return quantised
 
 
-def _from_scaled(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
+def _from_scaled(
+    tensor: pb.Tensor, payload: memoryview, dtype: np.dtype
+) -> np.ndarray:
     quantised = np.frombuffer(payload, np.int8)
     # The sender's range is symmetric, so that -128 is nobody's rounding.
     if quantised.min(initial=0) < -127:
         raise WireError(
-            Code.BAD_VALUE, f"tensor {tensor.name!r} holds -128; -127 to 127 are in use"
+            Code.BAD_VALUE,
+            f"tensor {tensor.name!r} holds -128; -127 to 127 are in use",
         )
     flat = np.empty(quantised.size, dtype)
     for block in _blocks(flat.size):
-        flat[block] = np.multiply(quantised[block], tensor.scale, dtype=np.float64)
+        flat[block] = np.multiply(
+            quantised[block], tensor.scale, dtype=np.float64
+        )
     return flat
 
 

@@ -22,7 +22,13 @@ from fedknow.protocols.wire import codec
 from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.codec import Encoding
 from fedknow.protocols.wire.errors import Code, WireError
-from fedknow.protocols.wire.frames import CHUNK_BYTES, Packed, Parcel, cut, padding
+from fedknow.protocols.wire.frames import (
+    CHUNK_BYTES,
+    Packed,
+    Parcel,
+    cut,
+    padding,
+)
 from fedknow.protocols.wire.handshake import PROTOCOL
 from fedknow.protocols.wire.limits import Limits
 
@@ -79,7 +85,8 @@ def pack(
     # Protobuf would raise an error of its own that names neither field nor value.
     if message.node not in _UINT64:
         raise WireError(
-            Code.BAD_VALUE, f"node {message.node}: must be 0 or more, and below 2**64"
+            Code.BAD_VALUE,
+            f"node {message.node}: must be 0 or more, and below 2**64",
         )
     header = pb.Header(protocol=PROTOCOL, kind=message.kind, group=message.group)
     if message.failure is not None:
@@ -185,14 +192,18 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
     try:
         header = pb.Header.FromString(bytes(parcel.header))
     except DecodeError as error:
-        raise WireError(Code.MALFORMED, f"not a message header: {error}") from None
+        raise WireError(
+            Code.MALFORMED, f"not a message header: {error}"
+        ) from None
     _check(header, len(parcel.payload), limits)
     content: Content = {}
     for record in header.records:
         kind = record.WhichOneof("kind")
         # The later one would silently take the place of the other.
         if record.name in content:
-            raise WireError(Code.MALFORMED, f"two records are called {record.name!r}")
+            raise WireError(
+                Code.MALFORMED, f"two records are called {record.name!r}"
+            )
         if kind == "arrays":
             content[record.name] = _read_arrays(
                 record.name, record.arrays, parcel.payload, limits
@@ -305,7 +316,9 @@ def _write_failure(header: pb.Header, failure: Failure) -> None:
     header.failure.SetInParent()
 
 
-def _write_values(header: pb.Header, name: str, record: Record, limits: Limits) -> None:
+def _write_values(
+    header: pb.Header, name: str, record: Record, limits: Limits
+) -> None:
     if not isinstance(record, Metrics | Config):
         raise WireError(
             Code.BAD_VALUE,

@@ -16,7 +16,9 @@ _LONGEST_GAP = 5
 """Bytes of the longest LEB128 form of a distance: ``Limits.elements`` keeps it below 2**35."""
 
 
-def elements(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
+def elements(
+    tensor: pb.Tensor, payload: memoryview, dtype: np.dtype
+) -> np.ndarray:
     """Give bytes as elements, on the same memory.
 
     Raises
@@ -67,12 +69,15 @@ def check_sparse(tensor: pb.Tensor, size: int, dtype: np.dtype) -> bool:
         return False
     if tensor.layout == pb.Tensor.MASK:
         return index == _mask_bytes(size)
-    return tensor.count <= index <= tensor.count * _LONGEST_GAP and index < _mask_bytes(
-        size
+    return (
+        tensor.count <= index <= tensor.count * _LONGEST_GAP
+        and index < _mask_bytes(size)
     )
 
 
-def from_sparse(tensor: pb.Tensor, payload: memoryview, dtype: np.dtype) -> np.ndarray:
+def from_sparse(
+    tensor: pb.Tensor, payload: memoryview, dtype: np.dtype
+) -> np.ndarray:
     """Give all elements, from the present ones and their index.
 
     Raises
@@ -116,7 +121,9 @@ def _from_gaps(tensor: pb.Tensor, index: np.ndarray, size: int) -> np.ndarray:
         and gaps.min(initial=1) > 0
         and gaps.max(initial=0) <= size
     ):
-        places = np.cumsum(gaps) - 1  # neither overflows: 2**31 gaps of 2**31 at most
+        places = (
+            np.cumsum(gaps) - 1
+        )  # neither overflows: 2**31 gaps of 2**31 at most
         if places.max(initial=-1) < size:
             return places
     raise WireError(
@@ -166,5 +173,7 @@ def _from_varints(raw: np.ndarray) -> np.ndarray | None:
     values = np.zeros(len(ends), np.int64)
     for byte in range(int(lengths.max())):
         longer = lengths > byte
-        values[longer] |= (raw[starts[longer] + byte] & np.int64(0x7F)) << (7 * byte)
+        values[longer] |= (raw[starts[longer] + byte] & np.int64(0x7F)) << (
+            7 * byte
+        )
     return values

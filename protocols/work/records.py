@@ -54,7 +54,9 @@ def find_parameters(content: Mapping[str, Record]) -> Arrays:
     if named is not None:
         return named
     # Flower's strategies let users name the record, so it may have any name.
-    records = (record for record in content.values() if isinstance(record, Arrays))
+    records = (
+        record for record in content.values() if isinstance(record, Arrays)
+    )
     return next(records, Arrays())
 
 
@@ -65,6 +67,8 @@ def other_records(
     records: dict[str, Arrays | Metrics] = {}
     for name, record in content.items():
         is_ours = record is parameters or name in (EXTRA, KEPT)
-        if isinstance(record, Metrics) or (isinstance(record, Arrays) and not is_ours):
+        if isinstance(record, Metrics) or (
+            isinstance(record, Arrays) and not is_ours
+        ):
             records[name] = record
     return records

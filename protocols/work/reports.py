@@ -237,10 +237,14 @@ def _common(metrics: Metrics) -> dict[str, Any]:
     return {
         "examples": _checked(NUM_EXAMPLES, metrics.get(NUM_EXAMPLES)),
         "measures": {
-            name: value for name, value in metrics.items() if name not in typed_names
+            name: value
+            for name, value in metrics.items()
+            if name not in typed_names
         },
         "costs": {
-            name: _checked(name, metrics[name]) for name in COSTS if name in metrics
+            name: _checked(name, metrics[name])
+            for name in COSTS
+            if name in metrics
         },
         "seconds": _number(metrics, SECONDS),
     }
@@ -271,4 +275,6 @@ def _list(metrics: Metrics, name: str) -> list[Any]:
     value = metrics.get(name)
     if isinstance(value, list):
         return value
-    raise ValueError(f"the metric {name!r} must be a list of numbers, got {value!r}")
+    raise ValueError(
+        f"the metric {name!r} must be a list of numbers, got {value!r}"
+    )

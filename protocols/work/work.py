@@ -248,7 +248,9 @@ class ScoreWork(Work):
     local_parameters: Arrays | None = None
 
     def _records(self) -> Mapping[str, Record]:
-        return {} if self.local_parameters is None else {KEPT: self.local_parameters}
+        return (
+            {} if self.local_parameters is None else {KEPT: self.local_parameters}
+        )
 
     def _config(self) -> Config:
         config = super()._config()

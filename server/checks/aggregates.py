@@ -72,7 +72,10 @@ def check_arrays(record: ArrayRecord, current: Arrays, strategy: str) -> Arrays:
         arrays = Arrays(
             (name, _cast(arrays[name], current[name].dtype)) for name in current
         )
-        for name, array in arrays.items():  # a float64 may be too large for a float32
+        for (
+            name,
+            array,
+        ) in arrays.items():  # a float64 may be too large for a float32
             check_finite(name, array)
     except Unusable as problem:
         raise RunError(

@@ -89,7 +89,8 @@ def check_layout(record: Record, layout: Layout) -> None:
 def _is_declared(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
     """Return whether a shape is the declared one, in which -1 is any size."""
     return len(shape) == len(declared) and all(
-        expected in (-1, size) for size, expected in zip(shape, declared, strict=True)
+        expected in (-1, size)
+        for size, expected in zip(shape, declared, strict=True)
     )
 
 
@@ -117,7 +118,11 @@ def finite_norm(arrays: Arrays) -> float:
         if not math.isfinite(length):  # or its square was too large for a float32
             check_finite(name, arrays[name])
     return math.hypot(
-        *(length for name, length in lengths.items() if arrays[name].dtype.kind == "f")
+        *(
+            length
+            for name, length in lengths.items()
+            if arrays[name].dtype.kind == "f"
+        )
     )
 
 

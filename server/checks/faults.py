@@ -102,7 +102,10 @@ class ClientFailure:
 
     def event(self) -> dict[str, Any]:
         """Return the failure as the payload of an event."""
-        return asdict(self) | {"fault": self.fault.name.lower(), "reason": str(self)}
+        return asdict(self) | {
+            "fault": self.fault.name.lower(),
+            "reason": str(self),
+        }
 
 
 class Unusable(Exception):

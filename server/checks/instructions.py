@@ -48,7 +48,10 @@ class StrategyCheck:
     """
 
     def __init__(
-        self, config: ExperimentConfig, learner: Any, warn: Callable[[str], object]
+        self,
+        config: ExperimentConfig,
+        learner: Any,
+        warn: Callable[[str], object],
     ) -> None:
         self._config = config
         self._learner = learner
@@ -80,7 +83,9 @@ class StrategyCheck:
             Naming the strategy, the key, the value and what would be right.
         """
         work = [
-            message for message in messages if message.metadata.message_type == TRAIN
+            message
+            for message in messages
+            if message.metadata.message_type == TRAIN
         ]
         # Clients share records, and often a message's whole content.
         checked: set[int] = set()

@@ -292,7 +292,9 @@ class Inspector:
     def _check_kept(self, record: Record | None) -> None:
         if not isinstance(record, Arrays):
             raise Unusable(
-                Fault.NAMES, KEPT, "what the client keeps was asked for and is missing"
+                Fault.NAMES,
+                KEPT,
+                "what the client keeps was asked for and is missing",
             )
         # All clients keep the same; the first answer says what.
         if self._kept is None:
@@ -333,7 +335,9 @@ def _own_metrics(reply: Message) -> Metrics:
     """Return the metrics of an answer to a message of ours."""
     metrics = reply.content.get(METRICS)
     if not isinstance(metrics, Metrics):
-        raise Unusable(Fault.METRICS, METRICS, f"the record {METRICS!r} is missing")
+        raise Unusable(
+            Fault.METRICS, METRICS, f"the record {METRICS!r} is missing"
+        )
     _check_examples(metrics)
     return metrics
 

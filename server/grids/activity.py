@@ -19,7 +19,10 @@ class Listener:
         """Hear which device each client has."""
 
     def send(
-        self, work: Sequence[Message], absent: Collection[int], is_pushed: bool = False
+        self,
+        work: Sequence[Message],
+        absent: Collection[int],
+        is_pushed: bool = False,
     ) -> None:
         """Hear that clients are given work, and which others are away."""
 

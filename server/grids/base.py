@@ -136,7 +136,9 @@ class MessageGrid(Delivery):
             options.on_missed(missed)
         # By node and not by arrival: strategies sum floats in the order that they are given.
         by_node = sorted(work, key=lambda message: message.node)
-        return [replies[message.id] for message in by_node if message.id in replies]
+        return [
+            replies[message.id] for message in by_node if message.id in replies
+        ]
 
     def _missed(
         self, work: Sequence[Message], answered: Collection[str]
@@ -147,13 +149,17 @@ class MessageGrid(Delivery):
     def _give_out(self, work: Sequence[Message], options: WaveOptions) -> None:
         """Check that the nodes of some work exist, and count the work."""
         nodes = {message.node for message in work}
-        strangers = sorted(nodes - {node_of(client) for client in range(self.clients)})
+        strangers = sorted(
+            nodes - {node_of(client) for client in range(self.clients)}
+        )
         if strangers:
             span = f"{node_of(0)} to {node_of(self.clients - 1)}"
             raise ValueError(f"no such nodes: {strangers}; they are {span}")
         self.traffic.count_requests(work, options)
 
-    def _take_in(self, reply: Message, version: int, options: WaveOptions) -> Message:
+    def _take_in(
+        self, reply: Message, version: int, options: WaveOptions
+    ) -> Message:
         """Count and check an answer; return it, or a failure in its place."""
         self.traffic.count_answer(reply, options)
         checked = options.inspect(reply) if options.inspect else reply
@@ -238,7 +244,9 @@ class MessageGrid(Delivery):
 
     # --- for Flower's face
 
-    def reserves(self, messages: Sequence[FlowerMessage]) -> Sequence[FlowerMessage]:
+    def reserves(
+        self, messages: Sequence[FlowerMessage]
+    ) -> Sequence[FlowerMessage]:
         """Make messages to further clients, in case some do not answer.
 
         By default there are none. Where there are, a wave is over with as many good answers as

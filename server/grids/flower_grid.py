@@ -87,7 +87,8 @@ class FlowerGrid(MessageGrid):
             if seconds is not None and seconds <= 0:
                 return
             sent = [
-                self._to_flower(message, clients, versions, cache) for message in wave
+                self._to_flower(message, clients, versions, cache)
+                for message in wave
             ]
             replies = self._grid.send_and_receive(sent, timeout=seconds)
             # Known only now: Flower's grid writes the ids into the messages that it sends.
@@ -126,7 +127,9 @@ class FlowerGrid(MessageGrid):
                 "committed": self._committed.get(client, 0),
             }
         )
-        records = RecordDict({**to_records(message.content, cache), ENVELOPE: envelope})
+        records = RecordDict(
+            {**to_records(message.content, cache), ENVELOPE: envelope}
+        )
         return FlowerMessage(
             records, clients[client], message.kind, group_id=message.group
         )
@@ -143,7 +146,9 @@ class FlowerGrid(MessageGrid):
                 if node in connected
             }
             self._ask(sorted(connected - self._nodes.keys()))
-            clients = {client: node for node, client in sorted(self._nodes.items())}
+            clients = {
+                client: node for node, client in sorted(self._nodes.items())
+            }
             if len(clients) == self.clients:
                 return clients
             if self._waiting and len(clients) != seen:
@@ -162,13 +167,18 @@ class FlowerGrid(MessageGrid):
             for node in nodes
         ]
         for reply in self._grid.send_and_receive(questions) if questions else ():
-            config = Config() if reply.has_error() else from_flower(reply).config()
+            config = (
+                Config() if reply.has_error() else from_flower(reply).config()
+            )
             client = config.get("partition-id")
             partitions = config.get("num-partitions")
             # The node has answered with an error, or is still starting; it is asked again.
             if not isinstance(client, int):
                 continue
-            if not 0 <= client < self.clients or partitions not in (None, self.clients):
+            if not 0 <= client < self.clients or partitions not in (
+                None,
+                self.clients,
+            ):
                 raise ConfigError(
                     f"data.clients = {self.clients}, but a Flower node is partition {client} of "
                     f"{partitions!r}; start as many nodes as the experiment has clients, or set "
@@ -183,7 +193,9 @@ def _waves(work: Sequence[Message]) -> Iterator[list[Message]]:
     while waiting:
         # Reversed: the earliest message of a node is written over the later ones.
         next_of = {message.node: message for message in reversed(waiting)}
-        wave = [message for message in waiting if next_of[message.node] is message]
+        wave = [
+            message for message in waiting if next_of[message.node] is message
+        ]
         yield wave
         waiting = [
             message for message in waiting if next_of[message.node] is not message

@@ -123,7 +123,10 @@ class Assignments:
             kind = "duplicate" if parcel.reply_to in self._owners else "late"
             self.count(kind)
             log.info(
-                "client %d: %s answer dropped (to %r)", client, kind, parcel.reply_to
+                "client %d: %s answer dropped (to %r)",
+                client,
+                kind,
+                parcel.reply_to,
             )
             return
         peer.work = None

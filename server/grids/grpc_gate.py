@@ -11,7 +11,12 @@ from typing import Any
 import grpc.aio
 
 from fedknow.protocols.messages import client_of, node_of
-from fedknow.protocols.security import CredentialError, Tokens, authenticate, is_server
+from fedknow.protocols.security import (
+    CredentialError,
+    Tokens,
+    authenticate,
+    is_server,
+)
 from fedknow.protocols.transport import HELLO_SECONDS
 from fedknow.protocols.wire import Code, Frame, WireError, check_version, parse
 from fedknow.server.grids.grpc_link import Link, Peer, StreamOver
@@ -52,7 +57,9 @@ class Roster:
 
     def connected(self) -> list[int]:
         """Return the connected nodes, ascending."""
-        return [node for node, peer in self.peers.items() if peer.link is not None]
+        return [
+            node for node, peer in self.peers.items() if peer.link is not None
+        ]
 
     def absent(self) -> list[int]:
         """Return the clients that are not connected, ascending."""
@@ -112,7 +119,9 @@ class Gate:
         Tokens that let clients in; by default their certificates do.
     """
 
-    def __init__(self, roster: Roster, is_secure: bool, tokens: Tokens | None) -> None:
+    def __init__(
+        self, roster: Roster, is_secure: bool, tokens: Tokens | None
+    ) -> None:
         self._roster = roster
         self._is_secure = is_secure
         self._tokens = tokens
@@ -178,5 +187,7 @@ async def _read_hello(context: Any) -> Frame:
     frame = parse(data)
     kind = frame.WhichOneof("kind")
     if kind != "hello":
-        raise WireError(Code.OUT_OF_ORDER, f"a {kind} frame where hello was expected")
+        raise WireError(
+            Code.OUT_OF_ORDER, f"a {kind} frame where hello was expected"
+        )
     return frame

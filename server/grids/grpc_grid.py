@@ -108,7 +108,9 @@ class GrpcGrid(MessageGrid):
         try:
             self.server = ServiceThread(self._service, listen, credentials)
         except RuntimeError as error:
-            raise ConfigError(f"--listen {listen}: cannot be had: {error}") from None
+            raise ConfigError(
+                f"--listen {listen}: cannot be had: {error}"
+            ) from None
         self.port = self.server.port
 
     # --- the work
@@ -151,7 +153,9 @@ class GrpcGrid(MessageGrid):
 
     def _deadline(self, timeout: float | None) -> float | None:
         """Return until when a wave waits for answers."""
-        limits = [self._engine.round_timeout] if self._engine.round_timeout else []
+        limits = (
+            [self._engine.round_timeout] if self._engine.round_timeout else []
+        )
         if timeout is not None:
             limits.append(timeout)
         return self.clock_time + min(limits) if limits else None
@@ -257,7 +261,9 @@ class GrpcGrid(MessageGrid):
         return f"{self._session}.{super().next_id()}"
 
     def finish(
-        self, linger: float = LONGEST_DELAY + HEARTBEAT_SECONDS, everyone: bool = False
+        self,
+        linger: float = LONGEST_DELAY + HEARTBEAT_SECONDS,
+        everyone: bool = False,
     ) -> None:
         """Close, and tell clients that nothing follows.
 
@@ -276,7 +282,9 @@ class GrpcGrid(MessageGrid):
 
 
 def _new_work(
-    work: Sequence[Message], answers: Sequence[tuple[Message, int]], wave: GrpcWave
+    work: Sequence[Message],
+    answers: Sequence[tuple[Message, int]],
+    wave: GrpcWave,
 ) -> list[Message]:
     """Pick the work that is neither answered nor under way."""
     known_ids = {reply.reply_to for reply, _ in answers} | wave.pieces.keys()

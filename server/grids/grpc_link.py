@@ -134,7 +134,9 @@ class Link:
         writing = asyncio.create_task(self._write())
         try:
             # Whichever half ends, the stream is over: half a stream cannot do any work.
-            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                (reading, writing), return_when=asyncio.FIRST_COMPLETED
+            )
             if reading.done() and self.last_frame is not None:
                 # A refusal is still to be written.
                 await asyncio.wait((writing,), timeout=HEARTBEAT_SECONDS)

@@ -122,7 +122,9 @@ class Service:
         RuntimeError
             If the address cannot be had.
         """
-        self._server = _make_server(len(self.roster.peers), self._join, self._status)
+        self._server = _make_server(
+            len(self.roster.peers), self._join, self._status
+        )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
@@ -158,7 +160,9 @@ class Service:
             async with asyncio.timeout(seconds):
                 await self._has_told_all.wait()
         except TimeoutError:
-            absent = ", ".join(str(client_of(node)) for node in sorted(self._away))
+            absent = ", ".join(
+                str(client_of(node)) for node in sorted(self._away)
+            )
             log.warning(
                 "clients %s are away and do not know that the run is over", absent
             )
@@ -195,7 +199,9 @@ class Service:
             "dropped": {kind: counts[kind] for kind in ("duplicate", "late")},
             "left_out": counts["left_out"],
             "refused": counts["refused"],
-            "each": {str(client_of(peer.node)): peer.describe() for peer in joined},
+            "each": {
+                str(client_of(peer.node)): peer.describe() for peer in joined
+            },
         }
 
     # --- calls
@@ -287,7 +293,9 @@ def _make_server(
     """Make a gRPC server with the service's two methods."""
     # A connection that has not said who it is costs little, but not nothing.
     max_calls = 2 * clients + 64
-    server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=max_calls)
+    server = grpc.aio.server(
+        options=SERVER_OPTIONS, maximum_concurrent_rpcs=max_calls
+    )
     methods = {
         "Join": grpc.stream_stream_rpc_method_handler(join),
         "Status": grpc.unary_unary_rpc_method_handler(

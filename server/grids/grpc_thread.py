@@ -48,7 +48,10 @@ class ServiceThread:
     """
 
     def __init__(
-        self, service: Service, listen: str, credentials: grpc.ServerCredentials | None
+        self,
+        service: Service,
+        listen: str,
+        credentials: grpc.ServerCredentials | None,
     ) -> None:
         self._service = service
         self._assignments = service.assignments
@@ -92,7 +95,9 @@ class ServiceThread:
         """Count what the grid saw; see :meth:`Assignments.count`."""
         self._call(self._assignments.count, kind, number)
 
-    def next_answer(self, deadline: float | None, longest: float) -> Answer | None:
+    def next_answer(
+        self, deadline: float | None, longest: float
+    ) -> Answer | None:
         """Wait for the next answer.
 
         Parameters

@@ -10,7 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from fedknow.protocols.messages import CLIENT_FAILED, NO_ANSWER, Message, client_of
+from fedknow.protocols.messages import (
+    CLIENT_FAILED,
+    NO_ANSWER,
+    Message,
+    client_of,
+)
 from fedknow.protocols.transport import CHUNK_BYTES
 from fedknow.protocols.wire import (
     Code,
@@ -102,7 +107,9 @@ class GrpcWave:
 
     def add(self, work: Sequence[Message]) -> None:
         """Give out work."""
-        pack = _Packer(Encoding.SPARSE if self._options.is_sparse else Encoding.DENSE)
+        pack = _Packer(
+            Encoding.SPARSE if self._options.is_sparse else Encoding.DENSE
+        )
         idle = []
         for message in work:
             waiting = self._queues.setdefault(message.node, deque())
@@ -199,12 +206,16 @@ class GrpcWave:
             "clients %s did not answer in time and are left out", _clients(pieces)
         )
 
-    def _give_up_overdue(self, longest: float) -> list[tuple[Message, int]] | None:
+    def _give_up_overdue(
+        self, longest: float
+    ) -> list[tuple[Message, int]] | None:
         """Give up the work that takes too long; None if none does."""
         # The same sum as for the deadline: a difference could round to another moment.
         time_now = time.monotonic()
         overdue = [
-            piece for piece in self.pieces.values() if piece.since + longest <= time_now
+            piece
+            for piece in self.pieces.values()
+            if piece.since + longest <= time_now
         ]
         if not overdue:
             return None
@@ -253,7 +264,8 @@ class GrpcWave:
         # Its records would be read as those of other work.
         if reply.kind != message.kind:
             raise WireError(
-                Code.MALFORMED, f"a {reply.kind!r} answer to {message.kind!r} work"
+                Code.MALFORMED,
+                f"a {reply.kind!r} answer to {message.kind!r} work",
             )
         return replace(reply, id=f"{message.id}:reply", group=message.group)
 
@@ -273,7 +285,9 @@ class _Packer:
 
     def __call__(self, message: Message) -> Packed:
         # Records are kept alive by the wave's messages, so an identity stays its own.
-        records = tuple((name, id(record)) for name, record in message.content.items())
+        records = tuple(
+            (name, id(record)) for name, record in message.content.items()
+        )
         # All that is serialised but receiver and id, which stand in the first frame alone.
         key = message.kind, message.group, records
         if key not in self._packed:

@@ -148,7 +148,10 @@ class StrategyGrid(Grid):
             order of nodes. Empty: none came in time, or none can come any more.
         """
         replies = self._grid.pull(message_ids, self._options, timeout)
-        return [to_flower(reply, self._pushed.pop(reply.reply_to)) for reply in replies]
+        return [
+            to_flower(reply, self._pushed.pop(reply.reply_to))
+            for reply in replies
+        ]
 
     def send_and_receive(
         self, messages: Iterable[FlowerMessage], *, timeout: float | None = None

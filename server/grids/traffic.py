@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedknow.protocols.messages import EXTRA, Arrays, Mean, Message, Record, nbytes
+from fedknow.protocols.messages import (
+    EXTRA,
+    Arrays,
+    Mean,
+    Message,
+    Record,
+    nbytes,
+)
 from fedknow.protocols.wire.codec import Encoding, encode
 from fedknow.server.grids.wave import WaveOptions
 
@@ -37,7 +44,9 @@ class Traffic:
         """Go back to earlier counts, those of a checkpoint."""
         self._counts = {kind: dict(count) for kind, count in counts.items()}
 
-    def count_requests(self, work: Sequence[Message], options: WaveOptions) -> None:
+    def count_requests(
+        self, work: Sequence[Message], options: WaveOptions
+    ) -> None:
         """Count the messages of a wave to clients."""
         # Messages of a wave share records. Each is weighed once, as encoding takes long.
         sizes: dict[int, int] = {}

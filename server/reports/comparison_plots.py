@@ -48,12 +48,16 @@ BAR_LABEL = 22
 
 
 def _shape_of_bars(groups: Groups) -> Shape:
-    lines = sum(wrapped(group.label, BAR_LABEL).count("\n") + 1 for group in groups)
+    lines = sum(
+        wrapped(group.label, BAR_LABEL).count("\n") + 1 for group in groups
+    )
     return Shape(height=max(2.9, 0.28 * len(groups) + 1, LINE * lines + 1))
 
 
 def _spread_of_bars(groups: Groups) -> str:
-    return spread(groups, "Whiskers: 95 % intervals over seeds.", "Circles: each seed.")
+    return spread(
+        groups, "Whiskers: 95 % intervals over seeds.", "Circles: each seed."
+    )
 
 
 def _over_time(figure: Figure, groups: Groups) -> None:

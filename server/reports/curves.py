@@ -68,7 +68,9 @@ def _spread_of_curves(groups: Groups) -> str:
     """Name the marks that show several seeds beside their mean."""
     if _is_crowded(groups):
         return ""
-    return spread(groups, "Bands: 95 % intervals over seeds.", "Thin lines: each seed.")
+    return spread(
+        groups, "Bands: 95 % intervals over seeds.", "Thin lines: each seed."
+    )
 
 
 def spread(groups: Groups, intervals: str, seeds: str) -> str:
@@ -170,7 +172,9 @@ class Curves:
     def _draw_spread(self, axes: Axes, group: Group, index: int) -> None:
         """Draw a band, or each seed where there are too few for one."""
         colour = series_style(index)["color"]
-        band = group.band(self.pick, measure_named(FIELDS[self.pick]), self.is_global)
+        band = group.band(
+            self.pick, measure_named(FIELDS[self.pick]), self.is_global
+        )
         if band is not None:
             low, high = (100 * bound for bound in band)
             tasks = np.arange(1, len(low) + 1)

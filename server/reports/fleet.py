@@ -59,7 +59,9 @@ DEVICE_COLUMNS = (
 )
 
 
-def side_by_side(groups: Iterable[Group], memory_limits: Mapping[str, float]) -> Table:
+def side_by_side(
+    groups: Iterable[Group], memory_limits: Mapping[str, float]
+) -> Table:
     """Compare the time, energy and memory of methods on their fleet.
 
     Parameters
@@ -88,7 +90,9 @@ def _fleet_runs(group: Group) -> list[Summary]:
     return [run for run in group.runs if run.fleet]
 
 
-def _compared(group: Group, memory_limits: Mapping[str, float]) -> list[Cell | str]:
+def _compared(
+    group: Group, memory_limits: Mapping[str, float]
+) -> list[Cell | str]:
     runs = _fleet_runs(group)
 
     def over_seeds(key: str) -> Estimate:
@@ -99,7 +103,9 @@ def _compared(group: Group, memory_limits: Mapping[str, float]) -> list[Cell | s
     computing = over_seeds("computing_seconds").mean
     # Means of runs need not add up to the last digit.
     waiting = max(0.0, total - messages - computing)
-    shares = [part / total if total else 0.0 for part in (messages, computing, waiting)]
+    shares = [
+        part / total if total else 0.0 for part in (messages, computing, waiting)
+    ]
     failures = sum(map(_out_of_memory, runs)) / len(runs)
     memory = group.estimate("client_memory_bytes").mean
     return [
@@ -178,7 +184,9 @@ def _named_runs(groups: Sequence[Group]) -> list[tuple[str, Summary]]:
 def has_room(memory: float, memory_limits: Mapping[str, float]) -> str:
     """Name the devices that have room for so many bytes, in the fewest words."""
     # A device without a limit has room for anything and says nothing about a method.
-    finite = {name: limit for name, limit in memory_limits.items() if limit < math.inf}
+    finite = {
+        name: limit for name, limit in memory_limits.items() if limit < math.inf
+    }
     large = [name for name, limit in finite.items() if limit >= memory]
     small = [name for name in finite if name not in large]
     if not small:

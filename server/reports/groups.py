@@ -52,7 +52,9 @@ class Group:
         scorings = [
             run.global_model if is_global else run.personal for run in self.runs
         ]
-        return [getattr(scoring, pick) for scoring in scorings if scoring is not None]
+        return [
+            getattr(scoring, pick) for scoring in scorings if scoring is not None
+        ]
 
     def estimates(self, pick: str, is_global: bool = False) -> list[Estimate]:
         """Estimate a field of :class:`Scoring` after each task.
@@ -87,7 +89,9 @@ class Group:
         if not any(point.has_interval for point in points):
             return None
         # NaN where a task has too few seeds, which matplotlib leaves open.
-        low, high = zip(*(point.interval(measure) for point in points), strict=True)
+        low, high = zip(
+            *(point.interval(measure) for point in points), strict=True
+        )
         return np.array(low), np.array(high)
 
 
@@ -97,9 +101,7 @@ def interval_note(groups: Iterable[Group]) -> str:
     if max(counts, default=1) == 1:
         return "one seed: no interval"
     interval = "mean ± 95 % interval over seeds (Student's t)"
-    each = (
-        f"below {SEEDS_FOR_INTERVAL} seeds each seed's value, as an interval needs more"
-    )
+    each = f"below {SEEDS_FOR_INTERVAL} seeds each seed's value, as an interval needs more"
     if min(counts) >= SEEDS_FOR_INTERVAL:
         return interval
     return each if max(counts) < SEEDS_FOR_INTERVAL else f"{interval}; {each}"
@@ -121,7 +123,8 @@ def group(runs: Iterable[Summary]) -> list[Group]:
             groups.append([run])
     labels = _labels([members[0] for members in groups])
     return [
-        Group(label, members) for label, members in zip(labels, groups, strict=True)
+        Group(label, members)
+        for label, members in zip(labels, groups, strict=True)
     ]
 
 
@@ -150,7 +153,9 @@ def _method(run: Summary) -> Method:
     # The engine and the folder of the data are not among them: they change no result.
     fields = _flat(config.digest_fields())
     # Presets that differ in their name alone are one method.
-    return {key: value for key, value in fields.items() if key not in ("seed", "name")}
+    return {
+        key: value for key, value in fields.items() if key not in ("seed", "name")
+    }
 
 
 def _labels(firsts: Sequence[Summary]) -> list[str]:

@@ -132,7 +132,9 @@ class Measure:
         """Whether it is a share of something."""
         return self.scales is PERCENT
 
-    def text(self, value: float, half: float = math.nan, has_unit: bool = True) -> str:
+    def text(
+        self, value: float, half: float = math.nan, has_unit: bool = True
+    ) -> str:
         """Write ``value`` or ``value ± half`` in one unit; a dash for NaN."""
         if math.isnan(value):
             return "–"
@@ -161,7 +163,9 @@ MEASURES = (
         highest=1,
     ),
     Measure("gap", "Personal minus global", PERCENT, lowest=-1, highest=1),
-    Measure("forgetting", "Forgetting", PERCENT, "forgotten", lowest=-1, highest=1),
+    Measure(
+        "forgetting", "Forgetting", PERCENT, "forgotten", lowest=-1, highest=1
+    ),
     Measure(
         "forgetting_relative",
         "Forgetting, relative",
@@ -172,15 +176,25 @@ MEASURES = (
         highest=1,
     ),
     Measure(
-        "forgetting_global", "Forgetting, global model", PERCENT, lowest=-1, highest=1
+        "forgetting_global",
+        "Forgetting, global model",
+        PERCENT,
+        lowest=-1,
+        highest=1,
     ),
-    Measure("backward_transfer", "Backward transfer", PERCENT, lowest=-1, highest=1),
-    Measure("forward_transfer", "Forward transfer", PERCENT, lowest=-1, highest=1),
+    Measure(
+        "backward_transfer", "Backward transfer", PERCENT, lowest=-1, highest=1
+    ),
+    Measure(
+        "forward_transfer", "Forward transfer", PERCENT, lowest=-1, highest=1
+    ),
     Measure("bytes", "Training traffic", BYTES, "traffic"),
     Measure("bytes_extra", "of it beside the model", BYTES),
     Measure("bytes_evaluate", "Traffic of scoring", BYTES),
     Measure("knowledge_bytes", "Kept about past tasks, a client", BYTES, "kept"),
-    Measure("server_bytes", "Kept on the server about past tasks, at most", BYTES),
+    Measure(
+        "server_bytes", "Kept on the server about past tasks, at most", BYTES
+    ),
     Measure(
         "samples",
         "Samples learned from, extra epochs and replay included",
@@ -189,12 +203,18 @@ MEASURES = (
     ),
     Measure("flops", "Operations of clients' training", _OPERATIONS),
     Measure("seconds", "Time", _SECONDS, "time"),
-    Measure("peak_memory_mb", "Peak memory, all processes of the run", _MEGABYTES),
     Measure(
-        "client_memory_bytes", "Most memory that a client's training needed", BYTES
+        "peak_memory_mb", "Peak memory, all processes of the run", _MEGABYTES
+    ),
+    Measure(
+        "client_memory_bytes",
+        "Most memory that a client's training needed",
+        BYTES,
     ),
     Measure("virtual_seconds", "Virtual time on the fleet", _SECONDS, "virtual"),
-    Measure("communication_seconds", "of it, waiting for messages under way", _SECONDS),
+    Measure(
+        "communication_seconds", "of it, waiting for messages under way", _SECONDS
+    ),
     Measure("energy_joules", "Energy, all devices", JOULES),
 )
 _BY_KEY = {entry.key: entry for entry in MEASURES}
@@ -270,7 +290,9 @@ class Estimate:
         if (low, high) == (self.mean - self.half, self.mean + self.half):
             return measure.text(self.mean, self.half, has_unit)
         scale = scale_for(self.mean, measure.scales)
-        numbers = f"{scale.text(self.mean)} ({scale.text(low)} to {scale.text(high)})"
+        numbers = (
+            f"{scale.text(self.mean)} ({scale.text(low)} to {scale.text(high)})"
+        )
         return f"{numbers}{_suffix(scale, has_unit)}"
 
 

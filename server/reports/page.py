@@ -193,7 +193,10 @@ def _run_page(run: Summary) -> tuple[str, list[Section]]:
         ("Messages", [traffic_table(run.traffic)] if run.traffic else []),
         ("Failures and warnings", [troubles(run) or Text("None.")]),
         ("What travels, and how much", [travels] if start else []),
-        ("Configuration", [Folded("config.toml", config.to_toml(), is_open=True)]),
+        (
+            "Configuration",
+            [Folded("config.toml", config.to_toml(), is_open=True)],
+        ),
     ]
     return f"{config.name}: {config.learner.name}", _filled(sections)
 
@@ -213,7 +216,8 @@ def _comparison_page(
     reasons = property_table("Methods left out", ("Method", "Why"), left_out)
     runs = list(chain.from_iterable(members.runs for members in groups))
     configurations = [
-        Folded(members.label, members.runs[0].config.to_toml()) for members in groups
+        Folded(members.label, members.runs[0].config.to_toml())
+        for members in groups
     ]
     sections = [
         Section("", [_comparison_facts(groups, runs)]),

@@ -37,7 +37,15 @@ Source = TypeVar("Source")
 
 INK = "#1c2127"
 """Text and lines. On a page it becomes the page's own text colour: light and dark are followed."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a")
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#6b4c9a",
+)
 """Okabe and Ito's palette: told apart by colour-blind readers too."""
 GREY = "#b4b9bf"
 DASHES: Sequence[Any] = (
@@ -125,7 +133,11 @@ class Plot:
             # Without matplotlib's version: the same run gives the same file.
             metadata = {"Software": None}
             figure.savefig(
-                buffer, format="png", dpi=200, facecolor="white", metadata=metadata
+                buffer,
+                format="png",
+                dpi=200,
+                facecolor="white",
+                metadata=metadata,
             )
         return buffer.getvalue()
 
@@ -265,7 +277,9 @@ def legend_below(figure: Figure, axes: Axes, is_reversed: bool = False) -> None:
     if is_reversed:
         handles, labels = handles[::-1], labels[::-1]
     columns = math.ceil(len(labels) / max(1, legend_rows(labels)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, columns))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=max(1, columns)
+    )
 
 
 # --- SVG for a page -------------------------------------------------------------------------
@@ -292,7 +306,11 @@ def _for_page(text: str, plot: Plot) -> str:
     title = f"{plot.name}-title"
     description = f"{plot.name}-about"
     # The two that matplotlib's own style element set for everything: elements inherit them.
-    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt", "role": "img"}
+    root.attrib |= {
+        "stroke-linejoin": "round",
+        "stroke-linecap": "butt",
+        "role": "img",
+    }
     root.attrib |= {"aria-labelledby": title, "aria-describedby": description}
     names = [("title", title, plot.title), ("desc", description, plot.caption)]
     for place, (tag, name, words) in enumerate(names):
@@ -333,6 +351,7 @@ def _adapted(key: str, value: str, name: str) -> str:
 
 
 _SERIES = {
-    colour: f"var(--series-{place}, {colour})" for place, colour in enumerate(COLOURS)
+    colour: f"var(--series-{place}, {colour})"
+    for place, colour in enumerate(COLOURS)
 }
 _SERIES |= {GREY: f"var(--series-grey, {GREY})", INK: "currentColor"}

@@ -68,7 +68,9 @@ def content_policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
         "base-uri": ["'none'"],
         "form-action": ["'none'"],
     }
-    return "; ".join(f"{name} {' '.join(sources)}" for name, sources in rules.items())
+    return "; ".join(
+        f"{name} {' '.join(sources)}" for name, sources in rules.items()
+    )
 
 
 def _digest(text: str) -> str:

@@ -15,7 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedknow.server.reports.fleet import clients_by_device
-from fedknow.server.reports.measures import BYTES, Scale, measure_named, scale_for, size
+from fedknow.server.reports.measures import (
+    BYTES,
+    Scale,
+    measure_named,
+    scale_for,
+    size,
+)
 from fedknow.server.reports.plots import (
     COLOURS,
     GREY,
@@ -61,10 +67,17 @@ def _forgetting(figure: Figure, run: Summary) -> None:
     ]
     if run.global_model:
         curves.append(
-            ("absolute, global model", run.global_model.forgetting, "s:", COLOURS[1])
+            (
+                "absolute, global model",
+                run.global_model.forgetting,
+                "s:",
+                COLOURS[1],
+            )
         )
     for label, values, style, colour in curves:
-        axes.plot(tasks, 100 * values[: run.tasks], style, color=colour, label=label)
+        axes.plot(
+            tasks, 100 * values[: run.tasks], style, color=colour, label=label
+        )
     axes.axhline(0, color=INK, lw=0.8)
     # From the first task, where nothing can be forgotten, so that all plots have one axis.
     axes.set_xlim(0.8, run.tasks + 0.2)
@@ -88,7 +101,12 @@ def _matrix(figure: Figure, run: Summary) -> None:
             colour = "#ffffff" if value < 55 else "#000000"
             place = (trained + 1, seen + 1)
             axes.text(
-                *place, f"{value:.0f}", ha="center", va="center", color=colour, size=9
+                *place,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                color=colour,
+                size=9,
             )
     figure.colorbar(mesh, label="accuracy (%)").outline.set_visible(False)
 
@@ -103,14 +121,21 @@ def _each_task(figure: Figure, run: Summary) -> None:
         axes.plot(steps + 1, values, marker=".", color=colour)
         end = (steps[-1] + 1, values[-1])
         axes.annotate(
-            str(task + 1), end, (5, 0), textcoords="offset points", va="center", size=9
+            str(task + 1),
+            end,
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            size=9,
         )
     axes.set_ylim(0, 100)
 
 
 def _traffic(figure: Figure, run: Summary) -> None:
     kinds = sorted(run.traffic, reverse=True)
-    largest = max(max(counts["down"], counts["up"]) for counts in run.traffic.values())
+    largest = max(
+        max(counts["down"], counts["up"]) for counts in run.traffic.values()
+    )
     # One unit for all bars, so that their lengths can be compared.
     scale = scale_for(largest, BYTES)
     axes = axes_with(figure, f"bytes ({scale.name})", "", is_counted=False)
@@ -158,7 +183,9 @@ def _by_round(
         label = f"{label} ({scale.name})"
     axes = axes_with(figure, "round", label)
     # Many markers would hide the line.
-    axes.plot(rounds, values, color=COLOURS[0], marker="." if len(rounds) < 40 else "")
+    axes.plot(
+        rounds, values, color=COLOURS[0], marker="." if len(rounds) < 40 else ""
+    )
     _tasks_begin(axes, run)
     axes.set_ylim(bottom=0)
 
@@ -167,7 +194,9 @@ def _over_rounds(figure: Figure, run: Summary) -> None:
     axes = axes_with(figure, "round", "average accuracy (%)")
     length = run.config.train.rounds
     # An evaluation has task and round, and not the server's count of rounds.
-    places = [event["task"] * length + event["round"] for event in run.evaluations]
+    places = [
+        event["task"] * length + event["round"] for event in run.evaluations
+    ]
     curves = (
         ("accuracy", "personal", "o-", COLOURS[0]),
         ("accuracy_global", "global", "s--", COLOURS[1]),
@@ -176,7 +205,9 @@ def _over_rounds(figure: Figure, run: Summary) -> None:
         values = [100 * _number(event, key) for event in run.evaluations]
         # The global model may not be scored, and its legend would have no line.
         if not all(map(math.isnan, values)):
-            axes.plot(places, values, style, color=colour, markersize=4, label=label)
+            axes.plot(
+                places, values, style, color=colour, markersize=4, label=label
+            )
     for task in range(1, run.config.data.tasks):
         axes.axvline(task * length + 0.5, color=INK, lw=0.8, ls=":", alpha=0.5)
     axes.set_ylim(0, 100)
@@ -203,7 +234,9 @@ def draw_over_time(
         The times, in units of ``scale``, and the accuracies in percent.
     """
     points = [
-        event for event in run.evaluations if event.get("virtual_seconds") is not None
+        event
+        for event in run.evaluations
+        if event.get("virtual_seconds") is not None
     ]
     times = [event["virtual_seconds"] / scale.size for event in points]
     accuracies = [100 * _number(event, "accuracy") for event in points]
@@ -232,7 +265,9 @@ def _by_device(run: Summary) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _devices(figure: Figure, run: Summary) -> None:
-    axes = axes_with(figure, "share of the virtual time (%)", "", is_counted=False)
+    axes = axes_with(
+        figure, "share of the virtual time (%)", "", is_counted=False
+    )
     kinds = _by_device(run)
     names = [f"{kind} ({len(clients)})" for kind, clients in kinds.items()]
     # A run whose work took no virtual time has shares of zero.
@@ -247,7 +282,9 @@ def _devices(figure: Figure, run: Summary) -> None:
     for key, label, colour in parts:
         means = [_mean(clients, key) for clients in kinds.values()]
         shares = [100 * mean / total for mean in means]
-        axes.barh(names, shares, left=starts, color=colour, edgecolor=GREY, label=label)
+        axes.barh(
+            names, shares, left=starts, color=colour, edgecolor=GREY, label=label
+        )
         starts += shares
     axes.set_xlim(left=0)
     axes.invert_yaxis()
@@ -265,7 +302,9 @@ def _has_tasks(run: Summary) -> bool:
 
 def has_virtual_time(run: Summary) -> bool:
     """Tell whether a run was scored on a virtual clock."""
-    return any(event.get("virtual_seconds") is not None for event in run.evaluations)
+    return any(
+        event.get("virtual_seconds") is not None for event in run.evaluations
+    )
 
 
 def _shape_of_devices(run: Summary) -> Shape:

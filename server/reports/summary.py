@@ -255,7 +255,9 @@ def _status(kinds: Collection[str]) -> str:
 def _latest(events: Sequence[Event], key: str, default: Any) -> Any:
     """Give a field of the latest event that has it."""
     # Counts grow over the run, so the latest has all.
-    return next((event[key] for event in reversed(events) if key in event), default)
+    return next(
+        (event[key] for event in reversed(events) if key in event), default
+    )
 
 
 def _total(events: Sequence[Event], key: str, earlier: float) -> float:
@@ -268,7 +270,9 @@ def _total(events: Sequence[Event], key: str, earlier: float) -> float:
         return math.nan
     absent = {"round": math.nan, "task_end": earlier}
     counted = [event for event in events if event["event"] in absent]
-    return sum(_or_nan(event.get(key, absent[event["event"]])) for event in counted)
+    return sum(
+        _or_nan(event.get(key, absent[event["event"]])) for event in counted
+    )
 
 
 def _completed(fleet: Mapping[str, Any]) -> Mapping[str, Any]:

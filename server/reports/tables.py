@@ -134,14 +134,24 @@ def runs_table(groups: Sequence[Group]) -> list[Table]:
     tables = []
     for topic, measures in _shown(run for _, run in runs):
         rows = [_run_row(label, run, measures) for label, run in runs]
-        head = ["Method", "Seed", *(each.title for each in measures), "State", "Tasks"]
+        head = [
+            "Method",
+            "Seed",
+            *(each.title for each in measures),
+            "State",
+            "Tasks",
+        ]
         tables.append(Table(f"{topic}, run by run", head, rows))
     return tables
 
 
-def _run_row(label: str, run: Summary, measures: Sequence[Measure]) -> list[Cell | str]:
+def _run_row(
+    label: str, run: Summary, measures: Sequence[Measure]
+) -> list[Cell | str]:
     values = run.measures()
-    numbers = [_measure_cell(measure, values[measure.key]) for measure in measures]
+    numbers = [
+        _measure_cell(measure, values[measure.key]) for measure in measures
+    ]
     tasks = f"{run.tasks}/{run.config.data.tasks}"
     return [label, str(run.config.seed), *numbers, run.status, tasks]
 

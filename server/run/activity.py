@@ -59,7 +59,10 @@ class ActivityLog(Listener):
             self._write({"event": "devices", "names": list(devices)})
 
     def send(
-        self, work: Sequence[Message], absent: Collection[int], is_pushed: bool = False
+        self,
+        work: Sequence[Message],
+        absent: Collection[int],
+        is_pushed: bool = False,
     ) -> None:
         """Write who is given work."""
         if not work:

@@ -139,7 +139,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
             "strategy": checkpoint.strategy,
             "scores": dict(checkpoint.scores),
             "versions": {
-                str(client): version for client, version in checkpoint.versions.items()
+                str(client): version
+                for client, version in checkpoint.versions.items()
             },
             "traffic": checkpoint.traffic,
             "position": checkpoint.position,
@@ -161,7 +162,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> threading.Thread:
     stale = [old for old in folder.glob("checkpoint-*") if old.name != name]
     # In a thread, as deleting may take longer than all the rest. It is no daemon: the process
     # waits for it.
-    deleting = threading.Thread(target=_delete, args=(stale,), name="fedknow-delete")
+    deleting = threading.Thread(
+        target=_delete, args=(stale,), name="fedknow-delete"
+    )
     deleting.start()
     return deleting
 
@@ -184,7 +187,9 @@ def _read_latest(folder: Path) -> str | None:
 
 def _delete(folders: Sequence[Path]) -> None:
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)  # what is left goes with the next
+        shutil.rmtree(
+            folder, ignore_errors=True
+        )  # what is left goes with the next
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -222,7 +227,9 @@ def _complete_one(folder: Path) -> Checkpoint | None:
         key=lambda path: [int(part) for part in path.name[11:].split(".")],
         reverse=True,
     ):
-        with suppress(CheckpointError):  # a run that was killed left it half written
+        with suppress(
+            CheckpointError
+        ):  # a run that was killed left it half written
             return _load(path)
     return None
 
@@ -245,7 +252,8 @@ def _load(target: Path) -> Checkpoint:
             strategy=state["strategy"],
             scores=state["scores"],
             versions={
-                int(client): version for client, version in state["versions"].items()
+                int(client): version
+                for client, version in state["versions"].items()
             },
             traffic=state["traffic"],
             position=state["position"],

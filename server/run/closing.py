@@ -34,7 +34,9 @@ class Scorer:
         The strategy's own evaluation.
     """
 
-    def __init__(self, run: RunContext, evaluate_strategy: StrategyEvaluation) -> None:
+    def __init__(
+        self, run: RunContext, evaluate_strategy: StrategyEvaluation
+    ) -> None:
         self._run = run
         self._evaluate_strategy = evaluate_strategy
 
@@ -73,7 +75,9 @@ class Scorer:
         if is_over:
             scores.add_task(task, correct, total)
         else:
-            scores.add_round((run.state.server_round, task, round), correct, total)
+            scores.add_round(
+                (run.state.server_round, task, round), correct, total
+            )
         run.folder.write_accuracy(scores.arrays())
         accuracies = {}
         for scoring, values in correct.items():
@@ -88,8 +92,12 @@ class Scorer:
         Clients at work cannot be asked; a warning says so.
         """
         if self._run.grid.is_occupied:
-            reason = "clients are at work, and are not scored before the task is over"
-            self._run.recorder.record(Warned(task=task, round=round, reason=reason))
+            reason = (
+                "clients are at work, and are not scored before the task is over"
+            )
+            self._run.recorder.record(
+                Warned(task=task, round=round, reason=reason)
+            )
         else:
             self.evaluate(task, round, is_over=False)
 
@@ -123,10 +131,14 @@ class Scorer:
         scores.add_task(task, correct, total)
         run.folder.write_accuracy(scores.arrays())
         if is_last:
-            accuracies = {scoring: scores.accuracy(scoring) for scoring in correct}
+            accuracies = {
+                scoring: scores.accuracy(scoring) for scoring in correct
+            }
             self._record(task, round, accuracies, {}, began)
 
-    def _score(self, request: ScoreRequest) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _score(
+        self, request: ScoreRequest
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         run = self._run
         inspector = run.incidents.inspector
         arrays = run.state.arrays
@@ -146,13 +158,15 @@ class Scorer:
             Evaluated(
                 task=task,
                 round=round,
-                accuracy=metrics.average_accuracy(accuracies["personal"], weights)[
+                accuracy=metrics.average_accuracy(
+                    accuracies["personal"], weights
+                )[task],
+                accuracy_global=metrics.average_accuracy(
+                    accuracies["global"], weights
+                )[task],
+                forgetting=metrics.forgetting(accuracies["personal"], weights)[
                     task
                 ],
-                accuracy_global=metrics.average_accuracy(accuracies["global"], weights)[
-                    task
-                ],
-                forgetting=metrics.forgetting(accuracies["personal"], weights)[task],
                 per_task=tuple(per_task[: task + 1, task].tolist()),
                 metrics=dict(aggregated),
                 seconds=time.perf_counter() - began,
@@ -242,7 +256,9 @@ class TaskEnder:
         return sum(sizes) / len(sizes)
 
     def _end_work(self, task: int, nodes: Sequence[int]) -> list[Message]:
-        work = EndTaskWork(position=Position(task), parameters=self._run.state.arrays)
+        work = EndTaskWork(
+            position=Position(task), parameters=self._run.state.arrays
+        )
         # One content for all: what clients share is encoded once.
         content = work.to_content()
         return [
@@ -250,7 +266,9 @@ class TaskEnder:
             for node in nodes
         ]
 
-    def _tell_strategy(self, task: int, round: int, replies: Sequence[Message]) -> None:
+    def _tell_strategy(
+        self, task: int, round: int, replies: Sequence[Message]
+    ) -> None:
         """Give a method's half on the server what clients sent at the end."""
         run = self._run
         strategy = run.parts.strategy

@@ -16,7 +16,10 @@ def is_disk_full(error: BaseException) -> bool:
     """Say whether a full disk or quota is the cause of an error."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):
             return True
         # Libraries and our own errors wrap the error of the system.
         cause = cause.__cause__

@@ -149,7 +149,9 @@ class HookDriver(Driver):
         with run.calls.call("configure_evaluate", task, round):
             record = to_record(run.state.arrays)
             messages = _messages(
-                strategy.configure_evaluate(number, record, settings, run.strategy_grid)
+                strategy.configure_evaluate(
+                    number, record, settings, run.strategy_grid
+                )
             )
         replies = _good(run.strategy_grid.send_and_receive(messages))
         with run.calls.call("aggregate_evaluate", task, round):
@@ -208,7 +210,9 @@ class HookDriver(Driver):
             returned = run.parts.strategy.aggregate_train(
                 run.state.server_round, replies
             )
-        arrays, aggregated = check_aggregate(returned, run.state.arrays, run.calls.name)
+        arrays, aggregated = check_aggregate(
+            returned, run.state.arrays, run.calls.name
+        )
         if arrays is not None:
             run.calls.adopt(task, round, arrays)
             return aggregated
@@ -351,7 +355,9 @@ class _RoundWatch:
             round = self._turn.round + number - 1
             strategy = run.parts.strategy
             aggregated = getattr(strategy, "round_metrics", None) or {}
-            self._driver.record_round(self._turn.task, round, aggregated, self._began)
+            self._driver.record_round(
+                self._turn.task, round, aggregated, self._began
+            )
             # Before the scores, which are of the model that the loop has now.
             run.state.arrays = arrays
             self._score(number, round)

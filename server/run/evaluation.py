@@ -26,7 +26,13 @@ from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 
-__all__ = ["GLOBAL_TRAFFIC", "SCORINGS", "ScoreRequest", "Scores", "score_clients"]
+__all__ = [
+    "GLOBAL_TRAFFIC",
+    "SCORINGS",
+    "ScoreRequest",
+    "Scores",
+    "score_clients",
+]
 
 Floats = NDArray[np.float64]
 
@@ -55,14 +61,19 @@ class Scores:
     def __init__(self, clients: int, tasks: int) -> None:
         # NaN stands for "not measured"; a 0 would be a score.
         self.correct = {
-            scoring: np.full((clients, tasks, tasks), np.nan) for scoring in SCORINGS
+            scoring: np.full((clients, tasks, tasks), np.nan)
+            for scoring in SCORINGS
         }
         self.weights: Floats = np.full((clients, tasks), np.nan)
         self.untrained: Floats = np.full((clients, tasks), np.nan)
         self._steps: list[tuple[int, int, int]] = []
-        self._within: dict[str, list[Floats]] = {scoring: [] for scoring in SCORINGS}
+        self._within: dict[str, list[Floats]] = {
+            scoring: [] for scoring in SCORINGS
+        }
 
-    def add_task(self, task: int, correct: Mapping[str, Floats], total: Floats) -> None:
+    def add_task(
+        self, task: int, correct: Mapping[str, Floats], total: Floats
+    ) -> None:
         """Add results after a task, as float64 [client, seen].
 
         Clients of whom there is no result are left as they are.
@@ -80,7 +91,10 @@ class Scores:
         self.untrained = correct
 
     def add_round(
-        self, step: tuple[int, int, int], correct: Mapping[str, Floats], total: Floats
+        self,
+        step: tuple[int, int, int],
+        correct: Mapping[str, Floats],
+        total: Floats,
     ) -> None:
         """Results within a task; ``step`` is (server round, task, round)."""
         self._weigh(total)
@@ -103,9 +117,14 @@ class Scores:
             "weights": self.sizes(),
             "correct_untrained": self.untrained,
             "round_steps": np.array(self._steps, dtype=np.int64).reshape(-1, 3),
-            **{f"correct_{scoring}": self.correct[scoring] for scoring in SCORINGS},
             **{
-                f"round_correct_{scoring}": np.reshape(self._within[scoring], shape)
+                f"correct_{scoring}": self.correct[scoring]
+                for scoring in SCORINGS
+            },
+            **{
+                f"round_correct_{scoring}": np.reshape(
+                    self._within[scoring], shape
+                )
                 for scoring in SCORINGS
             },
         }
@@ -131,9 +150,13 @@ class Scores:
         """Undo :meth:`raw`."""
         clients, tasks = arrays["weights"].shape
         scores = cls(clients, tasks)
-        scores.weights = np.where(arrays["weights"] > 0, arrays["weights"], np.nan)
+        scores.weights = np.where(
+            arrays["weights"] > 0, arrays["weights"], np.nan
+        )
         scores.untrained = arrays["correct_untrained"]
-        scores._steps = [(int(a), int(b), int(c)) for a, b, c in arrays["round_steps"]]
+        scores._steps = [
+            (int(a), int(b), int(c)) for a, b, c in arrays["round_steps"]
+        ]
         for scoring in SCORINGS:
             scores.correct[scoring] = arrays[f"correct_{scoring}"]
             scores._within[scoring] = list(arrays[f"round_correct_{scoring}"])
@@ -219,7 +242,10 @@ def score_clients(
     reports = _reports(_wave(grid, options, inspector, request, work))
     correct, total = _table(reports, grid.clients, request.tasks)
     if not request.with_global:
-        return {"personal": correct, "global": np.full_like(correct, np.nan)}, total
+        return {
+            "personal": correct,
+            "global": np.full_like(correct, np.nan),
+        }, total
     mean_kept = _mean_kept(list(reports.values()))
     if not mean_kept:
         # Clients keep nothing to themselves, so both scorings are one.
@@ -252,7 +278,9 @@ def _wave(
         for node in request.nodes or grid.members()
     ]
     replies = [
-        reply for reply in grid.exchange(messages, options) if reply.failure is None
+        reply
+        for reply in grid.exchange(messages, options)
+        if reply.failure is None
     ]
     if not replies and request.nodes is None:
         raise RunError(

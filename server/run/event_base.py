@@ -100,7 +100,9 @@ def _to_json(value: Any) -> Any:
     return value
 
 
-def _values(kind: type[Event] | type[VirtualTime], line: Mapping[str, Any]) -> Any:
+def _values(
+    kind: type[Event] | type[VirtualTime], line: Mapping[str, Any]
+) -> Any:
     """Find the arguments of a record's constructor among a line's values."""
     values: dict[str, Any] = {}
     for declared in fields(kind):

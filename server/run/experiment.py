@@ -117,7 +117,9 @@ class Experiment:
             parts.config, parts.learner, self._run.incidents.warn
         )
         if isinstance(parts.strategy, PairedStrategy):
-            parts.strategy.prepare(Setup(parts.config, parts.learner, parts.stream))
+            parts.strategy.prepare(
+                Setup(parts.config, parts.learner, parts.stream)
+            )
 
     def run(self) -> RunResult:
         """Run to the end, from the beginning or from the last checkpoint.
@@ -197,7 +199,10 @@ class Experiment:
     def _warn_of_still_clock(self) -> None:
         """Tell of a strategy that goes by a clock which no grid like this moves."""
         run = self._run
-        if not getattr(run.parts.strategy, "by_clock", False) or run.grid.is_timed:
+        if (
+            not getattr(run.parts.strategy, "by_clock", False)
+            or run.grid.is_timed
+        ):
             return
         reason = (
             f"strategy {run.calls.name} goes by the clock, which stands still here, as all "
@@ -223,16 +228,22 @@ class Experiment:
                 accuracy=metrics.average_accuracy(personal, weights)[-1],
                 accuracy_global=metrics.average_accuracy(shared, weights)[-1],
                 forgetting=metrics.forgetting(personal, weights)[-1],
-                forgetting_relative=metrics.relative_forgetting(personal, weights)[-1],
+                forgetting_relative=metrics.relative_forgetting(
+                    personal, weights
+                )[-1],
                 forgetting_max=metrics.max_forgetting(personal, weights)[-1],
-                backward_transfer=metrics.backward_transfer(personal, weights)[-1],
+                backward_transfer=metrics.backward_transfer(personal, weights)[
+                    -1
+                ],
                 forward_transfer=transfer[-1],
                 gap=metrics.local_global_gap(personal, shared, weights)[-1],
                 traffic=run.grid.traffic.counts(),
                 elapsed=VirtualTime.read(run.grid.elapsed()),
             )
         )
-        return RunResult(run.folder.path, scores.arrays(), run.state.arrays, summary)
+        return RunResult(
+            run.folder.path, scores.arrays(), run.state.arrays, summary
+        )
 
     @contextmanager
     def _interruption_recorded(self) -> Iterator[None]:
@@ -250,7 +261,8 @@ class Experiment:
         """Check a strategy's messages, and write clients' tasks into them."""
         run = self._run
         self._check_strategy(
-            messages, lambda: run.calls.settings(*run.incidents.inspector.position)
+            messages,
+            lambda: run.calls.settings(*run.incidents.inspector.position),
         )
         self._driver.address(messages, self._schedule)
 
@@ -267,9 +279,14 @@ def _make_context(
     ``address`` sees each of the strategy's messages before it is sent.
     """
     config, learner = parts.config, parts.learner
-    arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
+    arrays = Arrays(
+        (name, value.numpy()) for name, value in learner.send().items()
+    )
     state = RunState(arrays, Scores(config.data.clients, config.data.tasks))
-    extras = {TRAIN: learner.shares(ended=False), END_TASK: learner.shares(ended=True)}
+    extras = {
+        TRAIN: learner.shares(ended=False),
+        END_TASK: learner.shares(ended=True),
+    }
     incidents = Incidents(config, folder, recorder, extras)
     grid.report_to(ActivityLog(folder.path))
     may_begin_anew = config.engine.on_lost_state == "fresh"

@@ -83,7 +83,9 @@ class RunFolder(RunReader):
     # --- opening
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config: ExperimentConfig) -> Self:
+    def create(
+        cls, path: str | os.PathLike[str], config: ExperimentConfig
+    ) -> Self:
         """Start a new run in a folder that does not exist or is empty.
 
         Raises
@@ -100,15 +102,20 @@ class RunFolder(RunReader):
                     f"{path} holds a finished run; choose another folder with --out, "
                     "or delete this one"
                 )
-            _locked(path).close()  # refused in other words while that run is going on
+            _locked(
+                path
+            ).close()  # refused in other words while that run is going on
             raise ConfigError(
                 f"{path} holds an unfinished run; go on with it by --resume, "
                 "or choose another --out"
             )
         if path.exists() and (
-            not path.is_dir() or any(not _leftover(entry) for entry in path.iterdir())
+            not path.is_dir()
+            or any(not _leftover(entry) for entry in path.iterdir())
         ):
-            raise ConfigError(f"{path} is no empty folder; choose another with --out")
+            raise ConfigError(
+                f"{path} is no empty folder; choose another with --out"
+            )
         with running_out_of_disk(path):
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -126,7 +133,9 @@ class RunFolder(RunReader):
         return cls(path, config, lock, open_text(sealed)[1], is_new=True)
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str], config: ExperimentConfig) -> Self:
+    def resume(
+        cls, path: str | os.PathLike[str], config: ExperimentConfig
+    ) -> Self:
         """Open an unfinished run to go on with it.
 
         Raises
@@ -215,7 +224,9 @@ class RunFolder(RunReader):
                 )
             # Not from the run's seed: two runs of one configuration are two runs.
             name = secrets.token_hex(8)
-            write_atomic(path, f"{name} {zlib.crc32(name.encode()):08x}\n".encode())
+            write_atomic(
+                path, f"{name} {zlib.crc32(name.encode()):08x}\n".encode()
+            )
         with self._reading(RUN_ID):
             name, _, checksum = path.read_text("ascii").strip().partition(" ")
             if checksum and checksum != f"{zlib.crc32(name.encode()):08x}":
@@ -229,7 +240,8 @@ class RunFolder(RunReader):
     def write_partition(self, partition: Mapping[str, Any]) -> None:
         """Write which client holds what."""
         write_atomic(
-            self.path / PARTITION, seal_json(to_plain(partition), self.fingerprint)
+            self.path / PARTITION,
+            seal_json(to_plain(partition), self.fingerprint),
         )
 
     def write_accuracy(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -238,7 +250,9 @@ class RunFolder(RunReader):
 
     def write_fleet(self, fleet: Mapping[str, Any]) -> None:
         """Replace the account of the clients' devices, ``fleet.json``."""
-        write_atomic(self.path / FLEET, seal_json(to_plain(fleet), self.fingerprint))
+        write_atomic(
+            self.path / FLEET, seal_json(to_plain(fleet), self.fingerprint)
+        )
 
     def append(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Add one event as one line of JSON.
@@ -333,4 +347,6 @@ def _locked(path: Path) -> BinaryIO:
 
 def _leftover(path: Path) -> bool:
     """Whether a file is what a run leaves that was killed before it began."""
-    return path.name == LOCK or (path.name.startswith(CONFIG) and path.suffix == ".tmp")
+    return path.name == LOCK or (
+        path.name.startswith(CONFIG) and path.suffix == ".tmp"
+    )

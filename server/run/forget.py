@@ -7,7 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedknow.protocols.config import ConfigError
-from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedknow.server.run.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fedknow.server.run.disk import running_out_of_disk
 from fedknow.server.run.events import ClientBegunAnew
 from fedknow.server.run.folder import RunFolder
@@ -86,6 +90,10 @@ def _check(client: int, checkpoint: Checkpoint, folder: RunFolder) -> None:
 
 
 def _record(client: int, checkpoint: Checkpoint, folder: RunFolder) -> None:
-    reason = f"client {client} begins anew: its state was given up by fedknow forget"
+    reason = (
+        f"client {client} begins anew: its state was given up by fedknow forget"
+    )
     place = {"task": checkpoint.task, "round": checkpoint.round}
-    Recorder(folder).record(ClientBegunAnew(client=client, **place, reason=reason))
+    Recorder(folder).record(
+        ClientBegunAnew(client=client, **place, reason=reason)
+    )

@@ -8,7 +8,12 @@ from fedknow.client.learners.frames.learner import Layout
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Arrays, Message, client_of
 from fedknow.protocols.texts import counted
-from fedknow.server.checks.faults import ClientFailure, ClientLost, Fault, RunError
+from fedknow.server.checks.faults import (
+    ClientFailure,
+    ClientLost,
+    Fault,
+    RunError,
+)
 from fedknow.server.checks.replies import Inspector
 from fedknow.server.run.events import ClientBegunAnew, ClientFailed, Warned
 from fedknow.server.run.folder import RunFolder
@@ -48,7 +53,9 @@ class Incidents:
         self._config = config
         self._folder = folder
         self._recorder = recorder
-        self.inspector = Inspector(self._failed, config.engine.max_update_norm, extras)
+        self.inspector = Inspector(
+            self._failed, config.engine.max_update_norm, extras
+        )
         self.too_small = 0
 
     def begin_work(self, task: int, round: int, arrays: Arrays) -> None:

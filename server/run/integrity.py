@@ -220,7 +220,9 @@ def seal_arrays(arrays: Mapping[str, np.ndarray], fingerprint: str) -> bytes:
     data = file.getvalue()
     comment = f"{fingerprint} {zlib.crc32(data):08x}".encode()
     # A comment at the end of a zip archive: NumPy and every other reader pass over it.
-    return data[: -len(_NO_COMMENT)] + len(comment).to_bytes(2, "little") + comment
+    return (
+        data[: -len(_NO_COMMENT)] + len(comment).to_bytes(2, "little") + comment
+    )
 
 
 def open_arrays(data: bytes, fingerprint: str) -> dict[str, np.ndarray]:

@@ -59,7 +59,9 @@ def average_accuracy(accuracy: Floats, weights: Floats) -> Floats:
     """
     seen, trained = accuracy.shape[1:]
     # Only tasks learned so far: with forward scoring there are accuracies of later ones too.
-    measured = np.isfinite(accuracy) & (np.arange(seen)[:, None] <= np.arange(trained))
+    measured = np.isfinite(accuracy) & (
+        np.arange(seen)[:, None] <= np.arange(trained)
+    )
     sizes = (measured * weights[:, :, None]).sum(1)
     means = _divide(np.where(measured, accuracy, 0.0).sum(1), measured.sum(1))
     return _weighted_mean(means, sizes)
@@ -120,7 +122,9 @@ def relative_forgetting(accuracy: Floats, weights: Floats) -> Floats:
     return _over_earlier(
         accuracy,
         weights,
-        lambda a, u, m: (a[u, u] - a[u, m]) / a[u, u] if a[u, u] else float("nan"),
+        lambda a, u, m: (
+            (a[u, u] - a[u, m]) / a[u, u] if a[u, u] else float("nan")
+        ),
     )
 
 
@@ -137,7 +141,9 @@ def max_forgetting(accuracy: Floats, weights: Floats) -> Floats:
     float64 [trained]
         NaN after the first task; never below :func:`forgetting`.
     """
-    return _over_earlier(accuracy, weights, lambda a, u, m: _max(a[u, u:m]) - a[u, m])
+    return _over_earlier(
+        accuracy, weights, lambda a, u, m: _max(a[u, u:m]) - a[u, m]
+    )
 
 
 def backward_transfer(accuracy: Floats, weights: Floats) -> Floats:
@@ -155,7 +161,9 @@ def backward_transfer(accuracy: Floats, weights: Floats) -> Floats:
     return _over_earlier(accuracy, weights, lambda a, u, m: a[u, m] - a[u, u])
 
 
-def forward_transfer(accuracy: Floats, weights: Floats, untrained: Floats) -> Floats:
+def forward_transfer(
+    accuracy: Floats, weights: Floats, untrained: Floats
+) -> Floats:
     """Forward transfer after each task.
 
     ``FWT(m) = mean over 1 <= u <= m of (a(u - 1, u) - b(u))``.

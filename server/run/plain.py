@@ -20,6 +20,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     # A text is a sequence too.
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(
+        value, str | bytes
+    ):
         return [to_plain(item) for item in value]
     return value

@@ -77,7 +77,9 @@ class Resumption:
             return None
         # Checkpoints of earlier versions do not have the digest; partition.json tells it.
         begun_with = checkpoint.partition or _digest(
-            self._run.parts.partition if folder.partition is None else folder.partition
+            self._run.parts.partition
+            if folder.partition is None
+            else folder.partition
         )
         if begun_with != self.digest:
             raise ConfigError(

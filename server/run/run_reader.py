@@ -34,7 +34,9 @@ RUN_ID = "run-id"
 LOCK = ".lock"
 ERROR = "error.log"
 
-PUT_BACK = "put it back from a copy, or run the experiment again with another --out"
+PUT_BACK = (
+    "put it back from a copy, or run the experiment again with another --out"
+)
 
 
 class RunReader:
@@ -206,5 +208,7 @@ class RunReader:
                 # normal.
                 if any(event["event"] == "evaluation" for event in self.events()):
                     raise ValueError("it is missing") from None
-                return Scores(self.config.data.clients, self.config.data.tasks).arrays()
+                return Scores(
+                    self.config.data.clients, self.config.data.tasks
+                ).arrays()
             return open_arrays(data, self.fingerprint)

@@ -51,7 +51,11 @@ class StrategyCalls:
     """
 
     def __init__(
-        self, parts: Parts, state: RunState, recorder: Recorder, incidents: Incidents
+        self,
+        parts: Parts,
+        state: RunState,
+        recorder: Recorder,
+        incidents: Incidents,
     ) -> None:
         self._config = parts.config
         self._learner = parts.learner
@@ -82,7 +86,9 @@ class StrategyCalls:
             if is_disk_full(error):
                 raise
             too_small = self._incidents.too_small
-            suffix = f"; {self._incidents.all_failed(too_small)}" if too_small else ""
+            suffix = (
+                f"; {self._incidents.all_failed(too_small)}" if too_small else ""
+            )
             raise RunError(
                 f"strategy {self.name} failed in {hook}, task {task + 1}, round {round}: "
                 f"{explain(error)}{suffix}"

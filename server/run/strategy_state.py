@@ -51,7 +51,9 @@ class _CannotFreeze(Exception):
     pass
 
 
-def _attributes(strategy: Strategy, prefix: str) -> tuple[dict[str, Any], list[str]]:
+def _attributes(
+    strategy: Strategy, prefix: str
+) -> tuple[dict[str, Any], list[str]]:
     frozen: dict[str, Any] = {}
     lost: list[str] = []
     for name, value in vars(strategy).items():
@@ -80,7 +82,12 @@ def _freeze(value: Any) -> Any:
     ):
         return value
     # The order matters: NumPy's numbers and texts are Python's too.
-    for freeze in (_freeze_numbers, _freeze_container, _freeze_record, _freeze_random):
+    for freeze in (
+        _freeze_numbers,
+        _freeze_container,
+        _freeze_record,
+        _freeze_random,
+    ):
         frozen = freeze(value)
         if frozen is not None:
             return frozen

@@ -57,7 +57,9 @@ class Mlflow:
         from mlflow.entities import Param
 
         values = settings(run.config).items()
-        params = iter([Param(key, str(value)[:_LONGEST]) for key, value in values])
+        params = iter(
+            [Param(key, str(value)[:_LONGEST]) for key, value in values]
+        )
         while batch := list(islice(params, _MOST_PARAMS)):
             self._client.log_batch(self._id, params=batch)
 

@@ -60,7 +60,9 @@ class RunNumbers:
         for declared in fields(event):
             if declared.name in _PLACES:
                 continue
-            for name, value in _numbers(declared.name, getattr(event, declared.name)):
+            for name, value in _numbers(
+                declared.name, getattr(event, declared.name)
+            ):
                 if math.isfinite(value):
                     numbers[f"{event.event}/{name}"] = float(value)
         return numbers
@@ -86,7 +88,9 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
             yield f"{name}/{number}", item
 
 
-def _of_mapping(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _of_mapping(
+    prefix: str, values: Mapping[str, Any]
+) -> Iterator[tuple[str, float]]:
     for key, value in values.items():
         # A strategy may aggregate lists too, which no tracker draws.
         if isinstance(value, int | float) and not isinstance(value, bool):

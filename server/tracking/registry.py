@@ -83,7 +83,8 @@ BUILTIN = {
 def list_trackers() -> dict[str, str]:
     """List the trackers known by name, with a line about each."""
     lines = {
-        name: f"{builtin.summary}{_lack(builtin)}" for name, builtin in BUILTIN.items()
+        name: f"{builtin.summary}{_lack(builtin)}"
+        for name, builtin in BUILTIN.items()
     }
     return lines | list_installed("tracking", BUILTIN)
 
@@ -182,4 +183,8 @@ def _is_there(builtin: Builtin) -> bool:
 
 
 def _lack(builtin: Builtin) -> str:
-    return "" if _is_there(builtin) else f" (not installed: the extra {builtin.needs})"
+    return (
+        ""
+        if _is_there(builtin)
+        else f" (not installed: the extra {builtin.needs})"
+    )

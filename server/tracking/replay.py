@@ -27,7 +27,9 @@ class TrackingError(FedknowError):
     is_resumable = False
 
 
-def track_run(path: Path, name: str, project: str = "", follow: bool = True) -> int:
+def track_run(
+    path: Path, name: str, project: str = "", follow: bool = True
+) -> int:
     """Send a run to a tracker, from its first event on.
 
     Parameters

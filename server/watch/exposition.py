@@ -59,21 +59,37 @@ class Exposition:
         status = self._status()
         for name, description, value in (
             ("clients", "Clients of the experiment.", status["clients"]),
-            ("clients_connected", "Clients that are connected.", status["connected"]),
+            (
+                "clients_connected",
+                "Clients that are connected.",
+                status["connected"],
+            ),
             (
                 "clients_working",
                 "Clients that have work.",
                 len(status["waiting_for"]),
             ),
-            ("uptime_seconds", "Seconds since the server began.", status["seconds"]),
+            (
+                "uptime_seconds",
+                "Seconds since the server began.",
+                status["seconds"],
+            ),
         ):
             yield GaugeMetricFamily(f"fedknow_{name}", description, value)
         for name, value in self._values.items():
             yield GaugeMetricFamily(f"fedknow_{name}", ABOUT[name], value)
         for name, description, value in (
-            ("received_bytes", "Bytes of messages from clients.", status["bytes_in"]),
+            (
+                "received_bytes",
+                "Bytes of messages from clients.",
+                status["bytes_in"],
+            ),
             ("sent_bytes", "Bytes of messages to clients.", status["bytes_out"]),
-            ("client_failures", "Answers that could not be used.", self._failures),
+            (
+                "client_failures",
+                "Answers that could not be used.",
+                self._failures,
+            ),
             ("left_out", "Pieces of work given up.", status["left_out"]),
         ):
             yield CounterMetricFamily(f"fedknow_{name}", description, value)

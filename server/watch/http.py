@@ -167,7 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
             data = (files(__package__) / "pages" / name).read_bytes()
             self._send(HTTPStatus.OK, kind, data)
         else:
-            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"There is no such page.\n")
+            self._send(
+                HTTPStatus.NOT_FOUND, "text/plain", b"There is no such page.\n"
+            )
 
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing: the terminal is the run's."""
@@ -188,7 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _begin(
-        self, status: HTTPStatus, kind: str, headers: Mapping[str, str] | None = None
+        self,
+        status: HTTPStatus,
+        kind: str,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -205,7 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
             server.streams += not is_full
         if is_full:
             self._send(
-                HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"Too many listeners.\n"
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "text/plain",
+                b"Too many listeners.\n",
             )
             return
         try:

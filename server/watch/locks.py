@@ -31,6 +31,10 @@ def is_locked(file: Path, locks: Path = LOCKS) -> bool:
     for line in text.splitlines():
         # "1: FLOCK  ADVISORY  WRITE 28696 fe:00:2311041 0 EOF"
         words = line.split()
-        if len(words) > 5 and words[1] == "FLOCK" and words[5].split(":")[-1] == inode:
+        if (
+            len(words) > 5
+            and words[1] == "FLOCK"
+            and words[5].split(":")[-1] == inode
+        ):
             return True
     return False

@@ -62,7 +62,9 @@ class MetricsServer:
     ) -> None:
         host, port = split_address(address)
         try:
-            self._server = _Server((host, port), text, _context(tls, tokens), tokens)
+            self._server = _Server(
+                (host, port), text, _context(tls, tokens), tokens
+            )
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"--metrics-listen {address}: cannot be had: {error}"
@@ -145,7 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._check()
         except CredentialError as error:
-            self._send(HTTPStatus.UNAUTHORIZED, "text/plain", f"{error}\n".encode())
+            self._send(
+                HTTPStatus.UNAUTHORIZED, "text/plain", f"{error}\n".encode()
+            )
             return
         if self.path != "/metrics":
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"Metrics: /metrics\n")
@@ -160,9 +164,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.context is None:
             return
         names: list[bytes] = []
-        if isinstance(self.connection, ssl.SSLSocket) and self.server.tokens is None:
+        if (
+            isinstance(self.connection, ssl.SSLSocket)
+            and self.server.tokens is None
+        ):
             certificate: Any = self.connection.getpeercert() or {}
-            names = [name.encode() for _, name in certificate.get("subjectAltName", ())]
+            names = [
+                name.encode() for _, name in certificate.get("subjectAltName", ())
+            ]
         peer = {"x509_subject_alternative_name": names}
         if not is_server(peer):
             authenticate(peer, list(self.headers.items()), self.server.tokens)

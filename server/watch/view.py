@@ -27,13 +27,27 @@ The process may be on another machine, whose locks cannot be seen here.
 """
 
 FIELDS: dict[str, tuple[str, ...]] = {
-    "start": ("clients", "tasks", "rounds", "learner", "strategy", "resumed_from"),
+    "start": (
+        "clients",
+        "tasks",
+        "rounds",
+        "learner",
+        "strategy",
+        "resumed_from",
+    ),
     "round": (
         *("task", "round", "clients", "loss", "accuracy", "failures", "seconds"),
         *("peak_memory_mb", "virtual_seconds", "energy_joules"),
     ),
     "evaluation": (
-        *("task", "round", "accuracy", "accuracy_global", "forgetting", "per_task"),
+        *(
+            "task",
+            "round",
+            "accuracy",
+            "accuracy_global",
+            "forgetting",
+            "per_task",
+        ),
         *("virtual_seconds",),
     ),
     "task_end": ("task", "knowledge_bytes", "server_bytes"),
@@ -97,7 +111,10 @@ class RunView:
             config = read_config(file)
             _, self._fingerprint = open_text(file.read_text("utf-8"))
         except (ConfigError, ValueError, OSError) as error:
-            yield {"type": "fault", "reason": f"config.toml cannot be read: {error}"}
+            yield {
+                "type": "fault",
+                "reason": f"config.toml cannot be read: {error}",
+            }
             return
         is_another = self._config is not None
         self._config = config
@@ -164,7 +181,10 @@ class RunView:
         try:
             fleet = open_json(file.read_bytes(), self._fingerprint)
         except (ValueError, OSError) as error:
-            yield {"type": "fault", "reason": f"fleet.json cannot be read: {error}"}
+            yield {
+                "type": "fault",
+                "reason": f"fleet.json cannot be read: {error}",
+            }
             return
         yield {"type": "fleet", "clients": fleet.get("clients", [])}
 

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from fedknow.protocols.messages import Message
 from fedknow.simulations.engine.packing import Job
 
-__all__ = ["WORKER_DIED", "BatchLimits", "clients_at_least", "first_line", "take_batch"]
+__all__ = [
+    "WORKER_DIED",
+    "BatchLimits",
+    "clients_at_least",
+    "first_line",
+    "take_batch",
+]
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +126,8 @@ def retry_or_fail(
             "if memory ran out, lower engine.workers or train.batch_size"
         )
         failures += [
-            (message.fail(WORKER_DIED, reason), job.version) for message in job.work
+            (message.fail(WORKER_DIED, reason), job.version)
+            for message in job.work
         ]
     return repeated, failures
 

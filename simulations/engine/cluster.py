@@ -87,7 +87,10 @@ def start_ray(address: str) -> None:
     # A user's own settings of these variables stay.
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
     if address:
         _join(address, options)
         return
@@ -144,12 +147,16 @@ def _knock(address: str) -> None:
     Ray itself would ask there for many minutes.
     """
     host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    socket.create_connection(
+        (host.strip("[]"), int(port)), CONNECT_SECONDS
+    ).close()
     # Only Ray has the keys for a closer look.
     if os.environ.get("RAY_USE_TLS", "0") != "0":
         return
     # Without a proxy, as Ray's own connections go.
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(
+        address, [("grpc.enable_http_proxy", 0)]
+    ) as channel:
         try:
             grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
         except grpc.FutureTimeoutError as error:

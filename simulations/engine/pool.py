@@ -62,7 +62,9 @@ class WorkerPool:
     def _wait(self, starting: list[ray.ObjectRef]) -> None:
         while starting:
             # Workers that find no free cores wait in silence, so the log tells of it.
-            ready, starting = ray.wait(starting, num_returns=len(starting), timeout=20)
+            ready, starting = ray.wait(
+                starting, num_returns=len(starting), timeout=20
+            )
             get(ready)
             if starting:
                 free = ray.available_resources()  # type: ignore[no-untyped-call]

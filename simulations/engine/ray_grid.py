@@ -33,7 +33,13 @@ from fedknow.simulations.engine.batches import (
     take_batch,
 )
 from fedknow.simulations.engine.cluster import start_ray
-from fedknow.simulations.engine.packing import Answered, Job, detached, share, unpack
+from fedknow.simulations.engine.packing import (
+    Answered,
+    Job,
+    detached,
+    share,
+    unpack,
+)
 from fedknow.simulations.engine.pool import WorkerPool, get, ray_failing
 from fedknow.simulations.engine.worker import NodeFactory, Worker
 
@@ -107,7 +113,9 @@ class RayGrid(MessageGrid):
                 config.engine.device, cores, resources.get("GPU", 0.0)
             )
             config = config.on_device(device)
-            count = min(workers or config.engine.workers or fitting, stream.clients)
+            count = min(
+                workers or config.engine.workers or fitting, stream.clients
+            )
             # More workers than cores share them; Ray counts in ten-thousandths.
             self._cores = min(1.0, math.floor(1e4 * cores / count) / 1e4)
             self._gpus = gpu_share(count, gpus)
@@ -122,6 +130,9 @@ class RayGrid(MessageGrid):
                 ray.put(stream),
                 Path(folder).absolute(),
                 node,
+            )
+            self._objects = parts.snapshot(
+                [config.learner.name, config.model.name]
             )
             self.pool = WorkerPool(count, self._spawn)
             self.pool.start()
@@ -174,7 +185,11 @@ class RayGrid(MessageGrid):
                 place, batch = wave.running.pop(ref)
                 try:
                     answered: Answered = get(ref)
-                except (RayActorError, OutOfMemoryError, ObjectLostError) as error:
+                except (
+                    RayActorError,
+                    OutOfMemoryError,
+                    ObjectLostError,
+                ) as error:
                     pool.replace([place])
                     repeated, failures = retry_or_fail(batch, error)
                     # To the front and in order, so that the one to blame is found early.
@@ -204,7 +219,9 @@ class RayGrid(MessageGrid):
         jobs: dict[int, Job] = {}
         for message in work:
             client = client_of(message.node)
-            job = jobs.setdefault(client, Job(client, self.versions.get(client, 0)))
+            job = jobs.setdefault(
+                client, Job(client, self.versions.get(client, 0))
+            )
             job.work.append(message)
         lean, arrays = share(list(jobs.values()))
         pool = self._running_pool()
@@ -247,8 +264,7 @@ class RayGrid(MessageGrid):
         actor = ray.remote(Worker).options(
             num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0
         )
-        objects = parts.snapshot([config.learner.name, config.model.name])
-        worker = actor.remote(config, stream, folder, node, objects)
+        worker = actor.remote(config, stream, folder, node, self._objects)
         return cast("ActorHandle[Worker]", worker)
 
 
@@ -261,7 +277,9 @@ class _Wave:
     shared: list[ray.ObjectRef]
     at_least: int
     is_averaged: bool
-    running: dict[ray.ObjectRef, tuple[int, list[Job]]] = field(default_factory=dict)
+    running: dict[ray.ObjectRef, tuple[int, list[Job]]] = field(
+        default_factory=dict
+    )
 
     def submit(self, place: int) -> None:
         """Give a worker its next batch: of its own queue, or else of the longest."""

@@ -130,7 +130,9 @@ class Worker:
         loaded: dict[str, Arrays] = {}
         for ref in refs:
             key = ref.hex()
-            loaded[key] = self._shared[key] if key in self._shared else ray.get(ref)
+            loaded[key] = (
+                self._shared[key] if key in self._shared else ray.get(ref)
+            )
         # Those of earlier waves are dropped, so that the store can let go of them.
         self._shared = loaded
         return list(loaded.values())

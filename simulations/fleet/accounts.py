@@ -114,7 +114,9 @@ class Accounts:
         """The moment up to which the server's time is charged."""
         return self._charged
 
-    def charge(self, until: float, communication: float, computing: float) -> None:
+    def charge(
+        self, until: float, communication: float, computing: float
+    ) -> None:
         """Charge the server's time up to a moment to the work that it waited for."""
         self._charged = until
         self._communication += communication
@@ -136,7 +138,9 @@ class Accounts:
             "computing_seconds": self._computing,
             # Sums of floats may come out a little below zero.
             "waiting_seconds": max(0.0, waiting),
-            "energy_joules": sum(self._joules(client, time) for client in clients),
+            "energy_joules": sum(
+                self._joules(client, time) for client in clients
+            ),
         }
 
     def report(self, time: float) -> dict[str, Any]:
@@ -177,7 +181,9 @@ class Accounts:
     def state(self) -> dict[str, Any]:
         """Return the accounts for a checkpoint."""
         # By column: a name for each number of thousands of clients would take more space.
-        columns = {field.name: self._column(field.name) for field in fields(Account)}
+        columns = {
+            field.name: self._column(field.name) for field in fields(Account)
+        }
         return {
             "communication": self._communication,
             "computing": self._computing,
@@ -194,4 +200,6 @@ class Accounts:
         self._charged = time
         columns = state["accounts"]
         rows = zip(*columns.values(), strict=True)
-        self.clients = [Account(**dict(zip(columns, row, strict=True))) for row in rows]
+        self.clients = [
+            Account(**dict(zip(columns, row, strict=True))) for row in rows
+        ]

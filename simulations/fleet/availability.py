@@ -220,7 +220,9 @@ class Trace(Presence):
         """
         spans_by_client = _read_spans(path)
         if not spans_by_client:
-            raise ConfigError(f"fleet.availability: {path}: there is nobody in it")
+            raise ConfigError(
+                f"fleet.availability: {path}: there is nobody in it"
+            )
         for client, spans in spans_by_client.items():
             spans.sort()
             _check_overlap(path, client, spans)
@@ -265,7 +267,9 @@ def _read_span(row: Mapping[str, str]) -> Span:
     start = float(row["start"])
     end = float(row["end"])
     if not 0 <= start < end < math.inf:
-        raise ValueError(f"start = {start:g}, end = {end:g}: not 0 <= start < end")
+        raise ValueError(
+            f"start = {start:g}, end = {end:g}: not 0 <= start < end"
+        )
     return start, end
 
 

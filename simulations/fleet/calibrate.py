@@ -77,7 +77,9 @@ def calibrate(
     benchmark = make_benchmark(config)
     node = Node(config, benchmark)
     learner = build_learner(config, benchmark.shape, benchmark.classes)
-    arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
+    arrays = Arrays(
+        (name, value.numpy()) for name, value in learner.send().items()
+    )
     position = Position(
         task=0,
         round=1,
@@ -119,7 +121,9 @@ def _profile(
     )
     rounds = counted(len(speeds), "round")
     threads = counted(torch.get_num_threads(), "thread")
-    given_watts = {name: value for name, value in watts.items() if value is not None}
+    given_watts = {
+        name: value for name, value in watts.items() if value is not None
+    }
     return Profile(
         about=f"{platform.machine()}, {threads}, CPU, measured",
         # The median: a round that another process slowed down must not count.
@@ -139,7 +143,9 @@ def _profile(
     )
 
 
-def _check_numbers(seconds: float, busy: float | None, idle: float | None) -> None:
+def _check_numbers(
+    seconds: float, busy: float | None, idle: float | None
+) -> None:
     check_between("--seconds", seconds, 0, MOST_MEASURING)
     for option, watts in (("--busy-watts", busy), ("--idle-watts", idle)):
         if watts is not None:
@@ -183,6 +189,7 @@ def write_profile(
     profiles = {**existing, name: profile}
     # TOML has no word for None.
     sections = {
-        key: value.model_dump(exclude_none=True) for key, value in profiles.items()
+        key: value.model_dump(exclude_none=True)
+        for key, value in profiles.items()
     }
     write_atomic(path, tomli_w.dumps(sections).encode())

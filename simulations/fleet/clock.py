@@ -129,7 +129,9 @@ class Clock:
         The time that the clock shows, seconds.
     """
 
-    def __init__(self, links: Links, presence: Presence, time: float = 0.0) -> None:
+    def __init__(
+        self, links: Links, presence: Presence, time: float = 0.0
+    ) -> None:
         self.time = time
         self._links = links
         self._presence = presence
@@ -190,9 +192,13 @@ class Clock:
 
     def drop(self, ids: Iterable[str]) -> list[Timing]:
         """Give jobs up, now."""
-        return [self._end(id, is_complete=False) for id in ids if id in self._runs]
+        return [
+            self._end(id, is_complete=False) for id in ids if id in self._runs
+        ]
 
-    def shares(self, timing: Timing, since: float = -math.inf) -> tuple[float, float]:
+    def shares(
+        self, timing: Timing, since: float = -math.inf
+    ) -> tuple[float, float]:
         """Return how long a job's messages were under way and its client computed.
 
         Neither counts times in which the client was away, as a job makes no progress then. A

@@ -130,7 +130,9 @@ def read_profiles(path: Path) -> dict[str, Profile]:
             f"fleet.profiles = {str(path)!r}: cannot be read: {error.strerror}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"fleet.profiles: {path}: not valid TOML: {error}") from None
+        raise ConfigError(
+            f"fleet.profiles: {path}: not valid TOML: {error}"
+        ) from None
     return {name: _read_profile(path, tree, name) for name in tree}
 
 
@@ -306,7 +308,9 @@ def assign(config: FleetConfig, clients: int, seed: int) -> list[str]:
             "list of devices, which is repeated as often as need be"
         )
     return list(
-        chain.from_iterable(repeat(name, count) for name, count in devices.items())
+        chain.from_iterable(
+            repeat(name, count) for name, count in devices.items()
+        )
     )
 
 
@@ -365,7 +369,9 @@ def describe_devices(name: str) -> dict[str, list[tuple[str, str, str]]]:
     }
     if not matches:
         hint = closest(name, [*profiles, *FLEETS])
-        raise ConfigError(f"no device {name!r}{hint}; fedknow list devices shows all")
+        raise ConfigError(
+            f"no device {name!r}{hint}; fedknow list devices shows all"
+        )
     return {
         f"{device}: {profile.about}": _numbers(profile)
         for device, profile in matches.items()

@@ -100,7 +100,9 @@ class FleetGrid(MessageGrid):
                 piece = replace(piece, reply=replace(piece.reply, content={}))
             pieces[reply.reply_to] = piece
         # In the order given, however workers came to it: the clock depends on it.
-        arrived = self._wave([pieces[message.id] for message in work], options.enough)
+        arrived = self._wave(
+            [pieces[message.id] for message in work], options.enough
+        )
         if is_held_back:
             for piece in arrived:
                 yield piece.reply, piece.version
@@ -174,14 +176,18 @@ class FleetGrid(MessageGrid):
         answers: list[tuple[Message, int]] = []
         later: list[tuple[Message, int]] = []
         for answer in self._early:
-            (answers if answer[0].reply_to in wanted_ids else later).append(answer)
+            (answers if answer[0].reply_to in wanted_ids else later).append(
+                answer
+            )
         self._early = later
         until = math.inf if timeout is None else self.clock_time + timeout
         # With an answer at hand, only those that arrive at the same moment are waited for.
         clock = self._timeline.clock
         while timing := clock.step(clock.time if answers else until):
             answer = _answer(*self._timeline.close(timing))
-            (answers if timing.job.id in wanted_ids else self._early).append(answer)
+            (answers if timing.job.id in wanted_ids else self._early).append(
+                answer
+            )
             self._timeline.charge(timing)
         self._known -= {reply.reply_to for reply, _ in answers}
         # By node, as all grids give answers that come at one moment.
@@ -275,7 +281,9 @@ class FleetGrid(MessageGrid):
             return []
         present = self.get_node_ids()
         # A generator of its own: strategies draw from the global one, which must not move.
-        draw = random.Random(integer(self._seed, "fleet.more", self._timeline.waves))
+        draw = random.Random(
+            integer(self._seed, "fleet.more", self._timeline.waves)
+        )
         return spare_messages(messages, present, factor, draw)
 
 

@@ -67,7 +67,8 @@ class FleetWave:
     def answer_bytes(self, reply: Message) -> int:
         """Return the bytes of an answer."""
         return sum(
-            record_bytes(record, self.is_sparse) for record in reply.content.values()
+            record_bytes(record, self.is_sparse)
+            for record in reply.content.values()
         )
 
 
@@ -191,7 +192,11 @@ def can_fail(message: Message) -> bool:
 
 def _cost(reply: Message, name: str) -> float:
     metrics = next(
-        (record for record in reply.content.values() if isinstance(record, Metrics)),
+        (
+            record
+            for record in reply.content.values()
+            if isinstance(record, Metrics)
+        ),
         Metrics(),
     )
     value = metrics.get(name)

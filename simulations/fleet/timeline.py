@@ -78,7 +78,9 @@ class Timeline:
         """Return until when answers to a wave count."""
         # No deadline where the run cannot do without an answer.
         deadline = self._settings.deadline if all(map(can_fail, work)) else 0.0
-        seconds = min(deadline or math.inf, math.inf if timeout is None else timeout)
+        seconds = min(
+            deadline or math.inf, math.inf if timeout is None else timeout
+        )
         return self.clock.time + seconds
 
     def make_piece(

@@ -6,7 +6,12 @@ Each runs a comparison and ends in a page beside the paper's values.
 about that factor. The page says which number was shrunk by how much, and which share remains.
 """
 
-from fedknow.simulations.paper.protocol import Variant, experiments, mixed, variants
+from fedknow.simulations.paper.protocol import (
+    Variant,
+    experiments,
+    mixed,
+    variants,
+)
 from fedknow.simulations.paper.run import Outcome, PaperRequest, run_paper
 
 __all__ = [

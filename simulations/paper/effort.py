@@ -85,7 +85,9 @@ def virtual_hours(run: Summary, as_in: Variant | None = None) -> Array:
         One NaN without a fleet.
     """
     ends = {
-        event["task"]: event for event in run.evaluations if "virtual_seconds" in event
+        event["task"]: event
+        for event in run.evaluations
+        if "virtual_seconds" in event
     }
     if not ends:
         return np.array([math.nan])

@@ -11,7 +11,11 @@ from fedknow.server.reports.groups import Group
 from fedknow.server.reports.measures import measure_named, size
 from fedknow.server.reports.plots import draw_plots
 from fedknow.server.reports.summary import Array
-from fedknow.simulations.paper.effort import communication_hours, mean, virtual_hours
+from fedknow.simulations.paper.effort import (
+    communication_hours,
+    mean,
+    virtual_hours,
+)
 from fedknow.simulations.paper.plots import PAPER_PLOTS
 from fedknow.simulations.paper.protocol import (
     Variant,
@@ -75,7 +79,9 @@ def _variant_rows(variant: Variant) -> list[list[str]]:
         counts = [str(number.measured), str(number.published)]
         rows.append([key, *counts, share_text(number.share)])
     # The product says how much training was done; each number alone would flatter.
-    rows.append(["training: these four multiplied", "", "", share_text(variant.share)])
+    rows.append(
+        ["training: these four multiplied", "", "", share_text(variant.share)]
+    )
     measured = devices_of(variant.config)
     published = devices_of(variant.paper)
     for device in published | measured:
@@ -166,7 +172,9 @@ def _published_row(method: str, published: Published) -> list[Cell | str]:
     return [method, str(tasks), "–", accuracy, "–", forgetting, "–"]
 
 
-def _method_row(method: str, group: Group, published: Published) -> list[Cell | str]:
+def _method_row(
+    method: str, group: Group, published: Published
+) -> list[Cell | str]:
     tasks = tasks_compared(published, group)
     memory = group.estimate("knowledge_bytes").mean
     return [
@@ -252,17 +260,23 @@ def _single_tasks(result: Result) -> Table:
 
 def _mean_of_task(runs: Sequence[Array], task: int) -> float:
     """Average a task's hours over seeds; NaN where a run has fewer tasks."""
-    return mean(hours[task - 1] if task <= len(hours) else math.nan for hours in runs)
+    return mean(
+        hours[task - 1] if task <= len(hours) else math.nan for hours in runs
+    )
 
 
 def _at_rates(result: Result, rates: Sequence[int]) -> Table:
     rows: list[list[Cell | str]] = []
     for method, group in result.groups.items():
-        hours = (communication_hours(group, rate, result.variant) for rate in rates)
+        hours = (
+            communication_hours(group, rate, result.variant) for rate in rates
+        )
         rows.append([method, *_numbers(hours)])
         published = result.published_for(method)
         if "hours_at_rates" in published:
-            rows.append([f"{method}, paper", *_numbers(published["hours_at_rates"])])
+            rows.append(
+                [f"{method}, paper", *_numbers(published["hours_at_rates"])]
+            )
     return Table(
         f"{result.variant.name}: hours at other rates",
         ["Method", *(f"{rate:,} kB/s" for rate in rates)],

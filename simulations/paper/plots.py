@@ -20,7 +20,11 @@ from fedknow.server.reports.plots import (
     series_style,
     wrapped,
 )
-from fedknow.server.reports.run_plots import begin_at_zero, draw_over_time, time_scale
+from fedknow.server.reports.run_plots import (
+    begin_at_zero,
+    draw_over_time,
+    time_scale,
+)
 from fedknow.simulations.paper.effort import communication_hours
 from fedknow.simulations.paper.published import Published, Result, by_task
 
@@ -31,7 +35,9 @@ LINE = 0.2
 """Height of a line of text, inches."""
 
 
-def _curves(figure: Figure, result: Result, pick: str, key: str, label: str) -> None:
+def _curves(
+    figure: Figure, result: Result, pick: str, key: str, label: str
+) -> None:
     axes = axes_with(figure, "tasks learned", label)
     for index, (method, group) in enumerate(result.groups.items()):
         style = series_style(index)
@@ -49,12 +55,16 @@ def _curves(figure: Figure, result: Result, pick: str, key: str, label: str) -> 
     legend_below(figure, axes)
 
 
-def _published_curve(axes: Axes, published: Published, key: str, colour: str) -> None:
+def _published_curve(
+    axes: Axes, published: Published, key: str, colour: str
+) -> None:
     """Draw the paper's values: hollow marks, a dotted line."""
     values = by_task(published, key)
     if values:
         percents = [100 * value for value in values.values()]
-        axes.plot(list(values), percents, "o:", color=colour, mfc="none", ms=6, lw=1)
+        axes.plot(
+            list(values), percents, "o:", color=colour, mfc="none", ms=6, lw=1
+        )
 
 
 def _over_time(figure: Figure, result: Result) -> None:
@@ -63,14 +73,18 @@ def _over_time(figure: Figure, result: Result) -> None:
         figure, f"virtual time ({scale.name})", "average accuracy (%)", False
     )
     for index, (method, group) in enumerate(result.groups.items()):
-        draw_over_time(axes, group.runs[0], scale, label=method, **series_style(index))
+        draw_over_time(
+            axes, group.runs[0], scale, label=method, **series_style(index)
+        )
     begin_at_zero(axes)
     legend_below(figure, axes)
 
 
 def draw_communication(figure: Figure, result: Result) -> Axes:
     """Draw hours of communication: a bar a method, and the paper's mark."""
-    axes = axes_with(figure, "hours of communication at 1 MB/s", "", is_counted=False)
+    axes = axes_with(
+        figure, "hours of communication at 1 MB/s", "", is_counted=False
+    )
     rows = np.arange(len(result.groups))
     measured = [
         communication_hours(group, 1000, result.variant)
@@ -82,7 +96,9 @@ def draw_communication(figure: Figure, result: Result) -> Axes:
     ]
     axes.barh(rows, measured, 0.55, color=COLOURS[0])
     if _has_hours(result):
-        axes.plot(published, rows, "D", color=COLOURS[1], ms=6, label=PAPER, zorder=3)
+        axes.plot(
+            published, rows, "D", color=COLOURS[1], ms=6, label=PAPER, zorder=3
+        )
         legend_below(figure, axes)
     ends = [
         _annotate(axes, row, *hours)
@@ -118,7 +134,9 @@ def _has_hours(result: Result) -> bool:
 
 
 def _has_published(result: Result, key: str) -> bool:
-    return any(by_task(result.published_for(method), key) for method in result.groups)
+    return any(
+        by_task(result.published_for(method), key) for method in result.groups
+    )
 
 
 def _virtual_seconds(result: Result) -> list[float]:
@@ -148,7 +166,9 @@ PAPER_PLOTS: tuple[PlotSpec[Result], ...] = (
         "accuracy",
         "Accuracy over tasks",
         "Filled marks: these runs, mean over seeds. Hollow marks, dotted: the paper's.",
-        partial(_curves, pick="average", key="accuracy", label="average accuracy (%)"),
+        partial(
+            _curves, pick="average", key="accuracy", label="average accuracy (%)"
+        ),
         shape=_shape_of_curves,
     ),
     PlotSpec(
@@ -164,7 +184,10 @@ PAPER_PLOTS: tuple[PlotSpec[Result], ...] = (
         "Relative forgetting over tasks",
         "Share of what was learned that was lost. Hollow marks, dotted: the paper's.",
         partial(
-            _curves, pick="relative", key="forgetting", label="relative forgetting (%)"
+            _curves,
+            pick="relative",
+            key="forgetting",
+            label="relative forgetting (%)",
         ),
         shape=_shape_of_curves,
     ),

@@ -125,7 +125,9 @@ def share_text(value: float) -> str:
 
 def experiments() -> dict[str, str]:
     """List the paper's experiments, with a line about each."""
-    return {name: spec["title"] for name, spec in paper_table()["experiments"].items()}
+    return {
+        name: spec["title"] for name, spec in paper_table()["experiments"].items()
+    }
 
 
 def variants(

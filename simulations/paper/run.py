@@ -19,7 +19,12 @@ from fedknow.simulations.compare import MAX_SEEDS, Comparison, Watch, compare
 from fedknow.simulations.contenders import plan
 from fedknow.simulations.fleet.devices import shipped_memory_limits
 from fedknow.simulations.paper.page import preface, results
-from fedknow.simulations.paper.protocol import Variant, entry, paper_table, variants
+from fedknow.simulations.paper.protocol import (
+    Variant,
+    entry,
+    paper_table,
+    variants,
+)
 from fedknow.simulations.paper.published import Result, published_values
 
 __all__ = ["Outcome", "PaperRequest", "run_paper"]
@@ -80,7 +85,9 @@ class Outcome:
     failures: Mapping[str, str]
 
 
-def run_paper(request: PaperRequest, out: Path, watch: Watch | None = None) -> Outcome:
+def run_paper(
+    request: PaperRequest, out: Path, watch: Watch | None = None
+) -> Outcome:
     """Run an experiment and write ``paper.html`` and ``plots/`` to ``out``.
 
     Parameters
@@ -108,13 +115,17 @@ def run_paper(request: PaperRequest, out: Path, watch: Watch | None = None) -> O
     ended: list[Group] = []
     for variant in chosen:
         folder = out / variant.name
-        comparison = compare(variant.config, methods, request.seeds, folder, watch)
+        comparison = compare(
+            variant.config, methods, request.seeds, folder, watch
+        )
         for run, reason in comparison.failures.items():
             failures[f"{variant.name}/{run}"] = reason
         # Two methods may be one learner with other settings.
         groups = _by_method(variant, methods, comparison.groups)
         ended += groups.values()
-        sections += _sections(request.experiment, variant, groups, comparison, folder)
+        sections += _sections(
+            request.experiment, variant, groups, comparison, folder
+        )
     if not ended:
         return Outcome(None, failures)
     if failures:
@@ -124,7 +135,9 @@ def run_paper(request: PaperRequest, out: Path, watch: Watch | None = None) -> O
     runs: list[Summary] = []
     for group in ended:
         runs += group.runs
-    return Outcome(write_page(out / "paper.html", title, sections, runs), failures)
+    return Outcome(
+        write_page(out / "paper.html", title, sections, runs), failures
+    )
 
 
 def _sections(
@@ -157,7 +170,9 @@ def _failed_section(failures: Mapping[str, str]) -> Section:
     return Section("Failed", [table])
 
 
-def _plans(variant: Variant, methods: Sequence[str]) -> dict[str, ExperimentConfig]:
+def _plans(
+    variant: Variant, methods: Sequence[str]
+) -> dict[str, ExperimentConfig]:
     """Return the configuration of each method's first run."""
     seed = variant.config.seed
     return {method: plan(variant.config, method, seed) for method in methods}

@@ -6,7 +6,12 @@ import tomllib
 from collections.abc import Iterable
 from importlib.resources import files
 
-from fedknow.protocols.config import ConfigError, ExperimentConfig, closest, read_config
+from fedknow.protocols.config import (
+    ConfigError,
+    ExperimentConfig,
+    closest,
+    read_config,
+)
 from fedknow.protocols.descriptions import Description
 
 __all__ = ["describe_preset", "list_presets", "load_preset"]

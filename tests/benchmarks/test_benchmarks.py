@@ -45,9 +45,21 @@ def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
         ("numerics.py", ["--models", "mlp", "--repeats", "1"]),
         (
             "asynchronous.py",
-            ["--data", "digits", "--clients", "20", "--rounds", "1", "--workers", "1"],
+            [
+                "--data",
+                "digits",
+                "--clients",
+                "20",
+                "--rounds",
+                "1",
+                "--workers",
+                "1",
+            ],
         ),
-        ("vmap_clients.py", ["--models", "linear", "--clients", "2", "--repeats", "1"]),
+        (
+            "vmap_clients.py",
+            ["--models", "linear", "--clients", "2", "--repeats", "1"],
+        ),
     ],
 )
 def test_quick_form(script: str, options: list[str], tmp_path: Path) -> None:
@@ -107,7 +119,9 @@ def test_a_table_is_replaced_and_the_rest_is_left(tmp_path: Path) -> None:
         in after
     )
     assert "old" not in after
-    assert after.endswith("<!-- pfl_race -->\nNot measured yet.\n<!-- /pfl_race -->\n")
+    assert after.endswith(
+        "<!-- pfl_race -->\nNot measured yet.\n<!-- /pfl_race -->\n"
+    )
     assert page().render(after, tmp_path) == after
 
 
@@ -133,8 +147,14 @@ def test_a_comparison_is_ranked_and_paired_by_seed() -> None:
         return {"accuracy": {"mean": accuracy}, **plain}
 
     found = {
-        "learners": {"er": group(0.6), "fedknow@best": group(0.8), "local": group(0.5)},
-        "runs": runs("fedknow", 0.7, 0.9) | runs("er", 0.6, 0.6) | runs("local", 0.5),
+        "learners": {
+            "er": group(0.6),
+            "fedknow@best": group(0.8),
+            "local": group(0.5),
+        },
+        "runs": runs("fedknow", 0.7, 0.9)
+        | runs("er", 0.6, 0.6)
+        | runs("local", 0.5),
     }
     rows = tables().comparison(found).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == [
@@ -144,7 +164,9 @@ def test_a_comparison_is_ranked_and_paired_by_seed() -> None:
     ]
     # Differences 10 and 30: mean 20, standard deviation 14.1, and t = 12.706 with one degree of
     # freedom.
-    assert rows[1].endswith("| 60.0, 60.0 | 2 | 0 | 3 | +10.0, +30.0 | +10.0, +30.0 |")
+    assert rows[1].endswith(
+        "| 60.0, 60.0 | 2 | 0 | 3 | +10.0, +30.0 | +10.0, +30.0 |"
+    )
     assert rows[2].endswith("| 50.0 | 2 | 0 | 3 | +20.0 | +20.0 |")
     assert rows[0].endswith("| – | – |")
 
@@ -159,8 +181,9 @@ def test_tables_of_series() -> None:
         "seconds": [40, 2],
     }
     found = {"about": about, "results": {"table": [row | {"speedup": 1.5}]}}
-    assert "| l | bf16 | 50.0 ± 1.0 | 10.0 | 40.0 ± 2.0 | 1.5 |" in tables().precision(
-        found
+    assert (
+        "| l | bf16 | 50.0 ± 1.0 | 10.0 | 40.0 ± 2.0 | 1.5 |"
+        in tables().precision(found)
     )
     found = {
         "about": about,

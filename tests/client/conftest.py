@@ -80,7 +80,9 @@ def assert_interruptions_do_not_matter() -> Callable[..., None]:
     each."""
 
     def run(
-        build: Callable[[], Learner], task: Callable[..., TaskData], interrupt: bool
+        build: Callable[[], Learner],
+        task: Callable[..., TaskData],
+        interrupt: bool,
     ) -> dict[str, torch.Tensor]:
         learner = build()
         for number in range(3):
@@ -95,7 +97,9 @@ def assert_interruptions_do_not_matter() -> Callable[..., None]:
                 learner.receive(arrays)
         return learner.send() | learner.local_parameters()
 
-    def check(build: Callable[[], Learner], task: Callable[..., TaskData]) -> None:
+    def check(
+        build: Callable[[], Learner], task: Callable[..., TaskData]
+    ) -> None:
         plain, interrupted = run(build, task, False), run(build, task, True)
         assert plain.keys() == interrupted.keys()
         assert all(

@@ -12,11 +12,18 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _setup_privateuseone_for_python_backend,
+)
 
 NAME = "pretend"
 _ATEN = torch.ops.aten
-_INDEXING = {_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_}
+_INDEXING = {
+    _ATEN.index,
+    _ATEN.index_put,
+    _ATEN.index_put_,
+    _ATEN._index_put_impl_,
+}
 """What takes indices of the CPU for a tensor of a GPU, but not the other way round."""
 
 
@@ -78,7 +85,8 @@ class Pretended(torch.Tensor):
         parts = index if isinstance(index, tuple) else (index,)
         return super().__getitem__(
             tuple(
-                torch.tensor(part) if isinstance(part, list) else part for part in parts
+                torch.tensor(part) if isinstance(part, list) else part
+                for part in parts
             )
         )
 
@@ -100,7 +108,9 @@ def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     ):  # asked for by ``tensor.data = ...``
         return True
     tensors = [
-        leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        leaf
+        for leaf in tree_leaves((args, kwargs))
+        if isinstance(leaf, torch.Tensor)
     ]
     given = {
         id(tensor.hidden if isinstance(tensor, Pretended) else tensor): tensor
@@ -109,11 +119,15 @@ def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     together = tensors
     if func.overloadpacket in _INDEXING and isinstance(args[0], Pretended):
         together = [
-            leaf for leaf in (args[0], *args[2:]) if isinstance(leaf, torch.Tensor)
+            leaf
+            for leaf in (args[0], *args[2:])
+            if isinstance(leaf, torch.Tensor)
         ]
     mixed = {isinstance(tensor, Pretended) for tensor in together if tensor.dim()}
     if len(mixed) > 1 and func.overloadpacket is not _ATEN.copy_:
-        raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+        raise RuntimeError(
+            f"{func}: expected all tensors to be on the same device"
+        )
     if (
         isinstance(generator := kwargs.get("generator"), torch.Generator)
         and generator.device.type == "cpu"
@@ -130,15 +144,19 @@ def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     result = func(*args, **kwargs)
     if outward:
         return result
-    for (
-        tensor
-    ) in tensors:  # where an operation changed a tensor's shape, so does what hides it
-        if isinstance(tensor, Pretended) and _looks(tensor) != _looks(tensor.hidden):
+    for tensor in (
+        tensors
+    ):  # where an operation changed a tensor's shape, so does what hides it
+        if isinstance(tensor, Pretended) and _looks(tensor) != _looks(
+            tensor.hidden
+        ):
             tensor.data = Pretended(tensor.hidden)
     # What was given comes back as what it was: operations in place return their argument.
     return tree_map_only(
         torch.Tensor,
-        lambda tensor: given[id(tensor)] if id(tensor) in given else Pretended(tensor),
+        lambda tensor: (
+            given[id(tensor)] if id(tensor) in given else Pretended(tensor)
+        ),
         result,
     )
 

@@ -13,7 +13,12 @@ from safetensors.numpy import load_file
 from fedknow.client import workbench
 from fedknow.client.capacity import clients_at_once
 from fedknow.client.compute.device import DeviceTransfer
-from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
+from fedknow.client.learners import (
+    build_learner,
+    learner_class,
+    list_learners,
+    resolve,
+)
 from fedknow.protocols.config import read_config
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.simulate import simulate
@@ -45,9 +50,19 @@ OTHER_WAYS = [
         "train.channels_last=false",
     ],
     ["learner=finetune", "model=resnet18", "data.tasks=1"],
-    ["learner=local", "data.tasks=2", "evaluation.every=1", "evaluation.forward=true"],
+    [
+        "learner=local",
+        "data.tasks=2",
+        "evaluation.every=1",
+        "evaluation.forward=true",
+    ],
     ["learner=fedper", "engine.vectorize=on", "data.clients=5"],
-    ["learner=fedprox", "engine.vectorize=on", "data.clients=5", "train.clip_norm=1"],
+    [
+        "learner=fedprox",
+        "engine.vectorize=on",
+        "data.clients=5",
+        "train.clip_norm=1",
+    ],
     [
         "learner=fedknow",
         "learner.path=full",
@@ -171,9 +186,9 @@ def test_what_was_not_written_to_comes_back_as_it_was():
         "nested": {"x": torch.ones(1)},
     }
     inside = border.enter(state)
-    assert {tensor.device for tensor in (*inside["kept"], inside["nested"]["x"])} == {
-        DEVICE
-    }
+    assert {
+        tensor.device for tensor in (*inside["kept"], inside["nested"]["x"])
+    } == {DEVICE}
     inside["kept"][0].add_(1)
     inside["new"] = inside["nested"]["x"] + 1
     outside = border.leave(inside)
@@ -181,7 +196,11 @@ def test_what_was_not_written_to_comes_back_as_it_was():
     assert state["kept"][0].tolist() == [0, 0]
     assert outside["kept"][1] is state["kept"][1]
     assert outside["nested"]["x"] is state["nested"]["x"]
-    assert (outside["new"].device.type, outside["new"].item(), outside["count"]) == (
+    assert (
+        outside["new"].device.type,
+        outside["new"].item(),
+        outside["count"],
+    ) == (
         "cpu",
         2,
         3,
@@ -192,7 +211,10 @@ def test_what_was_not_written_to_comes_back_as_it_was():
 def test_memory_bounds_clients_at_once(monkeypatch, free, clients):
     monkeypatch.setattr(torch.pretend, "free", free)
     learner = build_learner(
-        read_config({}, ["learner=finetune", "model=cnn"]), (3, 32, 32), 100, DEVICE
+        read_config({}, ["learner=finetune", "model=cnn"]),
+        (3, 32, 32),
+        100,
+        DEVICE,
     )
     assert clients_at_once(learner, "auto", (3, 32, 32)) == clients
     assert clients_at_once(learner, "off", (3, 32, 32)) == 1

@@ -12,7 +12,11 @@ from fedknow.client.descriptions import (
 from fedknow.client.learners import Learner, LearnerSettings, list_learners
 from fedknow.client.models import list_models
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.descriptions import Setting, documented_parameters, plain_text
+from fedknow.protocols.descriptions import (
+    Setting,
+    documented_parameters,
+    plain_text,
+)
 
 
 class OwnSettings(LearnerSettings):

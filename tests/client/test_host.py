@@ -62,7 +62,10 @@ def test_states_go_from_message_to_message(tmp_path, memory):
 def test_nothing_is_saved_where_nothing_changed(tmp_path):
     it = host(tmp_path, Counter())
     reply, version = it.handle(Message(TRAIN, 2, "1"), 0)
-    for message in (Message(EVALUATE, 2, "2"), Message(TRAIN, 2, "3", group="fail")):
+    for message in (
+        Message(EVALUATE, 2, "2"),
+        Message(TRAIN, 2, "3", group="fail"),
+    ):
         reply, after = it.handle(message, version)
         assert after == version
     assert reply.failure is not None

@@ -10,10 +10,16 @@ HEAVY = ("flwr", "ray", "matplotlib", "sklearn")
 
 @pytest.mark.parametrize(
     "module",
-    ["fedknow.client.node", "fedknow.client.learners", "fedknow.client.edge.client"],
+    [
+        "fedknow.client.node",
+        "fedknow.client.learners",
+        "fedknow.client.edge.client",
+    ],
 )
 def test_the_edge_is_light(module):
-    code = f"import sys, {module}; print(*sorted(set({HEAVY}) & sys.modules.keys()))"
+    code = (
+        f"import sys, {module}; print(*sorted(set({HEAVY}) & sys.modules.keys()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -94,7 +94,9 @@ def ask(node, kind, client=0, state=None, **config):
 
 
 def start(node):
-    return Arrays((name, value.numpy()) for name, value in node.learner.send().items())
+    return Arrays(
+        (name, value.numpy()) for name, value in node.learner.send().items()
+    )
 
 
 def test_training_answers_with_arrays_and_numbers(node):
@@ -120,9 +122,9 @@ def test_answers_depend_on_client_task_and_round_only(node):
     arrays = start(n)
 
     def train(client, round, seed=0):
-        return ask(n, TRAIN, client, arrays=arrays, task=0, round=round)[0].arrays()[
-            "body.1.weight"
-        ]
+        return ask(n, TRAIN, client, arrays=arrays, task=0, round=round)[
+            0
+        ].arrays()["body.1.weight"]
 
     first = train(0, 1)
     train(3, 2)
@@ -139,7 +141,9 @@ def test_received_arrays_may_be_read_only(node):
     before = {name: array.copy() for name, array in arrays.items()}
     reply, _ = ask(n, TRAIN, arrays=arrays, task=0, round=1)
     assert reply.failure is None
-    assert all(np.array_equal(array, before[name]) for name, array in arrays.items())
+    assert all(
+        np.array_equal(array, before[name]) for name, array in arrays.items()
+    )
 
 
 def test_a_failing_client_says_why_and_keeps_its_state(node):
@@ -181,7 +185,9 @@ def test_evaluation_scores_every_task_seen_and_changes_nothing(node):
         np.mean([r / 20 for r in metrics["correct"]])
     )
     assert set(reply.content[KEPT]) == {"head.weight", "head.bias"}
-    forward, _ = ask(n, EVALUATE, state=state, task=1, scoring="personal", forward=True)
+    forward, _ = ask(
+        n, EVALUATE, state=state, task=1, scoring="personal", forward=True
+    )
     assert len(forward.content[METRICS]["correct"]) == TASKS
     assert forward.content[METRICS]["num-examples"] == 40
 
@@ -195,7 +201,9 @@ def test_global_scoring_uses_the_kept_parameters_given(node):
             "head.bias": np.array([9, 0, 0, 0, 0, 0], np.float32),
         }
     )
-    reply, after = ask(n, EVALUATE, state=state, task=0, scoring="global", kept=kept)
+    reply, after = ask(
+        n, EVALUATE, state=state, task=0, scoring="global", kept=kept
+    )
     assert after is state
     assert reply.content[METRICS]["correct"] == [10]  # class 0 for everything
 

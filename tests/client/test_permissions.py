@@ -31,18 +31,26 @@ def test_parts_of_installed_packages_are_not_fedknows(tmp_path, monkeypatch):
     (package / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: afar\nVersion: 1.0\n"
     )
-    entries = ["[fedknow.learners]", "from-afar = nowhere:Afar", "gem = nowhere:Afar"]
+    entries = [
+        "[fedknow.learners]",
+        "from-afar = nowhere:Afar",
+        "gem = nowhere:Afar",
+    ]
     (package / "entry_points.txt").write_text("\n".join(entries))
     monkeypatch.syspath_prepend(tmp_path)
     config = read_config({"learner": "from-afar"})
     with pytest.raises(ConfigError, match="--allow from-afar"):
         Permissions().check(config)
     Permissions(frozenset({"from-afar"})).check(config)
-    Permissions().check(read_config({"learner": "gem"}))  # which stays the built-in one
+    Permissions().check(
+        read_config({"learner": "gem"})
+    )  # which stays the built-in one
 
 
 def test_one_allowed_part_allows_no_other():
-    config = read_config({"model": "my_models:build", "learner": "my_models:Other"})
+    config = read_config(
+        {"model": "my_models:build", "learner": "my_models:Other"}
+    )
     with pytest.raises(ConfigError, match=r"learner\.name"):
         Permissions(frozenset({"my_models:build"})).check(config)
 
@@ -98,5 +106,7 @@ def test_other_texts_are_refused(text):
 
 @given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40))
 def test_no_reference_slips_through(module, name):
-    with pytest.raises(ConfigError):  # of the reader, or of the owner's permissions
+    with pytest.raises(
+        ConfigError
+    ):  # of the reader, or of the owner's permissions
         Permissions().check(read_config({"model": {"name": f"{module}:{name}"}}))

@@ -51,11 +51,15 @@ def starts_of(learner, tiny_task, sizes, mu=0.0):
         generator = torch.Generator().manual_seed(i)
         parameters = {
             name: value + 0.1 * torch.randn(value.shape, generator=generator)
-            for name, value in (learner.send() | learner.local_parameters()).items()
+            for name, value in (
+                learner.send() | learner.local_parameters()
+            ).items()
         }
         starts.append(
             Start(
-                parameters, share(tiny_task, size, i, task=i % 3), Round(1, 100 + i, mu)
+                parameters,
+                share(tiny_task, size, i, task=i % 3),
+                Round(1, 100 + i, mu),
             )
         )
     return starts
@@ -68,7 +72,9 @@ def assert_same(learner, starts):
     ):
         assert trained.parameters.keys() == parameters.keys()
         for name, value in trained.parameters.items():
-            assert torch.allclose(value, parameters[name], rtol=1e-4, atol=1e-5), name
+            assert torch.allclose(
+                value, parameters[name], rtol=1e-4, atol=1e-5
+            ), name
         assert trained.report == pytest.approx(report, rel=1e-4)
     moved = [
         (start.parameters, parameters)
@@ -96,10 +102,14 @@ def test_clients_at_once_are_the_clients_one_by_one(
     tiny_model, tiny_task, kind, changes, mu
 ):
     learner = kind(
-        tiny_model(), TrainConfig(epochs=3, batch_size=8, **changes), LearnerSettings()
+        tiny_model(),
+        TrainConfig(epochs=3, batch_size=8, **changes),
+        LearnerSettings(),
     )
     # without a full batch, with one sample, with batches that come out even, with a short last one
-    assert_same(learner, starts_of(learner, tiny_task, [5, 1, 16, 19, 30, 24], mu))
+    assert_same(
+        learner, starts_of(learner, tiny_task, [5, 1, 16, 19, 30, 24], mu)
+    )
 
 
 @settings(
@@ -126,7 +136,13 @@ def test_whatever_the_sizes(
 @pytest.mark.parametrize("model", ["cnn", "mlp", "linear"])
 def test_models_by_name(model):
     config = read_config(
-        {}, [f"model={model}", "learner=fedper", "train.epochs=1", "train.batch_size=8"]
+        {},
+        [
+            f"model={model}",
+            "learner=fedper",
+            "train.epochs=1",
+            "train.batch_size=8",
+        ],
     )
     learner = build_learner(config, (1, 8, 8), 10)
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +226,8 @@ class Eager(Learner):
 def test_what_cannot_train_at_once(tiny_model, kind, model, reason):
     learner = kind(tiny_model(**model), TrainConfig(), kind.Settings())
     with pytest.raises(
-        ConfigError, match=f"engine.vectorize = 'on': .*{reason}.* 'auto' or 'off'"
+        ConfigError,
+        match=f"engine.vectorize = 'on': .*{reason}.* 'auto' or 'off'",
     ):
         clients_at_once(learner, "on", SHAPE)
     assert clients_at_once(learner, "auto", SHAPE) == 1
@@ -224,14 +241,20 @@ def test_a_model_that_vmap_cannot_take(tiny_model):
 
     model = tiny_model()
     model.body[3] = Odd()
-    with pytest.raises(ConfigError, match=r"torch\.vmap cannot take the model: .*item"):
-        clients_at_once(Finetune(model, TrainConfig(), LearnerSettings()), "on", SHAPE)
+    with pytest.raises(
+        ConfigError, match=r"torch\.vmap cannot take the model: .*item"
+    ):
+        clients_at_once(
+            Finetune(model, TrainConfig(), LearnerSettings()), "on", SHAPE
+        )
 
 
 def test_auto_is_for_small_models():
     def at_once(model, vectorize):
         return clients_at_once(
-            build_learner(read_config({}, ["learner=fedper", *model]), (1, 8, 8), 10),
+            build_learner(
+                read_config({}, ["learner=fedper", *model]), (1, 8, 8), 10
+            ),
             vectorize,
             (1, 8, 8),
         )

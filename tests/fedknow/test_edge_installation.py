@@ -60,12 +60,18 @@ FAILING = [
     ),
     (["status", "--server", "fl.invalid:1"], 2, "--insecure"),
     (["client", "--server", "fl.invalid:1"], 2, "--insecure"),
-    (["client", "--server", CLOSED, "--tls", "nowhere"], 2, "nowhere: there is no"),
+    (
+        ["client", "--server", CLOSED, "--tls", "nowhere"],
+        2,
+        "nowhere: there is no",
+    ),
 ]
 
 
 def environment(**variables):
-    path = os.pathsep.join(filter(None, [str(EDGE_ONLY), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(
+        filter(None, [str(EDGE_ONLY), os.environ.get("PYTHONPATH")])
+    )
     return os.environ | {"PYTHONPATH": path, "COLUMNS": "200"} | variables
 
 
@@ -88,7 +94,9 @@ def outcomes(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     found = dict(zip(map(named, lines), json.loads(done.stdout), strict=True))
-    assert [outcome["traceback"] for outcome in found.values()] == [None] * len(lines)
+    assert [outcome["traceback"] for outcome in found.values()] == [None] * len(
+        lines
+    )
     return found
 
 
@@ -185,7 +193,11 @@ def real_installation(tmp_path_factory):
     source = place / "source"
     source.mkdir()
     listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
@@ -201,13 +213,17 @@ def start(request, tmp_path):
     """Start a client on an edge installation: an imitated one, or in the long form a real one."""
     if request.param == "venv":
         program = [request.getfixturevalue("real_installation")]
-        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        env = {
+            key: value for key, value in os.environ.items() if key != "PYTHONPATH"
+        }
     else:
         program, env = [sys.executable, "-m", "fedknow"], environment()
     started = []
 
     def make(server, *arguments, **variables):
-        client = EdgeProcess(program, server, tmp_path, *arguments, env=env | variables)
+        client = EdgeProcess(
+            program, server, tmp_path, *arguments, env=env | variables
+        )
         started.append(client)
         return client
 
@@ -230,7 +246,9 @@ def test_a_signal_ends_a_client_that_waits_for_its_server(start, number):
 @pytest.mark.parametrize("module", ["typer", "pydantic", "torch", "grpc"])
 def test_a_signal_ends_a_client_that_is_loading(tmp_path, number, module):
     env = environment(SIGNAL_AT=module, SIGNAL=str(int(number)))
-    client = EdgeProcess([sys.executable, "-m", "fedknow"], CLOSED, tmp_path, env=env)
+    client = EdgeProcess(
+        [sys.executable, "-m", "fedknow"], CLOSED, tmp_path, env=env
+    )
     assert client.end() == (130, "Interrupted.\n")
 
 
@@ -258,11 +276,20 @@ def test_a_client_that_is_refused_ends(start):
 
 def test_a_client_whose_server_goes_gives_up(start):
     config = read_config(
-        {"data": {"name": "local", "shape": [1, 8, 8], "classes": 2, "clients": 1}}
+        {
+            "data": {
+                "name": "local",
+                "shape": [1, 8, 8],
+                "classes": 2,
+                "clients": 1,
+            }
+        }
     )
     grid = GrpcGrid(config, "127.0.0.1:0", "run")
     try:
-        client = start(f"127.0.0.1:{grid.port}", "--data", ".", "--give-up", "0.1")
+        client = start(
+            f"127.0.0.1:{grid.port}", "--data", ".", "--give-up", "0.1"
+        )
         client.read_until("connected to")
     finally:
         grid.close()
@@ -298,7 +325,13 @@ def write_task(place):
 def test_a_client_takes_part_to_the_end(start, tmp_path, monkeypatch):
     monkeypatch.setattr(servers, "write_report", lambda *_: None)
     write_task(tmp_path)
-    data = {"name": "local", "shape": [1, 8, 8], "classes": 2, "clients": 1, "tasks": 1}
+    data = {
+        "name": "local",
+        "shape": [1, 8, 8],
+        "classes": 2,
+        "clients": 1,
+        "tasks": 1,
+    }
     config = read_config(
         {
             "data": data,

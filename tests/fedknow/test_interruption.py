@@ -95,7 +95,8 @@ def interrupted(text):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["simulate", "digits"], ["compare", "digits"], ["search", "digits"]]
+    "arguments",
+    [["simulate", "digits"], ["compare", "digits"], ["search", "digits"]],
 )
 def test_before_anything_is_done(start, arguments):
     command = start(*arguments, signal_at="import torch")
@@ -107,7 +108,9 @@ def test_before_anything_is_done(start, arguments):
 
 
 def test_a_paper_experiment_before_anything_is_done(start):
-    code, text = start("paper", "5.1", signal_at="import torch", settings=()).end()
+    code, text = start(
+        "paper", "5.1", signal_at="import torch", settings=()
+    ).end()
     assert code == 130, text
     assert interrupted(text).startswith(
         "Nothing is kept yet. Begin again with: fedknow paper 5.1"
@@ -135,7 +138,10 @@ def test_while_the_report_is_written(start, tmp_path):
 
 @pytest.mark.parametrize("verb", ["compare", "search"])
 def test_runs_of_several_go_on_with_the_same_command(start, verb):
-    settings = (*SETTINGS, "train.epochs=2")  # so that fedrep has something to search
+    settings = (
+        *SETTINGS,
+        "train.epochs=2",
+    )  # so that fedrep has something to search
     command = start(
         verb, "digits", "--learners", "fedrep", "--out", "runs", settings=settings
     )
@@ -144,7 +150,9 @@ def test_runs_of_several_go_on_with_the_same_command(start, verb):
     code, text = command.end()
     assert code == 130, text
     again = shlex.join(["fedknow", *command.arguments])
-    assert interrupted(text) == f"What was done is kept in runs. Go on with: {again}"
+    assert (
+        interrupted(text) == f"What was done is kept in runs. Go on with: {again}"
+    )
 
 
 def test_a_run_is_resumed_as_the_last_line_says(start, tmp_path):
@@ -200,7 +208,8 @@ def test_an_interruption_is_remembered_and_a_repeated_one_does_not_cut_it_short(
 ):
     monkeypatch.setattr(interruption, "_interrupted_at", None)
     before = [
-        (number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)
+        (number, signal.getsignal(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
     ]
     try:
         interruption.heed_signals()
@@ -209,7 +218,9 @@ def test_an_interruption_is_remembered_and_a_repeated_one_does_not_cut_it_short(
             signal.raise_signal(signal.SIGTERM)
         assert interruption.is_interrupted()
         signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):  # whoever presses Ctrl-C twice means it
+        with pytest.raises(
+            KeyboardInterrupt
+        ):  # whoever presses Ctrl-C twice means it
             signal.raise_signal(signal.SIGINT)
         long_ago = interruption._interrupted_at - 2 * interruption.REPEAT_SECONDS
         monkeypatch.setattr(interruption, "_interrupted_at", long_ago)

@@ -53,7 +53,9 @@ def plain(token):
 def sentences(text):
     """The sentences of a page, each with its words."""
     parts = [
-        part for paragraph in paragraphs(text) for part in BOUNDARY.split(paragraph)
+        part
+        for paragraph in paragraphs(text)
+        for part in BOUNDARY.split(paragraph)
     ]
     return [part for part in parts if len(part.split()) >= SHORTEST]
 

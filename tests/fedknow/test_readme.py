@@ -28,13 +28,20 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PARTS = [
     pytest.param(name, command, block, id=f"{page.stem}-{name}")
     for page in PAGES
-    for block in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    for block in re.findall(
+        r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL
+    )
     for name, command in re.findall(r"\A# (\S+\.py) +(fedknow .*)", block)
 ]
 MARKED = re.compile(r"<!-- run -->\n```(sh|python)\n(.*?)```", re.DOTALL)
 TALKING = re.compile(r"<!-- run: clients -->\n```sh\n(.*?)```", re.DOTALL)
 RUN = [page for page in PAGES if MARKED.search(page.read_text("utf-8"))]
-SMALL = ("data.tasks=2", "train.rounds=1", "train.epochs=1", "engine.backend=inline")
+SMALL = (
+    "data.tasks=2",
+    "train.rounds=1",
+    "train.epochs=1",
+    "engine.backend=inline",
+)
 TINY = ("data.clients=2", *SMALL)
 LONGEST = 110
 """Lines of the README: a newcomer reads it in five minutes."""
@@ -75,7 +82,13 @@ def test_there_are_parts_of_ones_own():
 def test_a_part_of_ones_own(workplace, monkeypatch, name, command, block):
     monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
     (workplace / name).write_text(block)
-    words = [*shlex.split(command)[1:], *settings(TINY), "--out", "run", "--quiet"]
+    words = [
+        *shlex.split(command)[1:],
+        *settings(TINY),
+        "--out",
+        "run",
+        "--quiet",
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     run = RunFolder.open(workplace / "run")
@@ -93,13 +106,18 @@ def test_marked_blocks(workplace, monkeypatch, page):
         "engine": {"backend": "inline"},
     }
     for name in ("simulate", "compare"):
-        monkeypatch.setattr(fedknow, name, partial(getattr(fedknow, name), **small))
-    for number, (kind, block) in enumerate(MARKED.findall(page.read_text("utf-8"))):
+        monkeypatch.setattr(
+            fedknow, name, partial(getattr(fedknow, name), **small)
+        )
+    for number, (kind, block) in enumerate(
+        MARKED.findall(page.read_text("utf-8"))
+    ):
         if kind == "sh":
             run_commands(block)
         else:
             run_python(
-                workplace / f"block_{page.stem.replace('-', '_')}_{number}.py", block
+                workplace / f"block_{page.stem.replace('-', '_')}_{number}.py",
+                block,
             )
 
 
@@ -116,7 +134,9 @@ def run_python(path, block):
     path.write_text(block)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # classes are looked up by their module's name
+    sys.modules[path.stem] = (
+        module  # classes are looked up by their module's name
+    )
     try:
         spec.loader.exec_module(module)
     finally:

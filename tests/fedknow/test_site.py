@@ -57,7 +57,15 @@ def site(tmp_path_factory):
     links = subprocess.run(["make", "-s", "build/links"], cwd=ROOT, check=False)
     assert links.returncode == 0
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", target],
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--site-dir",
+            target,
+        ],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
@@ -151,8 +159,15 @@ def test_search_needs_no_server(site, browser):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_fit_a_telephone(site, browser, scheme):
-    page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
-    for name in ("index", "tutorials/first-run", "reference/api", "evidence/results"):
+    page = browser.new_page(
+        viewport={"width": 360, "height": 740}, color_scheme=scheme
+    )
+    for name in (
+        "index",
+        "tutorials/first-run",
+        "reference/api",
+        "evidence/results",
+    ):
         page.goto((site / f"{name}.html").as_uri())
         wide = "document.documentElement.scrollWidth > window.innerWidth"
         assert not page.evaluate(wide), name

@@ -34,7 +34,10 @@ def test_what_a_row_names_is_there(row):
     name, files, *cells = row
     there = {test for path in quoted(files) for test in checks_in(path)}
     named = [
-        test for cell in cells for test in quoted(cell) if test.startswith("test_")
+        test
+        for cell in cells
+        for test in quoted(cell)
+        if test.startswith("test_")
     ]
     assert set(named) <= there, f"{name}: no such test"
     assert all(cell for cell in cells)  # a test, a comparison or an honest cross

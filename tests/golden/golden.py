@@ -44,7 +44,11 @@ BASE: dict[str, dict[str, Any]] = {
     "strategy": {"name": "fedavg", "fraction": 0.5},
     "engine": {"backend": "inline"},
 }
-FLEET = ['fleet.devices=["phone-low", "phone-high"]', "fleet.down=1e6", "fleet.up=1e6"]
+FLEET = [
+    'fleet.devices=["phone-low", "phone-high"]',
+    "fleet.down=1e6",
+    "fleet.up=1e6",
+]
 SETTINGS: dict[str, list[str]] = {
     "fedknow, no margin": ["learner=fedknow", "learner.margin=0"],
     "fedknow, surrogate": ["learner=fedknow", "learner.integrator=surrogate"],
@@ -81,7 +85,11 @@ SETTINGS: dict[str, list[str]] = {
         "train.precision=bf16",
         "train.optimizer=sgd",
     ],
-    "fedavg, fedadam": ["learner=fedavg", "strategy=fedadam", "train.clip_norm=1"],
+    "fedavg, fedadam": [
+        "learner=fedavg",
+        "strategy=fedadam",
+        "train.clip_norm=1",
+    ],
     "er, fedprox": ["learner=er", "strategy=fedprox", "strategy.proximal_mu=0.1"],
     "gem, shuffled": [
         "learner=gem",
@@ -126,7 +134,8 @@ def experiments() -> dict[str, ExperimentConfig]:
             ]
     table |= SETTINGS
     return {
-        name: resolve(read_config(BASE, changes)) for name, changes in table.items()
+        name: resolve(read_config(BASE, changes))
+        for name, changes in table.items()
     }
 
 

@@ -16,7 +16,13 @@ SPEC.loader.exec_module(golden)
 RECORD = json.loads(golden.FILE.read_text())
 EXPERIMENTS = golden.experiments()
 IS_SAME_MACHINE = RECORD["machine"] == golden.machine()
-EVERYWHERE = ("samples", "flops", "flops_of_task_ends", "knowledge_bytes", "traffic")
+EVERYWHERE = (
+    "samples",
+    "flops",
+    "flops_of_task_ends",
+    "knowledge_bytes",
+    "traffic",
+)
 """What depends on no rounding. Only FedKNOW's operations do: rounding decides what it builds."""
 
 
@@ -24,7 +30,9 @@ def assert_as_recorded(name, found):
     expected = RECORD["runs"][name]
     if IS_SAME_MACHINE:
         moved = [field for field in expected if found[field] != expected[field]]
-        assert not moved, {field: (expected[field], found[field]) for field in moved}
+        assert not moved, {
+            field: (expected[field], found[field]) for field in moved
+        }
         return
     for field in EVERYWHERE:
         if "flops" not in field or "fedknow" not in name:

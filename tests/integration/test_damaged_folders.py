@@ -58,7 +58,9 @@ def folders(tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulations.simulate(read_config(CONFIG), base / "unfinished", observers=[stop])
+        simulations.simulate(
+            read_config(CONFIG), base / "unfinished", observers=[stop]
+        )
     shutil.copytree(base / "unfinished", base / "finished")
     simulations.simulate(read_config(CONFIG), base / "finished", resume=True)
     for name in ("unfinished", "finished"):
@@ -71,7 +73,9 @@ def folders(tmp_path_factory):
 def files(folder):
     """All files, each under the name of its kind: there is one client's state for all."""
     paths = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
     )
     states = [path for path in paths if path.parent.name == "clients"]
     kinds = {".part." in path.name: path for path in states}
@@ -110,7 +114,9 @@ def timeless(value):
     """A tree without what is another number in each run."""
     if isinstance(value, dict):
         return {
-            key: timeless(item) for key, item in value.items() if not TIMES.search(key)
+            key: timeless(item)
+            for key, item in value.items()
+            if not TIMES.search(key)
         }
     return value
 
@@ -125,7 +131,9 @@ def came_to(folder):
         if not TIMES.search(key)
     }
     kinds = ("round", "evaluation", "task_end", "end")
-    events = [timeless(event) for event in run.events() if event["event"] in kinds]
+    events = [
+        timeless(event) for event in run.events() if event["event"] in kinds
+    ]
     return accuracy, measures, events, summarise(run).fleet
 
 
@@ -153,13 +161,16 @@ def check(folders, scratch, fedknow, command, name, draw):
     (scratch / name).write_bytes(data)
     if command == "resume":
         done = fedknow(
-            "simulate", scratch / "config.toml", "--out", scratch, "--resume", "--quiet"
+            "simulate",
+            scratch / "config.toml",
+            "--out",
+            scratch,
+            "--resume",
+            "--quiet",
         )
     else:
         done = fedknow("report", scratch)
-    where = (
-        f"{command} with {name}, byte {place} {kind}: {done.output}{done.exception!r}"
-    )
+    where = f"{command} with {name}, byte {place} {kind}: {done.output}{done.exception!r}"
     try:
         if done.exit_code == 0:
             expected = came_to(folders / "finished")
@@ -183,7 +194,9 @@ def check(folders, scratch, fedknow, command, name, draw):
     "places",
     [3, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
-def test_no_damage_is_taken_for_a_result(folders, tmp_path, fedknow, command, places):
+def test_no_damage_is_taken_for_a_result(
+    folders, tmp_path, fedknow, command, places
+):
     origin = folders / ("unfinished" if command == "resume" else "finished")
     codes = {}
     for name in files(origin):
@@ -199,7 +212,9 @@ def test_no_damage_is_taken_for_a_result(folders, tmp_path, fedknow, command, pl
 
 
 @pytest.mark.parametrize("command", ["resume", "report"])
-def test_no_missing_file_is_taken_for_a_result(folders, tmp_path, fedknow, command):
+def test_no_missing_file_is_taken_for_a_result(
+    folders, tmp_path, fedknow, command
+):
     origin = folders / ("unfinished" if command == "resume" else "finished")
     for name in files(origin):
         scratch = tmp_path / "run"

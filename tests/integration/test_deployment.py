@@ -59,7 +59,9 @@ def understood(line):
 def fill(text, **variables):
     """Compose's ``${NAME:-default}``."""
     return re.sub(
-        r"\$\{(\w+):-([^}]*)\}", lambda match: variables.get(match[1], match[2]), text
+        r"\$\{(\w+):-([^}]*)\}",
+        lambda match: variables.get(match[1], match[2]),
+        text,
     )
 
 
@@ -99,7 +101,8 @@ def test_systemd_understands_the_unit(tmp_path):
 
 def test_every_command_of_the_files_is_one_of_ours(services):
     lines = [
-        [fill(word) for word in service["command"]] for service in services.values()
+        [fill(word) for word in service["command"]]
+        for service in services.values()
     ]
     for service in services.values():
         if "healthcheck" in service:
@@ -110,7 +113,10 @@ def test_every_command_of_the_files_is_one_of_ours(services):
     program, *line = re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)[1].split()
     assert program.endswith("/fedknow")
     lines.append(
-        [{"${SERVER}": "a:1", "${DATA}": "/data"}.get(word, word) for word in line]
+        [
+            {"${SERVER}": "a:1", "${DATA}": "/data"}.get(word, word)
+            for word in line
+        ]
     )
     for file in DOCKERFILES:
         text = file.read_text("utf-8")
@@ -170,7 +176,11 @@ def test_images_hold_what_they_are_built_of():
 
 def test_clients_see_their_own_certificates_alone(services):
     for name, service in services.items():
-        seen = [mount for mount in service["volumes"] if mount.get("source") == "certs"]
+        seen = [
+            mount
+            for mount in service["volumes"]
+            if mount.get("source") == "certs"
+        ]
         assert len(seen) == 1
         number = name.partition("-")[2]
         subpath = seen[0].get("volume", {}).get("subpath")
@@ -207,9 +217,12 @@ class Topology:
         for word in words:
             word = fill(word, EXPERIMENT=str(self.place / "tiny.toml"))
             word = word.replace("0.0.0.0:8700", "127.0.0.1:0")
-            word = re.sub(r"^(server|localhost):8700$", f"localhost:{self.port}", word)
+            word = re.sub(
+                r"^(server|localhost):8700$", f"localhost:{self.port}", word
+            )
             target = next(
-                (t for t in folders if word == t or word.startswith(f"{t}/")), None
+                (t for t in folders if word == t or word.startswith(f"{t}/")),
+                None,
             )
             line.append(
                 word if target is None else folders[target] + word[len(target) :]

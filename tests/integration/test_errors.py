@@ -38,7 +38,12 @@ def simulate(folder, fedknow):
 
     def run(*changes, out="run", arguments=()):
         done = fedknow(
-            "simulate", "digits", "--out", out, *arguments, changes=[*TINY, *changes]
+            "simulate",
+            "digits",
+            "--out",
+            out,
+            *arguments,
+            changes=[*TINY, *changes],
         )
         assert "Traceback" not in done.output
         return done
@@ -53,7 +58,11 @@ def whole(tmp_path_factory, fedknow, numbers):
     for learner in ("fedavg", "fedknow"):
         path = tmp_path_factory.mktemp("whole") / learner
         done = fedknow(
-            "simulate", "digits", "--out", path, changes=[*TINY, f"learner={learner}"]
+            "simulate",
+            "digits",
+            "--out",
+            path,
+            changes=[*TINY, f"learner={learner}"],
         )
         assert done.exit_code == 0, done.output
         found[learner] = numbers(path)
@@ -62,7 +71,9 @@ def whole(tmp_path_factory, fedknow, numbers):
 
 def go_on(done, fedknow):
     """Do what the message says: the command it gives."""
-    hint = re.search(r"Go on with: fedknow (simulate .* --resume)$", done.stderr, re.M)
+    hint = re.search(
+        r"Go on with: fedknow (simulate .* --resume)$", done.stderr, re.M
+    )
     assert hint is not None, done.stderr
     return fedknow(*hint[1].split())
 
@@ -157,7 +168,11 @@ def test_an_unknown_preset(folder, fedknow):
     [
         (
             "strategy=odd_parts:ReturnsNone",
-            ["strategy odd_parts:ReturnsNone", "returned nothing (None)", "a pair"],
+            [
+                "strategy odd_parts:ReturnsNone",
+                "returned nothing (None)",
+                "a pair",
+            ],
         ),
         (
             "strategy=odd_parts:Divides",
@@ -176,7 +191,10 @@ def test_an_unknown_preset(folder, fedknow):
         ),
         (
             "learner=odd_parts:Poisons",
-            ["client 1, task 2, round 2", "head.weight: NaN or infinite in 1 of "],
+            [
+                "client 1, task 2, round 2",
+                "head.weight: NaN or infinite in 1 of ",
+            ],
         ),
         (
             "learner=odd_parts:Reshapes",
@@ -209,10 +227,12 @@ def test_or_the_client_is_left_out(folder, simulate, learner):
     done = simulate(f"learner=odd_parts:{learner}", "engine.on_client_error=skip")
     assert done.exit_code == 0, done.output
     events = RunFolder.open("run").events()
-    assert [event["client"] for event in events if event["event"] == "failure"] == [
-        CLIENT
-    ]
-    assert [(e["clients"], e["failures"]) for e in events if e["event"] == "round"] == [
+    assert [
+        event["client"] for event in events if event["event"] == "failure"
+    ] == [CLIENT]
+    assert [
+        (e["clients"], e["failures"]) for e in events if e["event"] == "round"
+    ] == [
         (3, 0),
         (3, 0),
         (2, 1),
@@ -228,7 +248,10 @@ def test_or_the_client_is_left_out(folder, simulate, learner):
 @pytest.mark.parametrize(
     ("strategy", "words"),
     [
-        ("Forgets", "failed in state_dict, task 1, round 1: KeyError: 'momentum'"),
+        (
+            "Forgets",
+            "failed in state_dict, task 1, round 1: KeyError: 'momentum'",
+        ),
         ("Empties", "body.1.weight"),
     ],
 )
@@ -295,7 +318,9 @@ def test_a_really_full_disk(folder, fedknow, numbers, whole):
     """
     command = [sys.executable, "-m", "fedknow", "simulate", "digits", "-q"]
     changes = [
-        part for change in (*TINY, "learner=fedknow") for part in ("--set", change)
+        part
+        for change in (*TINY, "learner=fedknow")
+        for part in ("--set", change)
     ]
     line = [
         "unshare",
@@ -331,7 +356,9 @@ def killed(parts, folder, kills):
     they write."""
     arguments = ["simulate", "digits", "-q"]
     arguments += [
-        part for change in (*TINY, "learner=fedknow") for part in ("--set", change)
+        part
+        for change in (*TINY, "learner=fedknow")
+        for part in ("--set", change)
     ]
     line = [
         sys.executable,
@@ -339,11 +366,15 @@ def killed(parts, folder, kills):
         json.dumps(arguments),
         json.dumps(kills),
     ]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=folder, timeout=500)
+    done = subprocess.run(
+        line, capture_output=True, text=True, cwd=folder, timeout=500
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return [
-        int(line) for line in done.stdout.splitlines() if line.lstrip("-").isdigit()
+        int(line)
+        for line in done.stdout.splitlines()
+        if line.lstrip("-").isdigit()
     ]
 
 
@@ -351,7 +382,9 @@ def test_killed_in_mid_write_again_and_again(folder, parts, numbers, whole):
     # Of 44 files; a round has 8. Config, before the first round, a client, a checkpoint, after
     # a resume, ...
     codes = killed(
-        parts, folder, [("run", kill) for kill in (1, 2, 4, 13, 3, 9, 16, 1, 8, 0)]
+        parts,
+        folder,
+        [("run", kill) for kill in (1, 2, 4, 13, 3, 9, 16, 1, 8, 0)],
     )
     assert codes == [-9] * 9 + [0]
     assert numbers("run") == whole["fedknow"]
@@ -398,7 +431,9 @@ def test_a_run_folder_is_never_overwritten(unfinished, simulate):
     Path("notes").mkdir()
     Path("notes/notes.txt").write_text("mine")
     before = {
-        path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()
+        path: path.read_bytes()
+        for path in unfinished.rglob("*")
+        if path.is_file()
     }
     for out, words in (
         ("run", "holds an unfinished run; go on with it by --resume"),
@@ -409,7 +444,9 @@ def test_a_run_folder_is_never_overwritten(unfinished, simulate):
         assert words in done.stderr
         assert "--out" in done.stderr
     assert {
-        path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()
+        path: path.read_bytes()
+        for path in unfinished.rglob("*")
+        if path.is_file()
     } == before
     assert Path("notes/notes.txt").read_text() == "mine"
 
@@ -453,12 +490,18 @@ def test_two_runs_in_one_folder_at_once(unfinished, simulate):
             done = simulate("learner=odd_parts:Raises", arguments=arguments)
             assert done.exit_code == 2
             assert (
-                "in use by a run that is going on; choose another --out" in done.stderr
+                "in use by a run that is going on; choose another --out"
+                in done.stderr
             )
-    assert simulate("learner=odd_parts:Raises", arguments=["--resume"]).exit_code == 0
+    assert (
+        simulate("learner=odd_parts:Raises", arguments=["--resume"]).exit_code
+        == 0
+    )
 
 
-@pytest.mark.parametrize("name", ["latest", "state.safetensors", "arrays.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["latest", "state.safetensors", "arrays.safetensors"]
+)
 def test_a_damaged_checkpoint(unfinished, simulate, name):
     [path] = (unfinished / "checkpoint").rglob(name)
     data = bytearray(path.read_bytes())
@@ -482,14 +525,19 @@ def test_a_damaged_client_state(folder, fedknow, simulate):
     )
     assert done.exit_code == 1
     assert f"{path}: not a readable client state" in done.stderr
-    assert "go on with --resume after fedknow forget run --client 2" in done.stderr
+    assert (
+        "go on with --resume after fedknow forget run --client 2" in done.stderr
+    )
     assert "Go on with" not in done.stderr
 
 
 def test_a_line_half_written(unfinished, simulate, numbers, whole):
     with (unfinished / "metrics.jsonl").open("a") as file:
         file.write('{"event": "rou')
-    assert simulate("learner=odd_parts:Raises", arguments=["--resume"]).exit_code == 0
+    assert (
+        simulate("learner=odd_parts:Raises", arguments=["--resume"]).exit_code
+        == 0
+    )
     assert numbers(unfinished) == whole["fedavg"]
     assert [
         e["server_round"]

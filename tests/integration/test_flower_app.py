@@ -64,7 +64,9 @@ def environment(tmp_path):
     return os.environ | quiet
 
 
-def test_flowers_simulation_gives_our_numbers(tmp_path, environment, expected, numbers):
+def test_flowers_simulation_gives_our_numbers(
+    tmp_path, environment, expected, numbers
+):
     command = [sys.executable, "-c", SIMULATION, str(tmp_path / "run")]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=240

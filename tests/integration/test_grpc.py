@@ -23,7 +23,15 @@ import pytest
 from fedknow.client.edge.status import fetch_status
 from fedknow.protocols.config import read_config
 from fedknow.protocols.messages import Message, Metrics, node_of
-from fedknow.protocols.wire import JOIN, PROTOCOL, Frame, hello, pack, parse, refused
+from fedknow.protocols.wire import (
+    JOIN,
+    PROTOCOL,
+    Frame,
+    hello,
+    pack,
+    parse,
+    refused,
+)
 from fedknow.protocols.work import COSTS
 from fedknow.server.certs import make_certificates
 from fedknow.server.run.checkpoint import load_checkpoint
@@ -34,7 +42,12 @@ pytestmark = pytest.mark.usefixtures("no_report")
 
 CLIENTS = 3
 BASE = {
-    "data": {"clients": CLIENTS, "tasks": 2, "classes_max": 2, "test_samples": 0.5},
+    "data": {
+        "clients": CLIENTS,
+        "tasks": 2,
+        "classes_max": 2,
+        "test_samples": 0.5,
+    },
     "train": {"rounds": 3, "epochs": 2, "batch_size": 8, "lr": 3e-3},
     "strategy": {"name": "fedadam"},  # with a memory of its own
 }
@@ -139,7 +152,11 @@ class Stage:
     """A server, its clients, and where they live."""
 
     def __init__(self, command, certificates, folder):
-        self.command, self.certificates, self.folder = command, certificates, folder
+        self.command, self.certificates, self.folder = (
+            command,
+            certificates,
+            folder,
+        )
         self.clients = {}
         self.server = None
         self.port = 0
@@ -204,8 +221,12 @@ class Stage:
 def bearer(stage, client):
     """A channel with a client's certificate."""
     folder = stage.certificates / "clients" / f"{client:03d}"
-    files = [(folder / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem")]
-    return grpc.secure_channel(stage.address, grpc.ssl_channel_credentials(*files))
+    files = [
+        (folder / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem")
+    ]
+    return grpc.secure_channel(
+        stage.address, grpc.ssl_channel_credentials(*files)
+    )
 
 
 def talk(channel, *frames):
@@ -227,7 +248,9 @@ def talk(channel, *frames):
 def peak_kb(pid):
     """The most memory that a process ever had."""
     return int(
-        re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]
+        re.search(
+            r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M
+        )[1]
     )
 
 
@@ -262,10 +285,12 @@ def test_a_running_mean_gives_the_same_up_to_rounding(stage):
     changes = ["train.optimizer=sgd", "train.lr=0.05"]
     mean = [*changes, "engine.running_mean=true"]
     simulate(
-        read_config(BASE, ["engine.backend=inline", *changes]), stage.folder / "exact"
+        read_config(BASE, ["engine.backend=inline", *changes]),
+        stage.folder / "exact",
     )
     simulate(
-        read_config(BASE, ["engine.backend=inline", *mean]), stage.folder / "inline"
+        read_config(BASE, ["engine.backend=inline", *mean]),
+        stage.folder / "inline",
     )
     stage.start(*mean)
     paths = [stage.folder / "exact", stage.folder / "inline", stage.end()]
@@ -274,7 +299,9 @@ def test_a_running_mean_gives_the_same_up_to_rounding(stage):
         assert other.traffic["train"] == exact.traffic["train"]
         assert other.server_round == exact.server_round
         for name, array in exact.arrays.items():
-            np.testing.assert_allclose(other.arrays[name], array, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(
+                other.arrays[name], array, rtol=1e-3, atol=1e-4
+            )
 
 
 def test_with_everybody_in_the_buffer_asynchronous_rounds_are_synchronous_ones(
@@ -313,7 +340,8 @@ def test_real_clients_report_the_costs_that_a_simulation_counts(
     monkeypatch.syspath_prepend(parts)
     ledger = "strategy=odd_parts:Ledger"
     simulate(
-        read_config(BASE, [ledger, "engine.backend=inline"]), stage.folder / "simulated"
+        read_config(BASE, [ledger, "engine.backend=inline"]),
+        stage.folder / "simulated",
     )
     stage.start(ledger)
     real, simulated = (
@@ -336,7 +364,11 @@ def test_real_clients_report_the_costs_that_a_simulation_counts(
         assert ours == theirs
     last = told[0][-1]
     assert (
-        min(last["0/flops"], last["0/memory-knowledge"], last["0/memory-activations"])
+        min(
+            last["0/flops"],
+            last["0/memory-knowledge"],
+            last["0/memory-activations"],
+        )
         > 0
     )
     assert real[-1]["traffic"] == simulated[-1]["traffic"]
@@ -432,7 +464,9 @@ def gate(stage, client):
     return wait
 
 
-def test_a_client_killed_while_it_trains_does_not_matter(stage, expected, numbers):
+def test_a_client_killed_while_it_trains_does_not_matter(
+    stage, expected, numbers
+):
     wait = gate(stage, 1)
     stage.start("learner=edge_parts:Gated")
     wait()
@@ -465,7 +499,9 @@ def test_sigterm_is_a_pause(stage, expected, numbers):
     assert stage.server.kill(signal.SIGTERM) == 130
     assert "Interrupted." in stage.log()
     assert "fedknow server run/config.toml --out run --resume" in stage.log()
-    assert stage.clients[2].kill(signal.SIGTERM) == 130  # in the midst of training
+    assert (
+        stage.clients[2].kill(signal.SIGTERM) == 130
+    )  # in the midst of training
     stage.start_server("learner=edge_parts:Gated")
     stage.start_client(2)
     assert numbers(stage.end()) == expected
@@ -504,7 +540,9 @@ def test_a_late_client_a_deadline_and_who_was_left_out(stage):
     """Client 2 comes late and is killed for good: rounds go on without it."""
     wait = gate(stage, 2)
     stage.start_server(
-        "learner=edge_parts:Gated", "engine.min_clients=2", "engine.round_timeout=2.0"
+        "learner=edge_parts:Gated",
+        "engine.min_clients=2",
+        "engine.round_timeout=2.0",
     )
     for client in (0, 1):
         stage.start_client(client)
@@ -520,7 +558,8 @@ def test_a_late_client_a_deadline_and_who_was_left_out(stage):
     assert rounds[-1] == 2
     # It was at work when it was killed: that wave ended by the deadline, and says so.
     assert any(
-        event["event"] == "warning" and event.get("clients") == [2] for event in events
+        event["event"] == "warning" and event.get("clients") == [2]
+        for event in events
     )
     assert set(rounds) <= {2, 3}
     accuracy = RunFolder.open(run).accuracy()["personal"]
@@ -552,7 +591,13 @@ def test_hostile_bytes_do_not_matter(stage, expected, numbers):
         talk(bearer(stage, 2), b"\xff" * 100).code.name,
         talk(bearer(stage, 2), frame).code.name,
     ]
-    assert codes == ["NO_ROOM", "VERSION", "CREDENTIAL", "MALFORMED", "OUT_OF_ORDER"]
+    assert codes == [
+        "NO_ROOM",
+        "VERSION",
+        "CREDENTIAL",
+        "MALFORMED",
+        "OUT_OF_ORDER",
+    ]
     generator = random.Random(3)
     for number in range(60):
         noise = generator.randbytes(generator.randrange(1, 200_000))
@@ -627,10 +672,15 @@ LONG = "data.tasks=3", "train.rounds=40"
     ("seed", "kills", "changes"),
     [
         (1, 3, ()),
-        *(pytest.param(seed, 30, LONG, marks=pytest.mark.slow) for seed in range(2, 6)),
+        *(
+            pytest.param(seed, 30, LONG, marks=pytest.mark.slow)
+            for seed in range(2, 6)
+        ),
     ],
 )
-def test_chaos(stage, expected_of, numbers, seed, kills, changes, record_property):
+def test_chaos(
+    stage, expected_of, numbers, seed, kills, changes, record_property
+):
     """Server and clients are killed at random moments and started again; the run comes to the same
     numbers."""
     numbers_of_peace = expected_of(*changes)
@@ -638,7 +688,9 @@ def test_chaos(stage, expected_of, numbers, seed, kills, changes, record_propert
     stage.start(*changes)
     killed = []
     while len(killed) < kills and stage.server.alive:
-        time.sleep(generator.uniform(0.0, 0.5))  # the moment is the matter of this test
+        time.sleep(
+            generator.uniform(0.0, 0.5)
+        )  # the moment is the matter of this test
         victim = generator.choice(["server", *range(CLIENTS)])
         if victim == "server":
             if stage.server.kill() == 0:
@@ -651,4 +703,6 @@ def test_chaos(stage, expected_of, numbers, seed, kills, changes, record_propert
         killed.append(victim)
     assert numbers(stage.end()) == numbers_of_peace
     record_property("kills", len(killed))
-    print(f"kills: {len(killed)} of {kills}, the server {killed.count('server')} times")
+    print(
+        f"kills: {len(killed)} of {kills}, the server {killed.count('server')} times"
+    )

@@ -33,7 +33,11 @@ BASE = {
 EXPERIMENTS = {
     "fedknow": ["data.tasks=3", "strategy.fraction=0.5"],
     "fedper, normed": ["learner=fedper", "model=odd_parts:Normed"],
-    "fedavg, normed": ["learner=fedavg", "model=odd_parts:Normed", "strategy=fedadam"],
+    "fedavg, normed": [
+        "learner=fedavg",
+        "model=odd_parts:Normed",
+        "strategy=fedadam",
+    ],
     "fedweit": [
         "learner=fedweit",
         "strategy.fraction=0.5",
@@ -84,7 +88,8 @@ def expected(place, numbers):
     def of(name):
         return numbers(
             simulate(
-                experiment(name, "engine.backend=inline"), place / f"{name}, inline"
+                experiment(name, "engine.backend=inline"),
+                place / f"{name}, inline",
             ).folder
         )
 
@@ -158,8 +163,12 @@ def test_the_command_gives_the_same_numbers(
         *((name, 2) for name in EXPERIMENTS if name != "fedknow"),
     ],
 )
-def test_workers_do_not_matter(cluster, expected, tmp_path, numbers, name, workers):
-    result = simulate(experiment(name, f"engine.workers={workers}"), tmp_path / "run")
+def test_workers_do_not_matter(
+    cluster, expected, tmp_path, numbers, name, workers
+):
+    result = simulate(
+        experiment(name, f"engine.workers={workers}"), tmp_path / "run"
+    )
     assert numbers(result.folder) == expected(name)
 
 
@@ -171,7 +180,9 @@ def test_whether_states_are_at_hand_or_read_back_does_not_matter(
         "StateStore",
         lambda folder, memory, durable: StateStore(folder, 0, durable),
     )
-    result = simulate(experiment("fedknow", "engine.backend=inline"), tmp_path / "run")
+    result = simulate(
+        experiment("fedknow", "engine.backend=inline"), tmp_path / "run"
+    )
     assert numbers(result.folder) == expected("fedknow")
 
 
@@ -207,7 +218,9 @@ def test_workers_killed_at_work_and_between_rounds_do_not_matter(
     with fifo(place / "waiting") as end:
         killer = threading.Thread(target=kill, args=[end], daemon=True)
         killer.start()
-        config = experiment("fedknow", "learner=odd_parts:Waits", "engine.workers=2")
+        config = experiment(
+            "fedknow", "learner=odd_parts:Waits", "engine.workers=2"
+        )
         result = simulate(config, tmp_path / "run", observers=[kill_one])
         killer.join()
     assert at_work != [os.getpid()]
@@ -239,7 +252,9 @@ def test_an_interrupt_does_not_matter(
             tmp_path / "run",
             observers=[once(kind, task)],
         )
-    result = simulate(experiment(name, *engines[1]), tmp_path / "run", resume=True)
+    result = simulate(
+        experiment(name, *engines[1]), tmp_path / "run", resume=True
+    )
     assert numbers(result.folder) == expected(name)
 
 
@@ -251,7 +266,9 @@ def test_ctrl_c_on_a_real_run_does_not_matter(
         parts / "odd_parts.py", tmp_path
     )  # as a user has it: in the current folder
     (tmp_path / "waits.toml").write_text(
-        experiment("fedknow", "learner=odd_parts:Waits", "engine.workers=2").to_toml()
+        experiment(
+            "fedknow", "learner=odd_parts:Waits", "engine.workers=2"
+        ).to_toml()
     )
     with fifo(tmp_path / "waiting") as end:
         command = [

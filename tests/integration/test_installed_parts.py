@@ -30,7 +30,9 @@ def install(source, target):
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
     # A build leaves files beside the sources.
-    source = shutil.copytree(PACKAGE, tmp_path_factory.mktemp("source") / "package")
+    source = shutil.copytree(
+        PACKAGE, tmp_path_factory.mktemp("source") / "package"
+    )
     target = tmp_path_factory.mktemp("target")
     install(source, target)
     return target
@@ -49,7 +51,12 @@ def run(*words):
 def test_a_command_uses_all_its_parts(target, tmp_path):
     words = ["simulate", "digits", "--quiet", "--out", str(tmp_path / "run")]
     changes = ["learner=kindly", "strategy=kindly-mean", "model=kindly-net"]
-    changes += ["data=kindly-noise", "data.clients=3", "data.tasks=2", "model.width=4"]
+    changes += [
+        "data=kindly-noise",
+        "data.clients=3",
+        "data.tasks=2",
+        "model.width=4",
+    ]
     changes += ["train.rounds=1", "train.epochs=1", "engine.backend=inline"]
     changes += ["data.samples=0.5", "data.classes_max=2", "tracking.wait=120"]
     for change in changes:
@@ -100,7 +107,10 @@ def test_a_built_in_name_is_not_taken_over(installed):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"learner": "broken"}, ["kindly-shared 0.3", "its library is not there"]),
+        (
+            {"learner": "broken"},
+            ["kindly-shared 0.3", "its library is not there"],
+        ),
         ({"learner": "number"}, ["not a subclass of"]),
         ({"learner": "kindli"}, ["did you mean 'kindly'?"]),
         ({"model": "kindly-nett"}, ["did you mean 'kindly-net'?"]),
@@ -108,7 +118,9 @@ def test_a_built_in_name_is_not_taken_over(installed):
         ({"strategy": "kindly-men"}, ["did you mean 'kindly-mean'?"]),
     ],
 )
-def test_what_is_wrong_is_refused_with_a_sentence(installed, tmp_path, settings, words):
+def test_what_is_wrong_is_refused_with_a_sentence(
+    installed, tmp_path, settings, words
+):
     with pytest.raises(fedknow.ConfigError) as error:
         fedknow.simulate("digits", out=tmp_path / "run", **(SMALL | settings))
     for word in words:
@@ -122,9 +134,15 @@ def test_two_packages_with_one_name_are_refused(installed, tmp_path, monkeypatch
     (other / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: other\nVersion: 2.0\n"
     )
-    (other / "entry_points.txt").write_text("[fedknow.learners]\nkindly = other:Kind\n")
+    (other / "entry_points.txt").write_text(
+        "[fedknow.learners]\nkindly = other:Kind\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "several packages offer it" in run("list", "learners")[1]
-    with pytest.raises(fedknow.ConfigError, match="write 'other:Kind' or") as error:
-        fedknow.simulate("digits", learner="kindly", out=tmp_path / "run", **SMALL)
+    with pytest.raises(
+        fedknow.ConfigError, match="write 'other:Kind' or"
+    ) as error:
+        fedknow.simulate(
+            "digits", learner="kindly", out=tmp_path / "run", **SMALL
+        )
     assert "'kindly_shared.parts:Kindly'" in str(error.value)

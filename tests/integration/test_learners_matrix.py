@@ -61,7 +61,9 @@ WAIT = 120
 
 def experiment(name, scenario, *changes):
     return resolve(
-        read_config(BASE, [f"learner={name}", f"data.scenario={scenario}", *changes])
+        read_config(
+            BASE, [f"learner={name}", f"data.scenario={scenario}", *changes]
+        )
     )
 
 
@@ -102,11 +104,17 @@ def test_it_runs_and_is_scored_both_ways(expected, name, scenario):
     rounds = [event for event in events if event["event"] == "round"]
     assert len(rounds) == TASKS * ROUNDS
     assert all(event["loss"] is not None for event in rounds)
-    assert not [event for event in events if event["event"] in ("failure", "warning")]
-    kept = [
-        event["knowledge_bytes"] for event in events if event["event"] == "task_end"
+    assert not [
+        event for event in events if event["event"] in ("failure", "warning")
     ]
-    assert kept == sorted(kept)  # what is known of past tasks does not become less
+    kept = [
+        event["knowledge_bytes"]
+        for event in events
+        if event["event"] == "task_end"
+    ]
+    assert kept == sorted(
+        kept
+    )  # what is known of past tasks does not become less
     # A client that was just trained on two classes tells them apart better than a coin does.
     assert np.diagonal(accuracy["personal"], axis1=1, axis2=2).max() > 0.5
 
@@ -156,7 +164,12 @@ def test_real_clients_do_not_matter(expected, tmp_path, numbers, name, scenario)
                 )
                 clients.append(threads.submit(asyncio.run, edge.run()))
 
-        serve(experiment(name, scenario), tmp_path / "run", "127.0.0.1:0", ready=start)
+        serve(
+            experiment(name, scenario),
+            tmp_path / "run",
+            "127.0.0.1:0",
+            ready=start,
+        )
         for client in clients:
             client.result(WAIT)
     assert numbers(tmp_path / "run") == numbers(expected(name, scenario))

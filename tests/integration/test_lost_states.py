@@ -70,7 +70,9 @@ def lose(folder):
 
 def forgotten(out):
     return [
-        event for event in RunFolder.open(out).events() if event["event"] == "forgotten"
+        event
+        for event in RunFolder.open(out).events()
+        if event["event"] == "forgotten"
     ]
 
 
@@ -148,7 +150,9 @@ def test_a_client_begins_anew_whatever_carries_the_run(
         (1, "keeps nothing that could"),
     ],
 )
-def test_what_cannot_be_forgotten_is_refused(fresh, tmp_path, fedknow, client, message):
+def test_what_cannot_be_forgotten_is_refused(
+    fresh, tmp_path, fedknow, client, message
+):
     out = tmp_path / "run"
     changes = ["learner=fedavg"] if client == 1 else []
     if client == 0:
@@ -160,7 +164,9 @@ def test_what_cannot_be_forgotten_is_refused(fresh, tmp_path, fedknow, client, m
                 out,
                 observers=[stop_in(1 if client is None else 2)],
             )
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = {
+        path: path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
     done = fedknow("forget", out, "--client", client or 0)
     assert done.exit_code == 2, done.output
     assert message in done.stderr
@@ -273,7 +279,9 @@ def test_a_real_client_that_lost_its_state_begins_anew(
     assert [event["client"] for event in forgotten(out)] == [LOST]
 
 
-def test_a_client_that_failed_goes_on_when_the_cause_is_gone(tmp_path, numbers, port):
+def test_a_client_that_failed_goes_on_when_the_cause_is_gone(
+    tmp_path, numbers, port
+):
     """Its data of the second task are missing at first. Neither client is restarted."""
     data, draw = tmp_path / "data", np.random.default_rng(0)
     for client in range(2):
@@ -305,7 +313,8 @@ def test_a_client_that_failed_goes_on_when_the_cause_is_gone(tmp_path, numbers, 
     clients = Clients(port, tmp_path, data)
     for _ in range(2):
         with pytest.raises(
-            RunError, match=r"client 1, task 2, round 1 .*task-001.npz: no such file"
+            RunError,
+            match=r"client 1, task 2, round 1 .*task-001.npz: no such file",
         ):
             serve(tmp_path / "run", port, base=local)
     (tmp_path / "away.npz").rename(missing)
@@ -337,5 +346,6 @@ def test_a_run_is_resumed_from_any_folder(tmp_path, monkeypatch, numbers):
     simulate(read_config(home / "run" / "config.toml"), home / "run", resume=True)
     assert numbers(home / "run") == numbers(home / "undisturbed")
     assert (
-        json.loads((home / "run" / "fleet.json").read_text())["virtual_seconds"] == 0.0
+        json.loads((home / "run" / "fleet.json").read_text())["virtual_seconds"]
+        == 0.0
     )

@@ -102,7 +102,11 @@ def settings():
             for name in kind.Settings.model_fields
         )
     for strategy in BUILTIN:
-        base = [f"strategy={strategy}", *halves(strategy), *NEEDED.get(strategy, [])]
+        base = [
+            f"strategy={strategy}",
+            *halves(strategy),
+            *NEEDED.get(strategy, []),
+        ]
         yield from ((base, f"strategy.{name}") for name in option_names(strategy))
     for model in list_models():
         image = ["data.image_size=0"]
@@ -138,9 +142,12 @@ def attempt(folder, fedknow):
             changes=[*TINY, *base, f"{key}={value}"],
         )
         case = f"{' '.join(base)} {key} = {name}: "
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
+        if done.exception is not None and not isinstance(
+            done.exception, SystemExit
+        ):
             return (
-                case + f"{type(done.exception).__name__}: {str(done.exception)[:300]}"
+                case
+                + f"{type(done.exception).__name__}: {str(done.exception)[:300]}"
             )
         problem = wrong_end(done, key, name, out)
         shutil.rmtree(out, ignore_errors=True)
@@ -164,15 +171,22 @@ def wrong_end(done, key, name, out):
     if not done.stderr.startswith("Error: ") or len(done.stderr) > 3000:
         return f"no sentence: {text}"
     if done.exit_code == 1:
-        return "" if (out / "error.log").exists() else f"failed without a log: {text}"
+        return (
+            ""
+            if (out / "error.log").exists()
+            else f"failed without a log: {text}"
+        )
     if out.exists():
         return f"refused, but left a folder: {text}"
     leaf = key.rpartition(".")[2]
     names_it = (
-        re.search(rf"\b{leaf}\b", done.stderr) or key.partition(".")[0] in done.stderr
+        re.search(rf"\b{leaf}\b", done.stderr)
+        or key.partition(".")[0] in done.stderr
     )
     return (
-        "" if done.exit_code == 2 and names_it else f"does not name the setting: {text}"
+        ""
+        if done.exit_code == 2 and names_it
+        else f"does not name the setting: {text}"
     )
 
 
@@ -182,7 +196,9 @@ SHORT = 600
 
 def run_all(attempt, chosen):
     problems = [problem for case in chosen if (problem := attempt(*case))]
-    assert not problems, f"{len(problems)} of {len(chosen)}:\n" + "\n".join(problems)
+    assert not problems, f"{len(problems)} of {len(chosen)}:\n" + "\n".join(
+        problems
+    )
 
 
 @pytest.mark.timeout(240)

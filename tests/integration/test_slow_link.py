@@ -57,7 +57,9 @@ class Way:
         self.free = max(self.free, now) + len(packet) / RATE
         self.bytes += len(packet)
         self.packets += 1
-        heapq.heappush(self.waiting, (self.free + DELAY, next(self.order), packet))
+        heapq.heappush(
+            self.waiting, (self.free + DELAY, next(self.order), packet)
+        )
 
     def due(self, now):
         while self.waiting and self.waiting[0][0] <= now:
@@ -154,7 +156,9 @@ def test_the_numbers_are_the_same_over_a_slow_link_that_loses_packets(
             process.kill()
             process.wait()
     seconds = time.monotonic() - began
-    logs = "\n".join(file.read_text("utf-8") for file in sorted(tmp_path.glob("*.log")))
+    logs = "\n".join(
+        file.read_text("utf-8") for file in sorted(tmp_path.glob("*.log"))
+    )
     assert codes == [0, 0, 0], logs
     assert numbers(run) == expected
     for way in link.ways:

@@ -70,7 +70,14 @@ def test_what_is_no_host_is_refused_with_what_would_be_right(host, texts):
 
 def test_a_pattern_stands_for_the_first_part_where_it_may():
     assert check_host("*.Example.org", wildcard=True) == "*.example.org"
-    for pattern in ("*", "*.org", "*.*.org", "a.*.org", "*a.example.org", "*.-a.org"):
+    for pattern in (
+        "*",
+        "*.org",
+        "*.*.org",
+        "a.*.org",
+        "*a.example.org",
+        "*.-a.org",
+    ):
         with pytest.raises(ValueError):
             check_host(pattern, wildcard=True)
 

@@ -16,6 +16,7 @@ def test_numbers_within_the_bounds_are_taken_both_bounds_included(value):
 )
 def test_all_others_are_refused_with_the_bounds(value):
     with pytest.raises(
-        ConfigError, match=r"^--x .*: must be a (whole )?number from 0 to 1; do this$"
+        ConfigError,
+        match=r"^--x .*: must be a (whole )?number from 0 to 1; do this$",
     ):
         check_between("--x", value, 0, 1, "do this")

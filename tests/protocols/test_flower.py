@@ -8,7 +8,14 @@ import random
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.app import Message as FlowerMessage
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.supercore.task_identity import TaskIdentity
@@ -38,7 +45,9 @@ from fedknow.protocols.messages import (
 NAMES = st.text(min_size=1, max_size=8)
 FLOATS = st.floats(allow_nan=False)
 INTS = st.integers(-(2**63), 2**63 - 1)
-NUMBERS = INTS | FLOATS | st.lists(INTS, max_size=4) | st.lists(FLOATS, max_size=4)
+NUMBERS = (
+    INTS | FLOATS | st.lists(INTS, max_size=4) | st.lists(FLOATS, max_size=4)
+)
 SETTINGS = (
     NUMBERS
     | st.booleans()
@@ -229,7 +238,8 @@ def test_what_messages_share_is_converted_once_and_is_read_only():
     own = RecordDict({"arrays": arrays, "config": ConfigRecord({"lr": 0.2})})
     cache: flower.Cache = {}
     a, b, c = (
-        from_flower(FlowerMessage(r, 2, "train"), cache) for r in (shared, shared, own)
+        from_flower(FlowerMessage(r, 2, "train"), cache)
+        for r in (shared, shared, own)
     )
     assert a.content["arrays"] is b.content["arrays"] is c.content["arrays"]
     assert a.content["config"] is b.content["config"]
@@ -237,23 +247,25 @@ def test_what_messages_share_is_converted_once_and_is_read_only():
     with pytest.raises(ValueError, match="read-only"):
         a.arrays()["0"][0] = 1.0
     arrays["0"] = Array(np.zeros(1))
-    assert from_flower(FlowerMessage(shared, 2, "train"), {}).arrays()["0"].shape == (
-        1,
-    )
+    assert from_flower(FlowerMessage(shared, 2, "train"), {}).arrays()[
+        "0"
+    ].shape == (1,)
 
 
 def test_an_error_without_a_reason_gets_an_empty_one():
     asked = to_flower(work())
-    assert from_flower(FlowerMessage(Error(3), reply_to=asked)).failure == Failure(
-        3, ""
-    )
+    assert from_flower(
+        FlowerMessage(Error(3), reply_to=asked)
+    ).failure == Failure(3, "")
 
 
 def test_an_answer_needs_the_work_it_answers():
     answer = work(id="7").reply({})
     with pytest.raises(ValueError, match="answers '7'"):
         to_flower(answer)
-    with pytest.raises(ValueError, match="answers '7', but was given the work '8'"):
+    with pytest.raises(
+        ValueError, match="answers '7', but was given the work '8'"
+    ):
         to_flower(answer, to_flower(work(id="8")))
     with pytest.raises(ValueError, match="answers nothing"):
         to_flower(Message("train", 2, "1", failure=Failure(2, "no")))

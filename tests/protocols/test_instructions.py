@@ -32,7 +32,10 @@ def test_settings_take_the_place_of_the_experiments():
     )
     assert read.proximal_mu == 0.5
     assert read.learner_settings == {"beta": [1.0], "mode": "fast"}
-    assert read_instructions({"epochs": 3, "local-epochs": 3}, TRAIN).train.epochs == 3
+    assert (
+        read_instructions({"epochs": 3, "local-epochs": 3}, TRAIN).train.epochs
+        == 3
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from fedknow.protocols.plugins import load_object
 
 def test_what_a_module_has_goes_by_its_module():
     assert parts.name_part(collections.OrderedDict) == "collections:OrderedDict"
-    assert load_object("collections:OrderedDict", "x.name") is collections.OrderedDict
+    assert (
+        load_object("collections:OrderedDict", "x.name")
+        is collections.OrderedDict
+    )
 
 
 def test_a_local_class_is_registered_and_found():

@@ -19,11 +19,18 @@ PROXY = "http://proxy:3128"
 
 @pytest.mark.parametrize(
     "address",
-    ["localhost:8700", "LOCALHOST:8700", "127.0.0.1:8700", "127.9.9.9:1", "[::1]:8700"],
+    [
+        "localhost:8700",
+        "LOCALHOST:8700",
+        "127.0.0.1:8700",
+        "127.9.9.9:1",
+        "[::1]:8700",
+    ],
 )
 def test_this_machine_is_never_reached_through_a_proxy(address):
     assert (
-        find_proxy(address, {"http_proxy": PROXY, "https_proxy": "socks5://x"}) is None
+        find_proxy(address, {"http_proxy": PROXY, "https_proxy": "socks5://x"})
+        is None
     )
 
 
@@ -75,7 +82,10 @@ def test_no_proxy_is_honoured_as_users_write_it(
         ({"http_proxy": "http://other", "https_proxy": PROXY}, "https_proxy"),
         ({"https_proxy": "http://other", "grpc_proxy": PROXY}, "grpc_proxy"),
         ({"https_proxy": "", "http_proxy": PROXY}, None),
-        ({"http_proxy": PROXY, "no_grpc_proxy": "a", "no_proxy": "*"}, "http_proxy"),
+        (
+            {"http_proxy": PROXY, "no_grpc_proxy": "a", "no_proxy": "*"},
+            "http_proxy",
+        ),
     ],
 )
 def test_the_variables_are_those_of_grpc(environ, variable):

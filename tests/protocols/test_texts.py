@@ -51,7 +51,9 @@ def plurals_after_numbers(code: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(code)):
         parts = node.values if isinstance(node, ast.JoinedStr) else []
         for value, text in itertools.pairwise(parts):
-            if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant):
+            if isinstance(value, ast.FormattedValue) and isinstance(
+                text, ast.Constant
+            ):
                 name = ast.unparse(value.value)
                 if (
                     PLURALS.match(text.value)
@@ -63,10 +65,13 @@ def plurals_after_numbers(code: str) -> Iterator[str]:
 
 def test_a_number_without_the_right_noun_is_found():
     assert list(plurals_after_numbers("f'{clients} clients'")) == ["clients"]
-    assert list(plurals_after_numbers("f'{len(a)} natural tasks, {SEEDS} seeds'")) == [
-        "len(a)"
-    ]
-    assert list(plurals_after_numbers("""f'{counted(3, "client")} are here'""")) == []
+    assert list(
+        plurals_after_numbers("f'{len(a)} natural tasks, {SEEDS} seeds'")
+    ) == ["len(a)"]
+    assert (
+        list(plurals_after_numbers("""f'{counted(3, "client")} are here'"""))
+        == []
+    )
 
 
 def test_no_text_says_1_clients():
@@ -76,4 +81,6 @@ def test_no_text_says_1_clients():
         for path in (ROOT / room).rglob("*.py")
         for name in plurals_after_numbers(path.read_text("utf-8"))
     }
-    assert found <= ALWAYS_SEVERAL, "write it with fedknow.protocols.texts.counted"
+    assert found <= ALWAYS_SEVERAL, (
+        "write it with fedknow.protocols.texts.counted"
+    )

@@ -24,7 +24,9 @@ def test_any_value_can_be_shown_and_is_short():
 
 
 def test_finite_are_texts_and_whole_numbers_and_what_holds_nothing_else():
-    assert all(map(is_finite, [1, 0.5, "inf", True, [1, 2.5], {"a": [0.0]}, 10**400]))
+    assert all(
+        map(is_finite, [1, 0.5, "inf", True, [1, 2.5], {"a": [0.0]}, 10**400])
+    )
     assert not any(
         map(
             is_finite,

@@ -65,7 +65,9 @@ def recorded_run(
         nothing = np.full((CLIENTS, TASKS), np.nan)
         total = np.where(np.isnan(right), np.nan, 100.0)
         scores.add_task(
-            task, {"personal": right, "global": right / 2 if shared else nothing}, total
+            task,
+            {"personal": right, "global": right / 2 if shared else nothing},
+            total,
         )
         event = {
             "event": "evaluation",
@@ -76,7 +78,10 @@ def recorded_run(
         }
         if hours is not None:  # of virtual time a task
             elapsed = 3600 * hours * (task + 1)
-            event |= {"virtual_seconds": elapsed, "computing_seconds": elapsed / 2}
+            event |= {
+                "virtual_seconds": elapsed,
+                "computing_seconds": elapsed / 2,
+            }
         run.append(event | {"seconds": 0.1})
     run.write_accuracy(scores.arrays())
     run.append(

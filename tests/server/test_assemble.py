@@ -30,7 +30,10 @@ REFUSED = [
     ({"strategy.name": "fedadm"}, "did you mean 'fedadam'"),
     ({"strategy.min_train_nodes": 50}, "50"),
     ({"strategy.fractoin": 0.5}, "fractoin"),
-    ({**RUNNING_MEAN, "strategy.name": "fedmedian"}, "engine.running_mean = true"),
+    (
+        {**RUNNING_MEAN, "strategy.name": "fedmedian"},
+        "engine.running_mean = true",
+    ),
     ({**RUNNING_MEAN, "learner.name": "fedweit"}, "engine.running_mean = true"),
     (
         {**STAGGERED, "learner.name": "fedweit", "strategy.name": "fedweit"},
@@ -46,7 +49,9 @@ REFUSED = [
 
 def experiment(changes):
     """The configuration of these flat keys."""
-    sets = [f"{key}={json.dumps(value)}" for key, value in {**BASE, **changes}.items()]
+    sets = [
+        f"{key}={json.dumps(value)}" for key, value in {**BASE, **changes}.items()
+    ]
     return read_config({}, sets)
 
 
@@ -98,7 +103,9 @@ def test_a_run_builds_its_strategy_and_its_learner_once(tmp_path, monkeypatch):
 
     counting("build_strategy")
     counting("build_learner")
-    simulate(experiment({"fleet.devices": "phone-low"}), tmp_path / "run", report=False)
+    simulate(
+        experiment({"fleet.devices": "phone-low"}), tmp_path / "run", report=False
+    )
     assert sorted(built) == ["build_learner", "build_strategy"]
 
 

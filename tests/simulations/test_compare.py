@@ -59,7 +59,9 @@ class Watched:
         self.events: list[str] = []
 
     @contextmanager
-    def __call__(self, config: ExperimentConfig, title: str) -> Iterator[Subscriber]:
+    def __call__(
+        self, config: ExperimentConfig, title: str
+    ) -> Iterator[Subscriber]:
         self.titles.append(title)
         yield lambda event: self.events.append(event.event)
 
@@ -100,7 +102,9 @@ def test_one_partition_a_seed(compared):
     digest = {key: run.events()[0]["partition"] for key, run in runs.items()}
     assert digest == {key: run.partition["digest"] for key, run in runs.items()}
     assert {
-        make_benchmark(read_config(SMALL, [f"learner={learner}"])).partition.digest
+        make_benchmark(
+            read_config(SMALL, [f"learner={learner}"])
+        ).partition.digest
         for learner in list_learners()
     } == {digest["fedavg", 0]}
     assert (
@@ -129,11 +133,15 @@ def test_files_hold_the_numbers(compared):
     )
     assert written["seeds"] == 2
     end = RunFolder.open(out / "fedavg-seed1").events()[-1]
-    assert tree["runs"]["fedavg-seed1"]["accuracy"] == pytest.approx(end["accuracy"])
+    assert tree["runs"]["fedavg-seed1"]["accuracy"] == pytest.approx(
+        end["accuracy"]
+    )
     assert tree["runs"]["fedavg-seed1"]["forgetting_relative"] == pytest.approx(
         end["forgetting_relative"]
     )
-    assert result.groups[0].estimate("accuracy").mean == pytest.approx(values.mean())
+    assert result.groups[0].estimate("accuracy").mean == pytest.approx(
+        values.mean()
+    )
 
 
 def test_finished_runs_are_read(compared):
@@ -141,7 +149,9 @@ def test_finished_runs_are_read(compared):
     watch = Watched()
     again = compare(read_config(SMALL), ["fedavg", "fedrep"], 2, out, watch)
     assert watch.titles == []
-    assert again.groups[0].estimate("accuracy") == before.groups[0].estimate("accuracy")
+    assert again.groups[0].estimate("accuracy") == before.groups[0].estimate(
+        "accuracy"
+    )
 
 
 def _without_checksums(path):
@@ -150,7 +160,9 @@ def _without_checksums(path):
         with np.load(path) as arrays:
             np.savez_compressed(path, **arrays)
     else:
-        path.write_text(re.sub(r', "crc32": "[0-9a-f]{8}"}\n', "}\n", path.read_text()))
+        path.write_text(
+            re.sub(r', "crc32": "[0-9a-f]{8}"}\n', "}\n", path.read_text())
+        )
 
 
 def test_a_finished_run_that_is_older_than_a_setting_is_read(compared, tmp_path):
@@ -158,14 +170,18 @@ def test_a_finished_run_that_is_older_than_a_setting_is_read(compared, tmp_path)
     shutil.copytree(out / "fedrep-seed0", tmp_path / "fedrep-seed0")
     path = tmp_path / "fedrep-seed0" / "config.toml"
     text = re.sub(
-        r"(?s)(\[learner\]\nname = \"fedrep\"\n).*?\n(?=\[)", r"\1\n", path.read_text()
+        r"(?s)(\[learner\]\nname = \"fedrep\"\n).*?\n(?=\[)",
+        r"\1\n",
+        path.read_text(),
     )
     assert len(text) < len(path.read_text())
     path.write_text(text.partition("\n")[2])  # nor had it a checksum then
     for name in ("metrics.jsonl", "accuracy.npz"):
         _without_checksums(path.with_name(name))
     watch = Watched()
-    assert compare(read_config(SMALL), ["fedrep"], 1, tmp_path, watch).failures == {}
+    assert (
+        compare(read_config(SMALL), ["fedrep"], 1, tmp_path, watch).failures == {}
+    )
     assert watch.titles == []
 
 
@@ -211,7 +227,9 @@ def test_a_failing_learner_costs_the_others_nothing(tmp_path, monkeypatch):
     )
     assert (
         "out of ideas"
-        in (tmp_path / "out" / "own_learner-Broken-seed0" / "error.log").read_text()
+        in (
+            tmp_path / "out" / "own_learner-Broken-seed0" / "error.log"
+        ).read_text()
     )
 
 
@@ -224,7 +242,9 @@ def test_a_lost_state_costs_the_others_nothing(tmp_path, monkeypatch):
         return load(store, client, version)
 
     monkeypatch.setattr(StateStore, "load", lose)
-    result = compare(read_config(SMALL), ["fedrep", "fedavg"], 1, tmp_path / "out")
+    result = compare(
+        read_config(SMALL), ["fedrep", "fedavg"], 1, tmp_path / "out"
+    )
     assert list(result.failures) == ["fedrep-seed0"]
     assert "client 1's state is gone" in result.failures["fedrep-seed0"]
     assert "--set engine.on_lost_state=fresh" in result.failures["fedrep-seed0"]
@@ -252,9 +272,13 @@ def test_parts_are_built_before_anything_is_run(
 ):
     (tmp_path / "own_learner.py").write_text(PICKY)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_learner", raising=False)  # another test's
+    monkeypatch.delitem(
+        sys.modules, "own_learner", raising=False
+    )  # another test's
     with pytest.raises(ConfigError, match=message):
-        compare(read_config(SMALL, [change]), ["fedavg", learner], 2, tmp_path / "out")
+        compare(
+            read_config(SMALL, [change]), ["fedavg", learner], 2, tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -290,5 +314,11 @@ def test_one_learner_with_other_settings_is_another_method(tmp_path):
 def test_settings_stay_with_their_learner(tmp_path):
     config = read_config(SMALL, ["learner.name=fedknow", "learner.k=3"])
     compare(config, ["fedknow", "fedavg"], 1, tmp_path)
-    assert RunFolder.open(tmp_path / "fedknow-seed0").config.learner.options["k"] == 3
-    assert "k" not in RunFolder.open(tmp_path / "fedavg-seed0").config.learner.options
+    assert (
+        RunFolder.open(tmp_path / "fedknow-seed0").config.learner.options["k"]
+        == 3
+    )
+    assert (
+        "k"
+        not in RunFolder.open(tmp_path / "fedavg-seed0").config.learner.options
+    )

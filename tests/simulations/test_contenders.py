@@ -35,7 +35,9 @@ FOUND = {
 def shipped(monkeypatch):
     """Best settings for the preset ``small``."""
     monkeypatch.setattr(
-        best, "searched_settings", lambda preset: FOUND if preset == "small" else {}
+        best,
+        "searched_settings",
+        lambda preset: FOUND if preset == "small" else {},
     )
     monkeypatch.setattr(
         "fedknow.simulations.contenders.searched_settings", best.searched_settings
@@ -77,7 +79,10 @@ def test_those_that_do_not_fit_are_told_and_left_out(monkeypatch):
     [
         (["all", "all"], "none of them twice"),
         (["-fedavg"], "give one or more names"),
-        (["all", "-fedrp"], r"-fedrp: no such learner \(did you mean 'fedrep'\?\)"),
+        (
+            ["all", "-fedrp"],
+            r"-fedrp: no such learner \(did you mean 'fedrep'\?\)",
+        ),
     ],
 )
 def test_refused(methods, message):
@@ -104,9 +109,9 @@ def test_left_out_is_in_what_a_comparison_leaves(tmp_path, monkeypatch):
         read_config(SMALL, ["model=mlp"]), ["all", *without], 1, tmp_path / "out"
     )
     assert {members.label for members in result.groups} == {"fedavg", "fedper"}
-    assert "the same method as fedavg" in (tmp_path / "out" / "report.html").read_text(
-        "utf-8"
-    )
+    assert "the same method as fedavg" in (
+        tmp_path / "out" / "report.html"
+    ).read_text("utf-8")
     assert read_left_out(tmp_path / "out") == result.left_out
     assert result.left_out["finetune"] == "the same method as fedavg"
     config = read_config(SMALL, ["model=mlp"])
@@ -127,12 +132,19 @@ def test_best_settings_take_the_place_of_the_presets():
         SMALL, ["learner.name=fedknow", "learner.k=7", "learner.temperature=4.0"]
     )
     settings = plan(config, "fedknow@best", 0).learner.options
-    assert (settings["rho"], settings["k"], settings["temperature"]) == (0.25, 3, 1.0)
+    assert (settings["rho"], settings["k"], settings["temperature"]) == (
+        0.25,
+        3,
+        1.0,
+    )
     assert plan(config, "fedknow@best+rho=0.5", 0).learner.options["rho"] == 0.5
-    assert resolve(read_config(SMALL, ["learner=fedrep@best"])).learner.options == {
-        "head_epochs": 1
-    }
-    assert resolve(read_config(SMALL, ["learner=fedrep@best"])).learner.name == "fedrep"
+    assert resolve(
+        read_config(SMALL, ["learner=fedrep@best"])
+    ).learner.options == {"head_epochs": 1}
+    assert (
+        resolve(read_config(SMALL, ["learner=fedrep@best"])).learner.name
+        == "fedrep"
+    )
 
 
 @pytest.mark.usefixtures("shipped")
@@ -178,7 +190,10 @@ def test_shipped_settings_are_those_of_a_learner_and_tell_where_they_are_from(
     config = resolve(load_preset(preset, [f"learner={learner}@best"]))
     assert entry["settings"].items() <= config.learner.options.items()
     assert entry["command"].startswith(
-        (f"fedknow search {preset} ", f"fedknow compare {preset} --set data.holdout=")
+        (
+            f"fedknow search {preset} ",
+            f"fedknow compare {preset} --set data.holdout=",
+        )
     )
     assert 0 < entry["accuracy"] <= 1
     assert entry["runs"] >= 1

@@ -63,7 +63,9 @@ def test_defaults_off_the_grid_are_tried_too(monkeypatch):
 @pytest.mark.usefixtures("spaces")
 def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
     config = read_config(SMALL)
-    request = SearchRequest(["fedrep", "fedper"], 3, command="fedknow search small")
+    request = SearchRequest(
+        ["fedrep", "fedper"], 3, command="fedknow search small"
+    )
     found, failures = search(config, request, tmp_path)
     assert failures == {}
     lines = [
@@ -73,7 +75,9 @@ def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
     assert [(line["learner"], line["settings"]) for line in lines] == [
         *(("fedrep", {"head_epochs": epochs}) for epochs in (0, 1, 2)), ("fedper", {}),
     ]  # fmt: skip
-    best = max(lines[:3], key=lambda line: (line["accuracy"], -line["forgetting"]))
+    best = max(
+        lines[:3], key=lambda line: (line["accuracy"], -line["forgetting"])
+    )
     assert (found["fedrep"].settings, found["fedrep"].accuracy) == (
         best["settings"],
         best["accuracy"],
@@ -91,7 +95,9 @@ def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
 
     seen = []
     request = SearchRequest(["fedrep"], 3, command="another")
-    again, _ = search(config, request, tmp_path, lambda *watched: seen.append(watched))
+    again, _ = search(
+        config, request, tmp_path, lambda *watched: seen.append(watched)
+    )
     assert seen == []  # what is finished is read
     assert again["fedrep"] == found["fedrep"]
     assert len((tmp_path / "search.jsonl").read_text().splitlines()) == 4
@@ -111,7 +117,9 @@ def test_the_best_on_held_out_samples_is_found_and_recorded(tmp_path):
         ("best.toml", b"\xff"),
     ],
 )
-def test_a_damaged_record_is_refused_before_anything_runs(tmp_path, name, content):
+def test_a_damaged_record_is_refused_before_anything_runs(
+    tmp_path, name, content
+):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"{name} is damaged .*; delete it"):
         search(read_config(SMALL), SearchRequest(["fedper"], 3), tmp_path)
@@ -121,7 +129,9 @@ def test_a_damaged_record_is_refused_before_anything_runs(tmp_path, name, conten
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"left_out": [1]}'])
 def test_a_damaged_comparison_is_refused(tmp_path, content):
     (tmp_path / "compare.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"compare\.json is damaged .*; delete it"):
+    with pytest.raises(
+        ConfigError, match=r"compare\.json is damaged .*; delete it"
+    ):
         read_left_out(tmp_path)
 
 
@@ -139,7 +149,9 @@ def test_what_fails_is_not_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(FedPer, "Settings", Settings)
     monkeypatch.setattr(FedPer, "fit", sometimes)
     monkeypatch.setattr(FedPer, "search", {"amount": [1, 2]})
-    found, failures = search(read_config(SMALL), SearchRequest(["fedper"], 3), tmp_path)
+    found, failures = search(
+        read_config(SMALL), SearchRequest(["fedper"], 3), tmp_path
+    )
     assert list(failures) == ["fedper-amount-2-seed0"]
     assert found["fedper"].settings == {"amount": 1}
     assert math.isnan(found["fedper"].default)
@@ -155,13 +167,17 @@ def test_what_fails_is_not_the_best(tmp_path, monkeypatch):
 )
 def test_refused(tmp_path, learners, limit, message):
     with pytest.raises(ConfigError, match=message):
-        search(read_config(SMALL), SearchRequest(learners, limit), tmp_path / "out")
+        search(
+            read_config(SMALL), SearchRequest(learners, limit), tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("learner", list_learners())
 def test_what_is_to_be_searched_are_settings_there_are(learner):
-    config = read_config({"data": {"scenario": learner_class(learner).scenarios[0]}})
+    config = read_config(
+        {"data": {"scenario": learner_class(learner).scenarios[0]}}
+    )
     for name, values in learner_class(learner).search.items():
         assert len(set(values)) == len(values) > 1
         for value in values:

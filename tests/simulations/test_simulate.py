@@ -23,7 +23,9 @@ SMALL = {
 
 def test_a_run_leaves_everything_behind(tmp_path):
     seen = []
-    result = simulate(read_config(SMALL), tmp_path / "run", observers=[seen.append])
+    result = simulate(
+        read_config(SMALL), tmp_path / "run", observers=[seen.append]
+    )
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {
         "config.toml",
@@ -36,10 +38,14 @@ def test_a_run_leaves_everything_behind(tmp_path):
     assert [event.event for event in seen] == [
         "start", *("round", "evaluation", "task_end") * 2, "end"
     ]  # fmt: skip
-    assert RunFolder.open(tmp_path / "run").events() == [each.line() for each in seen]
+    assert RunFolder.open(tmp_path / "run").events() == [
+        each.line() for each in seen
+    ]
     assert result.summary["accuracy"] == seen[-1].accuracy
     # The configuration is complete: it can be given again as it stands.
-    assert read_config(tmp_path / "run" / "config.toml") == resolve(read_config(SMALL))
+    assert read_config(tmp_path / "run" / "config.toml") == resolve(
+        read_config(SMALL)
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,11 @@ def test_the_paper_preset_is_the_papers_protocol():
         40,
         "adam",
     )
-    assert (train.lr, train.weight_decay, config.strategy.options["fraction"]) == (
+    assert (
+        train.lr,
+        train.weight_decay,
+        config.strategy.options["fraction"],
+    ) == (
         1e-3,
         1e-4,
         0.4,
@@ -101,7 +111,9 @@ def test_the_paper_preset_is_the_papers_protocol():
 
 
 def test_a_preset_that_is_not_there():
-    with pytest.raises(ConfigError, match=r"preset 'digit'.*did you mean 'digits'"):
+    with pytest.raises(
+        ConfigError, match=r"preset 'digit'.*did you mean 'digits'"
+    ):
         load_preset("digit")
 
 

@@ -42,7 +42,9 @@ def sizes(monkeypatch):
 
 def train_events(folder):
     return [
-        event for event in RunFolder.open(folder).events() if event["event"] == "round"
+        event
+        for event in RunFolder.open(folder).events()
+        if event["event"] == "round"
     ]
 
 
@@ -130,9 +132,13 @@ def test_messages_in_any_order_and_number(tmp_path, sizes):
         assert reply.failure == expected.failure
         assert (reply.failure is None) is (reply.reply_to != "3")
         for name, array in (
-            reply.arrays() if reply.kind == TRAIN and reply.failure is None else {}
+            reply.arrays()
+            if reply.kind == TRAIN and reply.failure is None
+            else {}
         ).items():
-            assert np.allclose(array, expected.arrays()[name], rtol=1e-4, atol=1e-5)
+            assert np.allclose(
+                array, expected.arrays()[name], rtol=1e-4, atol=1e-5
+            )
             assert not np.array_equal(array, arrays[name])
 
 
@@ -158,7 +164,11 @@ def test_clients_never_chosen_train_when_the_task_ends(tmp_path):
         assert torch.allclose(head, at_once[name], rtol=1e-3, atol=1e-5)
     folders = [RunFolder.open(tmp_path / name) for name in ("off", "auto")]
     ends = [
-        [event["samples"] for event in folder.events() if event["event"] == "task_end"]
+        [
+            event["samples"]
+            for event in folder.events()
+            if event["event"] == "task_end"
+        ]
         for folder in folders
     ]
     assert ends[0] == ends[1]

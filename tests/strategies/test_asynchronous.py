@@ -9,7 +9,13 @@ from fedknow.client.host import Host
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ConfigError, StrategyConfig, read_config
 from fedknow.protocols.flower import to_arrays, to_record
-from fedknow.protocols.messages import NO_ANSWER, TRAIN, Arrays, Metrics, client_of
+from fedknow.protocols.messages import (
+    NO_ANSWER,
+    TRAIN,
+    Arrays,
+    Metrics,
+    client_of,
+)
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
@@ -28,7 +34,12 @@ class Adder:
         assert message.kind == TRAIN
         client, config = client_of(message.node), message.config()
         self.seen.append(
-            (client, config["round"], float(message.arrays()["w"][0]), dict(config))
+            (
+                client,
+                config["round"],
+                float(message.arrays()["w"][0]),
+                dict(config),
+            )
         )
         if (client, config["round"]) in self.fail:
             return message.fail(2, "broken"), state
@@ -69,8 +80,12 @@ class ClockedGrid(InlineGrid):
         for reply, version in self.deliver(new, None, options):
             seconds = self.seconds[client_of(reply.node)]
             lost = seconds == np.inf
-            asked = next(message for message in new if message.id == reply.reply_to)
-            answer = (asked.fail(NO_ANSWER, "lost"), 0) if lost else (reply, version)
+            asked = next(
+                message for message in new if message.id == reply.reply_to
+            )
+            answer = (
+                (asked.fail(NO_ANSWER, "lost"), 0) if lost else (reply, version)
+            )
             self.due[reply.reply_to] = (
                 self.pushed_at[reply.reply_to] + (50 if lost else seconds),
                 answer,
@@ -82,7 +97,9 @@ class ClockedGrid(InlineGrid):
             return []
         self.clock = max(self.clock, first)
         there = [
-            (time, answer) for time, answer in waited.values() if time <= self.clock
+            (time, answer)
+            for time, answer in waited.values()
+            if time <= self.clock
         ]
         return [
             answer
@@ -93,14 +110,19 @@ class ClockedGrid(InlineGrid):
 
 
 class Run:
-    def __init__(self, tmp_path, seconds, name, rounds, fail=(), w=0.0, **options):
+    def __init__(
+        self, tmp_path, seconds, name, rounds, fail=(), w=0.0, **options
+    ):
         self.node = Adder()
         self.node.fail = set(fail)
         self.rounds = []
         start = to_record(
             {"w": np.array([w], np.float32), "n": np.array([3], np.int64)}
         )
-        with ClockedGrid(tmp_path, self.node, seconds) as self.grid, quiet_flower():
+        with (
+            ClockedGrid(tmp_path, self.node, seconds) as self.grid,
+            quiet_flower(),
+        ):
             self.strategy = build_strategy(
                 StrategyConfig(name=name, **options), len(seconds)
             )
@@ -110,7 +132,11 @@ class Run:
 
             def evaluate_fn(number, arrays):
                 self.rounds.append(
-                    (number, self.grid.clock_time, float(to_arrays(arrays)["w"][0]))
+                    (
+                        number,
+                        self.grid.clock_time,
+                        float(to_arrays(arrays)["w"][0]),
+                    )
                 )
 
             self.result = self.strategy.start(
@@ -177,7 +203,9 @@ def test_fedasync_tells_clients_of_the_proximal_term(tmp_path):
 )
 def test_what_staleness_costs(options, expected):
     strategy = build_strategy(StrategyConfig(name="fedasync", **options))
-    assert [strategy.discount(late) for late in (0, 1, 4, 6)] == pytest.approx(expected)
+    assert [strategy.discount(late) for late in (0, 1, 4, 6)] == pytest.approx(
+        expected
+    )
 
 
 # --- FedBuff
@@ -239,7 +267,12 @@ def test_who_is_late_counts_in_the_next_round(tmp_path):
     # 7, one step late, and counts half; the round is over at 7, as nobody is at work: 1.5 + (1
     # + 2 + 3 / 2) / 3 = 3. Round 3 has no deadline and waits for all three until 14: 3 + (1 + 2
     # + 3) / 3.
-    assert run.rounds == [(0, 0.0, 0.0), (1, 5.0, 1.5), (2, 7.0, 3.0), (3, 14.0, 5.0)]
+    assert run.rounds == [
+        (0, 0.0, 0.0),
+        (1, 5.0, 1.5),
+        (2, 7.0, 3.0),
+        (3, 14.0, 5.0),
+    ]
     assert [client for client, _, _ in run.trained] == [0, 1, 2, 0, 1, 0, 1, 2]
 
 
@@ -272,9 +305,9 @@ def test_without_a_client_that_fails(tmp_path, name, options):
 def test_lost_answers_are_given_up_and_told(tmp_path):
     run = Run(tmp_path, [1, np.inf, 3], "fedbuff", 1, buffer=3)
     assert run.rounds[-1] == (1, 150.0, (1 + 3) / 2)  # it is asked three times
-    assert [[client_of(message.node) for message in work] for work in run.missed] == [
-        [1]
-    ] * 3
+    assert [
+        [client_of(message.node) for message in work] for work in run.missed
+    ] == [[1]] * 3
 
 
 def test_a_round_without_any_answer_is_the_end(tmp_path):
@@ -286,10 +319,22 @@ def test_a_round_without_any_answer_is_the_end(tmp_path):
     ("name", "options", "words"),
     [
         ("fedbuff", {"buffer": 5}, "buffer = 5, but data.clients = 4"),
-        ("fedbuff", {"buffer": 0}, "buffer = 0: must be a whole number, 1 or more"),
-        ("fedbuff", {"buffer": 2, "server_lr": 0}, "server_lr = 0: must be above 0"),
+        (
+            "fedbuff",
+            {"buffer": 0},
+            "buffer = 0: must be a whole number, 1 or more",
+        ),
+        (
+            "fedbuff",
+            {"buffer": 2, "server_lr": 0},
+            "server_lr = 0: must be above 0",
+        ),
         ("fedasync", {"concurrency": 5}, "concurrency = 5, but"),
-        ("fedasync", {"concurrency": 1.5}, "concurrency = 1.5: must be a whole number"),
+        (
+            "fedasync",
+            {"concurrency": 1.5},
+            "concurrency = 1.5: must be a whole number",
+        ),
         ("fedasync", {"alpha": 2}, "alpha = 2: must be above 0 and at most 1"),
         (
             "fedasync",
@@ -297,7 +342,11 @@ def test_a_round_without_any_answer_is_the_end(tmp_path):
             "proximal_mu = -1: must be a number, at least 0",
         ),
         ("fedasync", {"staleness": "linear"}, "polynomial, hinge or constant"),
-        ("fedasync", {"staleness_a": -1}, "staleness_a = -1: must not be below 0"),
+        (
+            "fedasync",
+            {"staleness_a": -1},
+            "staleness_a = -1: must not be below 0",
+        ),
         ("semisync", {"deadline": 0}, "deadline = 0: must be above 0"),
     ],
 )
@@ -318,7 +367,9 @@ BASE = {
 
 
 def experiment(out, strategy, *changes, **options):
-    config = read_config({**BASE, "strategy": {"name": strategy, **options}}, changes)
+    config = read_config(
+        {**BASE, "strategy": {"name": strategy, **options}}, changes
+    )
     return simulate(config, out, report=False)
 
 

@@ -10,7 +10,9 @@ from fedknow.strategies.registry import BUILTIN
 def test_every_option_of_a_strategy_has_values_and_a_meaning(name):
     description = describe_strategy(name)
     assert description.summary == BUILTIN[name].summary
-    assert [setting.name for setting in description.settings] == option_names(name)
+    assert [setting.name for setting in description.settings] == option_names(
+        name
+    )
     for setting in description.settings:
         assert setting.meaning, f"{name}.{setting.name}: say what it does"
         assert setting.allowed

@@ -168,7 +168,11 @@ def test_the_two_halves_tell_each_other(pair, tmp_path):
         "up": 2 * (1 + 2 + 3) * 4,
         "messages": 2 * 2 + 2 * 3,
     }
-    assert traffic["train.end_task.extra"] == {"down": 0, "up": 3 * 4, "messages": 3}
+    assert traffic["train.end_task.extra"] == {
+        "down": 0,
+        "up": 3 * 4,
+        "messages": 3,
+    }
 
 
 def test_what_a_strategy_knows_survives_an_interrupt(pair, tmp_path):
@@ -238,7 +242,9 @@ def test_what_fits(pair):
         experiment("learner=ewc", "strategy=fedprox").strategy.name == "fedprox"
     )  # its term is in every learner
     assert experiment("learner=pair:Names").strategy.name == "flcn"
-    assert experiment("learner=pair:Names", "strategy=flcn").strategy.name == "flcn"
+    assert (
+        experiment("learner=pair:Names", "strategy=flcn").strategy.name == "flcn"
+    )
 
 
 def test_a_learner_that_takes_nothing_says_so(pair, tmp_path):
@@ -247,7 +253,8 @@ def test_a_learner_that_takes_nothing_says_so(pair, tmp_path):
         match=r"strategy pair:Answers sends client 2 a record 'extra'.* own strategy",
     ):
         simulate(
-            experiment("learner=fedavg", "strategy=pair:Answers"), tmp_path / "run"
+            experiment("learner=fedavg", "strategy=pair:Answers"),
+            tmp_path / "run",
         )
 
 
@@ -260,10 +267,18 @@ def test_a_learner_that_takes_nothing_says_so(pair, tmp_path):
     [
         (Arrays(a=np.zeros((2, 5), np.float32)), None, ""),
         (Arrays(a=np.zeros((2, 0), np.float32)), None, ""),
-        (Arrays(a=np.zeros((3, 5), np.float32)), Fault.SHAPE, "(3, 5), not (2, -1)"),
+        (
+            Arrays(a=np.zeros((3, 5), np.float32)),
+            Fault.SHAPE,
+            "(3, 5), not (2, -1)",
+        ),
         (Arrays(a=np.zeros(2, np.float32)), Fault.SHAPE, "(2,), not (2, -1)"),
         (Arrays(a=np.zeros((2, 5))), Fault.DTYPE, "float64, not float32"),
-        (Arrays(b=np.zeros((2, 5), np.float32)), Fault.NAMES, "extra arrays a, b"),
+        (
+            Arrays(b=np.zeros((2, 5), np.float32)),
+            Fault.NAMES,
+            "extra arrays a, b",
+        ),
         (
             Arrays(a=np.full((2, 5), np.nan, np.float32)),
             Fault.NOT_FINITE,
@@ -281,10 +296,16 @@ def test_what_clients_share_is_checked(record, fault, words):
     metrics = Metrics({"num-examples": 1, "knowledge-bytes": 0.0})
     inspector(
         Message(
-            END_TASK, node_of(0), "2", "1", content={"metrics": metrics, EXTRA: record}
+            END_TASK,
+            node_of(0),
+            "2",
+            "1",
+            content={"metrics": metrics, EXTRA: record},
         )
     )
-    assert [failure.fault for failure in failures] == ([] if fault is None else [fault])
+    assert [failure.fault for failure in failures] == (
+        [] if fault is None else [fault]
+    )
     assert words in "".join(map(str, failures))
 
 
@@ -391,9 +412,19 @@ def test_traffic_of_fedweit_by_hand(tmp_path):
     up = 0
     for p in learner.body.parameters():
         units = math.ceil(0.7 * len(p))
-        up += min(4 * p.numel(), 4 * units * p.numel() // len(p) + -(-p.numel() // 8))
+        up += min(
+            4 * p.numel(), 4 * units * p.numel() // len(p) + -(-p.numel() // 8)
+        )
     metrics = 8 * len(
-        ["num-examples", "samples", "loss", "accuracy", "adaptive", "seconds", *COSTS]
+        [
+            "num-examples",
+            "samples",
+            "loss",
+            "accuracy",
+            "adaptive",
+            "seconds",
+            *COSTS,
+        ]
     )
     assert traffic[TRAIN]["up"] == CLIENTS * TASKS * ROUNDS * (up + metrics)
     assert traffic["train.end_task.extra"] == {
@@ -418,14 +449,20 @@ def test_traffic_of_fedweit_by_hand(tmp_path):
     )
     borrowed = [0, bits, 2 * bits]  # all zeros, from the second task on
     assert kept == [
-        4 * body + (t + 1) * (4 * masks + bits) + borrowed[t] for t in range(TASKS)
+        4 * body + (t + 1) * (4 * masks + bits) + borrowed[t]
+        for t in range(TASKS)
     ]
 
 
 def test_adaptive_parameters_go_to_all_once_a_task(tmp_path):
-    config = experiment("learner=fedweit", "learner.sparsity=0.0", "train.lr=0.01")
+    config = experiment(
+        "learner=fedweit", "learner.sparsity=0.0", "train.lr=0.01"
+    )
     _, traffic = run(config, tmp_path / "run")
-    up, down = traffic["train.end_task.extra"]["up"], traffic["train.extra"]["down"]
+    up, down = (
+        traffic["train.end_task.extra"]["up"],
+        traffic["train.extra"]["down"],
+    )
     assert traffic["train.extra"]["messages"] == CLIENTS * (TASKS - 1)
     assert 0 < down < CLIENTS * up  # the last task's go to nobody
 
@@ -463,7 +500,9 @@ def test_who_was_told_is_remembered():
     other = build_strategy(experiment("learner=fedweit").strategy)
     other.load_state_dict(strategy.state_dict())
     assert other.extra(1, 2) is None
-    np.testing.assert_array_equal(other.extra(1, 0)["w"], [[0, 0], [0, 2], [0, 0]])
+    np.testing.assert_array_equal(
+        other.extra(1, 0)["w"], [[0, 0], [0, 2], [0, 0]]
+    )
     fresh = build_strategy(experiment("learner=fedweit").strategy)
     fresh.load_state_dict(fresh.state_dict())
     assert fresh.extra(0, 0) is None
@@ -481,7 +520,8 @@ def test_joint_training_in_one_place(tmp_path):
     """As many samples as FedAvg learns from, no traffic but for scoring, and in the first task
     ordinary training."""
     folder, traffic = run(
-        experiment("learner=joint-central", "strategy.fraction=0.7"), tmp_path / "run"
+        experiment("learner=joint-central", "strategy.fraction=0.7"),
+        tmp_path / "run",
     )
     assert traffic.keys() == {"evaluate"}
     benchmark = make_benchmark(folder.config)
@@ -490,7 +530,8 @@ def test_joint_training_in_one_place(tmp_path):
         size = int(
             0.7
             * sum(
-                benchmark.train_size(client, event["task"]) for client in range(CLIENTS)
+                benchmark.train_size(client, event["task"])
+                for client in range(CLIENTS)
             )
         )
         assert (event["clients"], event["samples"]) == (0, size)
@@ -515,7 +556,10 @@ def test_a_round_in_one_place_by_hand(tmp_path):
         "train.weight_decay=0.0",
     ]
     config = experiment(
-        "learner=joint-central", "data.tasks=1", "train.batch_size=10000", *changes
+        "learner=joint-central",
+        "data.tasks=1",
+        "train.batch_size=10000",
+        *changes,
     )
     benchmark = make_benchmark(config)
     model = build_learner(config, benchmark.shape, benchmark.classes).model
@@ -530,4 +574,6 @@ def test_a_round_in_one_place_by_hand(tmp_path):
     result = simulate(config, tmp_path / "run")
     for name, parameter in model.named_parameters():
         expected = (parameter - 0.5 * parameter.grad).detach().numpy()
-        np.testing.assert_allclose(result.arrays[name], expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            result.arrays[name], expected, rtol=1e-4, atol=1e-6
+        )

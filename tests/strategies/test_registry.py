@@ -61,7 +61,9 @@ def test_options_reach_the_constructor():
 
 
 def test_privacy_wraps_fedavg_and_shares_the_options_out():
-    strategy = build("dp-fixed-clipping", fraction=0.5, **NEEDED["dp-fixed-clipping"])
+    strategy = build(
+        "dp-fixed-clipping", fraction=0.5, **NEEDED["dp-fixed-clipping"]
+    )
     assert type(strategy) is flower.DifferentialPrivacyServerSideFixedClipping
     assert strategy.clipping_norm == 1.0
     assert strategy.strategy.fraction_train == 0.5
@@ -131,7 +133,9 @@ def test_a_strategy_that_would_wait_for_ever_is_refused():
         build_strategy(config, clients=20)
     assert build_strategy(config, clients=30)
     private = StrategyConfig(
-        name="dp-fixed-clipping", min_available_nodes=30, **NEEDED["dp-fixed-clipping"]
+        name="dp-fixed-clipping",
+        min_available_nodes=30,
+        **NEEDED["dp-fixed-clipping"],
     )
     with pytest.raises(ConfigError, match="min_available_nodes = 30"):
         build_strategy(private, clients=20)
@@ -146,7 +150,12 @@ def test_a_strategy_that_would_wait_for_ever_is_refused():
             6,
             r"needs 4 x 1 \+ 3 = 7 clients in a round, and a round asks 6; low",
         ),
-        ("bulyan", {"num_malicious_nodes": 1, "fraction": 0.5}, 13, "a round asks 6"),
+        (
+            "bulyan",
+            {"num_malicious_nodes": 1, "fraction": 0.5},
+            13,
+            "a round asks 6",
+        ),
         (
             "bulyan",
             {},
@@ -222,7 +231,8 @@ def test_and_with_enough_clients_it_is_made(name, options, clients):
 
 
 @pytest.mark.parametrize(
-    "fault", ["raise SystemExit", "raise GeneratorExit2", "import sys; sys.exit(0)"]
+    "fault",
+    ["raise SystemExit", "raise GeneratorExit2", "import sys; sys.exit(0)"],
 )
 def test_a_users_strategy_cannot_end_the_process(tmp_path, monkeypatch, fault):
     monkeypatch.chdir(tmp_path)
@@ -252,9 +262,9 @@ def test_a_users_own_argument_may_be_infinite_where_its_default_is(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert build("limitless_for_test:Limitless", most=float("-inf")).most == float(
-        "-inf"
-    )
+    assert build(
+        "limitless_for_test:Limitless", most=float("-inf")
+    ).most == float("-inf")
     with pytest.raises(
         ConfigError, match=r"strategy\.least = inf: must be a finite number"
     ):
@@ -275,7 +285,11 @@ def test_a_users_file_is_found_in_the_current_folder(tmp_path, monkeypatch):
     strategy = build(
         "theirs_by_file:Theirs", strength=2, fraction=0.5, fraction_evaluate=0.3
     )
-    assert (strategy.strength, strategy.fraction_train, strategy.fraction_evaluate) == (
+    assert (
+        strategy.strength,
+        strategy.fraction_train,
+        strategy.fraction_evaluate,
+    ) == (
         2,
         0.5,
         0.3,
@@ -302,7 +316,9 @@ def test_installed_packages_offer_strategies(monkeypatch, tmp_path):
     (package / "entry_points.txt").write_text("\n".join(entries))
     monkeypatch.syspath_prepend(tmp_path)
     lines = list_strategies()
-    assert lines["from-afar"] == "from afar 1.0 (flwr.serverapp.strategy:FedMedian)"
+    assert (
+        lines["from-afar"] == "from afar 1.0 (flwr.serverapp.strategy:FedMedian)"
+    )
     assert type(build("from-afar")) is flower.FedMedian
     # A built-in name stays ours, and the list says so.
     assert type(build("fedavg")) is flower.FedAvg
@@ -379,5 +395,6 @@ def test_options_that_a_users_class_hands_on_to_flower_are_checked(
         build("hands_on:Mine", num_malicious_nodes=2.5)
     # tau is Flower's of another class: here it is the user's own.
     assert (
-        build("hands_on:Mine", num_malicious_nodes=2, tau=-1).num_malicious_nodes == 2
+        build("hands_on:Mine", num_malicious_nodes=2, tau=-1).num_malicious_nodes
+        == 2
     )

@@ -28,7 +28,10 @@ CASES = {
         "rows = [x for y in z for x in y]\n",
         "rows = [x for x in z if x]\n",
     ),
-    "function-word": ("def f(of):\n    return of\n", "def f(spec):\n    return spec\n"),
+    "function-word": (
+        "def f(of):\n    return of\n",
+        "def f(spec):\n    return spec\n",
+    ),
     "summary": (f'"""{"x" * 73}"""\n', f'"""{"x" * 72}\n\n{"x" * 90}\n"""\n'),
 }
 
@@ -74,7 +77,9 @@ def test_a_docstring_does_not_count_as_length(tmp_path):
 
 def test_density_counts_code_without_docstrings():
     density = style.Density()
-    density.add('"""A docstring of code."""\n\n# Why.\nx = f(1)  # because\ny = 2\n')
+    density.add(
+        '"""A docstring of code."""\n\n# Why.\nx = f(1)  # because\ny = 2\n'
+    )
     assert density.tokens_per_line == (6 + 3) / 2
     assert density.comments_per_line == 2 / 2
 

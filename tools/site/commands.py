@@ -31,8 +31,12 @@ def page() -> str:
 
 
 def _command(name: str, command: Any) -> str:
-    arguments = [each for each in command.params if each.param_type_name == "argument"]
-    options = [each for each in command.params if each.param_type_name == "option"]
+    arguments = [
+        each for each in command.params if each.param_type_name == "argument"
+    ]
+    options = [
+        each for each in command.params if each.param_type_name == "option"
+    ]
     words = [_shown(each) for each in arguments]
     usage = " ".join(["fedknow", name, *words, "[OPTIONS]"])
     rows = [[_names(each), _default(each), each.help or ""] for each in options]
@@ -49,7 +53,9 @@ def _shown(argument: Any) -> str:
 
 
 def _names(option: Any) -> str:
-    flags = ", ".join(f"`{each}`" for each in [*option.opts, *option.secondary_opts])
+    flags = ", ".join(
+        f"`{each}`" for each in [*option.opts, *option.secondary_opts]
+    )
     if option.is_flag:
         return flags
     return f"{flags} `{option.metavar or option.type.name.upper()}`"

@@ -41,7 +41,9 @@ def on_files(files: Files, config: Any) -> Files:
         text = (ROOT / name).read_text("utf-8")
         files.append(File.generated(config, path, content=text))
     for source in linked_files(Path(config.docs_dir)):
-        copy = File.generated(config, copied(source), abs_src_path=str(ROOT / source))
+        copy = File.generated(
+            config, copied(source), abs_src_path=str(ROOT / source)
+        )
         files.append(copy)
     _add_to_guides(files, config.nav)
     return files
@@ -65,7 +67,9 @@ def _paths(entry: str | dict[str, Any]) -> list[str]:
 def linked_files(docs: Path) -> set[str]:
     """Find the files of the repository that pages link to, below the root."""
     targets: set[str] = set()
-    pages = {path: path.relative_to(ROOT).as_posix() for path in docs.rglob("*.md")}
+    pages = {
+        path: path.relative_to(ROOT).as_posix() for path in docs.rglob("*.md")
+    }
     pages |= {ROOT / name: name for name in PAGES}
     for path, name in pages.items():
         for _, link, _ in LINK.findall(CODE.sub("", path.read_text("utf-8"))):
@@ -111,7 +115,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
                 return f"[{label}]({_page(link)}{anchor})"
             return match[0]
         if target in PAGES:
-            return f"[{label}]({posixpath.relpath(PAGES[target], folder)}{anchor})"
+            return (
+                f"[{label}]({posixpath.relpath(PAGES[target], folder)}{anchor})"
+            )
         if not (ROOT / target).is_file():
             return label  # a folder: there is nothing to show
         return f"[{label}]({posixpath.relpath(copied(target), folder)})"

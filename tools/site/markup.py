@@ -32,7 +32,9 @@ def prose(text: str) -> str:
     >>> prose("See :class:`~fedknow.Learner` and ``ai-*``.")
     'See `Learner` and `ai-*`.'
     """
-    without_roles = _ROLE.sub(lambda match: f"`{match[1].rpartition('.')[2]}`", text)
+    without_roles = _ROLE.sub(
+        lambda match: f"`{match[1].rpartition('.')[2]}`", text
+    )
     return _MODULE.sub(r"`\1`", without_roles).replace("``", "`")
 
 
@@ -82,7 +84,9 @@ def _row(texts: Sequence[str]) -> str:
 
 def listed(pairs: Mapping[str, str]) -> str:
     """Make a list of headings and texts."""
-    return "".join(f"- **{name}**: {literal(text)}\n" for name, text in pairs.items())
+    return "".join(
+        f"- **{name}**: {literal(text)}\n" for name, text in pairs.items()
+    )
 
 
 def section(level: int, title: str, *blocks: str) -> str:

@@ -94,7 +94,9 @@ def part(name: str, described: Description) -> str:
 
 def learners() -> str:
     """Make the page of the learners."""
-    intro = "A learner is the method on a client. Set it with `--set learner=NAME`."
+    intro = (
+        "A learner is the method on a client. Set it with `--set learner=NAME`."
+    )
     return parts("Learners", intro, list_learners(), describe_learner)
 
 
@@ -125,7 +127,10 @@ def data_sets() -> str:
 def presets() -> str:
     """Make the page of the presets."""
     text = section(
-        1, "Presets", "A preset is an experiment that is shipped under a name.", MADE
+        1,
+        "Presets",
+        "A preset is an experiment that is shipped under a name.",
+        MADE,
     )
     for name, line in list_presets().items():
         complete = load_preset(name, []).to_toml()
@@ -146,7 +151,9 @@ def devices() -> str:
             profile.about,
             f"{profile.speed / 1e9:,.0f}",
             f"{profile.memory_limit / 1e9:.1f} of {profile.memory / 1e9:.1f}",
-            "" if profile.busy is None else f"{profile.busy:g} / {profile.idle:g}",
+            ""
+            if profile.busy is None
+            else f"{profile.busy:g} / {profile.idle:g}",
         ]
         for name, profile in shipped_profiles().items()
     ]
@@ -162,7 +169,9 @@ def devices() -> str:
     for name, profile in shipped_profiles().items():
         pairs = profile.source.items()
         sources += [[f"`{name}`", quantity, source] for quantity, source in pairs]
-    return text + section(2, "Sources", table(["device", "number", "from"], sources))
+    return text + section(
+        2, "Sources", table(["device", "number", "from"], sources)
+    )
 
 
 def configuration() -> str:
@@ -289,7 +298,12 @@ def run_folder() -> str:
     intro = "A run folder holds everything that a run leaves behind."
     closing = document.rpartition("\n\n")[2]
     text = section(
-        1, "Run folder", intro, MADE, table(["entry", "holds"], rows), prose(closing)
+        1,
+        "Run folder",
+        intro,
+        MADE,
+        table(["entry", "holds"], rows),
+        prose(closing),
     )
     intro = prose((inspect.getdoc(checkpoint) or "").partition("\n\n")[2])
     text += section(2, "Checkpoints", intro)

@@ -16,7 +16,13 @@ from typing import Any
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig, LearnerConfig
 
-__all__ = ["SEARCHED_AS", "SUFFIX", "best_settings", "searched_settings", "with_best"]
+__all__ = [
+    "SEARCHED_AS",
+    "SUFFIX",
+    "best_settings",
+    "searched_settings",
+    "with_best",
+]
 
 SUFFIX = "@best"
 """What follows a learner's name where its best settings are meant."""
@@ -60,7 +66,11 @@ def best_settings(preset: str, learner: str) -> dict[str, Any]:
             if settings
             else f"there are none for {preset!r}"
         )
-        hint = f", and {learner} has some for {other_presets}" if other_presets else ""
+        hint = (
+            f", and {learner} has some for {other_presets}"
+            if other_presets
+            else ""
+        )
         raise ConfigError(
             f"learner.name = '{learner}{SUFFIX}': no best settings are shipped "
             f"for name = {preset!r}; {available}"
@@ -80,4 +90,6 @@ def with_best(config: ExperimentConfig) -> ExperimentConfig:
         return config
     # What the user set goes before what was searched.
     settings = best_settings(config.name, name) | config.learner.options
-    return config.model_copy(update={"learner": LearnerConfig(name=name, **settings)})
+    return config.model_copy(
+        update={"learner": LearnerConfig(name=name, **settings)}
+    )

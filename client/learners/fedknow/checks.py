@@ -12,7 +12,9 @@ from fedknow.protocols.config import ConfigError
 __all__ = ["check_model"]
 
 
-def check_model(body: nn.Module, head: nn.Linear, settings: FedKnowSettings) -> None:
+def check_model(
+    body: nn.Module, head: nn.Linear, settings: FedKnowSettings
+) -> None:
     """Refuse a user's model that this method cannot work with.
 
     Raises
@@ -38,4 +40,6 @@ def check_model(body: nn.Module, head: nn.Linear, settings: FedKnowSettings) -> 
             "batch; set restore_from to 1"
         )
     if fault:
-        raise ConfigError(f"learner.name = 'fedknow' cannot train this model: {fault}")
+        raise ConfigError(
+            f"learner.name = 'fedknow' cannot train this model: {fault}"
+        )

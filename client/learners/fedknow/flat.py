@@ -52,7 +52,9 @@ def views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def flatten(
-    parts: Sequence[Tensor], parameters: Sequence[Tensor], out: Tensor | None = None
+    parts: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    out: Tensor | None = None,
 ) -> Tensor:
     """Copy tensors of the parameters' shapes into one flat vector.
 
@@ -73,7 +75,9 @@ def flatten(
         Float [p].
     """
     if out is None:
-        out = parts[0].new_empty(sum(parameter.numel() for parameter in parameters))
+        out = parts[0].new_empty(
+            sum(parameter.numel() for parameter in parameters)
+        )
     with torch.no_grad():
         # One call for all parameters, of which a network has hundreds.
         torch._foreach_copy_(views(out, parameters), list(parts))
@@ -100,7 +104,9 @@ def flatten_present(
 
 
 def set_gradients(
-    parameters: Sequence[nn.Parameter], parts: Sequence[Tensor], reached: Sequence[bool]
+    parameters: Sequence[nn.Parameter],
+    parts: Sequence[Tensor],
+    reached: Sequence[bool],
 ) -> None:
     """Put gradients into the parameters that the batch depends on.
 
@@ -113,14 +119,18 @@ def set_gradients(
     reached : sequence of bool
         Which of them the batch depends on.
     """
-    for parameter, part, is_reached in zip(parameters, parts, reached, strict=True):
+    for parameter, part, is_reached in zip(
+        parameters, parts, reached, strict=True
+    ):
         # A gradient of zeros is not the same as none: weight decay would move the parameter.
         parameter.grad = part if is_reached else None
 
 
 def free_parameters(module: nn.Module) -> list[nn.Parameter]:
     """List the parameters that are not frozen."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        parameter for parameter in module.parameters() if parameter.requires_grad
+    ]
 
 
 class GradientBuffer:

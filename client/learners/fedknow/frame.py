@@ -13,7 +13,9 @@ from fedknow.client.learners.fedknow.counts import RoundCounts
 from fedknow.client.learners.fedknow.flat import GradientBuffer
 from fedknow.client.learners.fedknow.gradients import Student
 from fedknow.client.learners.fedknow.integrator import integrator_for
-from fedknow.client.learners.fedknow.negative_transfer import NegativeTransferGuard
+from fedknow.client.learners.fedknow.negative_transfer import (
+    NegativeTransferGuard,
+)
 from fedknow.client.learners.fedknow.restorer import Restorer
 from fedknow.client.learners.fedknow.selection import SignatureSelection
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
@@ -47,7 +49,9 @@ class KnowledgeClient(Learner):
         self._restorer = Restorer(settings, scratch_body, self.autocast)
         self._selection = SignatureSelection(settings)
         self._integrator = integrator_for(settings)
-        self._guard = NegativeTransferGuard(settings, self._student, self._scratch)
+        self._guard = NegativeTransferGuard(
+            settings, self._student, self._scratch
+        )
 
     def load_own_state(self, state: State) -> None:
         """Take over the knowledge of past tasks and what is known of this one."""

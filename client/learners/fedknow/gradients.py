@@ -228,7 +228,9 @@ class WholeBatch(CurrentGradient):
     def turn(self, restored: RestoredGradients, weights: Vector) -> Tensor:
         """Compute ``g + sum_i w_i g_i``, float [size], from w, float64 [k]."""
         self.pullbacks += 1
-        return restored.turn(self._cotangent, weights, self.student.buffer.current)
+        return restored.turn(
+            self._cotangent, weights, self.student.buffer.current
+        )
 
     def put(self, gradient: Tensor) -> None:
         """See :meth:`CurrentGradient.put`."""
@@ -281,7 +283,9 @@ class PartOfBatch(CurrentGradient):
         count = math.ceil(share * len(batch.y))
         self.index = batch.index[:count]
         # Nothing is factored: coordinates in the span of the part's inputs cannot hold g.
-        self.at_body = Linearization(student.body, batch.x[:count], student.autocast())
+        self.at_body = Linearization(
+            student.body, batch.x[:count], student.autocast()
+        )
         with student.autocast(), torch.no_grad():
             self.logits = widen(student.head(self.at_body.features))
         # The plain gradient's; the pass that only prepares for products is not counted.
@@ -316,7 +320,9 @@ class PartOfBatch(CurrentGradient):
         g = self.at_body.pullback(
             self._total, self.student.buffer.current, forward=True
         )
-        return g.mul_(margin).add_(self._plain) if margin else g.copy_(self._plain)
+        return (
+            g.mul_(margin).add_(self._plain) if margin else g.copy_(self._plain)
+        )
 
     def put(self, gradient: Tensor) -> None:
         """See :meth:`CurrentGradient.put`."""

@@ -196,7 +196,9 @@ class LazyQp(_Solver):
     asks_products = True
 
     def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
-        return integrate_lazily(g, len(restored), restored.build, restored.products)
+        return integrate_lazily(
+            g, len(restored), restored.build, restored.products
+        )
 
 
 class Surrogate(_Solver):

@@ -100,9 +100,13 @@ class Knowledge:
         flat = self.values.new_zeros(
             sum(weight.numel() for weight in prunable(body).values())
         )
-        is_kept = np.unpackbits(self.mask.cpu().numpy(), count=len(flat)).view(bool)
+        is_kept = np.unpackbits(self.mask.cpu().numpy(), count=len(flat)).view(
+            bool
+        )
         # Values were gathered in the same order, that of the mask's bits.
-        flat.masked_scatter_(torch.from_numpy(is_kept).to(flat.device), self.values)
+        flat.masked_scatter_(
+            torch.from_numpy(is_kept).to(flat.device), self.values
+        )
         state = body.state_dict()
         with torch.no_grad():
             start = 0
@@ -183,7 +187,8 @@ def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
     above[ties] = True
     parts = torch.split(above, [weight.numel() for weight in weights])
     return [
-        part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)
+        part.view(weight.shape)
+        for part, weight in zip(parts, weights, strict=True)
     ]
 
 
@@ -258,14 +263,19 @@ def extract(
         mask=torch.from_numpy(np.packbits(is_kept.cpu().numpy())),
         values=flat[is_kept].clone(),
         unpruned=_unpruned(body),
-        head=(head.weight.detach()[index].clone(), head.bias.detach()[index].clone()),
+        head=(
+            head.weight.detach()[index].clone(),
+            head.bias.detach()[index].clone(),
+        ),
     )
 
 
 def _unpruned(body: nn.Module) -> Tensors:
     """Copy the body's buffers and its parameters that are not prunable."""
     trained = {
-        name for name, parameter in body.named_parameters() if parameter.requires_grad
+        name
+        for name, parameter in body.named_parameters()
+        if parameter.requires_grad
     }
     names = (trained - prunable(body).keys()) | dict(body.named_buffers()).keys()
     return {
@@ -299,7 +309,9 @@ def _finetune(
     generator = torch.Generator().manual_seed(tuning.seed)
     # For dropout, which draws from the global generator.
     torch.manual_seed(tuning.seed)
-    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    free = [
+        parameter for parameter in model.parameters() if parameter.requires_grad
+    ]
     optimizer = torch.optim.Adam(free, lr=tuning.lr, fused=True)
     labels = columns.labels(samples.y)
     model.train()

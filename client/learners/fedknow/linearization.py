@@ -57,9 +57,13 @@ def factorable(
     if not (weights and features.requires_grad):
         return frozenset()
     # Any gradient left shows another use, as the factored one is detached.
-    elsewhere = torch.autograd.grad(features.sum(), list(weights), allow_unused=True)
+    elsewhere = torch.autograd.grad(
+        features.sum(), list(weights), allow_unused=True
+    )
     once = {
-        w for w, gradient in zip(weights, elsewhere, strict=True) if gradient is None
+        w
+        for w, gradient in zip(weights, elsewhere, strict=True)
+        if gradient is None
     }
     return frozenset(once & tracer.factors.keys() - tracer.again)
 
@@ -107,17 +111,22 @@ class Linearization:
             self._features = widen(body(x))
         self.features = self._features.detach()
         self.parameters = [
-            parameter for parameter in body.parameters() if parameter.requires_grad
+            parameter
+            for parameter in body.parameters()
+            if parameter.requires_grad
         ]
         self.reached = [False] * len(self.parameters)
         self._factors = tracer.factors
         self._leaves = [
-            tracer.factors[p][0] if p in tracer.factors else p for p in self.parameters
+            tracer.factors[p][0] if p in tracer.factors else p
+            for p in self.parameters
         ]
         self.size = sum(leaf.numel() for leaf in self._leaves)
         self._transpose: tuple[Tensor, list[Tensor]] | None = None
 
-    def pullback(self, cotangent: Tensor, out: Tensor, forward: bool = False) -> Tensor:
+    def pullback(
+        self, cotangent: Tensor, out: Tensor, forward: bool = False
+    ) -> Tensor:
         """J^T c into ``out``: float [n, f] -> float [size].
 
         Parameters
@@ -190,7 +199,9 @@ class Linearization:
         """
         parts = views(flat, self._leaves)
         return [
-            part @ self._factors[parameter][1].T if parameter in self._factors else part
+            part @ self._factors[parameter][1].T
+            if parameter in self._factors
+            else part
             for parameter, part in zip(self.parameters, parts, strict=True)
         ]
 

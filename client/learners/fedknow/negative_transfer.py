@@ -118,7 +118,9 @@ class NegativeTransferGuard:
         loss = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
         scratch_body = cast(nn.Module, self._scratch.body)
         g_b, _ = flatten_present(
-            torch.autograd.grad(loss, free_parameters(scratch_body), allow_unused=True),
+            torch.autograd.grad(
+                loss, free_parameters(scratch_body), allow_unused=True
+            ),
             parameters,
         )
         # After g_b, so that its activations are freed before those of g_a are made.

@@ -74,7 +74,9 @@ def integrate_lazily(
 class _WorkingSet:
     """The signature gradients built so far, and the solution for them."""
 
-    def __init__(self, g: Tensor, count: int, build: Build, products: Products) -> None:
+    def __init__(
+        self, g: Tensor, count: int, build: Build, products: Products
+    ) -> None:
         self.rows: list[int] = []
         self._g = g
         self._count = count
@@ -137,13 +139,18 @@ def _likely_to_bind(
     their cosines are 0.1 to 0.5. A wrong guess costs time and changes no result. At least one
     is named.
     """
-    q = np.outer(lengths, lengths) * (cosine + (1 - cosine) * np.eye(len(lengths)))
+    q = np.outer(lengths, lengths) * (
+        cosine + (1 - cosine) * np.eye(len(lengths))
+    )
     binding: NDArray[np.bool_] = solve_dual(q, products) > 0
     return binding if binding.any() else np.ones(len(lengths), dtype=bool)
 
 
 def integrate_surrogate(
-    g: Tensor, lengths: Vector, products: Vector, combine: Callable[[Vector], Tensor]
+    g: Tensor,
+    lengths: Vector,
+    products: Vector,
+    combine: Callable[[Vector], Tensor],
 ) -> Integration:
     """Approximate Eq. (3) by one constraint, a sum of the violated ones.
 
@@ -179,7 +186,12 @@ def integrate_surrogate(
     check_finite(np.array([square]))
     scale = -(w @ products) / square if square else 0.0
     return Integration(
-        g + scale * surrogate, scale * w, int((products < 0).sum()), 1, 1, 2 * g.numel()
+        g + scale * surrogate,
+        scale * w,
+        int((products < 0).sum()),
+        1,
+        1,
+        2 * g.numel(),
     )
 
 
@@ -215,5 +227,9 @@ def step_dual(
     """
     check_finite(v, products, lengths)
     largest = 1 + cosine * (len(v) - 1)
-    moved = np.maximum(v - products / (largest * np.maximum(lengths, 1e-19) ** 2), 0)
-    return np.where(lengths > 1e-19, moved, 0.0)  # a gradient of zero forbids nothing
+    moved = np.maximum(
+        v - products / (largest * np.maximum(lengths, 1e-19) ** 2), 0
+    )
+    return np.where(
+        lengths > 1e-19, moved, 0.0
+    )  # a gradient of zero forbids nothing

@@ -187,7 +187,9 @@ class RestoredGradients:
             lengths = squares.clamp_min(0).sqrt()
             if result is not None:
                 lengths = (
-                    lengths * result.norm() / self._cotangent.norm().clamp_min(1e-30)
+                    lengths
+                    * result.norm()
+                    / self._cotangent.norm().clamp_min(1e-30)
                 )
             return _to_numpy(lengths)
 

@@ -121,7 +121,9 @@ class Restorer:
                 str(task): knowledge.state_dict()
                 for task, knowledge in self.knowledge.items()
             },
-            "answers": {str(task): answer for task, answer in self.answers.items()},
+            "answers": {
+                str(task): answer for task, answer in self.answers.items()
+            },
             "answers_task": self._task,
         }
 
@@ -179,7 +181,9 @@ class Restorer:
 
     def _answer(self, knowledge: Knowledge, x: Tensor) -> Tensor:
         with cost.part(("answer", len(x), len(knowledge.classes))):
-            logits = knowledge.logits(self._body, x, TEACHER_BATCH, self._autocast)
+            logits = knowledge.logits(
+                self._body, x, TEACHER_BATCH, self._autocast
+            )
             return soft_labels(logits, self._settings)
 
     def forget_answers(self) -> None:
@@ -187,7 +191,9 @@ class Restorer:
         self.answers = {}
         self._task = -1
 
-    def restore(self, gradient: CurrentGradient, tasks: list[int]) -> RestoredGradients:
+    def restore(
+        self, gradient: CurrentGradient, tasks: list[int]
+    ) -> RestoredGradients:
         """Restore the gradients of past tasks at a batch.
 
         Parameters
@@ -200,7 +206,9 @@ class Restorer:
         logits = gradient.logits
         at_logits = logits.new_zeros(len(tasks), *logits.shape)
         for cotangent, task in zip(at_logits, tasks, strict=True):
-            classes = torch.tensor(self.knowledge[task].classes, device=logits.device)
+            classes = torch.tensor(
+                self.knowledge[task].classes, device=logits.device
+            )
             # Zero elsewhere: a past task says nothing of other tasks' classes.
             cotangent[:, classes] = restored_cotangent(
                 logits[:, classes],

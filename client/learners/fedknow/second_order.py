@@ -53,7 +53,11 @@ class _Convolution(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: _Geometry,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
@@ -102,12 +106,18 @@ class _Transpose(Function):
 
     @staticmethod
     def backward(
-        ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None
+        ctx: Any,
+        of_x: Tensor | None,
+        of_weight: Tensor | None,
+        of_bias: Tensor | None,
     ) -> Any:
         x, weight = ctx.saved_tensors
         tangent: Tensor | float = 0.0
         if of_weight is not None:
-            tangent, of_bias = F.conv2d(x, of_weight, of_bias, *ctx.geometry), None
+            tangent, of_bias = (
+                F.conv2d(x, of_weight, of_bias, *ctx.geometry),
+                None,
+            )
         if of_x is not None:
             tangent, of_bias = (
                 tangent + F.conv2d(of_x, weight, of_bias, *ctx.geometry),
@@ -146,7 +156,11 @@ class _Normalization(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Any
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        statistics: Any,
     ) -> Tensor:
         running_mean, running_var, training, _, eps = statistics
         y, mean, inverse = torch.native_batch_norm(x, weight, bias, *statistics)
@@ -193,13 +207,18 @@ class _NormalizationTranspose(Function):
 
     @staticmethod
     def backward(
-        ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None
+        ctx: Any,
+        of_x: Tensor | None,
+        of_weight: Tensor | None,
+        of_bias: Tensor | None,
     ) -> Any:
         x, weight, mean, inverse = ctx.saved_tensors
         tangent: Tensor | float = 0.0
         if of_x is not None:
             fixed = weight, mean, inverse, ctx.training, ctx.eps
-            tangent = _normalization_backward(of_x, x, *fixed, (True, False, False))[0]
+            tangent = _normalization_backward(
+                of_x, x, *fixed, (True, False, False)
+            )[0]
         if of_weight is not None:
             # Undoes the rsqrt, as PyTorch's own call wants a variance and not its inverse root.
             variance = inverse**-2 - ctx.eps
@@ -210,9 +229,9 @@ class _NormalizationTranspose(Function):
                 )[0]
             )
         elif of_bias is not None:
-            tangent = tangent + of_bias.view(-1, *[1] * (len(ctx.shape) - 2)).expand(
-                ctx.shape
-            )
+            tangent = tangent + of_bias.view(
+                -1, *[1] * (len(ctx.shape) - 2)
+            ).expand(ctx.shape)
         return tangent, *[None] * 7
 
 

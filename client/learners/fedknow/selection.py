@@ -134,7 +134,9 @@ def wasserstein(a: Tensor, b: Tensor, form: str = "values") -> float:
     >>> wasserstein(torch.tensor([0.0, 1.0]), torch.tensor([3.0, 2.0]))
     2.0
     """
-    return float((_quantiles_or_cdf(a, form) - _quantiles_or_cdf(b, form)).abs().mean())
+    return float(
+        (_quantiles_or_cdf(a, form) - _quantiles_or_cdf(b, form)).abs().mean()
+    )
 
 
 def most_dissimilar(

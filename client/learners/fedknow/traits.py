@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.flat import GradientBuffer, free_parameters
-from fedknow.client.learners.fedknow.linearization import Linearization, factorable
+from fedknow.client.learners.fedknow.linearization import (
+    Linearization,
+    factorable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,9 @@ class BodyTraits:
         (:class:`~fedknow.client.learners.fedknow.linearization.Linearization`).
     """
 
-    def __init__(self, body: nn.Module, scratch: nn.Module, precision: str) -> None:
+    def __init__(
+        self, body: nn.Module, scratch: nn.Module, precision: str
+    ) -> None:
         self._body = body
         self._scratch = scratch
         # The relative error of <c, J g> that rounding explains.
@@ -63,7 +68,9 @@ class BodyTraits:
         with cost.free():
             factors = factorable(self._scratch, x)
         pairs = zip(
-            free_parameters(self._body), free_parameters(self._scratch), strict=True
+            free_parameters(self._body),
+            free_parameters(self._scratch),
+            strict=True,
         )
         self.factored = frozenset(
             parameter for parameter, copied in pairs if copied in factors

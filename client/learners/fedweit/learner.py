@@ -110,7 +110,8 @@ class FedWeit(Learner):
         }
         self._others: Tensors = unpack(state.get("others", {}))
         self._attention: Tensors = {
-            name: alpha.clone() for name, alpha in state.get("attention", {}).items()
+            name: alpha.clone()
+            for name, alpha in state.get("attention", {}).items()
         }
         self._everybody: Tensors = {}
         self._global = False
@@ -119,11 +120,13 @@ class FedWeit(Learner):
         """Give the parameters of each task and what others lend."""
         return {
             "tasks": {
-                str(task): entry.state_dict() for task, entry in self._tasks.items()
+                str(task): entry.state_dict()
+                for task, entry in self._tasks.items()
             },
             "base_then": self._base_then,
             "adaptive_then": {
-                str(task): pack(entry) for task, entry in self._adaptive_then.items()
+                str(task): pack(entry)
+                for task, entry in self._adaptive_then.items()
             },
             "others": pack(self._others),
             "attention": {
@@ -155,7 +158,9 @@ class FedWeit(Learner):
         """Describe the adaptive parameters of a task."""
         if not ended:
             return {}
-        return {name: ("float32", tuple(b.shape)) for name, b in self._base.items()}
+        return {
+            name: ("float32", tuple(b.shape)) for name, b in self._base.items()
+        }
 
     def receive_extra(self, extra: Tensors) -> None:
         """Take all clients' adaptive parameters of the previous task.
@@ -209,7 +214,8 @@ class FedWeit(Learner):
         clients = len(next(iter(self._everybody.values())))
         lenders = [number for number in range(clients) if number != client]
         self._others = {
-            name: everybody[lenders] for name, everybody in self._everybody.items()
+            name: everybody[lenders]
+            for name, everybody in self._everybody.items()
         }
         self._attention = {
             name: b.new_zeros(len(lenders)) for name, b in self._base.items()
@@ -246,8 +252,12 @@ class FedWeit(Learner):
             )
         for entry, adaptive_before in self._past:
             for name, b in self._base.items():
-                penalty = penalty + self.settings.retention * entry.distance_moved(
-                    name, b, self._base_then[name], adaptive_before[name]
+                penalty = (
+                    penalty
+                    + self.settings.retention
+                    * entry.distance_moved(
+                        name, b, self._base_then[name], adaptive_before[name]
+                    )
                 )
         return penalty
 
@@ -279,7 +289,9 @@ class FedWeit(Learner):
         self.entries.load(shared)
         ended = self._tasks[task.task]
         ended.borrowed = self._borrow()
-        ended.buffers = {name: value.clone() for name, value in self._buffers.items()}
+        ended.buffers = {
+            name: value.clone() for name, value in self._buffers.items()
+        }
         for entry in self._tasks.values():
             entry.drop_small(self.settings.sparsity)
         self._base_then = {name: shared[f"body.{name}"] for name in self._base}
@@ -307,7 +319,9 @@ class FedWeit(Learner):
             return dict(self._base)
         entry = self._tasks[task]
         borrowed = self._borrow() if task == max(self._tasks) else {}
-        return entry.weights(self._base, entry.borrowed or borrowed) | entry.buffers
+        return (
+            entry.weights(self._base, entry.borrowed or borrowed) | entry.buffers
+        )
 
 
 def _note(reached: set[str], name: str, gradient: Tensor) -> None:

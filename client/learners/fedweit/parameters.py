@@ -61,7 +61,11 @@ class TaskParameters:
         }
 
     def distance_moved(
-        self, name: str, base: Tensor, base_before: Tensor, adaptive_before: Tensor
+        self,
+        name: str,
+        base: Tensor,
+        base_before: Tensor,
+        adaptive_before: Tensor,
     ) -> Tensor:
         """Measure how far a weight of the task has moved, squared (Eq. 3)."""
         moved = (
@@ -77,7 +81,9 @@ class TaskParameters:
 
     def drop_small(self, threshold: float) -> None:
         """Set adaptive parameters up to a size to zero: zeros do not travel."""
-        is_large = {name: a.abs() > threshold for name, a in self.adaptive.items()}
+        is_large = {
+            name: a.abs() > threshold for name, a in self.adaptive.items()
+        }
         self.adaptive = {
             name: torch.where(is_large[name], a, 0.0)
             for name, a in self.adaptive.items()
@@ -118,7 +124,8 @@ class TaskParameters:
 def weighted_sum(attention: Tensors, lent: Tensors) -> Tensors:
     """Compute sum_c alpha_c A_c of the lending clients c, by name."""
     return {
-        name: torch.tensordot(alpha, lent[name], 1) for name, alpha in attention.items()
+        name: torch.tensordot(alpha, lent[name], 1)
+        for name, alpha in attention.items()
     }
 
 

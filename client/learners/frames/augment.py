@@ -38,14 +38,20 @@ def view(
 
     def uniform(low: float, high: float) -> Tensor:
         return (
-            low + (high - low) * torch.rand(len(x), generator=generator, dtype=x.dtype)
+            low
+            + (high - low)
+            * torch.rand(len(x), generator=generator, dtype=x.dtype)
         ).to(x.device)
 
     side = uniform(crop, 1).sqrt()  # of the crop, in units of the image's
     mirror = (
-        torch.where(uniform(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones_like(side)
+        torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+        if flip
+        else torch.ones_like(side)
     )
-    place = torch.stack([(1 - side) * uniform(-1, 1), (1 - side) * uniform(-1, 1)], 1)
+    place = torch.stack(
+        [(1 - side) * uniform(-1, 1), (1 - side) * uniform(-1, 1)], 1
+    )
     zero = torch.zeros_like(side)
     # The affine map from places in the view to places in the image, both in [-1, 1].
     rows = [mirror * side, zero, place[:, 0], zero, side, place[:, 1]]
@@ -54,5 +60,8 @@ def view(
     )
     # The border is repeated, as zeros would be a colour of their own after normalisation.
     seen = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    contrast, brightness = uniform(1 - jitter, 1 + jitter), uniform(-jitter, jitter)
+    contrast, brightness = (
+        uniform(1 - jitter, 1 + jitter),
+        uniform(-jitter, jitter),
+    )
     return seen * contrast.view(-1, 1, 1, 1) + brightness.view(-1, 1, 1, 1)

@@ -65,7 +65,10 @@ class HeadSlice:
     """
 
     def __init__(
-        self, classes: Sequence[int], width: int, device: torch.device | str = "cpu"
+        self,
+        classes: Sequence[int],
+        width: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         index = torch.tensor(classes, dtype=torch.int64)
         # -1 outside of the slice: cross-entropy refuses such a label, where 0 would be a wrong
@@ -99,7 +102,9 @@ class HeadSlice:
 
     def columns(self, count: int) -> Tensor:
         """Columns of the slice, for each of so many samples: bool [count, width]."""
-        mask = columns(self.index.tolist(), len(self._position), self.index.device)
+        mask = columns(
+            self.index.tolist(), len(self._position), self.index.device
+        )
         return mask.expand(count, -1)
 
     def rows(self, index: Tensor) -> HeadSlice:
@@ -174,7 +179,9 @@ class Batch:
     def outputs(self) -> Tensor:
         """Logits over the whole head, float [b, classes], in the loss alone."""
         if self.answer is None:
-            raise RuntimeError("Batch.outputs is there only while Learner.loss runs")
+            raise RuntimeError(
+                "Batch.outputs is there only while Learner.loss runs"
+            )
         return widen(self.answer)
 
 

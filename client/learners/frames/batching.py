@@ -76,7 +76,9 @@ def smallest_batch(model: nn.Module, x: Tensor) -> int:
     int
         2 where a BatchNorm layer gets one value a channel from a sample.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [
+        module for module in model.modules() if isinstance(module, _BatchNorm)
+    ]
     if not norms:
         return 1
     alone = False

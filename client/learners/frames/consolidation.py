@@ -54,7 +54,10 @@ class Consolidation(Learner):
     factor: ClassVar[float] = 1.0
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: ConsolidationSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: ConsolidationSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable
@@ -76,7 +79,9 @@ class Consolidation(Learner):
         """
         raise NotImplementedError
 
-    def merge(self, importance: Tensors, anchor: Tensors) -> tuple[Tensors, Tensors]:
+    def merge(
+        self, importance: Tensors, anchor: Tensors
+    ) -> tuple[Tensors, Tensors]:
         """Give importance and anchor of all tasks.
 
         They come from those of the task just finished, and what is kept of the others.
@@ -128,7 +133,9 @@ class Consolidation(Learner):
             pull = scale * self.importance[name] * (parameter.detach() - anchor)
             if parameter.grad is not None:
                 parameter.grad.add_(pull)
-            elif pull.any():  # with a gradient of zeros, weight decay would move it
+            elif (
+                pull.any()
+            ):  # with a gradient of zeros, weight decay would move it
                 parameter.grad = pull
         return report
 
@@ -138,7 +145,10 @@ class Consolidation(Learner):
         total = 0.0
         for name, anchor in self.anchor.items():
             total += (
-                (self.importance[name] * (self._parameters[name] - anchor).square())
+                (
+                    self.importance[name]
+                    * (self._parameters[name] - anchor).square()
+                )
                 .sum()
                 .item()
             )
@@ -153,14 +163,22 @@ class Consolidation(Learner):
         # Before the task ends, which may train once more and move away from the shared model.
         shared = self.send()
         super().end_task(task, round)
-        self.entries.load(self._local if self.settings.anchor == "local" else shared)
+        self.entries.load(
+            self._local if self.settings.anchor == "local" else shared
+        )
         # Without dropout and batch statistics, which would make importance a matter of chance.
         self.model.eval()
-        anchor = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self.importance, self.anchor = self.merge(self.measure(task, round), anchor)
+        anchor = {
+            name: p.detach().clone() for name, p in self._parameters.items()
+        }
+        self.importance, self.anchor = self.merge(
+            self.measure(task, round), anchor
+        )
         self._local = {}
         retained = [*self.importance.values(), *self.anchor.values()]
-        return {"knowledge-bytes": float(sum(tensor.nbytes for tensor in retained))}
+        return {
+            "knowledge-bytes": float(sum(tensor.nbytes for tensor in retained))
+        }
 
     def gradients(self, objective: Tensor, needs_graph: bool = False) -> Tensors:
         """Gradient of a scalar by each parameter.

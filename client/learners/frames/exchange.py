@@ -50,17 +50,24 @@ class Entries:
     """
 
     def __init__(
-        self, model: nn.Module, exchange: Exchange, parts: Sequence[str] = ("body",)
+        self,
+        model: nn.Module,
+        exchange: Exchange,
+        parts: Sequence[str] = ("body",),
     ) -> None:
         self._exchange = exchange
         self._parts = frozenset(parts)
         parameters = dict(model.named_parameters())
-        self._frozen = {n: p for n, p in parameters.items() if not p.requires_grad}
+        self._frozen = {
+            n: p for n, p in parameters.items() if not p.requires_grad
+        }
         buffers = dict(model.named_buffers()).keys()
         chosen = (parameters.keys() - self._frozen.keys()) | buffers
         # The state dict has the order that arrays are sent in.
         initial = {n: v for n, v in model.state_dict().items() if n in chosen}
-        self.names = [n for n, value in initial.items() if value.is_floating_point()]
+        self.names = [
+            n for n, value in initial.items() if value.is_floating_point()
+        ]
         self.counters = {
             name: value.clone()
             for name, value in initial.items()
@@ -87,7 +94,9 @@ class Entries:
 
     def local_parameters(self) -> Tensors:
         """Copy the entries that a client keeps to itself."""
-        return self._copies([name for name in self.names if not self.travels(name)])
+        return self._copies(
+            [name for name in self.names if not self.travels(name)]
+        )
 
     def receive(self, arrays: Tensors) -> None:
         """Put received entries into the model; others stay.

@@ -34,7 +34,10 @@ class Hooks:
     one, decides."""
     exchanged_parts: ClassVar[Sequence[str]] = ("body",)
     """The model's modules that travel where its body does."""
-    scenarios: ClassVar[tuple[str, ...]] = ("task-incremental", "class-incremental")
+    scenarios: ClassVar[tuple[str, ...]] = (
+        "task-incremental",
+        "class-incremental",
+    )
     """Values of ``data.scenario`` that the method is made for; others are refused."""
     strategy: ClassVar[str] = ""
     """Name of the strategy that is this method's half on the server, which then takes the place of

@@ -41,7 +41,12 @@ from fedknow.client.learners.frames.batch import (
 )
 from fedknow.client.learners.frames.batching import batches, smallest_batch
 from fedknow.client.learners.frames.checks import warn_of_slow_bf16
-from fedknow.client.learners.frames.exchange import Entries, Layout, State, Tensors
+from fedknow.client.learners.frames.exchange import (
+    Entries,
+    Layout,
+    State,
+    Tensors,
+)
 from fedknow.client.learners.frames.hooks import Hooks
 from fedknow.client.learners.frames.optimizers import (
     channels_last,
@@ -127,7 +132,9 @@ class Learner(Hooks, metaclass=_StartsFresh):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        bases = (base.overridden for base in cls.__bases__ if issubclass(base, Learner))
+        bases = (
+            base.overridden for base in cls.__bases__ if issubclass(base, Learner)
+        )
         cls.overridden = frozenset(vars(cls)).union(*bases)
 
     def __init__(
@@ -152,7 +159,9 @@ class Learner(Hooks, metaclass=_StartsFresh):
         self._trained_task = -1
         self.batch_minimum: int | None = None
         # All of these are the same for each step, or described apart.
-        self.frame_attributes = frozenset((*vars(self), "optimizer", "weight_bytes"))
+        self.frame_attributes = frozenset(
+            (*vars(self), "optimizer", "weight_bytes")
+        )
 
     # --- what a method overrides
 
@@ -259,7 +268,9 @@ class Learner(Hooks, metaclass=_StartsFresh):
 
     def load_state_dict(self, state: State) -> None:
         """Become the client whose state this is; ``{}`` is a client that is new."""
-        self.entries.load(self.entries.counters | state.get("kept", self.entries.fresh))
+        self.entries.load(
+            self.entries.counters | state.get("kept", self.entries.fresh)
+        )
         self._trained_task = int(state.get("trained_task", -1))
         self.load_own_state(state)
 
@@ -298,7 +309,10 @@ class Learner(Hooks, metaclass=_StartsFresh):
             self.release()
 
     def score(
-        self, splits: Sequence[Split], heads: Sequence[Sequence[int]], batch_size: int
+        self,
+        splits: Sequence[Split],
+        heads: Sequence[Sequence[int]],
+        batch_size: int,
     ) -> list[Score]:
         """Score several test sets (:func:`~.scoring.score`)."""
         return scoring.score(self, splits, heads, batch_size)
@@ -340,11 +354,15 @@ class Learner(Hooks, metaclass=_StartsFresh):
         if self.batch_minimum is None:
             # A property of the model and the size of an image, so it is nobody's work.
             with self.meter.free():
-                self.batch_minimum = smallest_batch(self.model, self.images(x[:1]))
+                self.batch_minimum = smallest_batch(
+                    self.model, self.images(x[:1])
+                )
         return self.batch_minimum
 
     @functools.cached_property
     def weight_bytes(self) -> int:
         """Size of the models that the method works with, scratch copies too."""
-        parts = [part for part in vars(self).values() if isinstance(part, nn.Module)]
+        parts = [
+            part for part in vars(self).values() if isinstance(part, nn.Module)
+        ]
         return module_bytes(*parts)

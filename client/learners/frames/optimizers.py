@@ -40,7 +40,9 @@ def make_optimizer(
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in body if parameter.requires_grad]},
         {
-            "params": [parameter for parameter in head if parameter.requires_grad],
+            "params": [
+                parameter for parameter in head if parameter.requires_grad
+            ],
             "weight_decay": 0.0,
         },
     ]

@@ -96,7 +96,11 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     violated = int((products < 0).sum())
     if not violated:
         return Integration(
-            g, np.zeros(len(products)), 0, len(signature), flops=2 * signature.numel()
+            g,
+            np.zeros(len(products)),
+            0,
+            len(signature),
+            flops=2 * signature.numel(),
         )
     gram = (signature @ signature.T).double().cpu().numpy()
     v = solve_dual(gram, products)
@@ -248,7 +252,9 @@ def _minimize_over_free(
     while is_free.any():
         index = np.flatnonzero(is_free)
         # Least squares and not solve: gradients of similar tasks make q singular.
-        target = np.linalg.lstsq(q[np.ix_(index, index)], -b[index], rcond=None)[0]
+        target = np.linalg.lstsq(q[np.ix_(index, index)], -b[index], rcond=None)[
+            0
+        ]
         if (target > 0).all():
             v[:] = 0
             v[index] = target

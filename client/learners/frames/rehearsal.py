@@ -95,7 +95,9 @@ class Replay:
         Logits are over the whole head, float [n, classes].
         """
         return F.cross_entropy(
-            logits.masked_fill(~self.head, -torch.inf), self.y, reduction=reduction
+            logits.masked_fill(~self.head, -torch.inf),
+            self.y,
+            reduction=reduction,
         )
 
 
@@ -165,7 +167,9 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Size of all samples and labels, in bytes."""
-        return sum(stored.x.nbytes + stored.y.nbytes for stored in self.tasks.values())
+        return sum(
+            stored.x.nbytes + stored.y.nbytes for stored in self.tasks.values()
+        )
 
     def store(
         self,
@@ -208,7 +212,10 @@ class Memory:
         if not self.tasks:
             raise ValueError("the memory is empty: no task is finished")
         return concatenate(
-            [self.replay_of(number, current, width) for number in sorted(self.tasks)]
+            [
+                self.replay_of(number, current, width)
+                for number in sorted(self.tasks)
+            ]
         )
 
     def state_dict(self) -> State:

@@ -116,12 +116,16 @@ def run_round(learner: Learner, task: TaskData, round: Round) -> dict[str, float
         with learner.counting("begin_epoch"):
             learner.begin_epoch(epoch)
         total, correct = 0.0, 0
-        for index in batches(len(samples), size, generator, learner.device, smallest):
+        for index in batches(
+            len(samples), size, generator, learner.device, smallest
+        ):
             with learner.meter.part(key(len(index), samples.head)):
                 loss, right = take_step(learner, samples, index, anchor, round)
                 # Negated, as a comparison with NaN is false.
                 if not loss < float("inf"):
-                    raise Diverged.in_epoch(loss, epoch, learner.train, learner.remedy)
+                    raise Diverged.in_epoch(
+                        loss, epoch, learner.train, learner.remedy
+                    )
             # Weighted by samples, as the last batch may be shorter.
             total += loss * len(index)
             correct += right
@@ -153,9 +157,13 @@ def take_step(
     for name, start in anchor.items():
         parameter = learner.trainable[name]
         if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - start, alpha=round.proximal_mu)
+            parameter.grad.add_(
+                parameter.detach() - start, alpha=round.proximal_mu
+            )
     if learner.train.clip_norm:
-        nn.utils.clip_grad_norm_(learner.model.parameters(), learner.train.clip_norm)
+        nn.utils.clip_grad_norm_(
+            learner.model.parameters(), learner.train.clip_norm
+        )
     learner.step()
     return loss, right
 

@@ -82,7 +82,9 @@ def score(
         z = predict(learner, predictor, x, batch_size)
         sizes = [len(splits[task].y) for task in tasks]
         for task, part in zip(tasks, torch.split(z, sizes), strict=True):
-            head = HeadSlice(heads[task], learner.head.out_features, learner.device)
+            head = HeadSlice(
+                heads[task], learner.head.out_features, learner.device
+            )
             scores.append(_score(part, splits[task].y, head))
     return scores
 

@@ -20,7 +20,10 @@ class LearnerSettings(BaseModel):
 
     # The docstrings of settings are what `fedknow list learners NAME` says of them.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 

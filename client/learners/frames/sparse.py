@@ -39,7 +39,9 @@ def unpack(packed: State) -> Tensors:
         shape = [int(size) for size in entry["shape"]]
         flat = entry["values"].new_zeros(int(np.prod(shape, dtype=np.int64)))
         is_nonzero = np.unpackbits(entry["there"].cpu().numpy(), count=len(flat))
-        flat[torch.from_numpy(is_nonzero).bool().to(flat.device)] = entry["values"]
+        flat[torch.from_numpy(is_nonzero).bool().to(flat.device)] = entry[
+            "values"
+        ]
         tensors[name] = flat.view(shape)
     return tensors
 
@@ -47,5 +49,6 @@ def unpack(packed: State) -> Tensors:
 def packed_bytes(packed: State) -> int:
     """Size of what :func:`pack` gave, in bytes."""
     return sum(
-        int(entry["there"].nbytes + entry["values"].nbytes) for entry in packed.values()
+        int(entry["there"].nbytes + entry["values"].nbytes)
+        for entry in packed.values()
     )

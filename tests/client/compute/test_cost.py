@@ -41,7 +41,8 @@ def cnn6_layers(n):
         (128, 128, 8),
     ]
     body = [
-        2 * n * (side * side * out) * (9 * inputs) for inputs, out, side in convolutions
+        2 * n * (side * side * out) * (9 * inputs)
+        for inputs, out, side in convolutions
     ]
     return [*body, 2 * n * 1024 * (128 * 4 * 4)], 2 * n * CLASSES * 1024
 
@@ -51,20 +52,26 @@ def cnn6():
     return build_model(ModelConfig(name="cnn6"), (3, 32, 32), CLASSES, 0)
 
 
-def task(number=0, samples=BATCH, shape=(3, 32, 32), classes=tuple(range(CLASSES))):
+def task(
+    number=0, samples=BATCH, shape=(3, 32, 32), classes=tuple(range(CLASSES))
+):
     draws = torch.Generator().manual_seed(number)
 
     def split(count):
         labels = torch.tensor(classes)[torch.arange(count) % len(classes)]
         return Split(torch.randn(count, *shape, generator=draws), labels)
 
-    return TaskData(number, classes, classes, split(samples), split(samples), False)
+    return TaskData(
+        number, classes, classes, split(samples), split(samples), False
+    )
 
 
 def test_a_step_of_the_six_layer_cnn_by_hand(cnn6):
     """Forward, gradients by weights, gradients by inputs but those of the first layer, whose
     inputs are images."""
-    learner = Finetune(cnn6, TrainConfig(batch_size=BATCH, epochs=3), LearnerSettings())
+    learner = Finetune(
+        cnn6, TrainConfig(batch_size=BATCH, epochs=3), LearnerSettings()
+    )
     with learner.meter.message():
         learner.fit(task(), Round(1, 0))
     body, head = cnn6_layers(BATCH)
@@ -103,10 +110,14 @@ def test_what_training_keeps_for_the_backward_pass_by_hand():
     meter = Meter()
     with meter.message(), meter.part():
         second(F.relu(first(x))).sum().backward()
-    weights = 4 * sum(p.numel() for p in (*first.parameters(), *second.parameters()))
+    weights = 4 * sum(
+        p.numel() for p in (*first.parameters(), *second.parameters())
+    )
     # At most: the hidden layer's output before and after ReLU, the gradients by both, and those
     # by the weights.
-    assert 4 * 5 * 7 * 2 <= meter.cost.peak <= 4 * (5 * 7 * 4 + 5 * 2 * 2) + weights
+    assert (
+        4 * 5 * 7 * 2 <= meter.cost.peak <= 4 * (5 * 7 * 4 + 5 * 2 * 2) + weights
+    )
     assert meter.cost.flops == 2 * 5 * (3 * 7 * 2 + 7 * 2 * 3)
     with meter.message(), meter.part(), torch.no_grad():
         second(F.relu(first(x)))
@@ -145,7 +156,9 @@ def test_parts_within_are_apart():
             with meter.free():
                 product(meter, 50)
             meter.add(memory=1000)
-        assert meter.cost == Cost(2 * 4**3 + 2 * inner**3, 1064 + 3 * 4 * inner**2)
+        assert meter.cost == Cost(
+            2 * 4**3 + 2 * inner**3, 1064 + 3 * 4 * inner**2
+        )
         del kept
     with meter.message():
         torch.ones(4, 4) @ torch.ones(4, 4)  # in no part
@@ -223,8 +236,8 @@ def career(build, always=False, count=3):
         for work in (fit, end, score):
             learner = build()
             if always:
-                learner.meter.part = lambda key=None, meter=learner.meter: Meter.part(
-                    meter
+                learner.meter.part = lambda key=None, meter=learner.meter: (
+                    Meter.part(meter)
                 )
             learner.load_state_dict(state)
             learner.receive(arrays)
@@ -280,7 +293,9 @@ def test_keys_of_fedknow(options):
     one = build_learner(config, (1, 8, 8), 2 * count)
     found = career(lambda: one, count=count)
     assert found == career(
-        lambda: build_learner(config, (1, 8, 8), 2 * count), always=True, count=count
+        lambda: build_learner(config, (1, 8, 8), 2 * count),
+        always=True,
+        count=count,
     )
 
 
@@ -307,14 +322,19 @@ def test_samples_learned_from_when_a_task_ends():
                 assert learner.meter.cost.samples == expected
 
 
-def test_a_flag_that_changes_a_step_makes_another_kind_of_step(tiny_model, tiny_task):
+def test_a_flag_that_changes_a_step_makes_another_kind_of_step(
+    tiny_model, tiny_task
+):
     class Twice(Finetune):
         def gradient(self, batch):
             if self.twice:
                 super().gradient(batch)
             return super().gradient(batch)
 
-    learner, flops = Twice(tiny_model(), TrainConfig(epochs=1), LearnerSettings()), []
+    learner, flops = (
+        Twice(tiny_model(), TrainConfig(epochs=1), LearnerSettings()),
+        [],
+    )
     for learner.twice in (False, True):
         with learner.meter.message():
             learner.fit(tiny_task(0), Round(1, 0))
@@ -346,7 +366,11 @@ def test_the_sum_of_what_is_needed():
     assert all(isinstance(value, float) for value in found.values())
     assert (
         tensor_bytes(
-            {"a": torch.ones(3), "b": [torch.ones(2, dtype=torch.int64), 7], "c": "x"}
+            {
+                "a": torch.ones(3),
+                "b": [torch.ones(2, dtype=torch.int64), 7],
+                "c": "x",
+            }
         )
         == 28
     )

@@ -103,7 +103,9 @@ class Old:
     ],
 )
 def test_an_older_library_gets_what_it_takes(monkeypatch, limit, memory, found):
-    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+    for name in [
+        name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))
+    ]:
         monkeypatch.delenv(name)
     library = Old(limit)
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: library)

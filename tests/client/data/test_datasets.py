@@ -45,7 +45,8 @@ def write(
     table = pa.table({column: cells} | labels)
     if names:
         features = {
-            key: {"_type": "ClassLabel", "names": value} for key, value in names.items()
+            key: {"_type": "ClassLabel", "names": value}
+            for key, value in names.items()
         }
         table = table.replace_schema_metadata(
             {"huggingface": json.dumps({"info": {"features": features}})}
@@ -99,7 +100,9 @@ def test_digits() -> None:
     assert (data.train_x.min(), data.train_x.max()) == (0, 255)
     every = np.bincount(np.concatenate([data.train_y, data.test_y]))
     assert every.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert np.bincount(data.test_y).tolist() == (every // 5).tolist()  # stratified
+    assert (
+        np.bincount(data.test_y).tolist() == (every // 5).tolist()
+    )  # stratified
     assert data.mean[0] == pytest.approx((data.train_x / 255).mean(), abs=1e-12)
     assert data.std[0] == pytest.approx((data.train_x / 255).std(), abs=1e-12)
 
@@ -146,7 +149,12 @@ def test_omniglot_classes_are_sorted_by_alphabet_and_make_groups(
     grey = [png(np.full((5, 5), 10 * i, np.uint8)) for i in range(5)]
     labels = {"character": [7, 3, 7, 1, 3], "alphabet": [1, 2, 0, 2, 2]}
     for part in ("train", "test"):
-        write(tmp_path / f"omniglot/{part}-0.parquet", grey, column="image", **labels)
+        write(
+            tmp_path / f"omniglot/{part}-0.parquet",
+            grey,
+            column="image",
+            **labels,
+        )
     data = load_dataset(DataConfig(name="omniglot", dir=str(tmp_path)))
     # (alphabet, character): (0, 7) (1, 7) (2, 1) (2, 3)
     assert data.train_y.tolist() == [1, 3, 0, 2, 3]
@@ -228,7 +236,12 @@ def fails(config: DataConfig, *parts: str) -> None:
 def test_missing_folder_and_files(
     cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fails(cifar_config(tmp_path / "nowhere"), "data.dir", "nowhere", "no such folder")
+    fails(
+        cifar_config(tmp_path / "nowhere"),
+        "data.dir",
+        "nowhere",
+        "no such folder",
+    )
     monkeypatch.setenv("FEDKNOW_DATA", str(tmp_path / "gone"))
     fails(DataConfig(name="cifar100"), "FEDKNOW_DATA", "gone", "no such folder")
     fails(
@@ -287,7 +300,9 @@ def test_class_without_training_samples(cifar: Path) -> None:
     fails(cifar_config(cifar), "(9,)", "not among the training samples")
 
 
-def test_no_folder_and_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_folder_and_no_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("no route to host")
 
@@ -299,7 +314,12 @@ def test_no_folder_and_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "--data-dir",
         "FEDKNOW_DATA",
     )
-    fails(DataConfig(name="omniglot"), "not on the hub", "--data-dir", "FEDKNOW_DATA")
+    fails(
+        DataConfig(name="omniglot"),
+        "not on the hub",
+        "--data-dir",
+        "FEDKNOW_DATA",
+    )
 
 
 def test_hub_copy_is_read_like_a_folder(
@@ -367,9 +387,15 @@ def test_own_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "data.name = 'builtins:dict'",
         "fedknow.client.data.Dataset",
     )
-    fails(DataConfig(name="os:getcwd"), "data.name = 'os:getcwd'", "function of yours")
     fails(
-        DataConfig(name="own_data_for_test:lod"), "has no 'lod'", "did you mean 'load'?"
+        DataConfig(name="os:getcwd"),
+        "data.name = 'os:getcwd'",
+        "function of yours",
+    )
+    fails(
+        DataConfig(name="own_data_for_test:lod"),
+        "has no 'lod'",
+        "did you mean 'load'?",
     )
 
 

@@ -89,7 +89,9 @@ def test_fc100_is_cifar100_by_superclasses(tmp_path: Path) -> None:
         expected[y] for y in data.train_y
     ]
     for part in ("train", "test"):
-        write_parquet(tmp_path / f"x/cifar100/{part}-0.parquet", [1], fine_label=[0])
+        write_parquet(
+            tmp_path / f"x/cifar100/{part}-0.parquet", [1], fine_label=[0]
+        )
     with pytest.raises(ConfigError, match="'coarse_label' is missing"):
         load("fc100", tmp_path / "x")
 
@@ -158,7 +160,9 @@ def test_miniimagenet_as_folders_and_as_lists(tmp_path: Path) -> None:
                     (9, 6),
                 )
                 save(
-                    tmp_path / f"b/mini-imagenet/images/{name}{k:02}.jpg", level, (9, 6)
+                    tmp_path / f"b/mini-imagenet/images/{name}{k:02}.jpg",
+                    level,
+                    (9, 6),
                 )
                 rows[part].append(f"{name}{k:02}.jpg,{name}")
         (tmp_path / f"b/mini-imagenet/{part}.csv").write_text(
@@ -183,7 +187,9 @@ def test_tinyimagenet(tmp_path: Path) -> None:
     for label, name in enumerate(("n10", "n20")):
         for k in range(2):
             save(
-                root / f"train/{name}/images/{name}_{k}.JPEG", 100 * label + k, (64, 64)
+                root / f"train/{name}/images/{name}_{k}.JPEG",
+                100 * label + k,
+                (64, 64),
             )
     for k, level in enumerate((7, 8, 9)):
         save(root / f"val/images/val_{k}.JPEG", level, (64, 64))
@@ -221,7 +227,9 @@ def test_hub_names_the_parts_in_its_own_way(tmp_path: Path) -> None:
             label=[0, 1, 1, 0],
         )
         write_parquet(
-            tmp_path / f"{name}/{inside}/{part}-0-of-1.parquet", [5, 6], label=[1, 0]
+            tmp_path / f"{name}/{inside}/{part}-0-of-1.parquet",
+            [5, 6],
+            label=[1, 0],
         )
         data = load(name, tmp_path)
         assert (levels(data.train_x), data.train_y.tolist()) == (
@@ -237,7 +245,9 @@ def test_svhn_mat(tmp_path: Path) -> None:
     for part in ("train", "test"):
         path = tmp_path / f"svhn/{part}_32x32.mat"
         path.parent.mkdir(exist_ok=True)
-        scipy.io.savemat(path, {"X": x, "y": np.array([[10], [1], [9]], np.uint8)})
+        scipy.io.savemat(
+            path, {"X": x, "y": np.array([[10], [1], [9]], np.uint8)}
+        )
     data = load("svhn", tmp_path)
     assert data.train_y.tolist() == [0, 1, 9]  # 10 stands for the digit 0
     assert data.train_x[:, 1, 3, 5].tolist() == [10, 20, 30]

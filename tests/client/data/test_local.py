@@ -25,7 +25,12 @@ def config(**changes):
 def write(folder, task, labels=(0, 1), dtype=np.uint8, **changes):
     y = np.array(labels)
     x = np.arange(len(y) * 4).reshape(len(y), 1, 2, 2).astype(dtype)
-    arrays = {"train_x": x, "train_y": y, "test_x": x[:1], "test_y": y[:1]} | changes
+    arrays = {
+        "train_x": x,
+        "train_y": y,
+        "test_x": x[:1],
+        "test_y": y[:1],
+    } | changes
     np.savez(
         folder / f"task-{task:03d}.npz",
         **{name: array for name, array in arrays.items() if array is not None},
@@ -42,7 +47,11 @@ def test_tasks_are_read_as_they_come(tmp_path):
         (1, 2, 2),
     )
     data = stream.task(1, 0)
-    assert (data.classes, data.seen, data.is_incremental) == ((0, 1), (0, 1), False)
+    assert (data.classes, data.seen, data.is_incremental) == (
+        (0, 1),
+        (0, 1),
+        False,
+    )
     torch.testing.assert_close(
         data.train.x[1].flatten(), torch.tensor([4.0, 5, 6, 7]) / 127.5 - 1
     )
@@ -144,7 +153,8 @@ def test_the_server_needs_shape_and_classes(tmp_path):
 
 def test_channels_that_stand_last_are_refused(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"data\.shape = \[32, 32, 3\]: .*data\.shape = \[3, 32, 32\]"
+        ConfigError,
+        match=r"data\.shape = \[32, 32, 3\]: .*data\.shape = \[3, 32, 32\]",
     ):
         local_shape(config(shape=[32, 32, 3]))
     assert local_shape(config(shape=[3, 3, 3]))[0] == (3, 3, 3)
@@ -184,7 +194,9 @@ def test_a_damaged_file_is_named_or_harmless(tmp_path):
     right = outcome(tmp_path)
     cut = [whole[:length] for length in range(0, len(whole), 13)]
     for place in range(0, len(whole), 5):
-        cut.append(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
+        cut.append(
+            whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :]
+        )
     for content in cut:
         path.write_bytes(content)
         found = outcome(tmp_path)

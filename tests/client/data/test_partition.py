@@ -73,7 +73,11 @@ def check_always(
 def all_places(partition: Partition, part: str) -> np.ndarray:
     return np.sort(
         np.concatenate(
-            [getattr(share, part) for client in partition.tasks for share in client]
+            [
+                getattr(share, part)
+                for client in partition.tasks
+                for share in client
+            ]
         )
     )
 
@@ -99,14 +103,16 @@ def test_paper(config: DataConfig, seed: int) -> None:
         for share in client:
             task = len(share.classes)
             assert (
-                config.classes_min <= len(share.held) <= min(config.classes_max, task)
+                config.classes_min
+                <= len(share.held)
+                <= min(config.classes_max, task)
             )
             assert np.bincount(DATA.train_y[share.train])[
                 list(share.held)
             ].tolist() == [size["train"]] * len(share.held)
-            assert np.bincount(DATA.test_y[share.test])[list(share.held)].tolist() == [
-                size["test"]
-            ] * len(share.held)
+            assert np.bincount(DATA.test_y[share.test])[
+                list(share.held)
+            ].tolist() == [size["test"]] * len(share.held)
             assert len(share.test) == size["test"] * len(
                 share.held
             )  # and none of a class not trained on
@@ -194,21 +200,38 @@ def test_overlapping_clients_draw_for_themselves() -> None:
     places = all_places(partition, "train")
     assert len(np.unique(places)) < len(places) == 12 * 2 * 6 * 20
     assert (
-        len({share.train.tobytes() for client in partition.tasks for share in client})
+        len(
+            {
+                share.train.tobytes()
+                for client in partition.tasks
+                for share in client
+            }
+        )
         == 24
     )
 
 
 def test_orders() -> None:
     config = DataConfig(
-        tasks=6, clients=8, share="overlapping", classes_max=2, task_order="shuffled"
+        tasks=6,
+        clients=8,
+        share="overlapping",
+        classes_max=2,
+        task_order="shuffled",
     )
     partition = make_partition(DATA, config, 0)
     assert (
-        len({tuple(share.classes for share in client) for client in partition.tasks})
+        len(
+            {
+                tuple(share.classes for share in client)
+                for client in partition.tasks
+            }
+        )
         == 8
     )
-    same = make_partition(DATA, config.model_copy(update={"task_order": "same"}), 0)
+    same = make_partition(
+        DATA, config.model_copy(update={"task_order": "same"}), 0
+    )
     for own, common in zip(
         partition.tasks, same.tasks, strict=True
     ):  # the same shares in another order
@@ -220,7 +243,9 @@ def test_orders() -> None:
     shuffled = make_partition(
         DATA, config.model_copy(update={"class_order": "shuffled"}), 0
     )
-    classes = [label for share in sorted(shuffled.tasks[0]) for label in share.classes]
+    classes = [
+        label for share in sorted(shuffled.tasks[0]) for label in share.classes
+    ]
     assert sorted(classes) == list(range(12))
     assert {share.classes for share in shuffled.tasks[0]} != {
         share.classes for share in same.tasks[0]
@@ -231,7 +256,9 @@ def test_groups_are_natural_tasks() -> None:
     groups = ((3, 4), (0, 1, 2), (5, 6, 7, 8))
     data = synthetic([20] * 9, [5] * 9, groups)
     config = DataConfig(tasks=2, clients=2, samples=0.2, test_samples=0.2)
-    assert [share.classes for share in make_partition(data, config, 0).tasks[0]] == [
+    assert [
+        share.classes for share in make_partition(data, config, 0).tasks[0]
+    ] == [
         (3, 4),
         (0, 1, 2),
     ]
@@ -245,7 +272,9 @@ def test_groups_are_natural_tasks() -> None:
         ).tasks[0]
         for seed in range(8)
     ]
-    assert {share.classes for client in shuffled for share in client} == set(groups)
+    assert {share.classes for client in shuffled for share in client} == set(
+        groups
+    )
     with pytest.raises(
         ConfigError,
         match=r"data.tasks = 4: synthetic has 3 natural tasks.*classes_per_task",
@@ -293,7 +322,9 @@ def test_iid_parts_are_those_of_flwr_datasets(rows: int, clients: int) -> None:
 
     partitioner = IidPartitioner(clients)
     partitioner.dataset = Table.from_dict({"place": np.arange(rows)})
-    theirs = [partitioner.load_partition(part)["place"][:] for part in range(clients)]
+    theirs = [
+        partitioner.load_partition(part)["place"][:] for part in range(clients)
+    ]
     assert [
         part.tolist() for part in np.array_split(np.arange(rows), clients)
     ] == theirs
@@ -303,7 +334,8 @@ def test_seed_reaches_every_draw() -> None:
     for kind in ("iid", "dirichlet"):
         config = DataConfig(clients=5, tasks=2, partition=kind)
         assert (
-            len({make_partition(DATA, config, seed).digest for seed in range(4)}) == 4
+            len({make_partition(DATA, config, seed).digest for seed in range(4)})
+            == 4
         )
     tasks = make_partition(
         DATA, DataConfig(clients=5, tasks=2, partition="dirichlet"), 0
@@ -314,10 +346,15 @@ def test_seed_reaches_every_draw() -> None:
 
 def test_small_alpha_is_skewed() -> None:
     def spread(alpha: float) -> float:
-        config = DataConfig(clients=5, tasks=1, partition="dirichlet", alpha=alpha)
+        config = DataConfig(
+            clients=5, tasks=1, partition="dirichlet", alpha=alpha
+        )
         (shares,) = zip(*make_partition(DATA, config, 0).tasks, strict=True)
         counts = np.stack(
-            [np.bincount(DATA.train_y[share.train], minlength=12) for share in shares]
+            [
+                np.bincount(DATA.train_y[share.train], minlength=12)
+                for share in shares
+            ]
         )
         return float((counts.max(axis=0) / 40).mean())
 
@@ -358,7 +395,11 @@ def test_proportional_by_hand() -> None:
         [3, 3],
     ]
     # The last client's quota is 0.09: it takes one from whoever has most.
-    assert _proportional(np.array([[60], [30], [1]]), [8]).tolist() == [[4], [3], [1]]
+    assert _proportional(np.array([[60], [30], [1]]), [8]).tolist() == [
+        [4],
+        [3],
+        [1],
+    ]
     assert _proportional(np.array([[5], [5], [5]]), [2]) is None
 
 
@@ -380,7 +421,11 @@ def test_errors_say_what_to_change() -> None:
     )
     fails(DATA, DataConfig(tasks=13), "data.tasks = 13", "13 classes", "has 12")
     fails(
-        DATA, DataConfig(tasks=12), "data.classes_min = 2", "has 1 class;", "data.tasks"
+        DATA,
+        DataConfig(tasks=12),
+        "data.classes_min = 2",
+        "has 1 class;",
+        "data.tasks",
     )
     # 40 samples make 10 shares of 4, 10 test samples 10 shares of 1; 4 classes of 10 shares, 4
     # a client.
@@ -396,7 +441,9 @@ def test_errors_say_what_to_change() -> None:
         'data.share = "overlapping"',
     )
     assert (
-        len(make_partition(DATA, full.model_copy(update={"clients": 10}), 0).tasks)
+        len(
+            make_partition(DATA, full.model_copy(update={"clients": 10}), 0).tasks
+        )
         == 10
     )
     for kind in ("iid", "dirichlet"):

@@ -66,14 +66,21 @@ def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
 
 def chunk(name: bytes, content: bytes) -> bytes:
     check = zlib.crc32(name + content)
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", check)
+    )
 
 
 def png(
     rows: list[bytes], width: int, depth: int, colour_type: int, key: bytes = b""
 ) -> bytes:
     """A PNG file of a depth that Pillow does not write; ``key`` is its transparent colour."""
-    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour_type, 0, 0, 0)
+    header = struct.pack(
+        ">IIBBBBB", width, len(rows), depth, colour_type, 0, 0, 0
+    )
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"".join(
         [
@@ -91,7 +98,9 @@ def deep_png(samples: np.ndarray, colour_type: int, key: bytes = b"") -> bytes:
     return png(rows, SIDE, 16, colour_type, key)
 
 
-def palette(transparency: bytes | int | None) -> tuple[bytes, np.ndarray, np.ndarray]:
+def palette(
+    transparency: bytes | int | None,
+) -> tuple[bytes, np.ndarray, np.ndarray]:
     """A picture of 8 colours, these colours at each pixel, and their transparency."""
     colours = RANDOM.integers(0, 256, (8, 3), np.uint8)
     places = RANDOM.integers(0, 8, (SIDE, SIDE), np.uint8)
@@ -165,7 +174,8 @@ HUGE = b"".join(
 KINDS = {
     "1": Kind(encoded(Image.fromarray(BILEVEL).convert("1")), rgb(BILEVEL)),
     "1, white is transparent": Kind(
-        encoded(Image.fromarray(BILEVEL).convert("1"), transparency=255), rgb(BILEVEL)
+        encoded(Image.fromarray(BILEVEL).convert("1"), transparency=255),
+        rgb(BILEVEL),
     ),
     "1, black is transparent": Kind(
         encoded(Image.fromarray(BILEVEL).convert("1"), transparency=0),
@@ -182,7 +192,8 @@ KINDS = {
         r"a transparent colour and samples of another depth than 8 bits \(L;2\)",
     ),
     "LA": Kind(
-        encoded(Image.fromarray(np.dstack([GREY, ALPHA]))), rgb(on_white(GREY, ALPHA))
+        encoded(Image.fromarray(np.dstack([GREY, ALPHA]))),
+        rgb(on_white(GREY, ALPHA)),
     ),
     "LA, opaque": Kind(
         encoded(Image.fromarray(np.dstack([GREY, BLACK + 255]))), rgb(GREY)
@@ -202,7 +213,9 @@ KINDS = {
         encoded(Image.fromarray(DEEP), "tiff", tiffinfo={262: 0}),
         "16-bit samples whose 0 is white",
     ),
-    "I, PGM": Kind(b"P5 6 6 65535\n" + DEEP.astype(">u2").tobytes(), rgb(DEEP / 257)),
+    "I, PGM": Kind(
+        b"P5 6 6 65535\n" + DEEP.astype(">u2").tobytes(), rgb(DEEP / 257)
+    ),
     "I, PGM of 12 bits": Kind(
         b"P5 6 6 4095\n" + (DEEP >> 4).astype(">u2").tobytes(),
         rgb((DEEP >> 4) * (255 / 4095)),
@@ -257,15 +270,25 @@ KINDS = {
     "P": Kind(PLAIN_PALETTE[0], rgb(PLAIN_PALETTE[1])),
     "P, alpha": Kind(ALPHA_PALETTE[0], rgb(on_white(*ALPHA_PALETTE[1:]))),
     "P, key": Kind(KEY_PALETTE[0], rgb(on_white(*KEY_PALETTE[1:]))),
-    "CMYK": Kind(encoded(Image.fromarray(CMYK, "CMYK"), "tiff"), rgb(CMYK_COLOUR), 1),
+    "CMYK": Kind(
+        encoded(Image.fromarray(CMYK, "CMYK"), "tiff"), rgb(CMYK_COLOUR), 1
+    ),
     "CMYK, JPEG": Kind(
         encoded(
-            Image.new("CMYK", (SIDE, SIDE), (10, 60, 110, 20)), "jpeg", quality=100
+            Image.new("CMYK", (SIDE, SIDE), (10, 60, 110, 20)),
+            "jpeg",
+            quality=100,
         ),
-        rgb(np.tile((255.0 - np.array([10, 60, 110])) * 235 / 255, (SIDE, SIDE, 1))),
+        rgb(
+            np.tile(
+                (255.0 - np.array([10, 60, 110])) * 235 / 255, (SIDE, SIDE, 1)
+            )
+        ),
         3,
     ),
-    "LAB": Kind(encoded(Image.new("LAB", (SIDE, SIDE)), "tiff"), "Pillow's mode 'LAB'"),
+    "LAB": Kind(
+        encoded(Image.new("LAB", (SIDE, SIDE)), "tiff"), "Pillow's mode 'LAB'"
+    ),
     "camera's MPO": Kind(
         frames("mpo"),
         rgb(np.asarray(Image.open(io.BytesIO(frames("mpo"))).convert("RGB"))),
@@ -274,8 +297,14 @@ KINDS = {
         f"two frames, {kind}": Kind(frames(kind), "has several frames")
         for kind in ("gif", "png", "webp")
     },
-    **{f"EXIF {k}, PNG": Kind(oriented(k, "png"), rgb(turned(k))) for k in range(10)},
-    **{f"EXIF {k}, TIFF": Kind(oriented(k, "tiff"), rgb(turned(k))) for k in (1, 6)},
+    **{
+        f"EXIF {k}, PNG": Kind(oriented(k, "png"), rgb(turned(k)))
+        for k in range(10)
+    },
+    **{
+        f"EXIF {k}, TIFF": Kind(oriented(k, "tiff"), rgb(turned(k)))
+        for k in (1, 6)
+    },
     "20000 x 20000": Kind(HUGE, "the image has more than 178,956,970 pixels"),
     "no image": Kind(b"<html>", "holds no image that can be decoded"),
     "nothing": Kind(b"", "holds no image that can be decoded"),
@@ -291,7 +320,9 @@ def put(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def write_parquet(folder: Path, column: str, content: bytes, *labels: str) -> None:
+def write_parquet(
+    folder: Path, column: str, content: bytes, *labels: str
+) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array([{"bytes": content, "path": None}] * 2, kind)
     folder.mkdir(parents=True)
@@ -304,7 +335,9 @@ def folders(root: Path, content: bytes) -> Dataset:
     for part in ("train", "val", "test"):
         for number in range(6):
             put(root / f"miniimagenet/{part}/{part}s/{number}.png", content)
-    return load_dataset(DataConfig(name="miniimagenet", dir=str(root), image_size=SIDE))
+    return load_dataset(
+        DataConfig(name="miniimagenet", dir=str(root), image_size=SIDE)
+    )
 
 
 def lists(root: Path, content: bytes) -> Dataset:
@@ -316,7 +349,9 @@ def lists(root: Path, content: bytes) -> Dataset:
         )
         for number in range(6):
             put(root / f"miniimagenet/images/{part}/{number}.png", content)
-    return load_dataset(DataConfig(name="miniimagenet", dir=str(root), image_size=SIDE))
+    return load_dataset(
+        DataConfig(name="miniimagenet", dir=str(root), image_size=SIDE)
+    )
 
 
 def tiny(root: Path, content: bytes) -> Dataset:
@@ -325,7 +360,9 @@ def tiny(root: Path, content: bytes) -> Dataset:
         put(place / f"train/{name}/images/0.JPEG", content)
         put(place / f"val/images/{name}.JPEG", content)
     put(place / "val/val_annotations.txt", "n1.JPEG\tn1\nn2.JPEG\tn2\n")
-    return load_dataset(DataConfig(name="tinyimagenet", dir=str(root), image_size=SIDE))
+    return load_dataset(
+        DataConfig(name="tinyimagenet", dir=str(root), image_size=SIDE)
+    )
 
 
 def parquet(root: Path, content: bytes) -> Dataset:
@@ -349,7 +386,9 @@ LOADERS = {
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_pixels_are_right_or_refused(kind: str, loader: str, tmp_path: Path) -> None:
+def test_pixels_are_right_or_refused(
+    kind: str, loader: str, tmp_path: Path
+) -> None:
     content, expected, tolerance = KINDS[kind]
     if isinstance(expected, str):
         with pytest.raises(ConfigError, match=expected) as caught:
@@ -365,7 +404,12 @@ def test_pixels_are_right_or_refused(kind: str, loader: str, tmp_path: Path) -> 
 
 def test_sixteen_bit_case_keeps_the_classes_apart(tmp_path: Path) -> None:
     """Grey levels 20, 80, 140 and 200, saved at 16 bits, are these levels again."""
-    for part, level in (("train", 20), ("train", 80), ("val", 140), ("test", 200)):
+    for part, level in (
+        ("train", 20),
+        ("train", 80),
+        ("val", 140),
+        ("test", 200),
+    ):
         picture = Image.fromarray(np.full((SIDE, SIDE), level * 257, np.uint16))
         for number in range(6):
             put(
@@ -390,17 +434,23 @@ def test_modes_that_no_png_has(mode: str) -> None:
         return
     source = Image.new("RGBA", (2, 1), (40, 90, 200, 255))
     source.putpixel((1, 0), (0, 0, 0, 102))
-    by_way_of = {"PA": "P", "La": "LA", "RGBX": "RGB", "YCbCr": "RGB"}.get(mode, "RGBA")
+    by_way_of = {"PA": "P", "La": "LA", "RGBX": "RGB", "YCbCr": "RGB"}.get(
+        mode, "RGBA"
+    )
     image = source.convert(by_way_of).convert(mode)
     if mode == "PA":
         image.putalpha(source.getchannel("A"))
     found = np.asarray(to_eight_bit(image, "RGB")).astype(int)
     second = [0, 0, 0] if mode in ("RGBX", "YCbCr") else [153, 153, 153]
     first = [87, 87, 87] if mode == "La" else [40, 90, 200]  # 0.299, 0.587, 0.114
-    assert np.abs(found - [[first, second]]).max() <= (2 if mode == "YCbCr" else 1)
+    assert np.abs(found - [[first, second]]).max() <= (
+        2 if mode == "YCbCr" else 1
+    )
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm"])
+@pytest.mark.parametrize(
+    "kind", ["png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm"]
+)
 def test_truncated_files_are_refused_at_every_length(kind: str) -> None:
     whole = encoded(Image.fromarray(COLOUR), kind)
     pixels = np.asarray(to_eight_bit(Image.open(io.BytesIO(whole)), "RGB"))
@@ -408,7 +458,9 @@ def test_truncated_files_are_refused_at_every_length(kind: str) -> None:
     for length in range(len(whole)):
         try:
             found = to_eight_bit(Image.open(io.BytesIO(whole[:length])), "RGB")
-        except Exception:  # any type: the loader makes a sentence of each (test above)
+        except (
+            Exception
+        ):  # any type: the loader makes a sentence of each (test above)
             refused += 1
         else:
             np.testing.assert_array_equal(np.asarray(found), pixels)
@@ -429,7 +481,10 @@ def test_matlab_file_is_right_or_refused(tmp_path: Path) -> None:
         ({"X": x / 255}, "X is float64"),
         ({"y": np.array([[11], [1]])}, "y must hold whole numbers from 0 to 10"),
         ({"y": np.array([[1.5], [1]])}, "y must hold whole numbers from 0 to 10"),
-        ({"y": np.array([[np.nan], [1]])}, "y must hold whole numbers from 0 to 10"),
+        (
+            {"y": np.array([[np.nan], [1]])},
+            "y must hold whole numbers from 0 to 10",
+        ),
     ):
         scipy.io.savemat(path, right | change)
         with pytest.raises(ConfigError, match=rf"test_32x32\.mat: {text}"):
@@ -453,7 +508,9 @@ def test_any_png_is_its_eight_bit_conversion(data: st.DataObject) -> None:
     )
     side = data.draw(st.integers(1, 4))
     size = side * side * bands
-    values = data.draw(st.lists(st.integers(0, highest), min_size=size, max_size=size))
+    values = data.draw(
+        st.lists(st.integers(0, highest), min_size=size, max_size=size)
+    )
     samples = np.array(values, np.uint8 if highest == 255 else np.uint16).reshape(
         side, side, bands
     )
@@ -480,7 +537,9 @@ def test_any_png_is_its_eight_bit_conversion(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_pictures_overwritten_in_place_are_seen(loader: str, tmp_path: Path) -> None:
+def test_pictures_overwritten_in_place_are_seen(
+    loader: str, tmp_path: Path
+) -> None:
     """Also where size and time of the content are the old ones."""
     root = tmp_path / "data"
     load = LOADERS[loader]
@@ -521,7 +580,9 @@ def test_a_folder_s_state_takes_one_pass(
         put(tmp_path / f"{number}.png", b"x")
     scan = os.scandir
     passes: list[object] = []
-    monkeypatch.setattr(os, "scandir", lambda path: passes.append(path) or scan(path))
+    monkeypatch.setattr(
+        os, "scandir", lambda path: passes.append(path) or scan(path)
+    )
     before = fingerprint(tmp_path)
     assert passes == [tmp_path]
     put(tmp_path / "._1.png", b"hidden")
@@ -576,7 +637,9 @@ def test_clutter_is_no_class_no_picture_and_no_change(
     ("change", "text"),
     [
         (
-            lambda place: (place / "val.csv").write_text("filename,label\na.png\n"),
+            lambda place: (place / "val.csv").write_text(
+                "filename,label\na.png\n"
+            ),
             r"val\.csv: line 2: ",
         ),
         (
@@ -593,7 +656,9 @@ def test_clutter_is_no_class_no_picture_and_no_change(
             "no samples",
         ),
         (
-            lambda place: put(place / "val.csv", "filename,label\nnowhere/a.png,a"),
+            lambda place: put(
+                place / "val.csv", "filename,label\nnowhere/a.png,a"
+            ),
             r"nowhere: No such file",
         ),
         (
@@ -609,7 +674,9 @@ def test_lists_that_do_not_fit(
     lists(root, encoded(Image.fromarray(COLOUR)))
     change(root / "miniimagenet")
     with pytest.raises(ConfigError, match=text):
-        load_dataset(DataConfig(name="miniimagenet", dir=str(root), image_size=SIDE))
+        load_dataset(
+            DataConfig(name="miniimagenet", dir=str(root), image_size=SIDE)
+        )
 
 
 def test_damaged_parquet_is_a_sentence_or_the_same(tmp_path: Path) -> None:
@@ -633,7 +700,9 @@ def test_damaged_parquet_is_a_sentence_or_the_same(tmp_path: Path) -> None:
         except ConfigError:
             refused += 1
         else:
-            np.testing.assert_array_equal(found.train_x, np.stack([rgb(COLOUR)] * 2))
+            np.testing.assert_array_equal(
+                found.train_x, np.stack([rgb(COLOUR)] * 2)
+            )
     assert refused > 20
     for broken in (
         "{",
@@ -642,7 +711,9 @@ def test_damaged_parquet_is_a_sentence_or_the_same(tmp_path: Path) -> None:
         '{"info": {"features": {"fine_label": {"names": 3}}}}',
     ):
         path.write_bytes(whole)
-        table = pq.read_table(path).replace_schema_metadata({"huggingface": broken})
+        table = pq.read_table(path).replace_schema_metadata(
+            {"huggingface": broken}
+        )
         pq.write_table(table, path)
         with pytest.raises(
             ConfigError, match=r"train-0\.parquet: its metadata of Hugging Face"
@@ -656,7 +727,8 @@ def test_labels_below_zero_are_refused(tmp_path: Path) -> None:
     table = pq.read_table(path)
     pq.write_table(table.set_column(1, "fine_label", pa.array([-1, 1])), path)
     with pytest.raises(
-        ConfigError, match=r"test-0\.parquet: column 'fine_label' runs from -1 to 1"
+        ConfigError,
+        match=r"test-0\.parquet: column 'fine_label' runs from -1 to 1",
     ):
         load_dataset(DataConfig(name="cifar100", dir=str(tmp_path)))
 
@@ -670,7 +742,8 @@ def test_arrays_with_channels_last(caplog: pytest.LogCaptureFixture) -> None:
 
     for shape in ((32, 32, 3), (8, 8, 1), (64, 64, 4)):
         with pytest.raises(
-            ConfigError, match=r"train_x is \[N, .*; .*give x\.transpose\(0, 3, 1, 2\)"
+            ConfigError,
+            match=r"train_x is \[N, .*; .*give x\.transpose\(0, 3, 1, 2\)",
         ):
             make(*shape)
     for shape in (

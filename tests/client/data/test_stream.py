@@ -26,7 +26,10 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 def digits() -> Benchmark:
     return make_benchmark(
         read_config(
-            {"seed": 3, "data": {"share": "overlapping", "task_order": "shuffled"}}
+            {
+                "seed": 3,
+                "data": {"share": "overlapping", "task_order": "shuffled"},
+            }
         )
     )
 
@@ -68,7 +71,9 @@ def test_values() -> None:
             [(150 / 255 - 0.5) / 0.5, (150 / 255 - 0.25) / 2],
         ]
     )
-    np.testing.assert_allclose(task.train.x[:, :, 1, 1].numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        task.train.x[:, :, 1, 1].numpy(), expected, rtol=1e-6
+    )
     assert task.test.y.tolist() == [3]
 
 
@@ -102,14 +107,18 @@ def test_recent_shares_are_kept_up_to_a_size_and_others_made_again(
     stream = tiny()
     first = stream.task(0, 0)
     size = sum(
-        t.nbytes for split in (first.train, first.test) for t in (split.x, split.y)
+        t.nbytes
+        for split in (first.train, first.test)
+        for t in (split.x, split.y)
     )
     monkeypatch.setattr(benchmark, "_REMEMBERED", size)
     assert stream.task(0, 0) is first
     other = stream.task(0, 1)
     assert list(stream._recent) == [(0, 1)]
     assert stream._bytes == sum(
-        t.nbytes for split in (other.train, other.test) for t in (split.x, split.y)
+        t.nbytes
+        for split in (other.train, other.test)
+        for t in (split.x, split.y)
     )
     again = stream.task(0, 0)
     assert again is not first
@@ -174,7 +183,9 @@ def test_default_data_with_too_many_disjoint_clients_is_refused() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.01, 0.99), st.integers(0, 5))
 def test_what_is_held_out_is_neither_trained_on_nor_test_data(fraction, seed):
-    config = read_config({"data": {"clients": 3, "holdout": fraction}, "seed": seed})
+    config = read_config(
+        {"data": {"clients": 3, "holdout": fraction}, "seed": seed}
+    )
     whole, part = (
         load_dataset(config.data),
         hold_out(load_dataset(config.data), fraction, seed),
@@ -200,7 +211,9 @@ def test_what_is_held_out_is_neither_trained_on_nor_test_data(fraction, seed):
 
 def test_a_class_of_one_sample_cannot_be_held_out_of():
     x = np.zeros((3, 1, 2, 2), np.uint8)
-    data = Dataset.from_arrays("tiny", x, np.array([0, 0, 1]), x, np.array([0, 1, 1]))
+    data = Dataset.from_arrays(
+        "tiny", x, np.array([0, 0, 1]), x, np.array([0, 1, 1])
+    )
     with pytest.raises(
         ConfigError,
         match=r"data.holdout = 0.5: class '1' of tiny has one training sample",

@@ -19,7 +19,14 @@ from fedknow.client.edge.client import EdgeClient
 from fedknow.client.edge.errors import EdgeError
 from fedknow.client.edge.status import fetch_status
 from fedknow.protocols.config import ConfigError, read_config
-from fedknow.protocols.messages import TRAIN, Arrays, Config, Message, Metrics, node_of
+from fedknow.protocols.messages import (
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+    Metrics,
+    node_of,
+)
 from fedknow.protocols.wire import (
     JOIN,
     SERVICE,
@@ -62,7 +69,10 @@ class Counter:
             }
         )
         return message.reply(
-            {"arrays": arrays, "metrics": Metrics({"num-examples": 1, "count": count})}
+            {
+                "arrays": arrays,
+                "metrics": Metrics({"num-examples": 1, "count": count}),
+            }
         ), {"count": count}
 
     def done(self):
@@ -86,7 +96,10 @@ class Running:
 
     def _run(self, started):
         async def main():
-            self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
+            self.loop, self.task = (
+                asyncio.get_running_loop(),
+                asyncio.current_task(),
+            )
             started.set()
             await self.client.run()
 
@@ -125,7 +138,9 @@ def client(tmp_path):
     made = []
 
     def make(it, node, name="0", **options):
-        made.append(Running(getattr(it, "port", it), tmp_path / name, node, **options))
+        made.append(
+            Running(getattr(it, "port", it), tmp_path / name, node, **options)
+        )
         return made[-1]
 
     yield make
@@ -139,7 +154,9 @@ def work(*clients, round=1):
         "arrays": Arrays({"w": np.zeros(200_000, np.float32)}),
         "config": Config({"task": 0, "round": round}),
     }
-    return [Message(TRAIN, node_of(client), "", content=content) for client in clients]
+    return [
+        Message(TRAIN, node_of(client), "", content=content) for client in clients
+    ]
 
 
 def small(message):
@@ -196,10 +213,15 @@ def test_a_client_has_a_device_of_its_own(grid, tmp_path):
             device=device,
             node=make,
         )
-        threading.Thread(target=asyncio.run, args=[one.run()], daemon=True).start()
+        threading.Thread(
+            target=asyncio.run, args=[one.run()], daemon=True
+        ).start()
     it.exchange(work(0, 1))
     it.finish()
-    assert {devices.get(timeout=WAIT), devices.get(timeout=WAIT)} == {"cpu", "auto"}
+    assert {devices.get(timeout=WAIT), devices.get(timeout=WAIT)} == {
+        "cpu",
+        "auto",
+    }
 
 
 def test_training_outlives_the_server_and_is_not_done_twice(grid, client):
@@ -246,7 +268,11 @@ def test_an_answer_that_the_server_finds_too_large_is_a_failure(grid, client):
     assert it.status()["refusals"] == {"TOO_LARGE": 1}
     assert it.versions == {}
     it = exchange(
-        it, [replace(message, content=small(message)) for message in work(0, round=2)]
+        it,
+        [
+            replace(message, content=small(message))
+            for message in work(0, round=2)
+        ],
     )
     assert counts(it()) == [1]  # it went on from the state before
     assert node.done() == [1, 2]
@@ -493,7 +519,11 @@ class Failing(Counter):
 
     def handle(self, message, state):
         reply, after = super().handle(message, state)
-        return (reply, after) if self.has_data else (message.fail(2, "no data"), state)
+        return (
+            (reply, after)
+            if self.has_data
+            else (message.fail(2, "no data"), state)
+        )
 
 
 def test_a_failure_is_no_work_done_and_a_resumed_server_has_it_tried_again(
@@ -537,7 +567,11 @@ def build(**settings):
 
 @pytest.mark.parametrize(
     "part",
-    ["model=torch.hub:load", "model=hostile_part:build", "learner=hostile_part:build"],
+    [
+        "model=torch.hub:load",
+        "model=hostile_part:build",
+        "learner=hostile_part:build",
+    ],
 )
 def test_a_server_cannot_have_code_run(grid, client, tmp_path, monkeypatch, part):
     proof = tmp_path / "proof"
@@ -547,7 +581,11 @@ def test_a_server_cannot_have_code_run(grid, client, tmp_path, monkeypatch, part
     (attack / "hubconf.py").write_text(HOSTILE.format(proof=str(proof)))
     # The working directory is what an attacker may find or have written files in.
     monkeypatch.chdir(attack)
-    hub = [f"model.repo_or_dir={attack}", "model.source=local", "model.model=build"]
+    hub = [
+        f"model.repo_or_dir={attack}",
+        "model.source=local",
+        "model.model=build",
+    ]
     it = grid(1, part, *(hub if "torch.hub" in part else []))
     one = client(it, None)
     error = one.result()

@@ -73,7 +73,9 @@ def test_answers_are_found_again_by_another_process(journal, tmp_path):
     again.close()
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0", slice(0, 1000), slice(0, -1), "bit"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"\0", slice(0, 1000), slice(0, -1), "bit"]
+)
 def test_a_damaged_answer_is_none(journal, damage):
     journal.keep_answer("k1", 5, pack(answer()), 9)
     (path,) = journal.folder.glob("answers/5/k1-9")
@@ -92,7 +94,9 @@ def test_all_from_the_committed_version_on_is_kept_and_the_rest_deleted(journal)
     journal.keep_answer("k2", 1, pack(answer()), 3)
     journal.commit(0, 3, 1)
     assert states(journal) == [1, 2, 3]  # 4 is nothing's
-    journal.commit(0, 1, 1)  # the server was killed, and resumed from its checkpoint
+    journal.commit(
+        0, 1, 1
+    )  # the server was killed, and resumed from its checkpoint
     assert states(journal) == [1, 2, 3]
     assert journal.find("k2", 1)[1] == 3
     journal.commit(0, 3, 3)  # a new checkpoint
@@ -128,7 +132,9 @@ def test_a_folder_is_one_clients(journal, tmp_path):
 
 
 @pytest.mark.parametrize("place", range(17))
-def test_a_damaged_mark_is_a_sentence_and_deletes_nothing(journal, tmp_path, place):
+def test_a_damaged_mark_is_a_sentence_and_deletes_nothing(
+    journal, tmp_path, place
+):
     journal.begin("run", 3)
     save(journal, 1)
     path = journal.folder / "run"

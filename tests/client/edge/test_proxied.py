@@ -11,8 +11,20 @@ from fedknow.client.edge.client import EdgeClient
 from fedknow.client.edge.errors import EdgeError
 from fedknow.client.edge.status import fetch_status
 from fedknow.protocols.config import read_config
-from fedknow.protocols.messages import TRAIN, Arrays, Config, Message, Metrics, node_of
-from fedknow.protocols.security import TlsError, TlsFault, handshake, server_credentials
+from fedknow.protocols.messages import (
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+    Metrics,
+    node_of,
+)
+from fedknow.protocols.security import (
+    TlsError,
+    TlsFault,
+    handshake,
+    server_credentials,
+)
 from fedknow.server.certs import make_certificates
 from fedknow.server.grids.grpc_grid import GrpcGrid
 
@@ -48,7 +60,9 @@ class FakeProxy:
                 client, _ = self.listener.accept()
             except OSError:  # closed
                 return
-            threading.Thread(target=self._answer, args=[client], daemon=True).start()
+            threading.Thread(
+                target=self._answer, args=[client], daemon=True
+            ).start()
 
     def _answer(self, client):
         with client:
@@ -60,11 +74,15 @@ class FakeProxy:
                 request += data
             self.requests.append(request.decode())
             if self.target is None:
-                client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+                client.sendall(
+                    b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+                )
                 return
             with socket.create_connection(("127.0.0.1", self.target)) as server:
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                back = threading.Thread(target=pump, args=[server, client], daemon=True)
+                back = threading.Thread(
+                    target=pump, args=[server, client], daemon=True
+                )
                 back.start()
                 pump(client, server)
                 back.join(WAIT)
@@ -88,7 +106,10 @@ class Echo:
     """A node that sends back what it gets."""
 
     def handle(self, message, state):
-        content = {"arrays": message.arrays(), "metrics": Metrics({"num-examples": 1})}
+        content = {
+            "arrays": message.arrays(),
+            "metrics": Metrics({"num-examples": 1}),
+        }
         return message.reply(content), state
 
 
@@ -118,7 +139,10 @@ def grid():
     def make(**options):
         made.append(
             GrpcGrid(
-                read_config({"data": {"clients": 1}}), "127.0.0.1:0", "run", **options
+                read_config({"data": {"clients": 1}}),
+                "127.0.0.1:0",
+                "run",
+                **options,
             )
         )
         return made[-1]
@@ -138,7 +162,9 @@ def certs(tmp_path_factory):
 def take_part(it, server, state, tls=None):
     """Have a client do one piece of work, and end."""
     client = EdgeClient(server, state, tls=tls, node=lambda config: Echo())
-    thread = threading.Thread(target=lambda: asyncio.run(client.run()), daemon=True)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(client.run()), daemon=True
+    )
     thread.start()
     content = {
         "arrays": Arrays({"w": np.ones(2, np.float32)}),

@@ -64,7 +64,9 @@ def images(number: int, seed: int = 0) -> TaskData:
 def test_shrink_minimises_its_objective(row, towards, threshold):
     """prox(v) = argmin_u 1/2 |u - v|^2 + threshold |u - towards|: no point nearby is better."""
     v, a = torch.tensor([row, towards], dtype=torch.float64)
-    u = shrink(v[None], a[None], torch.tensor([threshold], dtype=torch.float64))[0]
+    u = shrink(v[None], a[None], torch.tensor([threshold], dtype=torch.float64))[
+        0
+    ]
 
     def value(u):
         return 0.5 * (u - v).square().sum() + threshold * (u - a).norm()
@@ -95,7 +97,9 @@ def test_first_round_by_hand():
 def test_second_task_by_hand():
     """Importance 6.3 under lambda: the node moves only beyond lr lambda Omega from its anchor;
     decay by eta."""
-    learner = AgsCl(two_nodes(), SGD, AgsClSettings(mu=5.0, lam=1.0, rho=1.0, eta=0.5))
+    learner = AgsCl(
+        two_nodes(), SGD, AgsClSettings(mu=5.0, lam=1.0, rho=1.0, eta=0.5)
+    )
     x = torch.ones(4, 1, 1, 2)
     learner.fit(task(0, x), Round(1, 0))
     learner.end_task(task(0, x), Round(0, 0))
@@ -122,7 +126,9 @@ def test_important_nodes_are_frozen_and_get_nothing_from_unimportant_ones():
     """With a large lambda what past tasks compute is bit for bit what it was, whatever later tasks
     train."""
     train = SGD.model_copy(update={"epochs": 3, "batch_size": 8})
-    learner = AgsCl(deep(), train, AgsClSettings(mu=1.0, lam=1e4, exchange="none"))
+    learner = AgsCl(
+        deep(), train, AgsClSettings(mu=1.0, lam=1e4, exchange="none")
+    )
     first = images(0)
     learner.fit(first, Round(1, 1))
     learner.end_task(first, Round(0, 2))
@@ -139,7 +145,10 @@ def test_important_nodes_are_frozen_and_get_nothing_from_unimportant_ones():
     assert torch.equal(before, after)
     assert 0 < report["important"] < 1
     for below, layer, above in zip(
-        learner._importance, learner._layers[1:], learner._importance[1:], strict=False
+        learner._importance,
+        learner._layers[1:],
+        learner._importance[1:],
+        strict=False,
     ):
         weight = layer.weight.detach().unflatten(1, (len(below), -1)).flatten(2)
         assert not weight[above > 0][:, below == 0].any()
@@ -152,7 +161,10 @@ def test_mean_activation_against_a_loop():
     with torch.no_grad():
         for i in range(4):
             filters = torch.stack(
-                [learner.body[:2](x[j : j + 1])[0, i].mean() for j in range(len(x))]
+                [
+                    learner.body[:2](x[j : j + 1])[0, i].mean()
+                    for j in range(len(x))
+                ]
             )
             assert means[0][i] == pytest.approx(filters.mean().item(), rel=1e-5)
     assert [len(layer) for layer in means] == [4, 8, 8]
@@ -163,7 +175,9 @@ def test_interrupted_or_not_and_whoever_was_here_before(
     assert_interruptions_do_not_matter, exchange
 ):
     settings = AgsClSettings(exchange=exchange, mu=1.0)
-    assert_interruptions_do_not_matter(lambda: AgsCl(deep(), SGD, settings), images)
+    assert_interruptions_do_not_matter(
+        lambda: AgsCl(deep(), SGD, settings), images
+    )
 
 
 def test_models_without_a_chain_of_rectified_nodes_are_refused(tiny_model):

@@ -56,7 +56,9 @@ def gradients(body, head):
 
 def received(learner, shift):
     """The shared model is no longer the personal one."""
-    learner.receive({name: value + shift for name, value in learner.send().items()})
+    learner.receive(
+        {name: value + shift for name, value in learner.send().items()}
+    )
 
 
 def test_one_step_by_hand():
@@ -79,7 +81,8 @@ def test_one_step_by_hand():
 def test_the_share_moves_once_a_round_and_not_out_of_bounds():
     many = SGD.model_copy(update={"epochs": 4})
     once, more = (
-        Apfl(linear_model(), train, ApflSettings(alpha=0.5)) for train in (SGD, many)
+        Apfl(linear_model(), train, ApflSettings(alpha=0.5))
+        for train in (SGD, many)
     )
     for learner in (once, more):
         received(learner, 0.1)
@@ -122,7 +125,9 @@ def test_running_statistics_of_either_model_are_its_own(tiny_model, tiny_task):
     received(learner, 0.5)
     learner.fit(tiny_task(0), Round(1, 0))
     name = "body.3.running_mean"
-    assert not torch.equal(learner.send()[name], learner.state_dict()["own"][name])
+    assert not torch.equal(
+        learner.send()[name], learner.state_dict()["own"][name]
+    )
     assert (
         learner.model.state_dict()["body.3.num_batches_tracked"] == 4
     )  # two epochs of two batches, shared model only
@@ -141,7 +146,11 @@ def test_state_comes_back_and_nothing_leaks(tiny_model, tiny_task):
             learner.receive(arrays)
             learner.fit(tiny_task(0), Round(number, number))
             arrays, state = learner.send(), learner.state_dict()
-        return [*arrays.values(), *state["own"].values(), torch.tensor(state["alpha"])]
+        return [
+            *arrays.values(),
+            *state["own"].values(),
+            torch.tensor(state["alpha"]),
+        ]
 
     def somebody_else(learner):
         learner.load_state_dict({})
@@ -151,5 +160,7 @@ def test_state_comes_back_and_nothing_leaks(tiny_model, tiny_task):
 
     assert all(
         torch.equal(a, b)
-        for a, b in zip(ends(lambda learner: None), ends(somebody_else), strict=True)
+        for a, b in zip(
+            ends(lambda learner: None), ends(somebody_else), strict=True
+        )
     )

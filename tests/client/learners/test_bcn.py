@@ -88,7 +88,10 @@ def started(kind, settings):
 def whole_batch(data: TaskData) -> Batch:
     head = HeadSlice(data.head, 4)
     return Batch(
-        data.train.x, head.labels(data.train.y), torch.arange(len(data.train)), head
+        data.train.x,
+        head.labels(data.train.y),
+        torch.arange(len(data.train)),
+        head,
     )
 
 
@@ -115,7 +118,9 @@ def test_gradient_against_the_formulas(settings):
 
 def test_the_players_push_the_cost_their_ways(tiny_model, tiny_task):
     learner = Bcn(
-        tiny_model(), SGD, BcnSettings(memory=0.5, zeta=3, epsilon=0.05, theta_lr=0.05)
+        tiny_model(),
+        SGD,
+        BcnSettings(memory=0.5, zeta=3, epsilon=0.05, theta_lr=0.05),
     )
     assert learner.fit(tiny_task(0), Round(1, 0))["ascent"] == 0.0
     learner.end_task(tiny_task(0), Round(0, 0))
@@ -126,18 +131,24 @@ def test_the_players_push_the_cost_their_ways(tiny_model, tiny_task):
 
 def test_players_that_stand_still_leave_beta_times_experience_replay():
     """With steps of next to nothing x' = x and theta_B = theta, and dH = beta dJ."""
-    bcn = started(Bcn, BcnSettings(memory=1.0, beta=1.5, epsilon=1e-7, theta_lr=1e-7))
+    bcn = started(
+        Bcn, BcnSettings(memory=1.0, beta=1.5, epsilon=1e-7, theta_lr=1e-7)
+    )
     er = started(ExperienceReplay, ExperienceReplaySettings(memory=1.0))
     bcn.gradient(whole_batch(NEW))
     er.gradient(whole_batch(NEW))
-    assert torch.allclose(bcn.head.weight.grad, 1.5 * er.head.weight.grad, atol=1e-6)
+    assert torch.allclose(
+        bcn.head.weight.grad, 1.5 * er.head.weight.grad, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("exchange", ["all", "body", "none"])
 def test_interrupted_or_not_and_whoever_was_here_before(
     assert_interruptions_do_not_matter, tiny_model, tiny_task, exchange
 ):
-    train = SGD.model_copy(update={"batch_size": 8, "optimizer": "adam", "lr": 1e-2})
+    train = SGD.model_copy(
+        update={"batch_size": 8, "optimizer": "adam", "lr": 1e-2}
+    )
     settings = BcnSettings(exchange=exchange, memory=0.3)
     assert_interruptions_do_not_matter(
         lambda: Bcn(tiny_model(), train, settings), tiny_task

@@ -36,7 +36,9 @@ def test_contrast_by_hand():
     """
     z, y = unit(0, 90, 0), torch.tensor([0, 1, 0])
     loss = asymmetric_contrast(z, y, torch.tensor([True, False, False]), 1.0)
-    assert loss.item() == pytest.approx(-math.log(math.e / (math.e + 1)), rel=1e-9)
+    assert loss.item() == pytest.approx(
+        -math.log(math.e / (math.e + 1)), rel=1e-9
+    )
 
 
 def contrast_by_loops(z, y, anchor, tau):
@@ -44,10 +46,14 @@ def contrast_by_loops(z, y, anchor, tau):
     for i in range(len(z)):
         if not anchor[i]:
             continue
-        below = sum(math.exp(float(z[i] @ z[k]) / tau) for k in range(len(z)) if k != i)
+        below = sum(
+            math.exp(float(z[i] @ z[k]) / tau) for k in range(len(z)) if k != i
+        )
         same = [j for j in range(len(z)) if j != i and y[j] == y[i]]
         total.append(
-            -sum(math.log(math.exp(float(z[i] @ z[j]) / tau) / below) for j in same)
+            -sum(
+                math.log(math.exp(float(z[i] @ z[j]) / tau) / below) for j in same
+            )
             / len(same)
         )
     return sum(total) / len(total)
@@ -81,11 +87,14 @@ def test_losses_against_loops(seed, count, tau, past):
     generator = torch.Generator().manual_seed(seed)
     a, b = (
         nn.functional.normalize(
-            torch.randn(2 * count, 3, generator=generator, dtype=torch.float64), dim=1
+            torch.randn(2 * count, 3, generator=generator, dtype=torch.float64),
+            dim=1,
         )
         for _ in range(2)
     )
-    y = torch.randint(0, 3, (count,), generator=generator).repeat(2)  # two views each
+    y = torch.randint(0, 3, (count,), generator=generator).repeat(
+        2
+    )  # two views each
     anchor = (torch.arange(count) < 1 + count // 2).repeat(2)
     assert asymmetric_contrast(a, y, anchor, tau).item() == pytest.approx(
         contrast_by_loops(a, y, anchor, tau)
@@ -103,12 +112,17 @@ def test_losses_against_loops(seed, count, tau, past):
 def test_remembered_views_are_negatives_but_no_anchors():
     """Turning a remembered view towards an anchor of another class raises the loss; its own class
     pulls nothing."""
-    y, anchor = torch.tensor([0, 0, 7, 7]), torch.tensor([True, True, False, False])
+    y, anchor = (
+        torch.tensor([0, 0, 7, 7]),
+        torch.tensor([True, True, False, False]),
+    )
     near, far = unit(0, 10, 20, 200), unit(0, 10, 120, 200)
     assert asymmetric_contrast(near, y, anchor, 0.5) > asymmetric_contrast(
         far, y, anchor, 0.5
     )
-    relabelled = asymmetric_contrast(near, torch.tensor([0, 0, 7, 8]), anchor, 0.5)
+    relabelled = asymmetric_contrast(
+        near, torch.tensor([0, 0, 7, 8]), anchor, 0.5
+    )
     assert relabelled == asymmetric_contrast(near, y, anchor, 0.5)
 
 
@@ -134,7 +148,8 @@ def test_views():
     assert jittered.min() >= 1 - 0.8
     assert jittered.max() <= 1 + 0.8
     again = [
-        view(x, torch.Generator().manual_seed(3), 0.4, True, 0.4) for _ in range(2)
+        view(x, torch.Generator().manual_seed(3), 0.4, True, 0.4)
+        for _ in range(2)
     ]
     assert torch.equal(*again)
 
@@ -168,7 +183,9 @@ def test_the_head_is_fitted_on_a_frozen_body_and_the_body_by_contrast(big_task):
     names = {name.split(".")[0] for name in learner.send()}
     assert names == {"body", "projection"}
     assert {name.split(".")[0] for name in learner.local_parameters()} == {"head"}
-    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    before = {
+        name: value.clone() for name, value in learner.model.state_dict().items()
+    }
     report = learner.fit(big_task(0), Round(1, 0))
     after = learner.model.state_dict()
     assert all(
@@ -179,7 +196,9 @@ def test_the_head_is_fitted_on_a_frozen_body_and_the_body_by_contrast(big_task):
     assert report["accuracy"] > 0.9
     [(right, total, _)] = learner.score([big_task(0).train], [(0, 1)], 16)
     assert right / total == pytest.approx(report["accuracy"])
-    body = {name: value.clone() for name, value in learner.body.state_dict().items()}
+    body = {
+        name: value.clone() for name, value in learner.body.state_dict().items()
+    }
     learner._fit_head(big_task(0), Round(1, 1))
     assert all(
         torch.equal(value, body[name])
@@ -192,7 +211,9 @@ def test_knowledge_is_samples_and_the_past_model(big_task):
     learner.fit(big_task(0), Round(1, 0))
     kept = learner.end_task(big_task(0), Round(0, 0))
     encoder = (
-        sum(p.numel() for p in learner.body.parameters()) + (8 * 8 + 8) + (8 * 8 + 8)
+        sum(p.numel() for p in learner.body.parameters())
+        + (8 * 8 + 8)
+        + (8 * 8 + 8)
     )
     assert kept["knowledge-bytes"] == 6 * (16 * 4 + 8) + 4 * encoder
     past = learner.state_dict()["past"]
@@ -235,4 +256,6 @@ def test_interrupted_or_not_and_whoever_was_here_before(
     assert_interruptions_do_not_matter, big_task, exchange
 ):
     settings = Co2LSettings(exchange=exchange, memory=0.3, projection=8)
-    assert_interruptions_do_not_matter(lambda: Co2L(small(), ADAM, settings), big_task)
+    assert_interruptions_do_not_matter(
+        lambda: Co2L(small(), ADAM, settings), big_task
+    )

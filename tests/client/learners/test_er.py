@@ -34,7 +34,9 @@ def test_a_step_by_hand():
     def task(number, x, y):
         split = Split(torch.full((1, 1, 1, 1), x), torch.tensor([y]))
         classes = (2 * number, 2 * number + 1)
-        return TaskData(number, classes, tuple(range(2 * number + 2)), split, split)
+        return TaskData(
+            number, classes, tuple(range(2 * number + 2)), split, split
+        )
 
     learner = ExperienceReplay(model, SGD, ExperienceReplaySettings(memory=1.0))
     learner.memory.store(task(0, 3.0, 1), 1.0, seed=0)
@@ -89,13 +91,16 @@ def test_as_many_stored_samples_as_the_batch_has_unless_told_otherwise(
         monkeypatch.setattr(
             learner,
             "draw",
-            lambda *a, drawn=drawn, plain=plain: drawn.append(plain(*a)) or drawn[-1],
+            lambda *a, drawn=drawn, plain=plain: (
+                drawn.append(plain(*a)) or drawn[-1]
+            ),
         )
         learner.fit(tiny_task(1), Round(1, 1))
         assert [len(replay) for replay in drawn] == [expected] * 5
         if expected < 20:
             assert (
-                len({tuple(replay.x[:, 0, 0, 0].tolist()) for replay in drawn}) == 5
+                len({tuple(replay.x[:, 0, 0, 0].tolist()) for replay in drawn})
+                == 5
             )  # drawn anew each time
 
 
@@ -107,6 +112,8 @@ def test_ring_and_reservoir(tiny_model, tiny_task):
         learner = ExperienceReplay(
             tiny_model(), SGD, ExperienceReplaySettings(memory=1 / 3, keep=keep)
         )
-        assert learner.end_task(task, Round(0, 5)) == {"knowledge-bytes": 8 * 24.0}
+        assert learner.end_task(task, Round(0, 5)) == {
+            "knowledge-bytes": 8 * 24.0
+        }
         count = int((learner.memory.tasks[0].y == 1).sum())
         assert count == rare if rare else count < 4

@@ -9,7 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners.ewc import Ewc, EwcSettings, OnlineEwc, OnlineEwcSettings
+from fedknow.client.learners.ewc import (
+    Ewc,
+    EwcSettings,
+    OnlineEwc,
+    OnlineEwcSettings,
+)
 from fedknow.client.learners.frames.learner import Diverged, Round
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
@@ -59,9 +64,13 @@ def test_fisher_information_and_step_by_hand(labels):
     bias. (The square of the batch's mean gradient would be ((-1 + 3) / 2)^2 = 1 and 0.)
     """
     learner = Ewc(
-        one_weight(), SGD, EwcSettings(strength=2.0, labels=labels, exchange="none")
+        one_weight(),
+        SGD,
+        EwcSettings(strength=2.0, labels=labels, exchange="none"),
     )
-    learner._trained_task = 0  # as if it had been trained; the model stays where it is
+    learner._trained_task = (
+        0  # as if it had been trained; the model stays where it is
+    )
     report = learner.end_task(samples(0, (1.0, 0), (3.0, 1)), Round(0, 1))
     assert learner.importance["head.weight"].flatten().tolist() == [5.0, 5.0]
     assert learner.importance["head.bias"].tolist() == [0.25, 0.25]
@@ -115,7 +124,9 @@ def test_fisher_information_is_the_mean_square_of_per_sample_gradients(
                 )
                 for total, part in zip(expected, gradient, strict=True):
                     total += weight * part**2 / 7
-        for total, fisher in zip(expected, learner.importance.values(), strict=True):
+        for total, fisher in zip(
+            expected, learner.importance.values(), strict=True
+        ):
             assert torch.allclose(fisher, total, rtol=1e-4, atol=1e-9)
 
 
@@ -149,7 +160,9 @@ def test_online_penalty_by_hand():
     """
     options = OnlineEwcSettings(strength=4.0, gamma=0.5, exchange="none")
     learner = OnlineEwc(one_weight(), SGD, options)
-    learner._trained_task = 0  # as if it had been trained; the model stays where it is
+    learner._trained_task = (
+        0  # as if it had been trained; the model stays where it is
+    )
     learner.end_task(samples(0, (1.0, 0), (3.0, 1)), Round(0, 1))
     with torch.no_grad():
         learner.head.weight.fill_(1)
@@ -183,7 +196,8 @@ def test_one_penalty_stands_for_all_tasks_penalties(tiny_model, seed, tasks):
         }
 
     terms = [
-        ({n: v.clamp(min=0) for n, v in draw().items()}, draw()) for _ in range(tasks)
+        ({n: v.clamp(min=0) for n, v in draw().items()}, draw())
+        for _ in range(tasks)
     ]
     for fisher, anchor in terms:
         learner.importance, learner.anchor = learner.merge(fisher, anchor)
@@ -223,7 +237,9 @@ def test_online_ewc_decays_and_anchors_at_the_latest_model(tiny_model, tiny_task
 def test_a_huge_lambda_holds_what_matters(tiny_model, tiny_task):
     drift = {}
     for strength in (0.0, 1e4):
-        train = SGD.model_copy(update={"optimizer": "adam", "lr": 1e-3, "epochs": 20})
+        train = SGD.model_copy(
+            update={"optimizer": "adam", "lr": 1e-3, "epochs": 20}
+        )
         learner = Ewc(
             tiny_model(),
             train,
@@ -239,13 +255,16 @@ def test_a_huge_lambda_holds_what_matters(tiny_model, tiny_task):
     assert drift[1e4][1] < drift[0.0][1]
 
 
-def test_too_large_a_lambda_is_named_when_training_diverges(tiny_model, tiny_task):
+def test_too_large_a_lambda_is_named_when_training_diverges(
+    tiny_model, tiny_task
+):
     train = SGD.model_copy(update={"epochs": 50})
     learner = Ewc(tiny_model(), train, EwcSettings(strength=1e9, exchange="none"))
     learner.fit(tiny_task(0), Round(1, 1))
     learner.end_task(tiny_task(0), Round(0, 1))
     with pytest.raises(
-        Diverged, match=r"lower train\.lr = 0\.1 .* or lower learner\.strength = 1e\+09"
+        Diverged,
+        match=r"lower train\.lr = 0\.1 .* or lower learner\.strength = 1e\+09",
     ):
         learner.fit(tiny_task(1), Round(1, 1))
 
@@ -256,7 +275,11 @@ def test_the_anchor_is_the_shared_or_the_own_body_under_the_own_head(
 ):
     learner = Ewc(tiny_model(), SGD, EwcSettings(anchor=anchor))
     learner.fit(tiny_task(0), Round(1, 1))
-    own, head, state = learner.send(), learner.local_parameters(), learner.state_dict()
+    own, head, state = (
+        learner.send(),
+        learner.local_parameters(),
+        learner.state_dict(),
+    )
     shared = {name: value + 0.01 for name, value in own.items()}
     learner.load_state_dict({})
     learner.load_state_dict(state)
@@ -265,7 +288,8 @@ def test_the_anchor_is_the_shared_or_the_own_body_under_the_own_head(
     expected = (shared if anchor == "global" else own) | head
     assert learner.anchor.keys() == expected.keys()
     assert all(
-        torch.equal(learner.anchor[name], value) for name, value in expected.items()
+        torch.equal(learner.anchor[name], value)
+        for name, value in expected.items()
     )
     assert learner.state_dict()["local"] == {}
 

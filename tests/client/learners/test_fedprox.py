@@ -91,7 +91,8 @@ def test_what_was_received_pulls_and_what_is_personal_is_left_alone(
 
 def test_mu_reaches_the_strategy():
     config = read_config(
-        {}, ["learner=fedprox", "learner.proximal_mu=0.5", "strategy.fraction=0.25"]
+        {},
+        ["learner=fedprox", "learner.proximal_mu=0.5", "strategy.fraction=0.25"],
     )
     resolved = resolve(config)
     assert resolved.strategy.model_dump() == {

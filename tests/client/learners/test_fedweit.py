@@ -105,7 +105,9 @@ def test_one_step_by_hand():
     slope = (g * BASE).sum(1, keepdims=True) * sigmoid(m1) * (1 - sigmoid(m1))
 
     state = learner.state_dict()
-    assert learner.body[1].weight.detach().numpy() == pytest.approx(base, rel=1e-5)
+    assert learner.body[1].weight.detach().numpy() == pytest.approx(
+        base, rel=1e-5
+    )
     assert learner.head.weight.detach().numpy() == pytest.approx(
         HEAD - 0.1 * error.T @ (X @ theta.T), rel=1e-5
     )
@@ -119,7 +121,9 @@ def test_one_step_by_hand():
     assert adaptive[0] == pytest.approx(
         a0 - 0.1 * (lam1 * np.sign(a0) + 2 * lam2 * moved), rel=1e-5
     )
-    assert adaptive[1] == pytest.approx(a1 - 0.1 * (lam1 * np.sign(a1) + g), rel=1e-5)
+    assert adaptive[1] == pytest.approx(
+        a1 - 0.1 * (lam1 * np.sign(a1) + g), rel=1e-5
+    )
     assert state["attention"][NAME].item() == pytest.approx(
         alpha - 0.1 * (g * other).sum(), rel=1e-5
     )
@@ -131,14 +135,17 @@ def test_one_step_by_hand():
 def test_a_task_is_predicted_with_its_own_parameters():
     learner = linear()
     thetas = [
-        BASE * sigmoid(m) + a + b for m, a, b in ((0.5, 0.1, 0.0), (-0.5, -0.2, 0.3))
+        BASE * sigmoid(m) + a + b
+        for m, a, b in ((0.5, 0.1, 0.0), (-0.5, -0.2, 0.3))
     ]
     learner.load_state_dict(
         {
             "tasks": {
                 "0": entry(np.full((2, 1), 0.5), np.full((2, 2), 0.1)),
                 "1": entry(
-                    np.full((2, 1), -0.5), np.full((2, 2), -0.2), np.full((2, 2), 0.3)
+                    np.full((2, 1), -0.5),
+                    np.full((2, 2), -0.2),
+                    np.full((2, 2), 0.3),
                 ),
             }
         }
@@ -149,12 +156,16 @@ def test_a_task_is_predicted_with_its_own_parameters():
         return (np.log(np.exp(z).sum(1)) - z[range(3), Y - 2]).mean()
 
     def scored():
-        return [loss for *_, loss in learner.score([task().test] * 3, [(2, 3)] * 3, 2)]
+        return [
+            loss for *_, loss in learner.score([task().test] * 3, [(2, 3)] * 3, 2)
+        ]
 
     assert scored() == pytest.approx(
         [losses(thetas[0]), losses(thetas[1]), losses(BASE)], rel=1e-5
     )
-    learner.load_local_parameters(learner.local_parameters())  # the purely global model
+    learner.load_local_parameters(
+        learner.local_parameters()
+    )  # the purely global model
     assert scored() == pytest.approx([losses(BASE)] * 3, rel=1e-5)
 
 
@@ -166,7 +177,9 @@ def test_closed_masks_leave_the_adaptive_parameters_alone():
             {"tasks": {"0": entry(np.full((2, 1), -1e4), adaptive)}}
         )
         learner.receive({f"body.{NAME}": tensor(base)})
-        assert learner._weights_of(0)[NAME].detach().numpy() == pytest.approx(adaptive)
+        assert learner._weights_of(0)[NAME].detach().numpy() == pytest.approx(
+            adaptive
+        )
 
 
 def test_a_task_starts_from_the_shared_base(tiny_model, tiny_task):
@@ -190,7 +203,9 @@ def test_what_is_borrowed_is_others_and_own_is_left_out(tiny_model, tiny_task):
         others.unique().tolist() == [0.0, 1.0, 3.0]
         for others in learner._others.values()
     )
-    assert all(alpha.tolist() == [0.0] * 3 for alpha in learner._attention.values())
+    assert all(
+        alpha.tolist() == [0.0] * 3 for alpha in learner._attention.values()
+    )
     learner.fit(tiny_task(0), Round(1, 0, client=2))
     expected = {
         n: torch.tensordot(a.detach(), learner._others[n], 1)
@@ -221,7 +236,10 @@ def test_small_adaptive_parameters_are_dropped_and_the_rest_is_shared(
     } == learner.shares(ended=True)
     for name, a in shared.items():
         assert torch.equal(
-            a, torch.where(before[name].abs() > 0.02, before[name], torch.tensor(0.0))
+            a,
+            torch.where(
+                before[name].abs() > 0.02, before[name], torch.tensor(0.0)
+            ),
         )
     nonzero = sum(int((a != 0).sum()) for a in shared.values())
     assert 0 < nonzero < sum(a.numel() for a in shared.values())
@@ -266,7 +284,8 @@ def test_a_client_never_chosen_retains_the_shared_base_too():
         learner.end_task(task(0), Round(0, 0))
         state = learner.state_dict()
         assert (
-            np.abs(unpack(state["tasks"]["0"]["adaptive"])[NAME].numpy()).max() > 0.01
+            np.abs(unpack(state["tasks"]["0"]["adaptive"])[NAME].numpy()).max()
+            > 0.01
         )  # trained either way
         assert state["base_then"][NAME].numpy() == pytest.approx(sent)
         become(state)
@@ -279,23 +298,35 @@ def test_a_client_never_chosen_retains_the_shared_base_too():
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.floats(0.01, 1))
 def test_units_with_the_largest_masks_are_sent(mask, fraction):
     there = (
-        sent_units(torch.tensor(mask, dtype=torch.float64).view(-1, 1, 1), fraction)
+        sent_units(
+            torch.tensor(mask, dtype=torch.float64).view(-1, 1, 1), fraction
+        )
         .flatten()
         .numpy()
     )
     assert there.sum() == max(1, int(np.ceil(fraction * len(mask))))
-    assert min(np.array(mask)[there]) >= max(np.array(mask)[~there], default=-np.inf)
+    assert min(np.array(mask)[there]) >= max(
+        np.array(mask)[~there], default=-np.inf
+    )
 
 
 def test_units_that_are_not_sent_are_zero(tiny_model, tiny_task):
     learner = FedWeit(tiny_model(norm=True), ADAM, FedWeitSettings(sent=0.5))
     fresh = learner.send()
-    assert all((value != 0).all() for name, value in fresh.items() if "weight" in name)
+    assert all(
+        (value != 0).all() for name, value in fresh.items() if "weight" in name
+    )
     learner.fit(tiny_task(0), Round(1, 0))
     sent = learner.send()
     assert fresh.keys() == sent.keys()
-    for name, units in (("body.0.weight", 2), ("body.2.weight", 4), ("body.2.bias", 4)):
-        whole = sent[name].flatten(1) if sent[name].dim() > 1 else sent[name][:, None]
+    for name, units in (
+        ("body.0.weight", 2),
+        ("body.2.weight", 4),
+        ("body.2.bias", 4),
+    ):
+        whole = (
+            sent[name].flatten(1) if sent[name].dim() > 1 else sent[name][:, None]
+        )
         assert int((whole != 0).all(1).sum()) == units
         assert int((whole == 0).all(1).sum()) == len(whole) - units
         assert not torch.signbit(
@@ -318,7 +349,9 @@ def test_packed_tensors_come_back(values):
 
 def test_state_comes_back_and_nothing_leaks(tiny_model, tiny_task):
     def ends(between):
-        learner = FedWeit(tiny_model(norm=True, dropout=0.3), ADAM, FedWeitSettings())
+        learner = FedWeit(
+            tiny_model(norm=True, dropout=0.3), ADAM, FedWeitSettings()
+        )
         arrays = learner.send()
         state = {}
         for number in range(3):
@@ -356,5 +389,7 @@ def test_state_comes_back_and_nothing_leaks(tiny_model, tiny_task):
         ends(lambda learner: None),
         ends(somebody_else),
     )
-    assert all(torch.equal(value, after_others[name]) for name, value in alone.items())
+    assert all(
+        torch.equal(value, after_others[name]) for name, value in alone.items()
+    )
     assert scores == others_scores

@@ -51,7 +51,9 @@ def test_two_steps_by_hand():
     """The first step has no penalty, for w = w_G; the second has 2 lambda Omega (w - w_G)."""
     omega = np.arange(8.0).reshape(4, 2) / 4
     learner = Flcn(linear_model(), SGD, FlcnSettings(strength=3.0))
-    learner.receive_extra({"head.weight": torch.tensor(omega, dtype=torch.float32)})
+    learner.receive_extra(
+        {"head.weight": torch.tensor(omega, dtype=torch.float32)}
+    )
     learner.fit(task(), Round(1, 0))
     w = WEIGHT - 0.1 * error(WEIGHT).T @ X / 3
     w = w - 0.1 * (error(w).T @ X / 3 + 2 * 3.0 * omega * (w - WEIGHT))
@@ -73,7 +75,8 @@ def test_importance_by_its_definition():
         Sample(x, int(y), (2, 3)) for x, y in zip(task().train.x, Y, strict=True)
     ]
     expected = np.mean(
-        [np.outer(e, x) ** 2 for e, x in zip(error(WEIGHT), X, strict=True)], axis=0
+        [np.outer(e, x) ** 2 for e, x in zip(error(WEIGHT), X, strict=True)],
+        axis=0,
     )
     assert importance(learner, samples)["head.weight"].numpy() == pytest.approx(
         expected, rel=1e-5
@@ -87,7 +90,8 @@ def test_samples_are_given_once_a_task(tiny_model, tiny_task):
     shared = learner.share(data, Round(1, 3), ended=False)
     layout = learner.shares(ended=False)
     assert {
-        name: (str(value.numpy().dtype), value.dim()) for name, value in shared.items()
+        name: (str(value.numpy().dtype), value.dim())
+        for name, value in shared.items()
     } == {name: (dtype, len(shape)) for name, (dtype, shape) in layout.items()}
     assert len(shared["y"]) == 4
     assert sorted(shared["y"].tolist()) == [2, 2, 3, 3]
@@ -117,7 +121,8 @@ def test_importance_does_not_leak_to_the_next_client(tiny_model, tiny_task):
     for learner in (fresh, used):
         learner.fit(tiny_task(0), Round(1, 2))
     assert all(
-        torch.equal(value, used.send()[name]) for name, value in fresh.send().items()
+        torch.equal(value, used.send()[name])
+        for name, value in fresh.send().items()
     )
 
 

@@ -49,7 +49,9 @@ def test_subspace_by_hand():
     assert extend(one, energies(9, 4, 4), 0.5).shape == (3, 1)
     assert extend(one, energies(9, 4, 4), 0.7).shape == (3, 2)
     assert extend(one, energies(9, 4, 4), 0.8).shape == (3, 3)
-    assert extend(torch.eye(3, dtype=torch.float64), energies(1, 1, 1), 1.0).shape == (
+    assert extend(
+        torch.eye(3, dtype=torch.float64), energies(1, 1, 1), 1.0
+    ).shape == (
         3,
         3,
     )
@@ -70,22 +72,30 @@ def test_updates_leave_past_inputs_alone(seed, threshold, tasks):
         inputs = torch.randn(6, 2, generator=generator, dtype=torch.float64)
         before, basis = basis, extend(basis, inputs @ inputs.T, threshold)
         assert torch.allclose(
-            basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), atol=1e-9
+            basis.T @ basis,
+            torch.eye(basis.shape[1], dtype=torch.float64),
+            atol=1e-9,
         )
         assert torch.allclose(
             basis @ (basis.T @ before), before, atol=1e-9
         )  # nothing learned is lost
         energy = inputs.square().sum()
-        assert (basis.T @ inputs).square().sum() >= (threshold - 6 * ROUNDING) * energy
+        assert (basis.T @ inputs).square().sum() >= (
+            threshold - 6 * ROUNDING
+        ) * energy
     update = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     left = project(update, basis)
     assert torch.allclose(
-        left @ basis, torch.zeros(4, basis.shape[1], dtype=torch.float64), atol=1e-9
+        left @ basis,
+        torch.zeros(4, basis.shape[1], dtype=torch.float64),
+        atol=1e-9,
     )
     if (
         threshold == 1.0
     ):  # what is left of an input is at most what is taken for rounding
-        assert (left @ inputs).norm() <= update.norm() * (6 * ROUNDING * energy).sqrt()
+        assert (left @ inputs).norm() <= update.norm() * (
+            6 * ROUNDING * energy
+        ).sqrt()
 
 
 SPECTRA = {
@@ -99,7 +109,8 @@ def linear(d: int, **changes) -> Fot:
     """A learner whose only layer has the images as inputs."""
     return Fot(
         SplitModel(
-            nn.Sequential(nn.Flatten(), nn.Linear(d, 3, bias=False)), nn.Linear(3, 2)
+            nn.Sequential(nn.Flatten(), nn.Linear(d, 3, bias=False)),
+            nn.Linear(3, 2),
         ),
         SGD,
         FotSettings(**changes),
@@ -117,7 +128,9 @@ def drawn_inputs(
     )
 
 
-def bases_after(learner: Fot, tasks: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+def bases_after(
+    learner: Fot, tasks: list[list[torch.Tensor]]
+) -> list[torch.Tensor]:
     """The server's subspace after each task, from the clients' inputs [d, n]."""
     strategy = FotStrategy(**learner.strategy_options(learner.settings))
     strategy.prepare(Setup(None, learner, None))
@@ -134,9 +147,12 @@ def bases_after(learner: Fot, tasks: list[list[torch.Tensor]]) -> list[torch.Ten
                 True,
             )
             assert {
-                name: ("float32", tuple(value.shape)) for name, value in shared.items()
+                name: ("float32", tuple(value.shape))
+                for name, value in shared.items()
             } == learner.shares(True)
-            extra = Arrays((name, value.numpy()) for name, value in shared.items())
+            extra = Arrays(
+                (name, value.numpy()) for name, value in shared.items()
+            )
             replies.append(
                 Message("train.end_task", client, "", content={EXTRA: extra})
             )
@@ -177,11 +193,16 @@ def test_subspaces_hold_the_energy_asked_for_and_no_more(
         assert held(second[:, :-1], tasks[1]) < threshold + 1e-4
 
 
-def left_out(basis: torch.Tensor, clients: list[torch.Tensor]) -> tuple[float, float]:
+def left_out(
+    basis: torch.Tensor, clients: list[torch.Tensor]
+) -> tuple[float, float]:
     """What share of the energy a basis leaves out, and the standard error of measuring that on 25
     columns."""
     x = torch.cat(clients, 1).double()
-    rest = torch.linalg.svdvals(x - basis @ (basis.T @ x)).square() / x.square().sum()
+    rest = (
+        torch.linalg.svdvals(x - basis @ (basis.T @ x)).square()
+        / x.square().sum()
+    )
     return rest.sum().item(), (2 / 25 * rest.square().sum()).sqrt().item()
 
 
@@ -244,7 +265,12 @@ def test_epsilon_grows_by_what_is_asked_up_to_one():
     """Of energies 6, 3 and 1, one direction holds 0.6, two hold 0.8, three all."""
     x = torch.diag(torch.tensor([6.0, 3.0, 1.0]).sqrt())
     learner = linear(3, threshold=0.55, increase=0.2)
-    assert [basis.shape[1] for basis in bases_after(learner, [[x]] * 4)] == [1, 2, 3, 3]
+    assert [basis.shape[1] for basis in bases_after(learner, [[x]] * 4)] == [
+        1,
+        2,
+        3,
+        3,
+    ]
 
 
 def test_inputs_are_what_layers_multiply():
@@ -313,7 +339,9 @@ def test_energy_of_a_sketch_is_that_of_the_inputs():
     x = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
     images = Split(x.T.reshape(300, 1, 5, 8), torch.zeros(300).long())
     shared = [
-        learner.share(TaskData(0, (0, 1), (0, 1), images, images), Round(0, seed), True)
+        learner.share(
+            TaskData(0, (0, 1), (0, 1), images, images), Round(0, seed), True
+        )
         for seed in range(50)
     ]
     assert shared[0]["1.energy"].item() == pytest.approx(x.square().sum().item())

@@ -17,7 +17,12 @@ from fedknow.simulations.simulate import simulate
 from fedknow.strategies.subspaces import project, restrict
 
 TRAIN = TrainConfig(
-    epochs=2, batch_size=6, optimizer="adamw", lr=0.01, weight_decay=0.1, clip_norm=1.0
+    epochs=2,
+    batch_size=6,
+    optimizer="adamw",
+    lr=0.01,
+    weight_decay=0.1,
+    clip_norm=1.0,
 )
 MOVES_ALL = {"weight_decay": 0.1, "lr": 0.01, "epochs": 1}
 
@@ -96,7 +101,8 @@ def make(name, model="layered", train=TRAIN, **options):
 
 def values(learner):
     return {
-        name: value.detach().clone() for name, value in learner.model.named_parameters()
+        name: value.detach().clone()
+        for name, value in learner.model.named_parameters()
     }
 
 
@@ -137,7 +143,9 @@ def names_in(tree):
 
 def models_of(learner):
     """The learner's model, and whatever models it works with besides."""
-    return [part for part in vars(learner).values() if isinstance(part, SplitModel)]
+    return [
+        part for part in vars(learner).values() if isinstance(part, SplitModel)
+    ]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -151,7 +159,9 @@ def test_a_frozen_or_unused_parameter_never_moves(tiny_task, name, model):
         return
     learner = make(name, model)
     before = values(learner)
-    still = {n for n, p in learner.model.named_parameters() if not p.requires_grad}
+    still = {
+        n for n, p in learner.model.named_parameters() if not p.requires_grad
+    }
     live_through(learner, tiny_task)
     for part in models_of(learner):
         after = dict(part.named_parameters())
@@ -159,21 +169,29 @@ def test_a_frozen_or_unused_parameter_never_moves(tiny_task, name, model):
     assert not still & (learner.send() | learner.local_parameters()).keys()
     kept = set(names_in(learner.state_dict()))
     assert not {n for n in still if n in kept or n.removeprefix("body.") in kept}
-    assert [n for n, p in learner.model.named_parameters() if not p.requires_grad] == [
-        n for n in before if n in still
-    ]
+    assert [
+        n for n, p in learner.model.named_parameters() if not p.requires_grad
+    ] == [n for n in before if n in still]
     if model == "loose":
         now = values(learner)
-        assert all(torch.equal(now[n], before[n]) for n in before if ".never." in n)
+        assert all(
+            torch.equal(now[n], before[n]) for n in before if ".never." in n
+        )
     moved = {
-        n for n, value in values(learner).items() if not torch.equal(value, before[n])
+        n
+        for n, value in values(learner).items()
+        if not torch.equal(value, before[n])
     }
     assert moved == {n for n in before if n not in still and ".never." not in n}
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"post_aggregation": "extra-epoch"}, {"restore_from": 0.5}, {"path": "full"}],
+    [
+        {"post_aggregation": "extra-epoch"},
+        {"restore_from": 0.5},
+        {"path": "full"},
+    ],
 )
 def test_fedknows_other_ways_leave_frozen_and_unused_parameters_alone(
     tiny_task, options
@@ -202,7 +220,9 @@ def test_knowledge_is_of_what_is_trained_alone(tiny_task):
 
 @pytest.mark.parametrize("part", ["body", "head"])
 @pytest.mark.parametrize("name", list_learners())
-def test_a_part_frozen_as_a_whole_is_trained_around_or_refused(tiny_task, name, part):
+def test_a_part_frozen_as_a_whole_is_trained_around_or_refused(
+    tiny_task, name, part
+):
     torch.manual_seed(3)
     model = layered()
     getattr(model, part).requires_grad_(False)
@@ -226,7 +246,10 @@ def test_tied_weights_travel_once(tiny_task):
     learner = make("finetune", "tied")
     assert "body.one.weight" in learner.send()
     assert "body.two.weight" not in learner.send() | learner.local_parameters()
-    sent = {name: torch.full_like(value, 0.5) for name, value in learner.send().items()}
+    sent = {
+        name: torch.full_like(value, 0.5)
+        for name, value in learner.send().items()
+    }
     learner.receive(sent)
     assert learner.model.body.two.weight is learner.model.body.one.weight
     assert float(learner.model.body.two.weight.detach().min()) == 0.5
@@ -242,10 +265,14 @@ def registered(shape, classes):
     """A model with a frozen and an unused layer, and how it was when it was built."""
     channels, height, width = shape
     model = SplitModel(
-        nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 4), Loose()),
+        nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * height * width, 4), Loose()
+        ),
         nn.Linear(8, classes),
     )
-    BUILT.append((model, {n: p.detach().clone() for n, p in model.named_parameters()}))
+    BUILT.append(
+        (model, {n: p.detach().clone() for n, p in model.named_parameters()})
+    )
     return model
 
 
@@ -298,14 +325,17 @@ def test_it_moves_neither_here_nor_on_the_server(tmp_path, learner, strategy):
             if ".frozen." in name:
                 assert torch.equal(parameter, before[name])
             elif ".never." in name:
-                assert torch.allclose(parameter, before[name], rtol=1e-6, atol=1e-8)
+                assert torch.allclose(
+                    parameter, before[name], rtol=1e-6, atol=1e-8
+                )
             elif not torch.equal(parameter, before[name]):
                 moved.add(name)
     assert {"body.1.weight", "body.2.first.weight", "head.weight"} <= moved
 
 
 @pytest.mark.parametrize(
-    ("free", "weight"), [(slice(0, 5), True), (slice(5, 6), False), (slice(0, 6), True)]
+    ("free", "weight"),
+    [(slice(0, 5), True), (slice(5, 6), False), (slice(0, 6), True)],
 )
 def test_a_partly_frozen_layers_update_is_orthogonal_too(free, weight):
     generator = torch.Generator().manual_seed(1)
@@ -465,7 +495,9 @@ def frozen_half(shape, classes):
     class Body(nn.Module):
         def __init__(self):
             super().__init__()
-            self.backbone = nn.Linear(64, 16).to(torch.bfloat16).requires_grad_(False)
+            self.backbone = (
+                nn.Linear(64, 16).to(torch.bfloat16).requires_grad_(False)
+            )
             self.top = nn.Linear(16, 8)
 
         def forward(self, x):

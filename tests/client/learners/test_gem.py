@@ -54,7 +54,10 @@ def first_gradient(learner, task, round=Round(1, 1)):
     learner.begin(task, round)
     head = HeadSlice(task.head, learner.head.out_features)
     batch = Batch(
-        task.train.x, head.labels(task.train.y), torch.arange(len(task.train)), head
+        task.train.x,
+        head.labels(task.train.y),
+        torch.arange(len(task.train)),
+        head,
     )
     loss = torch.nn.functional.cross_entropy(
         head.logits(learner.model(batch.x)), batch.y
@@ -98,7 +101,10 @@ def gradient_on(model, stored):
             [0, -0.25, 0.25, 0.25, -0.25],
         ),
         # With a margin of .5, g' = g + (1.5 + .5) g_1.
-        (lambda: Gem(one_weight(), SGD, GemSettings(margin=0.5)), [0, 0, 0, 0.5, -0.5]),
+        (
+            lambda: Gem(one_weight(), SGD, GemSettings(margin=0.5)),
+            [0, 0, 0, 0.5, -0.5],
+        ),
     ],
 )
 def test_projection_by_hand(learner, expected):
@@ -111,7 +117,10 @@ def test_projection_by_hand(learner, expected):
 
 @pytest.mark.parametrize(
     "learner",
-    [Gem(one_weight(), SGD, GemSettings()), AGem(one_weight(), SGD, AGemSettings())],
+    [
+        Gem(one_weight(), SGD, GemSettings()),
+        AGem(one_weight(), SGD, AGemSettings()),
+    ],
 )
 def test_a_gradient_that_hurts_nothing_stays_as_it_is(learner):
     learner.memory.store(sample(0, 1.0, 0), 1.0, seed=0)
@@ -120,7 +129,9 @@ def test_a_gradient_that_hurts_nothing_stays_as_it_is(learner):
     assert learner.counts() == {"violated": 0.0}
 
 
-def experienced(tiny_model, tiny_task, kind, options, seed, tasks=3, incremental=False):
+def experienced(
+    tiny_model, tiny_task, kind, options, seed, tasks=3, incremental=False
+):
     """A learner that has met some tasks, in double precision; and the next task."""
 
     def double(task):
@@ -130,10 +141,13 @@ def experienced(tiny_model, tiny_task, kind, options, seed, tasks=3, incremental
         )
 
     learner = kind(
-        tiny_model(seed=seed).double(), SGD.model_copy(update={"lr": 0.1}), options
+        tiny_model(seed=seed).double(),
+        SGD.model_copy(update={"lr": 0.1}),
+        options,
     )
     met = [
-        double(tiny_task(t, seed=seed, incremental=incremental)) for t in range(tasks)
+        double(tiny_task(t, seed=seed, incremental=incremental))
+        for t in range(tasks)
     ]
     for task in met[:-1]:
         learner.fit(task, Round(1, seed))
@@ -143,12 +157,17 @@ def experienced(tiny_model, tiny_task, kind, options, seed, tasks=3, incremental
 
 @given(seed=st.integers(0, 10_000))
 @FEW
-def test_gem_is_the_nearest_gradient_that_hurts_no_task(tiny_model, tiny_task, seed):
+def test_gem_is_the_nearest_gradient_that_hurts_no_task(
+    tiny_model, tiny_task, seed
+):
     learner, task = experienced(
         tiny_model, tiny_task, Gem, GemSettings(margin=0.0, memory=0.3), seed
     )
     memories = torch.stack(
-        [gradient_on(learner.model, s) for _, s in sorted(learner.memory.tasks.items())]
+        [
+            gradient_on(learner.model, s)
+            for _, s in sorted(learner.memory.tasks.items())
+        ]
     )
     projected, g = first_gradient(learner, task)
     scale = projected.norm() * memories.norm(dim=1)
@@ -163,14 +182,18 @@ def test_gem_is_the_nearest_gradient_that_hurts_no_task(tiny_model, tiny_task, s
 
 @given(seed=st.integers(0, 10_000))
 @FEW
-def test_a_step_raises_no_stored_tasks_loss_to_first_order(tiny_model, tiny_task, seed):
+def test_a_step_raises_no_stored_tasks_loss_to_first_order(
+    tiny_model, tiny_task, seed
+):
     learner, task = experienced(
         tiny_model, tiny_task, Gem, GemSettings(margin=0.0, memory=0.3), seed
     )
     replays = [learner.memory.replay_of(past, task, 6) for past in (0, 1)]
     before = [replay.loss(learner.model(replay.x)).item() for replay in replays]
     projected, _ = first_gradient(learner, task)
-    learner.optimizer = torch.optim.SGD(learner.model.parameters(), lr=(step := 1e-5))
+    learner.optimizer = torch.optim.SGD(
+        learner.model.parameters(), lr=(step := 1e-5)
+    )
     learner.step()
     for replay, loss in zip(replays, before, strict=True):
         rise = replay.loss(learner.model(replay.x)).item() - loss
@@ -192,9 +215,12 @@ def test_agem_hurts_its_reference_no_more(tiny_model, tiny_task, seed):
     projected, g = first_gradient(learner, task)
     product = torch.dot(g, reference)
     assert (
-        torch.dot(projected, reference) >= -1e-9 * projected.norm() * reference.norm()
+        torch.dot(projected, reference)
+        >= -1e-9 * projected.norm() * reference.norm()
     )
-    expected = g if product >= 0 else g - product / reference.square().sum() * reference
+    expected = (
+        g if product >= 0 else g - product / reference.square().sum() * reference
+    )
     assert torch.allclose(projected, expected, atol=1e-9)
 
 
@@ -226,7 +252,9 @@ def test_when_class_incremental_stored_samples_are_scored_among_all_classes_seen
         incremental=True,
     )
     stored = learner.memory.tasks[0]
-    loss = torch.nn.functional.cross_entropy(learner.model(stored.x)[:, :4], stored.y)
+    loss = torch.nn.functional.cross_entropy(
+        learner.model(stored.x)[:, :4], stored.y
+    )
     memory = flat(torch.autograd.grad(loss, list(learner.model.parameters())))
     projected, g = first_gradient(learner, task)
     v = max(0.0, -(torch.dot(g, memory) / memory.square().sum()).item())

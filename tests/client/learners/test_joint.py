@@ -56,24 +56,35 @@ def test_one_step_by_hand():
     e = np.exp(x @ weight.T) * np.kron(np.eye(2), np.ones((2, 2)))
     p = e / e.sum(1, keepdims=True)
     expected = weight - 0.5 * (p - np.eye(4)).T @ x / 4
-    assert learner.head.weight.detach().numpy() == pytest.approx(expected, rel=1e-5)
-    assert report["loss"] == pytest.approx(-np.log(p[range(4), y]).mean(), rel=1e-5)
+    assert learner.head.weight.detach().numpy() == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert report["loss"] == pytest.approx(
+        -np.log(p[range(4), y]).mean(), rel=1e-5
+    )
     assert report["accuracy"] == (p.argmax(1) == y).mean()
 
 
 def test_the_first_task_is_plain_training(tiny_model, tiny_task):
     joint, plain = (
-        kind(tiny_model(), TrainConfig(), kind.Settings()) for kind in (Joint, FedPer)
+        kind(tiny_model(), TrainConfig(), kind.Settings())
+        for kind in (Joint, FedPer)
     )
-    assert joint.fit(tiny_task(0), Round(1, 3)) == plain.fit(tiny_task(0), Round(1, 3))
+    assert joint.fit(tiny_task(0), Round(1, 3)) == plain.fit(
+        tiny_task(0), Round(1, 3)
+    )
     assert all(
         torch.equal(value, weights(plain)[name])
         for name, value in weights(joint).items()
     )
 
 
-@pytest.mark.parametrize(("budget", "expected"), [(1.0, 20), (1.5, 30), (9.0, 40)])
-def test_as_many_samples_as_the_budget_allows(tiny_model, tiny_task, budget, expected):
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(1.0, 20), (1.5, 30), (9.0, 40)]
+)
+def test_as_many_samples_as_the_budget_allows(
+    tiny_model, tiny_task, budget, expected
+):
     learner = Joint(tiny_model(), SGD, JointSettings(budget=budget))
     learner.fit(tiny_task(0), Round(1, 0))
     learner.end_task(tiny_task(0), Round(0, 0))
@@ -93,7 +104,9 @@ def test_as_many_samples_as_the_budget_allows(tiny_model, tiny_task, budget, exp
 
 def test_nothing_is_forgotten_and_nothing_leaks(tiny_model, tiny_task):
     def client(between):
-        learner = Joint(tiny_model(), TrainConfig(epochs=8, lr=0.02), JointSettings())
+        learner = Joint(
+            tiny_model(), TrainConfig(epochs=8, lr=0.02), JointSettings()
+        )
         arrays, state = learner.send(), {}
         for number in range(3):
             between(learner)
@@ -117,7 +130,9 @@ def test_nothing_is_forgotten_and_nothing_leaks(tiny_model, tiny_task):
     accuracy, alone = client(lambda learner: None)
     assert min(accuracy) >= 0.9
     _, after_others = client(somebody_else)
-    assert all(torch.equal(value, after_others[name]) for name, value in alone.items())
+    assert all(
+        torch.equal(value, after_others[name]) for name, value in alone.items()
+    )
 
 
 def test_only_all_samples_are_joint():

@@ -8,7 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.client.learners import build_learner, learner_class, list_learners, resolve
+from fedknow.client.learners import (
+    build_learner,
+    learner_class,
+    list_learners,
+    resolve,
+)
 from fedknow.client.learners.baselines import (
     FedPer,
     FedProx,
@@ -29,7 +34,12 @@ from fedknow.client.learners.frames.learner import (
 )
 from fedknow.client.learners.frames.scoring import logits
 from fedknow.client.models import SplitModel, build_model
-from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig, read_config
+from fedknow.protocols.config import (
+    ConfigError,
+    ModelConfig,
+    TrainConfig,
+    read_config,
+)
 
 SGD = TrainConfig(
     epochs=1,
@@ -103,13 +113,15 @@ def test_a_returning_client_has_the_broadcast_and_what_is_its_own(
     learner.fit(tiny_task(0), Round(1, 1))
     state = learner.state_dict()
     broadcast = {
-        name: torch.full_like(value, 0.25) for name, value in learner.send().items()
+        name: torch.full_like(value, 0.25)
+        for name, value in learner.send().items()
     }
     learner.load_state_dict({})  # somebody else
     learner.load_state_dict(state)
     learner.receive(broadcast)
     assert all(
-        torch.equal(value, broadcast[name]) for name, value in learner.send().items()
+        torch.equal(value, broadcast[name])
+        for name, value in learner.send().items()
     )
     assert all(
         torch.equal(value, state["kept"][name])
@@ -187,7 +199,9 @@ def test_same_seed_same_numbers_whoever_was_here_before(tiny_model, tiny_task):
     train = TrainConfig(epochs=3, batch_size=4)
     results = []
     for others in (0, 2):
-        learner = FedPer(tiny_model(dropout=0.5, norm=True), train, LearnerSettings())
+        learner = FedPer(
+            tiny_model(dropout=0.5, norm=True), train, LearnerSettings()
+        )
         arrays = learner.send()
         for other in range(others):
             learner.load_state_dict({})
@@ -228,11 +242,15 @@ def test_fedrep_trains_the_head_on_a_frozen_body_first(tiny_model, tiny_task):
     assert counted == 1  # running statistics moved in the body's epoch alone
     assert all(p.requires_grad for p in learner.model.parameters())
     assert (
-        FedRep(tiny_model(), TrainConfig(epochs=8), FedRepSettings()).head_epochs == 4
+        FedRep(tiny_model(), TrainConfig(epochs=8), FedRepSettings()).head_epochs
+        == 4
     )
-    assert FedRep(tiny_model(), TrainConfig(epochs=1), FedRepSettings()).epochs == 2
+    assert (
+        FedRep(tiny_model(), TrainConfig(epochs=1), FedRepSettings()).epochs == 2
+    )
     with pytest.raises(
-        ConfigError, match=r"learner\.head_epochs = 3 leaves none of train\.epochs = 3"
+        ConfigError,
+        match=r"learner\.head_epochs = 3 leaves none of train\.epochs = 3",
     ):
         FedRep(tiny_model(), TrainConfig(epochs=3), FedRepSettings(head_epochs=3))
 
@@ -245,11 +263,17 @@ def test_a_fedrep_round_by_hand():
     dL/dw = (a . dL/dz) x = -2q, so w = 1 + q.
     """
     body, head = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 2)
-    for parameter, value in ((body.weight, 1.0), (head.weight, 0.0), (head.bias, 0.0)):
+    for parameter, value in (
+        (body.weight, 1.0),
+        (head.weight, 0.0),
+        (head.bias, 0.0),
+    ):
         torch.nn.init.constant_(parameter, value)
     samples = Split(torch.tensor([[2.0]]), torch.tensor([0]))
     learner = FedRep(
-        SplitModel(body, head), SGD.model_copy(update={"epochs": 2}), FedRepSettings()
+        SplitModel(body, head),
+        SGD.model_copy(update={"epochs": 2}),
+        FedRepSettings(),
     )
     learner.fit(TaskData(0, (0, 1), (0, 1), samples, samples), Round(1, 0))
     q = 1 / (1 + math.exp(2.5))
@@ -290,9 +314,14 @@ def test_scoring_by_hand(tiny_model):
     (right, total, loss), (right_all, _, _) = learner.score(
         [split, split], [(0, 1), (0, 1, 2)], 3
     )
-    assert (right, total) == (3, 4)  # the slice knows classes 0 and 1 only, and 1 wins
+    assert (right, total) == (
+        3,
+        4,
+    )  # the slice knows classes 0 and 1 only, and 1 wins
     assert right_all == 0  # with class 2 allowed, 2 wins
-    assert loss == pytest.approx(torch.log1p(torch.e * torch.ones(())).item() - 0.75)
+    assert loss == pytest.approx(
+        torch.log1p(torch.e * torch.ones(())).item() - 0.75
+    )
 
 
 def test_batches_cover_every_sample_once():
@@ -338,7 +367,8 @@ def test_settings_are_checked_and_spelled_out():
     assert config.learner.options["rho"] == 0.2
     assert config.learner.options["k"] == 10
     with pytest.raises(
-        ConfigError, match=r"learner\.rhoo: unknown setting \(did you mean 'rho'\?\)"
+        ConfigError,
+        match=r"learner\.rhoo: unknown setting \(did you mean 'rho'\?\)",
     ):
         resolve(read_config({}, ["learner.rhoo=0.2"]))
     with pytest.raises(ConfigError, match=r"learner\.rho = 0: .*greater than 0"):
@@ -386,7 +416,9 @@ def test_a_gradient_in_another_memory_format_is_the_same_gradient(optimizer):
     assert torch.equal(*moved)
 
 
-def test_gradients_of_flat_features_come_back_channels_last(tiny_model, monkeypatch):
+def test_gradients_of_flat_features_come_back_channels_last(
+    tiny_model, monkeypatch
+):
     monkeypatch.setattr(base, "_LARGE", 1)
 
     def gradient_by_features(channels_last):
@@ -400,7 +432,9 @@ def test_gradients_of_flat_features_come_back_channels_last(tiny_model, monkeypa
             lambda module, gradients: given.extend(gradients)
         )
         learner.model(
-            learner.images(torch.arange(16.0).reshape(4, 1, 2, 2)).requires_grad_()
+            learner.images(
+                torch.arange(16.0).reshape(4, 1, 2, 2)
+            ).requires_grad_()
         ).square().sum().backward()
         return given[0]
 
@@ -411,10 +445,14 @@ def test_gradients_of_flat_features_come_back_channels_last(tiny_model, monkeypa
     assert last.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_models_with_flat_features_work_under_transforms_too(tiny_model, monkeypatch):
+def test_models_with_flat_features_work_under_transforms_too(
+    tiny_model, monkeypatch
+):
     monkeypatch.setattr(base, "_LARGE", 1)
     learner = Finetune(
-        tiny_model(), SGD.model_copy(update={"channels_last": True}), LearnerSettings()
+        tiny_model(),
+        SGD.model_copy(update={"channels_last": True}),
+        LearnerSettings(),
     )
     parameters = {
         name: value.detach() for name, value in learner.model.named_parameters()
@@ -423,7 +461,9 @@ def test_models_with_flat_features_work_under_transforms_too(tiny_model, monkeyp
 
     def loss(parameters, x):
         return (
-            torch.func.functional_call(learner.model, parameters, (x,)).square().sum()
+            torch.func.functional_call(learner.model, parameters, (x,))
+            .square()
+            .sum()
         )
 
     each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
@@ -436,12 +476,16 @@ def test_bf16_trains_float32_weights_to_nearly_the_same(tiny_model, tiny_task):
     plain, half = (
         FedPer(
             tiny_model(),
-            SGD.model_copy(update={"epochs": 5, "lr": 0.1, "precision": precision}),
+            SGD.model_copy(
+                update={"epochs": 5, "lr": 0.1, "precision": precision}
+            ),
             LearnerSettings(),
         )
         for precision in ("fp32", "bf16")
     )
-    reports = [learner.fit(tiny_task(0), Round(1, 0)) for learner in (plain, half)]
+    reports = [
+        learner.fit(tiny_task(0), Round(1, 0)) for learner in (plain, half)
+    ]
     for name, value in half.send().items():
         assert value.dtype is torch.float32
         assert not torch.equal(value, plain.send()[name])

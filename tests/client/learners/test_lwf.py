@@ -26,7 +26,8 @@ def test_distillation_by_hand():
     recorded = torch.tensor([[0.9, 0.1]]).log()
     now = torch.tensor([[0.64, 0.36]]).log()  # (0.8, 0.6) / 1.4
     expected = -(
-        0.75 * torch.tensor(0.8 / 1.4).log() + 0.25 * torch.tensor(0.6 / 1.4).log()
+        0.75 * torch.tensor(0.8 / 1.4).log()
+        + 0.25 * torch.tensor(0.6 / 1.4).log()
     )
     assert distillation(now, recorded, 2.0).item() == pytest.approx(
         expected.item(), rel=1e-6
@@ -41,7 +42,9 @@ def test_nothing_pulls_where_the_answers_are_the_recorded_ones(seed, temperature
     (gradient,) = torch.autograd.grad(distillation(z, old, temperature), z)
     assert gradient.abs().max() < 1e-12
     other = torch.randn(4, 3, generator=generator, dtype=torch.float64)
-    assert distillation(other, old, temperature) >= distillation(old, old, temperature)
+    assert distillation(other, old, temperature) >= distillation(
+        old, old, temperature
+    )
 
 
 @pytest.mark.parametrize("incremental", [False, True])
@@ -49,7 +52,9 @@ def test_a_step_is_that_of_both_losses(tiny_model, tiny_task, incremental):
     """Two old tasks: a loss over each one's slice; when class-incremental, one over all classes
     seen before."""
     learner = Lwf(
-        tiny_model(), SGD, LwfSettings(strength=0.7, temperature=3.0, exchange="none")
+        tiny_model(),
+        SGD,
+        LwfSettings(strength=0.7, temperature=3.0, exchange="none"),
     )
     tasks = [tiny_task(t, incremental=incremental) for t in range(3)]
     for t in (0, 1):
@@ -65,10 +70,14 @@ def test_a_step_is_that_of_both_losses(tiny_model, tiny_task, incremental):
     current = slice(0, 6) if incremental else slice(4, 6)
     loss = F.cross_entropy(z[:, current], tasks[2].train.y - current.start)
     old = sum(
-        -((recorded[:, s] / 3).softmax(1) * (z[:, s] / 3).log_softmax(1)).sum(1).mean()
+        -((recorded[:, s] / 3).softmax(1) * (z[:, s] / 3).log_softmax(1))
+        .sum(1)
+        .mean()
         for s in slices
     )
-    expected = torch.autograd.grad(loss + 0.7 * old, list(learner.model.parameters()))
+    expected = torch.autograd.grad(
+        loss + 0.7 * old, list(learner.model.parameters())
+    )
     before = [p.detach().clone() for p in learner.model.parameters()]
     report = learner.fit(tasks[2], Round(1, 2))
     for a, b, g in zip(before, learner.model.parameters(), expected, strict=True):
@@ -90,7 +99,8 @@ def test_the_old_model_is_the_shared_one_with_the_own_head(tiny_model, tiny_task
         for name, value in (shared | state["kept"]).items()
     )
     assert report == {
-        "knowledge-bytes": 4.0 * sum(p.numel() for p in learner.model.parameters())
+        "knowledge-bytes": 4.0
+        * sum(p.numel() for p in learner.model.parameters())
     }
 
 
@@ -107,11 +117,14 @@ def test_the_warm_up_trains_the_head_alone_when_a_task_is_first_met(
 ):
     train = SGD.model_copy(update={"epochs": 2})
     for warmup_epochs in (1, 2):
-        learner = Lwf(tiny_model(), train, LwfSettings(warmup_epochs=warmup_epochs))
+        learner = Lwf(
+            tiny_model(), train, LwfSettings(warmup_epochs=warmup_epochs)
+        )
         body, head = learner.send(), learner.local_parameters()
         learner.fit(tiny_task(0), Round(1, 1))
         stays = all(
-            torch.equal(body[name], value) for name, value in learner.send().items()
+            torch.equal(body[name], value)
+            for name, value in learner.send().items()
         )
         assert stays is (warmup_epochs == 2)
         assert not torch.equal(
@@ -122,7 +135,8 @@ def test_the_warm_up_trains_the_head_alone_when_a_task_is_first_met(
         learner.load_state_dict(state)
         learner.fit(tiny_task(0), Round(2, 1))  # it knows the task by now
         assert not any(
-            torch.equal(body[name], value) for name, value in learner.send().items()
+            torch.equal(body[name], value)
+            for name, value in learner.send().items()
         )
 
 

@@ -35,7 +35,9 @@ def test_importance_and_penalty_by_hand():
         model.body[1].weight.fill_(2)
         model.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         model.head.bias.zero_()
-    split = Split(torch.tensor([1.0, -2.0]).view(-1, 1, 1, 1), torch.tensor([0, 1]))
+    split = Split(
+        torch.tensor([1.0, -2.0]).view(-1, 1, 1, 1), torch.tensor([0, 1])
+    )
     learner = Mas(model, SGD, MasSettings(strength=0.5, exchange="none"))
     learner._trained_task = 0
     learner.end_task(TaskData(0, (0, 1), (0, 1), split, split), Round(0, 1))
@@ -62,7 +64,9 @@ def test_importance_is_the_mean_absolute_value_of_per_sample_gradients(
     tiny_model, tiny_task, incremental
 ):
     task = tiny_task(1, samples=7, incremental=incremental)
-    learner = Mas(tiny_model(norm=True, dropout=0.5), SGD, MasSettings(exchange="none"))
+    learner = Mas(
+        tiny_model(norm=True, dropout=0.5), SGD, MasSettings(exchange="none")
+    )
     learner.fit(task, Round(1, 1))
     learner.end_task(task, Round(0, 1))
     model = learner.model.eval()
@@ -93,7 +97,8 @@ def test_tasks_add_up_around_the_latest_model_and_labels_do_not_matter(
     alone = Mas(tiny_model(), SGD, MasSettings(exchange="none"))
     alone._trained_task = 9
     alone.end_task(
-        TaskData(1, second.classes, second.seen, relabelled, relabelled), Round(0, 1)
+        TaskData(1, second.classes, second.seen, relabelled, relabelled),
+        Round(0, 1),
     )
     learner.end_task(second, Round(0, 1))
     for name, parameter in learner.model.named_parameters():

@@ -37,7 +37,9 @@ SETTINGS = {
 
 
 def trained(kind, model, task, mu=0.0, **settings):
-    learner = kind(model, TrainConfig(batch_size=8, **settings), LearnerSettings())
+    learner = kind(
+        model, TrainConfig(batch_size=8, **settings), LearnerSettings()
+    )
     with learner.meter.message():
         report = learner.fit(task, Round(1, 3, proximal_mu=mu))
     return learner.send(), report, learner.meter.cost
@@ -60,7 +62,9 @@ def test_it_gives_the_numbers_of_the_built_in_one(
 
 def test_each_setting_matters(tiny_model, tiny_task):
     runs = [
-        trained(Smoothed, tiny_model(), tiny_task(0), mu, **settings)[0]["head.weight"]
+        trained(Smoothed, tiny_model(), tiny_task(0), mu, **settings)[0][
+            "head.weight"
+        ]
         for name, settings in SETTINGS.items()
         for mu in (0.0, 0.5)
         if name != "channels last"
@@ -95,7 +99,9 @@ def test_what_is_minimised_and_what_is_reported_may_differ(tiny_model, tiny_task
 
 @pytest.mark.parametrize("kind", [Smoothed, Doubled])
 def test_its_steps_are_counted_once(tiny_model, tiny_task, kind):
-    learner = kind(tiny_model(), TrainConfig(batch_size=8, epochs=3), LearnerSettings())
+    learner = kind(
+        tiny_model(), TrainConfig(batch_size=8, epochs=3), LearnerSettings()
+    )
     counted = []
     plain = Meter.part
 

@@ -50,7 +50,9 @@ def test_importance_against_the_formulas(balance):
     memory = Memory()
     memory.store(data, 1.0, 0)
     learner = ReFed(
-        linear_model(), SGD, ReFedSettings(balance=balance, pim_steps=3, pim_lr=0.5)
+        linear_model(),
+        SGD,
+        ReFedSettings(balance=balance, pim_steps=3, pim_lr=0.5),
     )
     score = learner.importance(memory.all(data, 4))
 
@@ -60,10 +62,14 @@ def test_importance_against_the_formulas(balance):
     for step in (1, 2, 3):
         e = np.exp(x @ v.T) * np.array([1, 1, 0, 0])
         error = e / e.sum(1, keepdims=True) - np.eye(4)[y]
-        expected += np.linalg.norm(error, axis=1) * np.linalg.norm(x, axis=1) / step
+        expected += (
+            np.linalg.norm(error, axis=1) * np.linalg.norm(x, axis=1) / step
+        )
         v = v - 0.5 * (error.T @ x / 4 + q * (v - w))
     assert score.numpy() == pytest.approx(expected, rel=1e-4)
-    assert torch.equal(learner.head.weight, WEIGHT)  # the informative model is a copy
+    assert torch.equal(
+        learner.head.weight, WEIGHT
+    )  # the informative model is a copy
 
 
 def test_the_best_of_all_samples_are_cached(tiny_model, tiny_task):
@@ -91,9 +97,14 @@ def test_the_best_of_all_samples_are_cached(tiny_model, tiny_task):
 def test_a_task_whose_samples_matter_least_has_none_left():
     """Samples of zero pull on nothing (no bias), so the other task takes the whole cache."""
     learner = ReFed(
-        linear_model(), SGD.model_copy(update={"lr": 1e-6}), ReFedSettings(memory=0.5)
+        linear_model(),
+        SGD.model_copy(update={"lr": 1e-6}),
+        ReFedSettings(memory=0.5),
     )
-    dull, bright = task(0, [[0.0, 0.0], [0.0, 0.0]]), task(1, [[1.0, 0.0], [0.0, 2.0]])
+    dull, bright = (
+        task(0, [[0.0, 0.0], [0.0, 0.0]]),
+        task(1, [[1.0, 0.0], [0.0, 2.0]]),
+    )
     learner.fit(dull, Round(1, 0))
     learner.end_task(dull, Round(0, 0))
     assert list(learner.memory.tasks) == [0]
@@ -112,7 +123,9 @@ def test_a_step_is_on_the_union_of_task_and_cache():
         task(0, [[1.0, 0.5], [-0.5, 2.0], [2.0, -1.0], [0.1, 0.2]]),
         task(1, [[0.5, 1.5], [1.0, -1.0]]),
     )
-    learner.memory.tasks[0] = Stored((0, 1), first.train.x[2:3], first.train.y[2:3])
+    learner.memory.tasks[0] = Stored(
+        (0, 1), first.train.x[2:3], first.train.y[2:3]
+    )
     w = learner.head.weight.detach().double().numpy().copy()
     with learner.meter.message():
         report = learner.fit(second, Round(1, 0))

@@ -16,7 +16,9 @@ EXCHANGES = ["all", "body", "none"]
 def build(tiny_model, name, **settings):
     kind = learner_class(name)
     train = TrainConfig(epochs=2, batch_size=8, lr=0.01)
-    return kind(tiny_model(dropout=0.5, norm=True), train, kind.Settings(**settings))
+    return kind(
+        tiny_model(dropout=0.5, norm=True), train, kind.Settings(**settings)
+    )
 
 
 def live(learner, tasks, between):
@@ -28,7 +30,9 @@ def live(learner, tasks, between):
             shared = learner.send()
             learner = between(learner)
             learner.receive(shared)
-            reports.append(learner.fit(task, Round(number, 10 * task.task + number)))
+            reports.append(
+                learner.fit(task, Round(number, 10 * task.task + number))
+            )
         shared = learner.send()
         learner = between(learner)
         learner.receive(shared)
@@ -69,7 +73,9 @@ def test_state_on_disk_between_messages_gives_the_same_bits(
     assert undisturbed == moved
     assert same(a.state_dict(), b.state_dict())
     assert same(a.send(), b.send())
-    assert len({tuple(report) for report in undisturbed}) == 2  # keys never change
+    assert (
+        len({tuple(report) for report in undisturbed}) == 2
+    )  # keys never change
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)

@@ -44,16 +44,16 @@ def test_distillation_by_hand():
         torch.tensor([[0.0, 9.0, 0.0]]),
         torch.tensor([[0.0, -5.0, math.log(3)]]),
     )
-    assert distillation(z, target, [torch.tensor([0, 2])], 1.0).item() == pytest.approx(
-        math.log(2)
-    )
+    assert distillation(
+        z, target, [torch.tensor([0, 2])], 1.0
+    ).item() == pytest.approx(math.log(2))
     # At T = 2 the answers are 1 : sqrt 3, and z = 2 log 4 softens to 1 : 4.
     z[0, 2] = 2 * math.log(4)
     p = math.sqrt(3) / (1 + math.sqrt(3))
     expected = -(1 - p) * math.log(1 / 5) - p * math.log(4 / 5)
-    assert distillation(z, target, [torch.tensor([0, 2])], 2.0).item() == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert distillation(
+        z, target, [torch.tensor([0, 2])], 2.0
+    ).item() == pytest.approx(expected, rel=1e-5)
     both = distillation(z, target, [torch.tensor([0, 2]), torch.tensor([1])], 2.0)
     assert both.item() == pytest.approx(
         expected / 2, rel=1e-5
@@ -64,7 +64,9 @@ def linear(classes: int = 4) -> SplitModel:
     model = SplitModel(nn.Flatten(), nn.Linear(2, classes, bias=False))
     with torch.no_grad():
         model.head.weight.copy_(
-            torch.tensor([[0.5, -1.0], [0.25, 0.75], [1.0, 0.5], [-0.5, 1.5]])[:classes]
+            torch.tensor([[0.5, -1.0], [0.25, 0.75], [1.0, 0.5], [-0.5, 1.5]])[
+                :classes
+            ]
         )
     return model
 
@@ -106,7 +108,10 @@ def test_gradient_against_autograd_of_the_paper_s_loss(incremental):
     w = learner.head.weight.detach().clone().requires_grad_()
     new = F.cross_entropy(data.train.x.flatten(1) @ w[2:].T, data.train.y - 2)
     kept = (
-        -((logits / 2).softmax(1) * (images.flatten(1) @ w[:2].T / 2).log_softmax(1))
+        -(
+            (logits / 2).softmax(1)
+            * (images.flatten(1) @ w[:2].T / 2).log_softmax(1)
+        )
         .sum(1)
         .mean()
     )
@@ -181,7 +186,8 @@ def test_the_teacher_takes_images_for_what_they_were_made_for():
         told = part[z[of][:, part].argmax(1)]
         assert (told == labels[of]).float().mean() > 0.95
     assert all(
-        torch.equal(value, before[name]) for name, value in teacher.state_dict().items()
+        torch.equal(value, before[name])
+        for name, value in teacher.state_dict().items()
     )
     assert Generator((3, 9, 14))(torch.randn(2, 64)).shape == (2, 3, 9, 14)
 
@@ -245,9 +251,13 @@ def test_a_resumed_strategy_goes_on_where_it_was(tiny_task):
         return strategy
 
     first = made()
-    arrays = Arrays((name, value.numpy()) for name, value in learner.send().items())
+    arrays = Arrays(
+        (name, value.numpy()) for name, value in learner.send().items()
+    )
     replies = [
-        Message("train.end_task", node, "", content={EXTRA: Arrays({"classes": c})})
+        Message(
+            "train.end_task", node, "", content={EXTRA: Arrays({"classes": c})}
+        )
         for node, c in enumerate(
             [torch.tensor([1, 0]).numpy(), torch.tensor([0, 1]).numpy()], start=2
         )
@@ -263,7 +273,9 @@ def test_a_resumed_strategy_goes_on_where_it_was(tiny_task):
     assert first.extra(1, 1) is pool  # one object for all
     with pytest.raises(ConfigError, match=r"set learner\.name = 'target'"):
         first.prepare(
-            Setup(config, build_learner(read_config({}), (1, 8, 8), 10), _Stream())
+            Setup(
+                config, build_learner(read_config({}), (1, 8, 8), 10), _Stream()
+            )
         )
 
 

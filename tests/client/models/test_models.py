@@ -21,7 +21,10 @@ def build(
     **settings: object,
 ) -> nn.Module:
     return build_model(
-        ModelConfig.model_validate({"name": name, **settings}), shape, classes, seed
+        ModelConfig.model_validate({"name": name, **settings}),
+        shape,
+        classes,
+        seed,
     )
 
 
@@ -32,7 +35,12 @@ def count(module: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "shape", "body", "head"),
     [
-        ("cnn6", RGB, 2_385_184, 102_500),  # spec: 2,487,684 in all at 100 classes
+        (
+            "cnn6",
+            RGB,
+            2_385_184,
+            102_500,
+        ),  # spec: 2,487,684 in all at 100 classes
         ("resnet18", RGB, 11_168_832, 51_300),
         ("cnn", GREY8, 13_056, 6_500),
         ("cnn", GREY28, 37_632, 6_500),
@@ -61,7 +69,8 @@ PUBLISHED = {
     ("shufflenet_v2", 1.0): 2_278_604,
     ("shufflenet_v2", 1.5): 3_503_624,
     ("shufflenet_v2", 2.0): 7_393_996,
-    ("inception_v3", 1.0): 27_161_264 - 3_326_696,  # less the auxiliary classifier
+    ("inception_v3", 1.0): 27_161_264
+    - 3_326_696,  # less the auxiliary classifier
     ("densenet121", 1.0): 7_978_856,
 }
 BIG = sorted({name for name, _ in PUBLISHED})
@@ -88,7 +97,9 @@ def test_sizes_of_images(name: str, side: int, last: int) -> None:
         model = build(name, (3, side, side), classes=10)
         seen: list[tuple[int, ...]] = []
         pool = next(
-            m for m in reversed(list(model.body)) if isinstance(m, nn.AdaptiveAvgPool2d)
+            m
+            for m in reversed(list(model.body))
+            if isinstance(m, nn.AdaptiveAvgPool2d)
         )  # type: ignore[arg-type]
         pool.register_forward_pre_hook(
             lambda _, inputs: seen.append(tuple(inputs[0].shape))
@@ -110,10 +121,13 @@ def test_pushforward_is_the_pullbacks_transpose(name: str) -> None:
     ).body
     draw = torch.Generator().manual_seed(0)
     linear = Linearization(
-        body.double(), torch.randn(3, 3, 16, 16, generator=draw, dtype=torch.float64)
+        body.double(),
+        torch.randn(3, 3, 16, 16, generator=draw, dtype=torch.float64),
     )
     c = torch.randn(linear.features.shape, generator=draw, dtype=torch.float64)
-    g = linear.pullback(c, torch.empty(linear.size, dtype=torch.float64), forward=True)
+    g = linear.pullback(
+        c, torch.empty(linear.size, dtype=torch.float64), forward=True
+    )
     assert float((c * linear.pushforward(g)).sum()) == pytest.approx(
         float(g @ g), rel=1e-9
     )
@@ -142,14 +156,19 @@ def test_settings_change_the_size() -> None:
     assert build("cnn", GREY28, hidden=8).head.in_features == 8
     assert build("resnet18", width=0.25).head.in_features == 128
     assert sum(isinstance(m, nn.Dropout) for m in build("cnn6").modules()) == 4
-    assert [m.p for m in build("cnn6").modules() if isinstance(m, nn.Dropout)] == [
+    assert [
+        m.p for m in build("cnn6").modules() if isinstance(m, nn.Dropout)
+    ] == [
         0.25,
         0.25,
         0.25,
         0.5,
     ]
     assert (
-        sum(isinstance(m, nn.Dropout) for m in build("cnn6", dropout=False).modules())
+        sum(
+            isinstance(m, nn.Dropout)
+            for m in build("cnn6", dropout=False).modules()
+        )
         == 0
     )
 
@@ -167,7 +186,10 @@ def test_dropout_drops_a_share_and_scales_the_rest(
     assert float((y == 0).double().mean()) == pytest.approx(
         p, abs=5 * (p * (1 - p) / x.numel()) ** 0.5
     )
-    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).to(dtype).item()}
+    assert set(y.unique().tolist()) == {
+        0.0,
+        torch.tensor(1 / (1 - p)).to(dtype).item(),
+    }
     assert torch.equal(
         x.grad, y
     )  # what was dropped gets no gradient, what was not the scale
@@ -198,7 +220,13 @@ def test_kaiming_weights_keep_the_signal_through_six_layers() -> None:
     x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     size = {
         init: float(
-            build("cnn6", init=init).eval().body(x).detach().square().mean().sqrt()
+            build("cnn6", init=init)
+            .eval()
+            .body(x)
+            .detach()
+            .square()
+            .mean()
+            .sqrt()
         )
         for init in INITS
     }
@@ -210,7 +238,8 @@ INITS = ("default", "kaiming")
 
 
 @pytest.mark.parametrize(
-    "name", ["cnn6", "cnn", "mlp", "linear", "resnet18", "resnext50", "shufflenet_v2"]
+    "name",
+    ["cnn6", "cnn", "mlp", "linear", "resnet18", "resnext50", "shufflenet_v2"],
 )
 @pytest.mark.parametrize("shape", [RGB, GREY8, GREY28, (2, 9, 13)])
 def test_head_of_body(name: str, shape: tuple[int, int, int]) -> None:
@@ -264,7 +293,12 @@ def test_list_models() -> None:
         ),
         ("cnn6", RGB, {"width": -1.0}, r"model.width = -1.0: .*greater than 0"),
         ("mlp", RGB, {"hidden": "many"}, r"model.hidden = 'many': .*integer"),
-        ("mlp", RGB, {"layers": 0}, r"model.layers = 0: .*greater than or equal to 1"),
+        (
+            "mlp",
+            RGB,
+            {"layers": 0},
+            r"model.layers = 0: .*greater than or equal to 1",
+        ),
         ("cnn6", (3, 7, 32), {}, r"7x32 are too small; it needs 8x8"),
         ("resnet18", (3, 8, 4), {}, r"8x4 are too small; it needs 8x8"),
         ("mobilenet_v2", (3, 12, 16), {}, r"12x16 are too small; it needs 16x16"),
@@ -289,14 +323,24 @@ def test_list_models() -> None:
             r"mlp' with model.hidden = 65536.*2.71e\+11 parameters.*1e\+09",
         ),
         ("mlp", (3, 2**31, 2**31), {}, r"parameters; at most 1e\+09"),
-        ("builtins:dict", RGB, {}, r"model.name = 'builtins:dict': .*torch.nn.Module"),
+        (
+            "builtins:dict",
+            RGB,
+            {},
+            r"model.name = 'builtins:dict': .*torch.nn.Module",
+        ),
         (
             "types:SimpleNamespace",
             RGB,
             {},
             r"types:SimpleNamespace': .*torch.nn.Module",
         ),
-        ("builtins:Exception", RGB, {}, r"builtins:Exception': .*torch.nn.Module"),
+        (
+            "builtins:Exception",
+            RGB,
+            {},
+            r"builtins:Exception': .*torch.nn.Module",
+        ),
         ("torch.nn:Linear", RGB, {}, r"torch.nn:Linear': cannot be called"),
         ("torch:zeros", RGB, {}, r"torch:zeros': .*not written in Python"),
         ("sys:exit", RGB, {}, r"sys:exit': .*function of yours"),
@@ -316,7 +360,9 @@ def test_errors(
 
 
 def test_shape_is_not_a_setting() -> None:
-    with pytest.raises(ConfigError, match=r"model.shape = 3: cnn6 has no such setting"):
+    with pytest.raises(
+        ConfigError, match=r"model.shape = 3: cnn6 has no such setting"
+    ):
         build_model(
             ModelConfig.model_validate({"name": "cnn6", "shape": 3}), RGB, 10, 0
         )
@@ -359,7 +405,11 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("headless", {}, r"returned Flatten with head None.*nn.Linear\(..., 5\)"),
         ("narrow", {}, r"out_features=4.*nn.Linear\(..., 5\)"),
         ("Doubled", {}, r"model\(x\) must be model.head\(model.body\(x\)\)"),
-        ("leaves", {}, r"leaves': failed: SystemExit: .*own_model_for_test.py, line"),
+        (
+            "leaves",
+            {},
+            r"leaves': failed: SystemExit: .*own_model_for_test.py, line",
+        ),
         ("Shy", {}, r"Shy': failed: LookupError: no body"),
         (
             "endless",
@@ -376,10 +426,14 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_parameter_learns(name: str) -> None:
     side = 16 if name in BIG else 8
     model = build(
-        name, (1, side, side), classes=3, **({"width": 0.125} if name in BIG else {})
+        name,
+        (1, side, side),
+        classes=3,
+        **({"width": 0.125} if name in BIG else {}),
     )
     x = torch.randn(8, 1, side, side, generator=torch.Generator().manual_seed(0))
     nn.functional.cross_entropy(model(x), torch.arange(8) % 3).backward()
     assert all(
-        p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters()
+        p.grad is not None and bool(p.grad.abs().sum() > 0)
+        for p in model.parameters()
     )

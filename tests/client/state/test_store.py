@@ -69,7 +69,9 @@ def assert_same(a, b):
             assert_same(x, y)
     elif isinstance(a, torch.Tensor):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        if a.numel():  # bit by bit, so that what is not a number is equal to itself
+        if (
+            a.numel()
+        ):  # bit by bit, so that what is not a number is equal to itself
             assert torch.equal(
                 *(
                     tensor.reshape(-1).contiguous().view(torch.uint8)
@@ -89,7 +91,9 @@ def test_what_is_saved_comes_back(tmp_path, state):
     assert_same(load_state(tmp_path / "state"), state)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.bool]
+)
 def test_types_that_numpy_lacks_come_back(tmp_path, dtype):
     state = {"x": torch.tensor([[0.0, 1.0], [2.0, -3.0]]).to(dtype)}
     save_state(tmp_path / "state", state)
@@ -117,7 +121,8 @@ def test_views_parameters_and_twins_come_back_dense_and_apart(tmp_path):
 
 def test_special_numbers_come_back(tmp_path):
     save_state(
-        tmp_path / "state", {"x": [float("inf"), -0.0, float("nan"), 2**200, 5e-324]}
+        tmp_path / "state",
+        {"x": [float("inf"), -0.0, float("nan"), 2**200, 5e-324]},
     )
     inf, zero, nan, big, small = load_state(tmp_path / "state")["x"]
     assert (inf, str(zero), nan != nan, big, small) == (
@@ -136,9 +141,18 @@ def test_special_numbers_come_back(tmp_path):
         ({"a": [1, b"x"]}, r"state\['a'\]\[1\]: a bytes cannot be kept"),
         ({"a": {1: 2}}, r"state\['a'\]: a dict cannot be kept"),
         ({"a": np.float64(1)}, r"a float64 cannot be kept"),
-        ({"a": np.array(["x"])}, r"state\['a'\]: an array of type <U1 cannot be kept"),
-        ({"a": np.arange(2, dtype=">f4")}, r"an array of type >f4 cannot be kept"),
-        ({"a": torch.eye(2).to_sparse()}, r"state\['a'\]: a torch.sparse_coo tensor"),
+        (
+            {"a": np.array(["x"])},
+            r"state\['a'\]: an array of type <U1 cannot be kept",
+        ),
+        (
+            {"a": np.arange(2, dtype=">f4")},
+            r"an array of type >f4 cannot be kept",
+        ),
+        (
+            {"a": torch.eye(2).to_sparse()},
+            r"state\['a'\]: a torch.sparse_coo tensor",
+        ),
         (
             {"a": torch.zeros(2, dtype=torch.complex128)},
             r"type torch.complex128 cannot be kept",
@@ -176,7 +190,9 @@ def test_the_disk_is_waited_for_where_that_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(
         files.os,
         "fsync",
-        lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")),
+        lambda descriptor: synced.append(
+            os.readlink(f"/proc/self/fd/{descriptor}")
+        ),
     )
     StateStore(tmp_path, 0, durable=False).save(0, 1, {"x": 1})
     assert not synced
@@ -220,7 +236,9 @@ def test_a_byte_changed_anywhere_is_noticed(tmp_path):
     data = path.read_bytes()
     unnoticed = 0
     for place in range(len(data)):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        path.write_bytes(
+            data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        )
         try:
             assert_same(load_state(path), state)
             unnoticed += 1  # padding
@@ -251,7 +269,8 @@ def test_a_part_in_anothers_place_is_refused(tmp_path):
     for client in (0, 1):
         live(store, torch.arange(30_000), range(1, 4), client=client)
     shutil.copyfile(
-        tmp_path / "000001-2.part.safetensors", tmp_path / "000000-2.part.safetensors"
+        tmp_path / "000001-2.part.safetensors",
+        tmp_path / "000000-2.part.safetensors",
     )
     with pytest.raises(
         StateLost,
@@ -337,7 +356,9 @@ def test_memory_is_given_back_every_so_many_states(tmp_path, monkeypatch):
     assert len(given) == 2
 
 
-def test_a_file_that_cannot_be_deleted_is_said_the_next_time(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_deleted_is_said_the_next_time(
+    tmp_path, monkeypatch
+):
     store = StateStore(tmp_path, 0)
     store.save(0, 1, {"x": 1})
 
@@ -347,7 +368,8 @@ def test_a_file_that_cannot_be_deleted_is_said_the_next_time(tmp_path, monkeypat
     monkeypatch.setattr(stores.Path, "unlink", refuse)
     store.prune({})
     with pytest.raises(
-        StateError, match=r"old client states cannot be deleted: .*Permission denied"
+        StateError,
+        match=r"old client states cannot be deleted: .*Permission denied",
     ):
         store.prune({})
     store.settle()
@@ -407,7 +429,11 @@ def test_what_stays_as_it_is_is_written_to_a_part_once(tmp_path, memory):
         "000000-4.safetensors",
         "000000-5.safetensors",
     ]
-    assert found["000000-1.safetensors"] > 240_000 < found["000000-2.part.safetensors"]
+    assert (
+        found["000000-1.safetensors"]
+        > 240_000
+        < found["000000-2.part.safetensors"]
+    )
     assert all(
         found[f"000000-{version}.safetensors"] < 2000 for version in (2, 3, 4, 5)
     )
@@ -422,7 +448,9 @@ def test_a_state_names_the_parts_of_several_versions(tmp_path):
     state = {}
     for version in range(1, 7):
         before = store.load(0, version - 1) if version > 1 else {}
-        state = before | {f"task {version}": torch.full((20_000,), float(version))}
+        state = before | {
+            f"task {version}": torch.full((20_000,), float(version))
+        }
         store.save(0, version, state)
     assert all(
         sizes(tmp_path)[f"000000-{version}.safetensors"] < 82_000
@@ -489,7 +517,9 @@ def test_small_tensors_are_written_each_time(tmp_path):
     ],
     ids=["in place", "data", "numpy", "fused"],
 )  # fmt: skip
-def test_a_change_in_place_is_against_the_contract_and_is_not_lost(tmp_path, change):
+def test_a_change_in_place_is_against_the_contract_and_is_not_lost(
+    tmp_path, change
+):
     store = StateStore(tmp_path, 2**30)
     live(store, torch.zeros(20_000), range(1, 4))
     state = store.load(0, 3)
@@ -590,7 +620,9 @@ def test_work_that_is_done_again_from_an_older_version_is_the_same(tmp_path):
     live(
         second, torch.arange(30_000), range(3, 5)
     )  # another process, after the first was lost
-    assert {name: (tmp_path / name).read_bytes() for name in sizes(tmp_path)} == before
+    assert {
+        name: (tmp_path / name).read_bytes() for name in sizes(tmp_path)
+    } == before
     live(first, torch.arange(30_000), [2])
     live(first, torch.arange(30_000), [5])
     assert_same(second.load(0, 5)["kept"], torch.arange(30_000))
@@ -628,7 +660,9 @@ def test_any_mixture_of_old_and_new_comes_back(tmp_path_factory, data):
         store = data.draw(st.sampled_from(stores))
         state = store.load(0, version - 1) if version > 1 else {}
         assert_same(state, now)
-        kept = {key: value for key, value in state.items() if data.draw(st.booleans())}
+        kept = {
+            key: value for key, value in state.items() if data.draw(st.booleans())
+        }
         new = {
             str(version + i): torch.full(
                 (data.draw(st.sampled_from([3, 20_000])),), version + i
@@ -656,13 +690,19 @@ def test_a_state_larger_than_the_budget_is_read_from_disk(tmp_path):
     store.save(1, 1, {"x": torch.ones(1000)})
     (tmp_path / "000000-1.safetensors").unlink()
     (tmp_path / "000001-1.safetensors").unlink()
-    assert torch.equal(store.load(0, 1)["x"], torch.ones(10))  # not driven out by it
+    assert torch.equal(
+        store.load(0, 1)["x"], torch.ones(10)
+    )  # not driven out by it
     with pytest.raises(StateError):
         store.load(1, 1)
 
 
 def test_memory_gives_what_disk_would_give(tmp_path):
-    image = torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    image = (
+        torch.arange(24.0)
+        .reshape(1, 2, 3, 4)
+        .to(memory_format=torch.channels_last)
+    )
     view = torch.zeros(1000)[:3]
     warm, cold = StateStore(tmp_path, 10**6), StateStore(tmp_path, 0)
     warm.save(0, 1, {"image": image, "view": view, "array": np.arange(4)[::2]})

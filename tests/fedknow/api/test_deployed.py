@@ -51,7 +51,8 @@ def test_it_normalises_as_the_run_does(run, model):
 
 def test_floats_and_bytes_mean_the_same(model, images):
     np.testing.assert_array_equal(
-        model.logits(images), model.logits(images.astype(np.float32) / np.float32(255))
+        model.logits(images),
+        model.logits(images.astype(np.float32) / np.float32(255)),
     )
 
 
@@ -119,7 +120,9 @@ def test_onnx_gives_the_same_logits_in_another_runtime(model, images, tmp_path):
 
 
 def test_an_unknown_format_is_refused(model, tmp_path):
-    with pytest.raises(fedknow.ConfigError, match="safetensors, onnx, torchscript"):
+    with pytest.raises(
+        fedknow.ConfigError, match="safetensors, onnx, torchscript"
+    ):
         model.export(tmp_path / "model", "pickle")
 
 

@@ -18,7 +18,11 @@ def test_sections_and_keys_change_a_preset():
 
 
 def test_a_table_a_file_and_a_configuration_say_the_same(tmp_path):
-    table = {"name": "mine", "seed": 2, "learner": {"name": "gem", "margin": 0.25}}
+    table = {
+        "name": "mine",
+        "seed": 2,
+        "learner": {"name": "gem", "margin": 0.25},
+    }
     config = fedknow.experiment(table)
     file = tmp_path / "mine.toml"
     file.write_text(config.to_toml())
@@ -29,7 +33,10 @@ def test_a_table_a_file_and_a_configuration_say_the_same(tmp_path):
 
 def test_a_builtin_class_goes_by_its_short_name():
     config = fedknow.experiment(learner={"name": Gem, "margin": 0.1})
-    assert (config.learner.name, config.learner.options) == ("gem", {"margin": 0.1})
+    assert (config.learner.name, config.learner.options) == (
+        "gem",
+        {"margin": 0.1},
+    )
 
 
 def test_other_parts_lose_the_settings_of_the_part_before():
@@ -72,4 +79,6 @@ def test_what_cannot_be_is_refused(changes, parts):
 
 
 def test_a_path_is_text_in_the_configuration(tmp_path):
-    assert fedknow.experiment(data={"dir": Path(tmp_path)}).data.dir == str(tmp_path)
+    assert fedknow.experiment(data={"dir": Path(tmp_path)}).data.dir == str(
+        tmp_path
+    )

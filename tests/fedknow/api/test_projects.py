@@ -33,7 +33,9 @@ def test_a_new_project_runs_and_its_test_passes(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
 
-    done = run(project, "fedknow", "simulate", "experiment.toml", "--out", "runs/one")
+    done = run(
+        project, "fedknow", "simulate", "experiment.toml", "--out", "runs/one"
+    )
     assert done.returncode == 0, done.stderr
     assert fedknow.load_run(project / "runs" / "one").status == "complete"
 

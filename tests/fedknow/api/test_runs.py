@@ -26,7 +26,9 @@ class Mine(fedknow.Learner):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
-    return fedknow.simulate("digits", learner="fedrep", out=out, report=True, **SMALL)
+    return fedknow.simulate(
+        "digits", learner="fedrep", out=out, report=True, **SMALL
+    )
 
 
 def test_its_numbers_are_those_of_the_folder(run):
@@ -67,7 +69,9 @@ def test_the_global_model_has_the_mean_head(run):
         data = benchmark.task(client, 1)
         with torch.no_grad():
             answers = model(data.test.x)[:, list(data.head)].argmax(1)
-        labels = torch.tensor([data.head.index(int(label)) for label in data.test.y])
+        labels = torch.tensor(
+            [data.head.index(int(label)) for label in data.test.y]
+        )
         score = (answers == labels).double().mean().item()
         assert score == run.global_accuracy[client, 1, 1]
 
@@ -85,7 +89,9 @@ def test_tables_and_plots(run):
 
 
 def test_no_such_client(run):
-    with pytest.raises(fedknow.ConfigError, match="client = 3: the run has 3 clients"):
+    with pytest.raises(
+        fedknow.ConfigError, match="client = 3: the run has 3 clients"
+    ):
         run.model(client=3)
 
 
@@ -180,14 +186,20 @@ def test_an_object_runs_on_ray_as_inline(tmp_path):
     class Local(Mine):
         """Of this test."""
 
-    inline = fedknow.simulate("digits", learner=Local, out=tmp_path / "inline", **SMALL)
+    inline = fedknow.simulate(
+        "digits", learner=Local, out=tmp_path / "inline", **SMALL
+    )
     on_ray = SMALL | {"engine": {"backend": "ray", "workers": 2}}
-    ray = fedknow.simulate("digits", learner=Local, out=tmp_path / "ray", **on_ray)
+    ray = fedknow.simulate(
+        "digits", learner=Local, out=tmp_path / "ray", **on_ray
+    )
     np.testing.assert_array_equal(ray.accuracy, inline.accuracy)
 
 
 def test_a_comparison(tmp_path):
-    result = fedknow.compare("digits", ["fedavg", Mine], 1, out=tmp_path / "c", **SMALL)
+    result = fedknow.compare(
+        "digits", ["fedavg", Mine], 1, out=tmp_path / "c", **SMALL
+    )
     assert len(result.groups) == 2
     assert not result.failures
     runs = list(result.runs.values())

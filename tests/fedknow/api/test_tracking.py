@@ -79,7 +79,12 @@ def test_a_comparison_is_tracked_run_by_run(tmp_path):
 
 def test_the_command_line(tmp_path):
     words = ["simulate", "digits", "--out", str(tmp_path / "run"), "--quiet"]
-    for key in ("data.clients=3", "data.tasks=2", "train.rounds=1", "train.epochs=1"):
+    for key in (
+        "data.clients=3",
+        "data.tasks=2",
+        "train.rounds=1",
+        "train.epochs=1",
+    ):
         words += ["--set", key]
     words += ["--set", "engine.backend=inline", "--set", "tracking.wait=120"]
     done = CliRunner().invoke(app, [*words, "--track", "tensorboard"])
@@ -98,7 +103,9 @@ def test_the_command_line(tmp_path):
         app, ["show", "digits", "--track", "x", "--set", "tracking=mlflow"]
     )
     assert shown.exit_code == 2
-    shown = CliRunner().invoke(app, ["show", "digits", "--set", "tracking=mlflow"])
+    shown = CliRunner().invoke(
+        app, ["show", "digits", "--set", "tracking=mlflow"]
+    )
     assert '[tracking]\nto = [\n    "mlflow",\n]' in shown.output
     listed = CliRunner().invoke(app, ["list", "trackers"])
     assert "trackio" in listed.output

@@ -78,7 +78,8 @@ def test_a_device_that_is_none_is_refused(tmp_path, monkeypatch, arguments):
     result = fedknow(*arguments)
     assert result.exit_code == 2
     assert re.search(
-        r"(--|engine\.)device = 'tpu': must be 'cpu', 'cuda', 'cuda:1'", result.output
+        r"(--|engine\.)device = 'tpu': must be 'cpu', 'cuda', 'cuda:1'",
+        result.output,
     )
     assert not list(tmp_path.iterdir())
 
@@ -171,13 +172,15 @@ def test_compare(tmp_path, run):
         f"Report: {tmp_path / 'c' / 'report.html'}\n",
     )
     written = [
-        (tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")
+        (tmp_path / "c" / name).read_bytes()
+        for name in ("compare.json", "compare.csv")
     ]
     for name in ("report.html", "compare.json", "compare.csv"):
         (tmp_path / "c" / name).unlink()
     assert fedknow("report", tmp_path / "c").exit_code == 0
     again = [
-        (tmp_path / "c" / name).read_bytes() for name in ("compare.json", "compare.csv")
+        (tmp_path / "c" / name).read_bytes()
+        for name in ("compare.json", "compare.csv")
     ]
     assert again == written
     assert "fedknow" in (tmp_path / "c" / "report.html").read_text("utf-8")
@@ -241,11 +244,16 @@ def test_a_failing_learner(tmp_path, monkeypatch):
     (tmp_path / "own_learner.py").write_text(OWN_LEARNER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    result = fedknow("simulate", "digits", *TINY, "--set", "learner=own_learner:Broken")
+    result = fedknow(
+        "simulate", "digits", *TINY, "--set", "learner=own_learner:Broken"
+    )
     path = Path("runs/digits-own_learner-Broken-seed0")
     assert result.exit_code == 1
     assert "out of ideas" in result.stderr
-    assert f"fedknow simulate {path}/config.toml --out {path} --resume" in result.stderr
+    assert (
+        f"fedknow simulate {path}/config.toml --out {path} --resume"
+        in result.stderr
+    )
     assert "Traceback" not in result.output
     assert "Traceback" in (path / "error.log").read_text()
 
@@ -291,7 +299,9 @@ def test_refused_with_a_sentence(arguments, message, tmp_path, monkeypatch):
 
 
 def test_show_prints_a_file_that_can_be_run(tmp_path):
-    result = fedknow("show", "digits", "--set", "learner.k=3", "--data-dir", "0123")
+    result = fedknow(
+        "show", "digits", "--set", "learner.k=3", "--data-dir", "0123"
+    )
     assert result.exit_code == 0
     tree = tomllib.loads(result.stdout)
     assert tree["learner"]["k"] == 3
@@ -400,7 +410,9 @@ def test_list_refuses_a_name_that_is_none(what):
 
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_names_of_lists_do_not_wrap(width):
-    result = CliRunner().invoke(app, ["list", "learners"], env={"COLUMNS": str(width)})
+    result = CliRunner().invoke(
+        app, ["list", "learners"], env={"COLUMNS": str(width)}
+    )
     starts = [
         line.split()[0]
         for line in result.stdout.splitlines()
@@ -420,7 +432,12 @@ def test_says_at_once_what_is_started(tmp_path):
         == f"Starting paper-cifar100 with fedknow in {tmp_path / 'run'} ...\n"
     )
     quiet = fedknow(
-        "simulate", "paper-cifar100", "--set", "engine.backend=inline", *missing, "-q"
+        "simulate",
+        "paper-cifar100",
+        "--set",
+        "engine.backend=inline",
+        *missing,
+        "-q",
     )
     assert (quiet.exit_code, quiet.stdout) == (2, "")
 

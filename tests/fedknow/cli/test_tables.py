@@ -54,7 +54,9 @@ def run(tmp_path_factory):
     return summarise(RunFolder.open(folder))
 
 
-def a_table(names: list[str], columns: int, cell: str = "82.5 ± 14.0") -> FittingTable:
+def a_table(
+    names: list[str], columns: int, cell: str = "82.5 ± 14.0"
+) -> FittingTable:
     return FittingTable(
         "Comparison",
         names,
@@ -79,7 +81,9 @@ def test_names_and_numbers_are_whole_at_every_width(width, columns, names, cell)
     shown = lines(a_table(names, columns, cell), width)
     text = "\n".join(shown)
     left_out = (
-        text.partition("left out for lack of width: ")[2].replace("\n", " ").split(", ")
+        text.partition("left out for lack of width: ")[2]
+        .replace("\n", " ")
+        .split(", ")
     )
     kept = [
         f"column{number}"
@@ -89,9 +93,13 @@ def test_names_and_numbers_are_whole_at_every_width(width, columns, names, cell)
     assert kept
     for name in names:
         beside = [
-            line for line in shown if line.strip().startswith(name) and cell in line
+            line
+            for line in shown
+            if line.strip().startswith(name) and cell in line
         ]
-        assert name in shown or beside  # in a line of its own, or with all its numbers
+        assert (
+            name in shown or beside
+        )  # in a line of its own, or with all its numbers
         for line in beside:
             assert line.count(cell) >= len(kept)
             assert len(line) <= width
@@ -103,7 +111,9 @@ def test_columns_go_one_by_one_and_are_named():
     table = a_table(["fedknow", "gem"], 3)
     assert not any("left out" in line for line in lines(table, 80))
     assert "left out for lack of width: column1" in lines(table, 44)
-    assert any(line.split()[:2] == ["column0", "column2"] for line in lines(table, 44))
+    assert any(
+        line.split()[:2] == ["column0", "column2"] for line in lines(table, 44)
+    )
 
 
 def test_a_name_that_fills_the_terminal_has_a_line_of_its_own():
@@ -117,7 +127,9 @@ def test_a_name_that_fills_the_terminal_has_a_line_of_its_own():
 
 
 def test_the_tables_of_a_run(run):
-    text = "\n".join(line for table in result_tables(run) for line in lines(table, 100))
+    text = "\n".join(
+        line for table in result_tables(run) for line in lines(table, 100)
+    )
     assert f"{100 * run.personal.average[-1]:.1f} %" in text
     assert "train.end_task" in text
 
@@ -138,7 +150,9 @@ def test_the_tables_of_a_run_fit_every_width(run, width):
 @settings(deadline=None, max_examples=40)
 @given(width=WIDTHS)
 def test_a_comparison_shows_its_learners_at_every_width(run, width):
-    shown = lines(comparison_table([Group("fedavg", [run]), Group(LONG, [run])]), width)
+    shown = lines(
+        comparison_table([Group("fedavg", [run]), Group(LONG, [run])]), width
+    )
     assert any(line.strip().startswith("fedavg") for line in shown)
     assert any(line.strip().startswith(LONG) for line in shown)
     assert any("accuracy" in line for line in shown)
@@ -163,6 +177,7 @@ def test_what_a_search_found_has_its_settings_in_full():
     for width in range(40, 121):
         shown = lines(search_table(found), width)
         assert any(
-            line.strip().startswith("online-ewc") and "81.2" in line for line in shown
+            line.strip().startswith("online-ewc") and "81.2" in line
+            for line in shown
         )
         assert "online-ewc: strength=40000.0, gamma=0.95" in " ".join(shown)

@@ -15,7 +15,14 @@ from fedknow.server.watch import http
 
 SMALL = [
     *("simulate", "digits", "--set", "data.clients=2", "--set", "data.tasks=1"),
-    *("--set", "train.rounds=1", "--set", "train.epochs=1", "--set", "learner=fedavg"),
+    *(
+        "--set",
+        "train.rounds=1",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "learner=fedavg",
+    ),
     *("--set", "engine.backend=inline"),
 ]
 
@@ -31,12 +38,15 @@ def test_a_watched_run_has_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(http, "Follower", Looking)
     runner = CliRunner()
     for name, options in (("plain", []), ("watched", ["--watch"])):
-        result = runner.invoke(app, [*SMALL, "--out", str(tmp_path / name), *options])
+        result = runner.invoke(
+            app, [*SMALL, "--out", str(tmp_path / name), *options]
+        )
         assert result.exit_code == 0, result.output
         said = re.findall(r"Live page: (http://127\.0\.0\.1:\d+/)", result.output)
         assert len(said) == len(options)
     plain, watched = (
-        (tmp_path / name / "accuracy.npz").read_bytes() for name in ("plain", "watched")
+        (tmp_path / name / "accuracy.npz").read_bytes()
+        for name in ("plain", "watched")
     )
     assert plain == watched
     assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == sorted(

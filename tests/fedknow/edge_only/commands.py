@@ -11,7 +11,9 @@ outcomes = []
 for line in json.load(sys.stdin):
     result = CliRunner().invoke(app, line, env={"COLUMNS": "200"})
     traceback = (
-        None if isinstance(result.exception, SystemExit) else repr(result.exception)
+        None
+        if isinstance(result.exception, SystemExit)
+        else repr(result.exception)
     )
     outcomes.append(
         {

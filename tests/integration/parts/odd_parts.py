@@ -147,7 +147,9 @@ class Empties(FedAvg):
 
     def aggregate_train(self, server_round, replies):
         arrays, metrics = super().aggregate_train(server_round, replies)
-        return ArrayRecord({name: arrays[name] for name in list(arrays)[1:]}), metrics
+        return ArrayRecord(
+            {name: arrays[name] for name in list(arrays)[1:]}
+        ), metrics
 
 
 class Refuses(FedAvg):

@@ -33,7 +33,9 @@ def become(arguments, log, cwd):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(cwd)
     sys.path.append(os.getcwd())
-    fedknow.server.serve.write_report = lambda *_: None  # takes longer than these runs
+    fedknow.server.serve.write_report = lambda *_: (
+        None
+    )  # takes longer than these runs
     code = 1
     heed_signals()
     try:
@@ -57,7 +59,9 @@ def main():
                 if not line:
                     for pid in running.values():
                         os.kill(pid, 9)
-                    os._exit(0)  # taking all that was imported down again takes longer
+                    os._exit(
+                        0
+                    )  # taking all that was imported down again takes longer
                 order = json.loads(line)
                 pid = os.fork()
                 if pid == 0:
@@ -69,7 +73,9 @@ def main():
                 os.close(end)
                 _, status = os.waitpid(pid, 0)
                 print(
-                    json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}),
+                    json.dumps(
+                        {"pid": pid, "code": os.waitstatus_to_exitcode(status)}
+                    ),
                     flush=True,
                 )
 

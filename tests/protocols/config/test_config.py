@@ -46,7 +46,11 @@ def test_file_and_overrides(tmp_path):
             "strategy.num_malicious_nodes=1",
         ],
     )
-    assert (config.train.lr, config.train.rounds, config.data.clients) == (0.2, 7, 3)
+    assert (config.train.lr, config.train.rounds, config.data.clients) == (
+        0.2,
+        7,
+        3,
+    )
     assert (config.learner.name, config.strategy.name) == ("fedper", "krum")
     assert config.strategy.options == {"num_malicious_nodes": 1}
 
@@ -68,7 +72,10 @@ def test_toml_holds_everything_and_reads_back_the_same():
             r"train\.lrr: unknown key \(did you mean 'lr'\?\); train has: rounds, epochs",
         ),
         ("trian.lr=0.1", r"trian: unknown key \(did you mean 'train'\?\)"),
-        ("data.clinets=3", r"data\.clinets: unknown key \(did you mean 'clients'\?\)"),
+        (
+            "data.clinets=3",
+            r"data\.clinets: unknown key \(did you mean 'clients'\?\)",
+        ),
         ("train.lr=0", r"train\.lr = 0: .*greater than 0"),
         (
             "train.weight_decay=1.0",
@@ -112,8 +119,14 @@ def test_toml_holds_everything_and_reads_back_the_same():
             "train.rounds=0x" + "f" * 5000,
             r"train\.rounds = an integer of 20000 bits: .*1000000",
         ),
-        ("strategy.eta=1" + "0" * 30, r"strategy\.eta = 10{30}: must fit into 64 bits"),
-        ("learner.since=2024-02-29", r"learner\.since = .*write a date in quotes"),
+        (
+            "strategy.eta=1" + "0" * 30,
+            r"strategy\.eta = 10{30}: must fit into 64 bits",
+        ),
+        (
+            "learner.since=2024-02-29",
+            r"learner\.since = .*write a date in quotes",
+        ),
         (".".join("a" * 5000) + "=1", r"nested more than 8 levels deep"),
         ("data.dir=" + "x" * 5000, r"data\.dir = .*at most 4096 characters"),
         ("train.lr=inf", r"train\.lr = inf: .*"),
@@ -160,7 +173,9 @@ def test_files_with_what_toml_readers_choke_on(tmp_path):
 
 
 def test_mappings_are_checked_as_files_are():
-    with pytest.raises(ConfigError, match="must be a number, a text, true or false"):
+    with pytest.raises(
+        ConfigError, match="must be a number, a text, true or false"
+    ):
         read_config({"learner": {"name": "ewc", "odd": object()}})
     deep: dict = {}
     for _ in range(100_000):
@@ -184,7 +199,9 @@ def test_settings_that_do_something_where_they_stand():
 
 
 def test_a_mapping_is_called_by_the_name_it_is_given():
-    with pytest.raises(ConfigError, match=r"^the configuration:\n  train\.lr = 0"):
+    with pytest.raises(
+        ConfigError, match=r"^the configuration:\n  train\.lr = 0"
+    ):
         read_config({}, ["train.lr=0"])
     with pytest.raises(ConfigError, match=r"^preset mine:\n  train\.lr = 0"):
         read_config({}, ["train.lr=0"], called="preset mine")
@@ -218,11 +235,16 @@ def test_another_learner_leaves_the_old_ones_settings_behind():
     )
     assert config.learner.options == {"rho": 0.2}
     config = read_config({"learner": "fedknow"}, ["learner.rho=0.2"])
-    assert (config.learner.name, config.learner.options) == ("fedknow", {"rho": 0.2})
+    assert (config.learner.name, config.learner.options) == (
+        "fedknow",
+        {"rho": 0.2},
+    )
 
 
 def test_another_data_set_keeps_the_partition():
-    config = read_config({"data": {"name": "digits", "clients": 7}}, ["data=omniglot"])
+    config = read_config(
+        {"data": {"name": "digits", "clients": 7}}, ["data=omniglot"]
+    )
     assert (config.data.name, config.data.clients) == ("omniglot", 7)
 
 
@@ -230,7 +252,12 @@ def test_differences_name_the_settings_and_leave_the_engine_out():
     old = read_config({}, ["learner.rho=0.1"])
     new = read_config(
         {},
-        ["learner.rho=0.2", "train.lr=0.5", "engine.workers=4", "data.dir=/elsewhere"],
+        [
+            "learner.rho=0.2",
+            "train.lr=0.5",
+            "engine.workers=4",
+            "data.dir=/elsewhere",
+        ],
     )
     assert differences(old, new) == [
         "learner.rho: was 0.1, now 0.2",

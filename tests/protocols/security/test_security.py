@@ -87,7 +87,9 @@ class Server:
         if self.credentials is None:
             self.port = self.server.add_insecure_port("127.0.0.1:0")
         else:
-            self.port = self.server.add_secure_port("127.0.0.1:0", self.credentials)
+            self.port = self.server.add_secure_port(
+                "127.0.0.1:0", self.credentials
+            )
         await self.server.start()
 
     def __enter__(self):
@@ -97,7 +99,9 @@ class Server:
         return self
 
     def __exit__(self, *_):
-        asyncio.run_coroutine_threadsafe(self.server.stop(None), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(
+            self.server.stop(None), self.loop
+        ).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -146,7 +150,9 @@ def test_another_clients_identity_cannot_be_claimed(server, certs):
     assert server.refused[before:] == [CredentialFault.IDENTITY]
 
 
-def test_a_client_of_another_ca_is_refused_and_refuses(server, certs, others, tmp_path):
+def test_a_client_of_another_ca_is_refused_and_refuses(
+    server, certs, others, tmp_path
+):
     folder = others / "clients" / "001"
     assert server.refuses(folder) is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(TlsError) as caught:
@@ -157,10 +163,13 @@ def test_a_client_of_another_ca_is_refused_and_refuses(server, certs, others, tm
     with pytest.raises(ConfigError, match="issued by another CA"):
         channel_credentials(believer)
     ca, key, cert = (
-        ((believer / name).read_bytes()) for name in ("ca.pem", "key.pem", "cert.pem")
+        ((believer / name).read_bytes())
+        for name in ("ca.pem", "key.pem", "cert.pem")
     )
     bare = grpc.ssl_channel_credentials(ca, key, cert)
-    assert server.refuses(believer, credentials=bare) is grpc.StatusCode.UNAVAILABLE
+    assert (
+        server.refuses(believer, credentials=bare) is grpc.StatusCode.UNAVAILABLE
+    )
 
 
 def test_no_certificate_is_refused(server, certs, copy):
@@ -173,7 +182,9 @@ def test_no_certificate_is_refused(server, certs, copy):
         handshake(server.address, copy)
     assert caught.value.fault is TlsFault.NO_CERTIFICATE
     (copy / "token").unlink()
-    with pytest.raises(ConfigError, match=r"there is no cert\.pem; give clients/NNN"):
+    with pytest.raises(
+        ConfigError, match=r"there is no cert\.pem; give clients/NNN"
+    ):
         channel_credentials(copy)
 
 
@@ -193,14 +204,21 @@ def test_an_expired_certificate_is_refused_by_both_sides(server, certs, tmp_path
     with pytest.raises(ConfigError, match="expired"):
         handshake(server.address, folder)
     expired = grpc.ssl_channel_credentials(
-        *((folder / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem"))
+        *(
+            (folder / name).read_bytes()
+            for name in ("ca.pem", "key.pem", "cert.pem")
+        )
     )
-    assert server.refuses(folder, credentials=expired) is grpc.StatusCode.UNAVAILABLE
+    assert (
+        server.refuses(folder, credentials=expired) is grpc.StatusCode.UNAVAILABLE
+    )
 
 
 def test_a_clock_that_is_behind_is_named(certs, tmp_path):
     future = tmp_path / "future"
-    make_certificates(future, 1, issued=dt.datetime.now(dt.UTC) + dt.timedelta(days=2))
+    make_certificates(
+        future, 1, issued=dt.datetime.now(dt.UTC) + dt.timedelta(days=2)
+    )
     with pytest.raises(ConfigError, match=r"not yet valid .*clock"):
         channel_credentials(future / "clients" / "000")
 
@@ -246,7 +264,8 @@ def test_a_token_lets_its_client_in(token_server, certs, copy):
         without, grpc.metadata_call_credentials(_Basic())
     )
     assert (
-        token_server.refuses(copy, credentials=odd) is grpc.StatusCode.UNAUTHENTICATED
+        token_server.refuses(copy, credentials=odd)
+        is grpc.StatusCode.UNAUTHENTICATED
     )
     assert token_server.refused == [
         CredentialFault.IDENTITY,
@@ -329,7 +348,9 @@ def test_the_server_has_no_identity_and_strangers_are_told_apart():
 
 
 def test_a_folder_that_is_wrong_is_explained(certs, copy):
-    with pytest.raises(ConfigError, match=r"there is no ca\.pem; give clients/NNN"):
+    with pytest.raises(
+        ConfigError, match=r"there is no ca\.pem; give clients/NNN"
+    ):
         channel_credentials(copy / "nowhere")
     with pytest.raises(
         ConfigError, match=r"no cert\.pem; give server .*; give .*/server$"
@@ -375,7 +396,9 @@ def test_what_exists_is_never_changed_and_clients_are_added(tmp_path):
         folder / "clients" / "001",
     ]
     files = [path for path in folder.rglob("*") if path.is_file()]
-    before = {path: path.read_bytes() for path in files if path.name != "tokens.json"}
+    before = {
+        path: path.read_bytes() for path in files if path.name != "tokens.json"
+    }
     assert len(before) == 2 + 3 + 2 * 4
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in before)
     assert make_certificates(folder, 2) == []
@@ -406,9 +429,14 @@ def test_a_new_server_certificate_leaves_clients_alone(tmp_path):
     ):
         make_certificates(folder, 2, ["new.example.org", "localhost"])
     shutil.rmtree(folder / "server")
-    assert make_certificates(folder, 2, ["new.example.org"]) == [folder / "server"]
+    assert make_certificates(folder, 2, ["new.example.org"]) == [
+        folder / "server"
+    ]
     assert (
-        len(json.loads((folder / "server" / "tokens.json").read_text())["clients"]) == 2
+        len(
+            json.loads((folder / "server" / "tokens.json").read_text())["clients"]
+        )
+        == 2
     )
     with Server(server_credentials(folder / "server")) as server:
         assert server.ask(folder / "clients" / "001") == b"1"

@@ -125,7 +125,9 @@ def test_dense_bytes_are_little_endian_and_not_copied():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     tensor, payload = encode("w", array)
     assert np.shares_memory(np.frombuffer(payload, np.float32), array)
-    assert payload.tobytes() == b"".join(np.float32(x).tobytes() for x in range(6))
+    assert payload.tobytes() == b"".join(
+        np.float32(x).tobytes() for x in range(6)
+    )
     assert tensor.crc32 == zlib.crc32(payload)
     body = bytearray(payload)
     back = decode(tensor, memoryview(body))
@@ -148,7 +150,10 @@ def test_fp16_is_within_its_bound(data, name):
     back = there_and_back(array, Encoding.FP16)
     assert back.dtype == array.dtype
     assert back.shape == array.shape
-    wide, error = array.astype(np.float64), np.abs(array.astype(np.float64) - back)
+    wide, error = (
+        array.astype(np.float64),
+        np.abs(array.astype(np.float64) - back),
+    )
     assert (error <= 2.0**-11 * np.abs(wide) + 2.0**-25).all()
 
 
@@ -158,7 +163,10 @@ def test_bf16_is_within_its_bound(data, name):
     array = floats(data.draw, name, 3.38e38)
     back = there_and_back(array, Encoding.BF16)
     assert back.dtype == array.dtype
-    wide, error = array.astype(np.float64), np.abs(array.astype(np.float64) - back)
+    wide, error = (
+        array.astype(np.float64),
+        np.abs(array.astype(np.float64) - back),
+    )
     assert (error <= 2.0**-8 * np.abs(wide) + 2.0**-134).all()
 
 
@@ -175,7 +183,9 @@ def test_int8_is_within_its_bound(data, name):
     assert tensor.scale == max(largest / 127, np.finfo(np.float64).tiny)
     wide = array.astype(np.float64)
     rounding = np.spacing(np.abs(back)).astype(np.float64) / 2
-    assert (np.abs(wide - back) <= tensor.scale / 2 * (1 + 1e-12) + rounding).all()
+    assert (
+        np.abs(wide - back) <= tensor.scale / 2 * (1 + 1e-12) + rounding
+    ).all()
 
 
 @given(hnp.arrays(np.uint16, 50))
@@ -190,7 +200,12 @@ def test_bf16_numbers_travel_as_they_are(upper):
 def test_bf16_rounds_to_nearest_even():
     one, step = 1.0, 2.0**-7
     array = np.array(
-        [one + step / 2, one + 1.5 * step, one + step / 2 + 1e-6, -one - 1.5 * step],
+        [
+            one + step / 2,
+            one + 1.5 * step,
+            one + step / 2 + 1e-6,
+            -one - 1.5 * step,
+        ],
         np.float32,
     )
     assert there_and_back(array, Encoding.BF16).tolist() == [
@@ -208,7 +223,9 @@ def test_halves_keep_nan_and_infinity(encoding, name):
     if name == "float32":
         array = np.append(
             array,
-            np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32),
+            np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(
+                np.float32
+            ),
         )
     back = there_and_back(array, encoding)
     assert np.array_equal(back, array, equal_nan=True)
@@ -235,7 +252,9 @@ def test_numbers_that_do_not_fit_are_refused(encoding, value, name):
     assert "dense" in reason
 
 
-@pytest.mark.parametrize("encoding", [Encoding.FP16, Encoding.BF16, Encoding.INT8])
+@pytest.mark.parametrize(
+    "encoding", [Encoding.FP16, Encoding.BF16, Encoding.INT8]
+)
 @pytest.mark.parametrize("name", ["float16", "int64", "bool"])
 def test_lossy_encodings_take_float32_and_float64_only(encoding, name):
     assert not lossy(np.dtype(name))
@@ -246,7 +265,12 @@ def test_lossy_encodings_take_float32_and_float64_only(encoding, name):
 
 @pytest.mark.parametrize(
     "array",
-    [np.ones(2, complex), np.array(["a"]), np.array([None]), np.zeros(2, "M8[s]")],
+    [
+        np.ones(2, complex),
+        np.array(["a"]),
+        np.array([None]),
+        np.zeros(2, "M8[s]"),
+    ],
 )
 def test_other_dtypes_are_refused(array):
     assert "float32" in refused(Code.BAD_DTYPE, encode, "w", array)
@@ -294,7 +318,10 @@ def described(**changes):
         (Code.TOO_LARGE, {"shape": [1] * 17}),
         (Code.TOO_LARGE, {"shape": [1 << 63, 1 << 63]}),
         (Code.TOO_LARGE, {"shape": [0, (1 << 64) - 1], "length": 0}),
-        (Code.TOO_LARGE, {"shape": [1 << 40], "layout": pb.Tensor.GAPS, "length": 0}),
+        (
+            Code.TOO_LARGE,
+            {"shape": [1 << 40], "layout": pb.Tensor.GAPS, "length": 0},
+        ),
         (Code.BAD_SHAPE, {"shape": [3, 5]}),
         (Code.BAD_SHAPE, {"length": 47}),
         (Code.BAD_SHAPE, {"layout": pb.Tensor.FP16}),
@@ -306,13 +333,22 @@ def described(**changes):
             Code.BAD_SHAPE,
             {"layout": pb.Tensor.GAPS, "count": 1, "length": 6},
         ),  # a mask would be as small
-        (Code.BAD_VALUE, {"layout": pb.Tensor.SCALED, "length": 12, "scale": 0.0}),
-        (Code.BAD_VALUE, {"layout": pb.Tensor.SCALED, "length": 12, "scale": -1.0}),
+        (
+            Code.BAD_VALUE,
+            {"layout": pb.Tensor.SCALED, "length": 12, "scale": 0.0},
+        ),
+        (
+            Code.BAD_VALUE,
+            {"layout": pb.Tensor.SCALED, "length": 12, "scale": -1.0},
+        ),
         (
             Code.BAD_VALUE,
             {"layout": pb.Tensor.SCALED, "length": 12, "scale": float("nan")},
         ),
-        (Code.BAD_VALUE, {"layout": pb.Tensor.SCALED, "length": 12, "scale": 1e38}),
+        (
+            Code.BAD_VALUE,
+            {"layout": pb.Tensor.SCALED, "length": 12, "scale": 1e38},
+        ),
     ],
 )
 def test_descriptions_that_cannot_be_true_are_refused(code, changes):
@@ -387,7 +423,9 @@ def test_bytes_that_lie_are_refused_though_their_checksum_is_right(
     refused(
         code,
         decode,
-        described(type=number, length=len(data), crc32=zlib.crc32(data), **changes),
+        described(
+            type=number, length=len(data), crc32=zlib.crc32(data), **changes
+        ),
         data,
     )
 
@@ -403,7 +441,10 @@ def test_reading_a_sparse_tensor_takes_memory_in_proportion_to_it():
         tracemalloc.start()
         try:
             decode(tensor, payload)
-            assert tracemalloc.get_traced_memory()[1] < values.nbytes + 10 * values.size
+            assert (
+                tracemalloc.get_traced_memory()[1]
+                < values.nbytes + 10 * values.size
+            )
         finally:
             tracemalloc.stop()
 

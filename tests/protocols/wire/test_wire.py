@@ -65,14 +65,25 @@ NUMBERS = st.one_of(
 )
 ARRAYS = hnp.arrays(
     st.sampled_from(
-        ["bool", "int8", "int64", "uint16", "uint64", "float16", "float32", "float64"]
+        [
+            "bool",
+            "int8",
+            "int64",
+            "uint16",
+            "uint64",
+            "float16",
+            "float32",
+            "float64",
+        ]
     ),
     hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5),
 )
 RECORDS = st.one_of(
     st.dictionaries(NAMES, ARRAYS, max_size=4).map(Arrays),
     st.dictionaries(NAMES, NUMBERS, max_size=4).map(Metrics),
-    st.dictionaries(NAMES, st.one_of(*SCALARS.values(), LISTS), max_size=6).map(Config),
+    st.dictionaries(NAMES, st.one_of(*SCALARS.values(), LISTS), max_size=6).map(
+        Config
+    ),
 )
 MESSAGES = st.builds(
     Message,
@@ -213,7 +224,10 @@ def test_lossy_encodings_leave_other_tensors_exact():
         ({"m": Metrics(k=True)}, "m.k = True: metrics are int, float"),
         ({"m": Metrics(k="a")}, "m.k = 'a': metrics are int, float"),
         ({"\ud800": Config()}, "record .*UTF-8"),
-        ({"x": {"a": 1}}, "record 'x' is a dict; must be Arrays, Metrics or Config"),
+        (
+            {"x": {"a": 1}},
+            "record 'x' is a dict; must be Arrays, Metrics or Config",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_refused_by_name(content, words):
@@ -227,7 +241,9 @@ def test_the_envelope_too_is_checked_before_it_is_written():
         pack(Message("train", -1, "1"))
     with refusing(Code.BAD_VALUE):
         pack(Message("train", 2, "1", failure=Failure(2**63, "")))
-    with pytest.raises(ValueError, match="chunk_bytes = 100: must be 4096 to 1048576"):
+    with pytest.raises(
+        ValueError, match="chunk_bytes = 100: must be 4096 to 1048576"
+    ):
         pack(Message("train", 2, "1"), chunk_bytes=100)
 
 
@@ -235,7 +251,10 @@ def test_the_envelope_too_is_checked_before_it_is_written():
     ("limits", "message"),
     [
         (Limits(name_bytes=8), Message("train", 2, "x" * 9)),
-        (Limits(name_bytes=8), Message("train", 2, "1", content={"é" * 5: Config()})),
+        (
+            Limits(name_bytes=8),
+            Message("train", 2, "1", content={"é" * 5: Config()}),
+        ),
         (
             Limits(records=1),
             Message("train", 2, "1", content={"a": Config(), "b": Config()}),
@@ -275,7 +294,9 @@ def header_of(message):
 
 def test_headers_that_contradict_themselves_are_refused():
     header, payload = header_of(
-        Message("train", 2, "1", content={"a": Arrays(u=np.ones(3), v=np.ones(4))})
+        Message(
+            "train", 2, "1", content={"a": Arrays(u=np.ones(3), v=np.ones(4))}
+        )
     )
     assert unpack(parcel_of(header, payload)).arrays()["v"].tolist() == [1] * 4
     with refusing(Code.TRUNCATED):
@@ -297,9 +318,12 @@ def test_headers_that_contradict_themselves_are_refused():
         pb.Record(name="a"),
         pb.Record(name="a", config=pb.Values(entries=[pb.Entry(name="k")])),
         pb.Record(
-            name="a", config=pb.Values(entries=[pb.Entry(name="k", flag=True)] * 2)
+            name="a",
+            config=pb.Values(entries=[pb.Entry(name="k", flag=True)] * 2),
         ),
-        pb.Record(name="a", metrics=pb.Values(entries=[pb.Entry(name="k", flag=True)])),
+        pb.Record(
+            name="a", metrics=pb.Values(entries=[pb.Entry(name="k", flag=True)])
+        ),
         pb.Record(
             name="a",
             metrics=pb.Values(
@@ -319,7 +343,8 @@ def test_records_that_cannot_be_read_are_refused(record):
 def test_arrays_are_views_of_one_buffer():
     back = there_and_back(large()).arrays()
     assert all(
-        array.flags.writeable and array.ctypes.data % 8 == 0 for array in back.values()
+        array.flags.writeable and array.ctypes.data % 8 == 0
+        for array in back.values()
     )
     assert back["w0"].base is not None
     gap = back["w1"].ctypes.data - back["w0"].ctypes.data
@@ -350,7 +375,8 @@ def test_any_pieces_arrive_whole(size, header, chunk_bytes, seed):
     data = draw.randbytes(8 * size)
     marks = sorted(draw.randrange(len(data) + 1) for _ in range(5))
     pieces = [
-        memoryview(data)[a:b] for a, b in itertools.pairwise([0, *marks, len(data)])
+        memoryview(data)[a:b]
+        for a, b in itertools.pairwise([0, *marks, len(data)])
     ]
     packed = cut(bytes(header), pieces, node=2, id="1", chunk_bytes=chunk_bytes)
     frames = list(packed.frames())
@@ -398,11 +424,15 @@ def test_messages_interleave_and_heartbeats_pass_between(draw):
         if parcel := assembler.add(frame):
             arrived[int(parcel.id)] = unpack(parcel)
     for index, message in enumerate(messages):
-        assert plain(arrived[index].arrays()["w5"]) == plain(message.arrays()["w5"])
+        assert plain(arrived[index].arrays()["w5"]) == plain(
+            message.arrays()["w5"]
+        )
 
 
 def frames_of(message=None, **options):
-    return [parse(frame) for frame in pack(message or large(), **options).frames()]
+    return [
+        parse(frame) for frame in pack(message or large(), **options).frames()
+    ]
 
 
 def add_all(frames, limits=None):
@@ -485,7 +515,9 @@ def test_envelopes_that_cannot_be_taken_are_refused(code, envelope):
 
 def test_a_peer_has_so_much_under_way_and_no_more():
     starts = [frames_of()[0] for _ in range(4)]
-    with pytest.raises(WireError, match="TOO_LARGE: more than 3 messages under way"):
+    with pytest.raises(
+        WireError, match="TOO_LARGE: more than 3 messages under way"
+    ):
         add_all(starts, Limits(streams=3))
     size = starts[0].chunk.envelope.size
     add_all(starts, Limits(message_bytes=4 * size))
@@ -529,7 +561,9 @@ def test_memory_follows_what_arrives_not_what_is_announced():
     first, second, *_ = frames_of(chunk_bytes=1 << 18)
     announcing = changed(first, size=1 << 40)
     limits = Limits(message_bytes=1 << 41, decoded_bytes=1 << 41)
-    header, _ = header_of(Message("train", 2, "1", content={"a": Arrays(w=np.ones(3))}))
+    header, _ = header_of(
+        Message("train", 2, "1", content={"a": Arrays(w=np.ones(3))})
+    )
     tensor = header.records[0].arrays.tensors[0]
     tensor.shape[:], tensor.length = [1 << 60], 1 << 63
     huge = parcel_of(header, bytes(24))
@@ -562,7 +596,10 @@ def test_memory_follows_what_arrives_not_what_is_announced():
 
 
 def test_greetings_carry_both_versions():
-    greeting, answer = parse(hello(9)).hello, parse(welcome(9, "[data]\n")).welcome
+    greeting, answer = (
+        parse(hello(9)).hello,
+        parse(welcome(9, "[data]\n")).welcome,
+    )
     assert (greeting.protocol, greeting.package, greeting.node) == (
         PROTOCOL,
         fedknow.__version__,
@@ -583,7 +620,10 @@ def test_another_version_is_refused_by_name():
     with pytest.raises(WireError) as raised:
         check_version(peer)
     assert raised.value.code is Code.VERSION
-    assert f"protocol {PROTOCOL} (fedknow {fedknow.__version__})" in raised.value.reason
+    assert (
+        f"protocol {PROTOCOL} (fedknow {fedknow.__version__})"
+        in raised.value.reason
+    )
     assert f"protocol {PROTOCOL + 1} (fedknow '9.9')" in raised.value.reason
     with refusing(Code.VERSION):
         unpack(parcel_of(pb.Header(protocol=PROTOCOL + 1)))
@@ -638,7 +678,10 @@ def test_any_bytes_are_read_or_refused(fuzzer, data):
 
 def test_valid_inputs_of_the_fuzzer_are_read(fuzzer):
     outcomes = {fuzzer.fuzz(data) for data in fuzzer.corpus()}
-    assert outcomes == {"read", "MALFORMED"}  # MALFORMED is the refusal among them
+    assert outcomes == {
+        "read",
+        "MALFORMED",
+    }  # MALFORMED is the refusal among them
 
 
 @pytest.mark.filterwarnings("error")
@@ -647,7 +690,9 @@ def test_mutated_messages_are_read_or_refused_and_take_no_memory(fuzzer):
     tracemalloc.start()
     try:
         outcomes = fuzzer.run(4000, 30, seed=2)
-        assert tracemalloc.get_traced_memory()[1] < 4 * fuzzer.LIMITS.decoded_bytes
+        assert (
+            tracemalloc.get_traced_memory()[1] < 4 * fuzzer.LIMITS.decoded_bytes
+        )
     finally:
         tracemalloc.stop()
     assert {

@@ -26,7 +26,8 @@ WHERE = Position(1, 2, 3, 4, server_round=6, frozen="abc")
 def laid_out(content):
     """Records with their type and order."""
     return [
-        (name, type(record), list(record.items())) for name, record in content.items()
+        (name, type(record), list(record.items()))
+        for name, record in content.items()
     ]
 
 
@@ -65,7 +66,9 @@ def laid_out(content):
             {
                 "arrays": WEIGHTS,
                 "kept": KEPT,
-                "config": Config(task=1, scoring="global", collect=False, forward=True),
+                "config": Config(
+                    task=1, scoring="global", collect=False, forward=True
+                ),
             },
         ),
     ],
@@ -108,7 +111,10 @@ def test_work_has_the_records_of_the_wire_and_comes_back(work, expected):
         ),
         (
             EndTaskReport(
-                examples=7, samples=14, measures={"knowledge-bytes": 8.0}, seconds=1.0
+                examples=7,
+                samples=14,
+                measures={"knowledge-bytes": 8.0},
+                seconds=1.0,
             ),
             {
                 "metrics": Metrics(
@@ -162,14 +168,18 @@ def test_a_method_that_reports_a_count_itself_has_its_own():
 
 def test_clients_of_another_make_need_not_say_everything():
     content = {
-        "metrics": Metrics({"num-examples": 1, "knowledge-bytes": 2, "each": [1, 2]})
+        "metrics": Metrics(
+            {"num-examples": 1, "knowledge-bytes": 2, "each": [1, 2]}
+        )
     }
     report = EndTaskReport.from_content(content)
     assert math.isnan(report.samples)
     assert report.knowledge_bytes == 2
     assert report.measures["each"] == [1, 2]
     assert report.costs == {}
-    with pytest.raises(ValueError, match="'num-examples' must be a number, got None"):
+    with pytest.raises(
+        ValueError, match="'num-examples' must be a number, got None"
+    ):
         ScoreReport.from_content({"metrics": Metrics()})
     with pytest.raises(ValueError, match="needs a record 'metrics'"):
         ScoreReport.from_content({})

@@ -42,7 +42,9 @@ class OwnRecords(FedAvg):
     """Makes messages of its own, without settings, under names of its own."""
 
     def configure_train(self, server_round, arrays, config, grid):
-        messages = list(super().configure_train(server_round, arrays, config, grid))
+        messages = list(
+            super().configure_train(server_round, arrays, config, grid)
+        )
         for message in messages:
             content = {"weights": arrays, "mine": ConfigRecord(dict(SAID))}
             message.content = RecordDict(
@@ -55,7 +57,9 @@ class Extra(FedAvg):
     """Sends a record that has a meaning of its own here."""
 
     def configure_train(self, server_round, arrays, config, grid):
-        messages = list(super().configure_train(server_round, arrays, config, grid))
+        messages = list(
+            super().configure_train(server_round, arrays, config, grid)
+        )
         for message in messages:
             message.content["extra"] = arrays
         return messages
@@ -79,7 +83,8 @@ class Hears(Learner):
 
     def fit(self, task, round):
         drift = {
-            name: value.shape for name, value in round.settings.get("drift", {}).items()
+            name: value.shape
+            for name, value in round.settings.get("drift", {}).items()
         }
         HEARD.append((round.settings.get("beta"), drift))
         return super().fit(task, round)
@@ -91,7 +96,10 @@ def run(tmp_path):
         SAID.clear()
         SAID.update(said)
         name = f"run{len(list(tmp_path.iterdir()))}"
-        changes = [*([f"strategy={__name__}:{strategy}"] if strategy else []), *changes]
+        changes = [
+            *([f"strategy={__name__}:{strategy}"] if strategy else []),
+            *changes,
+        ]
         events = []
         result = simulate(
             read_config(BASE, changes),
@@ -136,7 +144,9 @@ def test_clients_train_as_the_strategy_says(run, strategy, vectorize):
     plain, _ = run({}, "", f"engine.vectorize={vectorize}")
     assert not all(np.array_equal(arrays[name], plain[name]) for name in plain)
     assert not [
-        text for text in warnings(events) if "lr" in text.split(", which learner")[0]
+        text
+        for text in warnings(events)
+        if "lr" in text.split(", which learner")[0]
     ]
 
 
@@ -168,7 +178,9 @@ def test_nonsense_is_the_strategys_fault(run, tmp_path, strategy, said, words):
     assert '"failure"' not in (tmp_path / "run0" / "metrics.jsonl").read_text()
 
 
-def test_an_extra_record_that_the_learner_does_not_take_is_the_strategys_fault(run):
+def test_an_extra_record_that_the_learner_does_not_take_is_the_strategys_fault(
+    run,
+):
     with pytest.raises(
         RunError,
         match=r"strategy .*:Extra sends client 0 a record 'extra', which learner.name",
@@ -207,11 +219,15 @@ def test_the_learner_is_handed_all_else(run):
 
 
 def clips_on_clients():
-    return flower.DifferentialPrivacyClientSideFixedClipping(FedAvg(), 1.0, 1.0, 2)
+    return flower.DifferentialPrivacyClientSideFixedClipping(
+        FedAvg(), 1.0, 1.0, 2
+    )
 
 
 def clips_on_clients_adaptively():
-    return flower.DifferentialPrivacyClientSideAdaptiveClipping(FedAvg(), 0.1, 100)
+    return flower.DifferentialPrivacyClientSideAdaptiveClipping(
+        FedAvg(), 0.1, 100
+    )
 
 
 def bagging():
@@ -259,4 +275,6 @@ def test_strategies_that_would_not_do_what_they_say_are_refused(made, words):
 
 def test_flowers_own_are_refused_by_reference_too():
     with pytest.raises(ConfigError, match="trees of XGBoost"):
-        build_strategy(StrategyConfig(name="flwr.serverapp.strategy:FedXgbCyclic"))
+        build_strategy(
+            StrategyConfig(name="flwr.serverapp.strategy:FedXgbCyclic")
+        )

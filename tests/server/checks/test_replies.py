@@ -24,7 +24,9 @@ CURRENT = Arrays(w=np.zeros((2, 3), np.float32), n=np.array(4, np.int64))
 
 def reply(arrays=None, metrics=None, kind=TRAIN, client=3, **records):
     arrays = CURRENT if arrays is None else arrays
-    metrics = Metrics({"num-examples": 5, "loss": 1.0}) if metrics is None else metrics
+    metrics = (
+        Metrics({"num-examples": 5, "loss": 1.0}) if metrics is None else metrics
+    )
     return Message(
         kind,
         node_of(client),
@@ -78,7 +80,12 @@ def with_value(value):
             "w",
             "float64, not float32",
         ),
-        (reply(metrics=Metrics(loss=1.0)), Fault.METRICS, "num-examples", "got None"),
+        (
+            reply(metrics=Metrics(loss=1.0)),
+            Fault.METRICS,
+            "num-examples",
+            "got None",
+        ),
         (
             reply(metrics=Metrics({"num-examples": 0, "loss": 1.0})),
             Fault.METRICS,
@@ -194,13 +201,17 @@ def test_the_mean_does_not_depend_on_the_order_of_arrival():
 
 def test_metrics_must_be_the_same_from_every_client(inspector):
     inspector(reply())
-    inspector(reply(metrics=Metrics({"num-examples": 5, "loss": 1.0, "mine": 2.0})))
+    inspector(
+        reply(metrics=Metrics({"num-examples": 5, "loss": 1.0, "mine": 2.0}))
+    )
     assert inspector.seen[0].fault is Fault.METRICS
     assert "mine" in str(inspector.seen[0])
 
 
 def test_evaluation_replies_need_not_look_like_training(inspector):
-    answer = reply(kind=EVALUATE, arrays=Arrays(), metrics=Metrics(correct=[1, 2]))
+    answer = reply(
+        kind=EVALUATE, arrays=Arrays(), metrics=Metrics(correct=[1, 2])
+    )
     assert inspector(answer) is answer
     assert KEPT not in answer.content
 
@@ -213,7 +224,9 @@ def scores(**changes):
         "losses": [1.5, 0.25],
     }
     metrics = {
-        name: value for name, value in (metrics | changes).items() if value is not None
+        name: value
+        for name, value in (metrics | changes).items()
+        if value is not None
     }
     return reply(
         kind=EVALUATE,
@@ -243,8 +256,18 @@ def scores(**changes):
             "losses",
             "metric losses is [1.0, inf]",
         ),
-        (scores(correct=[5, 5]), Fault.METRICS, "correct", "got [5, 5] of [4, 5]"),
-        (scores(correct=[-1, 5]), Fault.METRICS, "correct", "between 0 and total"),
+        (
+            scores(correct=[5, 5]),
+            Fault.METRICS,
+            "correct",
+            "got [5, 5] of [4, 5]",
+        ),
+        (
+            scores(correct=[-1, 5]),
+            Fault.METRICS,
+            "correct",
+            "between 0 and total",
+        ),
         (
             scores(correct=[0, 0], total=[0, 5]),
             Fault.METRICS,
@@ -297,7 +320,9 @@ def test_good_scores_pass(inspector):
     inspector.expect_scores(2, collect=False)
     without = replace(good, content={"metrics": good.content["metrics"]})
     assert inspector(without) is without
-    inspector.begin(1, 3, CURRENT)  # a strategy's own evaluation may say what it likes
+    inspector.begin(
+        1, 3, CURRENT
+    )  # a strategy's own evaluation may say what it likes
     free = reply(kind=EVALUATE, arrays=Arrays(), metrics=Metrics(mine=0.5))
     assert inspector(free) is free
 
@@ -306,9 +331,18 @@ def test_good_scores_pass(inspector):
     ("metrics", "tensor"),
     [
         (Metrics({"num-examples": 1}), "knowledge-bytes"),
-        (Metrics({"num-examples": 1, "knowledge-bytes": -1.0}), "knowledge-bytes"),
-        (Metrics({"num-examples": 1, "knowledge-bytes": np.nan}), "knowledge-bytes"),
-        (Metrics({"num-examples": 1, "knowledge-bytes": [1.0]}), "knowledge-bytes"),
+        (
+            Metrics({"num-examples": 1, "knowledge-bytes": -1.0}),
+            "knowledge-bytes",
+        ),
+        (
+            Metrics({"num-examples": 1, "knowledge-bytes": np.nan}),
+            "knowledge-bytes",
+        ),
+        (
+            Metrics({"num-examples": 1, "knowledge-bytes": [1.0]}),
+            "knowledge-bytes",
+        ),
         (Metrics({"knowledge-bytes": 1.0}), "num-examples"),
     ],
 )
@@ -372,7 +406,10 @@ def test_nothing_aggregated_is_allowed():
         (None, "returned nothing (None); it must return a pair"),
         (to_record(CURRENT), "a ArrayRecord; it must return a pair"),
         (({"w": 1}, None), "a dict where a ArrayRecord belongs"),
-        ((to_record(CURRENT), {"loss": 1}), "a dict where a MetricRecord belongs"),
+        (
+            (to_record(CURRENT), {"loss": 1}),
+            "a dict where a MetricRecord belongs",
+        ),
         ((to_record({"w": CURRENT["w"]}), None), "arrays n are missing"),
         (
             (to_record({"w": np.zeros(6), "n": CURRENT["n"]}), None),
@@ -383,7 +420,10 @@ def test_nothing_aggregated_is_allowed():
             (to_record({"w": np.full((2, 3), 1e300), "n": CURRENT["n"]}), None),
             "w: NaN or infinite in 6 of 6 values",
         ),
-        ((ArrayRecord({"w": Array(np.zeros((2, 3)))}), None), "arrays n are missing"),
+        (
+            (ArrayRecord({"w": Array(np.zeros((2, 3)))}), None),
+            "arrays n are missing",
+        ),
     ],
 )
 def test_unusable_aggregates_name_the_strategy(returned, words):

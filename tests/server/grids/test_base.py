@@ -34,7 +34,9 @@ class Adder:
     """Adds the client's number plus one to all it receives, and counts its train messages; some
     clients fail."""
 
-    def __init__(self, failing: tuple[int, ...] = (), seconds: float = 0.0) -> None:
+    def __init__(
+        self, failing: tuple[int, ...] = (), seconds: float = 0.0
+    ) -> None:
         self.failing = failing
         self.seconds = seconds
         self.order: list[int] = []
@@ -56,7 +58,9 @@ class Adder:
             }
         )
         metrics = Metrics({"num-examples": 10, "count": count})
-        return message.reply({"arrays": arrays, "metrics": metrics}), {"count": count}
+        return message.reply({"arrays": arrays, "metrics": metrics}), {
+            "count": count
+        }
 
 
 def grid(tmp_path, clients=4, node=None):
@@ -75,7 +79,8 @@ def work(*clients, kind=TRAIN):
         "config": Config({"task": 0}),
     }
     return [
-        Message(kind, node_of(client), "mine", content=content) for client in clients
+        Message(kind, node_of(client), "mine", content=content)
+        for client in clients
     ]
 
 
@@ -110,7 +115,12 @@ def test_messages_get_ids_of_their_own(tmp_path):
 def test_states_go_on_from_wave_to_wave_and_within_one(tmp_path):
     it = grid(tmp_path)
     assert counts(it.exchange(work(1, 0))) == [(0, 1), (1, 1)]
-    assert counts(it.exchange(work(1, 1, 2, 1))) == [(1, 2), (1, 3), (1, 4), (2, 1)]
+    assert counts(it.exchange(work(1, 1, 2, 1))) == [
+        (1, 2),
+        (1, 3),
+        (1, 4),
+        (2, 1),
+    ]
     assert sorted(it.versions) == [0, 1, 2]
 
 
@@ -118,7 +128,9 @@ def test_traffic_is_counted_by_kind_or_label(tmp_path):
     it = grid(tmp_path, node=Adder(failing=(3,)))
     it.exchange(work(0, 1, 3))
     it.exchange(work(0, kind=EVALUATE))
-    it.exchange(work(0, 1, kind=EVALUATE), options=WaveOptions(label="evaluate.global"))
+    it.exchange(
+        work(0, 1, kind=EVALUATE), options=WaveOptions(label="evaluate.global")
+    )
     # down: 3 float32 and a number; up: 3 float32 and two numbers, nothing from the client that
     # failed
     assert it.traffic.counts() == {
@@ -130,7 +142,9 @@ def test_traffic_is_counted_by_kind_or_label(tmp_path):
 
 def test_work_for_a_node_that_does_not_exist_is_refused(tmp_path):
     it = grid(tmp_path)
-    with pytest.raises(ValueError, match=r"no such nodes: \[1, 6\]; they are 2 to 5"):
+    with pytest.raises(
+        ValueError, match=r"no such nodes: \[1, 6\]; they are 2 to 5"
+    ):
         it.exchange(
             [Message(TRAIN, 6, ""), Message(TRAIN, 1, ""), Message(TRAIN, 2, "")]
         )
@@ -192,7 +206,9 @@ def test_restore_goes_back_and_prune_keeps_what_is_present(tmp_path):
     )
     it.prune()
     it.store.settle()
-    files = {path.name: path.read_bytes() for path in (tmp_path / "clients").iterdir()}
+    files = {
+        path.name: path.read_bytes() for path in (tmp_path / "clients").iterdir()
+    }
     assert len(files) == 2
     it.exchange(work(0, 1, 2))
     for (
@@ -214,7 +230,10 @@ def test_restore_goes_back_and_prune_keeps_what_is_present(tmp_path):
 def test_prune_does_nothing_without_a_store():
     class Plain:
         def handle_many(self, messages, versions):
-            return ((message.reply({}), versions.get(0, 0) + 1) for message in messages)
+            return (
+                (message.reply({}), versions.get(0, 0) + 1)
+                for message in messages
+            )
 
     it = InlineGrid(2, Plain())
     it.exchange(work(0))
@@ -233,7 +252,9 @@ def test_fedavg_runs_unmodified(tmp_path):
     # each round adds the mean of 1, 2, 3 and 4
     np.testing.assert_array_equal(a, np.full(3, 5.0, np.float32))
     np.testing.assert_array_equal(b, np.full((2, 2), 6.0, np.float32))
-    assert [dict(m)["count"] for m in result.train_metrics_clientapp.values()] == [
+    assert [
+        dict(m)["count"] for m in result.train_metrics_clientapp.values()
+    ] == [
         1.0,
         2.0,
     ]
@@ -262,7 +283,10 @@ def test_another_strategy_and_its_evaluation_run_too(tmp_path):
 
 def flower_work(*nodes):
     record = RecordDict(
-        {"arrays": ArrayRecord([np.zeros(2)]), "config": ConfigRecord({"task": 0})}
+        {
+            "arrays": ArrayRecord([np.zeros(2)]),
+            "config": ConfigRecord({"task": 0}),
+        }
     )
     return [FlowerMessage(record, node, "train", group_id="4") for node in nodes]
 
@@ -285,9 +309,13 @@ def test_messages_pushed_are_answered_when_pulled_and_once(tmp_path):
     assert [message.metadata.message_id for message in sent] == ids
     assert node.order == []
     first = it.pull_messages(ids[:2])
-    assert [reply.metadata.reply_to_message_id for reply in first] == [ids[1], ids[0]]
+    assert [reply.metadata.reply_to_message_id for reply in first] == [
+        ids[1],
+        ids[0],
+    ]
     assert [
-        reply.metadata.src_node_id for reply in it.pull_messages([*ids, "unknown"])
+        reply.metadata.src_node_id
+        for reply in it.pull_messages([*ids, "unknown"])
     ] == [4]
     assert it.pull_messages(ids) == []
 

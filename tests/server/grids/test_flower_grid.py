@@ -46,7 +46,10 @@ class FlowerLike(Grid):
         draw = random.Random(5)
         partitions = nodes if partitions is None else partitions
         self.configs = {
-            draw.getrandbits(64): {"partition-id": n, "num-partitions": partitions}
+            draw.getrandbits(64): {
+                "partition-id": n,
+                "num-partitions": partitions,
+            }
             for n in range(nodes)
         }
         self.late = deque()
@@ -89,7 +92,11 @@ class FlowerLike(Grid):
         if about.dst_node_id in self.broken:
             return self.broken[about.dst_node_id](message)
         context = Context(
-            77, about.dst_node_id, self.configs[about.dst_node_id], RecordDict(), {}
+            77,
+            about.dst_node_id,
+            self.configs[about.dst_node_id],
+            RecordDict(),
+            {},
         )
         return client_app(message=message, context=context)
 
@@ -137,7 +144,9 @@ def test_the_numbers_are_our_own_grids(tmp_path, expected, capsys):
     assert grid.kinds.count("train.end_task") == 2 * CLIENTS
     assert "task 2, round 2: accuracy" in capsys.readouterr().out
     # What is kept on the clients is what the last message named, and what came of it; no more.
-    kept = [len(list(folder.iterdir())) for folder in (tmp_path / "state").glob("*/*")]
+    kept = [
+        len(list(folder.iterdir())) for folder in (tmp_path / "state").glob("*/*")
+    ]
     assert len(kept) == CLIENTS
     assert all(1 <= count <= 2 for count in kept)
 
@@ -180,7 +189,9 @@ def test_a_node_that_starts_again_under_another_id_is_the_same_client(tmp_path):
     before = ours._find_clients()
     grid.configs[4711] = grid.configs.pop(before[1])
     assert ours._find_clients() == before | {1: 4711}
-    assert grid.kinds.count("query") == CLIENTS + 1  # the others are not asked again
+    assert (
+        grid.kinds.count("query") == CLIENTS + 1
+    )  # the others are not asked again
 
 
 @pytest.mark.parametrize(("nodes", "partitions"), [(2, 2), (4, 4), (3, 5)])
@@ -231,7 +242,11 @@ def test_what_is_set_wrongly_is_refused(tmp_path):
     ):
         run_on_flower(
             grid,
-            {"learner": "fedknow", "learner.rho": 0.2, "out": str(tmp_path / "run")},
+            {
+                "learner": "fedknow",
+                "learner.rho": 0.2,
+                "out": str(tmp_path / "run"),
+            },
         )
     assert grid.kinds == []
 

@@ -90,10 +90,14 @@ class Puppet:
             else grpc.insecure_channel(target)
         )
         self.outgoing = queue.SimpleQueue()
-        self.stream = self.channel.stream_stream(JOIN)(iter(self.outgoing.get, None))
+        self.stream = self.channel.stream_stream(JOIN)(
+            iter(self.outgoing.get, None)
+        )
         self.assembler = Assembler()
         self.say(
-            hello(0 if client is None else node_of(client)) if first is None else first
+            hello(0 if client is None else node_of(client))
+            if first is None
+            else first
         )
 
     def say(self, *frames):
@@ -136,7 +140,10 @@ class Puppet:
         """Answer with what came, plus something."""
         message = replace(unpack(parcel), **changes)
         arrays = Arrays(
-            {name: array + np.float32(add) for name, array in message.arrays().items()}
+            {
+                name: array + np.float32(add)
+                for name, array in message.arrays().items()
+            }
         )
         reply = message.reply(
             {"arrays": arrays, "metrics": Metrics({"num-examples": 1})}
@@ -154,7 +161,9 @@ def work(*clients, kind=TRAIN):
         "arrays": Arrays({"w": np.arange(3, dtype=np.float32)}),
         "config": Config({"task": 0, "round": 1}),
     }
-    return [Message(kind, node_of(client), "", content=content) for client in clients]
+    return [
+        Message(kind, node_of(client), "", content=content) for client in clients
+    ]
 
 
 class Exchange:
@@ -261,7 +270,9 @@ def test_min_clients_says_how_many_are_enough(grid, puppet):
         grid(3, "engine.min_clients=4")
 
 
-def test_work_says_from_which_version_it_starts_and_which_is_committed(grid, puppet):
+def test_work_says_from_which_version_it_starts_and_which_is_committed(
+    grid, puppet
+):
     it = grid(1)
     (one,) = all_in(it, puppet, 1)
 
@@ -291,7 +302,11 @@ def test_several_pieces_for_one_client_are_done_in_order(grid, puppet):
         seen.append(parcel.version)
         one.answer(parcel, version, version)
     assert seen == [0, 21, 22]
-    assert [float(r.arrays()["w"][0]) for r in exchange.replies()] == [21.0, 22.0, 23.0]
+    assert [float(r.arrays()["w"][0]) for r in exchange.replies()] == [
+        21.0,
+        22.0,
+        23.0,
+    ]
 
 
 def test_an_inspector_that_refuses_an_answer_leaves_the_client_where_it_was(
@@ -439,7 +454,9 @@ def test_a_second_stream_takes_the_place_of_the_first(grid, puppet):
     assert it.status()["refusals"] == {"REPLACED": 1}
 
 
-def test_one_that_stays_away_is_left_out_and_comes_back_in_the_next_wave(grid, puppet):
+def test_one_that_stays_away_is_left_out_and_comes_back_in_the_next_wave(
+    grid, puppet
+):
     it = grid(2, "engine.round_timeout=1.0")
     exchange = Exchange(it, work(0, 1))
     zero, one = all_in(it, puppet, 2)
@@ -521,7 +538,11 @@ def test_other_versions_and_other_talk_are_refused(grid, puppet):
         puppet(it, first=next(pack(work(0)[0]).frames())).refusal().code.name
         == "OUT_OF_ORDER"
     )
-    assert it.status()["refusals"] == {"VERSION": 1, "MALFORMED": 1, "OUT_OF_ORDER": 1}
+    assert it.status()["refusals"] == {
+        "VERSION": 1,
+        "MALFORMED": 1,
+        "OUT_OF_ORDER": 1,
+    }
 
 
 def test_who_says_nothing_is_let_go(grid, monkeypatch):
@@ -539,7 +560,9 @@ def test_an_address_in_use_is_refused(grid):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ConfigError, match=f"--listen {listen}: cannot be had"):
+        with pytest.raises(
+            ConfigError, match=f"--listen {listen}: cannot be had"
+        ):
             GrpcGrid(read_config({}), listen)
 
 
@@ -561,7 +584,9 @@ def test_an_answer_in_anothers_name_is_refused(grid, puppet):
     assert zero.refusal().code.name == "FOREIGN"
     again = puppet(it, 0)
     again.welcome()
-    again.answer(again.parcel(), 100, id=others.id)  # in its own name, another's work
+    again.answer(
+        again.parcel(), 100, id=others.id
+    )  # in its own name, another's work
     assert again.refusal().code.name == "FOREIGN"
     last = puppet(it, 0)
     last.welcome()
@@ -635,9 +660,9 @@ def test_only_the_bearer_of_a_credential_is_that_client(grid, puppet, tmp_path):
         {"CREDENTIAL": 1},
     )
     assert (
-        json.loads(fetch_status(f"127.0.0.1:{it.port}", tmp_path / "clients" / "000"))[
-            "connected"
-        ]
+        json.loads(
+            fetch_status(f"127.0.0.1:{it.port}", tmp_path / "clients" / "000")
+        )["connected"]
         == 1
     )
 
@@ -675,7 +700,9 @@ def test_status_and_health(grid, puppet):
     exchange.replies()
 
 
-def test_clients_are_told_that_the_run_is_over_also_one_that_was_away(grid, puppet):
+def test_clients_are_told_that_the_run_is_over_also_one_that_was_away(
+    grid, puppet
+):
     it = grid(2)
     zero, one = all_in(it, puppet, 2)
     one.drop()
@@ -691,9 +718,13 @@ def test_clients_are_told_that_the_run_is_over_also_one_that_was_away(grid, pupp
     assert not ending.is_alive()
 
 
-def test_a_resumed_server_tells_clients_too_that_have_not_come_to_it(grid, puppet):
+def test_a_resumed_server_tells_clients_too_that_have_not_come_to_it(
+    grid, puppet
+):
     it = grid(2)
-    ending = threading.Thread(target=lambda: it.finish(linger=WAIT, everyone=True))
+    ending = threading.Thread(
+        target=lambda: it.finish(linger=WAIT, everyone=True)
+    )
     ending.start()
     for node in (0, 1):
         late = puppet(it, node)

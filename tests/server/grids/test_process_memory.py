@@ -6,7 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from fedknow.server.grids.process_memory import forget_process_peak, process_peak_mb
+from fedknow.server.grids.process_memory import (
+    forget_process_peak,
+    process_peak_mb,
+)
 
 
 @pytest.mark.skipif(

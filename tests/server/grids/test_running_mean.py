@@ -79,7 +79,9 @@ def test_a_mean_by_hand():
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(1, 1000), st.integers(0, 2)), min_size=1, max_size=12
+        st.tuples(st.integers(1, 1000), st.integers(0, 2)),
+        min_size=1,
+        max_size=12,
     ),
     st.integers(0, 2**32 - 1),
 )
@@ -87,20 +89,26 @@ def test_any_grouping_gives_the_mean(clients, seed):
     """Clients of weights and workers drawn at random; the workers' means are averaged as if
     clients had answered."""
     values = (
-        np.random.default_rng(seed).normal(size=(len(clients), 2)).astype(np.float32)
+        np.random.default_rng(seed)
+        .normal(size=(len(clients), 2))
+        .astype(np.float32)
     )
     running, answers = RunningMean(), []
     for worker in range(3):
         mine = [i for i, (_, place) in enumerate(clients) if place == worker]
         replies = [(answer(i, values[i], clients[i][0]), 1) for i in mine]
         if worker < 2:  # and the answers of the third come one by one
-            replies = list(averaged([asked(i) for i in mine], replies, inspector()))
+            replies = list(
+                averaged([asked(i) for i in mine], replies, inspector())
+            )
             assert {type(reply.arrays()) for reply, _ in replies} <= {Mean}
         answers += replies
     lean = [running.take(reply) for reply, _ in answers]
     found = running.reply(lean).arrays()
     expected = np.average(
-        values.astype(np.float64), axis=0, weights=[weight for weight, _ in clients]
+        values.astype(np.float64),
+        axis=0,
+        weights=[weight for weight, _ in clients],
     )
     np.testing.assert_allclose(found["w"], expected, rtol=1e-5, atol=1e-6)
     assert (found.weight, found.clients) == (
@@ -122,15 +130,21 @@ def test_a_bad_answer_is_not_in_a_workers_mean_and_is_named_by_the_server():
     work = [asked(client) for client in range(4)]
     replies = [
         server(reply)
-        for reply, _ in averaged(work, [(reply, 1) for reply in answers], inspector())
+        for reply, _ in averaged(
+            work, [(reply, 1) for reply in answers], inspector()
+        )
     ]
-    assert [(failure.client, failure.fault, failure.tensor) for failure in told] == [
+    assert [
+        (failure.client, failure.fault, failure.tensor) for failure in told
+    ] == [
         (1, Fault.NOT_FINITE, "w"),
         (2, Fault.FAILED, ""),
     ]
     running = RunningMean()
     lean = [running.take(reply) for reply in replies]
-    found = running.reply([reply for reply in lean if reply.failure is None]).arrays()
+    found = running.reply(
+        [reply for reply in lean if reply.failure is None]
+    ).arrays()
     np.testing.assert_array_equal(found["w"], [2, 3])
     assert found.clients == 2
 
@@ -175,7 +189,10 @@ def test_a_strategy_gets_one_answer_and_makes_the_same_of_it(tmp_path, strategy)
     results = []
     for mean in (False, True):
         host = Host(
-            ExperimentConfig(), None, StateStore(tmp_path / str(mean), 10**6), Adder()
+            ExperimentConfig(),
+            None,
+            StateStore(tmp_path / str(mean), 10**6),
+            Adder(),
         )
         grid = InlineGrid(5, host)
         told = []
@@ -185,7 +202,9 @@ def test_a_strategy_gets_one_answer_and_makes_the_same_of_it(tmp_path, strategy)
         inspector.begin(0, 1, Arrays({"w": np.zeros(3, np.float32)}))
         it = strategy(fraction_evaluate=0)
         record = to_record({"w": np.zeros(3, np.float32)})
-        messages = list(it.configure_train(1, record, ConfigRecord({"task": 0}), face))
+        messages = list(
+            it.configure_train(1, record, ConfigRecord({"task": 0}), face)
+        )
         replies = face.send_and_receive(messages)
         assert [reply.has_error() for reply in replies].count(True) == 1
         assert len(replies) == (2 if mean else 5)
@@ -236,7 +255,9 @@ def test_a_run_comes_to_the_same_up_to_rounding(tmp_path, fleet):
         config = load_preset("digits", [*SMALL, *changes])
         found.append(simulate(config, tmp_path / mean, report=False))
     for name, array in found[0].arrays.items():
-        np.testing.assert_allclose(found[1].arrays[name], array, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            found[1].arrays[name], array, rtol=1e-3, atol=1e-5
+        )
     late = [
         event
         for event in RunFolder.open(tmp_path / "true").events()
@@ -272,7 +293,9 @@ def test_strategies_that_need_more_are_refused(tmp_path, strategy, words):
         "engine.running_mean=true",
         f"strategy={strategy}",
     ]
-    with pytest.raises(ConfigError, match=r"engine\.running_mean = true") as error:
+    with pytest.raises(
+        ConfigError, match=r"engine\.running_mean = true"
+    ) as error:
         simulate(load_preset("digits", [*SMALL, *changes]), tmp_path / "run")
     assert words in str(error.value)
     assert not (tmp_path / "run").exists()
@@ -282,7 +305,8 @@ def worst(records, weighted_by):
     return MetricRecord(
         {
             "loss": max(
-                next(iter(record.metric_records.values()))["loss"] for record in records
+                next(iter(record.metric_records.values()))["loss"]
+                for record in records
             )
         }
     )
@@ -344,4 +368,6 @@ def test_a_strategy_of_ones_own_may_say_so(tmp_path):
         "data.tasks=1",
     ]
     config = load_preset("digits", [*SMALL, *changes])
-    assert simulate(config, tmp_path / "run", report=False).summary["accuracy"] > 0.5
+    assert (
+        simulate(config, tmp_path / "run", report=False).summary["accuracy"] > 0.5
+    )

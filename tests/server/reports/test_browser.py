@@ -30,7 +30,9 @@ SCREENS = [(1280, "light"), (360, "light"), (360, "dark")]
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as driver:
         # Without a sandbox: as root, Chromium has none. It opens pages of ours alone.
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"]
+        )
         yield found
         found.close()
 
@@ -104,7 +106,9 @@ def pages(make_run, tmp_path_factory) -> dict[str, Path]:
 
 def _add_fleet(run: Any) -> None:
     times = {"computing": 10.0, "transfer": 20.0, "idle": 30.0, "away": 0.0}
-    counts = dict.fromkeys(("asked", "answered", "late", "lost", "out_of_memory"), 1)
+    counts = dict.fromkeys(
+        ("asked", "answered", "late", "lost", "out_of_memory"), 1
+    )
     clients = [
         {
             "client": number,
@@ -140,7 +144,11 @@ def test_axe_finds_nothing_and_nothing_is_asked_for(
     pages, show, kind: str, width: int, scheme: str
 ) -> None:
     page = show(pages[kind], width, scheme)
-    found = axe_module.Axe().run(page, options={"resultTypes": ["violations"]}).response
+    found = (
+        axe_module.Axe()
+        .run(page, options={"resultTypes": ["violations"]})
+        .response
+    )
     assert [
         (each["id"], each["nodes"][0]["html"]) for each in found["violations"]
     ] == []
@@ -150,7 +158,9 @@ def test_axe_finds_nothing_and_nothing_is_asked_for(
     }
     assert page.notes == []
     assert page.requests == [pages[kind].as_uri()]
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.evaluate(
+        "document.documentElement.scrollWidth <= window.innerWidth"
+    )
 
 
 def test_axe_would_find_what_earlier_pages_had(show, tmp_path) -> None:
@@ -181,7 +191,10 @@ def test_the_policy_stops_what_is_not_ours(pages, show) -> None:
     )
     assert page.evaluate("window.isOwned") is None
     assert page.locator("h1").is_visible()
-    assert len([note for note in page.notes if "Content Security Policy" in note]) == 3
+    assert (
+        len([note for note in page.notes if "Content Security Policy" in note])
+        == 3
+    )
 
 
 @pytest.fixture
@@ -192,7 +205,9 @@ def sortable(tmp_path) -> Path:
         ["a", Cell("–"), "4", "-10.0 %"],
     ]
     table = Table("Sizes", ["Method", "Size", "Count", "Share"], rows)
-    return write_page(tmp_path / "page.html", "Sizes", [Section("Sizes", [table])], [])
+    return write_page(
+        tmp_path / "page.html", "Sizes", [Section("Sizes", [table])], []
+    )
 
 
 @pytest.mark.parametrize(

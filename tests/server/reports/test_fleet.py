@@ -15,7 +15,12 @@ from fedknow.server.reports.page import write_report
 from fedknow.server.reports.summary import summarise
 from fedknow.server.run.folder import RunFolder
 
-MEMORY_LIMITS = {"infinite": math.inf, "board": 2.5e9, "pi": 1.5e9, "phone": 0.5e9}
+MEMORY_LIMITS = {
+    "infinite": math.inf,
+    "board": 2.5e9,
+    "pi": 1.5e9,
+    "phone": 0.5e9,
+}
 
 
 def client(
@@ -108,7 +113,8 @@ def parts(
 
 def test_methods_side_by_side(tmp_path) -> None:
     tables = parts(
-        run(tmp_path / "a", "fedavg", 68e6), run(tmp_path / "b", "gem", 2e9, troubles=3)
+        run(tmp_path / "a", "fedavg", 68e6),
+        run(tmp_path / "b", "gem", 2e9, troubles=3),
     )
     assert tables["On the fleet"].texts() == [
         [

@@ -55,7 +55,9 @@ def test_a_number_is_written_in_a_unit_of_its_size(
 @pytest.mark.parametrize("exponent", range(13))
 def test_no_number_is_written_as_zero(measure, exponent: int) -> None:
     if not measure.is_percentage:
-        assert float(measure.text(10.0**exponent).split()[0].replace(",", "")) >= 1
+        assert (
+            float(measure.text(10.0**exponent).split()[0].replace(",", "")) >= 1
+        )
 
 
 def test_sizes_durations_and_energies() -> None:
@@ -72,7 +74,10 @@ def test_sizes_durations_and_energies() -> None:
         ([], "–"),
         ([math.nan], "–"),
         ([0.825], "82.5 %"),
-        ([0.695, 0.955], "69.5, 95.5 %"),  # Student's interval would be 82.5 ± 165.2 %
+        (
+            [0.695, 0.955],
+            "69.5, 95.5 %",
+        ),  # Student's interval would be 82.5 ± 165.2 %
         ([0.695, math.nan, 0.955], "69.5, 95.5 %"),
         ([0.5, 0.51, 0.52], "51.0 ± 2.5 %"),
         ([0.7, 0.9, 0.95], "85.0 (52.1 to 100.0) %"),
@@ -88,7 +93,9 @@ def test_fewer_than_three_seeds_are_shown_one_by_one(
 def test_an_interval_stays_within_what_the_measure_can_be() -> None:
     point = estimate([0.0, 0.9, 1.0])
     assert point.interval(ACCURACY) == (0.0, 1.0)
-    assert point.interval(measure_named("forgetting"))[0] < 0  # tasks may get better
+    assert (
+        point.interval(measure_named("forgetting"))[0] < 0
+    )  # tasks may get better
     assert point.interval(measure_named("forgetting"))[1] == 1.0
     assert estimate([1e3, 5e6, 1e3]).interval(measure_named("bytes"))[0] == 0.0
     assert np.isnan(estimate([0.2, 0.9]).interval(ACCURACY)).all()
@@ -109,7 +116,11 @@ def test_the_interval_is_students() -> None:
         ([1, 3], "±", "one seed"),
     ],
 )
-def test_what_stands_for_several_seeds_is_said(counts, said: str, unsaid: str) -> None:
-    note = interval_note([Group("a", [SimpleNamespace()] * count) for count in counts])
+def test_what_stands_for_several_seeds_is_said(
+    counts, said: str, unsaid: str
+) -> None:
+    note = interval_note(
+        [Group("a", [SimpleNamespace()] * count) for count in counts]
+    )
     assert said in note
     assert unsaid not in note

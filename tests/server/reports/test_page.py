@@ -48,13 +48,17 @@ class Page(HTMLParser):
         self.feed(text)
         assert not self.open
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(
+        self, tag: str, attrs: list[tuple[str, str | None]]
+    ) -> None:
         self.starts.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
         self._attributes(attrs)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_startendtag(
+        self, tag: str, attrs: list[tuple[str, str | None]]
+    ) -> None:
         self._attributes(attrs)
 
     def handle_endtag(self, tag: str) -> None:
@@ -142,11 +146,15 @@ def test_report_of_a_run(make_run, tmp_path):
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_a_report_needs_nothing_from_outside(make_run, tmp_path, runs):
-    made = [make_run(tmp_path / str(seed), {"seed": seed}) for seed in range(runs)]
+    made = [
+        make_run(tmp_path / str(seed), {"seed": seed}) for seed in range(runs)
+    ]
     text = write_report(made, tmp_path / "out").read_text("utf-8")
     page = Page(text)
     inside = [
-        reference[1:] for reference in page.references if reference.startswith("#")
+        reference[1:]
+        for reference in page.references
+        if reference.startswith("#")
     ]
     outside = [
         reference
@@ -169,7 +177,9 @@ def test_plots_take_the_colour_of_the_page(make_run, tmp_path):
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_an_interrupted_run_is_reported_as_far_as_it_got(make_run, tmp_path, done):
+def test_an_interrupted_run_is_reported_as_far_as_it_got(
+    make_run, tmp_path, done
+):
     run = make_run(tmp_path / "run", done=done)
     page = Page(write_report([run], run.path).read_text("utf-8"))
     assert "interrupted" in page.words
@@ -180,18 +190,25 @@ def test_an_interrupted_run_is_reported_as_far_as_it_got(make_run, tmp_path, don
 def test_a_run_that_has_just_begun(tmp_path):
     with RunFolder.create(tmp_path / "run", read_config({})) as run:
         assert (
-            "unfinished" in Page(write_report([run], run.path).read_text("utf-8")).words
+            "unfinished"
+            in Page(write_report([run], run.path).read_text("utf-8")).words
         )
 
 
 def test_text_from_a_run_cannot_become_markup(make_run, tmp_path):
     run = make_run(tmp_path / "run", done=1)
     run.append(
-        {"event": "warning", "time": 1e9, "reason": "<script>alert(1)</script> & more"}
+        {
+            "event": "warning",
+            "time": 1e9,
+            "reason": "<script>alert(1)</script> & more",
+        }
     )
     page = Page(write_report([run], run.path).read_text("utf-8"))
     assert page.starts.count("script") == 1  # the page's own
-    assert any("<script>alert(1)</script> & more" in words for words in page.words)
+    assert any(
+        "<script>alert(1)</script> & more" in words for words in page.words
+    )
 
 
 def test_the_same_failure_round_after_round_is_one_line(make_run, tmp_path):
@@ -273,7 +290,10 @@ def test_more_tasks_than_a_plot_has_room_to_number(tmp_path):
         )
     with RunFolder.create(tmp_path / "run", config) as run:
         run.write_accuracy(scores.arrays())
-        assert "50.0 %" in Page(write_report([run], run.path).read_text("utf-8")).words
+        assert (
+            "50.0 %"
+            in Page(write_report([run], run.path).read_text("utf-8")).words
+        )
 
 
 def test_comparison(make_run, tmp_path):
@@ -326,7 +346,10 @@ def test_what_a_run_cost(make_run, tmp_path):
             {"event": "task_end", "time": 2e9, "task": 1, "seconds": 1.0, **told}
         )
     values = summarise(run).measures()
-    assert (values["server_bytes"], values["client_memory_bytes"]) == (500.0, 80.0)
+    assert (values["server_bytes"], values["client_memory_bytes"]) == (
+        500.0,
+        80.0,
+    )
     assert values["bytes_evaluate"] == 7_000_010
     for samples in (40.0, 50.0):
         run.append(
@@ -379,7 +402,9 @@ def test_what_a_run_cost(make_run, tmp_path):
                 **rest,
             }
         )
-        assert summarise(run).measures()["samples"] == pytest.approx(total, nan_ok=True)
+        assert summarise(run).measures()["samples"] == pytest.approx(
+            total, nan_ok=True
+        )
 
 
 def test_twenty_methods_side_by_side(make_run, tmp_path):
@@ -404,10 +429,14 @@ def test_twenty_methods_side_by_side(make_run, tmp_path):
     )
     assert all(name in drawn for name in names)  # each line has its name
     stream = io.StringIO()
-    Console(file=stream, width=100).print(comparison_table(group(map(summarise, runs))))
+    Console(file=stream, width=100).print(
+        comparison_table(group(map(summarise, runs)))
+    )
     lines = stream.getvalue().splitlines()
     cells = [line.split() for line in lines if "method-number" in line]
-    assert [row[0] for row in cells] == names[::-1]  # in one piece each, in 100 columns
+    assert [row[0] for row in cells] == names[
+        ::-1
+    ]  # in one piece each, in 100 columns
     assert cells[0][1:3] == ["90.0,", "89.8"]  # two seeds: each, and no interval
     assert "…" not in stream.getvalue()
 
@@ -422,7 +451,8 @@ def test_a_method_that_comes_with_its_strategy_is_called_by_its_own_name(
         {"learner": "fedper"},
     ]
     groups = group(
-        summarise(make_run(tmp_path / str(i), tree)) for i, tree in enumerate(trees)
+        summarise(make_run(tmp_path / str(i), tree))
+        for i, tree in enumerate(trees)
     )
     assert [members.label for members in groups] == ["local", "fedrep", "fedper"]
 
@@ -434,11 +464,15 @@ def test_comparison_without_global_scores_and_with_one_seed(make_run, tmp_path):
     ]
     page = Page(write_report(runs, tmp_path / "out").read_text("utf-8"))
     assert any("no interval" in words for words in page.words)
-    assert not any("±" in words and "interval" not in words for words in page.words)
+    assert not any(
+        "±" in words and "interval" not in words for words in page.words
+    )
     assert not (tmp_path / "out" / "plots" / "accuracy-global.png").exists()
 
 
-def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(make_run, tmp_path):
+def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(
+    make_run, tmp_path
+):
     trees = [
         {"learner": "fedavg", "seed": 0},
         {"learner": "fedavg", "seed": 1, "engine": {"workers": 7}},
@@ -446,7 +480,8 @@ def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(make_run, tm
         {"learner": {"name": "fedknow", "k": 3}, "strategy": "fedadam"},
     ]
     groups = group(
-        summarise(make_run(tmp_path / str(i), tree)) for i, tree in enumerate(trees)
+        summarise(make_run(tmp_path / str(i), tree))
+        for i, tree in enumerate(trees)
     )
     assert [(members.label, len(members.runs)) for members in groups] == [
         ("fedavg + fedavg (train.lr=0.001)", 2),
@@ -465,11 +500,14 @@ def test_a_setting_that_a_run_is_older_than_is_at_its_default(make_run, tmp_path
         for i, it in enumerate((older, newer))
     ]
     assert [
-        (members.label, len(members.runs)) for members in group(map(summarise, runs))
+        (members.label, len(members.runs))
+        for members in group(map(summarise, runs))
     ] == [("fedknow", 2)]
 
 
-def test_runs_of_different_lengths_are_compared_as_far_as_both_go(make_run, tmp_path):
+def test_runs_of_different_lengths_are_compared_as_far_as_both_go(
+    make_run, tmp_path
+):
     runs = [
         make_run(tmp_path / "0", {"seed": 0}),
         make_run(tmp_path / "1", {"seed": 1}, done=2),
@@ -484,7 +522,9 @@ def test_runs_of_different_lengths_are_compared_as_far_as_both_go(make_run, tmp_
     write_report(runs, tmp_path / "out")
 
 
-def test_a_full_disk_leaves_the_report_that_was_there(make_run, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_report_that_was_there(
+    make_run, tmp_path, monkeypatch
+):
     run = make_run(tmp_path / "run")
     before = write_report([run], run.path).read_bytes()
 
@@ -503,7 +543,10 @@ def test_the_same_run_gives_the_same_plots(make_run, tmp_path):
     write_report([run], tmp_path / "a")
     write_report([run], tmp_path / "b")
     for path in (tmp_path / "a" / "plots").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / "plots" / path.name).read_bytes()
+        assert (
+            path.read_bytes()
+            == (tmp_path / "b" / "plots" / path.name).read_bytes()
+        )
     made = re.compile(r"Written .* UTC")
     first, second = (
         made.sub("", (tmp_path / name / "report.html").read_text("utf-8"))

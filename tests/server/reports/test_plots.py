@@ -62,7 +62,9 @@ def test_what_a_client_keeps_is_labelled_in_a_unit_of_its_size() -> None:
 def test_bars_of_few_seeds_show_each_and_no_cost_falls_below_zero(
     values, whiskers: int, dots: int
 ) -> None:
-    axes = draw_bars(Figure(), [costly("a", "seconds", values)], "seconds", "time")
+    axes = draw_bars(
+        Figure(), [costly("a", "seconds", values)], "seconds", "time"
+    )
     lines = axes.get_lines()
     hollow = [line for line in lines if line.get_marker() == "o"]
     assert len(lines) - len(hollow) == whiskers
@@ -96,20 +98,31 @@ def test_bands_begin_at_three_seeds_and_stay_between_0_and_100(
     assert heights.max() == 100
 
 
-def test_time_begins_at_zero_and_the_longest_run_is_seen(make_run, tmp_path) -> None:
+def test_time_begins_at_zero_and_the_longest_run_is_seen(
+    make_run, tmp_path
+) -> None:
     runs = [
         summarise(make_run(tmp_path / name, {"learner": name}, hours=hours))
         for name, hours in (("fedavg", 0.01), ("fedknow", 5.0))
     ]
     groups = group(runs)
     result = Result(
-        "5.1", variants("5.1")[0], {members.label: members for members in groups}, {}
+        "5.1",
+        variants("5.1")[0],
+        {members.label: members for members in groups},
+        {},
     )
     shown = [
-        plot for plot in draw_plots(COMPARISON_PLOTS, groups) if plot.name == "hours"
+        plot
+        for plot in draw_plots(COMPARISON_PLOTS, groups)
+        if plot.name == "hours"
     ]
-    shown += [plot for plot in draw_plots(RUN_PLOTS, runs[1]) if plot.name == "hours"]
-    shown += [plot for plot in draw_plots(PAPER_PLOTS, result) if plot.name == "time"]
+    shown += [
+        plot for plot in draw_plots(RUN_PLOTS, runs[1]) if plot.name == "hours"
+    ]
+    shown += [
+        plot for plot in draw_plots(PAPER_PLOTS, result) if plot.name == "time"
+    ]
     assert len(shown) == 3
     for plot in shown:
         (axes,) = drawn(plot).axes
@@ -122,7 +135,9 @@ def test_time_begins_at_zero_and_the_longest_run_is_seen(make_run, tmp_path) -> 
 def test_no_two_of_many_methods_look_alike(size: int) -> None:
     looks = [str(series_style(index)) for index in range(size)]
     assert len(set(looks)) == size
-    assert all(style["color"] != plots.GREY for style in map(series_style, range(size)))
+    assert all(
+        style["color"] != plots.GREY for style in map(series_style, range(size))
+    )
 
 
 def test_the_papers_marks_sit_on_the_bars_of_their_methods() -> None:
@@ -168,7 +183,9 @@ def test_the_papers_marks_sit_on_the_bars_of_their_methods() -> None:
 def test_a_plot_on_a_page_has_a_name_and_needs_no_permission(
     make_run, tmp_path
 ) -> None:
-    for plot in draw_plots(RUN_PLOTS, summarise(make_run(tmp_path / "run", hours=1.0))):
+    for plot in draw_plots(
+        RUN_PLOTS, summarise(make_run(tmp_path / "run", hours=1.0))
+    ):
         root = ElementTree.fromstring(plot.svg())
         names = {
             child.get("id"): child.text
@@ -185,7 +202,9 @@ def test_a_plot_on_a_page_has_a_name_and_needs_no_permission(
         ]
 
 
-def test_counted_axes_have_whole_numbers_however_short(make_run, tmp_path) -> None:
+def test_counted_axes_have_whole_numbers_however_short(
+    make_run, tmp_path
+) -> None:
     run = summarise(make_run(tmp_path / "run", done=1))
     for plot in draw_plots(RUN_PLOTS, run):
         figure = drawn(plot)
@@ -193,7 +212,9 @@ def test_counted_axes_have_whole_numbers_however_short(make_run, tmp_path) -> No
         if figure.axes[0].get_xlabel() == "tasks learned":
             low, high = figure.axes[0].get_xlim()
             ticks = [
-                tick for tick in figure.axes[0].get_xticks() if low <= tick <= high
+                tick
+                for tick in figure.axes[0].get_xticks()
+                if low <= tick <= high
             ]
             assert ticks == [1]
 
@@ -201,8 +222,8 @@ def test_counted_axes_have_whole_numbers_however_short(make_run, tmp_path) -> No
 def test_pairs_of_colours_are_those_of_the_style_sheet() -> None:
     from importlib.resources import files
 
-    style = (files("fedknow.server.reports") / "templates" / "page.css").read_text(
-        "utf-8"
-    )
+    style = (
+        files("fedknow.server.reports") / "templates" / "page.css"
+    ).read_text("utf-8")
     names = [f"--series-{place}:" for place in range(len(plots.COLOURS))]
     assert all(name in style for name in [*names, "--series-grey:"])

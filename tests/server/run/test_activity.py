@@ -15,7 +15,8 @@ def lines(folder):
     text = (folder / ACTIVITY).read_text()
     found = [json.loads(line) for line in text.splitlines()]
     return [
-        {key: value for key, value in line.items() if key != "time"} for line in found
+        {key: value for key, value in line.items() if key != "time"}
+        for line in found
     ]
 
 
@@ -27,7 +28,12 @@ def test_a_wave_its_answers_and_who_gave_none(tmp_path):
     log.answer(two.fail(2, "broken"))
     log.miss([three])
     first, *answers = lines(tmp_path)
-    assert first == {"event": "wave", "kind": TRAIN, "clients": [0, 1, 2], "away": [4]}
+    assert first == {
+        "event": "wave",
+        "kind": TRAIN,
+        "clients": [0, 1, 2],
+        "away": [4],
+    }
     totals = {}
     for line in answers:
         assert line.pop("event") == "answers"

@@ -90,7 +90,9 @@ def test_the_disk_is_waited_for_before_a_checkpoint_counts_and_before_older_ones
 
     def look(name, real):
         def call(*args):
-            files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+            files = sorted(
+                path.name for path in tmp_path.rglob("*") if path.is_file()
+            )
             seen.append(
                 (name, (tmp_path / "latest").read_text().split()[0], len(files))
             )
@@ -121,7 +123,9 @@ def test_what_an_interrupted_write_left_behind_does_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("writes", range(5))
-def test_a_full_disk_at_any_moment_leaves_the_last_one(tmp_path, monkeypatch, writes):
+def test_a_full_disk_at_any_moment_leaves_the_last_one(
+    tmp_path, monkeypatch, writes
+):
     save_checkpoint(tmp_path, checkpoint(1))
     done = []
 
@@ -150,7 +154,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name):
     save_checkpoint(tmp_path, checkpoint())
     path = tmp_path / "checkpoint-1" / name
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(RunError, match="checkpoint-1: the checkpoint cannot be read"):
+    with pytest.raises(
+        RunError, match="checkpoint-1: the checkpoint cannot be read"
+    ):
         load_checkpoint(tmp_path)
     shutil.rmtree(path.parent)
     with pytest.raises(RunError, match="checkpoint-1"):
@@ -163,7 +169,12 @@ class Everything(FedAvg):
     def __init__(self):
         super().__init__()
         self.nothing = None
-        self.number, self.whole, self.flag, self.word = 0.1 + 0.2, 2**70, True, "x"
+        self.number, self.whole, self.flag, self.word = (
+            0.1 + 0.2,
+            2**70,
+            True,
+            "x",
+        )
         self.infinite = float("inf")
         self.array = np.arange(6.0).reshape(2, 3).T
         self.scalar, self.zero_d = np.float64(1 / 3), np.array(7, np.int16)
@@ -224,8 +235,12 @@ def test_everything_a_strategy_may_remember_comes_back(tmp_path):
     assert (new.metrics, new.config) == (old.metrics, old.config)
     np.testing.assert_array_equal(new.single.numpy(), old.single.numpy())
     assert new.function() == 1
-    assert new.numpy_generator.normal() == old.numpy_generator.normal() != draws[0]
-    assert new.python_generator.random() == old.python_generator.random() != draws[1]
+    assert (
+        new.numpy_generator.normal() == old.numpy_generator.normal() != draws[0]
+    )
+    assert (
+        new.python_generator.random() == old.python_generator.random() != draws[1]
+    )
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):
@@ -258,7 +273,11 @@ def test_a_strategy_with_a_state_of_its_own_is_asked(tmp_path):
 
 
 def test_wrapped_strategies_are_filled_in_where_they_stand(tmp_path):
-    options = {"noise_multiplier": 0.5, "clipping_norm": 1.0, "num_sampled_clients": 4}
+    options = {
+        "noise_multiplier": 0.5,
+        "clipping_norm": 1.0,
+        "num_sampled_clients": 4,
+    }
     old, new = (
         build_strategy(StrategyConfig(name="dp-fixed-clipping", **options))
         for _ in range(2)
@@ -280,7 +299,9 @@ def test_moments_and_momentum_are_bit_identical(kind, tmp_path):
     old.momentum_vector = [values["w"], np.float64(0.1)]
     old.current_arrays = to_record(values)
     assert round_trip(old, new, tmp_path) == []
-    assert new.m_t["w"].tobytes() == new.v_t["w"].tobytes() == values["w"].tobytes()
+    assert (
+        new.m_t["w"].tobytes() == new.v_t["w"].tobytes() == values["w"].tobytes()
+    )
     assert new.momentum_vector[0].tobytes() == values["w"].tobytes()
     assert new.momentum_vector[1] == np.float64(0.1)
     assert new.current_arrays["w"].data == old.current_arrays["w"].data

@@ -84,7 +84,9 @@ def test_a_subscriber_hears_of_each_event_and_changes_nothing(tmp_path):
         recorder = Recorder(folder, [heard.append])
         recorder.subscribe(lambda event: event.traffic.clear())
         line = recorder.record(
-            events.RunEnded(**{**vars(ended), "traffic": traffic, "gap": math.inf})
+            events.RunEnded(
+                **{**vars(ended), "traffic": traffic, "gap": math.inf}
+            )
         )
         assert folder.events() == [line]
     assert line["traffic"] == {"train": {"down": 1, "up": 2, "messages": 3}}

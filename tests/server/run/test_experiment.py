@@ -69,7 +69,12 @@ class FakeNode:
         if message.kind == TRAIN:
             count = state.get("count", 0) + 1
             arrays = Arrays(
-                (k, np.asarray(v * np.float32(0.5) + np.float32(client + count / 8)))
+                (
+                    k,
+                    np.asarray(
+                        v * np.float32(0.5) + np.float32(client + count / 8)
+                    ),
+                )
                 for k, v in message.arrays().items()
             )
             metrics = Metrics(
@@ -97,7 +102,11 @@ class FakeNode:
                 "ended": config["task"],
             }
         assert message.kind == EVALUATE
-        last = self.config.data.tasks if config.get("forward") else config["task"] + 1
+        last = (
+            self.config.data.tasks
+            if config.get("forward")
+            else config["task"] + 1
+        )
         total = [10 * (client + 1)] * last
         # right answers tell which task was trained, which is scored, and what the global head was
         bonus = (
@@ -150,12 +159,15 @@ class Rig:
             self.node.spoil = self.spoil
             store = StateStore(folder.clients, 2**20)
             with InlineGrid(
-                self.config.data.clients, Host(self.config, None, store, self.node)
+                self.config.data.clients,
+                Host(self.config, None, store, self.node),
             ) as self.grid:
                 strategy = strategy or build_strategy(
                     self.config.strategy, self.config.data.clients
                 )
-                parts = Parts(self.config, FakeLearner(), strategy, self.partition)
+                parts = Parts(
+                    self.config, FakeLearner(), strategy, self.partition
+                )
                 return Experiment(parts, self.grid, folder, observers).run()
 
     @property
@@ -167,12 +179,16 @@ class Rig:
 def quick_disk(monkeypatch):
     """No test here cuts the power, so nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("fedknow.server.run.checkpoint.sync_disk", lambda folder: None)
+    monkeypatch.setattr(
+        "fedknow.server.run.checkpoint.sync_disk", lambda folder: None
+    )
 
 
 @pytest.fixture
 def rig(tmp_path):
-    return lambda *overrides, **options: Rig(tmp_path / "run", *overrides, **options)
+    return lambda *overrides, **options: Rig(
+        tmp_path / "run", *overrides, **options
+    )
 
 
 def kinds(events):
@@ -204,7 +220,11 @@ def test_events_come_in_order_and_go_to_observers_too(rig):
     assert seen == run.events
     start = run.events[0]
     assert (start["clients"], start["tasks"], start["rounds"]) == (4, 2, 3)
-    assert (start["travelling"], start["bytes"], start["partition"]) == (3, 12, "abc")
+    assert (start["travelling"], start["bytes"], start["partition"]) == (
+        3,
+        12,
+        "abc",
+    )
     assert start["resumed_from"] is None
     assert start["versions"]["torch"] == torch.__version__
     assert start["versions"].keys() == {
@@ -294,7 +314,9 @@ def test_clients_are_told_task_and_round(rig):
     ]  # fmt: skip
     assert {(c["rounds"], c["tasks"]) for c in told} == {(3, 2)}
     ended = [
-        (client, config) for kind, client, config in run.node.seen if kind == END_TASK
+        (client, config)
+        for kind, client, config in run.node.seen
+        if kind == END_TASK
     ]
     assert ended == [
         (client, {"task": task}) for task in range(2) for client in range(4)
@@ -305,7 +327,9 @@ def test_fedavg_is_the_mean_weighted_by_samples(rig):
     result = rig("data.tasks=1", "train.rounds=2").run()
     expected = np.array([1.0, -2.0])
     for count in (1, 2):
-        clients = [(c + 1) / 10 * (expected * 0.5 + c + count / 8) for c in range(4)]
+        clients = [
+            (c + 1) / 10 * (expected * 0.5 + c + count / 8) for c in range(4)
+        ]
         expected = sum(clients)
     np.testing.assert_allclose(result.arrays["w"], expected, rtol=1e-6)
     assert {name: (v.shape, v.dtype) for name, v in result.arrays.items()} == {
@@ -336,13 +360,17 @@ def test_raw_accuracies_are_what_clients_answered(rig):
     assert stored["round_personal"].shape == (0, 4, 2)
     end = run.events[-1]
     # sum over clients of both tasks' right answers over twice their samples, weighted by samples
-    assert end["accuracy"] == pytest.approx(sum(3 + 2 * c for c in range(4)) / 200)
+    assert end["accuracy"] == pytest.approx(
+        sum(3 + 2 * c for c in range(4)) / 200
+    )
     assert end["accuracy_global"] == pytest.approx(4 * 7 / 200)
     assert end["gap"] == pytest.approx(end["accuracy"] - end["accuracy_global"])
     assert end["forgetting"] == pytest.approx(-4 / 100)
     assert end["backward_transfer"] == pytest.approx(4 / 100)
     assert end["forward_transfer"] is None
-    evaluation = next(event for event in run.events if event["event"] == "evaluation")
+    evaluation = next(
+        event for event in run.events if event["event"] == "evaluation"
+    )
     assert evaluation["per_task"] == [pytest.approx(6 / 100)]
     assert evaluation["forgetting"] is None
 
@@ -387,21 +415,29 @@ def test_evaluation_within_tasks_and_of_tasks_to_come(rig):
         stored["round_steps"], [[1, 0, 1], [2, 0, 2], [4, 1, 1], [5, 1, 2]]
     )
     assert stored["round_personal"].shape == (4, 4, 2)
-    np.testing.assert_allclose(stored["round_personal"][2], stored["personal"][:, :, 1])
+    np.testing.assert_allclose(
+        stored["round_personal"][2], stored["personal"][:, :, 1]
+    )
     assert kinds(run.events).count("evaluation") == 6
     # client 3 before task 1 is learned: (0 + 1 + 3) / 40, and as much before any training
     assert (
-        stored["personal"][3, 1, 0] == stored["untrained"][3, 1] == pytest.approx(0.1)
+        stored["personal"][3, 1, 0]
+        == stored["untrained"][3, 1]
+        == pytest.approx(0.1)
     )
     assert run.events[-1]["forward_transfer"] == pytest.approx(0.0)
 
 
-def test_learners_that_keep_nothing_are_not_told_of_the_end_of_a_task(rig, monkeypatch):
+def test_learners_that_keep_nothing_are_not_told_of_the_end_of_a_task(
+    rig, monkeypatch
+):
     monkeypatch.setattr(FakeLearner, "ends_task", False)
     run = rig()
     run.run()
     assert not any(kind == END_TASK for kind, *_ in run.node.seen)
-    assert [e["knowledge_bytes"] for e in run.events if e["event"] == "task_end"] == [
+    assert [
+        e["knowledge_bytes"] for e in run.events if e["event"] == "task_end"
+    ] == [
         0.0,
         0.0,
     ]
@@ -410,7 +446,9 @@ def test_learners_that_keep_nothing_are_not_told_of_the_end_of_a_task(rig, monke
 def test_the_strategys_own_evaluation_is_called_too(rig):
     run = rig("strategy.fraction_evaluate=1.0", "strategy.fraction=0.5")
     run.run()
-    evaluations = [event for event in run.events if event["event"] == "evaluation"]
+    evaluations = [
+        event for event in run.events if event["event"] == "evaluation"
+    ]
     # the mean weighted by 10, 20, 30, 40 samples of 0, 1, 2, 3 right answers
     assert evaluations[0]["metrics"] == {
         "accuracy": 0.5,
@@ -470,10 +508,14 @@ STRATEGIES = [
 def comparable(events):
     """Events without what is of the clock or of the machine."""
     dropped = ("time", "seconds", "peak_memory_mb", "resumed_from")
-    return [{k: v for k, v in event.items() if k not in dropped} for event in events]
+    return [
+        {k: v for k, v in event.items() if k not in dropped} for event in events
+    ]
 
 
-@pytest.fixture(scope="module", params=STRATEGIES, ids=lambda o: o[0].partition("=")[2])
+@pytest.fixture(
+    scope="module", params=STRATEGIES, ids=lambda o: o[0].partition("=")[2]
+)
 def undisturbed(request, tmp_path_factory):
     whole = Rig(tmp_path_factory.mktemp("runs") / "whole", *request.param)
     return request.param, whole, whole.run()
@@ -506,7 +548,9 @@ def test_a_run_interrupted_anywhere_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("message", [1, 11, 17, 24, 30, 40])
-def test_so_does_one_interrupted_while_clients_work(tmp_path, monkeypatch, message):
+def test_so_does_one_interrupted_while_clients_work(
+    tmp_path, monkeypatch, message
+):
     whole, broken = Rig(tmp_path / "whole"), Rig(tmp_path / "broken")
     expected = whole.run()
     handle = FakeNode.handle
@@ -546,7 +590,9 @@ def test_resuming_skips_what_is_done(rig):
     assert {
         (c["task"], c["round"]) for kind, _, c in run.node.seen if kind == TRAIN
     } == {(1, 3)}
-    seconds = [event["seconds"] for event in run.events if event["event"] == "end"]
+    seconds = [
+        event["seconds"] for event in run.events if event["event"] == "end"
+    ]
     assert seconds[0] > 0
 
 
@@ -560,7 +606,9 @@ def test_resuming_with_other_data_is_refused(rig):
 
 
 @pytest.mark.parametrize("writes", [5, 12, 20, 33])
-def test_a_full_disk_ends_the_run_and_nothing_is_lost(tmp_path, monkeypatch, writes):
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(
+    tmp_path, monkeypatch, writes
+):
     whole, broken = Rig(tmp_path / "whole"), Rig(tmp_path / "broken")
     expected = whole.run()
     real, done = os.fsync, []
@@ -620,7 +668,12 @@ def test_a_client_at_fault_ends_the_run_and_is_named(rig, spoil, words):
     assert words in str(error.value)
     assert "engine.on_client_error=skip" in str(error.value)
     [failure] = [event for event in run.events if event["event"] == "failure"]
-    assert (failure["client"], failure["task"], failure["round"], failure["kind"]) == (
+    assert (
+        failure["client"],
+        failure["task"],
+        failure["round"],
+        failure["kind"],
+    ) == (
         2,
         1,
         2,
@@ -658,14 +711,18 @@ def test_scores_that_cannot_be_are_a_failure_of_that_client(tmp_path):
     ):
         run.run()
     run = Rig(
-        tmp_path / "skips", "engine.on_client_error=skip", "evaluation.forward=true"
+        tmp_path / "skips",
+        "engine.on_client_error=skip",
+        "evaluation.forward=true",
     )
     run.spoil = {(2, 0, "personal"): boast}
     accuracy = run.run().accuracy
     assert np.isnan(accuracy["personal"][2, 0, 0])
     assert np.isfinite(accuracy["personal"][[0, 1, 3], 0, 0]).all()
     failures = [event for event in run.events if event["event"] == "failure"]
-    assert [(event["client"], event["task"], event["round"]) for event in failures] == [
+    assert [
+        (event["client"], event["task"], event["round"]) for event in failures
+    ] == [
         (2, 0, 0),
         (2, 0, 3),
     ]
@@ -698,7 +755,11 @@ def test_if_all_clients_fail_the_run_does(rig, policy):
 
 
 def strategy(**hooks):
-    base = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
+    base = {
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": 1,
+        "min_available_nodes": 1,
+    }
     return type("Odd", (FedAvg,), hooks)(**base)
 
 
@@ -729,7 +790,9 @@ def test_a_strategy_at_fault_is_named(rig, hooks, words):
 
 
 def warnings_of(run):
-    return [event["reason"] for event in run.events if event["event"] == "warning"]
+    return [
+        event["reason"] for event in run.events if event["event"] == "warning"
+    ]
 
 
 def test_a_strategy_may_aggregate_nothing_in_some_rounds(rig):
@@ -750,7 +813,8 @@ def test_a_run_that_never_aggregates_is_no_result(rig):
     run = rig()
     for resumed in (False, True):  # to go on changes nothing
         with pytest.raises(
-            RunError, match=r"aggregated nothing by task 1, round 3, .*another --out"
+            RunError,
+            match=r"aggregated nothing by task 1, round 3, .*another --out",
         ):
             run.run(strategy=nothing, resume=resumed)
     assert not any(event["event"] == "end" for event in run.events)
@@ -802,9 +866,9 @@ def test_where_nothing_travels_any_strategy_will_do(rig, monkeypatch, name):
     run = rig(f"strategy={name}")
     result = run.run()
     assert result.arrays == {}
-    assert [event["clients"] for event in run.events if event["event"] == "round"] == [
-        4
-    ] * 6
+    assert [
+        event["clients"] for event in run.events if event["event"] == "round"
+    ] == [4] * 6
     assert run.events[0]["travelling"] == 0
 
 
@@ -822,7 +886,10 @@ class OwnLoop(FedAvg):
 
     def __init__(self, tell=True, **options):
         super().__init__(
-            fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, **options
+            fraction_evaluate=0.0,
+            min_train_nodes=1,
+            min_available_nodes=1,
+            **options,
         )
         self.tell = tell
         self.starts = 0
@@ -835,9 +902,13 @@ class OwnLoop(FedAvg):
         if self.tell:
             evaluate_fn(0, arrays)
         for server_round in range(1, num_rounds + 1):
-            messages = self.configure_train(server_round, arrays, train_config, grid)
+            messages = self.configure_train(
+                server_round, arrays, train_config, grid
+            )
             ids = grid.push_messages(messages)
-            arrays, _ = self.aggregate_train(server_round, grid.pull_messages(ids))
+            arrays, _ = self.aggregate_train(
+                server_round, grid.pull_messages(ids)
+            )
             if self.tell:
                 evaluate_fn(server_round, arrays)
         return Result(arrays=arrays)
@@ -881,7 +952,10 @@ def test_real_clients_that_are_at_work_are_not_scored(rig, monkeypatch):
     run.run(strategy=OwnLoop())
     assert kinds(run.events).count("evaluation") == 2
     warnings = [event for event in run.events if event["event"] == "warning"]
-    assert [(event["task"], event["round"]) for event in warnings] == [(0, 2), (1, 2)]
+    assert [(event["task"], event["round"]) for event in warnings] == [
+        (0, 2),
+        (1, 2),
+    ]
 
 
 def test_it_is_resumed_at_the_task(tmp_path):
@@ -895,14 +969,18 @@ def test_it_is_resumed_at_the_task(tmp_path):
         result.accuracy["personal"], expected.accuracy["personal"]
     )
     assert [
-        event["resumed_from"] for event in broken.events if event["event"] == "start"
+        event["resumed_from"]
+        for event in broken.events
+        if event["event"] == "start"
     ] == [None, 3]
 
 
 def test_one_that_cannot_be_followed_is_warned_of(rig):
     run = rig()
     run.run(strategy=OwnLoop(tell=False))
-    warnings = [event["reason"] for event in run.events if event["event"] == "warning"]
+    warnings = [
+        event["reason"] for event in run.events if event["event"] == "warning"
+    ]
     assert len(warnings) == 2
     assert "never called evaluate_fn" in warnings[0]
 
@@ -934,7 +1012,9 @@ def real(path, *overrides):
     benchmark = make_benchmark(config)
     with RunFolder.create(path, config) as folder:
         store = StateStore(folder.clients, 2**24)
-        with InlineGrid(config.data.clients, Host(config, benchmark, store)) as grid:
+        with InlineGrid(
+            config.data.clients, Host(config, benchmark, store)
+        ) as grid:
             parts = assemble(config, Clients.VIRTUAL, benchmark)
             return Experiment(parts, grid, folder).run()
 
@@ -946,8 +1026,12 @@ def test_fedknow_learns_two_tasks_of_digits(tmp_path):
     assert result.summary["traffic"]["train.end_task"]["messages"] == 8
 
 
-@pytest.mark.parametrize(("learner", "at_the_end"), [("fedknow", 3), ("fedper", 0)])
-def test_all_samples_that_are_learned_from_are_told(tmp_path, learner, at_the_end):
+@pytest.mark.parametrize(
+    ("learner", "at_the_end"), [("fedknow", 3), ("fedper", 0)]
+)
+def test_all_samples_that_are_learned_from_are_told(
+    tmp_path, learner, at_the_end
+):
     """One client trains in a task's round, the others when it ends; FedKNOW then fine-tunes for
     three epochs."""
     changes = [
@@ -972,13 +1056,17 @@ def test_all_samples_that_are_learned_from_are_told(tmp_path, learner, at_the_en
     ):
         assert in_round in [2 * n for n in size]
         assert in_round + ended == (2 + at_the_end) * sum(size)
-    assert summarise(folder).measures()["samples"] == (2 + at_the_end) * np.sum(sizes)
+    assert summarise(folder).measures()["samples"] == (2 + at_the_end) * np.sum(
+        sizes
+    )
 
 
 def test_a_users_strategy_file_trains_real_clients(tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3] / "examples")
     monkeypatch.setattr(sys, "path", list(sys.path))
     result = real(
-        tmp_path / "run", "strategy=own_strategy:ShortUpdates", "strategy.slack=1.5"
+        tmp_path / "run",
+        "strategy=own_strategy:ShortUpdates",
+        "strategy.slack=1.5",
     )
     assert result.summary["accuracy"] > 0.8

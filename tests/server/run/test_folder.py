@@ -155,7 +155,9 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
     RunFolder.resume(tmp_path / "run", CONFIG).close()
 
 
-def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(
+    tmp_path, monkeypatch
+):
     with RunFolder.create(tmp_path / "run", CONFIG) as folder:
         folder.write_accuracy({"personal": np.ones(3)})
 
@@ -164,12 +166,16 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path, monkeypat
 
         monkeypatch.setattr(os, "fsync", full)
         with (
-            pytest.raises(RunError, match=r"disk that holds .*run is full.*--resume"),
+            pytest.raises(
+                RunError, match=r"disk that holds .*run is full.*--resume"
+            ),
             running_out_of_disk(folder.path),
         ):
             folder.write_accuracy({"personal": np.zeros(3)})
         np.testing.assert_array_equal(folder.accuracy()["personal"], np.ones(3))
-        assert not [path for path in folder.path.iterdir() if path.suffix == ".tmp"]
+        assert not [
+            path for path in folder.path.iterdir() if path.suffix == ".tmp"
+        ]
 
 
 def test_other_faults_of_the_disk_are_not_called_a_full_one(tmp_path):
@@ -185,7 +191,10 @@ def test_a_run_that_is_refused_before_it_began_leaves_nothing(tmp_path):
         raise ConfigError("no port")
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
-    with pytest.raises(ConnectionError), RunFolder.create(tmp_path / "run", CONFIG):
+    with (
+        pytest.raises(ConnectionError),
+        RunFolder.create(tmp_path / "run", CONFIG),
+    ):
         raise ConnectionError
     RunFolder.create(tmp_path / "run", CONFIG).close()
     with pytest.raises(ConfigError), RunFolder.resume(tmp_path / "run", CONFIG):
@@ -198,9 +207,9 @@ def test_a_run_that_began_is_kept_whatever_ends_it(tmp_path):
     folder.append({"event": "start"})
     with pytest.raises(ConfigError), folder:
         raise ConfigError
-    assert [event["event"] for event in RunFolder.open(tmp_path / "run").events()] == [
-        "start"
-    ]
+    assert [
+        event["event"] for event in RunFolder.open(tmp_path / "run").events()
+    ] == ["start"]
 
 
 def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
@@ -215,7 +224,9 @@ def test_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
     assert config.fleet.profiles == str(tmp_path / "mine.toml")
     assert config.fleet.availability == str(tmp_path / "there.csv")
     assert read_config({}).absolute() == read_config({})
-    markov = read_config({"fleet": {"devices": "infinite", "availability": "markov"}})
+    markov = read_config(
+        {"fleet": {"devices": "infinite", "availability": "markov"}}
+    )
     assert markov.absolute() == markov
 
 
@@ -223,7 +234,9 @@ def test_a_run_of_an_earlier_version_is_resumed_where_its_paths_are_relative(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    config = read_config({"fleet": {"devices": "infinite", "profiles": "mine.toml"}})
+    config = read_config(
+        {"fleet": {"devices": "infinite", "profiles": "mine.toml"}}
+    )
     RunFolder.create("run", config).close()
     RunFolder.resume("run", config.absolute()).close()
     other = read_config(config.model_dump(), ["fleet.profiles=/other"])
@@ -257,7 +270,8 @@ def test_damage_is_a_sentence_that_names_the_file(tmp_path):
         before = (folder.path / name).read_bytes()
         damage(folder.path / name)
         with pytest.raises(
-            FolderDamaged, match=rf"{name} is not what the run wrote: .*; put it back"
+            FolderDamaged,
+            match=rf"{name} is not what the run wrote: .*; put it back",
         ):
             assert not (
                 folder.events(),
@@ -268,12 +282,20 @@ def test_damage_is_a_sentence_that_names_the_file(tmp_path):
             )
         (folder.path / name).write_bytes(before)
     assert folder.complete
-    assert [event.get("loss") for event in folder.events()] == [0.0, 0.125, 0.25, None]
+    assert [event.get("loss") for event in folder.events()] == [
+        0.0,
+        0.125,
+        0.25,
+        None,
+    ]
     (folder.path / "config.toml").write_text(
-        (folder.path / "config.toml").read_text().replace("rounds = 2", "rounds = 3")
+        (folder.path / "config.toml")
+        .read_text()
+        .replace("rounds = 2", "rounds = 3")
     )
     with pytest.raises(
-        ConfigError, match=r"config\.toml was changed since the run was made: .*--set"
+        ConfigError,
+        match=r"config\.toml was changed since the run was made: .*--set",
     ):
         RunFolder.open(folder.path)
 
@@ -282,24 +304,31 @@ def test_a_line_that_is_gone_is_noticed(tmp_path):
     with RunFolder.create(tmp_path / "run", CONFIG) as folder:
         for number in range(4):
             folder.append({"event": "round", "loss": number})
-        lines = (folder.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        lines = (
+            (folder.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        )
         for others in (
             lines[1:],
             lines[:1] + lines[2:],
             [lines[1], lines[0], *lines[2:]],
         ):
             (folder.path / "metrics.jsonl").write_bytes(b"".join(others))
-            with pytest.raises(FolderDamaged, match=r"line \d: a checksum is wrong"):
+            with pytest.raises(
+                FolderDamaged, match=r"line \d: a checksum is wrong"
+            ):
                 folder.events()
             with pytest.raises(
-                FolderDamaged, match=r"it has \d+ bytes and had \d+|checksum is wrong"
+                FolderDamaged,
+                match=r"it has \d+ bytes and had \d+|checksum is wrong",
             ):
                 folder.cut_back(len(b"".join(lines)))
 
 
 def test_an_array_that_is_gone_from_the_directory_is_noticed(tmp_path):
     with RunFolder.create(tmp_path / "run", CONFIG) as folder:
-        folder.write_accuracy({"personal": np.arange(4.0), "global": np.arange(4.0)})
+        folder.write_accuracy(
+            {"personal": np.arange(4.0), "global": np.arange(4.0)}
+        )
         path = folder.path / "accuracy.npz"
         whole = path.read_bytes()
         for place in range(len(whole)):
@@ -344,7 +373,9 @@ def test_folders_of_earlier_versions_are_read(tmp_path):
     with RunFolder.resume(path, CONFIG) as folder:
         assert folder.run_id == "0123456789abcdef"
         assert folder.partition == {"digest": "abc"}
-        np.testing.assert_array_equal(folder.accuracy()["personal"], np.arange(4.0))
+        np.testing.assert_array_equal(
+            folder.accuracy()["personal"], np.arange(4.0)
+        )
         folder.cut_back(folder.position())
         folder.append({"event": "end"})
         assert folder.complete

@@ -34,14 +34,18 @@ def test_average_accuracy_is_per_client_first():
 
 
 def test_forgetting_in_three_forms():
-    np.testing.assert_allclose(metrics.forgetting(A, W), [NAN, 0.05, (0.15 + 0.05) / 2])
+    np.testing.assert_allclose(
+        metrics.forgetting(A, W), [NAN, 0.05, (0.15 + 0.05) / 2]
+    )
     np.testing.assert_allclose(
         metrics.relative_forgetting(A, W), [NAN, 0.1, (0.3 + 0.05 / 0.7) / 2]
     )
     np.testing.assert_allclose(
         metrics.max_forgetting(A, W), [NAN, 0.05, (0.15 + 0.05) / 2]
     )
-    np.testing.assert_allclose(metrics.backward_transfer(A, W), [NAN, -0.05, -0.1])
+    np.testing.assert_allclose(
+        metrics.backward_transfer(A, W), [NAN, -0.05, -0.1]
+    )
 
 
 def test_forgetting_from_the_best_sees_a_peak_that_forgetting_does_not():
@@ -70,14 +74,20 @@ def test_forward_transfer():
 
 def test_local_global_gap():
     shared = A - 0.1
-    np.testing.assert_allclose(metrics.local_global_gap(A, shared, W), [0.1, 0.1, 0.1])
+    np.testing.assert_allclose(
+        metrics.local_global_gap(A, shared, W), [0.1, 0.1, 0.1]
+    )
 
 
 def test_a_client_that_was_not_scored_is_left_out():
     a = A.copy()
     a[1] = NAN
-    np.testing.assert_allclose(metrics.average_accuracy(a, W), [0.8, 0.75, 2.2 / 3])
-    np.testing.assert_allclose(metrics.forgetting(a, W), [NAN, 0.2, (0.3 + 0.2) / 2])
+    np.testing.assert_allclose(
+        metrics.average_accuracy(a, W), [0.8, 0.75, 2.2 / 3]
+    )
+    np.testing.assert_allclose(
+        metrics.forgetting(a, W), [NAN, 0.2, (0.3 + 0.2) / 2]
+    )
     assert np.isnan(metrics.average_accuracy(np.full_like(A, NAN), W)).all()
 
 
@@ -95,7 +105,9 @@ def test_unfinished_runs_have_numbers_up_to_where_they_are():
 def runs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     clients, tasks = draw(st.integers(1, 4)), draw(st.integers(1, 5))
     weights = draw(
-        hnp.arrays(np.float64, (clients, tasks), elements=st.integers(1, 50).map(float))
+        hnp.arrays(
+            np.float64, (clients, tasks), elements=st.integers(1, 50).map(float)
+        )
     )
     correct = draw(
         hnp.arrays(np.float64, (clients, tasks, tasks), elements=st.floats(0, 1))
@@ -125,7 +137,9 @@ def test_order_of_clients_and_scale_of_weights_do_not_matter(run):
         metrics.relative_forgetting,
         metrics.max_forgetting,
     ):
-        np.testing.assert_allclose(metric(a[::-1], w[::-1]), metric(a, w), atol=1e-12)
+        np.testing.assert_allclose(
+            metric(a[::-1], w[::-1]), metric(a, w), atol=1e-12
+        )
         np.testing.assert_allclose(metric(a, 3 * w), metric(a, w), atol=1e-12)
 
 
@@ -137,11 +151,14 @@ def test_relations_between_the_metrics(run):
     )
     later = slice(1, None)
     assert (
-        metrics.max_forgetting(a, w)[later] >= metrics.forgetting(a, w)[later] - 1e-12
+        metrics.max_forgetting(a, w)[later]
+        >= metrics.forgetting(a, w)[later] - 1e-12
     ).all()
     assert np.isnan(metrics.forgetting(a, w)[0])
     constant = np.where(np.isnan(a), np.nan, 0.5)
-    np.testing.assert_allclose(metrics.forgetting(constant, w)[later], 0, atol=1e-12)
+    np.testing.assert_allclose(
+        metrics.forgetting(constant, w)[later], 0, atol=1e-12
+    )
     np.testing.assert_allclose(metrics.average_accuracy(constant, w), 0.5)
 
 
@@ -157,7 +174,8 @@ def test_relative_forgetting_does_not_depend_on_the_level(run, scale):
 
 
 @pytest.mark.parametrize(
-    "metric", [metrics.average_accuracy, metrics.task_accuracy, metrics.forgetting]
+    "metric",
+    [metrics.average_accuracy, metrics.task_accuracy, metrics.forgetting],
 )
 def test_inputs_are_left_alone(metric):
     a, w = A.copy(), W.copy()

@@ -38,7 +38,9 @@ TIMED = [*FLEET, "data.arrival_seconds=10"]
 def quick_disk(monkeypatch):
     """No test here cuts the power, so nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("fedknow.server.run.checkpoint.sync_disk", lambda folder: None)
+    monkeypatch.setattr(
+        "fedknow.server.run.checkpoint.sync_disk", lambda folder: None
+    )
 
 
 class OwnLoop(FedAvg):
@@ -127,7 +129,9 @@ def test_who_is_late_meets_all_tasks_in_order():
     assert it.next_moment() == 10
 
 
-@pytest.mark.parametrize("unit", [[], ["data.arrival_seconds=20", "fleet=infinite"]])
+@pytest.mark.parametrize(
+    "unit", [[], ["data.arrival_seconds=20", "fleet=infinite"]]
+)
 def test_poisson_arrivals_have_the_rate_that_was_asked_for(unit):
     it = schedule(
         "data.arrival=poisson",
@@ -186,7 +190,11 @@ def test_a_restored_schedule_goes_on_where_it_was():
     it.leave([0, 2], 3)
     it.steps = 9
     again.restore(it.state())
-    assert [again.position(client) for client in range(3)] == [(1, 3), (0, 10), (1, 3)]
+    assert [again.position(client) for client in range(3)] == [
+        (1, 3),
+        (0, 10),
+        (1, 3),
+    ]
     assert again.task == 0
     assert again.span(3) == (1, np.inf)
 
@@ -198,7 +206,10 @@ def test_a_restored_schedule_goes_on_where_it_was():
             ["data.arrival=staggered"],
             "data.arrival_lag = 0 with data.arrival = 'staggered'",
         ),
-        (["data.arrival_lag=3"], "data.arrival_lag = 3 with data.arrival = 'same'"),
+        (
+            ["data.arrival_lag=3"],
+            "data.arrival_lag = 3 with data.arrival = 'same'",
+        ),
         (
             ["data.arrival=staggered", "data.arrival_lag=2.5"],
             "data.arrival_lag = 2.5: rounds are counted in whole",
@@ -216,7 +227,9 @@ def test_a_restored_schedule_goes_on_where_it_was():
         ([*STAGGERED, "evaluation.every=1"], "evaluation.every = 1"),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path, monkeypatch, changes, words):
+def test_what_does_not_go_together_is_refused(
+    tmp_path, monkeypatch, changes, words
+):
     monkeypatch.setitem(sys.modules, "own_loop", SimpleNamespace(OwnLoop=OwnLoop))
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         simulate(read_config(BASE, changes), tmp_path / "run", report=False)
@@ -258,14 +271,20 @@ def test_times_need_a_grid_that_has_time(tmp_path):
 
 def run(out, *changes, observers=(), resume=False):
     return simulate(
-        read_config(BASE, [*STAGGERED, *changes]), out, resume, observers, report=False
+        read_config(BASE, [*STAGGERED, *changes]),
+        out,
+        resume,
+        observers,
+        report=False,
     )
 
 
 def test_clients_are_scored_when_a_task_of_their_own_is_over(tmp_path):
     result = run(tmp_path / "run")
     events = RunFolder.open(tmp_path / "run").events()
-    assert [event["server_round"] for event in events if event["event"] == "round"] == [
+    assert [
+        event["server_round"] for event in events if event["event"] == "round"
+    ] == [
         1,
         2,
         3,
@@ -284,7 +303,9 @@ def test_clients_are_scored_when_a_task_of_their_own_is_over(tmp_path):
     kinds = [event["event"] for event in events[1:-1]]
     told = ["evaluation", "task_end"]
     assert kinds == ["round"] * 4 + told + ["round"] * 2 + told
-    assert [event["task"] for event in events if event["event"] == "evaluation"] == [
+    assert [
+        event["task"] for event in events if event["event"] == "evaluation"
+    ] == [
         0,
         1,
     ]
@@ -307,9 +328,9 @@ def test_a_client_alone_does_not_notice_that_it_is_staggered(tmp_path):
     trains as ever."""
     alone = ["learner=local"]
     ours = run(tmp_path / "a", *alone).accuracy["personal"]
-    same = simulate(read_config(BASE, alone), tmp_path / "b", report=False).accuracy[
-        "personal"
-    ]
+    same = simulate(
+        read_config(BASE, alone), tmp_path / "b", report=False
+    ).accuracy["personal"]
     assert ours[0, 0, 0] == same[0, 0, 0]
 
 
@@ -319,7 +340,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
 
     def stop(event):
         seen.append(event)
-        if len(seen) == 4:  # start and three rounds: one client is at its second task
+        if (
+            len(seen) == 4
+        ):  # start and three rounds: one client is at its second task
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -52,9 +52,16 @@ def tracked(config, *names, wait=5.0):
 
 
 def test_a_tracker_is_told_all(config, plain, pretended, tmp_path):
-    simulate(tracked(config, "pretended:Keeping"), tmp_path / "mine", report=False)
+    simulate(
+        tracked(config, "pretended:Keeping"), tmp_path / "mine", report=False
+    )
     (_, run), *rest = pretended.Keeping.told
-    assert (run.name, run.project, run.step, run.former) == ("mine", "digits", 0, "")
+    assert (run.name, run.project, run.step, run.former) == (
+        "mine",
+        "digits",
+        0,
+        "",
+    )
     assert run.config.learner.name == "fedavg"
     assert rest[-1] == ("finish", "complete")
     steps = [step for step, _ in rest[:-1]]
@@ -72,7 +79,10 @@ def test_a_tracker_is_told_all(config, plain, pretended, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("pretended:Raising", "failed: SystemExit: the tracker's machine is down"),
+        (
+            "pretended:Raising",
+            "failed: SystemExit: the tracker's machine is down",
+        ),
         ("pretended:Blocking", "did not take all numbers in time"),
         ("pretended:Slow", "did not take all numbers in time"),
     ],
@@ -98,7 +108,9 @@ def test_it_changes_no_byte_and_costs_one_line(
     assert events == [event["event"] for event in RunFolder.open(plain).events()]
 
 
-def test_a_full_queue_costs_numbers_and_one_line(config, pretended, tmp_path, caplog):
+def test_a_full_queue_costs_numbers_and_one_line(
+    config, pretended, tmp_path, caplog
+):
     blocking = pretended.Blocking()
     run = TrackedRun("run", "project", tmp_path, config)
     follower = Follower("blocking", blocking, run, size=3)
@@ -148,7 +160,9 @@ def test_a_run_that_fails_says_so(config, pretended, tmp_path):
     assert pretended.Keeping.told[-1] == ("finish", "failed")
 
 
-def test_a_resumed_run_goes_on_with_its_trackers(config, plain, pretended, tmp_path):
+def test_a_resumed_run_goes_on_with_its_trackers(
+    config, plain, pretended, tmp_path
+):
     def stop(event):
         if event.event == "round" and event.server_round == 2:
             raise KeyboardInterrupt
@@ -165,14 +179,18 @@ def test_a_resumed_run_goes_on_with_its_trackers(config, plain, pretended, tmp_p
     assert (again.former, again.step) == ("its-id", 1)
     assert rest[0][0] == 2
     assert rest[-1] == ("finish", "complete")
-    assert (run / "accuracy.npz").read_bytes() == (plain / "accuracy.npz").read_bytes()
+    assert (run / "accuracy.npz").read_bytes() == (
+        plain / "accuracy.npz"
+    ).read_bytes()
 
 
 def test_none_stops_the_trackers_of_a_resumed_run(config, pretended, tmp_path):
     from fedknow.server.tracking import tracking
 
     store_id(tmp_path, "pretended:Keeping", "its-id")
-    with tracking(config, TrackingConfig(to="none"), tmp_path, True) as subscribers:
+    with tracking(
+        config, TrackingConfig(to="none"), tmp_path, True
+    ) as subscribers:
         assert list(subscribers) == []
     with tracking(config, TrackingConfig(), tmp_path, True) as subscribers:
         assert len(subscribers) == 2

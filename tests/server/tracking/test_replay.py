@@ -22,7 +22,9 @@ def pretended(monkeypatch):
     return pretended
 
 
-def test_a_run_that_is_going_on_is_followed(plain, pretended, tmp_path, monkeypatch):
+def test_a_run_that_is_going_on_is_followed(
+    plain, pretended, tmp_path, monkeypatch
+):
     run = tmp_path / "run"
     shutil.copytree(plain, run)
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -37,7 +39,9 @@ def test_a_run_that_is_going_on_is_followed(plain, pretended, tmp_path, monkeypa
     with (run / ".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert RunFolder.open(run).is_in_use
-        thread = threading.Thread(target=track_run, args=(run, "pretended:Keeping"))
+        thread = threading.Thread(
+            target=track_run, args=(run, "pretended:Keeping")
+        )
         thread.start()
         assert looked.wait(60)
         assert len(pretended.Keeping.told) == 1 + 2

@@ -15,7 +15,9 @@ from fedknow.simulations.simulate import simulate
 
 def needs(package):
     # CI installs all of them with the extra dev, and may not skip one.
-    is_skipped = "CI" not in os.environ and importlib.util.find_spec(package) is None
+    is_skipped = (
+        "CI" not in os.environ and importlib.util.find_spec(package) is None
+    )
     return pytest.mark.skipif(is_skipped, reason=f"{package} is not installed")
 
 
@@ -42,12 +44,16 @@ def expected(plain):
 
 @needs("tensorboard")
 def test_tensorboard(config, plain, expected, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
 
     run = tmp_path / "run"
     asked = TrackingConfig(to=["tensorboard"], wait=120)
     simulate(config.model_copy(update={"tracking": asked}), run, report=False)
-    assert (run / "accuracy.npz").read_bytes() == (plain / "accuracy.npz").read_bytes()
+    assert (run / "accuracy.npz").read_bytes() == (
+        plain / "accuracy.npz"
+    ).read_bytes()
     # Sent again: the numbers of the first file are void.
     assert track_run(run, "tensorboard") == 9
     read = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -83,7 +89,9 @@ def test_wandb(config, plain, tmp_path, monkeypatch):
     run = tmp_path / "run"
     asked = TrackingConfig(to=["wandb"], wait=120)
     simulate(config.model_copy(update={"tracking": asked}), run, report=False)
-    assert (run / "accuracy.npz").read_bytes() == (plain / "accuracy.npz").read_bytes()
+    assert (run / "accuracy.npz").read_bytes() == (
+        plain / "accuracy.npz"
+    ).read_bytes()
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     assert b"evaluation/accuracy" in content
@@ -109,7 +117,9 @@ def test_trackio(plain, expected, tmp_path, monkeypatch):
     assert track_run(plain, "trackio") == 9
     (file,) = tmp_path.glob("*.db")
     with sqlite3.connect(file) as store:
-        rows = store.execute("select step, metrics from metrics order by id").fetchall()
+        rows = store.execute(
+            "select step, metrics from metrics order by id"
+        ).fetchall()
     got = []
     for step, text in rows:
         values = json.loads(text)

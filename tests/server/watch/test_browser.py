@@ -71,14 +71,18 @@ def folders(make_run, tmp_path_factory):
             done=3 - number % 2,
         )
         fault = {"fault": "not_finite", "client": 1, "task": 1, "round": 1}
-        run.append({"event": "failure", "time": 2e9, **fault, "reason": "NaN in w"})
+        run.append(
+            {"event": "failure", "time": 2e9, **fault, "reason": "NaN in w"}
+        )
     (root / "nothing").mkdir()
     return root
 
 
 def axe(page):
     response = axe_module.Axe().run(page).response
-    return [(each["id"], each["nodes"][0]["html"]) for each in response["violations"]]
+    return [
+        (each["id"], each["nodes"][0]["html"]) for each in response["violations"]
+    ]
 
 
 @pytest.mark.parametrize("kind", ["one", "many"])
@@ -93,7 +97,9 @@ def test_axe_finds_nothing_and_nothing_leaves_the_machine(
         page.locator("summary").first.click()
         assert axe(page) == []
         assert page.notes == []
-        assert {url.startswith((live.url, "data:")) for url in page.requests} == {True}
+        assert {url.startswith((live.url, "data:")) for url in page.requests} == {
+            True
+        }
         # Nothing of the page is wider than the screen.
         assert page.evaluate(
             "document.documentElement.scrollWidth <= window.innerWidth"
@@ -168,7 +174,9 @@ def test_a_browser_that_lost_the_connection_goes_on_where_it_was(
             hub, "start_of", lambda text: starts.append(text) or start_of(text)
         )
         monkeypatch.setattr(hub, "wait", broken)
-        append(run, {"event": "warning", "time": time.time(), "reason": "wakes it"})
+        append(
+            run, {"event": "warning", "time": time.time(), "reason": "wakes it"}
+        )
         page.get_by_text("The connection is lost").wait_for()
         monkeypatch.setattr(hub, "wait", wait)
         append(run, round_event(3, 0.7))
@@ -204,7 +212,9 @@ def test_the_policy_stops_what_is_not_ours(folders, show):
         )
         assert page.evaluate("window.isOwned") is None
         # "Refused" or "violates", as versions of Chromium say.
-        assert len([note for note in page.notes if "Security Policy" in note]) == 2
+        assert (
+            len([note for note in page.notes if "Security Policy" in note]) == 2
+        )
 
 
 def test_names_in_a_record_are_text_and_no_markup(make_run, show, tmp_path):

@@ -57,7 +57,8 @@ def test_the_page_comes_with_a_strict_policy(run):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::2]:1"]
+    "host",
+    ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::2]:1"],
 )
 @pytest.mark.parametrize("path", ["/", "/events"])
 def test_a_name_that_was_rebound_to_this_machine_is_refused(run, host, path):
@@ -67,14 +68,17 @@ def test_a_name_that_was_rebound_to_this_machine_is_refused(run, host, path):
         assert b"fedavg" not in response.read()
 
 
-@pytest.mark.parametrize("host", ["localhost:9", "LOCALHOST", "127.0.0.1", "[::1]:8"])
+@pytest.mark.parametrize(
+    "host", ["localhost:9", "LOCALHOST", "127.0.0.1", "[::1]:8"]
+)
 def test_this_machine_may_be_called_by_its_names_and_through_a_tunnel(run, host):
     with LivePage(run.path) as page:
         assert answer(page, Host=host).status == 200
 
 
 @pytest.mark.parametrize(
-    "path", ["/config.toml", "/../config.toml", "/%2e%2e/config.toml", "//etc/passwd"]
+    "path",
+    ["/config.toml", "/../config.toml", "/%2e%2e/config.toml", "//etc/passwd"],
 )
 def test_no_other_file_can_be_had(run, path):
     with LivePage(run.path) as page:
@@ -83,7 +87,9 @@ def test_no_other_file_can_be_had(run, path):
 
 def test_other_methods_are_refused(run):
     with LivePage(run.path) as page:
-        connection = http.client.HTTPConnection("127.0.0.1", page.port, timeout=10)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", page.port, timeout=10
+        )
         connection.request("POST", "/", b"x")
         assert connection.getresponse().status == 501
 

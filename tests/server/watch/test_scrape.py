@@ -82,7 +82,9 @@ def samples(text):
 
 @pytest.mark.parametrize("identity", ["server", "clients/001"])
 def test_a_certificate_of_the_run_may_scrape(certs, exposition, identity):
-    with MetricsServer("localhost:0", exposition.text, certs / "server") as server:
+    with MetricsServer(
+        "localhost:0", exposition.text, certs / "server"
+    ) as server:
         values = samples(scrape(server.port, certs, certs / identity))
     assert values[("fedknow_clients",)] == 3
     assert values[("fedknow_clients_connected",)] == 2
@@ -94,7 +96,9 @@ def test_a_certificate_of_the_run_may_scrape(certs, exposition, identity):
 
 
 def test_nobody_else_may(certs, strangers, exposition):
-    with MetricsServer("localhost:0", exposition.text, certs / "server") as server:
+    with MetricsServer(
+        "localhost:0", exposition.text, certs / "server"
+    ) as server:
         for identity in (None, strangers / "server"):
             # The handshake itself fails, during it or at the first read.
             with pytest.raises((URLError, ssl.SSLError, OSError)):
@@ -109,7 +113,9 @@ def test_tokens_are_bearer_tokens(certs, exposition):
     with MetricsServer(
         "localhost:0", exposition.text, certs / "server", tokens
     ) as server:
-        assert ("fedknow_clients",) in samples(scrape(server.port, certs, token=token))
+        assert ("fedknow_clients",) in samples(
+            scrape(server.port, certs, token=token)
+        )
         for wrong in (None, token[:-1], "0.x"):
             with pytest.raises(HTTPError, match="401"):
                 scrape(server.port, certs, token=wrong)

@@ -47,7 +47,9 @@ def head(place):
         "--block",
         "--num-cpus=1",
     ]
-    with socket.create_server(("127.0.0.1", 0)) as free:  # Ray takes no 0 for this port
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as free:  # Ray takes no 0 for this port
         line += [f"--ray-client-server-port={free.getsockname()[1]}"]
     line += ["--port=0", "--dashboard-agent-listen-port=0"]
     line += [
@@ -61,7 +63,9 @@ def head(place):
     processes = []
     try:
         for text in process.stdout:
-            if "block forever" in text:  # what it says when its address is written down
+            if (
+                "block forever" in text
+            ):  # what it says when its address is written down
                 break
         processes = psutil.Process(process.pid).children(recursive=True)
         yield (place / "ray" / "ray_current_cluster").read_text().strip()
@@ -116,14 +120,18 @@ def refused(address):
 @pytest.mark.parametrize("address", [CLOSED, "nowhere.invalid:6379"])
 def test_nobody_at_the_address(place, address):
     text = refused(address)
-    assert text.startswith(f"engine.address = {address!r}: no Ray cluster answers")
+    assert text.startswith(
+        f"engine.address = {address!r}: no Ray cluster answers"
+    )
     assert "HOST:PORT" in text
 
 
 def test_what_listens_at_the_address_is_no_ray(place, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
     with socket.create_server(("", 0)) as server:
-        assert "what listens is none" in refused(f"127.0.0.1:{server.getsockname()[1]}")
+        assert "what listens is none" in refused(
+            f"127.0.0.1:{server.getsockname()[1]}"
+        )
 
 
 def test_the_cluster_that_is_looked_up_is_gone(place):
@@ -149,7 +157,8 @@ def test_an_address_that_is_none(place, address):
 def test_ray_cannot_start(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with pytest.raises(
-        ConfigError, match=r"cannot be started.*RAY_TMPDIR.*engine\.backend=inline"
+        ConfigError,
+        match=r"cannot be started.*RAY_TMPDIR.*engine\.backend=inline",
     ):
         start_ray("")
 

@@ -36,7 +36,11 @@ from fedknow.server.checks.faults import RunError
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
-from fedknow.simulations.engine.batches import WORKER_DIED, even_queues, take_batch
+from fedknow.simulations.engine.batches import (
+    WORKER_DIED,
+    even_queues,
+    take_batch,
+)
 from fedknow.simulations.engine.packing import (
     Job,
     Shared,
@@ -117,7 +121,9 @@ class Trainer:
             "data-is-copied": int(self.stream.weights.flags.writeable),
         }
         arrays = Arrays({"w": (kept.sum(0) * 1e-3).numpy()})
-        return message.reply({"arrays": arrays, "metrics": Metrics(metrics)}), state
+        return message.reply(
+            {"arrays": arrays, "metrics": Metrics(metrics)}
+        ), state
 
 
 def dies_at_start(config, stream):
@@ -141,7 +147,9 @@ def cluster():
 @pytest.fixture(scope="module")
 def pair(cluster, tmp_path_factory):
     """A grid of two workers, for all tests that do not need one of their own."""
-    with RayGrid(CONFIG, Stream(), tmp_path_factory.mktemp("pair"), 2, Trainer) as grid:
+    with RayGrid(
+        CONFIG, Stream(), tmp_path_factory.mktemp("pair"), 2, Trainer
+    ) as grid:
         yield grid
 
 
@@ -161,17 +169,25 @@ def inline(tmp_path):
     return InlineGrid(
         CLIENTS,
         Host(
-            CONFIG, None, StateStore(tmp_path / "inline", 0), Trainer(CONFIG, Stream())
+            CONFIG,
+            None,
+            StateStore(tmp_path / "inline", 0),
+            Trainer(CONFIG, Stream()),
         ),
     )
 
 
 def work(clients, arrays=START, **config):
     settings = Config(
-        {"task": 0, **{name.replace("_", "-"): value for name, value in config.items()}}
+        {
+            "task": 0,
+            **{name.replace("_", "-"): value for name, value in config.items()},
+        }
     )
     content = {"arrays": arrays, "config": settings}
-    return [Message(TRAIN, node_of(client), "", content=content) for client in clients]
+    return [
+        Message(TRAIN, node_of(client), "", content=content) for client in clients
+    ]
 
 
 def numbers(replies):
@@ -190,7 +206,9 @@ def numbers(replies):
 
 
 def metric(replies, name):
-    return {client_of(reply.node): reply.content["metrics"][name] for reply in replies}
+    return {
+        client_of(reply.node): reply.content["metrics"][name] for reply in replies
+    }
 
 
 def waves(grid, **config):
@@ -202,7 +220,11 @@ def waves(grid, **config):
         arrays = Arrays(
             {
                 "w": np.mean(
-                    [reply.arrays()["w"] for reply in replies if not reply.failure],
+                    [
+                        reply.arrays()["w"]
+                        for reply in replies
+                        if not reply.failure
+                    ],
                     axis=0,
                 )
             }
@@ -219,7 +241,11 @@ def test_a_grid_starts_and_stops_its_own_ray(tmp_path):
     with RayGrid(CONFIG, Stream(3), tmp_path, node=Trainer) as grid:
         assert ray.is_initialized()
         assert 1 <= grid.workers <= 3  # one a core, and no more than clients
-        assert metric(grid.exchange(work(range(3))), "count") == {0: 1, 1: 1, 2: 1}
+        assert metric(grid.exchange(work(range(3))), "count") == {
+            0: 1,
+            1: 1,
+            2: 1,
+        }
     assert not ray.is_initialized()
     grid.close()
     assert not ray.is_initialized()
@@ -245,7 +271,9 @@ def test_flowers_fedavg_runs_unmodified_and_gives_the_same_numbers(grid, inline)
         random.seed(3)
         strategy = FedAvg(fraction_train=0.5, fraction_evaluate=0.0)
         result = strategy.start(StrategyGrid(it), to_record(START), num_rounds=3)
-        results.append((result.arrays["w"].numpy().tobytes(), it.traffic.counts()))
+        results.append(
+            (result.arrays["w"].numpy().tobytes(), it.traffic.counts())
+        )
     assert results[0] == results[1]
 
 
@@ -254,9 +282,9 @@ def test_workers_have_one_thread_share_the_data_and_decode_a_broadcast_once(grid
     assert set(metric(replies, "threads").values()) == {1}
     assert set(metric(replies, "data-is-copied").values()) == {0}
     process, broadcast = metric(replies, "process"), metric(replies, "broadcast")
-    assert len({(process[client], broadcast[client]) for client in process}) == len(
-        set(process.values())
-    )
+    assert len(
+        {(process[client], broadcast[client]) for client in process}
+    ) == len(set(process.values()))
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(0, {0, 1}), (3, {0, 1})])
@@ -269,7 +297,8 @@ def test_workers_have_gpus(cluster, tmp_path, workers, expected):
         assert (
             set(
                 metric(
-                    grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)), "gpu"
+                    grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)),
+                    "gpu",
                 ).values()
             )
             <= expected
@@ -277,7 +306,9 @@ def test_workers_have_gpus(cluster, tmp_path, workers, expected):
 
 
 def test_workers_on_the_cpu_have_none(grid):
-    assert set(metric(grid.exchange(work(range(CLIENTS))), "gpu").values()) == {-1}
+    assert set(metric(grid.exchange(work(range(CLIENTS))), "gpu").values()) == {
+        -1
+    }
 
 
 @pytest.mark.parametrize(
@@ -303,7 +334,11 @@ def test_without_a_gpu_none_is_asked_for(monkeypatch):
     ):
         placement("cuda", 8.0, 0.0)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
-    assert placement("auto", 8.0, 2.0) == ("cpu", 0.0, 8)  # torch could not use them
+    assert placement("auto", 8.0, 2.0) == (
+        "cpu",
+        0.0,
+        8,
+    )  # torch could not use them
 
 
 @pytest.mark.parametrize(
@@ -319,13 +354,17 @@ def test_the_worker_that_did_the_work_is_a_clients_home(grid):
     process = metric(
         grid.exchange(work(range(CLIENTS), seconds=[0.02] * CLIENTS)), "process"
     )
-    homes = {(grid.pool.homes[client], process[client]) for client in range(CLIENTS)}
+    homes = {
+        (grid.pool.homes[client], process[client]) for client in range(CLIENTS)
+    }
     assert len(homes) == 2
 
 
 def test_clients_go_home_as_far_as_that_is_even(grid):
     def queues(clients, home):
-        return clients_of(even_queues([Job(client, 0) for client in clients], 2, home))
+        return clients_of(
+            even_queues([Job(client, 0) for client in clients], 2, home)
+        )
 
     assert queues([0, 1, 2, 3], {0: 1, 1: 0, 2: 1, 3: 0}) == [[1, 3], [0, 2]]
     assert queues(range(9), dict.fromkeys(range(9), 1)) == [
@@ -338,14 +377,18 @@ def test_clients_go_home_as_far_as_that_is_even(grid):
 
 def test_work_that_is_uneven_is_evened_out(grid):
     seconds = [1.0] + [0.01] * (CLIENTS - 1)
-    process = metric(grid.exchange(work(range(CLIENTS), seconds=seconds)), "process")
+    process = metric(
+        grid.exchange(work(range(CLIENTS), seconds=seconds)), "process"
+    )
     # Client 0 and the two others of the first half of its queue: the rest was taken over by the
     # other worker.
     assert sum(other == process[0] for other in process.values()) == 3
 
 
 def test_a_worker_that_dies_amid_a_wave_changes_nothing(grid, inline, tmp_path):
-    assert waves(grid, dies_once=[3, 8], marker=str(tmp_path / "died")) == waves(inline)
+    assert waves(grid, dies_once=[3, 8], marker=str(tmp_path / "died")) == waves(
+        inline
+    )
     assert {path.name for path in tmp_path.glob("died*")} == {"died-3", "died-8"}
 
 
@@ -365,19 +408,32 @@ def test_a_client_that_kills_every_worker_fails_alone(grid, inline, tmp_path):
     failure = replies.pop(1).failure
     assert failure is not None
     assert failure.code == WORKER_DIED
-    assert failure.reason.startswith("client 1: 3 workers died on its 'train' work")
+    assert failure.reason.startswith(
+        "client 1: 3 workers died on its 'train' work"
+    )
     assert 1 not in grid.versions
-    assert numbers(replies) == numbers(inline.exchange(work([0, *range(2, CLIENTS)])))
+    assert numbers(replies) == numbers(
+        inline.exchange(work([0, *range(2, CLIENTS)]))
+    )
 
 
 def test_after_a_timeout_the_clients_that_did_not_answer_are_as_they_were(grid):
     started = time.monotonic()
-    replies = grid.exchange(work(range(4), seconds=[0.0, 0.0, 60.0, 60.0]), timeout=1.0)
+    replies = grid.exchange(
+        work(range(4), seconds=[0.0, 0.0, 60.0, 60.0]), timeout=1.0
+    )
     assert time.monotonic() - started < 10
     assert (
-        [client_of(reply.node) for reply in replies] == sorted(grid.versions) == [0, 1]
+        [client_of(reply.node) for reply in replies]
+        == sorted(grid.versions)
+        == [0, 1]
     )
-    assert metric(grid.exchange(work(range(4))), "count") == {0: 2, 1: 2, 2: 1, 3: 1}
+    assert metric(grid.exchange(work(range(4))), "count") == {
+        0: 2,
+        1: 2,
+        2: 1,
+        3: 1,
+    }
 
 
 def test_an_interrupt_while_waiting_leaves_a_grid_that_works(grid):
@@ -397,7 +453,9 @@ def test_a_lost_state_is_a_failure_or_a_fresh_client(grid):
     assert other.failure is None
     assert grid.versions[1] == 77
     told = []
-    options = WaveOptions(on_lost_state=lambda client, reason: told.append(client))
+    options = WaveOptions(
+        on_lost_state=lambda client, reason: told.append(client)
+    )
     assert metric(grid.exchange(work([1, 2]), options), "count") == {1: 1, 2: 2}
     assert told == [1]
     assert grid.versions[1] not in (0, 77)
@@ -413,7 +471,9 @@ def test_arrays_that_messages_share_are_taken_out_and_put_back():
     own = Arrays({"x": np.ones(2)})
     jobs = [
         Job(0, 0, work([0, 0])),
-        Job(1, 0, [Message(TRAIN, 3, "", content={"arrays": START, "kept": own})]),
+        Job(
+            1, 0, [Message(TRAIN, 3, "", content={"arrays": START, "kept": own})]
+        ),
     ]
     light, arrays = share(jobs)
     assert [id(record) for record in arrays] == [id(START)]
@@ -491,7 +551,11 @@ def test_answers_that_fill_the_store_are_copied_out_of_it(grid, inline):
 def test_workers_average_their_own_clients(grid, inline, tmp_path, died):
     """The strategy's mean of all answers is that of the workers' means; who fails is in none, who
     died is in one."""
-    settings = {"fails": [3], "dies-once": died, "marker": str(tmp_path / "marker")}
+    settings = {
+        "fails": [3],
+        "dies-once": died,
+        "marker": str(tmp_path / "marker"),
+    }
     strategy = FedAvg(fraction_evaluate=0)
     found = []
     for it, mean in ((inline, False), (grid, True)):
@@ -501,10 +565,14 @@ def test_workers_average_their_own_clients(grid, inline, tmp_path, died):
         elif died:
             (tmp_path / "marker-4").unlink()
         messages = list(
-            strategy.configure_train(1, to_record(START), ConfigRecord(settings), face)
+            strategy.configure_train(
+                1, to_record(START), ConfigRecord(settings), face
+            )
         )
         replies = [
-            reply for reply in face.send_and_receive(messages) if not reply.has_error()
+            reply
+            for reply in face.send_and_receive(messages)
+            if not reply.has_error()
         ]
         assert len(replies) == (1 if mean else CLIENTS - 1)
         found.append(strategy.aggregate_train(1, replies)[0]["w"].numpy())

@@ -20,7 +20,11 @@ BASE = {
     "learner": {"name": "ewc"},
     "strategy": {"name": "fedavg"},
     "engine": {"backend": "inline"},
-    "fleet": {"devices": {"jetson-tx2": 1, "jetson-nano": 2}, "up": 1e5, "down": 1e5},
+    "fleet": {
+        "devices": {"jetson-tx2": 1, "jetson-nano": 2},
+        "up": 1e5,
+        "down": 1e5,
+    },
 }
 """A round takes about a second, and telling clients that a task is over half of one."""
 INFINITE = ["fleet.devices=infinite", "fleet.up=0", "fleet.down=0"]
@@ -50,7 +54,9 @@ MARKOV = [
 def quick_disk(monkeypatch):
     """No test here cuts the power, so nothing needs to wait for the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr("fedknow.server.run.checkpoint.sync_disk", lambda folder: None)
+    monkeypatch.setattr(
+        "fedknow.server.run.checkpoint.sync_disk", lambda folder: None
+    )
 
 
 @pytest.fixture
@@ -62,7 +68,12 @@ def work(monkeypatch):
     def watch(self, message, state):
         config = message.config()
         seen.append(
-            (message.kind, client_of(message.node), config["task"], config.get("round"))
+            (
+                message.kind,
+                client_of(message.node),
+                config["task"],
+                config.get("round"),
+            )
         )
         return handle(self, message, state)
 
@@ -71,11 +82,15 @@ def work(monkeypatch):
 
 
 def run(out, *changes, observers=(), resume=False):
-    return simulate(read_config(BASE, changes), out, resume, observers, report=False)
+    return simulate(
+        read_config(BASE, changes), out, resume, observers, report=False
+    )
 
 
 def events(out, kind):
-    return [event for event in RunFolder.open(out).events() if event["event"] == kind]
+    return [
+        event for event in RunFolder.open(out).events() if event["event"] == kind
+    ]
 
 
 def assert_same(a, b):
@@ -92,7 +107,9 @@ def test_devices_that_take_no_time_have_all_their_rounds_and_wait(tmp_path):
         {name: value for name, value in BASE.items() if name != "fleet"}
     )
     assert_same(timed, simulate(config, tmp_path / "b", report=False))
-    assert [event["virtual_seconds"] for event in events(tmp_path / "a", "round")] == [
+    assert [
+        event["virtual_seconds"] for event in events(tmp_path / "a", "round")
+    ] == [
         0,
         0,
         10,
@@ -103,7 +120,9 @@ def test_devices_that_take_no_time_have_all_their_rounds_and_wait(tmp_path):
     ] == [10, 20]
 
 
-def test_staggered_clients_change_their_tasks_at_moments_of_their_own(tmp_path, work):
+def test_staggered_clients_change_their_tasks_at_moments_of_their_own(
+    tmp_path, work
+):
     changes = [
         "data.arrival=staggered",
         "data.arrival_seconds=10",
@@ -172,7 +191,9 @@ def test_work_is_of_the_task_that_is_there_when_it_is_given_out(
     for task, end in enumerate(told):
         own = [event for event in rounds if event["task"] == task]
         assert [event["round"] for event in own] == list(range(1, len(own) + 1))
-        assert all(event["virtual_seconds"] < end["virtual_seconds"] for event in own)
+        assert all(
+            event["virtual_seconds"] < end["virtual_seconds"] for event in own
+        )
         assert end["virtual_seconds"] >= ends[:, task].max()
 
 
@@ -216,7 +237,9 @@ def test_no_two_pieces_of_work_of_a_client_share_a_seed(tmp_path, work):
         ]
         assert tasks == sorted(tasks)
         assert [
-            task for kind, who, task, _ in work if kind == END_TASK and who == client
+            task
+            for kind, who, task, _ in work
+            if kind == END_TASK and who == client
         ] == [0, 1, 2]
 
 
@@ -224,7 +247,9 @@ def test_no_two_pieces_of_work_of_a_client_share_a_seed(tmp_path, work):
     ("changes", "after"),
     [(STAGGERED, 4), (POISSON, 3), (["data.arrival_seconds=4"], 2)],
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, changes, after):
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    tmp_path, changes, after
+):
     changes = [*changes, "fleet.compute_sigma=0.5", "fleet.jitter=0.1"]
     expected = run(tmp_path / "a", *changes)
     seen = []
@@ -256,7 +281,12 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path, changes, aft
     ],
 )
 def test_numbers_and_times_do_not_depend_on_workers(tmp_path, strategy, engine):
-    changes = [*POISSON, *strategy, "fleet.compute_sigma=0.5", "fleet.dropout=0.2"]
+    changes = [
+        *POISSON,
+        *strategy,
+        "fleet.compute_sigma=0.5",
+        "fleet.dropout=0.2",
+    ]
     a = run(tmp_path / "a", *changes, *engine)
     b = run(tmp_path / "b", *changes, "engine.backend=ray", "engine.workers=2")
     assert_same(a, b)
@@ -271,7 +301,8 @@ def test_time_goes_on_while_nobody_is_there(tmp_path, work):
     """All come at 12 s, when the first of two tasks of 10 s is over, and go for good at 18 s."""
     trace = tmp_path / "trace.csv"
     trace.write_text(
-        "client,start,end\n" + "".join(f"{client},12,18\n" for client in range(3)),
+        "client,start,end\n"
+        + "".join(f"{client},12,18\n" for client in range(3)),
         "utf-8",
     )
     changes = [
@@ -307,7 +338,11 @@ def test_a_device_that_is_too_small_keeps_nobody_else(tmp_path):
         "busy": 1.0,
         "idle": 0.1,
     }
-    small = {"about": "small", **numbers, "source": dict.fromkeys(numbers, "assumed")}
+    small = {
+        "about": "small",
+        **numbers,
+        "source": dict.fromkeys(numbers, "assumed"),
+    }
     profiles = tmp_path / "small.toml"
     profiles.write_text(tomli_w.dumps({"small": small}), "utf-8")
     changes = [
@@ -319,12 +354,19 @@ def test_a_device_that_is_too_small_keeps_nobody_else(tmp_path):
     assert {event["fault"] for event in events(tmp_path / "run", "failure")} == {
         "out_of_memory"
     }
-    assert {event["client"] for event in events(tmp_path / "run", "failure")} == {2}
+    assert {event["client"] for event in events(tmp_path / "run", "failure")} == {
+        2
+    }
     assert np.isfinite(result.accuracy["personal"][:2, :, 1]).all()
 
 
 def test_with_the_same_arrival_for_all_clients_are_scored_on_the_way(tmp_path):
-    run(tmp_path / "run", *INFINITE, "data.arrival_seconds=10", "evaluation.every=1")
+    run(
+        tmp_path / "run",
+        *INFINITE,
+        "data.arrival_seconds=10",
+        "evaluation.every=1",
+    )
     scored = [
         (event["task"], event["round"], event["virtual_seconds"])
         for event in events(tmp_path / "run", "evaluation")
@@ -353,7 +395,9 @@ def test_asynchronous_devices_that_take_no_time_have_all_their_rounds_and_wait(
     assert_same(
         timed, simulate(read_config(tree, strategy), tmp_path / "b", report=False)
     )
-    assert [event["virtual_seconds"] for event in events(tmp_path / "a", "round")] == [
+    assert [
+        event["virtual_seconds"] for event in events(tmp_path / "a", "round")
+    ] == [
         0,
         0,
         10,
@@ -363,14 +407,21 @@ def test_asynchronous_devices_that_take_no_time_have_all_their_rounds_and_wait(
 
 @pytest.mark.parametrize(
     "arrival",
-    [STAGGERED, ["data.arrival=staggered", "data.arrival_lag=3", "train.rounds=4"]],
+    [
+        STAGGERED,
+        ["data.arrival=staggered", "data.arrival_lag=3", "train.rounds=4"],
+    ],
 )
 def test_with_everybody_in_the_buffer_fedbuff_is_fedavg_whenever_tasks_arrive(
     tmp_path, arrival
 ):
     a = run(tmp_path / "a", *arrival, *INFINITE)
     b = run(
-        tmp_path / "b", *arrival, *INFINITE, "strategy=fedbuff", "strategy.buffer=3"
+        tmp_path / "b",
+        *arrival,
+        *INFINITE,
+        "strategy=fedbuff",
+        "strategy.buffer=3",
     )
     assert_same(a, b)
 
@@ -384,7 +435,11 @@ def test_who_is_at_work_ends_its_task_when_it_is_done(
     tmp_path, monkeypatch, strategy, arrival
 ):
     given, told, busy = [], [], set()
-    push, pull, exchange = FleetGrid._give_out, FleetGrid._take_in, FleetGrid.exchange
+    push, pull, exchange = (
+        FleetGrid._give_out,
+        FleetGrid._take_in,
+        FleetGrid.exchange,
+    )
 
     def give(self, work, options):
         for message in work:
@@ -423,9 +478,13 @@ def test_who_is_at_work_ends_its_task_when_it_is_done(
         assert task == min((it.ends[client] <= now).sum(), tasks - 1)
     assert len({entry[1:] for entry in given}) == len(given)
     for client in range(3):
-        assert [task for _, who, task in told if who == client] == list(range(tasks))
+        assert [task for _, who, task in told if who == client] == list(
+            range(tasks)
+        )
         assert all(
-            now >= it.ends[client, task] for now, who, task in told if who == client
+            now >= it.ends[client, task]
+            for now, who, task in told
+            if who == client
         )
         for task in {task for _, who, task, _ in given if who == client}:
             assert (
@@ -438,9 +497,9 @@ def test_who_is_at_work_ends_its_task_when_it_is_done(
             )
     known = np.isfinite(result.accuracy["personal"])
     assert (known == np.triu(np.ones((tasks, tasks), bool))).all()
-    assert [event["task"] for event in events(tmp_path / "run", "task_end")] == list(
-        range(tasks)
-    )
+    assert [
+        event["task"] for event in events(tmp_path / "run", "task_end")
+    ] == list(range(tasks))
 
 
 def test_asynchronous_work_goes_on_while_others_change_their_tasks(tmp_path):
@@ -462,12 +521,16 @@ def test_asynchronous_work_goes_on_while_others_change_their_tasks(tmp_path):
         for event in events(tmp_path / "run", "round")
         if event["task"] == 0
     ]
-    across = [stale for stale, time in zip(late, times, strict=True) if 3 < time < 5]
+    across = [
+        stale for stale, time in zip(late, times, strict=True) if 3 < time < 5
+    ]
     assert max(across) >= 1
 
 
 @pytest.mark.parametrize("strategy", ASYNCHRONOUS)
-def test_a_stopped_asynchronous_run_goes_on_from_the_last_task(tmp_path, strategy):
+def test_a_stopped_asynchronous_run_goes_on_from_the_last_task(
+    tmp_path, strategy
+):
     changes = [*STAGGERED, *strategy, "fleet.compute_sigma=0.5"]
     expected = run(tmp_path / "a", *changes)
     seen = []
@@ -493,7 +556,12 @@ def test_a_stopped_asynchronous_run_goes_on_from_the_last_task(tmp_path, strateg
 
 def test_more_clients_can_be_asked_than_are_needed(tmp_path, work):
     """Those who are asked besides are at tasks of their own too."""
-    run(tmp_path / "run", *STAGGERED, "strategy.fraction=0.6", "fleet.over_commit=1.5")
+    run(
+        tmp_path / "run",
+        *STAGGERED,
+        "strategy.fraction=0.6",
+        "fleet.over_commit=1.5",
+    )
     trained = [entry[1:] for entry in work if entry[0] == TRAIN]
     assert len(set(trained)) == len(trained)
     assert {entry[:2] for entry in trained} == {

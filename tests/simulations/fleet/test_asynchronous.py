@@ -30,7 +30,9 @@ def run(out, strategy, fleet, *changes, **options):
 
 def rounds(out):
     return [
-        event for event in RunFolder.open(out).events() if event["event"] == "round"
+        event
+        for event in RunFolder.open(out).events()
+        if event["event"] == "round"
     ]
 
 
@@ -58,7 +60,9 @@ def test_a_deadline_without_a_clock_is_warned_of(tmp_path):
         ]
 
     (reason,) = warned(tmp_path / "a", "semisync", None)
-    assert "strategy semisync goes by the clock, which stands still here" in reason
+    assert (
+        "strategy semisync goes by the clock, which stands still here" in reason
+    )
     assert "set fleet.devices" in reason
     assert warned(tmp_path / "b", "semisync", MIXED) == []
     assert warned(tmp_path / "c", "fedbuff", None, buffer=2) == []
@@ -66,7 +70,9 @@ def test_a_deadline_without_a_clock_is_warned_of(tmp_path):
     assert_same(*same)
 
 
-def test_with_everybody_in_the_buffer_fedbuff_is_fedavg_and_takes_as_long(tmp_path):
+def test_with_everybody_in_the_buffer_fedbuff_is_fedavg_and_takes_as_long(
+    tmp_path,
+):
     a, b = (
         run(tmp_path / "a", "fedavg", MIXED),
         run(tmp_path / "b", "fedbuff", MIXED, buffer=4),
@@ -134,7 +140,9 @@ def test_scoring_on_the_way_takes_no_time_and_changes_nothing(tmp_path):
         if e["event"] == "evaluation"
     ]
     assert len(evaluations) == 8
-    assert evaluations == [event["virtual_seconds"] for event in rounds(tmp_path / "a")]
+    assert evaluations == [
+        event["virtual_seconds"] for event in rounds(tmp_path / "a")
+    ]
 
 
 def test_tasks_that_arrive_one_client_after_the_other(tmp_path):

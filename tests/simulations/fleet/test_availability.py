@@ -5,7 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedknow.protocols.config import ConfigError, FleetConfig
-from fedknow.simulations.fleet.availability import Always, Markov, Trace, make_presence
+from fedknow.simulations.fleet.availability import (
+    Always,
+    Markov,
+    Trace,
+    make_presence,
+)
 
 TRACE = Trace([[(0.0, 2.0), (5.0, 10.0)], [(3.0, 4.0)]], 10.0)
 
@@ -56,7 +61,9 @@ def test_markov_is_a_function_of_the_seed_and_there_as_often_as_it_should_be():
     assert [one.completion(4, t, 50.0) for t in times] == [
         other.completion(4, t, 50.0) for t in reversed(times)
     ][::-1]
-    share = sum(one.between(client, 0.0, 10_000.0) for client in range(40)) / 400_000
+    share = (
+        sum(one.between(client, 0.0, 10_000.0) for client in range(40)) / 400_000
+    )
     assert share == pytest.approx(0.75, abs=0.01)
     assert sum(
         one.is_present(client, 0.0) for client in range(2000)
@@ -68,7 +75,9 @@ def test_who_has_been_there_so_long_was_there_so_long(client, time, seconds):
     for presence in (TRACE, Markov(7, 20.0, 5.0), Always()):
         end = presence.completion(client, time, seconds)
         assert end >= time + seconds - 1e-9
-        assert presence.between(client, time, end) == pytest.approx(seconds, abs=1e-6)
+        assert presence.between(client, time, end) == pytest.approx(
+            seconds, abs=1e-6
+        )
         assert presence.until(client, end) == pytest.approx(
             presence.between(client, 0.0, end), abs=1e-6
         )

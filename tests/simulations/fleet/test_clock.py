@@ -12,7 +12,9 @@ from fedknow.simulations.fleet.links import Links
 
 
 def clock(down=10.0, up=10.0, shared=False, presence=None, clients=4):
-    return Clock(Links([down] * clients, [up] * clients, shared), presence or Always())
+    return Clock(
+        Links([down] * clients, [up] * clients, shared), presence or Always()
+    )
 
 
 def run(it, *jobs, until=math.inf):
@@ -43,7 +45,11 @@ def test_a_job_is_sent_computed_and_answered():
 
 
 def test_clients_do_not_wait_for_each_other_on_links_of_their_own():
-    jobs = [Job("a", 0, 100, 5, 10), Job("b", 1, 10, 3, 10), Job("c", 2, 10, 4, 0)]
+    jobs = [
+        Job("a", 0, 100, 5, 10),
+        Job("b", 1, 10, 3, 10),
+        Job("c", 2, 10, 4, 0),
+    ]
     assert run(clock(), *jobs) == [("b", 5.0), ("c", 5.0), ("a", 16.0)]
 
 
@@ -104,11 +110,18 @@ def test_what_is_due_is_given_up_and_what_is_done_just_then_is_done():
 
 def test_a_lost_answer_is_noticed_when_it_is_due_or_should_have_come():
     assert run(clock(), Job("a", 0, 10, 1, 10, is_lost=True)) == [("a", 3.0)]
-    assert run(clock(), Job("a", 0, 10, 1, 10, is_lost=True, due=9.0)) == [("a", 9.0)]
+    assert run(clock(), Job("a", 0, 10, 1, 10, is_lost=True, due=9.0)) == [
+        ("a", 9.0)
+    ]
     it = clock()
     it.give(Job("a", 0, 10, 1, 10, is_lost=True, due=9.0))
     timing = it.step()
-    assert (timing.computed, timing.arrived, timing.ended, timing.is_complete) == (
+    assert (
+        timing.computed,
+        timing.arrived,
+        timing.ended,
+        timing.is_complete,
+    ) == (
         2.0,
         3.0,
         9.0,
@@ -162,7 +175,11 @@ def test_time_away_is_neither_computing_nor_transfer():
     # its client.
     it.give(Job("b", 0, down=0, seconds=1, up=30))
     timing = it.step()
-    assert (timing.began, timing.computed, timing.ended) == (7203.0, 7204.0, 10802.0)
+    assert (timing.began, timing.computed, timing.ended) == (
+        7203.0,
+        7204.0,
+        10802.0,
+    )
     assert it.shares(timing) == (3.0, 1.0)
 
 
@@ -193,7 +210,9 @@ def test_dropped_jobs_end_now():
 
 
 jobs = st.lists(
-    st.tuples(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(0, 1e3), st.floats(0, 5)),
+    st.tuples(
+        st.floats(0, 1e3), st.floats(0, 1e3), st.floats(0, 1e3), st.floats(0, 5)
+    ),
     min_size=1,
     max_size=12,
 )
@@ -202,7 +221,8 @@ jobs = st.lists(
 @given(jobs)
 def test_a_shared_link_is_never_faster_and_as_fast_for_one_at_a_time(sizes):
     given_jobs = [
-        Job(str(i), i, d, s, u, (wait, wait)) for i, (d, s, u, wait) in enumerate(sizes)
+        Job(str(i), i, d, s, u, (wait, wait))
+        for i, (d, s, u, wait) in enumerate(sizes)
     ]
     own = dict(run(clock(clients=12), *given_jobs))
     shared = dict(run(clock(shared=True, clients=12), *given_jobs))
@@ -213,7 +233,9 @@ def test_a_shared_link_is_never_faster_and_as_fast_for_one_at_a_time(sizes):
         )
         assert shared[job.id] >= own[job.id] - 1e-9 * max(1.0, own[job.id])
     # Nor does a link carry more than it can.
-    assert max(shared.values()) >= sum(job.down for job in given_jobs) / 10 * (1 - 1e-9)
+    assert max(shared.values()) >= sum(job.down for job in given_jobs) / 10 * (
+        1 - 1e-9
+    )
     alone = dict(run(clock(shared=True, clients=12), given_jobs[0]))
     assert alone["0"] == pytest.approx(own["0"])
 

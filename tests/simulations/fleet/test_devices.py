@@ -75,7 +75,9 @@ def test_lists_are_repeated_and_patterns_are_drawn():
     assert assign(FleetConfig(devices="jetson-tx2"), 2, 0) == ["jetson-tx2"] * 2
     drawn = assign(FleetConfig(devices=["phone-*"]), 6, 0)
     assert sorted(drawn[:3]) == ["phone-high", "phone-low", "phone-middle"]
-    assert drawn[:3] == drawn[3:] == assign(FleetConfig(devices=["phone-*"]), 3, 0)
+    assert (
+        drawn[:3] == drawn[3:] == assign(FleetConfig(devices=["phone-*"]), 3, 0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,10 @@ def test_what_does_not_fit_is_refused(fleet, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("fleet.deadline=5", r"fleet.deadline = 5.0 does nothing without devices"),
+        (
+            "fleet.deadline=5",
+            r"fleet.deadline = 5.0 does nothing without devices",
+        ),
         ("fleet.devices.jetson-nano=0", r"fleet.devices"),
         ("fleet.over_commit=0.5", r"fleet.over_commit = 0.5"),
         ("fleet.speed=1", r"fleet.speed: unknown key"),
@@ -148,7 +153,9 @@ def test_a_list_of_phones(tmp_path):
     known = shipped_profiles()
     assert list(found) == ["ai-one-5g", "ai-two", "ai-tiny", "ai-mid"]
     for name, like in (("one-5g", "high"), ("two", "middle"), ("tiny", "low")):
-        assert found[f"ai-{name}"].speed == pytest.approx(known[f"phone-{like}"].speed)
+        assert found[f"ai-{name}"].speed == pytest.approx(
+            known[f"phone-{like}"].speed
+        )
     # Halfway between low and middle in the logarithm of the score: the geometric mean of their
     # speeds.
     half = math.sqrt(known["phone-low"].speed * known["phone-middle"].speed)
@@ -162,9 +169,13 @@ def test_a_list_of_phones(tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not os.environ.get("FEDKNOW_DATA"), reason="needs FEDKNOW_DATA")
+@pytest.mark.skipif(
+    not os.environ.get("FEDKNOW_DATA"), reason="needs FEDKNOW_DATA"
+)
 def test_the_ai_benchmark_list():
-    path = Path(os.environ["FEDKNOW_DATA"]) / "devices" / "ai_benchmark_phones.csv"
+    path = (
+        Path(os.environ["FEDKNOW_DATA"]) / "devices" / "ai_benchmark_phones.csv"
+    )
     found = phones(path)
     assert len(found) > 300
     assert {shipped_profiles()["phone-low"].speed} < {
@@ -178,5 +189,7 @@ def test_links_differ_as_told():
     )
     logs = [math.log(rate / 100) for rate in links.down]
     assert sum(logs) / 2000 == pytest.approx(0, abs=0.04)
-    assert math.sqrt(sum(x * x for x in logs) / 2000) == pytest.approx(0.5, abs=0.03)
+    assert math.sqrt(sum(x * x for x in logs) / 2000) == pytest.approx(
+        0.5, abs=0.03
+    )
     assert set(links.up) == {math.inf}

@@ -37,7 +37,9 @@ from fedknow.simulations.fleet.grid import FleetGrid
 from fedknow.simulations.fleet.links import Links
 from fedknow.simulations.simulate import simulate
 
-SOURCE = dict.fromkeys(("peak", "memory", "busy", "idle"), "made up for this test")
+SOURCE = dict.fromkeys(
+    ("peak", "memory", "busy", "idle"), "made up for this test"
+)
 DEVICE = Profile(peak=10, memory=1000, busy=4, idle=1, source=SOURCE)
 
 MEASUREMENT = WaveOptions(is_measurement=True)
@@ -83,7 +85,9 @@ def fleet(clients=4, presence=None, rate=4.0, quorum=1, seed=0, **settings):
 
 def work(*clients, kind=TRAIN):
     content = {ARRAYS: Arrays(w=np.zeros(2, np.float32)), CONFIG: Config(task=0)}
-    return [Message(kind, node_of(client), "", content=content) for client in clients]
+    return [
+        Message(kind, node_of(client), "", content=content) for client in clients
+    ]
 
 
 def flower(*clients):
@@ -117,7 +121,11 @@ def test_a_wave_takes_as_long_as_its_slowest():
         "energy_joules": 4 * 10 + 29 + 4 * 30 + 9 + 2 * 39,
     }
     first, _, third, _ = it.fleet()["clients"]
-    assert (first["computing"], first["transfer"], first["idle"]) == (10.0, 9.0, 20.0)
+    assert (first["computing"], first["transfer"], first["idle"]) == (
+        10.0,
+        9.0,
+        20.0,
+    )
     assert third["utilisation"] == 30 / 39
     assert (first["down"], first["up"], first["flops"], first["answered"]) == (
         16.0,
@@ -129,7 +137,11 @@ def test_a_wave_takes_as_long_as_its_slowest():
 
 def test_scoring_is_free_and_the_end_of_a_task_is_not():
     it = fleet(deadline=1.0)
-    assert answered(it.exchange(work(0, 1, 2, kind=EVALUATE), MEASUREMENT)) == [0, 1, 2]
+    assert answered(it.exchange(work(0, 1, 2, kind=EVALUATE), MEASUREMENT)) == [
+        0,
+        1,
+        2,
+    ]
     assert it.clock_time == 0
     assert answered(it.exchange(work(0, 1, kind=END_TASK))) == [0, 1]
     assert it.clock_time == 29
@@ -182,7 +194,9 @@ def test_time_away_is_booked_as_such():
     }
     assert parts == {"communication": 9.0, "computing": 10.0, "waiting": 10785.0}
     first, second, *_ = it.fleet()["clients"]
-    assert {key: first[key] for key in ("computing", "transfer", "idle", "away")} == {
+    assert {
+        key: first[key] for key in ("computing", "transfer", "idle", "away")
+    } == {
         "computing": 10.0,
         "transfer": 9.0,
         "idle": 0.0,
@@ -203,7 +217,8 @@ def test_work_that_never_began_costs_nothing():
     # Client 0 is there at once, the others in an hour: what they were to do is given up before
     # they see it.
     it = fleet(
-        presence=Trace([[(0.0, 30.0)], [(3600.0, 3630.0)]], 7200.0), deadline=100.0
+        presence=Trace([[(0.0, 30.0)], [(3600.0, 3630.0)]], 7200.0),
+        deadline=100.0,
     )
     assert answered(it.exchange(work(0, 1))) == [0]
     assert it.clock_time == 100.0
@@ -241,7 +256,8 @@ def test_a_lost_answer_is_waited_for_but_not_under_way(monkeypatch):
     ) == (20.0, 9.0, 21.0, 200.0)
     elapsed = it.elapsed()
     assert [
-        elapsed[f"{key}_seconds"] for key in ("communication", "computing", "waiting")
+        elapsed[f"{key}_seconds"]
+        for key in ("communication", "computing", "waiting")
     ] == [9.0, 20.0, 21.0]
 
 
@@ -255,7 +271,9 @@ def test_over_commit_asks_more_and_takes_the_first():
     assert len([reply for reply in replies if not reply.has_error()]) == 2
     assert it.traffic.counts()[TRAIN]["messages"] == 3
     assert not missed
-    late = [client["client"] for client in it.fleet()["clients"] if client["late"]]
+    late = [
+        client["client"] for client in it.fleet()["clients"] if client["late"]
+    ]
     # With 0, client 2 comes third and is told to stop when 1 is done; 3 fails at once and does
     # not count.
     assert (late, it.clock_time) in (([2], 29.0), ([], 39.0))
@@ -500,18 +518,24 @@ def test_a_device_too_small_is_recorded_and_the_run_goes_on(tmp_path):
         f"source = {{ peak = {source}, memory = {source}, busy = {source}, idle = {source} }}\n"
     )
     _, folder = run(
-        tmp_path / "run", f"fleet.profiles={own}", 'fleet.devices=["infinite", "tiny"]'
+        tmp_path / "run",
+        f"fleet.profiles={own}",
+        'fleet.devices=["infinite", "tiny"]',
     )
     failures = [event for event in folder.events() if event["event"] == "failure"]
     assert {event["fault"] for event in failures} == {"out_of_memory"}
     # The second task's signature gradients are what no longer fits.
-    assert {(event["client"], event["task"]) for event in failures} == {(1, 1), (3, 1)}
+    assert {(event["client"], event["task"]) for event in failures} == {
+        (1, 1),
+        (3, 1),
+    }
     assert "tiny has room for 0 MB" in failures[0]["reason"]
     assert [
         event["clients"] for event in folder.events() if event["event"] == "round"
     ] == [4, 4, 2, 2]
     with pytest.raises(
-        RunError, match=r"does not fit the fleet: too little memory on 4 of 4 devices"
+        RunError,
+        match=r"does not fit the fleet: too little memory on 4 of 4 devices",
     ):
         run(tmp_path / "none", f"fleet.profiles={own}", "fleet.devices=tiny")
     with pytest.raises(RunError, match=r"does not fit the fleet"):
@@ -528,18 +552,23 @@ def test_rounds_without_answers_leave_the_model_and_are_no_result(tmp_path):
         run(tmp_path, DEVICES, "fleet.deadline=0.001", *LINK)
     folder = RunFolder.open(tmp_path)
     warnings = [
-        event["reason"] for event in folder.events() if event["event"] == "warning"
+        event["reason"]
+        for event in folder.events()
+        if event["event"] == "warning"
     ]
     assert any("no answer to 'train' in time" in reason for reason in warnings)
     assert any("the global model stays as it is" in reason for reason in warnings)
     rounds = [event for event in folder.events() if event["event"] == "round"]
-    assert [(event["clients"], event["loss"]) for event in rounds] == [(0, None)] * 4
+    assert [(event["clients"], event["loss"]) for event in rounds] == [
+        (0, None)
+    ] * 4
     assert rounds[-1]["virtual_seconds"] > 0.004
 
 
 def test_a_fleet_that_cannot_be_leaves_no_folder(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"20 devices for data.clients = 4|fleet.devices: 20 devices"
+        ConfigError,
+        match=r"20 devices for data.clients = 4|fleet.devices: 20 devices",
     ):
         run(tmp_path / "run", "fleet=testbed-a")
     assert not (tmp_path / "run").exists()
@@ -547,7 +576,11 @@ def test_a_fleet_that_cannot_be_leaves_no_folder(tmp_path):
 
 def test_real_clients_have_no_imagined_devices(tmp_path):
     with pytest.raises(ConfigError, match="real clients are devices themselves"):
-        serve(read_config(SMALL, ["fleet=infinite"]), tmp_path / "run", "127.0.0.1:0")
+        serve(
+            read_config(SMALL, ["fleet=infinite"]),
+            tmp_path / "run",
+            "127.0.0.1:0",
+        )
 
 
 def test_the_same_on_one_worker_and_on_four(tmp_path):

@@ -27,7 +27,11 @@ SMALL = {
     "train": {"rounds": 1, "epochs": 1},
     "learner": "finetune",
     "engine": {"backend": "inline"},
-    "fleet": {"devices": ["jetson-nano", "raspberry-pi-3"], "down": 1e4, "up": 1e4},
+    "fleet": {
+        "devices": ["jetson-nano", "raspberry-pi-3"],
+        "down": 1e4,
+        "up": 1e4,
+    },
 }
 
 
@@ -52,27 +56,40 @@ def test_the_report_says_where_the_time_went(tmp_path):
     for key in ("virtual_seconds", "communication_seconds", "energy_joules"):
         assert measures[key] == end[key] > 0
     assert (
-        json.loads((tmp_path / "one" / "fleet.json").read_text())["virtual_seconds"]
+        json.loads((tmp_path / "one" / "fleet.json").read_text())[
+            "virtual_seconds"
+        ]
         == end["virtual_seconds"]
     )
 
-    simulate(read_config(SMALL, ["fleet.down=1e5"]), tmp_path / "two", report=False)
-    page = write_report([run, RunFolder.open(tmp_path / "two")], tmp_path).read_text()
+    simulate(
+        read_config(SMALL, ["fleet.down=1e5"]), tmp_path / "two", report=False
+    )
+    page = write_report(
+        [run, RunFolder.open(tmp_path / "two")], tmp_path
+    ).read_text()
     assert "Accuracy over virtual time" in page
     assert "fleet.down=10000.0" in page
 
 
 def test_a_run_without_a_fleet_does_not_speak_of_one(tmp_path):
-    config = read_config({key: value for key, value in SMALL.items() if key != "fleet"})
+    config = read_config(
+        {key: value for key, value in SMALL.items() if key != "fleet"}
+    )
     simulate(config, tmp_path)
     assert (
-        "irtual" not in (tmp_path / "report.html").read_text().split("config.toml")[0]
+        "irtual"
+        not in (tmp_path / "report.html").read_text().split("config.toml")[0]
     )
     assert not (tmp_path / "fleet.json").exists()
 
 
 def test_devices_are_listed():
-    text = CliRunner().invoke(app, ["list", "devices"], env={"COLUMNS": "200"}).output
+    text = (
+        CliRunner()
+        .invoke(app, ["list", "devices"], env={"COLUMNS": "200"})
+        .output
+    )
     assert "jetson-nano" in text
     assert "82.6 GFLOP/s, room for 2.5 GB, 10 W" in text
     assert "testbed-b" in text
@@ -170,7 +187,8 @@ def test_this_machine_becomes_a_device(tmp_path):
         report=False,
     )
     assert [
-        client["device"] for client in RunFolder.open(tmp_path / "run").fleet["clients"]
+        client["device"]
+        for client in RunFolder.open(tmp_path / "run").fleet["clients"]
     ] == ["here"] * 3
 
 

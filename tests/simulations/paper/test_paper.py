@@ -31,7 +31,12 @@ from fedknow.simulations.paper.effort import communication_hours, virtual_hours
 from fedknow.simulations.paper.page import published_text
 from fedknow.simulations.paper.protocol import paper_table
 
-TINY = ["model=mlp", "model.hidden=8", "engine.backend=inline", "train.batch_size=8"]
+TINY = [
+    "model=mlp",
+    "model.hidden=8",
+    "engine.backend=inline",
+    "train.batch_size=8",
+]
 
 
 @pytest.fixture
@@ -43,7 +48,10 @@ def small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def part(each: int) -> tuple[np.ndarray, np.ndarray]:
             y = np.repeat(np.arange(20), each)
-            x = rng.integers(0, 40, (len(y), 1, 4, 4)) + (10 * y)[:, None, None, None]
+            x = (
+                rng.integers(0, 40, (len(y), 1, 4, 4))
+                + (10 * y)[:, None, None, None]
+            )
             return x.astype(np.uint8), y
 
         return Dataset.from_arrays("cifar100", *part(20), *part(10))
@@ -53,7 +61,15 @@ def small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_experiment_can_be_planned() -> None:
     table = paper_table()
-    assert list(experiments()) == ["5.1", "5.1-pi", "5.2", "5.3", "5.4", "5.5", "5.6"]
+    assert list(experiments()) == [
+        "5.1",
+        "5.1-pi",
+        "5.2",
+        "5.3",
+        "5.4",
+        "5.5",
+        "5.6",
+    ]
     for name, experiment in table["experiments"].items():
         for data in table["workloads"]:
             for variant in variants(name, data):
@@ -68,7 +84,11 @@ def test_every_experiment_can_be_planned() -> None:
 def test_the_papers_protocol() -> None:
     (cifar,) = variants("5.1")
     config = cifar.config
-    assert (config.data.tasks, config.data.classes_per_task, config.data.clients) == (
+    assert (
+        config.data.tasks,
+        config.data.classes_per_task,
+        config.data.clients,
+    ) == (
         10,
         10,
         20,
@@ -81,8 +101,13 @@ def test_the_papers_protocol() -> None:
     ) == (15, 8, 1e-3, "adam")
     assert (config.model.name, config.data.share) == ("cnn6", "disjoint")
     assert config.strategy.options == {"fraction": 0.4}
-    assert [variant.config.data.clients for variant in variants("5.3")] == [50, 100]
-    assert {variant.config.data.share for variant in variants("5.3")} == {"overlapping"}
+    assert [variant.config.data.clients for variant in variants("5.3")] == [
+        50,
+        100,
+    ]
+    assert {variant.config.data.share for variant in variants("5.3")} == {
+        "overlapping"
+    }
     mini = variants("5.3")[0].config
     assert (
         mini.train.optimizer,
@@ -125,13 +150,16 @@ def test_values_belong_to_what_is_run() -> None:
                 table["experiments"][name]["learners"]
             )
             for value in by_method.values():
-                assert len(value.get("tasks", [])) == len(value.get("accuracy", []))
+                assert len(value.get("tasks", [])) == len(
+                    value.get("accuracy", [])
+                )
                 assert all(
                     len(value.get(key, [])) <= len(value.get("tasks", []))
                     for key in ("forgetting", "task_hours")
                 )
                 assert all(
-                    0 <= forgotten < 1 for forgotten in value.get("forgetting", [])
+                    0 <= forgotten < 1
+                    for forgotten in value.get("forgetting", [])
                 )
                 assert len(value.get("hours_at_rates", range(8))) == 8
                 assert all(0 < a <= 1 for a in value.get("accuracy", []))
@@ -149,10 +177,16 @@ def test_fleets_are_the_papers_testbeds() -> None:
         "jetson-xavier-nx": 8,
         "jetson-agx-xavier": 2,
     }
-    pis = {"raspberry-pi-4-2gb": 1, "raspberry-pi-4-4gb": 5, "raspberry-pi-4-8gb": 4}
+    pis = {
+        "raspberry-pi-4-2gb": 1,
+        "raspberry-pi-4-4gb": 5,
+        "raspberry-pi-4-8gb": 4,
+    }
     for experiment, devices in (("5.1", jetsons), ("5.1-pi", jetsons | pis)):
         config = variants(experiment)[0].config
-        assert Counter(assign(config.fleet, config.data.clients, seed=0)) == devices
+        assert (
+            Counter(assign(config.fleet, config.data.clients, seed=0)) == devices
+        )
         assert set(devices) <= set(shipped_profiles())
         assert (config.fleet.up, config.fleet.down) == (1e6, 1e6)
 
@@ -169,11 +203,14 @@ def test_a_scaled_fleet_keeps_its_mix(experiment: str, scale: float) -> None:
     )
     assert set(here) == set(there)
     ratio = here.total() / there.total()
-    assert all(abs(here[kind] - ratio * count) <= 1 for kind, count in there.items())
+    assert all(
+        abs(here[kind] - ratio * count) <= 1 for kind, count in there.items()
+    )
 
 
 @given(
-    st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30), st.integers(1, 100)
+    st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30),
+    st.integers(1, 100),
 )
 def test_mixed(devices: list[str], clients: int) -> None:
     found = mixed(devices, clients)
@@ -218,7 +255,11 @@ def test_what_share_of_the_papers_training_is_run() -> None:
 def test_comparison_after_as_many_tasks() -> None:
     """Ours after ten tasks beside the paper's after ten; where the paper has no such value, it
     says after how many."""
-    there = {"tasks": [1, 5, 20], "accuracy": [0.9, 0.7, 0.5], "forgetting": [0.2]}
+    there = {
+        "tasks": [1, 5, 20],
+        "accuracy": [0.9, 0.7, 0.5],
+        "forgetting": [0.2],
+    }
     assert published_text(there, "accuracy", 5) == "70.0 %"
     assert published_text(there, "accuracy", 10) == "50.0 % after 20"
     assert published_text(there, "forgetting", 5) == "20.0 % after 20"
@@ -235,9 +276,15 @@ def test_comparison_after_as_many_tasks() -> None:
             {"experiment": "5.1", "data": "cifar10"},
             r"--data 'cifar10': there is none \(did you mean 'cifar100'\?\)",
         ),
-        ({"experiment": "5.1", "scale": 0.0}, r"--scale 0: give a number above 0"),
+        (
+            {"experiment": "5.1", "scale": 0.0},
+            r"--scale 0: give a number above 0",
+        ),
         ({"experiment": "5.1", "scale": 1.5}, r"--scale 1.5: .*at most 1"),
-        ({"experiment": "5.1", "changes": ["train.round=1"]}, r"did you mean 'rounds'"),
+        (
+            {"experiment": "5.1", "changes": ["train.round=1"]},
+            r"did you mean 'rounds'",
+        ),
     ],
 )
 def test_errors(arguments: dict[str, object], text: str) -> None:
@@ -336,7 +383,9 @@ def test_what_is_kept_and_single_tasks(tmp_path) -> None:
     not run here."""
     changes = [*TINY, "data.tasks=2", "data.clients=3"]
     outcome = run_paper(
-        PaperRequest("5.5", scale=0.001, learners=["fedknow@rho=0.1"], changes=changes),
+        PaperRequest(
+            "5.5", scale=0.001, learners=["fedknow@rho=0.1"], changes=changes
+        ),
         tmp_path,
     )
     assert outcome.failures == {}
@@ -400,7 +449,9 @@ def test_bytes_of_as_many_rounds() -> None:
         }.__getitem__,  # of these 30 GB are the model
     )
     group = Group("fedweit", [run])
-    assert communication_hours(group, 1000) == pytest.approx(40e9 / 20 / 1e6 / 3600)
+    assert communication_hours(group, 1000) == pytest.approx(
+        40e9 / 20 / 1e6 / 3600
+    )
     assert communication_hours(group, 1000, variant) == pytest.approx(
         10 * (90e9 + 1e9 + 9e9 + 10 * 0.5e9) / 20 / 1e6 / 3600
     )

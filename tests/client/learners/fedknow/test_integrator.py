@@ -50,13 +50,18 @@ def problems(draw):
     k, p = draw(st.integers(1, 14)), draw(st.integers(1, 60))
     signature = rng.normal(size=(k, p)) * 10 ** rng.uniform(-6, 3, size=(k, 1))
     for row in range(1, k):
-        kind = draw(st.sampled_from(["own"] * 6 + ["parallel", "opposite", "zero"]))
+        kind = draw(
+            st.sampled_from(["own"] * 6 + ["parallel", "opposite", "zero"])
+        )
         if kind != "own":
             signature[row] = (
-                signature[0] * {"parallel": 3.0, "opposite": -1.0, "zero": 0.0}[kind]
+                signature[0]
+                * {"parallel": 3.0, "opposite": -1.0, "zero": 0.0}[kind]
             )
     g = rng.normal(size=p) * 10 ** rng.uniform(-6, 3)
-    side = draw(st.sampled_from([0.0, 1.0, -1.0]))  # among all, with all, against all
+    side = draw(
+        st.sampled_from([0.0, 1.0, -1.0])
+    )  # among all, with all, against all
     return g + side * 10 * signature.sum(0), signature
 
 
@@ -64,7 +69,9 @@ def problems(draw):
 @given(problems())
 def test_a_working_set_ends_at_the_solution_for_all(problem):
     g, signature = torch.from_numpy(problem[0]), Gradients(problem[1])
-    result = integrate_lazily(g, len(problem[1]), signature.build, signature.products)
+    result = integrate_lazily(
+        g, len(problem[1]), signature.build, signature.products
+    )
     v, _ = nnls(problem[1].T, -problem[0], maxiter=1000)
     size = np.linalg.norm(problem[0])
     assert result.gradient.numpy() == pytest.approx(
@@ -75,7 +82,10 @@ def test_a_working_set_ends_at_the_solution_for_all(problem):
         problem[1] @ result.gradient.numpy()
         >= -1e-7 * size * np.linalg.norm(problem[1], axis=1)
     ).all()
-    assert (result.built, result.multiplied) == (len(signature.rows), signature.asked)
+    assert (result.built, result.multiplied) == (
+        len(signature.rows),
+        signature.asked,
+    )
     # One more than a product for each row: the worst there is. Few violated constraints cost
     # few rows.
     assert result.multiplied <= 1 + result.built <= 1 + len(problem[1])
@@ -94,7 +104,10 @@ def test_rows_are_built_as_they_are_found_violated():
     # and confirmed.
     signature = Gradients(np.eye(3))
     result = integrate_lazily(
-        torch.tensor([-1.0, 1, 1]).double(), 3, signature.build, signature.products
+        torch.tensor([-1.0, 1, 1]).double(),
+        3,
+        signature.build,
+        signature.products,
     )
     assert (result.gradient.tolist(), signature.rows) == ([0, 1, 1], [0])
     assert (result.violated, result.built, result.multiplied) == (1, 1, 2)
@@ -102,7 +115,10 @@ def test_rows_are_built_as_they_are_found_violated():
     # leaves the others alone.
     matrix = np.array([[1.0, 0], [1, 2], [1, -1]])
     result = integrate_lazily(
-        torch.tensor([1.0, -1]).double(), 3, (s := Gradients(matrix)).build, s.products
+        torch.tensor([1.0, -1]).double(),
+        3,
+        (s := Gradients(matrix)).build,
+        s.products,
     )
     assert result.gradient.tolist() == pytest.approx([1.2, -0.6])
     assert s.rows == [1]
@@ -110,7 +126,10 @@ def test_rows_are_built_as_they_are_found_violated():
     # the three nothing but 0 is left; the third is built, as asking for it would cost as much.
     matrix = np.array([[1.0, 0], [-1, -1], [0, 1]])
     result = integrate_lazily(
-        torch.tensor([-4.0, 1]).double(), 3, (s := Gradients(matrix)).build, s.products
+        torch.tensor([-4.0, 1]).double(),
+        3,
+        (s := Gradients(matrix)).build,
+        s.products,
     )
     assert result.gradient.tolist() == pytest.approx([0, 0], abs=1e-12)
     assert s.rows == [0, 1, 2]
@@ -133,7 +152,9 @@ def test_one_signature_gradient_is_built_without_asking():
 
 @settings(deadline=None, max_examples=200)
 @given(problems())
-def test_surrogate_never_opposes_the_sum_and_never_goes_farther_than_needed(problem):
+def test_surrogate_never_opposes_the_sum_and_never_goes_farther_than_needed(
+    problem,
+):
     g, matrix = problem
     size = np.linalg.norm(g)
     result = integrate_surrogate(
@@ -150,7 +171,9 @@ def test_surrogate_never_opposes_the_sum_and_never_goes_farther_than_needed(prob
         0, abs=1e-7 * size * max(np.linalg.norm(sum_), 1e-300)
     )
     # A consequence of the constraints: its nearest point is no farther off than theirs.
-    exact = integrate(torch.from_numpy(g), torch.from_numpy(matrix)).gradient.numpy()
+    exact = integrate(
+        torch.from_numpy(g), torch.from_numpy(matrix)
+    ).gradient.numpy()
     assert np.linalg.norm(ours - g) <= np.linalg.norm(exact - g) + 1e-6 * size
 
 
@@ -215,7 +238,10 @@ def test_products_that_are_not_finite_are_refused(bad):
         integrate_surrogate(g, np.ones(2), odd, lambda w: g)
     with pytest.raises(FloatingPointError, match="not finite"):
         integrate_surrogate(
-            g, np.ones(2), np.array([-1.0, 0.0]), lambda w: torch.tensor([bad, 0.0])
+            g,
+            np.ones(2),
+            np.array([-1.0, 0.0]),
+            lambda w: torch.tensor([bad, 0.0]),
         )
 
 

@@ -43,9 +43,9 @@ def test_many_zeros_do_not_make_a_mask_of_everything():
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.floats(0.001, 1.0), st.integers(1, 300))
 def test_fraction_is_kept_exactly_and_nothing_larger_is_left_out(seed, rho, size):
-    weights = torch.randn(size, generator=torch.Generator().manual_seed(seed)).round(
-        decimals=1
-    )  # with ties
+    weights = torch.randn(
+        size, generator=torch.Generator().manual_seed(seed)
+    ).round(decimals=1)  # with ties
     (mask,) = top_fraction([weights], rho)
     assert int(mask.sum()) == max(1, round(rho * size))
     if not mask.all():
@@ -89,7 +89,10 @@ def test_knowledge_answers_as_the_pruned_model_did(tiny_model, tiny_task, norm):
     # Up to rounding: matrix products of other sizes (batches of 7, a slice of the head) may sum
     # in another order.
     torch.testing.assert_close(
-        knowledge.logits(other.body, task.test.x, 7), expected, rtol=1e-5, atol=1e-6
+        knowledge.logits(other.body, task.test.x, 7),
+        expected,
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -105,7 +108,8 @@ def test_size_is_a_bit_a_weight_and_the_kept_values(tiny_model, tiny_task):
 def test_round_trip_through_a_file_is_exact(tiny_model, tiny_task, tmp_path):
     knowledge = take(tiny_model(norm=True), tiny_task(2))
     save_state(
-        tmp_path / "state.safetensors", {"knowledge": {"2": knowledge.state_dict()}}
+        tmp_path / "state.safetensors",
+        {"knowledge": {"2": knowledge.state_dict()}},
     )
     again = Knowledge.from_state(
         load_state(tmp_path / "state.safetensors")["knowledge"]["2"]
@@ -119,4 +123,6 @@ def test_round_trip_through_a_file_is_exact(tiny_model, tiny_task, tmp_path):
 def test_same_seed_same_knowledge(tiny_model, tiny_task):
     a, b = take(tiny_model(), tiny_task(0)), take(tiny_model(), tiny_task(0))
     assert torch.equal(a.values, b.values)
-    assert not torch.equal(a.values, take(tiny_model(), tiny_task(0), seed=4).values)
+    assert not torch.equal(
+        a.values, take(tiny_model(), tiny_task(0), seed=4).values
+    )

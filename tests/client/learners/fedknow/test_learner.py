@@ -12,9 +12,17 @@ from fedknow.client.learners.fedknow import integrator as integrators
 from fedknow.client.learners.fedknow import negative_transfer, selection
 from fedknow.client.learners.fedknow.knowledge import Knowledge
 from fedknow.client.learners.fedknow.learner import FedKnow
-from fedknow.client.learners.fedknow.restorer import restored_cotangent, soft_labels
+from fedknow.client.learners.fedknow.restorer import (
+    restored_cotangent,
+    soft_labels,
+)
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
-from fedknow.client.learners.frames.learner import Batch, Diverged, HeadSlice, Round
+from fedknow.client.learners.frames.learner import (
+    Batch,
+    Diverged,
+    HeadSlice,
+    Round,
+)
 from fedknow.client.learners.frames.scoring import logits
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import ConfigError, TrainConfig
@@ -42,7 +50,9 @@ def live_through(client, tasks, rounds=2):
 
 def test_cotangent_is_the_gradient_of_the_soft_cross_entropy():
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(
+        5, 4, generator=generator, dtype=torch.float64, requires_grad=True
+    )
     y = torch.randn(5, 4, generator=generator, dtype=torch.float64)
     target = soft_labels(y, FedKnowSettings(temperature=2.0))
     loss = -(target * (z / 2.0).log_softmax(1)).sum(1).mean()
@@ -53,7 +63,9 @@ def test_cotangent_is_the_gradient_of_the_soft_cross_entropy():
 def test_cotangent_by_hand():
     # One sample, equal logits: softmax = (1/2, 1/2); the knowledge is sure of class 0; T = 2, B
     # = 1.
-    cotangent = restored_cotangent(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), 2.0)
+    cotangent = restored_cotangent(
+        torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), 2.0
+    )
     assert cotangent.tolist() == [[-0.25, 0.25]]
 
 
@@ -63,7 +75,9 @@ def test_soft_and_hard_labels_by_hand():
     assert soft_labels(logits, FedKnowSettings(temperature=2.0))[
         0
     ].tolist() == pytest.approx([e / (1 + e), 1 / (1 + e)])
-    assert soft_labels(logits, FedKnowSettings(labels="hard")).tolist() == [[1.0, 0.0]]
+    assert soft_labels(logits, FedKnowSettings(labels="hard")).tolist() == [
+        [1.0, 0.0]
+    ]
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -127,7 +141,9 @@ def test_step_equals_a_plain_reference_with_one_backward_a_loss(
 
 
 def test_the_head_is_averaged_only_where_that_is_asked_for(tiny_model):
-    assert not any(name.startswith("head.") for name in learner(tiny_model).send())
+    assert not any(
+        name.startswith("head.") for name in learner(tiny_model).send()
+    )
     everything = learner(tiny_model, exchange="all")
     assert any(name.startswith("head.") for name in everything.send())
     assert everything.ends_task  # else nothing would be known
@@ -141,21 +157,29 @@ def as_double(task):
     )
 
 
-def test_every_step_satisfies_every_signature_task(tiny_model, tiny_task, monkeypatch):
+def test_every_step_satisfies_every_signature_task(
+    tiny_model, tiny_task, monkeypatch
+):
     products = []
 
     def watched(g, signature):
         result = integrate(g, signature)
         lengths = signature.norm(dim=1) * g.norm()
         products.append(
-            ((signature @ result.gradient) / lengths.clamp_min(1e-30)).min().item()
+            ((signature @ result.gradient) / lengths.clamp_min(1e-30))
+            .min()
+            .item()
         )
         return result
 
     integrate = integrators.integrate
     monkeypatch.setattr(integrators, "integrate", watched)
-    live_through(learner(tiny_model, path="full"), [tiny_task(t) for t in range(3)])
-    assert len(products) == 2 * 2 * 2 * 3  # tasks 1 and 2, rounds, epochs, batches
+    live_through(
+        learner(tiny_model, path="full"), [tiny_task(t) for t in range(3)]
+    )
+    assert (
+        len(products) == 2 * 2 * 2 * 3
+    )  # tasks 1 and 2, rounds, epochs, batches
     assert min(products) >= -1e-5
 
 
@@ -169,20 +193,28 @@ def flat(state, prefix=""):
             else {f"{prefix}{key}": value}
         )
         out.update(
-            {name: v.clone() if torch.is_tensor(v) else v for name, v in deeper.items()}
+            {
+                name: v.clone() if torch.is_tensor(v) else v
+                for name, v in deeper.items()
+            }
         )
     return out
 
 
 def same(a, b):
     return a.keys() == b.keys() and all(
-        torch.equal(v, b[k]) if torch.is_tensor(v) else v == b[k] for k, v in a.items()
+        torch.equal(v, b[k]) if torch.is_tensor(v) else v == b[k]
+        for k, v in a.items()
     )
 
 
 @pytest.mark.parametrize("kind", [{}, {"norm": True, "dropout": 0.5}])
-def test_knowledge_is_bit_identical_after_later_tasks(tiny_model, tiny_task, kind):
-    client = live_through(learner(tiny_model, model=tiny_model(**kind)), [tiny_task(0)])
+def test_knowledge_is_bit_identical_after_later_tasks(
+    tiny_model, tiny_task, kind
+):
+    client = live_through(
+        learner(tiny_model, model=tiny_model(**kind)), [tiny_task(0)]
+    )
     before = flat(client.state_dict()["knowledge"]["0"])
     assert ("whole/3.running_mean" in before) is bool(kind)
     live_through(client, [tiny_task(1), tiny_task(2)])
@@ -244,7 +276,9 @@ def test_teacher_answers_are_constant_within_a_task(tiny_model, tiny_task):
     client.fit(tiny_task(1), Round(1, 1))
     first = client.state_dict()["answers"]["0"].clone()
     for number in (2, 3):
-        client.receive({name: value + 0.1 for name, value in client.send().items()})
+        client.receive(
+            {name: value + 0.1 for name, value in client.send().items()}
+        )
         client.fit(tiny_task(1), Round(number, number))
         assert torch.equal(client.state_dict()["answers"]["0"], first)
     assert client.state_dict()["answers_task"] == 1
@@ -258,7 +292,9 @@ def test_other_tasks_rows_of_the_head_do_not_move(tiny_model, tiny_task):
     assert not torch.equal(client.head.weight.detach()[[2, 3]], rows[:2])
 
 
-def test_a_client_never_chosen_ends_the_task_with_knowledge(tiny_model, tiny_task):
+def test_a_client_never_chosen_ends_the_task_with_knowledge(
+    tiny_model, tiny_task
+):
     client = learner(tiny_model)
     report = client.end_task(tiny_task(0), Round(0, 1))
     assert set(client.state_dict()["knowledge"]) == {"0"}
@@ -289,7 +325,10 @@ def test_extraction_from_the_own_or_the_shared_model(tiny_model, tiny_task):
         client = learner(tiny_model, extract_from=source, finetune_epochs=0)
         client.fit(tiny_task(0), Round(1, 1))
         client.receive(
-            {name: torch.zeros_like(value) for name, value in client.send().items()}
+            {
+                name: torch.zeros_like(value)
+                for name, value in client.send().items()
+            }
         )
         client.end_task(tiny_task(0), Round(0, 1))
         assert (
@@ -310,7 +349,8 @@ def test_at_most_k_signature_tasks_are_restored(tiny_model, tiny_task):
     ignored = live_through(learner(tiny_model, integrator="off"), [tiny_task(0)])
     assert ignored.fit(tiny_task(1), Round(1, 1))["signature-tasks"] == 0
     assert (
-        learner(tiny_model, k=10).fit(tiny_task(0), Round(1, 1)).keys() == report.keys()
+        learner(tiny_model, k=10).fit(tiny_task(0), Round(1, 1)).keys()
+        == report.keys()
     )
 
 
@@ -364,7 +404,9 @@ def test_post_aggregation_turns_g_a_towards_g_b(
 
 
 @pytest.mark.parametrize("post", ["off", "first-epoch"])
-def test_state_round_trip_is_the_same_client(tiny_model, tiny_task, tmp_path, post):
+def test_state_round_trip_is_the_same_client(
+    tiny_model, tiny_task, tmp_path, post
+):
     client = live_through(
         learner(tiny_model, post_aggregation=post), [tiny_task(0), tiny_task(1)]
     )
@@ -382,18 +424,23 @@ def test_state_round_trip_is_the_same_client(tiny_model, tiny_task, tmp_path, po
     fresh.fit(tiny_task(5 // 2), Round(1, 8))  # somebody else was here before
     fresh.load_state_dict(load_state(tmp_path / "state.safetensors"))
     a, b = go_on(fresh), go_on(client)
-    assert all(torch.equal(value, a.send()[name]) for name, value in b.send().items())
+    assert all(
+        torch.equal(value, a.send()[name]) for name, value in b.send().items()
+    )
     theirs, ours = (x.state_dict()["knowledge"]["2"] for x in (a, b))
     assert torch.equal(theirs["values"], ours["values"])
 
 
-def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_task):
+def test_answers_for_past_tasks_drift_less_with_integration(
+    tiny_model, tiny_task
+):
     """After a third task, the model disagrees less with what the knowledge of the first two says
     of its samples."""
 
     def drift(integrator):
         client = live_through(
-            learner(tiny_model, integrator=integrator), [tiny_task(0), tiny_task(1)]
+            learner(tiny_model, integrator=integrator),
+            [tiny_task(0), tiny_task(1)],
         )
         current = tiny_task(2)
         for number in range(1, 9):
@@ -418,7 +465,9 @@ def test_answers_for_past_tasks_drift_less_with_integration(tiny_model, tiny_tas
     assert drift("sum") < drift("off")
 
 
-@pytest.mark.parametrize("fault", ["no weight matrices", "needs a bias", "to train"])
+@pytest.mark.parametrize(
+    "fault", ["no weight matrices", "needs a bias", "to train"]
+)
 def test_models_it_cannot_train_are_refused(tiny_model, fault):
     model = tiny_model()
     if fault == "no weight matrices":

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from fedknow.client.learners.fedknow.flat import flatten, views
-from fedknow.client.learners.fedknow.linearization import Linearization, factorable
+from fedknow.client.learners.fedknow.linearization import (
+    Linearization,
+    factorable,
+)
 
 
 class Residual(nn.Module):
@@ -16,7 +19,9 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(2, 4, 3, stride=2, padding=1)
-        self.grouped = nn.Conv2d(4, 4, (3, 1), padding=(1, 0), groups=2, bias=False)
+        self.grouped = nn.Conv2d(
+            4, 4, (3, 1), padding=(1, 0), groups=2, bias=False
+        )
         self.dilated = nn.Conv2d(4, 4, 3, padding="same", dilation=2)
         self.norm, self.plain, self.pool = (
             nn.BatchNorm2d(4),
@@ -39,7 +44,9 @@ def at_batch(body, x, **kwargs):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("factor", [False, True])
 @pytest.mark.parametrize("training", [True, False])
-def test_products_are_those_of_the_explicit_jacobian(channels_last, factor, training):
+def test_products_are_those_of_the_explicit_jacobian(
+    channels_last, factor, training
+):
     torch.manual_seed(0)
     body = Residual().double()
     x = torch.randn(6, 2, 8, 8, dtype=torch.float64)
@@ -73,7 +80,9 @@ def test_products_are_those_of_the_explicit_jacobian(channels_last, factor, trai
         for part in (c, d)
     )
     expected_g, expected_h = c.flatten() @ jacobian, d.flatten() @ jacobian
-    assert torch.allclose(flatten(at.expand(g), parameters), expected_g, atol=1e-12)
+    assert torch.allclose(
+        flatten(at.expand(g), parameters), expected_g, atol=1e-12
+    )
     assert torch.allclose(
         g @ h, expected_g @ expected_h, rtol=1e-10
     )  # coordinates keep inner products
@@ -84,14 +93,17 @@ def test_products_are_those_of_the_explicit_jacobian(channels_last, factor, trai
         (at.pushforward(h) * c).sum(), g @ h, rtol=1e-10
     )  # the two are adjoint
     assert all(
-        torch.equal(value, moved[name]) for name, value in body.state_dict().items()
+        torch.equal(value, moved[name])
+        for name, value in body.state_dict().items()
     )  # statistics moved once
     assert (at.size < jacobian.shape[1]) is factor
 
 
 def test_views_and_flatten_are_inverse_and_laid_out_as_the_parameters():
     parameters = [
-        nn.Parameter(torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)),
+        nn.Parameter(
+            torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)
+        ),
         nn.Parameter(torch.zeros(5)),
     ]
     flat = torch.arange(53.0)
@@ -100,7 +112,9 @@ def test_views_and_flatten_are_inverse_and_laid_out_as_the_parameters():
         parameter.stride() for parameter in parameters
     ]
     assert torch.equal(flatten(parts, parameters), flat)
-    assert torch.equal(flatten([part.contiguous() for part in parts], parameters), flat)
+    assert torch.equal(
+        flatten([part.contiguous() for part in parts], parameters), flat
+    )
 
 
 class Shared(nn.Module):
@@ -146,7 +160,9 @@ def test_single_and_half_precision_agree_with_double(precision):
         )
         factored = factorable(body, x[:2].to(dtype), threshold=1)
         at = Linearization(body.train(), x.to(dtype), context, factored)
-        g = at.pullback(c.to(dtype), torch.empty(at.size, dtype=dtype), forward=True)
+        g = at.pullback(
+            c.to(dtype), torch.empty(at.size, dtype=dtype), forward=True
+        )
         results.append(
             (
                 flatten(at.expand(g), list(body.parameters())).double(),

@@ -26,7 +26,9 @@ TASKS = 9
 def client(model, **settings):
     kept = {"rho": 0.3, "finetune_epochs": 1, "k": 2} | settings
     return FedKnow(
-        model, TrainConfig(epochs=1, batch_size=8, lr=0.01), FedKnowSettings(**kept)
+        model,
+        TrainConfig(epochs=1, batch_size=8, lr=0.01),
+        FedKnowSettings(**kept),
     )
 
 
@@ -73,7 +75,9 @@ def distances(learner, model, tasks, current, form):
             - np.cumsum(np.abs(b)) / np.abs(b).sum()
         ).mean()
 
-    g = gradient(lambda z: torch.nn.functional.cross_entropy(z[:, head], y)).numpy()
+    g = gradient(
+        lambda z: torch.nn.functional.cross_entropy(z[:, head], y)
+    ).numpy()
     found = []
     for task in tasks:
         target, classes = (
@@ -81,7 +85,9 @@ def distances(learner, model, tasks, current, form):
             list(task.classes),
         )
         asked = gradient(
-            lambda z, c=classes, p=target: -(p * z[:, c].log_softmax(1)).sum(1).mean()
+            lambda z, c=classes, p=target: (
+                -(p * z[:, c].log_softmax(1)).sum(1).mean()
+            )
         )  # T = 1
         found.append(apart(g, asked.numpy()))
     return np.array(found)
@@ -103,16 +109,25 @@ def test_signature_tasks_are_the_farthest_by_a_plain_reference(
 ):
     model = tiny_model(seed, classes=2 * past + 2).double()
     tasks = [
-        as_double(tiny_task(task, samples=10, seed=seed)) for task in range(past + 1)
+        as_double(tiny_task(task, samples=10, seed=seed))
+        for task in range(past + 1)
     ]
     learner = client(model, k=k, wasserstein=form)
     live(learner, tasks[:-1])
     current = tasks[-1]
     learner.begin(current, Round(1, 5))
     expected = distances(learner, model, tasks[:-1], current, form)
-    index, head = torch.arange(8), HeadSlice(current.head, learner.head.out_features)
+    index, head = (
+        torch.arange(8),
+        HeadSlice(current.head, learner.head.out_features),
+    )
     learner.gradient(
-        Batch(current.train.x[index], head.labels(current.train.y[index]), index, head)
+        Batch(
+            current.train.x[index],
+            head.labels(current.train.y[index]),
+            index,
+            head,
+        )
     )
     if past > k:
         chosen = learner._selection.chosen
@@ -134,14 +149,18 @@ def test_enough_candidates_change_nothing(tiny_model, tiny_task, select):
     for learner in (exact, enough, few):
         live(learner, tasks, rounds=2)
     assert all(
-        torch.equal(value, enough.send()[name]) for name, value in exact.send().items()
+        torch.equal(value, enough.send()[name])
+        for name, value in exact.send().items()
     )
     assert any(
-        not torch.equal(value, few.send()[name]) for name, value in exact.send().items()
+        not torch.equal(value, few.send()[name])
+        for name, value in exact.send().items()
     )
 
 
-def test_candidates_are_those_chosen_last_and_others_at_random(tiny_model, tiny_task):
+def test_candidates_are_those_chosen_last_and_others_at_random(
+    tiny_model, tiny_task
+):
     learner = client(tiny_model(classes=2 * TASKS), candidates=3)
     live(learner, [tiny_task(task) for task in range(TASKS - 1)])
     last, seen = learner._selection.signature, set()
@@ -159,12 +178,16 @@ def test_candidates_are_those_chosen_last_and_others_at_random(tiny_model, tiny_
     assert seen == set(range(TASKS - 1))
 
 
-def test_tasks_of_which_none_was_left_out_are_those_chosen_last(tiny_model, tiny_task):
+def test_tasks_of_which_none_was_left_out_are_those_chosen_last(
+    tiny_model, tiny_task
+):
     learner = client(tiny_model(classes=10), candidates=1)
     live(learner, [tiny_task(task) for task in range(3)])
     assert learner._selection.signature == [0, 1]
     client_who_missed_all = client(tiny_model(classes=10), candidates=1)
-    client_who_missed_all.load_state_dict(learner.state_dict() | {"signature": []})
+    client_who_missed_all.load_state_dict(
+        learner.state_dict() | {"signature": []}
+    )
     client_who_missed_all.end_task(tiny_task(3), Round(0, 1))
     client_who_missed_all.begin(tiny_task(4), Round(1, 1))
     assert len(client_who_missed_all._selection.candidates) == 3
@@ -182,7 +205,9 @@ def test_a_round_costs_the_same_however_many_tasks_there_are(
     def flops(candidates):
         learner, found = (
             client(
-                tiny_model(classes=2 * TASKS), candidates=candidates, integrator="sum"
+                tiny_model(classes=2 * TASKS),
+                candidates=candidates,
+                integrator="sum",
             ),
             [],
         )
@@ -213,7 +238,9 @@ def test_offered_are_the_candidates_alone(tiny_model, tiny_task, monkeypatch):
         ),
     )
     for select, times in (("batch", 3), ("round", 1)):
-        learner = client(tiny_model(classes=2 * TASKS), candidates=2, select=select)
+        learner = client(
+            tiny_model(classes=2 * TASKS), candidates=2, select=select
+        )
         live(learner, [tiny_task(task) for task in range(TASKS - 1)])
         offered.clear()
         learner.fit(tiny_task(TASKS - 1), Round(1, 1))
@@ -231,7 +258,9 @@ def test_a_client_goes_on_from_its_state_as_if_never_interrupted(
     body = learner.send()
     save_state(tmp_path / "state.safetensors", learner.state_dict())
     other = client(tiny_model(classes=2 * TASKS), candidates=2, select=select)
-    live(other, [tiny_task(task) for task in range(4)])  # somebody else was here before
+    live(
+        other, [tiny_task(task) for task in range(4)]
+    )  # somebody else was here before
     other.load_state_dict(load_state(tmp_path / "state.safetensors"))
     for one in (learner, other):
         one.receive(body)
@@ -241,7 +270,8 @@ def test_a_client_goes_on_from_its_state_as_if_never_interrupted(
     assert other._selection.candidates == learner._selection.candidates
     assert other._selection.signature == learner._selection.signature
     assert all(
-        torch.equal(value, other.send()[name]) for name, value in learner.send().items()
+        torch.equal(value, other.send()[name])
+        for name, value in learner.send().items()
     )
 
 

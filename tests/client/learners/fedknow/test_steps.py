@@ -41,7 +41,9 @@ def as_double(task):
 def client(model, **settings):
     kept = {"rho": 0.3, "finetune_epochs": 1} | settings
     return FedKnow(
-        model, TrainConfig(epochs=1, batch_size=8, lr=0.01), FedKnowSettings(**kept)
+        model,
+        TrainConfig(epochs=1, batch_size=8, lr=0.01),
+        FedKnowSettings(**kept),
     )
 
 
@@ -106,10 +108,14 @@ def reference(learner, model, tasks, current, index=FIRST):
 
     def gradient(loss):
         torch.manual_seed(1)  # the same dropout mask
-        return flatten(torch.autograd.grad(loss(model(x)), parameters), parameters)
+        return flatten(
+            torch.autograd.grad(loss(model(x)), parameters), parameters
+        )
 
     g = gradient(
-        lambda z: F.cross_entropy(z[:, head], torch.searchsorted(torch.tensor(head), y))
+        lambda z: F.cross_entropy(
+            z[:, head], torch.searchsorted(torch.tensor(head), y)
+        )
     ).numpy()
     rows = []
     for task in tasks:
@@ -131,7 +137,11 @@ def reference(learner, model, tasks, current, index=FIRST):
     g = g + learner.settings.margin * signature.sum(
         0
     )  # v >= margin is v = margin + w, w >= 0
-    return torch.from_numpy(g + signature.T @ nnls(signature.T, -g)[0]), signature, g
+    return (
+        torch.from_numpy(g + signature.T @ nnls(signature.T, -g)[0]),
+        signature,
+        g,
+    )
 
 
 @settings(
@@ -169,21 +179,26 @@ def test_step_equals_the_plain_reference(
         seed, hidden=hidden, classes=2 * past + 2, dropout=dropout, norm=norm
     ).double()
     tasks = [
-        as_double(tiny_task(task, samples=10, seed=seed)) for task in range(past + 1)
+        as_double(tiny_task(task, samples=10, seed=seed))
+        for task in range(past + 1)
     ]
     learner = live(
-        client(model, path=path, temperature=temperature, margin=margin), tasks[:-1]
+        client(model, path=path, temperature=temperature, margin=margin),
+        tasks[:-1],
     )
     with torch.no_grad():
         for parameter in model.body.parameters():
             parameter.mul_(scale)  # away from where the past tasks are content
     index = torch.tensor(batch)
     ours = step(learner, tasks[-1], index)
-    expected, signature, g = reference(learner, model, tasks[:-1], tasks[-1], index)
+    expected, signature, g = reference(
+        learner, model, tasks[:-1], tasks[-1], index
+    )
     size = np.linalg.norm(g)
     assert ours.numpy() == pytest.approx(expected.numpy(), abs=1e-8 * size)
     assert (
-        signature @ ours.numpy() >= -1e-8 * size * np.linalg.norm(signature, axis=1)
+        signature @ ours.numpy()
+        >= -1e-8 * size * np.linalg.norm(signature, axis=1)
     ).all()
 
 
@@ -329,14 +344,20 @@ def test_an_approximation_costs_three_products_at_most(tiny_model, tiny_task):
     assert report["signature-tasks"] == 6
 
 
-def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_task):
+def test_the_online_dual_costs_a_backward_pass_and_a_product(
+    tiny_model, tiny_task
+):
     learner = live(
         client(tiny_model(classes=14), integrator="online"),
         [tiny_task(t) for t in range(6)],
         rounds=2,
     )
     report = learner.fit(tiny_task(6), Round(1, 1))
-    assert (report["pullbacks"], report["pushforwards"], report["signature-tasks"]) == (
+    assert (
+        report["pullbacks"],
+        report["pushforwards"],
+        report["signature-tasks"],
+    ) == (
         1,
         1,
         6,
@@ -346,7 +367,9 @@ def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_ta
     again.load_state_dict(learner.state_dict())
     assert again._integrator.multipliers == learner._integrator.multipliers
     again.begin(tiny_task(7), Round(1, 1))
-    assert again._integrator.multipliers == {}  # another task's samples ask for others
+    assert (
+        again._integrator.multipliers == {}
+    )  # another task's samples ask for others
     few = live(
         client(tiny_model(classes=12), integrator="online", k=2),
         [tiny_task(t) for t in range(5)],
@@ -357,7 +380,9 @@ def test_the_online_dual_costs_a_backward_pass_and_a_product(tiny_model, tiny_ta
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.1])
-def test_the_online_dual_ends_at_the_exact_gradient(tiny_model, tiny_task, margin):
+def test_the_online_dual_ends_at_the_exact_gradient(
+    tiny_model, tiny_task, margin
+):
     """Steps at one batch and the same weights; the first has only the margin."""
     learner, model, tasks = at_its_fifth_task(tiny_model, tiny_task)
     learner = heir(learner, integrator="online", margin=margin)
@@ -422,7 +447,8 @@ def test_signature_tasks_are_chosen_before_they_are_integrated(
     make."""
     tasks = [as_double(tiny_task(number)) for number in range(6)]
     learner = live(
-        client(tiny_model(classes=12).double(), integrator=integrator, k=2), tasks[:-1]
+        client(tiny_model(classes=12).double(), integrator=integrator, k=2),
+        tasks[:-1],
     )
     ours = step(learner, tasks[-1])
     assert learner.counts()["signature-tasks"] == 2
@@ -431,7 +457,8 @@ def test_signature_tasks_are_chosen_before_they_are_integrated(
     )  # its own, all, the margin's, the built ones
     assert len(learner._selection.chosen) == 2
     learner._restorer.answers = {
-        task: learner._restorer.answers[task] for task in learner._selection.chosen
+        task: learner._restorer.answers[task]
+        for task in learner._selection.chosen
     }
     assert torch.allclose(step_again(learner, tasks[-1]), ours, atol=1e-12)
 
@@ -446,10 +473,14 @@ def test_one_batch_in_so_many_is_integrated(tiny_model, tiny_task):
     assert counted == [3, 1, 1, 0]
 
 
-def test_memory_is_shared_by_clients_and_holds_nothing_of_theirs(tiny_model, tiny_task):
+def test_memory_is_shared_by_clients_and_holds_nothing_of_theirs(
+    tiny_model, tiny_task
+):
     """A learner that served others gives the same numbers as one that did not, whatever is left in
     memory."""
-    shared = live(client(tiny_model(seed=1)), [tiny_task(0), tiny_task(1)], rounds=2)
+    shared = live(
+        client(tiny_model(seed=1)), [tiny_task(0), tiny_task(1)], rounds=2
+    )
     fresh = client(tiny_model(seed=1))
     fresh.load_state_dict(state := shared.state_dict())
     fresh.receive(body := shared.send())

@@ -25,7 +25,12 @@ from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.learners.frames.rehearsal import Replay, columns
 from fedknow.client.learners.joint import JointCentral
 from fedknow.client.models import SplitModel, build_model
-from fedknow.protocols.config import ConfigError, ModelConfig, TrainConfig, read_config
+from fedknow.protocols.config import (
+    ConfigError,
+    ModelConfig,
+    TrainConfig,
+    read_config,
+)
 from fedknow.simulations.simulate import simulate
 
 TRAIN = TrainConfig(epochs=1, batch_size=6)
@@ -38,9 +43,12 @@ def test_a_single_last_sample_joins_the_batch_before(count, size):
     order = torch.randperm(count, generator=torch.Generator().manual_seed(5))
     plain = list(batches(count, size, torch.Generator().manual_seed(5)))
     assert all(
-        torch.equal(a, b) for a, b in zip(plain, torch.split(order, size), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(plain, torch.split(order, size), strict=True)
     )
-    joined = list(batches(count, size, torch.Generator().manual_seed(5), smallest=2))
+    joined = list(
+        batches(count, size, torch.Generator().manual_seed(5), smallest=2)
+    )
     assert torch.equal(torch.cat(joined), order)
     if size > 1 and count > 1:
         assert min(map(len, joined)) >= 2
@@ -85,7 +93,8 @@ def test_which_models_need_two(body, expected):
     assert smallest_batch(model, torch.zeros(1, 1, 2, 2)) == expected
     assert [module.training for module in model.modules()] == modes
     assert all(
-        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+        torch.equal(value, before[name])
+        for name, value in model.state_dict().items()
     )
 
 
@@ -121,12 +130,15 @@ def fit(learner, task, round):
 @pytest.mark.parametrize(
     "name", [name for name in list_learners() if name not in WITHOUT]
 )
-def test_every_learner_trains_on_a_single_last_sample(tiny_model, tiny_task, name):
+def test_every_learner_trains_on_a_single_last_sample(
+    tiny_model, tiny_task, name
+):
     """Batches of 6 of 13 samples. GEM and A-GEM keep two, as they pass a memory through the model
     alone."""
     options = (
         {"memory": 0.01}
-        if "memory" in learner_class(name).Settings.model_fields and name != "joint"
+        if "memory" in learner_class(name).Settings.model_fields
+        and name != "joint"
         else {}
     )
     learner = make(name, tiny_model, **options)
@@ -194,7 +206,12 @@ def experiment(*changes):
         "classes_max": 2,
         "test_samples": 0.2,
     }
-    changes = [f"model={__name__}:normed", "learner=fedavg", "train.rounds=1", *changes]
+    changes = [
+        f"model={__name__}:normed",
+        "learner=fedavg",
+        "train.rounds=1",
+        *changes,
+    ]
     return read_config({"data": data, "engine": {"backend": "inline"}}, changes)
 
 
@@ -216,7 +233,9 @@ def experiment(*changes):
         ),
     ],
 )
-def test_too_few_samples_are_refused_before_there_is_a_folder(tmp_path, changes, said):
+def test_too_few_samples_are_refused_before_there_is_a_folder(
+    tmp_path, changes, said
+):
     with pytest.raises(ConfigError, match=said):
         simulate(experiment(*changes), tmp_path / "run", report=False)
     assert not (tmp_path / "run").exists()
@@ -227,8 +246,12 @@ def test_where_all_are_trained_on_together_one_client_may_have_one_sample():
     sizes = SimpleNamespace(clients=2, tasks=1, train_size=lambda client, task: 1)
     check_samples(config, build_learner(config, (1, 8, 8), 4), (1, 8, 8), sizes)
     config = experiment()
-    with pytest.raises(ConfigError, match="client 0 has 1 training sample in task 1"):
-        check_samples(config, build_learner(config, (1, 8, 8), 4), (1, 8, 8), sizes)
+    with pytest.raises(
+        ConfigError, match="client 0 has 1 training sample in task 1"
+    ):
+        check_samples(
+            config, build_learner(config, (1, 8, 8), 4), (1, 8, 8), sizes
+        )
     check_samples(
         config, build_learner(config, (1, 8, 8), 4), (1, 8, 8), None
     )  # real clients find out themselves
@@ -244,7 +267,9 @@ def test_a_run_with_a_single_last_sample_ends(tmp_path):
         observers=[lambda event: sizes.append(event.line())],
     )
     assert [event for event in sizes if event["event"] == "end"]
-    assert not [event for event in sizes if event["event"] in ("failure", "warning")]
+    assert not [
+        event for event in sizes if event["event"] in ("failure", "warning")
+    ]
     assert result.accuracy["personal"].shape[0] == 2
 
 

@@ -103,9 +103,13 @@ def test_answer_does_not_depend_on_scale(
 ) -> None:
     g, signature = problem
     one = integrate(torch.from_numpy(g), torch.from_numpy(signature)).gradient
-    other = integrate(torch.from_numpy(g), torch.from_numpy(signature * scale)).gradient
+    other = integrate(
+        torch.from_numpy(g), torch.from_numpy(signature * scale)
+    ).gradient
     bigger = (
-        integrate(torch.from_numpy(g * scale), torch.from_numpy(signature)).gradient
+        integrate(
+            torch.from_numpy(g * scale), torch.from_numpy(signature)
+        ).gradient
         / scale
     )
     tolerance = 1e-6 * float(np.linalg.norm(g))

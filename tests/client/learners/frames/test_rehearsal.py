@@ -44,7 +44,10 @@ def test_a_balanced_choice_takes_from_every_class_alike(labels, share, seed):
 def test_an_unbalanced_choice_follows_the_classes_frequencies():
     y = torch.tensor([0] * 90 + [1] * 10)
     shares = [
-        (y[choose(y, 20, torch.Generator().manual_seed(seed), balanced=False)] == 1)
+        (
+            y[choose(y, 20, torch.Generator().manual_seed(seed), balanced=False)]
+            == 1
+        )
         .sum()
         .item()
         for seed in range(200)
@@ -78,7 +81,9 @@ def test_each_sample_is_scored_in_the_slice_of_its_task(tiny_task):
     expected = F.cross_entropy(logits[:2, :2], past.y[:2]) + F.cross_entropy(
         logits[2:, 2:4], past.y[2:] - 2
     )
-    assert past.loss(logits).item() == pytest.approx(expected.item() / 2, rel=1e-6)
+    assert past.loss(logits).item() == pytest.approx(
+        expected.item() / 2, rel=1e-6
+    )
     one = memory.replay_of(1, tiny_task(2), 6)
     assert one.loss(logits[2:]).item() == pytest.approx(
         F.cross_entropy(logits[2:, 2:4], one.y - 2).item(), rel=1e-6
@@ -93,9 +98,9 @@ def test_each_sample_is_scored_in_the_slice_of_its_task(tiny_task):
 
 def test_columns_outside_a_slice_get_no_gradient():
     z = torch.zeros(1, 3, requires_grad=True)
-    Replay(torch.zeros(1, 1, 2, 2), torch.tensor([1]), columns((0, 1), 3)[None]).loss(
-        z
-    ).backward()
+    Replay(
+        torch.zeros(1, 1, 2, 2), torch.tensor([1]), columns((0, 1), 3)[None]
+    ).loss(z).backward()
     assert z.grad.tolist() == [[0.5, -0.5, 0.0]]
 
 
@@ -118,14 +123,18 @@ def test_state_round_trip_on_disk(tiny_task, tmp_path):
 
 
 @pytest.mark.parametrize("exchange", ["all", "body", "none"])
-def test_the_frame_keeps_samples_whatever_is_exchanged(tiny_model, tiny_task, exchange):
+def test_the_frame_keeps_samples_whatever_is_exchanged(
+    tiny_model, tiny_task, exchange
+):
     learner = Rehearsal(
         tiny_model(), TRAIN, MemorySettings(memory=0.2, exchange=exchange)
     )
     assert learner.ends_task
     learner.fit(tiny_task(0), Round(1, 1))
     assert learner.past is None
-    assert learner.end_task(tiny_task(0), Round(0, 2)) == {"knowledge-bytes": 4 * 24.0}
+    assert learner.end_task(tiny_task(0), Round(0, 2)) == {
+        "knowledge-bytes": 4 * 24.0
+    }
     state = learner.state_dict()
     learner.load_state_dict({})
     assert len(learner.memory) == 0

@@ -25,7 +25,9 @@ def kindly_net(shape, classes, width: int = 8):
     width : int
         Its hidden units.
     """
-    body = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), width), nn.ReLU())
+    body = nn.Sequential(
+        nn.Flatten(), nn.Linear(int(np.prod(shape)), width), nn.ReLU()
+    )
     return fedknow.SplitModel(body, nn.Linear(width, classes))
 
 
