@@ -11,12 +11,14 @@ Only the first and the last know what a sample is. Between them there are row nu
 """
 
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
+from fedknow.client.data.columns import Column
 from fedknow.client.data.datasets import Dataset, list_datasets, load_dataset
 from fedknow.client.data.partition import Partition, Share, make_partition
 from fedknow.client.data.stream import Split, TaskData, TaskStream
 
 __all__ = [
     "Benchmark",
+    "Column",
     "Dataset",
     "Partition",
     "Share",

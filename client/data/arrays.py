@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedknow.client.data.columns import Column, check_columns
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.extras import how_to_install
 from fedknow.protocols.texts import counted
@@ -54,6 +55,9 @@ class Dataset:
     groups : tuple of tuple of int
         Classes that belong together (Omniglot's alphabets), which make natural tasks; empty
         where there are none.
+    columns : mapping of str to Column
+        What else is known of each sample, by name: whose it is (``"person"``), where it is
+        from (``"site"``).
 
     Raises
     ------
@@ -70,6 +74,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     groups: tuple[tuple[int, ...], ...] = ()
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_part("train", self.train_x, self.train_y)
@@ -94,6 +99,9 @@ class Dataset:
             raise self._error(
                 "groups must hold each class at most once, and only classes there are"
             )
+        sizes = len(self.train_y), len(self.test_y)
+        if problem := check_columns(self.columns, *sizes):
+            raise self._error(problem)
 
     def _check_part(self, part: str, x: Images, y: Labels) -> None:
         _check_arrays(self.name, part, x, y)
@@ -137,6 +145,7 @@ class Dataset:
         test_y: Labels,
         class_names: Sequence[str] | None = None,
         groups: Sequence[Sequence[int]] = (),
+        columns: Mapping[str, Column] | None = None,
     ) -> Dataset:
         """Make a data set of four arrays, and compute its channel statistics.
 
@@ -152,6 +161,8 @@ class Dataset:
             One name per class; by default its number.
         groups : sequence of sequence of int
             Classes that belong together.
+        columns : mapping of str to Column, optional
+            What else is known of each sample, by name.
 
         Raises
         ------
@@ -174,6 +185,7 @@ class Dataset:
             mean,
             std,
             tuple(map(tuple, groups)),
+            columns or {},
         )
 
     @property

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fedknow.client.data.arrays import Dataset, Images, Labels
+from fedknow.client.data.columns import Column
 from fedknow.client.data.datasets import load_dataset
 from fedknow.client.data.partition import Partition, make_partition
 from fedknow.client.data.shares import Indices
@@ -179,8 +180,13 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
         shuffled = generator(seed, "holdout", int(label)).permutation(places)
         held[shuffled[:count]] = True
     x, y = dataset.train_x, dataset.train_y
+    columns = {
+        name: Column(column.train[~held], column.train[held], column.names)
+        for name, column in dataset.columns.items()
+    }
     return replace(
         dataset,
+        columns=columns,
         train_x=x[~held],
         train_y=y[~held],
         test_x=x[held],

@@ -352,7 +352,7 @@ def _read(name: str, folder: Path) -> Dataset:
     try:
         # A plain array over the mapped file: pages are shared by all processes, and pickling
         # treats it as any array.
-        arrays = {
+        arrays: dict[str, Any] = {
             array: np.asarray(np.load(folder / f"{array}.npy", mmap_mode="r"))
             for array in _ARRAYS
         }

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fedknow.client.data import Dataset, list_datasets, load_dataset
+from fedknow.client.data import Column, Dataset, list_datasets, load_dataset
+from fedknow.client.data.benchmark import hold_out
 from fedknow.protocols.config import ConfigError, DataConfig
 
 
@@ -453,3 +454,34 @@ def test_real_omniglot() -> None:
         for group in data.groups
     ]
     assert all(len(alphabet) == 1 for alphabet in alphabets)
+
+
+def test_columns_belong_to_the_samples() -> None:
+    x = np.zeros((4, 1, 2, 2), np.uint8)
+    y = np.array([0, 1, 0, 1])
+    people = Column.from_values(
+        np.array(["ann", "bob", "bob", "cid"]), np.array(["bob", "dan"] * 2)
+    )
+    assert people.names == ("ann", "bob", "cid", "dan")
+    assert people.train.tolist() == [0, 1, 1, 2]
+    assert people.test.tolist() == [1, 3, 1, 3]
+    data = Dataset.from_arrays("own", x, y, x, y, columns={"person": people})
+    assert data.columns["person"] is people
+
+    short = Column(people.train[:3], people.test, people.names)
+    with pytest.raises(ConfigError, match=r"'person' must be int64 \[4\]"):
+        Dataset.from_arrays("own", x, y, x, y, columns={"person": short})
+    unnamed = Column(people.train, people.test, people.names[:3])
+    with pytest.raises(ConfigError, match="test values run from 1 to 3"):
+        Dataset.from_arrays("own", x, y, x, y, columns={"person": unnamed})
+
+
+def test_columns_follow_samples_that_are_held_out() -> None:
+    x = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1)
+    y = np.arange(8) % 2
+    site = Column(np.arange(8), np.arange(8), tuple("abcdefgh"))
+    data = Dataset.from_arrays("own", x, y, x, y, columns={"site": site})
+    held = hold_out(data, 0.25, seed=1)
+    # A sample's value is its pixel here, so both must have moved together.
+    assert held.columns["site"].train.tolist() == held.train_x.ravel().tolist()
+    assert held.columns["site"].test.tolist() == held.test_x.ravel().tolist()

@@ -1,0 +1,98 @@
+"""Columns: what is known of each sample besides its label.
+
+A column says whose a sample is (a person, a drawer, a speaker) or where it is from (a site, a
+day, an alphabet). Streams are cut along them: natural clients, domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Column", "Values", "check_columns"]
+
+Values = NDArray[np.int64]
+"""A value for each sample: a place in the column's names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A property of each sample, as a number with a name.
+
+    Attributes
+    ----------
+    train, test : ndarray of int64, shape (N,)
+        Value of each training and of each test sample, 0 to ``len(names) - 1``.
+    names : tuple of str
+        One name per value. A value need not occur in both parts: a person may have test
+        samples only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> column = Column.from_values(np.array(["ann", "bob"]), np.array(["bob"]))
+    >>> column.names, column.train.tolist(), column.test.tolist()
+    (('ann', 'bob'), [0, 1], [1])
+    """
+
+    train: Values
+    test: Values
+    names: tuple[str, ...]
+
+    @classmethod
+    def from_values(cls, train: Any, test: Any) -> Self:
+        """Make a column of plain values, numbered in sorted order.
+
+        Parameters
+        ----------
+        train, test : array, shape (N,)
+            Whole numbers or texts, one a sample.
+        """
+        values = np.concatenate([np.asarray(train), np.asarray(test)])
+        different, places = np.unique(values, return_inverse=True)
+        # NumPy 2.0 gave the inverse another shape than versions before and after it.
+        numbers = places.reshape(-1).astype(np.int64)
+        names = tuple(str(value) for value in different.tolist())
+        return cls(numbers[: len(train)], numbers[len(train) :], names)
+
+
+def check_columns(columns: Mapping[str, Column], train: int, test: int) -> str:
+    """Say what is wrong with a data set's columns.
+
+    Parameters
+    ----------
+    columns : mapping
+        Columns by name.
+    train, test : int
+        Numbers of samples.
+
+    Returns
+    -------
+    str
+        Empty where they fit the samples.
+    """
+    for name, column in columns.items():
+        parts = (("train", column.train, train), ("test", column.test, test))
+        for part, values, count in parts:
+            if (
+                not isinstance(values, np.ndarray)
+                or values.dtype != np.int64
+                or values.shape != (count,)
+            ):
+                return (
+                    f"column {name!r} must be int64 [{count}] for the {part} samples; "
+                    "Column.from_values makes it of numbers or texts"
+                )
+            if len(values) and not (
+                values.min() >= 0 and values.max() < len(column.names)
+            ):
+                return (
+                    f"column {name!r}: {part} values run from {values.min()} to "
+                    f"{values.max()}, but it names {len(column.names)} values; "
+                    "Column.from_values makes it of numbers or texts"
+                )
+    return ""
