@@ -34,12 +34,18 @@ class Limits:
         Classes of all tasks together.
     image_values : int
         Numbers of one sample: channels times height times width.
+    message_mb : int
+        Size of a message in MiB, whatever the model is. A message must also fit the model.
+    disk_mb : int
+        Size of the client's state folder in MiB, before work begins.
     """
 
     batch_size: int = 4096
     epochs: int = 1000
     classes: int = 100_000
     image_values: int = 4_000_000
+    message_mb: int = 1024
+    disk_mb: int = 16_384
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Self:
@@ -137,6 +143,21 @@ class Permissions:
             # What is no number is refused by whoever reads the settings.
             if isinstance(value, int | float):
                 self._check_size(key, value, limit)
+
+    def check_disk(self, size: int) -> None:
+        """Refuse work when the client's state takes too much of the disk.
+
+        Parameters
+        ----------
+        size : int
+            Bytes of the state folder.
+
+        Raises
+        ------
+        ConfigError
+            Naming the limit.
+        """
+        self._check_size("the client's state in MiB", size // 2**20, "disk_mb")
 
     def _check_part(self, key: str, name: str) -> None:
         is_foreign = is_reference(name) or _is_of_a_package(key, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,11 @@ import torch
 from fedknow.client.data.arrays import has_channels_last
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import ConfigError, DataConfig
+from fedknow.protocols.texts import counted
 
 __all__ = ["LOCAL", "LocalStream", "local_shape"]
+
+log = logging.getLogger(__name__)
 
 LOCAL = "local"
 """``data.name`` of an experiment whose clients bring their own data."""
@@ -188,9 +192,14 @@ class LocalStream:
                 return {name: file[name] for name in file.files}
         except FileNotFoundError:
             names = sorted(path.name for path in self.folder.glob("*"))
-            content = ", ".join(names[:8]) or "nothing"
+            # To this machine's own log alone: the error goes to the server too.
+            log.warning(
+                "%s holds %s", self.folder, ", ".join(names[:8]) or "nothing"
+            )
             raise self._error(
-                task, f"no such file; the folder holds {content}"
+                task,
+                f"no such file; the folder holds {counted(len(names), 'file')} (the "
+                "client's log names them)",
             ) from None
         except _UNREADABLE as error:
             reason = str(error) or type(error).__name__

@@ -37,6 +37,7 @@ from fedknow.protocols.config import (
 from fedknow.protocols.messages import node_of
 from fedknow.protocols.proxy import find_proxy, proxy_options
 from fedknow.protocols.security import channel_credentials
+from fedknow.protocols.texts import printable
 from fedknow.protocols.transport import CHANNEL_OPTIONS, LONGEST_DELAY
 from fedknow.protocols.wire import JOIN, Code, Goodbye, WireError
 
@@ -136,6 +137,7 @@ class EdgeClient:
             device,
             keep_after,
             permissions or Permissions(),
+            data,
         )
         self._connected_at = time.monotonic()
         self._delay = FIRST_DELAY
@@ -196,9 +198,9 @@ class EdgeClient:
                 reason = await self._explain(error)
             else:
                 if goodbye.finished:
-                    log.info("done: %s", goodbye.reason)
+                    log.info("done: %s", printable(goodbye.reason))
                     return
-                reason = f"the server says goodbye: {goodbye.reason}"
+                reason = f"the server says goodbye: {printable(goodbye.reason)}"
             if self._proxy is not None:
                 reason = f"{reason}; {self._proxy.hint()}"
             await self._wait(reason)

@@ -221,6 +221,17 @@ class Journal:
         )[:-_ANSWERS]:
             old.unlink()
 
+    def size(self) -> int:
+        """Add up the bytes of all files in the folder."""
+        total = 0
+        for path in self.folder.rglob("*"):
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:
+                # Old files are deleted beside this.
+                continue
+        return total
+
     def close(self) -> None:
         """Let others use the folder."""
         self._lock.close()

@@ -70,6 +70,7 @@ class Session:
         self._thread = thread
         self._worker = worker
         self._node = 0
+        self._is_ready = asyncio.Event()
         self.was_welcomed = False
 
     async def run(self, stream: Any, claimed: int) -> Goodbye:
@@ -135,10 +136,11 @@ class Session:
             )
         except ConfigError as error:
             self._desk.complain(error)
+        self._is_ready.set()
         await forever()
 
     async def _read(self, stream: Any) -> Goodbye:
-        assembler = Assembler()
+        assembler: Assembler | None = None
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(SILENCE_SECONDS) as patience:
@@ -146,6 +148,12 @@ class Session:
                     data = _bytes(await stream.read())
                     # Any frame counts, heartbeats too.
                     patience.reschedule(loop.time() + SILENCE_SECONDS)
+                    if assembler is None and _is_chunk(data):
+                        # How much may come depends on the model, which is being built.
+                        patience.reschedule(None)
+                        await self._is_ready.wait()
+                        patience.reschedule(loop.time() + SILENCE_SECONDS)
+                        assembler = Assembler(self._worker.limits)
                     goodbye = self._hear(data, assembler)
                     if goodbye is not None:
                         await _read_to_end(stream)
@@ -155,7 +163,7 @@ class Session:
                 f"{self._server} was not heard for {SILENCE_SECONDS:.0f} s"
             ) from None
 
-    def _hear(self, data: bytes, assembler: Assembler) -> Goodbye | None:
+    def _hear(self, data: bytes, assembler: Assembler | None) -> Goodbye | None:
         """Do what a frame says, unless this side is about to end the stream."""
         # Nothing counts any more but the end.
         if self._desk.problem is not None:
@@ -166,9 +174,12 @@ class Session:
             self._desk.complain(error)
             return None
 
-    def _handle(self, frame: Frame, assembler: Assembler) -> Goodbye | None:
+    def _handle(
+        self, frame: Frame, assembler: Assembler | None
+    ) -> Goodbye | None:
         match frame.WhichOneof("kind"):
             case "chunk":
+                assert assembler is not None  # made before the first chunk
                 parcel = assembler.add(frame)
                 if parcel is not None:
                     self._take(parcel)
@@ -204,7 +215,8 @@ class Session:
             code = (
                 problem.code if isinstance(problem, WireError) else Code.BAD_VALUE
             )
-            await stream.write(refusal(WireError(code, str(problem))))
+            reason = self._worker.discreet(str(problem))
+            await stream.write(refusal(WireError(code, reason)))
             await stream.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The stream is over. What the server said at last is still to be read, and says why.
@@ -237,6 +249,14 @@ async def _read_to_end(stream: Any) -> None:
     with suppress(grpc.aio.AioRpcError):
         while await stream.read() is not grpc.aio.EOF:
             pass
+
+
+def _is_chunk(data: bytes) -> bool:
+    """Say whether a frame is a piece of a message."""
+    try:
+        return bool(parse(data).WhichOneof("kind") == "chunk")
+    except WireError:
+        return False
 
 
 def _bytes(data: Any) -> bytes:

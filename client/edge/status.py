@@ -10,6 +10,7 @@ from fedknow.client.edge.errors import EdgeError
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.proxy import find_proxy, proxy_options
 from fedknow.protocols.security import TlsError, channel_credentials, handshake
+from fedknow.protocols.texts import printable
 from fedknow.protocols.transport import CHANNEL_OPTIONS
 from fedknow.protocols.wire import STATUS, StatusReply, StatusRequest
 
@@ -73,4 +74,4 @@ def explain_failure(server: str, tls: Path | None, error: grpc.RpcError) -> str:
             handshake(server, tls, 5.0)
         except (TlsError, ConfigError) as reason:
             return str(reason)
-    return f"{error.code().name}: {error.details()}"
+    return f"{error.code().name}: {printable(error.details() or '')}"

@@ -7,9 +7,11 @@ import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fedknow.client.edge.desk import Desk, Job, Result
+from fedknow.client.edge.intake import message_limits, without_folders
 from fedknow.client.edge.journal import Journal
 from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.learners import learner_class
@@ -19,7 +21,14 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
 from fedknow.protocols.texts import counted
 from fedknow.protocols.transport import CHUNK_BYTES
-from fedknow.protocols.wire import Encoding, Parcel, WireError, pack, unpack
+from fedknow.protocols.wire import (
+    Encoding,
+    Limits,
+    Parcel,
+    WireError,
+    pack,
+    unpack,
+)
 from fedknow.protocols.work import ROUND, TASK, merge_settings
 
 __all__ = ["NodeFactory", "Worker"]
@@ -47,6 +56,13 @@ class Worker:
         Seconds of work from which on an answer is kept on disk.
     permissions : Permissions
         What the client's owner lets the server ask for.
+    data : Path, optional
+        The client's folder of data, whose name the server is not told.
+
+    Attributes
+    ----------
+    limits : Limits
+        What the server may send, once the client is ready for the run.
     """
 
     def __init__(  # noqa: PLR0913  # made in one place only
@@ -57,6 +73,7 @@ class Worker:
         device: str | None,
         keep_after: float,
         permissions: Permissions,
+        data: Path | None = None,
     ) -> None:
         self._desk = desk
         self._journal = journal
@@ -64,6 +81,8 @@ class Worker:
         self._device = device
         self._keep_after = keep_after
         self._permissions = permissions
+        self._folders = {"--data": data, "--state": journal.folder}
+        self.limits = Limits()
         self._host: Host | None = None
         self._encoding = Encoding.DENSE
         self._prepared: tuple[str, str] | None = None
@@ -100,7 +119,14 @@ class Worker:
         self._host = Host(experiment, None, self._journal.store, node_of_run)
         is_sparse = learner_class(experiment.learner.name).sparse
         self._encoding = Encoding.SPARSE if is_sparse else Encoding.DENSE
+        self.limits = message_limits(
+            node_of_run, experiment, self._permissions.limits.message_mb * 2**20
+        )
         self._prepared = config, run
+
+    def discreet(self, text: str) -> str:
+        """Give a text for the server, without the names of this client's folders."""
+        return without_folders(text, self._folders)
 
     def answer(self, job: Job) -> Result:
         """Give the answer to work, from the journal if it was done before.
@@ -113,9 +139,12 @@ class Worker:
         started = time.perf_counter()
         parcel = job.parcel
         # The key takes the id's place: the same work asked for again gives the same version.
-        message = replace(unpack(parcel), id=job.key)
+        message = replace(unpack(parcel, self.limits), id=job.key)
         stored = self._journal.find(job.key, parcel.committed)
         reply, version = stored or self._work(message, parcel)
+        if reply.failure is not None:
+            reason = self.discreet(reply.failure.reason)
+            reply = replace(reply, failure=replace(reply.failure, reason=reason))
         try:
             answer = pack(reply, self._encoding, chunk_bytes=CHUNK_BYTES)
         except WireError as error:
@@ -166,6 +195,7 @@ class Worker:
         try:
             self._journal.commit(client, parcel.version, parcel.committed)
             self._permissions.check_work(merge_settings(message.content))
+            self._permissions.check_disk(self._journal.size())
             # As in a simulation, whose numbers this client must give too.
             with one_thread():
                 return self._host.handle(message, parcel.version)

@@ -124,7 +124,7 @@ LIMIT = typer.Option(
     "--limit",
     metavar="KEY=NUMBER",
     help="The largest experiment to take part in: batch_size, epochs, classes, "
-    "image_values.  [4096, 1000, 100000, 4000000]",
+    "image_values, message_mb, disk_mb.  [4096, 1000, 100000, 4000000, 1024, 16384]",
     show_default=False,
 )
 RUN = typer.Argument(metavar="RUN")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedknow import __version__
+from fedknow.protocols.texts import printable
 from fedknow.protocols.wire import fedknow_pb2 as pb
 from fedknow.protocols.wire.errors import Code, WireError
 
@@ -46,8 +47,9 @@ def welcome(node: int, config: str, run: str = "") -> bytes:
 
 def refusal(error: WireError) -> bytes:
     """Make the last frame of a stream: why it ends."""
+    reason = printable(error.reason)
     return _serialised(
-        pb.Frame(refusal=pb.Refusal(code=error.code.name, reason=error.reason))
+        pb.Frame(refusal=pb.Refusal(code=error.code.name, reason=reason))
     )
 
 
@@ -62,11 +64,15 @@ def goodbye(finished: bool, reason: str) -> bytes:
 
 
 def refused(refusal: pb.Refusal) -> WireError:
-    """Make the error that the other side refused us with."""
+    """Make the error that the other side refused us with.
+
+    Its text is bounded and printable, as it goes into logs.
+    """
     # A newer peer may refuse with a code that this version does not have.
     spoken = refusal.code in Code._value2member_map_
     return WireError(
-        Code(refusal.code) if spoken else Code.CODE_UNSPECIFIED, refusal.reason
+        Code(refusal.code) if spoken else Code.CODE_UNSPECIFIED,
+        printable(refusal.reason),
     )
 
 

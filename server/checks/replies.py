@@ -31,6 +31,7 @@ from fedknow.protocols.messages import (
     Record,
     client_of,
 )
+from fedknow.protocols.texts import printable
 from fedknow.protocols.work import (
     COSTS,
     KNOWLEDGE_BYTES,
@@ -158,8 +159,9 @@ class Inspector:
                 self._task,
                 self._round,
                 reply.kind,
-                problem.tensor,
-                str(problem),
+                # The client chose these words.
+                printable(problem.tensor, 200),
+                printable(str(problem)),
             )
             self.failures += 1
             self._on_failure(failure)
@@ -276,7 +278,7 @@ class Inspector:
                     Fault.METRICS,
                     name,
                     f"{name} must be a list of {self._scored} {kind}, one a task, got "
-                    f"{metrics.get(name)!r}",
+                    f"{metrics.get(name)!r:.200}",
                 )
         correct, total = lists["correct"], lists["total"]
         if not ((correct >= 0) & (correct <= total) & (total > 0)).all():
@@ -284,7 +286,7 @@ class Inspector:
                 Fault.METRICS,
                 "correct",
                 f"correct must lie between 0 and total, and total above 0; got "
-                f"{correct.tolist()} of {total.tolist()}",
+                f"{correct.tolist()!s:.200} of {total.tolist()!s:.200}",
             )
         if self._collect:
             self._check_kept(reply.content.get(KEPT))
@@ -327,7 +329,7 @@ def _check_end_of_task(reply: Message) -> None:
         raise Unusable(
             Fault.METRICS,
             KNOWLEDGE_BYTES,
-            f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r}",
+            f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r:.200}",
         )
 
 
@@ -348,7 +350,7 @@ def _check_examples(metrics: Metrics) -> None:
         raise Unusable(
             Fault.METRICS,
             NUM_EXAMPLES,
-            f"{NUM_EXAMPLES} must be a positive number, got {examples!r}",
+            f"{NUM_EXAMPLES} must be a positive number, got {examples!r:.200}",
         )
 
 
@@ -359,7 +361,7 @@ def _check_costs(metrics: Metrics) -> None:
             raise Unusable(
                 Fault.METRICS,
                 name,
-                f"{name} must be a number not below 0, got {cost!r}",
+                f"{name} must be a number not below 0, got {cost!r:.200}",
             )
 
 
@@ -374,7 +376,7 @@ def _check_number(name: str, value: object) -> None:
         raise Unusable(
             Fault.METRICS,
             name,
-            f"metric {name} must be a number or a list of numbers, got {value!r}",
+            f"metric {name} must be a number or a list of numbers, got {value!r:.200}",
         ) from None
     if not finite:
         raise Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")

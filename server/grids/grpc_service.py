@@ -19,6 +19,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedknow.protocols.messages import client_of
+from fedknow.protocols.texts import printable
 from fedknow.protocols.transport import HEARTBEAT_SECONDS, SERVER_OPTIONS
 from fedknow.protocols.wire import (
     SERVICE,
@@ -260,7 +261,7 @@ class Service:
     def _refuse(self, name: str, error: WireError) -> None:
         """Count and log a refusal."""
         self.refusals[error.code.name] += 1
-        log.warning("%s is refused: %s", name, error)
+        log.warning("%s is refused: %s", name, printable(str(error)))
 
     # --- news of links
 

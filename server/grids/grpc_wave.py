@@ -16,6 +16,7 @@ from fedknow.protocols.messages import (
     Message,
     client_of,
 )
+from fedknow.protocols.texts import printable
 from fedknow.protocols.transport import CHUNK_BYTES
 from fedknow.protocols.wire import (
     Code,
@@ -267,7 +268,13 @@ class GrpcWave:
                 Code.MALFORMED,
                 f"a {reply.kind!r} answer to {message.kind!r} work",
             )
-        return replace(reply, id=f"{message.id}:reply", group=message.group)
+        failure = reply.failure
+        if failure is not None:
+            # The text goes into logs, events and reports of this side.
+            failure = replace(failure, reason=printable(failure.reason))
+        return replace(
+            reply, id=f"{message.id}:reply", group=message.group, failure=failure
+        )
 
     def _work(self, node: int, version: int) -> Work:
         piece = self._queues[node][0]

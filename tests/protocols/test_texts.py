@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedknow.protocols.texts import counted
+from fedknow.protocols.texts import counted, printable
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("protocols", "client", "strategies", "server", "simulations", "fedknow")
@@ -84,3 +86,27 @@ def test_no_text_says_1_clients():
     assert found <= ALWAYS_SEVERAL, (
         "write it with fedknow.protocols.texts.counted"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "shown"),
+    [
+        ("all well", 100, "all well"),
+        ("\x1b[2J\x1b[31mroot", 100, r"\x1b[2J\x1b[31mroot"),
+        ("a\n2026-01-01 INFO forged", 100, r"a\n2026-01-01 INFO forged"),
+        ("\u202egnp.exe", 100, r"\u202egnp.exe"),
+        ("abcdef", 4, "abcd... (2 characters more)"),
+        ("grün", 4, "grün"),
+    ],
+)
+def test_texts_of_the_other_side_are_shown_as_they_are_spelled(
+    text, longest, shown
+):
+    assert printable(text, longest) == shown
+
+
+@given(st.text(), st.integers(0, 50))
+def test_no_text_reaches_a_terminal_unescaped(text, longest):
+    shown = printable(text, longest)
+    assert shown.isprintable()
+    assert len(shown) <= 10 * longest + 40

@@ -18,6 +18,8 @@ from fedknow.client.edge import session
 from fedknow.client.edge.client import EdgeClient
 from fedknow.client.edge.errors import EdgeError
 from fedknow.client.edge.status import fetch_status
+from fedknow.client.permissions import Limits as OwnerLimits
+from fedknow.client.permissions import Permissions
 from fedknow.protocols.config import ConfigError, read_config
 from fedknow.protocols.messages import (
     TRAIN,
@@ -592,3 +594,91 @@ def test_a_server_cannot_have_code_run(grid, client, tmp_path, monkeypatch, part
     assert isinstance(error, ConfigError)
     assert "--allow" in str(error)
     assert not proof.exists()
+
+
+def announcement(size, node):
+    """Give the first chunk of a message that is said to be that large."""
+    whole = pack(replace(work(0)[0], node=node))
+    whole.envelope.size = size
+    return next(whole.frames(id="1"))
+
+
+def test_a_message_that_does_not_fit_the_model_is_refused_at_once(client):
+    """A server that announces 1 GiB: not a byte of it is taken."""
+    greeting = welcome(2, read_config({"data": {"clients": 1}}).to_toml(), "run")
+    script = Script(
+        [greeting, announcement(1 << 30, 2), None],
+        [greeting, goodbye(True, "the run is over")],
+    )
+    assert client(script, None).result() is None
+    told = refused(script.heard.get(timeout=WAIT))
+    script.server.stop(0).wait()
+    assert told.code.name == "TOO_LARGE"
+    assert f"at most {16 * 2**20} are taken" in told.reason
+
+
+def test_its_owner_says_how_large_a_message_may_be(client):
+    greeting = welcome(2, read_config({"data": {"clients": 1}}).to_toml(), "run")
+    script = Script(
+        [greeting, announcement(2**21 + 8, 2), None],
+        [greeting, goodbye(True, "the run is over")],
+    )
+    small = Permissions(limits=OwnerLimits(message_mb=2))
+    assert client(script, Counter(), permissions=small).result() is None
+    told = refused(script.heard.get(timeout=WAIT))
+    script.server.stop(0).wait()
+    assert f"at most {2**21} are taken" in told.reason
+
+
+def test_a_full_state_folder_is_a_failure_that_names_the_limit(
+    grid, client, tmp_path
+):
+    it = grid()
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "old").write_bytes(bytes(3 << 20))
+    small = Permissions(limits=OwnerLimits(disk_mb=2))
+    client(it, Counter(), permissions=small)
+    (reply,) = it.exchange(work(0))
+    assert "limit of 2 (disk_mb)" in reply.failure.reason
+
+
+def test_the_names_of_its_files_stay_at_home(grid, client, tmp_path, caplog):
+    """The issue's eight file names, and the folder's own."""
+    folder = tmp_path / "patients of ward 7"
+    folder.mkdir()
+    for name in ("alice.npz", "bob.npz", "eve.npz"):
+        (folder / name).touch()
+    it = grid(1, 'data.name="local"', "data.shape=[1,8,8]", "data.classes=10")
+    with caplog.at_level("INFO", "fedknow"):
+        error = client(it, None, data=folder).result()
+        it.close()
+    assert isinstance(error, ConfigError)
+    by_server = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("fedknow.server")
+    ]
+    told = "\n".join(by_server)
+    assert "--data/task-000.npz: no such file; the folder holds 3 files" in told
+    for word in ("alice", "bob", "eve", "ward", str(tmp_path)):
+        assert word not in told
+    assert "alice.npz, bob.npz, eve.npz" in caplog.text
+
+
+def test_texts_of_the_server_are_bounded_and_escaped(client, caplog):
+    hostile = "\x1b[2J" + "x" * 900_000
+    refusing = Frame()
+    refusing.refusal.code, refusing.refusal.reason = 8, hostile
+    greeting = welcome(2, read_config({}).to_toml(), "run")
+    script = Script(
+        [greeting, refusing.SerializeToString()],
+        [greeting, goodbye(False, hostile)],
+        [goodbye(True, "the run is over")],
+        [greeting, goodbye(True, hostile)],
+    )
+    with caplog.at_level("INFO", "fedknow"):
+        assert client(script, Counter()).result() is None
+    script.server.stop(0).wait()
+    assert "\x1b" not in caplog.text
+    assert caplog.text.count("(898004 characters more)") == 3
+    assert len(caplog.text) < 20_000

@@ -198,6 +198,27 @@ def sums(replies):
     return {reply.node: float(reply.arrays()["w"].sum()) for reply in replies}
 
 
+def test_texts_of_a_client_are_bounded_and_escaped(grid, puppet, caplog):
+    """A refusal of 900 kB with escapes, and a failure with the same."""
+    hostile = "\x1b[2J\n" + "x" * 900_000
+    it = grid(2)
+    first, second = all_in(it, puppet, 2)
+    exchange = Exchange(it, work(0))
+    failed = unpack(first.parcel()).fail(2, hostile)
+    first.say(*pack(failed).frames(version=7))
+    (reply,) = exchange.replies()
+    assert reply.failure.reason.startswith(r"\x1b[2J\nxxx")
+    assert len(reply.failure.reason) < 2100
+    refusing = Frame()
+    refusing.refusal.code, refusing.refusal.reason = 7, hostile
+    with caplog.at_level("INFO", "fedknow"):
+        second.say(refusing.SerializeToString())
+        eventually(lambda: "is gone" in caplog.text)
+    assert "\x1b" not in caplog.text
+    assert "(898005 characters more)" in caplog.text
+    assert len(caplog.text) < 5000
+
+
 # --- waves
 # --------------------------------------------------------------------------------------
 
