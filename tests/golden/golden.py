@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from fedknow.client.data import make_benchmark
 from fedknow.client.edge.client import EdgeClient
@@ -145,7 +146,34 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__.partition("+")[0],
         "capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
+        "arithmetic": arithmetic(),
     }
+
+
+def arithmetic() -> str:
+    """Digest what this processor makes of a step of training, bit by bit.
+
+    Two processors of one capability may take other kernels, which sum in another order.
+    """
+    draws = torch.Generator().manual_seed(0)
+    digest = hashlib.sha256()
+    for precision in (torch.float32, torch.bfloat16):
+        for width in (8, 16, 32):
+            x = torch.randn(16, width, 8, 8, generator=draws)
+            kernel = torch.randn(2 * width, width, 3, 3, generator=draws)
+            weight = torch.randn(10, 2 * width * 16, generator=draws)
+            for part in (x, kernel, weight):
+                part.requires_grad_()
+            with torch.autocast("cpu", precision, precision != torch.float32):
+                z = functional.conv2d(x, kernel, padding=1).relu()
+                z = functional.linear(
+                    functional.max_pool2d(z, 2).flatten(1), weight
+                )
+            target = torch.arange(16) % 10
+            functional.cross_entropy(z.float(), target).backward()
+            for part in (x, kernel, weight):
+                digest.update(part.grad.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def run_inline(config: ExperimentConfig, folder: Path) -> Path:
