@@ -52,6 +52,8 @@ Doubled after each failure, up to :data:`LONGEST_DELAY`.
 """
 KEEP_AFTER = 1.0
 """Seconds of work from which on an answer is kept on disk: the rest is as well done again."""
+JOIN_SECONDS = 10.0
+"""Seconds that an idle thread of work gets to end; it needs far less."""
 
 _FINAL = (Code.VERSION, Code.CREDENTIAL, Code.NO_ROOM)
 """Faults that trying again does not change, on whichever side they are seen."""
@@ -148,6 +150,24 @@ class EdgeClient:
     def is_busy(self) -> bool:
         """Work is going on in the thread, which nothing can interrupt."""
         return self._thread.is_busy
+
+    def join(self, seconds: float = JOIN_SECONDS) -> bool:
+        """Wait for the thread that did the work to end, once the client has ended.
+
+        A process that ends before it may be aborted by PyTorch. A thread that trains is not
+        waited for.
+
+        Parameters
+        ----------
+        seconds : float
+            How long to wait at most.
+
+        Returns
+        -------
+        bool
+            The thread has ended.
+        """
+        return self._thread.join(seconds)
 
     async def run(self) -> None:
         """Take part until the run is over.
@@ -310,6 +330,8 @@ def run_client(client: EdgeClient) -> None:
         asyncio.run(main())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+    finally:
+        client.join()
 
 
 def _make_node(data: Path | None, config: ExperimentConfig) -> Answerer:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from fedknow.cli.options import (
 from fedknow.cli.output import out, progress_shown, show_run
 from fedknow.cli.watch import WATCH, page_served
 from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.errors import FAILED
 from fedknow.protocols.transport import check_address
 
 if TYPE_CHECKING:
@@ -328,16 +330,23 @@ def forget(
 def _end_at_once(edge: EdgeClient) -> Iterator[None]:
     """End the process although the client is training.
 
-    Nothing can interrupt the training, and it is repeated next time.
+    Nothing can interrupt the training, and it is repeated next time. An ordinary exit would
+    stop its thread inside PyTorch, which aborts the process.
     """
+    exit_code = 0
     try:
         yield
     except typer.Exit as end:
-        if edge.is_busy:
-            # An ordinary exit would wait for the thread that trains.
-            sys.stderr.flush()
-            os._exit(end.exit_code)
-        raise
+        exit_code = end.exit_code
+    except Exception:
+        # A fault of this program: its traceback is shown before the process ends.
+        traceback.print_exc()
+        exit_code = FAILED
+    if not edge.join():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    raise typer.Exit(exit_code)
 
 
 def _extra_of_server(config: ExperimentConfig) -> str:

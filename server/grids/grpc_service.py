@@ -155,6 +155,8 @@ class Service:
         if farewell.is_finished and self._away:
             await self._wait_for_absent(farewell.linger)
         await self._server.stop(grace=HEARTBEAT_SECONDS)
+        # With the last of its objects gRPC ends its thread, which else is killed with the process.
+        del self._server, self._health
 
     async def _wait_for_absent(self, seconds: float) -> None:
         try:
