@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedknow.client.compute.cost import Meter, module_bytes
+from fedknow.client.data.samples import SampleSpec, as_spec
 from fedknow.client.learners.frames.hooks import Hooks
 from fedknow.client.learners.frames.learner import Learner
 from fedknow.protocols.config import ConfigError
@@ -40,7 +42,7 @@ _DROPOUT = (nn.modules.dropout._DropoutNd,)
 def clients_at_once(
     learner: Learner,
     vectorize: Literal["off", "auto", "on"],
-    shape: tuple[int, int, int],
+    sample: SampleSpec | Sequence[int],
 ) -> int:
     """Tell how many clients :func:`fit_together` is to train at once.
 
@@ -53,8 +55,8 @@ def clients_at_once(
     vectorize : {"off", "auto", "on"}
         ``engine.vectorize``. ``auto``: on a processor where it was measured to win, which is
         for small models; on a GPU wherever it can be done.
-    shape : tuple of int
-        Of a sample: channels, height, width.
+    sample : SampleSpec or sequence of int
+        What a sample is; a shape alone is that of 8-bit images.
 
     Raises
     ------
@@ -63,7 +65,8 @@ def clients_at_once(
     """
     if vectorize == "off":
         return 1
-    if fault := _fault(learner, shape):
+    spec = as_spec(sample)
+    if fault := _fault(learner, spec):
         if vectorize == "auto":
             return 1
         raise ConfigError(
@@ -73,15 +76,15 @@ def clients_at_once(
         free, _ = torch.get_device_module(learner.device).mem_get_info(
             learner.device
         )
-        limit = min(_MOST, int(_SHARE * free / _step_bytes(learner, shape)))
+        limit = min(_MOST, int(_SHARE * free / _step_bytes(learner, spec)))
         return limit if limit >= FEWEST else 1
-    if vectorize == "auto" and _multiply_adds(learner.model, shape) > _SMALL:
+    if vectorize == "auto" and _multiply_adds(learner.model, spec) > _SMALL:
         return 1
     size = sum(parameter.numel() for parameter in learner.model.parameters())
     return max(FEWEST, min(_MOST, _STACKED_BYTES // (4 * size)))
 
 
-def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
+def _fault(learner: Learner, spec: SampleSpec) -> str | None:
     """Return why clients of a learner cannot be trained at once, if so."""
     hooks = (*vars(Hooks), *vars(Learner))
     custom_hooks = [
@@ -94,7 +97,7 @@ def _fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
             f"{type(learner).__name__} trains in a way of its own "
             f"({', '.join(custom_hooks)})"
         )
-    return _module_fault(learner.model) or _vmap_fault(learner, shape)
+    return _module_fault(learner.model) or _vmap_fault(learner, spec)
 
 
 def _module_fault(model: nn.Module) -> str | None:
@@ -119,7 +122,7 @@ def _module_fault(model: nn.Module) -> str | None:
     return None
 
 
-def _vmap_fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
+def _vmap_fault(learner: Learner, spec: SampleSpec) -> str | None:
     """Return why ``torch.vmap`` cannot take a learner's model, if so."""
     model = learner.model
     stacked = {
@@ -128,7 +131,7 @@ def _vmap_fault(learner: Learner, shape: tuple[int, int, int]) -> str | None:
     }
     try:
         torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
-            stacked, torch.zeros(2, 2, *shape, device=learner.device)
+            stacked, spec.blank(2, 2, device=learner.device)
         )
     except Exception as error:  # a user's model may do anything
         return f"torch.vmap cannot take the model: {str(error).strip().splitlines()[0]}"
@@ -144,14 +147,14 @@ def _is_hook(name: str) -> bool:
     return inspect.isfunction(part) or isinstance(part, property)
 
 
-def _multiply_adds(model: nn.Module, shape: tuple[int, int, int]) -> int:
+def _multiply_adds(model: nn.Module, spec: SampleSpec) -> int:
     """Of one sample's forward pass."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *shape))
+        model(spec.blank(1))
     return int(counter.get_total_flops()) // 2
 
 
-def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
+def _step_bytes(learner: Learner, spec: SampleSpec) -> float:
     """Estimate the bytes that a client's step needs at most.
 
     They are eight times its weights, and twice what its batch leaves for the backward pass. The
@@ -160,7 +163,7 @@ def _step_bytes(learner: Learner, shape: tuple[int, int, int]) -> float:
     """
     meter = Meter()
     with meter.message(), meter.part():
-        learner.model(torch.zeros(2, *shape, device=learner.device))
+        learner.model(spec.blank(2, device=learner.device))
     return (
         8 * module_bytes(learner.model)
         + learner.train.batch_size * meter.cost.peak

@@ -71,7 +71,7 @@ class Node:
         self.stream = stream
         self._bench = Workbench(config, stream)
         self.at_once = clients_at_once(
-            self.learner, config.engine.vectorize, stream.shape
+            self.learner, config.engine.vectorize, stream.spec
         )
 
     @property

@@ -62,7 +62,7 @@ class Workbench:
         self.stream = stream
         self.transfer = DeviceTransfer(find_device(config.engine.device))
         self.learner = build_learner(
-            config, stream.shape, stream.classes, self.transfer.device
+            config, stream.spec, stream.classes, self.transfer.device
         )
 
     def task(self, client: int, task: int) -> TaskData:

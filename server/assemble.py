@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from fedknow.client.data import Benchmark, make_benchmark
-from fedknow.client.data.local import LOCAL, local_shape
+from fedknow.client.data.local import LOCAL, local_spec
 from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.server.run.parts import Parts
@@ -62,15 +62,15 @@ def assemble(
     if benchmark is None and not has_own_data:
         benchmark = make_benchmark(config)
     if benchmark is None:
-        shape, classes = local_shape(config.data)
+        spec, classes = local_spec(config.data)
     else:
-        shape, classes = benchmark.shape, benchmark.classes
+        spec, classes = benchmark.spec, benchmark.classes
 
     check_trackers(config.tracking.to)
     strategy = build_strategy(config.strategy, config.data.clients)
     check_task_times(config, strategy, are_clients_real=clients is Clients.REAL)
-    learner = build_learner(config, shape, classes)
-    check_samples(config, learner, shape, benchmark)
+    learner = build_learner(config, spec, classes)
+    check_samples(config, learner, spec, benchmark)
     check_running_mean(config, strategy, learner.sparse)
     return Parts(
         # Not before: errors name paths as they were given. Without trackers: neither a run

@@ -106,7 +106,7 @@ def prepare(
     if not config.engine.address:
         find_device(config.engine.device)
     parts = assemble(config, Clients.VIRTUAL, benchmark)
-    clients_at_once(parts.learner, config.engine.vectorize, benchmark.shape)
+    clients_at_once(parts.learner, config.engine.vectorize, benchmark.spec)
     return parts, fleet
 
 

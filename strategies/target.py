@@ -74,7 +74,7 @@ class Target(PairedStrategy):
         data = setup.config.data
         self._learner = setup.learner
         # The stream knows the true shape; without it the clients have data of their own.
-        shape = data.shape if setup.stream is None else setup.stream.shape
+        shape = data.shape if setup.stream is None else setup.stream.spec.shape
         channels, height, width = shape
         self._shape = channels, height, width
         self._seed = setup.config.seed

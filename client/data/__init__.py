@@ -14,6 +14,8 @@ from fedknow.client.data.benchmark import Benchmark, make_benchmark
 from fedknow.client.data.columns import Column
 from fedknow.client.data.datasets import Dataset, list_datasets, load_dataset
 from fedknow.client.data.partition import Partition, Share, make_partition
+from fedknow.client.data.ragged import Ragged
+from fedknow.client.data.samples import SampleSpec
 from fedknow.client.data.stream import Split, TaskData, TaskStream
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Column",
     "Dataset",
     "Partition",
+    "Ragged",
+    "SampleSpec",
     "Share",
     "Split",
     "TaskData",

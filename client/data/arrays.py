@@ -1,4 +1,4 @@
-"""A data set in memory: plain ``uint8`` arrays and their description."""
+"""A data set: arrays of samples, perhaps mapped, and what they are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedknow.client.data.columns import Column, check_columns
+from fedknow.client.data.ragged import Ragged
+from fedknow.client.data.samples import Raw, SampleSpec
+from fedknow.client.data.statistics import channel_statistics
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.extras import how_to_install
 from fedknow.protocols.texts import counted
@@ -22,9 +25,7 @@ __all__ = [
     "Images",
     "Labels",
     "has_channels_last",
-    "levels",
     "require",
-    "statistics",
 ]
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and labels, train and test apart.
+    """Samples and labels, train and test apart.
 
     Rows of the arrays are what a partition deals out. Whoever reads a sample's content goes
     through :class:`~fedknow.client.data.Benchmark`, which alone makes tensors of it.
@@ -44,20 +45,23 @@ class Dataset:
     ----------
     name : str
         What the data set is called in messages.
-    train_x, test_x : ndarray of uint8, shape (N, C, H, W)
-        Images; may be read-only.
+    train_x, test_x : ndarray [N, ...] or Ragged
+        Samples as ``sample`` describes them; may be read-only, and mapped from a file.
     train_y, test_y : ndarray of int64, shape (N,)
         Labels, 0 to ``classes - 1``.
     class_names : tuple of str
         One name per class.
     mean, std : tuple of float
-        Per channel, of the training images on the scale 0..1.
+        Per channel, of the training samples; of 8-bit images on the scale 0..1. Samples are
+        normalised by them. Empty for tokens.
     groups : tuple of tuple of int
         Classes that belong together (Omniglot's alphabets), which make natural tasks; empty
         where there are none.
     columns : mapping of str to Column
         What else is known of each sample, by name: whose it is (``"person"``), where it is
         from (``"site"``).
+    sample : SampleSpec, optional
+        What a sample is; without it, 8-bit images.
 
     Raises
     ------
@@ -66,28 +70,24 @@ class Dataset:
     """
 
     name: str
-    train_x: Images
+    train_x: Raw
     train_y: Labels
-    test_x: Images
+    test_x: Raw
     test_y: Labels
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     groups: tuple[tuple[int, ...], ...] = ()
     columns: Mapping[str, Column] = field(default_factory=dict)
+    sample: SampleSpec | None = None
 
     def __post_init__(self) -> None:
         self._check_part("train", self.train_x, self.train_y)
         self._check_part("test", self.test_x, self.test_y)
-        if self.train_x.shape[1:] != self.test_x.shape[1:]:
-            raise self._error(
-                f"train images are {self.train_x.shape[1:]}, "
-                f"test images {self.test_x.shape[1:]}"
-            )
-        channels = self.train_x.shape[1]
+        channels = self.spec.channels
         lengths = {len(self.mean), len(self.std)}
-        # Images are divided by std, so that a 0 would fill them with NaN.
-        if lengths != {channels} or min(self.std) <= 0:
+        # Samples are divided by std, so that a 0 would fill them with NaN.
+        if lengths != {channels} or min(self.std, default=1) <= 0:
             raise self._error(
                 f"mean and std need {counted(channels, 'number')}, one a channel, "
                 "and std above 0"
@@ -103,8 +103,13 @@ class Dataset:
         if problem := check_columns(self.columns, *sizes):
             raise self._error(problem)
 
-    def _check_part(self, part: str, x: Images, y: Labels) -> None:
-        _check_arrays(self.name, part, x, y)
+    def _check_part(self, part: str, x: Raw, y: Labels) -> None:
+        _check_arrays(self.name, part, x, y, self.sample)
+        if self.sample is None and x.shape[1:] != self.train_x.shape[1:]:
+            raise self._error(
+                f"train images are {self.train_x.shape[1:]}, "
+                f"test images {x.shape[1:]}"
+            )
         if y.min() < 0 or y.max() >= self.classes:
             raise self._error(
                 f"{part}_y runs from {y.min()} to {y.max()}; "
@@ -139,13 +144,15 @@ class Dataset:
     def from_arrays(  # noqa: PLR0913  # a user's own data set in one call
         cls,
         name: str,
-        train_x: Images,
+        train_x: Raw,
         train_y: Labels,
-        test_x: Images,
+        test_x: Raw,
         test_y: Labels,
         class_names: Sequence[str] | None = None,
         groups: Sequence[Sequence[int]] = (),
         columns: Mapping[str, Column] | None = None,
+        sample: SampleSpec | None = None,
+        normalize: bool = True,
     ) -> Dataset:
         """Make a data set of four arrays, and compute its channel statistics.
 
@@ -153,8 +160,9 @@ class Dataset:
         ----------
         name : str
             What the data set is called in messages.
-        train_x, test_x : ndarray of uint8, shape (N, C, H, W)
-            Images.
+        train_x, test_x : ndarray [N, ...] or Ragged
+            Samples. A mapped file is read once, piece by piece, for the statistics; give them
+            to ``Dataset(...)``, and it is not read.
         train_y, test_y : ndarray of int64, shape (N,)
             Labels.
         class_names : sequence of str, optional
@@ -163,18 +171,29 @@ class Dataset:
             Classes that belong together.
         columns : mapping of str to Column, optional
             What else is known of each sample, by name.
+        sample : SampleSpec, optional
+            What a sample is; without it, 8-bit images ``[N, C, H, W]``.
+        normalize : bool
+            Whether each channel gets mean 0 and standard deviation 1 over the training samples;
+            otherwise samples stay as they are, but for the scale of whole numbers.
 
         Raises
         ------
         ConfigError
             If the arrays do not fit each other, or if the channels seem to stand last.
         """
-        _check_arrays(name, "train", train_x, train_y)
-        _check_axes(name, train_x.shape[1:])
+        _check_arrays(name, "train", train_x, train_y, sample)
+        spec = sample or SampleSpec("image", train_x.shape[1:], "uint8")
+        if spec.kind == "image":
+            _check_axes(name, spec.shape)
         # The largest label counts the classes. Test labels beyond it are refused later.
         if class_names is None:
             class_names = [str(label) for label in range(int(train_y.max()) + 1)]
-        mean, std = statistics(levels(train_x))
+        mean, std = (
+            channel_statistics(train_x, spec)
+            if normalize
+            else ((0.0,) * spec.channels, (1.0,) * spec.channels)
+        )
         return cls(
             name,
             train_x,
@@ -186,6 +205,7 @@ class Dataset:
             std,
             tuple(map(tuple, groups)),
             columns or {},
+            sample,
         )
 
     @property
@@ -194,38 +214,76 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image: channels, height, width."""
-        channels, height, width = self.train_x.shape[1:]
-        return channels, height, width
+    def spec(self) -> SampleSpec:
+        """What a sample is."""
+        return self.sample or SampleSpec("image", self.train_x.shape[1:], "uint8")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample as a model takes it."""
+        return self.spec.shape
 
     def _error(self, problem: str) -> ConfigError:
         return ConfigError(f"data set {self.name!r}: {problem}")
 
 
-def _check_arrays(name: str, part: str, x: Any, y: Any) -> None:
+def _check_arrays(
+    name: str, part: str, x: Any, y: Any, sample: SampleSpec | None
+) -> None:
     def error(field: str, array: Any, remedy: str) -> ConfigError:
-        actual = (
-            f"{array.dtype} {list(array.shape)}"
-            if isinstance(array, np.ndarray)
-            else type(array).__name__
-        )
         return ConfigError(
-            f"data set {name!r}: {part}_{field} is {actual}; "
+            f"data set {name!r}: {part}_{field} is {_described(array)}; "
             f"it must be a NumPy array, {remedy}"
         )
 
-    # Floats in 0..1 would become black images, as all images are divided by 255.
-    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
-        raise error("x", x, "uint8 [N, C, H, W]")
+    if sample is None:
+        # Floats in 0..1 would become black images, as 8-bit images are divided by 255.
+        if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
+            raise error("x", x, "uint8 [N, C, H, W]")
+    elif not _is_described(x, sample):
+        raise error("x", x, _requirement(sample))
     if (
         not isinstance(y, np.ndarray)
         or y.dtype != np.int64
-        or y.shape != x.shape[:1]
+        or y.shape != (len(x),)
     ):
         raise error("y", y, f"int64 [{len(x)}]")
     if len(y) == 0:
         raise ConfigError(f"data set {name!r}: {part}_x holds no samples")
+
+
+def _described(array: Any) -> str:
+    if isinstance(array, np.ndarray):
+        return f"{array.dtype} {list(array.shape)}"
+    if isinstance(array, Ragged):
+        return f"ragged rows of {array.dtype} {list(array.step_shape)}"
+    return type(array).__name__
+
+
+def _is_described(x: Any, sample: SampleSpec) -> bool:
+    if sample.is_ragged:
+        return (
+            isinstance(x, Ragged)
+            and x.dtype == sample.dtype
+            and x.step_shape == sample.shape[1:]
+        )
+    return (
+        isinstance(x, np.ndarray)
+        and x.dtype == sample.dtype
+        and x.shape[1:] == sample.shape
+    )
+
+
+def _requirement(sample: SampleSpec) -> str:
+    """Say what samples must be, for messages."""
+    if sample.is_ragged:
+        steps = ", ".join(map(str, sample.shape[1:]))
+        return (
+            f"or rather several in a fedknow.client.data.Ragged, {sample.dtype} "
+            f"[length{', ' if steps else ''}{steps}] each"
+        )
+    shape = ", ".join(map(str, sample.shape))
+    return f"{sample.dtype} [N, {shape}]"
 
 
 def has_channels_last(shape: Sequence[int]) -> bool:
@@ -264,56 +322,6 @@ def _check_axes(name: str, shape: Sequence[int]) -> None:
             axis2,
             transpose,
         )
-
-
-def levels(x: Images) -> NDArray[np.int64]:
-    """Count how often each channel has each of the 256 levels.
-
-    Parameters
-    ----------
-    x : ndarray of uint8, shape (N, C, H, W)
-        Images.
-
-    Returns
-    -------
-    ndarray of int64, shape (C, 256)
-    """
-    counts = []
-    for channel in range(x.shape[1]):
-        # Counts of levels in place of a sum over floats: exact, in any order, and without a
-        # copy of the images as floats.
-        counts.append(np.bincount(x[:, channel].ravel(), minlength=256))
-    return np.stack(counts)
-
-
-def statistics(
-    counts: NDArray[np.int64],
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute mean and standard deviation of each channel on the scale 0..1.
-
-    Counts of levels give them exactly, and batch by batch: no pass over all pixels in
-    floating point is needed.
-
-    Parameters
-    ----------
-    counts : ndarray of int64, shape (C, 256)
-        From :func:`levels`, added up over batches.
-
-    Returns
-    -------
-    (tuple of float, tuple of float)
-        Means, standard deviations.
-    """
-    scale = np.arange(256) / 255
-    means, stds = [], []
-    for channel in counts:
-        weight = channel / channel.sum()
-        mean = float(weight @ scale)
-        std = float(np.sqrt(weight @ (scale - mean) ** 2))
-        means.append(mean)
-        # A constant channel stays as it is: no division by zero.
-        stds.append(std or 1.0)
-    return tuple(means), tuple(stds)
 
 
 def require(module: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
@@ -11,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fedknow.client.data.arrays import Dataset, Images, Labels
+from fedknow.client.data.arrays import Dataset, Labels
 from fedknow.client.data.columns import Column
 from fedknow.client.data.datasets import load_dataset
 from fedknow.client.data.partition import Partition, make_partition
+from fedknow.client.data.samples import Raw, model_input
 from fedknow.client.data.shares import Indices
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import ConfigError, ExperimentConfig
@@ -61,6 +61,7 @@ class Benchmark:
         self.clients = len(partition.tasks)
         # The same for all clients: each has every task, in an order of its own.
         self.tasks = len(partition.tasks[0])
+        self.spec = dataset.spec
         self.shape = dataset.shape
         # Classes that no task uses need no place in the head, as long as they come last.
         used = chain.from_iterable(share.classes for share in partition.tasks[0])
@@ -111,14 +112,15 @@ class Benchmark:
             is_incremental=self.is_incremental,
         )
 
-    def _split(self, images: Images, labels: Labels, places: Indices) -> Split:
+    def _split(self, samples: Raw, labels: Labels, places: Indices) -> Split:
+        dataset = self.dataset
         # Indexing by an array copies, so tensors never share memory with the (perhaps
         # read-only) data set.
-        # In place, as a share may be hundreds of megabytes.
-        x = torch.from_numpy(images[places]).to(torch.float32).div_(255)
-        mean = _channel_values(self.dataset.mean)
-        std = _channel_values(self.dataset.std)
-        x.sub_(mean).div_(std)
+        raw = samples[places]
+        try:
+            x = model_input(raw, self.spec, dataset.mean, dataset.std)
+        except ValueError as error:
+            raise ConfigError(f"data set {dataset.name!r}: {error}") from error
         return Split(x, torch.from_numpy(np.asarray(labels[places])))
 
     def _check(self, client: int, task: int) -> None:
@@ -131,11 +133,6 @@ class Benchmark:
     def __getstate__(self) -> dict[str, Any]:
         # Remembered shares can be made again: they do not travel to other processes.
         return self.__dict__ | {"_recent": OrderedDict(), "_bytes": 0}
-
-
-def _channel_values(values: Sequence[float]) -> torch.Tensor:
-    """Shape a number a channel for images, float32 [1, C, 1, 1]."""
-    return torch.tensor(values).view(1, -1, 1, 1)
 
 
 def _nbytes(data: TaskData) -> int:

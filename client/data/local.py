@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from fedknow.client.data.arrays import has_channels_last
+from fedknow.client.data.samples import Kind, SampleSpec, local_input
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import ConfigError, DataConfig
 from fedknow.protocols.texts import counted
 
-__all__ = ["LOCAL", "LocalStream", "local_shape"]
+__all__ = ["LOCAL", "LocalStream", "local_spec"]
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +26,29 @@ LOCAL = "local"
 """``data.name`` of an experiment whose clients bring their own data."""
 
 
-def local_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
-    """Read the shape of an image and the number of classes from settings.
+def local_spec(config: DataConfig) -> tuple[SampleSpec, int]:
+    """Read what a sample is and the number of classes from settings.
 
     A server without data cannot learn them otherwise.
 
     Returns
     -------
-    ((int, int, int), int)
-        Channels, height and width; classes.
+    (SampleSpec, int)
+        A sample; classes.
 
     Raises
     ------
     ConfigError
-        If ``data.shape`` or ``data.classes`` is missing, or the channels stand last.
+        If ``data.shape`` or ``data.classes`` is missing, does not fit ``data.kind``, or has the
+        channels last.
     """
-    if len(config.shape) != 3 or min(config.shape) < 1:
+    axes, example = _EXAMPLES[config.kind]
+    if len(config.shape) != len(example):
         raise ConfigError(
-            f"data.shape = {config.shape}: with data.name = {LOCAL!r} give channels, "
-            "height and width of the clients' images, for example data.shape = [3, 32, 32]"
+            f"data.shape = {config.shape}: with data.name = {LOCAL!r} and data.kind = "
+            f"{config.kind!r} give {axes}, for example data.shape = {example}"
         )
-    if has_channels_last(config.shape):
+    if config.kind == "image" and has_channels_last(config.shape):
         height, width, channels = config.shape
         raise ConfigError(
             f"data.shape = {config.shape}: looks like height, width, channels; "
@@ -57,8 +60,35 @@ def local_shape(config: DataConfig) -> tuple[tuple[int, int, int], int]:
             f"data.classes = {config.classes}: with data.name = {LOCAL!r} give the number "
             "of classes of all tasks together, for example data.classes = 10"
         )
-    channels, height, width = config.shape
-    return (channels, height, width), config.classes
+    dtype = {"image": "uint8", "tokens": "int64"}.get(config.kind, "float32")
+    spec = SampleSpec(
+        config.kind,
+        tuple(config.shape),
+        dtype,
+        vocabulary=config.vocabulary,
+    )
+    return spec, config.classes
+
+
+_EXAMPLES: dict[Kind, tuple[str, list[int]]] = {
+    "image": (
+        "channels, height and width of the clients' images",
+        [3, 32, 32],
+    ),
+    "series": ("time steps and channels of a sample", [64, 3]),
+    "waveform": ("the number of time steps of a sample", [8000]),
+    "tokens": ("the number of tokens of a sample", [32]),
+    "table": ("the number of columns of a sample", [10]),
+}
+
+_TYPES: dict[Kind, tuple[str, ...]] = {
+    "image": ("uint8", "float32"),
+    "series": ("float32",),
+    "waveform": ("int16", "float32"),
+    "tokens": ("int64", "int32", "uint16", "int16"),
+    "table": ("float32",),
+}
+"""Types that the arrays of a device's file may have."""
 
 
 _UNREADABLE = (
@@ -78,9 +108,10 @@ class LocalStream:
     """The tasks of one client, from ``task-000.npz``, ...
 
     It is a :class:`~fedknow.client.data.TaskStream`. Each file holds ``train_x``,
-    ``train_y``, ``test_x`` and ``test_y``: images ``[n, C, H, W]`` and integer labels
-    ``[n]``, 0 to ``data.classes - 1``. Images are uint8 (0..255, which become -1..1) or
-    float32 (taken as they are).
+    ``train_y``, ``test_x`` and ``test_y``: samples ``[n, ...]`` of ``data.kind`` and
+    ``data.shape``, and integer labels ``[n]``, 0 to ``data.classes - 1``. Images are uint8
+    (0..255, which become -1..1) or float32 (taken as they are), waveforms int16 (which become
+    -1..1) or float32, tokens integers below ``data.vocabulary``, all others float32.
 
     An array ``classes`` may say which classes the task is about. Without it these are block
     number ``task`` of ``data.classes_per_task`` classes, or where that is 0 the labels in the
@@ -104,7 +135,7 @@ class LocalStream:
         self.folder = folder
         self.tasks = config.tasks
         self.clients = config.clients
-        self.shape, self.classes = local_shape(config)
+        self.spec, self.classes = local_spec(config)
         self._block = config.classes_per_task
         self._is_incremental = config.scenario == "class-incremental"
         # Kept for all tasks: a later task's head needs the classes of each earlier one.
@@ -135,10 +166,14 @@ class LocalStream:
             classes=classes,
             # Tasks may share classes; each counts where it is met for the first time.
             seen=tuple(dict.fromkeys(chain.from_iterable(slices))),
-            train=_split(arrays["train_x"], arrays["train_y"]),
-            test=_split(arrays["test_x"], arrays["test_y"]),
+            train=self._split(arrays, "train"),
+            test=self._split(arrays, "test"),
             is_incremental=self._is_incremental,
         )
+
+    def _split(self, arrays: Mapping[str, np.ndarray], part: str) -> Split:
+        y = torch.from_numpy(arrays[f"{part}_y"].astype(np.int64))
+        return Split(local_input(arrays[f"{part}_x"], self.spec), y)
 
     def _slice(self, task: int) -> tuple[int, ...]:
         """Find the task's classes: its slice of the head."""
@@ -210,16 +245,17 @@ class LocalStream:
     def _check_part(
         self, task: int, part: str, arrays: Mapping[str, np.ndarray]
     ) -> None:
+        types, shape = _TYPES[self.spec.kind], self.spec.shape
         x = arrays.get(f"{part}_x")
         y = arrays.get(f"{part}_y")
         if (
             x is None
-            or x.dtype not in (np.uint8, np.float32)
-            or x.shape[1:] != self.shape
+            or x.dtype not in types
+            or x.shape[1:] != shape
             or len(x) == 0
         ):
-            expected = f"uint8 or float32 [n, {', '.join(map(str, self.shape))}]"
-            advice = _advice(x, self.shape)
+            expected = f"{' or '.join(types)} [n, {', '.join(map(str, shape))}]"
+            advice = _advice(x, self.spec)
             raise self._error(
                 task,
                 f"{part}_x is {_described(x)}; it must be {expected}{advice}",
@@ -227,6 +263,14 @@ class LocalStream:
         # One NaN in a sample would spread to all weights in the first step.
         if not np.isfinite(x).all():
             raise self._error(task, f"{part}_x holds NaN or infinity")
+        if self.spec.kind == "tokens" and not (
+            x.min() >= 0 and x.max() < self.spec.vocabulary
+        ):
+            raise self._error(
+                task,
+                f"{part}_x has token ids from {x.min()} to {x.max()}; with data.vocabulary "
+                f"= {self.spec.vocabulary} they are 0 to {self.spec.vocabulary - 1}",
+            )
         if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
             raise self._error(
                 task,
@@ -257,18 +301,11 @@ class LocalStream:
         return ConfigError(f"{self._path(task)}: {problem}")
 
 
-def _split(x: np.ndarray, y: np.ndarray) -> Split:
-    # A copy of float32 too, as the arrays at hand are given out again.
-    images = torch.from_numpy(x.astype(np.float32))
-    if x.dtype == np.uint8:
-        # No client knows the mean of all: a fixed scale is the same everywhere.
-        images.div_(127.5).sub_(1)
-    return Split(images, torch.from_numpy(y.astype(np.int64)))
-
-
-def _advice(x: np.ndarray | None, shape: tuple[int, int, int]) -> str:
+def _advice(x: np.ndarray | None, spec: SampleSpec) -> str:
     """Say how to put the channels at the front, where they stand at the end."""
-    channels, height, width = shape
+    if spec.kind != "image":
+        return ""
+    channels, height, width = spec.shape
     if x is None or x.shape[1:] != (height, width, channels):
         return ""
     return " (channels first: x.transpose(0, 3, 1, 2))"

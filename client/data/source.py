@@ -23,12 +23,11 @@ from fedknow.client.data.arrays import (
     Dataset,
     Images,
     Labels,
-    levels,
     require,
-    statistics,
 )
 from fedknow.client.data.files import fingerprint
 from fedknow.client.data.pixels import UnusablePictureError, to_eight_bit
+from fedknow.client.data.statistics import levels, statistics
 from fedknow.protocols.config import ConfigError
 
 __all__ = ["Contents", "Form", "Part", "Source", "joined", "load", "resplit"]

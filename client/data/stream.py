@@ -10,6 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedknow.client.data.samples import SampleSpec
+
 __all__ = ["Split", "TaskData", "TaskStream"]
 
 
@@ -22,8 +24,9 @@ class Split:
 
     Attributes
     ----------
-    x : Tensor of float32, shape (n, C, H, W)
-        Model inputs as the stream's ``shape`` declares them: images, normalised per channel.
+    x : Tensor [n, ...]
+        Model inputs as the stream's ``spec`` declares them: float32 ``[n, C, H, W]`` for images,
+        int64 ``[n, T]`` for tokens (:class:`~fedknow.client.data.SampleSpec`).
     y : Tensor of int64, shape (n,)
         Labels of the whole head.
     """
@@ -81,8 +84,8 @@ class TaskStream(Protocol):
         ...
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image: channels, height, width."""
+    def spec(self) -> SampleSpec:
+        """What a sample is."""
         ...
 
     @property

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
 
+from fedknow.client.data.samples import SampleSpec, as_spec
 from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.apfl import Apfl
 from fedknow.client.learners.baselines import (
@@ -268,7 +270,7 @@ def _check_whole(config: ExperimentConfig) -> None:
 
 def build_learner(
     config: ExperimentConfig,
-    shape: tuple[int, int, int],
+    sample: SampleSpec | Sequence[int],
     classes: int,
     device: torch.device | str = "cpu",
 ) -> Learner:
@@ -278,8 +280,8 @@ def build_learner(
     ----------
     config : ExperimentConfig
         The experiment.
-    shape : tuple of int
-        Shape of a sample: channels, height, width.
+    sample : SampleSpec or sequence of int
+        What a sample is; a shape alone is that of 8-bit images.
     classes : int
         Width of the head.
     device : torch.device or str
@@ -288,15 +290,30 @@ def build_learner(
     Raises
     ------
     ConfigError
-        For an unknown learner or model, or settings that do not fit.
+        For an unknown learner or model, settings that do not fit, or samples of a kind that the
+        learner cannot work with.
     """
+    spec = as_spec(sample)
+    kind, settings = learner_class(config.learner.name), _settings(config.learner)
+    _check_kind(config, kind, spec)
     # Weights are drawn on the CPU and then moved, so that they are the same on any device.
     model = build_model(
-        config.model, shape, classes, integer(config.seed, "model")
+        config.model, spec, classes, integer(config.seed, "model")
     ).to(device)
-    kind, settings = learner_class(config.learner.name), _settings(config.learner)
     with calling(config.learner.name, "learner.name"):
         return kind(model, config.train, settings)
+
+
+def _check_kind(
+    config: ExperimentConfig, kind: type[Learner], spec: SampleSpec
+) -> None:
+    """Refuse samples that a method does not work with."""
+    if kind.kinds and spec.kind not in kind.kinds:
+        raise ConfigError(
+            f"learner.name = {config.learner.name!r} works on samples of kind "
+            f"{' or '.join(kind.kinds)}, and those of data.name = {config.data.name!r} are "
+            f"{spec}; choose another learner, for example 'er'"
+        )
 
 
 class Sizes(Protocol):
@@ -320,7 +337,7 @@ class Sizes(Protocol):
 def check_samples(
     config: ExperimentConfig,
     learner: Learner,
-    shape: tuple[int, int, int],
+    sample: SampleSpec | Sequence[int],
     sizes: Sizes | None,
 ) -> None:
     """Refuse an experiment with too few samples for BatchNorm.
@@ -331,8 +348,8 @@ def check_samples(
         The experiment.
     learner : Learner
         Its learner.
-    shape : tuple of int
-        Shape of a sample: channels, height, width.
+    sample : SampleSpec or sequence of int
+        What a sample is; a shape alone is that of 8-bit images.
     sizes : Sizes or None
         Who has how many samples; None where clients have their own data, and find out themselves.
 
@@ -343,7 +360,7 @@ def check_samples(
         (:mod:`~fedknow.client.learners.frames.batching`).
     """
     # Zeros will do: only the shapes within the model matter.
-    x = torch.zeros(1, *shape, device=learner.device)
+    x = as_spec(sample).blank(1, device=learner.device)
     smallest = learner.smallest_batch(x)
     minimum = counted(smallest, "sample")
     model = f"model.name = {config.model.name!r} has BatchNorm layers that need {minimum} a batch"

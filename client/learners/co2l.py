@@ -151,6 +151,7 @@ class Co2L(Rehearsal):
     Settings = Co2LSettings
     settings: Co2LSettings
     exchanged_parts = ("body", "projection")
+    kinds = ("image",)
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
         "distill": [0.1, 1.0],
         "temperature": [0.1, 0.5, 1.0],

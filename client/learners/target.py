@@ -95,8 +95,8 @@ class Target(Learner):
     Keeps: the synthetic images it was last sent, and the answers to them. Sends: the model, and
     at the end of a task its classes. Gets: the model, and once a task the images with their
     answers, float32. Needs: the server's time, and a forward and backward pass over as many
-    synthetic images as a batch has for each step. No real sample is kept or sent. Valid: any
-    model; made for class-incremental streams. Where task-incremental, answers are distilled in
+    synthetic images as a batch has for each step. No real sample is kept or sent. Valid: images,
+    any model; made for class-incremental streams. Where task-incremental, answers are distilled in
     each past task's slice. Everything is averaged: the server must have the whole model.
 
     As in the authors' program, the first term is taken among the current task's classes alone,
@@ -107,6 +107,7 @@ class Target(Learner):
     Settings = TargetSettings
     settings: TargetSettings
     strategy = "target"
+    kinds = ("image",)
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
         "distill": [1.0, 5.0, 25.0]
     }

@@ -6,7 +6,7 @@ The body ends in flat features. The head is one linear layer over all classes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from pydantic import ConfigDict, ValidationError, validate_call
 from torch import nn
 
+from fedknow.client.data.samples import Kind, SampleSpec, as_spec
 from fedknow.client.models.cnn import cnn, cnn6
 from fedknow.client.models.densenet import densenet121
 from fedknow.client.models.inception import inception_v3
@@ -28,7 +29,7 @@ from fedknow.client.models.resnet import (
     senet18,
     wide_resnet50,
 )
-from fedknow.client.models.split import Body, Shape, SplitModel
+from fedknow.client.models.split import Body, SplitModel
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
 from fedknow.protocols.descriptions import summary
 from fedknow.protocols.installed import find_installed, list_installed
@@ -67,12 +68,25 @@ _MODELS: Mapping[str, Callable[..., Body]] = {
     "densenet121": densenet121,
 }
 
+_NUMBERS: frozenset[Kind] = frozenset(("image", "series", "waveform", "table"))
+_KINDS: Mapping[str, frozenset[Kind]] = {
+    "mlp": _NUMBERS,
+    "linear": _NUMBERS,
+}
+"""Kinds of samples that a model takes; the others take images alone."""
+
+_GIVEN = ("shape", "sample")
+"""Parameters of a builder that are no settings."""
+
 MOST_PARAMETERS = 10**9
 """4 GB: far above the largest that is published here, far below what a slip of a digit makes."""
 
 
 def build_model(
-    config: ModelConfig, shape: Shape, classes: int, seed: int
+    config: ModelConfig,
+    sample: SampleSpec | Sequence[int],
+    classes: int,
+    seed: int,
 ) -> nn.Module:
     """Build a network with fresh weights, which depend on ``seed`` only.
 
@@ -80,9 +94,10 @@ def build_model(
     ----------
     config : ModelConfig
         Its name and its own settings. A user's ``module:callable`` is called as
-        ``callable(shape=..., classes=..., **settings)``.
-    shape : tuple of int
-        Channels, height, width of an image.
+        ``callable(shape=..., classes=..., **settings)``, and with ``sample=...`` where it has a
+        parameter of this name.
+    sample : SampleSpec or sequence of int
+        What the model takes; a shape alone is that of 8-bit images.
     classes : int
         Outputs of the head.
     seed : int
@@ -91,24 +106,27 @@ def build_model(
     Returns
     -------
     nn.Module
-        With ``body`` (images to features ``[n, f]``) and ``head`` (``nn.Linear(f, classes)``);
-        images ``[n, C, H, W]`` in, logits ``[n, classes]`` out.
+        With ``body`` (samples to features ``[n, f]``) and ``head`` (``nn.Linear(f, classes)``);
+        samples ``[n, ...]`` in, logits ``[n, classes]`` out.
 
     Raises
     ------
     ConfigError
-        For an unknown model or setting, a setting out of range, an image too small, a user's
-        model without body and head, or one with parameters that no learner could train.
+        For an unknown model or setting, a setting out of range, an image too small, samples of a
+        kind that the model does not take, a user's model without body and head, or one with
+        parameters that no learner could train.
     """
+    spec = as_spec(sample)
     # The caller's generator stays as it is, and no GPU is touched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.name not in _MODELS:
-            return _user_model(config, shape, classes)
-        _check_size(config, shape, classes)
+            return _user_model(config, spec, classes)
+        _check_kind(config.name, spec)
+        _check_size(config, spec, classes)
         # Again: the dry run for the size may have drawn numbers.
         torch.manual_seed(seed)
-        body, features = _build_body(config, shape)
+        body, features = _build_body(config, spec)
         return SplitModel(body, nn.Linear(features, classes))
 
 
@@ -154,10 +172,23 @@ def _described(name: str) -> str:
 def setting_names(name: str) -> list[str]:
     """List the settings of a model that is known by its name."""
     parameters = inspect.signature(_MODELS[name]).parameters
-    return [key for key in parameters if key != "shape"]
+    return [key for key in parameters if key not in _GIVEN]
 
 
-def _build_body(config: ModelConfig, shape: Shape) -> Body:
+def _check_kind(name: str, spec: SampleSpec) -> None:
+    """Refuse samples of a kind that a model does not take."""
+    kinds = _KINDS.get(name, frozenset(("image",)))
+    if spec.kind in kinds:
+        return
+    fitting = [name for name in _MODELS if spec.kind in _KINDS.get(name, ())]
+    raise ConfigError(
+        f"model.name = {name!r} takes samples of kind {' or '.join(sorted(kinds))}, and "
+        f"those of this data set are {spec}; set model.name = {' or '.join(fitting)}, "
+        "or module:callable for your own"
+    )
+
+
+def _build_body(config: ModelConfig, spec: SampleSpec) -> Body:
     build = model_factory(config.name)
     names = setting_names(config.name)
     for key, value in config.options.items():
@@ -166,10 +197,11 @@ def _build_body(config: ModelConfig, shape: Shape) -> Body:
                 f"model.{key} = {value!r}: {config.name} has no such setting"
                 f"{closest(key, names)}; it has: {', '.join(names)}"
             )
-    rules = ConfigDict(allow_inf_nan=False)
+    rules = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
     checked: Callable[..., Body] = validate_call(config=rules)(build)
     try:
-        return checked(shape, **config.options)
+        takes_spec = "sample" in inspect.signature(build).parameters
+        return checked(spec if takes_spec else spec.shape, **config.options)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
@@ -178,7 +210,7 @@ def _build_body(config: ModelConfig, shape: Shape) -> Body:
         ) from None
 
 
-def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
+def _check_size(config: ModelConfig, spec: SampleSpec, classes: int) -> None:
     """Refuse a network of more than :data:`MOST_PARAMETERS`.
 
     The network is built on PyTorch's meta device, so a huge one takes no memory.
@@ -186,7 +218,7 @@ def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
     try:
         # Tensors without memory: a slip of a digit must not fill it before it is refused.
         with torch.device("meta"):
-            body, features = _build_body(config, shape)
+            body, features = _build_body(config, spec)
             count = sum(prod(parameter.shape) for parameter in body.parameters())
     except (RuntimeError, OverflowError, TypeError):
         # PyTorch's sizes end at 64 bits.
@@ -197,17 +229,16 @@ def _check_size(config: ModelConfig, shape: Shape, classes: int) -> None:
     if count > MOST_PARAMETERS:
         pairs = config.options.items()
         options = ", ".join(f"model.{key} = {value!r}" for key, value in pairs)
-        size = "x".join(map(str, shape))
         raise ConfigError(
             f"model.name = {config.name!r} with {options or 'its defaults'}, "
-            f"images of {size} and {counted(classes, 'class', 'classes')}: "
+            f"{spec} and {counted(classes, 'class', 'classes')}: "
             f"has {count:.2e} parameters; at most {MOST_PARAMETERS:.0e} fit, "
-            "so make it or the images smaller"
+            "so make it or the samples smaller"
         )
 
 
-def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
-    model = _call_users_factory(config, shape, classes)
+def _user_model(config: ModelConfig, spec: SampleSpec, classes: int) -> nn.Module:
+    model = _call_users_factory(config, spec, classes)
     with calling(config.name, "model.name"):
         body: object = getattr(model, "body", None)
         head: object = getattr(model, "head", None)
@@ -227,19 +258,19 @@ def _user_model(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
     assert isinstance(model, nn.Module)
     # Before a sample goes through, which fails for such types with PyTorch's own words.
     check_dtypes(model, config.name)
-    _check_composition(model, config.name, shape)
+    _check_composition(model, config.name, spec)
     # After the sample, which gives lazy modules their shapes.
     check_parameters(model, config.name)
     return model
 
 
-def _check_composition(model: nn.Module, name: str, shape: Shape) -> None:
+def _check_composition(model: nn.Module, name: str, spec: SampleSpec) -> None:
     """Refuse a model that is not its head after its body."""
     body = model.get_submodule("body")
     head = model.get_submodule("head")
     with calling(name, "model.name"), torch.no_grad():
         # Two samples: a model may squeeze the axis of a single one away.
-        x = torch.randn(2, *shape)
+        x = spec.random(2)
         was_training = model.training
         # Dropout would make two passes differ.
         model.eval()
@@ -257,7 +288,7 @@ def _check_composition(model: nn.Module, name: str, shape: Shape) -> None:
 
 
 def _call_users_factory(
-    config: ModelConfig, shape: Shape, classes: int
+    config: ModelConfig, spec: SampleSpec, classes: int
 ) -> object:
     loaded = _load(config.name)
     build = check_maker(
@@ -266,12 +297,15 @@ def _call_users_factory(
     signature = inspect.signature(build)
     check_options_finite(config.options, signature.parameters, "model")
     settings = ", ".join(config.options) or "none"
+    arguments: dict[str, Any] = {"shape": spec.shape, "classes": classes}
+    if "sample" in signature.parameters:
+        arguments["sample"] = spec
     try:
-        signature.bind(shape=shape, classes=classes, **config.options)
+        signature.bind(**arguments, **config.options)
     except TypeError as error:
         raise ConfigError(
             f"model.name = {config.name!r}: cannot be called as callable(shape=..., "
             f"classes=..., settings) with the settings given ({settings}): {error}"
         ) from None
     with calling(config.name, "model.name"):
-        return build(shape=shape, classes=classes, **config.options)
+        return build(**arguments, **config.options)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 __all__ = ["Body", "Shape", "SplitModel"]
 
-Shape = tuple[int, int, int]
-"""Channels, height, width of an image."""
+Shape = tuple[int, ...]
+"""Shape of a sample: of an image channels, height and width."""
 
 Body = tuple[nn.Module, int]
 """A body and the number of features it ends in."""
@@ -21,7 +21,7 @@ class SplitModel(nn.Module):
     Parameters
     ----------
     body : nn.Module
-        Images ``[n, C, H, W]`` to features ``[n, f]``.
+        Samples ``[n, ...]`` to features ``[n, f]``.
     head : nn.Linear
         Features to logits ``[n, classes]``.
     """
@@ -32,5 +32,5 @@ class SplitModel(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits ``[n, classes]`` of images ``[n, C, H, W]``."""
+        """Compute logits ``[n, classes]`` of samples ``[n, ...]``."""
         return cast(Tensor, self.head(self.body(x)))

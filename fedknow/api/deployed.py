@@ -1,4 +1,4 @@
-"""A trained model as others use it: images in, logits out.
+"""A trained model as others use it: samples in, logits out.
 
 A run's network expects normalised samples. A :class:`DeployedModel` brings the normalisation
 along, so that it can be exported, evaluated and asked for predictions without the data set.
@@ -18,9 +18,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fedknow.api.inputs import as_input
+from fedknow.client.data.samples import (
+    SampleSpec,
+    as_spec,
+    normalized,
+    shaped,
+)
 from fedknow.protocols.config import ConfigError
 
-__all__ = ["DeployedModel", "ExportFormat", "Scores", "as_images"]
+__all__ = ["DeployedModel", "ExportFormat", "Scores"]
 
 ExportFormat = Literal["safetensors", "onnx", "torchscript"]
 _ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torchscript": ".pt"}
@@ -55,11 +62,11 @@ class DeployedModel(nn.Module):
     Parameters
     ----------
     network : nn.Module
-        Normalised images ``[n, C, H, W]`` to logits ``[n, classes]``.
-    shape : tuple of int
-        Channels, height and width of an image.
+        Normalised samples ``[n, ...]`` to logits ``[n, classes]``.
+    sample : SampleSpec or sequence of int
+        What a sample is; a shape alone is that of 8-bit images.
     mean, std : sequence of float
-        One number a channel, on the scale 0..1.
+        One number a channel; of 8-bit images on the scale 0..1. Empty for tokens.
     class_names : sequence of str
         One name a logit.
     """
@@ -70,40 +77,45 @@ class DeployedModel(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        shape: tuple[int, int, int],
+        sample: SampleSpec | Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
         class_names: Sequence[str],
     ) -> None:
         super().__init__()
         self.network = network
-        self.shape = shape
+        self.sample = as_spec(sample)
+        self.shape = self.sample.shape
         self.class_names = tuple(class_names)
         # Buffers, so that the normalisation is exported and moved to a device with the network.
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("mean", shaped(mean, self.sample))
+        self.register_buffer("std", shaped(std, self.sample))
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits.
 
         Parameters
         ----------
-        images : Tensor, float32 [n, C, H, W]
-            Values from 0 to 1.
+        images : Tensor [n, ...]
+            Samples: of 8-bit images float32 ``[n, C, H, W]`` from 0 to 1, of tokens int64
+            ``[n, T]``, of others float32.
 
         Returns
         -------
         Tensor, float32 [n, classes]
         """
-        return cast(Tensor, self.network((images - self.mean) / self.std))
+        x = normalized(images, self.sample, self.mean, self.std)
+        return cast(Tensor, self.network(x))
 
     @torch.inference_mode()
     def logits(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """Compute the logits of images: uint8, or float from 0 to 1.
+        """Compute the logits of samples.
 
         Parameters
         ----------
-        x : ndarray [n, C, H, W]
+        x : ndarray [n, ...]
+            As :func:`~fedknow.api.inputs.as_input` takes them: images are uint8, or float
+            from 0 to 1.
 
         Returns
         -------
@@ -112,9 +124,9 @@ class DeployedModel(nn.Module):
         Raises
         ------
         ConfigError
-            If the images have another shape, type or range.
+            If the samples have another shape, type or range.
         """
-        images = as_images(x, self.shape)
+        images = as_input(x, self.sample)
         # An exporter or a user may have left it in training mode.
         self.eval()
         # In parts, as the activations of thousands of images fit into no memory.
@@ -124,11 +136,11 @@ class DeployedModel(nn.Module):
     def predict(
         self, x: NDArray[Any], classes: Sequence[int] | None = None
     ) -> NDArray[np.int64]:
-        """Predict the label of each image.
+        """Predict the label of each sample.
 
         Parameters
         ----------
-        x : ndarray [n, C, H, W]
+        x : ndarray [n, ...]
             As for :meth:`logits`.
         classes : sequence of int, optional
             The labels to choose among, such as those of one task; all without.
@@ -158,7 +170,7 @@ class DeployedModel(nn.Module):
 
         Parameters
         ----------
-        x : ndarray [n, C, H, W]
+        x : ndarray [n, ...]
             As for :meth:`logits`.
         y : integer ndarray [n]
             Labels.
@@ -191,11 +203,12 @@ class DeployedModel(nn.Module):
         """Describe input and output, for whoever loads an exported file."""
         return {
             "input": {
-                "name": "images",
-                "dtype": "float32",
+                "name": _input_name(self.sample),
+                "kind": self.sample.kind,
+                "dtype": str(self.sample.input_dtype).removeprefix("torch."),
                 "shape": ["n", *self.shape],
             },
-            "range": [0.0, 1.0],
+            "range": _range(self.sample),
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
             "output": {"name": "logits", "dtype": "float32"},
@@ -247,9 +260,11 @@ class DeployedModel(nn.Module):
 
     def _example(self) -> Tensor:
         # Two images: with one alone an exporter may take the size of a batch for a constant.
-        return torch.rand(
-            2, *self.shape, generator=torch.Generator().manual_seed(0)
-        )
+        draws = torch.Generator().manual_seed(0)
+        size = (2, *self.shape)
+        if self.sample.kind == "tokens":
+            return torch.randint(1, self.sample.vocabulary, size, generator=draws)
+        return torch.rand(size, generator=draws)
 
     def _export_torchscript(self, path: Path, description: str) -> None:
         with torch.no_grad():
@@ -268,7 +283,7 @@ class DeployedModel(nn.Module):
             program = torch.onnx.export(
                 model,
                 (self._example(),),
-                input_names=["images"],
+                input_names=[_input_name(self.sample)],
                 output_names=["logits"],
                 dynamic_shapes=({0: batch},),
                 dynamo=True,
@@ -283,40 +298,13 @@ class DeployedModel(nn.Module):
         onnx.save(proto, str(path))
 
 
-def as_images(x: Any, shape: tuple[int, int, int]) -> Tensor:
-    """Turn an array of images into a model's input.
+def _input_name(spec: SampleSpec) -> str:
+    """Name the input in exported files."""
+    return "images" if spec.kind == "image" else spec.kind
 
-    Parameters
-    ----------
-    x : ndarray [n, C, H, W]
-        uint8 from 0 to 255, or floats from 0 to 1.
-    shape : tuple of int
-        Channels, height and width that the model expects.
 
-    Returns
-    -------
-    Tensor, float32 [n, C, H, W]
-        From 0 to 1.
-
-    Raises
-    ------
-    ConfigError
-        If the array is not as described.
-    """
-    array = np.asarray(x)
-    if array.ndim != 4 or array.shape[1:] != tuple(shape) or not len(array):
-        expected = ", ".join(map(str, shape))
-        raise ConfigError(
-            f"x is {list(array.shape)}; it must be [n, {expected}], n at least 1"
-        )
-    if array.dtype == np.uint8:
-        return torch.from_numpy(array.astype(np.float32)).div_(255)
-    if array.dtype.kind != "f":
-        raise ConfigError(
-            f"x is {array.dtype}; it must be uint8, or floats from 0 to 1"
-        )
-    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise ConfigError(
-            f"x runs from {array.min():g} to {array.max():g}; floats must be from 0 to 1"
-        )
-    return torch.from_numpy(array.astype(np.float32))
+def _range(spec: SampleSpec) -> list[float] | None:
+    """Give the lowest and the highest value of an input, where there are any."""
+    if spec.kind == "tokens":
+        return [0, spec.vocabulary - 1]
+    return [0.0, 1.0] if (spec.kind, spec.dtype) == ("image", "uint8") else None

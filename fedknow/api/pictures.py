@@ -36,7 +36,7 @@ class Samples:
 
 
 def read_samples(
-    path: Path, shape: tuple[int, int, int], class_names: tuple[str, ...]
+    path: Path, shape: tuple[int, ...], class_names: tuple[str, ...]
 ) -> Samples:
     """Read samples from an array file, a picture, or a folder of pictures.
 
@@ -46,7 +46,7 @@ def read_samples(
         ``.npz`` with ``x`` and perhaps ``y``; a picture; or a folder. The sub-folders of a
         folder are taken for classes if each bears the name of one.
     shape : tuple of int
-        Channels, height and width; pictures are scaled to it.
+        Of a sample: of images channels, height and width; pictures are scaled to it.
     class_names : tuple of str
         The model's classes.
 
@@ -57,6 +57,11 @@ def read_samples(
     """
     if path.suffix == ".npz":
         return _from_arrays(path)
+    if len(shape) != 3:
+        raise ConfigError(
+            f"{path}: the model takes samples of shape {list(shape)}, no pictures; "
+            "give an .npz file"
+        )
     if path.is_file():
         return Samples(_picture(path, shape)[None], [str(path)])
     if not path.is_dir():
@@ -65,7 +70,7 @@ def read_samples(
 
 
 def _from_folder(
-    path: Path, shape: tuple[int, int, int], class_names: tuple[str, ...]
+    path: Path, shape: tuple[int, ...], class_names: tuple[str, ...]
 ) -> Samples:
     # Sorted, as folders list their files in any order.
     pictures = sorted(p for p in path.rglob("*") if p.suffix.lower() in _PICTURES)
@@ -99,7 +104,7 @@ def _from_arrays(path: Path) -> Samples:
     return Samples(arrays["x"], names, arrays.get("y"))
 
 
-def _picture(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     from PIL import (
         Image,
         UnidentifiedImageError,

@@ -288,7 +288,7 @@ class Run:
         classes = self._benchmark.classes
         return DeployedModel(
             network,
-            dataset.shape,
+            dataset.spec,
             dataset.mean,
             dataset.std,
             dataset.class_names[:classes],
@@ -331,7 +331,7 @@ class Run:
     def _learner(self) -> Learner:
         benchmark = self._benchmark
         return build_learner(
-            resolve(self.config), benchmark.shape, benchmark.classes
+            resolve(self.config), benchmark.spec, benchmark.classes
         )
 
     def _best(self) -> dict[str, Any]:

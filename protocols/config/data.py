@@ -17,6 +17,12 @@ from fedknow.protocols.config.base import (
 
 __all__ = ["DataConfig"]
 
+MOST_STEPS = 1 << 20
+"""Axis of a sample: a minute of sound at 16 kHz is as long."""
+MOST_SIDE = 4096
+"""Side of an image."""
+MOST_TOKENS = 10_000_000
+
 
 class DataConfig(Section):
     """Which data, cut into which tasks, shared among which clients."""
@@ -71,10 +77,15 @@ class DataConfig(Section):
     """Fraction of each class's training samples that takes the place of the test samples, which
     are then not touched: for choosing settings."""
 
-    shape: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
+    kind: Literal["image", "series", "waveform", "tokens", "table"] = "image"
+    """``local``: what a sample is. An image ``[C, H, W]``, a series of time steps ``[T, C]``, a
+    waveform ``[T]``, token ids ``[T]``, or the columns of a table ``[F]``."""
+    shape: list[Annotated[int, Field(ge=1, le=MOST_STEPS)]] = Field(
         default=[], max_length=3
     )
-    """``local``: channels, height and width of the clients' images."""
+    """``local``: shape of a sample; of an image channels, height and width."""
+    vocabulary: int = Field(0, ge=0, le=MOST_TOKENS)
+    """``local`` with tokens: number of token ids; 0 is that of no token."""
     classes: int = Field(0, ge=0, le=MOST_CLASSES)
     """``local``: classes of all tasks together."""
 
@@ -110,6 +121,25 @@ class DataConfig(Section):
                 f"data.holdout = {self.holdout:g}: with data.name = 'local' clients "
                 f"bring test samples of their own; "
                 "leave data.holdout at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> DataConfig:
+        if self.kind == "image" and max(self.shape, default=1) > MOST_SIDE:
+            raise ValueError(
+                f"data.shape = {self.shape}: sides of images end at {MOST_SIDE}; scale the "
+                "images down"
+            )
+        if (self.kind == "tokens") != (self.vocabulary > 1):
+            raise ValueError(
+                f"data.vocabulary = {self.vocabulary} with data.kind = {self.kind!r}: give the "
+                "number of token ids, at least 2, with tokens, and 0 with others"
+            )
+        if self.kind != "image" and self.name != "local":
+            raise ValueError(
+                f"data.kind = {self.kind!r}: data.name = {self.name!r} says itself what its "
+                "samples are; leave data.kind out"
             )
         return self
 

@@ -76,7 +76,7 @@ def calibrate(
     config = resolve(config)
     benchmark = make_benchmark(config)
     node = Node(config, benchmark)
-    learner = build_learner(config, benchmark.shape, benchmark.classes)
+    learner = build_learner(config, benchmark.spec, benchmark.classes)
     arrays = Arrays(
         (name, value.numpy()) for name, value in learner.send().items()
     )

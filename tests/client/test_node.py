@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedknow.client.data.samples import SampleSpec
 from fedknow.client.learners.frames.learner import Learner
 from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
@@ -23,12 +24,13 @@ from fedknow.protocols.messages import (
 )
 
 TASKS = 3
+SPEC = SampleSpec("image", (1, 2, 2), "uint8")
 
 
 class Stream:
     """Three tiny tasks for any number of clients."""
 
-    tasks, classes, shape, clients = TASKS, 6, (1, 2, 2), 4
+    tasks, classes, spec, clients = TASKS, 6, SPEC, 4
 
     def __init__(self, make, incremental=False):
         self.make, self.incremental = make, incremental

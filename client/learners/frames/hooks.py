@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from fedknow.client.data.samples import Kind
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.batch import HeadSlice, Samples
 from fedknow.client.learners.frames.exchange import Entries, Layout, Tensors
@@ -39,6 +40,8 @@ class Hooks:
         "class-incremental",
     )
     """Values of ``data.scenario`` that the method is made for; others are refused."""
+    kinds: ClassVar[tuple[Kind, ...]] = ()
+    """Kinds of samples that the method works with; others are refused. Empty: any."""
     strategy: ClassVar[str] = ""
     """Name of the strategy that is this method's half on the server, which then takes the place of
     plain FedAvg."""

@@ -80,7 +80,12 @@ def _align_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Lay images out channels-last, which convolutions are fastest with."""
+    """Lay images out channels-last, which convolutions are fastest with.
+
+    Samples of other kinds have no such format, and stay as they are.
+    """
+    if x.dim() != 4:
+        return x
     return x.contiguous(memory_format=torch.channels_last)
 
 

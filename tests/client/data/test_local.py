@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from fedknow.client.data import make_benchmark
-from fedknow.client.data.local import LocalStream, local_shape
+from fedknow.client.data.local import LocalStream, local_spec
+from fedknow.client.data.samples import SampleSpec
 from fedknow.protocols.config import ConfigError, read_config
 
 DATA = {
@@ -40,7 +41,7 @@ def write(folder, task, labels=(0, 1), dtype=np.uint8, **changes):
 def test_tasks_are_read_as_they_come(tmp_path):
     write(tmp_path, 0)
     stream = LocalStream(tmp_path, config())
-    assert (stream.tasks, stream.clients, stream.classes, stream.shape) == (
+    assert (stream.tasks, stream.clients, stream.classes, stream.spec.shape) == (
         2,
         3,
         4,
@@ -142,11 +143,11 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_the_server_needs_shape_and_classes(tmp_path):
-    assert local_shape(config()) == ((1, 2, 2), 4)
+    assert local_spec(config()) == (SampleSpec("image", (1, 2, 2), "uint8"), 4)
     with pytest.raises(ConfigError, match=r"data\.shape = \[1, 2\]"):
-        local_shape(config(shape=[1, 2]))
+        local_spec(config(shape=[1, 2]))
     with pytest.raises(ConfigError, match=r"data\.classes = 0"):
-        local_shape(config(classes=0))
+        local_spec(config(classes=0))
     with pytest.raises(ConfigError, match="the data are with real clients"):
         make_benchmark(read_config({"data": DATA}))
 
@@ -156,8 +157,8 @@ def test_channels_that_stand_last_are_refused(tmp_path):
         ConfigError,
         match=r"data\.shape = \[32, 32, 3\]: .*data\.shape = \[3, 32, 32\]",
     ):
-        local_shape(config(shape=[32, 32, 3]))
-    assert local_shape(config(shape=[3, 3, 3]))[0] == (3, 3, 3)
+        local_spec(config(shape=[32, 32, 3]))
+    assert local_spec(config(shape=[3, 3, 3]))[0].shape == (3, 3, 3)
     last = np.zeros((2, 4, 5, 3), np.uint8)
     write(tmp_path, 0, train_x=last)
     with pytest.raises(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedknow.client.data.samples import SampleSpec
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import build_learner, resolve
 from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
@@ -280,4 +281,4 @@ def test_a_resumed_strategy_goes_on_where_it_was(tiny_task):
 
 
 class _Stream:
-    shape = (1, 8, 8)
+    spec = SampleSpec("image", (1, 8, 8), "uint8")

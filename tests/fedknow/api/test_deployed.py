@@ -10,7 +10,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 import fedknow
-from fedknow.api.deployed import as_images
+from fedknow.api.inputs import as_images
 from fedknow.cli import app
 
 SMALL = {
