@@ -126,7 +126,7 @@ class EngineConfig(Section):
 
     None of this changes a result, as long as no client is left out. Rounding errors of
     ``vectorize``, ``running_mean`` and ``device`` are the exception, and so are the dropout masks
-    of another ``device``.
+    of another ``device``. With ``running_mean`` they are the same for any workers and any order.
     """
 
     backend: Literal["ray", "inline"] = "ray"
@@ -151,8 +151,9 @@ class EngineConfig(Section):
     running_mean: bool = False
     """Average clients' parameters as they arrive (on Ray in each worker, of its own clients) and
     give the strategy one answer, the mean weighted by samples, and not one a client: less
-    copying, and memory for one model. For strategies that ask for this mean alone. Equal up to
-    rounding, which depends on the order of arrival and on the workers."""
+    copying, and 24 bytes a parameter in each process, for any number of clients. For strategies
+    that ask for this mean alone. The sum is exact and rounded once, so the numbers are the same
+    to the bit for any order and any workers; without it each client's term is rounded."""
     round_timeout: float = Field(0.0, ge=0, le=MOST_SECONDS)
     """Real clients: seconds after which a wave of work goes on without those that have not
     answered; 0: it waits."""

@@ -6,19 +6,20 @@ mean and look at nothing else. This mean can just as well be taken on the way: b
 its own clients, and by the server over the answers that arrive.
 
 The strategy is given one answer, with the mean of the parameters and metrics and the sum of the
-samples. It is the same up to rounding, as it is summed in another order.
+samples. Sums are exact (:mod:`fedknow.server.grids.exact_sum`) and divided once. So the mean is the
+same to the bit for any order of arrival and any number of workers. It is the mean of the plain way
+up to the rounding of that way, which rounds at each client.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import cast
 
 import numpy as np
-import torch
 
-from fedknow.client.tensors import as_tensors
 from fedknow.protocols.messages import (
     ARRAYS,
     METRICS,
@@ -34,43 +35,81 @@ from fedknow.protocols.texts import counted
 from fedknow.protocols.work import NUM_EXAMPLES
 from fedknow.server.checks.faults import RunError
 from fedknow.server.checks.replies import Inspector
+from fedknow.server.grids.exact_sum import ExactSum
 
 __all__ = ["RunningMean", "averaged"]
+
+
+FEWEST_AVERAGED = 6
+"""Answers that a worker sends as they are: exact sums take as much as six models in float32."""
+
+
+class _Sums(Mean):
+    """A mean on its way from a worker: not divided yet, so that nothing is rounded.
+
+    Attributes
+    ----------
+    running : RunningMean or None
+        The sums; none until all clients of the batch have answered.
+    """
+
+    running: RunningMean | None = None
 
 
 class RunningMean:
     """A mean of parameters, weighted by ``num-examples``.
 
-    Answers are added one by one. It takes the memory of one model.
+    Answers are added one by one, in any order. It takes 24 bytes a parameter.
 
     Attributes
     ----------
-    weight : float
-        Sum of the weights so far.
     clients : int
         Number of answers so far.
     """
 
     def __init__(self) -> None:
-        self.weight = 0.0
         self.clients = 0
-        self._sums: dict[str, torch.Tensor] = {}
+        # Exact, as a sum of floats would depend on the order.
+        self._weight = Fraction(0)
+        self._sums: dict[str, ExactSum] = {}
+        self._dtypes: dict[str, np.dtype] = {}
         self._added: Mean | None = None
         self._expected = 0
 
+    @property
+    def weight(self) -> float:
+        """Sum of the weights so far."""
+        return float(self._weight)
+
     def add(self, arrays: Arrays, weight: float) -> None:
-        """Add parameters, all of the same names and shapes."""
-        self.weight += weight
-        for name, value in as_tensors(arrays, is_only_read=True).items():
-            # Sums need more digits than half precision has, and integers have no fractions.
-            if value.element_size() < 4 and value.is_floating_point():
-                value = value.float()
-            elif not (value.is_floating_point() or value.is_complex()):
-                value = value.double()
-            if name in self._sums:
-                self._sums[name].add_(value, alpha=weight)
-            else:
-                self._sums[name] = value * weight
+        """Add parameters, all of the same names and shapes.
+
+        Raises
+        ------
+        RunError
+            If a number is so large that its sum could overflow.
+        """
+        self._weight += Fraction(weight)
+        for name, value in arrays.items():
+            if name not in self._sums:
+                self._dtypes[name] = _mean_dtype(value.dtype)
+                self._sums[name] = ExactSum(_real(value).shape)
+            try:
+                self._sums[name].add(_real(value), weight)
+            except OverflowError as error:
+                raise RunError(
+                    f"engine.running_mean = true: no exact mean of {name!r}: {error}; set "
+                    "engine.running_mean=false"
+                ) from error
+
+    def _merge(self, other: RunningMean) -> None:
+        """Add the sums of another mean; its answers are counted one by one."""
+        self._weight += other._weight
+        for name, total in other._sums.items():
+            if name not in self._sums:
+                self._dtypes[name] = other._dtypes[name]
+                self._sums[name] = ExactSum(total.shape)
+            self._sums[name].merge(total)
 
     def take(self, reply: Message) -> Message:
         """Add the parameters of an answer.
@@ -84,12 +123,12 @@ class RunningMean:
             return reply
         arrays = reply.arrays()
         self.clients += 1
-        if not isinstance(arrays, Mean):
+        if not isinstance(arrays, _Sums):
             self.add(arrays, _weight(reply))
         else:
             # The answers of one mean come one after the other; only one of them adds it.
-            if arrays is not self._added:
-                self.add(arrays, arrays.weight)
+            if arrays is not self._added and arrays.running is not None:
+                self._merge(arrays.running)
                 self._added = arrays
                 self._expected += arrays.clients
             self._expected -= 1
@@ -100,13 +139,8 @@ class RunningMean:
         }
         return replace(reply, content=content)
 
-    def mean(self, into: Mean | None = None) -> Mean:
+    def mean(self) -> Mean:
         """Return the mean of all answers so far, as read-only arrays.
-
-        Parameters
-        ----------
-        into : Mean, optional
-            A mean to fill; by default a new one.
 
         Raises
         ------
@@ -120,13 +154,15 @@ class RunningMean:
                 "see metrics.jsonl, and set "
                 "engine.running_mean=false to have such clients left out"
             )
-        mean = Mean() if into is None else into
+        mean = Mean()
         mean.weight = self.weight
         mean.clients = self.clients
         for name, total in self._sums.items():
             # Divided once at the end: a mean that is updated at each answer would round each
             # time.
-            array = (total / self.weight).numpy()
+            # NumPy makes a number of an array without a shape.
+            ratio = np.asarray(total.value() / self.weight)
+            array = _as_dtype(ratio, self._dtypes[name])
             array.flags.writeable = False
             mean[name] = array
         return mean
@@ -147,17 +183,18 @@ class RunningMean:
 
 
 def averaged(
-    work: Iterable[Message],
+    work: Sequence[Message],
     answers: Iterable[tuple[Message, int]],
     inspector: Inspector,
 ) -> Iterator[tuple[Message, int]]:
     """Put one :class:`Mean` in the place of clients' parameters.
 
-    It is complete when all answers were given.
+    It is complete when all answers were given. A few answers are given as they are: their sums
+    would take more room, and the mean is the same.
 
     Parameters
     ----------
-    work : iterable of Message
+    work : sequence of Message
         The clients' work.
     answers : iterable of (Message, int)
         An answer to each, in order, with the version of the client's state. An answer that is
@@ -166,8 +203,11 @@ def averaged(
     inspector : Inspector
         Looks at each answer before it is added.
     """
+    if len(work) <= FEWEST_AVERAGED:
+        yield from answers
+        return
     running = RunningMean()
-    mean = Mean()
+    sums = _Sums()
     sent: Arrays | None = None
     for request, (reply, version) in zip(work, answers, strict=True):
         # The inspector compares shapes with the parameters that were sent.
@@ -178,16 +218,37 @@ def averaged(
         if request.kind == TRAIN and inspector(reply).failure is None:
             running.take(reply)
             # The same for all, as shapes and dtypes are.
-            mean.bytes = nbytes({ARRAYS: reply.arrays()})
+            sums.bytes = nbytes({ARRAYS: reply.arrays()})
             content: dict[str, Record] = {
-                name: mean if isinstance(record, Arrays) else record
+                name: sums if isinstance(record, Arrays) else record
                 for name, record in reply.content.items()
             }
             reply = replace(reply, content=content)
         yield reply, version
     if running.clients:
         # In place: the answers that were yielded before hold this object.
-        running.mean(mean)
+        sums.running = running
+        sums.weight, sums.clients = running.weight, running.clients
+
+
+def _real(array: np.ndarray) -> np.ndarray:
+    """View complex numbers as pairs of real ones; others stay as they are."""
+    if array.dtype.kind != "c":
+        return array
+    return np.stack((array.real, array.imag))
+
+
+def _mean_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the type of a mean: sums of half precision need more digits, counters fractions."""
+    if dtype.kind == "f":
+        return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
+    return dtype if dtype.kind == "c" else np.dtype(np.float64)
+
+
+def _as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if dtype.kind == "c":
+        array = np.asarray(array[0] + 1j * array[1])
+    return array.astype(dtype)
 
 
 def _metrics(reply: Message) -> Metrics:

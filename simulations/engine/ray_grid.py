@@ -23,7 +23,7 @@ from fedknow.client.data.stream import TaskStream
 from fedknow.client.state import StateStore
 from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.messages import Mean, Message, client_of, nbytes
+from fedknow.protocols.messages import Message, client_of, nbytes
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.engine.batches import (
@@ -202,9 +202,9 @@ class RayGrid(MessageGrid):
                 self._note(place, batch, answered)
                 for light, version in answered.answers:
                     reply = unpack(light, answered.arrays)
-                    # A mean is added to others and let go; anything else that is read where it
-                    # lies keeps its place in the store until the strategy is done with it.
-                    if not isinstance(reply.arrays(), Mean):
+                    # What is averaged is added to a sum and let go; anything else that is read
+                    # where it lies keeps its place in the store until the strategy is done.
+                    if not wave.is_averaged:
                         held_bytes += nbytes(reply.content)
                         if held_bytes > self._held_bytes_limit:
                             reply = detached(reply)

@@ -1,6 +1,7 @@
 """Averaging on the way: the same mean as a strategy takes of all answers, whoever adds up what."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from fedknow.protocols.messages import (
 )
 from fedknow.server.checks.faults import Fault, RunError
 from fedknow.server.checks.replies import Inspector
+from fedknow.server.grids import running_mean
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.running_mean import RunningMean, averaged
 from fedknow.server.grids.strategy_grid import StrategyGrid
@@ -76,48 +78,76 @@ def test_a_mean_by_hand():
     assert isinstance(metrics["num-examples"], int)
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 1000), st.integers(0, 2)),
-        min_size=1,
-        max_size=12,
-    ),
-    st.integers(0, 2**32 - 1),
-)
-def test_any_grouping_gives_the_mean(clients, seed):
-    """Clients of weights and workers drawn at random; the workers' means are averaged as if
-    clients had answered."""
-    values = (
-        np.random.default_rng(seed)
-        .normal(size=(len(clients), 2))
-        .astype(np.float32)
+def mean_by(groups, answers):
+    """The mean of answers whose workers average theirs; None: it comes as it is."""
+    running = RunningMean()
+    for place, members in groups:
+        replies = [(answers[i], 1) for i in members]
+        if place is not None:
+            replies = averaged([asked(i) for i in members], replies, inspector())
+        for reply, _ in list(replies):
+            running.take(reply)
+    return running.mean()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_order_and_grouping_gives_the_same_bits(data):
+    """Weights, values of very different sizes, orders and workers drawn at random."""
+    count = data.draw(st.integers(1, 14))
+    values = data.draw(
+        st.lists(
+            st.tuples(
+                st.floats(width=32, allow_nan=False, allow_infinity=False),
+                st.floats(-(2.0**-20), 2.0**-20, width=32),
+            ),
+            min_size=count,
+            max_size=count,
+        )
     )
-    running, answers = RunningMean(), []
-    for worker in range(3):
-        mine = [i for i, (_, place) in enumerate(clients) if place == worker]
-        replies = [(answer(i, values[i], clients[i][0]), 1) for i in mine]
-        if worker < 2:  # and the answers of the third come one by one
-            replies = list(
-                averaged([asked(i) for i in mine], replies, inspector())
+    examples = data.draw(
+        st.lists(st.integers(1, 10**6), min_size=count, max_size=count)
+    )
+    answers = [answer(i, values[i], examples[i], steps=i) for i in range(count)]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            running_mean, "FEWEST_AVERAGED", data.draw(st.integers(0, 4))
+        )
+        for _ in range(3):
+            order = data.draw(st.permutations(range(count)))
+            workers = data.draw(st.integers(1, 4))
+            groups = [
+                (place or None, order[place::workers]) for place in range(workers)
+            ]
+            found.append(
+                mean_by([group for group in groups if group[1]], answers)
             )
-            assert {type(reply.arrays()) for reply, _ in replies} <= {Mean}
-        answers += replies
-    lean = [running.take(reply) for reply, _ in answers]
-    found = running.reply(lean).arrays()
-    expected = np.average(
-        values.astype(np.float64),
-        axis=0,
-        weights=[weight for weight, _ in clients],
+    exact = [
+        sum(Fraction(v[j]) * n for v, n in zip(values, examples, strict=True))
+        / sum(examples)
+        for j in (0, 1)
+    ]
+    for mean in found:
+        assert mean["w"].tobytes() == found[0]["w"].tobytes()
+        assert mean["steps"].tobytes() == found[0]["steps"].tobytes()
+        assert (mean.weight, mean.clients) == (sum(examples), count)
+    # Far below the largest term, digits are left out.
+    largest = max(
+        abs(v) * n for pair, n in zip(values, examples, strict=True) for v in pair
     )
-    np.testing.assert_allclose(found["w"], expected, rtol=1e-5, atol=1e-6)
-    assert (found.weight, found.clients) == (
-        sum(weight for weight, _ in clients),
-        len(clients),
-    )
+    slack = count * float(largest) * 2.0**-52 / sum(examples)
+    for value, right in zip(found[0]["w"], exact, strict=True):
+        assert (
+            abs(float(value) - float(right))
+            <= slack + abs(float(right)) * 2.0**-23 + 2.0**-149
+        )
 
 
-def test_a_bad_answer_is_not_in_a_workers_mean_and_is_named_by_the_server():
+def test_a_bad_answer_is_not_in_a_workers_mean_and_is_named_by_the_server(
+    monkeypatch,
+):
+    monkeypatch.setattr(running_mean, "FEWEST_AVERAGED", 0)
     answers = [
         answer(0, [1, 1], 1),
         answer(1, [math.nan, 0], 1),
@@ -149,7 +179,8 @@ def test_a_bad_answer_is_not_in_a_workers_mean_and_is_named_by_the_server():
     assert found.clients == 2
 
 
-def test_an_answer_of_a_mean_that_turns_out_unusable_ends_the_run():
+def test_an_answer_of_a_mean_that_turns_out_unusable_ends_the_run(monkeypatch):
+    monkeypatch.setattr(running_mean, "FEWEST_AVERAGED", 0)
     work = [asked(0), asked(1)]
     replies = [
         reply
@@ -344,7 +375,8 @@ def test_metrics_that_have_no_mean_are_named():
         running.reply(lean)
 
 
-def test_traffic_is_that_of_each_client():
+def test_traffic_is_that_of_each_client(monkeypatch):
+    monkeypatch.setattr(running_mean, "FEWEST_AVERAGED", 0)
     """Means of counters are wider than what clients send."""
     work = [asked(0), asked(1)]
     answers = [(answer(client, [1, 1], 1), 1) for client in (0, 1)]
