@@ -85,24 +85,26 @@ class ExactSum:
             np.multiply(values[begin:end], weight, out=part, dtype=np.float64)
             self._add_chunk(slice(begin, end), part, cut[: end - begin])
 
-    def _add_chunk(self, place: slice, rest: np.ndarray, cut: np.ndarray) -> None:
+    def _add_chunk(
+        self, place: slice, terms: np.ndarray, cut: np.ndarray
+    ) -> None:
         """Cut terms into slices, from the top, and add each where it belongs."""
         for depth in range(SLICES):
             # Adding so large a number rounds to the slice's unit; taking it away is exact.
             rounder = math.ldexp(1.5, 52 + WIDTH * (self._top - depth))
-            np.add(rest, rounder, out=cut)
+            np.add(terms, rounder, out=cut)
             np.subtract(cut, rounder, out=cut)
             self._slices[depth, place] += cut
             if depth + 1 < SLICES:
-                np.subtract(rest, cut, out=rest)
+                np.subtract(terms, cut, out=terms)
 
-    def merge(self, other: ExactSum) -> None:
+    def merge(self, addend: ExactSum) -> None:
         """Add the terms of another sum; it stays as it is."""
-        self._make_room(other._top, other._terms)
+        self._make_room(addend._top, addend._terms)
         # What lies below the lowest slice of the larger sum is left out of both.
-        lower = self._top - other._top
+        lower = self._top - addend._top
         if lower < SLICES:
-            self._slices[lower:] += other._slices[: SLICES - lower]
+            self._slices[lower:] += addend._slices[: SLICES - lower]
 
     def _make_room(self, top: int, terms: int) -> None:
         """Move the slices down, so that a term of slice ``top`` has its place."""
@@ -112,9 +114,9 @@ class ExactSum:
         steps = top - self._top
         if steps <= 0:
             return
-        kept = self._slices[: max(SLICES - steps, 0)].copy()
+        surviving = self._slices[: max(SLICES - steps, 0)].copy()
         self._slices[:] = 0
-        self._slices[SLICES - len(kept) :] = kept
+        self._slices[SLICES - len(surviving) :] = surviving
         self._top = top
 
     def value(self) -> np.ndarray:
@@ -132,7 +134,7 @@ def _slice_of(largest: float) -> int:
         return LOWEST
     _, exponent = math.frexp(largest)
     # At most half a unit of the slice above: there, the term must round to nothing.
-    found = math.ceil((exponent + 1) / WIDTH) - 1
-    if found > HIGHEST:
+    place = math.ceil((exponent + 1) / WIDTH) - 1
+    if place > HIGHEST:
         raise OverflowError(f"a term of {largest:g}")
-    return max(found, LOWEST)
+    return max(place, LOWEST)

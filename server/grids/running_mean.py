@@ -45,7 +45,7 @@ FEWEST_AVERAGED = 6
 
 
 class _Sums(Mean):
-    """A mean on its way from a worker: not divided yet, so that nothing is rounded.
+    """A mean on its way from a worker, not divided yet so as not to round.
 
     Attributes
     ----------
@@ -102,12 +102,12 @@ class RunningMean:
                     "engine.running_mean=false"
                 ) from error
 
-    def _merge(self, other: RunningMean) -> None:
+    def _merge(self, addend: RunningMean) -> None:
         """Add the sums of another mean; its answers are counted one by one."""
-        self._weight += other._weight
-        for name, total in other._sums.items():
+        self._weight += addend._weight
+        for name, total in addend._sums.items():
             if name not in self._sums:
-                self._dtypes[name] = other._dtypes[name]
+                self._dtypes[name] = addend._dtypes[name]
                 self._sums[name] = ExactSum(total.shape)
             self._sums[name].merge(total)
 
@@ -239,7 +239,8 @@ def _real(array: np.ndarray) -> np.ndarray:
 
 
 def _mean_dtype(dtype: np.dtype) -> np.dtype:
-    """Return the type of a mean: sums of half precision need more digits, counters fractions."""
+    """Return the type of a mean."""
+    # Sums of half precision need more digits, and means of counters fractions.
     if dtype.kind == "f":
         return np.dtype(np.float32) if dtype.itemsize < 4 else dtype
     return dtype if dtype.kind == "c" else np.dtype(np.float64)
