@@ -121,11 +121,11 @@ class ExactSum:
 
     def value(self) -> np.ndarray:
         """Return the sum, rounded to float64 (two roundings at most)."""
-        total = self._slices[-1].copy()
+        total: np.ndarray = self._slices[-1].copy()
         # From the smallest, so that the last addition alone rounds what counts.
         for part in self._slices[-2::-1]:
             total += part
-        return total.reshape(self.shape)
+        return np.reshape(total, self.shape)
 
 
 def _slice_of(largest: float) -> int:
