@@ -37,6 +37,7 @@ from fedknow.client.permissions import Permissions
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import read_config
 from fedknow.protocols.flower import from_flower, to_flower
+from fedknow.protocols.hostile import check_honest
 from fedknow.protocols.messages import ENVELOPE, Config, node_of
 from fedknow.protocols.work import merge_settings
 
@@ -100,6 +101,7 @@ def _node(text: str, folder: str, permissions: Permissions) -> Node:
     """Make what answers, once for each experiment and folder of data."""
     config = read_config(tomllib.loads(text))
     # The node's owner allows code by name; the server's word is not enough.
+    check_honest(config)
     permissions.check(config)
     if config.data.name == LOCAL:
         return Node(config, LocalStream(Path(folder), config.data))

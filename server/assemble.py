@@ -8,6 +8,8 @@ from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.data.local import LOCAL, local_spec
 from fedknow.client.learners import build_learner, check_samples, resolve
 from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.hostile import check_honest
+from fedknow.server.checks.attacks import check_attack
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.task_times import check_task_times
 from fedknow.server.tracking import check_trackers
@@ -54,6 +56,8 @@ def assemble(
         each other, the clients or the configuration.
     """
     config = resolve(config)
+    if clients is not Clients.VIRTUAL:
+        check_honest(config)
     if config.fleet.devices and clients is not Clients.VIRTUAL:
         raise ConfigError(
             "fleet.devices: real clients are devices themselves; a fleet is for fedknow simulate"
@@ -72,6 +76,7 @@ def assemble(
     learner = build_learner(config, spec, classes)
     check_samples(config, learner, spec, benchmark)
     check_running_mean(config, strategy, learner.sparse)
+    check_attack(config, strategy, learner, spec)
     return Parts(
         # Not before: errors name paths as they were given. Without trackers: neither a run
         # folder nor a client is told of them, so that no byte of a result depends on them.

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from fedknow.client.capacity import clients_at_once
 from fedknow.client.compute.device import find_device
-from fedknow.client.data import Benchmark, make_benchmark
+from fedknow.client.data import Benchmark, TaskStream, make_benchmark
+from fedknow.client.data.poison import POISONS, PoisonedStream
 from fedknow.client.host import Host
 from fedknow.client.learners import resolve
 from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.hostile import hostile_clients
 from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.inline import InlineGrid
@@ -24,6 +26,7 @@ from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.recorder import Subscriber
 from fedknow.server.tracking import tracking
+from fedknow.simulations.attacks import build_attack
 from fedknow.simulations.fleet.build import Fleet, build_fleet
 from fedknow.simulations.fleet.grid import FleetGrid
 
@@ -113,8 +116,11 @@ def prepare(
 def _grid(
     parts: Parts, fleet: Fleet | None, benchmark: Benchmark, folder: RunFolder
 ) -> MessageGrid:
-    grid = _workers(parts.config, benchmark, folder)
+    stream = _poisoned(parts.config, benchmark)
+    grid = _workers(parts.config, stream, folder)
+    attack = build_attack(parts.config)
     if fleet is None:
+        grid.adversary = attack
         return grid
     # Flower's strategies wait for so many clients in real time, while virtual time would stand
     # still.
@@ -122,21 +128,31 @@ def _grid(
         getattr(parts.strategy, f"min_{name}_nodes", 1)
         for name in ("available", "train", "evaluate")
     )
-    return FleetGrid(grid, parts.config, fleet, quorum=quorum)
+    outer = FleetGrid(grid, parts.config, fleet, quorum=quorum)
+    # On the outer one alone: its answers pass through both.
+    outer.adversary = attack
+    return outer
+
+
+def _poisoned(config: ExperimentConfig, benchmark: Benchmark) -> TaskStream:
+    """Give the clients' data as the hostile ones among them falsify them."""
+    if config.attack.name not in POISONS:
+        return benchmark
+    return PoisonedStream(benchmark, config.attack, hostile_clients(config))
 
 
 def _workers(
-    config: ExperimentConfig, benchmark: Benchmark, folder: RunFolder
+    config: ExperimentConfig, stream: TaskStream, folder: RunFolder
 ) -> MessageGrid:
     if config.engine.backend == "ray":
         # A run without Ray does not wait for its import.
         from fedknow.simulations.engine.ray_grid import RayGrid
 
-        return RayGrid(config, benchmark, folder.clients)
+        return RayGrid(config, stream, folder.clients)
     # Not durable at once: checkpoints wait for the disk.
     memory_bytes = config.engine.memory_mb * 2**20
     store = StateStore(folder.clients, memory_bytes, durable=False)
-    return InlineGrid(config.data.clients, Host(config, benchmark, store), store)
+    return InlineGrid(config.data.clients, Host(config, stream, store), store)
 
 
 def _log(folder: RunFolder) -> None:

@@ -85,6 +85,8 @@ _SPANS = {
     ),
     "num_nodes_to_select": _NODES,
     "num_sampled_clients": _NODES,
+    "radius": _Span(low=0, meaning="an L2 norm; 0: the median of the round's"),
+    "iterations": _Span(low=1, high=1000, is_whole=True),
     "eta": _POSITIVE,
     "eta_l": _POSITIVE,
     "tau": _POSITIVE,

@@ -18,6 +18,13 @@ from fedknow.strategies.fedweit import FedWeit
 from fedknow.strategies.flcn import Flcn
 from fedknow.strategies.fot import Fot
 from fedknow.strategies.joint import JointCentral
+from fedknow.strategies.robust import (
+    Bulyan,
+    CentredClipping,
+    Krum,
+    MultiKrum,
+    select_repeatedly,
+)
 from fedknow.strategies.semisync import SemiSync
 from fedknow.strategies.target import Target
 from fedknow.strategies.unsuited import PORTING, is_of_old_interface
@@ -129,16 +136,22 @@ BUILTIN = {
         "mean without the extreme shares beta of each parameter (Yin et al. 2018)",
     ),
     "krum": Builtin(
-        flower.Krum,
+        Krum,
         "the one client nearest to the others (Blanchard et al. 2017)",
     ),
     "multikrum": Builtin(
-        flower.MultiKrum,
+        MultiKrum,
         "mean of the clients nearest to the others (Blanchard et al. 2017)",
     ),
     "bulyan": Builtin(
-        flower.Bulyan,
+        Bulyan,
         "Krum's choice, then a trimmed mean (El Mhamdi et al. 2018)",
+        # Flower's own rule scores once, where the paper scores anew after each choice.
+        {"selection_rule": select_repeatedly},
+    ),
+    "centred-clipping": Builtin(
+        CentredClipping,
+        "mean of the clients' changes, each clipped to a radius (Karimireddy et al. 2021)",
     ),
     "qfedavg": Builtin(
         flower.QFedAvg,

@@ -18,6 +18,7 @@ from fedknow.client.learners import learner_class
 from fedknow.client.permissions import Permissions
 from fedknow.client.state import StateError
 from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+from fedknow.protocols.hostile import check_honest
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
 from fedknow.protocols.texts import counted
 from fedknow.protocols.transport import CHUNK_BYTES
@@ -112,6 +113,7 @@ class Worker:
         self._desk.result = None
         experiment = read_config(_toml(config))
         # Before anything that a server named is imported, read or built.
+        check_honest(experiment)
         self._permissions.check(experiment)
         if self._device is not None:
             experiment = experiment.on_device(self._device)

@@ -5,6 +5,7 @@ One model serves files, the command line, checkpoints and the wire. An experimen
 unknown key or an impossible value is refused with the key, the value and what would be right.
 """
 
+from fedknow.protocols.config.attack import AttackConfig
 from fedknow.protocols.config.base import MOST_CLIENTS, MOST_SECONDS
 from fedknow.protocols.config.data import DataConfig
 from fedknow.protocols.config.errors import ConfigError, closest
@@ -26,6 +27,7 @@ from fedknow.protocols.config.tracking import TrackingConfig
 __all__ = [
     "MOST_CLIENTS",
     "MOST_SECONDS",
+    "AttackConfig",
     "ConfigError",
     "DataConfig",
     "EngineConfig",

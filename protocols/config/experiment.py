@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BeforeValidator, Field, model_validator
 
+from fedknow.protocols.config.attack import AttackConfig
 from fedknow.protocols.config.base import Section
 from fedknow.protocols.config.data import DataConfig
 from fedknow.protocols.config.fleet import FleetConfig
@@ -23,6 +24,10 @@ from fedknow.protocols.config.sections import (
 from fedknow.protocols.config.tracking import TrackingConfig
 
 __all__ = ["ExperimentConfig", "differences"]
+
+
+YOUNG = ("attack", "tracking")
+"""Sections that run folders and clients of earlier versions do not know."""
 
 
 def _by_name(value: Any) -> Any:
@@ -60,6 +65,7 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     fleet: Annotated[FleetConfig, BeforeValidator(_by_devices)] = FleetConfig()
+    attack: Annotated[AttackConfig, BeforeValidator(_by_name)] = AttackConfig()
     tracking: Annotated[TrackingConfig, BeforeValidator(_by_trackers)] = (
         TrackingConfig()
     )
@@ -77,12 +83,16 @@ class ExperimentConfig(Section):
     def to_toml(self) -> str:
         """Give the whole configuration, defaults included, as TOML.
 
-        The section ``tracking`` is left out where nothing of it is set.
+        The sections of :data:`YOUNG` are left out where nothing of them is set.
         """
-        # Run folders and clients of earlier versions do not know the section.
-        is_tracked = self.tracking != TrackingConfig()
-        exclude = None if is_tracked else {"tracking"}
-        return tomli_w.dumps(self.model_dump(mode="json", exclude=exclude))
+        return tomli_w.dumps(self.model_dump(mode="json", exclude=self._unset()))
+
+    def _unset(self) -> set[str]:
+        """Name the younger sections that are as they are by default."""
+        fields = type(self).model_fields
+        return {
+            name for name in YOUNG if getattr(self, name) == fields[name].default
+        }
 
     def on_device(self, device: str) -> ExperimentConfig:
         """Give the same experiment with its clients on another device."""
@@ -120,7 +130,8 @@ class ExperimentConfig(Section):
         That is everything but the engine, trackers and the folder that the data lie in.
         """
         # How and where a run is carried out may change when it is resumed.
-        fields = self.model_dump(mode="json", exclude={"engine", "tracking"})
+        exclude = {"engine", "tracking"} | self._unset()
+        fields = self.model_dump(mode="json", exclude=exclude)
         # The same data may lie elsewhere on another machine.
         del fields["data"]["dir"]
         return fields

@@ -11,7 +11,7 @@ from fedknow.protocols.values import show
 __all__ = ["NAMED", "assign", "parse_override"]
 
 _COMPONENTS = ("learner", "strategy", "model")
-NAMED = (*_COMPONENTS, "data", "fleet", "tracking")
+NAMED = (*_COMPONENTS, "data", "fleet", "tracking", "attack")
 """Sections that a bare value may stand for."""
 
 
@@ -100,7 +100,7 @@ def _as_section(key: str, value: Any) -> Any:
     """
     if key == "tracking" and not isinstance(value, dict):
         return {"to": value}
-    if key in _COMPONENTS and isinstance(value, str):
+    if key in (*_COMPONENTS, "attack") and isinstance(value, str):
         return {"name": value}
     if key == "fleet" and not isinstance(value, dict):
         return {"devices": value}
@@ -116,7 +116,7 @@ def _as_replacement(key: str, value: Any, old: Any) -> Any:
         # with it.
         is_same = old.get("name") == value
         return {**old, "name": value} if is_same else {"name": value}
-    if key == "data" and isinstance(value, str):
+    if key in ("data", "attack") and isinstance(value, str):
         return {**old, "name": value}
     if key == "fleet" and isinstance(value, str | list):
         return {**old, "devices": value}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from flwr.app import Message as FlowerMessage
 
@@ -17,11 +17,21 @@ from fedknow.server.grids.delivery import Answers, Delivery
 from fedknow.server.grids.traffic import Traffic
 from fedknow.server.grids.wave import WaveOptions
 
-__all__ = ["Answers", "MessageGrid"]
+__all__ = ["Adversary", "Answers", "MessageGrid"]
 
 T = TypeVar("T")
 
 PLAIN = WaveOptions()
+
+
+class Adversary(Protocol):
+    """Hostile clients (:class:`fedknow.simulations.attacks.Attack`)."""
+
+    def falsify(
+        self, work: Sequence[Message], answers: Iterable[tuple[Message, int]]
+    ) -> Iterable[tuple[Message, int]]:
+        """Replace the answers of hostile clients."""
+        ...
 
 
 class MessageGrid(Delivery):
@@ -47,7 +57,11 @@ class MessageGrid(Delivery):
         The ledger of what was sent so far.
     run : Run
         The run that strategies see.
+    adversary : Adversary or None
+        Falsifies answers before they are counted and checked; ``None``: nobody does.
     """
+
+    adversary: Adversary | None = None
 
     def __init__(
         self,
@@ -125,7 +139,7 @@ class MessageGrid(Delivery):
         replies: dict[str, T] = {}
         # Closed at once after an error: clients that still work must not write states any more.
         with closing(self.perform(work, timeout, options)) as answers:
-            for reply, version in answers:
+            for reply, version in _falsify(self.adversary, work, answers):
                 checked = self._take_in(reply, version, options)
                 replies[reply.reply_to] = convert(checked)
         unanswered = [message for message in work if message.id not in replies]
@@ -224,7 +238,8 @@ class MessageGrid(Delivery):
         if not work:
             return []
         replies = []
-        for reply, version in self.collect_answers(work, timeout, options):
+        answers = self.collect_answers(work, timeout, options)
+        for reply, version in _falsify(self.adversary, work, answers):
             request = self._pushed.pop(reply.reply_to)
             if reply.failure is not None and reply.failure.code == NO_ANSWER:
                 # Nothing came from the client, so there is nothing to count or to inspect.
@@ -265,3 +280,12 @@ class MessageGrid(Delivery):
         self.restore_versions(versions)
         if traffic is not None:
             self.traffic.restore(traffic)
+
+
+def _falsify(
+    adversary: Adversary | None,
+    work: Sequence[Message],
+    answers: Iterable[tuple[Message, int]],
+) -> Iterable[tuple[Message, int]]:
+    """Let an adversary have its way with answers, if there is one."""
+    return answers if adversary is None else adversary.falsify(work, answers)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedknow.protocols.files import write_atomic
+from fedknow.protocols.hostile import hostile_clients
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.blocks import (
     Block,
@@ -170,6 +171,9 @@ def _run_page(run: Summary) -> tuple[str, list[Section]]:
         f"strategy {config.strategy.name}",
         f"seed {config.seed}",
     ]
+    if config.attack:
+        hostile = counted(len(hostile_clients(config)), "client")
+        facts.append(f"attack {config.attack.name} by {hostile}")
     values = run.measures()
     cards = [
         (measure.text(values[measure.key]), measure.title)

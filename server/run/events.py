@@ -58,6 +58,10 @@ class RunStarted(Event):
         Rounds that were done before; ``None`` if it begins.
     versions : mapping
         Versions of what is installed where the experiment runs.
+    attack : str or None
+        Name of the attack that is simulated; ``None``: nobody attacks.
+    hostile : sequence of int or None
+        The hostile clients.
     """
 
     event: ClassVar[str] = "start"
@@ -72,6 +76,8 @@ class RunStarted(Event):
     partition: str
     resumed_from: int | None = field(default=None, metadata=NULL)
     versions: Mapping[str, str] = field(default_factory=dict)
+    attack: str | None = None
+    hostile: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from flwr.app import Message as FlowerMessage
 
+from fedknow.protocols.hostile import hostile_clients
 from fedknow.protocols.messages import END_TASK, TRAIN, Arrays
 from fedknow.server.checks.faults import RunError
 from fedknow.server.checks.instructions import StrategyCheck
@@ -187,6 +188,8 @@ class Experiment:
                 partition=self._resumption.digest,
                 resumed_from=checkpoint.server_round if checkpoint else None,
                 versions=_versions(),
+                attack=config.attack.name if config.attack else None,
+                hostile=hostile_clients(config) or None,
             )
         )
         if checkpoint is not None:
