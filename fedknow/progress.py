@@ -144,6 +144,11 @@ class RunProgress:
         ):
             if not math.isnan(value):
                 text += f", {name} {100 * value:.1f} %"
+        if event.is_claimed and event.accuracy_median is not None:
+            # One client's claim moves a mean as far as it likes, and the median hardly.
+            text += (
+                f", median {100 * event.accuracy_median:.1f} % (as clients claim)"
+            )
         self._say(event, text)
 
     def _remaining(self) -> str:

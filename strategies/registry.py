@@ -17,6 +17,11 @@ from fedknow.strategies.fedbuff import FedBuff
 from fedknow.strategies.fedweit import FedWeit
 from fedknow.strategies.flcn import Flcn
 from fedknow.strategies.fot import Fot
+from fedknow.strategies.guarded import (
+    AdaptiveClipping,
+    FixedClipping,
+    QFedAvg,
+)
 from fedknow.strategies.joint import JointCentral
 from fedknow.strategies.robust import (
     Bulyan,
@@ -154,7 +159,7 @@ BUILTIN = {
         "mean of the clients' changes, each clipped to a radius (Karimireddy et al. 2021)",
     ),
     "qfedavg": Builtin(
-        flower.QFedAvg,
+        QFedAvg,
         "fairness: clients with a high loss count for more (Li et al. 2020)",
         # Flower's default names a metric that clients here do not send.
         {"train_loss_key": "loss"},
@@ -162,12 +167,12 @@ BUILTIN = {
     "dp-fixed-clipping": Builtin(
         flower.FedAvg,
         "FedAvg with central differential privacy, updates clipped to clipping_norm",
-        wrapper=flower.DifferentialPrivacyServerSideFixedClipping,
+        wrapper=FixedClipping,
     ),
     "dp-adaptive-clipping": Builtin(
         flower.FedAvg,
         "FedAvg with central differential privacy, clipped to a quantile of the updates' norms",
-        wrapper=flower.DifferentialPrivacyServerSideAdaptiveClipping,
+        wrapper=AdaptiveClipping,
     ),
 }
 

@@ -165,6 +165,11 @@ class EngineConfig(Section):
     """A client's update whose L2 norm is above so many times that of the model it was sent (or
     above so much, where the model's norm is below 1) is refused as that client's failure; 0:
     any finite update will do."""
+    max_weight: float = Field(3.0, ge=0)
+    """Real clients with data of their own: how many times the median of a round's ``num-examples``
+    one client may claim; above that it counts for so much, and the record says so. 0: any claim
+    is believed. Where the server makes the data itself it knows the sizes, and refuses a claim
+    that is too large."""
     on_client_error: Literal["stop", "skip"] = "stop"
     """What a failed client does to the run: end it, or leave that client's reply out and
     count it."""

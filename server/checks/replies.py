@@ -7,7 +7,6 @@ and its answer before the experiment uses it (:mod:`fedknow.server.checks.aggreg
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,7 +32,6 @@ from fedknow.protocols.messages import (
 )
 from fedknow.protocols.texts import printable
 from fedknow.protocols.work import (
-    COSTS,
     KNOWLEDGE_BYTES,
     NUM_EXAMPLES,
     SCORE_LISTS,
@@ -44,7 +42,9 @@ from fedknow.server.checks.arrays import (
     finite_norm,
     norm,
 )
+from fedknow.server.checks.claims import Claims
 from fedknow.server.checks.faults import ClientFailure, Fault, Unusable, fault_of
+from fedknow.server.checks.numbers import check_costs, check_number
 
 __all__ = ["KNOWLEDGE_BYTES", "NUM_EXAMPLES", "Inspector"]
 
@@ -81,6 +81,8 @@ class Inspector:
         sent, or of 1 where that is less; 0: no bound.
     extras : mapping, optional
         Layouts of the ``extra`` records that replies of a kind may bring; by default none.
+    claims : Claims, optional
+        What is known of the sizes of clients' data; by default nothing.
 
     Attributes
     ----------
@@ -95,9 +97,11 @@ class Inspector:
         on_failure: Callable[[ClientFailure], None],
         max_update_norm: float = 0.0,
         extras: Mapping[str, Layout] | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self._on_failure = on_failure
         self._extras = extras or {}
+        self._claims = claims or Claims()
         self._max_update_norm = max_update_norm
         self._expected_norm = 0.0
         self._task = self._round = 0
@@ -210,9 +214,25 @@ class Inspector:
         if reply.kind == TRAIN:
             self._check_training(reply, norms)
         elif reply.kind == END_TASK:
-            _check_end_of_task(reply)
+            metrics = _check_end_of_task(reply)
+            self._check_claim(reply, metrics)
         elif reply.kind == EVALUATE and self._scored:
             self._check_scores(reply)
+        elif reply.kind == EVALUATE:
+            self._check_own_evaluation(reply)
+
+    def _check_claim(self, reply: Message, metrics: Metrics) -> None:
+        examples = _number(metrics[NUM_EXAMPLES])
+        self._claims.check_training(client_of(reply.node), examples)
+
+    def _check_own_evaluation(self, reply: Message) -> None:
+        """Check the weight of an answer to a strategy's own evaluation."""
+        for record in reply.content.values():
+            if isinstance(record, Metrics):
+                examples = record.get(NUM_EXAMPLES)
+                if isinstance(examples, int | float):
+                    client = client_of(reply.node)
+                    self._claims.check_evaluation(client, examples)
 
     def _check_training(self, reply: Message, norms: Mapping[int, float]) -> None:
         arrays = reply.arrays()
@@ -220,7 +240,11 @@ class Inspector:
         if not isinstance(arrays, Mean):
             check_like(arrays, self._expected)
             self._check_norm(arrays, norms.get(id(arrays), 0.0))
-        self.trained.append((reply.node, self._check_metrics(reply)))
+        metrics = self._check_metrics(reply)
+        # A mean stands for several clients, whose answers a worker inspected.
+        if not isinstance(arrays, Mean):
+            self._check_claim(reply, metrics)
+        self.trained.append((reply.node, metrics))
 
     def _check_norm(self, arrays: Arrays, length: float) -> None:
         # At least 1, or a model of zeros would allow no update at all.
@@ -288,6 +312,7 @@ class Inspector:
                 f"correct must lie between 0 and total, and total above 0; got "
                 f"{correct.tolist()!s:.200} of {total.tolist()!s:.200}",
             )
+        self._claims.check_totals(client_of(reply.node), total.tolist())
         if self._collect:
             self._check_kept(reply.content.get(KEPT))
 
@@ -318,19 +343,21 @@ def _check_numbers(reply: Message) -> dict[int, float]:
             norms[id(record)] = finite_norm(record)
         elif isinstance(record, Metrics):
             for name, value in record.items():
-                _check_number(name, value)
-            _check_costs(record)
+                check_number(name, value)
+            check_costs(record)
     return norms
 
 
-def _check_end_of_task(reply: Message) -> None:
-    size = _own_metrics(reply).get(KNOWLEDGE_BYTES)
+def _check_end_of_task(reply: Message) -> Metrics:
+    metrics = _own_metrics(reply)
+    size = metrics.get(KNOWLEDGE_BYTES)
     if not isinstance(size, int | float) or size < 0:
         raise Unusable(
             Fault.METRICS,
             KNOWLEDGE_BYTES,
             f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r:.200}",
         )
+    return metrics
 
 
 def _own_metrics(reply: Message) -> Metrics:
@@ -352,34 +379,6 @@ def _check_examples(metrics: Metrics) -> None:
             NUM_EXAMPLES,
             f"{NUM_EXAMPLES} must be a positive number, got {examples!r:.200}",
         )
-
-
-def _check_costs(metrics: Metrics) -> None:
-    for name in COSTS:
-        cost = metrics.get(name, 0.0)
-        if not isinstance(cost, int | float) or cost < 0:
-            raise Unusable(
-                Fault.METRICS,
-                name,
-                f"{name} must be a number not below 0, got {cost!r:.200}",
-            )
-
-
-def _check_number(name: str, value: object) -> None:
-    try:
-        if isinstance(value, int | float):
-            finite = math.isfinite(value)
-        else:
-            # Texts and lists of unequal length fail here, and not in a strategy.
-            finite = bool(np.isfinite(np.asarray(value, dtype=np.float64)).all())
-    except (TypeError, ValueError, OverflowError):
-        raise Unusable(
-            Fault.METRICS,
-            name,
-            f"metric {name} must be a number or a list of numbers, got {value!r:.200}",
-        ) from None
-    if not finite:
-        raise Unusable(Fault.NOT_FINITE, name, f"metric {name} is {value}")
 
 
 def _number(value: int | float | list[int] | list[float]) -> float:

@@ -156,6 +156,18 @@ def _suffix(scale: Scale, has_unit: bool) -> str:
 MEASURES = (
     Measure("accuracy", "Average accuracy", PERCENT, "accuracy", highest=1),
     Measure(
+        "accuracy_median",
+        "Average accuracy, median client",
+        PERCENT,
+        highest=1,
+    ),
+    Measure(
+        "accuracy_trimmed",
+        "Average accuracy, trimmed mean",
+        PERCENT,
+        highest=1,
+    ),
+    Measure(
         "accuracy_global",
         "Average accuracy, global model",
         PERCENT,

@@ -32,6 +32,10 @@ class Scoring:
         Accuracy on each task after each task, weighted by the clients' test samples.
     average : float64 [trained]
         Average accuracy after each task (:func:`~fedknow.server.run.metrics.average_accuracy`).
+    median, trimmed : float64 [trained]
+        Averages of clients that one client moves little
+        (:func:`~fedknow.server.run.metrics.median_accuracy`,
+        :func:`~fedknow.server.run.metrics.trimmed_accuracy`).
     learned, current : float64 [seen]
         Accuracy on each task when it was learned, and after the newest task.
     forgetting, relative, backward, forward : float64 [trained]
@@ -41,6 +45,8 @@ class Scoring:
 
     matrix: Array
     average: Array
+    median: Array
+    trimmed: Array
     learned: Array
     current: Array
     forgetting: Array
@@ -128,6 +134,8 @@ class Summary:
         shared = self._global_measures()
         return {
             "accuracy": self._newest(personal.average),
+            "accuracy_median": self._newest(personal.median),
+            "accuracy_trimmed": self._newest(personal.trimmed),
             "accuracy_global": shared.get("accuracy", math.nan),
             "gap": shared.get("gap", math.nan),
             "forgetting": self._newest(personal.forgetting),
@@ -300,6 +308,8 @@ def _score(arrays: Mapping[str, Array], name: str, tasks: int) -> Scoring:
     return Scoring(
         matrix=matrix,
         average=metrics.average_accuracy(accuracy, weights),
+        median=metrics.median_accuracy(accuracy, weights),
+        trimmed=metrics.trimmed_accuracy(accuracy, weights),
         learned=metrics.learned(accuracy, weights),
         current=matrix[:, -1] if tasks else np.array([]),
         forgetting=metrics.forgetting(accuracy, weights),

@@ -27,7 +27,14 @@ __all__ = [
 ]
 
 TOPICS: Mapping[str, tuple[str, ...]] = {
-    "Accuracy": ("accuracy", "accuracy_global", "gap", "forward_transfer"),
+    "Accuracy": (
+        "accuracy",
+        "accuracy_median",
+        "accuracy_trimmed",
+        "accuracy_global",
+        "gap",
+        "forward_transfer",
+    ),
     "Forgetting": (
         "forgetting",
         "forgetting_relative",

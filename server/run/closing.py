@@ -153,17 +153,21 @@ class Scorer:
         began: float,
     ) -> None:
         weights = self._run.state.scores.sizes()
-        per_task = metrics.task_accuracy(accuracies["personal"], weights)
+        personal = accuracies["personal"]
+        per_task = metrics.task_accuracy(personal, weights)
         self._run.recorder.record(
             Evaluated(
                 task=task,
                 round=round,
-                accuracy=metrics.average_accuracy(
-                    accuracies["personal"], weights
-                )[task],
+                accuracy=metrics.average_accuracy(personal, weights)[task],
                 accuracy_global=metrics.average_accuracy(
                     accuracies["global"], weights
                 )[task],
+                accuracy_median=metrics.median_accuracy(personal, weights)[task],
+                accuracy_trimmed=metrics.trimmed_accuracy(personal, weights)[
+                    task
+                ],
+                is_claimed=not self._run.incidents.claims.are_known,
                 forgetting=metrics.forgetting(accuracies["personal"], weights)[
                     task
                 ],

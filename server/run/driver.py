@@ -24,6 +24,7 @@ from fedknow.server.run.closing import Scorer
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.events import RoundEnded, VirtualTime, Warned
 from fedknow.server.run.schedule import TaskSchedule, Turn
+from fedknow.server.run.weights import bound_weights
 
 __all__ = ["Driver", "HookDriver", "LoopDriver", "choose_driver"]
 
@@ -136,6 +137,7 @@ class HookDriver(Driver):
         messages = self._configure(task, round)
         replies = _good(run.strategy_grid.send_and_receive(messages))
         self._refuse_total_failure(task, round, messages, replies)
+        self._bound_weights(replies)
         aggregated = self._aggregate(task, round, messages, replies)
         schedule.count_step()
         self.record_round(task, round, aggregated, began)
@@ -174,6 +176,13 @@ class HookDriver(Driver):
                     run.state.server_round, record, settings, run.strategy_grid
                 )
             )
+
+    def _bound_weights(self, replies: Sequence[FlowerMessage]) -> None:
+        """Bound what clients claim, where the server does not know it."""
+        run = self._run
+        multiple = run.parts.config.engine.max_weight
+        if multiple and not run.incidents.claims.are_known:
+            run.incidents.note_bounded(bound_weights(replies, multiple))
 
     def _refuse_total_failure(
         self,

@@ -139,6 +139,10 @@ class Evaluated(Event):
         After which round.
     accuracy, accuracy_global : float
         Average accuracy with what clients keep to themselves, and of the global model alone.
+    accuracy_median, accuracy_trimmed : float or None
+        Median over clients, and mean without a fifth of them at either end.
+    is_claimed : bool or None
+        Whether clients alone say how large their test sets are.
     forgetting : float
         Absolute forgetting.
     per_task : sequence of float
@@ -155,6 +159,9 @@ class Evaluated(Event):
     round: int
     accuracy: float
     accuracy_global: float
+    accuracy_median: float | None = None
+    accuracy_trimmed: float | None = None
+    is_claimed: bool | None = None
     forgetting: float
     per_task: tuple[float, ...]
     metrics: Mapping[str, Any] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from flwr.app import Message as FlowerMessage
 
 from fedknow.protocols.hostile import hostile_clients
 from fedknow.protocols.messages import END_TASK, TRAIN, Arrays
+from fedknow.server.checks.claims import Claims
 from fedknow.server.checks.faults import RunError
 from fedknow.server.checks.instructions import StrategyCheck
 from fedknow.server.grids.base import MessageGrid
@@ -290,7 +291,8 @@ def _make_context(
         TRAIN: learner.shares(ended=False),
         END_TASK: learner.shares(ended=True),
     }
-    incidents = Incidents(config, folder, recorder, extras)
+    claims = Claims.read(parts.partition)
+    incidents = Incidents(config, folder, recorder, extras, claims)
     grid.report_to(ActivityLog(folder.path))
     may_begin_anew = config.engine.on_lost_state == "fresh"
     options = WaveOptions(

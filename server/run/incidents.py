@@ -8,6 +8,7 @@ from fedknow.client.learners.frames.learner import Layout
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Arrays, Message, client_of
 from fedknow.protocols.texts import counted
+from fedknow.server.checks.claims import Claims
 from fedknow.server.checks.faults import (
     ClientFailure,
     ClientLost,
@@ -35,6 +36,9 @@ class Incidents:
         What answers of a kind may bring besides parameters
         (:class:`~fedknow.server.checks.replies.Inspector`).
 
+    claims : Claims
+        What is known of the sizes of clients' data.
+
     Attributes
     ----------
     inspector : Inspector
@@ -49,13 +53,16 @@ class Incidents:
         folder: RunFolder,
         recorder: Recorder,
         extras: Mapping[str, Layout],
+        claims: Claims,
     ) -> None:
         self._config = config
         self._folder = folder
         self._recorder = recorder
         self.inspector = Inspector(
-            self._failed, config.engine.max_update_norm, extras
+            self._failed, config.engine.max_update_norm, extras, claims
         )
+        self.claims = claims
+        self._bounded: set[int] = set()
         self.too_small = 0
 
     def begin_work(self, task: int, round: int, arrays: Arrays) -> None:
@@ -67,6 +74,23 @@ class Incidents:
         """Put a warning on record, at the round under way."""
         task, round = self.inspector.position
         self._recorder.record(Warned(task=task, round=round, reason=reason))
+
+    def note_bounded(self, weights: Mapping[int, tuple[float, float]]) -> None:
+        """Put on record whose weights were bounded, each client once a run.
+
+        Parameters
+        ----------
+        weights : mapping
+            By client, what it claimed and what counts in its place.
+        """
+        for client in sorted(weights.keys() - self._bounded):
+            claimed, counted_weight = weights[client]
+            self._bounded.add(client)
+            self.warn(
+                f"client {client} claims {claimed:.0f} samples, of which "
+                f"{counted_weight:.0f} count: engine.max_weight = "
+                f"{self._config.engine.max_weight:g} times the median of all"
+            )
 
     def missed(self, work: Sequence[Message]) -> None:
         """Put on record which clients a wave of work went on without."""

@@ -29,9 +29,14 @@ __all__ = [
     "learned",
     "local_global_gap",
     "max_forgetting",
+    "median_accuracy",
     "relative_forgetting",
     "task_accuracy",
+    "trimmed_accuracy",
 ]
+
+TRIMMED = 0.2
+"""Share of clients that :func:`trimmed_accuracy` leaves out at either end."""
 
 Floats = NDArray[np.float64]
 _Term = Callable[[Floats, int, int], float]
@@ -57,6 +62,39 @@ def average_accuracy(accuracy: Floats, weights: Floats) -> Floats:
     -------
     float64 [trained]
     """
+    means, sizes = _client_means(accuracy, weights)
+    return _weighted_mean(means, sizes)
+
+
+def median_accuracy(accuracy: Floats, weights: Floats) -> Floats:
+    """Median over clients of :func:`average_accuracy`'s ``A_i(m)``.
+
+    Each client counts once, so that no claim of a client moves it far.
+
+    Returns
+    -------
+    float64 [trained]
+        NaN where no client was scored.
+    """
+    return _robust(accuracy, weights, _median)
+
+
+def trimmed_accuracy(accuracy: Floats, weights: Floats) -> Floats:
+    """Mean over clients of ``A_i(m)`` without the extremes.
+
+    A fifth of the clients (:data:`TRIMMED`), rounded down, is left out at either end. Each other
+    client counts once.
+
+    Returns
+    -------
+    float64 [trained]
+        NaN where no client was scored.
+    """
+    return _robust(accuracy, weights, _trimmed_mean)
+
+
+def _client_means(accuracy: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Average accuracies and test samples, both float64 [client, trained]."""
     seen, trained = accuracy.shape[1:]
     # Only tasks learned so far: with forward scoring there are accuracies of later ones too.
     measured = np.isfinite(accuracy) & (
@@ -64,7 +102,7 @@ def average_accuracy(accuracy: Floats, weights: Floats) -> Floats:
     )
     sizes = (measured * weights[:, :, None]).sum(1)
     means = _divide(np.where(measured, accuracy, 0.0).sum(1), measured.sum(1))
-    return _weighted_mean(means, sizes)
+    return means, sizes
 
 
 def task_accuracy(accuracy: Floats, weights: Floats) -> Floats:
@@ -219,6 +257,27 @@ def _over_earlier(accuracy: Floats, weights: Floats, term: _Term) -> Floats:
     for m in range(a.shape[1]):
         means.append(_mean([term(a, u, m) for u in range(m)]))
     return np.array(means)
+
+
+def _robust(
+    accuracy: Floats, weights: Floats, average: Callable[[Floats], float]
+) -> Floats:
+    """Average the clients' accuracies that were measured, after each task."""
+    means, _ = _client_means(accuracy, weights)
+    measured = [column[np.isfinite(column)] for column in means.T]
+    return np.array(
+        [average(column) if len(column) else np.nan for column in measured]
+    )
+
+
+def _median(values: Floats) -> float:
+    return float(np.median(values))
+
+
+def _trimmed_mean(values: Floats) -> float:
+    left_out = int(TRIMMED * len(values))
+    ordered = np.sort(values)
+    return float(ordered[left_out : len(values) - left_out].mean())
 
 
 def _weighted_mean(values: Floats, weights: Floats) -> Floats:

@@ -64,7 +64,7 @@ def test_privacy_wraps_fedavg_and_shares_the_options_out():
     strategy = build(
         "dp-fixed-clipping", fraction=0.5, **NEEDED["dp-fixed-clipping"]
     )
-    assert type(strategy) is flower.DifferentialPrivacyServerSideFixedClipping
+    assert isinstance(strategy, flower.DifferentialPrivacyServerSideFixedClipping)
     assert strategy.clipping_norm == 1.0
     assert strategy.strategy.fraction_train == 0.5
 

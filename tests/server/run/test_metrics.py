@@ -182,3 +182,22 @@ def test_inputs_are_left_alone(metric):
     metric(a, w)
     np.testing.assert_array_equal(a, A)
     np.testing.assert_array_equal(w, W)
+
+
+def test_robust_averages_believe_no_single_client():
+    # Five clients, one task: four are right on 0.5 .. 0.8, and one claims 1.0 of 2**62 samples.
+    a = np.array([0.5, 0.6, 0.7, 0.8, 1.0]).reshape(5, 1, 1)
+    w = np.array([10.0, 10.0, 10.0, 10.0, 2.0**62]).reshape(5, 1)
+    assert metrics.average_accuracy(a, w)[0] == pytest.approx(1.0)
+    assert metrics.median_accuracy(a, w)[0] == pytest.approx(0.7)
+    assert metrics.trimmed_accuracy(a, w)[0] == pytest.approx(0.7)
+    nobody = np.full((2, 1, 1), np.nan)
+    assert np.isnan(metrics.median_accuracy(nobody, np.ones((2, 1))))
+    assert np.isnan(metrics.trimmed_accuracy(nobody, np.ones((2, 1))))
+
+
+def test_robust_averages_leave_out_what_was_not_measured():
+    a = np.array([[[0.2]], [[np.nan]], [[0.4]]])
+    w = np.ones((3, 1))
+    assert metrics.median_accuracy(a, w)[0] == pytest.approx(0.3)
+    assert metrics.trimmed_accuracy(a, w)[0] == pytest.approx(0.3)

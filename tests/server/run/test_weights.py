@@ -1,0 +1,53 @@
+import pytest
+from flwr.app import Message, MetricRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedknow.protocols.flower import empty_run, identify
+from fedknow.protocols.messages import node_of
+from fedknow.server.run.weights import bound_weights
+
+
+def replies(*claims):
+    """Answers of clients 0, 1, ... that claim so many samples."""
+    # Flower's messages take the run's id from class attributes.
+    identify(empty_run().run_id)
+    made = []
+    for client, claim in enumerate(claims):
+        work = Message(RecordDict(), node_of(client), "train")
+        record = MetricRecord({"num-examples": claim, "loss": 0.5})
+        made.append(Message(RecordDict({"metrics": record}), reply_to=work))
+    return made
+
+
+def weights(answers):
+    return [
+        answer.content.metric_records["metrics"]["num-examples"]
+        for answer in answers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("claims", "counted", "changed"),
+    [
+        ([100, 120, 80], [100, 120, 80], {}),
+        ([100, 120, 80, 10**12], [100, 120, 80, 300], {3: (10**12, 300)}),
+        ([100.0, 1e12], [100.0, 300.0], {1: (1e12, 300.0)}),
+        ([7], [7], {}),
+        ([], [], {}),
+    ],
+)
+def test_a_weight_is_at_most_a_multiple_of_the_median(claims, counted, changed):
+    answers = replies(*claims)
+    assert bound_weights(answers, 3.0) == changed
+    assert weights(answers) == counted
+
+
+@given(st.lists(st.integers(1, 10**15), min_size=3, max_size=9))
+def test_no_client_outweighs_honest_ones_together(claims):
+    answers = replies(*claims)
+    bound_weights(answers, 3.0)
+    after = weights(answers)
+    # Half of the clients weigh the lower median or more, and nobody more than three times it.
+    assert max(after) <= 3 * sorted(after)[(len(after) - 1) // 2]
+    assert all(new <= old for new, old in zip(after, claims, strict=True))
