@@ -56,6 +56,9 @@ SERVER_OPTIONS = [
     *_KEEPALIVE,
     # Below the clients' interval, or the server would end their connections for pinging.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    # A connection that has not shaken hands, or has no stream, is closed: it costs a descriptor.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 30_000),
     # Two servers on one port would each get some of the clients.
     ("grpc.so_reuseport", 0),
 ]

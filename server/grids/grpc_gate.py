@@ -17,11 +17,14 @@ from fedknow.protocols.security import (
     authenticate,
     is_server,
 )
-from fedknow.protocols.transport import HELLO_SECONDS
 from fedknow.protocols.wire import Code, Frame, WireError, check_version, parse
+from fedknow.server.grids.grpc_doors import DISPLACED, DoorLimits, Doors
 from fedknow.server.grids.grpc_link import Link, Peer, StreamOver
 
-__all__ = ["Gate", "Roster"]
+__all__ = ["Gate", "Roster", "address_of"]
+
+HELLO_SECONDS = 5.0
+"""How long a stream may be silent at first. A hello is one small frame."""
 
 
 class Roster:
@@ -117,11 +120,18 @@ class Gate:
         Whether clients must prove who they are. Without, they are believed.
     tokens : Tokens, optional
         Tokens that let clients in; by default their certificates do.
+
+    Attributes
+    ----------
+    doors : Doors
+        Visitors that have not said who they are.
     """
 
     def __init__(
         self, roster: Roster, is_secure: bool, tokens: Tokens | None
     ) -> None:
+        limits = DoorLimits.for_clients(len(roster.peers))
+        self.doors = Doors(limits)
         self._roster = roster
         self._is_secure = is_secure
         self._tokens = tokens
@@ -131,27 +141,47 @@ class Gate:
 
         Raises
         ------
+        Crowded
+            If it comes too often.
         StreamOver
             If the client hangs up without a hello.
         WireError
             If it may not come in.
         """
-        hello = (await _read_hello(context)).hello
+        # First of all: whoever proves a number does not wait among strangers.
+        visitor = self._visitor(context)
+        self.doors.knock(visitor)
+        hello = (await self._read_hello(context, visitor)).hello
         # Before the credential: with another version its fields may mean something else.
         check_version(hello)
         # 0 is no client's node: the client has no number yet.
         claimed = client_of(hello.node) if hello.node else None
         return self._roster.place(self._prove(context, claimed))
 
+    def _visitor(self, context: Any) -> str:
+        """Name who begins a call: a proven client, or an address."""
+        address = address_of(context)
+        if not self._is_secure:
+            return address
+        try:
+            return f"client {self._prove(context, None)}"
+        except WireError:
+            # Its own fault is told once it has said hello, if it does.
+            return address
+
     def check_reader(self, context: Any) -> None:
         """Refuse a call for the status that is neither ours nor a client's.
 
         Raises
         ------
+        Crowded
+            If it comes too often.
         WireError
             If the credential is none of the run's.
         """
-        if not is_server(context.auth_context()):
+        is_ours = is_server(context.auth_context())
+        self.doors.knock("the server" if is_ours else self._visitor(context))
+        if not is_ours:
             self._prove(context, None)
 
     def _prove(self, context: Any, claimed: int | None) -> int | None:
@@ -172,22 +202,33 @@ class Gate:
         except CredentialError as error:
             raise WireError(Code.CREDENTIAL, error.reason) from None
 
+    async def _read_hello(self, context: Any, visitor: str) -> Frame:
+        """Read the frame that opens a stream."""
+        try:
+            async with asyncio.timeout(HELLO_SECONDS) as patience:
+                with self.doors.waiting(visitor, patience):
+                    data = await context.read()
+        except TimeoutError:
+            is_displaced = patience.when() == DISPLACED
+            reason = (
+                "silent while others needed the room"
+                if is_displaced
+                else f"no hello within {HELLO_SECONDS:.0f} s"
+            )
+            raise WireError(Code.OUT_OF_ORDER, reason) from None
+        if data is grpc.aio.EOF:
+            raise StreamOver("hung up without a word")
+        frame = parse(data)
+        kind = frame.WhichOneof("kind")
+        if kind != "hello":
+            raise WireError(
+                Code.OUT_OF_ORDER, f"a {kind} frame where hello was expected"
+            )
+        return frame
 
-async def _read_hello(context: Any) -> Frame:
-    """Read the frame that opens a stream."""
-    try:
-        # A stream that says nothing would hold its connection for ever.
-        async with asyncio.timeout(HELLO_SECONDS):
-            data = await context.read()
-    except TimeoutError:
-        reason = f"no hello within {HELLO_SECONDS:.0f} s"
-        raise WireError(Code.OUT_OF_ORDER, reason) from None
-    if data is grpc.aio.EOF:
-        raise StreamOver("hung up without a word")
-    frame = parse(data)
-    kind = frame.WhichOneof("kind")
-    if kind != "hello":
-        raise WireError(
-            Code.OUT_OF_ORDER, f"a {kind} frame where hello was expected"
-        )
-    return frame
+
+def address_of(context: Any) -> str:
+    """Give the address that a call comes from, without its port."""
+    # gRPC's form: ipv4:192.0.2.7:4711, ipv6:%5B2001:db8::1%5D:4711 or unix:...
+    peer: str = context.peer()
+    return peer.rpartition(":")[0] or peer

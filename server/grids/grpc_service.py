@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedknow.protocols.messages import client_of
 from fedknow.protocols.texts import printable
@@ -34,7 +34,9 @@ from fedknow.protocols.wire import (
     welcome,
 )
 from fedknow.server.grids.grpc_assignments import Assignments
+from fedknow.server.grids.grpc_doors import Crowded, Repeats
 from fedknow.server.grids.grpc_gate import Gate
+from fedknow.server.grids.grpc_health import Health
 from fedknow.server.grids.grpc_link import Link, Peer, StreamOver, Work
 
 __all__ = ["Farewell", "Service"]
@@ -105,6 +107,7 @@ class Service:
         self._run = run
         self._gate = gate
         self._began = time.time()
+        self._log = Repeats(log)
         self._farewell: bytes | None = None
         self._away: set[int] = set()
         self._has_told_all = asyncio.Event()
@@ -126,7 +129,7 @@ class Service:
         self._server = _make_server(
             len(self.roster.peers), self._join, self._status
         )
-        self._health = health.aio.HealthServicer()
+        self._health = Health(self._gate.doors)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         port: int
@@ -155,6 +158,7 @@ class Service:
         if farewell.is_finished and self._away:
             await self._wait_for_absent(farewell.linger)
         await self._server.stop(grace=HEARTBEAT_SECONDS)
+        self._log.flush_all()
         # With the last of its objects gRPC ends its thread, which else is killed with the process.
         del self._server, self._health
 
@@ -181,9 +185,10 @@ class Service:
             ``waiting_for``: clients that have work; ``bytes_in`` and ``bytes_out`` of messages,
             so far; ``refusals``: by code; ``dropped``: answers by why (``duplicate``: answered
             before; ``late``: of no work that is going on); ``left_out``: pieces of work given
-            up at a deadline; ``refused``: answers that could be read but not used (NaN, other
-            shapes, absurd norms); ``each``: by client ``connected``, ``since`` (seconds since
-            1970), ``joined`` (times), ``bytes_in`` and ``bytes_out``.
+            up at a deadline; ``doors``: calls that were turned away before they said hello
+            (:class:`~fedknow.server.grids.grpc_doors.Doors`); ``refused``: answers that could be
+            read but not used (NaN, other shapes, absurd norms); ``each``: by client ``connected``,
+            ``since`` (seconds since 1970), ``joined`` (times), ``bytes_in`` and ``bytes_out``.
         """
         counts = self.assignments.counts
         peers = list(self.roster.peers.values())
@@ -201,6 +206,7 @@ class Service:
             "refusals": dict(self.refusals),
             "dropped": {kind: counts[kind] for kind in ("duplicate", "late")},
             "left_out": counts["left_out"],
+            "doors": dict(self._gate.doors.counts),
             "refused": counts["refused"],
             "each": {
                 str(client_of(peer.node)): peer.describe() for peer in joined
@@ -212,6 +218,8 @@ class Service:
     async def _status(self, request: StatusRequest, context: Any) -> StatusReply:
         try:
             self._gate.check_reader(context)
+        except Crowded as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except WireError as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.reason)
         return StatusReply(json=json.dumps(self.status()))
@@ -220,8 +228,12 @@ class Service:
         """Serve one stream, from a client's hello to its end."""
         try:
             peer = await self._gate.greet(context)
+        except Crowded as error:
+            self._log.write(logging.WARNING, "too many calls", str(error))
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except StreamOver as end:
-            log.info("%s: %s", context.peer(), end)
+            text = f"{context.peer()}: {end}"
+            self._log.write(logging.INFO, "streams without a word", text)
             return
         except WireError as error:
             self._refuse(context.peer(), error)
@@ -230,7 +242,8 @@ class Service:
         # Nothing is awaited since the place was found, so nobody else is given the same one.
         link = self._connect(peer, context)
         name = f"client {client_of(peer.node)}"
-        log.info("%s is here (%s)", name, context.peer())
+        text = f"{name} is here ({context.peer()})"
+        self._log.write(logging.INFO, f"{name} is here", text)
         reason = "the connection broke"
         try:
             await context.write(welcome(peer.node, self._config, self._run))
@@ -241,7 +254,8 @@ class Service:
                 self.roster.attach(peer, None)
             if link.last_frame is not None:
                 reason = "told why"
-            log.info("%s is gone: %s", name, reason)
+            text = f"{name} is gone: {reason}"
+            self._log.write(logging.INFO, f"{name} is gone", text)
 
     def _connect(self, peer: Peer, context: Any) -> Link:
         """Give a client a stream, in place of one that it had before."""
@@ -263,7 +277,10 @@ class Service:
     def _refuse(self, name: str, error: WireError) -> None:
         """Count and log a refusal."""
         self.refusals[error.code.name] += 1
-        log.warning("%s is refused: %s", name, printable(str(error)))
+        text = f"{name} is refused: {printable(str(error))}"
+        # By code and not by name: strangers may come from any number of ports.
+        kind = f"refusals of code {error.code.name}"
+        self._log.write(logging.WARNING, kind, text)
 
     # --- news of links
 
@@ -294,10 +311,11 @@ def _make_server(
     status: Callable[[StatusRequest, Any], Awaitable[StatusReply]],
 ) -> grpc.aio.Server:
     """Make a gRPC server with the service's two methods."""
-    # A connection that has not said who it is costs little, but not nothing.
-    max_calls = 2 * clients + 64
+    # Of one connection: a proxy may bring all clients over one. All calls together have no bound
+    # here, as strangers could fill it; the gate bounds those of each visitor.
+    max_streams = 2 * clients + 64
     server = grpc.aio.server(
-        options=SERVER_OPTIONS, maximum_concurrent_rpcs=max_calls
+        options=[*SERVER_OPTIONS, ("grpc.max_concurrent_streams", max_streams)]
     )
     methods = {
         "Join": grpc.stream_stream_rpc_method_handler(join),

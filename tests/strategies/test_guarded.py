@@ -33,7 +33,8 @@ HOOKS_ONLY = [
     name
     for name in list_strategies()
     # These have a loop of their own, or a half of a method that must be prepared.
-    if name not in {"fedasync", "fedbuff", "semisync", "joint-central", "target", "fot"}
+    if name
+    not in {"fedasync", "fedbuff", "semisync", "joint-central", "target", "fot"}
 ]
 
 
