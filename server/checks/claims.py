@@ -25,6 +25,13 @@ class Claims:
     ----------
     train, test : sequence of sequence of int, optional
         Training and test samples, by client and task, where the server knows them.
+    are_known : bool, optional
+        Whether the data are the server's to give out; by default, where sizes are given.
+
+    Attributes
+    ----------
+    are_known : bool
+        See the parameter. Elsewhere clients alone know what they have.
 
     Examples
     --------
@@ -36,24 +43,26 @@ class Claims:
     """
 
     def __init__(
-        self, train: Sizes | None = None, test: Sizes | None = None
+        self,
+        train: Sizes | None = None,
+        test: Sizes | None = None,
+        are_known: bool | None = None,
     ) -> None:
+        self.are_known = train is not None if are_known is None else are_known
         self._train = train
         self._test = test
         self._claimed: dict[tuple[int, int], int] = {}
 
     @classmethod
     def read(cls, partition: Mapping[str, Any]) -> Self:
-        """Take the sizes from a partition's summary; empty: they are not known."""
+        """Take the sizes from a partition's summary.
+
+        It is empty where clients have data of their own.
+        """
         if "clients" not in partition:
-            return cls()
+            return cls(are_known=bool(partition))
         clients = partition["clients"]
         return cls(_sizes(clients, "train"), _sizes(clients, "test"))
-
-    @property
-    def are_known(self) -> bool:
-        """Whether the server knows the sizes by itself."""
-        return self._train is not None
 
     def check_training(self, client: int, examples: float) -> None:
         """Refuse more training samples than any task of the client has.
