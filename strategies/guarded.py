@@ -85,6 +85,7 @@ class QFedAvg(flower.QFedAvg):
             return True
         records: list[Any] = list(reply.content.metric_records.values())
         loss = records[0].get(self.train_loss_key) if records else None
-        # A missing loss is Flower's to complain about.
-        is_number = isinstance(loss, int | float)
-        return not is_number or 0 <= loss <= LARGEST_LOSS
+        if not isinstance(loss, int | float):
+            # A missing loss is Flower's to complain about.
+            return True
+        return 0 <= loss <= LARGEST_LOSS
