@@ -112,6 +112,7 @@ class Permissions:
             ("data.name", config.data.name),
         ):
             self._check_part(key, name)
+        self._check_weights(config.model.weights)
         self._check_size(
             "train.batch_size", config.train.batch_size, "batch_size"
         )
@@ -168,6 +169,14 @@ class Permissions:
             f"{key} = {name!r}: this client runs only code that its owner allowed "
             f"({permitted}); its owner can add --allow {name} to the client's command"
         )
+
+    def _check_weights(self, weights: str) -> None:
+        # A path that a server names is a file of the client's owner.
+        if weights.startswith("file:") and weights not in self.parts:
+            raise ConfigError(
+                f"model.weights = {weights!r}: this client reads only files that its owner "
+                f"allowed; its owner can add --allow {weights} to the client's command"
+            )
 
     def _check_size(self, key: str, value: float, limit: str) -> None:
         bound = getattr(self.limits, limit)

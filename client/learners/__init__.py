@@ -27,6 +27,7 @@ from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedweit import FedWeit
 from fedknow.client.learners.flcn import Flcn
 from fedknow.client.learners.fot import Fot
+from fedknow.client.learners.frames.checks import check_exchange, check_head
 from fedknow.client.learners.frames.learner import Learner, LearnerSettings
 from fedknow.client.learners.gem import AGem, Gem
 from fedknow.client.learners.joint import Joint, JointCentral
@@ -296,12 +297,15 @@ def build_learner(
     spec = as_spec(sample)
     kind, settings = learner_class(config.learner.name), _settings(config.learner)
     _check_kind(config, kind, spec)
+    check_head(kind, config)
     # Weights are drawn on the CPU and then moved, so that they are the same on any device.
     model = build_model(
         config.model, spec, classes, integer(config.seed, "model")
     ).to(device)
     with calling(config.learner.name, "learner.name"):
-        return kind(model, config.train, settings)
+        learner = kind(model, config.train, settings)
+    check_exchange(learner, config)
+    return learner
 
 
 def _check_kind(

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.learners.frames.checks import check_free
 from fedknow.client.learners.frames.learner import Learner, LearnerSettings
+from fedknow.client.learners.frames.settings import ANY_HEAD
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = [
@@ -34,6 +35,8 @@ class Finetune(Learner):
     is. Valid: any model, task- or class-incremental.
     """
 
+    heads = ANY_HEAD
+
 
 class Local(Learner):
     """Train on the current task, share nothing.
@@ -44,6 +47,7 @@ class Local(Learner):
     model, task- or class-incremental.
     """
 
+    heads = ANY_HEAD
     exchange = "none"
 
 
@@ -58,6 +62,7 @@ class FedPer(Learner):
     task- or class-incremental.
     """
 
+    heads = ANY_HEAD
     exchange = "body"
 
 
@@ -88,6 +93,7 @@ class FedRep(Learner):
         If ``head_epochs`` leaves no epoch for the body, or body or head is frozen as a whole.
     """
 
+    heads = ANY_HEAD
     exchange = "body"
     Settings = FedRepSettings
     settings: FedRepSettings
@@ -153,6 +159,7 @@ class FedProx(Learner):
     what :class:`Finetune` needs. Valid: any model, task- or class-incremental.
     """
 
+    heads = ANY_HEAD
     Settings = FedProxSettings
     strategy = "fedprox"
     search: ClassVar[dict[str, list[Any]]] = {

@@ -13,6 +13,7 @@ from torch import nn
 
 from fedknow.client.learners.frames.learner import Batch, hits
 from fedknow.client.learners.frames.rehearsal import MemorySettings, Rehearsal
+from fedknow.client.learners.frames.settings import ANY_HEAD
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["ExperienceReplay", "ExperienceReplaySettings"]
@@ -40,6 +41,7 @@ class ExperienceReplay(Rehearsal):
     Valid: any model, task- or class-incremental.
     """
 
+    heads = ANY_HEAD
     Settings = ExperienceReplaySettings
     settings: ExperienceReplaySettings
     search: ClassVar[dict[str, list[Any]]] = {

@@ -23,6 +23,7 @@ from fedknow.client.learners.frames.rehearsal import (
     Rehearsal,
     Replay,
 )
+from fedknow.client.learners.frames.settings import ANY_HEAD
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["AGem", "AGemSettings", "Gem", "GemSettings"]
@@ -49,6 +50,7 @@ class _Projecting(Rehearsal):
     It also counts how often that was turned.
     """
 
+    heads = ANY_HEAD
     replays_alone = True
 
     def __init__(

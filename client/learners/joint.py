@@ -24,6 +24,7 @@ from fedknow.client.learners.frames.rehearsal import (
     Replay,
     concatenate,
 )
+from fedknow.client.learners.frames.settings import ANY_HEAD
 from fedknow.protocols.seeds import integer
 
 __all__ = [
@@ -55,6 +56,8 @@ class JointCentralSettings(LearnerSettings):
 
 class _Jointly(Learner):
     """Training on samples of many tasks at once."""
+
+    heads = ANY_HEAD
 
     def sample(self, everything: Replay, count: int, round: Round) -> Samples:
         """Draw at most ``count`` samples, each with its slice of the head."""

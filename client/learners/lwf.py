@@ -26,6 +26,7 @@ from fedknow.client.learners.frames.learner import (
     Tensors,
 )
 from fedknow.client.learners.frames.scoring import predict
+from fedknow.client.learners.frames.settings import ANY_HEAD
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["Lwf", "LwfSettings", "distillation"]
@@ -81,6 +82,7 @@ class Lwf(Learner):
         body.
     """
 
+    heads = ANY_HEAD
     Settings = LwfSettings
     settings: LwfSettings
     search: ClassVar[dict[str, list[Any]]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ConfigDict, ValidationError, validate_call
@@ -17,6 +17,9 @@ from torch import nn
 from fedknow.client.data.samples import Kind, SampleSpec, as_spec
 from fedknow.client.models.cnn import cnn, cnn6
 from fedknow.client.models.densenet import densenet121
+from fedknow.client.models.efficientnet import efficientnet_lite0
+from fedknow.client.models.frozen import partly_frozen, with_neck
+from fedknow.client.models.heads import make_head
 from fedknow.client.models.inception import inception_v3
 from fedknow.client.models.layers import Dropout
 from fedknow.client.models.mlp import linear, mlp
@@ -30,6 +33,7 @@ from fedknow.client.models.resnet import (
     wide_resnet50,
 )
 from fedknow.client.models.split import Body, SplitModel
+from fedknow.client.models.weights import load_weights
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
 from fedknow.protocols.descriptions import summary
 from fedknow.protocols.installed import find_installed, list_installed
@@ -66,6 +70,7 @@ _MODELS: Mapping[str, Callable[..., Body]] = {
     "shufflenet_v2": shufflenet_v2,
     "inception_v3": inception_v3,
     "densenet121": densenet121,
+    "efficientnet_lite0": efficientnet_lite0,
 }
 
 _NUMBERS: frozenset[Kind] = frozenset(("image", "series", "waveform", "table"))
@@ -127,7 +132,24 @@ def build_model(
         # Again: the dry run for the size may have drawn numbers.
         torch.manual_seed(seed)
         body, features = _build_body(config, spec)
-        return SplitModel(body, nn.Linear(features, classes))
+        return _assemble(body, features, config, spec, classes)
+
+
+def _assemble(
+    body: nn.Module,
+    features: int,
+    config: ModelConfig,
+    spec: SampleSpec,
+    classes: int,
+) -> SplitModel:
+    """Give a network its weights, neck and head, and freeze some of it."""
+    if config.weights:
+        load_weights(body, config)
+    body = partly_frozen(body, config, spec)
+    if config.neck:
+        body = with_neck(body, features, config.neck)
+        features = config.neck
+    return SplitModel(body, make_head(config, features, classes))
 
 
 def model_factory(name: str) -> Callable[..., Any]:
@@ -261,7 +283,26 @@ def _user_model(config: ModelConfig, spec: SampleSpec, classes: int) -> nn.Modul
     _check_composition(model, config.name, spec)
     # After the sample, which gives lazy modules their shapes.
     check_parameters(model, config.name)
-    return model
+    return _adjusted(model, config, spec)
+
+
+def _adjusted(
+    model: nn.Module, config: ModelConfig, spec: SampleSpec
+) -> nn.Module:
+    """Give a user's network its weights, and freeze what is not trained."""
+    if config.neck or config.head != "linear":
+        key = "neck" if config.neck else "head"
+        raise ConfigError(
+            f"model.{key} = {getattr(config, key)!r}: model.name = {config.name!r} makes its own "
+            f"head; leave model.{key} out, and build such layers in your own callable"
+        )
+    body = model.get_submodule("body")
+    if config.weights:
+        load_weights(body, config)
+    if config.train == "all":
+        return model
+    head = cast(nn.Linear, model.get_submodule("head"))
+    return SplitModel(partly_frozen(body, config, spec), head)
 
 
 def _check_composition(model: nn.Module, name: str, spec: SampleSpec) -> None:

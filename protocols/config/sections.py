@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fedknow.protocols.config.base import (
     MOST_CLIENTS,
@@ -37,6 +43,41 @@ class ModelConfig(Component):
     """
 
     name: str = Field("cnn", min_length=1)
+    weights: str = ""
+    """Pretrained weights of the body. ``package``: a Python package's, for the models that know
+    one; ``hub``: the local cache of the Hugging Face hub, for ``timm:`` and ``hf:`` models;
+    ``file:PATH``: a state dict of the body, as safetensors or of PyTorch. Empty: none."""
+    train: str = Field("all", pattern=r"^(all|head|lora|last:[1-9][0-9]{0,3})$")
+    """What of the network is trained, travels and is kept. ``all``; ``head``: nothing of the
+    network itself; ``last:2``: its last two blocks; ``lora``: low-rank adapters of its linear and
+    convolutional layers. The head and the ``neck`` always are. What is frozen stays in evaluation
+    mode."""
+    lora_rank: int = Field(8, ge=1, le=1024)
+    """Rank of the adapters."""
+    lora_alpha: float = Field(16.0, gt=0, le=1e4)
+    """Adapters are scaled by ``lora_alpha / lora_rank``."""
+    neck: int = Field(0, ge=0, le=65536)
+    """Units of a trained layer with ReLU between network and head; 0: none. It belongs to the body,
+    so it gives methods with a head of one's own something to share."""
+    head: Literal["linear", "cosine"] = "linear"
+    """``cosine``: logits are a learned scale times the cosine of features and class weights."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(
+        self, serialize: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        # Run folders and clients of earlier versions do not know these settings.
+        defaults = {
+            name: entry.default
+            for name, entry in type(self).model_fields.items()
+            if name != "name"
+        }
+        settings: dict[str, Any] = serialize(self)
+        return {
+            key: value
+            for key, value in settings.items()
+            if key not in defaults or value != defaults[key]
+        }
 
 
 class TrainConfig(Section):

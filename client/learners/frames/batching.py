@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedknow.client.models.frozen import is_held
+
 __all__ = ["TooFewSamples", "batches", "check_batches", "smallest_batch"]
 
 
@@ -76,8 +78,11 @@ def smallest_batch(model: nn.Module, x: Tensor) -> int:
     int
         2 where a BatchNorm layer gets one value a channel from a sample.
     """
+    # Those of a frozen part take no statistics of a batch.
     norms = [
-        module for module in model.modules() if isinstance(module, _BatchNorm)
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and not is_held(module)
     ]
     if not norms:
         return 1

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from fedknow.protocols.config import ConfigError
+from fedknow.protocols.config import ConfigError, ExperimentConfig
 
-__all__ = ["check_free", "warn_of_slow_bf16"]
+if TYPE_CHECKING:
+    from fedknow.client.learners.frames.learner import Learner
+
+__all__ = ["check_exchange", "check_free", "check_head", "warn_of_slow_bf16"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,41 @@ def check_free(model: nn.Module, name: str, part: str, reason: str) -> None:
         f"learner.name = {name!r} cannot train this model: {fault}, and the method {reason}; "
         f"{remedy}, or choose another learner, for example 'fedper'"
     )
+
+
+def check_head(kind: type[Learner], config: ExperimentConfig) -> None:
+    """Refuse a head that a method cannot work with.
+
+    Raises
+    ------
+    ConfigError
+        If ``model.head`` is none of its :attr:`Learner.heads`.
+    """
+    if config.model.head not in kind.heads:
+        fitting = " or ".join(map(repr, sorted(kind.heads)))
+        raise ConfigError(
+            f"model.head = {config.model.head!r}: learner.name = {config.learner.name!r} reads "
+            f"or changes the head's weights; set model.head = {fitting}"
+        )
+
+
+def check_exchange(learner: Learner, config: ExperimentConfig) -> None:
+    """Refuse a frozen network of which a method has nothing to exchange.
+
+    Raises
+    ------
+    ConfigError
+        Where the method exchanges the body, and ``model.train`` froze all of it.
+    """
+    is_frozen = config.model.train != "all"
+    travelling = filter(learner.entries.travels, learner.entries.names)
+    if is_frozen and learner.exchange == "body" and not any(travelling):
+        raise ConfigError(
+            f"model.train = {config.model.train!r}: learner.name = {config.learner.name!r} "
+            "exchanges the body, of which nothing is trained; set model.neck = 256 for a trained "
+            "layer in it, model.train = 'last:1', or learner.exchange = 'all' where the learner "
+            "has that setting"
+        )
 
 
 @functools.cache

@@ -26,6 +26,7 @@ from fedknow.client.learners.frames.learner import (
     State,
     Tensors,
 )
+from fedknow.client.learners.frames.settings import ANY_HEAD
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["Consolidation", "ConsolidationSettings"]
@@ -49,6 +50,7 @@ class Consolidation(Learner):
     It is the frame for methods that measure importance.
     """
 
+    heads = ANY_HEAD
     Settings = ConsolidationSettings
     settings: ConsolidationSettings
     factor: ClassVar[float] = 1.0

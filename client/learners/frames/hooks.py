@@ -42,6 +42,8 @@ class Hooks:
     """Values of ``data.scenario`` that the method is made for; others are refused."""
     kinds: ClassVar[tuple[Kind, ...]] = ()
     """Kinds of samples that the method works with; others are refused. Empty: any."""
+    heads: ClassVar[frozenset[str]] = frozenset({"linear"})
+    """Values of ``model.head`` that the method can work with; others are refused."""
     strategy: ClassVar[str] = ""
     """Name of the strategy that is this method's half on the server, which then takes the place of
     plain FedAvg."""

@@ -6,9 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["ContinualSettings", "Exchange", "LearnerSettings"]
+__all__ = ["ANY_HEAD", "ContinualSettings", "Exchange", "LearnerSettings"]
 
 Exchange = Literal["all", "body", "none"]
+ANY_HEAD = frozenset({"linear", "cosine"})
+"""Heads of methods that take a head for a function from features to logits."""
 
 
 class LearnerSettings(BaseModel):
