@@ -162,7 +162,7 @@ class RunSeries:
         engine = next(iter(self.plans.values())).engine
         if engine.backend != "ray":
             return nullcontext()
-        return one_ray(engine.address)
+        return one_ray(engine.address, code=engine.code)
 
 
 def compare(

@@ -310,5 +310,6 @@ def ray_started(config: ExperimentConfig) -> Iterator[None]:
     # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.simulations.engine.cluster import one_ray
 
-    with one_ray(config.engine.address, meanwhile="fedknow.simulations.simulate"):
+    meanwhile = "fedknow.simulations.simulate"
+    with one_ray(config.engine.address, meanwhile, config.engine.code):
         yield

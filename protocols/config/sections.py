@@ -181,6 +181,9 @@ class EngineConfig(Section):
     same twice, and dropout masks are a device's own."""
     address: str = ""
     """Ray cluster to join, as ``HOST:PORT``; empty: a Ray of our own, whatever else runs."""
+    code: str = ""
+    """A folder of Python modules of yours, which goes along to all machines of the cluster at
+    ``address``, first on the path of their workers. Empty: they have what they need."""
     memory_mb: int = Field(1024, ge=16, le=2**24)
     """Memory for client states a worker keeps at hand; the rest is read back from the run
     folder."""
@@ -218,6 +221,15 @@ class EngineConfig(Section):
     """What becomes of a client whose state is missing or damaged. ``stop``: it has failed
     (``on_client_error``). ``fresh``: it begins anew, as a client that has not trained yet, and
     the record says so."""
+
+    @model_validator(mode="after")
+    def _code_for_a_cluster(self) -> EngineConfig:
+        if self.code and not self.address:
+            raise ConfigError(
+                f"engine.code = {self.code!r}: it goes to the machines of a cluster, and "
+                "engine.address names none; leave engine.code empty, or set engine.address"
+            )
+        return self
 
     @model_validator(mode="after")
     def _any_gpu_of_a_cluster(self) -> EngineConfig:

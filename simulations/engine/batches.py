@@ -12,6 +12,7 @@ from fedknow.protocols.messages import Message
 from fedknow.simulations.engine.packing import Job
 
 __all__ = [
+    "DEATHS",
     "WORKER_DIED",
     "BatchLimits",
     "clients_at_least",
@@ -96,9 +97,17 @@ def take_batch(queue: deque[Job], at_least: int = 1) -> list[Job]:
 
 
 def retry_or_fail(
-    batch: Sequence[Job], error: Exception
+    batch: Sequence[Job], error: Exception, is_guilty: bool = True
 ) -> tuple[list[Job], list[tuple[Message, int]]]:
     """Decide what to do with a batch on which a worker died.
+
+    Parameters
+    ----------
+    batch : sequence of Job
+    error : Exception
+        What Ray says of the death.
+    is_guilty : bool
+        Whether one of the clients may have caused it.
 
     Returns
     -------
@@ -116,7 +125,7 @@ def retry_or_fail(
     repeated = []
     failures = []
     for job in batch:
-        job.deaths += 1
+        job.deaths += is_guilty
         if job.deaths < DEATHS:
             repeated.append(job)
             continue

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -40,7 +41,7 @@ DEFAULTS = {
 
 
 @contextmanager
-def one_ray(address: str, meanwhile: str = "") -> Iterator[None]:
+def one_ray(address: str, meanwhile: str = "", code: str = "") -> Iterator[None]:
     """Let the grids that are made within share one Ray.
 
     Otherwise each of them starts one for itself.
@@ -52,6 +53,8 @@ def one_ray(address: str, meanwhile: str = "") -> Iterator[None]:
     meanwhile : str
         Name of a module to import while Ray's processes start. That takes as long as an import
         of torch.
+    code : str
+        As ``engine.code``: a folder of modules for the cluster's machines.
     """
     if ray.is_initialized():
         yield
@@ -59,7 +62,7 @@ def one_ray(address: str, meanwhile: str = "") -> Iterator[None]:
     # Ray starts in this thread: the system ends its processes with the thread that started them.
     importing = _import_in_background(meanwhile) if meanwhile else None
     try:
-        start_ray(address)
+        start_ray(address, code)
         if importing is not None:
             importing.result()
         yield
@@ -67,7 +70,7 @@ def one_ray(address: str, meanwhile: str = "") -> Iterator[None]:
         ray.shutdown()
 
 
-def start_ray(address: str) -> None:
+def start_ray(address: str, code: str = "") -> None:
     """Start Ray in this process.
 
     Parameters
@@ -75,14 +78,16 @@ def start_ray(address: str) -> None:
     address : str
         As in :func:`one_ray`. If it is empty, no other Ray is joined, even if the environment
         names one, or one runs on this machine.
+    code : str
+        As in :func:`one_ray`.
 
     Raises
     ------
     ConnectionError
         If there is no Ray cluster at the address.
     ConfigError
-        If the address is malformed, its cluster cannot be joined (it runs another version), or
-        a Ray of our own cannot be started.
+        If the address is malformed, its cluster cannot be joined (it runs another version), there
+        is no such folder of code, or a Ray of our own cannot be started.
     """
     # A user's own settings of these variables stay.
     for name, value in DEFAULTS.items():
@@ -91,6 +96,8 @@ def start_ray(address: str) -> None:
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }
+    if code:
+        options["runtime_env"] = {"working_dir": str(_code_folder(code))}
     if address:
         _join(address, options)
         return
@@ -104,6 +111,15 @@ def start_ray(address: str) -> None:
             f"Ray cannot be started on this machine: {reason}; Ray keeps its files in /tmp, or in "
             "RAY_TMPDIR; --set engine.backend=inline runs without Ray"
         ) from error
+
+
+def _code_folder(code: str) -> Path:
+    folder = Path(code).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"engine.code = {code!r}: no such folder; name the one that holds your modules"
+        )
+    return folder
 
 
 def _store_bytes() -> int:

@@ -97,12 +97,15 @@ class Answered:
         Time that the work took.
     peak_memory_mb : float
         Peak of the worker's resident memory, MB.
+    files : dict of str to ndarray
+        New files of client states by name, uint8, from a worker that does not see the run folder.
     """
 
     answers: list[tuple[Message, int]]
     arrays: np.ndarray
     seconds: float
     peak_memory_mb: float
+    files: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 # --- shared arrays, on the way to workers

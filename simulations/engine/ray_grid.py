@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -30,7 +29,6 @@ from fedknow.simulations.engine.batches import (
     clients_at_least,
     even_queues,
     retry_or_fail,
-    take_batch,
 )
 from fedknow.simulations.engine.cluster import start_ray
 from fedknow.simulations.engine.packing import (
@@ -41,9 +39,11 @@ from fedknow.simulations.engine.packing import (
     unpack,
 )
 from fedknow.simulations.engine.pool import WorkerPool, get, ray_failing
+from fedknow.simulations.engine.travel import Courier
+from fedknow.simulations.engine.waves import RayWave
 from fedknow.simulations.engine.worker import NodeFactory, Worker
 
-__all__ = ["RayGrid", "gpu_share", "placement"]
+__all__ = ["RayGrid", "core_share", "gpu_share", "placement"]
 
 
 class RayGrid(MessageGrid):
@@ -62,7 +62,8 @@ class RayGrid(MessageGrid):
 
     A worker that dies is replaced. Its unanswered work is done again from the recorded states,
     client by client, so that a client which kills its worker is told from the innocent ones.
-    After three deaths it gets a failure.
+    After three deaths it gets a failure. A machine that goes away takes its workers along: others
+    do their work, and new ones start where there is room, or wait for it.
 
     Parameters
     ----------
@@ -72,7 +73,8 @@ class RayGrid(MessageGrid):
     stream : TaskStream
         The clients' data; put into the object store once.
     folder : str or PathLike
-        The folder of client states. On a cluster all machines must see it.
+        The folder of client states. Machines of a cluster that do not see it get states through
+        Ray's object store.
     workers : int
         Number of workers; 0: ``engine.workers``, and if that is 0 too, one a core of the
         cluster, or one a GPU (``engine.device``).
@@ -88,7 +90,7 @@ class RayGrid(MessageGrid):
     ConnectionError
         If there is no Ray cluster at the address.
     RunError
-        If a worker, or its machine, dies while it starts.
+        If a worker dies again and again while it starts.
     """
 
     def __init__(
@@ -100,41 +102,37 @@ class RayGrid(MessageGrid):
         node: NodeFactory | None = None,
     ) -> None:
         # Workers read and write the states; this process only deletes old ones.
-        super().__init__(stream.clients, StateStore(folder, memory_bytes=0))
+        store = StateStore(Path(folder).absolute(), memory_bytes=0)
+        super().__init__(stream.clients, store)
+        # Workers of a Ray of our own are on this machine.
+        has_other_machines = bool(config.engine.address)
+        self._courier = Courier(store, has_other_machines)
         # A Ray that somebody else started is not ours to shut down.
         self._started_ray = not ray.is_initialized()
         self.pool: WorkerPool | None = None
         try:
             if self._started_ray:
-                start_ray(config.engine.address)
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            cores = resources.get("CPU", 1.0)
-            device, gpus, fitting = placement(
-                config.engine.device, cores, resources.get("GPU", 0.0)
-            )
-            config = config.on_device(device)
-            count = min(
-                workers or config.engine.workers or fitting, stream.clients
-            )
-            # More workers than cores share them; Ray counts in ten-thousandths.
-            self._cores = min(1.0, math.floor(1e4 * cores / count) / 1e4)
-            self._gpus = gpu_share(count, gpus)
-            # A quarter of a machine's object store: workers need the rest for what they send.
-            store_bytes = resources.get("object_store_memory", 0.0)
-            machines = len(ray.nodes())  # type: ignore[no-untyped-call]
-            self._held_bytes_limit = store_bytes / (4 * machines)
+                start_ray(config.engine.address, config.engine.code)
+            fixed = workers or config.engine.workers
+            fair = _share_out(config.engine.device, fixed, stream.clients)
+            config = config.on_device(fair.device)
+            self._cores, self._gpus = fair.cores, fair.gpus
+            self._held_bytes_limit = fair.held_bytes
             self._pace: dict[str, float] = {}
-            # Put once into the store, in place of a copy in each worker's call.
+            # Put once into the store, which gives each machine one copy for all its workers.
             self._made_from = (
                 ray.put(config),
                 ray.put(stream),
-                Path(folder).absolute(),
+                self._courier.states,
                 node,
             )
             self._objects = parts.snapshot(
                 [config.learner.name, config.model.name]
             )
-            self.pool = WorkerPool(count, self._spawn)
+            self._may_grow = has_other_machines and not (fixed or fair.gpus)
+            self.pool = WorkerPool(
+                fair.workers, self._spawn, self._courier.take_on
+            )
             self.pool.start()
         # Also after Ctrl-C: Ray's processes must not be left behind.
         except BaseException:
@@ -175,10 +173,9 @@ class RayGrid(MessageGrid):
         wave = self._begin_wave(work, options)
         pool = self._running_pool()
         try:
-            for place in range(self.workers):
-                wave.submit(place)
+            wave.submit_idle()
             held_bytes = 0
-            while wave.running:
+            while wave.is_open:
                 ref = wave.wait(deadline)
                 if ref is None:
                     return
@@ -190,16 +187,21 @@ class RayGrid(MessageGrid):
                     OutOfMemoryError,
                     ObjectLostError,
                 ) as error:
+                    # Clients are not to blame for a machine that went away.
+                    is_guilty = not pool.went_with_node(place, error)
                     pool.replace([place])
-                    repeated, failures = retry_or_fail(batch, error)
+                    repeated, failures = retry_or_fail(batch, error, is_guilty)
                     # To the front and in order, so that the one to blame is found early.
-                    wave.queues[place].extendleft(reversed(repeated))
-                    wave.submit(place)
+                    wave.queues[place % len(wave.queues)].extendleft(
+                        reversed(repeated)
+                    )
+                    # Others may have run out of work by now.
+                    wave.submit_idle()
                     yield from failures
                     continue
                 # Before the answers are looked at, so that no worker waits for us.
-                wave.submit(place)
                 self._note(place, batch, answered)
+                wave.submit(place)
                 for light, version in answered.answers:
                     reply = unpack(light, answered.arrays)
                     # What is averaged is added to a sum and let go; anything else that is read
@@ -214,7 +216,9 @@ class RayGrid(MessageGrid):
             # not write states any more.
             pool.replace({place for place, _ in wave.running.values()})
 
-    def _begin_wave(self, work: Sequence[Message], options: WaveOptions) -> _Wave:
+    def _begin_wave(
+        self, work: Sequence[Message], options: WaveOptions
+    ) -> RayWave:
         """Cut work into queues, and put shared arrays into the store."""
         jobs: dict[int, Job] = {}
         for message in work:
@@ -225,11 +229,14 @@ class RayGrid(MessageGrid):
             job.work.append(message)
         lean, arrays = share(list(jobs.values()))
         pool = self._running_pool()
+        pool.poll()
+        self._use_new_machines()
         # The slowest kind decides; a kind that was never seen is taken for slow.
         paces = [self._pace.get(message.kind, math.inf) for message in work]
         pace = max(paces, default=1.0)
-        return _Wave(
+        return RayWave(
             pool,
+            self._courier,
             even_queues(lean, self.workers, pool.homes),
             [ray.put(record) for record in arrays],
             clients_at_least(pace, len(work), self.workers),
@@ -237,10 +244,23 @@ class RayGrid(MessageGrid):
         )
 
     def _note(self, place: int, batch: Sequence[Job], answered: Answered) -> None:
-        """Note how fast a worker was, and how much memory it has needed."""
+        """Note a worker's speed and memory, and the states it has left."""
         self._pace[batch[0].work[0].kind] = answered.seconds / len(batch)
         peaks = self._running_pool().peaks
         peaks[place] = max(peaks[place], answered.peak_memory_mb)
+        # A failed client's state may be missing there, so nothing is taken for certain.
+        versions = (
+            (client_of(reply.node), 0 if reply.failure else version)
+            for reply, version in answered.answers
+        )
+        self._courier.unpack(place, answered.files, versions)
+
+    def _use_new_machines(self) -> None:
+        # With a number of workers that is set, or a Ray of our own, none are to come.
+        if self._may_grow:
+            cores = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+            fitting = int(cores / self._cores)
+            self._running_pool().grow_to(min(fitting, self.clients))
 
     def peak_memory_mb(self) -> float:
         """Return the peak of resident memory of this process and all workers, MB.
@@ -253,53 +273,74 @@ class RayGrid(MessageGrid):
         """Stop the workers, and Ray if this grid started it."""
         if self.pool is not None:
             self.pool.close()
+        self._courier.close()
         if self._started_ray:
             ray.shutdown()
             self._started_ray = False
         super().close()
 
     def _spawn(self) -> ActorHandle[Worker]:
-        config, stream, folder, node = self._made_from
+        config, stream, states, node = self._made_from
         # Ray would restart a worker without our knowing; the pool replaces it instead.
         actor = ray.remote(Worker).options(
             num_cpus=self._cores, num_gpus=self._gpus, max_restarts=0
         )
-        worker = actor.remote(config, stream, folder, node, self._objects)
+        worker = actor.remote(config, stream, states, node, self._objects)
         return cast("ActorHandle[Worker]", worker)
 
 
-@dataclass
-class _Wave:
-    """A wave under way: a queue of jobs for each worker, and their batches."""
+@dataclass(frozen=True)
+class _Shares:
+    """How many workers there are, and what each of them has."""
 
-    pool: WorkerPool
-    queues: list[deque[Job]]
-    shared: list[ray.ObjectRef]
-    at_least: int
-    is_averaged: bool
-    running: dict[ray.ObjectRef, tuple[int, list[Job]]] = field(
-        default_factory=dict
+    device: str
+    workers: int
+    cores: float
+    gpus: float
+    held_bytes: float
+
+
+def _share_out(device: str, fixed: int, clients: int) -> _Shares:
+    """Share the cluster out to workers; ``fixed`` is 0 for as many as fit."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cores = [node["Resources"].get("CPU", 0.0) for node in nodes]
+    device, gpus, fitting = placement(
+        device, sum(cores), resources.get("GPU", 0.0)
+    )
+    count = min(fixed or fitting, clients)
+    return _Shares(
+        device,
+        count,
+        core_share(count, cores),
+        gpu_share(count, gpus),
+        # A quarter of a machine's object store: workers need the rest for what they send.
+        resources.get("object_store_memory", 0.0) / (4 * len(nodes)),
     )
 
-    def submit(self, place: int) -> None:
-        """Give a worker its next batch: of its own queue, or else of the longest."""
-        queue = self.queues[place] or max(self.queues, key=len)
-        batch = take_batch(queue, self.at_least)
-        if batch:
-            self.pool.homes.update((job.client, place) for job in batch)
-            worker = self.pool.workers[place]
-            ref: ray.ObjectRef = worker.work.remote(
-                batch, self.shared, self.is_averaged
-            )
-            self.running[ref] = place, batch
 
-    def wait(self, deadline: float) -> ray.ObjectRef | None:
-        """Wait for a batch to end; None when the time is over."""
-        seconds = None
-        if deadline < math.inf:
-            seconds = max(0.0, deadline - time.monotonic())
-        ready, _ = ray.wait(list(self.running), timeout=seconds)
-        return ready[0] if ready else None
+def core_share(workers: int, cores: Sequence[float]) -> float:
+    """Return the part of a core with which all workers have a place.
+
+    Parameters
+    ----------
+    workers : int
+    cores : sequence of float
+        Cores of each machine. No worker has parts of two machines.
+
+    Examples
+    --------
+    >>> core_share(3, [1.0, 1.0])
+    0.5
+    """
+    share = 1.0
+    # A cluster whose machines have no cores yet: workers wait for some.
+    while any(cores) and sum(int(c / share) for c in cores) < workers:
+        # The largest share with which one more worker fits on some machine.
+        share = max(c / (int(c / share) + 1) for c in cores)
+        # More workers than cores share them; Ray counts in ten-thousandths.
+        share = math.floor(1e4 * share) / 1e4
+    return share
 
 
 def placement(device: str, cores: float, gpus: float) -> tuple[str, float, int]:

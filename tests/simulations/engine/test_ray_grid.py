@@ -51,6 +51,7 @@ from fedknow.simulations.engine.packing import (
 )
 from fedknow.simulations.engine.ray_grid import (
     RayGrid,
+    core_share,
     gpu_share,
     placement,
 )
@@ -348,6 +349,22 @@ def test_without_a_gpu_none_is_asked_for(monkeypatch):
 def test_workers_share_gpus(workers, gpus, share):
     """Three on two GPUs: of parts of two thirds there would be room for two."""
     assert gpu_share(workers, gpus) == share
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "share"),
+    [
+        (2, [1.0, 1.0], 1.0),
+        (3, [1.0, 1.0], 0.5),  # of 2/3 of a core, one on each machine would fit
+        (8, [2.0, 1.0], 0.3333),
+        (5, [4.0, 0.0], 0.8),
+        (3, [0.0], 1.0),
+    ],
+)
+def test_every_worker_fits_on_a_machine(workers, cores, share):
+    assert core_share(workers, cores) == share
+    if any(cores):
+        assert sum(int(each / share) for each in cores) >= workers
 
 
 def test_the_worker_that_did_the_work_is_a_clients_home(grid):

@@ -1,0 +1,99 @@
+"""A wave under way: who does which part of its work."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import ray
+
+from fedknow.simulations.engine.batches import take_batch
+from fedknow.simulations.engine.packing import Job
+from fedknow.simulations.engine.pool import TELL_SECONDS, WorkerPool
+from fedknow.simulations.engine.travel import Courier
+
+__all__ = ["RayWave"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RayWave:
+    """A wave under way: a queue of jobs for each worker, and their batches.
+
+    Attributes
+    ----------
+    pool : WorkerPool
+    courier : Courier
+        Brings states to workers that do not see the run folder.
+    queues : list of deque of Job
+        One a place of the pool.
+    shared : list of ObjectRef
+        Arrays that many messages carry.
+    at_least : int
+        Clients of the smallest batch.
+    is_averaged : bool
+        Whether workers average their clients' parameters.
+    running : dict of ObjectRef to (int, list of Job)
+        Batches at work, with their places.
+    """
+
+    pool: WorkerPool
+    courier: Courier
+    queues: list[deque[Job]]
+    shared: list[ray.ObjectRef]
+    at_least: int
+    is_averaged: bool
+    running: dict[ray.ObjectRef, tuple[int, list[Job]]] = field(
+        default_factory=dict
+    )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is work that is not done yet."""
+        return bool(self.running) or any(self.queues)
+
+    def submit_idle(self) -> None:
+        """Give work to all workers that are ready and have none."""
+        busy = {place for place, _ in self.running.values()}
+        for place in self.pool.ready():
+            if place not in busy:
+                self.submit(place)
+
+    def submit(self, place: int) -> None:
+        """Give a worker its next batch: of its own queue, or else of the longest."""
+        # A machine that came amid the wave has no queue of its own.
+        jobs = self.queues[place] if place < len(self.queues) else None
+        queue = jobs or max(self.queues, key=len)
+        batch = take_batch(queue, self.at_least)
+        if not batch:
+            return
+        files, fitting = self.courier.pack(place, batch)
+        queue.extendleft(reversed(batch[fitting:]))
+        batch = batch[:fitting]
+        self.pool.homes.update((job.client, place) for job in batch)
+        worker = self.pool.workers[place]
+        ref: ray.ObjectRef = worker.work.remote(
+            batch, self.shared, self.is_averaged, files
+        )
+        self.running[ref] = place, batch
+
+    def wait(self, deadline: float) -> ray.ObjectRef | None:
+        """Wait for a batch to end; None when the time is over.
+
+        Workers that become ready meanwhile get work. What is waited for is said in the log.
+        """
+        while True:
+            seconds = max(0.0, deadline - time.monotonic())
+            refs = [*self.running, *self.pool.starting]
+            ready, _ = ray.wait(refs, timeout=min(seconds, TELL_SECONDS))
+            if not ready:
+                if time.monotonic() >= deadline:
+                    return None
+                self.pool.tell()
+            elif ready[0] in self.running:
+                return ready[0]
+            elif self.pool.welcome(ready[0]) is not None:
+                self.submit_idle()
