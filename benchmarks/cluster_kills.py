@@ -39,7 +39,7 @@ EXPERIMENT = [
 ]
 KINDS = ("node", "worker", "driver")
 HANG_SECONDS = 60.0
-"""Seconds without a new line of a run, after which it hangs."""
+"""Seconds without a word of a run, in its metrics or its log, after which it hangs."""
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
 QUIET = [
     "--disable-usage-stats",
@@ -182,9 +182,13 @@ class Driver:
         self._seen = (0, time.monotonic())
 
     def poll(self) -> int | None:
-        """Return the exit code, or None; note for how long nothing happened."""
-        lines = self.folder / "metrics.jsonl"
-        size = lines.stat().st_size if lines.exists() else 0
+        """Return the exit code, or None; note for how long nothing was said."""
+        # Its log counts too: a run that waits says for what.
+        size = sum(
+            path.stat().st_size
+            for path in (self.folder / "metrics.jsonl", self.log)
+            if path.exists()
+        )
         if size != self._seen[0]:
             self._seen = (size, time.monotonic())
         self.longest = max(self.longest, time.monotonic() - self._seen[1])

@@ -166,8 +166,8 @@ class WorkerPool:
         self._next_word = moment + TELL_SECONDS
         free = ray.available_resources()  # type: ignore[no-untyped-call]
         log.warning(
-            "%s of %d wait for a place in the Ray cluster, and %d are at work (%g cores and %g "
-            "GPUs are free); another run may hold the cores, or a machine is gone",
+            "%s of %d start or wait for a place in the Ray cluster, and %d are ready (%g cores and "
+            "%g GPUs are free); another run may hold the cores, or a machine is gone",
             counted(len(self.starting), "worker"),
             len(self.workers),
             len(self.ready()),

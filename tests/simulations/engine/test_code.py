@@ -10,9 +10,7 @@ from fedknow.simulations.engine.pool import raise_missing_module
 
 
 def test_code_needs_a_cluster():
-    with pytest.raises(
-        ValueError, match=r"engine\.code = '\.'.*engine\.address"
-    ):
+    with pytest.raises(ValueError, match=r"engine\.code = '\.'.*engine\.address"):
         EngineConfig(code=".")
     assert ExperimentConfig().engine.code == ""
 
