@@ -36,8 +36,8 @@ ENGINES = ("flower", "ray", "inline")
 RESULT = "RESULT "
 
 
-def main() -> None:
-    """Run the cases asked for, print a table and write the results."""
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +59,12 @@ def main() -> None:
         default=Path(__file__).parent / "results" / "flower_app.json",
     )
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the cases asked for, print a table and write the results."""
+    args = read_options()
     if args.case:
         print(RESULT + json.dumps(measure(**json.loads(args.case))))
         return

@@ -218,7 +218,8 @@ def _cpu_seconds(pid: int) -> float:
     return times.user + times.system
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="a tenth of the rounds"
@@ -232,7 +233,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--take-part", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = read_options()
     if options.serve:
         serve(
             int(options.serve[0]),

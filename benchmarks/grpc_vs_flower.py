@@ -17,18 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
+
+from _flower_deployment import flowers, logs_of, process_of
 
 os.environ |= {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -38,69 +37,6 @@ os.environ |= {
 }
 
 RESULT = "RESULT "
-BIN = Path(sys.executable).parent
-
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "echo"
-version = "0.1.0"
-description = "clients that return what they got"
-license = "Apache-2.0"
-dependencies = ["flwr>=1.41,<1.42"]
-
-[tool.flwr.app]
-publisher = "fedknow"
-
-[tool.flwr.app.components]
-serverapp = "echo.apps:server"
-clientapp = "echo.apps:client"
-
-[tool.flwr.app.config]
-clients = 2
-parameters = 1
-rounds = 1
-out = ""
-"""
-
-APPS = '''
-"""As one writes it for Flower: nothing of ours."""
-import json
-import time
-import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
-
-client = ClientApp()
-server = ServerApp()
-
-@client.train()
-def train(message, context):
-    arrays = next(iter(message.content.array_records.values()))
-    metrics = MetricRecord({"num-examples": 1})
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
-
-@server.main()
-def main(grid, context):
-    config = context.run_config
-    while len(list(grid.get_node_ids())) < config["clients"]:
-        time.sleep(0.5)
-    rng = np.random.default_rng(0)
-    parts = np.array_split(rng.random(config["parameters"], np.float32), 10)
-    arrays = ArrayRecord({f"w{i}": Array(part) for i, part in enumerate(parts)})
-    times = [time.time()]
-    clients = config["clients"]
-    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
-    rounds = config["rounds"] + 1
-    strategy.start(grid, arrays, rounds, evaluate_fn=lambda *_: times.append(time.time()))
-    with open(config["out"], "w") as file:
-        json.dump(times[1:], file)
-'''
 
 
 def main() -> None:
@@ -236,7 +172,7 @@ def serve_here(
     ]
     with ExitStack() as stack:
         server = stack.enter_context(
-            _process(command, folder / "server.log", stdout=subprocess.PIPE)
+            process_of(command, folder / "server.log", stdout=subprocess.PIPE)
         )
         assert server.stdout is not None
         port = server.stdout.readline().decode().strip()
@@ -252,10 +188,10 @@ def serve_here(
                 str(tls),
                 str(folder / f"state-{client}"),
             ]
-            stack.enter_context(_process(line, folder / f"client-{client}.log"))
+            stack.enter_context(process_of(line, folder / f"client-{client}.log"))
         result = server.stdout.read().decode()
         if not result.startswith(RESULT):
-            raise SystemExit(_logs(folder))
+            raise SystemExit(logs_of(folder))
         times: list[float] = json.loads(result.removeprefix(RESULT))
         return [end - start for start, end in pairwise(times)]
 
@@ -312,125 +248,8 @@ def echo(server: str, tls: Path, state: Path) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def flowers(
-    clients: int, parameters: int, rounds: int, folder: Path
-) -> list[float]:
-    """Seconds of each round with Flower's deployment."""
-    app, home, out = folder / "app", folder / "flwr", folder / "times.json"
-    (app / "echo").mkdir(parents=True)
-    home.mkdir()
-    (app / "pyproject.toml").write_text(PROJECT)
-    (app / "echo" / "__init__.py").write_text("")
-    (app / "echo" / "apps.py").write_text(APPS)
-    link, *node_ports = _ports(1 + clients)
-    address = f"127.0.0.1:{link}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\ninsecure = true\n'
-    )
-    os.environ["FLWR_HOME"] = str(home)
-    settings = (
-        f'clients={clients} parameters={parameters} rounds={rounds} out="{out}"'
-    )
-    with ExitStack() as stack:
-        line = [
-            str(BIN / "flower-superlink"),
-            "--insecure",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(link),
-        ]
-        stack.enter_context(_process(line, folder / "superlink.log"))
-        _answers(link, folder)
-        for client, port in enumerate(node_ports):
-            line = [
-                str(BIN / "flower-supernode"),
-                "--insecure",
-                "--superlink",
-                address,
-                "--port",
-                str(port),
-            ]
-            line += [
-                "--node-config",
-                f"partition-id={client} num-partitions={clients}",
-            ]
-            stack.enter_context(
-                _process(line, folder / f"supernode-{client}.log")
-            )
-        command = [
-            str(BIN / "flwr"),
-            "run",
-            str(app),
-            "here",
-            "--stream",
-            "--run-config",
-            settings,
-        ]
-        completed = subprocess.run(
-            command, capture_output=True, text=True, timeout=3600
-        )
-        if not out.exists():
-            raise SystemExit(
-                completed.stdout[-3000:]
-                + completed.stderr[-3000:]
-                + _logs(folder)
-            )
-    times: list[float] = json.loads(out.read_text())
-    return [end - start for start, end in pairwise(times)]
-
-
 # --- helpers
 # --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _process(
-    command: Sequence[str], log: Path, **options: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process in a session of its own; end it with all that it started."""
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    with log.open("wb") as file:
-        options = {"stdout": file, "stderr": file} | options
-        process = subprocess.Popen(
-            command, env=environment, start_new_session=True, **options
-        )
-    try:
-        yield process
-    finally:
-        for kind in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, kind)
-                process.wait(10)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
-        process.wait()
-
-
-def _ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _answers(port: int, folder: Path) -> None:
-    """Wait until something listens; Flower has no other way to tell."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise SystemExit(_logs(folder))
-
-
-def _logs(folder: Path) -> str:
-    return "\n".join(
-        f"== {file.name}\n{file.read_text('utf-8')[-2000:]}"
-        for file in sorted(folder.glob("*.log"))
-    )
 
 
 if __name__ == "__main__":

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 MODELS = {"cnn6": (40, 800), "two_layer_cnn": (10, 50)}
 """Batch size, and images."""
 WAYS: dict[str, dict[str, bool]] = {
-    "glibc, nn.Dropout": {"keep": False, "ours": False},
-    "kept, nn.Dropout": {"keep": True, "ours": False},
-    "kept, our dropout": {"keep": True, "ours": True},
+    "glibc, nn.Dropout": {"keeps_memory": False, "own_dropout": False},
+    "kept, nn.Dropout": {"keeps_memory": True, "own_dropout": False},
+    "kept, our dropout": {"keeps_memory": True, "own_dropout": True},
 }
 
 
-def main() -> None:
-    """Run all cases, print a table and write the results."""
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,7 +45,12 @@ def main() -> None:
         "--quick", action="store_true", help="two fits each, one repeat"
     )
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run all cases, print a table and write the results."""
+    args = read_options()
     if args.case:
         give(case(**json.loads(args.case)))
         return
@@ -62,7 +67,7 @@ def main() -> None:
                 sys.executable,
                 __file__,
                 "--case",
-                json.dumps({"model": model, "fits": fit_count, **setting}),
+                json.dumps({"model": model, "fit_count": fit_count, **setting}),
             ]
             for name, setting in WAYS.items()
         }

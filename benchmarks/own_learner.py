@@ -1,4 +1,4 @@
-"""Time a learner written from the README beside the built-in one, step by step.
+"""Time a learner written from the README beside the built-in one.
 
     python benchmarks/own_learner.py            # the whole table
     python benchmarks/own_learner.py --quick    # few rounds, small models
@@ -140,9 +140,9 @@ def measure(
     }
 
 
-def ratio(ours: list[float], base: list[float]) -> float:
+def ratio(times: list[float], base: list[float]) -> float:
     """Return the median ratio, round by round."""
-    return statistics.median(a / b for a, b in zip(ours, base, strict=True))
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
 def make_task(shape: tuple[int, int, int], samples: int) -> TaskData:

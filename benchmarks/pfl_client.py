@@ -79,8 +79,8 @@ class Rounds(TrainingProcessCallback):
         return False, Metrics()
 
 
-def main() -> None:
-    """Train, and give the times."""
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="its name in parts.py")
     parser.add_argument("--shape", type=int, nargs=3, required=True)
@@ -94,7 +94,12 @@ def main() -> None:
         help="not pfl's way; to see what it would bring",
     )
     parser.add_argument("--no-dropout", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, and give the times."""
+    args = read_options()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  pfl draws users from the global generator

@@ -61,8 +61,8 @@ MODELS: dict[str, dict[str, Any]] = {
 counted."""
 
 
-def main() -> None:
-    """Run all cases, print a table and write the results."""
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +87,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run all cases, print a table and write the results."""
+    args = read_options()
     if args.case:
         case = json.loads(args.case)
         give(simulated(**case))

@@ -32,7 +32,8 @@ PRECISIONS = ("fp32", "bf16")
 FIGURES = ("accuracy", "accuracy_global", "forgetting", "seconds")
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +53,11 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "precision.json")
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = read_options()
     if args.case:
         give(run(args.preset, args.case))
         return

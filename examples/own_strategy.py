@@ -39,29 +39,20 @@ class ShortUpdates(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Shorten long updates, then let FedAvg average."""
-        usable = [reply for reply in replies if not reply.has_error()]
-        records = [
-            reply.content.array_records[self.arrayrecord_key] for reply in usable
-        ]
+        usable = [r for r in replies if not r.has_error()]
+        records = [r.content.array_records[self.arrayrecord_key] for r in usable]
         norms = [self.norm(record) for record in records]
         limit = self.slack * np.median(norms) if norms else 0.0
         for record, norm in zip(records, norms, strict=True):
-            factor = (
-                np.float32(min(1.0, limit / norm)) if norm else np.float32(1.0)
-            )
-            for name, initial in self.initial.items():
-                record[name] = Array(
-                    initial + factor * (record[name].numpy() - initial)
-                )
+            factor = np.float32(min(1.0, limit / norm) if norm else 1.0)
+            for name, w in self.initial.items():
+                record[name] = Array(w + factor * (record[name].numpy() - w))
         return super().aggregate_train(server_round, usable)
 
     def norm(self, record: ArrayRecord) -> float:
         """Return the L2 norm of a client update."""
-        squares = [
-            np.sum((record[name].numpy() - w) ** 2)
-            for name, w in self.initial.items()
-        ]
-        return float(np.sqrt(sum(squares)))
+        moved = [record[name].numpy() - w for name, w in self.initial.items()]
+        return float(np.sqrt(sum(np.sum(change**2) for change in moved)))
 
 
 if __name__ == "__main__":

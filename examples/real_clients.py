@@ -1,14 +1,14 @@
 """Real clients: a gRPC server and three clients, all processes.
 
 Run it with ``python examples/real_clients.py``. All run on this machine here, in the clear on
-loopback; on other machines give ``--tls`` (see docs/deploy.md).
+loopback; on other machines give ``--tls`` (see docs/how-to/deploy.md).
 """
 
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 
 import fedknow
 
@@ -16,7 +16,7 @@ CLIENTS = 3
 COMMAND = [sys.executable, "-m", "fedknow"]
 
 
-def start_server(out: str) -> tuple[subprocess.Popen[str], str]:
+def start_server(out: str) -> tuple[Popen[str], str]:
     """Start a server on a free port.
 
     Returns
@@ -25,21 +25,9 @@ def start_server(out: str) -> tuple[subprocess.Popen[str], str]:
     """
     settings = [f"data.clients={CLIENTS}", "data.tasks=2", "train.rounds=2"]
     changes = [f"--set={setting}" for setting in settings]
-    command = [
-        *COMMAND,
-        "server",
-        "digits",
-        "--listen",
-        "127.0.0.1:0",
-        "--out",
-        out,
-    ]
-    server = subprocess.Popen(
-        [*command, *changes],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    places = ["--listen", "127.0.0.1:0", "--out", out]
+    command = [*COMMAND, "server", "digits", *places, *changes]
+    server = Popen(command, stdout=PIPE, stderr=STDOUT, text=True)
     assert server.stdout is not None
     # Port 0 is any free one; a line of the server's log says which it is.
     for line in server.stdout:
@@ -54,9 +42,7 @@ def main(out: str = "runs/real-clients") -> fedknow.Run:
     server, address = start_server(out)
     states = Path(tempfile.mkdtemp())
     command = [*COMMAND, "client", "--server", address, "--quiet", "--state"]
-    clients = [
-        subprocess.Popen([*command, str(states / str(n))]) for n in range(CLIENTS)
-    ]
+    clients = [Popen([*command, str(states / str(n))]) for n in range(CLIENTS)]
     print(server.communicate()[0], end="")
     codes = [process.wait() for process in (server, *clients)]
     assert codes == [0] * (CLIENTS + 1), codes

@@ -23,6 +23,7 @@ def split_address(address: str) -> tuple[str, int]:
     >>> split_address("[::1]:8700")
     ('::1', 8700)
     """
+    # From the right: an IPv6 address has colons of its own.
     host, _, port = address.rpartition(":")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -40,6 +41,7 @@ def is_loopback(address: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
+        # Any other name may mean another machine, whatever it resolves to today.
         return host.lower() == "localhost"
 
 
@@ -75,6 +77,7 @@ def check_host(host: str, wildcard: bool = False) -> str:
     if fault is None:
         return _usual(host)
     nearest = _nearest(host)
+    # Only advice that would be accepted is given.
     right = nearest if _fault(nearest, wildcard) is None else _EXAMPLES
     raise ValueError(f"{fault}; write {right}")
 
@@ -91,6 +94,7 @@ def _fault(host: str, wildcard: bool) -> str | None:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
+        # The commonest slips come first, as they have the clearest messages.
         return _shape_fault(host) or _name_fault(host.lower(), wildcard)
     has_zone = (
         isinstance(address, ipaddress.IPv6Address)

@@ -213,6 +213,7 @@ class Message:
 
 def node_of(client: int) -> int:
     """Node id of a client (clients count from 0)."""
+    # Flower keeps 0 and 1 for itself.
     return client + FIRST_NODE
 
 
@@ -239,5 +240,6 @@ def nbytes(content: Mapping[str, Record]) -> int:
                     for item in value
                 )
             else:
+                # Numbers have 64 bits on the wire.
                 total += 8
     return total

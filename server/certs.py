@@ -7,32 +7,19 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
-import secrets
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedknow.protocols.address import check_host
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import MOST_CLIENTS, ConfigError
 from fedknow.protocols.files import write_atomic
 from fedknow.protocols.security import (
-    CA,
     CERTIFICATE,
-    KEY,
     SERVER_URI,
     TOKEN,
     TOKENS,
@@ -40,20 +27,12 @@ from fedknow.protocols.security import (
     client_uri,
     new_token,
 )
+from fedknow.server.authority import CA_DAYS, Authority, Validity, write_new
 
 __all__ = ["make_certificates"]
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names that every server's certificate has."""
-
-_CA_KEY = "ca.key"
-# Ten years: a new CA means new files on every machine, some of them out of reach.
-_CA_DAYS = 3650
-_SKEW = dt.timedelta(hours=1)
-"""How far a client's clock may be behind.
-
-Small computers without a battery start with an old time.
-"""
 
 
 def make_certificates(
@@ -103,17 +82,18 @@ def make_certificates(
     """
     check_between("--clients", clients, 1, MOST_CLIENTS)
     check_between(
-        "--days", days, 1, _CA_DAYS, "the CA itself is valid for ten years"
+        "--days", days, 1, CA_DAYS, "the CA itself is valid for ten years"
     )
-    validity = _Validity(
+    validity = Validity(
         issued or dt.datetime.now(dt.UTC), dt.timedelta(days=days)
     )
     # Before anything is written: a bad name must leave no half-made folder.
     names = [_host(host) for host in (*LOCAL, *hosts)]
     try:
-        authority = _Authority.open(folder, validity.start)
+        authority = Authority.open(folder, validity.start)
         new_folders = []
         server = folder / "server"
+        # Its certificate is left alone, so that it must hold the hosts already.
         if server.exists():
             _check_hosts(server / CERTIFICATE, hosts)
         else:
@@ -133,19 +113,11 @@ def make_certificates(
         ) from None
 
 
-@dataclass(frozen=True)
-class _Validity:
-    """The time of issue of certificates, and how long they are valid."""
-
-    start: dt.datetime
-    length: dt.timedelta
-
-
 def _make_server(
     folder: Path,
-    authority: _Authority,
+    authority: Authority,
     names: Sequence[x509.GeneralName],
-    validity: _Validity,
+    validity: Validity,
 ) -> None:
     uri = x509.UniformResourceIdentifier(SERVER_URI)
     # A host may be given twice, or be one of the local ones.
@@ -160,9 +132,9 @@ def _make_server(
 def _make_clients(
     folder: Path,
     clients: int,
-    authority: _Authority,
+    authority: Authority,
     tokens: Tokens,
-    validity: _Validity,
+    validity: Validity,
 ) -> list[Path]:
     """Make the folders of clients that have none, and add their tokens.
 
@@ -191,162 +163,6 @@ def _make_clients(
         tokens.add(token)
         new_folders.append(place)
     return new_folders
-
-
-class _Authority:
-    """A certificate authority, which signs certificates."""
-
-    def __init__(
-        self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
-    ) -> None:
-        self.certificate = certificate
-        self.key = key
-
-    @classmethod
-    def open(cls, folder: Path, time: dt.datetime) -> _Authority:
-        """Open the CA of a folder, and make it if the folder is new."""
-        certificate = folder / CA
-        key = folder / _CA_KEY
-        if not certificate.exists() and not key.exists():
-            if folder.exists() and any(folder.iterdir()):
-                raise ConfigError(
-                    f"{folder} holds something, but no CA; "
-                    "give a new folder or one made before"
-                )
-            return cls._new(folder, time)
-        authority = cls._load(folder)
-        if authority.certificate.public_key() != authority.key.public_key():
-            raise ConfigError(
-                f"{folder}: {_CA_KEY} is not the key of {CA}; "
-                "bring back the two that belong together"
-            )
-        if authority.certificate.not_valid_after_utc <= time:
-            raise ConfigError(
-                f"{certificate} has expired; "
-                "start a new folder and give every machine its new files"
-            )
-        return authority
-
-    @classmethod
-    def _load(cls, folder: Path) -> _Authority:
-        try:
-            key_file = (folder / _CA_KEY).read_bytes()
-            key = load_pem_private_key(key_file, password=None)
-            if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise TypeError("the key is of another kind")
-            certificate_file = (folder / CA).read_bytes()
-            return cls(x509.load_pem_x509_certificate(certificate_file), key)
-        except FileNotFoundError as error:
-            raise ConfigError(
-                f"{error.filename}: missing, so that nothing can be signed; bring it back, "
-                "or start a new folder (and give every machine its new files)"
-            ) from None
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                f"{folder}: {CA} or {_CA_KEY} is damaged ({error}); start a new folder"
-            ) from None
-
-    @classmethod
-    def _new(cls, folder: Path, time: dt.datetime) -> _Authority:
-        key = ec.generate_private_key(ec.SECP256R1())
-        # A random part, so that the CAs of two runs are told apart on a machine.
-        name = _common_name(f"fedknow CA {secrets.token_hex(4)}")
-        serial = x509.random_serial_number()
-        own_key = key.public_key()
-        certificate = (
-            x509.CertificateBuilder(name, name, own_key, serial)
-            .not_valid_before(time - _SKEW)
-            .not_valid_after(time + dt.timedelta(days=_CA_DAYS))
-            # No CA below this one.
-            .add_extension(
-                x509.BasicConstraints(ca=True, path_length=0), critical=True
-            )
-            .add_extension(_usage(signs_certificates=True), critical=True)
-            .add_extension(_subject_id(own_key), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / _CA_KEY, _pem(key))
-        _write(folder / CA, certificate.public_bytes(Encoding.PEM))
-        return cls(certificate, key)
-
-    def issue(
-        self,
-        name: str,
-        names: Sequence[x509.GeneralName],
-        usage: Sequence[x509.ObjectIdentifier],
-        validity: _Validity,
-    ) -> dict[str, bytes]:
-        """Issue the three files of one side.
-
-        Parameters
-        ----------
-        name : str
-            Common name, for people.
-        names : sequence of GeneralName
-            Names that the other side checks.
-        usage : sequence of ObjectIdentifier
-            Whether it is a server's, a client's, or both.
-        validity : _Validity
-            From when and how long; no longer than the CA.
-
-        Returns
-        -------
-        dict
-            Content by file name.
-        """
-        key = ec.generate_private_key(ec.SECP256R1())
-        own_key = key.public_key()
-        issuer = self.certificate.subject
-        serial = x509.random_serial_number()
-        # A certificate that outlives its CA would look valid and be refused.
-        end = min(
-            validity.start + validity.length, self.certificate.not_valid_after_utc
-        )
-        constraints = x509.BasicConstraints(ca=False, path_length=None)
-        issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(
-            self.key.public_key()
-        )
-        certificate = (
-            x509.CertificateBuilder(issuer, _common_name(name), own_key, serial)
-            .not_valid_before(validity.start - _SKEW)
-            .not_valid_after(end)
-            .add_extension(constraints, critical=True)
-            .add_extension(_usage(signs_certificates=False), critical=True)
-            # So that no client can pass its certificate off as the server's.
-            .add_extension(x509.ExtendedKeyUsage(usage), critical=True)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(_subject_id(own_key), critical=False)
-            .add_extension(issuer_id, critical=False)
-            .sign(self.key, hashes.SHA256())
-        )
-        return {
-            CA: self.certificate.public_bytes(Encoding.PEM),
-            CERTIFICATE: certificate.public_bytes(Encoding.PEM),
-            KEY: _pem(key),
-        }
-
-
-def _common_name(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-
-
-def _subject_id(key: ec.EllipticCurvePublicKey) -> x509.SubjectKeyIdentifier:
-    return x509.SubjectKeyIdentifier.from_public_key(key)
-
-
-def _usage(signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _host(host: str) -> x509.GeneralName:
@@ -384,23 +200,10 @@ def _write_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write a folder that only its owner can enter, complete or not at all."""
     folder.parent.mkdir(exist_ok=True)
     draft = folder.with_name(f".{folder.name}.tmp")
+    # Left by a call that was cut short.
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(mode=0o700)
     for name, data in files.items():
-        _write(draft / name, data)
+        write_new(draft / name, data)
     # A folder that exists is complete, so that a call that was cut short can be repeated.
     draft.rename(folder)
-
-
-def _write(path: Path, data: bytes) -> None:
-    # Readable by its owner alone from the start, so that no moment is left to read a key.
-    # Never over a file that is there.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -22,7 +22,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedknow.protocols.config import ConfigError, read_config
+from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
 from fedknow.protocols.texts import counted
 from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.flower_grid import FlowerGrid
@@ -78,21 +78,7 @@ def run_on_flower(
     experiment = read_config(_nested(tree))
     parts = assemble(experiment, Clients.FLOWER)
     config = parts.config
-    place = (
-        Path(out)
-        if out
-        else Path.home()
-        / ".fedknow"
-        / "runs"
-        / f"{config.name}-{config.learner.name}-{run_id}"
-    )
-
-    def show(event: Event) -> None:
-        line = _line(event)
-        if line:
-            print(
-                line, flush=True
-            )  # what a ServerApp prints is what `flwr log` shows
+    place = Path(out) if out else _default_folder(config, run_id)
 
     def waiting(present: int) -> None:
         print(
@@ -118,7 +104,7 @@ def run_on_flower(
             ) as own_grid,
             tracking(config, experiment.tracking, place, is_resumed) as trackers,
         ):
-            result = Experiment(parts, own_grid, folder, [*trackers, show]).run()
+            result = Experiment(parts, own_grid, folder, [*trackers, _show]).run()
         print(f"Report: {write_report([folder], folder.path)}", flush=True)
     return result
 
@@ -138,6 +124,19 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
                 )
         place[leaf] = value
     return tree
+
+
+def _default_folder(config: ExperimentConfig, run_id: int) -> Path:
+    # In the home folder: Flower runs an app in a folder of its own that it deletes.
+    name = f"{config.name}-{config.learner.name}-{run_id}"
+    return Path.home() / ".fedknow" / "runs" / name
+
+
+def _show(event: Event) -> None:
+    line = _line(event)
+    if line:
+        # What a ServerApp prints is what `flwr log` shows.
+        print(line, flush=True)
 
 
 def _line(event: Event) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fedknow.protocols.wire import Limits
 from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.error_log import error_log
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.recorder import Subscriber
@@ -95,31 +95,19 @@ def serve(  # noqa: PLR0913  # the options of a command
             return None
     opened = RunFolder.resume if is_resumed else RunFolder.create
     with opened(out, parts.config) as folder:
-        try:
-            with (
-                entrance.grid(
-                    parts.config, folder, _limits(parts.learner)
-                ) as grid,
-                tracking(
-                    parts.config, config.tracking, out, is_resumed
-                ) as trackers,
-            ):
-                ready(grid.port)
-                with _metrics(
-                    metrics_listen, grid, tls, entrance.tokens
-                ) as extra:
-                    subscribers = [*trackers, *observers, *extra]
-                    result = Experiment(parts, grid, folder, subscribers).run()
-                # A client whose work was all done before the server came back may not have come
-                # to this process yet.
-                grid.finish(everyone=is_resumed)
-        except Exception:
-            # A disk too full for the run is too full for its log.
-            with suppress(OSError):
-                (folder.path / "error.log").write_text(
-                    traceback.format_exc(), "utf-8"
-                )
-            raise
+        limits = _limits(parts.learner)
+        with (
+            error_log(folder.path),
+            entrance.grid(parts.config, folder, limits) as grid,
+            tracking(parts.config, config.tracking, out, is_resumed) as trackers,
+        ):
+            ready(grid.port)
+            with _metrics(metrics_listen, grid, tls, entrance.tokens) as extra:
+                subscribers = [*trackers, *observers, *extra]
+                result = Experiment(parts, grid, folder, subscribers).run()
+            # A client whose work was all done before the server came back may not have come
+            # to this process yet.
+            grid.finish(everyone=is_resumed)
         write_report([folder], folder.path)
     return result
 

@@ -242,6 +242,7 @@ def _run(
         # The other runs go on; the folder has the whole traceback.
         return str(error)
     if is_lean:
+        # A search makes hundreds of runs, of which only numbers are needed.
         RunFolder.open(path).forget_models()
     return None
 
@@ -272,6 +273,7 @@ def _state(path: Path, run: ExperimentConfig) -> RunState:
     ConfigError
         If it was run with other settings.
     """
+    # A folder without it is one that a refused run has left.
     if not (path / "config.toml").is_file():
         return "new"
     folder = RunFolder.open(path)

@@ -83,6 +83,7 @@ def contenders(
         If there is no method, one is given twice, an excluded name is not a learner, or no best
         settings are known.
     """
+    # A leading minus takes a method out of "all".
     excluded = [method[1:] for method in methods if method.startswith("-")]
     _check_excluded(excluded)
     included = [method for method in methods if not method.startswith("-")]
@@ -126,6 +127,7 @@ def _all(
         )
     # Of two names of one class the later one is compared.
     canonical = {learner_class(name): name for name in names}
+    # Once for all learners, as to load it may take minutes.
     benchmark = make_benchmark(config)
     fitting: list[str] = []
     left_out: dict[str, str] = {}

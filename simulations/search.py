@@ -127,6 +127,7 @@ def candidates(learner: str, limit: int, seed: int) -> list[Settings]:
         The learner's defaults come first, whether they are on the grid or not.
     """
     kind = learner_class(learner)
+    # Only settings that are searched: the others stay as the experiment has them.
     defaults = {name: getattr(kind.Settings(), name) for name in kind.search}
     grid = [
         dict(zip(kind.search, values, strict=True))
@@ -177,6 +178,7 @@ def search(
     """
     check_between("--runs", request.limit, 1, MAX_CANDIDATES)
     check_between("--seeds", request.seeds, 1, MAX_SEEDS)
+    # Settings that were chosen on the test samples would not be judged by them any more.
     config = _with_holdout(config)
     names = _names(config, request.learners)
     grids = {name: candidates(name, request.limit, config.seed) for name in names}
@@ -226,6 +228,7 @@ def _method(name: str, settings: Settings) -> str:
     """Write a candidate as a method, such as ``fedknow@rho=0.2+k=5``."""
     changes = []
     for key, value in settings.items():
+        # As a configuration reads it, where true has a small letter.
         text = value if isinstance(value, str) else json.dumps(value)
         changes.append(f"{key}={text}")
     return f"{name}@{'+'.join(changes)}" if changes else name
@@ -314,6 +317,7 @@ def _read_record(out: Path, names: Sequence[str]) -> _Record:
         with refuse_damaged(path):
             for text in path.read_text("utf-8").splitlines():
                 line = json.loads(text)
+                # Learners searched anew lose their old lines.
                 if line["learner"] not in names:
                     lines.append(line)
     path = out / "best.toml"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from fedknow.client.capacity import clients_at_once
@@ -21,6 +19,7 @@ from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.process_memory import forget_process_peak
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.error_log import error_log
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.parts import Parts
@@ -68,18 +67,15 @@ def simulate(
     parts, fleet = prepare(config, benchmark)
     opened = RunFolder.resume if resume else RunFolder.create
     with opened(out, parts.config) as folder:
-        try:
-            with (
-                _grid(parts, fleet, benchmark, folder) as grid,
-                tracking(parts.config, config.tracking, out, resume) as trackers,
-            ):
-                # First, since a callback may stop the run at an event.
-                subscribers = [*trackers, *observers]
-                result = Experiment(parts, grid, folder, subscribers).run()
-        # Not KeyboardInterrupt: that is the user's wish, and the run's events say so.
-        except Exception:
-            _log(folder)
-            raise
+        with (
+            # The log comes first, so that it has the errors of opening the others too.
+            error_log(folder.path),
+            _grid(parts, fleet, benchmark, folder) as grid,
+            tracking(parts.config, config.tracking, out, resume) as trackers,
+        ):
+            # First, since a callback may stop the run at an event.
+            subscribers = [*trackers, *observers]
+            result = Experiment(parts, grid, folder, subscribers).run()
         if report:
             write_report([folder], folder.path)
     return result
@@ -153,13 +149,3 @@ def _workers(
     memory_bytes = config.engine.memory_mb * 2**20
     store = StateStore(folder.clients, memory_bytes, durable=False)
     return InlineGrid(config.data.clients, Host(config, stream, store), store)
-
-
-def _log(folder: RunFolder) -> None:
-    """Write the traceback of the current exception into ``error.log``.
-
-    The console shows one sentence only.
-    """
-    # A disk too full for the run is too full for its log. The user must see the run's error.
-    with suppress(OSError):
-        (folder.path / "error.log").write_text(traceback.format_exc(), "utf-8")

@@ -202,6 +202,7 @@ def find_strategy(name: str) -> Callable[..., Any]:
     # A class must be a strategy; a function may make one.
     is_other_class = is_class and not issubclass(maker, Strategy)
     if not callable(maker) or is_other_class:
+        # Flower's older strategies have another interface, for which there is advice.
         porting = (
             f"; {PORTING}" if is_class and is_of_old_interface(maker) else ""
         )

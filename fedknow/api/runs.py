@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,19 +17,18 @@ from torch import nn
 from fedknow.api.callbacks import Callback, StopRun
 from fedknow.api.deployed import DeployedModel
 from fedknow.api.experiments import experiment
+from fedknow.api.part_sources import PartsRecorder
 from fedknow.api.tracking import Track, followers, split_trackers, with_names
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.data.local import LOCAL
 from fedknow.client.learners import Learner, build_learner, resolve
 from fedknow.client.state import State, StateStore
-from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
-from fedknow.protocols.files import write_atomic
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.run_plots import RUN_PLOTS
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint
-from fedknow.server.run.events import Event, RunStarted
+from fedknow.server.run.events import Event
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.recorder import Subscriber
 from fedknow.server.tracking import Tracker
@@ -41,9 +39,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 __all__ = ["Run", "load_run", "simulate"]
-
-PARTS_FILE = "parts.json"
-"""Of a run folder: the source of parts that were given as objects."""
 
 
 def simulate(  # noqa: PLR0913  # a caller's keywords, each with its default
@@ -108,7 +103,7 @@ def simulate(  # noqa: PLR0913  # a caller's keywords, each with its default
     for callback in subscribers:
         if isinstance(callback, Callback):
             callback.folder = folder
-    recording = _PartsRecorder(folder, config)
+    recording = PartsRecorder(folder, config)
     with (
         suppress(StopRun),  # the folder has the event, and can be resumed
         followers(trackers, config, folder) as following,
@@ -367,35 +362,6 @@ class Run:
         from fedknow.api.html import run_html
 
         return run_html(self.summary, str(self.path))
-
-
-class _PartsRecorder:
-    """Writes the source of parts given as objects into the run folder."""
-
-    def __init__(self, folder: Path, config: ExperimentConfig) -> None:
-        self.folder = folder
-        names = {
-            "learner.name": config.learner.name,
-            "strategy.name": config.strategy.name,
-            "model.name": config.model.name,
-            "data.name": config.data.name,
-        }
-        # Only what was given as an object: a module of the user's own has its file.
-        self.parts = {
-            key: name
-            for key, name in names.items()
-            if parts.find(name) is not None
-        }
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, RunStarted) and self.parts:
-            table = {
-                key: {"name": name, "source": parts.source_of(name)}
-                for key, name in self.parts.items()
-            }
-            write_atomic(
-                self.folder / PARTS_FILE, json.dumps(table, indent=1).encode()
-            )
 
 
 def _new_folder(config: ExperimentConfig) -> Path:

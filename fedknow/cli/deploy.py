@@ -343,6 +343,7 @@ def _end_at_once(edge: EdgeClient) -> Iterator[None]:
         traceback.print_exc()
         exit_code = FAILED
     if not edge.join():
+        # os._exit leaves out what is still in buffers.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -102,6 +102,7 @@ class FittingTable:
         """Yield the title, the table, and the notes."""
         yield Text(self.title, "bold")
         fitting = self._fitting(console, options)
+        # A table of one column out of many would say less than a list of all.
         if len(fitting) >= min(MIN_COLUMNS, len(self.columns)):
             yield self._table(fitting)
             dropped = [each.name for each in self.columns if each not in fitting]
@@ -127,6 +128,7 @@ class FittingTable:
             names = [each.name for each in fitting]
             expendable = [name for name in self.expendable if name in names]
             index = names.index(expendable[0]) if expendable else -1
+            # One at a time, as a column may be much wider than the next.
             fitting.pop(index)
         return fitting
 
@@ -163,6 +165,7 @@ class FittingTable:
 
 def print_table(console: Console, table: RenderableType) -> None:
     """Print a table; lines that are wider than the console are not cut."""
+    # What does not fit is wrapped by the terminal, and not lost.
     console.print(table, crop=False, highlight=False)
 
 

@@ -116,6 +116,7 @@ class DataConfig(Section):
                 f"images of a size of its own; "
                 "leave data.image_size at 0"
             )
+        # The server holds no sample of theirs, so that it can hold none out.
         if self.holdout and self.name == "local":
             raise ValueError(
                 f"data.holdout = {self.holdout:g}: with data.name = 'local' clients "
@@ -151,6 +152,7 @@ class DataConfig(Section):
                 f"{self.arrival!r}: it must be above 0 "
                 "where tasks are staggered, and 0 where they are not"
             )
+        # Without seconds a lag is a number of rounds.
         if not self.arrival_seconds and self.arrival_lag % 1:
             raise ValueError(
                 f"data.arrival_lag = {self.arrival_lag:g}: rounds are counted in whole "

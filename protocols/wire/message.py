@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from fedknow import __version__
 from fedknow.protocols.messages import (
     Arrays,
     Config,
@@ -20,6 +19,12 @@ from fedknow.protocols.messages import (
 from fedknow.protocols.texts import counted
 from fedknow.protocols.wire import codec
 from fedknow.protocols.wire import fedknow_pb2 as pb
+from fedknow.protocols.wire.checks import (
+    check_header,
+    check_name,
+    check_sizes,
+    encoded,
+)
 from fedknow.protocols.wire.codec import Encoding
 from fedknow.protocols.wire.errors import Code, WireError
 from fedknow.protocols.wire.frames import (
@@ -81,7 +86,7 @@ def pack(
         ("id", message.reply_to),
     ):
         # Refused by the sender: the receiver would end the whole stream for it.
-        _check_name(subject, text, limits)
+        check_name(subject, text, limits)
     # Protobuf would raise an error of its own that names neither field nor value.
     if message.node not in _UINT64:
         raise WireError(
@@ -93,19 +98,19 @@ def pack(
         _write_failure(header, message.failure)
     payload = _Payload()
     for name, record in message.content.items():
-        _check_name("record", name, limits)
+        check_name("record", name, limits)
         if isinstance(record, Arrays):
             arrays = header.records.add(name=name).arrays
             arrays.SetInParent()  # an empty record is a record
             for key, array in record.items():
-                _check_name(f"tensor of record {name!r}", key, limits)
+                check_name(f"tensor of record {name!r}", key, limits)
                 arrays.tensors.append(payload.add(key, array, encoding))
         else:
             _write_values(header, name, record, limits)
     # The same check as on arrival: whatever this side sends, the other side takes.
-    _check(header, payload.size, limits)
+    check_header(header, payload.size, limits)
     text = header.SerializeToString()
-    _check_sizes(len(text), payload.size, limits)
+    check_sizes(len(text), payload.size, limits)
     return cut(
         text,
         payload.pieces,
@@ -114,19 +119,6 @@ def pack(
         reply_to=message.reply_to,
         chunk_bytes=chunk_bytes,
     )
-
-
-def _check_sizes(header: int, payload: int, limits: Limits) -> None:
-    """Refuse a message that is larger than its receiver takes."""
-    for subject, size, limit in (
-        ("header", header, limits.header_bytes),
-        ("message", header + padding(header) + payload, limits.message_bytes),
-    ):
-        if size > limit:
-            raise WireError(
-                Code.TOO_LARGE,
-                f"{subject} of {counted(size, 'byte')}; at most {limit} are taken",
-            )
 
 
 class _Payload:
@@ -195,31 +187,15 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
         raise WireError(
             Code.MALFORMED, f"not a message header: {error}"
         ) from None
-    _check(header, len(parcel.payload), limits)
+    check_header(header, len(parcel.payload), limits)
     content: Content = {}
     for record in header.records:
-        kind = record.WhichOneof("kind")
         # The later one would silently take the place of the other.
         if record.name in content:
             raise WireError(
                 Code.MALFORMED, f"two records are called {record.name!r}"
             )
-        if kind == "arrays":
-            content[record.name] = _read_arrays(
-                record.name, record.arrays, parcel.payload, limits
-            )
-        elif kind == "metrics":
-            content[record.name] = Metrics(
-                _read_values(record.name, record.metrics, limits, _NUMBERS)
-            )
-        elif kind == "config":
-            content[record.name] = Config(
-                _read_values(record.name, record.config, limits)
-            )
-        else:
-            raise WireError(
-                Code.MALFORMED, f"record {record.name!r} is of no known kind"
-            )
+        content[record.name] = _read_record(record, parcel.payload, limits)
     failure = (
         Failure(header.failure.code, header.failure.reason)
         if header.HasField("failure")
@@ -236,77 +212,22 @@ def unpack(parcel: Parcel, limits: Limits | None = None) -> Message:
     )
 
 
-def _check(header: pb.Header, payload: int, limits: Limits) -> None:
-    """Everything that can be known before a byte of the payload is looked at."""
-    # First of all: in another version the other fields may mean something else.
-    if header.protocol != PROTOCOL:
-        raise WireError(
-            Code.VERSION,
-            f"message of protocol {header.protocol}; this is fedknow {__version__}, "
-            f"which speaks protocol {PROTOCOL}: "
-            "install the same version of fedknow on both sides",
-        )
-    for subject, text in (("kind", header.kind), ("group", header.group)):
-        _check_name(subject, text, limits)
-    # Counted before any is read, as each costs time whatever its size.
-    tensors = sum(len(record.arrays.tensors) for record in header.records)
-    for subject, number, limit in (
-        ("records", len(header.records), limits.records),
-        ("tensors", tensors, limits.tensors),
-    ):
-        if number > limit:
-            raise WireError(
-                Code.TOO_LARGE,
-                f"message of {number} {subject}; at most {limit} are taken",
-            )
-    offset = decoded = 0
-    for record in header.records:
-        _check_name("record", record.name, limits)
-        for tensor in record.arrays.tensors:
-            _check_name(f"tensor of record {record.name!r}", tensor.name, limits)
-            decoded += codec.check(tensor, limits)
-            if tensor.offset != offset:  # so they cannot overlap either
-                raise WireError(
-                    Code.MALFORMED,
-                    f"tensor {tensor.name!r} lies at {tensor.offset}, where {offset} was expected",
-                )
-            offset += tensor.length + padding(tensor.length)
-    if decoded > limits.decoded_bytes:
-        raise WireError(
-            Code.TOO_LARGE,
-            f"arrays of {counted(decoded, 'byte')}; at most {limits.decoded_bytes} are taken",
-        )
-    if offset != payload:
-        raise WireError(
-            Code.TRUNCATED if offset > payload else Code.MALFORMED,
-            f"payload of {counted(payload, 'byte')}, of which tensors announce {offset}",
-        )
-
-
-def _check_name(subject: str, name: object, limits: Limits) -> None:
-    if not isinstance(name, str):
-        # Protobuf would raise a TypeError that does not say where.
-        raise WireError(Code.BAD_VALUE, f"{subject} {name!r}: must be text")
-    size = len(_utf8(subject, name))
-    if size > limits.name_bytes:
-        raise WireError(
-            Code.TOO_LARGE,
-            f"{subject} {name[:32]!r}... has {counted(size, 'byte')}; at most "
-            f"{limits.name_bytes} are taken",
-        )
-
-
-def _utf8(subject: str, text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise WireError(
-            Code.BAD_VALUE, f"{subject} {text[:32]!r}: cannot be written as UTF-8"
-        ) from None
+def _read_record(
+    record: pb.Record, payload: memoryview, limits: Limits
+) -> Record:
+    name, kind = record.name, record.WhichOneof("kind")
+    if kind == "arrays":
+        return _read_arrays(name, record.arrays, payload, limits)
+    if kind == "metrics":
+        return Metrics(_read_values(name, record.metrics, limits, _NUMBERS))
+    if kind == "config":
+        return Config(_read_values(name, record.config, limits))
+    # A later version's kind: this one cannot tell what it is for.
+    raise WireError(Code.MALFORMED, f"record {name!r} is of no known kind")
 
 
 def _write_failure(header: pb.Header, failure: Failure) -> None:
-    _utf8("reason of the failure", failure.reason)
+    encoded("reason of the failure", failure.reason)
     if failure.code not in _INT64:
         raise WireError(
             Code.BAD_VALUE, f"failure code {failure.code}: must fit 64 bits"
@@ -328,7 +249,7 @@ def _write_values(
     values = to.metrics if isinstance(record, Metrics) else to.config
     values.SetInParent()  # an empty record is a record
     for key, value in record.items():
-        _check_name(f"key of record {name!r}", key, limits)
+        check_name(f"key of record {name!r}", key, limits)
         place = f"{name}.{key}"
         kind = _kind(place, value)
         if isinstance(record, Metrics) and kind not in _NUMBERS:
@@ -365,7 +286,7 @@ def _kind(place: str, value: object) -> str:
                     f"signed 64 travel",
                 )
             if isinstance(value, str):
-                _utf8(place, value)
+                encoded(place, value)
             return kind
     raise WireError(
         Code.BAD_VALUE,
@@ -395,7 +316,7 @@ def _read_values(
 ) -> dict[str, Any]:
     read = {}
     for entry in values.entries:
-        _check_name(f"key of record {name!r}", entry.name, limits)
+        check_name(f"key of record {name!r}", entry.name, limits)
         kind = entry.WhichOneof("kind")
         if kind is None or (kinds and kind not in kinds):
             raise WireError(

@@ -69,6 +69,7 @@ class Report:
             }
         )
         if self.seconds is not None:
+            # Scoring has none: it is no work of the method.
             metrics[SECONDS] = self.seconds
         return {METRICS: metrics}
 
@@ -99,6 +100,7 @@ class EndTaskReport(Report):
     @property
     def knowledge_bytes(self) -> float:
         """Size of what the client keeps about its tasks."""
+        # The method measures it, as it alone knows what it keeps.
         size = self.measures.get(KNOWLEDGE_BYTES)
         return _checked(KNOWLEDGE_BYTES, size)
 
@@ -193,6 +195,7 @@ class ScoreReport(Report):
     def _lists(self) -> Mapping[str, Metric]:
         if self.scores is None:
             return {}
+        # In the order of SCORE_LISTS.
         lists = (self.scores.correct, self.scores.total, self.scores.losses)
         return dict(zip(SCORE_LISTS, lists, strict=True))
 
@@ -233,6 +236,7 @@ def _metrics(content: Mapping[str, Record]) -> Metrics:
 
 def _common(metrics: Metrics) -> dict[str, Any]:
     """Read what every report has."""
+    # All else is the method's own, whatever it is called.
     typed_names = {NUM_EXAMPLES, SAMPLES, SECONDS, *COSTS, *SCORE_LISTS}
     return {
         "examples": _checked(NUM_EXAMPLES, metrics.get(NUM_EXAMPLES)),

@@ -146,6 +146,7 @@ class Work:
         """
         content: Content = {ARRAYS: self.parameters}
         if self.extra is not None:
+            # An empty record would still count as traffic.
             content[EXTRA] = self.extra
         # Settings come after the arrays: the order of records is the order on the wire.
         return {**content, **self._records(), CONFIG: self._config()}
@@ -167,6 +168,7 @@ class Work:
         ValueError
             If the task is missing, or a key of the experiment is not a number.
         """
+        # A strategy may spread its settings over several records.
         position = Position.from_settings(merge_settings(content), cls.kind)
         return cls(
             position=position,

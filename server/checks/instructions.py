@@ -107,6 +107,7 @@ class StrategyCheck:
     def _check(self, message: FlowerMessage) -> None:
         settings: dict[str, Any] = {}
         for record in message.content.config_records.values():
+            # The first record that has a key decides, as on the client.
             settings = {**record, **settings}
         client = client_of(message.metadata.dst_node_id)
         try:
@@ -122,6 +123,7 @@ class StrategyCheck:
                 f"which needs {smallest} or more"
             )
             raise self._fault(client, reason)
+        # The client would fail for it, and each client again in each round.
         if EXTRA in message.content and not self._takes_extra:
             name = self._config.learner.name
             reason = (
@@ -137,6 +139,7 @@ class StrategyCheck:
 
     def _unread(self, message: FlowerMessage) -> list[str]:
         arrays = list(message.content.array_records)
+        # A strategy may give its parameters another name.
         parameters = ARRAYS if ARRAYS in arrays else next(iter(arrays), ARRAYS)
         names: list[str] = []
         for record in message.content.config_records.values():

@@ -304,15 +304,8 @@ class Inspector:
                     f"{name} must be a list of {self._scored} {kind}, one a task, got "
                     f"{metrics.get(name)!r:.200}",
                 )
-        correct, total = lists["correct"], lists["total"]
-        if not ((correct >= 0) & (correct <= total) & (total > 0)).all():
-            raise Unusable(
-                Fault.METRICS,
-                "correct",
-                f"correct must lie between 0 and total, and total above 0; got "
-                f"{correct.tolist()!s:.200} of {total.tolist()!s:.200}",
-            )
-        self._claims.check_totals(client_of(reply.node), total.tolist())
+        _check_hits(lists["correct"], lists["total"])
+        self._claims.check_totals(client_of(reply.node), lists["total"].tolist())
         if self._collect:
             self._check_kept(reply.content.get(KEPT))
 
@@ -358,6 +351,16 @@ def _check_end_of_task(reply: Message) -> Metrics:
             f"{KNOWLEDGE_BYTES} must be a number not below 0, got {size!r:.200}",
         )
     return metrics
+
+
+def _check_hits(correct: np.ndarray, total: np.ndarray) -> None:
+    if not ((correct >= 0) & (correct <= total) & (total > 0)).all():
+        raise Unusable(
+            Fault.METRICS,
+            "correct",
+            f"correct must lie between 0 and total, and total above 0; got "
+            f"{correct.tolist()!s:.200} of {total.tolist()!s:.200}",
+        )
 
 
 def _own_metrics(reply: Message) -> Metrics:

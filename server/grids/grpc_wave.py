@@ -115,6 +115,7 @@ class GrpcWave:
         for message in work:
             waiting = self._queues.setdefault(message.node, deque())
             if not waiting:
+                # Its first piece is given out now, the others when it has answered.
                 idle.append(message.node)
             piece = Piece(message, pack, time.monotonic())
             self.pieces[message.id] = piece
@@ -186,6 +187,7 @@ class GrpcWave:
             Answers, or failures of work that is given up. It is empty if what came was late or
             could not be read. None: ``until`` is over.
         """
+        # Work that waits longest is the next to be given up.
         given_up_at = min(piece.since for piece in self.pieces.values()) + longest
         deadline = min(given_up_at, math.inf if until is None else until)
         answer = self.next_answer(None if deadline == math.inf else deadline)
@@ -232,6 +234,7 @@ class GrpcWave:
         is_under_way = waiting[0] is piece
         waiting.remove(piece)
         if is_under_way:
+            # Else the client would be sent it again when it comes back.
             self._grid.server.drop(message.node)
             if waiting:
                 self._grid.server.assign([self._work(message.node, version)])

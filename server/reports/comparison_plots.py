@@ -34,7 +34,7 @@ from fedknow.server.reports.plots import (
     series_style,
     wrapped,
 )
-from fedknow.server.reports.run_plots import (
+from fedknow.server.reports.time_plots import (
     begin_at_zero,
     draw_over_time,
     has_virtual_time,
@@ -63,6 +63,7 @@ def _spread_of_bars(groups: Groups) -> str:
 def _over_time(figure: Figure, groups: Groups) -> None:
     # One seed each: runs of one method need not share their points of time.
     runs = [group.runs[0] for group in groups]
+    # One unit of time for all curves.
     longest = max(_or_zero(run.elapsed("virtual_seconds")) for run in runs)
     scale = time_scale(longest)
     label = f"virtual time ({scale.name})"
@@ -73,6 +74,7 @@ def _over_time(figure: Figure, groups: Groups) -> None:
         name = groups[index].label
         style = series_style(index)
         times, accuracies = draw_over_time(axes, run, scale, label=name, **style)
+        # A method may have no evaluation in virtual time.
         if times:
             end = (accuracies[-1], times[-1], wrapped(name), style["color"])
             ends.append(end)
@@ -141,6 +143,7 @@ def _draw_seeds(
         axes.plot([low, high], [row, row], color=INK, lw=1.2)
         # The number stands behind the whisker, not on it.
         return high
+    # Too few seeds for an interval: each is shown instead.
     if point.count > 1:
         seeds = np.array(point.values) / scale.size
         places = np.full(point.count, row)

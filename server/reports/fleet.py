@@ -106,6 +106,7 @@ def _compared(
     shares = [
         part / total if total else 0.0 for part in (messages, computing, waiting)
     ]
+    # Clients and not events: one that fails in each round fails once.
     failures = sum(map(_out_of_memory, runs)) / len(runs)
     memory = group.estimate("client_memory_bytes").mean
     return [
@@ -125,6 +126,7 @@ def _out_of_memory(run: Summary) -> int:
 
 
 def _energy(joules: Estimate) -> Cell:
+    # Not every profile has a power; without one the sum is not known.
     return Cell(energy(joules.mean) if joules.count else "unknown", joules.mean)
 
 
@@ -147,6 +149,7 @@ def fleet_parts(
     title : str
         Put before the captions, to tell the tables of several comparisons apart.
     """
+    # Without the catalogue of devices, those of the runs say what there is.
     if memory_limits is None:
         memory_limits = _limits_of(groups)
     tables = {

@@ -92,10 +92,12 @@ def scale_for(value: float, scales: Scales) -> Scale:
     A value that rounds to one of a larger unit is written in that one: 999,960 bytes are 1.0 MB.
     Zero has no size: it is written in the first unit of one or more.
     """
+    # Zero has no size of its own: a plain unit and no prefix.
     if value == 0:
         return next((scale for scale in scales if scale.size >= 1), scales[0])
     largest = scales[0]
     for smaller, scale in itertools.pairwise(scales):
+        # Rounded first, so that 999,960 B are 1.0 MB and not 1000.0 kB.
         rounded = round(abs(value) / smaller.size, smaller.digits) * smaller.size
         if rounded >= scale.size:
             largest = scale
@@ -145,6 +147,7 @@ class Measure:
     def texts(self, values: Iterable[float], has_unit: bool = True) -> str:
         """Write several values with commas between, in the unit of the largest."""
         numbers = list(values)
+        # One unit for the row, or its numbers could not be compared.
         scale = scale_for(max(numbers, key=abs), self.scales)
         return f"{', '.join(map(scale.text, numbers))}{_suffix(scale, has_unit)}"
 
@@ -314,6 +317,7 @@ def estimate(values: Iterable[float]) -> Estimate:
     ``half = t(0.975, n - 1) * s / sqrt(n)`` with the sample standard deviation ``s``. NaNs are
     left out.
     """
+    # A seed without the measure says nothing about it.
     present = [value for value in values if not math.isnan(value)]
     numbers = np.asarray(present, dtype=np.float64)
     each = tuple(numbers.tolist())
@@ -323,6 +327,7 @@ def estimate(values: Iterable[float]) -> Estimate:
         return Estimate(each[0], math.nan, 1, each)
     # One degree of freedom less, as the mean comes from the same seeds.
     spread = numbers.std(ddof=1) / math.sqrt(numbers.size)
+    # Student's t: for few seeds a normal interval is far too narrow.
     half = stdtrit(numbers.size - 1, 0.975) * spread
     return Estimate(float(numbers.mean()), float(half), numbers.size, each)
 

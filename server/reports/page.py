@@ -82,6 +82,7 @@ def write_report(
     if not runs:
         raise ValueError("a report needs at least one run")
     summaries = [summarise(run) for run in runs]
+    # A comparison of one has nothing to compare.
     if len(summaries) == 1:
         title, sections = _run_page(summaries[0])
     else:
@@ -234,6 +235,7 @@ def _comparison_page(
         Section("Configuration", configurations),
     ]
     labels = [members.label for members in groups]
+    # A browser's tab has no room for a dozen names.
     is_short = len(labels) <= MOST_NAMED
     methods = ", ".join(labels) if is_short else f"{len(labels)} methods"
     return f"{runs[0].config.name}: {methods}", sections
@@ -258,6 +260,7 @@ def _all_troubles(runs: Iterable[Summary]) -> list[Block]:
     blocks: list[Block] = []
     for run in runs:
         title = f"{run.config.learner.name}, seed {run.config.seed}"
+        # Runs without trouble have no list at all.
         bullets = troubles(run, title)
         if bullets:
             blocks.append(bullets)

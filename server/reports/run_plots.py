@@ -18,7 +18,6 @@ from fedknow.server.reports.fleet import clients_by_device
 from fedknow.server.reports.measures import (
     BYTES,
     Scale,
-    measure_named,
     scale_for,
     size,
 )
@@ -32,14 +31,15 @@ from fedknow.server.reports.plots import (
     legend_below,
 )
 from fedknow.server.reports.summary import Summary
+from fedknow.server.reports.time_plots import (
+    begin_at_zero,
+    draw_over_time,
+    event_number,
+    has_virtual_time,
+    time_scale,
+)
 
-__all__ = [
-    "RUN_PLOTS",
-    "begin_at_zero",
-    "draw_over_time",
-    "has_virtual_time",
-    "time_scale",
-]
+__all__ = ["RUN_PLOTS"]
 
 MOST_NUMBERED = 10
 """Tasks of which a matrix has the numbers too; more would not be legible."""
@@ -49,6 +49,7 @@ MOST_DEVICES = 20
 def _accuracy(figure: Figure, run: Summary) -> None:
     axes = axes_with(figure, "tasks learned", "average accuracy (%)")
     tasks = np.arange(1, run.tasks + 1)
+    # An unfinished run has values for the tasks that it has ended.
     personal = 100 * run.personal.average[: run.tasks]
     axes.plot(tasks, personal, "o-", color=COLOURS[0], label="personal")
     if run.global_model:
@@ -78,6 +79,7 @@ def _forgetting(figure: Figure, run: Summary) -> None:
         axes.plot(
             tasks, 100 * values[: run.tasks], style, color=colour, label=label
         )
+    # Below the line old tasks got better.
     axes.axhline(0, color=INK, lw=0.8)
     # From the first task, where nothing can be forgotten, so that all plots have one axis.
     axes.set_xlim(0.8, run.tasks + 0.2)
@@ -116,6 +118,7 @@ def _each_task(figure: Figure, run: Summary) -> None:
     # Without the ends of the scale, which vanish on a dark or a bright page.
     colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, run.tasks))
     for task, colour in enumerate(colours):
+        # A task has no accuracy before it was learned.
         steps = np.arange(task, run.tasks)
         values = 100 * run.personal.matrix[task, steps]
         axes.plot(steps + 1, values, marker=".", color=colour)
@@ -175,8 +178,9 @@ def _by_round(
 ) -> None:
     rounds = [event["server_round"] for event in run.rounds]
     # A round in which nobody answered has no loss.
-    values = np.array([_number(event, key) for event in run.rounds])
+    values = np.array([event_number(event, key) for event in run.rounds])
     if scaled is not None:
+        # A maximum of nothing but NaN warns, and is NaN.
         largest = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
         scale = scaled(largest)
         values = values / scale.size
@@ -202,7 +206,7 @@ def _over_rounds(figure: Figure, run: Summary) -> None:
         ("accuracy_global", "global", "s--", COLOURS[1]),
     )
     for key, label, style, colour in curves:
-        values = [100 * _number(event, key) for event in run.evaluations]
+        values = [100 * event_number(event, key) for event in run.evaluations]
         # The global model may not be scored, and its legend would have no line.
         if not all(map(math.isnan, values)):
             axes.plot(
@@ -212,43 +216,6 @@ def _over_rounds(figure: Figure, run: Summary) -> None:
         axes.axvline(task * length + 0.5, color=INK, lw=0.8, ls=":", alpha=0.5)
     axes.set_ylim(0, 100)
     axes.legend()
-
-
-def _number(event: Mapping[str, Any], key: str) -> float:
-    return math.nan if event.get(key) is None else float(event[key])
-
-
-def time_scale(seconds: float) -> Scale:
-    """Choose the unit of an axis of time."""
-    return scale_for(seconds, measure_named("seconds").scales)
-
-
-def draw_over_time(
-    axes: Axes, run: Summary, scale: Scale, **style: Any
-) -> tuple[list[float], list[float]]:
-    """Draw a run's accuracy over its virtual time.
-
-    Returns
-    -------
-    (list of float, list of float)
-        The times, in units of ``scale``, and the accuracies in percent.
-    """
-    points = [
-        event
-        for event in run.evaluations
-        if event.get("virtual_seconds") is not None
-    ]
-    times = [event["virtual_seconds"] / scale.size for event in points]
-    accuracies = [100 * _number(event, "accuracy") for event in points]
-    axes.plot(times, accuracies, **style)
-    return times, accuracies
-
-
-def begin_at_zero(axes: Axes) -> None:
-    """Let time begin at zero, once all is drawn."""
-    # The end of the axis is settled by this call: later lines would be cut off.
-    axes.set_xlim(left=0)
-    axes.set_ylim(0, 100)
 
 
 def _over_time(figure: Figure, run: Summary) -> None:
@@ -261,6 +228,7 @@ def _over_time(figure: Figure, run: Summary) -> None:
 
 
 def _by_device(run: Summary) -> dict[str, list[Mapping[str, Any]]]:
+    # More rows would be no picture any more; the table has them all.
     return dict(islice(clients_by_device(run).items(), MOST_DEVICES))
 
 
@@ -298,13 +266,6 @@ def _mean(clients: Sequence[Mapping[str, Any]], key: str) -> float:
 
 def _has_tasks(run: Summary) -> bool:
     return run.tasks > 0
-
-
-def has_virtual_time(run: Summary) -> bool:
-    """Tell whether a run was scored on a virtual clock."""
-    return any(
-        event.get("virtual_seconds") is not None for event in run.evaluations
-    )
 
 
 def _shape_of_devices(run: Summary) -> Shape:

@@ -124,6 +124,7 @@ class Summary:
         """
         return sum(
             count["down"] + count["up"]
+            # Kinds such as train.extra are parts of the traffic that they begin with.
             for kind, count in self.traffic.items()
             if kind.startswith(start) and kind.endswith(end)
         )
@@ -232,6 +233,7 @@ def _summary(
         config=run.config,
         status=_status(by_kind),
         tasks=tasks,
+        # A resumed run has several; what holds for all stands in the oldest.
         start=next(iter(by_kind.get("start", [])), {}),
         personal=_score(arrays, "personal", tasks),
         global_model=_score(arrays, "global", tasks) if has_global else None,
@@ -276,6 +278,7 @@ def _total(events: Sequence[Event], key: str, earlier: float) -> float:
     """
     if not any(event["event"] == "round" for event in events):
         return math.nan
+    # Runs of earlier versions counted less: a gap in a round makes the sum unknown.
     absent = {"round": math.nan, "task_end": earlier}
     counted = [event for event in events if event["event"] in absent]
     return sum(
@@ -295,12 +298,14 @@ def _completed(fleet: Mapping[str, Any]) -> Mapping[str, Any]:
         - fleet["communication_seconds"]
         - fleet["computing_seconds"]
     )
+    # Accounts of earlier versions have no time away.
     clients = [{"away": 0.0, **client} for client in fleet["clients"]]
     # A newer account has its own waiting time, which stands after ours and so wins.
     return {"waiting_seconds": max(0.0, waiting), **fleet, "clients": clients}
 
 
 def _score(arrays: Mapping[str, Array], name: str, tasks: int) -> Scoring:
+    # Tasks to come are NaN, and a mean over them would be, too.
     accuracy = arrays[name][:, :tasks, :tasks]
     weights = arrays["weights"][:, :tasks]
     untrained = arrays["untrained"][:, :tasks]

@@ -71,6 +71,7 @@ def task_table(run: Summary) -> Table:
     names = ["when learned", "now", "forgotten"]
     head = ["Task", *names]
     scorings = [run.personal]
+    # It is not scored where a setting forbids it.
     if run.global_model is not None:
         head += [f"global model: {name}" for name in names]
         scorings.append(run.global_model)
@@ -197,6 +198,7 @@ def troubles(run: Summary, title: str = "") -> Bullets | None:
     if not kinds:
         return None
     events = list(kinds.values())
+    # A client that fails all the time would fill the page.
     items = [_trouble(each) for each in events[:MOST_TROUBLES]]
     # Events and not kinds are counted, as a reader looks for them in metrics.jsonl.
     hidden = sum(map(len, events[MOST_TROUBLES:]))

@@ -1,6 +1,6 @@
-"""Driving a strategy: by Flower's hooks, or through its own loop.
+"""Driving a strategy: what drivers have in common, and Flower's hooks.
 
-The experiment chooses one :class:`Driver` for a run and does not know which.
+:mod:`fedknow.server.run.loop_driver` drives a strategy that has a loop of its own.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.app import Message as FlowerMessage
-from flwr.serverapp.strategy import Result, Strategy
 
 from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import TRAIN
 from fedknow.protocols.work import FLOPS
-from fedknow.server.checks.aggregates import check_aggregate, check_arrays
+from fedknow.server.checks.aggregates import check_aggregate
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run.closing import Scorer
 from fedknow.server.run.context import RunContext
-from fedknow.server.run.events import RoundEnded, VirtualTime, Warned
+from fedknow.server.run.events import RoundEnded, VirtualTime
 from fedknow.server.run.schedule import TaskSchedule, Turn
 from fedknow.server.run.weights import bound_weights
 
-__all__ = ["Driver", "HookDriver", "LoopDriver", "choose_driver"]
+__all__ = ["Driver", "HookDriver", "training_messages"]
 
 
 class Driver(ABC):
@@ -89,9 +87,11 @@ class Driver(ABC):
             When, on ``time.perf_counter``.
         """
         run = self._run
+        # First, so that the record's own work is no time of the round.
         seconds = time.perf_counter() - began
         clients = run.incidents.inspector
         run.state.note_memory(metrics for _, metrics in clients.trained)
+        # Clients' own numbers count: a strategy may report others, or none.
         if clients.trained:
             loss = clients.mean("loss")
             accuracy = clients.mean("accuracy")
@@ -164,7 +164,7 @@ class HookDriver(Driver):
         self, messages: Sequence[FlowerMessage], schedule: TaskSchedule
     ) -> None:
         """Write each client's own task into messages before they are sent."""
-        schedule.address(_training(messages))
+        schedule.address(training_messages(messages))
 
     def _configure(self, task: int, round: int) -> list[FlowerMessage]:
         run = self._run
@@ -197,6 +197,7 @@ class HookDriver(Driver):
         """
         run = self._run
         has_fleet = bool(run.parts.config.fleet.devices)
+        # Silence is excused there, a failure is not.
         is_excused = has_fleet and not run.incidents.inspector.failures
         if messages and not replies and not is_excused:
             failed = run.incidents.all_failed(len(messages))
@@ -216,6 +217,7 @@ class HookDriver(Driver):
             run.calls.adopt(task, round, run.state.arrays)
             return {}
         with run.calls.call("aggregate_train", task, round):
+            # Also without replies: a strategy may keep count of its rounds.
             returned = run.parts.strategy.aggregate_train(
                 run.state.server_round, replies
             )
@@ -234,172 +236,6 @@ class HookDriver(Driver):
         return aggregated
 
 
-class LoopDriver(Driver):
-    """Calls a strategy that has a loop of its own, its ``start``.
-
-    Asynchronous strategies have one.
-
-    Between its rounds it cannot be stopped or saved: a checkpoint is written when it comes back.
-    """
-
-    def train(self, turn: Turn, schedule: TaskSchedule, scorer: Scorer) -> int:
-        """Have the strategy make a turn's rounds in its own loop."""
-        run = self._run
-        task = turn.task
-        rounds_before = run.state.server_round
-        schedule.begin_loop()
-        watch = _RoundWatch(self, run, turn, schedule, scorer)
-        run.incidents.begin_work(task, turn.round, run.state.arrays)
-        with run.calls.call("start", task, turn.round):
-            result = run.parts.strategy.start(
-                grid=run.strategy_grid.with_end(turn.until),
-                initial_arrays=to_record(run.state.arrays),
-                num_rounds=turn.rounds,
-                train_config=watch.train_config,
-                evaluate_config=watch.evaluate_config,
-                evaluate_fn=watch,
-            )
-        # The rounds still count; only their events and scores are missing.
-        if not watch.has_been_called:
-            self._warn_of_silence(turn)
-        self._take(turn, result)
-        # The schedule decides how many rounds count: a loop may end early, or tell of none.
-        rounds_made = schedule.end_loop(
-            turn.rounds, run.state.server_round - rounds_before
-        )
-        run.state.server_round = rounds_before + rounds_made
-        return rounds_made
-
-    def evaluate(self, task: int, round: int) -> Mapping[str, Any]:
-        """Give nothing: such a strategy evaluates in its own loop, if it does."""
-        return {}
-
-    def address(
-        self, messages: Sequence[FlowerMessage], schedule: TaskSchedule
-    ) -> None:
-        """Write each client's own task into messages before they are sent.
-
-        Sending work is when a step of the loop begins.
-        """
-        work = _training(messages)
-        if work:
-            schedule.begin_step(work)
-        schedule.address(work)
-
-    def _warn_of_silence(self, turn: Turn) -> None:
-        reason = (
-            f"strategy {self._run.calls.name}: its start never called evaluate_fn: its rounds "
-            "could not be told apart"
-        )
-        self._run.recorder.record(
-            Warned(task=turn.task, round=turn.rounds, reason=reason)
-        )
-
-    def _take(self, turn: Turn, result: Result) -> None:
-        """Take over what the loop came to."""
-        run = self._run
-        task, rounds = turn.task, turn.rounds
-        record = getattr(result, "arrays", None)
-        if not isinstance(record, ArrayRecord):
-            raise RunError(
-                f"strategy {run.calls.name}: start must return a Result, not {result!r}"
-            )
-        # An empty record is what Flower's loop returns where no round aggregated.
-        if run.state.arrays and not record:
-            run.calls.note_nothing(task, rounds, "aggregated nothing")
-            run.calls.refuse_standstill(f"by the end of task {task + 1}")
-        else:
-            arrays = check_arrays(record, run.state.arrays, run.calls.name)
-            run.calls.adopt(task, rounds, arrays)
-
-
-class _RoundWatch:
-    """The ``evaluate_fn`` of a strategy's own loop; tells its rounds apart.
-
-    Flower's contract has ``start`` call it before the first round and after each. Clients are
-    told of the next round through the settings that all of a turn's messages share.
-
-    Parameters
-    ----------
-    driver : Driver
-        Records rounds.
-    run : RunContext
-    turn : Turn
-    schedule : TaskSchedule
-    scorer : Scorer
-
-    Attributes
-    ----------
-    train_config, evaluate_config : ConfigRecord
-        The shared settings.
-    has_been_called : bool
-    """
-
-    def __init__(
-        self,
-        driver: Driver,
-        run: RunContext,
-        turn: Turn,
-        schedule: TaskSchedule,
-        scorer: Scorer,
-    ) -> None:
-        self._driver = driver
-        self._run = run
-        self._turn = turn
-        self._schedule = schedule
-        self._scorer = scorer
-        self._rounds_before = run.state.server_round
-        self._began = time.perf_counter()
-        self.train_config: ConfigRecord = run.calls.settings(turn.task, 1)
-        self.evaluate_config: ConfigRecord = run.calls.settings(turn.task, 1)
-        self.has_been_called = False
-
-    def __call__(self, number: int, record: ArrayRecord) -> MetricRecord | None:
-        """Note that the loop has made so many rounds, and has this model now."""
-        self.has_been_called = True
-        run = self._run
-        arrays = check_arrays(record, run.state.arrays, run.calls.name)
-        if number > 0:
-            run.state.server_round = self._rounds_before + number
-            round = self._turn.round + number - 1
-            strategy = run.parts.strategy
-            aggregated = getattr(strategy, "round_metrics", None) or {}
-            self._driver.record_round(
-                self._turn.task, round, aggregated, self._began
-            )
-            # Before the scores, which are of the model that the loop has now.
-            run.state.arrays = arrays
-            self._score(number, round)
-            self._schedule.end_loop_round(round)
-        self._began = time.perf_counter()
-        run.incidents.inspector.begin(
-            self._turn.task, self._turn.round + number, arrays
-        )
-        # In place: the strategy holds this record and sends it with its next round.
-        self.train_config["round"] = number + 1
-        self.evaluate_config["round"] = number + 1
-        # Each round its own seed, so that a resumed run draws what it would have drawn.
-        run.calls.seed(self._rounds_before + number + 1, "start")
-        return None
-
-    def _score(self, number: int, round: int) -> None:
-        every = self._run.parts.config.evaluation.every
-        if every and round % every == 0 and number < self._turn.rounds:
-            self._scorer.evaluate_within(self._turn.task, round)
-
-
-def choose_driver(run: RunContext) -> Driver:
-    """Choose how to drive the strategy of a run."""
-    # By the class: Flower's own `start` knows neither tasks nor checkpoints, so that its hooks
-    # are called here.
-    has_own_loop = type(run.parts.strategy).start is not Strategy.start
-    return LoopDriver(run) if has_own_loop else HookDriver(run)
-
-
-def _training(messages: Iterable[FlowerMessage]) -> list[FlowerMessage]:
-    return [each for each in messages if each.metadata.message_type == TRAIN]
-
-
 def _messages(messages: object) -> list[FlowerMessage]:
     """Take the messages that a hook returned."""
     # A hook that forgets its `return` would otherwise pass for one that chose nobody.
@@ -413,3 +249,8 @@ def _messages(messages: object) -> list[FlowerMessage]:
 def _good(replies: Iterable[FlowerMessage]) -> list[FlowerMessage]:
     """Leave out errors, which were counted and reported when they arrived."""
     return [reply for reply in replies if not reply.has_error()]
+
+
+def training_messages(messages: Iterable[FlowerMessage]) -> list[FlowerMessage]:
+    """Pick the messages that ask clients to train."""
+    return [each for each in messages if each.metadata.message_type == TRAIN]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Message as FlowerMessage
+from flwr.serverapp.strategy import Strategy
 
 from fedknow.protocols.hostile import hostile_clients
 from fedknow.protocols.messages import END_TASK, TRAIN, Arrays
@@ -31,7 +32,7 @@ from fedknow.server.run.activity import ActivityLog
 from fedknow.server.run.closing import Scorer, TaskEnder
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.disk import running_out_of_disk
-from fedknow.server.run.driver import choose_driver
+from fedknow.server.run.driver import Driver, HookDriver
 from fedknow.server.run.evaluation import Scores
 from fedknow.server.run.events import (
     RunEnded,
@@ -42,6 +43,7 @@ from fedknow.server.run.events import (
 )
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.incidents import Incidents
+from fedknow.server.run.loop_driver import LoopDriver
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.recorder import Recorder, Subscriber
 from fedknow.server.run.resumption import Resumption
@@ -110,7 +112,7 @@ class Experiment:
         recorder = Recorder(folder, subscribers)
         # The callback is given before this object is complete; no message is sent until then.
         self._run = _make_context(parts, grid, folder, recorder, self._address)
-        self._driver = choose_driver(self._run)
+        self._driver = _choose_driver(self._run)
         self._scorer = Scorer(self._run, self._driver.evaluate)
         self._ender = TaskEnder(self._run, self._scorer)
         self._schedule = choose_schedule(self._run, self._ender)
@@ -337,3 +339,11 @@ def _surroundings_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(pytorch)
+
+
+def _choose_driver(run: RunContext) -> Driver:
+    """Choose how to drive the strategy of a run."""
+    # By the class: Flower's own `start` knows neither tasks nor checkpoints, so that its hooks
+    # are called here.
+    has_own_loop = type(run.parts.strategy).start is not Strategy.start
+    return LoopDriver(run) if has_own_loop else HookDriver(run)

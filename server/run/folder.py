@@ -28,7 +28,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NoReturn, Self
 
 import numpy as np
 
@@ -97,18 +97,7 @@ class RunFolder(RunReader):
         """
         path = Path(path)
         if (path / CONFIG).is_file():
-            if cls(path, config).complete:
-                raise ConfigError(
-                    f"{path} holds a finished run; choose another folder with --out, "
-                    "or delete this one"
-                )
-            _locked(
-                path
-            ).close()  # refused in other words while that run is going on
-            raise ConfigError(
-                f"{path} holds an unfinished run; go on with it by --resume, "
-                "or choose another --out"
-            )
+            _refuse_taken(path, cls(path, config).complete)
         if path.exists() and (
             not path.is_dir()
             or any(not _leftover(entry) for entry in path.iterdir())
@@ -228,12 +217,7 @@ class RunFolder(RunReader):
                 path, f"{name} {zlib.crc32(name.encode()):08x}\n".encode()
             )
         with self._reading(RUN_ID):
-            name, _, checksum = path.read_text("ascii").strip().partition(" ")
-            if checksum and checksum != f"{zlib.crc32(name.encode()):08x}":
-                raise ValueError("its checksum is wrong")
-            if len(name) != 16 or set(name) - set("0123456789abcdef"):
-                raise ValueError("it holds no name of a run")
-        return name
+            return _read_name(path.read_text("ascii"))
 
     # --- writing
 
@@ -326,6 +310,32 @@ class RunFolder(RunReader):
             # Lines after the checkpoint describe rounds that are made again.
             file.truncate(position)
         self._chain = present
+
+
+def _refuse_taken(path: Path, is_complete: bool) -> NoReturn:
+    """Say why no new run can begin in a folder that holds one."""
+    if is_complete:
+        raise ConfigError(
+            f"{path} holds a finished run; choose another folder with --out, "
+            "or delete this one"
+        )
+    # A run that is going on has the lock, and is refused in other words.
+    _locked(path).close()
+    raise ConfigError(
+        f"{path} holds an unfinished run; go on with it by --resume, "
+        "or choose another --out"
+    )
+
+
+def _read_name(text: str) -> str:
+    """Check the content of ``run-id``, and give the name of the run in it."""
+    name, _, checksum = text.strip().partition(" ")
+    # Folders of earlier versions have no checksum.
+    if checksum and checksum != f"{zlib.crc32(name.encode()):08x}":
+        raise ValueError("its checksum is wrong")
+    if len(name) != 16 or set(name) - set("0123456789abcdef"):
+        raise ValueError("it holds no name of a run")
+    return name
 
 
 def _locked(path: Path) -> BinaryIO:

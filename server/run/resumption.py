@@ -73,6 +73,7 @@ class Resumption:
         folder = self._run.folder
         checkpoint = load_checkpoint(folder.checkpoints)
         if checkpoint is None:
+            # Without a checkpoint the run begins anew, and with it its events.
             folder.cut_back(0)
             return None
         # Checkpoints of earlier versions do not have the digest; partition.json tells it.
@@ -111,6 +112,7 @@ class Resumption:
             arrays=run.state.arrays,
             strategy=state,
             scores=run.state.scores.raw(),
+            # A copy: the grid's own goes on with the next wave.
             versions=dict(run.grid.versions),
             traffic=run.grid.traffic.counts(),
             position=run.folder.position(),

@@ -124,6 +124,7 @@ class TasksTogether:
         """Say which rounds of which task come next."""
         config = self._run.parts.config
         task, rounds_done = self._run.state.last_complete or (0, 0)
+        # The last complete round was the task's last.
         if rounds_done >= config.train.rounds:
             task += 1
             rounds_done = 0
@@ -194,6 +195,7 @@ class TasksByTime:
         self._times = TaskTimes.plan(config)
         self._steps_before = 0
         self._steps_given_out = 0
+        # Only a grid with a virtual clock says how much of it has passed.
         if self._times.is_in_seconds and not run.grid.elapsed():
             raise ConfigError(
                 f"data.arrival_seconds = {config.data.arrival_seconds:g}: real clients have no "
@@ -206,6 +208,7 @@ class TasksByTime:
             return None
         task = self._times.task
         last_task, last_round = self._run.state.last_complete or (task, 0)
+        # Rounds are counted anew in each task.
         round = last_round + 1 if last_task == task else 1
         rounds, until = self._times.span(self._run.state.server_round)
         return Turn(task, round, rounds, until)
@@ -304,6 +307,7 @@ class TasksByTime:
         busy = self._run.grid.at_work
         any_over = False
         for task, finished in self._times.leaving(self._moment()).items():
+            # A client at work ends its task when it has answered.
             clients = [client for client in finished if client not in busy]
             # The last task ends with the run, so that a strategy's loop is not cut off in it.
             if not clients or (task == self._last_task and not is_last_over):
@@ -320,6 +324,7 @@ class TasksByTime:
     def _moment(self) -> float:
         """Say which moment it is, as the times count."""
         if self._times.is_in_seconds:
+            # Tasks by seconds begin in virtual time, others by the server's rounds.
             return self._run.grid.clock_time
         return self._run.state.server_round
 
@@ -327,6 +332,7 @@ class TasksByTime:
         """Let time pass until a round can begin; gives whether any passed."""
         earlier = self._moment()
         if self._times.is_idle(self._run.state.server_round):
+            # Nobody has a task: time must go on without work.
             self._run.grid.wait(self._times.next_moment())
         elif self._times.is_in_seconds:
             self._run.grid.gather(self._times.next_moment())

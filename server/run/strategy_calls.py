@@ -114,8 +114,8 @@ class StrategyCalls:
             }
         )
         # Left out where nothing is frozen, so that messages stay as they are in most runs.
-        if self._learner.frozen_digest:
-            settings["frozen"] = self._learner.frozen_digest
+        if digest := self._learner.entries.frozen_digest:
+            settings["frozen"] = digest
         return settings
 
     def adopt(self, task: int, round: int, arrays: Arrays) -> None:

@@ -32,6 +32,7 @@ def strategy_state(strategy: Strategy) -> tuple[dict[str, Any], list[str]]:
     """
     if hasattr(strategy, "state_dict") and hasattr(strategy, "load_state_dict"):
         try:
+            # A strategy knows best what it needs to go on.
             return {"own": _freeze(strategy.state_dict())}, []
         except _CannotFreeze as error:
             return {}, [f"what state_dict gives ({error})"]
@@ -44,6 +45,7 @@ def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
     if "own" in state:
         strategy.load_state_dict(_thaw(state["own"], None))  # type: ignore[attr-defined]
     for name, value in state.get("attributes", {}).items():
+        # Over what the constructor has set, which is a strategy at its first round.
         setattr(strategy, name, _thaw(value, getattr(strategy, name, None)))
 
 
@@ -59,6 +61,7 @@ def _attributes(
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):  # what a wrapper wraps
             inner, inner_lost = _attributes(value, f"{prefix}{name}.")
+            # By attributes, as its constructor's arguments are not known here.
             frozen[name] = {"is": "strategy", "attributes": inner}
             lost += inner_lost
         # Functions come again with the strategy's own constructor.
@@ -165,6 +168,7 @@ def _thaw_items(value: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def _thaw_generator(value: Mapping[str, Any]) -> np.random.Generator:
+    # The kind of generator comes first: states of different kinds do not fit.
     bits = getattr(np.random, value["kind"])()
     bits.state = _thaw(value["state"], None)
     return np.random.Generator(bits)

@@ -115,12 +115,14 @@ class Follower:
             self._tracker.finish(self._status)
         # A library may even raise SystemExit; nothing of it concerns the run.
         except BaseException as error:
+            # Whoever did not finish in time has been warned of already.
             is_news = not self._is_lost
             self._is_lost = True
             if is_news:
                 self._warn(f"failed: {explain(error)}")
 
     def _start(self) -> None:
+        # Even without an id: a resumed run finds its trackers by these names.
         store_id(self._run.folder, self.name, self._run.former)
         if identifier := self._tracker.start(self._run):
             store_id(self._run.folder, self.name, identifier)
@@ -188,6 +190,7 @@ def following(
         folder=folder,
         config=config,
     )
+    # A resumed run goes on in the tracker's own run, and makes no second one.
     former = former_ids(folder)
     followers = [
         Follower(name, tracker, replace(run, former=former.get(name, "")))

@@ -145,8 +145,10 @@ def make_tracker(name: str) -> Tracker:
         If there is none, or it cannot be made.
     """
     maker = _maker(name)
+    # A user's class may fail in any way; the error then names the key.
     with calling(name, _KEY):
         tracker = maker()
+    # Before the run: a tracker that cannot log would only show it in its thread.
     if not isinstance(tracker, Tracker):
         raise ConfigError(
             f"{_KEY} = {name!r}: made a {type(tracker).__name__}, which lacks the methods "
@@ -158,6 +160,7 @@ def make_tracker(name: str) -> Tracker:
 def _maker(name: str) -> type[Tracker]:
     """Find the class of a tracker."""
     if name in BUILTIN:
+        # Imported late: the libraries take seconds, and most runs have no tracker.
         module, _, path = BUILTIN[name].place.partition(":")
         maker = getattr(import_module(module), path)
     elif is_reference(name):

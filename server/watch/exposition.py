@@ -29,6 +29,7 @@ class Exposition:
         self._status = status
         self._values: dict[str, float] = {}
         self._failures = 0
+        # Not the library's global one, in which a second run's metrics would collide.
         self._registry = CollectorRegistry()
         self._registry.register(_Families(self._families))
 
@@ -49,6 +50,7 @@ class Exposition:
                     "forgetting": event.forgetting,
                 }
             case ClientFailed():
+                # A counter: Prometheus takes rates of it, and needs it from the start.
                 self._failures += 1
 
     def text(self) -> bytes:

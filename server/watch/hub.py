@@ -35,6 +35,7 @@ class Hub:
     def add(self, messages: Iterable[Message]) -> None:
         """Append messages, and wake those who wait."""
         lines = [encoded(message) for message in messages]
+        # Most looks find nothing, and nobody has to wake up for that.
         if not lines:
             return
         with self._changed:
@@ -57,8 +58,10 @@ class Hub:
             The header ``Last-Event-ID``; empty at a browser's first visit.
         """
         session, _, number = last_id.partition("-")
+        # A page of an earlier process: its numbers mean other messages, so it gets all.
         if session != self.session or not number.isdecimal():
             return 0
+        # A browser may claim any number.
         return min(int(number) + 1, len(self._lines))
 
     def wait(self, start: int, seconds: float) -> tuple[list[str], bool]:
@@ -105,6 +108,7 @@ class Follower(threading.Thread):
     def end(self) -> None:
         """Look once more, and stop."""
         self._ended.set()
+        # The last look must not meet one that is under way.
         if self.is_alive():
             self.join()
         self.look()
@@ -135,6 +139,7 @@ class Follower(threading.Thread):
         return messages
 
     def _find_runs(self) -> list[Path]:
+        # A run itself, and not a folder of runs.
         if (self._folder / "config.toml").is_file():
             return [self._folder]
         files = []

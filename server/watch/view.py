@@ -85,6 +85,7 @@ class RunView:
 
     def poll(self) -> list[Message]:
         """Tell what is new since the last call."""
+        # First: all other files are read as the configuration says.
         messages = [*self._poll_config()]
         if self._config is not None:
             messages += self._poll_record()
@@ -126,6 +127,7 @@ class RunView:
 
     def _poll_record(self) -> Iterator[Message]:
         news = self._record.read()
+        # A resumed run cuts back its events: the page begins again with those that are left.
         if news.is_anew:
             self._server_round = 0
             self._last_event = ""
@@ -135,6 +137,7 @@ class RunView:
             shown = self._shown(event)
             if shown is not None:
                 yield shown
+        # Told once, and once more when it is gone.
         if news.fault != self._fault:
             self._fault = news.fault
             yield {"type": "fault", "reason": news.fault}
@@ -238,6 +241,7 @@ def _bytes_by_purpose(traffic: Mapping[str, Mapping[str, int]]) -> dict[str, int
     """Add traffic up by direction and purpose."""
     totals = {"up": 0, "down": 0, "scoring": 0}
     for kind, counts in traffic.items():
+        # Scoring is measurement: it is no traffic of the method.
         if kind.startswith("evaluate"):
             totals["scoring"] += counts["up"] + counts["down"]
         else:

@@ -75,6 +75,7 @@ def calibrate(
     _check_numbers(seconds, busy, idle)
     config = resolve(config)
     benchmark = make_benchmark(config)
+    # The node and not the learner alone: what a device does for a round is more than steps.
     node = Node(config, benchmark)
     learner = build_learner(config, benchmark.spec, benchmark.classes)
     arrays = Arrays(
@@ -102,8 +103,10 @@ def calibrate(
         assert report.seconds is not None
         speeds.append(report.costs[FLOPS] / report.seconds)
     total = float(memory.total)
+    # What is in use now is what other programs keep.
     reserved = float(memory.total - memory.available)
     watts = {"busy": busy, "idle": idle}
+    # The first round counts operations and warms up, and is slower.
     return _profile(config, speeds[1:], total, reserved, watts)
 
 

@@ -100,9 +100,8 @@ class FleetGrid(MessageGrid):
                 piece = replace(piece, reply=replace(piece.reply, content={}))
             pieces[reply.reply_to] = piece
         # In the order given, however workers came to it: the clock depends on it.
-        arrived = self._wave(
-            [pieces[message.id] for message in work], options.enough
-        )
+        in_order = [pieces[message.id] for message in work]
+        arrived = self._wave(in_order, options.enough)
         if is_held_back:
             for piece in arrived:
                 yield piece.reply, piece.version
@@ -173,21 +172,18 @@ class FleetGrid(MessageGrid):
         """
         self._begin(work, options)
         wanted_ids = {message.id for message in work}
-        answers: list[tuple[Message, int]] = []
-        later: list[tuple[Message, int]] = []
-        for answer in self._early:
-            (answers if answer[0].reply_to in wanted_ids else later).append(
-                answer
-            )
-        self._early = later
+        early = self._early
+        answers = [pair for pair in early if pair[0].reply_to in wanted_ids]
+        self._early = [
+            pair for pair in early if pair[0].reply_to not in wanted_ids
+        ]
         until = math.inf if timeout is None else self.clock_time + timeout
         # With an answer at hand, only those that arrive at the same moment are waited for.
         clock = self._timeline.clock
         while timing := clock.step(clock.time if answers else until):
             answer = _answer(*self._timeline.close(timing))
-            (answers if timing.job.id in wanted_ids else self._early).append(
-                answer
-            )
+            is_wanted = timing.job.id in wanted_ids
+            (answers if is_wanted else self._early).append(answer)
             self._timeline.charge(timing)
         self._known -= {reply.reply_to for reply, _ in answers}
         # By node, as all grids give answers that come at one moment.
@@ -198,10 +194,8 @@ class FleetGrid(MessageGrid):
         new = [message for message in pushed if message.id not in self._known]
         if not new:
             return
-        answers = {
-            reply.reply_to: (reply, version)
-            for reply, version in self.inner.perform(new, None, options)
-        }
+        performed = self.inner.perform(new, None, options)
+        answers = {pair[0].reply_to: pair for pair in performed}
         wave = self._timeline.open_wave(new, None, options.is_sparse)
         # In the order given, however workers came to it: the clock depends on it.
         for message in new:
@@ -281,10 +275,8 @@ class FleetGrid(MessageGrid):
             return []
         present = self.get_node_ids()
         # A generator of its own: strategies draw from the global one, which must not move.
-        draw = random.Random(
-            integer(self._seed, "fleet.more", self._timeline.waves)
-        )
-        return spare_messages(messages, present, factor, draw)
+        seed = integer(self._seed, "fleet.more", self._timeline.waves)
+        return spare_messages(messages, present, factor, random.Random(seed))
 
 
 def _answer(piece: Piece, has_arrived: bool) -> tuple[Message, int]:

@@ -84,6 +84,7 @@ def _variant_rows(variant: Variant) -> list[list[str]]:
     )
     measured = devices_of(variant.config)
     published = devices_of(variant.paper)
+    # measured: | A device of either counts, also where the other has none.
     for device in published | measured:
         counts = [str(measured[device]), str(published[device])]
         rows.append([f"clients on {device}", *counts, ""])
@@ -205,6 +206,7 @@ def published_text(published: Published, key: str, tasks: int) -> str:
     """
     value, published_tasks = value_after(published, key, tasks)
     text = measure_named("accuracy").text(value)
+    # The paper does not say each number after each task.
     return text if published_tasks == tasks else f"{text} after {published_tasks}"
 
 

@@ -20,7 +20,7 @@ from fedknow.server.reports.plots import (
     series_style,
     wrapped,
 )
-from fedknow.server.reports.run_plots import (
+from fedknow.server.reports.time_plots import (
     begin_at_zero,
     draw_over_time,
     time_scale,
@@ -59,6 +59,7 @@ def _published_curve(
     axes: Axes, published: Published, key: str, colour: str
 ) -> None:
     """Draw the paper's values: hollow marks, a dotted line."""
+    # Only some tasks were published: points at those, and a line between.
     values = by_task(published, key)
     if values:
         percents = [100 * value for value in values.values()]
@@ -86,6 +87,7 @@ def draw_communication(figure: Figure, result: Result) -> Axes:
         figure, "hours of communication at 1 MB/s", "", is_counted=False
     )
     rows = np.arange(len(result.groups))
+    # In the order of the rows.
     measured = [
         communication_hours(group, 1000, result.variant)
         for group in result.groups.values()

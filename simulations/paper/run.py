@@ -66,6 +66,7 @@ class PaperRequest:
             If there is no such experiment.
         """
         spec = entry(paper_table()["experiments"], self.experiment, "experiment")
+        # The user's choice comes before the paper's.
         return list(self.learners) or list(spec["learners"])
 
 
@@ -119,6 +120,7 @@ def run_paper(
             variant.config, methods, request.seeds, folder, watch
         )
         for run, reason in comparison.failures.items():
+            # Variants have runs of the same names.
             failures[f"{variant.name}/{run}"] = reason
         # Two methods may be one learner with other settings.
         groups = _by_method(variant, methods, comparison.groups)
@@ -126,6 +128,7 @@ def run_paper(
         sections += _sections(
             request.experiment, variant, groups, comparison, folder
         )
+    # Nothing ran to its end, and a page would be empty.
     if not ended:
         return Outcome(None, failures)
     if failures:

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ CLIENTS, TASKS, ROUNDS = 4, 2, 3
 class FakeLearner:
     ends_task = True
     sparse = False
-    frozen_digest = ""
+    entries = SimpleNamespace(frozen_digest="")
 
     def send(self):
         return {"w": torch.tensor([1.0, -2.0]), "b": torch.tensor(0.5)}
