@@ -12,7 +12,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedknow.client.compute.cost import Meter, module_bytes
+from fedknow.client.compute.cost import Meter
+from fedknow.client.compute.sizes import module_bytes
 from fedknow.client.data.samples import SampleSpec, as_spec
 from fedknow.client.learners.frames.hooks import Hooks
 from fedknow.client.learners.frames.learner import Learner
@@ -73,6 +74,7 @@ def clients_at_once(
             f"engine.vectorize = 'on': {fault}; set engine.vectorize = 'auto' or 'off'"
         )
     if learner.device.type != "cpu":
+        # Of what is free now: others may use the same device.
         free, _ = torch.get_device_module(learner.device).mem_get_info(
             learner.device
         )
@@ -81,6 +83,7 @@ def clients_at_once(
     if vectorize == "auto" and _multiply_adds(learner.model, spec) > _SMALL:
         return 1
     size = sum(parameter.numel() for parameter in learner.model.parameters())
+    # As many as fit into a processor's cache, four bytes a number.
     return max(FEWEST, min(_MOST, _STACKED_BYTES // (4 * size)))
 
 
@@ -131,7 +134,10 @@ def _vmap_fault(learner: Learner, spec: SampleSpec) -> str | None:
     }
     try:
         torch.vmap(lambda p, x: functional_call(model, p, (x,)))(
-            stacked, spec.blank(2, 2, device=learner.device)
+            # Two clients of two samples: a single one could hide an operation on the whole
+            # batch.
+            stacked,
+            spec.blank(2, 2, device=learner.device),
         )
     except Exception as error:  # a user's model may do anything
         return f"torch.vmap cannot take the model: {str(error).strip().splitlines()[0]}"

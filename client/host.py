@@ -89,6 +89,7 @@ class Host:
         try:
             state = self.store.load(client_of(message.node), version)
         except StateLost as error:
+            # The server decides what becomes of the client: its own failure says why.
             return message.fail(STATE_LOST, str(error)), version
         reply, new = self.node.handle(message, state)
         return reply, self._store_state(message, version, state, new)
@@ -128,6 +129,7 @@ class Host:
         self, group: Sequence[Message], versions: Sequence[int]
     ) -> list[tuple[Message, int]]:
         """Answer messages that the node takes at once."""
+        # The plain way: stacking one client would only cost time.
         if len(group) == 1:
             return [self.handle(group[0], versions[0])]
         answers: dict[int, tuple[Message, int]] = {}
@@ -185,6 +187,7 @@ class Host:
         # Scoring changes nothing, and a learner without a state needs no file.
         if new is old or not (new or old):
             return version
+        # From the work's id: the same work done twice gives the same file.
         version = successor(version, message.id)
         self.store.save(client_of(message.node), version, new)
         return version

@@ -229,6 +229,7 @@ class _Stack:
             return cast(Tensor, functional_call(model, parameters, (images,)))
 
         with self._learner.autocast():
+            # Matrices lie transposed, as their gradients come.
             natural = {name: _transposed(p) for name, p in self._moving.items()}
             return torch.vmap(forward)(natural, x)
 
@@ -258,6 +259,7 @@ class _Schedule:
     def __init__(self, learner: Learner, clients: Sequence[Start]) -> None:
         self._learner = learner
         self._sizes = [len(client.task.train) for client in clients]
+        # Wider batches would be nothing but filling.
         size = min(learner.train.batch_size, max(self._sizes))
         self._per_epoch = [-(-n // size) for n in self._sizes]
         steps = learner.epochs * max(self._per_epoch)
@@ -272,6 +274,7 @@ class _Schedule:
             self._index[row] += offset
             offset += n
         self.at_work = [int(count) for count in (self.weights > 0).sum(0)]
+        # A step is as wide as its largest batch, and the rest is not computed.
         self._widths = [int(width) for width in self.weights.amax(0)]
         unused = torch.ones(
             len(clients), learner.head.out_features, dtype=torch.bool

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
-from fedknow.client.compute.cost import Cost, costs, tensor_bytes
+from torch import nn
+
+from fedknow.client.compute.cost import Cost, costs
 from fedknow.client.compute.device import DeviceTransfer, find_device
+from fedknow.client.compute.sizes import module_bytes, tensor_bytes
 from fedknow.client.data.stream import TaskData, TaskStream
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
@@ -203,7 +207,13 @@ class Workbench:
             parameters = tensor_bytes(state.get("kept", {}))
             replay = max(replay, samples)
             knowledge = max(knowledge, tensor_bytes(state) - parameters - samples)
-        return costs(cost, self.learner.weight_bytes, knowledge, replay)
+        return costs(cost, self._weight_bytes, knowledge, replay)
+
+    @functools.cached_property
+    def _weight_bytes(self) -> int:
+        """Size of the models that the method works with, scratch copies too."""
+        parts = vars(self.learner).values()
+        return module_bytes(*(p for p in parts if isinstance(p, nn.Module)))
 
     def state(self) -> State:
         """Give the client's state as it is now, on the CPU."""
@@ -240,7 +250,7 @@ def _check_frozen(work: Work, learner: Learner) -> None:
     Frozen parameters do not travel, so the server sends a digest of its own.
     """
     digest = work.position.frozen
-    if digest and digest != learner.frozen_digest:
+    if digest and digest != learner.entries.frozen_digest:
         raise ValueError(
             "the frozen parameters of this client's model are not the server's, and they "
             "are never sent; have "

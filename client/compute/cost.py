@@ -16,11 +16,11 @@ is that of tensors, not of a library's workspaces.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim.optimizer import (
@@ -31,6 +31,7 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from fedknow.client.compute.operations import Counting
+from fedknow.client.compute.sizes import tensor_bytes
 from fedknow.protocols.work import COSTS
 
 __all__ = [
@@ -39,14 +40,9 @@ __all__ = [
     "add",
     "costs",
     "declared",
-    "each",
     "free",
-    "module_bytes",
     "part",
-    "tensor_bytes",
 ]
-
-Item = TypeVar("Item")
 
 
 class Cost(NamedTuple):
@@ -78,6 +74,7 @@ class Cost(NamedTuple):
         """Of this work and other work before or after it."""
         return Cost(
             self.flops + cost.flops,
+            # One after the other, so that they never need their memory at once.
             max(self.peak, cost.peak),
             max(self.gradients, cost.gradients),
             max(self.moments, cost.moments),
@@ -276,7 +273,7 @@ class Meter:
         """End a part, and with it parts within that an error has left open."""
         if part not in self.parts:
             return
-        # A loop over :func:`each` that an error leaves ends its part late, or never.
+        # A generator of parts that an error leaves ends its part late, or never.
         while (inner := self.parts.pop()) is not part:
             inner.stop()
             failed = True
@@ -339,41 +336,6 @@ def add(flops: int = 0, memory: int = 0, samples: int = 0) -> None:
     """Charge the innermost part of the message under way (:meth:`Meter.add`)."""
     if (meter := _METER.get()) is not None:
         meter.add(flops, memory, samples)
-
-
-def each(items: Iterable[Item], name: str, *sizes: int) -> Iterator[Item]:
-    """Go through items that cost the same each: the first is counted, for all.
-
-    Parameters
-    ----------
-    items : iterable
-        What a loop goes through.
-    name : str
-        Names the loop among the learner's.
-    sizes : int
-        What the cost of an iteration depends on besides.
-    """
-    for item in items:
-        with part((name, *sizes)):
-            yield item
-
-
-def tensor_bytes(tree: Any) -> int:
-    """Bytes of all tensors in nested mappings and lists."""
-    if isinstance(tree, Tensor):
-        return tree.nbytes
-    if isinstance(tree, Mapping):
-        return sum(map(tensor_bytes, tree.values()))
-    return sum(map(tensor_bytes, tree)) if isinstance(tree, list | tuple) else 0
-
-
-def module_bytes(*modules: nn.Module) -> int:
-    """Bytes of all parameters and buffers of some modules, each counted once."""
-    tensors: set[Tensor] = set()
-    for module in modules:
-        tensors.update(module.parameters())
-        tensors.update(module.buffers())
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def costs(

@@ -182,6 +182,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         return _load_digits()
     if config.name in _LISTED:
         return _load_listed(config)
+    # It is a name for servers alone, and no data set that could be missing.
     if config.name == "local":
         raise ConfigError(
             "data.name = 'local': the data are with real clients (fedknow server, "
@@ -209,6 +210,7 @@ def _load_users(config: DataConfig, loaded: Any) -> Dataset:
             "it must return a fedknow.client.data.Dataset "
             "(Dataset.from_arrays makes one of four arrays)"
         )
+    # A user's arrays are checked once here, and trusted everywhere else.
     dataset.check_labels()
     return dataset
 

@@ -131,6 +131,7 @@ class EdgeClient:
         self.desk = Desk()
         self._journal = Journal(state)
         self._thread = WorkThread()
+        # Made only with the experiment, which the server sends.
         make_node = node or partial(_make_node, data)
         self._worker = Worker(
             self.desk,
@@ -217,6 +218,7 @@ class EdgeClient:
             except (Refused, Gone, WireError, grpc.aio.AioRpcError) as error:
                 reason = await self._explain(error)
             else:
+                # Only then: a server that restarts says goodbye as well.
                 if goodbye.finished:
                     log.info("done: %s", printable(goodbye.reason))
                     return

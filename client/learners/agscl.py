@@ -29,9 +29,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedknow.client.compute.cost import tensor_bytes
+from fedknow.client.compute.sizes import tensor_bytes
 from fedknow.client.data.stream import TaskData
-from fedknow.client.learners.fot import check_plain
+from fedknow.client.learners.frames.checks import check_plain
 from fedknow.client.learners.frames.learner import (
     ContinualSettings,
     Learner,
@@ -82,6 +82,7 @@ def shrink(rows: Tensor, target: Tensor, threshold: Tensor) -> Tensor:
         Float [n], not negative; a row at most so far away lands on its target exactly.
     """
     offset = rows - target
+    # By rows: a node's weights shrink together, or the node would never vanish.
     norm = offset.norm(dim=1)
     scale = 1 - threshold / torch.maximum(norm, threshold).clamp_min(
         torch.finfo(rows.dtype).tiny
@@ -123,6 +124,7 @@ class AgsCl(Learner):
     ) -> None:
         super().__init__(model, train, settings)
         self._layers = _layers(self.body)
+        # Nodes that start anew get these back, the same for every client.
         self._initial = [_rows(layer) for layer in self._layers]
 
     # --- state
@@ -153,6 +155,7 @@ class AgsCl(Learner):
     def begin(self, task: TaskData, round: Round) -> None:
         """Before a later task, cut off unimportant nodes and renew some."""
         super().begin(task, round)
+        # Once a task: later rounds would undo what was learned.
         if task.task > self._prepared:
             self._start_anew(round.seed)
             self._prepared = task.task
@@ -171,6 +174,7 @@ class AgsCl(Learner):
 
     def begin_epoch(self, epoch: int) -> None:
         """Return the proximal step of the epoch before."""
+        # The round's last epoch is followed by end_round.
         if epoch:
             self._proximal_step()
 
@@ -205,6 +209,7 @@ class AgsCl(Learner):
         for layer, omega, initial in zip(
             self._layers, self._importance, self._initial, strict=True
         ):
+            # Only nodes that no task needs may begin anew.
             unused = torch.nonzero(omega == 0).flatten()
             chosen = unused[
                 torch.randperm(len(unused), generator=generator)[
@@ -305,6 +310,7 @@ def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
         ):
             is_allowed, rectified = rectified, False
             layers.append(module)
+        # Importance is a mean activation, which says nothing where it can be negative.
         elif isinstance(module, nn.ReLU):
             is_allowed, rectified = not rectified, True
         if not is_allowed:
@@ -321,6 +327,7 @@ def _layers(body: nn.Module) -> list[nn.Conv2d | nn.Linear]:
             "after a convolution or a "
             "linear layer"
         )
+    # Errors name a layer as the user's model does.
     names = {module: name for name, module in body.named_modules()}
     check_plain({names[layer]: layer for layer in layers}, "agscl")
     return layers

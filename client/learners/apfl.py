@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedknow.client.compute.cost import tensor_bytes
+from fedknow.client.compute.sizes import tensor_bytes
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import (
     Batch,
@@ -86,6 +86,8 @@ class Apfl(Learner):
 
     def load_own_state(self, state: State) -> None:
         """Take over the personal model and its share."""
+        # state.get("own", {}) | A new client starts from the initial model, as the shared one
+        # does.
         personal: Tensors = self._initial | state.get("own", {})
         self._own = {
             name: nn.Parameter(personal[name].clone()) for name in self.trainable
@@ -105,6 +107,7 @@ class Apfl(Learner):
         personal |= {
             n: b.clone()
             for n, b in self._own_buffers.items()
+            # Counters begin anew with each message, as the model's own do.
             if n not in self.entries.counters
         }
         return {"own": personal, "alpha": self.alpha}
@@ -129,6 +132,7 @@ class Apfl(Learner):
             self.train, self._own_part("body."), self._own_part("head.")
         )
         self._alpha_gradient = None
+        # Alpha moves once a round, at its first batch.
         self._first = True
 
     def _own_part(self, prefix: str) -> Iterator[nn.Parameter]:

@@ -34,11 +34,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute.cost import part
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.augment import view
 from fedknow.client.learners.frames.batch import columns
 from fedknow.client.learners.frames.checks import check_free
+from fedknow.client.learners.frames.extra_work import extra_steps
 from fedknow.client.learners.frames.learner import (
     Batch,
     Round,
@@ -259,8 +259,7 @@ class Co2L(Rehearsal):
 
     def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
         """Fit the head: the round's accuracy is its own."""
-        with part():
-            return {"accuracy": self._fit_head(task, round)}
+        return {"accuracy": self._fit_head(task, round)}
 
     def _fit_head(self, task: TaskData, round: Round) -> float:
         """Fit the head on the frozen body.
@@ -298,15 +297,13 @@ class Co2L(Rehearsal):
             drawn = torch.multinomial(
                 share, len(y), replacement=True, generator=generator
             )
-            for index in torch.split(
-                drawn.to(self.device), self.train.batch_size
-            ):
-                with part(("head", len(index))):
-                    optimizer.zero_grad(set_to_none=True)
-                    batch = Replay(features[index], y[index], head[index])
-                    loss = batch.loss(self.head(features[index]))
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
+            parts = torch.split(drawn.to(self.device), self.train.batch_size)
+            for index in extra_steps(parts, "head"):
+                optimizer.zero_grad(set_to_none=True)
+                batch = Replay(features[index], y[index], head[index])
+                loss = batch.loss(self.head(features[index]))
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
         with torch.no_grad():
             z = self.head(features).masked_fill(~head, -torch.inf)[: len(current)]
         return float((z.argmax(1) == current.y).float().mean())

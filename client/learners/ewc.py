@@ -17,12 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedknow.client.compute.cost import each
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.consolidation import (
     Consolidation,
     ConsolidationSettings,
 )
+from fedknow.client.learners.frames.extra_work import each
 from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
 from fedknow.protocols.seeds import integer
 

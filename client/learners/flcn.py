@@ -97,6 +97,7 @@ class Flcn(Learner):
     def load_own_state(self, state: State) -> None:
         """Take over the last task that samples were given of."""
         self._shown_task = int(state.get("shown_task", -1))
+        # What the server sends is for this message alone, and is not kept.
         self._importance: Tensors = {}
         self._anchor: Tensors = {}
 
@@ -108,6 +109,7 @@ class Flcn(Learner):
 
     def receive_extra(self, extra: Tensors) -> None:
         """Omega, for every parameter to train."""
+        # A server of another model would otherwise fail in the middle of a step.
         if {n: v.shape for n, v in extra.items()} != {
             n: p.shape for n, p in self._parameters.items()
         }:
@@ -126,6 +128,7 @@ class Flcn(Learner):
             return {}
         # Kept in the state, so that a resumed client does not send its samples twice.
         self._shown_task = task.task
+        # One sample at least, or a small client would have no part in the importance.
         count = max(1, int(self.settings.proxy * len(task.train)))
         index = choose(
             task.train.y,
@@ -156,6 +159,7 @@ class Flcn(Learner):
     def begin(self, task: TaskData, round: Round) -> None:
         """Note the global model."""
         super().begin(task, round)
+        # The received model: the penalty holds what the server measured.
         self._anchor = {
             name: self._parameters[name].detach().clone()
             for name in self._importance

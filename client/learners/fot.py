@@ -48,6 +48,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.frames.checks import check_plain
 from fedknow.client.learners.frames.learner import (
     Layout,
     Learner,
@@ -61,7 +62,6 @@ from fedknow.protocols.seeds import integer
 __all__ = [
     "Fot",
     "FotSettings",
-    "check_plain",
     "dimension",
     "inputs",
     "layers",
@@ -255,42 +255,22 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     return trainable
 
 
-def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
-    """Refuse layers whose weights are not theirs alone.
+def _unfolded(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Give the patches that a convolution sees: float [images, d, places]."""
+    # PyTorch's own padding, for "same" and for other modes than zeros, which unfold lacks.
+    padding = layer._reversed_padding_repeated_twice
+    is_zeros = layer.padding_mode == "zeros"
+    padded = F.pad(x, padding, "constant" if is_zeros else layer.padding_mode)
+    return F.unfold(
+        padded, layer.kernel_size, layer.dilation, padding=0, stride=layer.stride
+    )
 
-    A method that sets weights by hand cannot work with them.
 
-    Parameters
-    ----------
-    layers : mapping of str to Module
-        Convolutions and linear layers by name.
-    learner : str
-        Name of the method.
-
-    Raises
-    ------
-    ConfigError
-        If a layer's weight is computed from other parameters (weight normalisation), or two
-        layers share one.
-    """
-    places: dict[nn.Parameter, str] = {}
-    for name, layer in layers.items():
-        for key, parameter in layer.named_parameters():
-            if key not in ("weight", "bias"):
-                raise ConfigError(
-                    f"learner.name = {learner!r} cannot train this model: the weight of "
-                    f"body.{name} is computed from "
-                    f"{key}, as weight normalisation does; use a plain layer"
-                )
-            if parameter in places:
-                raise ConfigError(
-                    f"learner.name = {learner!r} cannot train this model: "
-                    f"body.{name}.{key} is also "
-                    f"body.{places[parameter]} (tied), and each layer is treated by "
-                    f"itself; give each a parameter "
-                    "of its own"
-                )
-            places[parameter] = f"{name}.{key}"
+def _drawn(x: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    """Draw some of the patches: float [images, d, places]."""
+    # One draw of places for all images of the batch, so that indexing stays a single call.
+    places = torch.randperm(x.shape[2], generator=draws)
+    return x[:, :, places[:count]]
 
 
 @contextmanager
@@ -307,29 +287,9 @@ def inputs(
         def collect(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0]
             if isinstance(layer, nn.Conv2d):
-                # PyTorch's own padding, for "same" and for other modes than zeros, which unfold
-                # lacks.
-                padding = layer._reversed_padding_repeated_twice
-                mode = (
-                    "constant"
-                    if layer.padding_mode == "zeros"
-                    else layer.padding_mode
-                )
-                x = F.unfold(
-                    F.pad(x, padding, mode),
-                    layer.kernel_size,
-                    layer.dilation,
-                    0,
-                    layer.stride,
-                )
+                x = _unfolded(layer, x)
                 if patches:
-                    # One draw of places for all images of the batch, so that indexing stays a
-                    # single call.
-                    x = x[
-                        :,
-                        :,
-                        torch.randperm(x.shape[2], generator=draws)[:patches],
-                    ]
+                    x = _drawn(x, patches, draws)
                 x = x.transpose(0, 1)  # [d, images, places]
             else:
                 x = x.movedim(-1, 0)

@@ -8,16 +8,21 @@ with A-GEM", ICLR 2019, arXiv 1812.00420.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedknow.client.compute import cost
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.learner import Batch, Round
-from fedknow.client.learners.frames.projection import integrate, integrate_one
+from fedknow.client.learners.frames.projection import (
+    Integration,
+    integrate,
+    integrate_one,
+    integrated,
+)
 from fedknow.client.learners.frames.rehearsal import (
     MemorySettings,
     Rehearsal,
@@ -57,6 +62,7 @@ class _Projecting(Rehearsal):
         self, model: nn.Module, train: TrainConfig, settings: MemorySettings
     ) -> None:
         super().__init__(model, train, settings)
+        # In one order for g and for all rows of G.
         self._parameters = list(self.trainable.values())
         self._sizes = [p.numel() for p in self._parameters]
         self._steps = self._violated = 0
@@ -69,6 +75,7 @@ class _Projecting(Rehearsal):
     def gradient(self, batch: Batch) -> tuple[float, int]:
         """Leave the batch's gradient, projected where it would hurt the memory."""
         report = super().gradient(batch)
+        # In the first task there is nothing to protect.
         if self.past is not None:
             g = torch.cat([_or_zero(p.grad, p) for p in self._parameters])
             self._set_gradient(self._project(g, self.past))
@@ -88,6 +95,7 @@ class _Projecting(Rehearsal):
 
         It is zero where a parameter has no part in it.
         """
+        # A forward pass of its own: the batch's graph is gone by now.
         logits = self.forward(replay.x)
         parts = torch.autograd.grad(
             replay.loss(logits), self._parameters, allow_unused=True
@@ -157,16 +165,20 @@ class Gem(_Projecting):
         memories = torch.stack(
             [self._gradient_of(replay) for replay in self._tasks]
         )
-        with cost.declared():
-            result = integrate(g, memories)
-            # Memory of g', of what was added to g, and of the margin.
-            cost.add(result.flops, 3 * g.nbytes)
-            self._violated += result.violated
-            if not result.violated:
-                return g
-            # As in the authors' program: gamma is added to every multiplier once any constraint
-            # is violated.
-            return result.gradient + self.settings.margin * memories.sum(0)
+        # g', what was added to g, and the margin.
+        result = integrated(lambda: self._nearest(g, memories), vectors=3)
+        self._violated += result.violated
+        return result.gradient
+
+    def _nearest(self, g: Tensor, memories: Tensor) -> Integration:
+        """Solve Eq. (11), and add gamma."""
+        result = integrate(g, memories)
+        if not result.violated:
+            return result
+        # As in the authors' program: gamma is added to every multiplier once any constraint
+        # is violated.
+        margin = self.settings.margin * memories.sum(0)
+        return replace(result, gradient=result.gradient + margin)
 
 
 class AGem(_Projecting):
@@ -197,10 +209,8 @@ class AGem(_Projecting):
         return max(self.settings.memory_batch, self.smallest_known_batch)
 
     def _project(self, g: Tensor, memory: Replay) -> Tensor:
+        # Drawn anew for each step, as in the paper.
         reference = self._gradient_of(self.draw(memory, self._drawn))
-        with cost.declared():
-            projected = integrate_one(g, reference)
-            # Two products of vectors; memory of g' and of what was added to g.
-            cost.add(4 * g.numel(), 2 * g.nbytes)
+        projected = integrate_one(g, reference)
         self._violated += projected is not g
         return projected

@@ -61,9 +61,12 @@ class _Jointly(Learner):
 
     def sample(self, everything: Replay, count: int, round: Round) -> Samples:
         """Draw at most ``count`` samples, each with its slice of the head."""
+        # A stream of its own: the order of batches must not depend on the draw.
         draws = torch.Generator().manual_seed(integer(round.seed, "joint"))
         order = torch.randperm(len(everything), generator=draws)
+        # Sorted, so that all samples drawn are the same training as without a draw.
         index = order[: self.drawn(everything, count)].sort().values
+        # Samples of different tasks are scored among different classes.
         head = MaskedHead(everything.head[index])
         return Samples(everything.x[index], everything.y[index], head)
 

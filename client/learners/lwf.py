@@ -126,6 +126,7 @@ class Lwf(Learner):
         """Record the old model's answers to the task's samples."""
         super().begin(task, round)
         self._steps, self._distilled = 0, 0.0
+        # By this client: others may have met the task before.
         self._first_met = self._trained_task < task.task
         if self.old:
             # Frozen parameters and counters are not kept, as they are the model's own.
@@ -144,6 +145,7 @@ class Lwf(Learner):
         if self._warming or not self.old:
             return new, new
         answers = self._answers[batch.index]
+        # Each past task is distilled in its own slice of the head.
         outputs = batch.outputs
         losses = [
             distillation(outputs[:, s], answers[:, s], self.settings.temperature)

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
-from fedknow.client.compute.cost import each
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.consolidation import (
     Consolidation,
     ConsolidationSettings,
 )
+from fedknow.client.learners.frames.extra_work import each
 from fedknow.client.learners.frames.learner import HeadSlice, Round, Tensors
 
 __all__ = ["Mas", "MasSettings"]

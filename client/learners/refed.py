@@ -36,8 +36,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedknow.client.compute.cost import each
 from fedknow.client.data.stream import TaskData
+from fedknow.client.learners.frames.extra_work import each
 from fedknow.client.learners.frames.learner import Learner, Round, Samples, State
 from fedknow.client.learners.frames.rehearsal import (
     MemorySettings,

@@ -170,6 +170,7 @@ def _load(name: str) -> Any:
     """Find a user's model, or that of an installed package."""
     if is_reference(name):
         return load_object(name, "model.name")
+    # Built-in names come before: an installed package cannot take the place of one.
     part = find_installed("model", name, "model.name")
     if part is None:
         names = [*_MODELS, *list_installed("model", _MODELS)]
@@ -220,6 +221,7 @@ def _build_body(config: ModelConfig, spec: SampleSpec) -> Body:
                 f"{closest(key, names)}; it has: {', '.join(names)}"
             )
     rules = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+    # By their annotations, so that a builder need not check its own settings.
     checked: Callable[..., Body] = validate_call(config=rules)(build)
     try:
         takes_spec = "sample" in inspect.signature(build).parameters
@@ -342,6 +344,8 @@ def _call_users_factory(
     if "sample" in signature.parameters:
         arguments["sample"] = spec
     try:
+        # Bound first: a TypeError from within the call is the user's own fault, and another
+        # message.
         signature.bind(**arguments, **config.options)
     except TypeError as error:
         raise ConfigError(

@@ -117,6 +117,7 @@ def _reduction_35(inputs: int, scale: Scale) -> Block:
         ),
         nn.MaxPool2d(3, 2),
     )
+    # The pool passes all of its input's channels on.
     return block, inputs + scale(384) + scale(96)
 
 
@@ -214,6 +215,7 @@ def _conv(
 def _same(inputs: int, outputs: int, kernel: Kernel) -> nn.Sequential:
     """Build a convolution that keeps the image's size."""
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    # Kernels are odd, so that this keeps the size.
     padding = (height // 2, width // 2)
     return _conv(inputs, outputs, kernel, padding=padding)
 

@@ -13,9 +13,15 @@ from typing import Any
 import torch
 
 from fedknow.client.compute.heap import release_freed_memory
-from fedknow.client.state.codec import part_names, read, tensor_checksum, write
-from fedknow.client.state.errors import StateError, StateLost
+from fedknow.client.state.codec import read, tensor_checksum, write
+from fedknow.client.state.errors import StateError
 from fedknow.client.state.memory import StateMemory
+from fedknow.client.state.parts import (
+    PART_SUFFIX,
+    NamedParts,
+    client_in,
+    is_part,
+)
 from fedknow.client.state.tree import (
     Leaf,
     State,
@@ -31,7 +37,6 @@ from fedknow.client.state.tree import (
 __all__ = ["StateStore"]
 
 _VERSION_SUFFIX = ".safetensors"
-_PART_SUFFIX = ".part.safetensors"
 _ANY_FILE = "*.safetensors*"
 _LEAST_PART_BYTES = 2**16
 """Unchanged tensors of a state get a file of their own from this size on."""
@@ -77,7 +82,7 @@ class StateStore:
         self.durable = durable
         self._memory = StateMemory(memory_bytes)
         self._stored: dict[int, dict[int, _Stored]] = {}
-        self._named_parts: dict[str, tuple[int, frozenset[str]]] = {}
+        self._named_parts = NamedParts(self.folder)
         # One a store: a process that forks keeps no thread, so a shared one would wait for ever
         # in the child.
         self._background = ThreadPoolExecutor(1, "fedknow-prune")
@@ -211,53 +216,18 @@ class StateStore:
         A version that stays need not be among what is present: on a disk of many machines a
         listing may be late.
         """
-        unclear = self._list_parts(names, present)
-        parts = (parts for _, parts in self._named_parts.values())
-        required = set(names).union(*parts)
+        unclear = self._named_parts.read(names, present)
+        required = self._named_parts.names.union(names)
         try:
             for path in present:
                 # Which parts a damaged state names is not known, so all of its client's stay.
-                is_unclear = _is_part(path) and _client_in(path.name) in unclear
+                is_unclear = is_part(path) and client_in(path.name) in unclear
                 if path.name not in required and not is_unclear:
                     path.unlink()
         except OSError as error:
             raise StateError(
                 f"{self.folder}: old client states cannot be deleted: {error}"
             ) from error
-
-    def _list_parts(
-        self, names: Collection[str], present: Sequence[Path]
-    ) -> set[str]:
-        """Note the parts that some versions name.
-
-        Returns
-        -------
-        set of str
-            The clients whose parts could not be found out.
-        """
-        divided = {_client_in(path.name) for path in present if _is_part(path)}
-        unclear: set[str] = set()
-        listed: dict[str, tuple[int, frozenset[str]]] = {}
-        for name in names:
-            if _client_in(name) not in divided:
-                continue
-            try:
-                listed[name] = self._parts_in(name)
-            except (OSError, StateLost):
-                # Whoever asks for this state is told what is wrong with it.
-                unclear.add(_client_in(name))
-        self._named_parts = listed
-        return unclear
-
-    def _parts_in(self, name: str) -> tuple[int, frozenset[str]]:
-        """Give when a version was written, and the parts that it names."""
-        path = self.folder / name
-        written = path.stat().st_mtime_ns
-        noted = self._named_parts.get(name)
-        # Headers are read once: a folder may hold thousands of files.
-        if noted and noted[0] == written:
-            return noted
-        return written, part_names(path)
 
     def _note_stored(
         self, client: int, tree: Any, tensors: Mapping[str, torch.Tensor]
@@ -366,20 +336,11 @@ def _write_part(
     }
     if _is_small(contents):
         return
-    part = path.name.removesuffix(_VERSION_SUFFIX) + _PART_SUFFIX
+    part = path.name.removesuffix(_VERSION_SUFFIX) + PART_SUFFIX
     write(path.with_name(part), [], contents, durable)
     for leaf in unchanged:
         code = tensor_checksum(tensors[tensor_name(leaf)])
         place(tensors, leaf, [leaf[1], part, code])
-
-
-def _is_part(path: Path) -> bool:
-    return path.name.endswith(_PART_SUFFIX)
-
-
-def _client_in(name: str) -> str:
-    """Give the client that a file's name holds."""
-    return name.partition("-")[0]
 
 
 def _file_bytes(path: Path) -> float:

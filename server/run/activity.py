@@ -77,6 +77,7 @@ class ActivityLog(Listener):
             wave["is_pushed"] = True
         with self._lock:
             self._write_answers()
+            # Pushed work joins what is under way, a wave begins anew.
             self._open = len(work) + (self._open if is_pushed else 0)
             self._write(wave)
 
@@ -123,6 +124,7 @@ class ActivityLog(Listener):
         """Remove what a process that was killed left of a line."""
         try:
             data = self._path.read_bytes()
+            # A run that was killed may have left half a line.
             size = data.rfind(b"\n") + 1
             if size < len(data):
                 with self._path.open("ab") as file:

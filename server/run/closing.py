@@ -47,6 +47,7 @@ class Scorer:
         run.incidents.inspector.begin(0, 0, run.state.arrays)
         request = ScoreRequest(0, run.parts.config.data.tasks, with_later=True)
         correct, total = self._score(request)
+        # Forward transfer compares with it: what a model knows of a task before any training.
         run.state.scores.add_untrained(correct["personal"], total)
 
     def evaluate(self, task: int, round: int, is_over: bool) -> None:
@@ -91,6 +92,7 @@ class Scorer:
 
         Clients at work cannot be asked; a warning says so.
         """
+        # A client at work cannot be scored, and a mean without it would not compare.
         if self._run.grid.is_occupied:
             reason = (
                 "clients are at work, and are not scored before the task is over"
@@ -253,6 +255,7 @@ class TaskEnder:
             failed = run.incidents.all_failed(len(work))
             raise RunError(f"task {task + 1}, when it ended: {failed}")
         reports = [EndTaskReport.from_content(reply.content) for reply in replies]
+        # The end of a task may need more memory than its rounds.
         run.state.note_memory(report.costs for report in reports)
         self._add_costs(reports)
         self._tell_strategy(task, round, replies)
@@ -311,6 +314,7 @@ class TaskEnder:
 
     def _kept_by_strategy(self, task: int, round: int) -> int:
         strategy = self._run.parts.strategy
+        # Other strategies keep nothing about past tasks that we know of.
         if not isinstance(strategy, PairedStrategy):
             return 0
         with self._run.calls.call("kept_bytes", task, round):

@@ -104,10 +104,12 @@ class Scores:
 
     def accuracy(self, scoring: str) -> Floats:
         """Accuracies, float64 [client, seen, trained]."""
+        # Right answers and sizes are kept apart: ratios could not be added up again.
         return self.correct[scoring] / self.weights[:, :, None]
 
     def sizes(self) -> Floats:
         """Sizes of the test sets, float64 [client, seen]; 0: not known yet."""
+        # A task without a size has no weight in a mean.
         return np.nan_to_num(self.weights)
 
     def raw(self) -> dict[str, np.ndarray]:
@@ -150,6 +152,7 @@ class Scores:
         """Undo :meth:`raw`."""
         clients, tasks = arrays["weights"].shape
         scores = cls(clients, tasks)
+        # Earlier versions wrote 0 for sizes that were not known.
         scores.weights = np.where(
             arrays["weights"] > 0, arrays["weights"], np.nan
         )
@@ -269,6 +272,7 @@ def _wave(
     work: ScoreWork,
 ) -> list[Message]:
     """Ask clients to score; gives the good answers."""
+    # Tasks to come are scored only for forward transfer, and cost a pass each.
     scored = request.tasks if request.with_later else request.task + 1
     inspector.expect_scores(scored, work.should_collect)
     # One content for all: what clients share is encoded once.
@@ -282,6 +286,7 @@ def _wave(
         for reply in grid.exchange(messages, options)
         if reply.failure is None
     ]
+    # Some clients may all be away; that nobody answers at all is a fault.
     if not replies and request.nodes is None:
         raise RunError(
             f"no client could be scored after task {request.task + 1}; "
@@ -324,6 +329,7 @@ def _mean_kept(reports: Sequence[ScoreReport]) -> Arrays:
             # In float64, as the mean of hundreds of float32 loses digits.
             part = array.astype(np.float64) * (weight / sum(weights))
             mean[name] = mean[name] + part if name in mean else part
+    # Back to each parameter's own type: clients load it as such.
     original = reports[0].local_parameters or Arrays()
     return Arrays(
         (name, value.astype(original[name].dtype)) for name, value in mean.items()

@@ -146,7 +146,6 @@ def _read_profile(
         # A device may be like another one but for a few numbers.
         base = tree[fields["like"]] if "like" in fields else {}
         values = {**base, **fields}
-        # It is no field of a profile.
         values.pop("like", None)
         profile = Profile.model_validate(values)
     except KeyError as error:
@@ -258,7 +257,6 @@ def _phone(model: str, memory: float, score: float) -> Profile:
     scores = np.log(PHONE_SCORES)
     # In logarithms, as speeds of phones differ by factors.
     speeds = np.log([profile.speed for profile in classes])
-    # Watts are not between two classes: they are those of a chip.
     nearest = classes[int(np.argmin(np.abs(scores - score)))]
     return Profile(
         about=model,
@@ -287,7 +285,6 @@ def assign(config: FleetConfig, clients: int, seed: int) -> list[str]:
     """
     profiles = load_profiles(config.profiles)
     devices = config.devices
-    # A fleet's name comes before a device's.
     if isinstance(devices, str) and devices in FLEETS:
         devices = dict(FLEETS[devices])
     if isinstance(devices, str):
@@ -299,12 +296,10 @@ def assign(config: FleetConfig, clients: int, seed: int) -> list[str]:
                 f"fleet.devices: no device {name!r}{hint}; fedknow list devices shows all"
             )
     if isinstance(devices, list):
-        # A stream of its own: which devices there are moves no other draw.
         draw = generator(seed, "fleet.devices")
         names: list[str] = []
         for name in devices:
             names += _matching(name, profiles, draw)
-        # A short list is repeated, so that any number of clients can be simulated.
         return list(islice(cycle(names), clients))
     if sum(devices.values()) != clients:
         count = counted(sum(devices.values()), "device")

@@ -33,20 +33,18 @@ class RoundCounts:
     pullbacks: int = 0
     pushforwards: int = 0
 
-    def add(self, result: Integration, signatures: int, pullbacks: int) -> None:
+    def add(self, result: Integration, pullbacks: int) -> None:
         """Count one integrated step.
 
         Parameters
         ----------
         result : Integration
-            Its outcome.
-        signatures : int
-            How many signature tasks it was integrated with.
+            Its outcome, with a multiplier for each signature task.
         pullbacks : int
             Backward passes that the current gradient and the choice of tasks took.
         """
         self.steps += 1
-        self.signatures += signatures
+        self.signatures += len(result.multipliers)
         self.violated += result.violated
         self.active += int((result.multipliers > 0).sum())
         self.pullbacks += pullbacks + result.built

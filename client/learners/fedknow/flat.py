@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedknow.client.compute import cost
-
 __all__ = [
-    "GradientBuffer",
     "flatten",
     "flatten_present",
     "free_parameters",
@@ -131,40 +128,3 @@ def free_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [
         parameter for parameter in module.parameters() if parameter.requires_grad
     ]
-
-
-class GradientBuffer:
-    """Memory for the flat gradients of one batch, used again by every batch.
-
-    Attributes
-    ----------
-    current : Tensor
-        Place of the current gradient, float [size].
-    restored : Tensor
-        Places of restored gradients, float [count, size].
-    """
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0)
-        self.current = self._memory
-        self.restored = self._memory
-
-    def lay_out(self, count: int, size: int, like: Tensor) -> None:
-        """Make room for the current gradient and ``count`` restored ones.
-
-        Parameters
-        ----------
-        count, size : int
-            How many restored gradients, and their length.
-        like : Tensor
-            Of the dtype and device to use.
-        """
-        entries = (1 + count) * size
-        if self._memory.numel() < entries:
-            # Nobody is charged: a process makes the buffer once for all clients.
-            with cost.free():
-                # On a processor, rows that are never written to take up no memory.
-                self._memory = like.new_empty(entries)
-        rows = self._memory[:entries].view(1 + count, size)
-        self.current = rows[0]
-        self.restored = rows[1:]

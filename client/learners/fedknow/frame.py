@@ -10,7 +10,6 @@ from torch import nn
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.fedknow.checks import check_model
 from fedknow.client.learners.fedknow.counts import RoundCounts
-from fedknow.client.learners.fedknow.flat import GradientBuffer
 from fedknow.client.learners.fedknow.gradients import Student
 from fedknow.client.learners.fedknow.integrator import integrator_for
 from fedknow.client.learners.fedknow.negative_transfer import (
@@ -20,6 +19,7 @@ from fedknow.client.learners.fedknow.restorer import Restorer
 from fedknow.client.learners.fedknow.selection import SignatureSelection
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.fedknow.traits import BodyTraits
+from fedknow.client.learners.frames.gradient_buffer import GradientBuffer
 from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
 from fedknow.protocols.config import TrainConfig
 
@@ -85,6 +85,7 @@ class KnowledgeClient(Learner):
         if self._restorer.begin(task.task, len(task.train.y)):
             # Multipliers of another task say nothing of this one.
             self._integrator.load({})
+        # Teachers answer for nothing where no gradient is restored.
         is_used = self._integrator.uses_knowledge
         tasks = self._restorer.tasks_before(task.task) if is_used else []
         self._selection.begin(tasks, round.seed)
@@ -105,6 +106,7 @@ class KnowledgeClient(Learner):
 
     def _look_ahead(self) -> None:
         """Note the slices that the next step restores: its cost depends on them."""
+        # Of the next batch, which is not counted yet.
         is_plain = (self._counts.batches + 1) % self.settings.every != 0
         tasks = [] if self._guard.is_active or is_plain else self._selection.tasks
         self._slices = [self._restorer.knowledge[task].classes for task in tasks]
@@ -112,6 +114,7 @@ class KnowledgeClient(Learner):
     def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep the model last trained here, where a setting needs it."""
         is_local = self.settings.extract_from == "local"
+        # It is as large as the model, so that it is kept only where it is used.
         if is_local or self.settings.post_aggregation != "off":
             self._local = self.send()
         return {}

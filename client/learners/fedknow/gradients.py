@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.flat import (
-    GradientBuffer,
     flatten_present,
     free_parameters,
     set_gradients,
@@ -22,6 +20,7 @@ from fedknow.client.learners.fedknow.flat import (
 from fedknow.client.learners.fedknow.linearization import Linearization
 from fedknow.client.learners.fedknow.restored import RestoredGradients
 from fedknow.client.learners.fedknow.traits import BodyTraits
+from fedknow.client.learners.frames.gradient_buffer import GradientBuffer
 from fedknow.client.learners.frames.learner import Autocast, Batch, hits, widen
 from fedknow.client.learners.frames.projection import Vector
 
@@ -87,6 +86,7 @@ class CurrentGradient(ABC):
 
     def __init__(self) -> None:
         self._is_forward = False
+        # Whether g itself lies in the buffer, without a margin.
         self._is_alone = False
 
     @property
@@ -132,7 +132,7 @@ class CurrentGradient(ABC):
             Whether :meth:`RestoredGradients.products` will be asked for.
         """
         self._is_forward = is_forward
-        cost.add(memory=self.student.buffer.current.nbytes)
+        self.student.buffer.use_current()
 
     def _add_margin(self, restored: RestoredGradients, margin: float) -> Tensor:
         """Add ``margin * sum_i g_i`` to g by a backward pass of its own."""
@@ -162,6 +162,7 @@ def current_gradient(
     train_plainly : callable
         Leaves the plain gradients of a batch in the parameters.
     """
+    # A forward pass of its own for the part, whose price only a smaller share wins back.
     if share < 1:
         return PartOfBatch(student, batch, share, train_plainly)
     return WholeBatch(student, batch)
@@ -201,6 +202,7 @@ class WholeBatch(CurrentGradient):
         self._cotangent, *gradients = torch.autograd.grad(
             self._loss, [features, *of_head]
         )
+        # The head's gradient is never turned: its rows belong to one task each.
         for parameter, gradient in zip(of_head, gradients, strict=True):
             parameter.grad = gradient
         # Restored gradients start from numbers: their own graph begins at the features.

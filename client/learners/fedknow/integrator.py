@@ -20,13 +20,12 @@ least ``margin``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, cast
 
 import numpy as np
 from torch import Tensor
 
-from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.gradients import CurrentGradient, WholeBatch
 from fedknow.client.learners.fedknow.partial_duals import (
     integrate_lazily,
@@ -35,7 +34,11 @@ from fedknow.client.learners.fedknow.partial_duals import (
 )
 from fedknow.client.learners.fedknow.restored import RestoredGradients
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
-from fedknow.client.learners.frames.projection import Integration, integrate
+from fedknow.client.learners.frames.projection import (
+    Integration,
+    integrate,
+    integrated,
+)
 
 __all__ = [
     "ExactQp",
@@ -49,6 +52,10 @@ __all__ = [
 ]
 
 
+ChooseTasks = Callable[[CurrentGradient, RestoredGradients], RestoredGradients]
+"""g and g_i of the past tasks to the g_i of the signature tasks among them."""
+
+
 def integrator_for(settings: FedKnowSettings) -> Integrator:
     """Make the integrator that the settings ask for.
 
@@ -57,19 +64,14 @@ def integrator_for(settings: FedKnowSettings) -> Integrator:
     >>> type(integrator_for(FedKnowSettings(path="full"))).__name__
     'ExactQp'
     """
-    match settings.integrator:
-        case "qp" if settings.path == "full":
-            return ExactQp(settings.margin)
-        case "qp":
-            return LazyQp(settings.margin)
-        case "surrogate":
-            return Surrogate(settings.margin)
-        case "online":
-            return OnlineDual(settings.margin)
-        case "sum":
-            return Sum()
-        case "off":
-            return Off()
+    kinds: dict[str, type[Integrator]] = {
+        "qp": ExactQp if settings.path == "full" else LazyQp,
+        "surrogate": Surrogate,
+        "online": OnlineDual,
+        "sum": Sum,
+        "off": Off,
+    }
+    return kinds[settings.integrator](settings.k, settings.margin)
 
 
 class Integrator(ABC):
@@ -77,6 +79,8 @@ class Integrator(ABC):
 
     Parameters
     ----------
+    k : int
+        How many signature tasks are chosen at most.
     margin : float
         The least that each multiplier may be.
 
@@ -84,13 +88,17 @@ class Integrator(ABC):
     ----------
     uses_knowledge : bool
         Whether gradients of past tasks are restored at all.
+    asks_products : bool
+        Whether it multiplies a vector by all restored gradients before it computes them.
     multipliers : dict
         By past task, those that a client keeps from batch to batch; empty for most integrators.
     """
 
     uses_knowledge: ClassVar[bool] = True
+    asks_products: ClassVar[bool] = False
 
-    def __init__(self, margin: float = 0.0) -> None:
+    def __init__(self, k: int, margin: float) -> None:
+        self._k = k
         self._margin = margin
         self.multipliers: dict[int, float] = {}
 
@@ -102,11 +110,13 @@ class Integrator(ABC):
         """Become that of the client whose state this is."""
         self.multipliers = {int(task): float(v) for task, v in state.items()}
 
-    @abstractmethod
-    def prepare(
-        self, gradient: CurrentGradient, restored: RestoredGradients, k: int
-    ) -> Integrator:
-        """Prepare a batch.
+    def integrate(
+        self,
+        gradient: CurrentGradient,
+        restored: RestoredGradients,
+        choose: ChooseTasks,
+    ) -> Integration:
+        """Choose signature tasks, and turn the current gradient.
 
         Parameters
         ----------
@@ -114,66 +124,62 @@ class Integrator(ABC):
             g.
         restored : RestoredGradients
             g_i of all past tasks that signature tasks may be chosen from.
-        k : int
-            How many of these are chosen at most.
-
-        Returns
-        -------
-        Integrator
-            The one to integrate this batch with.
-        """
-
-    @abstractmethod
-    def integrate(
-        self, gradient: CurrentGradient, restored: RestoredGradients
-    ) -> Integration:
-        """Turn the current gradient.
-
-        Parameters
-        ----------
-        gradient : CurrentGradient
-            g.
-        restored : RestoredGradients
-            g_i of the signature tasks.
+        choose : callable
+            Chooses at most k of them.
 
         Returns
         -------
         Integration
-            With g', float [size].
+            With g', float [size], and a multiplier for each signature task.
 
         Raises
         ------
         FloatingPointError
             If a gradient is not finite.
         """
+        solver: Integrator = self
+        if self.asks_products and not self._has_products(gradient, restored):
+            # Without products all restored gradients are needed, and then Eq. (3) is solved.
+            solver = ExactQp(self._k, self._margin)
+        # Before the choice, which computes g and candidates in the memory laid out here.
+        solver._lay_out(gradient, restored)
+        return solver._turn(gradient, choose(gradient, restored))
+
+    def _has_products(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> bool:
+        # A single restored gradient is computed as fast as a product with it.
+        has_many = min(len(restored), self._k) > 1
+        return has_many and gradient.can_push_forward(restored)
+
+    @abstractmethod
+    def _lay_out(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> None:
+        """Make room for the gradients that will be computed."""
+
+    @abstractmethod
+    def _turn(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> Integration:
+        """Turn g by the restored gradients of the signature tasks."""
 
 
 class _Solver(Integrator):
     """An integrator that computes g, and from it g'."""
 
-    asks_products: ClassVar[bool] = False
-    """Whether it multiplies a vector by all restored gradients before it computes them."""
-
-    def prepare(
-        self, gradient: CurrentGradient, restored: RestoredGradients, k: int
-    ) -> Integrator:
-        """See :meth:`Integrator.prepare`."""
-        if self.asks_products and not _has_products(gradient, restored, k):
-            return ExactQp(self._margin).prepare(gradient, restored, k)
-        gradient.lay_out(min(len(restored), k))
+    def _lay_out(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> None:
+        gradient.lay_out(min(len(restored), self._k))
         gradient.prepare(restored, self.asks_products)
-        return self
 
-    def integrate(
+    def _turn(
         self, gradient: CurrentGradient, restored: RestoredGradients
     ) -> Integration:
-        """See :meth:`Integrator.integrate`."""
         g = gradient.with_margin(restored, self._margin)
-        with cost.declared():
-            result = self._solve(g, restored)
-            # Memory of g' and of what was added to g.
-            cost.add(result.flops, 2 * g.nbytes)
-        return result
+        # g' and what was added to g.
+        return integrated(lambda: self._solve(g, restored), vectors=2)
 
     @abstractmethod
     def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
@@ -218,6 +224,10 @@ class Surrogate(_Solver):
 class Sum(_Solver):
     """Adds all restored gradients, as distillation does."""
 
+    def __init__(self, k: int, margin: float) -> None:
+        # Its multipliers are 1: there is nothing to hold them above.
+        super().__init__(k, margin=0.0)
+
     def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
         multipliers = np.ones(len(restored))
         total = g + restored.combine(multipliers)
@@ -230,6 +240,10 @@ class Off(_Solver):
 
     uses_knowledge = False
 
+    def __init__(self, k: int, margin: float) -> None:
+        # A margin would add restored gradients to g.
+        super().__init__(k, margin=0.0)
+
     def _solve(self, g: Tensor, restored: RestoredGradients) -> Integration:
         return Integration(g, np.zeros(len(restored)), 0)
 
@@ -241,34 +255,24 @@ class OnlineDual(Integrator):
     moves (:func:`~fedknow.client.learners.fedknow.partial_duals.step_dual`).
     """
 
-    def prepare(
-        self, gradient: CurrentGradient, restored: RestoredGradients, k: int
-    ) -> Integrator:
-        """See :meth:`Integrator.prepare`."""
-        if not _has_products(gradient, restored, k):
-            return ExactQp(self._margin).prepare(gradient, restored, k)
+    asks_products = True
+
+    def _lay_out(
+        self, gradient: CurrentGradient, restored: RestoredGradients
+    ) -> None:
         # One place to choose signature tasks with; g' is written where g was.
         gradient.lay_out(1)
-        return self
 
-    def integrate(
+    def _turn(
         self, gradient: CurrentGradient, restored: RestoredGradients
     ) -> Integration:
-        """See :meth:`Integrator.integrate`."""
         tasks = restored.tasks
         v = np.array([self.multipliers.get(task, 0.0) for task in tasks])
         # The model's check refuses this integrator for gradients of a part of a batch.
         result = cast(WholeBatch, gradient).turn(restored, v + self._margin)
         products, _ = restored.products(result)
         moved = step_dual(v, products, restored.lengths(result))
+        # By task and not by place: another batch may have other signature tasks.
         self.multipliers |= dict(zip(tasks, moved.tolist(), strict=True))
         violated = int((products < 0).sum())
         return Integration(result, v, violated, built=0, multiplied=1)
-
-
-def _has_products(
-    gradient: CurrentGradient, restored: RestoredGradients, k: int
-) -> bool:
-    """Tell whether to ask for products with the restored gradients first."""
-    # A single restored gradient is computed as fast as a product with it.
-    return min(len(restored), k) > 1 and gradient.can_push_forward(restored)

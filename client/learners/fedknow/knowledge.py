@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute import cost
 from fedknow.client.data.stream import Split
+from fedknow.client.learners.frames.extra_work import extra_steps
 from fedknow.client.learners.frames.learner import (
     Autocast,
     Batch,
@@ -77,8 +77,10 @@ class Knowledge:
         """Give it as tensors and numbers that can be saved."""
         return {
             "classes": list(self.classes),
+            # As bits: places as numbers take more memory as soon as rho is above 1/32.
             "mask": self.mask,
             "values": self.values,
+            # This key is older than the attribute: saved states hold it.
             "whole": self.unpruned,
             "head_weight": self.head[0],
             "head_bias": self.head[1],
@@ -97,6 +99,7 @@ class Knowledge:
 
     def restore_into(self, body: nn.Module) -> None:
         """Make a body the pruned one; weights that are not kept become zero."""
+        # Zeros first: only what was kept is stored.
         flat = self.values.new_zeros(
             sum(weight.numel() for weight in prunable(body).values())
         )
@@ -107,6 +110,7 @@ class Knowledge:
         flat.masked_scatter_(
             torch.from_numpy(is_kept).to(flat.device), self.values
         )
+        # Its tensors share memory with the body's parameters and buffers.
         state = body.state_dict()
         with torch.no_grad():
             start = 0
@@ -162,6 +166,7 @@ def prunable(body: nn.Module) -> dict[str, nn.Parameter]:
     return {
         name: p
         for name, p in body.named_parameters()
+        # Biases and norms are few and carry much, so that they are kept whole.
         if p.dim() > 1 and p.requires_grad
     }
 
@@ -177,6 +182,7 @@ def top_fraction(weights: Sequence[Tensor], rho: float) -> list[Tensor]:
     list of bool Tensor
         One mask for each tensor, of its shape.
     """
+    # All layers compete: a share of each would keep weak weights where none is strong.
     flat = torch.cat([weight.detach().abs().flatten() for weight in weights])
     count = max(1, round(rho * len(flat)))
     # The count-th largest value, then everything above it and as many equal ones as there is
@@ -257,6 +263,7 @@ def extract(
     _finetune(model, pruned, samples, columns, tuning)
     is_kept = torch.cat([mask.flatten() for mask in masks])
     flat = torch.cat([weight.detach().flatten() for weight in weights])
+    # The head's other rows belong to other tasks.
     index = torch.tensor(classes)
     return Knowledge(
         classes=tuple(classes),
@@ -316,23 +323,24 @@ def _finetune(
     labels = columns.labels(samples.y)
     model.train()
     for _ in range(tuning.epochs):
-        for index in batches(
+        indices = batches(
             len(labels), tuning.batch_size, generator, device, tuning.smallest
-        ):
-            with cost.part(("finetune", len(index), len(columns.index))):
-                # The model is a copy, which is not watched.
-                cost.add(samples=len(index))
-                batch = Batch(samples.x[index], labels[index], index, columns)
-                optimizer.zero_grad(set_to_none=True)
-                _backward(model, batch, tuning)
-                for weight, mask in pruned:
-                    # A weight may take no part in a forward pass.
-                    if weight.grad is not None:
-                        weight.grad.mul_(mask)
-                optimizer.step()
-                # With masked gradients and no L2 term Adam leaves pruned weights alone. They
-                # are pruned again all the same, as all else rests on their being exactly zero.
-                _prune(pruned)
+        )
+        width = len(columns.index)
+        for index in extra_steps(indices, "finetune", width, is_learning=True):
+            batch = Batch(samples.x[index], labels[index], index, columns)
+            optimizer.zero_grad(set_to_none=True)
+            _backward(model, batch, tuning)
+            for weight, mask in pruned:
+                # A weight may take no part in a forward pass.
+                if weight.grad is not None:
+                    weight.grad.mul_(mask)
+            optimizer.step()
+            # With masked gradients and no L2 term Adam leaves pruned weights alone. They
+            # are pruned again all the same, as all else rests on their being exactly zero.
+            # Before fine-tuning, so that the weights that are left learn to do without the
+            # others.
+            _prune(pruned)
 
 
 def _backward(model: nn.Module, batch: Batch, tuning: FineTuning) -> None:
@@ -340,6 +348,7 @@ def _backward(model: nn.Module, batch: Batch, tuning: FineTuning) -> None:
     with tuning.autocast():
         logits = model(batch.x)
     loss: Any = F.cross_entropy(batch.head.logits(widen(logits)), batch.y)
+    # Knowledge that holds a NaN would spoil each later step of every task.
     if not math.isfinite(loss.item()):
         raise Diverged(
             f"fine-tuning a task's knowledge gave a loss of {loss.item()}; "

@@ -58,10 +58,10 @@ class FedKnow(KnowledgeClient):
             self._student, batch, self.settings.restore_from, super().gradient
         )
         restored = self._restorer.restore(gradient, tasks)
-        integrator = self._integrator.prepare(gradient, restored, self.settings.k)
-        signature = self._selection.choose(gradient, restored)
-        result = integrator.integrate(gradient, signature)
-        self._counts.add(result, len(signature), gradient.pullbacks)
+        result = self._integrator.integrate(
+            gradient, restored, choose=self._selection.choose
+        )
+        self._counts.add(result, gradient.pullbacks)
         gradient.put(result.gradient)
         return gradient.report
 

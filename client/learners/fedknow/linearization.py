@@ -45,10 +45,12 @@ def factorable(
     threshold : int
         Entries from which on a weight is large.
     """
+    # Dropout and batch statistics must not decide what is factored.
     body.eval()
     weights = {
         p
         for p in body.parameters()
+        # A small weight's gradient is short already, and its factors cost a decomposition.
         if p.requires_grad and p.dim() == 2 and p.numel() >= threshold
     }
     tracer = _Tracer(weights, probe=True)
@@ -118,10 +120,12 @@ class Linearization:
         self.reached = [False] * len(self.parameters)
         self._factors = tracer.factors
         self._leaves = [
+            # By its coordinates a factored weight has fewer entries than the weight itself.
             tracer.factors[p][0] if p in tracer.factors else p
             for p in self.parameters
         ]
         self.size = sum(leaf.numel() for leaf in self._leaves)
+        # None = None | Set by a pullback: J u is the derivative of J^T c by c.
         self._transpose: tuple[Tensor, list[Tensor]] | None = None
 
     def pullback(
@@ -239,9 +243,12 @@ class _Tracer(TorchFunctionMode):
         self, x: Tensor, weight: nn.Parameter, bias: Tensor | None = None
     ) -> Tensor:
         if weight in self.factors:
+            # Used twice, its gradient is a sum that one set of coordinates does not span.
             self.again.add(weight)
+        # With a large batch the coordinates are no shorter than the gradient.
         if x.dim() != 2 or not (self._probe or 2 * len(x) <= weight.shape[1]):
             return F.linear(x, weight, bias)
+        # A linear layer's gradient lies in the span of its inputs, of which Q is a basis.
         q, r = torch.linalg.qr(widen(x.detach()).T)
         coordinates = r.new_zeros(len(weight), len(r)).requires_grad_()
         self.factors[weight] = coordinates, q

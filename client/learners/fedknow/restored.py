@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from fedknow.client.compute import cost
-from fedknow.client.learners.fedknow.flat import GradientBuffer
 from fedknow.client.learners.fedknow.linearization import Linearization
+from fedknow.client.learners.frames.extra_work import on_demand
+from fedknow.client.learners.frames.gradient_buffer import GradientBuffer
 from fedknow.client.learners.frames.projection import Vector
 
 __all__ = ["RestoredGradients"]
@@ -86,7 +86,7 @@ class RestoredGradients:
 
     def _full_length(self, cotangent: Tensor) -> Tensor:
         """Pull one cotangent, float [B, f], back to float [p]."""
-        with cost.part(("candidate", cotangent.shape)):
+        with on_demand("candidate", cotangent.shape):
             row = self.at_body.pullback(cotangent, self._buffer.restored[0])
             return self.at_body.full_length(row)
 
@@ -104,9 +104,8 @@ class RestoredGradients:
             All gradients built so far, float [m, size], in the order of the requests.
         """
         for place in places:
-            row = self._buffer.restored[self._built]
-            cost.add(memory=row.nbytes)
-            with self._part("pullback"):
+            row = self._buffer.use_restored(self._built)
+            with self._on_demand("pullback"):
                 self.at_body.pullback(self._at_logits[place] @ self._head, row)
             self._built += 1
         return self._buffer.restored[: self._built]
@@ -124,9 +123,8 @@ class RestoredGradients:
         Tensor
             Float [size], in the buffer's first place.
         """
-        row = self._buffer.restored[0]
-        cost.add(memory=row.nbytes)
-        with self._part("combine"):
+        row = self._buffer.use_restored(0)
+        with self._on_demand("combine"):
             combined = self._combined(weights)
             return self.at_body.pullback(combined @ self._head, row)
 
@@ -144,7 +142,7 @@ class RestoredGradients:
         out : Tensor
             Where to write, float [size].
         """
-        with self._part("turn"):
+        with self._on_demand("turn"):
             combined = self._combined(weights)
             # Kept for lengths(), which needs its norm.
             self._cotangent = cotangent + combined @ self._head
@@ -165,7 +163,7 @@ class RestoredGradients:
         sizes : ndarray
             ``|p_i| |J u W^T|``, float64 [k].
         """
-        with self._part("products"):
+        with self._on_demand("products"):
             moved = (self.at_body.pushforward(u) @ self._head.T).flatten()
             p = self._at_logits.flatten(1)
             return _to_numpy(p @ moved), _to_numpy(p.norm(dim=1) * moved.norm())
@@ -176,7 +174,7 @@ class RestoredGradients:
         The two differ by what the body does. With the result of :meth:`turn`, the factor is
         taken from how much longer it is than its cotangent.
         """
-        with self._part("lengths"):
+        with self._on_demand("lengths"):
             squares = (
                 (self._at_logits @ (self._head @ self._head.T))
                 .mul_(self._at_logits)
@@ -199,8 +197,9 @@ class RestoredGradients:
         combined: Tensor = torch.tensordot(w, self._at_logits, 1)
         return combined
 
-    def _part(self, name: str) -> AbstractContextManager[None]:
-        return cost.part((name, self._at_logits.shape))
+    def _on_demand(self, name: str) -> AbstractContextManager[None]:
+        # All of it costs by the number of tasks, samples and classes.
+        return on_demand(name, self._at_logits.shape)
 
 
 def _to_numpy(x: Tensor) -> Vector:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute import cost
 from fedknow.client.learners.fedknow.gradients import CurrentGradient
 from fedknow.client.learners.fedknow.knowledge import Knowledge
 from fedknow.client.learners.fedknow.restored import RestoredGradients
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
+from fedknow.client.learners.frames.extra_work import on_demand
 from fedknow.client.learners.frames.learner import Autocast, State
 
 __all__ = ["Restorer", "restored_cotangent", "soft_labels"]
@@ -110,6 +110,7 @@ class Restorer:
         autocast: Autocast,
     ) -> None:
         self._settings = settings
+        # The body in training would forget its own weights.
         self._body = body
         self._autocast = autocast
         self.load_state({})
@@ -174,13 +175,14 @@ class Restorer:
             Puts samples into the memory format that a body takes.
         """
         missing = [task for task in tasks if task not in self.answers]
+        # Once for all teachers, and not at all where none has to answer.
         if missing:
             x = images(x)
         for task in missing:
             self.answers[task] = self._answer(self.knowledge[task], x)
 
     def _answer(self, knowledge: Knowledge, x: Tensor) -> Tensor:
-        with cost.part(("answer", len(x), len(knowledge.classes))):
+        with on_demand("answer", len(x), len(knowledge.classes)):
             logits = knowledge.logits(
                 self._body, x, TEACHER_BATCH, self._autocast
             )
@@ -204,6 +206,7 @@ class Restorer:
             The past tasks.
         """
         logits = gradient.logits
+        # One tensor for all tasks: products with all of them are then one call.
         at_logits = logits.new_zeros(len(tasks), *logits.shape)
         for cotangent, task in zip(at_logits, tasks, strict=True):
             classes = torch.tensor(

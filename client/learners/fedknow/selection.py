@@ -68,7 +68,9 @@ class SignatureSelection:
         """Draw the candidates: those chosen last, and others at random."""
         size = self._settings.k + self._settings.candidates
         if not self._settings.candidates or len(tasks) <= size:
+            # All of them are candidates, as in the paper, or there is room for all.
             return tasks
+        # Those chosen last are likely to be chosen again.
         recent = [task for task in self.signature if task in tasks]
         further = [task for task in tasks if task not in recent]
         drawn = generator(seed, "candidates").choice(
@@ -102,6 +104,7 @@ class SignatureSelection:
             return restored
         g = gradient.alone()
         candidates = restored.one_by_one()
+        # Each candidate took one backward pass to look at.
         gradient.pullbacks += len(restored)
         places = most_dissimilar(
             # Distances are taken between entries, which coordinates do not keep.
@@ -178,6 +181,7 @@ def most_dissimilar(
 def _quantiles_or_cdf(x: Tensor, form: str) -> Tensor:
     """Give what is compared entry by entry: float [p] to float [p]."""
     if form == "positions":
+        # A gradient of zeros has no mass to divide by.
         mass = x.abs().sum().clamp_min(torch.finfo(x.dtype).tiny)
         return (x.abs() / mass).cumsum(0)
     if x.is_cpu:

@@ -46,7 +46,7 @@ class FedKnowSettings(LearnerSettings):
     shared one."""
     wasserstein: Literal["values", "positions"] = "values"
     """Reading of the distance that chooses signature tasks
-    (:func:`~..frames.projection.wasserstein`).
+    (:func:`~fedknow.client.learners.fedknow.selection.wasserstein`).
     """
     select: Literal["round", "batch"] = "round"
     """How often signature tasks are chosen; matters only with more than k past tasks."""

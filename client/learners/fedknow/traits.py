@@ -9,12 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedknow.client.compute import cost
-from fedknow.client.learners.fedknow.flat import GradientBuffer, free_parameters
+from fedknow.client.learners.fedknow.flat import free_parameters
 from fedknow.client.learners.fedknow.linearization import (
     Linearization,
     factorable,
 )
+from fedknow.client.learners.frames.extra_work import once_for_all
+from fedknow.client.learners.frames.gradient_buffer import GradientBuffer
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class BodyTraits:
         if self._is_traced:
             return
         self._is_traced = True
-        with cost.free():
+        with once_for_all():
             factors = factorable(self._scratch, x)
         pairs = zip(
             free_parameters(self._body),
@@ -101,7 +102,7 @@ class BodyTraits:
             Its current gradient is overwritten.
         """
         if self._can_push_forward is None:
-            with cost.free():
+            with once_for_all():
                 fault = self._fault(at_body, make_cotangent(), buffer)
             if fault is None:
                 return True  # a batch whose gradient vanishes decides nothing

@@ -49,7 +49,8 @@ The paper's lambda_1 is on the masks too. Here that weight is a setting of its o
 (``mask_sparsity``), by default 0 as in their code.
 """
 
-from fedknow.client.learners.fedweit.learner import FedWeit, FedWeitSettings
+from fedknow.client.learners.fedweit.learner import FedWeit
 from fedknow.client.learners.fedweit.parameters import sent_units
+from fedknow.client.learners.fedweit.settings import FedWeitSettings
 
 __all__ = ["FedWeit", "FedWeitSettings", "sent_units"]

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -15,16 +14,17 @@ from torch.nn import functional as F
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.fedweit.parameters import (
     TaskParameters,
+    cloned,
+    penalty_of,
     sent_units,
-    sparsity_norm,
     weighted_sum,
 )
+from fedknow.client.learners.fedweit.settings import FedWeitSettings
 from fedknow.client.learners.frames.checks import check_free
 from fedknow.client.learners.frames.learner import (
     Batch,
     Layout,
     Learner,
-    LearnerSettings,
     Predictor,
     Round,
     State,
@@ -37,25 +37,7 @@ from fedknow.client.learners.frames.sparse import pack, unpack
 from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.texts import counted
 
-__all__ = ["FedWeit", "FedWeitSettings"]
-
-
-class FedWeitSettings(LearnerSettings):
-    """Settings of :class:`FedWeit`."""
-
-    sparsity: float = Field(1e-3, ge=0)
-    """lambda_1: weight of the L1 norm of the adaptive parameters, and the size below which they
-    are dropped."""
-    retention: float = Field(100.0, ge=0)
-    """lambda_2: weight of what past tasks' parameters have moved."""
-    mask_sparsity: float = Field(0.0, ge=0)
-    """Weight of the L1 norm of the masks."""
-    sent: float = Field(0.7, gt=0, le=1)
-    """Fraction of each layer's units, those with the largest mask, whose base weights go to the
-    server."""
-    mask: float = 3.0
-    """Where masks start, before the sigmoid. Adaptive parameters and attention start at 0, so a
-    task starts from sigmoid(mask) times the shared base."""
+__all__ = ["FedWeit"]
 
 
 class FedWeit(Learner):
@@ -90,6 +72,7 @@ class FedWeit(Learner):
     ) -> None:
         super().__init__(model, train, settings)
         check_free(model, "fedweit", "body", "splits the body's parameters")
+        # Without the body's prefix: these names are those of functional_call.
         self._base = {
             name: p for name, p in self.body.named_parameters() if p.requires_grad
         }
@@ -109,10 +92,8 @@ class FedWeit(Learner):
             for task, entry in state.get("adaptive_then", {}).items()
         }
         self._others: Tensors = unpack(state.get("others", {}))
-        self._attention: Tensors = {
-            name: alpha.clone()
-            for name, alpha in state.get("attention", {}).items()
-        }
+        self._attention = cloned(state.get("attention", {}))
+        # All clients' parameters are only borrowed from, and not kept.
         self._everybody: Tensors = {}
         self._global = False
 
@@ -194,6 +175,7 @@ class FedWeit(Learner):
         undecayed = list(self._attention.values())
         for entry, _ in self._past:
             undecayed += entry.adaptive.values()
+        # They are no parameters of the model, so that the frame does not know them.
         self._own = [tensor.requires_grad_() for tensor in (*decayed, *undecayed)]
         self.optimizer = make_optimizer(
             self.train,
@@ -227,6 +209,7 @@ class FedWeit(Learner):
         weights = self._now.weights(self._base, self._borrow())
         reached: set[str] = set()
         for name, weight in weights.items():
+            # Whether the loss reaches a weight shows only while gradients flow.
             weight.register_hook(partial(_note, reached, name))  # type: ignore[no-untyped-call]
         with self.autocast():
             features = functional_call(self.body, weights, (batch.x,))
@@ -244,26 +227,14 @@ class FedWeit(Learner):
 
     def _penalty(self) -> Tensor:
         """Compute the terms of Eq. (3) besides the loss."""
-        tasks = [self._now, *(entry for entry, _ in self._past)]
-        penalty = self.settings.sparsity * sparsity_norm(tasks)
-        if self.settings.mask_sparsity:
-            penalty = penalty + self.settings.mask_sparsity * sum(
-                m.abs().sum() for m in self._now.mask.values()
-            )
-        for entry, adaptive_before in self._past:
-            for name, b in self._base.items():
-                penalty = (
-                    penalty
-                    + self.settings.retention
-                    * entry.distance_moved(
-                        name, b, self._base_then[name], adaptive_before[name]
-                    )
-                )
-        return penalty
+        return penalty_of(
+            self._now, self._past, self._base, self._base_then, self.settings
+        )
 
     def step(self) -> None:
         """One step of everything that is trained."""
         if self.train.clip_norm:
+            # The frame clips the model's parameters, and not these.
             nn.utils.clip_grad_norm_(self._own, self.train.clip_norm)
         super().step()
 
@@ -274,9 +245,8 @@ class FedWeit(Learner):
 
     def counts(self) -> dict[str, float]:
         """``adaptive``: share of the task's adaptive parameters above lambda_1."""
-        adaptive = torch.cat(
-            [a.detach().flatten() for a in self._now.adaptive.values()]
-        )
+        values = self._now.adaptive.values()
+        adaptive = torch.cat([a.detach().flatten() for a in values])
         is_large = adaptive.abs() > self.settings.sparsity
         return {"adaptive": float(is_large.float().mean())}
 
@@ -289,9 +259,7 @@ class FedWeit(Learner):
         self.entries.load(shared)
         ended = self._tasks[task.task]
         ended.borrowed = self._borrow()
-        ended.buffers = {
-            name: value.clone() for name, value in self._buffers.items()
-        }
+        ended.buffers = cloned(self._buffers)
         for entry in self._tasks.values():
             entry.drop_small(self.settings.sparsity)
         self._base_then = {name: shared[f"body.{name}"] for name in self._base}
@@ -318,10 +286,10 @@ class FedWeit(Learner):
         if self._global or task not in self._tasks:
             return dict(self._base)
         entry = self._tasks[task]
+        # What earlier tasks borrowed was fixed at their ends.
         borrowed = self._borrow() if task == max(self._tasks) else {}
-        return (
-            entry.weights(self._base, entry.borrowed or borrowed) | entry.buffers
-        )
+        weights = entry.weights(self._base, entry.borrowed or borrowed)
+        return weights | entry.buffers
 
 
 def _note(reached: set[str], name: str, gradient: Tensor) -> None:

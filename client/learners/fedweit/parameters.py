@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fedknow.client.learners.fedweit.settings import FedWeitSettings
 from fedknow.client.learners.frames.learner import State, Tensors
 from fedknow.client.learners.frames.sparse import pack, packed_bytes, unpack
 
-__all__ = ["TaskParameters", "sent_units", "sparsity_norm", "weighted_sum"]
+__all__ = [
+    "TaskParameters",
+    "cloned",
+    "penalty_of",
+    "sent_units",
+    "sparsity_norm",
+    "weighted_sum",
+]
 
 
 @dataclass
@@ -164,3 +172,47 @@ def sent_units(mask: Tensor, fraction: float) -> Tensor:
     is_sent = torch.zeros_like(order, dtype=torch.bool)
     is_sent[order[: max(1, math.ceil(fraction * len(order)))]] = True
     return is_sent.view(mask.shape)
+
+
+def penalty_of(
+    current: TaskParameters,
+    earlier: Sequence[tuple[TaskParameters, Tensors]],
+    base: Mapping[str, Tensor],
+    base_then: Mapping[str, Tensor],
+    settings: FedWeitSettings,
+) -> Tensor:
+    """Compute the terms of Eq. (3) besides the loss.
+
+    Parameters
+    ----------
+    current : TaskParameters
+        Those of the task in training.
+    earlier : sequence of tuple
+        The parameters of each earlier task, and its A when this task began.
+    base, base_then : mapping of str to Tensor
+        B now, and B' when the last task was over.
+    settings : FedWeitSettings
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
+    tasks = [current, *(entry for entry, _ in earlier)]
+    penalty = settings.sparsity * sparsity_norm(tasks)
+    if settings.mask_sparsity:
+        penalty = penalty + settings.mask_sparsity * sum(
+            mask.abs().sum() for mask in current.mask.values()
+        )
+    for entry, adaptive_then in earlier:
+        for name, b in base.items():
+            moved = entry.distance_moved(
+                name, b, base_then[name], adaptive_then[name]
+            )
+            penalty = penalty + settings.retention * moved
+    return penalty
+
+
+def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copy tensors by name."""
+    return {name: value.clone() for name, value in tensors.items()}

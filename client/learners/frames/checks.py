@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,13 @@ from fedknow.protocols.config import ConfigError, ExperimentConfig
 if TYPE_CHECKING:
     from fedknow.client.learners.frames.learner import Learner
 
-__all__ = ["check_exchange", "check_free", "check_head", "warn_of_slow_bf16"]
+__all__ = [
+    "check_exchange",
+    "check_free",
+    "check_head",
+    "check_plain",
+    "warn_of_slow_bf16",
+]
 
 log = logging.getLogger(__name__)
 
@@ -98,3 +105,41 @@ def warn_of_slow_bf16() -> None:
             "train.precision = 'bf16': this processor computes bfloat16 by emulation; "
             "'fp32' will be faster"
         )
+
+
+def check_plain(layers: Mapping[str, nn.Module], learner: str) -> None:
+    """Refuse layers whose weights are not theirs alone.
+
+    A method that sets weights by hand cannot work with them.
+
+    Parameters
+    ----------
+    layers : mapping of str to Module
+        Convolutions and linear layers by name.
+    learner : str
+        Name of the method.
+
+    Raises
+    ------
+    ConfigError
+        If a layer's weight is computed from other parameters (weight normalisation), or two
+        layers share one.
+    """
+    places: dict[nn.Parameter, str] = {}
+    for name, layer in layers.items():
+        for key, parameter in layer.named_parameters():
+            if key not in ("weight", "bias"):
+                raise ConfigError(
+                    f"learner.name = {learner!r} cannot train this model: the weight of "
+                    f"body.{name} is computed from "
+                    f"{key}, as weight normalisation does; use a plain layer"
+                )
+            if parameter in places:
+                raise ConfigError(
+                    f"learner.name = {learner!r} cannot train this model: "
+                    f"body.{name}.{key} is also "
+                    f"body.{places[parameter]} (tied), and each layer is treated by "
+                    f"itself; give each a parameter "
+                    "of its own"
+                )
+            places[parameter] = f"{name}.{key}"

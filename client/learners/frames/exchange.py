@@ -59,7 +59,10 @@ class Entries:
         self._parts = frozenset(parts)
         parameters = dict(model.named_parameters())
         self._frozen = {
-            n: p for n, p in parameters.items() if not p.requires_grad
+            # Frozen parameters are the same everywhere: they neither travel nor are kept.
+            n: p
+            for n, p in parameters.items()
+            if not p.requires_grad
         }
         buffers = dict(model.named_buffers()).keys()
         chosen = (parameters.keys() - self._frozen.keys()) | buffers

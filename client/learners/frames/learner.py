@@ -19,7 +19,6 @@ A method overrides few of its parts:
 
 from __future__ import annotations
 
-import functools
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedknow.client.compute.cost import Meter, module_bytes
+from fedknow.client.compute.cost import Meter
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners.frames import scoring
 from fedknow.client.learners.frames.batch import (
@@ -159,18 +158,16 @@ class Learner(Hooks, metaclass=_StartsFresh):
         self._trained_task = -1
         self.batch_minimum: int | None = None
         # All of these are the same for each step, or described apart.
-        self.frame_attributes = frozenset(
-            (*vars(self), "optimizer", "weight_bytes")
-        )
+        self.frame_attributes = frozenset((*vars(self), "optimizer"))
 
     # --- what a method overrides
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Prepare a round: a fresh optimizer, and what the method needs."""
         # Where backward alone makes the gradients they have their parameters' format.
-        align = "gradient" in self.overridden
+        is_aligned = "gradient" in self.overridden
         self.optimizer = make_optimizer(
-            self.train, self.body.parameters(), self.head.parameters(), align
+            self.train, self.body.parameters(), self.head.parameters(), is_aligned
         )
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -247,11 +244,6 @@ class Learner(Hooks, metaclass=_StartsFresh):
         So it is with each method that keeps something to itself or overrides :meth:`end_task`.
         """
         return self.exchange != "all" or "end_task" in self.overridden
-
-    @property
-    def frozen_digest(self) -> str:
-        """Digest of the frozen parameters (:attr:`Entries.frozen_digest`)."""
-        return self.entries.frozen_digest
 
     def state_dict(self) -> State:
         """Give all that this client must keep until its next message.
@@ -358,11 +350,3 @@ class Learner(Hooks, metaclass=_StartsFresh):
                     self.model, self.images(x[:1])
                 )
         return self.batch_minimum
-
-    @functools.cached_property
-    def weight_bytes(self) -> int:
-        """Size of the models that the method works with, scratch copies too."""
-        parts = [
-            part for part in vars(self).values() if isinstance(part, nn.Module)
-        ]
-        return module_bytes(*parts)

@@ -75,6 +75,7 @@ def _align_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             gradient = parameter.grad
+            # A fused step is fast only where both lie in memory the same way.
             if gradient is not None and gradient.stride() != parameter.stride():
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
 

@@ -12,10 +12,14 @@ precision by an active set, after each g_i is brought to unit length. So the ans
 depend on the gradients' scale. No constant is added to the diagonal, and every finite input has
 an answer. In single precision a gradient shorter than about 1e-19, whose square vanishes, counts
 as zero and forbids nothing.
+
+How many operations a solution takes depends on the data. So it is not counted as it happens: the
+result says how many there were, and :func:`integrated` charges them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +27,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedknow.client.compute import cost
+
 __all__ = [
     "Integration",
     "Vector",
     "check_finite",
     "integrate",
     "integrate_one",
+    "integrated",
     "solve_dual",
 ]
 
@@ -110,10 +117,27 @@ def integrate(g: Tensor, signature: Tensor) -> Integration:
     return Integration(nearest, v, violated, len(signature), flops=flops)
 
 
+def integrated(solve: Callable[[], Integration], vectors: int) -> Integration:
+    """Integrate gradients, and charge what the result says that it took.
+
+    Parameters
+    ----------
+    solve : callable
+        Does it. What it computes on demand is counted apart.
+    vectors : int
+        How many vectors of R^p it makes, beside those that are computed on demand.
+    """
+    with cost.declared():
+        result = solve()
+        cost.add(result.flops, vectors * result.gradient.nbytes)
+    return result
+
+
 def integrate_one(g: Tensor, reference: Tensor) -> Tensor:
     """Solve Eq. (3) with one constraint, in closed form.
 
-    With r the reference, ``g' = g - min(0, <g, r>) / ||r||^2 r``.
+    With r the reference, ``g' = g - min(0, <g, r>) / ||r||^2 r``. It is charged as if the
+    constraint were violated.
 
     Parameters
     ----------
@@ -135,12 +159,15 @@ def integrate_one(g: Tensor, reference: Tensor) -> Tensor:
     >>> integrate_one(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])).tolist()
     [1.0, 0.0]
     """
-    product = torch.dot(g, reference).item()
-    square = torch.dot(reference, reference).item()
-    check_finite(np.array([product, square]))
-    if product >= 0 or square == 0:
-        return g
-    return g - (product / square) * reference
+    with cost.declared():
+        # Two products of vectors; memory of g' and of what was added to g.
+        cost.add(4 * g.numel(), 2 * g.nbytes)
+        product = torch.dot(g, reference).item()
+        square = torch.dot(reference, reference).item()
+        check_finite(np.array([product, square]))
+        if product >= 0 or square == 0:
+            return g
+        return g - (product / square) * reference
 
 
 def solve_dual(gram: Vector, products: Vector) -> Vector:

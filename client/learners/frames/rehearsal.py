@@ -95,6 +95,7 @@ class Replay:
         Logits are over the whole head, float [n, classes].
         """
         return F.cross_entropy(
+            # Each sample among the classes of its own task, in one call for all.
             logits.masked_fill(~self.head, -torch.inf),
             self.y,
             reduction=reduction,
@@ -194,11 +195,13 @@ class Memory:
         When class-incremental the slice has all classes seen. ``width`` is that of the head.
         """
         stored = self.tasks[number]
+        # A class-incremental head is asked for all classes seen, also with old samples.
         head = columns(
             current.head if current.is_incremental else stored.classes,
             width,
             stored.y.device,
         )
+        # A view of one row: a mask for each sample would take memory.
         return Replay(stored.x, stored.y, head.expand(len(stored.y), -1))
 
     def all(self, current: TaskData, width: int) -> Replay:
@@ -214,6 +217,7 @@ class Memory:
         return concatenate(
             [
                 self.replay_of(number, current, width)
+                # In the order of tasks, however the state came back from a file.
                 for number in sorted(self.tasks)
             ]
         )

@@ -8,17 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedknow.client.compute import cost
-from fedknow.client.compute.cost import (
-    Cost,
-    Meter,
-    costs,
-    module_bytes,
-    tensor_bytes,
-)
+from fedknow.client.compute.cost import Cost, Meter, costs
+from fedknow.client.compute.sizes import module_bytes, tensor_bytes
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import LEARNERS, build_learner
 from fedknow.client.learners.baselines import FedPer, Finetune
 from fedknow.client.learners.fedknow.linearization import Linearization
+from fedknow.client.learners.frames.extra_work import each
 from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.models import build_model
 from fedknow.client.together import Start, price
@@ -379,7 +375,7 @@ def test_the_sum_of_what_is_needed():
 def test_what_is_asked_for_without_a_meter_is_charged_to_the_message_under_way():
     meter = Meter()
     with meter.message():
-        for n in cost.each((2, 2), "loop", 2):
+        for n in each((2, 2), "loop", 2):
             torch.ones(n, n) @ torch.ones(n, n)
         with cost.free():
             torch.ones(9, 9) @ torch.ones(9, 9)
@@ -401,7 +397,7 @@ def leave_by_error(meter, loop):
 def test_a_loop_that_an_error_leaves_ends_its_part():
     meter = Meter()
     for n in (2, 3):
-        loop = cost.each((n, n), "loop")
+        loop = each((n, n), "loop")
         with pytest.raises(RuntimeError, match="no more"):
             leave_by_error(meter, loop)
         assert torch.utils._python_dispatch._get_current_dispatch_mode() is None

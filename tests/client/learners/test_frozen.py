@@ -358,13 +358,16 @@ def test_a_partly_frozen_layers_update_is_orthogonal_too(free, weight):
 
 def test_frozen_parameters_that_differ_are_noticed():
     first, second = make("finetune"), make("finetune")
-    assert first.frozen_digest == second.frozen_digest != ""
+    assert first.entries.frozen_digest == second.entries.frozen_digest != ""
     torch.manual_seed(4)
     assert (
-        Finetune(layered(), TRAIN, LearnerSettings()).frozen_digest
-        != first.frozen_digest
+        Finetune(layered(), TRAIN, LearnerSettings()).entries.frozen_digest
+        != first.entries.frozen_digest
     )
-    assert FedPer(MODELS["tied"](), TRAIN, LearnerSettings()).frozen_digest == ""
+    assert (
+        FedPer(MODELS["tied"](), TRAIN, LearnerSettings()).entries.frozen_digest
+        == ""
+    )
 
 
 class OwnDraw(nn.Module):

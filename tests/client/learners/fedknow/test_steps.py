@@ -256,7 +256,7 @@ def test_every_adaptive_step_of_a_training_satisfies_every_task(
     tiny_model, tiny_task, monkeypatch
 ):
     learner = client(tiny_model(classes=10))
-    worst, original = [], LazyQp.integrate
+    worst, original = [], LazyQp._turn
 
     def watched(self, gradient, restored):
         result = original(self, gradient, restored)
@@ -272,7 +272,7 @@ def test_every_adaptive_step_of_a_training_satisfies_every_task(
         worst.append(((rows @ result.gradient) / lengths).min().item())
         return result
 
-    monkeypatch.setattr(LazyQp, "integrate", watched)
+    monkeypatch.setattr(LazyQp, "_turn", watched)
     live(learner, [tiny_task(number) for number in range(5)], rounds=3)
     assert len(worst) == 3 * 3 * 3  # tasks 2 to 4, rounds, batches
     assert min(worst) >= -1e-5
