@@ -12,6 +12,7 @@ from fedknow.protocols.hostile import check_honest
 from fedknow.server.checks.attacks import check_attack
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.task_times import check_task_times
+from fedknow.server.start import start_learner
 from fedknow.server.tracking import check_trackers
 from fedknow.strategies import build_strategy, check_running_mean
 
@@ -74,6 +75,7 @@ def assemble(
     strategy = build_strategy(config.strategy, config.data.clients)
     check_task_times(config, strategy, are_clients_real=clients is Clients.REAL)
     learner = build_learner(config, spec, classes)
+    config = start_learner(config, learner)
     check_samples(config, learner, spec, benchmark)
     check_running_mean(config, strategy, learner.sparse)
     check_attack(config, strategy, learner, spec)

@@ -98,7 +98,7 @@ def run_on_flower(
             FlowerGrid(
                 grid,
                 config.data.clients,
-                config.to_toml(),
+                config.for_clients().to_toml(),
                 folder.run_id,
                 waiting,
             ) as own_grid,

@@ -13,6 +13,7 @@ from fedknow.protocols.config import (
     closest,
     read_config,
 )
+from fedknow.server.start import pin_start
 from fedknow.simulations.simulate import prepare
 
 __all__ = ["ALL", "contenders", "plan"]
@@ -51,9 +52,8 @@ def plan(config: ExperimentConfig, method: str, seed: int) -> ExperimentConfig:
         changes = changes[1:]
     # Read again as from a file: a change of learner drops the other one's settings.
     tree = config.model_dump(mode="json")
-    return resolve(
-        read_config(tree, [f"learner={name}", *changes, f"seed={seed}"])
-    )
+    config = read_config(tree, [f"learner={name}", *changes, f"seed={seed}"])
+    return pin_start(resolve(config))
 
 
 def contenders(

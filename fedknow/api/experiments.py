@@ -33,6 +33,7 @@ def experiment(
         Sections and keys to change, over ``base``: ``seed=3``, ``train={"rounds": 5}``,
         ``data="cifar100"``. ``learner``, ``strategy``, ``model`` and ``data`` also take classes
         and objects; ``learner={"name": MyLearner, "strength": 2}`` gives settings with one.
+        ``start`` also takes a :class:`fedknow.Run`.
 
     Returns
     -------
@@ -81,6 +82,8 @@ def _settings(section: str, change: Any) -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys of one change and their values."""
     if section in SECTIONS:
         change = named(section, change)
+    if section == "start":
+        change = _weights(change)
     if not isinstance(change, Mapping):
         yield section, change
         return
@@ -91,6 +94,15 @@ def _settings(section: str, change: Any) -> Iterator[tuple[str, Any]]:
     for key, value in change.items():
         if key != "name":
             yield f"{section}.{key}", value
+
+
+def _weights(start: Any) -> Any:
+    """Put the folder of a run where another one starts from the run's model."""
+    if isinstance(start, Mapping):
+        return {key: _weights(value) for key, value in start.items()}
+    # By its attribute, since the module of runs imports this one.
+    path = getattr(start, "path", None)
+    return path if isinstance(path, Path) else start
 
 
 def _assignment(key: str, value: Any) -> str:

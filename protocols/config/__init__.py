@@ -22,6 +22,7 @@ from fedknow.protocols.config.sections import (
     TrainConfig,
     check_device,
 )
+from fedknow.protocols.config.start import StartConfig
 from fedknow.protocols.config.tracking import TrackingConfig
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "FleetConfig",
     "LearnerConfig",
     "ModelConfig",
+    "StartConfig",
     "StrategyConfig",
     "TrackingConfig",
     "TrainConfig",

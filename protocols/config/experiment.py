@@ -21,12 +21,13 @@ from fedknow.protocols.config.sections import (
     StrategyConfig,
     TrainConfig,
 )
+from fedknow.protocols.config.start import StartConfig
 from fedknow.protocols.config.tracking import TrackingConfig
 
 __all__ = ["ExperimentConfig", "differences"]
 
 
-YOUNG = ("attack", "tracking")
+YOUNG = ("attack", "start", "tracking")
 """Sections that run folders and clients of earlier versions do not know."""
 
 
@@ -46,6 +47,11 @@ def _by_trackers(value: Any) -> Any:
     return {"to": value} if isinstance(value, str | list) else value
 
 
+def _by_weights(value: Any) -> Any:
+    """Let bare text stand for the weights."""
+    return {"weights": value} if isinstance(value, str) else value
+
+
 class ExperimentConfig(Section):
     """One experiment, complete.
 
@@ -57,6 +63,7 @@ class ExperimentConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     data: Annotated[DataConfig, BeforeValidator(_by_name)] = DataConfig()
     model: Annotated[ModelConfig, BeforeValidator(_by_name)] = ModelConfig()
+    start: Annotated[StartConfig, BeforeValidator(_by_weights)] = StartConfig()
     train: TrainConfig = TrainConfig()
     learner: Annotated[LearnerConfig, BeforeValidator(_by_name)] = LearnerConfig()
     strategy: Annotated[StrategyConfig, BeforeValidator(_by_name)] = (
@@ -104,6 +111,13 @@ class ExperimentConfig(Section):
         """Give the same experiment without trackers."""
         return self.model_copy(update={"tracking": TrackingConfig()})
 
+    def for_clients(self) -> ExperimentConfig:
+        """Give what clients are told: nothing of the server's files.
+
+        They are sent the global model, whatever it started from.
+        """
+        return self.model_copy(update={"start": StartConfig()})
+
     def absolute(self) -> ExperimentConfig:
         """Give the same experiment with paths that mean the same from any folder.
 
@@ -121,19 +135,25 @@ class ExperimentConfig(Section):
                 update={"dir": _absolute(self.data.dir)}
             ),
             "fleet": self.fleet.model_copy(update=fleet),
+            "start": self.start.model_copy(
+                update={"weights": _absolute(self.start.weights)}
+            ),
         }
         return self.model_copy(update=update)
 
     def digest_fields(self) -> dict[str, Any]:
         """Give what a result depends on.
 
-        That is everything but the engine, trackers and the folder that the data lie in.
+        That is everything but the engine, trackers, and where data and first weights lie.
         """
         # How and where a run is carried out may change when it is resumed.
         exclude = {"engine", "tracking"} | self._unset()
         fields = self.model_dump(mode="json", exclude=exclude)
         # The same data may lie elsewhere on another machine.
         del fields["data"]["dir"]
+        # So may the same weights, whose checksum counts.
+        if "start" in fields:
+            del fields["start"]["weights"]
         return fields
 
 

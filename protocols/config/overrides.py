@@ -11,7 +11,7 @@ from fedknow.protocols.values import show
 __all__ = ["NAMED", "assign", "parse_override"]
 
 _COMPONENTS = ("learner", "strategy", "model")
-NAMED = (*_COMPONENTS, "data", "fleet", "tracking", "attack")
+NAMED = (*_COMPONENTS, "data", "fleet", "start", "tracking", "attack")
 """Sections that a bare value may stand for."""
 
 
@@ -100,6 +100,8 @@ def _as_section(key: str, value: Any) -> Any:
     """
     if key == "tracking" and not isinstance(value, dict):
         return {"to": value}
+    if key == "start" and isinstance(value, str):
+        return {"weights": value}
     if key in (*_COMPONENTS, "attack") and isinstance(value, str):
         return {"name": value}
     if key == "fleet" and not isinstance(value, dict):

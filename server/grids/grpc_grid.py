@@ -101,7 +101,7 @@ class GrpcGrid(MessageGrid):
 
         self._roster = roster = Roster(self.clients)
         gate = Gate(roster, is_secure=credentials is not None, tokens=tokens)
-        text = config.to_toml()
+        text = config.for_clients().to_toml()
         self._service = Service(
             Assignments(roster), gate, text, run or self._session, self.limits
         )

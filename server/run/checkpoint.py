@@ -36,6 +36,7 @@ from fedknow.server.checks.faults import RunError
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "find_arrays",
     "load_checkpoint",
     "save_checkpoint",
 ]
@@ -210,6 +211,24 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         )
         raise CheckpointError(text)
     return _load(folder / name)
+
+
+def find_arrays(folder: Path) -> Path:
+    """Find the file of the global parameters in the last complete checkpoint.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no checkpoint yet.
+    CheckpointError
+        If it cannot be read.
+    """
+    checkpoint = load_checkpoint(folder)
+    if checkpoint is None:
+        raise FileNotFoundError(folder)
+    # `latest` is missing only in a folder that was tampered with.
+    name = _read_latest(folder) or f"checkpoint-{checkpoint.server_round}"
+    return folder / name / "arrays.safetensors"
 
 
 def _complete_one(folder: Path) -> Checkpoint | None:

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
-from fedknow.protocols.config import read_config
+from fedknow.client.models import build_model
+from fedknow.protocols.config import ModelConfig, read_config
 from fedknow.simulations.simulate import simulate
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -32,7 +34,8 @@ from fedknow.client.flower_app import app as client_app
 from fedknow.server.flower_app import run_on_flower
 
 settings = {"data.clients": 2, "data.tasks": 2, "train.rounds": 2, "train.epochs": 1,
-            "train.lr": 1e-3, "model.name": "mlp", "learner.name": "fedknow", "out": sys.argv[1]}
+            "train.lr": 1e-3, "model.name": "mlp", "learner.name": "fedknow", "out": sys.argv[1],
+            "start.weights": sys.argv[2], "start.without": "head"}
 app = ServerApp()
 
 @app.main()
@@ -51,6 +54,15 @@ def expected(tmp_path_factory, numbers):
     return numbers(simulate(read_config(BASE, CHANGES), place).folder)
 
 
+@pytest.fixture(scope="module")
+def own_weights(tmp_path_factory):
+    """Weights for Flower's simulation to start from: clients cannot draw them from the seed."""
+    path = tmp_path_factory.mktemp("weights") / "own.safetensors"
+    model = build_model(ModelConfig(name="mlp"), (1, 8, 8), 10, seed=99)
+    save_file(model.state_dict(), path)
+    return path
+
+
 @pytest.fixture
 def environment(tmp_path):
     quiet = {
@@ -65,14 +77,20 @@ def environment(tmp_path):
 
 
 def test_flowers_simulation_gives_our_numbers(
-    tmp_path, environment, expected, numbers
+    tmp_path, environment, own_weights, expected, numbers
 ):
-    command = [sys.executable, "-c", SIMULATION, str(tmp_path / "run")]
+    """From weights of one's own, which the server alone reads."""
+    start = [f"start={own_weights}", "start.without=head"]
+    config = read_config(BASE, [*CHANGES, *start])
+    started = numbers(simulate(config, tmp_path / "inline").folder)
+    assert started["parameters"] != expected["parameters"]
+    place = tmp_path / "run"
+    command = [sys.executable, "-c", SIMULATION, str(place), str(own_weights)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    assert numbers(tmp_path / "run") == expected
+    assert numbers(place) == started
 
 
 @pytest.mark.slow

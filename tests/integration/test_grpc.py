@@ -19,9 +19,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from fedknow.client.edge.status import fetch_status
-from fedknow.protocols.config import read_config
+from fedknow.client.models import build_model
+from fedknow.protocols.config import ModelConfig, read_config
 from fedknow.protocols.messages import Message, Metrics, node_of
 from fedknow.protocols.wire import (
     JOIN,
@@ -277,6 +279,22 @@ def test_ray_gives_the_numbers_of_one_process_too(tmp_path, expected, numbers):
         numbers(simulate(read_config(BASE, changes), tmp_path / "run").folder)
         == expected
     )
+
+
+def test_weights_of_ones_own_reach_all_clients(
+    stage, expected, expected_of, tmp_path, numbers
+):
+    """Inline, on Ray and over gRPC alike; the server alone reads the file."""
+    own = build_model(ModelConfig(), (1, 8, 8), 10, seed=99).state_dict()
+    save_file(own, tmp_path / "own.safetensors")
+    changes = [f"start={tmp_path / 'own.safetensors'}", "start.without=head"]
+    started = expected_of(*changes)
+    assert started["parameters"] != expected["parameters"]
+    config = read_config(BASE, [*changes, "engine.workers=2"])
+    on_ray = simulate(config, tmp_path / "ray").folder
+    assert numbers(on_ray) == started
+    stage.start(*changes)
+    assert numbers(stage.end()) == started
 
 
 def test_a_running_mean_is_the_same_in_any_order(stage):
