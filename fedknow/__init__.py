@@ -32,6 +32,7 @@ _HOMES = {
     "LearnerSettings": "fedknow.client.learners",
     "LivePlot": "fedknow.api.live",
     "Run": "fedknow.api.runs",
+    "SearchResult": "fedknow.api.sweeps",
     "SplitModel": "fedknow.client.models.split",
     "StopRun": "fedknow.api.callbacks",
     "compare": "fedknow.api.comparisons",
@@ -39,6 +40,7 @@ _HOMES = {
     "list_learners": "fedknow.client.learners",
     "list_models": "fedknow.client.models",
     "load_run": "fedknow.api.runs",
+    "search": "fedknow.api.sweeps",
     "simulate": "fedknow.api.runs",
 }
 

