@@ -7,10 +7,9 @@ from pathlib import Path
 
 from fedknow.client.state.codec import part_names
 from fedknow.client.state.errors import StateLost
+from fedknow.client.state.layout import PART_SUFFIX, client_in, locate
 
-__all__ = ["PART_SUFFIX", "NamedParts", "client_in", "is_part"]
-
-PART_SUFFIX = ".part.safetensors"
+__all__ = ["NamedParts", "is_part"]
 
 
 class NamedParts:
@@ -63,7 +62,7 @@ class NamedParts:
 
     def _parts_in(self, name: str) -> tuple[int, frozenset[str]]:
         """Give when a version was written, and the parts that it names."""
-        path = self._folder / name
+        path = locate(self._folder, name)
         written = path.stat().st_mtime_ns
         noted = self._noted.get(name)
         # Headers are read once: a folder may hold thousands of files.
@@ -75,8 +74,3 @@ class NamedParts:
 def is_part(path: Path) -> bool:
     """Tell whether a file is a part, and no version."""
     return path.name.endswith(PART_SUFFIX)
-
-
-def client_in(name: str) -> str:
-    """Give the client that a file's name holds."""
-    return name.partition("-")[0]

@@ -15,13 +15,16 @@ import torch
 from fedknow.client.compute.heap import release_freed_memory
 from fedknow.client.state.codec import read, tensor_checksum, write
 from fedknow.client.state.errors import StateError
-from fedknow.client.state.memory import StateMemory
-from fedknow.client.state.parts import (
+from fedknow.client.state.layout import (
     PART_SUFFIX,
-    NamedParts,
+    VERSION_SUFFIX,
     client_in,
-    is_part,
+    list_files,
+    locate,
+    version_path,
 )
+from fedknow.client.state.memory import StateMemory
+from fedknow.client.state.parts import NamedParts, is_part
 from fedknow.client.state.tree import (
     Leaf,
     State,
@@ -36,8 +39,6 @@ from fedknow.client.state.tree import (
 
 __all__ = ["StateStore"]
 
-_VERSION_SUFFIX = ".safetensors"
-_ANY_FILE = "*.safetensors*"
 _LEAST_PART_BYTES = 2**16
 """Unchanged tensors of a state get a file of their own from this size on."""
 _SAVES_PER_TRIM = 16
@@ -126,7 +127,7 @@ class StateStore:
             As :func:`~fedknow.client.state.codec.save_state`.
         """
         tree, tensors = pack(state)
-        path = self.path(client, version)
+        path = locate(self.folder, self.path(client, version).name)
         # Before the main file, so that a version never names a part that is not there.
         self._set_apart(path, tree, tensors, self._stored.get(client, {}))
         in_file = [
@@ -163,7 +164,7 @@ class StateStore:
             if version
         }
         # Listed now: files that come later are no business of this call's.
-        present = list(self.folder.glob(_ANY_FILE))
+        present = list_files(self.folder)
         self._deleting = self._background.submit(
             self._delete_except, names, present
         )
@@ -202,11 +203,11 @@ class StateStore:
             names = {
                 self.path(client, version).name for version in versions if version
             }
-        self._delete_except(names, list(self.folder.glob(_ANY_FILE)))
+        self._delete_except(names, list_files(self.folder))
 
     def path(self, client: int, version: int) -> Path:
-        """Give the file of one version."""
-        return self.folder / f"{client:06d}-{version:x}{_VERSION_SUFFIX}"
+        """Give the file of one version (:mod:`fedknow.client.state.layout`)."""
+        return version_path(self.folder, client, version)
 
     def _delete_except(
         self, names: Collection[str], present: Sequence[Path]
@@ -336,7 +337,7 @@ def _write_part(
     }
     if _is_small(contents):
         return
-    part = path.name.removesuffix(_VERSION_SUFFIX) + PART_SUFFIX
+    part = path.name.removesuffix(VERSION_SUFFIX) + PART_SUFFIX
     write(path.with_name(part), [], contents, durable)
     for leaf in unchanged:
         code = tensor_checksum(tensors[tensor_name(leaf)])

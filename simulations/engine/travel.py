@@ -22,6 +22,7 @@ import psutil
 
 from fedknow.client.state import State, StateLost, StateStore
 from fedknow.client.state.codec import part_names
+from fedknow.client.state.layout import PART_SUFFIX, client_in, locate
 from fedknow.protocols.files import write_atomic
 from fedknow.simulations.engine.packing import Job
 
@@ -35,7 +36,6 @@ Files = dict[str, np.ndarray]
 MOST_BYTES = 2**28
 """Bytes of states that go along with one batch, unless a single client has more."""
 _PREFIX = "fedknow-states-"
-_PART_SUFFIX = ".part.safetensors"
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,16 @@ class ScratchStore(StateStore):
     def receive(self, files: Mapping[str, np.ndarray]) -> None:
         """Store the files that came with a batch."""
         for name, content in files.items():
-            write_atomic(self.folder / name, content.tobytes(), durable=False)
+            write_atomic(
+                locate(self.folder, name), content.tobytes(), durable=False
+            )
             self._note(name)
 
     def save(self, client: int, version: int, state: State) -> None:
         """Keep a state, and note its files; see :meth:`StateStore.save`."""
         super().save(client, version, state)
         path = self.path(client, version)
-        part = path.with_name(path.name.partition(".")[0] + _PART_SUFFIX)
+        part = path.with_name(path.name.partition(".")[0] + PART_SUFFIX)
         for written in (path, part):
             # A version has a part of its own only where much has not changed.
             if written.exists():
@@ -121,7 +123,7 @@ class ScratchStore(StateStore):
     def give_back(self) -> Files:
         """Return the files that were written since the last call."""
         files = {
-            name: np.fromfile(self.folder / name, np.uint8)
+            name: np.fromfile(locate(self.folder, name), np.uint8)
             for name in self._written
         }
         self._written = []
@@ -133,10 +135,10 @@ class ScratchStore(StateStore):
             names = self._names.pop(client, set())
             path = self.path(client, version)
             required = {path.name} & names
-            if required and any(name.endswith(_PART_SUFFIX) for name in names):
+            if required and any(name.endswith(PART_SUFFIX) for name in names):
                 required |= part_names(path)
             for name in names - required:
-                (self.folder / name).unlink()
+                locate(self.folder, name).unlink()
             if required:
                 self._names[client] = required
 
@@ -145,7 +147,7 @@ class ScratchStore(StateStore):
         shutil.rmtree(self.folder)
 
     def _note(self, name: str) -> None:
-        self._names.setdefault(_client_in(name), set()).add(name)
+        self._names.setdefault(int(client_in(name)), set()).add(name)
 
 
 class Courier:
@@ -238,11 +240,11 @@ class Courier:
         """
         # Parts first, so that a version never names a part that is not there.
         for name in sorted(
-            files, key=lambda name: not name.endswith(_PART_SUFFIX)
+            files, key=lambda name: not name.endswith(PART_SUFFIX)
         ):
             content = files[name].tobytes()
             # Checkpoints wait for this disk.
-            write_atomic(self._store.folder / name, content, durable=False)
+            write_atomic(locate(self._store.folder, name), content, durable=False)
         if place in self._held:
             self._held[place].update(versions)
 
@@ -257,10 +259,6 @@ class Courier:
         except (StateLost, FileNotFoundError):
             # The worker finds no state and answers that it is lost, as on any grid.
             return {}
-
-
-def _client_in(name: str) -> int:
-    return int(name.partition("-")[0])
 
 
 def _sweep(place: Path) -> None:

@@ -718,3 +718,39 @@ def test_memory_keeps_tensors_by_reference(tmp_path):
     tensor = torch.ones(4)
     store.save(0, 1, {"x": tensor})
     assert store.load(0, 1)["x"].data_ptr() == tensor.data_ptr()
+
+
+def test_many_clients_lie_in_folders_of_a_thousand(tmp_path):
+    """What is pruned, what stays, and what is read is the same in each of them."""
+    store = StateStore(tmp_path, 0)
+    clients = (0, 999, 1000, 12345)
+    for client in clients:
+        for version in (1, 2):
+            store.save(client, version, {"w": torch.full((3,), client + version)})
+    assert store.path(999, 1).parent == tmp_path
+    assert store.path(1000, 1) == tmp_path / "0001" / "001000-1.safetensors"
+    assert store.path(12345, 1).parent == tmp_path / "0012"
+    store.prune(dict.fromkeys(clients, 2))
+    store.settle()
+    left = sorted(path.name for path in tmp_path.rglob("*.safetensors"))
+    assert left == [f"{client:06d}-2.safetensors" for client in clients]
+    fresh = StateStore(tmp_path, 0)
+    for client in clients:
+        assert fresh.load(client, 2)["w"].tolist() == [client + 2] * 3
+    fresh.retain(None, ())
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_parts_lie_beside_their_versions(tmp_path):
+    store = StateStore(tmp_path, 10**7)
+    past = torch.arange(2**15, dtype=torch.float32)
+    store.save(5000, 1, {"past": past})
+    store.save(
+        5000, 2, {"past": store.load(5000, 1)["past"], "new": torch.ones(1)}
+    )
+    part = tmp_path / "0005" / "005000-2.part.safetensors"
+    assert part.exists()
+    store.prune({5000: 2})
+    store.settle()
+    assert part.exists()
+    assert torch.equal(StateStore(tmp_path, 0).load(5000, 2)["past"], past)
