@@ -144,6 +144,10 @@ class EvaluationConfig(Section):
     alone)."""
     forward: bool = False
     """Score tasks not learned yet as well, which forward transfer needs."""
+    clients: int = Field(0, ge=0, le=MOST_CLIENTS)
+    """Score a sample of so many clients, drawn once a run; 0: all. Accuracies are estimates then,
+    and ``accuracy_margin`` in ``metrics.jsonl`` is half of their 95 % interval. Scoring all of
+    thousands of clients takes longer than training some of them."""
 
 
 def check_device(name: str, key: str = "engine.device") -> str:

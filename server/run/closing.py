@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from fedknow.protocols.work import FLOPS, EndTaskReport, EndTaskWork, Position
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run import metrics
 from fedknow.server.run.context import RunContext
-from fedknow.server.run.evaluation import ScoreRequest, score_clients
+from fedknow.server.run.evaluation import (
+    ScoreRequest,
+    draw_sample,
+    score_clients,
+)
 from fedknow.server.run.events import Evaluated, TaskEnded, VirtualTime, Warned
 from fedknow.strategies.paired import PairedStrategy
 
@@ -39,6 +44,11 @@ class Scorer:
     ) -> None:
         self._run = run
         self._evaluate_strategy = evaluate_strategy
+        config = run.parts.config
+        # The same clients all the time: forgetting compares a client with itself.
+        self._sample = draw_sample(
+            config.seed, config.data.clients, config.evaluation.clients
+        )
 
     def score_untrained(self) -> None:
         """Score every client on every task before any training."""
@@ -144,6 +154,7 @@ class Scorer:
         run = self._run
         inspector = run.incidents.inspector
         arrays = run.state.arrays
+        request = replace(request, sample=self._sample)
         return score_clients(run.grid, run.options, inspector, arrays, request)
 
     def _record(
@@ -173,12 +184,22 @@ class Scorer:
                 forgetting=metrics.forgetting(accuracies["personal"], weights)[
                     task
                 ],
+                accuracy_margin=self._margin(personal, weights, task),
                 per_task=tuple(per_task[: task + 1, task].tolist()),
                 metrics=dict(aggregated),
                 seconds=time.perf_counter() - began,
                 elapsed=VirtualTime.read(self._run.grid.elapsed()),
             )
         )
+
+    def _margin(
+        self, accuracy: np.ndarray, weights: np.ndarray, task: int
+    ) -> float | None:
+        """Return how far the accuracy of a sample may be from that of all."""
+        if self._sample is None:
+            return None
+        clients = self._run.parts.config.data.clients
+        return float(metrics.sampling_margin(accuracy, weights, clients)[task])
 
 
 class TaskEnder:

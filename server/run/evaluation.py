@@ -6,7 +6,7 @@ purely global model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,7 +19,9 @@ from fedknow.protocols.messages import (
     Arrays,
     Message,
     client_of,
+    node_of,
 )
+from fedknow.protocols.seeds import generator
 from fedknow.protocols.work import Position, ScoreReport, ScoreWork
 from fedknow.server.checks.faults import RunError
 from fedknow.server.checks.replies import Inspector
@@ -186,6 +188,8 @@ class ScoreRequest:
         Score tasks that are not learned yet too.
     nodes : sequence of int, or None
         Who is asked; ``None``: everybody.
+    sample : set of int, or None
+        Of those, only these nodes are asked; ``None``: all of them.
     """
 
     task: int
@@ -193,6 +197,30 @@ class ScoreRequest:
     with_global: bool = False
     with_later: bool = False
     nodes: Sequence[int] | None = None
+    sample: Set[int] | None = None
+
+
+def draw_sample(seed: int, clients: int, size: int) -> frozenset[int] | None:
+    """Draw the clients that are scored (``evaluation.clients``).
+
+    Parameters
+    ----------
+    seed : int
+        The run's.
+    clients : int
+        All clients.
+    size : int
+        How many are scored; 0: all.
+
+    Returns
+    -------
+    set of int, or None
+        Their nodes; ``None``: all clients.
+    """
+    if not size or size >= clients:
+        return None
+    drawn = generator(seed, "scored clients").choice(clients, size, replace=False)
+    return frozenset(node_of(int(client)) for client in drawn)
 
 
 def score_clients(
@@ -206,7 +234,8 @@ def score_clients(
 
     Where clients keep parameters to themselves, a second wave scores the purely global model:
     what does not travel is replaced by its mean over the clients, weighted by their test
-    samples, in the order of the clients. Where everything travels, both scorings are the same.
+    samples, in the order of the clients; over those of a sample, if there is
+    one. Where everything travels, both scorings are the same.
 
     Parameters
     ----------
@@ -280,6 +309,7 @@ def _wave(
     messages = [
         Message(EVALUATE, node, "", group=str(request.task), content=content)
         for node in request.nodes or grid.members()
+        if request.sample is None or node in request.sample
     ]
     replies = [
         reply

@@ -141,6 +141,9 @@ class Evaluated(Event):
         Average accuracy with what clients keep to themselves, and of the global model alone.
     accuracy_median, accuracy_trimmed : float or None
         Median over clients, and mean without a fifth of them at either end.
+    accuracy_margin : float or None
+        Half the 95 % interval of ``accuracy`` where a sample of clients was scored
+        (``evaluation.clients``).
     is_claimed : bool or None
         Whether clients alone say how large their test sets are.
     forgetting : float
@@ -161,6 +164,7 @@ class Evaluated(Event):
     accuracy_global: float
     accuracy_median: float | None = None
     accuracy_trimmed: float | None = None
+    accuracy_margin: float | None = None
     is_claimed: bool | None = None
     forgetting: float
     per_task: tuple[float, ...]

@@ -31,6 +31,7 @@ __all__ = [
     "max_forgetting",
     "median_accuracy",
     "relative_forgetting",
+    "sampling_margin",
     "task_accuracy",
     "trimmed_accuracy",
 ]
@@ -77,6 +78,39 @@ def median_accuracy(accuracy: Floats, weights: Floats) -> Floats:
         NaN where no client was scored.
     """
     return _robust(accuracy, weights, _median)
+
+
+def sampling_margin(accuracy: Floats, weights: Floats, clients: int) -> Floats:
+    """Half the 95 % interval of :func:`average_accuracy` of a sample.
+
+    ``1.96 sqrt((1 - n/N) s^2 / n)`` for ``n`` of ``N`` clients, with the variance ``s^2`` of
+    ``d_i = n_i (A_i - A) / mean(n_i)``, as the accuracy is a ratio of two sums. Source: Cochran,
+    "Sampling Techniques" (3rd edition, 1977), section 6.4.
+
+    Parameters
+    ----------
+    accuracy, weights
+        As in :func:`average_accuracy`; NaN for clients that are not in the sample.
+    clients : int
+        All clients, ``N``.
+
+    Returns
+    -------
+    float64 [trained]
+        NaN with fewer than two clients.
+    """
+    means, sizes = _client_means(accuracy, weights)
+    average = _weighted_mean(means, sizes)
+    margins = np.full(len(average), np.nan)
+    for task, mean in enumerate(average):
+        measured = np.isfinite(means[:, task])
+        count = int(measured.sum())
+        if count > 1:
+            size = sizes[measured, task]
+            gaps = size * (means[measured, task] - mean) / size.mean()
+            error = np.sqrt((1 - count / clients) * gaps.var(ddof=1) / count)
+            margins[task] = 1.96 * error
+    return margins
 
 
 def trimmed_accuracy(accuracy: Floats, weights: Floats) -> Floats:

@@ -33,6 +33,34 @@ def test_average_accuracy_is_per_client_first():
     np.testing.assert_allclose(metrics.average_accuracy(A, W), expected)
 
 
+def test_the_margin_of_a_sample_by_hand():
+    """Two of four clients; gaps are 10 (.8 - .5) / 20 = .15 and 30 (.4 - .5) / 20 = -.15."""
+    margin = metrics.sampling_margin(A, W, 4)
+    variance = 2 * 0.15**2
+    expected = 1.96 * np.sqrt((1 - 2 / 4) * variance / 2)
+    assert margin[0] == pytest.approx(expected)
+    # All clients are no sample, and one client says nothing of others.
+    np.testing.assert_allclose(metrics.sampling_margin(A, W, 2), 0, atol=1e-12)
+    assert np.isnan(metrics.sampling_margin(A[:1], W[:1], 4)).all()
+
+
+def test_nine_in_ten_samples_have_the_truth_within_their_margin():
+    """95 % by design; 200 samples of 60 among 600 clients."""
+    draw = np.random.default_rng(0)
+    accuracy = draw.beta(4, 2, (600, 1, 1))
+    weights = draw.integers(20, 80, (600, 1)).astype(float)
+    truth = metrics.average_accuracy(accuracy, weights)[0]
+    hits = 0
+    for _ in range(200):
+        chosen = draw.choice(600, 60, replace=False)
+        sample = np.full_like(accuracy, NAN)
+        sample[chosen] = accuracy[chosen]
+        estimate = metrics.average_accuracy(sample, weights)[0]
+        margin = metrics.sampling_margin(sample, weights, 600)[0]
+        hits += abs(estimate - truth) <= margin
+    assert 180 <= hits <= 199
+
+
 def test_forgetting_in_three_forms():
     np.testing.assert_allclose(
         metrics.forgetting(A, W), [NAN, 0.05, (0.15 + 0.05) / 2]
