@@ -85,11 +85,11 @@ class Group:
         kind = TrainWork if message.kind == TRAIN else EndTaskWork
         try:
             work = kind.from_content(message.content)
-            task = work.position.task
-            data = bench.task(client, task)
+            data = bench.task(client, work.position.task)
             bench.take_over(work, state)
             # It trains nothing more, so there is nothing to stack.
-            if isinstance(work, EndTaskWork) and bench.learner.has_trained(task):
+            has_trained = bench.learner.has_trained(data.task)
+            if isinstance(work, EndTaskWork) and has_trained:
                 self._answers[place] = self._handle(message, state)
                 return
             round = bench.round(client, work)

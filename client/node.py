@@ -176,16 +176,17 @@ class Node:
             self.learner.load_local_parameters(
                 transfer.enter(as_tensors(work.local_parameters))
             )
-        tasks = [
-            self.stream.task(client, task)
-            for task in range(self.stream.tasks if work.has_forward else seen)
-        ]
+        scored_tasks = self.stream.tasks if work.has_forward else seen
+        count = min(scored_tasks, self.stream.length(client))
+        tasks = [self.stream.task(client, task) for task in range(count)]
         with self.learner.counting("score"):
             results = self.learner.score(
                 [transfer.enter_split(data.test) for data in tasks],
                 _heads(current, tasks, seen),
                 self.config.evaluation.batch_size,
             )
+        # Of tasks that this client does not have there is no sample, and no score.
+        results += [(0, 0, 0.0)] * (scored_tasks - count)
         scores = TaskScores(
             correct=[correct for correct, _, _ in results],
             total=[total for _, total, _ in results],
@@ -221,17 +222,14 @@ def _heads(
 
 def _report_scores(scores: TaskScores, seen: int) -> ScoreReport:
     """Sum scores up over the tasks learned so far."""
-    correct = scores.correct[:seen]
-    total = scores.total[:seen]
-    accuracies = [
-        right / samples for right, samples in zip(correct, total, strict=True)
-    ]
+    scored = [task for task in range(seen) if scores.total[task]]
+    accuracies = [scores.correct[task] / scores.total[task] for task in scored]
     return ScoreReport(
-        examples=sum(total),
+        examples=sum(scores.total[:seen]),
         measures={
             # The mean over tasks and not over samples: a task counts as much as another of more
             # samples.
             ACCURACY: float(np.mean(accuracies)),
-            LOSS: float(np.mean(scores.losses[:seen])),
+            LOSS: float(np.mean([scores.losses[task] for task in scored])),
         },
     )

@@ -6,7 +6,12 @@ from enum import Enum, auto
 
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.data.local import LOCAL, local_spec
-from fedknow.client.learners import build_learner, check_samples, resolve
+from fedknow.client.learners import (
+    Learner,
+    build_learner,
+    check_samples,
+    resolve,
+)
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.hostile import check_honest
 from fedknow.server.checks.attacks import check_attack
@@ -77,6 +82,7 @@ def assemble(
     learner = build_learner(config, spec, classes)
     config = start_learner(config, learner)
     check_samples(config, learner, spec, benchmark)
+    _check_lengths(config, learner, benchmark)
     check_running_mean(config, strategy, learner.sparse)
     check_attack(config, strategy, learner, spec)
     return Parts(
@@ -88,3 +94,20 @@ def assemble(
         partition={} if benchmark is None else benchmark.partition.summary(),
         stream=benchmark,
     )
+
+
+def _check_lengths(
+    config: ExperimentConfig, learner: Learner, benchmark: Benchmark | None
+) -> None:
+    """Refuse clients of fewer tasks where the server gathers at each end."""
+    if benchmark is None or not learner.shares(ended=True):
+        return
+    lengths = [benchmark.length(client) for client in range(benchmark.clients)]
+    fewest = min(lengths)
+    if fewest < benchmark.tasks:
+        raise ConfigError(
+            f"learner.name = {config.learner.name!r}: its server gathers what all clients send "
+            f"when a task ends, and client {lengths.index(fewest)} has {fewest} of "
+            f"data.tasks = {benchmark.tasks}; choose another learner, or a stream in which all "
+            "clients have all tasks (data.tasks_min, data.partition)"
+        )

@@ -144,9 +144,8 @@ class JointCentral(PairedStrategy):
 
     def _client_data(self, client: int) -> list[Replay]:
         """Return a client's samples of each task so far, with the classes of each."""
-        tasks = [
-            self._stream.task(client, task) for task in range(self._task + 1)
-        ]
+        count = min(self._task + 1, self._stream.length(client))
+        tasks = [self._stream.task(client, task) for task in range(count)]
         width = self._learner.head.out_features
         parts = []
         for task in tasks:

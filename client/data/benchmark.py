@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,16 @@ import torch
 from fedknow.client.data.arrays import Dataset, Labels
 from fedknow.client.data.columns import Column
 from fedknow.client.data.datasets import load_dataset
-from fedknow.client.data.partition import Partition, make_partition
-from fedknow.client.data.samples import Raw, model_input
+from fedknow.client.data.domains import SHIFTS, Shift
+from fedknow.client.data.partition import Partition, Share, make_partition
+from fedknow.client.data.samples import Raw, model_input, shaped
 from fedknow.client.data.shares import Indices
 from fedknow.client.data.stream import Split, TaskData
-from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.config import (
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+)
 from fedknow.protocols.seeds import generator
 from fedknow.protocols.texts import counted
 
@@ -44,40 +49,49 @@ class Benchmark:
     partition : Partition
         Who holds which of them.
     scenario : str
-        ``"task-incremental"`` or ``"class-incremental"``.
+        ``"task-incremental"``, ``"class-incremental"`` or ``"domain-incremental"``.
+    shift : Shift, optional
+        Moves images to the domains that the partition names.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         partition: Partition,
-        scenario: Literal[
-            "task-incremental", "class-incremental"
-        ] = "task-incremental",
+        scenario: str = "task-incremental",
+        shift: Shift | None = None,
     ) -> None:
         self.dataset = dataset
         self.partition = partition
         self.is_incremental = scenario == "class-incremental"
         self.clients = len(partition.tasks)
-        # The same for all clients: each has every task, in an order of its own.
-        self.tasks = len(partition.tasks[0])
+        self.tasks = partition.positions
         self.spec = dataset.spec
         self.shape = dataset.shape
         # Classes that no task uses need no place in the head, as long as they come last.
-        used = chain.from_iterable(share.classes for share in partition.tasks[0])
+        shares = chain.from_iterable(partition.tasks)
+        used = chain.from_iterable(share.classes for share in shares)
         self.classes = 1 + max(used)
+        self._shift = shift
         self._recent: OrderedDict[tuple[int, int], TaskData] = OrderedDict()
         self._bytes = 0
 
+    def length(self, client: int) -> int:
+        """Count the tasks that a client has."""
+        return len(self.partition.tasks[client])
+
     def task(self, client: int, task: int) -> TaskData:
         """One client's share of the task at a position of its own order.
+
+        A client that has fewer tasks than others goes on with its last one.
 
         Raises
         ------
         IndexError
             If there is no such client or task.
         """
-        key = (client, task)
+        self._check(client, task)
+        key = (client, min(task, self.length(client) - 1))
         if key in self._recent:
             self._recent.move_to_end(key)
             return self._recent[key]
@@ -92,36 +106,52 @@ class Benchmark:
     def train_size(self, client: int, task: int) -> int:
         """Count the training samples a client has of a task; makes no tensors."""
         self._check(client, task)
-        return len(self.partition.tasks[client][task].train)
+        shares = self.partition.tasks[client]
+        return len(shares[min(task, len(shares) - 1)].train)
 
     def _make(self, client: int, task: int) -> TaskData:
-        self._check(client, task)
         shares = self.partition.tasks[client]
         share = shares[task]
-        # Classes of different tasks are disjoint here, so none comes twice.
         seen = chain.from_iterable(
             earlier.classes for earlier in shares[: task + 1]
         )
-        dataset = self.dataset
         return TaskData(
             task=task,
             classes=share.classes,
-            seen=tuple(seen),
-            train=self._split(dataset.train_x, dataset.train_y, share.train),
-            test=self._split(dataset.test_x, dataset.test_y, share.test),
+            # Tasks may share classes; each counts where it is met for the first time.
+            seen=tuple(dict.fromkeys(seen)),
+            train=self._split(share, "train"),
+            test=self._split(share, "test"),
             is_incremental=self.is_incremental,
         )
 
-    def _split(self, samples: Raw, labels: Labels, places: Indices) -> Split:
-        dataset = self.dataset
+    def _split(self, share: Share, part: str) -> Split:
+        data = self.dataset
+        samples: Raw = data.train_x if part == "train" else data.test_x
+        labels: Labels = data.train_y if part == "train" else data.test_y
+        places = share.train if part == "train" else share.test
         # Indexing by an array copies, so tensors never share memory with the (perhaps
         # read-only) data set.
         raw = samples[places]
         try:
-            x = model_input(raw, self.spec, dataset.mean, dataset.std)
+            if self._shift and share.domain >= 0:
+                x = self._shifted(self._shift, raw, share, part)
+            else:
+                x = model_input(raw, self.spec, data.mean, data.std)
         except ValueError as error:
-            raise ConfigError(f"data set {dataset.name!r}: {error}") from error
+            raise ConfigError(f"data set {data.name!r}: {error}") from error
         return Split(x, torch.from_numpy(np.asarray(labels[places])))
+
+    def _shifted(
+        self, shift: Shift, raw: Raw, share: Share, part: str
+    ) -> torch.Tensor:
+        """Move images to their domains, on their own scale, and normalise."""
+        count = self.spec.channels
+        x = model_input(raw, self.spec, [0.0] * count, [1.0] * count)
+        rows = share.train if part == "train" else share.test
+        x = shift(x, rows, _domains(share, part, len(rows)), part)
+        mean = shaped(self.dataset.mean, self.spec)
+        return x.sub_(mean).div_(shaped(self.dataset.std, self.spec))
 
     def _check(self, client: int, task: int) -> None:
         if not (0 <= client < self.clients and 0 <= task < self.tasks):
@@ -133,6 +163,14 @@ class Benchmark:
     def __getstate__(self) -> dict[str, Any]:
         # Remembered shares can be made again: they do not travel to other processes.
         return self.__dict__ | {"_recent": OrderedDict(), "_bytes": 0}
+
+
+def _domains(share: Share, part: str, count: int) -> Indices:
+    """Give the domain of each sample of a share, int64 [count]."""
+    # Samples that come early or late are still of their own domain.
+    if part == "train" and len(share.domains):
+        return share.domains
+    return np.full(count, share.domain, np.int64)
 
 
 def _nbytes(data: TaskData) -> int:
@@ -191,6 +229,17 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     )
 
 
+def _check_shift(dataset: Dataset, data: DataConfig) -> None:
+    """Refuse samples that cannot be moved to a domain."""
+    spec = dataset.spec
+    # On a scale that nobody knows there is no telling what is dark, or loud.
+    if spec.kind != "image" or spec.dtype != "uint8":
+        raise ConfigError(
+            f"data.domain = {data.domain!r}: it changes 8-bit images, and {dataset.name} has "
+            f"{spec} ({spec.dtype}); set data.domain = 'column' or 'labels'"
+        )
+
+
 def make_benchmark(config: ExperimentConfig) -> Benchmark:
     """Load the data that a configuration names and share them among clients.
 
@@ -205,5 +254,11 @@ def make_benchmark(config: ExperimentConfig) -> Benchmark:
     dataset = load_dataset(config.data)
     if config.data.holdout:
         dataset = hold_out(dataset, config.data.holdout, config.seed)
-    partition = make_partition(dataset, config.data, config.seed)
-    return Benchmark(dataset, partition, config.data.scenario)
+    data = config.data
+    partition = make_partition(dataset, data, config.seed)
+    shift = None
+    if data.domain in SHIFTS:
+        _check_shift(dataset, data)
+        domains = data.tasks // data.repeats
+        shift = Shift(data.domain, domains, data.domain_strength, config.seed)
+    return Benchmark(dataset, partition, data.scenario, shift)

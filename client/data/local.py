@@ -146,6 +146,10 @@ class LocalStream:
         # A bad first file is refused at the start of the client, not in its first round.
         self._slice(0)
 
+    def length(self, client: int) -> int:
+        """Count the client's tasks: as many as the experiment has."""
+        return self.tasks
+
     def task(self, client: int, task: int) -> TaskData:
         """Give the task at a position of the client's own order.
 

@@ -14,10 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedknow.client.data.arrays import Dataset
+from fedknow.client.data.domains import SHIFTS
+from fedknow.client.data.pools import make_pools
+from fedknow.client.data.recurrence import (
+    NO_ROWS,
+    Draft,
+    blur,
+    count_tasks,
+    drop_labels,
+    repeat,
+)
 from fedknow.client.data.shares import SHARINGS, Indices, Pool, TaskShares
+from fedknow.client.data.skews import (
+    share_by_owner,
+    share_by_quantity,
+    share_by_shards,
+)
 from fedknow.protocols.config import ConfigError, DataConfig
 from fedknow.protocols.seeds import generator
-from fedknow.protocols.texts import counted
 
 __all__ = ["Partition", "Share", "make_partition"]
 
@@ -26,13 +40,20 @@ class Share(NamedTuple):
     """One client's share of one task."""
 
     classes: tuple[int, ...]
-    """Classes of the task, the same for all clients."""
+    """Classes of the task; all clients have the same ones where boundaries are sharp."""
     train: Indices
     """Places in the training arrays, ascending."""
     test: Indices
     """Places in the test arrays, ascending."""
     held: tuple[int, ...]
     """Those of the classes that the client has training samples of."""
+    counts: tuple[int, ...] = ()
+    """How many training samples of each of these."""
+    domain: int = -1
+    """The domain that its samples are moved to (:mod:`~fedknow.client.data.domains`); -1:
+    none."""
+    domains: Indices = NO_ROWS
+    """The domain of each training row; empty where all are of ``domain``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +63,19 @@ class Partition:
     Attributes
     ----------
     tasks : tuple of tuple of Share
-        ``tasks[client][position]``; positions count in the client's own order of tasks.
+        ``tasks[client][position]``; positions count in the client's own order of tasks. A
+        client may have fewer than others.
+    length : int
+        Length of the stream; 0: the tasks of the client that has most.
     """
 
     tasks: tuple[tuple[Share, ...], ...]
+    length: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Length of the stream: how many tasks a client can have."""
+        return self.length or max(map(len, self.tasks))
 
     @property
     def digest(self) -> str:
@@ -53,12 +83,21 @@ class Partition:
         # Little-endian on every machine. Lengths stand before values, so that no two
         # partitions give the same bytes.
         total = hashlib.sha256()
-        shape = [len(self.tasks), len(self.tasks[0])]
+        lengths = list(map(len, self.tasks))
+        shape = [len(lengths), self.positions]
+        if set(lengths) != {self.positions}:
+            # A length below 0 announces that those of the clients follow.
+            shape = [len(lengths), -self.positions, *lengths]
         total.update(np.array(shape, "<i8").tobytes())
         for share in chain.from_iterable(self.tasks):
             for part in (share.classes, share.train, share.test):
                 total.update(np.array([len(part)], "<i8").tobytes())
                 total.update(np.asarray(part, "<i8").tobytes())
+            # Behind the rows, and only where there are domains: so partitions without them
+            # have the digest that they always had.
+            if share.domain >= 0:
+                numbers = [share.domain, len(share.domains), *share.domains]
+                total.update(np.array(numbers, "<i8").tobytes())
         return total.hexdigest()
 
     def summary(self) -> dict[str, Any]:
@@ -74,12 +113,16 @@ class Partition:
 
 
 def _share_summary(share: Share) -> dict[str, Any]:
-    return {
+    summary: dict[str, Any] = {
         "classes": list(share.classes),
         "held": list(share.held),
+        "counts": list(share.counts),
         "train": len(share.train),
         "test": len(share.test),
     }
+    if share.domain >= 0:
+        summary["domain"] = share.domain
+    return summary
 
 
 def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition:
@@ -87,7 +130,8 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
 
     Tasks are the data set's groups (where it has them and ``classes_per_task`` is 0), else
     blocks of consecutive classes. ``class_order = "shuffled"`` shuffles the groups or the
-    classes first. ``partition`` decides the shares:
+    classes first. In a domain-incremental stream each task is a domain (``data.domain``) with
+    all classes. ``partition`` decides the shares:
 
     * ``paper`` (FedKNOW, ICDE 2023): a client draws between ``classes_min`` and ``classes_max``
       of the task's classes. It gets the fraction ``samples`` of each one's training samples,
@@ -96,124 +140,112 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
       train and test alike;
     * ``dirichlet``: the parts of each class follow Dirichlet(``alpha``) (flwr-datasets'
       ``DirichletPartitioner``); the test samples of a class are shared in the proportion of its
-      training samples.
+      training samples;
+    * ``quantity``: all classes alike, in parts whose sizes follow Dirichlet(``alpha``);
+    * ``shards``: ``shards`` pieces of the samples sorted by class;
+    * ``natural``: the samples of the people that ``client_column`` names.
 
-    The result depends on the data, ``config`` and ``seed`` only. Every client has at least one
-    training and one test sample of every task.
+    Then the tasks come ``repeats`` times, ``blur`` of their training samples come early or
+    late, and ``labelled`` of these stay. The result depends on the data, ``config`` and
+    ``seed`` only. Every client has at least one training and one test sample of each of its
+    tasks.
 
     Raises
     ------
     ConfigError
         If there are too few classes or samples for what is asked; says which settings to change.
     """
-    pools = _pools(dataset, _task_classes(dataset, config, seed), seed)
-    shares = SHARINGS[config.partition](pools, config, seed)
+    pools = make_pools(dataset, config, seed)
+    shares = _share_out(dataset, pools, config, seed)
+    counts = count_tasks(config)
     clients = []
     for client in range(config.clients):
-        order = _task_order(config, seed, client)
+        drafts = _drafts(dataset, pools, shares, config, client, seed)
+        if not drafts:
+            raise ConfigError(
+                f"data.clients = {config.clients}: client {client} has no task with both "
+                "training and test samples; lower data.clients, so that more people make a "
+                "client, or lower data.tasks"
+            )
+        drafts = repeat(drafts, config, seed, client)[: counts[client]]
+        drafts = blur(drafts, config, seed, client)
         clients.append(
             tuple(
-                _share(dataset, pools[task], shares[task], client)
-                for task in order
+                _share(
+                    dataset,
+                    drop_labels(
+                        draft, dataset.train_y, config, seed, (client, place)
+                    ),
+                )
+                for place, draft in enumerate(drafts)
             )
         )
-    return Partition(tuple(clients))
+    return Partition(tuple(clients), config.tasks)
 
 
-def _task_order(config: DataConfig, seed: int, client: int) -> Indices:
+_SHARINGS = {
+    **SHARINGS,
+    "quantity": share_by_quantity,
+    "shards": share_by_shards,
+}
+
+
+def _share_out(
+    dataset: Dataset, pools: Sequence[Pool], config: DataConfig, seed: int
+) -> list[TaskShares]:
+    """Share each task's rows among the clients."""
+    if config.partition == "natural":
+        return share_by_owner(dataset, pools, config, seed)
+    return _SHARINGS[config.partition](pools, config, seed)
+
+
+def _drafts(  # noqa: PLR0913  # what one client has, of all that was made before
+    dataset: Dataset,
+    pools: Sequence[Pool],
+    shares: Sequence[TaskShares],
+    config: DataConfig,
+    client: int,
+    seed: int,
+) -> list[Draft]:
+    """List a client's different tasks, in its own order."""
+    is_domain = config.scenario == "domain-incremental"
+    drafts = []
+    for task in _task_order(len(pools), config, seed, client).tolist():
+        train, test = shares[task][client]
+        # Natural clients need not have samples of every task; the others have.
+        if len(train) == 0 or len(test) == 0:
+            continue
+        classes = (
+            tuple(range(dataset.classes)) if is_domain else pools[task].classes
+        )
+        domain = task if is_domain and config.domain in SHIFTS else -1
+        drafts.append(Draft(classes, train, test, domain))
+    return drafts
+
+
+def _task_order(
+    tasks: int, config: DataConfig, seed: int, client: int
+) -> Indices:
     if config.task_order == "shuffled":
         # By client, so that one more client changes no other one's order.
-        return generator(seed, "partition/order", client).permutation(
-            config.tasks
-        )
-    return np.arange(config.tasks)
+        return generator(seed, "partition/order", client).permutation(tasks)
+    return np.arange(tasks)
 
 
-def _share(
-    dataset: Dataset, pool: Pool, shares: TaskShares, client: int
-) -> Share:
-    train, test = shares[client]
+def _share(dataset: Dataset, draft: Draft) -> Share:
+    """Finish a share: rows in their order, and what is known of them."""
     # Ascending rows read a mapped file from front to back.
-    held = np.unique(dataset.train_y[train]).tolist()
-    return Share(pool.classes, np.sort(train), np.sort(test), tuple(held))
-
-
-def _task_classes(
-    dataset: Dataset, config: DataConfig, seed: int
-) -> list[tuple[int, ...]]:
-    """Decide the classes of each task."""
-    rng = generator(seed, "partition/classes")
-    is_shuffled = config.class_order == "shuffled"
-    if dataset.groups and config.classes_per_task == 0:
-        count = len(dataset.groups)
-        if config.tasks > count:
-            raise ConfigError(
-                f"data.tasks = {config.tasks}: {dataset.name} has "
-                f"{counted(count, 'natural task')}; set data.tasks to {count} or less, "
-                "or data.classes_per_task for tasks of equal size"
-            )
-        order = rng.permutation(count) if is_shuffled else np.arange(count)
-        return [dataset.groups[group] for group in order[: config.tasks]]
-    size = _task_size(dataset, config)
-    labels = np.arange(dataset.classes)
-    if is_shuffled:
-        labels = rng.permutation(labels)
-    blocks = labels[: config.tasks * size].reshape(config.tasks, size)
-    return [tuple(block) for block in blocks.tolist()]
-
-
-def _task_size(dataset: Dataset, config: DataConfig) -> int:
-    """Decide how many classes each task has."""
-    size = config.classes_per_task or dataset.classes // config.tasks
-    if size == 0 or config.tasks * size > dataset.classes:
-        required = config.tasks * max(size, 1)
-        raise ConfigError(
-            f"data.tasks = {config.tasks} of "
-            f"{counted(max(size, 1), 'class', 'classes')} each (data.classes_per_task) need "
-            f"{counted(required, 'class', 'classes')}, but {dataset.name} has "
-            f"{dataset.classes}; lower data.tasks or data.classes_per_task"
-        )
-    return size
-
-
-def _pools(
-    dataset: Dataset, tasks: Sequence[tuple[int, ...]], seed: int
-) -> list[Pool]:
-    """Collect the rows of each task, class by class, in an order by the seed."""
-    train = _rows_by_class(dataset.train_y, dataset.classes)
-    test = _rows_by_class(dataset.test_y, dataset.classes)
-    pools = []
-    for task, classes in enumerate(tasks):
-        for label in classes:
-            _check_class(dataset, task, label, train, "training")
-            _check_class(dataset, task, label, test, "test")
-        # Each class has generators of its own: its order depends on no other class.
-        pool = Pool(
-            task,
-            classes,
-            [_shuffled(train[label], "train", label, seed) for label in classes],
-            [_shuffled(test[label], "test", label, seed) for label in classes],
-        )
-        pools.append(pool)
-    return pools
-
-
-def _rows_by_class(y: Indices, classes: int) -> list[Indices]:
-    # A stable sort keeps the rows of a class in their order in the data set.
-    order = np.argsort(y, kind="stable")
-    starts = np.searchsorted(y[order], np.arange(1, classes))
-    return np.split(order, starts)
-
-
-def _shuffled(rows: Indices, part: str, label: int, seed: int) -> Indices:
-    return generator(seed, f"partition/{part}", label).permutation(rows)
-
-
-def _check_class(
-    dataset: Dataset, task: int, label: int, rows: Sequence[Indices], part: str
-) -> None:
-    if len(rows[label]) == 0:
-        raise ConfigError(
-            f"data set {dataset.name!r}: class {dataset.class_names[label]!r} of "
-            f"task {task} has no {part} samples; every class needs both"
-        )
+    order = np.argsort(draft.train, kind="stable")
+    train = draft.train[order]
+    held, counts = np.unique(dataset.train_y[train], return_counts=True)
+    # Samples that come early or late may be of classes that are none of the task's.
+    classes = dict.fromkeys([*draft.classes, *held.tolist()])
+    return Share(
+        tuple(classes),
+        train,
+        np.sort(draft.test),
+        tuple(held.tolist()),
+        tuple(counts.tolist()),
+        draft.domain,
+        draft.domains[order] if len(draft.domains) else NO_ROWS,
+    )

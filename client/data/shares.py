@@ -19,7 +19,15 @@ from fedknow.protocols.config import ConfigError, DataConfig
 from fedknow.protocols.seeds import generator, integer
 from fedknow.protocols.texts import counted
 
-__all__ = ["SHARINGS", "Indices", "Pool", "Sharing", "TaskShares"]
+__all__ = [
+    "SHARINGS",
+    "Indices",
+    "Pool",
+    "Sharing",
+    "TaskShares",
+    "check_enough_samples",
+    "proportional",
+]
 
 Indices = NDArray[np.int64]
 """Rows of a data set's arrays."""
@@ -222,7 +230,7 @@ def _share_evenly(
 
     shares = []
     for pool in pools:
-        _check_enough_samples(pool, config)
+        check_enough_samples(pool, config)
         train = deal(pool.train, "partition/iid", pool.task)
         test = deal(pool.test, "partition/iid-test", pool.task)
         shares.append(list(zip(train, test, strict=True)))
@@ -239,7 +247,7 @@ def _share_by_dirichlet(
 
 
 def _dirichlet_task(pool: Pool, config: DataConfig, seed: int) -> TaskShares:
-    _check_enough_samples(pool, config)
+    check_enough_samples(pool, config)
     sizes = [len(rows) for rows in pool.train]
     rows = np.concatenate(pool.train)
     # Labels within the task, 0 to its number of classes.
@@ -295,7 +303,7 @@ def _draw_dirichlet(
         counts = [
             np.bincount(labels[part], minlength=len(available)) for part in parts
         ]
-        tests = _proportional(np.stack(counts), available)
+        tests = proportional(np.stack(counts), available)
         if tests is not None:
             return parts, tests
     raise ConfigError(
@@ -327,7 +335,7 @@ def _run_partitioner(
         return [np.asarray(part[:]["value"], np.int64) for part in parts]
 
 
-def _proportional(
+def proportional(
     counts: NDArray[np.int64], available: Sequence[int]
 ) -> NDArray[np.int64] | None:
     """Share out all test samples in the proportion of the training samples.
@@ -369,7 +377,8 @@ def _proportional(
     return tests
 
 
-def _check_enough_samples(pool: Pool, config: DataConfig) -> None:
+def check_enough_samples(pool: Pool, config: DataConfig) -> None:
+    """Refuse a task with fewer samples than clients."""
     for part, rows in (("training", pool.train), ("test", pool.test)):
         total = sum(map(len, rows))
         if config.clients > total:

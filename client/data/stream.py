@@ -93,6 +93,13 @@ class TaskStream(Protocol):
         """Number of clients."""
         ...
 
+    def length(self, client: int) -> int:
+        """Count the tasks that a client has: ``tasks`` or fewer."""
+        ...
+
     def task(self, client: int, task: int) -> TaskData:
-        """Give a client's share of the task at a position of its own order."""
+        """Give a client's share of the task at a position of its own order.
+
+        A client that has fewer tasks than others goes on with its last one.
+        """
         ...

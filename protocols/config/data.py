@@ -22,6 +22,8 @@ MOST_STEPS = 1 << 20
 MOST_SIDE = 4096
 """Side of an image."""
 MOST_TOKENS = 10_000_000
+CHANGES = ("rotation", "noise", "permutation", "season")
+"""Domains that are made by changing images."""
 
 
 class DataConfig(Section):
@@ -34,10 +36,26 @@ class DataConfig(Section):
     """Folder that holds the data set's own, ``<name>/``; empty: ``$FEDKNOW_DATA``."""
     image_size: int = Field(0, ge=0, le=1024)
     """Height and width that images on disk are scaled to; 0: the data set's usual ones."""
-    scenario: Literal["task-incremental", "class-incremental"] = (
-        "task-incremental"
-    )
-    """Whether a client knows which task a test sample belongs to (the head is sliced) or not."""
+    scenario: Literal[
+        "task-incremental", "class-incremental", "domain-incremental"
+    ] = "task-incremental"
+    """Whether a client knows which task a test sample belongs to (the head is sliced) or not.
+    In a domain-incremental stream each task has all classes, in another domain."""
+    domain: Literal[
+        "", "column", "rotation", "noise", "permutation", "season", "labels"
+    ] = ""
+    """Domain-incremental: where a task's domain is from: a column of the data set, a change of
+    its images that grows from task to task, or ``labels``, whose frequencies shift. Domains
+    share no sample."""
+    domain_column: str = ""
+    """``domain = "column"``: which column, such as ``site``; its values are the domains, in
+    their order."""
+    domain_strength: float = Field(1.0, ge=0, le=1)
+    """How far the last domain is from the one in front: 1 turns it by half a turn, adds noise
+    of half the scale, shuffles all pixels, or makes a winter of it."""
+    domain_alpha: float = Field(0.5, ge=1e-6, le=1e6)
+    """``domain = "labels"``: concentration of each class over the tasks; small is a large
+    shift."""
     tasks: int = Field(5, ge=1, le=MOST_TASKS)
     classes_per_task: int = Field(0, ge=0, le=MOST_CLASSES)
     """0: the data set's own groups where it has them (Omniglot's alphabets), else classes divided
@@ -45,6 +63,17 @@ class DataConfig(Section):
     class_order: Literal["natural", "shuffled"] = "natural"
     task_order: Literal["same", "shuffled"] = "same"
     """``shuffled``: every client meets the same tasks in an order of its own."""
+    repeats: int = Field(1, ge=1, le=MOST_TASKS)
+    """How often each task comes, each time with other training samples; ``tasks`` counts all
+    of them, so it is a multiple."""
+    blur: float = Field(0.0, ge=0, lt=1)
+    """Share of a task's training samples that come with the task before or after it."""
+    labelled: float = Field(1.0, gt=0, le=1)
+    """Share of a client's training samples of each class that have a label. The others are
+    left out, as all learners need labels."""
+    tasks_min: int = Field(0, ge=0, le=MOST_TASKS)
+    """Tasks of the client that has fewest: the first one has ``tasks``, the others evenly in
+    between. A client's last task goes on until the run ends. 0: all have ``tasks``."""
     arrival: Literal["same", "staggered", "poisson"] = "same"
     """When tasks arrive: at all clients at once, at each some rounds after the one before it
     (``arrival_lag``), or at each by chance, one in ``train.rounds`` rounds on average. A
@@ -57,8 +86,17 @@ class DataConfig(Section):
     rounds, which are then the most that it gets: when all clients have had as many, the server
     waits for the next arrival. 0: in rounds."""
     clients: int = Field(20, ge=1, le=MOST_CLIENTS)
-    partition: Literal["paper", "iid", "dirichlet"] = "paper"
-    """``paper``: each client draws some of a task's classes and a fraction of their samples."""
+    partition: Literal[
+        "paper", "iid", "dirichlet", "quantity", "shards", "natural"
+    ] = "paper"
+    """``paper``: each client draws some of a task's classes and a fraction of their samples.
+    ``quantity``: clients differ in their number of samples. ``shards``: each gets a few pieces
+    of the samples sorted by class. ``natural``: a column says whose a sample is."""
+    client_column: str = ""
+    """``natural``: which column, such as ``person``. Where there are fewer clients than people,
+    people are grouped at random."""
+    shards: int = Field(2, ge=1, le=MOST_CLASSES)
+    """``shards``: pieces of a task that each client gets."""
     classes_min: int = Field(2, ge=1, le=MOST_CLASSES)
     classes_max: int = Field(5, ge=1, le=MOST_CLASSES)
     samples: float = Field(0.1, gt=0, le=1)
@@ -70,8 +108,8 @@ class DataConfig(Section):
     """``paper``: whether two clients may hold the same sample. ``disjoint`` needs enough samples
     for all clients."""
     alpha: float = Field(0.5, ge=1e-6, le=1e6)
-    """``dirichlet``: concentration; small is skewed. With another partition it must be left
-    as it is.
+    """``dirichlet``, ``quantity``: concentration; small is skewed. With another partition it
+    must be left as it is.
     """
     holdout: float = Field(0.0, ge=0, lt=1)
     """Fraction of each class's training samples that takes the place of the test samples, which
@@ -97,16 +135,40 @@ class DataConfig(Section):
                 f"{self.classes_max}; "
                 "lower the first or raise the second"
             )
-        # A setting without effect would let a sweep over it pass for a result.
-        if self.partition != "dirichlet" and self.alpha != (
-            default := DataConfig.model_fields["alpha"].default
-        ):
+        self._refuse_idle("alpha", "partition", ("dirichlet", "quantity"))
+        self._refuse_idle("shards", "partition", ("shards",))
+        self._refuse_idle("client_column", "partition", ("natural",))
+        if self.partition == "natural" and not self.client_column:
             raise ValueError(
-                f"data.alpha = {self.alpha:g} does nothing with data.partition = "
-                f"{self.partition!r}; "
-                f"set data.partition = 'dirichlet', or leave data.alpha at {default:g}"
+                "data.partition = 'natural' needs data.client_column: the column that says "
+                "whose a sample is, such as 'person'"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stream_fits(self) -> DataConfig:
+        self._refuse_idle("domain", "scenario", ("domain-incremental",))
+        self._refuse_idle("domain_column", "domain", ("column",))
+        self._refuse_idle("domain_strength", "domain", CHANGES)
+        self._refuse_idle("domain_alpha", "domain", ("labels",))
+        check_stream(self)
+        return self
+
+    def _refuse_idle(
+        self, key: str, switch: str, values: tuple[str, ...]
+    ) -> None:
+        """Refuse a setting that does nothing."""
+        # It would let a sweep over it pass for a result.
+        default = DataConfig.model_fields[key].default
+        value, chosen = getattr(self, key), getattr(self, switch)
+        if chosen in values or value == default:
+            return
+        shown = f"{value:g}" if isinstance(value, float) else repr(value)
+        raise ValueError(
+            f"data.{key} = {shown} does nothing with data.{switch} = {chosen!r}; set "
+            f"data.{switch} = {' or '.join(map(repr, values))}, or leave data.{key} at "
+            f"{default if isinstance(default, int | float) else repr(default)}"
+        )
 
     @model_validator(mode="after")
     def _images_fit(self) -> DataConfig:
@@ -172,3 +234,70 @@ class DataConfig(Section):
                 f"clients x tasks x tasks is at most {MOST_SCORES:.0e}"
             )
         return self
+
+
+def check_stream(data: DataConfig) -> None:
+    """Refuse a stream whose settings contradict each other.
+
+    Raises
+    ------
+    ValueError
+        Naming a key, its value and the remedy.
+    """
+    if data.scenario == "domain-incremental":
+        _check_domains(data)
+    if data.tasks % data.repeats:
+        raise ValueError(
+            f"data.repeats = {data.repeats} with data.tasks = {data.tasks}: tasks counts the "
+            "repeats too; set data.tasks to a multiple of data.repeats"
+        )
+    if data.tasks_min > data.tasks:
+        raise ValueError(
+            f"data.tasks_min = {data.tasks_min} is above data.tasks = {data.tasks}; lower the "
+            "first or raise the second"
+        )
+    if data.blur and data.scenario == "task-incremental":
+        raise ValueError(
+            f"data.blur = {data.blur:g} with data.scenario = 'task-incremental': a client that "
+            "is told the task of each sample has no blurred boundaries; set data.scenario = "
+            "'class-incremental' or 'domain-incremental'"
+        )
+    if data.name == "local":
+        _check_local(data)
+
+
+def _check_domains(data: DataConfig) -> None:
+    if not data.domain:
+        raise ValueError(
+            "data.scenario = 'domain-incremental' needs data.domain: 'column' for domains that "
+            f"the data have, or {', '.join(map(repr, CHANGES))} or 'labels' to make them"
+        )
+    if data.domain == "column" and not data.domain_column:
+        raise ValueError(
+            "data.domain = 'column' needs data.domain_column: the column that says which domain "
+            "a sample is from, such as 'site'"
+        )
+    if data.classes_per_task:
+        raise ValueError(
+            f"data.classes_per_task = {data.classes_per_task} with data.scenario = "
+            "'domain-incremental', where each task has all classes; leave it at 0"
+        )
+
+
+def _check_local(data: DataConfig) -> None:
+    """Refuse settings that would cut data which clients bring cut."""
+    for key in (
+        "domain",
+        "repeats",
+        "blur",
+        "labelled",
+        "tasks_min",
+        "partition",
+    ):
+        default = DataConfig.model_fields[key].default
+        value = getattr(data, key)
+        if value != default:
+            raise ValueError(
+                f"data.{key} = {value!r}: with data.name = 'local' clients bring their tasks "
+                f"as they are; leave data.{key} at {default!r}"
+            )

@@ -102,7 +102,9 @@ class Claims:
         """
         for task, total in enumerate(totals):
             if self._test is not None:
-                expected = self._test[client][task]
+                sizes = self._test[client]
+                # A client may have fewer tasks than others.
+                expected = sizes[task] if task < len(sizes) else 0
                 source = "has"
             else:
                 # Sizes are learned with the first scores, and do not change.

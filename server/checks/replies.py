@@ -66,8 +66,9 @@ class Inspector:
       declares;
     * replies to our own scoring (:meth:`expect_scores`) have a positive ``num-examples``,
       ``correct``, ``total`` and ``losses`` of as many tasks as are scored, ``0 <= correct <=
-      total`` in whole numbers with ``total`` above 0, and where they are asked for, what
-      clients keep: the same names, shapes and dtypes from every client.
+      total`` in whole numbers with ``total`` above 0 (0 for tasks after the client's last),
+      and where they are asked for, what clients keep: the same names, shapes and dtypes from
+      every client.
 
     Replies to a strategy's own evaluation may say what they like. The parts of a
     :class:`~fedknow.protocols.messages.Mean` were inspected before they were added.
@@ -354,13 +355,21 @@ def _check_end_of_task(reply: Message) -> Metrics:
 
 
 def _check_hits(correct: np.ndarray, total: np.ndarray) -> None:
-    if not ((correct >= 0) & (correct <= total) & (total > 0)).all():
-        raise Unusable(
-            Fault.METRICS,
-            "correct",
-            f"correct must lie between 0 and total, and total above 0; got "
-            f"{correct.tolist()!s:.200} of {total.tolist()!s:.200}",
-        )
+    """Refuse hits that no test sets can have.
+
+    A client may have fewer tasks than others; of those it has, it has samples.
+    """
+    is_known = np.logical_or.accumulate(total[::-1] > 0)[::-1]
+    are_sizes = (total > 0) | ~is_known
+    are_hits = (correct >= 0) & (correct <= total)
+    if is_known[0] and (are_sizes & are_hits).all():
+        return
+    raise Unusable(
+        Fault.METRICS,
+        "correct",
+        f"correct must lie between 0 and total, and total above 0 for each task that the client "
+        f"has; got {correct.tolist()!s:.200} of {total.tolist()!s:.200}",
+    )
 
 
 def _own_metrics(reply: Message) -> Metrics:

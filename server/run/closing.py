@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedknow.protocols.messages import END_TASK, Message, node_of
+from fedknow.protocols.messages import END_TASK, Message, client_of, node_of
 from fedknow.protocols.work import FLOPS, EndTaskReport, EndTaskWork, Position
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run import metrics
@@ -263,8 +263,11 @@ class TaskEnder:
         # A wave of messages to all clients is saved where nothing would come of it.
         if not run.parts.learner.ends_task:
             return 0.0
+        ending = self._nodes_at_an_end(task, nodes or run.grid.members())
+        if not ending:
+            return math.nan  # all go on with their last task
         run.incidents.begin_work(task, round, run.state.arrays)
-        work = self._end_work(task, nodes or run.grid.members())
+        work = self._end_work(task, ending)
         replies = [
             reply
             for reply in run.grid.exchange(work, run.options)
@@ -282,6 +285,15 @@ class TaskEnder:
         self._tell_strategy(task, round, replies)
         sizes = [report.knowledge_bytes for report in reports]
         return sum(sizes) / len(sizes)
+
+    def _nodes_at_an_end(self, task: int, nodes: Sequence[int]) -> list[int]:
+        """Leave out clients with fewer tasks, whose last one goes on."""
+        stream = self._run.parts.stream
+        if stream is None or task == stream.tasks - 1:
+            return list(nodes)
+        return [
+            node for node in nodes if stream.length(client_of(node)) - 1 > task
+        ]
 
     def _end_work(self, task: int, nodes: Sequence[int]) -> list[Message]:
         work = EndTaskWork(

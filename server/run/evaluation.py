@@ -344,6 +344,10 @@ def _table(
         assert scores is not None  # the inspector saw to it
         correct[client, : len(scores.correct)] = scores.correct
         total[client, : len(scores.total)] = scores.total
+    # A task without samples is one that the client does not have.
+    is_missing = total == 0
+    correct[is_missing] = np.nan
+    total[is_missing] = np.nan
     return correct, total
 
 

@@ -136,7 +136,8 @@ def assert_same_on_both(tmp_path, on_device, *changes):
 @pytest.mark.parametrize("name", list_learners())
 def test_learners_come_to_the_same(tmp_path, on_device, name):
     """Bit for bit, with states that pass through a store, which is on the CPU."""
-    scenario = learner_class(name).scenarios[-1]
+    scenarios = learner_class(name).scenarios
+    scenario = scenarios[min(1, len(scenarios) - 1)]
     assert_same_on_both(
         tmp_path,
         on_device,

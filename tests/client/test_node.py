@@ -35,6 +35,9 @@ class Stream:
     def __init__(self, make, incremental=False):
         self.make, self.incremental = make, incremental
 
+    def length(self, client):
+        return self.tasks
+
     def task(self, client, task):
         return self.make(task, seed=client, incremental=self.incremental)
 

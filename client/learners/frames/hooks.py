@@ -38,6 +38,7 @@ class Hooks:
     scenarios: ClassVar[tuple[str, ...]] = (
         "task-incremental",
         "class-incremental",
+        "domain-incremental",
     )
     """Values of ``data.scenario`` that the method is made for; others are refused."""
     kinds: ClassVar[tuple[Kind, ...]] = ()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedknow.client.data import Dataset, Partition, load_dataset, make_partition
-from fedknow.client.data.shares import _proportional
+from fedknow.client.data.shares import proportional
 from fedknow.protocols.config import ConfigError, DataConfig
 
 
@@ -182,6 +182,7 @@ def test_summary_is_json_with_sizes_and_classes() -> None:
     assert summary["clients"][2][1] == {
         "classes": [6, 7, 8, 9, 10, 11],
         "held": list(share.held),
+        "counts": [4] * len(share.held),
         "train": 4 * len(share.held),
         "test": len(share.held),
     }
@@ -364,7 +365,7 @@ def test_small_alpha_is_skewed() -> None:
 
 @given(st.data())
 @settings(max_examples=100, deadline=None)
-def test_proportional(data: st.DataObject) -> None:
+def testproportional(data: st.DataObject) -> None:
     clients, classes = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
     counts = np.array(
         data.draw(
@@ -379,7 +380,7 @@ def test_proportional(data: st.DataObject) -> None:
     available = data.draw(
         st.lists(st.integers(1, 15), min_size=classes, max_size=classes)
     )
-    tests = _proportional(counts, available)
+    tests = proportional(counts, available)
     if tests is None:
         return
     assert tests.sum(axis=0).tolist() == available
@@ -388,19 +389,19 @@ def test_proportional(data: st.DataObject) -> None:
     assert (counts[tests > 0] > 0).all()
 
 
-def test_proportional_by_hand() -> None:
+def testproportional_by_hand() -> None:
     # Quotas 6.67 and 3.33 of ten; then 0.5 and 3.5 of four, the half going to the first client.
-    assert _proportional(np.array([[2, 1], [1, 7]]), [10, 4]).tolist() == [
+    assert proportional(np.array([[2, 1], [1, 7]]), [10, 4]).tolist() == [
         [7, 1],
         [3, 3],
     ]
     # The last client's quota is 0.09: it takes one from whoever has most.
-    assert _proportional(np.array([[60], [30], [1]]), [8]).tolist() == [
+    assert proportional(np.array([[60], [30], [1]]), [8]).tolist() == [
         [4],
         [3],
         [1],
     ]
-    assert _proportional(np.array([[5], [5], [5]]), [2]) is None
+    assert proportional(np.array([[5], [5], [5]]), [2]) is None
 
 
 def fails(data: Dataset, config: DataConfig, *parts: str) -> None:
