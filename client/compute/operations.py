@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -11,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 from torch.utils.hooks import RemovableHandle
 
 __all__ = ["Counting", "Tally"]
@@ -96,7 +101,101 @@ def _vectors(
     return 2 * x.numel()
 
 
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> int:
+    """Count the operations of attention on a processor."""
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _attention_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Count the operations of attention's backward pass on a processor."""
+    return int(
+        sdpa_backward_flop_count(
+            gradient.shape, query.shape, key.shape, value.shape
+        )
+    )
+
+
+def _lstm(x: Tensor, inputs: Tensor, state: Tensor, *_: Any, **__: Any) -> int:
+    """Count a fused LSTM layer on a processor: two products a step."""
+    return 2 * _steps(x) * (inputs.numel() + state.numel())
+
+
+def _lstm_backward(x: Tensor, *weights: Any, **_: Any) -> int:
+    """Count gradients by the inputs and by the weights: a product each."""
+    return 2 * _lstm(x, *weights)
+
+
+def _recurrent(x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    """Count fused recurrent layers on a GPU: products with all matrices."""
+    matrices = [weight.numel() for weight in weights if weight.dim() == 2]
+    return 2 * _steps(x) * sum(matrices)
+
+
+def _recurrent_backward(
+    x: Tensor, weights: Sequence[Tensor], *_: Any, **__: Any
+) -> int:
+    """Count gradients by the inputs and by the weights: a product each."""
+    return 2 * _recurrent(x, weights)
+
+
+def _steps(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
+
+
+def _encoder_layer(
+    x: Tensor, dim: int, heads: int, *arguments: Any, **_: Any
+) -> int:
+    """Count PyTorch's fused encoder layer: its matrices, and attention."""
+    matrices = [w for w in arguments if isinstance(w, Tensor) and w.dim() == 2]
+    # A mask has the size of a matrix, and stands behind the weights.
+    products = sum(weight.numel() for weight in matrices[:4])
+    return 2 * (x.numel() // dim) * products + _scores(x, dim)
+
+
+def _native_attention(
+    x: Tensor, key: Tensor, value: Tensor, dim: int, *arguments: Any, **_: Any
+) -> int:
+    """Count PyTorch's fused multi-head attention of a sequence to itself."""
+    matrices = [w for w in arguments if isinstance(w, Tensor) and w.dim() == 2]
+    products = sum(weight.numel() for weight in matrices[:2])
+    return 2 * (x.numel() // dim) * products + _scores(x, dim)
+
+
+def _scores(x: Tensor, dim: int) -> int:
+    """Count products of queries with keys, and of scores with values."""
+    if x.is_nested:  # sequences of unequal lengths, without what fills them up
+        lengths = x._nested_tensor_size()[:, 0].tolist()
+    else:
+        lengths = [x.shape[1]] * x.shape[0]
+    return sum(4 * int(length) ** 2 * dim for length in lengths)
+
+
+def _fourier(x: Tensor, *_: Any, **__: Any) -> int:
+    """Count a real Fourier transform: 5/2 n log2 n (Cooley and Tukey)."""
+    length = x.shape[-1]
+    return int(2.5 * x.numel() * math.log2(max(2, length)))
+
+
+_aten = torch.ops.aten
 _FORMULAS = flop_registry | {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    _aten.mkldnn_rnn_layer: _lstm,
+    _aten.mkldnn_rnn_layer_backward: _lstm_backward,
+    _aten._transformer_encoder_layer_fwd: _encoder_layer,
+    _aten._native_multi_head_attention: _native_attention,
+    _aten._cudnn_rnn: _recurrent,
+    _aten._cudnn_rnn_backward: _recurrent_backward,
+    _aten._fft_r2c: _fourier,
     torch.ops.aten.mv: _vectors,
     torch.ops.aten.dot: _vectors,
     torch.ops.aten.vdot: _vectors,

@@ -32,6 +32,7 @@ from fedknow.client.models.resnet import (
     senet18,
     wide_resnet50,
 )
+from fedknow.client.models.sequences import cnn1d, gru, transformer
 from fedknow.client.models.split import Body, SplitModel
 from fedknow.client.models.weights import load_weights
 from fedknow.protocols.config import ConfigError, ModelConfig, closest
@@ -61,6 +62,9 @@ _MODELS: Mapping[str, Callable[..., Body]] = {
     "cnn": cnn,
     "mlp": mlp,
     "linear": linear,
+    "cnn1d": cnn1d,
+    "gru": gru,
+    "transformer": transformer,
     "resnet18": resnet18,
     "resnet152": resnet152,
     "wide_resnet50": wide_resnet50,
@@ -77,6 +81,9 @@ _NUMBERS: frozenset[Kind] = frozenset(("image", "series", "waveform", "table"))
 _KINDS: Mapping[str, frozenset[Kind]] = {
     "mlp": _NUMBERS,
     "linear": _NUMBERS,
+    "cnn1d": frozenset(("series", "waveform")),
+    "gru": frozenset(("series", "waveform", "tokens")),
+    "transformer": frozenset(("series", "waveform", "tokens")),
 }
 """Kinds of samples that a model takes; the others take images alone."""
 

@@ -15,13 +15,15 @@ no running statistics.
 
 from __future__ import annotations
 
-from collections.abc import Set
-from contextlib import AbstractContextManager, nullcontext
+import weakref
+from collections.abc import Iterator, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from fedknow.client.learners.fedknow.flat import flatten, views
@@ -29,6 +31,44 @@ from fedknow.client.learners.fedknow.second_order import convolve, normalize
 from fedknow.client.learners.frames.learner import widen
 
 __all__ = ["Linearization", "factorable"]
+
+
+_FUSED = (nn.RNNBase, nn.MultiheadAttention)
+"""Modules that may run kernels whose backward pass has no derivative."""
+
+
+@contextmanager
+def plain_kernels(body: nn.Module) -> Iterator[None]:
+    """Run a body's layers so that they can be differentiated twice.
+
+    Fused kernels of attention and of recurrent layers cannot; the plain ones give the same
+    up to rounding. Bodies without such layers are left alone.
+
+    Parameters
+    ----------
+    body : nn.Module
+        Samples to features.
+    """
+    if not _has_fused_layers(body):
+        yield
+        return
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False),  # type: ignore[no-untyped-call]
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        yield
+
+
+def _has_fused_layers(body: nn.Module) -> bool:
+    if body not in _fused:
+        # Once a body: a walk through all modules takes longer than a small step.
+        modules = body.modules()
+        _fused[body] = any(isinstance(module, _FUSED) for module in modules)
+    return _fused[body]
+
+
+_fused: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def factorable(
@@ -39,7 +79,7 @@ def factorable(
     Parameters
     ----------
     body : nn.Module
-        Images to features; it is put in evaluation mode.
+        Samples to features; it is put in evaluation mode.
     x : Tensor
         A few samples to try it on.
     threshold : int
@@ -82,9 +122,9 @@ class Linearization:
     Parameters
     ----------
     body : nn.Module
-        Images to features ``[n, f]``.
+        Samples to features ``[n, f]``.
     x : Tensor
-        The batch, float [n, C, H, W].
+        The batch, [n, ...].
     context : context manager
         That of the forward pass (:meth:`~fedknow.client.learners.frames.learner.Learner.autocast`).
     factored : set of Parameter
@@ -109,7 +149,7 @@ class Linearization:
         factored: Set[nn.Parameter] = frozenset(),
     ) -> None:
         tracer = _Tracer(factored)
-        with context or nullcontext(), tracer:
+        with context or nullcontext(), plain_kernels(body), tracer:
             self._features = widen(body(x))
         self.features = self._features.detach()
         self.parameters = [
@@ -235,6 +275,10 @@ class _Tracer(TorchFunctionMode):
             return convolve(*args, **kwargs)
         if func is F.batch_norm:
             return normalize(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            # The fused kernels' backward pass has no derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
         if func is F.linear and len(args) > 1 and args[1] in self._factored:
             return self._linear(*args, **kwargs)
         return func(*args, **kwargs)

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from fedknow.client.data import SampleSpec
 from fedknow.client.learners.fedknow.flat import flatten, views
 from fedknow.client.learners.fedknow.linearization import (
     Linearization,
     factorable,
 )
+from fedknow.client.models import build_model
+from fedknow.protocols.config import ModelConfig
 
 
 class Residual(nn.Module):
@@ -178,3 +181,63 @@ def test_pushforward_needs_a_pullback():
     body = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="pullback"):
         Linearization(body, torch.ones(1, 2)).pushforward(torch.ones(6))
+
+
+class Sentences(nn.Module):
+    """Embedded tokens, PyTorch's own attention and recurrence."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(9, 4)
+        self.layer = nn.TransformerEncoderLayer(
+            4, 2, 8, dropout=0, batch_first=True
+        )
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.cell = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x):
+        mask = x == 0
+        steps = self.layer(self.words(x), src_key_padding_mask=mask)
+        steps = steps + self.attention(steps, steps, steps, mask)[0]
+        fused = nn.functional.scaled_dot_product_attention(steps, steps, steps)
+        return self.cell(steps + fused)[0].mean(1)
+
+
+@pytest.mark.parametrize("name", ["own", "gru", "transformer"])
+def test_products_through_embedding_and_attention(name):
+    """Against a reference that never takes a gradient: central differences."""
+    torch.manual_seed(0)
+    sample = SampleSpec("tokens", (5,), "int32", vocabulary=9)
+    config = ModelConfig(name="transformer", dim=4, heads=2, layers=1)
+    if name == "gru":
+        config = ModelConfig(name="gru", hidden=4, embedding=3)
+    network = build_model(config, sample, 3, 0)
+    body = (Sentences() if name == "own" else network.body).double()
+    x = torch.randint(1, 9, (3, 5))
+    x[0, 3:] = 0
+    linear = Linearization(body, x)
+    parameters = list(body.parameters())
+    cotangent = torch.randn_like(linear.features)
+    pulled = linear.pullback(
+        cotangent, torch.empty(linear.size, dtype=torch.float64), forward=True
+    )
+    direction = torch.randn_like(pulled)
+    start = nn.utils.parameters_to_vector(parameters).detach()
+
+    def features(step):
+        with torch.no_grad():
+            # The reference: weights moved along the direction, and nothing of ours.
+            moved = start + step * direction
+            nn.utils.vector_to_parameters(moved, parameters)
+            return body(x)
+
+    step = 3e-7
+    expected = (features(step) - features(-step)) / (2 * step)
+    pushed = linear.pushforward(direction)
+    torch.testing.assert_close(pushed, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        (pulled * direction).sum(),
+        (cotangent * expected).sum(),
+        rtol=1e-6,
+        atol=1e-8,
+    )
