@@ -105,7 +105,8 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> int:
     """Count the operations of attention on a processor."""
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    shapes = query.shape, key.shape, value.shape
+    return int(sdpa_flop_count(*shapes))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward(
@@ -117,11 +118,8 @@ def _attention_backward(
     **__: Any,
 ) -> int:
     """Count the operations of attention's backward pass on a processor."""
-    return int(
-        sdpa_backward_flop_count(
-            gradient.shape, query.shape, key.shape, value.shape
-        )
-    )
+    shapes = gradient.shape, query.shape, key.shape, value.shape
+    return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
 
 
 def _lstm(x: Tensor, inputs: Tensor, state: Tensor, *_: Any, **__: Any) -> int:

@@ -1,4 +1,4 @@
-"""Data sets by name, as plain ``uint8`` arrays.
+"""Data sets by name, as arrays of samples.
 
 ``digits`` is embedded in scikit-learn. The others are read from files in the layout of the
 Hugging Face hub, or in their publisher's. ``module:callable`` is a user's own.
@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import chain, product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from fedknow.client.data.arrays import Dataset, Images, Labels, require
-from fedknow.client.data.folders import (
-    Core50,
-    Fc100,
-    MiniImageNetCsv,
-    MiniImageNetFolders,
-    SvhnMat,
-    TinyImageNet,
-)
-from fedknow.client.data.parquet import Parquet
+from fedknow.client.data.listing import LISTED
+from fedknow.client.data.recorded import RecordedSource
 from fedknow.client.data.source import Contents, Form, Part, Source, joined, load
 from fedknow.protocols.config import ConfigError, DataConfig, closest
 from fedknow.protocols.installed import find_installed, list_installed
@@ -47,123 +39,7 @@ __all__ = [
 ]
 
 
-class Layout(Protocol):
-    """How a data set may lie in its folder."""
-
-    @property
-    def wants(self) -> str:
-        """The file it is known by."""
-
-    def find(self, place: Path) -> Source | None:
-        """Look for the data set in a folder.
-
-        Returns
-        -------
-        Source or None
-            None if the folder has another layout.
-        """
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """A data set known by name.
-
-    Attributes
-    ----------
-    summary : str
-        A line for the list of data sets.
-    form : Form
-        Its images; ``data.image_size`` has precedence over the size.
-    layouts : tuple of Layout
-        How it may lie in its folder.
-    folders : tuple of str
-        Names that the folder may have, besides the data set's name.
-    hub : str
-        Repository on the hub; empty where no copy there has the columns needed.
-    mix : tuple of str
-        The data sets it is made of, each with its own layouts.
-    """
-
-    summary: str
-    form: Form
-    layouts: tuple[Layout, ...] = ()
-    folders: tuple[str, ...] = ()
-    hub: str = ""
-    mix: tuple[str, ...] = ()
-
-    def files(self, name: str) -> str:
-        """Name the files that the data set is known by, for messages."""
-        return " or ".join(f"{name}/{layout.wants}" for layout in self.layouts)
-
-
-_CIFAR100 = Parquet("img", ("fine_label",))
-
-# Names are written in configurations and results, so they never change.
-_LISTED: Mapping[str, _Listing] = {
-    "cifar100": _Listing(
-        "60,000 photographs, 32x32 RGB, 100 classes (Krizhevsky 2009); "
-        "parquet folder or Hugging Face hub",
-        Form("RGB"),
-        (_CIFAR100,),
-        hub="uoft-cs/cifar100",
-    ),
-    "omniglot": _Listing(
-        "32,460 handwritten characters, 28x28 grey, 1,623 classes in 50 alphabets "
-        "(Lake 2015); parquet folder",
-        Form("L"),
-        (Parquet("image", ("alphabet", "character")),),
-    ),
-    "fc100": _Listing(
-        "CIFAR-100 ordered by FC100's superclasses and split anew, 500 / 100 a class; "
-        "CIFAR-100's parquet folder",
-        Form("RGB"),
-        (Fc100(),),
-        folders=("cifar100",),
-        hub="uoft-cs/cifar100",
-    ),
-    "core50": _Listing(
-        "165,000 video frames of 50 objects in 10 categories, to 32x32 RGB, "
-        "split by session (Lomonaco 2017); folders",
-        Form("RGB", 32),
-        (Core50(),),
-        folders=("core50_128x128",),
-    ),
-    "miniimagenet": _Listing(
-        "60,000 photographs, to 84x84 RGB, 100 classes (Vinyals 2016); "
-        "folders, CSV lists, or parquet folder",
-        Form("RGB", 84),
-        (
-            Parquet("image", ("label",), test="validation"),
-            MiniImageNetCsv(),
-            MiniImageNetFolders(),
-        ),
-        folders=("mini-imagenet", "miniImageNet"),
-    ),
-    "tinyimagenet": _Listing(
-        "110,000 photographs, 64x64 RGB, 200 classes (Stanford CS231N); "
-        "its folders, or parquet folder",
-        Form("RGB", 64),
-        (Parquet("image", ("label",), test="valid"), TinyImageNet()),
-        folders=("tiny-imagenet-200", "tiny-imagenet"),
-    ),
-    "svhn": _Listing(
-        "99,289 house numbers, 32x32 RGB, 10 classes (Netzer 2011); "
-        "*_32x32.mat, or parquet folder",
-        Form("RGB"),
-        (
-            Parquet("image", ("label",), folders=("", "data", "cropped_digits")),
-            SvhnMat(),
-        ),
-    ),
-    "mix80": _Listing(
-        "80 tasks of 5 classes: miniimagenet, tinyimagenet and cifar100 "
-        "one after another, to 32x32 RGB",
-        Form("RGB", 32),
-        mix=("miniimagenet", "tinyimagenet", "cifar100"),
-    ),
-}
-
-NAMES = ("digits", "local", *_LISTED)
+NAMES = ("digits", "local", *LISTED)
 """Names that no installed package can take."""
 
 
@@ -180,7 +56,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         return _load_users(config, load_object(config.name, "data.name"))
     if config.name == "digits":
         return _load_digits()
-    if config.name in _LISTED:
+    if config.name in LISTED:
         return _load_listed(config)
     # It is a name for servers alone, and no data set that could be missing.
     if config.name == "local":
@@ -216,10 +92,19 @@ def _load_users(config: DataConfig, loaded: Any) -> Dataset:
 
 
 def _load_listed(config: DataConfig) -> Dataset:
-    standard = _LISTED[config.name].form
-    form = Form(standard.mode, config.image_size or standard.size)
+    standard = LISTED[config.name].form
+    if isinstance(standard, str) and config.image_size:
+        raise ConfigError(
+            f"data.image_size = {config.image_size}: data.name = {config.name!r} has no images "
+            f"but {standard}; leave data.image_size at 0"
+        )
     try:
-        return load(config.name, _find(config.name, config.dir), form)
+        source = _find(config.name, config.dir)
+        if isinstance(source, RecordedSource):
+            return source.dataset(config.name)
+        assert isinstance(standard, Form)
+        form = Form(standard.mode, config.image_size or standard.size)
+        return load(config.name, source, form)
     except OSError as error:
         raise ConfigError(
             f"data.name = {config.name!r}: {error.filename}: {error.strerror or error}"
@@ -228,19 +113,16 @@ def _load_listed(config: DataConfig) -> Dataset:
 
 def list_datasets() -> dict[str, str]:
     """List the data sets known by name, with a line about each."""
-    listed = {name: listing.summary for name, listing in _LISTED.items()}
+    listed = {name: listing.summary for name, listing in LISTED.items()}
     return {"digits": _DIGITS_SUMMARY} | listed
 
 
 def dataset_facts(name: str) -> dict[str, str]:
     """Say what becomes of a data set's images, and where its files must lie."""
-    listing = _LISTED.get(name)
+    listing = LISTED.get(name)
     if listing is None:  # digits
         return {"Files": "none: they come with scikit-learn"}
-    side = listing.form.size
-    size = f"{side}x{side}" if side else "as large as in the files"
-    colours = "grey" if listing.form.mode == "L" else listing.form.mode
-    facts = {"Images": f"{colours}, {size} (data.image_size)"}
+    facts = _sample_facts(listing.form)
     if listing.mix:
         facts["Made of"] = ", ".join(listing.mix)
         return facts
@@ -255,6 +137,14 @@ def dataset_facts(name: str) -> dict[str, str]:
         else "not from there"
     )
     return facts
+
+
+def _sample_facts(form: Form | str) -> dict[str, str]:
+    if isinstance(form, str):
+        return {"Samples": form}
+    size = f"{form.size}x{form.size}" if form.size else "as large as in the files"
+    colours = "grey" if form.mode == "L" else form.mode
+    return {"Images": f"{colours}, {size} (data.image_size)"}
 
 
 # --- digits ---------------------------------------------------------------------------------
@@ -289,10 +179,12 @@ def _load_digits() -> Dataset:
 # --- files ----------------------------------------------------------------------------------
 
 
-def _find(name: str, folder: str) -> Source:
-    listing = _LISTED[name]
+def _find(name: str, folder: str) -> Source | RecordedSource:
+    listing = LISTED[name]
     if listing.mix:
-        return _mix(listing.mix, [_find(part, folder) for part in listing.mix])
+        sources = [_find(part, folder) for part in listing.mix]
+        images = [source for source in sources if isinstance(source, Source)]
+        return _mix(listing.mix, images)
     setting, root = _root(name, folder)
     wants = listing.files(name)
     if not root.is_dir():
@@ -324,7 +216,7 @@ def _root(name: str, folder: str) -> tuple[str, Path]:
 
 
 def _download(name: str) -> Path:
-    listing = _LISTED[name]
+    listing = LISTED[name]
     remedy = (
         f"put {listing.files(name)} into a folder and name it by --data-dir FOLDER "
         "(data.dir) or the variable FEDKNOW_DATA"

@@ -304,6 +304,7 @@ def build_learner(
     ).to(device)
     with calling(config.learner.name, "learner.name"):
         learner = kind(model, config.train, settings)
+        learner.work_on(spec)
     check_exchange(learner, config)
     return learner
 

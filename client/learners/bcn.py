@@ -72,12 +72,15 @@ class Bcn(Rehearsal):
     Keeps: its samples of each task (setting ``memory``). Sends: what ``exchange`` says, nothing
     more. Needs: 2 zeta + 3 passes forward and backward over a batch and as many remembered
     samples for each step, where plain training needs one over the batch. The first task, where
-    nothing can be forgotten, is trained plainly. Valid: any model, task- or class-incremental;
-    its passes move BatchNorm's statistics each time, which the paper does not consider.
+    nothing can be forgotten, is trained plainly. Valid: samples other than tokens, any model,
+    task- or class-incremental; its passes move BatchNorm's statistics each time, which the
+    paper does not consider.
     """
 
     Settings = BcnSettings
     settings: BcnSettings
+    # Player 1 moves samples along gradients, which token ids do not have.
+    kinds = ("image", "series", "waveform", "table")
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
         "beta": [2.0, 3.0, 5.0],
         "epsilon": [0.01, 0.1, 1.0],
@@ -135,7 +138,7 @@ class Bcn(Rehearsal):
         return own_loss.item(), hits(batch.head.logits(z), batch.y)
 
     def _worse_samples(self, joint: Replay) -> Tensor:
-        """Move samples up their loss: x', float [n, C, H, W].
+        """Move samples up their loss: x', float [n, ...].
 
         Each takes zeta steps of length epsilon.
         """
@@ -151,7 +154,8 @@ class Bcn(Rehearsal):
             length = (
                 uphill.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
             )
-            x = x + self.settings.epsilon * uphill / length.view(-1, 1, 1, 1)
+            each = length.view(-1, *[1] * (x.dim() - 1))
+            x = x + self.settings.epsilon * uphill / each
         return x.detach()
 
     def _better_weights(self, joint: Replay) -> Tensors:

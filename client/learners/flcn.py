@@ -67,7 +67,7 @@ class Flcn(Learner):
     - lambda is 100 by default; there it is 0.5, which weighs an Omega of another scale.
 
     Keeps: nothing (a number: the last task it gave samples of). Sends: the model, and once a
-    task its share of the proxy data, float32 as the client trains on them. Gets: the model and
+    task its share of the proxy data, as the client trains on them. Gets: the model and
     Omega, as much again. Needs: the server's time, a forward and backward pass for each proxy
     sample and round, and a server that samples may be shown to. Valid: any model, task- or
     class-incremental.
@@ -142,13 +142,21 @@ class Flcn(Learner):
             "classes": torch.tensor(task.head),
         }
 
+    @property
+    def _layout(self) -> tuple[str, tuple[int, ...]]:
+        """Type and shape of proxy samples."""
+        if self.spec is None:
+            return "float32", (-1, -1, -1, -1)
+        dtype = str(self.spec.input_dtype).removeprefix("torch.")
+        return dtype, (-1, *self.spec.shape)
+
     def shares(self, ended: bool) -> Layout:
         """Draw samples with labels and classes, any number of them."""
         return (
             {}
             if ended
             else {
-                "x": ("float32", (-1, -1, -1, -1)),
+                "x": self._layout,
                 "y": ("int64", (-1,)),
                 "classes": ("int64", (-1,)),
             }

@@ -1,4 +1,4 @@
-"""A log-mel front end in plain PyTorch: from sound to the frames of a spectrogram."""
+"""A log-mel front end in plain PyTorch: from sound to a spectrogram."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ class LogMel(nn.Module):
         logs = (power @ self.matrix + _FLOOR).log()
         centred = logs - logs.mean((1, 2), keepdim=True)
         spread = centred.square().mean((1, 2), keepdim=True).sqrt()
-        return centred / (spread + 1e-5)
+        normalised: Tensor = centred / (spread + 1e-5)
+        return normalised
 
 
 def mel_matrix(size: int, rate: float, mels: int) -> Tensor:

@@ -236,9 +236,9 @@ class Gru(nn.Module):
         reset, update, candidate = step.chunk(3, 1)
         own_reset, own_update, own_candidate = self.recurrent(state).chunk(3, 1)
         gate = torch.sigmoid(reset + own_reset)
-        kept = torch.sigmoid(update + own_update)
+        gate_update = torch.sigmoid(update + own_update)
         new = torch.tanh(candidate + gate * own_candidate)
-        return new + kept * (state - new)
+        return new + gate_update * (state - new)
 
 
 class _TokenGru(nn.Module):
@@ -293,7 +293,8 @@ class Block(nn.Module):
         """
         x = x + self.dropout(self._attend(self.attention_norm(x), is_step))
         wide = F.gelu(self.wide(self.norm(x)))
-        return x + self.dropout(self.narrow(wide))
+        answer: Tensor = x + self.dropout(self.narrow(wide))
+        return answer
 
     def _attend(self, x: Tensor, is_step: Tensor | None) -> Tensor:
         query, key, value = (
@@ -330,11 +331,11 @@ class _Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute features ``[n, dim]`` of tokens ``[n, T]`` or steps ``[n, T, C]``."""
+        """Compute features ``[n, dim]`` of tokens or of steps."""
         is_step = (
             x != PADDING if isinstance(self.embedding, nn.Embedding) else None
         )
-        steps = self.embedding(self.stem(x)) + self.positions
+        steps: Tensor = self.embedding(self.stem(x)) + self.positions
         for block in self.blocks:
             steps = block(steps, is_step)
         steps = self.norm(steps)

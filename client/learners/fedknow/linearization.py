@@ -54,7 +54,7 @@ def plain_kernels(body: nn.Module) -> Iterator[None]:
         return
     with (
         sdpa_kernel(SDPBackend.MATH),
-        torch.backends.mkldnn.flags(enabled=False),  # type: ignore[no-untyped-call]
+        torch.backends.mkldnn.flags(enabled=False),
         torch.backends.cudnn.flags(enabled=False),
     ):
         yield

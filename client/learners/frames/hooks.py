@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fedknow.client.data.samples import Kind
+from fedknow.client.data.samples import Kind, SampleSpec
 from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.frames.batch import HeadSlice, Samples
 from fedknow.client.learners.frames.exchange import Entries, Layout, Tensors
@@ -61,6 +61,9 @@ class Hooks:
     """Entries of the state that hold samples."""
     remedy: str = ""
     """What else than ``train.lr`` can be lowered where a loss is not finite, for the error."""
+
+    spec: SampleSpec | None = None
+    """What a sample is, where the learner was built for an experiment."""
 
     model: nn.Module
     head: nn.Linear

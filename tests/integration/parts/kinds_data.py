@@ -7,9 +7,7 @@ from fedknow.client.data import Dataset, Ragged, SampleSpec
 CLASSES = 4
 EACH = 12
 """Samples a class, in training and in testing."""
-SENTENCES = SampleSpec(
-    "tokens", (6,), "int32", is_ragged=True, vocabulary=12
-)
+SENTENCES = SampleSpec("tokens", (6,), "int32", is_ragged=True, vocabulary=12)
 WINDOWS = SampleSpec("series", (12, 2), "float32", rate=32)
 
 
