@@ -235,3 +235,39 @@ def test_a_file_exchanged_for_one_of_other_labels_is_refused(tmp_path):
         ConfigError, match=r"task-000\.npz: labels \[3\] are none of the task's"
     ):
         stream.task(0, 0)
+
+
+def test_other_samples_than_images(tmp_path):
+    series = np.full((2, 4, 3), 7, np.float32)
+    write(tmp_path, 0, train_x=series, test_x=series[:1])
+    stream = LocalStream(tmp_path, config(kind="series", shape=[4, 3]))
+    assert torch.equal(stream.task(0, 0).train.x, torch.full((2, 4, 3), 7.0))
+
+    sound = np.full((2, 5), 16384, np.int16)
+    write(tmp_path, 0, train_x=sound, test_x=sound[:1])
+    stream = LocalStream(tmp_path, config(kind="waveform", shape=[5]))
+    assert torch.equal(stream.task(0, 0).train.x, torch.full((2, 5), 0.5))
+
+    ids = np.array([[3, 8, 0], [1, 0, 0]], np.int32)
+    write(tmp_path, 0, train_x=ids, test_x=ids[:1])
+    tokens = {"kind": "tokens", "shape": [3]}
+    stream = LocalStream(tmp_path, config(**tokens, vocabulary=9))
+    assert stream.spec.vocabulary == 9
+    assert stream.task(0, 0).train.x.dtype == torch.int64
+    with pytest.raises(ConfigError, match=r"token ids from 0 to 8; .* 0 to 7"):
+        LocalStream(tmp_path, config(**tokens, vocabulary=8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "tokens", "shape": [3]}, "data.vocabulary = 0 with data.kind"),
+        ({"kind": "series", "shape": [3]}, r"for example data.shape = \[64, 3\]"),
+        ({"vocabulary": 5}, "with data.kind = 'image'"),
+        ({"shape": [3, 5000, 5000]}, "sides of images end at 4096"),
+        ({"name": "digits", "kind": "table"}, "leave data.kind out"),
+    ],
+)
+def test_kinds_that_do_not_fit_are_refused(changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        local_spec(config(**changes))
