@@ -71,6 +71,13 @@ class Hooks:
     train: TrainConfig
     optimizer: torch.optim.Optimizer
     entries: Entries
+    frame_attributes: frozenset[str]
+
+    def work_on(self, spec: SampleSpec) -> None:
+        """Note what the samples are (:attr:`spec`)."""
+        self.spec = spec
+        # The same for each step, so that no step's cost depends on it.
+        self.frame_attributes |= {"spec"}
 
     def training_data(self, task: TaskData, round: Round) -> Samples:
         """Give what a round is to train on. It is laid out, and nothing computed."""

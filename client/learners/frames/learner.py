@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedknow.client.compute.cost import Meter
-from fedknow.client.data.samples import SampleSpec
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners.frames import scoring
 from fedknow.client.learners.frames.batch import (
@@ -160,12 +159,6 @@ class Learner(Hooks, metaclass=_StartsFresh):
         self.batch_minimum: int | None = None
         # All of these are the same for each step, or described apart.
         self.frame_attributes = frozenset((*vars(self), "optimizer"))
-
-    def work_on(self, spec: SampleSpec) -> None:
-        """Note what the samples are (:attr:`spec`)."""
-        self.spec = spec
-        # The same for each step, so that no step's cost depends on it.
-        self.frame_attributes |= {"spec"}
 
     # --- what a method overrides
 
