@@ -73,7 +73,8 @@ def work(message: FlowerMessage, context: Context) -> FlowerMessage:
         _permissions(context),
     )
     host = Host(node.config, node.stream, store, node)
-    _permissions(context).check_work(merge_settings(content))
+    settings = merge_settings(content)
+    _permissions(context).check_work(settings, node.config.train)
     # Our own id: states' versions are made from it, and Flower's ids are random.
     task = replace(
         received, id=_text(envelope, "id"), node=node_of(client), content=content

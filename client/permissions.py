@@ -13,9 +13,15 @@ from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any, Self
 
-from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.config import (
+    ConfigError,
+    ExperimentConfig,
+    TrainConfig,
+)
 from fedknow.protocols.installed import is_offered
+from fedknow.protocols.instructions import OVERRIDES
 from fedknow.protocols.plugins import is_reference
+from fedknow.protocols.security.signing import PublicKey
 
 __all__ = ["Limits", "Permissions"]
 
@@ -83,6 +89,8 @@ class Permissions:
         under which an installed package offers one.
     limits : Limits
         The largest experiment.
+    signed_by : PublicKey, optional
+        The owner's key: nothing runs that it did not sign.
 
     Examples
     --------
@@ -95,6 +103,18 @@ class Permissions:
 
     parts: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    signed_by: PublicKey | None = None
+
+    def check_signature(self, config: ExperimentConfig, signature: bytes) -> None:
+        """Refuse an experiment that the owner's key did not sign, if there is one.
+
+        Raises
+        ------
+        ConfigError
+            Saying what is missing or wrong.
+        """
+        if self.signed_by is not None:
+            self.signed_by.check(config, signature)
 
     def check(self, config: ExperimentConfig) -> None:
         """Refuse an experiment that the owner did not permit.
@@ -125,10 +145,18 @@ class Permissions:
         pixels = 3 * config.data.image_size**2
         self._check_size("data.image_size", pixels, "image_values")
 
-    def check_work(self, settings: Mapping[str, Any]) -> None:
+    def check_work(self, settings: Mapping[str, Any], train: TrainConfig) -> None:
         """Refuse a round whose settings are over the owner's limits.
 
-        A strategy may put other numbers in the place of the experiment's in each round.
+        A strategy may put other numbers in the place of the experiment's in each round, unless
+        the experiment is to be a signed one.
+
+        Parameters
+        ----------
+        settings : mapping
+            Of the round.
+        train : TrainConfig
+            The experiment's.
 
         Raises
         ------
@@ -144,6 +172,13 @@ class Permissions:
             # What is no number is refused by whoever reads the settings.
             if isinstance(value, int | float):
                 self._check_size(key, value, limit)
+        for key, name in OVERRIDES.items():
+            signed = getattr(train, name)
+            if self.signed_by is not None and settings.get(key, signed) != signed:
+                raise ConfigError(
+                    f"{key} = {settings[key]!r:.100}: the owner of this client signed "
+                    f"train.{name} = {signed}"
+                )
 
     def check_disk(self, size: int) -> None:
         """Refuse work when the client's state takes too much of the disk.
@@ -181,9 +216,11 @@ class Permissions:
     def _check_size(self, key: str, value: float, limit: str) -> None:
         bound = getattr(self.limits, limit)
         if value > bound:
+            # A server may say infinity, of which there is no whole number.
+            number = int(min(value, 2**63))
             raise ConfigError(
                 f"{key} = {value}: this client's owner set a limit of {bound} ({limit}); its "
-                f"owner can raise it by --limit {limit}={int(value)}"
+                f"owner can raise it by --limit {limit}={number}"
             )
 
 

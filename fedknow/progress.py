@@ -17,6 +17,7 @@ from fedknow.server.run.events import (
     ClientFailed,
     Evaluated,
     Event,
+    MembershipChanged,
     RoundEnded,
     RunInterrupted,
     RunStarted,
@@ -95,6 +96,8 @@ class RunProgress:
             case ClientFailed():
                 self._say(event, f"failed: {event.reason}", "red")
             case ClientBegunAnew():
+                self._say(event, event.reason, "yellow")
+            case MembershipChanged():
                 self._say(event, event.reason, "yellow")
             case Warned():
                 self._say(event, f"warning: {event.reason}", "yellow")

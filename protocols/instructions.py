@@ -27,9 +27,9 @@ from fedknow.protocols.config import TrainConfig
 from fedknow.protocols.values import show
 from fedknow.protocols.work import POSITION
 
-__all__ = ["READ", "Instructions", "read_instructions"]
+__all__ = ["OVERRIDES", "READ", "Instructions", "read_instructions"]
 
-_OVERRIDES = {
+OVERRIDES = {
     "lr": "lr",
     "epochs": "epochs",
     "local-epochs": "epochs",
@@ -37,7 +37,7 @@ _OVERRIDES = {
 }
 """Keys that take the place of one of the ``train`` section."""
 
-READ = (*_OVERRIDES, "proximal-mu")
+READ = (*OVERRIDES, "proximal-mu")
 """Keys that all clients train by."""
 
 
@@ -85,7 +85,7 @@ def read_instructions(
     {'beta': 2.0}
     """
     changes: dict[str, Any] = {}
-    for key, name in _OVERRIDES.items():
+    for key, name in OVERRIDES.items():
         if key not in settings:
             continue
         value = _checked(key, name, settings[key], train)

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.security import CA, CERTIFICATE, KEY
 
-__all__ = ["CA_DAYS", "Authority", "Validity", "write_new"]
+__all__ = ["CA_DAYS", "SKEW", "Authority", "Validity", "write_new"]
 
 
 _CA_KEY = "ca.key"
@@ -33,7 +33,7 @@ _CA_KEY = "ca.key"
 CA_DAYS = 3650
 
 
-_SKEW = dt.timedelta(hours=1)
+SKEW = dt.timedelta(hours=1)
 """How far a client's clock may be behind.
 
 Small computers without a battery start with an old time.
@@ -111,7 +111,7 @@ class Authority:
         own_key = key.public_key()
         certificate = (
             x509.CertificateBuilder(name, name, own_key, serial)
-            .not_valid_before(time - _SKEW)
+            .not_valid_before(time - SKEW)
             .not_valid_after(time + dt.timedelta(days=CA_DAYS))
             # No CA below this one.
             .add_extension(
@@ -166,7 +166,7 @@ class Authority:
         )
         certificate = (
             x509.CertificateBuilder(issuer, _common_name(name), own_key, serial)
-            .not_valid_before(validity.start - _SKEW)
+            .not_valid_before(validity.start - SKEW)
             .not_valid_after(end)
             .add_extension(constraints, critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)

@@ -27,9 +27,10 @@ from fedknow.protocols.security import (
     client_uri,
     new_token,
 )
+from fedknow.protocols.security.fingerprints import Fingerprints, fingerprint_of
 from fedknow.server.authority import CA_DAYS, Authority, Validity, write_new
 
-__all__ = ["make_certificates"]
+__all__ = ["make_certificates", "revoke"]
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names that every server's certificate has."""
@@ -100,9 +101,11 @@ def make_certificates(
             _make_server(server, authority, names, validity)
             new_folders.append(server)
         tokens = Tokens.load(server)
-        new_folders += _make_clients(
+        new_clients = _make_clients(
             folder / "clients", clients, authority, tokens, validity
         )
+        _list_certificates(folder, new_clients)
+        new_folders += new_clients
         # Last: a client's folder without a digest here is mended by the next call, a digest
         # without a folder is not.
         write_atomic(server / TOKENS, tokens.to_json())
@@ -163,6 +166,53 @@ def _make_clients(
         tokens.add(token)
         new_folders.append(place)
     return new_folders
+
+
+def _list_certificates(folder: Path, clients: Sequence[Path]) -> None:
+    """Let the certificates of new folders count, in place of older ones."""
+    # The authority's own list: the server's folder may be removed to be made anew.
+    fingerprints = Fingerprints.load(folder)
+    for client in clients:
+        pem = (client / CERTIFICATE).read_bytes()
+        fingerprints.by_client[int(client.name)] = [fingerprint_of(pem)]
+    fingerprints.save(folder)
+    fingerprints.save(folder / "server")
+
+
+def revoke(folder: Path, client: int) -> None:
+    """Let no credential of a client count any more.
+
+    A server that reads this folder ends its streams within seconds. ``fedknow certs`` then makes
+    the client new credentials.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder that ``fedknow certs`` made, or the server's part of it.
+    client : int
+        Which.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such client.
+    """
+    server = folder if (folder / TOKENS).exists() else folder / "server"
+    tokens = Tokens.load(server)
+    fingerprints = Fingerprints.load(server)
+    if client not in tokens.digests and client not in fingerprints.by_client:
+        raise ConfigError(
+            f"--client {client}: {server} lists no credential of it"
+        )
+    tokens.digests.pop(client, None)
+    # Empty and not gone: a client that is not listed may show any certificate.
+    fingerprints.by_client[client] = []
+    fingerprints.save(server)
+    if server != folder:
+        fingerprints.save(folder)
+    write_atomic(server / TOKENS, tokens.to_json())
+    # Its old files must not count again when new ones are made.
+    shutil.rmtree(folder / "clients" / f"{client:03d}", ignore_errors=True)
 
 
 def _host(host: str) -> x509.GeneralName:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -13,14 +15,19 @@ import grpc
 from fedknow.client.learners import Learner
 from fedknow.protocols.config import ConfigError, ExperimentConfig, differences
 from fedknow.protocols.security import Tokens, server_credentials
+from fedknow.protocols.security.signing import read_signature
 from fedknow.protocols.transport import check_address
 from fedknow.protocols.wire import Limits
 from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.grpc_grid import GrpcGrid
+from fedknow.server.grids.grpc_membership import Issuer, Membership
+from fedknow.server.renewal import Renewer
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.audit import AuditLog
 from fedknow.server.run.error_log import error_log
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.members import MEMBERS, read_ejections
 from fedknow.server.run.recorder import Subscriber
 from fedknow.server.tracking import tracking
 
@@ -41,6 +48,8 @@ def serve(  # noqa: PLR0913  # the options of a command
     observers: Sequence[Subscriber] = (),
     ready: Callable[[int], None] = lambda port: None,
     metrics_listen: str = "",
+    renew: Path | None = None,
+    signature: Path | None = None,
 ) -> RunResult | None:
     """Run an experiment with the clients that connect.
 
@@ -72,6 +81,10 @@ def serve(  # noqa: PLR0913  # the options of a command
     metrics_listen : str
         ``HOST:PORT`` of a page for Prometheus, with the server's own credentials; none by
         default.
+    renew : Path, optional
+        The folder of the run's certificate authority, to renew clients' certificates with.
+    signature : Path, optional
+        The experiment's, by the clients' owner (:mod:`fedknow.protocols.security.signing`).
 
     Raises
     ------
@@ -82,10 +95,11 @@ def serve(  # noqa: PLR0913  # the options of a command
     """
     check_address(listen, tls, insecure)
     # Certificates before data: a wrong folder shows at once, and data may take minutes.
-    entrance = _entrance(listen, tls, tokens)
+    entrance = _entrance(listen, tls, tokens, renew)
     if metrics_listen:
         check_address(metrics_listen, tls, insecure)
     parts = assemble(config, Clients.REAL)
+    entrance = entrance.signed(signature, parts.config)
     is_resumed = resume and (out / "config.toml").is_file()
     if is_resumed:
         earlier = RunFolder.open(out)
@@ -117,8 +131,19 @@ class _Entrance:
     """Where clients connect, and how they show who they are."""
 
     listen: str
+    tls: Path | None
     credentials: grpc.ServerCredentials | None
     tokens: Tokens | None
+    issuer: Issuer | None = None
+    signature: bytes = b""
+
+    def signed(
+        self, signature: Path | None, config: ExperimentConfig
+    ) -> _Entrance:
+        """Have clients told of an experiment's signature, where there is one."""
+        if signature is None:
+            return self
+        return replace(self, signature=read_signature(signature, config))
 
     def grid(
         self,
@@ -132,23 +157,62 @@ class _Entrance:
             self.listen,
             folder.run_id,
             credentials=self.credentials,
-            tokens=self.tokens,
+            membership=self._membership(folder),
+            signature=self.signature,
             limits=limits,
         )
 
+    def _membership(self, folder: RunFolder) -> Membership:
+        """Read who may take part in a run, now and when that changes."""
+        path = folder.path
+        return Membership(
+            tls=self.tls,
+            tokens=self.tokens,
+            ejections=lambda: {
+                client: ejection.reason
+                for client, ejection in read_ejections(path).items()
+            },
+            members=path / MEMBERS,
+            audit=AuditLog(path),
+            fence_key=_fence_key(path),
+            issuer=self.issuer,
+        )
 
-def _entrance(listen: str, tls: Path | None, has_tokens: bool) -> _Entrance:
+
+def _fence_key(folder: Path) -> bytes:
+    """Read the secret that fences of a run are made with; make it at first."""
+    path = folder / "fence-key"
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        # Readable by its owner alone from the start.
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    except FileExistsError:
+        # A kill in between leaves an empty file, which is a secret to nobody.
+        if not path.stat().st_size:
+            path.write_bytes(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def _entrance(
+    listen: str, tls: Path | None, has_tokens: bool, renew: Path | None
+) -> _Entrance:
     """Read what the server needs to know clients by."""
     if tls is None and has_tokens:
         raise ConfigError(
             "--tokens needs --tls: a token in the clear is anybody's"
         )
+    if renew is not None and (tls is None or has_tokens):
+        raise ConfigError(
+            f"--renew {renew}: only clients that show certificates have some to renew; "
+            "give --tls DIR and leave --tokens out"
+        )
     if tls is None:
-        return _Entrance(listen, None, None)
+        return _Entrance(listen, None, None, None)
     credentials = server_credentials(tls, client_certificates=not has_tokens)
-    return _Entrance(
-        listen, credentials, Tokens.load(tls) if has_tokens else None
-    )
+    loaded = Tokens.load(tls) if has_tokens else None
+    issuer = None if renew is None else Renewer(renew)
+    return _Entrance(listen, tls, credentials, loaded, issuer)
 
 
 @contextmanager

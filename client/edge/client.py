@@ -12,6 +12,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -21,6 +22,7 @@ from fedknow.client.data.local import LOCAL, LocalStream
 from fedknow.client.edge.desk import Desk
 from fedknow.client.edge.errors import EdgeError, Gone, Refused
 from fedknow.client.edge.journal import Journal
+from fedknow.client.edge.renewal import keep_valid
 from fedknow.client.edge.session import Session
 from fedknow.client.edge.status import explain_failure
 from fedknow.client.edge.threads import WorkThread, first_to_end
@@ -116,16 +118,10 @@ class EdgeClient:
         keep_after: float = KEEP_AFTER,
         permissions: Permissions | None = None,
     ) -> None:
-        if client is not None:
-            check_between("--client", client, 0, MOST_CLIENTS - 1)
-        if give_up is not None:
-            check_between("--give-up", give_up, 0, MOST_SECONDS)
-        if device is not None:
-            find_device(device, "--device")
+        _check_options(client, give_up, device, tls)
         self.server = server
         self._tls = tls
         self._proxy = find_proxy(server)
-        self._credentials = None if tls is None else channel_credentials(tls)
         self._client = client
         self._give_up = give_up
         self.desk = Desk()
@@ -142,6 +138,7 @@ class EdgeClient:
             permissions or Permissions(),
             data,
         )
+        self._fence = self._journal.fence
         self._connected_at = time.monotonic()
         self._delay = FIRST_DELAY
         # Back-off must not disturb the generators that learners may draw from.
@@ -235,9 +232,12 @@ class EdgeClient:
             # The server asks again for what it still wants an answer to.
             self.desk.job = None
             try:
-                return await session.run(stream, self._claimed_node())
+                talk = session.run(stream, self._claimed_node(), self._fence)
+                renewal = keep_valid(channel, self._tls, self.server)
+                return cast(Goodbye, await first_to_end(talk, renewal))
             finally:
                 if session.was_welcomed:
+                    self._fence = session.fence
                     self._delay = FIRST_DELAY
                     self._connected_at = time.monotonic()
                 stream.cancel()
@@ -296,16 +296,35 @@ class EdgeClient:
 
     def _channel(self) -> grpc.aio.Channel:
         options = [*CHANNEL_OPTIONS, *proxy_options(self._proxy)]
-        if self._credentials is None:
+        if self._tls is None:
             return grpc.aio.insecure_channel(self.server, options)
-        return grpc.aio.secure_channel(self.server, self._credentials, options)
+        # Read anew: the certificate may have been renewed, here or by hand.
+        credentials = channel_credentials(self._tls)
+        return grpc.aio.secure_channel(self.server, credentials, options)
 
     def _claimed_node(self) -> int:
         """Give the node id to ask for; 0: any, or that of the credential."""
         if self._client is not None:
             return node_of(self._client)
         # With a credential the server knows the client, and a claim could only contradict it.
-        return self._journal.node if self._credentials is None else 0
+        return self._journal.node if self._tls is None else 0
+
+
+def _check_options(
+    client: int | None,
+    give_up: float | None,
+    device: str | None,
+    tls: Path | None,
+) -> None:
+    """Refuse options that cannot be met, before anything begins."""
+    if client is not None:
+        check_between("--client", client, 0, MOST_CLIENTS - 1)
+    if give_up is not None:
+        check_between("--give-up", give_up, 0, MOST_SECONDS)
+    if device is not None:
+        find_device(device, "--device")
+    if tls is not None:
+        channel_credentials(tls)
 
 
 def run_client(client: EdgeClient) -> None:

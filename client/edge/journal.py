@@ -62,6 +62,7 @@ class Journal:
     ::
 
         run                   the node and the id of the run, with a checksum
+        fence                 the secret of the last stream in this run
         states/               a StateStore
         answers/COMMITTED/    KEY-VERSION: the answer to the work KEY, and its state's version
         .lock
@@ -111,6 +112,7 @@ class Journal:
                 "another run, or another client: what was kept of the one before is deleted"
             )
         shutil.rmtree(self._answers, ignore_errors=True)
+        (self.folder / "fence").unlink(missing_ok=True)
         self.store.retain(None, ())
         text = f"{node} {run}"
         # Last: a crash before it leaves the old mark, and the folder is emptied again.
@@ -144,6 +146,23 @@ class Journal:
                 "this client anew: fedknow forget RUN --client N, there"
             )
         return match[4].decode(), int(match[3])
+
+    @property
+    def fence(self) -> bytes:
+        """The secret of the last stream; empty without one."""
+        try:
+            return (self.folder / "fence").read_bytes()
+        except OSError:
+            # Without it the client is let in, unless another one holds its place.
+            return b""
+
+    def keep_fence(self, fence: bytes) -> None:
+        """Keep the secret of a stream, to be known by it after a restart."""
+        try:
+            # Lost power costs a wait at most, which is no reason to wait for the disk.
+            write_atomic(self.folder / "fence", fence, durable=False)
+        except OSError as error:
+            log.warning("%s: not kept: %s", self.folder / "fence", error)
 
     def commit(self, client: int, version: int, committed: int) -> None:
         """Delete what no server will ask for, as work from a version comes.

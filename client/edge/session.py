@@ -60,6 +60,8 @@ class Session:
     ----------
     was_welcomed : bool
         The server has let this client in.
+    fence : bytes
+        The secret of this stream, by which the server knows the client when it comes back.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Session:
         self._worker = worker
         self._node = 0
         self._is_ready = asyncio.Event()
+        self.fence = b""
         self.was_welcomed = False
 
-    async def run(self, stream: Any, claimed: int) -> Goodbye:
+    async def run(self, stream: Any, claimed: int, fence: bytes = b"") -> Goodbye:
         """Greet the server, and do what it says until it says goodbye.
 
         Parameters
@@ -82,6 +85,8 @@ class Session:
             The stream.
         claimed : int
             The node id that this client says it has; 0: any.
+        fence : bytes
+            The secret of its last stream; empty without one.
 
         Raises
         ------
@@ -94,7 +99,7 @@ class Session:
         WireError
             If the server does not keep to the protocol.
         """
-        frame = await self._greet(stream, claimed)
+        frame = await self._greet(stream, hello(claimed, fence))
         kind = frame.WhichOneof("kind")
         if kind == "refusal":
             raise Refused(refused(frame.refusal))
@@ -105,6 +110,7 @@ class Session:
         client = client_of(welcome.node)
         log.info("connected to %s as client %d", self._server, client)
         self._node = welcome.node
+        self.fence = welcome.fence
         # A problem of the last connection must not end this one.
         self._desk.problem = None
         self.was_welcomed = True
@@ -119,10 +125,10 @@ class Session:
             raise self._desk.problem from None
         return cast(Goodbye, goodbye)
 
-    async def _greet(self, stream: Any, claimed: int) -> Frame:
+    async def _greet(self, stream: Any, greeting: bytes) -> Frame:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
-                await stream.write(hello(claimed))
+                await stream.write(greeting)
                 return parse(_bytes(await stream.read()))
         except TimeoutError:
             raise Gone(f"{self._server} does not answer") from None
@@ -132,7 +138,12 @@ class Session:
         try:
             # In the thread: data and model take seconds, in which heartbeats must go on.
             await self._thread.do(
-                prepare, welcome.config, welcome.run, welcome.node
+                prepare,
+                welcome.config,
+                welcome.run,
+                welcome.node,
+                welcome.fence,
+                welcome.signature,
             )
         except ConfigError as error:
             self._desk.complain(error)

@@ -17,7 +17,12 @@ from fedknow.client.host import Answerer, Host, one_thread
 from fedknow.client.learners import learner_class
 from fedknow.client.permissions import Permissions
 from fedknow.client.state import StateError
-from fedknow.protocols.config import ConfigError, ExperimentConfig, read_config
+from fedknow.protocols.config import (
+    ConfigError,
+    ExperimentConfig,
+    TrainConfig,
+    read_config,
+)
 from fedknow.protocols.hostile import check_honest
 from fedknow.protocols.messages import CLIENT_FAILED, Message, client_of
 from fedknow.protocols.texts import counted
@@ -84,11 +89,19 @@ class Worker:
         self._permissions = permissions
         self._folders = {"--data": data, "--state": journal.folder}
         self.limits = Limits()
+        self._train = TrainConfig()
         self._host: Host | None = None
         self._encoding = Encoding.DENSE
         self._prepared: tuple[str, str] | None = None
 
-    def prepare(self, config: str, run: str, node: int) -> None:
+    def prepare(
+        self,
+        config: str,
+        run: str,
+        node: int,
+        fence: bytes = b"",
+        signature: bytes = b"",
+    ) -> None:
         """Make ready for a run, before its first work.
 
         Parameters
@@ -99,22 +112,29 @@ class Worker:
             The run's id.
         node : int
             The client's node id in it.
+        fence : bytes
+            The secret of this stream.
+        signature : bytes
+            Of the experiment, by its owner.
 
         Raises
         ------
         ConfigError
             If the experiment cannot be run here.
         """
-        if self._prepared == (config, run):
-            return
         # First, as it deletes what an earlier run has left, and may refuse the folder.
         self._journal.begin(run, node)
+        self._journal.keep_fence(fence)
+        if self._prepared == (config, run):
+            return
         # An answer of an earlier run is none for this one.
         self._desk.result = None
         experiment = read_config(_toml(config))
         # Before anything that a server named is imported, read or built.
+        self._permissions.check_signature(experiment, signature)
         check_honest(experiment)
         self._permissions.check(experiment)
+        self._train = experiment.train
         if self._device is not None:
             experiment = experiment.on_device(self._device)
         node_of_run = self._make_node(experiment)
@@ -196,7 +216,8 @@ class Worker:
         client = client_of(parcel.node)
         try:
             self._journal.commit(client, parcel.version, parcel.committed)
-            self._permissions.check_work(merge_settings(message.content))
+            settings = merge_settings(message.content)
+            self._permissions.check_work(settings, self._train)
             self._permissions.check_disk(self._journal.size())
             # As in a simulation, whose numbers this client must give too.
             with one_thread():

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from fedknow import __version__
-from fedknow.cli import deploy, inspect, models, new, runs, tracking
+from fedknow.cli import (
+    deploy,
+    inspect,
+    members,
+    models,
+    new,
+    runs,
+    sign,
+    tracking,
+)
 from fedknow.cli.output import out
 from fedknow.cli.watch import watch
 
@@ -68,10 +77,16 @@ for command in (
     runs.search,
     runs.paper,
     deploy.certs,
+    sign.sign,
     deploy.server,
     deploy.client,
     deploy.status,
     deploy.forget,
+    members.members,
+    members.eject,
+    members.admit,
+    members.revoke,
+    members.audit,
     watch,
     inspect.report,
     tracking.track,

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,6 +81,23 @@ METRICS = typer.Option(
     metavar="HOST:PORT",
     help="Serve `/metrics` for Prometheus here, behind the credentials of `fedknow "
     "status`; port 0 is any free one.",
+)
+RENEW = typer.Option(
+    "--renew",
+    metavar="DIR",
+    help="Folder of `fedknow certs` with `ca.key`: renew clients' certificates in the last "
+    "third of their time.",
+)
+SIGNATURE = typer.Option(
+    "--signature",
+    metavar="FILE",
+    help="The experiment's signature (`fedknow sign`), for clients with `--signed-by`.",
+)
+SIGNED_BY = typer.Option(
+    "--signed-by",
+    metavar="FILE",
+    help="Run only experiments that this public key (`KEY.pub`) has signed.  [any]",
+    show_default=False,
 )
 LOG_FORMAT = typer.Option(
     "--log-format",
@@ -176,6 +194,8 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
     watch: Annotated[bool, WATCH] = False,
     track: Annotated[list[str] | None, TRACK] = None,
     metrics_listen: Annotated[str, METRICS] = "",
+    renew: Annotated[Path | None, RENEW] = None,
+    signature: Annotated[Path | None, SIGNATURE] = None,
     log_format: Annotated[LogFormat, LOG_FORMAT] = LogFormat.PLAIN,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -201,15 +221,7 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
     # Twice: only with a configuration are the folder and the packages known.
     with explained(run, "server", extra=_extra_of_server(config)):
         # Imported late, so that the command line starts fast and on an edge box.
-        from fedknow.protocols.files import write_atomic
         from fedknow.server.serve import serve
-
-        def ready(port: int) -> None:
-            host, _, _ = listen.rpartition(":")
-            logging.getLogger("fedknow").info("listening on %s:%d", host, port)
-            if port_file is not None:
-                # Whole or not at all: a script may read the file the moment it appears.
-                write_atomic(port_file, f"{port}\n".encode())
 
         start_log(log_format, quiet, {"run": str(run)})
         with page_served(run, watch), progress_shown(config, quiet) as observers:
@@ -222,8 +234,10 @@ def server(  # noqa: PLR0913  # a command's options are its arguments
                 insecure=insecure,
                 resume=resume,
                 observers=observers,
-                ready=ready,
+                ready=partial(_announce, listen, port_file),
                 metrics_listen=metrics_listen,
+                renew=renew,
+                signature=signature,
             )
         show_run(run, quiet)
 
@@ -239,6 +253,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
     give_up: Annotated[float | None, GIVE_UP] = None,
     allow: Annotated[list[str] | None, ALLOW] = None,
     limit: Annotated[list[str] | None, LIMIT] = None,
+    signed_by: Annotated[Path | None, SIGNED_BY] = None,
     log_format: Annotated[LogFormat, LOG_FORMAT] = LogFormat.PLAIN,
     quiet: Annotated[bool, QUIET] = False,
 ) -> None:
@@ -263,6 +278,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
         # Imported late, so that the command line starts fast and on an edge box.
         from fedknow.client.edge.client import EdgeClient, run_client
         from fedknow.client.permissions import Limits, Permissions
+        from fedknow.protocols.security.signing import PublicKey
 
         check_address(server, tls, insecure)
         start_log(log_format, quiet, {} if number is None else {"client": number})
@@ -275,7 +291,9 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
             device=device,
             give_up=give_up,
             permissions=Permissions(
-                frozenset(allow or []), Limits.parse(limit or [])
+                frozenset(allow or []),
+                Limits.parse(limit or []),
+                None if signed_by is None else PublicKey(signed_by),
             ),
         )
         # The inner block turns a failure into an exit, which the outer one hastens.
@@ -324,6 +342,17 @@ def forget(
                 f"Client {client} begins anew when the run is resumed.",
                 highlight=False,
             )
+
+
+def _announce(listen: str, port_file: Path | None, port: int) -> None:
+    """Say where clients can connect now."""
+    from fedknow.protocols.files import write_atomic
+
+    address = f"{listen.rpartition(':')[0]}:{port}"
+    logging.getLogger("fedknow").info("listening on %s", address)
+    if port_file is not None:
+        # Whole or not at all: a script may read the file the moment it appears.
+        write_atomic(port_file, f"{port}\n".encode())
 
 
 @contextmanager

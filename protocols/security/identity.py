@@ -127,6 +127,10 @@ class Tokens:
         salt = secrets.token_hex(16)
         self.digests[int(token.partition(".")[0])] = salt, _digest(salt, token)
 
+    def mark(self, client: int) -> str:
+        """Give what tells a client's token from others; empty without one."""
+        return ":".join(self.digests.get(client, ()))
+
     def client(self, token: str) -> int | None:
         """Find the client that a token is for; None if it is nobody's."""
         match = TOKEN_PATTERN.fullmatch(token)

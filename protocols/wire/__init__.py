@@ -25,6 +25,8 @@ from fedknow.protocols.wire.fedknow_pb2 import (
     Goodbye,
     Hello,
     Refusal,
+    RenewReply,
+    RenewRequest,
     StatusReply,
     StatusRequest,
     Welcome,
@@ -54,6 +56,7 @@ __all__ = [
     "HEARTBEAT",
     "JOIN",
     "PROTOCOL",
+    "RENEW",
     "SERVICE",
     "STATUS",
     "Assembler",
@@ -66,6 +69,8 @@ __all__ = [
     "Packed",
     "Parcel",
     "Refusal",
+    "RenewReply",
+    "RenewRequest",
     "StatusReply",
     "StatusRequest",
     "Welcome",
@@ -87,5 +92,7 @@ JOIN = f"/{SERVICE}/Join"
 """The path of the stream. Register it without serialisers, so that frames pass as the bytes
 they are.
 """
+RENEW = f"/{SERVICE}/Renew"
+"""The path of the question for a new certificate: :class:`RenewRequest`, :class:`RenewReply`."""
 STATUS = f"/{SERVICE}/Status"
 """The path of the question how the run stands: :class:`StatusRequest`, :class:`StatusReply`."""

@@ -37,6 +37,10 @@ class Code(enum.IntEnum):
     """An answer in another client's name."""
     NO_ROOM = 13
     """The experiment has no such client, or none left."""
+    DUPLICATE = 14
+    """Another holder of the same identity is connected."""
+    EJECTED = 15
+    """The operator took the client out of the run."""
 
 
 class WireError(ValueError):

@@ -10,6 +10,16 @@ class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class RenewRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("certificate",)
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    def __init__(self, certificate: _Optional[bytes] = ...) -> None: ...
+
 class StatusReply(_message.Message):
     __slots__ = ("json",)
     JSON_FIELD_NUMBER: _ClassVar[int]
@@ -35,28 +45,34 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "package", "node")
+    __slots__ = ("protocol", "package", "node", "fence")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package: str
     node: int
-    def __init__(self, protocol: _Optional[int] = ..., package: _Optional[str] = ..., node: _Optional[int] = ...) -> None: ...
+    fence: bytes
+    def __init__(self, protocol: _Optional[int] = ..., package: _Optional[str] = ..., node: _Optional[int] = ..., fence: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "package", "node", "config", "run")
+    __slots__ = ("protocol", "package", "node", "config", "run", "fence", "signature")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PACKAGE_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     package: str
     node: int
     config: str
     run: str
-    def __init__(self, protocol: _Optional[int] = ..., package: _Optional[str] = ..., node: _Optional[int] = ..., config: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
+    fence: bytes
+    signature: bytes
+    def __init__(self, protocol: _Optional[int] = ..., package: _Optional[str] = ..., node: _Optional[int] = ..., config: _Optional[str] = ..., run: _Optional[str] = ..., fence: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "reason")
@@ -76,6 +92,8 @@ class Refusal(_message.Message):
         REPLACED: _ClassVar[Refusal.Code]
         FOREIGN: _ClassVar[Refusal.Code]
         NO_ROOM: _ClassVar[Refusal.Code]
+        DUPLICATE: _ClassVar[Refusal.Code]
+        EJECTED: _ClassVar[Refusal.Code]
     CODE_UNSPECIFIED: Refusal.Code
     MALFORMED: Refusal.Code
     TRUNCATED: Refusal.Code
@@ -90,6 +108,8 @@ class Refusal(_message.Message):
     REPLACED: Refusal.Code
     FOREIGN: Refusal.Code
     NO_ROOM: Refusal.Code
+    DUPLICATE: Refusal.Code
+    EJECTED: Refusal.Code
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     code: Refusal.Code

@@ -25,22 +25,53 @@ HEARTBEAT = pb.Frame(heartbeat=pb.Heartbeat()).SerializeToString()
 """The frame that says nothing but that the sender is there."""
 
 
-def hello(node: int = 0) -> bytes:
-    """Make a client's first frame; ``node`` is its earlier id, if any."""
-    return _serialised(
-        pb.Frame(
-            hello=pb.Hello(protocol=PROTOCOL, package=__version__, node=node)
-        )
-    )
+def hello(node: int = 0, fence: bytes | None = None) -> bytes:
+    """Make a client's first frame.
+
+    Parameters
+    ----------
+    node : int
+        The id that it had before; 0: none.
+    fence : bytes, optional
+        The secret of its last stream in this run; empty without one. None: a client that knows
+        no fences.
+    """
+    greeting = pb.Hello(protocol=PROTOCOL, package=__version__, node=node)
+    if fence is not None:
+        greeting.fence = fence
+    return _serialised(pb.Frame(hello=greeting))
 
 
-def welcome(node: int, config: str, run: str = "") -> bytes:
+def welcome(
+    node: int,
+    config: str,
+    run: str = "",
+    fence: bytes = b"",
+    signature: bytes = b"",
+) -> bytes:
     """Make the server's answer to a greeting.
 
-    It holds the client's node id, the experiment's configuration (TOML) and the run's id.
+    Parameters
+    ----------
+    node : int
+        The client's node id.
+    config : str
+        The experiment, as TOML.
+    run : str
+        The run's id.
+    fence : bytes
+        The secret of this stream.
+    signature : bytes
+        Of the experiment, by its owner (:mod:`fedknow.protocols.security.signing`).
     """
     greeting = pb.Welcome(
-        protocol=PROTOCOL, package=__version__, node=node, config=config, run=run
+        protocol=PROTOCOL,
+        package=__version__,
+        node=node,
+        config=config,
+        run=run,
+        fence=fence,
+        signature=signature,
     )
     return _serialised(pb.Frame(welcome=greeting))
 

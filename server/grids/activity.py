@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from fedknow.protocols.messages import Message
 
-__all__ = ["Listener"]
+__all__ = ["Change", "Listener"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of membership that a run's record tells.
+
+    Attributes
+    ----------
+    kind : str
+        ``ejected``, ``admitted``, ``revoked``, ``renewed`` or ``conflict``.
+    client : int
+    reason : str
+        A sentence.
+    """
+
+    kind: str
+    client: int
+    reason: str
 
 
 class Listener:

@@ -12,7 +12,7 @@ from flwr.app import Message as FlowerMessage
 from fedknow.client.state import StateStore
 from fedknow.protocols.flower import Run, empty_run, identify
 from fedknow.protocols.messages import NO_ANSWER, Message, client_of, node_of
-from fedknow.server.grids.activity import Listener
+from fedknow.server.grids.activity import Change, Listener
 from fedknow.server.grids.delivery import Answers, Delivery
 from fedknow.server.grids.traffic import Traffic
 from fedknow.server.grids.wave import WaveOptions
@@ -252,6 +252,10 @@ class MessageGrid(Delivery):
         return replies
 
     # --- for those who watch
+
+    def news(self) -> Sequence[Change]:
+        """Take what changed in the membership since the last call."""
+        return ()
 
     def report_to(self, listener: Listener) -> None:
         """Have a listener hear from now on which clients are at work."""

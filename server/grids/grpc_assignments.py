@@ -13,6 +13,7 @@ from fedknow.protocols.messages import client_of
 from fedknow.protocols.wire import Code, Parcel, WireError
 from fedknow.server.grids.grpc_gate import Roster
 from fedknow.server.grids.grpc_link import Link, Work
+from fedknow.server.grids.grpc_membership import Membership
 
 __all__ = ["Answer", "Assignments"]
 
@@ -21,10 +22,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A client's answer to its work; only the envelope has been read."""
+    """A client's answer to its work; only the envelope has been read.
+
+    Without a parcel there is none: the client is out of the run.
+    """
 
     work: Work
-    parcel: Parcel
+    parcel: Parcel | None
 
 
 class Assignments:
@@ -40,6 +44,8 @@ class Assignments:
     ----------
     roster : Roster
         The clients.
+    membership : Membership
+        Who is out of the run.
 
     Attributes
     ----------
@@ -52,7 +58,8 @@ class Assignments:
         The work under way, as the server's status shows it.
     """
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, membership: Membership) -> None:
+        self.membership = membership
         self.answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
         self.counts: Counter[str] = Counter()
         self.progress: dict[str, Any] = {}
@@ -69,8 +76,17 @@ class Assignments:
             peer = self.roster.peers[work.node]
             peer.work = work
             self._owners[work.id] = work.node
-            if peer.link is not None:
+            if client_of(work.node) in self.membership.ejected:
+                self.give_up(work.node)
+            elif peer.link is not None:
                 peer.link.wake.set()
+
+    def give_up(self, node: int) -> None:
+        """Wait no longer for a client that is out of the run."""
+        work = self.roster.peers[node].work
+        if work is not None:
+            self.drop(node)
+            self.answers.put(Answer(work, None))
 
     def withdraw(self) -> None:
         """Take all clients' work back: no answers are wanted any more."""

@@ -5,21 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import grpc.aio
 
 from fedknow.protocols.messages import client_of, node_of
-from fedknow.protocols.security import (
-    CredentialError,
-    Tokens,
-    authenticate,
-    is_server,
-)
+from fedknow.protocols.security import is_server
 from fedknow.protocols.wire import Code, Frame, WireError, check_version, parse
 from fedknow.server.grids.grpc_doors import DISPLACED, DoorLimits, Doors
 from fedknow.server.grids.grpc_link import Link, Peer, StreamOver
+from fedknow.server.grids.grpc_membership import Guest, Membership, Proof
 
 __all__ = ["Gate", "Roster", "address_of"]
 
@@ -79,8 +75,14 @@ class Roster:
             self._changed.notify_all()
         self.on_change()
 
-    def place(self, client: int | None) -> Peer:
+    def place(self, client: int | None, ejected: Collection[int] = ()) -> Peer:
         """Return a client's place, or a free one for a client without a number.
+
+        Parameters
+        ----------
+        client : int or None
+        ejected : collection of int
+            Clients whose places are not free.
 
         Raises
         ------
@@ -89,7 +91,11 @@ class Roster:
         """
         count = len(self.peers)
         if client is None:
-            free = [peer for peer in self.peers.values() if peer.link is None]
+            free = [
+                peer
+                for peer in self.peers.values()
+                if peer.link is None and client_of(peer.node) not in ejected
+            ]
             if not free:
                 raise WireError(
                     Code.NO_ROOM, f"no place is free: data.clients = {count}"
@@ -118,26 +124,33 @@ class Gate:
     roster : Roster
     is_secure : bool
         Whether clients must prove who they are. Without, they are believed.
-    tokens : Tokens, optional
-        Tokens that let clients in; by default their certificates do.
+    membership : Membership
+        Who may come in now.
 
     Attributes
     ----------
     doors : Doors
         Visitors that have not said who they are.
+    membership : Membership
+        As given.
     """
 
     def __init__(
-        self, roster: Roster, is_secure: bool, tokens: Tokens | None
+        self, roster: Roster, is_secure: bool, membership: Membership
     ) -> None:
         limits = DoorLimits.for_clients(len(roster.peers))
         self.doors = Doors(limits)
         self._roster = roster
         self._is_secure = is_secure
-        self._tokens = tokens
+        self.membership = membership
 
-    async def greet(self, context: Any) -> Peer:
-        """Wait for a client's hello, and return its place.
+    async def greet(self, context: Any) -> tuple[Peer, Guest]:
+        """Wait for a client's hello.
+
+        Returns
+        -------
+        tuple of Peer and Guest
+            The client's place, and what it has shown.
 
         Raises
         ------
@@ -156,7 +169,31 @@ class Gate:
         check_version(hello)
         # 0 is no client's node: the client has no number yet.
         claimed = client_of(hello.node) if hello.node else None
-        return self._roster.place(self._prove(context, claimed))
+        proof = self._prove(context, claimed)
+        ejected = self.membership.ejected
+        peer = self._roster.place(proof.client, ejected)
+        client = client_of(peer.node)
+        if client in ejected:
+            raise WireError(
+                Code.EJECTED,
+                f"client {client} is out of the run: {ejected[client]}",
+            )
+        fence = hello.fence if hello.HasField("fence") else None
+        is_known = self.membership.fences.is_known(peer.node, fence or b"")
+        return peer, Guest(proof, fence, bool(fence) and is_known)
+
+    def prove_client(self, context: Any) -> Proof:
+        """Find the client that a call beside its stream is from.
+
+        Raises
+        ------
+        Crowded
+            If it comes too often.
+        WireError
+            If it proves nothing.
+        """
+        self.doors.knock(self._visitor(context))
+        return self._prove(context, None)
 
     def _visitor(self, context: Any) -> str:
         """Name who begins a call: a proven client, or an address."""
@@ -164,7 +201,7 @@ class Gate:
         if not self._is_secure:
             return address
         try:
-            return f"client {self._prove(context, None)}"
+            return f"client {self._prove(context, None).client}"
         except WireError:
             # Its own fault is told once it has said hello, if it does.
             return address
@@ -184,23 +221,12 @@ class Gate:
         if not is_ours:
             self._prove(context, None)
 
-    def _prove(self, context: Any, claimed: int | None) -> int | None:
-        """Return the client that a call's credential proves.
-
-        In the clear it is the one that the call claims to be from.
-        """
+    def _prove(self, context: Any, claimed: int | None) -> Proof:
+        """Find who a call is from; in the clear it is whom it claims to be from."""
         # Without TLS there is nothing that could prove a claim.
         if not self._is_secure:
-            return claimed
-        try:
-            return authenticate(
-                context.auth_context(),
-                context.invocation_metadata() or (),
-                self._tokens,
-                claimed,
-            )
-        except CredentialError as error:
-            raise WireError(Code.CREDENTIAL, error.reason) from None
+            return Proof(claimed)
+        return self.membership.prove(context, claimed)
 
     async def _read_hello(self, context: Any, visitor: str) -> Frame:
         """Read the frame that opens a stream."""

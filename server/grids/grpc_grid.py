@@ -13,16 +13,17 @@ import grpc
 
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Message
-from fedknow.protocols.security import Tokens
 from fedknow.protocols.transport import HEARTBEAT_SECONDS, LONGEST_DELAY
 from fedknow.protocols.wire import Limits
-from fedknow.server.grids.activity import Listener
+from fedknow.server.grids.activity import Change, Listener
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.grpc_assignments import Assignments
 from fedknow.server.grids.grpc_gate import Gate, Roster
-from fedknow.server.grids.grpc_service import Farewell, Service
+from fedknow.server.grids.grpc_membership import Membership
+from fedknow.server.grids.grpc_service import Service
 from fedknow.server.grids.grpc_thread import ServiceThread
 from fedknow.server.grids.grpc_wave import REMIND_SECONDS, GrpcWave
+from fedknow.server.grids.grpc_words import Farewell, Invitation
 from fedknow.server.grids.wave import WaveOptions
 
 __all__ = ["GrpcGrid"]
@@ -56,8 +57,10 @@ class GrpcGrid(MessageGrid):
         The run's id; a resumed run has the same.
     credentials : grpc.ServerCredentials, optional
         Without, clients are believed who they are and all travels in the clear.
-    tokens : Tokens, optional
-        Clients prove who they are by these instead of certificates.
+    membership : Membership, optional
+        Who may take part; by default whoever has a certificate of the run's CA.
+    signature : bytes
+        Of the experiment, by its owner.
     limits : Limits, optional
         How much a client may send.
 
@@ -81,7 +84,8 @@ class GrpcGrid(MessageGrid):
         run: str = "",
         *,
         credentials: grpc.ServerCredentials | None = None,
-        tokens: Tokens | None = None,
+        membership: Membership | None = None,
+        signature: bytes = b"",
         limits: Limits | None = None,
     ) -> None:
         super().__init__(config.data.clients)
@@ -100,11 +104,12 @@ class GrpcGrid(MessageGrid):
         self._early: dict[str, tuple[Message, int]] = {}
 
         self._roster = roster = Roster(self.clients)
-        gate = Gate(roster, is_secure=credentials is not None, tokens=tokens)
+        self._membership = membership = membership or Membership()
         text = config.for_clients().to_toml()
-        self._service = Service(
-            Assignments(roster), gate, text, run or self._session, self.limits
-        )
+        invitation = Invitation(text, run or self._session, signature)
+        assignments = Assignments(roster, membership)
+        gate = Gate(roster, credentials is not None, membership)
+        self._service = Service(assignments, gate, invitation, self.limits)
         try:
             self.server = ServiceThread(self._service, listen, credentials)
         except RuntimeError as error:
@@ -137,7 +142,7 @@ class GrpcGrid(MessageGrid):
                 "work that was pushed is under way: pull its answers before other work is sent"
             )
         self._wait()
-        deadline = self._deadline(timeout)
+        deadline = _deadline(self._engine.round_timeout, timeout)
         wave = GrpcWave(self, options)
         wave.add(work)
         try:
@@ -146,19 +151,12 @@ class GrpcGrid(MessageGrid):
                 if answer is None:
                     wave.note_left_out(wave.pieces.values())
                     return
-                if reply := wave.settle(answer):
+                if answer.parcel is None:
+                    wave.leave_out(answer.work.node)
+                elif reply := wave.settle(answer):
                     yield reply
         finally:
             self.server.withdraw()
-
-    def _deadline(self, timeout: float | None) -> float | None:
-        """Return until when a wave waits for answers."""
-        limits = (
-            [self._engine.round_timeout] if self._engine.round_timeout else []
-        )
-        if timeout is not None:
-            limits.append(timeout)
-        return self.clock_time + min(limits) if limits else None
 
     @property
     def clock_time(self) -> float:
@@ -208,12 +206,12 @@ class GrpcGrid(MessageGrid):
     def get_node_ids(self) -> list[int]:
         """Return the ids of the clients, ascending.
 
-        These are all clients, or with ``engine.round_timeout`` those connected.
+        These are all that are in the run, or with ``engine.round_timeout`` those connected.
         """
-        if not self._engine.round_timeout:
-            return super().get_node_ids()
-        self._wait()
-        return self.server.connected()
+        if self._engine.round_timeout:
+            self._wait()
+            return self.server.connected()
+        return self._membership.pick_members(super().get_node_ids())
 
     def absent(self) -> list[int]:
         """Return the clients that are not connected, ascending."""
@@ -230,9 +228,14 @@ class GrpcGrid(MessageGrid):
         quorum = self._engine.min_clients
         if not quorum:
             # All begin together; later the run goes on with those that are left.
-            quorum = 1 if self._has_begun else self.clients
+            everyone = self.clients - len(self._membership.ejected)
+            quorum = 1 if self._has_begun else everyone
         self.server.gather(quorum, REMIND_SECONDS)
         self._has_begun = True
+
+    def news(self) -> list[Change]:
+        """Take what changed in the membership since the last call."""
+        return self._membership.take_news()
 
     def status(self) -> dict[str, Any]:
         """Describe the run's state; see :meth:`Service.status`."""
@@ -301,3 +304,11 @@ def _split(
         is_wanted = answer[0].reply_to in wanted_ids
         (wanted_answers if is_wanted else later).append(answer)
     return wanted_answers, later
+
+
+def _deadline(round_timeout: float, timeout: float | None) -> float | None:
+    """Return until when a wave waits for answers, on ``time.monotonic``."""
+    limits = [round_timeout] if round_timeout else []
+    if timeout is not None:
+        limits.append(timeout)
+    return time.monotonic() + min(limits) if limits else None

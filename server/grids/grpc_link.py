@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from fedknow.protocols.wire import (
     refusal,
     refused,
 )
+from fedknow.server.grids.grpc_membership import Guest
 
 __all__ = ["Link", "LinkOwner", "Peer", "StreamOver", "Work"]
 
@@ -64,6 +66,8 @@ class Peer:
         How often it has connected.
     received, sent : int
         Bytes of messages, over all its streams.
+    conflict : list of str
+        Addresses of two that held its identity.
     """
 
     node: int
@@ -73,6 +77,7 @@ class Peer:
     joined: int = 0
     received: int = 0
     sent: int = 0
+    conflict: list[str] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
         """Describe the client for the server's status."""
@@ -111,6 +116,12 @@ class Link:
     service: LinkOwner
     peer: Peer
     context: Any
+    guest: Guest
+    """What the client has shown."""
+    fence: bytes
+    """The secret of this stream."""
+    expires: float = math.inf
+    """When the credential expires, in seconds since 1970."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     last_frame: bytes | None = None
     """The frame with which the stream ends."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -23,47 +23,33 @@ from fedknow.protocols.texts import printable
 from fedknow.protocols.transport import HEARTBEAT_SECONDS, SERVER_OPTIONS
 from fedknow.protocols.wire import (
     SERVICE,
-    Code,
     Limits,
     Parcel,
+    RenewReply,
+    RenewRequest,
     StatusReply,
     StatusRequest,
     WireError,
     goodbye,
     refusal,
-    welcome,
 )
 from fedknow.server.grids.grpc_assignments import Assignments
 from fedknow.server.grids.grpc_doors import Crowded, Repeats
+from fedknow.server.grids.grpc_fencing import Arbiter
 from fedknow.server.grids.grpc_gate import Gate
 from fedknow.server.grids.grpc_health import Health
 from fedknow.server.grids.grpc_link import Link, Peer, StreamOver, Work
+from fedknow.server.grids.grpc_membership import Guest
+from fedknow.server.grids.grpc_status import describe_run
+from fedknow.server.grids.grpc_words import Farewell, Invitation
+from fedknow.server.renewal import expiry_of
 
-__all__ = ["Farewell", "Service"]
+__all__ = ["Service"]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Farewell:
-    """How clients are told that the server stops.
-
-    Attributes
-    ----------
-    is_finished : bool
-        Whether the run is over.
-    reason : str
-        The reason, in a few words.
-    linger : float
-        Seconds that clients that are away have to come and hear it.
-    is_for_everyone : bool
-        Whether to wait for clients that were never connected, too.
-    """
-
-    is_finished: bool = False
-    reason: str = "the server stops"
-    linger: float = 0.0
-    is_for_everyone: bool = False
+WATCH_SECONDS = 1.0
+"""How often open streams are judged anew."""
 
 
 class Service:
@@ -78,10 +64,8 @@ class Service:
         The clients, and their work.
     gate : Gate
         Lets clients in.
-    config : str
-        The experiment's configuration (TOML), which clients are given.
-    run : str
-        The run's id, which they are given too.
+    invitation : Invitation
+        What clients are told of the run.
     limits : Limits
         What a client may send.
 
@@ -95,17 +79,17 @@ class Service:
         self,
         assignments: Assignments,
         gate: Gate,
-        config: str,
-        run: str,
+        invitation: Invitation,
         limits: Limits,
     ) -> None:
         self.roster = assignments.roster
         self.assignments = assignments
         self.limits = limits
         self.refusals: Counter[str] = Counter()
-        self._config = config
-        self._run = run
+        self._invitation = invitation
         self._gate = gate
+        self._membership = gate.membership
+        self._arbiter = Arbiter(gate.membership)
         self._began = time.time()
         self._log = Repeats(log)
         self._farewell: bytes | None = None
@@ -127,7 +111,7 @@ class Service:
             If the address cannot be had.
         """
         self._server = _make_server(
-            len(self.roster.peers), self._join, self._status
+            len(self.roster.peers), self._join, self._status, self._renew
         )
         self._health = Health(self._gate.doors)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -138,6 +122,7 @@ class Service:
         else:
             port = self._server.add_secure_port(listen, credentials)
         await self._server.start()
+        self._watching = asyncio.create_task(self._watch())
         return port
 
     async def stop(self, farewell: Farewell) -> None:
@@ -145,12 +130,15 @@ class Service:
 
         Clients that come back within ``linger`` seconds are told too.
         """
+        self._watching.cancel()
         # First, so that load balancers and orchestrators send nobody here any more.
         await self._health.enter_graceful_shutdown()
         self._farewell = goodbye(farewell.is_finished, farewell.reason)
         for node, peer in self.roster.peers.items():
             if peer.link is not None:
                 peer.link.end(self._farewell)
+            elif client_of(node) in self._membership.ejected:
+                continue
             elif peer.joined or farewell.is_for_everyone:
                 # These come back to ask, and are told then.
                 self._away.add(node)
@@ -175,43 +163,10 @@ class Service:
             )
 
     def status(self) -> dict[str, Any]:
-        """Describe the run's state.
-
-        Returns
-        -------
-        dict
-            ``run``; ``seconds`` since the start; ``work``: task, round and kind of the work
-            under way; ``clients``: how many belong to the experiment; ``connected``;
-            ``waiting_for``: clients that have work; ``bytes_in`` and ``bytes_out`` of messages,
-            so far; ``refusals``: by code; ``dropped``: answers by why (``duplicate``: answered
-            before; ``late``: of no work that is going on); ``left_out``: pieces of work given
-            up at a deadline; ``doors``: calls that were turned away before they said hello
-            (:class:`~fedknow.server.grids.grpc_doors.Doors`); ``refused``: answers that could be
-            read but not used (NaN, other shapes, absurd norms); ``each``: by client ``connected``,
-            ``since`` (seconds since 1970), ``joined`` (times), ``bytes_in`` and ``bytes_out``.
-        """
-        counts = self.assignments.counts
-        peers = list(self.roster.peers.values())
-        busy = [peer for peer in peers if peer.work is not None]
-        joined = [peer for peer in peers if peer.joined]
-        return {
-            "run": self._run,
-            "seconds": round(time.time() - self._began, 1),
-            "work": self.assignments.progress,
-            "clients": len(peers),
-            "connected": len(self.roster.connected()),
-            "waiting_for": [client_of(peer.node) for peer in busy],
-            "bytes_in": sum(peer.received for peer in peers),
-            "bytes_out": sum(peer.sent for peer in peers),
-            "refusals": dict(self.refusals),
-            "dropped": {kind: counts[kind] for kind in ("duplicate", "late")},
-            "left_out": counts["left_out"],
-            "doors": dict(self._gate.doors.counts),
-            "refused": counts["refused"],
-            "each": {
-                str(client_of(peer.node)): peer.describe() for peer in joined
-            },
-        }
+        """Describe the run's state; see :func:`describe_run`."""
+        return describe_run(
+            self.assignments, self._gate, self._invitation.run, self.refusals
+        ) | {"seconds": round(time.time() - self._began, 1)}
 
     # --- calls
 
@@ -227,7 +182,8 @@ class Service:
     async def _join(self, _: Any, context: Any) -> None:
         """Serve one stream, from a client's hello to its end."""
         try:
-            peer = await self._gate.greet(context)
+            peer, guest = await self._gate.greet(context)
+            link = self._connect(peer, guest, context)
         except Crowded as error:
             self._log.write(logging.WARNING, "too many calls", str(error))
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
@@ -239,14 +195,13 @@ class Service:
             self._refuse(context.peer(), error)
             await context.write(refusal(error))
             return
-        # Nothing is awaited since the place was found, so nobody else is given the same one.
-        link = self._connect(peer, context)
+        # Nothing was awaited since the place was found, so nobody else was given the same one.
         name = f"client {client_of(peer.node)}"
         text = f"{name} is here ({context.peer()})"
         self._log.write(logging.INFO, f"{name} is here", text)
         reason = "the connection broke"
         try:
-            await context.write(welcome(peer.node, self._config, self._run))
+            await context.write(self._invitation.welcome(link))
             reason = await link.run()
         finally:
             # The client may have connected anew, and that stream must stay.
@@ -256,16 +211,34 @@ class Service:
                 reason = "told why"
             text = f"{name} is gone: {reason}"
             self._log.write(logging.INFO, f"{name} is gone", text)
+            self._membership.note(
+                "left", client=client_of(peer.node), reason=reason
+            )
 
-    def _connect(self, peer: Peer, context: Any) -> Link:
-        """Give a client a stream, in place of one that it had before."""
-        if peer.link is not None:
-            name = f"client {client_of(peer.node)}"
-            reason = f"{name} has connected anew, from {context.peer()}"
-            error = WireError(Code.REPLACED, reason)
-            self._refuse(name, error)
-            peer.link.end(refusal(error))
-        link = Link(self, peer, context)
+    def _connect(self, peer: Peer, guest: Guest, context: Any) -> Link:
+        """Give a client a stream, in place of one that it had before.
+
+        Raises
+        ------
+        WireError
+            ``DUPLICATE`` if another holder of its identity has a better right to it.
+        """
+        replaced = self._arbiter.arbitrate(peer, guest, context)
+        if peer.link is not None and replaced is not None:
+            self._refuse(f"client {client_of(peer.node)}", replaced)
+            peer.link.end(refusal(replaced))
+        membership = self._membership
+        membership.settle(guest.proof)
+        fence = membership.fences.issue(peer.node)
+        expires = expiry_of(guest.proof.pem) if guest.proof.pem else math.inf
+        link = Link(self, peer, context, guest, fence, expires)
+        membership.note(
+            "joined",
+            client=client_of(peer.node),
+            address=context.peer(),
+            credential=guest.proof.mark[-16:],
+            has_returned=guest.has_returned,
+        )
         self.roster.attach(peer, link)
         if self._farewell is not None:
             link.end(self._farewell)
@@ -273,6 +246,29 @@ class Service:
             if not self._away:
                 self._has_told_all.set()
         return link
+
+    # --- what may change meanwhile
+
+    async def _watch(self) -> None:
+        """Judge open streams anew, now and then."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._membership.refresh()
+            for node, peer in self.roster.peers.items():
+                client = client_of(node)
+                if client in self._membership.ejected:
+                    self.assignments.give_up(node)
+                if peer.link is not None and peer.link.last_frame is None:
+                    self._arbiter.judge_anew(client, peer.link)
+
+    async def _renew(self, request: RenewRequest, context: Any) -> RenewReply:
+        try:
+            proof = self._gate.prove_client(context)
+        except Crowded as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except WireError as error:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.reason)
+        return RenewReply(certificate=self._membership.renew(proof))
 
     def _refuse(self, name: str, error: WireError) -> None:
         """Count and log a refusal."""
@@ -309,8 +305,9 @@ def _make_server(
     clients: int,
     join: Callable[[Any, Any], Awaitable[None]],
     status: Callable[[StatusRequest, Any], Awaitable[StatusReply]],
+    renew: Callable[[RenewRequest, Any], Awaitable[RenewReply]],
 ) -> grpc.aio.Server:
-    """Make a gRPC server with the service's two methods."""
+    """Make a gRPC server with the service's methods."""
     # Of one connection: a proxy may bring all clients over one. All calls together have no bound
     # here, as strangers could fill it; the gate bounds those of each visitor.
     max_streams = 2 * clients + 64
@@ -321,6 +318,9 @@ def _make_server(
         "Join": grpc.stream_stream_rpc_method_handler(join),
         "Status": grpc.unary_unary_rpc_method_handler(
             status, StatusRequest.FromString, StatusReply.SerializeToString
+        ),
+        "Renew": grpc.unary_unary_rpc_method_handler(
+            renew, RenewRequest.FromString, RenewReply.SerializeToString
         ),
     }
     handler = grpc.method_handlers_generic_handler(SERVICE, methods)

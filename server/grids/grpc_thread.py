@@ -17,7 +17,8 @@ from fedknow.protocols.messages import client_of
 from fedknow.protocols.wire import WireError
 from fedknow.server.grids.grpc_assignments import Answer
 from fedknow.server.grids.grpc_link import Work
-from fedknow.server.grids.grpc_service import Farewell, Service
+from fedknow.server.grids.grpc_service import Service
+from fedknow.server.grids.grpc_words import Farewell
 
 __all__ = ["ServiceThread"]
 

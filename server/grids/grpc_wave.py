@@ -23,6 +23,7 @@ from fedknow.protocols.wire import (
     Encoding,
     Limits,
     Packed,
+    Parcel,
     WireError,
     pack,
     unpack,
@@ -157,6 +158,14 @@ class GrpcWave:
             self._grid.server.assign([self._work(node, version)])
         return reply, version
 
+    def leave_out(self, node: int) -> list[tuple[Message, int]]:
+        """Give up all work of a client that is out of the run."""
+        pieces = list(self._queues.get(node, ()))
+        if pieces:
+            self.note_left_out(pieces)
+        # From the last one: what is under way goes last, and none takes its place.
+        return [self.give_up(piece) for piece in reversed(pieces)]
+
     # --- waiting
 
     def next_answer(self, deadline: float | None) -> Answer | None:
@@ -195,7 +204,9 @@ class GrpcWave:
             return self._give_up_overdue(longest)
         replies = []
         while answer is not None:
-            if reply := self.settle(answer):
+            if answer.parcel is None:
+                replies += self.leave_out(answer.work.node)
+            elif reply := self.settle(answer):
                 replies.append(reply)
             # More than one answer may lie ready; none is waited for.
             is_ready = self._grid.server.has_answers
@@ -251,8 +262,10 @@ class GrpcWave:
             The reply, or a failure in its place, with the state's version. None: it cannot be
             read, and the work is to be done again.
         """
+        assert answer.parcel is not None  # else there is nothing to settle
         try:
-            return self._read(answer, message), answer.parcel.version
+            reply = self._read(answer.parcel, message)
+            return reply, answer.parcel.version
         except WireError as error:
             # Bytes may have been damaged on the way: the same work is worth another try.
             times = self._unreadable.get(message.id, 0) + 1
@@ -263,8 +276,8 @@ class GrpcWave:
             reason = f"its answer could not be read {UNREADABLE_ANSWERS} times: {error}"
             return message.fail(CLIENT_FAILED, reason), answer.work.version
 
-    def _read(self, answer: Answer, message: Message) -> Message:
-        reply = unpack(answer.parcel, self._grid.limits)
+    def _read(self, parcel: Parcel, message: Message) -> Message:
+        reply = unpack(parcel, self._grid.limits)
         # Its records would be read as those of other work.
         if reply.kind != message.kind:
             raise WireError(

@@ -70,8 +70,8 @@ class Summary:
     traffic : mapping
         ``{kind: {"down", "up", "messages"}}``, bytes and counts.
     rounds, evaluations, troubles : sequence of dict
-        The run's ``round``, ``evaluation``, and ``failure``, ``forgotten`` or ``warning``
-        events, oldest first.
+        The run's ``round``, ``evaluation``, and ``failure``, ``forgotten``, ``membership`` or
+        ``warning`` events, oldest first.
     knowledge_bytes : float
         What a client keeps about past tasks after the last task that ended, mean over clients.
     server_bytes : float
@@ -243,7 +243,7 @@ def _summary(
         troubles=[
             event
             for event in events
-            if event["event"] in ("failure", "forgotten", "warning")
+            if event["event"] in ("failure", "forgotten", "membership", "warning")
         ],
         seconds=ends[0]["seconds"] if ends else _seconds(events),
         knowledge_bytes=_latest(task_ends, "knowledge_bytes", math.nan),

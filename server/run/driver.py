@@ -89,6 +89,7 @@ class Driver(ABC):
         run = self._run
         # First, so that the record's own work is no time of the round.
         seconds = time.perf_counter() - began
+        run.incidents.note_changes(run.grid.news())
         clients = run.incidents.inspector
         run.state.note_memory(metrics for _, metrics in clients.trained)
         # Clients' own numbers count: a strategy may report others, or none.

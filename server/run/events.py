@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from fedknow.server.run.event_base import NULL, Event, VirtualTime, is_required
+from fedknow.server.run.membership_events import MembershipChanged
 
 __all__ = [
     "KINDS",
@@ -25,6 +26,7 @@ __all__ = [
     "ClientFailed",
     "Evaluated",
     "Event",
+    "MembershipChanged",
     "OtherEvent",
     "RoundEnded",
     "RunEnded",
@@ -351,6 +353,7 @@ KINDS: dict[str, type[Event]] = {
         ClientFailed,
         Warned,
         ClientBegunAnew,
+        MembershipChanged,
         RunInterrupted,
         RunEnded,
     )

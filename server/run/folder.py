@@ -7,6 +7,9 @@
     metrics.jsonl    one event a line
     activity.jsonl   which clients were at work, for the live page (fedknow.server.run.activity)
     fleet.json       what the clients' devices did, where they have any (fedknow.simulations.fleet)
+    audit.jsonl      who came and who was turned away (fedknow.server.run.audit)
+    members.json     clients that the operator took out (fedknow.server.run.members)
+    fence-key        the secret by which real clients are known again
     run-id           by which real clients know the run again (fedknow.server.serve)
     accuracy.npz     raw accuracies, from which every metric can be computed again
     checkpoint/      what the run needs to go on (see fedknow.server.run.checkpoint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fedknow.client.learners.frames.learner import Layout
 from fedknow.protocols.config import ExperimentConfig
@@ -16,7 +16,13 @@ from fedknow.server.checks.faults import (
     RunError,
 )
 from fedknow.server.checks.replies import Inspector
-from fedknow.server.run.events import ClientBegunAnew, ClientFailed, Warned
+from fedknow.server.grids.activity import Change
+from fedknow.server.run.events import (
+    ClientBegunAnew,
+    ClientFailed,
+    MembershipChanged,
+    Warned,
+)
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.recorder import Recorder
 
@@ -74,6 +80,17 @@ class Incidents:
         """Put a warning on record, at the round under way."""
         task, round = self.inspector.position
         self._recorder.record(Warned(task=task, round=round, reason=reason))
+
+    def note_changes(self, changes: Iterable[Change]) -> None:
+        """Put changes of the membership on record."""
+        for change in changes:
+            self._recorder.record(
+                MembershipChanged(
+                    change=change.kind,
+                    client=change.client,
+                    reason=change.reason,
+                )
+            )
 
     def note_bounded(self, weights: Mapping[int, tuple[float, float]]) -> None:
         """Put on record whose weights were bounded, each client once a run.

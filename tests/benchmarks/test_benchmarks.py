@@ -213,3 +213,34 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def loaded(name: str) -> ModuleType:
+    """Load a benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look their module up.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readers_of_hostile_words_survive_them() -> None:
+    """The short form of fuzz_doors.py."""
+    fuzz = loaded("fuzz_doors")
+    outcomes = fuzz.run(1500, 60.0, 7)
+    assert outcomes.total() == 1500
+    for way in fuzz.WAYS:
+        assert any(key.startswith(way.__name__) for key in outcomes)
+    assert outcomes["read_answer: refused"] > 0
+    assert outcomes["read_invitation: ConfigError"] > 0
+
+
+def test_honest_clients_finish_under_attack() -> None:
+    """The short form of soak.py: every answer is right, whoever else connects."""
+    soak = loaded("soak")
+    figures = soak.run(soak.Soak(210, 4, 12, 0.05, 1000))
+    assert figures["attacked"] < 20
+    assert sum(figures["refusals"].values()) > 0

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedknow.client.permissions import Limits, Permissions
-from fedknow.protocols.config import ConfigError, read_config
+from fedknow.protocols.config import ConfigError, TrainConfig, read_config
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,15 @@ def test_an_experiment_over_a_limit_is_refused(tree, limit, key):
 @pytest.mark.parametrize("key", ["epochs", "local-epochs"])
 def test_a_round_over_a_limit_is_refused(key):
     permissions = Permissions(limits=Limits(epochs=5))
-    permissions.check_work({key: 5, "lr": 0.1})
+    permissions.check_work({key: 5, "lr": 0.1}, TrainConfig())
     with pytest.raises(ConfigError, match=f"{key} = 6"):
-        permissions.check_work({key: 6})
+        permissions.check_work({key: 6}, TrainConfig())
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e308, 2**62])
+def test_a_round_without_end_is_refused_in_a_sentence(value):
+    with pytest.raises(ConfigError, match="limit of 1000"):
+        Permissions().check_work({"epochs": value}, TrainConfig())
 
 
 def test_limits_are_read_from_texts():

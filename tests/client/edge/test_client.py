@@ -414,14 +414,43 @@ def test_a_client_that_there_is_not_ends(grid, client):
     assert "there is no client 4; this experiment has 1" in str(error)
 
 
-def test_one_whose_place_is_taken_ends(grid, client):
+def test_a_second_holder_of_an_identity_does_not_push_the_first_one_out(
+    grid, client
+):
     it = grid()
-    old = client(it, Counter(), client=0)
+    node = Counter()
+    old = client(it, node, client=0)
     assert counts(it.exchange(work(0))) == [1]
-    client(it, Counter(), "other", client=0)
-    error = old.result()
+    thief = client(it, Counter(), "other", client=0, give_up=0.5)
+    error = thief.result()
+    assert isinstance(error, EdgeError)
+    assert "another holder of the identity of client 0 is connected" in str(error)
+    assert counts(it.exchange(work(0, round=2))) == [2]
+    (change,) = it.news()
+    assert (change.kind, change.client) == ("conflict", 0)
+    assert "did not prove that it was here before" in change.reason
+    it.finish()
+    assert old.result() is None
+
+
+def test_whoever_was_here_before_takes_the_place_back(grid, client):
+    """A thief came while the client was away; both hold its certificate."""
+    it = grid()
+    one = client(it, Counter(), client=0)
+    assert counts(it.exchange(work(0))) == [1]
+    one.stop()
+    thief = client(it, Counter(), "other", client=0)
+    while it.status()["each"]["0"]["joined"] < 2:
+        assert thief.end.empty()
+        threading.Event().wait(0.01)
+    back = client(it, Counter(), client=0)
+    error = thief.result()
     assert isinstance(error, EdgeError)
     assert "client 0 has connected anew" in str(error)
+    (change,) = it.news()
+    assert "the second proved that it was here before" in change.reason
+    it.finish()
+    assert back.result() is None
 
 
 def test_without_a_server_it_gives_up_when_told_to(client, grid):

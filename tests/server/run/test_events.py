@@ -34,6 +34,8 @@ LINES = [
     ' "reason": "without them"}',
     '{"event": "forgotten", "time": 1.5, "client": 1, "task": 0, "round": 2,'
     ' "reason": "it is lost"}',
+    '{"event": "membership", "time": 1.5, "change": "ejected", "client": 1,'
+    ' "reason": "too slow"}',
     '{"event": "interrupted", "time": 1.5, "task": null, "round": null}',
     f'{{"event": "end", "time": 1.5, "seconds": 9.5, "accuracy": 0.5, "accuracy_global": 0.25,'
     f' "forgetting": 0.125, "forgetting_relative": null, "forgetting_max": 0.125,'

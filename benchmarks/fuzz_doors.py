@@ -1,0 +1,319 @@
+"""Throw hostile words at all that reads them above the wire.
+
+    python benchmarks/fuzz_doors.py --seconds 60
+
+These are the server's invitation with its configuration, which a client reads; settings of a
+round; answers of clients, which the server's checks read; credentials and fences; and texts that
+go into logs. Each may end in the error that is made for it, and in no other way. Prints what came
+of the inputs and how far the process grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import random
+import resource
+import time
+import tomllib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fedknow.client.permissions import Permissions
+from fedknow.protocols.config import ConfigError, TrainConfig, read_config
+from fedknow.protocols.instructions import read_instructions
+from fedknow.protocols.messages import (
+    END_TASK,
+    EVALUATE,
+    TRAIN,
+    Arrays,
+    Message,
+    Metrics,
+)
+from fedknow.protocols.security import CredentialError, Tokens, authenticate
+from fedknow.protocols.texts import printable
+from fedknow.protocols.wire import (
+    Code,
+    WireError,
+    check_version,
+    goodbye,
+    pack,
+    parse,
+    refusal,
+    refused,
+    unpack,
+    welcome,
+)
+from fedknow.protocols.wire.frames import Assembler
+from fedknow.server.checks.claims import Claims
+from fedknow.server.checks.replies import Inspector
+from fedknow.server.grids.fences import Fences
+
+CONFIG = read_config({}).to_toml()
+KNOWN = Arrays(w=np.zeros((3, 2), np.float32), b=np.zeros(2, np.float32))
+CLAIMS = Claims([[5, 7]] * 4, [[2, 3]] * 4)
+TOKEN = "3." + "A" * 43
+TOKENS = Tokens({})
+TOKENS.add(TOKEN)
+FENCES = Fences(b"secret")
+NUMBERS = (
+    0,
+    1,
+    -1,
+    2**31,
+    2**62,
+    -(2**63),
+    0.0,
+    -0.0,
+    1e308,
+    -1e308,
+    5e-324,
+    float("nan"),
+    float("inf"),
+)
+WORDS = (
+    "torch.hub:load",
+    "os:system",
+    "../../etc/passwd",
+    "local",
+    "auto",
+    "\x1b[2J",
+    "\u202e",
+    "x" * 5000,
+    "",
+    "nan",
+    "1e400",
+)
+
+
+class Fault(Exception):
+    """A reader let something pass that it must not."""
+
+
+def value(draw: random.Random) -> Any:
+    """Draw a value that a peer may send for any other."""
+    kind = draw.randrange(6)
+    if kind == 0:
+        return draw.choice(WORDS)
+    if kind == 1:
+        return [draw.choice(NUMBERS) for _ in range(draw.randrange(4))]
+    if kind == 2:
+        return draw.random() < 0.5
+    if kind == 3:
+        return draw.randrange(-10, 100)
+    if kind == 4:
+        return [draw.choice(WORDS) for _ in range(draw.randrange(3))]
+    return draw.choice(NUMBERS)
+
+
+def read_invitation(draw: random.Random) -> str:
+    """Read a welcome and its configuration, as a client does."""
+    lines = CONFIG.splitlines()
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(len(lines))
+        key = lines[at].partition(" = ")[0]
+        choice = draw.randrange(4)
+        if choice == 0:
+            text = json.dumps(value(draw), ensure_ascii=draw.random() < 0.5)
+            lines[at] = f"{key} = {text}"
+        elif choice == 1:
+            lines.insert(at, draw.choice(lines))
+        elif choice == 2:
+            del lines[at]
+        else:
+            spot = draw.randrange(len(lines[at]) + 1)
+            noise = chr(draw.randrange(1, 0xD800))
+            lines[at] = lines[at][:spot] + noise + lines[at][spot:]
+    frame = parse(welcome(2, "\n".join(lines), "run", draw.randbytes(32)))
+    check_version(frame.welcome)
+    try:
+        tree = tomllib.loads(frame.welcome.config)
+    except tomllib.TOMLDecodeError:
+        return "no TOML"
+    config = read_config(tree)
+    Permissions().check(config)
+    for name in (config.model.name, config.learner.name, config.data.name):
+        if ":" in name:
+            raise Fault(f"{name} may be imported")
+    return "permitted"
+
+
+def read_settings(draw: random.Random) -> str:
+    """Read the settings of a round, as a client does."""
+    keys = ("lr", "epochs", "local-epochs", "batch-size", "proximal-mu", "x")
+    settings = {key: value(draw) for key in draw.sample(keys, 3)}
+    train = TrainConfig()
+    Permissions().check_work(settings, train)
+    try:
+        read = read_instructions(settings, train)
+    except ValueError:
+        return "refused"
+    if not 0 < read.train.epochs <= 1000:
+        raise Fault(f"{read.train.epochs} epochs")
+    return "read"
+
+
+def make_answer(draw: random.Random) -> Message:
+    """Make an answer of a client, right or not."""
+    kind = draw.choice((TRAIN, END_TASK, EVALUATE))
+    names = ["num-examples", "loss", "total", "correct", "losses", "accuracy"]
+    names += ["knowledge-bytes", "flops", draw.choice(WORDS)]
+    numbers: dict[str, Any] = {
+        name: number_of(draw) for name in draw.sample(names, 6)
+    }
+    if draw.random() < 0.5:
+        numbers |= {"num-examples": 5, "total": [2, 3], "correct": [1, 1]}
+    arrays = Arrays(KNOWN)
+    if draw.random() < 0.5:
+        shape = [draw.randrange(4) for _ in range(draw.randrange(3))]
+        dtype = draw.choice(("float32", "float64", "int64", "float16", "bool"))
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            array = np.full(shape, float(draw.choice(NUMBERS))).astype(dtype)
+        arrays[draw.choice(("w", "b", "z"))] = array
+    content = {"arrays": arrays, "metrics": Metrics(numbers)}
+    return Message(kind, draw.randint(2, 5), "1", "0", "", content)
+
+
+def number_of(draw: random.Random) -> Any:
+    """Draw a value that metrics can have on the wire."""
+    if draw.random() < 0.5:
+        return draw.choice(NUMBERS)
+    kind = draw.choice((int, float))
+    numbers = [number for number in NUMBERS if isinstance(number, kind)]
+    return [draw.choice(numbers) for _ in range(draw.randrange(4))]
+
+
+def read_answer(draw: random.Random) -> str:
+    """Check an answer of a client, before a strategy sees it."""
+    assembler = Assembler()
+    for frame in pack(make_answer(draw)).frames():
+        parcel = assembler.add(parse(frame))
+    assert parcel is not None
+    failures: list[Any] = []
+    inspector = Inspector(failures.append, 100.0, claims=CLAIMS)
+    inspector.begin(0, 1, KNOWN)
+    inspector.expect_scores(2, collect=False)
+    answer = inspector(unpack(parcel))
+    if failures:
+        if not str(failures[0]).isprintable():
+            raise Fault("a failure that a terminal acts on")
+        return "refused"
+    if answer.kind == TRAIN:
+        check_training(answer)
+    return "taken"
+
+
+def check_training(answer: Message) -> None:
+    """Raise :class:`Fault` if a strategy must not see an answer."""
+    metrics = answer.content["metrics"]
+    assert isinstance(metrics, Metrics)
+    if not 0 < float(str(metrics["num-examples"])) <= 7:
+        raise Fault(f"{metrics['num-examples']} examples")
+    if not all(np.isfinite(array).all() for array in answer.arrays().values()):
+        raise Fault("numbers that are not finite")
+
+
+def read_credential(draw: random.Random) -> str:
+    """Read a token and a fence, as the server does before it knows who speaks."""
+    text = bytearray(TOKEN.encode())
+    text[draw.randrange(len(text))] = draw.randrange(256)
+    word = text.decode("latin-1")
+    headers = [
+        ("authorization", f"{draw.choice(('Bearer', 'bearer', ''))} {word}")
+    ]
+    headers *= draw.randint(0, 2)
+    fence = bytearray(FENCES.issue(2))
+    fence[draw.randrange(len(fence))] ^= 1 << draw.randrange(8)
+    if FENCES.is_known(2, bytes(fence)):
+        raise Fault("a fence that was never issued")
+    client = authenticate({}, headers, TOKENS, draw.choice((None, 3, 4)))
+    if client != 3 or word != TOKEN:
+        raise Fault(f"{word!r} lets client {client} in")
+    return "let in"
+
+
+def read_text(draw: random.Random) -> str:
+    """Read the last words of the other side."""
+    text = "".join(
+        chr(draw.randrange(0xD800)) for _ in range(draw.randrange(100))
+    ) * draw.choice((1, 1, 100))
+    error = WireError(Code.MALFORMED, text)
+    shown = [
+        refused(parse(refusal(error)).refusal).reason,
+        printable(parse(goodbye(False, text)).goodbye.reason),
+    ]
+    for line in shown:
+        if not line.isprintable() or len(line) > 25_000:
+            raise Fault("a text that a terminal acts on")
+    return "shown"
+
+
+WAYS: tuple[Callable[[random.Random], str], ...] = (
+    read_invitation,
+    read_settings,
+    read_answer,
+    read_credential,
+    read_text,
+)
+
+
+def run(
+    inputs: int | None, seconds: float, seed: int
+) -> collections.Counter[str]:
+    """Read inputs until the count or the time is over.
+
+    Returns
+    -------
+    Counter
+        How often each outcome was seen, by the way of reading.
+
+    Raises
+    ------
+    Exception
+        Any but those made for it: a fault of a reader. Its text names the input's seed.
+    """
+    outcomes: collections.Counter[str] = collections.Counter()
+    end = time.monotonic() + seconds
+    number = 0
+    with warnings.catch_warnings(action="error"):
+        while (inputs is None or number < inputs) and time.monotonic() < end:
+            # Each input has a seed of its own, by which it can be read again.
+            draw = random.Random(f"{seed}:{number}")
+            reader = WAYS[number % len(WAYS)]
+            number += 1
+            try:
+                outcome = reader(draw)
+            except (ConfigError, WireError, CredentialError) as error:
+                outcome = type(error).__name__
+            except Exception as error:
+                error.add_note(f"input {number - 1} of seed {seed}")
+                raise
+            outcomes[f"{reader.__name__}: {outcome}"] += 1
+    return outcomes
+
+
+def main() -> None:
+    """Run the command."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--seconds", type=float, default=60)
+    options.add_argument("--seed", type=int, default=0)
+    chosen = options.parse_args()
+    run(2000, chosen.seconds, chosen.seed)  # what is loaded once is loaded
+    memory_at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = run(None, chosen.seconds, chosen.seed + 1)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_at_start
+    print(
+        f"{outcomes.total()} inputs in {chosen.seconds:g} s; the peak of memory grew "
+        f"by {grown / 1024:.1f} MiB"
+    )
+    for outcome, times in outcomes.most_common():
+        print(f"{times:>10} {outcome}")
+
+
+if __name__ == "__main__":
+    main()
