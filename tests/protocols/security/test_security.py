@@ -397,7 +397,9 @@ def test_what_exists_is_never_changed_and_clients_are_added(tmp_path):
     ]
     files = [path for path in folder.rglob("*") if path.is_file()]
     before = {
-        path: path.read_bytes() for path in files if path.name != "tokens.json"
+        path: path.read_bytes()
+        for path in files
+        if path.name not in ("tokens.json", "certificates.json")
     }
     assert len(before) == 2 + 3 + 2 * 4
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in before)

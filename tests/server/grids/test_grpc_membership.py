@@ -125,6 +125,16 @@ def test_a_removed_token_does_not_count_and_ends_its_stream(grid, puppet, certs)
     assert puppet(it, 1, folder).refusal().code.name == "CREDENTIAL"
 
 
+def test_a_new_folder_of_the_server_forgets_no_revocation(grid, puppet, certs):
+    stolen = certs.parent / "stolen"
+    shutil.copytree(certs / "clients" / "001", stolen)
+    revoke(certs, 1)
+    shutil.rmtree(certs / "server")
+    make_certificates(certs, 1)
+    error = puppet(grid(certs), 1, stolen).refusal()
+    assert "was renewed or revoked" in error.reason
+
+
 def test_a_damaged_list_changes_nothing(grid, puppet, certs, caplog):
     it = grid(certs)
     (certs / "server" / "certificates.json").write_text("[]")
