@@ -41,6 +41,8 @@ class DoorLimits:
         Calls that a visitor may begin at once.
     rate : float
         Calls a second that it may begin after that.
+    member_burst, member_rate : int and float
+        The same for a client that has proved its number.
     visitors : int
         Visitors that are remembered.
     """
@@ -49,6 +51,8 @@ class DoorLimits:
     waiting_all: int
     burst: int
     rate: float
+    member_burst: int = 64
+    member_rate: float = 2.0
     visitors: int = 4096
 
     @classmethod
@@ -113,8 +117,14 @@ class Doors:
         self._waiting: dict[asyncio.Timeout, str] = {}
         self._by_visitor: Counter[str] = Counter()
 
-    def knock(self, visitor: str) -> None:
+    def knock(self, visitor: str, is_member: bool = False) -> None:
         """Let a visitor begin a call.
+
+        Parameters
+        ----------
+        visitor : str
+        is_member : bool
+            Whether it is one client, and not an address that many may share.
 
         Raises
         ------
@@ -122,19 +132,19 @@ class Doors:
             If it has begun too many.
         """
         limits = self._limits
+        burst = limits.member_burst if is_member else limits.burst
+        rate = limits.member_rate if is_member else limits.rate
         moment = self._clock()
         bucket = self._buckets.pop(visitor, None)
         if bucket is None:
-            bucket = Bucket(float(limits.burst), moment)
+            bucket = Bucket(float(burst), moment)
         # Those that came last stand last, so that the first one is the one to forget.
         self._buckets[visitor] = bucket
         if len(self._buckets) > limits.visitors:
             self._buckets.popitem(last=False)
-        if not bucket.take(limits.burst, limits.rate, moment):
+        if not bucket.take(burst, rate, moment):
             self.counts["crowded"] += 1
-            raise Crowded(
-                f"{visitor} begins more than {limits.rate:g} calls a second"
-            )
+            raise Crowded(f"{visitor} begins more than {rate:g} calls a second")
 
     @contextmanager
     def waiting(self, visitor: str, patience: asyncio.Timeout) -> Iterator[None]:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
@@ -162,8 +163,7 @@ class Gate:
             If it may not come in.
         """
         # First of all: whoever proves a number does not wait among strangers.
-        visitor = self._visitor(context)
-        self.doors.knock(visitor)
+        visitor = self._knock(context)
         hello = (await self._read_hello(context, visitor)).hello
         # Before the credential: with another version its fields may mean something else.
         check_version(hello)
@@ -192,19 +192,31 @@ class Gate:
         WireError
             If it proves nothing.
         """
-        self.doors.knock(self._visitor(context))
+        self._knock(context)
         return self._prove(context, None)
 
-    def _visitor(self, context: Any) -> str:
-        """Name who begins a call: a proven client, or an address."""
-        address = address_of(context)
-        if not self._is_secure:
-            return address
-        try:
-            return f"client {self._prove(context, None).client}"
-        except WireError:
+    def _knock(self, context: Any) -> str:
+        """Let a call begin.
+
+        Returns
+        -------
+        str
+            Who it is from: a client that has proved its number, or else an address.
+
+        Raises
+        ------
+        Crowded
+            If it comes too often.
+        """
+        visitor = address_of(context)
+        is_member = False
+        if self._is_secure:
             # Its own fault is told once it has said hello, if it does.
-            return address
+            with suppress(WireError):
+                visitor = f"client {self._prove(context, None).client}"
+                is_member = True
+        self.doors.knock(visitor, is_member)
+        return visitor
 
     def check_reader(self, context: Any) -> None:
         """Refuse a call for the status that is neither ours nor a client's.
@@ -217,8 +229,10 @@ class Gate:
             If the credential is none of the run's.
         """
         is_ours = is_server(context.auth_context())
-        self.doors.knock("the server" if is_ours else self._visitor(context))
-        if not is_ours:
+        if is_ours:
+            self.doors.knock("the server")
+        else:
+            self._knock(context)
             self._prove(context, None)
 
     def _prove(self, context: Any, claimed: int | None) -> Proof:

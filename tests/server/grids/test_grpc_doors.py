@@ -47,6 +47,14 @@ def test_a_visitor_begins_so_many_calls_at_once_and_then_so_many_a_second(clock)
     assert doors.counts == {"crowded": 2}
 
 
+def test_a_member_has_a_rate_of_its_own(clock):
+    doors = Doors(DoorLimits(2, 3, 3, 2.0, member_burst=1), clock)
+    doors.knock("client 3", is_member=True)
+    with pytest.raises(Crowded, match="client 3 begins"):
+        doors.knock("client 3", is_member=True)
+    doors.knock("127.0.0.1")
+
+
 def test_only_so_many_visitors_are_remembered(clock):
     doors = Doors(SMALL, clock)
     for number in range(100):
