@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import itertools
 import json
 import random
@@ -132,6 +133,7 @@ ATTACKS: dict[str, Callable[[], bytes]] = {
 async def attack(port: int, connections: int) -> None:
     """Open hostile connections of all kinds, and hold them until stdin ends."""
     held: list[asyncio.StreamWriter] = []
+    failures: collections.Counter[int] = collections.Counter()
     kinds = itertools.cycle(ATTACKS.values())
     for number, words in zip(range(connections), kinds, strict=False):
         # Of many addresses: the whole of 127.0.0.0/8 is this machine.
@@ -142,16 +144,33 @@ async def attack(port: int, connections: int) -> None:
             )
             writer.write(words())
             held.append(writer)
-        except OSError:
-            # The server has closed it, which is its good right.
-            continue
+        except OSError as error:
+            # A server may close it, which is its good right.
+            failures[error.errno or 0] += 1
     print(len(held), flush=True)
+    print(f"failures by errno: {dict(failures)}", file=sys.stderr)
     await asyncio.to_thread(sys.stdin.read)
 
 
 @contextmanager
-def under_attack(port: int, connections: int) -> Iterator[threading.Event]:
-    """Have another process attack meanwhile; gives what is set once all are open."""
+def under_attack(
+    port: int, connections: int, opened: list[int]
+) -> Iterator[threading.Event]:
+    """Have another process attack meanwhile.
+
+    Parameters
+    ----------
+    port : int
+    connections : int
+        How many to open.
+    opened : list of int
+        Is told how many came through.
+
+    Yields
+    ------
+    threading.Event
+        Set once all have been tried.
+    """
     is_open = threading.Event()
     words = [sys.executable, __file__, "--attack", str(port)]
     words += ["--connections", str(connections)]
@@ -162,8 +181,8 @@ def under_attack(port: int, connections: int) -> Iterator[threading.Event]:
         assert process.stdout is not None
 
         def wait(lines: IO[bytes]) -> None:
-            if lines.readline():
-                is_open.set()
+            opened.append(int(lines.readline() or 0))
+            is_open.set()
 
         thread = threading.Thread(target=wait, args=[process.stdout])
         thread.start()
@@ -259,10 +278,12 @@ def run(soak: Soak) -> dict[str, Any]:
     -------
     dict
         ``alone`` and ``attacked``, mean seconds of a round; their ``ratio``; the server's
-        ``doors`` and ``refusals``; ``peak_mb``: the largest memory of the process of server and clients.
+        ``doors`` and ``refusals``; ``peak_mb``: the largest memory of the process of server
+        and clients; ``opened``: hostile connections that came through.
     """
     config = read_config({"data": {"clients": soak.clients}})
     seconds: dict[str, float] = {}
+    opened: list[int] = []
     with tempfile.TemporaryDirectory() as name:
         for kind in ("alone", "attacked"):
             grid = GrpcGrid(config, "127.0.0.1:0")
@@ -272,12 +293,14 @@ def run(soak: Soak) -> dict[str, Any]:
                 if kind == "alone":
                     seconds[kind] = rounds(grid, soak)
                 else:
-                    with under_attack(grid.port, soak.connections) as is_open:
+                    attacked = under_attack(grid.port, soak.connections, opened)
+                    with attacked as is_open:
                         seconds[kind] = rounds(grid, soak, is_open)
                 status = grid.status()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "connections": soak.connections,
+        "opened": sum(opened),
         "clients": soak.clients,
         "alone": round(seconds["alone"], 3),
         "attacked": round(seconds["attacked"], 3),
