@@ -209,6 +209,11 @@ def _entrance(
         )
     if tls is None:
         return _Entrance(listen, None, None, None)
+    if renew is not None and not os.access(tls, os.W_OK):
+        raise ConfigError(
+            f"--renew {renew}: the list of certificates in {tls} must be written, and "
+            "cannot be; make the folder writable"
+        )
     credentials = server_credentials(tls, client_certificates=not has_tokens)
     loaded = Tokens.load(tls) if has_tokens else None
     issuer = None if renew is None else Renewer(renew)
