@@ -105,17 +105,16 @@ class GrpcGrid(MessageGrid):
 
         self._roster = roster = Roster(self.clients)
         self._membership = membership = membership or Membership()
-        text = config.for_clients().to_toml()
-        invitation = Invitation(text, run or self._session, signature)
-        assignments = Assignments(roster, membership)
         gate = Gate(roster, credentials is not None, membership)
-        self._service = Service(assignments, gate, invitation, self.limits)
+        text = config.for_clients().to_toml()
+        guide = Invitation(text, run or self._session, signature)
+        assignments = Assignments(roster, membership)
+        self._service = Service(assignments, gate, guide, self.limits)
         try:
             self.server = ServiceThread(self._service, listen, credentials)
         except RuntimeError as error:
-            raise ConfigError(
-                f"--listen {listen}: cannot be had: {error}"
-            ) from None
+            reason = f"--listen {listen}: cannot be had: {error}"
+            raise ConfigError(reason) from None
         self.port = self.server.port
 
     # --- the work
@@ -234,7 +233,7 @@ class GrpcGrid(MessageGrid):
         self._has_begun = True
 
     def news(self) -> list[Change]:
-        """Take what changed in the membership since the last call."""
+        """Take the changes of membership since the last call."""
         return self._membership.take_news()
 
     def status(self) -> dict[str, Any]:
