@@ -32,14 +32,15 @@ class JointCentral(PairedStrategy):
     ----------
     budget : float
         Samples of a round, as a multiple of those that FedAvg's clients have in it:
-        ``fraction_train`` of all clients' samples of the current task.
+        ``fraction_train`` of all clients' samples of the current task. 0: those of all tasks
+        so far.
     fraction_train, min_train_nodes, min_available_nodes
         See :class:`~fedknow.strategies.paired.PairedStrategy`; the server waits for no client.
     """
 
     def __init__(
         self,
-        budget: float = 1.0,
+        budget: float = 0.0,
         fraction_train: float = 1.0,
         min_train_nodes: int = 1,
         min_available_nodes: int = 1,
@@ -98,7 +99,7 @@ class JointCentral(PairedStrategy):
             ``samples``, those of all epochs.
         """
         data = self._all_data()
-        count = self._sample_count()
+        count = self._sample_count(data)
         seed = integer(self._seed, "joint", self._task, self._round)
         # A fresh state: the learner carries nothing from round to round but the parameters.
         self._learner.load_state_dict({})
@@ -126,8 +127,10 @@ class JointCentral(PairedStrategy):
         _, samples = self._data
         return samples.x.nbytes + samples.y.nbytes
 
-    def _sample_count(self) -> int:
+    def _sample_count(self, data: Replay) -> int:
         """Count the samples of a round, from those of the current task."""
+        if not self.budget:
+            return len(data)
         total = 0
         for client in range(self._stream.clients):
             total += len(self._stream.task(client, self._task).train)

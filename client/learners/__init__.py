@@ -24,13 +24,19 @@ from fedknow.client.learners.co2l import Co2L
 from fedknow.client.learners.er import ExperienceReplay
 from fedknow.client.learners.ewc import Ewc, OnlineEwc
 from fedknow.client.learners.fedknow.learner import FedKnow
+from fedknow.client.learners.fedknow.plus import FedKnowPlus
 from fedknow.client.learners.fedweit import FedWeit
 from fedknow.client.learners.flcn import Flcn
 from fedknow.client.learners.fot import Fot
 from fedknow.client.learners.frames.checks import check_exchange, check_head
 from fedknow.client.learners.frames.learner import Learner, LearnerSettings
 from fedknow.client.learners.gem import AGem, Gem
-from fedknow.client.learners.joint import Joint, JointCentral
+from fedknow.client.learners.joint import (
+    Joint,
+    JointCentral,
+    JointCentralEqual,
+    JointEqual,
+)
 from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
 from fedknow.client.learners.refed import ReFed
@@ -68,6 +74,7 @@ __all__ = [
 
 LEARNERS: dict[str, type[Learner]] = {
     "fedknow": FedKnow,
+    "fedknow-plus": FedKnowPlus,
     "finetune": Finetune,
     "fedavg": Finetune,  # the field's name for it
     "fedper": FedPer,
@@ -78,7 +85,9 @@ LEARNERS: dict[str, type[Learner]] = {
     "flcn": Flcn,
     "fedweit": FedWeit,
     "joint": Joint,
+    "joint-equal": JointEqual,
     "joint-central": JointCentral,
+    "joint-central-equal": JointCentralEqual,
     "agscl": AgsCl,
     "gem": Gem,
     "agem": AGem,

@@ -82,6 +82,7 @@ class Bcn(Rehearsal):
     # Player 1 moves samples along gradients, which token ids do not have.
     kinds = ("image", "series", "waveform", "table")
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
+        "memory": [0.1, 0.25, 0.5],
         "beta": [2.0, 3.0, 5.0],
         "epsilon": [0.01, 0.1, 1.0],
     }

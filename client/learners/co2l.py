@@ -69,6 +69,9 @@ class Co2LSettings(MemorySettings):
 
     temperature: float = Field(0.5, gt=0)
     """tau of the contrast."""
+    ratio: float = Field(1.0, gt=0)
+    """Factor of the contrast. The paper's Eq. (2) has none. The authors' code multiplies by
+    tau / 0.07, which is 7.14 at their tau."""
     current_temperature: float = Field(0.2, gt=0)
     """kappa, of the model's relations."""
     past_temperature: float = Field(0.01, gt=0)
@@ -153,8 +156,10 @@ class Co2L(Rehearsal):
     exchanged_parts = ("body", "projection")
     kinds = ("image",)
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
+        "memory": [0.1, 0.25, 0.5],
         "distill": [0.1, 1.0],
         "temperature": [0.1, 0.5, 1.0],
+        "ratio": [1.0, 7.14],
         "head_epochs": [20, 100],
         "crop": [0.4, 0.8],
         "flip": [True, False],
@@ -227,7 +232,7 @@ class Co2L(Rehearsal):
         )
         with self.autocast():
             z = self._project(self._encoder, views)
-        loss = asymmetric_contrast(
+        loss = self.settings.ratio * asymmetric_contrast(
             z, joined.y.repeat(2), current, self.settings.temperature
         )
         if self._past_state:

@@ -45,6 +45,7 @@ class ExperienceReplay(Rehearsal):
     Settings = ExperienceReplaySettings
     settings: ExperienceReplaySettings
     search: ClassVar[dict[str, list[Any]]] = {
+        "memory": [0.1, 0.25, 0.5],
         "memory_batch": [0, 32],
         "keep": ["ring", "reservoir"],
     }

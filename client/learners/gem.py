@@ -147,7 +147,10 @@ class Gem(_Projecting):
 
     Settings = GemSettings
     settings: GemSettings
-    search: ClassVar[dict[str, list[Any]]] = {"margin": [0.0, 0.5, 1.0]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "memory": [0.1, 0.25, 0.5],
+        "margin": [0.0, 0.5, 1.0],
+    }
 
     def begin(self, task: TaskData, round: Round) -> None:
         """Lay out each past task's memory."""
@@ -201,7 +204,10 @@ class AGem(_Projecting):
 
     Settings = AGemSettings
     settings: AGemSettings
-    search: ClassVar[dict[str, list[Any]]] = {"memory_batch": [32, 256]}
+    search: ClassVar[dict[str, list[Any]]] = {
+        "memory": [0.1, 0.25, 0.5],
+        "memory_batch": [32, 256],
+    }
 
     @property
     def _drawn(self) -> int:

@@ -1,11 +1,14 @@
-"""Joint training on all tasks seen so far: an upper bound.
+"""Joint training on all tasks seen so far: what could be had if nothing had to be forgotten.
 
-It shows what a continual learner could reach if nothing had to be forgotten.
+Each of the two ways, on clients and in one place, comes twice. ``joint`` and ``joint-central``
+pass over all samples in each round. They are upper bounds, and learn from more samples than
+any other method. ``joint-equal`` and ``joint-central-equal`` learn from as many samples as the
+others. Those are bounds on the same budget, which a method may surpass.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,12 +31,26 @@ from fedknow.client.learners.frames.settings import ANY_HEAD
 from fedknow.protocols.seeds import integer
 
 __all__ = [
+    "Budget",
     "Joint",
     "JointCentral",
+    "JointCentralEqual",
+    "JointCentralEqualSettings",
     "JointCentralSettings",
+    "JointEqual",
+    "JointEqualSettings",
     "JointSettings",
     "UnionTraining",
 ]
+
+
+Budget = Literal["all"] | Annotated[float, Field(gt=0)]
+"""Samples of a round: all, or a multiple of those that other methods have in it."""
+
+
+def _count(budget: Budget, others: int, everything: Replay) -> int:
+    """Say how many samples a round draws; ``others``: how many other methods have in it."""
+    return len(everything) if budget == "all" else int(budget * others)
 
 
 class JointSettings(MemorySettings):
@@ -41,17 +58,29 @@ class JointSettings(MemorySettings):
 
     memory: float = Field(1.0, ge=1, le=1)
     """All samples of past tasks are kept."""
-    budget: float = Field(1.0, gt=0)
-    """Samples of a round, as a multiple of those that other methods have in it: the current
-    task's."""
+    budget: Budget = "all"
+    """Samples of a round: those of all tasks seen, or a multiple of those that other methods
+    have in it, the current task's."""
+
+
+class JointEqualSettings(JointSettings):
+    """Settings of :class:`JointEqual`."""
+
+    budget: Budget = 1.0
 
 
 class JointCentralSettings(LearnerSettings):
     """Settings of :class:`JointCentral`."""
 
-    budget: float = Field(1.0, gt=0)
-    """Samples of a round, as a multiple of those that all chosen clients of FedAvg have in it
-    together."""
+    budget: Budget = "all"
+    """Samples of a round: those of all clients and all tasks seen, or a multiple of those that
+    all chosen clients of FedAvg have in it together."""
+
+
+class JointCentralEqualSettings(JointCentralSettings):
+    """Settings of :class:`JointCentralEqual`."""
+
+    budget: Budget = 1.0
 
 
 class _Jointly(Learner):
@@ -96,16 +125,14 @@ class UnionTraining(_Jointly, Rehearsal):
 
 
 class Joint(UnionTraining):
-    """Federated joint training: clients train on all tasks seen. A bound.
+    """Federated joint training: clients train on all tasks seen. An upper bound.
 
-    Bodies are averaged.
-
-    A round draws as many samples of all tasks as the current one has (times ``budget``) and
-    passes over them as often as other methods do: as many samples are learned from. In the
-    first task it is plain local training.
+    Bodies are averaged. In each epoch a client passes over its samples of all tasks seen, so
+    in task t it learns from about t times the samples of other methods. In the first task it
+    is plain local training.
 
     Keeps: every sample of every task. Sends: what ``exchange`` says, nothing more. Needs: what
-    :class:`~fedknow.client.learners.baselines.Finetune` needs, times ``budget``. Valid: any
+    :class:`~fedknow.client.learners.baselines.Finetune` needs, times the tasks seen. Valid: any
     model, task- or class-incremental.
     """
 
@@ -114,23 +141,37 @@ class Joint(UnionTraining):
 
     def training_data(self, task: TaskData, round: Round) -> Samples:
         """Draw from the samples of all tasks seen."""
-        count = int(self.settings.budget * len(task.train))
-        return self.sample(self.union(task), count, round)
+        union = self.union(task)
+        count = _count(self.settings.budget, len(task.train), union)
+        return self.sample(union, count, round)
+
+
+class JointEqual(Joint):
+    """Federated joint training on the sample budget of the other methods.
+
+    A round draws as many samples of all tasks as the current one has (times ``budget``), and
+    passes over them as often as other methods do.
+
+    Keeps, sends, valid: as :class:`Joint`. Needs: what
+    :class:`~fedknow.client.learners.baselines.Finetune` needs, times ``budget``.
+    """
+
+    Settings = JointEqualSettings
 
 
 class JointCentral(_Jointly):
-    """Joint training in one place, on all clients' data. A bound.
+    """Joint training in one place, on all clients' data. An upper bound.
 
     The server trains one model on all tasks seen.
 
     The rounds are in :class:`fedknow.strategies.joint.JointCentral`; clients take the model and
-    are scored, no more. A round draws as many samples of all tasks and clients as FedAvg's
-    clients have in it (times ``budget``), and passes over them as often.
+    are scored, no more. In each epoch it passes over the samples of all clients and all tasks
+    seen.
 
     Keeps: nothing on clients, every sample on the server. Sends: nothing; clients get the model
     where it is scored. Needs: nothing of clients, and of the server the training of all of
-    them, times ``budget``. Valid: any model, task- or class-incremental; where the server has
-    the data, so not with ``data.name = "local"``.
+    them, in each round and on all tasks seen. Valid: any model, task- or class-incremental;
+    where the server has the data, so not with ``data.name = "local"``.
     """
 
     Settings = JointCentralSettings
@@ -150,5 +191,21 @@ class JointCentral(_Jointly):
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
-        """Return the strategy's budget."""
-        return settings.model_dump()
+        """Return the strategy's budget, in which 0 stands for all."""
+        options = settings.model_dump()
+        return {
+            "budget": 0.0 if options["budget"] == "all" else options["budget"]
+        }
+
+
+class JointCentralEqual(JointCentral):
+    """Joint training in one place, on the sample budget of FedAvg's clients.
+
+    A round draws as many samples of all tasks and clients as FedAvg's clients have in it (times
+    ``budget``), and passes over them as often.
+
+    Keeps, sends, valid: as :class:`JointCentral`. Needs: of the server the training of FedAvg's
+    clients, times ``budget``.
+    """
+
+    Settings = JointCentralEqualSettings

@@ -9,7 +9,7 @@ Equations are numbered as in the later one; the objective as a whole has no numb
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +39,9 @@ class LwfSettings(ContinualSettings):
     """lambda_o: weight of the old tasks' losses."""
     temperature: float = Field(2.0, gt=0)
     """T, which divides logits before the old answers are distilled."""
+    anchor: Literal["global", "local"] = "global"
+    """The old model: the shared one that a task ended with, under the client's own head, or the
+    client's own as it last trained it (one more model to keep within a task)."""
     warmup_epochs: int = Field(0, ge=0, le=10_000)
     """Of the local epochs in which a client first meets a task, so many train its head alone; the
     paper's warm-up."""
@@ -69,7 +72,7 @@ class Lwf(Learner):
 
     over each old task's slice of the head; where class-incremental, over one slice of all
     classes seen before. There is no factor T^2, as in the paper. The old model is the one that
-    the last task ended with: the shared one, with the client's own head.
+    the last task ended with (setting ``anchor``).
 
     Keeps: the old model. Sends: what ``exchange`` says, nothing more. Needs: no stored sample;
     one more forward pass a round over the task's samples. Valid: any model, task- or
@@ -87,6 +90,8 @@ class Lwf(Learner):
     settings: LwfSettings
     search: ClassVar[dict[str, list[Any]]] = {
         "strength": [0.1, 1.0, 10.0],
+        "temperature": [1.0, 2.0, 4.0],
+        "anchor": ["global", "local"],
         "warmup_epochs": [0, 1],
     }
 
@@ -112,13 +117,15 @@ class Lwf(Learner):
         """Take over the old model and the slices it answers in."""
         self.old: Tensors = dict(state.get("old", {}))
         self.slices = [list(classes) for classes in state.get("slices", [])]
+        self._local: Tensors = dict(state.get("local", {}))
         self._answers = torch.zeros(0)
         self._first_met = self._warming = False
         self._steps, self._distilled = 0, 0.0
 
     def own_state(self) -> State:
-        """Give the old model and the slices it answers in."""
-        return {"old": self.old, "slices": self.slices}
+        """Give the old model, the slices it answers in, and the model last trained here."""
+        state: State = {"old": self.old, "slices": self.slices}
+        return state | ({"local": self._local} if self._local else {})
 
     # --- training
 
@@ -173,11 +180,19 @@ class Lwf(Learner):
         """
         return {"distillation": self._distilled / max(1, self._steps)}
 
+    def end_round(self, task: TaskData, round: Round) -> dict[str, float]:
+        """Keep the model last trained here, where it is to be the old one."""
+        if self.settings.anchor == "local":
+            self._local = self.send()
+        return {}
+
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep the model that the task ended with."""
         shared = self.send()
+        # It trains a client that was never chosen, and so may change the last trained model.
         super().end_task(task, round)
-        self.entries.load(shared)
+        self.entries.load(self._local or shared)
+        self._local = {}
         self.old = self.send() | self.local_parameters()
         if task.is_incremental:
             self.slices = [list(task.head)]

@@ -67,7 +67,7 @@ class ReFed(UnionTraining):
 
     Li et al.; the model is between global and local.
 
-    Keeps: samples (setting ``memory``: that fraction of all samples seen, which the paper gives
+    Keeps: samples (setting ``memory``: that share of all samples seen, which the paper gives
     as a number M), chosen afresh from all of them after each task, so that of some tasks and
     classes none may be left. Sends: what ``exchange`` says, nothing more; the paper averages
     everything, ``exchange = "all"``. Needs: training on the cached samples besides, and when a
@@ -78,6 +78,7 @@ class ReFed(UnionTraining):
     Settings = ReFedSettings
     settings: ReFedSettings
     search: ClassVar[Mapping[str, Sequence[float | str]]] = {
+        "memory": [0.1, 0.25, 0.5],
         "balance": [0.1, 0.5, 0.9],
         "pim_lr": [1e-3, 1e-2, 1e-1],
     }
@@ -91,18 +92,15 @@ class ReFed(UnionTraining):
     # --- state
 
     def load_own_state(self, state: State) -> None:
-        """Take over the memory and how many samples were seen."""
+        """Take over the memory and how many samples it may hold."""
         super().load_own_state(state)
-        self._seen = int(state.get("seen", 0))
+        # Before the floor was introduced, states counted the samples seen.
+        older = round(self.settings.memory * state.get("seen", 0))
+        self._budget = int(state.get("budget", older))
 
     def own_state(self) -> State:
-        """Give the memory and how many samples were seen."""
-        return super().own_state() | {"seen": self._seen}
-
-    @property
-    def budget(self) -> int:
-        """M: how many samples may be cached, after those seen so far."""
-        return max(1, round(self.settings.memory * self._seen))
+        """Give the memory and how many samples it may hold."""
+        return super().own_state() | {"budget": self._budget}
 
     def training_data(self, task: TaskData, round: Round) -> Samples:
         """Give the task's samples and the cached ones (Eq. 6)."""
@@ -120,12 +118,14 @@ class ReFed(UnionTraining):
         )  # not Rehearsal's: samples are not drawn
         self.entries.load(shared)
         # All samples for the moment: which ones stay is decided among old and new together.
-        self.memory.store(task, 1.0, integer(round.seed, "memory"))
+        count = len(task.train)
+        self.memory.store(task, count, integer(round.seed, "memory"))
         everything = self.memory.all(task, self.head.out_features)
-        self._seen += len(task.train)
+        # M: what each task may add, so that the budget grows as the other methods' does.
+        self._budget += self.settings.count(task.train.x, task.train.y)
         # Stable, so that equal scores give the same samples on every machine.
         best = self.importance(everything).argsort(descending=True, stable=True)[
-            : self.budget
+            : self._budget
         ]
         self._cache(
             torch.zeros_like(everything.y, dtype=torch.bool).index_fill(

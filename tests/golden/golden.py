@@ -52,38 +52,44 @@ FLEET = [
     "fleet.up=1e6",
 ]
 SETTINGS: dict[str, list[str]] = {
-    "fedknow, no margin": ["learner=fedknow", "learner.margin=0"],
-    "fedknow, surrogate": ["learner=fedknow", "learner.integrator=surrogate"],
-    "fedknow, online": ["learner=fedknow", "learner.integrator=online"],
-    "fedknow, sum": ["learner=fedknow", "learner.integrator=sum"],
-    "fedknow, full path, k = 1": [
-        "learner=fedknow",
+    "fedknow-plus, no margin": ["learner=fedknow-plus", "learner.margin=0"],
+    "fedknow-plus, surrogate": [
+        "learner=fedknow-plus",
+        "learner.integrator=surrogate",
+    ],
+    "fedknow-plus, online": ["learner=fedknow-plus", "learner.integrator=online"],
+    "fedknow-plus, sum": ["learner=fedknow-plus", "learner.integrator=sum"],
+    "fedknow-plus, full path, k = 1": [
+        "learner=fedknow-plus",
         "learner.path=full",
         "learner.k=1",
     ],
-    "fedknow, part of the batch": ["learner=fedknow", "learner.restore_from=0.5"],
-    "fedknow, extra epoch": [
-        "learner=fedknow",
+    "fedknow-plus, part of the batch": [
+        "learner=fedknow-plus",
+        "learner.restore_from=0.5",
+    ],
+    "fedknow-plus, extra epoch": [
+        "learner=fedknow-plus",
         "learner.post_aggregation=extra-epoch",
         "strategy.fraction=1",
     ],
-    "fedknow, first epoch": [
-        "learner=fedknow",
+    "fedknow-plus, first epoch": [
+        "learner=fedknow-plus",
         "learner.post_aggregation=first-epoch",
         "strategy.fraction=1",
     ],
-    "fedknow, batch norm": [
-        "learner=fedknow",
+    "fedknow-plus, batch norm": [
+        "learner=fedknow-plus",
         "model=resnet18",
         "data.tasks=2",
         "train.epochs=1",
     ],
-    "fedknow, class-incremental": [
-        "learner=fedknow",
+    "fedknow-plus, class-incremental": [
+        "learner=fedknow-plus",
         "data.scenario=class-incremental",
     ],
-    "fedknow, bf16, sgd": [
-        "learner=fedknow",
+    "fedknow-plus, bf16, sgd": [
+        "learner=fedknow-plus",
         "train.precision=bf16",
         "train.optimizer=sgd",
     ],
@@ -99,7 +105,7 @@ SETTINGS: dict[str, list[str]] = {
         "train.weight_decay=1e-3",
     ],
     "fedavg, vectorized": ["learner=fedavg", "model=mlp", "engine.vectorize=on"],
-    "fedknow, fleet": ["learner=fedknow", *FLEET, "fleet.deadline=60"],
+    "fedknow-plus, fleet": ["learner=fedknow-plus", *FLEET, "fleet.deadline=60"],
     "fedbuff, fleet": [
         "learner=fedrep",
         "strategy=fedbuff",
@@ -120,7 +126,7 @@ SETTINGS: dict[str, list[str]] = {
     ],
 }
 """Runs besides one of each learner, in each scenario that it is made for."""
-OVER_GRPC = ("fedknow", "fedweit")
+OVER_GRPC = ("fedknow", "fedknow-plus", "fedweit")
 WAIT = 120
 """Seconds that no client takes."""
 

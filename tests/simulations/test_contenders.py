@@ -135,7 +135,7 @@ def test_best_settings_take_the_place_of_the_presets():
     assert (settings["rho"], settings["k"], settings["temperature"]) == (
         0.25,
         3,
-        1.0,
+        2.0,
     )
     assert plan(config, "fedknow@best+rho=0.5", 0).learner.options["rho"] == 0.5
     assert resolve(

@@ -516,24 +516,24 @@ def test_who_was_told_is_remembered():
 # ----------------------------------------------------------------------------------
 
 
-def test_joint_training_in_one_place(tmp_path):
-    """As many samples as FedAvg learns from, no traffic but for scoring, and in the first task
-    ordinary training."""
+@pytest.mark.parametrize("is_equal", [False, True])
+def test_joint_training_in_one_place(tmp_path, is_equal):
+    """A bound passes over everything seen. The equal one learns from as many samples as FedAvg.
+    There is no traffic but for scoring."""
+    learner = "joint-central-equal" if is_equal else "joint-central"
     folder, traffic = run(
-        experiment("learner=joint-central", "strategy.fraction=0.7"),
+        experiment(f"learner={learner}", "strategy.fraction=0.7"),
         tmp_path / "run",
     )
     assert traffic.keys() == {"evaluate"}
     benchmark = make_benchmark(folder.config)
     rounds = [event for event in folder.events() if event["event"] == "round"]
     for event in rounds:
-        size = int(
-            0.7
-            * sum(
-                benchmark.train_size(client, event["task"])
-                for client in range(CLIENTS)
-            )
-        )
+        sizes = [
+            sum(benchmark.train_size(client, task) for client in range(CLIENTS))
+            for task in range(event["task"] + 1)
+        ]
+        size = int(0.7 * sizes[-1]) if is_equal else sum(sizes)
         assert (event["clients"], event["samples"]) == (0, size)
         assert 0 <= event["accuracy"] <= 1
 

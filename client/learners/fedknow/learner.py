@@ -30,9 +30,9 @@ __all__ = ["FedKnow"]
 class FedKnow(KnowledgeClient):
     """Signature task knowledge, extracted, restored, integrated (ICDE 2023).
 
-    Integration follows the paper's Eq. (3) to (5), but by default with multipliers of at least
-    ``margin``, which the paper does not have. Extraction and restoring are stated without the
-    numbers of their equations, which were not at hand.
+    Integration follows the paper's Eq. (3) to (5). Extraction and restoring are stated without
+    the numbers of their equations, which were not at hand. The first local epoch after a new
+    global model integrates against negative transfer (Sec. III-E).
 
     Keeps: the signature knowledge of each finished task; the parameters that ``exchange`` does
     not send; within a task the knowledge's answers for its samples and, where a setting needs

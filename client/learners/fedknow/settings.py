@@ -1,4 +1,8 @@
-"""Settings of FedKNOW."""
+"""Settings of FedKNOW, and of what was found better.
+
+docs/explanation/the-method.md has a table of each open point: the paper, the authors' code,
+and what is done here and why.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,12 @@ from pydantic import Field
 
 from fedknow.client.learners.frames.learner import Exchange, LearnerSettings
 
-__all__ = ["SEARCH", "FedKnowSettings"]
+__all__ = [
+    "SEARCH",
+    "SEARCH_PLUS",
+    "FedKnowPlusSettings",
+    "FedKnowSettings",
+]
 
 SEARCH: dict[str, list[float | str]] = {
     "rho": [0.05, 0.1, 0.2],
@@ -18,11 +27,15 @@ SEARCH: dict[str, list[float | str]] = {
     "extract_from": ["local", "global"],
     "wasserstein": ["values", "positions"],
     "k": [3, 10],
-    "margin": [0.0, 0.1, 0.5, 1.0, 2.0],
     "exchange": ["body", "all"],
+    "post_aggregation": ["first-epoch", "extra-epoch"],
+}
+"""Values worth trying of each setting that the paper leaves open."""
+SEARCH_PLUS: dict[str, list[float | str]] = SEARCH | {
+    "margin": [0.0, 0.1, 0.5, 1.0, 2.0],
     "post_aggregation": ["off", "first-epoch", "extra-epoch"],
 }
-"""Values worth trying of each setting."""
+"""Values worth trying, those that the paper does not have included."""
 
 
 class FedKnowSettings(LearnerSettings):
@@ -32,9 +45,9 @@ class FedKnowSettings(LearnerSettings):
     """Fraction of the body's weights a task's knowledge keeps."""
     k: int = Field(10, ge=1, le=10_000)
     """Most signature tasks a gradient is integrated with."""
-    temperature: float = Field(1.0, gt=0)
-    """T of the restorer's soft labels. 1, the knowledge's answers as they are, was best on
-    held-out samples (docs/evidence/results.md); the authors' code has 2."""
+    temperature: float = Field(2.0, gt=0)
+    """T of the restorer's soft labels. 2, as in the authors' code where it restores gradients;
+    1 takes the knowledge's answers as they are."""
     labels: Literal["soft", "hard"] = "soft"
     """What the knowledge says of a sample: its distribution at T, or its most likely class."""
     finetune_epochs: int = Field(3, ge=0, le=10_000)
@@ -65,13 +78,13 @@ class FedKnowSettings(LearnerSettings):
     path: Literal["adaptive", "full"] = "adaptive"
     """How ``qp`` comes to its result, which is the same up to rounding: from the restored
     gradients it needs, or from all of them."""
-    margin: float = Field(0.5, ge=0)
-    """The least that each multiplier of Eq. (4) may be: v >= margin, so that restored gradients
-    are followed a little in every step that is integrated. The paper has v >= 0; the authors'
-    code has 0.5, where its trigger lets it integrate at all. It costs nothing as a rule: g' is
-    then what is nearest to ``g + margin sum_i g_i``, which one backward pass gives as well as g
-    (where g alone is needed first, to choose signature tasks, it costs one). 0.5 was best on
-    held-out samples (docs/evidence/results.md). Not with ``sum``."""
+    margin: float = Field(0.0, ge=0)
+    """The least that each multiplier of Eq. (4) may be: v >= margin. The paper has v >= 0. With
+    more, restored gradients are followed a little in every step that is integrated; the
+    authors' code has 0.5, where its trigger lets it integrate at all. It costs nothing as a
+    rule: g' is then what is nearest to ``g + margin sum_i g_i``, which one backward pass gives
+    as well as g (where g alone is needed first, to choose signature tasks, it costs one). Not
+    with ``sum``."""
     restore_from: float = Field(1.0, gt=0, le=1)
     """Share of a batch that restored gradients are taken from, in a forward pass of its own with
     other dropout masks. Less than 1 is an approximation; not with ``online``, nor for bodies
@@ -82,7 +95,16 @@ class FedKnowSettings(LearnerSettings):
     exchange: Exchange = "body"
     """What is averaged over clients. ``body``: each client keeps a head of its own; ``all``: heads
     are averaged too."""
-    post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
+    post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "first-epoch"
     """Integration of the gradient at the received model, g_a, with that at the model last trained
-    here, g_b: not at all, in the first local epoch, or in an epoch of its own before it. g_b is
+    here, g_b, for one epoch (Sec. III-E): in the first local epoch, so that a round has as many
+    epochs as with any other method; in an epoch of its own before it; or not at all. g_b is
     taken without dropout."""
+
+
+class FedKnowPlusSettings(FedKnowSettings):
+    """Settings of :class:`~fedknow.client.learners.fedknow.plus.FedKnowPlus`."""
+
+    temperature: float = Field(1.0, gt=0)
+    margin: float = Field(0.5, ge=0)
+    post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"

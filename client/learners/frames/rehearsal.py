@@ -44,7 +44,46 @@ class MemorySettings(ContinualSettings):
     """Settings of a method that keeps samples."""
 
     memory: float = Field(0.1, gt=0, le=1)
-    """Fraction of each task's training samples that the client keeps, at least one."""
+    """Fraction of each task's training samples that the client keeps."""
+    memory_floor: int = Field(1, ge=0, le=1_000_000)
+    """The fewest samples for each class of a task, whatever ``memory`` says, as far as the task
+    has them. Without it a client with few samples may keep none of a class."""
+    memory_bytes: int = Field(0, ge=0, le=2**40)
+    """The most bytes that a task's samples and labels take. If set, it decides in place of
+    ``memory`` and ``memory_floor``; at least one sample is kept. 0: it does not decide."""
+
+    def count(self, x: Tensor, y: Tensor) -> int:
+        """Say how many of a task's samples to keep.
+
+        Parameters
+        ----------
+        x : Tensor
+            The samples, [n, ...].
+        y : Tensor
+            Their labels, int64 [n].
+
+        Returns
+        -------
+        int
+            From 1 to n.
+
+        Examples
+        --------
+        Ten percent of fifteen samples is one or two, and there are three classes:
+
+        >>> x, y = torch.zeros(15, 1, 2, 2), torch.arange(15) % 3
+        >>> MemorySettings(memory=0.1).count(x, y)
+        3
+        >>> MemorySettings(memory_bytes=200).count(x, y)  # 16 + 8 bytes a sample
+        8
+        """
+        n = len(y)
+        if self.memory_bytes:
+            kept = self.memory_bytes // (x[0].nbytes + y[0].nbytes)
+        else:
+            floor = self.memory_floor * len(y.unique())
+            kept = max(round(self.memory * n), floor)
+        return min(max(kept, 1), n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,17 +214,12 @@ class Memory:
     def store(
         self,
         task: TaskData,
-        fraction: float,
+        count: int,
         seed: int,
         balanced: bool = True,
-        minimum: int = 1,
     ) -> None:
-        """Keep a fraction of a task's training samples (:func:`choose`).
-
-        ``minimum``: the fewest samples to keep.
-        """
+        """Keep ``count`` of a task's training samples (:func:`choose`), or all it has."""
         x, y = task.train.x, task.train.y
-        count = max(minimum, round(fraction * len(y)))
         index = choose(y, count, torch.Generator().manual_seed(seed), balanced)
         self.tasks[task.task] = Stored(task.classes, x[index], y[index])
 
@@ -302,13 +336,10 @@ class Rehearsal(Learner):
     def end_task(self, task: TaskData, round: Round) -> dict[str, float]:
         """Keep a part of the task's samples."""
         super().end_task(task, round)
-        # Alone, a single stored sample would stop BatchNorm.
-        minimum = self.smallest_batch(task.train.x) if self.replays_alone else 1
-        self.memory.store(
-            task,
-            self.settings.memory,
-            integer(round.seed, "memory"),
-            self.balanced,
-            minimum,
-        )
+        count = self.settings.count(task.train.x, task.train.y)
+        if self.replays_alone:
+            # Alone, a single stored sample would stop BatchNorm.
+            count = max(count, self.smallest_batch(task.train.x))
+        seed = integer(round.seed, "memory")
+        self.memory.store(task, count, seed, self.balanced)
         return {"knowledge-bytes": float(self.memory.nbytes)}

@@ -248,7 +248,12 @@ def career(build, always=False, count=3):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in LEARNERS if name not in ("fedavg", "joint-central")]
+    "name",
+    [
+        name
+        for name in LEARNERS
+        if name not in ("fedavg", "joint-central", "joint-central-equal")
+    ],
 )
 def test_keys_tell_all_that_a_cost_depends_on(name):
     """What is charged is what is counted when everything is counted, and whatever the process

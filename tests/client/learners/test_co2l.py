@@ -206,6 +206,30 @@ def test_the_head_is_fitted_on_a_frozen_body_and_the_body_by_contrast(big_task):
     )
 
 
+def test_the_ratio_scales_the_contrast(big_task):
+    """One step of plain descent on all samples; without a past model the contrast is the loss."""
+    sgd = TrainConfig(
+        epochs=1,
+        batch_size=64,
+        optimizer="sgd",
+        lr=0.5,
+        weight_decay=0.0,
+        channels_last=False,
+    )
+
+    def moved(ratio):
+        learner = Co2L(small(), sgd, Co2LSettings(flip=False, ratio=ratio))
+        before = {name: value.clone() for name, value in learner.send().items()}
+        learner.fit(big_task(0), Round(1, 0))
+        after = learner.send()
+        return {name: after[name] - before[name] for name in before}
+
+    once, often = moved(1.0), moved(7.14)
+    for name, step in once.items():
+        assert torch.allclose(often[name], 7.14 * step, rtol=1e-2, atol=1e-6)
+    assert any(step.abs().max() > 1e-5 for step in once.values())
+
+
 def test_knowledge_is_samples_and_the_past_model(big_task):
     learner = Co2L(small(), ADAM, Co2LSettings(projection=8, memory=0.25))
     learner.fit(big_task(0), Round(1, 0))

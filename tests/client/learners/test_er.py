@@ -39,7 +39,7 @@ def test_a_step_by_hand():
         )
 
     learner = ExperienceReplay(model, SGD, ExperienceReplaySettings(memory=1.0))
-    learner.memory.store(task(0, 3.0, 1), 1.0, seed=0)
+    learner.memory.store(task(0, 3.0, 1), 1, seed=0)
     report = learner.fit(task(1, 2.0, 2), Round(1, 1))
     # Half of each sample's gradient, (p - onehot) x, with p = 1/2 in the slice.
     assert model.head.weight.flatten().tolist() == pytest.approx(
@@ -58,7 +58,7 @@ def test_the_gradient_is_that_of_batch_and_memory_together(
     learner = ExperienceReplay(
         tiny_model(), SGD, ExperienceReplaySettings(memory=0.5, memory_batch=1000)
     )
-    learner.memory.store(old, 0.5, seed=0)
+    learner.memory.store(old, 10, seed=0)
     stored = learner.memory.tasks[0]
     model = tiny_model()
     slices = ((0, 4), (0, 4)) if incremental else ((0, 2), (2, 4))
@@ -85,7 +85,7 @@ def test_as_many_stored_samples_as_the_batch_has_unless_told_otherwise(
         learner = ExperienceReplay(
             tiny_model(), SGD.model_copy(update={"batch_size": 4}), options
         )
-        learner.memory.store(tiny_task(0), 1.0, seed=0)
+        learner.memory.store(tiny_task(0), 20, seed=0)
         drawn = []
         plain = learner.draw
         monkeypatch.setattr(

@@ -109,7 +109,7 @@ def gradient_on(model, stored):
 )
 def test_projection_by_hand(learner, expected):
     learner = learner()
-    learner.memory.store(sample(0, 1.0, 1), 1.0, seed=0)
+    learner.memory.store(sample(0, 1.0, 1), 1, seed=0)
     projected, _ = first_gradient(learner, sample(1, 2.0, 0))
     assert projected.tolist() == pytest.approx(expected, abs=1e-6)
     assert learner.counts() == {"violated": 1.0}
@@ -123,7 +123,7 @@ def test_projection_by_hand(learner, expected):
     ],
 )
 def test_a_gradient_that_hurts_nothing_stays_as_it_is(learner):
-    learner.memory.store(sample(0, 1.0, 0), 1.0, seed=0)
+    learner.memory.store(sample(0, 1.0, 0), 1, seed=0)
     projected, plain = first_gradient(learner, sample(1, 2.0, 0))
     assert torch.equal(projected, plain)
     assert learner.counts() == {"violated": 0.0}

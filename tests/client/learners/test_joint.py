@@ -9,7 +9,11 @@ from torch import nn
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners.baselines import FedPer
 from fedknow.client.learners.frames.learner import Round
-from fedknow.client.learners.joint import Joint, JointSettings
+from fedknow.client.learners.joint import (
+    Joint,
+    JointEqual,
+    JointSettings,
+)
 from fedknow.client.models import SplitModel
 from fedknow.protocols.config import TrainConfig
 
@@ -51,7 +55,7 @@ def test_one_step_by_hand():
         )
 
     learner = Joint(model, SGD, JointSettings(budget=2.0))
-    learner.memory.store(task(0), 1.0, 0)
+    learner.memory.store(task(0), 2, 0)
     report = learner.fit(task(1), Round(1, 0))
     e = np.exp(x @ weight.T) * np.kron(np.eye(2), np.ones((2, 2)))
     p = e / e.sum(1, keepdims=True)
@@ -100,6 +104,19 @@ def test_as_many_samples_as_the_budget_allows(
     learner.fit(tiny_task(1), Round(1, 1))
     assert sum(sizes) == expected
     assert tasks == {0, 1}
+
+
+def test_the_bound_passes_over_everything_and_the_equal_one_does_not(
+    tiny_model, tiny_task
+):
+    """Samples of a round, where each task has 20."""
+    for kind, expected in ((Joint, [20, 40, 60]), (JointEqual, [20, 20, 20])):
+        learner = kind(tiny_model(), SGD, kind.Settings())
+        for number, count in enumerate(expected):
+            samples = learner.training_data(tiny_task(number), Round(1, 0))
+            assert len(samples) == count
+            learner.fit(tiny_task(number), Round(1, 0))
+            learner.end_task(tiny_task(number), Round(0, 0))
 
 
 def test_nothing_is_forgotten_and_nothing_leaks(tiny_model, tiny_task):

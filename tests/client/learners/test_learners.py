@@ -33,6 +33,7 @@ from fedknow.client.learners.frames.learner import (
     make_optimizer,
 )
 from fedknow.client.learners.frames.scoring import logits
+from fedknow.client.learners.joint import JointCentral
 from fedknow.client.models import SplitModel, build_model
 from fedknow.protocols.config import (
     ConfigError,
@@ -148,7 +149,7 @@ def ways_to_exchange():
     for name in list_learners():
         kind = learner_class(name)
         field = kind.Settings.model_fields.get("exchange")
-        if kind.strategy != "joint-central":
+        if not issubclass(kind, JointCentral):
             yield from (
                 ((kind, {"exchange": way}) for way in get_args(field.annotation))
                 if field

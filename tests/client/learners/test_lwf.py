@@ -152,3 +152,32 @@ def test_a_warm_up_leaves_the_body_an_epoch(tiny_model, epochs, rounds, most):
     )
     with pytest.raises(ConfigError, match=said):
         Lwf(tiny_model(), train, LwfSettings(warmup_epochs=most + 1))
+
+
+@pytest.mark.parametrize("was_chosen", [False, True])
+@pytest.mark.parametrize("anchor", ["global", "local"])
+def test_the_old_model_by_anchor_whether_chosen_or_not(
+    tiny_model, tiny_task, anchor, was_chosen
+):
+    """The shared body is other than any that the client trained."""
+    learner = Lwf(tiny_model(), SGD, LwfSettings(anchor=anchor))
+    trained = None
+    if was_chosen:
+        learner.fit(tiny_task(0), Round(1, 0))
+        trained = learner.send()
+    shared = {name: value + 1 for name, value in learner.send().items()}
+    learner.receive(shared)
+    learner.end_task(tiny_task(0), Round(0, 9))
+    # A client that was never chosen trains alone at the end, from the shared model.
+    if trained is None:
+        again = Lwf(tiny_model(), SGD, LwfSettings())
+        again.receive(shared)
+        again.fit(tiny_task(0), Round(0, 9))
+        trained = again.send()
+    expected = shared if anchor == "global" else trained
+    assert all(
+        torch.equal(learner.old[name], expected[name]) for name in expected
+    )
+    head = learner.local_parameters()
+    assert all(torch.equal(learner.old[name], head[name]) for name in head)
+    assert "local" not in learner.own_state()

@@ -48,7 +48,7 @@ def test_importance_against_the_formulas(balance):
     """Gradient of sample i of a linear softmax model: (p_i - e_i) x_i^T."""
     data = task(0, [[1.0, 0.5], [-0.5, 2.0], [2.0, -1.0], [0.1, 0.2]])
     memory = Memory()
-    memory.store(data, 1.0, 0)
+    memory.store(data, len(data.train), 0)
     learner = ReFed(
         linear_model(),
         SGD,
@@ -80,7 +80,7 @@ def test_the_best_of_all_samples_are_cached(tiny_model, tiny_task):
         data = tiny_task(number)
         learner.fit(data, Round(1, number))
         candidates = Memory(learner.memory.tasks)
-        candidates.store(data, 1.0, 0)
+        candidates.store(data, len(data.train), 0)
         everything = candidates.all(data, 6)
         score = learner.importance(everything)
         report = learner.end_task(data, Round(0, number))
@@ -99,7 +99,7 @@ def test_a_task_whose_samples_matter_least_has_none_left():
     learner = ReFed(
         linear_model(),
         SGD.model_copy(update={"lr": 1e-6}),
-        ReFedSettings(memory=0.5),
+        ReFedSettings(memory=0.5, memory_floor=0),
     )
     dull, bright = (
         task(0, [[0.0, 0.0], [0.0, 0.0]]),

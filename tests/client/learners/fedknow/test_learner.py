@@ -16,7 +16,10 @@ from fedknow.client.learners.fedknow.restorer import (
     restored_cotangent,
     soft_labels,
 )
-from fedknow.client.learners.fedknow.settings import FedKnowSettings
+from fedknow.client.learners.fedknow.settings import (
+    FedKnowPlusSettings,
+    FedKnowSettings,
+)
 from fedknow.client.learners.frames.learner import (
     Batch,
     Diverged,
@@ -28,13 +31,15 @@ from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import ConfigError, TrainConfig
 
 TRAIN = TrainConfig(epochs=2, batch_size=8, lr=0.01, weight_decay=1e-2)
+PAPER = {"margin": 0.0, "temperature": 2.0}
+"""What a step of the paper has besides the defaults here, which are FedKNOW plus's."""
 
 
 def learner(tiny_model, train=TRAIN, model=None, **settings):
     return FedKnow(
         model or tiny_model(),
         train,
-        FedKnowSettings(**({"rho": 0.3, "finetune_epochs": 2} | settings)),
+        FedKnowPlusSettings(**({"rho": 0.3, "finetune_epochs": 2} | settings)),
     )
 
 
@@ -83,7 +88,8 @@ def test_soft_and_hard_labels_by_hand():
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize(
-    "choices", [{}, {"margin": 0.0}, {"path": "full"}, {"temperature": 2.0}]
+    "choices",
+    [{}, {"margin": 0.0}, {"path": "full"}, {"temperature": 2.0}, PAPER],
 )
 def test_step_equals_a_plain_reference_with_one_backward_a_loss(
     tiny_model, tiny_task, norm, dropout, choices

@@ -15,7 +15,7 @@ from fedknow.client.learners.fedknow import selection
 from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedknow.restorer import Restorer
 from fedknow.client.learners.fedknow.selection import most_dissimilar, wasserstein
-from fedknow.client.learners.fedknow.settings import FedKnowSettings
+from fedknow.client.learners.fedknow.settings import FedKnowPlusSettings
 from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.client.state import load_state, save_state
 from fedknow.protocols.config import TrainConfig
@@ -28,7 +28,7 @@ def client(model, **settings):
     return FedKnow(
         model,
         TrainConfig(epochs=1, batch_size=8, lr=0.01),
-        FedKnowSettings(**kept),
+        FedKnowPlusSettings(**kept),
     )
 
 

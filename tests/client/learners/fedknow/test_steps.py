@@ -25,7 +25,7 @@ from fedknow.client.learners.fedknow.flat import flatten
 from fedknow.client.learners.fedknow.integrator import LazyQp
 from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedknow.linearization import factorable
-from fedknow.client.learners.fedknow.settings import FedKnowSettings
+from fedknow.client.learners.fedknow.settings import FedKnowPlusSettings
 from fedknow.client.learners.frames.learner import Batch, HeadSlice, Round
 from fedknow.protocols.config import ConfigError, TrainConfig
 
@@ -43,13 +43,13 @@ def client(model, **settings):
     return FedKnow(
         model,
         TrainConfig(epochs=1, batch_size=8, lr=0.01),
-        FedKnowSettings(**kept),
+        FedKnowPlusSettings(**kept),
     )
 
 
 def heir(learner, **settings):
     """The same client under other settings, with the same model."""
-    other = FedKnow(learner.model, learner.train, FedKnowSettings(**settings))
+    other = FedKnow(learner.model, learner.train, FedKnowPlusSettings(**settings))
     other.load_state_dict(learner.state_dict())
     return other
 

@@ -58,24 +58,24 @@ def test_an_unbalanced_choice_follows_the_classes_frequencies():
 
 def test_what_is_kept_and_what_it_weighs(tiny_task):
     memory = Memory()
-    memory.store(tiny_task(0, samples=40), 0.1, seed=3)
-    memory.store(tiny_task(1, samples=10), 0.01, seed=3)
+    memory.store(tiny_task(0, samples=40), 4, seed=3)
+    memory.store(tiny_task(1, samples=10), 1, seed=3)
     assert len(memory) == 4 + 1
     assert memory.tasks[0].y.bincount().tolist() == [2, 2]
     assert memory.nbytes == 5 * (
         4 * 4 + 8
     )  # four float32 pixels and an int64 label each
     again = Memory()
-    again.store(tiny_task(0, samples=40), 0.1, seed=3)
+    again.store(tiny_task(0, samples=40), 4, seed=3)
     assert torch.equal(memory.tasks[0].x, again.tasks[0].x)
-    again.store(tiny_task(0, samples=40), 0.1, seed=4)
+    again.store(tiny_task(0, samples=40), 4, seed=4)
     assert not torch.equal(memory.tasks[0].x, again.tasks[0].x)
 
 
 def test_each_sample_is_scored_in_the_slice_of_its_task(tiny_task):
     memory = Memory()
     for task in (0, 1):
-        memory.store(tiny_task(task), 0.1, seed=0)
+        memory.store(tiny_task(task), 2, seed=0)
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     past = memory.all(tiny_task(2), 6)
     expected = F.cross_entropy(logits[:2, :2], past.y[:2]) + F.cross_entropy(
@@ -112,7 +112,7 @@ def test_an_empty_memory_has_nothing_to_replay(tiny_task):
 def test_state_round_trip_on_disk(tiny_task, tmp_path):
     memory = Memory()
     for task in (0, 1):
-        memory.store(tiny_task(task), 0.2, seed=0)
+        memory.store(tiny_task(task), 4, seed=0)
     save_state(tmp_path / "state", memory.state_dict())
     again = Memory.from_state(load_state(tmp_path / "state"))
     assert again.tasks.keys() == memory.tasks.keys()
@@ -146,6 +146,34 @@ def test_the_frame_keeps_samples_whatever_is_exchanged(
     assert len(state["memory"]) == 1  # a state that was handed out stays as it is
     learner.end_task(tiny_task(1), Round(0, 4))
     assert len(state["memory"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 3),  # a tenth is two, and there are three classes
+        ({"memory_floor": 2}, 6),
+        ({"memory_floor": 0}, 2),
+        ({"memory_floor": 100}, 20),
+        ({"memory": 0.5}, 10),
+        ({"memory_bytes": 24 * 7 + 23}, 7),
+        ({"memory_bytes": 1}, 1),
+        ({"memory_bytes": 10**6}, 20),
+        ({"memory_bytes": 24, "memory_floor": 5}, 1),
+    ],
+)
+def test_how_many_samples_are_kept(settings, expected):
+    x, y = torch.zeros(20, 1, 2, 2), torch.arange(20) % 3
+    assert MemorySettings(**settings).count(x, y) == expected
+
+
+def test_no_class_is_left_without_a_sample(tiny_model, tiny_task):
+    """A tenth of eight samples is one, which would leave a class out."""
+    learner = Rehearsal(tiny_model(), TRAIN, MemorySettings())
+    task = tiny_task(0, samples=8)
+    learner.fit(task, Round(1, 1))
+    learner.end_task(task, Round(0, 2))
+    assert learner.memory.tasks[0].y.bincount().tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5])
