@@ -123,7 +123,7 @@ class Lwf(Learner):
         self._steps, self._distilled = 0, 0.0
 
     def own_state(self) -> State:
-        """Give the old model, the slices it answers in, and the model last trained here."""
+        """Give the old model, its slices, and the model last trained here."""
         state: State = {"old": self.old, "slices": self.slices}
         return state | ({"local": self._local} if self._local else {})
 
