@@ -111,7 +111,7 @@ def _run(tests: Sequence[str], folder: Path) -> int:
         "no:cacheprovider",
     ]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, *tests],
             cwd=folder,
             env=env,
@@ -122,9 +122,9 @@ def _run(tests: Sequence[str], folder: Path) -> int:
     except subprocess.TimeoutExpired:
         return 1
     # 2 to 5: the tests could not run, which says nothing about the fault.
-    if done.returncode > 1:
-        raise RuntimeError(done.stdout + done.stderr)
-    return done.returncode
+    if result.returncode > 1:
+        raise RuntimeError(result.stdout + result.stderr)
+    return result.returncode
 
 
 def main() -> int:

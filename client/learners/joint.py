@@ -1,4 +1,4 @@
-"""Joint training on all tasks seen so far: what could be had if nothing had to be forgotten.
+"""Joint training on all tasks seen so far, as if nothing were forgotten.
 
 Each of the two ways, on clients and in one place, comes twice. ``joint`` and ``joint-central``
 pass over all samples in each round. They are upper bounds, and learn from more samples than
@@ -48,9 +48,9 @@ Budget = Literal["all"] | Annotated[float, Field(gt=0)]
 """Samples of a round: all, or a multiple of those that other methods have in it."""
 
 
-def _count(budget: Budget, others: int, everything: Replay) -> int:
-    """Say how many samples a round draws; ``others``: how many other methods have in it."""
-    return len(everything) if budget == "all" else int(budget * others)
+def _count(budget: Budget, equal_count: int, everything: Replay) -> int:
+    """Say how many samples a round draws; others draw ``equal_count``."""
+    return len(everything) if budget == "all" else int(budget * equal_count)
 
 
 class JointSettings(MemorySettings):
@@ -125,7 +125,7 @@ class UnionTraining(_Jointly, Rehearsal):
 
 
 class Joint(UnionTraining):
-    """Federated joint training: clients train on all tasks seen. An upper bound.
+    """Federated joint training on all tasks seen. An upper bound.
 
     Bodies are averaged. In each epoch a client passes over its samples of all tasks seen, so
     in task t it learns from about t times the samples of other methods. In the first task it

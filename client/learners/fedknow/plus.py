@@ -15,7 +15,7 @@ __all__ = ["FedKnowPlus"]
 
 
 class FedKnowPlus(FedKnow):
-    """FedKNOW that follows restored gradients in every step: nearly distillation.
+    """FedKNOW that follows restored gradients in every step.
 
     It differs from the paper's method, :class:`~fedknow.client.learners.fedknow.learner.FedKnow`,
     in three settings:

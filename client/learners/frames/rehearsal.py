@@ -79,11 +79,11 @@ class MemorySettings(ContinualSettings):
         """
         n = len(y)
         if self.memory_bytes:
-            kept = self.memory_bytes // (x[0].nbytes + y[0].nbytes)
+            limit = self.memory_bytes // (x[0].nbytes + y[0].nbytes)
         else:
             floor = self.memory_floor * len(y.unique())
-            kept = max(round(self.memory * n), floor)
-        return min(max(kept, 1), n)
+            limit = max(round(self.memory * n), floor)
+        return min(max(limit, 1), n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +218,7 @@ class Memory:
         seed: int,
         balanced: bool = True,
     ) -> None:
-        """Keep ``count`` of a task's training samples (:func:`choose`), or all it has."""
+        """Keep ``count`` of a task's samples (:func:`choose`), or all it has."""
         x, y = task.train.x, task.train.y
         index = choose(y, count, torch.Generator().manual_seed(seed), balanced)
         self.tasks[task.task] = Stored(task.classes, x[index], y[index])
