@@ -17,6 +17,7 @@ from fedknow.client.compute.sizes import module_bytes
 from fedknow.client.data.samples import SampleSpec, as_spec
 from fedknow.client.learners.frames.hooks import Hooks
 from fedknow.client.learners.frames.learner import Learner
+from fedknow.client.models.frozen import Backbone
 from fedknow.protocols.config import ConfigError
 
 __all__ = ["FEWEST", "clients_at_once"]
@@ -105,6 +106,8 @@ def _fault(learner: Learner, spec: SampleSpec) -> str | None:
 
 def _module_fault(model: nn.Module) -> str | None:
     """Return which modules of a model would not be trained as one by one."""
+    if any(isinstance(module, Backbone) for module in model.modules()):
+        return "the model has a frozen part, which takes samples one by one"
     if any(
         isinstance(module, _DROPOUT) and module.p for module in model.modules()
     ):

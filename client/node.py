@@ -68,8 +68,9 @@ class Node:
 
     def __init__(self, config: ExperimentConfig, stream: TaskStream) -> None:
         self.config = config
-        self.stream = stream
         self._bench = Workbench(config, stream)
+        # Of samples, or of their features.
+        self.stream = self._bench.stream
         self.at_once = clients_at_once(
             self.learner, config.engine.vectorize, stream.spec
         )
@@ -153,6 +154,7 @@ class Node:
         data = self._bench.task(client, work.position.task)
         self._bench.take_over(work, state)
         round = self._bench.round(client, work)
+        self._bench.charge_features(data, round)
         with self.learner.counting("fit"):
             measures = self.learner.fit(data, round)
         samples = self.learner.meter.samples
@@ -163,7 +165,9 @@ class Node:
         client = client_of(message.node)
         data = self._bench.task(client, work.position.task)
         self._bench.take_over(work, state)
-        return self._bench.report_end(data, self._bench.round(client, work))
+        round = self._bench.round(client, work)
+        self._bench.charge_features(data, round)
+        return self._bench.report_end(data, round)
 
     def _evaluate(self, message: Message, state: State) -> tuple[Report, State]:
         work = ScoreWork.from_content(message.content)

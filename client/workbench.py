@@ -12,6 +12,7 @@ from fedknow.client.compute.cost import Cost, costs
 from fedknow.client.compute.device import DeviceTransfer, find_device
 from fedknow.client.compute.sizes import module_bytes, tensor_bytes
 from fedknow.client.data.stream import TaskData, TaskStream
+from fedknow.client.features import FeatureStream, with_features
 from fedknow.client.learners import build_learner
 from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
 from fedknow.client.tensors import as_arrays, as_tensors
@@ -63,15 +64,34 @@ class Workbench:
 
     def __init__(self, config: ExperimentConfig, stream: TaskStream) -> None:
         self.config = config
-        self.stream = stream
         self.transfer = DeviceTransfer(find_device(config.engine.device))
         self.learner = build_learner(
             config, stream.spec, stream.classes, self.transfer.device
         )
+        self.stream = with_features(stream, self.learner, config.model)
 
     def task(self, client: int, task: int) -> TaskData:
         """Give a client's task, with its training samples on the device."""
         return self.transfer.enter_task(self.stream.task(client, task))
+
+    def charge_features(self, data: TaskData, round: Round) -> None:
+        """Charge the forward pass of a frozen part whose features are kept.
+
+        It is charged once a task, whoever computed them: costs must not depend on what lies
+        in a cache. A client without a state is charged in the task's first round.
+        """
+        if not isinstance(self.stream, FeatureStream):
+            return
+        is_stateful = self.learner.ends_task
+        is_new = (
+            not self.learner.has_trained(data.task)
+            if is_stateful
+            else round.number == 1
+        )
+        if is_new:
+            flops = self.stream.sample_flops * len(data.train)
+            with self.learner.meter.declared():
+                self.learner.meter.add(flops=flops)
 
     def take_over(self, work: Work, state: State) -> None:
         """Make the learner a client, from its state and what was received.

@@ -28,7 +28,11 @@ from fedknow.client.learners.fedknow.plus import FedKnowPlus
 from fedknow.client.learners.fedweit import FedWeit
 from fedknow.client.learners.flcn import Flcn
 from fedknow.client.learners.fot import Fot
-from fedknow.client.learners.frames.checks import check_exchange, check_head
+from fedknow.client.learners.frames.checks import (
+    check_cache,
+    check_exchange,
+    check_head,
+)
 from fedknow.client.learners.frames.learner import Learner, LearnerSettings
 from fedknow.client.learners.gem import AGem, Gem
 from fedknow.client.learners.joint import (
@@ -315,6 +319,7 @@ def build_learner(
         learner = kind(model, config.train, settings)
         learner.work_on(spec)
     check_exchange(learner, config)
+    check_cache(learner, config)
     return learner
 
 

@@ -61,6 +61,10 @@ class ModelConfig(Component):
     so it gives methods with a head of one's own something to share."""
     head: Literal["linear", "cosine"] = "linear"
     """``cosine``: logits are a learned scale times the cosine of features and class weights."""
+    cache_features: bool = False
+    """Compute what the frozen part gives once for each sample, and keep it on disk in
+    ``$FEDKNOW_CACHE``. Results are the same to the bit. Refused where a method changes samples, or
+    the frozen part is not the network's beginning."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(

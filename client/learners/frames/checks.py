@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fedknow.client.models.frozen import Backbone
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 
 if TYPE_CHECKING:
     from fedknow.client.learners.frames.learner import Learner
 
 __all__ = [
+    "check_cache",
     "check_exchange",
     "check_free",
     "check_head",
@@ -93,6 +95,33 @@ def check_exchange(learner: Learner, config: ExperimentConfig) -> None:
             "exchanges the body, of which nothing is trained; set model.neck = 256 for a trained "
             "layer in it, model.train = 'last:1', or learner.exchange = 'all' where the learner "
             "has that setting"
+        )
+
+
+def check_cache(learner: Learner, config: ExperimentConfig) -> None:
+    """Refuse to keep features where they would not be the samples' own.
+
+    Raises
+    ------
+    ConfigError
+        Saying why, and that ``model.cache_features = false`` is the remedy.
+    """
+    if not config.model.cache_features:
+        return
+    body, name = learner.body, config.learner.name
+    fault = None
+    if not isinstance(body, Backbone):
+        fault = (
+            f"with model.train = {config.model.train!r} model.name = {config.model.name!r} has "
+            "no frozen part that comes first as a whole"
+        )
+    elif learner.kinds:
+        fault = f"learner.name = {name!r} makes images or changes them"
+    elif body.feature_shape == body.sample_shape:
+        fault = "the frozen part gives features of the samples' own shape"
+    if fault:
+        raise ConfigError(
+            f"model.cache_features = true: {fault}; set model.cache_features = false"
         )
 
 

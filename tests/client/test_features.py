@@ -1,0 +1,134 @@
+"""Features on disk: same numbers with and without, keys, costs, refusals."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedknow.client.data.benchmark import make_benchmark
+from fedknow.client.features import FeatureStream, with_features
+from fedknow.client.learners import LEARNERS, build_learner
+from fedknow.protocols.config import ConfigError, read_config
+from fedknow.simulations.simulate import simulate
+
+FROZEN = {"name": "mlp", "layers": 2, "hidden": 12, "train": "head", "neck": 6}
+DATA = {"name": "digits", "tasks": 2, "clients": 2, "samples": 0.15}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDKNOW_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+def experiment(learner="fedavg", **model):
+    return read_config(
+        {
+            "data": DATA,
+            "model": FROZEN | model,
+            "learner": learner,
+            "train": {"rounds": 1, "epochs": 2},
+            "engine": {"backend": "inline"},
+        }
+    )
+
+
+def stream_of(config):
+    stream = make_benchmark(config)
+    learner = build_learner(config, stream.spec, stream.classes)
+    return stream, learner, with_features(stream, learner, config.model)
+
+
+def arrays(folder):
+    """Give all scores of a run."""
+    with np.load(folder / "accuracy.npz") as scores:
+        return {name: scores[name] for name in scores.files}
+
+
+@pytest.mark.parametrize(
+    "name", ["er", "fedknow"]
+)
+def test_same_numbers_with_and_without(name, tmp_path, cache):
+    scores = {}
+    for is_cached in (False, True, True):
+        folder = (
+            tmp_path / f"{len(scores)}{is_cached}{len(list(cache.glob('*')))}"
+        )
+        simulate(experiment(name, cache_features=is_cached), folder)
+        scores[folder] = parameters(folder)
+    plain, *cached = scores.values()
+    assert len(cached) == 2
+    for other in cached:
+        assert plain.keys() == other.keys()
+        for key in plain:
+            np.testing.assert_array_equal(plain[key], other[key])
+
+
+def test_files_are_found_again(cache):
+    config = experiment(cache_features=True)
+    _, _, stream = stream_of(config)
+    features = stream.task(0, 0).train.x
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(files) == 2
+    _, _, again = stream_of(config)
+    assert torch.equal(again.task(0, 0).train.x, features)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
+
+
+@pytest.mark.parametrize("change", [{"hidden": 13}, {"layers": 1}])
+def test_another_network_has_other_files(cache, change):
+    stream_of(experiment(cache_features=True))[2].task(0, 0)
+    stream_of(experiment(cache_features=True, **change))[2].task(0, 0)
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_a_damaged_file_is_computed_again(cache, caplog):
+    config = experiment(cache_features=True)
+    features = stream_of(config)[2].task(0, 0).train.x
+    for path in cache.iterdir():
+        path.write_bytes(b"broken")
+    assert torch.equal(stream_of(config)[2].task(0, 0).train.x, features)
+    assert "damaged features" in caplog.text
+
+
+def test_a_full_disk_is_no_end(tmp_path, monkeypatch, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("FEDKNOW_CACHE", str(blocked))
+    plain, learner, stream = stream_of(experiment(cache_features=True))
+    x = learner.images(plain.task(0, 0).train.x)
+    assert torch.equal(stream.task(0, 0).train.x, learner.body.features(x))
+    assert "cannot be cached" in caplog.text
+
+
+def test_operations_of_a_sample_by_hand():
+    _, _, stream = stream_of(experiment(cache_features=True))
+    assert isinstance(stream, FeatureStream)
+    # Two products, of 64 x 12 and 12 x 12; a multiply-add is two.
+    assert stream.sample_flops == 2 * (64 * 12 + 12 * 12)
+
+
+def test_costs_do_not_depend_on_the_cache(tmp_path):
+    flops = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        simulate(experiment("fedrep", cache_features=True), folder)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        flops.append([part for part in lines if "flops" in part])
+    strip = [[line.partition("flops")[2][:20] for line in run] for run in flops]
+    assert strip[0]
+    assert strip[0] == strip[1]
+
+
+@pytest.mark.parametrize(
+    ("learner", "model", "message"),
+    [
+        ("fedavg", {"train": "all"}, "no frozen part that comes first"),
+        ("fedavg", {"train": "lora"}, "no frozen part that comes first"),
+        ("co2l", {}, "makes images or changes them"),
+    ],
+)
+def test_refusals(learner, model, message):
+    assert learner in LEARNERS
+    config = experiment(learner, cache_features=True, **model)
+    with pytest.raises(ConfigError, match=message):
+        build_learner(config, (1, 8, 8), 10)
