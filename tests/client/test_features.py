@@ -44,9 +44,7 @@ def arrays(folder):
         return {name: scores[name] for name in scores.files}
 
 
-@pytest.mark.parametrize(
-    "name", ["er", "fedknow"]
-)
+@pytest.mark.parametrize("name", ["er", "fedknow"])
 def test_same_numbers_with_and_without(name, tmp_path, cache):
     scores = {}
     for is_cached in (False, True, True):
