@@ -64,7 +64,6 @@ from fedknow.protocols.plugins import (
     load_object,
 )
 from fedknow.protocols.seeds import integer
-from fedknow.protocols.texts import counted
 from fedknow.protocols.values import show
 
 __all__ = [
