@@ -11,7 +11,8 @@ import torch
 
 from fedknow.client.compute.heap import retain_freed_memory
 from fedknow.client.state import State, StateLost, StateStore
-from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.extras import how_to_install
 from fedknow.protocols.messages import (
     END_TASK,
     STATE_LOST,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from fedknow.client.data.stream import TaskStream
     from fedknow.client.node import Node
 
-__all__ = ["Answerer", "Host", "one_thread", "successor"]
+__all__ = ["Answerer", "Host", "one_thread", "secured", "successor"]
 
 
 class Answerer(Protocol):
@@ -66,7 +67,7 @@ class Host:
             from fedknow.client.node import Node
 
             assert stream is not None  # as said above
-            node = Node(config, stream)
+            node = secured(Node(config, stream), config)
         self.node = node
         self.store = store
         retain_freed_memory()
@@ -191,6 +192,26 @@ class Host:
         version = successor(version, message.id)
         self.store.save(client_of(message.node), version, new)
         return version
+
+
+def secured(node: Answerer, config: ExperimentConfig) -> Answerer:
+    """Have a node mask its updates where the experiment says so.
+
+    Raises
+    ------
+    ConfigError
+        If the package for it is not installed.
+    """
+    if not config.privacy.secure:
+        return node
+    try:
+        from fedknow.client.secure import SecureNode
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"privacy.secure = true: the package {error.name} is missing; "
+            f"{how_to_install('secure')}"
+        ) from None
+    return SecureNode(node, config)
 
 
 def successor(version: int, id: str) -> int:

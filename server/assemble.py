@@ -15,6 +15,7 @@ from fedknow.client.learners import (
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.hostile import check_honest
 from fedknow.server.checks.attacks import check_attack
+from fedknow.server.checks.privacy import check_privacy
 from fedknow.server.run.parts import Parts
 from fedknow.server.run.task_times import check_task_times
 from fedknow.server.start import start_learner
@@ -85,6 +86,8 @@ def assemble(
     _check_lengths(config, learner, benchmark)
     check_running_mean(config, strategy, learner.sparse)
     check_attack(config, strategy, learner, spec)
+    _check_privacy_reaches(config, clients)
+    check_privacy(config, strategy, learner)
     return Parts(
         # Not before: errors name paths as they were given. Without trackers: neither a run
         # folder nor a client is told of them, so that no byte of a result depends on them.
@@ -110,4 +113,13 @@ def _check_lengths(
             f"when a task ends, and client {lengths.index(fewest)} has {fewest} of "
             f"data.tasks = {benchmark.tasks}; choose another learner, or a stream in which all "
             "clients have all tasks (data.tasks_min, data.partition)"
+        )
+
+
+def _check_privacy_reaches(config: ExperimentConfig, clients: Clients) -> None:
+    """Refuse secure aggregation where its waves do not reach clients."""
+    if config.privacy.secure and clients is Clients.FLOWER:
+        raise ConfigError(
+            "privacy.secure = true: nodes of Flower's do not know the messages of secure "
+            "aggregation; use fedknow server and fedknow client, or set it to false"
         )

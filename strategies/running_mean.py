@@ -9,7 +9,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.strategies.registry import BUILTIN
 
-__all__ = ["check_running_mean"]
+__all__ = ["check_running_mean", "mean_strategies", "needs_mean_alone"]
 
 
 MEAN_STRATEGIES = (
@@ -53,16 +53,11 @@ def check_running_mean(
             f"engine.running_mean = true: learner {config.learner.name} sends sparse parameters, "
             "whose sizes a mean does not tell; set it to false"
         )
-    if not _needs_mean_alone(strategy):
-        names = [
-            name
-            for name, builtin in BUILTIN.items()
-            if builtin.strategy in MEAN_STRATEGIES and not builtin.wrapper
-        ]
+    if not needs_mean_alone(strategy):
         raise ConfigError(
             f"engine.running_mean = true: strategy {config.strategy.name} may look at each "
             "client's answer, not at their mean alone; "
-            f"set it to false, or use one of {', '.join(names)}, "
+            f"set it to false, or use one of {', '.join(mean_strategies())}, "
             "or a class of your own with of_the_mean = True and Flower's start"
         )
     # Workers weigh with this metric before the strategy sees an answer.
@@ -74,7 +69,17 @@ def check_running_mean(
         )
 
 
-def _needs_mean_alone(strategy: Strategy) -> bool:
+def mean_strategies() -> list[str]:
+    """Name the built-in strategies that look at the mean alone."""
+    return [
+        name
+        for name, builtin in BUILTIN.items()
+        if builtin.strategy in MEAN_STRATEGIES and not builtin.wrapper
+    ]
+
+
+def needs_mean_alone(strategy: Strategy) -> bool:
+    """Say whether a strategy looks at the mean of the answers alone."""
     # A loop of the strategy's own may do anything with the answers.
     if type(strategy).start is not Strategy.start:
         return False

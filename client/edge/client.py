@@ -27,7 +27,7 @@ from fedknow.client.edge.session import Session
 from fedknow.client.edge.status import explain_failure
 from fedknow.client.edge.threads import WorkThread, first_to_end
 from fedknow.client.edge.worker import NodeFactory, Worker
-from fedknow.client.host import Answerer
+from fedknow.client.host import Answerer, secured
 from fedknow.client.permissions import Permissions
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import (
@@ -366,9 +366,10 @@ def _make_node(data: Path | None, config: ExperimentConfig) -> Answerer:
             raise ConfigError(
                 "this experiment is on the clients' own data: say where they are with --data DIR"
             )
-        return Node(config, LocalStream(data, config.data))
+        return secured(Node(config, LocalStream(data, config.data)), config)
     # The server's folder means nothing on this machine.
     folder = "" if data is None else str(data)
     data_config = config.data.model_copy(update={"dir": folder})
     local_config = config.model_copy(update={"data": data_config})
-    return Node(local_config, make_benchmark(local_config))
+    node = Node(local_config, make_benchmark(local_config))
+    return secured(node, local_config)

@@ -12,6 +12,7 @@ from fedknow.protocols.config.errors import ConfigError, closest
 from fedknow.protocols.config.experiment import ExperimentConfig, differences
 from fedknow.protocols.config.fleet import FleetConfig
 from fedknow.protocols.config.overrides import parse_override
+from fedknow.protocols.config.privacy import PrivacyConfig
 from fedknow.protocols.config.read import read_config
 from fedknow.protocols.config.sections import (
     EngineConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "FleetConfig",
     "LearnerConfig",
     "ModelConfig",
+    "PrivacyConfig",
     "StartConfig",
     "StrategyConfig",
     "TrackingConfig",

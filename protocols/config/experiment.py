@@ -13,6 +13,7 @@ from fedknow.protocols.config.attack import AttackConfig
 from fedknow.protocols.config.base import Section
 from fedknow.protocols.config.data import DataConfig
 from fedknow.protocols.config.fleet import FleetConfig
+from fedknow.protocols.config.privacy import PrivacyConfig
 from fedknow.protocols.config.sections import (
     EngineConfig,
     EvaluationConfig,
@@ -27,7 +28,7 @@ from fedknow.protocols.config.tracking import TrackingConfig
 __all__ = ["ExperimentConfig", "differences"]
 
 
-YOUNG = ("attack", "start", "tracking")
+YOUNG = ("privacy", "attack", "start", "tracking")
 """Sections that run folders and clients of earlier versions do not know."""
 
 
@@ -72,6 +73,7 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
     fleet: Annotated[FleetConfig, BeforeValidator(_by_devices)] = FleetConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     attack: Annotated[AttackConfig, BeforeValidator(_by_name)] = AttackConfig()
     tracking: Annotated[TrackingConfig, BeforeValidator(_by_trackers)] = (
         TrackingConfig()

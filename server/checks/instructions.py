@@ -16,6 +16,7 @@ from fedknow.client.learners.frames.learner import Learner
 from fedknow.protocols.config import ExperimentConfig, closest
 from fedknow.protocols.instructions import READ, read_instructions
 from fedknow.protocols.messages import ARRAYS, EXTRA, TRAIN, client_of
+from fedknow.protocols.secure.rounds import NODES, SESSION
 from fedknow.protocols.work import POSITION, ROUND, TASK
 from fedknow.server.checks.faults import RunError
 
@@ -56,7 +57,9 @@ class StrategyCheck:
         self._config = config
         self._learner = learner
         self._warn = warn
-        self._known = {*POSITION, *READ, *getattr(learner, "reads", ())}
+        reads = getattr(learner, "reads", ())
+        # The keys of secure aggregation are for the node, before the learner.
+        self._known = {*POSITION, *READ, *reads, SESSION, NODES}
         self._takes_extra = (
             getattr(type(learner), "receive_extra", Learner.receive_extra)
             is not Learner.receive_extra

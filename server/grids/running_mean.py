@@ -37,7 +37,7 @@ from fedknow.server.checks.faults import RunError
 from fedknow.server.checks.replies import Inspector
 from fedknow.server.grids.exact_sum import ExactSum
 
-__all__ = ["RunningMean", "averaged"]
+__all__ = ["RunningMean", "averaged", "mean_metrics"]
 
 
 FEWEST_AVERAGED = 6
@@ -177,7 +177,7 @@ class RunningMean:
         """
         content: dict[str, Record] = {
             ARRAYS: self.mean(),
-            METRICS: _mean_metrics(replies),
+            METRICS: mean_metrics(replies),
         }
         return replace(replies[0], content=content)
 
@@ -263,7 +263,7 @@ def _weight(reply: Message) -> float:
     return float(cast("int | float", _metrics(reply)[NUM_EXAMPLES]))
 
 
-def _mean_metrics(replies: Sequence[Message]) -> Metrics:
+def mean_metrics(replies: Sequence[Message]) -> Metrics:
     """Return clients' mean numbers, weighted by samples, and all samples."""
     metrics = [_metrics(reply) for reply in replies]
     weights = np.array([_weight(reply) for reply in replies])

@@ -21,6 +21,7 @@ from fedknow.server.checks.faults import RunError
 from fedknow.server.run.closing import Scorer
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.events import RoundEnded, VirtualTime
+from fedknow.server.run.exchange import choose_exchange
 from fedknow.server.run.schedule import TaskSchedule, Turn
 from fedknow.server.run.weights import bound_weights
 
@@ -127,6 +128,10 @@ class Driver(ABC):
 class HookDriver(Driver):
     """Calls Flower's four hooks, one round at a time."""
 
+    def __init__(self, run: RunContext) -> None:
+        super().__init__(run)
+        self._exchange = choose_exchange(run)
+
     def train(self, turn: Turn, schedule: TaskSchedule, scorer: Scorer) -> int:
         """Make one round: configure, send, aggregate."""
         began = time.perf_counter()
@@ -136,7 +141,7 @@ class HookDriver(Driver):
         run.state.server_round += 1
         run.incidents.begin_work(task, round, run.state.arrays)
         messages = self._configure(task, round)
-        replies = _good(run.strategy_grid.send_and_receive(messages))
+        replies = _good(self._exchange(messages))
         self._refuse_total_failure(task, round, messages, replies)
         self._bound_weights(replies)
         aggregated = self._aggregate(task, round, messages, replies)

@@ -1,0 +1,338 @@
+"""A client's half of secure aggregation (:mod:`fedknow.protocols.secure`).
+
+It stands before the node: the learner knows nothing of masks. What a client must remember within
+a round is a part of its state, and gone when the round is over.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fedknow.client.host import Answerer
+from fedknow.client.state import State
+from fedknow.protocols.config import ExperimentConfig
+from fedknow.protocols.messages import (
+    ARRAYS,
+    CLIENT_FAILED,
+    EVALUATE,
+    METRICS,
+    TRAIN,
+    Arrays,
+    Config,
+    Message,
+    Metrics,
+)
+from fedknow.protocols.secure.fixed import encode
+from fedknow.protocols.secure.masks import (
+    KEY_BYTES,
+    agree,
+    mask,
+    new_key,
+    open_shares,
+    pair_mask,
+    public_key,
+    seal_shares,
+)
+from fedknow.protocols.secure.rounds import (
+    KEYS,
+    MASK_KEY,
+    MASK_KEYS,
+    MASKED,
+    MINIMUM,
+    NODES,
+    SEALED,
+    SECURE,
+    SESSION,
+    SHARE_KEY,
+    SHARE_KEYS,
+    SHARES,
+    SURVIVORS,
+    UNMASK,
+    threshold_of,
+)
+from fedknow.protocols.secure.shamir import SHARE_BYTES, deal
+from fedknow.protocols.work import COSTS, NUM_EXAMPLES, ScoreWork, TrainWork
+
+__all__ = ["SecureNode"]
+
+Reply = tuple[Message, State]
+
+STATE = "secure"
+"""The entry of a client's state that holds a round's secrets."""
+
+
+class SecureNode:
+    """Masks the updates of a node.
+
+    Parameters
+    ----------
+    node : Answerer
+        Does the work.
+    config : ExperimentConfig
+        With the section ``privacy``.
+    """
+
+    def __init__(self, node: Answerer, config: ExperimentConfig) -> None:
+        self._node = node
+        self._privacy = config.privacy
+        self.learner = getattr(node, "learner", None)
+
+    def handle(self, message: Message, state: State) -> Reply:
+        """Answer a message; see :meth:`fedknow.client.node.Node.handle`."""
+        steps = {
+            KEYS: self._make_keys,
+            SHARES: self._deal_shares,
+            TRAIN: self._train,
+            UNMASK: self._unmask,
+        }
+        session = state.get(STATE, {})
+        stripped = state
+        # The very object where nothing is taken out: a state that stays is not saved again.
+        if session:
+            stripped = {
+                key: value for key, value in state.items() if key != STATE
+            }
+        step = steps.get(message.kind)
+        try:
+            if step is not None:
+                return step(message, stripped, session)
+            self._refuse_collection(message)
+        except ValueError as error:
+            # The round's secrets go, so that no second try can use them.
+            return message.fail(CLIENT_FAILED, str(error)), stripped
+        return self._node.handle(message, stripped)
+
+    def _make_keys(
+        self, message: Message, state: State, session: Mapping[str, Any]
+    ) -> Reply:
+        """Wave 1: make two pairs of keys, and tell their public halves."""
+        request = message.config()
+        secret = {
+            SESSION: _text(request, SESSION).hex(),
+            SHARE_KEY: new_key().hex(),
+            MASK_KEY: new_key().hex(),
+            "mask": secrets.token_bytes(KEY_BYTES).hex(),
+        }
+        answer = Config(
+            {
+                SHARE_KEY: public_key(bytes.fromhex(secret[SHARE_KEY])),
+                MASK_KEY: public_key(bytes.fromhex(secret[MASK_KEY])),
+            }
+        )
+        return _reply(message, answer), {**state, STATE: secret}
+
+    def _deal_shares(
+        self, message: Message, state: State, session: Mapping[str, Any]
+    ) -> Reply:
+        """Wave 2: deal shares of both secrets, sealed for each client."""
+        request = message.config()
+        _check_session(request, session)
+        nodes = _nodes(request, NODES)
+        share_keys = _texts(request, SHARE_KEYS, len(nodes))
+        mask_keys = _texts(request, MASK_KEYS, len(nodes))
+        if message.node not in nodes or len(nodes) < MINIMUM:
+            raise ValueError(
+                f"secure aggregation among nodes {nodes}: it takes {MINIMUM} or more, and this "
+                f"client, node {message.node}, among them"
+            )
+        own_key = mask_keys[nodes.index(message.node)]
+        # Two with one key would have masks that are no secret of a pair.
+        if own_key != public_key(_secret(session, MASK_KEY)) or len(
+            set(mask_keys)
+        ) < len(nodes):
+            raise ValueError(
+                "the server handed out keys that are not those of the clients"
+            )
+        threshold = threshold_of(self._privacy.threshold, len(nodes))
+        of_mask = deal(_secret(session, "mask"), nodes, threshold)
+        of_key = deal(_secret(session, MASK_KEY), nodes, threshold)
+        sealed = [
+            seal_shares(
+                self._share_key(session, key),
+                message.node,
+                node,
+                of_mask[node] + of_key[node],
+            )
+            for node, key in zip(nodes, share_keys, strict=True)
+        ]
+        dealt = {
+            **session,
+            NODES: nodes,
+            SHARE_KEYS: [key.hex() for key in share_keys],
+            MASK_KEYS: [key.hex() for key in mask_keys],
+        }
+        return _reply(message, Config({SEALED: sealed})), {**state, STATE: dealt}
+
+    def _train(
+        self, message: Message, state: State, session: Mapping[str, Any]
+    ) -> Reply:
+        """Wave 3: train, and send the update under masks."""
+        request = message.content.get(SECURE)
+        if not isinstance(request, Config):
+            raise ValueError(
+                "the server asks for an update in the clear, but the experiment says "
+                "privacy.secure = true"
+            )
+        _check_session(request, session)
+        peers = _nodes(request, NODES)
+        threshold = self._check_peers(peers, message.node, session)
+        content = {
+            name: record
+            for name, record in message.content.items()
+            if name != SECURE
+        }
+        reply, new = self._node.handle(replace(message, content=content), state)
+        if reply.failure is not None:
+            return reply, new
+        sent = TrainWork.from_content(content).parameters
+        metrics = reply.content[METRICS]
+        weight = metrics[NUM_EXAMPLES] if isinstance(metrics, Metrics) else 0
+        if not isinstance(weight, int | float):
+            raise ValueError(f"{NUM_EXAMPLES} is no number: {weight!r}")
+        numbers = encode(reply.arrays(), sent, weight, len(peers))
+        numbers = numbers + self._masks(
+            peers, message.node, session, numbers.size
+        )
+        masked: Arrays = Arrays({MASKED: numbers})
+        trained = {**session, SURVIVORS: peers, "threshold": threshold}
+        answer = replace(reply, content={**reply.content, ARRAYS: masked})
+        return answer, {**new, STATE: trained}
+
+    def _masks(
+        self,
+        peers: Sequence[int],
+        node: int,
+        session: Mapping[str, Any],
+        size: int,
+    ) -> np.ndarray:
+        """Add up this client's own mask and those of its pairs."""
+        total = mask(_secret(session, "mask"), size)
+        public_keys = dict(zip(session[NODES], session[MASK_KEYS], strict=True))
+        private = _secret(session, MASK_KEY)
+        session_id = _secret(session, SESSION)
+        for peer in peers:
+            if peer != node:
+                public = bytes.fromhex(public_keys[peer])
+                key = agree(private, public, "mask", session_id)
+                total = total + pair_mask(key, size, node < peer)
+        return total
+
+    def _unmask(
+        self, message: Message, state: State, session: Mapping[str, Any]
+    ) -> Reply:
+        """Wave 4: give one share of each client, of its mask or of its key.
+
+        Never of both, which would open that client's update. The secrets of the round are
+        forgotten with the answer, so there is no second one.
+        """
+        request = message.config()
+        _check_session(request, session)
+        if SURVIVORS not in session:
+            raise ValueError("the sum is to be opened before updates were sent")
+        survivors = _nodes(request, SURVIVORS)
+        peers = session[SURVIVORS]
+        if not set(survivors) <= set(peers) or (
+            len(survivors) < session["threshold"]
+        ):
+            raise ValueError(
+                f"the sum of nodes {survivors} is to be opened: they must be "
+                f"{session['threshold']} or more of {peers}"
+            )
+        sealed = _texts(request, SEALED, len(peers))
+        public_keys = dict(zip(session[NODES], session[SHARE_KEYS], strict=True))
+        shares = []
+        for peer, package in zip(peers, sealed, strict=True):
+            public = bytes.fromhex(public_keys[peer])
+            key = self._share_key(session, public)
+            pair = open_shares(key, peer, message.node, package)
+            is_there = peer in survivors
+            shares.append(pair[:SHARE_BYTES] if is_there else pair[SHARE_BYTES:])
+        return _reply(message, Config({SHARES: shares})), state
+
+    def _share_key(self, session: Mapping[str, Any], public: bytes) -> bytes:
+        """Agree on the key that seals shares between two clients."""
+        private = _secret(session, SHARE_KEY)
+        return agree(private, public, "share", _secret(session, SESSION))
+
+    def _check_peers(
+        self, peers: Sequence[int], node: int, session: Mapping[str, Any]
+    ) -> int:
+        """Check who shares a sum; give how many must stay until it is opened."""
+        nodes = session.get(NODES, [])
+        threshold = threshold_of(self._privacy.threshold, len(nodes))
+        if node not in peers or not set(peers) <= set(nodes):
+            raise ValueError(
+                f"the sum of nodes {list(peers)} is not one of those that dealt shares: {nodes}"
+            )
+        if len(peers) < threshold:
+            raise ValueError(
+                f"a sum of {len(peers)} updates is asked for, and privacy.threshold = "
+                f"{self._privacy.threshold:g} needs {threshold}"
+            )
+        return threshold
+
+    def _refuse_collection(self, message: Message) -> None:
+        """Keep what a client keeps to itself."""
+        if message.kind == EVALUATE:
+            work = ScoreWork.from_content(message.content)
+            if work.should_collect and self._keeps_something():
+                raise ValueError(
+                    "the server asks for parameters that this client keeps to itself, but the "
+                    "experiment says privacy.secure = true"
+                )
+
+    def _keeps_something(self) -> bool:
+        return self.learner is not None and bool(self.learner.local_parameters())
+
+
+def _reply(message: Message, record: Config) -> Message:
+    """Answer with a record; the work counts as free."""
+    costs = Metrics(dict.fromkeys(COSTS, 0))
+    return message.reply({SECURE: record, METRICS: costs})
+
+
+def _check_session(request: Config, session: Mapping[str, Any]) -> None:
+    """Refuse messages of another round, or after a restart in between."""
+    if _text(request, SESSION).hex() != session.get(SESSION):
+        raise ValueError(
+            "this client has no secrets of this round; it can take part in the next one"
+        )
+
+
+def _secret(session: Mapping[str, Any], name: str) -> bytes:
+    return bytes.fromhex(session[name])
+
+
+def _text(request: Config, name: str) -> bytes:
+    value = request.get(name)
+    if not isinstance(value, bytes) or len(value) != KEY_BYTES:
+        raise ValueError(f"{name} must be {KEY_BYTES} bytes, got {value!r}")
+    return value
+
+
+def _texts(request: Config, name: str, count: int) -> list[bytes]:
+    values = request.get(name)
+    if (
+        not isinstance(values, list)
+        or len(values) != count
+        or not all(isinstance(value, bytes) for value in values)
+    ):
+        raise ValueError(f"{name} must be a list of {count} texts of bytes")
+    return [value for value in values if isinstance(value, bytes)]
+
+
+def _nodes(request: Config, name: str) -> list[int]:
+    values = request.get(name)
+    if not isinstance(values, list) or not all(
+        isinstance(value, int) and 0 < value < 2**48 for value in values
+    ):
+        raise ValueError(f"{name} must be a list of node ids, got {values!r}")
+    nodes = [value for value in values if isinstance(value, int)]
+    if len(set(nodes)) < len(nodes):
+        raise ValueError(f"{name} names a node twice: {nodes}")
+    return nodes

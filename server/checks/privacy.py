@@ -1,0 +1,104 @@
+"""Checks of the section ``privacy``, before a run."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from fedknow.client.learners.frames.learner import Learner
+from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.extras import how_to_install
+from fedknow.protocols.secure.rounds import MINIMUM
+from fedknow.protocols.texts import counted
+from fedknow.strategies import mean_strategies, needs_mean_alone
+from fedknow.strategies.population import sampled
+
+__all__ = ["check_privacy"]
+
+_SECURE = "privacy.secure = true"
+
+
+def check_privacy(
+    config: ExperimentConfig, strategy: Strategy, learner: Learner
+) -> None:
+    """Refuse secure aggregation where it could not hide single updates.
+
+    Parameters
+    ----------
+    config : ExperimentConfig
+        The experiment; nothing is refused where it does not ask for it.
+    strategy : flwr.serverapp.strategy.Strategy
+        Its strategy.
+    learner : Learner
+        Its learner.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, the value and the remedy.
+    """
+    if not config.privacy.secure:
+        return
+    if find_spec("cryptography") is None:
+        raise ConfigError(
+            f"{_SECURE}: the package cryptography is missing; {how_to_install('secure')}"
+        )
+    _check_strategy(config, strategy)
+    _check_learner(config, learner)
+    for key, value, default in (
+        ("engine.running_mean", config.engine.running_mean, False),
+        ("engine.vectorize", config.engine.vectorize, "off"),
+        ("attack.name", config.attack.name, "none"),
+    ):
+        if value != default:
+            raise ConfigError(
+                f"{_SECURE}: {key} = {value!r} needs single updates in the clear; set it to "
+                f"{default!r}"
+            )
+
+
+def _check_strategy(config: ExperimentConfig, strategy: Strategy) -> None:
+    if not needs_mean_alone(strategy):
+        raise ConfigError(
+            f"{_SECURE}: strategy {config.strategy.name} looks at single updates, which are "
+            f"hidden; set it to false, or use one of {', '.join(mean_strategies())}, or a class "
+            "of your own with of_the_mean = True and Flower's start"
+        )
+    key = getattr(strategy, "weighted_by_key", "num-examples")
+    if key != "num-examples":
+        raise ConfigError(
+            f"{_SECURE}: the mean is weighted by num-examples, not by "
+            f"strategy.weighted_by_key = {key!r}; set one or the other"
+        )
+    clients = config.data.clients
+    if isinstance(strategy, flower.FedAvg):
+        clients = sampled(strategy, clients)
+    if clients < MINIMUM:
+        raise ConfigError(
+            f"{_SECURE}: a round asks {counted(clients, 'client')}, and a sum of fewer than "
+            f"{MINIMUM} hides nobody; raise data.clients or strategy.fraction"
+        )
+
+
+def _check_learner(config: ExperimentConfig, learner: Learner) -> None:
+    name = config.learner.name
+    problem = ""
+    if learner.sparse:
+        problem = "sends sparse parameters, whose zeros masks would fill"
+    elif not learner.send():
+        problem = "sends nothing"
+    elif learner.shares(ended=False) or learner.shares(ended=True):
+        problem = (
+            "sends arrays beside the parameters, which would be in the clear"
+        )
+    if problem:
+        raise ConfigError(
+            f"{_SECURE}: learner {name} {problem}; choose another learner, or set it to false"
+        )
+    if config.evaluation.global_model and learner.local_parameters():
+        raise ConfigError(
+            f"{_SECURE}: learner {name} keeps parameters to itself, and "
+            "evaluation.global_model = true would have each client send them; set it to false"
+        )

@@ -1,0 +1,74 @@
+"""Secure aggregation over real connections gives the numbers of a simulation, bit for bit."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fedknow.client.data import make_benchmark
+from fedknow.client.edge.client import EdgeClient
+from fedknow.client.host import secured
+from fedknow.client.node import Node
+from fedknow.protocols.config import read_config
+from fedknow.server.run.folder import RunFolder
+from fedknow.server.serve import serve
+from fedknow.simulations.simulate import simulate
+
+WAIT = 120
+CONFIG = {
+    "data": {
+        "clients": 3,
+        "tasks": 2,
+        "classes_per_task": 2,
+        "classes_max": 2,
+        "test_samples": 0.5,
+    },
+    "model": "mlp",
+    "train": {"rounds": 2, "epochs": 1},
+    "learner": "fedrep",
+    "evaluation": {"global_model": False},
+    "engine": {"backend": "inline"},
+    "privacy": {"secure": True},
+}
+
+
+def test_real_clients_and_simulated_ones_agree(tmp_path, numbers):
+    config = read_config(CONFIG)
+    at_work = threading.Lock()
+
+    class OneAtATime:
+        """A node; all clients are threads that share torch's generator."""
+
+        def __init__(self, config):
+            with at_work:
+                self.node = secured(Node(config, make_benchmark(config)), config)
+
+        def handle(self, message, state):
+            with at_work:
+                return self.node.handle(message, state)
+
+    with ThreadPoolExecutor(3) as threads:
+        running = []
+
+        def start(port):
+            for client in range(3):
+                edge = EdgeClient(
+                    f"127.0.0.1:{port}",
+                    tmp_path / f"state{client}",
+                    client=client,
+                    node=OneAtATime,
+                )
+                running.append(threads.submit(asyncio.run, edge.run()))
+
+        serve(config, tmp_path / "real", "127.0.0.1:0", ready=start)
+        for client in running:
+            client.result(WAIT)
+    simulate(config, tmp_path / "virtual", report=False)
+    assert numbers(tmp_path / "real") == numbers(tmp_path / "virtual")
+    traffic = RunFolder.open(tmp_path / "real").events()[-1]["traffic"]
+    # Twice the bytes of an update, as its numbers have 64 bits. No head has left a device.
+    assert traffic["train"]["up"] == pytest.approx(
+        2 * traffic["train"]["down"], rel=0.05
+    )
+    assert "evaluate.global" not in traffic
