@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
@@ -26,6 +27,7 @@ from fedknow.protocols.secure.masks import (
     KEY_BYTES,
     agree,
     mask,
+    new_key,
     pair_mask,
     public_key,
 )
@@ -54,6 +56,8 @@ from fedknow.server.grids.running_mean import mean_metrics
 from fedknow.server.run.context import RunContext
 
 __all__ = ["SecureRounds"]
+
+T = TypeVar("T")
 
 
 class _TooFew(Exception):
@@ -142,13 +146,17 @@ class SecureRounds:
         """Waves 1 and 2: keys and shares."""
         nodes = sorted({each.metadata.dst_node_id for each in messages})
         id = secrets.token_bytes(KEY_BYTES)
-        keys = self._wave(KEYS, {node: Config({SESSION: id}) for node in nodes})
+        work = {node: Config({SESSION: id}) for node in nodes}
+        keys = self._wave(KEYS, work, _public_keys)
         share_keys: dict[int, bytes] = {}
         mask_keys: dict[int, bytes] = {}
-        for node, record in keys.items():
-            share_keys[node] = _bytes(record, SHARE_KEY)
-            mask_keys[node] = _bytes(record, MASK_KEY)
-        members = sorted(keys)
+        for node, (share_key, mask_key) in sorted(keys.items()):
+            if mask_key in mask_keys.values():
+                self._leave_out(node, "it shows another client's key")
+                continue
+            share_keys[node] = share_key
+            mask_keys[node] = mask_key
+        members = sorted(mask_keys)
         self._require(len(members), MINIMUM, len(nodes), "made keys")
         share = self._run.parts.config.privacy.threshold
         threshold = threshold_of(share, len(members))
@@ -160,10 +168,14 @@ class SecureRounds:
                 MASK_KEYS: [mask_keys[node] for node in members],
             }
         )
-        answers = self._wave(SHARES, dict.fromkeys(members, request))
+        answers = self._wave(
+            SHARES,
+            dict.fromkeys(members, request),
+            lambda record: _texts(record, SEALED, len(members)),
+        )
         sealed = {
-            node: dict(zip(members, _list(record, SEALED, members), strict=True))
-            for node, record in answers.items()
+            node: dict(zip(members, packages, strict=True))
+            for node, packages in answers.items()
         }
         self._require(len(sealed), threshold, len(members), "dealt shares")
         return _Session(id, threshold, share_keys, mask_keys, sealed)
@@ -209,22 +221,22 @@ class SecureRounds:
             )
             for node in survivors
         }
-        answers = self._wave(UNMASK, work)
+        answers = self._wave(
+            UNMASK,
+            work,
+            lambda record: _texts(record, SHARES, len(session.peers)),
+        )
         self._require(
             len(answers), session.threshold, len(survivors), "opened the sum"
         )
         # As many as needed, the same for all secrets, so that the weights are computed once.
         points = sorted(answers)[: session.threshold]
         weights = weights_at_zero(points)
-        shares = {
-            point: _list(answers[point], SHARES, session.peers)
-            for point in points
-        }
         total = np.zeros(size_of(self._run.state.arrays), np.uint64)
         for reply in replies.values():
             total = total + reply.arrays()[MASKED]
         for place, node in enumerate(session.peers):
-            parts = {point: shares[point][place] for point in points}
+            parts = {point: answers[point][place] for point in points}
             secret = _recover(parts, weights, node)
             if node in replies:
                 total = total - mask(secret, total.size)
@@ -250,19 +262,38 @@ class SecureRounds:
             total = total + pair_mask(key, size, survivor < node)
         return total
 
-    def _wave(self, kind: str, work: Mapping[int, Config]) -> dict[int, Config]:
-        """Send a record to each node; give the answers' records by node."""
+    def _wave(
+        self,
+        kind: str,
+        work: Mapping[int, Config],
+        read: Callable[[Config], T],
+    ) -> dict[int, T]:
+        """Send a record to each node; give what is read from the answers.
+
+        A client whose answer cannot be read is left out, and a warning says so.
+        """
         messages = [
             Message(kind, node, "", content={CONFIG: record})
             for node, record in work.items()
         ]
-        records = {}
+        answers: dict[int, T] = {}
         for reply in self._run.grid.exchange(messages, self._run.options):
-            record = reply.content.get(SECURE)
             # A failure was recorded when it arrived.
-            if reply.failure is None and isinstance(record, Config):
-                records[reply.node] = record
-        return records
+            if reply.failure is not None:
+                continue
+            record = reply.content.get(SECURE)
+            try:
+                if not isinstance(record, Config):
+                    raise ValueError(f"its answer has no record {SECURE!r}")
+                answers[reply.node] = read(record)
+            except ValueError as error:
+                self._leave_out(reply.node, str(error))
+        return answers
+
+    def _leave_out(self, node: int, reason: str) -> None:
+        self._run.incidents.warn(
+            f"secure aggregation: client {client_of(node)} is left out: {reason}"
+        )
 
     # --- the result
 
@@ -331,20 +362,24 @@ def _weight(reply: Message) -> float:
     return float(weight)
 
 
-def _bytes(record: Config, name: str) -> bytes:
-    value = record.get(name)
-    if not isinstance(value, bytes) or len(value) != KEY_BYTES:
-        raise RunError(
-            f"secure aggregation: a client's {name} is not of {KEY_BYTES} bytes"
-        )
-    return value
+def _public_keys(record: Config) -> tuple[bytes, bytes]:
+    """Read the public keys that a client shows: for shares, and for masks."""
+    keys = []
+    for name in (SHARE_KEY, MASK_KEY):
+        value = record.get(name)
+        if not isinstance(value, bytes) or len(value) != KEY_BYTES:
+            raise ValueError(f"its {name} is not of {KEY_BYTES} bytes")
+        # Some texts are no keys, and every other client would stumble over them.
+        agree(new_key(), value, "test", bytes(KEY_BYTES))
+        keys.append(value)
+    return keys[0], keys[1]
 
 
-def _list(record: Config, name: str, nodes: Sequence[int]) -> list[bytes]:
+def _texts(record: Config, name: str, count: int) -> list[bytes]:
+    """Read a list of so many texts of bytes."""
     values = record.get(name)
-    is_list = isinstance(values, list) and len(values) == len(nodes)
-    if not is_list or not all(isinstance(value, bytes) for value in values):
-        raise RunError(
-            f"secure aggregation: a client's {name} are not {len(nodes)} texts of bytes"
-        )
-    return list(values)
+    texts = values if isinstance(values, list) else []
+    right = [value for value in texts if isinstance(value, bytes)]
+    if len(right) != count or len(texts) != count:
+        raise ValueError(f"its {name} are not {count} texts of bytes")
+    return right

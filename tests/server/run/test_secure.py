@@ -336,3 +336,31 @@ def test_another_round_s_session_is_refused():
     clients, told, _ = dealt()
     reply = clients[0].ask(SHARES, Config({**told, SESSION: bytes([1] * 32)}))
     assert "no secrets of this round" in reply.failure.reason
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (Config({"share-key": bytes(32)}), "client 1 is left out"),
+        (Config({"share-key": b"short"}), "share-key is not of 32 bytes"),
+        (Config({"share-key": 3}), "share-key is not of 32 bytes"),
+    ],
+)
+def test_a_client_with_bad_keys_is_left_out(tmp_path, record, words):
+    config = configured("privacy.secure=true", "train.rounds=1")
+    original = SecureNode._make_keys
+
+    def make_keys(self, message, state, session):
+        reply, new = original(self, message, state, session)
+        if client_of(message.node) != 1:
+            return reply, new
+        return message.reply({**reply.content, SECURE: record}), new
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SecureNode, "_make_keys", make_keys)
+        run(tmp_path / "a", config)
+    events = RunFolder.open(tmp_path / "a/run").events()
+    warnings = [event for event in events if event["event"] == "warning"]
+    assert words in warnings[0]["reason"]
+    [ended] = [event for event in events if event["event"] == "round"]
+    assert ended["clients"] == 6
