@@ -11,7 +11,7 @@ LEARNERS ?= fedavg,fedknow
 export FLWR_TELEMETRY_ENABLED ?= 0
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs sbom clean
 
 demo: $(VENV)/installed
 	$(BIN)/fedknow compare digits --learners $(LEARNERS) --seeds 1 --out runs/demo
@@ -30,6 +30,10 @@ lint: $(VENV)/installed-dev build/links
 # The site, in build/site. A warning, such as a link that leads nowhere, is an error.
 docs: $(VENV)/installed-dev build/links
 	$(BIN)/mkdocs build --quiet --strict
+
+# What is installed: a bill of materials (CycloneDX), and the licences.
+sbom: $(VENV)/installed-dev
+	$(BIN)/python tools/sbom.py build/sbom.cdx.json build/licences.md
 
 .PHONY: build/links
 build/links:

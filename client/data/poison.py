@@ -44,6 +44,10 @@ class PoisonedStream:
         self.spec = stream.spec
         self.clients = stream.clients
 
+    def length(self, client: int) -> int:
+        """Count the tasks that a client has: ``tasks`` or fewer."""
+        return self._stream.length(client)
+
     def task(self, client: int, task: int) -> TaskData:
         """Give a client's share of the task at a position of its own order."""
         data = self._stream.task(client, task)

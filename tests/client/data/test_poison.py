@@ -12,6 +12,9 @@ from fedknow.protocols.config import AttackConfig
 class Stream:
     tasks, classes, spec, clients = 1, 6, as_spec((1, 4, 4)), 2
 
+    def length(self, client: int) -> int:
+        return 1
+
     def task(self, client: int, task: int) -> TaskData:
         x = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 4, 4).clone()
         split = Split(x, torch.tensor([3, 4, 5, 3]))
@@ -22,6 +25,7 @@ def poisoned(name: str, client: int) -> TaskData:
     stream: TaskStream = PoisonedStream(Stream(), AttackConfig(name=name), {1})
     assert (stream.tasks, stream.classes, stream.clients) == (1, 6, 2)
     assert stream.spec.shape == (1, 4, 4)
+    assert stream.length(client) == 1
     return stream.task(client, 0)
 
 
