@@ -135,6 +135,9 @@ class Session:
 
     async def _prepare(self, welcome: Welcome) -> NoReturn:
         prepare = self._worker.prepare
+        # Back while it trains: the thread is busy, and all that is needed is there.
+        if self._worker.is_ready_for(welcome.config, welcome.run):
+            self._is_ready.set()
         try:
             # In the thread: data and model take seconds, in which heartbeats must go on.
             await self._thread.do(

@@ -146,6 +146,10 @@ class Worker:
         )
         self._prepared = config, run
 
+    def is_ready_for(self, config: str, run: str) -> bool:
+        """Say whether all is ready for a run, as its server describes it."""
+        return self._prepared == (config, run)
+
     def discreet(self, text: str) -> str:
         """Give a text for the server, without the names of this client's folders."""
         return without_folders(text, self._folders)

@@ -244,6 +244,24 @@ def test_training_outlives_the_server_and_is_not_done_twice(grid, client):
     assert one.result() is None
 
 
+def test_a_client_that_comes_back_while_it_trains_hears_the_server(grid, client):
+    """Its thread is busy, and what it was sent before is sent again."""
+    node = Counter()
+    node.gate.clear()
+    it = grid()
+    exchange(it, work(0))
+    one = client(it, node)
+    assert node.calls.get(timeout=WAIT) == 1
+    it.close()
+    again = grid(port=it.port)
+    exchange(again, work(0))
+    while "0" not in again.status()["each"]:
+        threading.Event().wait(0.01)
+    again.finish()
+    assert one.result() is None
+    node.gate.set()
+
+
 def test_an_answer_that_was_lost_is_sent_again(grid, client):
     node = Counter()
     it = grid()
