@@ -18,8 +18,8 @@ class FedknowError(Exception):
     """Something that a person is told in a sentence: no fault of this program.
 
     Any other exception that reaches a command is a fault of this program, and is shown with its
-    traceback. Exceptions of the wire, of certificates and of proxies are not of this class.
-    Their callers turn them into one, or into a failed answer.
+    traceback. Exceptions of the wire, of certificates, of proxies and of training seldom reach
+    one: their callers turn them into a failed answer, and the run goes on.
 
     Attributes
     ----------

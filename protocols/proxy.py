@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from fedknow.protocols.address import is_loopback, split_address
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.errors import FedknowError
 
 __all__ = ["Proxy", "ProxyError", "connect", "find_proxy", "proxy_options"]
 
@@ -26,7 +27,7 @@ _EXCEPTION_VARIABLES = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
 _USUAL_PORT = 80
 
 
-class ProxyError(OSError):
+class ProxyError(FedknowError, OSError):
     """A proxy that cannot be reached, or does not let this connection through."""
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedknow.client.data.arrays import require
+from fedknow.protocols.errors import FedknowError
 
 __all__ = ["UnusablePictureError", "to_eight_bit"]
 
@@ -37,7 +38,7 @@ _ORIENTATION = 0x0112
 """EXIF's tag of how the camera was held."""
 
 
-class UnusablePictureError(ValueError):
+class UnusablePictureError(FedknowError, ValueError):
     """A picture that can be decoded and has no certain 8-bit pixels.
 
     The message says why, and what to do.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 
+from fedknow.server.reports.blocks import Table
 from fedknow.server.reports.groups import Group
 from fedknow.server.reports.measures import available_measures
+from fedknow.server.reports.render import render_cell
 from fedknow.server.reports.summary import Summary
 
 __all__ = ["comparison_html", "run_html"]
@@ -26,16 +27,10 @@ def run_html(run: Summary, path: str) -> str:
         for measure in available_measures([values])[:_SHOWN]
     ]
     title = f"{run.config.name} with {run.config.learner.name} ({run.status})"
-    parts = [
-        f"<p><b>{escape(title)}</b><br><code>{escape(path)}</code></p>",
-        _table([], rows),
-    ]
+    tables = [Table("", [], rows)]
     if run.tasks:
-        parts.append(
-            "<p>Accuracy (%) on each task (row) after each task (column)</p>"
-        )
-        parts.append(_matrix(run.personal.matrix))
-    return "".join(parts)
+        tables.append(_matrix(run.personal.matrix))
+    return render_cell(tables, title, path)
 
 
 def comparison_html(groups: Sequence[Group]) -> str:
@@ -51,10 +46,10 @@ def comparison_html(groups: Sequence[Group]) -> str:
             measure.text(group.estimate(measure.key).mean) for measure in measures
         ]
         rows.append([group.label, str(len(group.runs)), *means])
-    return _table(heads, rows)
+    return render_cell([Table("", heads, rows)])
 
 
-def _matrix(matrix: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> str:
+def _matrix(matrix: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Table:
     tasks = range(1, matrix.shape[1] + 1)
     rows: list[list[str]] = []
     for task, row in zip(tasks, matrix, strict=False):
@@ -63,15 +58,5 @@ def _matrix(matrix: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> str:
             "" if math.isnan(value) else f"{100 * value:.1f}" for value in row
         ]
         rows.append([f"task {task}", *cells])
-    return _table(["", *(f"after {task}" for task in tasks)], rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines: list[str] = []
-    if heads:
-        head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-        lines.append(f"<thead><tr>{head}</tr></thead>")
-    for row in rows:
-        cells = "".join(f"<td>{escape(text)}</td>" for text in row)
-        lines.append(f"<tr>{cells}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    caption = "Accuracy (%) on each task (row) after each task (column)"
+    return Table(caption, ["", *(f"after {task}" for task in tasks)], rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from enum import StrEnum
 
+from fedknow.protocols.errors import FedknowError
+
 __all__ = [
     "CredentialError",
     "CredentialFault",
@@ -23,7 +25,7 @@ class CredentialFault(StrEnum):
     IDENTITY = "another client's credential"
 
 
-class CredentialError(Exception):
+class CredentialError(FedknowError):
     """A peer that cannot prove who it is.
 
     Attributes
@@ -74,7 +76,7 @@ _REMEDIES = {
 }
 
 
-class TlsError(Exception):
+class TlsError(FedknowError):
     """A handshake that failed; the text says why, and what would help.
 
     Attributes

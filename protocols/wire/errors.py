@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from fedknow.protocols.errors import FedknowError
+
 __all__ = ["Code", "WireError"]
 
 
@@ -43,7 +45,7 @@ class Code(enum.IntEnum):
     """The operator took the client out of the run."""
 
 
-class WireError(ValueError):
+class WireError(FedknowError, ValueError):
     """Bytes that cannot be read, or a message that cannot be written.
 
     Attributes

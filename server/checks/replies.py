@@ -34,7 +34,6 @@ from fedknow.protocols.texts import printable
 from fedknow.protocols.work import (
     KNOWLEDGE_BYTES,
     NUM_EXAMPLES,
-    SCORE_LISTS,
 )
 from fedknow.server.checks.arrays import (
     check_layout,
@@ -45,6 +44,7 @@ from fedknow.server.checks.arrays import (
 from fedknow.server.checks.claims import Claims
 from fedknow.server.checks.faults import ClientFailure, Fault, Unusable, fault_of
 from fedknow.server.checks.numbers import check_costs, check_number
+from fedknow.server.checks.scores import check_hits, read_score_lists
 
 __all__ = ["KNOWLEDGE_BYTES", "NUM_EXAMPLES", "Inspector"]
 
@@ -109,7 +109,7 @@ class Inspector:
         self._expected = Arrays()
         self._metrics: set[str] | None = None
         self._scored = 0
-        self._collect = False
+        self._should_collect = False
         self._kept: Arrays | None = None
         self.failures = 0
         self.trained: list[tuple[int, Metrics]] = []
@@ -138,18 +138,18 @@ class Inspector:
         """Task and round that are under way."""
         return self._task, self._round
 
-    def expect_scores(self, tasks: int, collect: bool) -> None:
+    def expect_scores(self, tasks: int, should_collect: bool) -> None:
         """Check ``evaluate`` answers from now on as our own scoring.
 
         Parameters
         ----------
         tasks : int
             How many tasks are scored.
-        collect : bool
+        should_collect : bool
             Whether clients send the parameters that they keep, too.
         """
         self._scored = tasks
-        self._collect = collect
+        self._should_collect = should_collect
         self._kept = None
 
     def expect_masked(self, arrays: Arrays) -> None:
@@ -202,11 +202,7 @@ class Inspector:
 
         It is NaN where one of them lacks the metric.
         """
-        values = [metrics.get(metric) for _, metrics in self.trained]
-        return sum(
-            float(value) if isinstance(value, int | float) else float("nan")
-            for value in values
-        )
+        return sum(_number(metrics.get(metric)) for _, metrics in self.trained)
 
     def _check(self, reply: Message) -> None:
         if reply.failure is not None:
@@ -223,20 +219,11 @@ class Inspector:
         elif reply.kind == EVALUATE and self._scored:
             self._check_scores(reply)
         elif reply.kind == EVALUATE:
-            self._check_own_evaluation(reply)
+            _check_evaluation(reply, self._claims)
 
     def _check_claim(self, reply: Message, metrics: Metrics) -> None:
         examples = _number(metrics[NUM_EXAMPLES])
         self._claims.check_training(client_of(reply.node), examples)
-
-    def _check_own_evaluation(self, reply: Message) -> None:
-        """Check the weight of an answer to a strategy's own evaluation."""
-        for record in reply.content.values():
-            if isinstance(record, Metrics):
-                examples = record.get(NUM_EXAMPLES)
-                if isinstance(examples, int | float):
-                    client = client_of(reply.node)
-                    self._claims.check_evaluation(client, examples)
 
     def _check_training(self, reply: Message, norms: Mapping[int, float]) -> None:
         arrays = reply.arrays()
@@ -295,22 +282,10 @@ class Inspector:
         return metrics
 
     def _check_scores(self, reply: Message) -> None:
-        metrics = _own_metrics(reply)
-        lists = {name: np.asarray(metrics.get(name)) for name in SCORE_LISTS}
-        for name, values in lists.items():
-            if values.shape != (self._scored,) or values.dtype.kind not in (
-                "if" if name == "losses" else "i"
-            ):
-                kind = "numbers" if name == "losses" else "whole numbers"
-                raise Unusable(
-                    Fault.METRICS,
-                    name,
-                    f"{name} must be a list of {self._scored} {kind}, one a task, got "
-                    f"{metrics.get(name)!r:.200}",
-                )
-        _check_hits(lists["correct"], lists["total"])
+        lists = read_score_lists(_own_metrics(reply), self._scored)
+        check_hits(lists["correct"], lists["total"])
         self._claims.check_totals(client_of(reply.node), lists["total"].tolist())
-        if self._collect:
+        if self._should_collect:
             self._check_kept(reply.content.get(KEPT))
 
     def _check_kept(self, record: Record | None) -> None:
@@ -357,22 +332,14 @@ def _check_end_of_task(reply: Message) -> Metrics:
     return metrics
 
 
-def _check_hits(correct: np.ndarray, total: np.ndarray) -> None:
-    """Refuse hits that no test sets can have.
-
-    A client may have fewer tasks than others; of those it has, it has samples.
-    """
-    is_known = np.logical_or.accumulate(total[::-1] > 0)[::-1]
-    are_sizes = (total > 0) | ~is_known
-    are_hits = (correct >= 0) & (correct <= total)
-    if is_known[0] and (are_sizes & are_hits).all():
-        return
-    raise Unusable(
-        Fault.METRICS,
-        "correct",
-        f"correct must lie between 0 and total, and total above 0 for each task that the client "
-        f"has; got {correct.tolist()!s:.200} of {total.tolist()!s:.200}",
-    )
+def _check_evaluation(reply: Message, claims: Claims) -> None:
+    """Check the weight of an answer to a strategy's own evaluation."""
+    for record in reply.content.values():
+        if isinstance(record, Metrics):
+            examples = record.get(NUM_EXAMPLES)
+            # A strategy may ask for metrics without a weight.
+            if isinstance(examples, int | float):
+                claims.check_evaluation(client_of(reply.node), examples)
 
 
 def _own_metrics(reply: Message) -> Metrics:
@@ -396,5 +363,5 @@ def _check_examples(metrics: Metrics) -> None:
         )
 
 
-def _number(value: int | float | list[int] | list[float]) -> float:
+def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")

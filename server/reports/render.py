@@ -13,9 +13,9 @@ from itertools import count
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedknow.server.reports.blocks import Section
+from fedknow.server.reports.blocks import Section, Table
 
-__all__ = ["content_policy", "render"]
+__all__ = ["content_policy", "render", "render_cell"]
 
 
 def render(title: str, sections: Sequence[Section], footer: str) -> str:
@@ -51,6 +51,20 @@ def render(title: str, sections: Sequence[Section], footer: str) -> str:
     )
     # The engine drops a template's last line break.
     return text + "\n"
+
+
+def render_cell(tables: Sequence[Table], title: str = "", path: str = "") -> str:
+    """Render tables for a cell of a notebook.
+
+    Parameters
+    ----------
+    tables : sequence of Table
+    title, path : str
+        What they are of, and where it lies; nothing without a title.
+    """
+    # Without a style: a notebook has one of its own for tables.
+    cell = _environment().get_template("notebook.html")
+    return cell.render(tables=tables, title=title, path=path)
 
 
 def content_policy(styles: Iterable[str], scripts: Iterable[str]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fedknow.protocols.config import ConfigError
+from fedknow.server.watch.background import BackgroundServer
 from fedknow.server.watch.hub import Follower, Hub
 
 __all__ = ["LivePage"]
@@ -49,6 +50,7 @@ HEARTBEAT_SECONDS = 5.0
 A browser that has gone is noticed by it, and its thread ends.
 """
 MOST_STREAMS = 64
+SETTLE_SECONDS = 1.0
 SEND_SECONDS = 20.0
 """A browser that takes nothing for so long has gone."""
 
@@ -104,12 +106,7 @@ class LivePage:
         # Once before the thread starts, so that the page is not empty at first.
         self._follower.look()
         self._follower.start()
-        threading.Thread(
-            target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.1},
-            name="fedknow-page",
-            daemon=True,
-        ).start()
+        self._server.start("fedknow-page")
         return self
 
     def __exit__(
@@ -121,29 +118,21 @@ class LivePage:
         # The follower first: its last look still passes through the hub and the streams.
         self._follower.end()
         self._hub.end({"type": "bye"})
-        self._server.shutdown()
-        self._server.wait_for_streams()
-        self._server.server_close()
+        self._server.stop()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    # Its threads are waited for here, a moment and no longer: a browser may be stuck.
-    block_on_close = False
-
+class _Server(BackgroundServer):
     def __init__(self, address: tuple[str, int], hub: Hub) -> None:
         super().__init__(address, _Handler)
         self.hub = hub
         self.streams = 0
         self.changed = threading.Condition()
 
-    def wait_for_streams(self, seconds: float = 1.0) -> None:
+    def settle(self) -> None:
         """Wait a moment until the last messages are written."""
+        # And no longer: a browser may be stuck.
         with self.changed:
-            self.changed.wait_for(lambda: self.streams == 0, seconds)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a browser that went away is no fault."""
+            self.changed.wait_for(lambda: self.streams == 0, SETTLE_SECONDS)
 
 
 class _Handler(BaseHTTPRequestHandler):

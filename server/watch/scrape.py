@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socket import AF_INET, AF_INET6, socket
 from types import TracebackType
@@ -20,6 +19,7 @@ from fedknow.protocols.security import (
     authenticate,
     is_server,
 )
+from fedknow.server.watch.background import BackgroundServer
 
 __all__ = ["MetricsServer"]
 
@@ -72,12 +72,7 @@ class MetricsServer:
         self.port: int = self._server.server_port
 
     def __enter__(self) -> Self:
-        threading.Thread(
-            target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.1},
-            name="fedknow-metrics",
-            daemon=True,
-        ).start()
+        self._server.start("fedknow-metrics")
         return self
 
     def __exit__(
@@ -86,8 +81,7 @@ class MetricsServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
 
 
 def _context(tls: Path | None, tokens: Tokens | None) -> ssl.SSLContext | None:
@@ -103,10 +97,7 @@ def _context(tls: Path | None, tokens: Tokens | None) -> ssl.SSLContext | None:
     return context
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
+class _Server(BackgroundServer):
     def __init__(
         self,
         address: tuple[str, int],
@@ -132,9 +123,6 @@ class _Server(ThreadingHTTPServer):
             # Wrapping detached the plain socket, so the caller can close only that.
             if connection is not request:
                 connection.close()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a handshake without a certificate is the peer's fault."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedknow.client.models.frozen import is_held
+from fedknow.protocols.errors import FedknowError
 
 __all__ = ["TooFewSamples", "batches", "check_batches", "smallest_batch"]
 
 
-class TooFewSamples(ValueError):
+class TooFewSamples(FedknowError, ValueError):
     """A model cannot be trained on so few samples at once."""
 
 

@@ -22,7 +22,7 @@ def make_optimizer(
     train: TrainConfig,
     body: Iterable[Tensor],
     head: Iterable[Tensor],
-    align: bool = True,
+    should_align: bool = True,
 ) -> torch.optim.Optimizer:
     """Make the optimizer of one round. Frozen parameters are left out.
 
@@ -33,7 +33,7 @@ def make_optimizer(
     body, head : iterable of Tensor
         The parameters. The L2 term acts on the body alone: in the head it would shrink the
         rows of earlier tasks.
-    align : bool
+    should_align : bool
         Whether gradients may have another memory format than their parameters. They have not
         where ``backward`` alone makes them.
     """
@@ -62,7 +62,7 @@ def make_optimizer(
         optimizer = torch.optim.AdamW(groups, **settings)
     else:
         optimizer = torch.optim.Adam(groups, **settings)
-    if align:
+    if should_align:
         optimizer.register_step_pre_hook(_align_gradients)
     return optimizer
 

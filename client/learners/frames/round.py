@@ -15,6 +15,7 @@ from fedknow.client.learners.frames.batch import Head, Samples
 from fedknow.client.learners.frames.batching import batches, check_batches
 from fedknow.client.learners.frames.exchange import Tensors
 from fedknow.protocols.config import TrainConfig
+from fedknow.protocols.errors import FedknowError
 
 if TYPE_CHECKING:
     from fedknow.client.learners.frames.learner import Learner
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Diverged", "Round", "StepKey", "run_round", "seed_torch", "take_step"]
 
 
-class Diverged(RuntimeError):
+class Diverged(FedknowError, RuntimeError):
     """Training produced a loss that is not a number."""
 
     @classmethod

@@ -26,7 +26,7 @@ def inspect():
         inspector = Inspector(failures.append, claims=Claims.read(partition))
         inspector.begin(0, 1, Arrays())
         if scored:
-            inspector.expect_scores(scored, collect=False)
+            inspector.expect_scores(scored, should_collect=False)
 
         def show(kind, client=1, **metrics):
             values = {name.replace("_", "-"): v for name, v in metrics.items()}

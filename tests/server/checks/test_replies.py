@@ -296,7 +296,7 @@ def scores(**changes):
     ],
 )
 def test_scores_are_not_believed(inspector, bad, fault, tensor, words):
-    inspector.expect_scores(2, collect=True)
+    inspector.expect_scores(2, should_collect=True)
     assert inspector(bad).failure is not None
     [failure] = inspector.seen
     assert (failure.fault, failure.tensor, failure.client, failure.kind) == (
@@ -309,7 +309,7 @@ def test_scores_are_not_believed(inspector, bad, fault, tensor, words):
 
 
 def test_good_scores_pass(inspector):
-    inspector.expect_scores(2, collect=True)
+    inspector.expect_scores(2, should_collect=True)
     good = scores()
     assert inspector(good) is good
     other = replace(good, content={**good.content, KEPT: Arrays(h=np.zeros(3))})
@@ -317,7 +317,7 @@ def test_good_scores_pass(inspector):
         inspector(other).failure is not None
     )  # an average over clients could not be taken
     assert inspector.seen[0].fault is Fault.SHAPE
-    inspector.expect_scores(2, collect=False)
+    inspector.expect_scores(2, should_collect=False)
     without = replace(good, content={"metrics": good.content["metrics"]})
     assert inspector(without) is without
     inspector.begin(
