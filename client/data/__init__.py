@@ -13,10 +13,12 @@ Only the first and the last know what a sample is. Between them there are row nu
 from fedknow.client.data.benchmark import Benchmark, make_benchmark
 from fedknow.client.data.columns import Column
 from fedknow.client.data.datasets import Dataset, list_datasets, load_dataset
+from fedknow.client.data.objects import from_huggingface, from_torch
 from fedknow.client.data.partition import Partition, Share, make_partition
 from fedknow.client.data.ragged import Ragged
 from fedknow.client.data.samples import SampleSpec
 from fedknow.client.data.stream import Split, TaskData, TaskStream
+from fedknow.client.data.tables import Roles
 
 __all__ = [
     "Benchmark",
@@ -24,11 +26,14 @@ __all__ = [
     "Dataset",
     "Partition",
     "Ragged",
+    "Roles",
     "SampleSpec",
     "Share",
     "Split",
     "TaskData",
     "TaskStream",
+    "from_huggingface",
+    "from_torch",
     "list_datasets",
     "load_dataset",
     "make_benchmark",

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedknow.client.data.arrays import Dataset, Images, Labels, require
 from fedknow.client.data.listing import LISTED
+from fedknow.client.data.own import is_own, load_own
 from fedknow.client.data.recorded import RecordedSource
 from fedknow.client.data.source import Contents, Form, Part, Source, joined, load
 from fedknow.protocols.config import ConfigError, DataConfig, closest
@@ -52,6 +53,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         If the name is unknown, a folder, file, column or package is missing, or an image cannot
         be decoded.
     """
+    if is_own(config.name):
+        return load_own(config)
     if is_reference(config.name):
         return _load_users(config, load_object(config.name, "data.name"))
     if config.name == "digits":

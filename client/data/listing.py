@@ -75,6 +75,10 @@ class Listing:
         return " or ".join(f"{name}/{layout.wants}" for layout in self.layouts)
 
 
+_NESTED = ("", "data", "mnist", "fashion_mnist", "plain_text")
+"""Folders in which copies of the hub keep their files."""
+_LABELLED = Parquet("image", ("label",), folders=_NESTED)
+_CIFAR10 = Parquet("img", ("label",), folders=_NESTED)
 _CIFAR100 = Parquet("img", ("fine_label",))
 
 # Names are written in configurations and results, so they never change.
@@ -85,6 +89,21 @@ LISTED: Mapping[str, Listing] = {
         Form("RGB"),
         (_CIFAR100,),
         hub="uoft-cs/cifar100",
+    ),
+    "fashion-mnist": Listing(
+        "70,000 pictures of clothes, 28x28 grey, 10 classes (Xiao 2017); "
+        "parquet folder or Hugging Face hub",
+        Form("L"),
+        (_LABELLED,),
+        folders=("fashion_mnist",),
+        hub="zalando-datasets/fashion_mnist",
+    ),
+    "cifar10": Listing(
+        "60,000 photographs, 32x32 RGB, 10 classes (Krizhevsky 2009); "
+        "parquet folder or Hugging Face hub",
+        Form("RGB"),
+        (_CIFAR10,),
+        hub="uoft-cs/cifar10",
     ),
     "omniglot": Listing(
         "32,460 handwritten characters, 28x28 grey, 1,623 classes in 50 alphabets "

@@ -32,6 +32,16 @@ class DataConfig(Section):
     name: str = "digits"
     """``digits`` (embedded), ``cifar100``, ... (``fedknow list datasets``), ``module:callable``,
     or ``local``: each real client's own."""
+    input: list[str] = Field(default=[], max_length=100_000)
+    """A table's columns of the sample, where ``name`` is ``file:PATH`` or ``hf:OWNER/NAME``:
+    several of numbers, or one of numbers, lists, pictures or WAV files."""
+    label: str = ""
+    """A table's column of the class."""
+    split_column: str = ""
+    """A table's column that says ``train`` or ``test``. Without it files named so say it, or
+    each fifth sample of a class is for testing."""
+    task_column: str = ""
+    """A table's column that says which classes make a task together."""
     dir: str = ""
     """Folder that holds the data set's own, ``<name>/``; empty: ``$FEDKNOW_DATA``."""
     image_size: int = Field(0, ge=0, le=1024)

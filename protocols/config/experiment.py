@@ -132,10 +132,12 @@ class ExperimentConfig(Section):
             "profiles": _absolute(self.fleet.profiles),
             "availability": _absolute(availability) if is_file else availability,
         }
+        folder = self.data.dir
+        # A file's own path is counted from the present folder where none is named.
+        if self.data.name.startswith("file:") and not folder:
+            folder = "."
         update = {
-            "data": self.data.model_copy(
-                update={"dir": _absolute(self.data.dir)}
-            ),
+            "data": self.data.model_copy(update={"dir": _absolute(folder)}),
             "fleet": self.fleet.model_copy(update=fleet),
             "start": self.start.model_copy(
                 update={"weights": _absolute(self.start.weights)}

@@ -112,12 +112,18 @@ def test_list_datasets() -> None:
     known = list_datasets()
     sets = [
         "cifar100",
+        "fashion-mnist",
+        "cifar10",
         "omniglot",
         "fc100",
         "core50",
         "miniimagenet",
         "tinyimagenet",
         "svhn",
+        "mnist",
+        "wharf",
+        "speech_digits",
+        "clinc150",
         "mix80",
     ]
     assert list(known) == ["digits", *sets]
@@ -454,6 +460,30 @@ def test_real_omniglot() -> None:
         for group in data.groups
     ]
     assert all(len(alphabet) == 1 for alphabet in alphabets)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "column", "channels"),
+    [
+        ("mnist", "mnist/mnist", "image", 1),
+        ("fashion-mnist", "fashion_mnist/fashion_mnist", "image", 1),
+        ("cifar10", "cifar10/plain_text", "img", 3),
+    ],
+)
+def test_sets_of_ten_classes(
+    tmp_path: Path, name: str, folder: str, column: str, channels: int
+) -> None:
+    for part, count in (("train", 20), ("test", 10)):
+        write(
+            tmp_path / f"{folder}/{part}-00000-of-00001.parquet",
+            [png(pixels) for pixels in colours(count)],
+            column=column,
+            label=[row % 10 for row in range(count)],
+        )
+    data = load_dataset(DataConfig(name=name, dir=str(tmp_path)))
+    assert data.classes == 10
+    assert data.train_x.shape[:2] == (20, channels)
+    assert data.test_y.tolist() == list(range(10))
 
 
 def test_columns_belong_to_the_samples() -> None:

@@ -1,0 +1,141 @@
+"""Folders of sound: WAV files, one folder a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedknow.client.data.arrays import Dataset, Labels
+from fedknow.client.data.cells import read_wav
+from fedknow.client.data.columns import Column
+from fedknow.client.data.files import subfolders
+from fedknow.client.data.ragged import Ragged
+from fedknow.client.data.samples import SampleSpec
+from fedknow.client.data.tables import each_fifth
+from fedknow.protocols.config import ConfigError
+
+__all__ = ["from_sounds"]
+
+
+def from_sounds(name: str, place: Path) -> Dataset:
+    """Make a data set of ``CLASS/*.wav``, or ``{train,test}/`` of these.
+
+    ``testing_list.txt`` may name the files for testing, as Speech Commands has it; the speaker
+    is then what stands before ``_nohash_``.
+
+    Parameters
+    ----------
+    name : str
+        What the data set is called in messages.
+    place : Path
+        The folder.
+
+    Raises
+    ------
+    ConfigError
+        If a file is no sound of one channel and 16 bits, or rates differ.
+    """
+    files = _parts(place)
+    classes = sorted(set(map(_word, files[0] + files[1])))
+    rates: set[int] = set()
+    sounds = [_decode(part, rates) for part in files]
+    if len(rates) > 1:
+        raise ConfigError(
+            f"{place}: sounds of {sorted(rates)} samples a second; bring all to one rate"
+        )
+    labels = [_labels(part, classes) for part in files]
+    longest = max(int(part.lengths.max()) for part in sounds)
+    dataset = Dataset.from_arrays(
+        name,
+        sounds[0],
+        labels[0],
+        sounds[1],
+        labels[1],
+        classes,
+        columns=_speakers(files),
+        sample=SampleSpec(
+            "waveform", (longest,), "int16", is_ragged=True, rate=rates.pop()
+        ),
+        # Silence must stay zero, as what fills a recording up is.
+        normalize=False,
+    )
+    dataset.check_labels()
+    return dataset
+
+
+def _word(path: Path) -> str:
+    return path.parent.name
+
+
+def _decode(files: Sequence[Path], rates: set[int]) -> Ragged:
+    """Decode files one after another; adds their rates."""
+    sounds = []
+    for path in files:
+        sound, rate = read_wav(path.read_bytes(), str(path))
+        sounds.append(sound)
+        rates.add(rate)
+    return Ragged.join(sounds)
+
+
+def _labels(files: Sequence[Path], classes: Sequence[str]) -> Labels:
+    return np.array([classes.index(_word(path)) for path in files], np.int64)
+
+
+def _parts(place: Path) -> list[list[Path]]:
+    """List the files for training and for testing.
+
+    Raises
+    ------
+    ConfigError
+        If one of them has none.
+    """
+    train, test = place / "train", place / "test"
+    if train.is_dir() and test.is_dir():
+        files = [_sound_files(train), _sound_files(test)]
+    else:
+        files = _split_files(place, _sound_files(place))
+    if not all(files):
+        raise ConfigError(
+            f"{place}: there are no sounds to train on or to test; put CLASS/*.wav there, at "
+            "least five a class, or both train/ and test/"
+        )
+    return files
+
+
+def _sound_files(root: Path) -> list[Path]:
+    files: list[Path] = []
+    for folder in subfolders(root):
+        # Speech Commands keeps noise beside its words, which is no class.
+        if not folder.name.startswith("_"):
+            files += sorted(folder.glob("*.wav"))
+    return files
+
+
+def _split_files(place: Path, files: Sequence[Path]) -> list[list[Path]]:
+    names = [f"{_word(path)}/{path.name}" for path in files]
+    listed = place / "testing_list.txt"
+    if listed.is_file():
+        testing = set(listed.read_text("utf-8").split())
+        is_test = np.array([name in testing for name in names], bool)
+    else:
+        is_test = each_fifth(np.array([_word(path) for path in files]))
+    train = [
+        path for path, tested in zip(files, is_test, strict=True) if not tested
+    ]
+    test = [path for path, tested in zip(files, is_test, strict=True) if tested]
+    return [train, test]
+
+
+def _speakers(files: Sequence[Sequence[Path]]) -> dict[str, Column]:
+    """Read who speaks, where the names of all files say it."""
+    train, test = (list(map(_speaker, part)) for part in files)
+    if not all(train + test):
+        return {}
+    return {"speaker": Column.from_values(np.array(train), np.array(test))}
+
+
+def _speaker(path: Path) -> str:
+    speaker, mark, _ = path.name.partition("_nohash_")
+    return speaker if mark else ""
