@@ -32,10 +32,13 @@ __all__ = ["MAX_SEEDS", "Comparison", "RunSeries", "Watch", "compare"]
 MAX_SEEDS = 10_000
 """Runs of each learner: far more than anybody runs, and fewer than a folder can hold."""
 
-Watch = Callable[[ExperimentConfig, str], AbstractContextManager[Subscriber]]
+Watch = Callable[
+    [ExperimentConfig, str, Path], AbstractContextManager[Subscriber]
+]
 """Makes the observer of a run.
 
-Its arguments are the run's configuration and a title such as ``"fedknow seed 0 (1/6)"``.
+Its arguments are the run's configuration, a title such as ``"fedknow seed 0 (1/6)"``, and the
+run folder. It may end the run by an exception that it takes back: the other runs go on.
 """
 
 RunState = Literal["new", "unfinished", "complete"]
@@ -137,8 +140,11 @@ class RunSeries:
                 title += f" ({number}/{len(self.plans)})"
                 # Else the samples of the run before count in this one's peak of memory.
                 gc.collect()
-                watched = watch(run, title) if watch else nullcontext(_ignore)
+                watched = (
+                    watch(run, title, path) if watch else nullcontext(_ignore)
+                )
                 is_resumed = states[path] == "unfinished"
+                failure: str | None = None
                 with watched as observer:
                     failure = _run(path, run, observer, is_resumed, is_lean)
                 if failure is not None:

@@ -30,6 +30,13 @@ class StopRun(KeyboardInterrupt):
     """Raised in a callback to stop the run, as Ctrl-C does.
 
     The run keeps its last complete round and can be resumed.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> class OneRound(fedknow.Callback):
+    ...     def on_round_end(self, event):
+    ...         raise fedknow.StopRun
     """
 
 
@@ -118,6 +125,12 @@ class EarlyStopping(Callback):
     ------
     ConfigError
         If ``patience`` is below 1 or ``mode`` is another word.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> fedknow.EarlyStopping("forgetting", patience=2, mode="min").patience
+    2
     """
 
     def __init__(
@@ -181,6 +194,12 @@ class KeepBest(Callback):
         A number of the evaluation's event.
     mode : {"max", "min"}
         Whether larger or smaller is better.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> fedknow.KeepBest().measure
+    'accuracy_global'
     """
 
     def __init__(

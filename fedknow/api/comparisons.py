@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedknow.api.callbacks import StopRun
 from fedknow.api.experiments import experiment
 from fedknow.api.parts import named
 from fedknow.api.runs import Run, load_run
-from fedknow.api.tracking import split_trackers, with_names
+from fedknow.api.tracking import (
+    Track,
+    split_trackers,
+    watch_each,
+    with_names,
+)
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.server.reports.comparison_plots import COMPARISON_PLOTS
 from fedknow.server.reports.groups import Group
 from fedknow.server.run.events import Event
 from fedknow.server.run.recorder import Subscriber
+from fedknow.server.tracking import Tracker
 from fedknow.simulations.compare import Comparison
 from fedknow.simulations.compare import compare as run_all
 
@@ -112,8 +119,8 @@ def compare(  # noqa: PLR0913  # a caller's keywords, each with its default
     seeds: int = 3,
     *,
     out: str | os.PathLike[str] | None = None,
-    callbacks: Sequence[Callable[[Event], None]] = (),
-    track: str | Sequence[str] = (),
+    callbacks: Sequence[Callable[[Event], None] | Tracker] = (),
+    track: Track = (),
     **changes: Any,
 ) -> ComparedRuns:
     """Run several methods with several seeds, and put them side by side.
@@ -131,9 +138,10 @@ def compare(  # noqa: PLR0913  # a caller's keywords, each with its default
         Folder of all runs; without it ``runs/NAME-compare``. Runs that are finished there are
         read, unfinished ones go on.
     callbacks : sequence of callable
-        Called with each event of each run.
-    track : str or sequence of str
-        Names of trackers that follow each run (``fedknow list trackers``).
+        Called with each event of each run. One that raises :class:`fedknow.StopRun` stops that
+        run alone, which counts with what it has.
+    track : str, tracker or sequence
+        Trackers that follow each run, one after the other, as for :func:`fedknow.simulate`.
     **changes
         Settings over ``base``, as :func:`fedknow.experiment` takes them.
 
@@ -145,20 +153,31 @@ def compare(  # noqa: PLR0913  # a caller's keywords, each with its default
     ------
     ConfigError
         Before anything is run, naming the key, the value, and what would be right.
+
+    Examples
+    --------
+    >>> import fedknow, tempfile
+    >>> compared = fedknow.compare(
+    ...     "digits", ["fedavg"], seeds=1, data={"clients": 2, "tasks": 1},
+    ...     train={"rounds": 1}, engine={"backend": "inline"}, out=tempfile.mkdtemp(),
+    ... )
+    >>> list(compared.runs), compared.failures
+    (['fedavg-seed0'], {})
     """
-    trackers, _, _ = split_trackers(track, ())
-    config = experiment(base, **with_names(changes, trackers))
+    to, trackers, subscribers = split_trackers(track, callbacks)
+    config = experiment(base, **with_names(changes, to))
     names = [named("learner", learner) for learner in learners]
     folder = (
         Path(out) if out is not None else Path("runs") / f"{config.name}-compare"
     )
-
-    def tell(event: Event) -> None:
-        for callback in callbacks:
-            callback(event)
+    watch_run = watch_each(subscribers, trackers)
 
     @contextmanager
-    def watch(run: ExperimentConfig, title: str) -> Iterator[Subscriber]:
-        yield tell
+    def watch(
+        run: ExperimentConfig, title: str, path: Path
+    ) -> Iterator[Subscriber]:
+        # A stopped run counts with what it has; the others go on.
+        with suppress(StopRun), watch_run(run, title, path) as observer:
+            yield observer
 
     return ComparedRuns(folder, run_all(config, names, seeds, folder, watch))

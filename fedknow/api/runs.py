@@ -122,6 +122,13 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     ------
     ConfigError
         If the folder holds no run.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> fedknow.load_run("nowhere")
+    Traceback (most recent call last):
+    fedknow.protocols.config.errors.ConfigError: nowhere ...
     """
     return Run(RunFolder.open(folder))
 

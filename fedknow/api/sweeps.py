@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedknow.api.experiments import experiment
+from fedknow.api.tracking import watch_each
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.server.run.events import Event
-from fedknow.server.run.recorder import Subscriber
 from fedknow.simulations.proposals import Sampler, Trial
 from fedknow.simulations.space import read_space
 from fedknow.simulations.sweep import (
@@ -139,7 +138,8 @@ def search(  # noqa: PLR0913  # a caller's keywords, each with its default
     out : path, optional
         Folder of all runs; without it ``runs/NAME-sweep``. A search there goes on.
     callbacks : sequence of callable
-        Called with each event of each run.
+        Called with each event of each run. One that raises :class:`fedknow.StopRun` stops the
+        search, which can go on.
     **changes
         Settings over ``base``, as :func:`fedknow.experiment` takes them.
 
@@ -171,12 +171,5 @@ def search(  # noqa: PLR0913  # a caller's keywords, each with its default
         Path(out) if out is not None else Path("runs") / f"{config.name}-sweep"
     )
 
-    def tell(event: Event) -> None:
-        for callback in callbacks:
-            callback(event)
-
-    @contextmanager
-    def watch(run: ExperimentConfig, title: str) -> Iterator[Subscriber]:
-        yield tell
-
+    watch = watch_each(callbacks, {})
     return SearchResult(folder, sweep(config, request, folder, watch), config)

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedknow.api.callbacks import Callback
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.server.run.events import Event
 from fedknow.server.run.recorder import Subscriber
 from fedknow.server.tracking import Tracker, following
+from fedknow.simulations.compare import Watch
 
-__all__ = ["Track", "followers", "split_trackers", "with_names"]
+__all__ = ["Track", "followers", "split_trackers", "watch_each", "with_names"]
 
 Track = str | Tracker | Sequence[str | Tracker]
 """Names with commas between them, a tracker, or several of either."""
@@ -80,6 +82,30 @@ def followers(
     untracked = config.untracked()
     with following(trackers, untracked, config.tracking, folder) as subscribers:
         yield subscribers
+
+
+def watch_each(
+    callbacks: Sequence[Callable[[Event], None]], trackers: dict[str, Tracker]
+) -> Watch:
+    """Have callbacks and trackers follow each of several runs in turn."""
+
+    @contextmanager
+    def watch(
+        config: ExperimentConfig, title: str, folder: Path
+    ) -> Iterator[Subscriber]:
+        for callback in callbacks:
+            if isinstance(callback, Callback):
+                callback.folder = folder
+        with followers(trackers, config, folder) as following:
+
+            def tell(event: Event) -> None:
+                # Callbacks last: one of them may stop the run.
+                for subscriber in (*following, *callbacks):
+                    subscriber(event)
+
+            yield tell
+
+    return watch
 
 
 def _is_tracker(item: Any) -> bool:

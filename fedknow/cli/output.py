@@ -52,17 +52,17 @@ def progress_shown(
 
 def progress_of_each(
     quiet: bool,
-) -> Callable[[ExperimentConfig, str], RunProgress] | None:
+) -> Callable[[ExperimentConfig, str, Path], RunProgress] | None:
     """Return a function that makes the progress of each of several runs.
 
-    It takes a configuration and a title.
+    It takes a configuration, a title and the run folder.
     """
     if quiet:
         return None
     # Imported late, so that the command line starts fast and on an edge box.
     from fedknow.progress import RunProgress
 
-    return lambda config, title: RunProgress(config, out, title)
+    return lambda config, title, path: RunProgress(config, out, title)
 
 
 def show_run(run: Path, quiet: bool) -> None:

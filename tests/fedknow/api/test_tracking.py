@@ -77,6 +77,54 @@ def test_a_comparison_is_tracked_run_by_run(tmp_path):
     assert not runs.failures
 
 
+def test_a_comparison_has_callbacks_and_trackers_as_objects(tmp_path):
+    class First(fedknow.Callback):
+        """Notes where each run lies, and stops those of one method."""
+
+        def __init__(self):
+            self.folders = []
+
+        def on_round_end(self, event):
+            self.folders.append(self.folder.name)
+            if self.folder.name.startswith("fedper"):
+                raise fedknow.StopRun
+
+    class Log:
+        def __init__(self):
+            self.starts, self.ends, self.steps = [], [], []
+
+        def start(self, run):
+            self.starts.append(run.name)
+
+        def log(self, step, numbers, time):
+            self.steps.append(step)
+
+        def finish(self, status):
+            self.ends.append(status)
+
+    notes, log = First(), Log()
+    compared = fedknow.compare(
+        "digits",
+        ["fedper", "fedavg"],
+        seeds=1,
+        out=tmp_path,
+        callbacks=[notes, fedknow.KeepBest()],
+        track=log,
+        tracking={"wait": 120},
+        **SMALL,
+    )
+    assert not compared.failures
+    assert log.starts == ["fedper-seed0", "fedavg-seed0"]
+    assert len(log.ends) == 2
+    assert log.steps
+    assert notes.folders[0] == "fedper-seed0"
+    assert set(notes.folders[1:]) == {"fedavg-seed0"}
+    runs = compared.runs
+    assert runs["fedper-seed0"].status != "complete"
+    assert runs["fedavg-seed0"].status == "complete"
+    assert runs["fedavg-seed0"].model(best=True) is not None
+
+
 def test_the_command_line(tmp_path):
     words = ["simulate", "digits", "--out", str(tmp_path / "run"), "--quiet"]
     for key in (

@@ -1,0 +1,48 @@
+"""The examples in the docstrings of the public names run as they are written."""
+
+import doctest
+import sys
+
+import pytest
+
+import fedknow
+
+NAMES = sorted(set(fedknow.__all__) - {"__version__"})
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+WITHOUT = {
+    "ComparedRuns",
+    "ConfigError",
+    "Dataset",
+    "ExperimentConfig",
+    "FedknowError",
+    "Learner",
+    "LearnerSettings",
+    "LivePlot",
+    "Run",
+    "SearchResult",
+    "SplitModel",
+    "list_learners",
+    "list_models",
+}
+"""Those that are given by others, drawn in notebooks, or shown in the tutorials."""
+
+
+def examples(name):
+    """The tests of a public name's docstring, and of its methods."""
+    part = getattr(fedknow, name)
+    module = sys.modules[part.__module__]
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = finder.find(part, name, module, extraglobs={"fedknow": fedknow})
+    return [test for test in found if test.examples]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_runs_as_it_is_written(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tests = examples(name)
+    # An example that comes is run, and is then required.
+    assert bool(tests) != (name in WITHOUT), f"fedknow.{name} has no example"
+    for test in tests:
+        report: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=FLAGS)
+        assert not runner.run(test, out=report.append).failed, "".join(report)
