@@ -17,6 +17,7 @@ from fedknow.client.data.objects import from_huggingface, from_torch
 from fedknow.client.data.partition import Partition, Share, make_partition
 from fedknow.client.data.ragged import Ragged
 from fedknow.client.data.samples import SampleSpec
+from fedknow.client.data.splits import save_split
 from fedknow.client.data.stream import Split, TaskData, TaskStream
 from fedknow.client.data.tables import Roles
 
@@ -38,4 +39,5 @@ __all__ = [
     "load_dataset",
     "make_benchmark",
     "make_partition",
+    "save_split",
 ]

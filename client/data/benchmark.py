@@ -17,6 +17,7 @@ from fedknow.client.data.domains import SHIFTS, Shift
 from fedknow.client.data.partition import Partition, Share, make_partition
 from fedknow.client.data.samples import Raw, model_input, shaped
 from fedknow.client.data.shares import Indices
+from fedknow.client.data.splits import load_split
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.protocols.config import (
     ConfigError,
@@ -255,7 +256,11 @@ def make_benchmark(config: ExperimentConfig) -> Benchmark:
     if config.data.holdout:
         dataset = hold_out(dataset, config.data.holdout, config.seed)
     data = config.data
-    partition = make_partition(dataset, data, config.seed)
+    partition = (
+        load_split(data.split, dataset, data)
+        if data.split
+        else make_partition(dataset, data, config.seed)
+    )
     shift = None
     if data.domain in SHIFTS:
         _check_shift(dataset, data)

@@ -121,6 +121,9 @@ class DataConfig(Section):
     """``dirichlet``, ``quantity``: concentration; small is skewed. With another partition it
     must be left as it is.
     """
+    split: str = ""
+    """A file that says who holds which samples
+    (:func:`~fedknow.client.data.splits.save_split`), in place of all settings that cut."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Fraction of each class's training samples that takes the place of the test samples, which
     are then not touched: for choosing settings."""
@@ -256,6 +259,8 @@ def check_stream(data: DataConfig) -> None:
     """
     if data.scenario == "domain-incremental":
         _check_domains(data)
+    if data.split:
+        _check_cut(data)
     if data.tasks % data.repeats:
         raise ValueError(
             f"data.repeats = {data.repeats} with data.tasks = {data.tasks}: tasks counts the "
@@ -294,9 +299,23 @@ def _check_domains(data: DataConfig) -> None:
         )
 
 
+def _check_cut(data: DataConfig) -> None:
+    """Refuse settings that would cut anew what a file has cut."""
+    keys = ("partition", "blur", "labelled", "tasks_min", "task_order")
+    for key in (*keys, "class_order", "classes_per_task"):
+        default = DataConfig.model_fields[key].default
+        value = getattr(data, key)
+        if value != default:
+            raise ValueError(
+                f"data.{key} = {value!r} does nothing with data.split = {data.split!r}, which "
+                f"says who holds what; leave data.{key} at {default!r}"
+            )
+
+
 def _check_local(data: DataConfig) -> None:
     """Refuse settings that would cut data which clients bring cut."""
     for key in (
+        "split",
         "domain",
         "repeats",
         "blur",

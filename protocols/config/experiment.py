@@ -137,7 +137,12 @@ class ExperimentConfig(Section):
         if self.data.name.startswith("file:") and not folder:
             folder = "."
         update = {
-            "data": self.data.model_copy(update={"dir": _absolute(folder)}),
+            "data": self.data.model_copy(
+                update={
+                    "dir": _absolute(folder),
+                    "split": _absolute(self.data.split),
+                }
+            ),
             "fleet": self.fleet.model_copy(update=fleet),
             "start": self.start.model_copy(
                 update={"weights": _absolute(self.start.weights)}

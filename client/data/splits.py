@@ -1,0 +1,150 @@
+"""Splits as files: who holds which rows, for other runs and other people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedknow.client.data.arrays import Dataset
+from fedknow.client.data.partition import Partition, Share
+from fedknow.protocols.config import ConfigError, DataConfig
+
+__all__ = ["load_split", "save_split"]
+
+_FORMAT = 1
+_ROWS = ("classes", "train", "test", "domains")
+_KEPT = ("scenario", "domain", "tasks", "clients", "repeats")
+"""Settings that a run must have as the run had that the split was made for."""
+
+
+def save_split(
+    path: str | os.PathLike[str],
+    partition: Partition,
+    dataset: Dataset,
+    config: DataConfig,
+) -> None:
+    """Write a split to a file, which ``data.split`` can name.
+
+    It holds row numbers and classes, and no sample.
+
+    Parameters
+    ----------
+    path : path
+        A file that ends in ``.npz``.
+    partition : Partition
+        The split.
+    dataset : Dataset
+        What its rows are of: a digest of the labels is kept.
+    config : DataConfig
+        The settings that it was made with.
+    """
+    shares = list(chain.from_iterable(partition.tasks))
+    arrays: dict[str, Any] = {}
+    for name in _ROWS:
+        rows = [np.asarray(getattr(share, name), np.int64) for share in shares]
+        arrays[name] = np.concatenate(rows)
+        arrays[f"{name}_sizes"] = np.array([len(row) for row in rows], np.int64)
+    arrays["domain"] = np.array([share.domain for share in shares], np.int64)
+    arrays["lengths"] = np.array([len(client) for client in partition.tasks])
+    description = {
+        "format": _FORMAT,
+        "digest": partition.digest,
+        "labels": _labels_digest(dataset),
+        "settings": {key: getattr(config, key) for key in _KEPT},
+    }
+    arrays["about"] = np.frombuffer(json.dumps(description).encode(), np.uint8)
+    with Path(path).open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_split(
+    path: str | os.PathLike[str], dataset: Dataset, config: DataConfig
+) -> Partition:
+    """Read a split that :func:`save_split` wrote.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or damaged, or if it is of other data or other settings.
+    """
+
+    def error(problem: str) -> ConfigError:
+        return ConfigError(f"data.split = {str(path)!r}: {problem}")
+
+    try:
+        # Without pickle: a file from elsewhere must not run code.
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        description = json.loads(arrays["about"].tobytes())
+        partition = _read(arrays, dataset, description["settings"]["tasks"])
+        is_whole = partition.digest == description["digest"]
+    except FileNotFoundError:
+        raise error("no such file; write one by save_split") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as cause:
+        raise error(f"not a file that save_split wrote: {cause}") from cause
+    if not is_whole:
+        raise error("its digest is wrong: it was changed; get the file again")
+    if description["labels"] != _labels_digest(dataset):
+        raise error(
+            f"it is of other data than {dataset.name}; set data.name as its maker had it"
+        )
+    for key, value in description["settings"].items():
+        if getattr(config, key) != value:
+            raise error(
+                f"it was made with data.{key} = {value!r}, and this run has "
+                f"{getattr(config, key)!r}; set data.{key} = {value!r}"
+            )
+    return partition
+
+
+def _read(
+    arrays: dict[str, np.ndarray], dataset: Dataset, tasks: int
+) -> Partition:
+    cut = {}
+    for name in _ROWS:
+        ends = np.cumsum(arrays[f"{name}_sizes"])
+        cut[name] = np.split(arrays[name], ends[:-1])
+    shares = []
+    for place, train in enumerate(cut["train"]):
+        held, counts = np.unique(dataset.train_y[train], return_counts=True)
+        shares.append(
+            Share(
+                tuple(cut["classes"][place].tolist()),
+                train,
+                cut["test"][place],
+                tuple(held.tolist()),
+                tuple(counts.tolist()),
+                int(arrays["domain"][place]),
+                cut["domains"][place],
+            )
+        )
+    ends = np.cumsum(arrays["lengths"]).tolist()
+    starts = [0, *ends[:-1]]
+    clients = [
+        tuple(shares[start:end]) for start, end in zip(starts, ends, strict=True)
+    ]
+    return Partition(tuple(clients), tasks)
+
+
+def _labels_digest(dataset: Dataset) -> str:
+    """Digest of all labels, training and test: other data have another one."""
+    total = hashlib.sha256()
+    for y in (dataset.train_y, dataset.test_y):
+        total.update(np.array([len(y)], "<i8").tobytes())
+        total.update(np.ascontiguousarray(y, "<i8"))
+    return total.hexdigest()
