@@ -274,6 +274,42 @@ def asynchronous(measured: Json) -> str:
     )
 
 
+def attacks(measured: Json) -> str:
+    """Make the table of accuracies under attack, means over the seeds."""
+    rows: dict[str, list[object]] = {}
+    names: dict[str, None] = {}
+    for case in measured["results"]["cases"]:
+        names[case["attack"]] = None
+        cells = rows.setdefault(case["strategy"], [case["strategy"]])
+        cells.append(f"{_mean(case['runs'], 'accuracy'):.1f}")
+        if case["attack"] == "backdoor":
+            names["marked"] = None
+            cells.append(f"{_mean(case['runs'], 'marked'):.1f}")
+    head = ["strategy", *(f"{name}, %" for name in names)]
+    return section(head, rows.values(), measured["about"])
+
+
+def _mean(runs: Sequence[Mapping[str, float]], key: str) -> float:
+    return sum(run[key] for run in runs) / len(runs)
+
+
+def secure(measured: Json) -> str:
+    """Make the table of what secure aggregation costs."""
+    rows = [
+        [
+            case["clients"],
+            f"{case['parameters']:,}",
+            "yes" if case["secure"] else "no",
+            case["seconds"],
+            case["up"] / 1e3,
+            case["down"] / 1e3,
+        ]
+        for case in measured["results"]["cases"]
+    ]
+    head = ["clients", "parameters", "secure", "s a round", "kB up", "kB down"]
+    return section(head, rows, measured["about"])
+
+
 def vmap_clients(measured: Json) -> str:
     """Make the table of the gain by training clients at once."""
     results = measured["results"]
@@ -337,6 +373,8 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "flower_app": flower_app,
     "growth": growth,
     "asynchronous": asynchronous,
+    "attacks": attacks,
+    "secure": secure,
     "precision": precision,
     "pfl_race": pfl_race,
     "pfl_race_cuda": pfl_race,

@@ -43,6 +43,8 @@ def run(script: str, *options: str) -> subprocess.CompletedProcess[str]:
         ("pfl_race.py", ["--quick", "--models", "dnn"]),
         ("engine_vs_flower.py", ECHO),
         ("numerics.py", ["--models", "mlp", "--repeats", "1"]),
+        ("attacks.py", ["--quick"]),
+        ("secure.py", ["--quick", "--rounds", "2"]),
         (
             "asynchronous.py",
             [
