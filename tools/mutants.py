@@ -134,10 +134,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     mutants = [m for m in read_mutants() if arguments.only in m.name]
+    results = []
     with ThreadPoolExecutor(arguments.jobs) as threads:
-        results = list(threads.map(is_noticed, mutants))
-    for mutant, noticed in zip(mutants, results, strict=True):
-        print("noticed " if noticed else "SURVIVED", mutant.name)
+        for mutant, noticed in zip(
+            mutants, threads.map(is_noticed, mutants), strict=True
+        ):
+            print("noticed " if noticed else "SURVIVED", mutant.name, flush=True)
+            results.append(noticed)
     share = sum(results) / len(results)
     print(f"{sum(results)} of {len(results)} faults are noticed: {share:.1%}")
     return int(share < SHARE)
