@@ -1,5 +1,7 @@
 """The node: messages and state in, messages and state out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,22 @@ class Stream:
         return self.make(task, seed=client, incremental=self.incremental)
 
 
+class SameForAll(Stream):
+    """All clients have the same samples."""
+
+    def task(self, client, task):
+        return super().task(0, task)
+
+
+class Mislabelled(Stream):
+    """The two labels of a task are exchanged in its test samples."""
+
+    def task(self, client, task):
+        data = super().task(client, task)
+        test = replace(data.test, y=data.test.y ^ 1)
+        return replace(data, test=test)
+
+
 def tiny(shape, classes):
     """A model for these samples, as a user would bring it."""
 
@@ -68,7 +86,7 @@ class Raises(Learner):
 
 @pytest.fixture
 def node(tiny_task, monkeypatch):
-    def build(*overrides, incremental=False):
+    def build(*overrides, incremental=False, stream=Stream):
         import fedknow.client.learners as learners
 
         def model(config, shape, classes, seed):
@@ -80,7 +98,7 @@ def node(tiny_task, monkeypatch):
         config = read_config(
             {"train": {"epochs": 2, "batch_size": 8, "lr": 0.01}}, overrides
         )
-        return Node(config, Stream(tiny_task, incremental))
+        return Node(config, stream(tiny_task, incremental))
 
     return build
 
@@ -136,6 +154,38 @@ def test_answers_depend_on_client_task_and_round_only(node):
     assert np.array_equal(first, train(0, 1))
     assert not np.array_equal(first, train(1, 1))
     assert not np.array_equal(first, train(0, 2))
+
+
+def test_clients_with_the_same_samples_draw_other_batches(node):
+    n = node("learner=fedper", stream=SameForAll)
+    arrays = start(n)
+    bodies = [
+        ask(n, TRAIN, client, arrays=arrays, task=0, round=1)[0].arrays()
+        for client in range(3)
+    ]
+    for body in bodies[1:]:
+        assert not np.array_equal(
+            body["body.1.weight"], bodies[0]["body.1.weight"]
+        )
+
+
+def test_test_samples_are_scored_and_no_training_sample(node):
+    """With exchanged labels each right answer is wrong, and each wrong one right."""
+    right = {}
+    for stream in (Stream, Mislabelled):
+        n = node("train.epochs=8", "train.lr=0.1", stream=stream)
+        trained, state = ask(n, TRAIN, task=0, round=1)
+        reply, _ = ask(
+            n,
+            EVALUATE,
+            state=state,
+            arrays=trained.arrays(),
+            task=0,
+            scoring="personal",
+        )
+        [right[stream]] = reply.content[METRICS]["correct"]
+    assert right[Stream] > 15
+    assert right[Mislabelled] == 20 - right[Stream]
 
 
 def test_received_arrays_may_be_read_only(node):
