@@ -6,6 +6,8 @@ from typing import get_args
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional as F
 
 from fedknow.client.data.stream import Split, TaskData
 from fedknow.client.learners import (
@@ -155,6 +157,20 @@ def ways_to_exchange():
                 if field
                 else [(kind, {})]
             )
+
+
+def test_scoring_drops_nothing_out(tiny_task):
+    """All features are dropped in training, so that mode would give the bias alone."""
+    head = nn.Linear(4, 2)
+    model = SplitModel(nn.Sequential(nn.Flatten(), nn.Dropout(1.0)), head)
+    learner = FedPer(model, TrainConfig(), FedPer.Settings())
+    test = tiny_task(0).test
+    learner.model.train()
+    [(right, total, loss)] = learner.score([test], [(0, 1)], 7)
+    z = head(test.x.flatten(1))
+    assert total == len(test.y)
+    assert right == (z.argmax(1) == test.y).sum()
+    assert loss == pytest.approx(F.cross_entropy(z, test.y).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "settings"), list(ways_to_exchange()))

@@ -33,6 +33,15 @@ def test_average_accuracy_is_per_client_first():
     np.testing.assert_allclose(metrics.average_accuracy(A, W), expected)
 
 
+def test_tasks_that_are_not_learned_yet_do_not_count_in_the_average():
+    """Forward scoring measures them too."""
+    with_later = A.copy()
+    with_later[np.isnan(A)] = 0.123
+    np.testing.assert_allclose(
+        metrics.average_accuracy(with_later, W), metrics.average_accuracy(A, W)
+    )
+
+
 def test_the_margin_of_a_sample_by_hand():
     """Two of four clients; gaps are 10 (.8 - .5) / 20 = .15 and 30 (.4 - .5) / 20 = -.15."""
     margin = metrics.sampling_margin(A, W, 4)
