@@ -159,3 +159,28 @@ def test_a_shape_alone_is_that_of_images():
     x = np.full((1, 3, 8, 8), 255, np.uint8)
     got = model_input(x, spec, (0.5,) * 3, (0.5,) * 3)
     assert torch.equal(got, torch.ones(1, 3, 8, 8))
+
+
+def test_ten_million_samples_are_declared_without_being_read(tmp_path):
+    """A file of 3.8 GB, without content on disk, costs the memory of its labels."""
+    shape = (10_000_000, 64, 3)
+    path = tmp_path / "x.npy"
+    x = np.lib.format.open_memmap(path, "w+", np.int16, shape)
+    y = np.zeros(len(x), np.int64)
+    y[1::2] = 1
+    before = _resident()
+    spec = SampleSpec("series", shape[1:], "int16")
+    numbers = ((0.0,) * 3, (1.0,) * 3)
+    data = Dataset("large", x, y, x[:2], y[:2], ("a", "b"), *numbers, sample=spec)
+    rows = np.arange(0, len(x), 200_000)
+    share = Share((0, 1), rows, np.arange(2), (0,))
+    task = Benchmark(data, Partition(((share,),))).task(0, 0)
+    assert task.train.x.shape == (50, 64, 3)
+    assert _resident() - before < 64 * 2**20
+
+
+def _resident():
+    """Bytes of this process in memory, mapped pages that were touched among them."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
