@@ -67,6 +67,8 @@ class Journal:
         answers/COMMITTED/    KEY-VERSION: the answer to the work KEY, and its state's version
         .lock
 
+    Nobody but the owner can enter the folder: states hold what a client keeps to itself.
+
     A state is on disk before its answer is given out. An answer need not be: one that is lost
     is made again.
 
@@ -87,6 +89,7 @@ class Journal:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _make_private(folder)
             self._lock = _locked(folder)
             self.store = StateStore(folder / "states", memory_bytes)
         except OSError as error:
@@ -274,6 +277,13 @@ def _read(data: bytes) -> Parcel:
         if parcel is not None:
             return parcel
     raise OSError("it ends too early")
+
+
+def _make_private(folder: Path) -> None:
+    """Take the rights of others away, where the folder is ours."""
+    # A container's volume may belong to another user, who decides about it.
+    if folder.stat().st_uid == os.geteuid():
+        folder.chmod(0o700)
 
 
 def _locked(folder: Path) -> BinaryIO:

@@ -40,6 +40,15 @@ def journal(tmp_path):
     it.close()
 
 
+def test_nobody_else_can_enter_the_folder(tmp_path):
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    journal = Journal(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    journal.close()
+
+
 def states(journal):
     return sorted(
         int(path.stem.partition("-")[2], 16)
