@@ -91,7 +91,7 @@ def describe_model(name: str) -> Description:
         plain_text(headline),
         facts,
         "model",
-        _arguments(build, ("shape", "classes")),
+        _arguments(build, ("shape", "sample", "classes")),
     )
 
 

@@ -157,3 +157,8 @@ def test_numpy_docstrings_are_read():
         "second": "Two of three.",
         "third": "The last.",
     }
+
+
+def test_what_a_sample_is_is_no_setting_of_a_model():
+    names = [setting.name for setting in describe_model("transformer").settings]
+    assert names == ["dim", "heads", "layers", "dropout", "mels"]
