@@ -18,7 +18,11 @@ from fedknow.client.data.samples import Kind, SampleSpec, as_spec
 from fedknow.client.models.cnn import cnn, cnn6
 from fedknow.client.models.densenet import densenet121
 from fedknow.client.models.efficientnet import efficientnet_lite0
-from fedknow.client.models.frozen import partly_frozen, with_neck
+from fedknow.client.models.frozen import (
+    partly_frozen,
+    with_neck,
+    with_random_features,
+)
 from fedknow.client.models.heads import make_head
 from fedknow.client.models.inception import inception_v3
 from fedknow.client.models.layers import Dropout
@@ -153,6 +157,9 @@ def _assemble(
     if config.weights:
         load_weights(body, config)
     body = partly_frozen(body, config, spec)
+    if config.random_features:
+        body = with_random_features(body, features, config, spec)
+        features = config.random_features
     if config.neck:
         body = with_neck(body, features, config.neck)
         features = config.neck
@@ -299,8 +306,9 @@ def _adjusted(
     model: nn.Module, config: ModelConfig, spec: SampleSpec
 ) -> nn.Module:
     """Give a user's network its weights, and freeze what is not trained."""
-    if config.neck or config.head != "linear":
-        key = "neck" if config.neck else "head"
+    for key, default in (("neck", 0), ("random_features", 0), ("head", "linear")):
+        if getattr(config, key) == default:
+            continue
         raise ConfigError(
             f"model.{key} = {getattr(config, key)!r}: model.name = {config.name!r} makes its own "
             f"head; leave model.{key} out, and build such layers in your own callable"

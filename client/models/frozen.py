@@ -26,6 +26,7 @@ __all__ = [
     "is_held",
     "partly_frozen",
     "with_neck",
+    "with_random_features",
 ]
 
 
@@ -127,6 +128,45 @@ def partly_frozen(
         freeze(body)
         return Backbone(body, nn.Identity(), sample)
     return _train_last(body, config, sample)
+
+
+class RandomFeatures(nn.Module):
+    """Features relu(x R), with a fixed random R of variance 1 / inputs.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Rows and columns of R, which is drawn by PyTorch's generator and frozen.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        drawn = torch.randn(inputs, outputs) / inputs**0.5
+        self.matrix = nn.Parameter(drawn, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give ``[n, outputs]`` for features ``[n, inputs]``."""
+        return (x @ self.matrix).relu()
+
+
+def with_random_features(
+    body: nn.Module, features: int, config: ModelConfig, sample: SampleSpec
+) -> nn.Module:
+    """Put ``model.random_features`` behind a frozen network.
+
+    Raises
+    ------
+    ConfigError
+        If some of it is trained.
+    """
+    if config.train != "head" or not isinstance(body, Backbone):
+        raise ConfigError(
+            f"model.random_features = {config.random_features}: they stand behind a frozen "
+            f"network, and model.train = {config.train!r}; set model.train = 'head'"
+        )
+    drawn = RandomFeatures(features, config.random_features)
+    hold_still(drawn)
+    return Backbone(nn.Sequential(body.frozen, drawn), nn.Identity(), sample)
 
 
 def with_neck(body: nn.Module, features: int, units: int) -> nn.Module:

@@ -59,6 +59,9 @@ class ModelConfig(Component):
     neck: int = Field(0, ge=0, le=65536)
     """Units of a trained layer with ReLU between network and head; 0: none. It belongs to the body,
     so it gives methods with a head of one's own something to share."""
+    random_features: int = Field(0, ge=0, le=65536)
+    """With ``train = "head"``: features relu(x R) of so many columns of a fixed random R take the
+    place of the network's x, which makes a linear head stronger; 0: x itself."""
     head: Literal["linear", "cosine"] = "linear"
     """``cosine``: logits are a learned scale times the cosine of features and class weights."""
     cache_features: bool = False
