@@ -164,7 +164,7 @@ def test_ray_cannot_start(monkeypatch):
 
 
 def test_what_cannot_be_imported_meanwhile_is_raised(monkeypatch):
-    monkeypatch.setattr(cluster, "start_ray", lambda address: None)
+    monkeypatch.setattr(cluster, "start_ray", lambda address, code: None)
     with (
         pytest.raises(ModuleNotFoundError, match="no_such_module"),
         one_ray("", "no_such_module"),
