@@ -103,6 +103,10 @@ class FeatureStream:
         """Number of clients."""
         return self._stream.clients
 
+    def length(self, client: int) -> int:
+        """Count the tasks that a client has."""
+        return self._stream.length(client)
+
     def task(self, client: int, task: int) -> TaskData:
         """Give a client's share of a task, as features."""
         key = (client, task)
@@ -131,7 +135,7 @@ class FeatureStream:
         digest.update(repr(facts).encode())
         settings = config.model_dump(mode="json")
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        digest.update(self._learner.frozen_digest.encode())
+        digest.update(self._learner.entries.frozen_digest.encode())
         return digest.digest()
 
     def _count(self) -> int:

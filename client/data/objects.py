@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedknow.client.data.arrays import Dataset, Labels
 from fedknow.client.data.columns import Column
 from fedknow.client.data.own import KINDS
-from fedknow.client.data.samples import Raw, SampleSpec
+from fedknow.client.data.samples import SampleSpec
 from fedknow.client.data.tables import Roles, from_tables
 from fedknow.protocols.config import ConfigError
 
@@ -93,7 +94,7 @@ def from_torch(
     return dataset
 
 
-def _items(name: str, part: Any) -> tuple[Raw, Labels]:
+def _items(name: str, part: Any) -> tuple[NDArray[Any], Labels]:
     samples, labels = [], []
     for place in range(len(part)):
         x, y = part[place]

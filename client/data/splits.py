@@ -146,5 +146,5 @@ def _labels_digest(dataset: Dataset) -> str:
     total = hashlib.sha256()
     for y in (dataset.train_y, dataset.test_y):
         total.update(np.array([len(y)], "<i8").tobytes())
-        total.update(np.ascontiguousarray(y, "<i8"))
+        total.update(np.asarray(y, "<i8").tobytes())
     return total.hexdigest()

@@ -81,7 +81,7 @@ class MemorySettings(ContinualSettings):
         if self.memory_bytes:
             limit = self.memory_bytes // (x[0].nbytes + y[0].nbytes)
         else:
-            floor = self.memory_floor * len(y.unique())
+            floor = self.memory_floor * int((y.bincount() > 0).sum())
             limit = max(round(self.memory * n), floor)
         return min(max(limit, 1), n)
 
