@@ -27,6 +27,15 @@ class FedknowError(Exception):
         What a command ends with.
     is_resumable : bool
         Whether a run that ended with it can go on from what is kept.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> try:
+    ...     fedknow.load_run("nowhere")
+    ... except fedknow.FedknowError as error:
+    ...     print(error.exit_code, error.is_resumable)
+    2 False
     """
 
     exit_code: ClassVar[int] = FAILED

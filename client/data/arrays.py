@@ -67,6 +67,15 @@ class Dataset:
     ------
     ConfigError
         If the arrays do not fit each other or this description.
+
+    Examples
+    --------
+    >>> import fedknow, numpy as np
+    >>> images = np.arange(256, dtype=np.uint8).reshape(4, 1, 8, 8)
+    >>> labels = np.array([0, 0, 1, 1])
+    >>> data = fedknow.Dataset.from_arrays("squares", images, labels, images, labels)
+    >>> data.classes, data.spec.channels
+    (2, 1)
     """
 
     name: str

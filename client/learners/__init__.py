@@ -114,7 +114,14 @@ training has its term."""
 
 
 def list_learners() -> dict[str, str]:
-    """Name and one line of each learner."""
+    """Name and one line of each learner.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> fedknow.list_learners()["ewc"]
+    'A penalty for each past task, by its Fisher information (PNAS 2017).'
+    """
     return {name: summary(kind) for name, kind in LEARNERS.items()}
 
 

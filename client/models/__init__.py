@@ -196,7 +196,14 @@ def _load(name: str) -> Any:
 
 
 def list_models() -> dict[str, str]:
-    """List the models known by name, with a line about each and its settings."""
+    """List the models known by name, with a line about each and its settings.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> fedknow.list_models()["cnn6"]
+    '6-layer CNN of the FedKNOW paper, ...; settings: width, dropout, init.'
+    """
     return {name: _described(name) for name in _MODELS}
 
 

@@ -24,6 +24,13 @@ class SplitModel(nn.Module):
         Samples ``[n, ...]`` to features ``[n, f]``.
     head : nn.Linear
         Features to logits ``[n, classes]``.
+
+    Examples
+    --------
+    >>> import fedknow, torch
+    >>> model = fedknow.SplitModel(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> model(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, body: nn.Module, head: nn.Linear) -> None:

@@ -45,6 +45,16 @@ class ComparedRuns:
         The runs of each method.
     failures : dict
         Folder name of each run that failed, and why.
+
+    Examples
+    --------
+    >>> import fedknow, tempfile
+    >>> compared = fedknow.compare(
+    ...     "digits", ["local"], seeds=1, data={"clients": 2, "tasks": 1},
+    ...     train={"rounds": 1}, engine={"backend": "inline"}, out=tempfile.mkdtemp(),
+    ... )
+    >>> compared.groups[0].label, len(compared.groups[0].runs)
+    ('local', 1)
     """
 
     def __init__(self, path: Path, comparison: Comparison) -> None:

@@ -25,6 +25,13 @@ class LivePlot(Callback):
     ------
     ConfigError
         If IPython is not running.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> fedknow.LivePlot()  # in a notebook: fedknow.simulate(callbacks=[fedknow.LivePlot()])
+    Traceback (most recent call last):
+    fedknow.protocols.config.errors.ConfigError: LivePlot draws in a notebook; ...
     """
 
     def __init__(self) -> None:

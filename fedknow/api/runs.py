@@ -142,6 +142,16 @@ class Run:
         The run folder.
     config : ExperimentConfig
         The complete configuration.
+
+    Examples
+    --------
+    >>> import fedknow, tempfile
+    >>> run = fedknow.simulate(
+    ...     "digits", learner="local", data={"clients": 2, "tasks": 1}, train={"rounds": 1},
+    ...     engine={"backend": "inline"}, out=tempfile.mkdtemp(),
+    ... )
+    >>> run.matrix().shape, len(run.table("round")), run.model(client=0).training
+    ((1, 1), 1, False)
     """
 
     def __init__(self, folder: RunFolder) -> None:

@@ -36,6 +36,17 @@ class SearchResult:
         The folder of all runs.
     trials : list of Trial
         All tries in their order: number, settings, accuracy, forgetting, failure.
+
+    Examples
+    --------
+    >>> import fedknow, tempfile
+    >>> found = fedknow.search(
+    ...     "digits", {"train.lr": [1e-2, 1e-3]}, sampler="grid", learner="local",
+    ...     data={"clients": 2, "tasks": 1}, train={"rounds": 1},
+    ...     engine={"backend": "inline"}, out=tempfile.mkdtemp(),
+    ... )
+    >>> found.config.train.lr in (1e-2, 1e-3), found.trials[0].failure
+    (True, '')
     """
 
     def __init__(

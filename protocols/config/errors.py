@@ -14,6 +14,15 @@ class ConfigError(FedknowError, ValueError):
     """A configuration that cannot be run.
 
     The text names the key, the value and what would be right.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> try:
+    ...     fedknow.experiment("digits", train={"rounds": 0})
+    ... except fedknow.ConfigError as error:
+    ...     print("train.rounds" in str(error), error.exit_code)
+    True 2
     """
 
     exit_code = REFUSED

@@ -57,6 +57,13 @@ class ExperimentConfig(Section):
     """One experiment, complete.
 
     The same configuration and seed give the same numbers wherever it runs.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> config = fedknow.ExperimentConfig(learner="ewc", data={"clients": 5})
+    >>> config.learner.name, config.data.clients, config.data.name
+    ('ewc', 5, 'digits')
     """
 
     # The name becomes a part of a folder's name.

@@ -124,6 +124,13 @@ class Learner(Hooks, metaclass=_StartsFresh):
         The parameters to train, each once, by the first of its names. The others are frozen.
     entries : Entries
         The parts of the model that travel and those that a client keeps.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> class Halved(fedknow.Learner):
+    ...     def loss(self, logits, batch):
+    ...         return super().loss(logits, batch) / 2
     """
 
     overridden: ClassVar[frozenset[str]] = frozenset()
@@ -190,9 +197,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         return F.cross_entropy(logits, batch.y)
 
     def gradient(self, batch: Batch) -> tuple[float, int]:
-        """Leave the gradients of one batch in the parameters.
-
-        There are none before.
+        """Leave one batch's gradients in the parameters, which have none.
 
         Returns
         -------
@@ -310,10 +315,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         return scoring.score(self, splits, heads, batch_size)
 
     def counting(self, name: str) -> AbstractContextManager[None]:
-        """Count a hook that a method has made anew.
-
-        Where all is counted, it is counted with the rest.
-        """
+        """Count a hook that a method has made anew, unless all is counted anyway."""
         if name in self.overridden and not self.meter.is_counting:
             return self.meter.part()
         return nullcontext()
@@ -339,10 +341,7 @@ class Learner(Hooks, metaclass=_StartsFresh):
         return channels_last(x) if self.train.channels_last else x
 
     def smallest_batch(self, x: Tensor) -> int:
-        """Tell the fewest samples that the model can be trained on at once.
-
-        ``x``: any samples; one is looked at.
-        """
+        """Tell the fewest samples such as ``x`` that the model can train on."""
         if self.batch_minimum is None:
             # A property of the model and the size of an image, so it is nobody's work.
             with self.meter.free():

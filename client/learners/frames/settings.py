@@ -18,6 +18,14 @@ class LearnerSettings(BaseModel):
 
     Unknown keys are refused, and so is what is infinite or NaN. A number that may be infinite
     says so: ``Field(allow_inf_nan=True)``.
+
+    Examples
+    --------
+    >>> import fedknow
+    >>> class Settings(fedknow.LearnerSettings):
+    ...     rho: float = 0.1
+    >>> Settings(rho=0.2).rho
+    0.2
     """
 
     # The docstrings of settings are what `fedknow list learners NAME` says of them.
