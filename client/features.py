@@ -42,6 +42,7 @@ def with_features(
     """Give the stream of features, where ``model.cache_features`` asks."""
     if not config.cache_features:
         return stream
+    # `check_cache` has refused all other models.
     assert isinstance(learner.body, Backbone)
     return FeatureStream(stream, learner, learner.body, config)
 
@@ -76,6 +77,7 @@ class FeatureStream:
         self._stream = stream
         self._learner = learner
         self._backbone = backbone
+        # Not in the run's folder: runs with the same network share their features.
         folder = os.environ.get("FEDKNOW_CACHE") or "~/.cache/fedknow"
         self._folder = Path(folder).expanduser() / "features"
         self._prefix = self._digest(config)
@@ -117,6 +119,7 @@ class FeatureStream:
         train, test = self._features(data.train), self._features(data.test)
         share = self._recent[key] = replace(data, train=train, test=test)
         self._bytes += _nbytes(share)
+        # A share larger than the limit goes at once, and is read from the disk each time.
         while self._bytes > _REMEMBERED:
             _, oldest = self._recent.popitem(last=False)
             self._bytes -= _nbytes(oldest)
@@ -126,6 +129,7 @@ class FeatureStream:
         """Digest everything but samples that features depend on."""
         digest = hashlib.sha256()
         device = self._learner.device.type
+        # Devices, versions and memory formats round differently.
         facts = (
             _FORMAT,
             torch.__version__,
@@ -135,16 +139,19 @@ class FeatureStream:
         digest.update(repr(facts).encode())
         settings = config.model_dump(mode="json")
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        # The weights themselves, as a file of the same name may hold others by now.
         digest.update(self._learner.entries.frozen_digest.encode())
         return digest.digest()
 
     def _count(self) -> int:
+        # Blank samples do: the operations depend on shapes alone.
         sample = self.spec.blank(1, device=self._learner.device)
         with FlopCounterMode(display=False) as counter:
             self._backbone.features(self._learner.images(sample))
         return int(counter.get_total_flops())
 
     def _features(self, split: Split) -> Split:
+        # By content, so that clients with the same samples share a file.
         path = self._folder / f"{self._key(split.x)}.npy"
         features = _read(path)
         if features is None:
@@ -155,6 +162,7 @@ class FeatureStream:
 
     def _key(self, x: Tensor) -> str:
         digest = hashlib.sha256(self._prefix)
+        # The same bytes are other samples in another shape.
         digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
         digest.update(x.contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
@@ -177,6 +185,7 @@ def _write(features: Tensor, path: Path) -> None:
     """Write a file as a whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, since renaming across disks is not atomic.
         with tempfile.NamedTemporaryFile(
             dir=path.parent, prefix=".", delete=False
         ) as draft:

@@ -90,6 +90,7 @@ class SecureNode:
             TRAIN: self._train,
             UNMASK: self._unmask,
         }
+        # In the client's state: the next wave's work may go to another process.
         session = state.get(STATE, {})
         stripped = state
         # The very object where nothing is taken out: a state that stays is not saved again.
@@ -112,10 +113,12 @@ class SecureNode:
     ) -> Reply:
         """Wave 1: make two pairs of keys, and tell their public halves."""
         request = message.config()
+        # New in each round, as an opened mask hides nothing a second time.
         secret = {
             SESSION: _text(request, SESSION).hex(),
             SHARE_KEY: new_key().hex(),
             MASK_KEY: new_key().hex(),
+            # Masks of pairs alone would not do: they are opened of a client that answers late.
             "mask": secrets.token_bytes(KEY_BYTES).hex(),
         }
         answer = Config(
@@ -149,8 +152,10 @@ class SecureNode:
                 "the server handed out keys that are not those of the clients"
             )
         threshold = threshold_of(self._privacy.threshold, len(nodes))
+        # Both secrets are dealt, and of each client only one is ever opened; see `_unmask`.
         of_mask = deal(_secret(session, "mask"), nodes, threshold)
         of_key = deal(_secret(session, MASK_KEY), nodes, threshold)
+        # The server carries the packages, so each is sealed for the one that may open it.
         sealed = [
             seal_shares(
                 self._share_key(session, key),
@@ -160,6 +165,7 @@ class SecureNode:
             )
             for node, key in zip(nodes, share_keys, strict=True)
         ]
+        # The peers' keys are kept: in the next wave the server could show others.
         dealt = {
             **session,
             NODES: nodes,
@@ -181,6 +187,7 @@ class SecureNode:
         _check_session(request, session)
         peers = _nodes(request, NODES)
         threshold = self._check_peers(peers, message.node, session)
+        # The node sees an ordinary message: training knows nothing of masks.
         content = {
             name: record
             for name, record in message.content.items()
@@ -199,6 +206,7 @@ class SecureNode:
             peers, message.node, session, numbers.size
         )
         masked: Arrays = Arrays({MASKED: numbers})
+        # The clients of this sum, so that no other set of them can be opened.
         trained = {**session, SURVIVORS: peers, "threshold": threshold}
         answer = replace(reply, content={**reply.content, ARRAYS: masked})
         return answer, {**new, STATE: trained}
@@ -219,6 +227,7 @@ class SecureNode:
             if peer != node:
                 public = bytes.fromhex(public_keys[peer])
                 key = agree(private, public, "mask", session_id)
+                # One of a pair adds the mask and the other subtracts it, so that it leaves the sum.
                 total = total + pair_mask(key, size, node < peer)
         return total
 
@@ -236,6 +245,7 @@ class SecureNode:
             raise ValueError("the sum is to be opened before updates were sent")
         survivors = _nodes(request, SURVIVORS)
         peers = session[SURVIVORS]
+        # The sum of a few updates would tell much of each of them.
         if not set(survivors) <= set(peers) or (
             len(survivors) < session["threshold"]
         ):
@@ -250,8 +260,10 @@ class SecureNode:
             public = bytes.fromhex(public_keys[peer])
             key = self._share_key(session, public)
             pair = open_shares(key, peer, message.node, package)
+            # Never both: with mask and key a client's update would lie open.
             is_there = peer in survivors
             shares.append(pair[:SHARE_BYTES] if is_there else pair[SHARE_BYTES:])
+        # The secrets go with the answer, so that a round is opened once at most.
         return _reply(message, Config({SHARES: shares})), state
 
     def _share_key(self, session: Mapping[str, Any], public: bytes) -> bytes:
@@ -278,6 +290,7 @@ class SecureNode:
 
     def _refuse_collection(self, message: Message) -> None:
         """Keep what a client keeps to itself."""
+        # Scoring may collect personal parameters, which no mask would hide.
         if message.kind == EVALUATE:
             work = ScoreWork.from_content(message.content)
             if work.should_collect and self._keeps_something():

@@ -97,11 +97,13 @@ def start_learner(config: ExperimentConfig, learner: Learner) -> ExperimentConfi
     if not config.start.weights:
         return config
     path = Path(config.start.weights).expanduser()
+    # Read once, so that the checksum is of the bytes that are used.
     data = _file_bytes(path)
     pinned = _pinned(config, data)
     weights = _Weights(path, _parse(path, data), pinned.start.sha256)
     arrays = learner.send()
     chosen = _choose(weights, learner, arrays, config.start.without)
+    # What the file leaves open keeps the values that were drawn from the seed.
     learner.receive(arrays | chosen)
     started = learner.send()
     # A learner may send something else than what it received.
@@ -115,6 +117,7 @@ def start_learner(config: ExperimentConfig, learner: Learner) -> ExperimentConfi
 
 def _pinned(config: ExperimentConfig, data: bytes) -> ExperimentConfig:
     digest = hashlib.sha256(data).hexdigest()
+    # A resumed run must start from the same bytes, even if the file was replaced.
     expected = config.start.sha256
     if expected and expected != digest:
         raise ConfigError(
@@ -153,6 +156,7 @@ def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
             ) from None
         return _inner(tensors) if _is_export(data) else tensors
     try:
+        # A pickle can run code: tensors and plain containers are all that is let in.
         read = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,
@@ -161,6 +165,7 @@ def _parse(path: Path, data: bytes) -> dict[str, Tensor]:
         ValueError,
         KeyError,
     ) as error:
+        # PyTorch's errors have a dozen lines, the first of which says it.
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"start.weights = {str(path)!r}: not a state dict that torch.load reads with "
@@ -188,6 +193,7 @@ def _state_dict(path: Path, read: Any) -> dict[str, Tensor]:
 
 def _is_export(data: bytes) -> bool:
     """Say whether ``fedknow export`` wrote the file."""
+    # A safetensors file begins with the size of its header.
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     return "fedknow" in header.get("__metadata__", {})
@@ -242,6 +248,7 @@ def _check_excluded(
 ) -> None:
     names = [*weights.tensors, *learner.model.state_dict()]
     for part in without:
+        # A mistyped part would exclude nothing, and nobody would notice.
         if not any(_is_in(name, [part]) for name in names):
             raise ConfigError(
                 f"start.without = {part!r}: neither the model nor {weights.path} has such a "
@@ -283,6 +290,7 @@ def _check_fixed(
 ) -> None:
     """Refuse other values for what is not exchanged."""
     model = learner.model.state_dict(keep_vars=True)
+    # By identity: tied parameters are one object under two names.
     places = {id(model[name]): name for name in chosen}
     for name in usable.keys() - chosen.keys():
         # A tied parameter has the value of its first name.
@@ -298,6 +306,7 @@ def _check_fixed(
 
 def _is_in(name: str, parts: Iterable[str]) -> bool:
     """Say whether a parameter is one of these, or belongs to such a module."""
+    # With the dot, so that `head` is no prefix of `header.weight`.
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 

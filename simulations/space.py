@@ -16,6 +16,7 @@ __all__ = ["Choice", "Dimension", "Integers", "Reals", "Value", "read_space"]
 Value = float | int | str | bool
 N = TypeVar("N", int, float)
 
+# The first part is lazy: numbers have points of their own, as in 0.5..1.5.
 _RANGE = re.compile(r"(?P<low>[^:]+?)\.\.(?P<high>[^:]+?)(?:/(?P<points>\d+))?")
 _HOW = (
     "write log:1e-4..1e-1, uniform:0..1, int:1..5 or choice:a,b; a number of points "
@@ -48,8 +49,10 @@ class Reals:
         if self.points < 2:
             return []
         steps = [place / (self.points - 1) for place in range(self.points)]
+        # Equal ratios between neighbours: a learning rate matters by its order of magnitude.
         if self.is_log:
             ratio = self.high / self.low
+            # Six digits: in a configuration 0.30000000000000004 would help nobody.
             return [float(f"{self.low * ratio**step:.6g}") for step in steps]
         width = self.high - self.low
         return [float(f"{self.low + width * step:.6g}") for step in steps]
@@ -57,6 +60,7 @@ class Reals:
     @property
     def ends(self) -> list[Value]:
         """Values that must all be valid settings."""
+        # Limits of settings are intervals: what both ends fulfil, all between them fulfils.
         return [self.low, self.high]
 
 
@@ -137,6 +141,7 @@ def read_space(
         if key in space:
             raise ConfigError(f"{key} is searched twice; give one range")
         section = key.partition(".")[0]
+        # A better seed is luck, and how a run is executed changes no number.
         if section in ("seed", "engine", "tracking", "name"):
             raise ConfigError(
                 f"{key}: cannot be searched, since no better result comes of it; "
@@ -160,6 +165,7 @@ def _dimension(key: str, value: Any) -> Dimension:
         kind, colon, inner = value.partition(":")
         if colon and kind in _KINDS:
             return _KINDS[kind](key, inner)
+        # Without a kind, a comma is enough to tell a choice.
         if "," in value:
             return _read_choice(key, value)
         _refuse(key, value, f"is no range; {_HOW}")
@@ -183,8 +189,10 @@ def _read_uniform(key: str, text: str) -> Dimension:
 
 def _read_reals(key: str, text: str, is_log: bool) -> Reals:
     low, high, points = _bounds(key, text, float)
+    # Python reads `inf` and `nan` as numbers, too.
     if not (math.isfinite(low) and math.isfinite(high)):
         _refuse(key, text, "both ends must be finite")
+    # 0 stands for no grid, and one point has no neighbour to be spaced from.
     if points == 1:
         _refuse(key, text, "a grid has two points or more")
     return Reals(low, high, is_log, points)
@@ -207,6 +215,7 @@ def _bounds(key: str, text: str, number: Callable[[str], N]) -> tuple[N, N, int]
         low, high = number(match["low"]), number(match["high"])
     except ValueError:
         _refuse(key, text, f"its ends are not both numbers; {_HOW}")
+    # Asked this way round, as every comparison with NaN is false.
     if not low < high:
         _refuse(key, text, "must go from a smaller to a larger number")
     return low, high, int(match["points"] or 0)
@@ -225,6 +234,7 @@ def _choice(key: str, values: Sequence[Any]) -> Choice:
     for value in values:
         if not isinstance(value, str | int | float):
             _refuse(key, value, "must be text, a number, true or false")
+    # As JSON: in Python 1, 1.0 and true are equal.
     if len({json.dumps(value) for value in values}) < len(values):
         _refuse(key, list(values), "has a value twice")
     return Choice(tuple(values))
@@ -236,6 +246,7 @@ def _scalar(word: str) -> Value:
         value = json.loads(word)
     except ValueError:
         return word
+    # JSON reads lists and null as well, which nothing can search.
     return value if isinstance(value, bool | int | float) else word
 
 

@@ -100,6 +100,7 @@ def sweep(
     """
     check_between("--runs", request.trials, 1, MAX_CANDIDATES)
     check_between("--seeds", request.seeds, 1, MAX_SEEDS)
+    # Test samples must not choose settings, as accuracy on them would then be luck.
     config = pin_start(with_holdout(config))
     _check_space(config, request.space)
     propose = make_proposer(
@@ -115,6 +116,7 @@ def sweep(
             if not failure:
                 failure = _run(plans, watch)
             trials.append(_score(number, settings, plans, failure))
+            # After each try, so that an interrupted search loses one at most.
             _write(out, trials)
     _write_numbers(trials, out)
     return trials
@@ -126,6 +128,7 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
     ``None`` if all failed.
     """
     scored = [trial for trial in trials if trial.accuracy is not None]
+    # `min` takes the first one of equals.
     return min(scored, key=_rank, default=None)
 
 
@@ -146,6 +149,7 @@ def configure(
     """
     # Sections by name first: with another learner the settings of the old one go.
     ordered = sorted(settings, key=lambda key: "." in key)
+    # As JSON, which is how settings on the command line are read.
     texts = [f"{key}={json.dumps(settings[key])}" for key in ordered]
     tree = config.model_dump(mode="json")
     return read_config(tree, [*texts, f"seed={seed}"])
@@ -158,6 +162,7 @@ def _check_space(
     config: ExperimentConfig, space: Mapping[str, Dimension]
 ) -> None:
     """Refuse a range whose ends are no settings."""
+    # A valid point, from which one range at a time is tried.
     start = {key: dimension.ends[0] for key, dimension in space.items()}
     benchmark = make_benchmark(resolve(configure(config, start, config.seed)))
     for key, dimension in space.items():
@@ -200,6 +205,7 @@ def _plan_runs(
             complete = resolve(configure(config, settings, seed))
             prepare(complete, make_benchmark(complete))
         except ConfigError as error:
+            # Each range was valid by itself, and a combination need not be.
             return {}, str(error)
         plans[out / f"trial-{number:04}-seed{seed}"] = complete
     return plans, ""

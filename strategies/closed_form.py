@@ -71,12 +71,14 @@ class Afcl(PairedStrategy):
 
     def reset(self, width: int, classes: int) -> None:
         """Begin with no sums, for features [width]."""
+        # In float64: the solution needs digits that long sums in float32 have lost.
         self._gram = torch.zeros(width, width, dtype=torch.float64)
         self._moment = torch.zeros(width, classes, dtype=torch.float64)
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
         """Add one client's sums of one task, Eq. (3)."""
         self._moment += sums["moment"]
+        # A client sends the smaller one of two forms, and the other one empty.
         if len(rows := sums["factor"]):
             self._gram.addmm_(rows.T, rows)
         elif len(half := sums["gram"]):
@@ -103,6 +105,7 @@ class Afcl(PairedStrategy):
         for reply in replies:
             extra = reply.content.get(EXTRA)
             if isinstance(extra, Arrays):
+                # The number is of no account: a sum does not know its clients.
                 self.collect(task, {0: extra})
 
     def aggregate_train(
@@ -110,8 +113,10 @@ class Afcl(PairedStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Put the solution in the place of the averaged head."""
         record, metrics = super().aggregate_train(server_round, replies)
+        # Without new sums the clients already have the solution.
         if record is None or not self._is_new:
             return record, metrics
+        # Threads split a sum by the number of cores, and rounding follows.
         with one_thread():
             weight = self.solution().T
         arrays = to_arrays(record)
@@ -266,8 +271,10 @@ def solve(gram: Tensor, moment: Tensor, ridge: float) -> Tensor:
     """
     # The largest eigenvalue is at most the trace, and none is below gamma.
     worst = 1 + gram.trace().item() / ridge
+    # A copy, as the sums go on with the next task.
     regular = gram.clone()
     regular.diagonal().add_(ridge)
+    # Tells of a failure and does not raise, so that one error names the setting.
     lower, fault = torch.linalg.cholesky_ex(regular)
     if worst > _WORST or fault.item():
         raise ConfigError(

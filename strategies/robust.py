@@ -147,6 +147,7 @@ class Bulyan(flower.Bulyan):
             return None, None
         selected = len(contents) - 2 * malicious
         chosen = self.selection_rule(contents, malicious, selected)
+        # Krum bounds the whole distance; single numbers may still be far out.
         mean = middle_mean(_points(chosen), selected - 2 * malicious)
         metrics = self.train_metrics_aggr_fn(chosen, self.weighted_by_key)
         return _unflatten(mean, _arrays(chosen[0])), metrics
@@ -197,6 +198,7 @@ class CentredClipping(flower.FedAvg):
         grid: Grid,
     ) -> Iterable[Message]:
         """Remember the model that changes are counted from."""
+        # The hook for answers is not given the model that was sent.
         self._model = to_arrays(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
@@ -212,6 +214,7 @@ class CentredClipping(flower.FedAvg):
         changes = _points(contents, list(self._model)) - model
         step, clipped = clip_around(changes, self.radius, self.iterations)
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        # A user sees by it whether the radius suits honest clients.
         metrics["clipped-share"] = clipped
         return _unflatten(model + step, self._model), metrics
 

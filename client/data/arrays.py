@@ -198,6 +198,7 @@ class Dataset:
         # The largest label counts the classes. Test labels beyond it are refused later.
         if class_names is None:
             class_names = [str(label) for label in range(int(train_y.max()) + 1)]
+        # Mean 0 and deviation 1 leave samples as they are.
         mean, std = (
             channel_statistics(train_x, spec)
             if normalize
@@ -251,6 +252,7 @@ def _check_arrays(
             raise error("x", x, "uint8 [N, C, H, W]")
     elif not _is_described(x, sample):
         raise error("x", x, _requirement(sample))
+    # PyTorch's loss takes int64 alone.
     if (
         not isinstance(y, np.ndarray)
         or y.dtype != np.int64
@@ -344,6 +346,7 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        # By the error's name: an installed package may lack one that it imports.
         raise ConfigError(
             f"this data set or partition needs the package {error.name!r}, "
             f"which is not installed; {how_to_install('data')}"

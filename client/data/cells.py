@@ -108,11 +108,13 @@ def _read_lists(
 ) -> tuple[list[Raw], SampleSpec]:
     """Read lists of numbers as rows, lists of lists as series."""
     parts = list(map(_as_arrays, cells))
+    # Of both parts: a shape that the test part alone has must be refused, too.
     shapes = set(map(np.shape, parts[0] + parts[1]))
     example = parts[0][0]
     if example.ndim == 1 and len(shapes) == 1:
         spec = SampleSpec("table", example.shape, "float32")
         return [np.stack(part) for part in parts], spec
+    # Series may differ in their length and in nothing else.
     if {(len(shape), *shape[1:]) for shape in shapes} != {
         (2, *example.shape[1:])
     }:
@@ -121,6 +123,7 @@ def _read_lists(
             "equally many, or steps of equally many numbers each"
         )
     is_ragged = len(shapes) > 1
+    # The longest series: shorter ones are filled up to it.
     size = max(shapes)
     spec = SampleSpec("series", size, "float32", is_ragged=is_ragged)
     if is_ragged:
@@ -132,11 +135,13 @@ def _read_texts(
     place: str, cells: Sequence[Sequence[str]]
 ) -> tuple[list[Raw], SampleSpec]:
     """Read texts as ids of the words that the training samples have."""
+    # From training samples alone: a word that only tests have must stay unknown.
     vocabulary = Vocabulary(cells[0])
     parts = [vocabulary.encode(part) for part in cells]
     longest = max(int(part.lengths.max()) for part in parts)
     spec = SampleSpec(
         "tokens",
+        # One step at least, for texts that are all empty.
         (max(1, min(longest, _MOST_WORDS)),),
         "int32",
         is_ragged=True,
@@ -162,6 +167,7 @@ def _read_files(
     place: str, cells: Sequence[Sequence[Any]]
 ) -> tuple[list[Raw], SampleSpec]:
     contents = [list(map(_content, part)) for part in cells]
+    # A column's type says only that it holds bytes, so a file says what it is.
     if contents[0][0].startswith(b"RIFF"):
         return _read_sounds(place, contents)
     return _read_pictures(place, contents)
@@ -200,6 +206,7 @@ def _picture(content: bytes, place: str) -> NDArray[np.uint8]:
         raise ConfigError(f"{place}: no picture: {error}") from error
     if pixels.ndim == 2:
         return pixels[None]
+    # Pillow lays channels last, and models take them first.
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -215,6 +222,7 @@ def _read_sounds(
             sounds.append(sound)
             rates.add(rate)
         parts.append(Ragged.join(sounds))
+    # A network's spectrogram is computed for one rate.
     if len(rates) > 1:
         raise ConfigError(
             f"{place} holds sounds of {sorted(rates)} samples a second; bring all to one rate"

@@ -79,6 +79,7 @@ _NESTED = ("", "data", "mnist", "fashion_mnist", "plain_text")
 """Folders in which copies of the hub keep their files."""
 _LABELLED = Parquet("image", ("label",), folders=_NESTED)
 _CIFAR10 = Parquet("img", ("label",), folders=_NESTED)
+# The files have coarse labels, too, and those are no classes of CIFAR-100.
 _CIFAR100 = Parquet("img", ("fine_label",))
 
 # Names are written in configurations and results, so they never change.
@@ -116,6 +117,7 @@ LISTED: Mapping[str, Listing] = {
         "CIFAR-100's parquet folder",
         Form("RGB"),
         (Fc100(),),
+        # The same photographs as CIFAR-100, in another order and split.
         folders=("cifar100",),
         hub="uoft-cs/cifar100",
     ),
@@ -149,6 +151,7 @@ LISTED: Mapping[str, Listing] = {
         "*_32x32.mat, or parquet folder",
         Form("RGB"),
         (
+            # SVHN has whole photographs, too, in another folder.
             Parquet("image", ("label",), folders=("", "data", "cropped_digits")),
             SvhnMat(),
         ),
@@ -181,6 +184,7 @@ LISTED: Mapping[str, Listing] = {
         "80 tasks of 5 classes: miniimagenet, tinyimagenet and cifar100 "
         "one after another, to 32x32 RGB",
         Form("RGB", 32),
+        # In this order, as it is the order of the tasks.
         mix=("miniimagenet", "tinyimagenet", "cifar100"),
     ),
 }

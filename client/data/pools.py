@@ -48,6 +48,7 @@ def _task_classes(
     """Decide the classes of each task."""
     rng = generator(seed, "partition/classes")
     is_shuffled = config.class_order == "shuffled"
+    # A size that was set goes before the data set's own tasks.
     if dataset.groups and config.classes_per_task == 0:
         count = len(dataset.groups)
         if tasks > count:
@@ -240,6 +241,7 @@ def _domain_pool(
 def _even_shares(rows: Sequence[Indices], tasks: int) -> Ends:
     """Cut the rows of each class into equal parts, one a task."""
     sizes = np.array([len(labelled) for labelled in rows])
+    # Running totals divided: the parts differ by one row at most.
     cuts = sizes[:, None] * np.arange(tasks + 1) // tasks
     return np.asarray(cuts, np.int64)
 
@@ -259,14 +261,18 @@ def _drawn_shares(
     sizes = np.array([len(labelled) for labelled in train])
     tests = [len(labelled) for labelled in test]
     for attempt in range(_ATTEMPTS):
+        # Each attempt has a generator of its own, so that it is a new draw.
         rng = generator(seed, "partition/labels", attempt)
         weights = rng.dirichlet([config.domain_alpha] * tasks, len(sizes))
         ends = np.zeros((len(sizes), tasks + 1), np.int64)
+        # Running totals are rounded, so that the parts add up to the class.
         ends[:, 1:] = np.rint(weights.cumsum(axis=1) * sizes[:, None])
+        # A running total of floats may end a little beside 1.
         ends[:, -1] = sizes
         counts = np.diff(ends).T
         if counts.sum(axis=1).min() == 0:
             continue
+        # A task is tested in the proportions that it was trained in.
         shares = proportional(counts, tests)
         if shares is not None:
             test_ends = np.zeros_like(ends)
@@ -302,6 +308,7 @@ def _by_column(
         ordered = []
         for label, labelled in enumerate(class_rows):
             shuffled = _shuffled(labelled, part, label, seed)
+            # Stable, so that within a domain the drawn order stays.
             shuffled = shuffled[np.argsort(values[shuffled], kind="stable")]
             cuts[label] = np.searchsorted(values[shuffled], np.arange(tasks + 1))
             ordered.append(shuffled)

@@ -70,11 +70,13 @@ class Records:
         names, train_y = numbered(self.train.labels)
         train_columns = self.train.columns
         groups: list[list[int]] = []
+        # Numbered by group, so that the classes of a task stand side by side.
         if self.groups:
             names, train_y, groups = _grouped(
                 self.train.labels, train_columns[self.groups]
             )
         places = {value: label for label, value in enumerate(names)}
+        # Missing from one part, whichever it is.
         missing = set(self.test.labels.tolist()) ^ set(names)
         if missing:
             raise ConfigError(
@@ -151,11 +153,13 @@ class RecordedLayout:
         RecordedSource or None
             None if a part is missing.
         """
+        # Copies of the hub keep their files in `data`.
         for folder in (place, place / "data"):
             files = {
                 part: sorted(folder.glob(f"{part}-*.parquet"))
                 for part in self.parts
             }
+            # A folder with one of two parts is no find.
             if all(files.values()):
                 return RecordedSource(files, self.read, self.columns)
         return None
@@ -179,6 +183,7 @@ def _grouped(
             "a class belongs to two groups; each class needs one of its own"
         )
     places = {label: place for place, label in enumerate(names)}
+    # The pairs are sorted, and a dictionary keeps the order of its entries.
     members: dict[Any, list[int]] = {}
     for place, (group, _) in enumerate(pairs):
         members.setdefault(group, []).append(place)
@@ -193,6 +198,7 @@ def _table(files: Sequence[Path], columns: Sequence[str]) -> Any:
     tables = []
     for path in files:
         try:
+            # The schema alone is read first, to refuse a wrong file before its rows are read.
             names = parquet.read_schema(path).names
             missing = [name for name in columns if name not in names]
             if missing:
@@ -202,6 +208,7 @@ def _table(files: Sequence[Path], columns: Sequence[str]) -> Any:
                 )
             tables.append(parquet.read_table(path, columns=list(columns)))
         except (pa.ArrowException, OSError, ValueError) as error:
+            # Our own error is a ValueError, too, and says more.
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(

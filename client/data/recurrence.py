@@ -64,9 +64,11 @@ def repeat(
                 f"{counted(len(draft.train), 'training sample')} of a task, and each repeat "
                 "needs one; lower data.repeats or data.clients, or raise data.samples"
             )
+        # By client and task: what one client draws depends on no other.
         rng = generator(seed, "partition/repeats", client, place)
         parts = np.array_split(rng.permutation(draft.train), config.repeats)
         for drafts_of_pass, part in zip(passes, parts, strict=True):
+            # Only training samples are split: each repeat is scored on all test samples.
             drafts_of_pass.append(replace(draft, train=part))
     return list(chain.from_iterable(passes))
 
@@ -81,6 +83,7 @@ def blur(
     "Gradient based sample selection" (NeurIPS 2019), and of Koh et al., "i-Blurry" (ICLR
     2022).
     """
+    # A single task has no neighbour to give samples to.
     if not config.blur or len(drafts) == 1:
         return list(drafts)
     staying = []
@@ -88,7 +91,9 @@ def blur(
     for place, draft in enumerate(drafts):
         rng = generator(seed, "partition/blur", client, place)
         rows = rng.permutation(draft.train)
+        # One sample stays at least, as a task needs one.
         count = min(round(config.blur * len(rows)), len(rows) - 1)
+        # The first and the last task have one neighbour.
         targets = [
             near for near in (place - 1, place + 1) if 0 <= near < len(drafts)
         ]
@@ -97,6 +102,7 @@ def blur(
         ):
             moves.append((place, near, part))
         staying.append(replace(draft, train=rows[count:]))
+    # After all moves are known: samples that came must not move on.
     return [
         _receive(place, staying, drafts, moves) for place in range(len(drafts))
     ]
@@ -116,9 +122,11 @@ def _receive(
         if target == place and len(rows)
     ]
     train = [draft.train, *(rows for _, rows in coming)]
+    # Samples keep the domain that they come from.
     domains = [np.full(len(draft.train), draft.domain)]
     for source, rows in coming:
         domains.append(np.full(len(rows), drafts[source].domain))
+    # Where nothing came, the task's own domain says it all.
     has_domains = draft.domain >= 0 and bool(coming)
     return replace(
         draft,
@@ -155,6 +163,7 @@ def drop_labels(
         return draft
     is_labelled = np.zeros(len(draft.train), bool)
     y = labels[draft.train]
+    # By class: a rare one must not lose all its labels by chance.
     for label in np.unique(y).tolist():
         places = np.flatnonzero(y == label)
         rng = generator(seed, "partition/labelled", *place, label)
@@ -177,5 +186,6 @@ def count_tasks(config: DataConfig) -> list[int]:
     """
     fewest = config.tasks_min or config.tasks
     steps = np.linspace(config.tasks, fewest, config.clients)
+    # Halves go up; NumPy's `rint` would round them to even numbers.
     counts: list[int] = np.floor(steps + 0.5).astype(int).tolist()
     return counts

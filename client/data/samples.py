@@ -174,6 +174,7 @@ class SampleSpec:
     def random(self, count: int) -> Tensor:
         """Draw samples by torch's generator: normal, or of any tokens."""
         if self.kind == "tokens":
+            # From 1, as 0 stands for no token.
             return torch.randint(1, self.vocabulary, (count, *self.shape))
         return torch.randn(count, *self.shape)
 
@@ -257,6 +258,7 @@ def normalized(x: Tensor, spec: SampleSpec, mean: Tensor, std: Tensor) -> Tensor
     result = (x - mean) / std
     if not spec.is_ragged:
         return result
+    # A step is padding if all its channels are zero.
     is_step = x != 0
     if x.dim() == 3:
         is_step = is_step.any(2, keepdim=True)

@@ -50,6 +50,7 @@ def save_split(
     for name in _ROWS:
         rows = [np.asarray(getattr(share, name), np.int64) for share in shares]
         arrays[name] = np.concatenate(rows)
+        # Rows of all shares lie in one array: an archive of thousands of small ones is slow.
         arrays[f"{name}_sizes"] = np.array([len(row) for row in rows], np.int64)
     arrays["domain"] = np.array([share.domain for share in shares], np.int64)
     arrays["lengths"] = np.array([len(client) for client in partition.tasks])
@@ -59,6 +60,7 @@ def save_split(
         "labels": _labels_digest(dataset),
         "settings": {key: getattr(config, key) for key in _KEPT},
     }
+    # As bytes, since an array of text would need pickle or a fixed width.
     arrays["about"] = np.frombuffer(json.dumps(description).encode(), np.uint8)
     with Path(path).open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -97,6 +99,7 @@ def load_split(
         zipfile.BadZipFile,
     ) as cause:
         raise error(f"not a file that save_split wrote: {cause}") from cause
+    # A digest is no signature: it finds accidents, not forgers.
     if not is_whole:
         raise error("its digest is wrong: it was changed; get the file again")
     if description["labels"] != _labels_digest(dataset):
@@ -121,6 +124,7 @@ def _read(
         cut[name] = np.split(arrays[name], ends[:-1])
     shares = []
     for place, train in enumerate(cut["train"]):
+        # Counted anew, as the file holds the rows alone.
         held, counts = np.unique(dataset.train_y[train], return_counts=True)
         shares.append(
             Share(
@@ -145,6 +149,7 @@ def _labels_digest(dataset: Dataset) -> str:
     """Digest of all labels, training and test: other data have another one."""
     total = hashlib.sha256()
     for y in (dataset.train_y, dataset.test_y):
+        # The length too: else a label could pass from one part to the other unseen.
         total.update(np.array([len(y)], "<i8").tobytes())
         total.update(np.asarray(y, "<i8").tobytes())
     return total.hexdigest()

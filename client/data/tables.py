@@ -72,8 +72,10 @@ def table_files(place: Path) -> tuple[list[Path], list[Path]] | None:
     """Find the files of training and of test samples; the latter may be none."""
     if place.suffix in _ENDINGS:
         return [place], []
+    # Copies of the hub keep their files in `data`.
     for folder in (place, place / "data"):
         for ending in _ENDINGS:
+            # Also train-00000-of-00004.parquet: large tables come in pieces.
             train = sorted(folder.glob(f"train*{ending}"))
             if train:
                 return train, sorted(folder.glob(f"test*{ending}"))
@@ -84,6 +86,7 @@ def read_tables(files: Sequence[Path]) -> Any | None:
     """Read tables one after another; None where there is no file."""
     if not files:
         return None
+    # Looked for late: most experiments read no tables, and pyarrow is an extra.
     arrow = require("pyarrow")
     tables = []
     for path in files:
@@ -168,6 +171,7 @@ def _check_table(name: str, table: Any, required: Sequence[str]) -> None:
                 f"{', '.join(table.column_names)}. Set data.input, data.label, "
                 "data.split_column or data.task_column"
             )
+        # How to fill a gap is for those to decide who know the data.
         if table[column].null_count:
             raise ConfigError(
                 f"data set {name!r}: column {column!r} has {table[column].null_count} empty "
@@ -187,6 +191,7 @@ def _split_table(name: str, table: Any, roles: Roles) -> tuple[Any, Any]:
                 f"holds {', '.join(map(repr, np.unique(values).tolist()[:5]))}"
             )
         return table.filter(is_train), table.filter(is_test)
+    # By class and not over all rows, so that rare classes are in both parts too.
     is_test = each_fifth(_values(table[roles.label]))
     return table.filter(~is_test), table.filter(is_test)
 
@@ -201,6 +206,7 @@ def each_fifth(labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _values(column: Any) -> NDArray[Any]:
+    # By Python's values, as a column comes in pieces and in many types of Arrow.
     return np.asarray(column.to_pylist())
 
 
@@ -208,12 +214,14 @@ def _class_names(
     table: Any, column: str, labels: NDArray[Any]
 ) -> dict[Any, str] | list[Any]:
     """List the classes in order; numbers may have names in the metadata."""
+    # The hub writes the names of classes into the metadata of a file.
     described = json.loads(
         (table.schema.metadata or {}).get(b"huggingface", b"{}")
     )
     feature = described.get("info", {}).get("features", {}).get(column, {})
     names = feature.get("names") if isinstance(feature, dict) else None
     present: list[Any] = np.unique(labels).tolist()
+    # Names that do not cover all labels are of something else.
     if names and max(present) < len(names):
         return {value: names[value] for value in present}
     return present
@@ -231,6 +239,7 @@ def _other_columns(
     columns = {}
     for field in train.schema:
         is_known = types.is_integer(field.type) or types.is_string(field.type)
+        # Known of every sample of both parts, else some would belong to no client or domain.
         is_whole = (
             field.name in test.column_names
             and not train[field.name].null_count
@@ -252,6 +261,7 @@ def _groups(
     groups = []
     for value in np.unique(values):
         groups.append(np.unique(labels[values == value]).tolist())
+    # A class of two tasks is counted twice, so that the sum is too large.
     if sum(map(len, groups)) > len(np.unique(labels)):
         raise ConfigError(
             f"data.task_column = {column!r}: a class of {name!r} belongs to several tasks; "

@@ -68,9 +68,11 @@ def cnn1d(  # noqa: PLR0913  # the network's settings
     stem, steps, inputs = _stem(sample, mels)
     body: list[nn.Module] = [*stem, _TimeLast()]
     for layer in range(layers):
+        # Twice the channels where the steps are halved, up to four times.
         outputs = channels * min(2**layer, 4)
         body.append(nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2))
         body.append(nn.ReLU())
+        # A single step cannot be halved.
         if steps >= 2:
             body.append(nn.MaxPool1d(2))
             steps //= 2
@@ -205,6 +207,7 @@ class Gru(nn.Module):
         super().__init__()
         self.inputs = nn.Linear(inputs, 3 * hidden)
         self.recurrent = nn.Linear(hidden, 3 * hidden)
+        # As PyTorch's own recurrent layers begin.
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
 
@@ -222,12 +225,14 @@ class Gru(nn.Module):
         -------
         Tensor, float [n, hidden]
         """
+        # All steps at once: only the recurrent half must wait for the step before.
         steps = self.inputs(x).unbind(1)
         size = self.recurrent.in_features
         state = torch.zeros_like(steps[0][:, :size])
         for place, step in enumerate(steps):
             new = self._next(step, state)
             if is_step is not None:
+                # Padding leaves the state alone, so the last one is that of the last token.
                 new = torch.where(is_step[:, place, None], new, state)
             state = new
         return state
@@ -238,6 +243,7 @@ class Gru(nn.Module):
         gate = torch.sigmoid(reset + own_reset)
         gate_update = torch.sigmoid(update + own_update)
         new = torch.tanh(candidate + gate * own_candidate)
+        # (1 - z) n + z h with one product less.
         return new + gate_update * (state - new)
 
 
@@ -301,6 +307,7 @@ class Block(nn.Module):
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for part in self.projections(x).chunk(3, 2)
         )
+        # Unscaled products grow with the width, and would saturate the softmax.
         scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
         if is_step is not None:
             # The lowest number and not minus infinity: a sample without tokens stays finite.
@@ -342,5 +349,6 @@ class _Encoder(nn.Module):
         if is_step is None:
             return steps.mean(1)
         weights = is_step.to(steps.dtype)[:, :, None]
+        # A text without words has no step to divide by.
         count = weights.sum(1).clamp(min=1)
         return (steps * weights).sum(1) / count

@@ -110,6 +110,7 @@ def _load_package(body: nn.Module, config: ModelConfig) -> None:
             f"model.weights = 'package': the Python package {package.distribution} is not "
             f"installed; {how_to_install('pretrained')}"
         )
+    # The module is imported for its place; none of its functions is called.
     file = importlib.import_module(package.module).__file__
     assert file is not None
     path = str(Path(file).parent / package.file)
@@ -166,6 +167,7 @@ def read_weights(path: str, source: str) -> State:
 
 def _put(body: nn.Module, tensors: State, config: ModelConfig) -> None:
     expected = body.state_dict()
+    # Missing or surplus, since both tell of another network.
     missing = sorted(expected.keys() ^ tensors.keys())
     if missing:
         named = ", ".join(missing[:3])

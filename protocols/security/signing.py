@@ -46,7 +46,9 @@ def canonical(config: ExperimentConfig) -> bytes:
     tree: dict[str, Any] = config.for_clients().model_dump(mode="json")
     for section in ("engine", "tracking"):
         tree.pop(section, None)
+    # Each machine keeps its data in a place of its own.
     tree["data"].pop("dir", None)
+    # In one order and without spaces: the same experiment must give the same bytes.
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return _PURPOSE + text.encode()
 
@@ -67,6 +69,7 @@ class PublicKey:
 
     def __init__(self, path: Path) -> None:
         _require()
+        # Imported late: a client that checks no signature needs no such package.
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import (
             Ed25519PublicKey,
@@ -82,6 +85,7 @@ class PublicKey:
                 f"--signed-by {path}: not a public key ({error}); give the file KEY.pub of "
                 "`fedknow sign`"
             ) from None
+        # A PEM file may hold a key of any kind.
         if not isinstance(key, Ed25519PublicKey):
             raise ConfigError(
                 f"--signed-by {path}: not an Ed25519 key; `fedknow sign` makes one"
@@ -188,12 +192,14 @@ def read_signature(path: Path, config: ExperimentConfig) -> bytes:
     """
     try:
         entries = json.loads(path.read_bytes())
+        # Strict, as lenient decoding skips characters that do not belong there.
         signature = base64.b64decode(entries["signature"], validate=True)
         digest = str(entries["experiment"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--signature {path}: not a signature ({error!r}); `fedknow sign` makes one"
         ) from None
+    # Here, before all clients come and refuse it one by one.
     if digest != hashlib.sha256(canonical(config)).hexdigest():
         raise ConfigError(
             f"--signature {path}: of another experiment, or of other settings; sign this "

@@ -84,6 +84,7 @@ class Bucket:
 
     def take(self, burst: int, rate: float, moment: float) -> bool:
         """Take one call out; return whether there was one."""
+        # Filled up by the time that has passed, so that no timer runs.
         gained = (moment - self.moment) * rate
         self.tokens = min(float(burst), self.tokens + gained)
         self.moment = moment
@@ -157,9 +158,11 @@ class Doors:
             Under which the stream waits. It ends at once where others need the room.
         """
         limits = self._limits
+        # A visitor that has all its places gives one of them up, and nobody else does.
         if self._by_visitor[visitor] >= limits.waiting:
             self._displace(visitor)
         elif len(self._waiting) >= limits.waiting_all:
+            # Whoever has most streams loses one, so that a crowd pushes out no single visitor.
             ((crowd, _),) = self._by_visitor.most_common(1)
             self._displace(crowd)
         self._waiting[patience] = visitor
@@ -182,9 +185,11 @@ class Doors:
 
     def _leave(self, patience: asyncio.Timeout) -> None:
         visitor = self._waiting.pop(patience, None)
+        # It was displaced before, and another one has its place.
         if visitor is None:
             return
         self._by_visitor[visitor] -= 1
+        # Counts of zero would stay, and strangers could fill the memory with them.
         if not self._by_visitor[visitor]:
             del self._by_visitor[visitor]
 
@@ -246,5 +251,6 @@ class Repeats:
 
     def flush_all(self) -> None:
         """Say of all kinds how many lines were left out."""
+        # A copy, as flushing takes kinds out.
         for kind in list(self._began):
             self.flush(kind)

@@ -133,6 +133,7 @@ class SecureRounds:
             replies = self._train(session, messages)
             total = self._open(session, replies)
         except _TooFew as problem:
+            # Devices drop out by chance, so a round without a sum is no fault of the run.
             if self._run.parts.config.fleet.devices:
                 self._run.incidents.warn(str(problem))
                 return []
@@ -145,12 +146,14 @@ class SecureRounds:
     def _prepare(self, messages: Sequence[FlowerMessage]) -> _Session:
         """Waves 1 and 2: keys and shares."""
         nodes = sorted({each.metadata.dst_node_id for each in messages})
+        # From the system and not from the seed, which clients know.
         id = secrets.token_bytes(KEY_BYTES)
         work = {node: Config({SESSION: id}) for node in nodes}
         keys = self._wave(KEYS, work, _public_keys)
         share_keys: dict[int, bytes] = {}
         mask_keys: dict[int, bytes] = {}
         for node, (share_key, mask_key) in sorted(keys.items()):
+            # Two clients with one key would share masks that only a pair may know.
             if mask_key in mask_keys.values():
                 self._leave_out(node, "it shows another client's key")
                 continue
@@ -193,6 +196,7 @@ class SecureRounds:
         for message in chosen:
             message.content = RecordDict({**message.content, SECURE: record})
         size = size_of(self._run.state.arrays)
+        # Masked numbers have another name and type than the update that is expected.
         self._run.incidents.inspector.expect_masked(
             Arrays({MASKED: np.zeros(size, np.uint64)})
         )
@@ -232,12 +236,14 @@ class SecureRounds:
         # As many as needed, the same for all secrets, so that the weights are computed once.
         points = sorted(answers)[: session.threshold]
         weights = weights_at_zero(points)
+        # Unsigned numbers wrap around, as masks do: all sums are modulo 2**64.
         total = np.zeros(size_of(self._run.state.arrays), np.uint64)
         for reply in replies.values():
             total = total + reply.arrays()[MASKED]
         for place, node in enumerate(session.peers):
             parts = {point: answers[point][place] for point in points}
             secret = _recover(parts, weights, node)
+            # Of a client that answered the mask was opened, of one that dropped out the key.
             if node in replies:
                 total = total - mask(secret, total.size)
             else:
@@ -252,6 +258,7 @@ class SecureRounds:
         survivors: Sequence[int],
     ) -> np.ndarray:
         """Add up the masks that others made for a client that dropped out."""
+        # Wrong shares recover to something, too; the public key tells.
         if public_key(private) != session.mask_keys[node]:
             raise _unopened(node)
         size = size_of(self._run.state.arrays)
@@ -322,6 +329,7 @@ class SecureRounds:
         """
         factor = self._run.parts.config.engine.max_update_norm
         limit = factor * max(norm(sent.values()), 1.0)
+        # Single updates are hidden, so that only their mean can be measured.
         length = norm(mean[name] - array for name, array in sent.items())
         if limit and length > limit:
             raise RunError(

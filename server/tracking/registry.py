@@ -101,6 +101,7 @@ def describe_tracker(name: str) -> Description:
     if builtin is not None:
         facts = {"Goes to": builtin.target, "Needs": f"the extra {builtin.needs}"}
         return Description(f"{builtin.summary}{_lack(builtin)}", facts)
+    # A user's class need not have a docstring.
     summary = (_maker(name).__doc__ or "").strip().partition("\n")[0]
     return Description(summary, {"Source": list_trackers().get(name, name)})
 
@@ -127,6 +128,7 @@ def check_trackers(names: Sequence[str]) -> None:
             continue
         builtin = BUILTIN.get(name)
         if builtin is None:
+            # Found now, so that a mistyped name is refused before the run.
             _maker(name)
         # To import it takes seconds, so it is only looked for.
         elif not _is_there(builtin):

@@ -58,6 +58,7 @@ class Exposition:
         return generate_latest(self._registry)
 
     def _families(self) -> Iterator[Metric]:
+        # Asked anew for each scrape, so that nobody has to keep numbers up to date.
         status = self._status()
         for name, description, value in (
             ("clients", "Clients of the experiment.", status["clients"]),
@@ -78,6 +79,7 @@ class Exposition:
             ),
         ):
             yield GaugeMetricFamily(f"fedknow_{name}", description, value)
+        # What has not happened is left out: a 0 would be drawn as a measurement.
         for name, value in self._values.items():
             yield GaugeMetricFamily(f"fedknow_{name}", ABOUT[name], value)
         for name, description, value in (
@@ -95,6 +97,7 @@ class Exposition:
             ("left_out", "Pieces of work given up.", status["left_out"]),
         ):
             yield CounterMetricFamily(f"fedknow_{name}", description, value)
+        # One metric with a label: which codes will occur is not known beforehand.
         refusals = CounterMetricFamily(
             "fedknow_refusals", "Clients that were refused.", labels=["code"]
         )

@@ -91,6 +91,7 @@ def _context(tls: Path | None, tokens: Tokens | None) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(tls / "cert.pem", tls / "key.pem")
+    # With tokens a scraper has no certificate.
     if tokens is None:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(tls / "ca.pem")
@@ -105,6 +106,7 @@ class _Server(BackgroundServer):
         context: ssl.SSLContext | None,
         tokens: Tokens | None,
     ) -> None:
+        # The base class listens on IPv4 alone, if it is not told.
         self.address_family = AF_INET6 if ":" in address[0] else AF_INET
         super().__init__(address, _Handler)
         self.text = text
@@ -152,6 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.context is None:
             return
         names: list[bytes] = []
+        # With tokens no certificate was asked for, so that there is none to read.
         if (
             isinstance(self.connection, ssl.SSLSocket)
             and self.server.tokens is None
@@ -161,6 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
                 name.encode() for _, name in certificate.get("subjectAltName", ())
             ]
         peer = {"x509_subject_alternative_name": names}
+        # The server's own certificate will do: who holds it may see the run anyway.
         if not is_server(peer):
             authenticate(peer, list(self.headers.items()), self.server.tokens)
 
@@ -168,6 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
+        # HTTP asks for this header with that status.
         if status is HTTPStatus.UNAUTHORIZED:
             self.send_header("WWW-Authenticate", "Bearer")
         self.end_headers()

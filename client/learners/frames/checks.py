@@ -49,6 +49,7 @@ def check_free(model: nn.Module, name: str, part: str, reason: str) -> None:
     """
     prefix = f"{part}."
     parameters = [p for n, p in model.named_parameters() if n.startswith(prefix)]
+    # One free parameter is enough to train.
     if any(parameter.requires_grad for parameter in parameters):
         return
     if parameters:
@@ -117,6 +118,7 @@ def check_cache(learner: Learner, config: ExperimentConfig) -> None:
         )
     elif learner.kinds:
         fault = f"learner.name = {name!r} makes images or changes them"
+    # Nothing could tell features from samples.
     elif body.feature_shape == body.sample_shape:
         fault = "the frozen part gives features of the samples' own shape"
     if fault:
@@ -129,6 +131,7 @@ def check_cache(learner: Learner, config: ExperimentConfig) -> None:
 def warn_of_slow_bf16() -> None:
     """Say once a process that this machine has no instructions for bfloat16."""
     mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    # A private function, as PyTorch has no public one for it.
     if not (mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         log.warning(
             "train.precision = 'bf16': this processor computes bfloat16 by emulation; "
