@@ -9,7 +9,9 @@ from pathlib import Path
 __all__ = ["sync_disk", "write_atomic"]
 
 
-def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+def write_atomic(
+    path: Path, data: bytes, durable: bool = True, mode: int = 0o666
+) -> None:
     """Write a file whole or not at all: a neighbour is written and renamed.
 
     Parameters
@@ -22,6 +24,8 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
         Make the file and its name safe against loss of power at once, which takes a disk some
         milliseconds. Otherwise they are safe after :func:`sync_disk`, and until then only
         against the end of the process.
+    mode : int
+        Permissions of the file from its first moment on, before the process's umask.
 
     Raises
     ------
@@ -31,7 +35,10 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
     # Two processes may write the same file, so that each needs a neighbour of its own.
     neighbour = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(neighbour, "wb") as file:
+        # One of an ended process with this id would keep the permissions that it has.
+        neighbour.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(os.open(neighbour, flags, mode), "wb") as file:
             file.write(data)
             if durable:
                 file.flush()

@@ -29,6 +29,7 @@ from fedknow.client.edge.threads import WorkThread, first_to_end
 from fedknow.client.edge.worker import NodeFactory, Worker
 from fedknow.client.host import Answerer, secured
 from fedknow.client.permissions import Permissions
+from fedknow.client.state.files import read_key
 from fedknow.protocols.bounds import check_between
 from fedknow.protocols.config import (
     MOST_CLIENTS,
@@ -96,6 +97,8 @@ class EdgeClient:
         See :data:`KEEP_AFTER`.
     permissions : Permissions, optional
         What the server may have this client do; by default, run what fedknow ships.
+    state_key : Path, optional
+        A file of 32 random bytes that the state is encrypted with.
 
     Raises
     ------
@@ -117,6 +120,7 @@ class EdgeClient:
         node: NodeFactory | None = None,
         keep_after: float = KEEP_AFTER,
         permissions: Permissions | None = None,
+        state_key: Path | None = None,
     ) -> None:
         _check_options(client, give_up, device, tls)
         self.server = server
@@ -125,7 +129,7 @@ class EdgeClient:
         self._client = client
         self._give_up = give_up
         self.desk = Desk()
-        self._journal = Journal(state)
+        self._journal = Journal(state, key=read_key(state_key))
         self._thread = WorkThread()
         # Made only with the experiment, which the server sends.
         make_node = node or partial(_make_node, data)

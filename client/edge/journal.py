@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedknow.client.state import StateError, StateStore
+from fedknow.client.state.files import Files, SealedFiles
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.files import write_atomic
 from fedknow.protocols.messages import Message
 from fedknow.protocols.wire import (
     Assembler,
@@ -33,6 +33,7 @@ __all__ = ["Journal", "key_of"]
 
 log = logging.getLogger(__name__)
 
+_MODE = 0o600
 _ANSWERS = 8
 """Answers kept on disk at most. A round of training, a task's end and its scoring make four."""
 
@@ -64,10 +65,12 @@ class Journal:
         run                   the node and the id of the run, with a checksum
         fence                 the secret of the last stream in this run
         states/               a StateStore
+        sealed                the mark of the key that all the rest is sealed with, if any
         answers/COMMITTED/    KEY-VERSION: the answer to the work KEY, and its state's version
         .lock
 
-    Nobody but the owner can enter the folder: states hold what a client keeps to itself.
+    Nobody but the owner can enter the folder and use the files in it: states hold what a client
+    keeps to itself.
 
     A state is on disk before its answer is given out. An answer need not be: one that is lost
     is made again.
@@ -78,20 +81,33 @@ class Journal:
         Made if missing.
     memory_bytes : int
         See :class:`~fedknow.client.state.StateStore`.
+    key : bytes, optional
+        With it all files are sealed
+        (:class:`~fedknow.client.state.files.SealedFiles`).
 
     Raises
     ------
     ConfigError
-        If another process uses the folder, or it cannot be made.
+        If another process uses the folder, it cannot be made, or the key is not the one that
+        its files were sealed with.
     """
 
-    def __init__(self, folder: Path, memory_bytes: int = 256 * 2**20) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        memory_bytes: int = 256 * 2**20,
+        key: bytes | None = None,
+    ) -> None:
         self.folder = folder
+        self._writer = Files(_MODE) if key is None else SealedFiles(key)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _make_private(folder)
             self._lock = _locked(folder)
-            self.store = StateStore(folder / "states", memory_bytes)
+            _check_mark(folder, self._writer)
+            self.store = StateStore(
+                folder / "states", memory_bytes, files=self._writer
+            )
         except OSError as error:
             raise ConfigError(
                 f"--state {folder}: cannot be used: {error.strerror or error}"
@@ -119,7 +135,7 @@ class Journal:
         self.store.retain(None, ())
         text = f"{node} {run}"
         # Last: a crash before it leaves the old mark, and the folder is emptied again.
-        write_atomic(
+        self._writer.write(
             self.folder / "run",
             f"x{zlib.crc32(text.encode()):08x} {text}".encode(),
         )
@@ -135,9 +151,12 @@ class Journal:
         """
         path = self.folder / "run"
         try:
-            mark = path.read_bytes()
+            mark = self._writer.read(path)
         except FileNotFoundError:
             return "", 0
+        except ValueError:
+            # No mark matches it, so that it is refused like any other damage.
+            mark = b""
         # Earlier versions wrote no checksum, so their files began with a digit.
         match = re.fullmatch(rb"(?:x([0-9a-f]{8}) )?(([0-9]+) ([^ ]+))", mark)
         if match is None or (
@@ -154,8 +173,8 @@ class Journal:
     def fence(self) -> bytes:
         """The secret of the last stream; empty without one."""
         try:
-            return (self.folder / "fence").read_bytes()
-        except OSError:
+            return self._writer.read(self.folder / "fence")
+        except (OSError, ValueError):
             # Without it the client is let in, unless another one holds its place.
             return b""
 
@@ -163,7 +182,7 @@ class Journal:
         """Keep the secret of a stream, to be known by it after a restart."""
         try:
             # Lost power costs a wait at most, which is no reason to wait for the disk.
-            write_atomic(self.folder / "fence", fence, durable=False)
+            self._writer.write(self.folder / "fence", fence, durable=False)
         except OSError as error:
             log.warning("%s: not kept: %s", self.folder / "fence", error)
 
@@ -196,13 +215,13 @@ class Journal:
         """
         for path in (self._answers / f"{committed:x}").glob(f"{key}-*"):
             try:
-                parcel = _read(path.read_bytes())
+                parcel = _read(self._writer.read(path))
                 answer = unpack(parcel)
                 # A file that was copied or renamed by hand reads well all the same.
                 if path.name != f"{answer.reply_to}-{parcel.version:x}":
                     raise OSError("it is the answer to other work")
                 return answer, parcel.version
-            except (WireError, OSError) as error:
+            except (WireError, OSError, ValueError) as error:
                 # It was not synced. It is made again from the state, which was.
                 log.info("%s: %s; the work is done again", path.name, error)
                 path.unlink(missing_ok=True)
@@ -222,7 +241,6 @@ class Journal:
         """
         folder = self._answers / f"{committed:x}"
         target = folder / f"{key}-{version:x}"
-        neighbour = target.with_suffix(".tmp")
         frames = b"".join(
             # Protobuf messages do not say where they end, so each has its length before it.
             len(frame).to_bytes(4, "big") + frame
@@ -230,11 +248,9 @@ class Journal:
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            neighbour.write_bytes(frames)
             # Without a sync, as an answer that is lost is made again from the state.
-            os.replace(neighbour, target)
+            self._writer.write(target, frames, durable=False)
         except OSError as error:
-            neighbour.unlink(missing_ok=True)
             raise StateError(
                 f"{target}: the answer cannot be written: {error.strerror or error}"
             ) from error
@@ -282,12 +298,49 @@ def _read(data: bytes) -> Parcel:
 def _make_private(folder: Path) -> None:
     """Take the rights of others away, where the folder is ours."""
     # A container's volume may belong to another user, who decides about it.
-    if folder.stat().st_uid == os.geteuid():
-        folder.chmod(0o700)
+    if folder.stat().st_uid != os.geteuid():
+        return
+    folder.chmod(0o700)
+    # Earlier versions left it to the umask who else might read a file.
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(_MODE)
+
+
+def _check_mark(folder: Path, files: Files) -> None:
+    """See that a folder is used with the key that it was begun with.
+
+    Raises
+    ------
+    ConfigError
+        If it is not, saying which key is needed.
+    """
+    path = folder / "sealed"
+    mark = path.read_text(errors="replace") if path.exists() else ""
+    if not isinstance(files, SealedFiles):
+        if mark:
+            raise ConfigError(
+                f"--state {folder}: its files are encrypted; give the key that they were "
+                "written with: --state-key FILE"
+            )
+    elif mark:
+        if not files.is_marked(mark):
+            raise ConfigError(
+                f"--state {folder}: its files were encrypted with another key than that of "
+                "--state-key, or the file `sealed` in it is damaged; give the former key"
+            )
+    elif (folder / "run").exists():
+        raise ConfigError(
+            f"--state {folder}: its files are not encrypted, so --state-key would leave them "
+            "in the clear; finish the run without it, or give a folder of its own"
+        )
+    else:
+        Files(_MODE).write(path, files.mark.encode())
 
 
 def _locked(folder: Path) -> BinaryIO:
-    lock = (folder / ".lock").open("wb")
+    flags = os.O_WRONLY | os.O_CREAT
+    lock = os.fdopen(os.open(folder / ".lock", flags, _MODE), "wb")
     try:
         # The system releases it when the process ends, however it ends.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from fedknow.client.state.errors import StateError, StateLost
+from fedknow.client.state.files import Files
 from fedknow.client.state.tree import (
     Leaf,
     State,
@@ -29,7 +30,6 @@ from fedknow.client.state.tree import (
     pack,
     tensor_name,
 )
-from fedknow.protocols.files import write_atomic
 
 __all__ = [
     "checksum",
@@ -40,6 +40,8 @@ __all__ = [
     "tensor_checksum",
     "write",
 ]
+
+_PLAIN = Files()
 
 _BOUND = "bound"
 """The header's entry; see :func:`_fold`."""
@@ -88,7 +90,11 @@ def load_state(path: str | os.PathLike[str]) -> State:
 
 
 def write(
-    path: Path, tree: Any, tensors: Mapping[str, torch.Tensor], durable: bool
+    path: Path,
+    tree: Any,
+    tensors: Mapping[str, torch.Tensor],
+    durable: bool,
+    files: Files = _PLAIN,
 ) -> None:
     """Write a file with a tree and tensors.
 
@@ -100,7 +106,7 @@ def write(
     # One entry: safetensors writes several in an order that changes from run to run.
     metadata = {_BOUND: _fold(path.name, tree, tensors)}
     try:
-        write_atomic(path, save(dict(tensors), metadata), durable)
+        files.write(path, save(dict(tensors), metadata), durable)
     except KeyError as error:
         raise StateError(
             f"{path}: a tensor of type {error} cannot be kept; safetensors has no such type"
@@ -112,7 +118,7 @@ def write(
         ) from error
 
 
-def read(path: Path) -> tuple[Any, Tensors]:
+def read(path: Path, files: Files = _PLAIN) -> tuple[Any, Tensors]:
     """Read a state with its parts.
 
     Returns
@@ -125,7 +131,7 @@ def read(path: Path) -> tuple[Any, Tensors]:
     StateLost
         If a file is missing or not what was written.
     """
-    tree, tensors = _read_file(path)
+    tree, tensors = _read_file(path, files)
     by_part: dict[str, list[Leaf]] = {}
     for leaf in leaves(tree):
         if is_apart(leaf):
@@ -135,11 +141,11 @@ def read(path: Path) -> tuple[Any, Tensors]:
                 f"{path}: not a readable client state: tensor {tensor_name(leaf)} is missing"
             )
     for name, part_leaves in by_part.items():
-        tensors |= _read_part(path.with_name(name), part_leaves)
+        tensors |= _read_part(path.with_name(name), part_leaves, files)
     return tree, tensors
 
 
-def part_names(path: Path) -> frozenset[str]:
+def part_names(path: Path, files: Files = _PLAIN) -> frozenset[str]:
     """Give the names of the parts of a state.
 
     Raises
@@ -147,7 +153,7 @@ def part_names(path: Path) -> frozenset[str]:
     StateLost
         If the file is missing or damaged.
     """
-    tree, _ = _read_file(path, ())
+    tree, _ = _read_file(path, files, ())
     try:
         return frozenset(str(leaf[2]) for leaf in leaves(tree) if is_apart(leaf))
     except (TypeError, KeyError) as error:
@@ -174,9 +180,10 @@ def tensor_checksum(tensor: torch.Tensor) -> str:
     return checksum("", {"": tensor})
 
 
-def _read_part(path: Path, part_leaves: list[Leaf]) -> Tensors:
+def _read_part(path: Path, part_leaves: list[Leaf], files: Files) -> Tensors:
     """Read the tensors of a part that leaves name, and check them."""
-    _, stored = _read_file(path, {str(leaf[1]) for leaf in part_leaves})
+    numbers = {str(leaf[1]) for leaf in part_leaves}
+    _, stored = _read_file(path, files, numbers)
     tensors: Tensors = {}
     for leaf in part_leaves:
         tensor = stored.get(str(leaf[1]))
@@ -189,11 +196,14 @@ def _read_part(path: Path, part_leaves: list[Leaf]) -> Tensors:
 
 
 def _read_file(
-    path: Path, names: Collection[str] | None = None
+    path: Path, files: Files, names: Collection[str] | None = None
 ) -> tuple[Any, Tensors]:
     """Read a file's tree and its tensors, or those of some names."""
     try:
-        metadata, tensors = _read_safetensors(path, names)
+        if files.is_sealed:
+            metadata, tensors = _parse_safetensors(files.read(path), names)
+        else:
+            metadata, tensors = _read_safetensors(path, names)
         is_whole = names is None
         if _BOUND in metadata:
             return _unfold(
@@ -226,6 +236,17 @@ def _read_safetensors(
         tensors = {name: file.get_tensor(name) for name in selected}
     # The checksum goes over the bytes in this order; safetensors sorts by name.
     return metadata, {name: tensors[name] for name in sorted(tensors, key=int)}
+
+
+def _parse_safetensors(
+    data: bytes, names: Collection[str] | None
+) -> tuple[dict[str, str], Tensors]:
+    """Do as :func:`_read_safetensors` with a file's bytes."""
+    size = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    tensors = load(data)
+    selected = [name for name in tensors if names is None or name in names]
+    return metadata, {name: tensors[name] for name in sorted(selected, key=int)}
 
 
 def _fold(name: str, tree: Any, tensors: Mapping[str, torch.Tensor]) -> str:

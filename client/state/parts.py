@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedknow.client.state.codec import part_names
 from fedknow.client.state.errors import StateLost
+from fedknow.client.state.files import Files
 from fedknow.client.state.layout import PART_SUFFIX, client_in, locate
 
 __all__ = ["NamedParts", "is_part"]
@@ -19,10 +20,13 @@ class NamedParts:
     ----------
     folder : Path
         Where the files lie.
+    files : Files
+        How they are read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Files) -> None:
         self._folder = folder
+        self._files = files
         self._noted: dict[str, tuple[int, frozenset[str]]] = {}
 
     @property
@@ -68,7 +72,7 @@ class NamedParts:
         # Headers are read once: a folder may hold thousands of files.
         if noted and noted[0] == written:
             return noted
-        return written, part_names(path)
+        return written, part_names(path, self._files)
 
 
 def is_part(path: Path) -> bool:

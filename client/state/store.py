@@ -15,6 +15,7 @@ import torch
 from fedknow.client.compute.heap import release_freed_memory
 from fedknow.client.state.codec import read, tensor_checksum, write
 from fedknow.client.state.errors import StateError
+from fedknow.client.state.files import Files
 from fedknow.client.state.layout import (
     PART_SUFFIX,
     VERSION_SUFFIX,
@@ -71,6 +72,8 @@ class StateStore:
     durable : bool
         Make a saved state safe against loss of power at once, and not only after
         :func:`~fedknow.protocols.files.sync_disk`.
+    files : Files, optional
+        How files are written and read; by default in the clear.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class StateStore:
         folder: str | os.PathLike[str],
         memory_bytes: int,
         durable: bool = True,
+        files: Files | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.durable = durable
         self._memory = StateMemory(memory_bytes)
         self._stored: dict[int, dict[int, _Stored]] = {}
-        self._named_parts = NamedParts(self.folder)
+        self._files = files or Files()
+        self._named_parts = NamedParts(self.folder, self._files)
         # One a store: a process that forks keeps no thread, so a shared one would wait for ever
         # in the child.
         self._background = ThreadPoolExecutor(1, "fedknow-prune")
@@ -110,7 +115,7 @@ class StateStore:
         at_hand = self._memory.get(client, version)
         if at_hand is not None:
             return at_hand
-        tree, tensors = read(self.path(client, version))
+        tree, tensors = read(self.path(client, version), self._files)
         state: State = join(tree, tensors)
         self._remember(client, version, state)
         self._note_stored(client, tree, tensors)
@@ -133,7 +138,8 @@ class StateStore:
         in_file = [
             tensor_name(leaf) for leaf in leaves(tree) if not is_apart(leaf)
         ]
-        write(path, tree, {name: tensors[name] for name in in_file}, self.durable)
+        contents = {name: tensors[name] for name in in_file}
+        write(path, tree, contents, self.durable, self._files)
         # What memory holds is what the file would give: dense copies of views, fresh containers.
         self._remember(client, version, join(tree, tensors))
         if client in self._memory:
@@ -271,7 +277,11 @@ class StateStore:
                 continue
             for leaf, stored_leaf in pairs:
                 place(tensors, leaf, stored_leaf[1:])
-        _write_part(path, unchanged, tensors, self.durable)
+        contents = _part_contents(unchanged, tensors)
+        if not _is_small(contents):
+            target = path.with_name(_part_name(path))
+            write(target, [], contents, self.durable, self._files)
+            _place_apart(target.name, unchanged, tensors)
 
     def _remember(self, client: int, version: int, state: State) -> None:
         """Keep a state in memory, and let go of those used longest ago."""
@@ -328,17 +338,18 @@ def _sort_out(
     return unchanged, by_part
 
 
-def _write_part(
-    path: Path, unchanged: Sequence[Leaf], tensors: Tensors, durable: bool
-) -> None:
-    """Write tensors to a part of a version, if they are worth a file."""
-    contents = {
-        tensor_name(leaf): tensors[tensor_name(leaf)] for leaf in unchanged
-    }
-    if _is_small(contents):
-        return
-    part = path.name.removesuffix(VERSION_SUFFIX) + PART_SUFFIX
-    write(path.with_name(part), [], contents, durable)
+def _part_name(path: Path) -> str:
+    """Name the part of a version."""
+    return path.name.removesuffix(VERSION_SUFFIX) + PART_SUFFIX
+
+
+def _part_contents(unchanged: Sequence[Leaf], tensors: Tensors) -> Tensors:
+    """Give the tensors of a part by their names in it."""
+    return {tensor_name(leaf): tensors[tensor_name(leaf)] for leaf in unchanged}
+
+
+def _place_apart(part: str, unchanged: Sequence[Leaf], tensors: Tensors) -> None:
+    """Have leaves name the part that their tensors were written to."""
     for leaf in unchanged:
         code = tensor_checksum(tensors[tensor_name(leaf)])
         place(tensors, leaf, [leaf[1], part, code])

@@ -116,6 +116,12 @@ STATE = typer.Option(
     metavar="DIR",
     help="Where this client stores its state; a folder of its own.",
 )
+STATE_KEY = typer.Option(
+    "--state-key",
+    metavar="FILE",
+    help="Encrypt the state with this file of 32 random bytes.  [not encrypted]",
+    show_default=False,
+)
 NUMBER = typer.Option(
     "--client",
     metavar="N",
@@ -248,6 +254,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
     insecure: Annotated[bool, INSECURE] = False,
     data: Annotated[Path | None, DATA] = None,
     state: Annotated[Path, STATE] = Path("fedknow-state"),
+    state_key: Annotated[Path | None, STATE_KEY] = None,
     number: Annotated[int | None, NUMBER] = None,
     device: Annotated[str | None, DEVICE] = None,
     give_up: Annotated[float | None, GIVE_UP] = None,
@@ -290,6 +297,7 @@ def client(  # noqa: PLR0913  # a command's options are its arguments
             client=number,
             device=device,
             give_up=give_up,
+            state_key=state_key,
             permissions=Permissions(
                 frozenset(allow or []),
                 Limits.parse(limit or []),

@@ -298,16 +298,24 @@ def test_an_answer_that_the_server_finds_too_large_is_a_failure(grid, client):
     assert node.done() == [1, 2]
 
 
-def test_a_client_that_was_restarted_has_its_answers_still(grid, client):
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_client_that_was_restarted_has_its_answers_still(
+    grid, client, tmp_path, is_sealed
+):
+    options = {"keep_after": 0.0}
+    if is_sealed:
+        options["state_key"] = tmp_path / "key"
+        options["state_key"].touch(0o600)
+        options["state_key"].write_bytes(bytes(range(32)))
     it = grid()
     first, second = Counter(), Counter()
-    one = client(it, first, keep_after=0.0)
+    one = client(it, first, **options)
     assert counts(it.exchange(work(0))) == [1]
     versions = dict(it.versions)
     assert isinstance(one.stop(), asyncio.CancelledError)
     it.close()
     again = grid(port=it.port)
-    client(again, second, keep_after=0.0)
+    client(again, second, **options)
     assert counts(again.exchange(work(0))) == [1]
     assert second.done() == []
     assert again.versions == versions

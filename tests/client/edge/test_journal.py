@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedknow.client.edge.journal import Journal, key_of
+from fedknow.client.state import StateLost
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.messages import Arrays, Config, Message, Metrics
 from fedknow.protocols.wire import Assembler, pack, parse
@@ -175,3 +176,81 @@ def test_an_answer_in_anothers_place_is_none(journal):
     journal.keep_answer("k1", 5, pack(answer()), 9)
     (kept / "k1-9").rename(kept / "k1-a")
     assert journal.find("k1", 5) is None
+
+
+KEY = bytes(range(32))
+
+
+def fill(folder, key=None):
+    journal = Journal(folder, key=key)
+    journal.begin("run", 2)
+    journal.store.save(0, 1, {"w": torch.full((40000,), 1.5)})
+    journal.keep_answer("k1", 0, pack(answer(1.5)), 1)
+    journal.keep_fence(b"a secret of the stream")
+    journal.close()
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_all_files_are_the_owners_alone(tmp_path, key):
+    fill(tmp_path / "state", key)
+    paths = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    assert len(paths) == (5 if key is None else 6)
+    assert {path.stat().st_mode & 0o777 for path in paths} == {0o600}
+
+
+def test_files_of_an_earlier_version_become_the_owners(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "run").chmod(0o644)
+    Journal(tmp_path).close()
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_with_a_key_nothing_is_in_the_clear(tmp_path, key):
+    fill(tmp_path, key)
+    contents = b"".join(
+        path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    )
+    clear = [
+        np.full(8, 1.5).tobytes(),
+        np.full(8, 1.5, np.float32).tobytes(),
+        b"2 run",
+        b"a secret",
+    ]
+    assert [text in contents for text in clear] == [key is None] * 4
+    again = Journal(tmp_path, key=key)
+    again.begin("run", 2)
+    assert again.store.load(0, 1)["w"][0] == 1.5
+    assert again.find("k1", 0)[1] == 1
+    assert again.fence == b"a secret of the stream"
+    again.close()
+
+
+def test_a_wrong_or_missing_key_is_refused(tmp_path):
+    fill(tmp_path / "sealed", KEY)
+    with pytest.raises(ConfigError, match="give the key that they were"):
+        Journal(tmp_path / "sealed")
+    with pytest.raises(ConfigError, match="with another key"):
+        Journal(tmp_path / "sealed", key=bytes(32))
+    fill(tmp_path / "clear")
+    with pytest.raises(ConfigError, match="its files are not encrypted"):
+        Journal(tmp_path / "clear", key=KEY)
+    # The folder is free again for the right one.
+    Journal(tmp_path / "sealed", key=KEY).close()
+
+
+def test_damage_to_sealed_files_is_found(tmp_path):
+    fill(tmp_path, KEY)
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.name not in (".lock", "sealed"):
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+    journal = Journal(tmp_path, key=KEY)
+    with pytest.raises(ConfigError, match="`run` in it is damaged"):
+        journal.begin("run", 2)
+    assert journal.fence == b""
+    assert journal.find("k1", 0) is None
+    with pytest.raises(StateLost, match="damaged"):
+        journal.store.load(0, 1)
+    journal.close()

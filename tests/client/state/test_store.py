@@ -379,7 +379,7 @@ def test_memory_holds_the_latest_states_within_the_budget(tmp_path, monkeypatch)
     store = StateStore(tmp_path, memory_bytes=100)
     read, reading = [], stores.read
     monkeypatch.setattr(
-        stores, "read", lambda path: read.append(path.name) or reading(path)
+        stores, "read", lambda path, _: read.append(path.name) or reading(path)
     )
     for client in range(3):  # 40 bytes each: two fit
         store.save(client, 1, {"x": torch.full((10,), float(client))})
