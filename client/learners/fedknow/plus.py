@@ -30,8 +30,11 @@ class FedKnowPlus(FedKnow):
     They were chosen after results on the ten tasks of CIFAR-100 had been seen, so figures of
     that time are selected (docs/evidence/results.md).
 
-    Keeps, sends, valid: as :class:`~fedknow.client.learners.fedknow.learner.FedKnow`. Needs: no
-    body of its own from the last round; else the same.
+    Keeps: the signature knowledge of each finished task; the parameters that ``exchange`` does
+    not send; within a task the knowledge's answers for its samples. Sends: the parameters that
+    ``exchange`` names. Needs: no stored sample; what ``fedknow`` needs, without the body of the
+    last round. Valid: any model with weight matrices and a bias in its head, task- or
+    class-incremental.
     """
 
     Settings = FedKnowPlusSettings

@@ -6,7 +6,7 @@ and what is done here and why.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,8 @@ SEARCH_PLUS: dict[str, list[float | str]] = SEARCH | {
 class FedKnowSettings(LearnerSettings):
     """Settings of :class:`FedKnow`."""
 
+    learner: ClassVar[str] = "fedknow"
+    """The learner's name, for messages."""
     rho: float = Field(0.1, gt=0, le=1)
     """Fraction of the body's weights a task's knowledge keeps."""
     k: int = Field(10, ge=1, le=10_000)
@@ -105,6 +107,12 @@ class FedKnowSettings(LearnerSettings):
 class FedKnowPlusSettings(FedKnowSettings):
     """Settings of :class:`~fedknow.client.learners.fedknow.plus.FedKnowPlus`."""
 
+    learner: ClassVar[str] = "fedknow-plus"
     temperature: float = Field(1.0, gt=0)
+    """T of the restorer's soft labels; 1 takes the knowledge's answers as they are."""
     margin: float = Field(0.5, ge=0)
+    """The least that each multiplier of Eq. (4) may be: restored gradients are followed in every
+    step. 0 is the paper's. Not with ``sum``."""
     post_aggregation: Literal["off", "first-epoch", "extra-epoch"] = "off"
+    """Integration of the gradients at the received model and at the one last trained here: not at
+    all, in the first local epoch, or in an epoch of its own before it."""

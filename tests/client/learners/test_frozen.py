@@ -86,10 +86,10 @@ MODELS = {
     "frozen head": frozen_head,
 }
 REFUSED = {("agscl", "loose"), ("agscl", "tied"), ("fot", "tied")}
-NEEDED = {(name, "body") for name in ("fedrep", "fedweit", "fedknow", "fot")} | {
-    ("fedrep", "head"),
-    ("co2l", "head"),
-}
+NEEDED = {
+    (name, "body")
+    for name in ("fedrep", "fedweit", "fedknow", "fedknow-plus", "fot")
+} | {("fedrep", "head"), ("co2l", "head")}
 """Parts that a method has to train."""
 
 
