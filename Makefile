@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 	$(BIN)/fedknow compare digits --learners $(LEARNERS) --seeds 1 --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # mypy and import-linter need the package as one folder, so build/links holds links to its parts.
 lint: $(VENV)/installed-dev build/links
