@@ -27,6 +27,7 @@ from fedknow.protocols.texts import counted
 from fedknow.server.assemble import Clients, assemble
 from fedknow.server.grids.flower_grid import FlowerGrid
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.activity import ActivityLog
 from fedknow.server.run.events import (
     ClientBegunAnew,
     ClientFailed,
@@ -101,6 +102,7 @@ def run_on_flower(
                 config.for_clients().to_toml(),
                 folder.run_id,
                 waiting,
+                listener=ActivityLog(folder.path),
             ) as own_grid,
             tracking(config, experiment.tracking, place, is_resumed) as trackers,
         ):

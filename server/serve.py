@@ -19,10 +19,12 @@ from fedknow.protocols.security.signing import read_signature
 from fedknow.protocols.transport import check_address
 from fedknow.protocols.wire import Limits
 from fedknow.server.assemble import Clients, assemble
+from fedknow.server.grids.activity import Listener
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.grids.grpc_membership import Issuer, Membership
 from fedknow.server.renewal import Renewer
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.activity import ActivityLog
 from fedknow.server.run.audit import AuditLog
 from fedknow.server.run.error_log import error_log
 from fedknow.server.run.experiment import Experiment, RunResult
@@ -110,9 +112,10 @@ def serve(  # noqa: PLR0913  # the options of a command
     opened = RunFolder.resume if is_resumed else RunFolder.create
     with opened(out, parts.config) as folder:
         limits = _limits(parts.learner)
+        listener = ActivityLog(folder.path)
         with (
             error_log(folder.path),
-            entrance.grid(parts.config, folder, limits) as grid,
+            entrance.grid(parts.config, folder, limits, listener) as grid,
             tracking(parts.config, config.tracking, out, is_resumed) as trackers,
         ):
             ready(grid.port)
@@ -150,6 +153,7 @@ class _Entrance:
         config: ExperimentConfig,
         folder: RunFolder,
         limits: Limits | None = None,
+        listener: Listener | None = None,
     ) -> GrpcGrid:
         """Open the entrance for a run."""
         return GrpcGrid(
@@ -160,6 +164,7 @@ class _Entrance:
             membership=self._membership(folder),
             signature=self.signature,
             limits=limits,
+            listener=listener,
         )
 
     def _membership(self, folder: RunFolder) -> Membership:

@@ -15,10 +15,12 @@ from fedknow.client.state import StateStore
 from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.hostile import hostile_clients
 from fedknow.server.assemble import Clients, assemble
-from fedknow.server.grids.base import MessageGrid
+from fedknow.server.grids.activity import Listener
+from fedknow.server.grids.base import Adversary, MessageGrid
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.process_memory import forget_process_peak
 from fedknow.server.reports.page import write_report
+from fedknow.server.run.activity import ActivityLog
 from fedknow.server.run.error_log import error_log
 from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
@@ -112,22 +114,21 @@ def prepare(
 def _grid(
     parts: Parts, fleet: Fleet | None, benchmark: Benchmark, folder: RunFolder
 ) -> MessageGrid:
-    stream = _poisoned(parts.config, benchmark)
-    grid = _workers(parts.config, stream, folder)
-    attack = build_attack(parts.config)
+    config = parts.config
+    stream = _poisoned(config, benchmark)
+    listener = ActivityLog(folder.path)
+    attack = build_attack(config)
     if fleet is None:
-        grid.adversary = attack
-        return grid
+        return _workers(config, stream, folder, listener, attack)
     # Flower's strategies wait for so many clients in real time, while virtual time would stand
     # still.
     quorum = max(
         getattr(parts.strategy, f"min_{name}_nodes", 1)
         for name in ("available", "train", "evaluate")
     )
-    outer = FleetGrid(grid, parts.config, fleet, quorum=quorum)
-    # On the outer one alone: its answers pass through both.
-    outer.adversary = attack
-    return outer
+    # The outer grid alone has them, as answers pass through both.
+    workers = _workers(config, stream, folder)
+    return FleetGrid(workers, config, fleet, quorum, listener, attack)
 
 
 def _poisoned(config: ExperimentConfig, benchmark: Benchmark) -> TaskStream:
@@ -138,14 +139,25 @@ def _poisoned(config: ExperimentConfig, benchmark: Benchmark) -> TaskStream:
 
 
 def _workers(
-    config: ExperimentConfig, stream: TaskStream, folder: RunFolder
+    config: ExperimentConfig,
+    stream: TaskStream,
+    folder: RunFolder,
+    listener: Listener | None = None,
+    adversary: Adversary | None = None,
 ) -> MessageGrid:
     if config.engine.backend == "ray":
         # A run without Ray does not wait for its import.
         from fedknow.simulations.engine.ray_grid import RayGrid
 
-        return RayGrid(config, stream, folder.clients)
+        return RayGrid(
+            config,
+            stream,
+            folder.clients,
+            listener=listener,
+            adversary=adversary,
+        )
     # Not durable at once: checkpoints wait for the disk.
     memory_bytes = config.engine.memory_mb * 2**20
     store = StateStore(folder.clients, memory_bytes, durable=False)
-    return InlineGrid(config.data.clients, Host(config, stream, store), store)
+    host = Host(config, stream, store)
+    return InlineGrid(config.data.clients, host, store, listener, adversary)

@@ -50,6 +50,10 @@ class MessageGrid(Delivery):
         See :class:`~fedknow.server.grids.delivery.Delivery`.
     run : Run, optional
         The run as Flower describes it, where Flower itself has begun one.
+    listener : Listener, optional
+        Hears which clients are at work.
+    adversary : Adversary, optional
+        Falsifies answers before they are counted and checked.
 
     Attributes
     ----------
@@ -57,22 +61,21 @@ class MessageGrid(Delivery):
         The ledger of what was sent so far.
     run : Run
         The run that strategies see.
-    adversary : Adversary or None
-        Falsifies answers before they are counted and checked; ``None``: nobody does.
     """
 
-    adversary: Adversary | None = None
-
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what all grids are made of
         self,
         clients: int,
         store: StateStore | None = None,
         versions: dict[int, int] | None = None,
         run: Run | None = None,
+        listener: Listener | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         super().__init__(clients, store, versions)
         self.traffic = Traffic()
-        self.listener = Listener()
+        self._listener = listener or Listener()
+        self._adversary = adversary
         self._pushed: dict[str, Message] = {}
         self._sent = 0
         # Flower's messages take the run's id from class attributes of Flower's.
@@ -135,16 +138,16 @@ class MessageGrid(Delivery):
             The converted answers, ordered by node id, then as sent.
         """
         self._give_out(work, options)
-        self.listener.send(work, self.absent())
+        self._listener.send(work, self.absent())
         replies: dict[str, T] = {}
         # Closed at once after an error: clients that still work must not write states any more.
         with closing(self.perform(work, timeout, options)) as answers:
-            for reply, version in _falsify(self.adversary, work, answers):
+            for reply, version in _falsify(self._adversary, work, answers):
                 checked = self._take_in(reply, version, options)
                 replies[reply.reply_to] = convert(checked)
         unanswered = [message for message in work if message.id not in replies]
         if unanswered:
-            self.listener.miss(unanswered)
+            self._listener.miss(unanswered)
         missed = self._missed(work, replies.keys())
         if missed and options.on_missed:
             options.on_missed(missed)
@@ -182,7 +185,7 @@ class MessageGrid(Delivery):
             self.versions[client_of(reply.node)] = version
         elif reply.failure is None:
             self.note_unusable(checked)
-        self.listener.answer(checked)
+        self._listener.answer(checked)
         return checked
 
     def next_id(self) -> str:
@@ -207,7 +210,7 @@ class MessageGrid(Delivery):
             If a message goes to a node that does not exist.
         """
         self._give_out(work, options)
-        self.listener.send(work, self.absent(), is_pushed=True)
+        self._listener.send(work, self.absent(), is_pushed=True)
         self._pushed |= {message.id: message for message in work}
 
     def pull(
@@ -239,11 +242,11 @@ class MessageGrid(Delivery):
             return []
         replies = []
         answers = self.collect_answers(work, timeout, options)
-        for reply, version in _falsify(self.adversary, work, answers):
+        for reply, version in _falsify(self._adversary, work, answers):
             request = self._pushed.pop(reply.reply_to)
             if reply.failure is not None and reply.failure.code == NO_ANSWER:
                 # Nothing came from the client, so there is nothing to count or to inspect.
-                self.listener.miss([request])
+                self._listener.miss([request])
                 if options.on_missed:
                     options.on_missed([request])
                 replies.append(reply)
@@ -256,10 +259,6 @@ class MessageGrid(Delivery):
     def news(self) -> Sequence[Change]:
         """Take what changed in the membership since the last call."""
         return ()
-
-    def report_to(self, listener: Listener) -> None:
-        """Have a listener hear from now on which clients are at work."""
-        self.listener = listener
 
     # --- for Flower's face
 

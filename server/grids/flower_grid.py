@@ -18,6 +18,7 @@ from fedknow.protocols.messages import (
     Message,
     client_of,
 )
+from fedknow.server.grids.activity import Listener
 from fedknow.server.grids.base import Answers, MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 
@@ -52,6 +53,8 @@ class FlowerGrid(MessageGrid):
         for.
     poll : float
         Seconds between two looks for new nodes. Flower does not report them.
+    listener : Listener, optional
+        Hears which clients are at work.
     """
 
     def __init__(  # noqa: PLR0913 - settings of a public class
@@ -62,9 +65,10 @@ class FlowerGrid(MessageGrid):
         run: str,
         waiting: Callable[[int], None] | None = None,
         poll: float = 0.5,
+        listener: Listener | None = None,
     ) -> None:
         # Flower has set the run of this process already.
-        super().__init__(clients, run=grid.run)
+        super().__init__(clients, run=grid.run, listener=listener)
         self._grid = grid
         self._experiment = Config(config=config, run=run)
         self._waiting = waiting

@@ -33,19 +33,21 @@ class Roster:
     ----------
     clients : int
         Number of clients; their nodes are 2, 3, ...
+    presence : callable
+        Called in the event loop after a client came or went, with those that are absent.
 
     Attributes
     ----------
     peers : dict of int to Peer
         The clients by node.
-    on_change : callable
-        Called in the event loop after a client came or went.
     """
 
-    def __init__(self, clients: int) -> None:
+    def __init__(
+        self, clients: int, presence: Callable[[Collection[int]], None]
+    ) -> None:
         nodes = [node_of(client) for client in range(clients)]
         self.peers = {node: Peer(node) for node in nodes}
-        self.on_change: Callable[[], None] = _do_nothing
+        self._presence = presence
         self._changed = threading.Condition()
 
     def wait_for(self, clients: int, timeout: float) -> bool:
@@ -74,7 +76,7 @@ class Roster:
                 peer.since = time.time()
                 peer.joined += 1
             self._changed.notify_all()
-        self.on_change()
+        self._presence(self.absent())
 
     def place(self, client: int | None, ejected: Collection[int] = ()) -> Peer:
         """Return a client's place, or a free one for a client without a number.
@@ -111,10 +113,6 @@ class Roster:
                 "from 0 on",
             )
         return peer
-
-
-def _do_nothing() -> None:
-    """Tell nobody that a client came or went."""
 
 
 class Gate:

@@ -63,6 +63,8 @@ class GrpcGrid(MessageGrid):
         Of the experiment, by its owner.
     limits : Limits, optional
         How much a client may send.
+    listener : Listener, optional
+        Hears of work, and of clients that come and go.
 
     Attributes
     ----------
@@ -87,8 +89,9 @@ class GrpcGrid(MessageGrid):
         membership: Membership | None = None,
         signature: bytes = b"",
         limits: Limits | None = None,
+        listener: Listener | None = None,
     ) -> None:
-        super().__init__(config.data.clients)
+        super().__init__(config.data.clients, listener=listener)
         if config.engine.min_clients > self.clients:
             raise ConfigError(
                 f"engine.min_clients = {config.engine.min_clients}: more than "
@@ -103,7 +106,9 @@ class GrpcGrid(MessageGrid):
         self._open: GrpcWave | None = None
         self._early: dict[str, tuple[Message, int]] = {}
 
-        self._roster = roster = Roster(self.clients)
+        self._roster = roster = Roster(self.clients, self._listener.presence)
+        # Before the server begins, whose thread tells of those that come.
+        self._listener.presence(roster.absent())
         self._membership = membership = membership or Membership()
         gate = Gate(roster, credentials is not None, membership)
         text = config.for_clients().to_toml()
@@ -215,12 +220,6 @@ class GrpcGrid(MessageGrid):
     def absent(self) -> list[int]:
         """Return the clients that are not connected, ascending."""
         return self._roster.absent()
-
-    def report_to(self, listener: Listener) -> None:
-        """Have a listener hear of work, and of clients that come and go."""
-        super().report_to(listener)
-        self._roster.on_change = lambda: listener.presence(self.absent())
-        listener.presence(self.absent())
 
     def _wait(self) -> None:
         """Wait for the clients without whom no work is given out."""

@@ -9,7 +9,8 @@ from typing import Protocol
 from fedknow.client.host import one_thread
 from fedknow.client.state import StateStore
 from fedknow.protocols.messages import Message
-from fedknow.server.grids.base import Answers, MessageGrid
+from fedknow.server.grids.activity import Listener
+from fedknow.server.grids.base import Adversary, Answers, MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 
 __all__ = ["Hosting", "InlineGrid"]
@@ -45,14 +46,21 @@ class InlineGrid(MessageGrid):
         Answers the messages (:class:`fedknow.client.host.Host`).
     store : StateStore, optional
         The host's states; by default its own ``store``, where it has one.
+    listener, adversary
+        See :class:`~fedknow.server.grids.base.MessageGrid`.
     """
 
     def __init__(
-        self, clients: int, host: Hosting, store: StateStore | None = None
+        self,
+        clients: int,
+        host: Hosting,
+        store: StateStore | None = None,
+        listener: Listener | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
-        super().__init__(
-            clients, store if store is not None else getattr(host, "store", None)
-        )
+        if store is None:
+            store = getattr(host, "store", None)
+        super().__init__(clients, store, listener=listener, adversary=adversary)
         self.host = host
 
     def deliver(

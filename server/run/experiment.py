@@ -28,7 +28,6 @@ from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
 from fedknow.server.run import metrics
-from fedknow.server.run.activity import ActivityLog
 from fedknow.server.run.closing import Scorer, TaskEnder
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.disk import running_out_of_disk
@@ -295,7 +294,6 @@ def _make_context(
     }
     claims = Claims.read(parts.partition)
     incidents = Incidents(config, folder, recorder, extras, claims)
-    grid.report_to(ActivityLog(folder.path))
     may_begin_anew = config.engine.on_lost_state == "fresh"
     options = WaveOptions(
         inspect=incidents.inspector,

@@ -23,7 +23,8 @@ from fedknow.client.state import StateStore
 from fedknow.protocols import parts
 from fedknow.protocols.config import ConfigError, ExperimentConfig
 from fedknow.protocols.messages import Message, client_of, nbytes
-from fedknow.server.grids.base import Answers, MessageGrid
+from fedknow.server.grids.activity import Listener
+from fedknow.server.grids.base import Adversary, Answers, MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.engine.batches import (
     clients_at_least,
@@ -81,6 +82,8 @@ class RayGrid(MessageGrid):
     node : callable, optional
         ``node(config, stream)`` makes the node of a worker; by default
         :class:`fedknow.client.node.Node`.
+    listener, adversary
+        See :class:`~fedknow.server.grids.base.MessageGrid`.
 
     Raises
     ------
@@ -93,17 +96,21 @@ class RayGrid(MessageGrid):
         If a worker dies again and again while it starts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings of a public class
         self,
         config: ExperimentConfig,
         stream: TaskStream,
         folder: str | os.PathLike[str],
         workers: int = 0,
         node: NodeFactory | None = None,
+        listener: Listener | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         # Workers read and write the states; this process only deletes old ones.
         store = StateStore(Path(folder).absolute(), memory_bytes=0)
-        super().__init__(stream.clients, store)
+        super().__init__(
+            stream.clients, store, listener=listener, adversary=adversary
+        )
         # Workers of a Ray of our own are on this machine.
         has_other_machines = bool(config.engine.address)
         self._courier = Courier(store, has_other_machines)
@@ -126,9 +133,8 @@ class RayGrid(MessageGrid):
                 self._courier.states,
                 node,
             )
-            self._objects = parts.snapshot(
-                [config.learner.name, config.model.name]
-            )
+            names = [config.learner.name, config.model.name]
+            self._objects = parts.snapshot(names)
             self._may_grow = has_other_machines and not (fixed or fair.gpus)
             self.pool = WorkerPool(
                 fair.workers, self._spawn, self._courier.take_on

@@ -17,7 +17,7 @@ from fedknow.protocols.config import ExperimentConfig
 from fedknow.protocols.messages import Message, node_of
 from fedknow.protocols.seeds import integer
 from fedknow.server.grids.activity import Listener
-from fedknow.server.grids.base import Answers, MessageGrid
+from fedknow.server.grids.base import Adversary, Answers, MessageGrid
 from fedknow.server.grids.wave import WaveOptions
 from fedknow.simulations.fleet.build import Fleet
 from fedknow.simulations.fleet.pieces import Piece
@@ -49,24 +49,29 @@ class FleetGrid(MessageGrid):
     quorum : int
         Clients that must be present at once before work is given out; the clock goes on until
         they are.
+    listener, adversary
+        See :class:`~fedknow.server.grids.base.MessageGrid`.
     """
 
     is_timed = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # settings of a public class
         self,
         inner: MessageGrid,
         config: ExperimentConfig,
         fleet: Fleet,
         quorum: int = 1,
+        listener: Listener | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         # The same store and the same dictionary of versions as the inner grid's.
-        super().__init__(inner.clients, inner.store, inner.versions)
+        shared = inner.clients, inner.store, inner.versions
+        super().__init__(*shared, listener=listener, adversary=adversary)
         self.inner = inner
         self.settings = config.fleet
         self._seed = config.seed
         self._quorum = quorum
-        self._device_names = fleet.names
+        self._listener.describe(fleet.names)
         self._timeline = Timeline(fleet, config.fleet, config.seed)
         self._spare: set[str] = set()
         self._known: set[str] = set()
@@ -221,11 +226,6 @@ class FleetGrid(MessageGrid):
     def absent(self) -> list[int]:
         """Return the clients that are away now, ascending."""
         return sorted(set(range(self.clients)) - set(self._timeline.present()))
-
-    def report_to(self, listener: Listener) -> None:
-        """Have a listener hear of the devices, and of work."""
-        super().report_to(listener)
-        listener.describe(self._device_names)
 
     def gather(self, until: float) -> None:
         """See :meth:`MessageGrid.gather`."""

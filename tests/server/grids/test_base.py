@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from fedknow.protocols.messages import (
     client_of,
     node_of,
 )
+from fedknow.server.grids.activity import Listener
 from fedknow.server.grids.inline import InlineGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
@@ -63,14 +65,45 @@ class Adder:
         }
 
 
-def grid(tmp_path, clients=4, node=None):
+class Ear(Listener):
+    """Notes what it hears."""
+
+    def __init__(self):
+        self.heard = []
+
+    def send(self, work, absent, is_pushed=False):
+        clients = [client_of(message.node) for message in work]
+        self.heard.append(("send", clients, is_pushed))
+
+    def answer(self, reply):
+        self.heard.append(("answer", client_of(reply.node), not reply.failure))
+
+    def miss(self, work):
+        clients = [client_of(message.node) for message in work]
+        self.heard.append(("miss", clients))
+
+
+class Liar:
+    """Makes 7 of all that client 1 sends."""
+
+    def falsify(self, work, answers):
+        for reply, version in answers:
+            if client_of(reply.node) == 1:
+                lie = Arrays({"w": np.full(3, 7, np.float32)})
+                content = {**reply.content, "arrays": lie}
+                yield replace(reply, content=content), version
+            else:
+                yield reply, version
+
+
+def grid(tmp_path, clients=4, node=None, **options):
     host = Host(
         ExperimentConfig(),
         None,
         StateStore(tmp_path / "clients", 10**6),
         node or Adder(),
     )
-    return InlineGrid(clients, host)
+    return InlineGrid(clients, host, **options)
 
 
 def work(*clients, kind=TRAIN):
@@ -179,6 +212,39 @@ def test_an_answer_that_is_refused_leaves_the_client_as_it_was(tmp_path):
     assert it.versions[1] == before[1]
     assert it.versions[0] != before[0]
     assert counts(it.exchange(work(0, 1))) == [(0, 3), (1, 2)]
+
+
+def test_a_listener_hears_work_and_answers_from_the_beginning(tmp_path):
+    ear = Ear()
+    it = grid(tmp_path, node=Adder(failing=(1,)), listener=ear)
+    it.exchange(work(0, 1))
+    it.push([replace(work(2)[0], id="pushed")])
+    assert ear.heard == [
+        ("send", [0, 1], False),
+        ("answer", 0, True),
+        ("answer", 1, False),
+        ("send", [2], True),
+    ]
+
+
+def test_a_listener_hears_of_answers_that_came_too_late(tmp_path):
+    ear = Ear()
+    it = grid(tmp_path, node=Adder(seconds=0.01), listener=ear)
+    it.exchange(work(0, 1), timeout=0.001)
+    assert ear.heard[0] == ("send", [0, 1], False)
+    assert ear.heard[-1] == ("miss", [1])
+
+
+def test_an_adversary_changes_answers_before_they_are_inspected(tmp_path):
+    seen = []
+    options = WaveOptions(inspect=lambda reply: seen.append(reply) or reply)
+    it = grid(tmp_path, adversary=Liar())
+    replies = it.exchange(work(0, 1), options)
+    assert [reply.arrays()["w"].tolist() for reply in replies] == [
+        [1] * 3,
+        [7] * 3,
+    ]
+    assert seen == replies
 
 
 def test_after_a_timeout_the_answers_so_far_are_given(tmp_path):

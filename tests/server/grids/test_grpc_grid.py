@@ -46,6 +46,7 @@ from fedknow.protocols.wire import (
 from fedknow.server.certs import make_certificates
 from fedknow.server.checks.faults import RunError
 from fedknow.server.grids import grpc_gate, grpc_link, grpc_wave
+from fedknow.server.grids.activity import Listener
 from fedknow.server.grids.grpc_grid import GrpcGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
@@ -644,3 +645,18 @@ def test_clients_are_told_when_the_server_means_to_come_back(grid, puppet):
     frame = one.hear()
     assert frame.WhichOneof("kind") == "goodbye"
     assert not frame.goodbye.finished
+
+
+def test_a_listener_hears_of_clients_that_come_and_go(grid, puppet):
+    heard = queue.Queue()
+
+    class Ear(Listener):
+        def presence(self, absent):
+            heard.put(absent)
+
+    it = grid(2, listener=Ear())
+    visitor = puppet(it, 1)
+    absent = [heard.get(timeout=WAIT), heard.get(timeout=WAIT)]
+    assert absent == [[0, 1], [0]]
+    visitor.drop()
+    assert heard.get(timeout=WAIT) == [0, 1]

@@ -24,6 +24,7 @@ from fedknow.protocols.messages import (
     node_of,
 )
 from fedknow.server.checks.faults import RunError
+from fedknow.server.grids.activity import Listener
 from fedknow.server.grids.base import MessageGrid
 from fedknow.server.grids.strategy_grid import StrategyGrid
 from fedknow.server.grids.wave import WaveOptions
@@ -68,7 +69,15 @@ class Cheap(MessageGrid):
             )
 
 
-def fleet(clients=4, presence=None, rate=4.0, quorum=1, seed=0, **settings):
+def fleet(
+    clients=4,
+    presence=None,
+    rate=4.0,
+    quorum=1,
+    seed=0,
+    listener=None,
+    **settings,
+):
     config = read_config({"data": {"clients": clients}, "seed": seed})
     config = config.model_copy(
         update={"fleet": FleetConfig(devices=["infinite"], **settings)}
@@ -80,7 +89,7 @@ def fleet(clients=4, presence=None, rate=4.0, quorum=1, seed=0, **settings):
         links,
         presence or Always(),
     )
-    return FleetGrid(Cheap(clients), config, it, quorum)
+    return FleetGrid(Cheap(clients), config, it, quorum, listener)
 
 
 def work(*clients, kind=TRAIN):
@@ -597,3 +606,20 @@ def test_the_same_on_one_worker_and_on_four(tmp_path):
     same(one, four)
     assert plain(one[1].events()) == plain(four[1].events())
     assert one[1].fleet == four[1].fleet
+
+
+def test_a_listener_hears_of_the_devices_and_of_each_answer_once():
+    heard = []
+
+    class Ear(Listener):
+        def describe(self, devices):
+            heard.append(list(devices))
+
+        def answer(self, reply):
+            heard.append(client_of(reply.node))
+
+    it = fleet(2, listener=Ear())
+    it.exchange(work(0, 1))
+    assert heard[0] == ["box-0", "box-1"]
+    # The inner grid has no listener, else each answer would be heard twice.
+    assert sorted(heard[1:]) == [0, 1]
