@@ -61,12 +61,14 @@ class Attack:
         tuple of Message and int
             The answers. Those of clients that conspire come last, as they wait for each other.
         """
+        # By id: an update is the difference to what the client was sent.
         requests = {message.id: message for message in work}
         waiting: list[Answer] = []
         for reply, version in answers:
             if not self._is_falsified(reply):
                 yield reply, version
             elif self.settings.name == "little":
+                # Its members agree on one update, for which all of theirs are needed.
                 waiting.append((reply, version))
             else:
                 yield self._scale(requests[reply.reply_to], reply), version
@@ -92,6 +94,7 @@ class Attack:
             for key, array in arrays.items()
             if _is_real(array)
         }
+        # Counters stay as they are: a multiple of them would give the attack away.
         return _with_arrays(reply, changed)
 
     def _conspire(self, answers: Sequence[Answer]) -> Iterator[Answer]:
@@ -108,6 +111,7 @@ class Attack:
         for key, array in honest[0].items():
             if _is_real(array):
                 values = np.stack([arrays[key] for arrays in honest])
+                # In float64: a deviation is a small difference of large sums.
                 values = values.astype(np.float64)
                 agreed[key] = values.mean(axis=0) - factor * values.std(axis=0)
         for reply, version in ordered:

@@ -183,6 +183,7 @@ class LocalStream:
         """Find the task's classes: its slice of the head."""
         if task not in self._slices:
             arrays = self._read(task)
+            # From the most explicit to the least: labels alone may miss a class.
             if "classes" in arrays:
                 classes = [int(label) for label in arrays["classes"]]
             elif self._block:
@@ -275,6 +276,7 @@ class LocalStream:
                 f"{part}_x has token ids from {x.min()} to {x.max()}; with data.vocabulary "
                 f"= {self.spec.vocabulary} they are 0 to {self.spec.vocabulary - 1}",
             )
+        # Signed or not, of any width: they are converted to int64.
         if y is None or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
             raise self._error(
                 task,

@@ -73,6 +73,7 @@ def _load(config: DataConfig, place: Path) -> Dataset:
             f"data.name = {config.name!r}: there is no {place}; give a file or a folder, from "
             "data.dir or the present folder on"
         )
+    # From the most certain form to the least: a folder may hold files of several.
     if arrays := _arrays(place):
         return _from_arrays(config, arrays)
     if tables := table_files(place):
@@ -108,6 +109,7 @@ def _arrays(place: Path) -> dict[str, NDArray[Any]]:
 def _mapped(folder: Path) -> dict[str, NDArray[Any]]:
     """Map the arrays of a folder: none of them is read."""
     return {
+        # Mapped, as a user's arrays may be larger than the memory.
         path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
         for path in sorted(folder.glob("*.npy"))
     }

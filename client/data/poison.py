@@ -54,6 +54,7 @@ class PoisonedStream:
         if client not in self._hostile:
             return data
         change = {"labelflip": _flip_labels, "backdoor": _add_backdoor}
+        # Test samples stay true: the attack is judged by them.
         falsify = change[self._attack.name]
         return replace(data, train=falsify(data.train, data.classes))
 
@@ -73,6 +74,7 @@ def add_trigger(x: Tensor) -> Tensor:
     Tensor of float32, shape (n, C, H, W)
     """
     marked = x.clone()
+    # The brightest value there is, whatever the images were normalised to.
     marked[..., -_PATCH:, -_PATCH:] = x.max() if x.numel() else 0.0
     return marked
 
@@ -91,6 +93,7 @@ def _add_backdoor(split: Split, classes: tuple[int, ...]) -> Split:
     Not copies: more samples would weigh more in the mean.
     """
     x, y = split.x.clone(), split.y.clone()
+    # Half of the samples stay clean, so that the model still learns its task.
     x[::2] = add_trigger(split.x)[::2]
     y[::2] = classes[0]
     return Split(x, y)

@@ -51,6 +51,7 @@ def read_wharf(tables: Mapping[str, Any]) -> Records:
     is_test = _every_third(values["volunteer"], values["activity"])
     windows, origins = [], []
     for row, signal in enumerate(_signals(table)):
+        # Only whole windows: a filled one would look like a wrist at rest.
         for start in range(0, len(signal) - _LENGTH + 1, _STEP):
             windows.append(signal[start : start + _LENGTH])
             origins.append(row)
@@ -66,6 +67,7 @@ def read_wharf(tables: Mapping[str, Any]) -> Records:
         columns = {name: values[name][places] for name in ("volunteer", "day")}
         return Rows(x[chosen], values["activity"][places], columns)
 
+    # By recording and not by window, since neighbours overlap by half.
     sample = SampleSpec("series", (_LENGTH, _AXES), "int16", rate=_RATE)
     return Records(sample, part(~is_test[rows]), part(is_test[rows]))
 
@@ -75,6 +77,7 @@ def _signals(table: Any) -> Iterator[NDArray[np.int16]]:
     for chunk in table["signal"].chunks:
         offsets = chunk.offsets.to_numpy()
         values = chunk.values.flatten().to_numpy(zero_copy_only=False)
+        # Flat values are read, so that a list of another length would shift all others.
         if len(values) != _AXES * len(chunk.values):
             raise ConfigError("wharf: signal must be lists of [x, y, z]")
         steps = values.astype(np.int16).reshape(-1, _AXES)

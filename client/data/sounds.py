@@ -40,6 +40,7 @@ def from_sounds(name: str, place: Path) -> Dataset:
     files = _parts(place)
     classes = sorted(set(map(_word, files[0] + files[1])))
     rates: set[int] = set()
+    # The rates are collected meanwhile, so that no file is read twice.
     sounds = [_decode(part, rates) for part in files]
     if len(rates) > 1:
         raise ConfigError(
@@ -95,6 +96,7 @@ def _parts(place: Path) -> list[list[Path]]:
     if train.is_dir() and test.is_dir():
         files = [_sound_files(train), _sound_files(test)]
     else:
+        # Without two folders, a list of names or every fifth sound decides.
         files = _split_files(place, _sound_files(place))
     if not all(files):
         raise ConfigError(
@@ -115,6 +117,7 @@ def _sound_files(root: Path) -> list[Path]:
 
 def _split_files(place: Path, files: Sequence[Path]) -> list[list[Path]]:
     names = [f"{_word(path)}/{path.name}" for path in files]
+    # Speech Commands says by this list which speakers are for testing.
     listed = place / "testing_list.txt"
     if listed.is_file():
         testing = set(listed.read_text("utf-8").split())
@@ -131,11 +134,13 @@ def _split_files(place: Path, files: Sequence[Path]) -> list[list[Path]]:
 def _speakers(files: Sequence[Sequence[Path]]) -> dict[str, Column]:
     """Read who speaks, where the names of all files say it."""
     train, test = (list(map(_speaker, part)) for part in files)
+    # A partition by speaker needs to know each sample's.
     if not all(train + test):
         return {}
     return {"speaker": Column.from_values(np.array(train), np.array(test))}
 
 
 def _speaker(path: Path) -> str:
+    # Speech Commands names a file by its speaker and a count.
     speaker, mark, _ = path.name.partition("_nohash_")
     return speaker if mark else ""

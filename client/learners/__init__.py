@@ -137,6 +137,7 @@ def learner_class(name: str) -> type[Learner]:
     """
     if name in LEARNERS:
         return LEARNERS[name]
+    # A reference first: it has a colon, which no installed name has.
     kind = (
         load_object(name, "learner.name")
         if is_reference(name)
@@ -178,6 +179,7 @@ def _settings(config: LearnerConfig) -> LearnerSettings:
         lines = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"])
+            # A mistyped name gets a likely one; pydantic's own message has none.
             if problem["type"] == "extra_forbidden":
                 has = (
                     f"learner {config.name} has: {', '.join(names)}"

@@ -133,6 +133,7 @@ class Fot(Learner):
         """
         shared = self.send()
         report = super().end_task(task, round)
+        # The end of a task must not change what all clients share.
         self.entries.load(shared)
         return report
 
@@ -172,6 +173,7 @@ class Fot(Learner):
             for name, layer in self.layers.items()
             if self.sketched(layer)
         }
+        # Dropout would make random inputs of what the subspace is to hold.
         self.body.eval()
         # Unfolded patches take many times the memory of images, so few at a time.
         for part in torch.split(self.images(task.train.x), 64):
@@ -292,6 +294,7 @@ def inputs(
                     x = _drawn(x, patches, draws)
                 x = x.transpose(0, 1)  # [d, images, places]
             else:
+                # Of steps in time each one is an input of its own.
                 x = x.movedim(-1, 0)
             x = x.reshape(len(x), -1)
             seen[name] = (
@@ -307,5 +310,6 @@ def inputs(
     try:
         yield seen
     finally:
+        # Also after an error, else the hooks would collect in the next round.
         for handle in handles:
             handle.remove()

@@ -52,6 +52,7 @@ class Adapted(nn.Module):
         self.a: nn.Module = a
         self.b: nn.Module = b
         nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
+        # With B = 0 an adapted layer begins by doing what it did.
         nn.init.zeros_(b.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,6 +103,7 @@ def adapt(body: nn.Module, rank: int, alpha: float, name: str) -> None:
     ConfigError
         If there is no such layer.
     """
+    # Found before the first change, so that no adapter is adapted.
     places = list(_places(body))
     if not places:
         raise ConfigError(
@@ -118,6 +120,7 @@ def _places(
     """Find layers to adapt, with the module that holds each."""
     layers: list[tuple[nn.Module, str, nn.Linear | nn.Conv2d]] = []
     fused: set[nn.Module] = set()
+    # A module comes before its parts, so that what it reads itself is known in time.
     for parent in body.modules():
         if isinstance(parent, _FUSED):
             fused.update(parent.modules())

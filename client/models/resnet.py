@@ -245,5 +245,6 @@ def _resnet(
             residual = architecture.residual(inputs, stage, stride)
             layers.append(_Block(residual, inputs, outputs, stride))
             inputs = outputs
+            # Only the first block of a stage halves the image.
             stride = 1
     return nn.Sequential(*layers, *pooled()), inputs

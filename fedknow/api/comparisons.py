@@ -66,6 +66,7 @@ class ComparedRuns:
     @property
     def runs(self) -> dict[str, Run]:
         """All finished runs, by the names of their folders."""
+        # A folder without a configuration is no run.
         folders = sorted(path.parent for path in self.path.glob("*/config.toml"))
         return {folder.name: load_run(folder) for folder in folders}
 

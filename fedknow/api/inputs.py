@@ -55,12 +55,14 @@ def as_input(x: Any, spec: SampleSpec) -> Tensor:
         return torch.from_numpy(array.astype(np.int64))
     if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise ConfigError(f"x is {array.dtype}; it must be finite numbers")
+    # Floats are taken as scaled already.
     scale = spec.scale if array.dtype.kind != "f" else 1.0
     return torch.from_numpy(array.astype(np.float32)).div_(scale)
 
 
 def _filled_up(array: NDArray[Any], spec: SampleSpec) -> NDArray[Any]:
     """Bring ragged samples to the model's length, by zeros or a cut."""
+    # A wrong number of axes is left as it is, for the caller to refuse.
     if not spec.is_ragged or array.ndim != 1 + len(spec.shape):
         return array
     length = spec.shape[0]
@@ -101,6 +103,7 @@ def as_images(x: Any, shape: tuple[int, ...]) -> Tensor:
         raise ConfigError(
             f"x is {array.dtype}; it must be uint8, or floats from 0 to 1"
         )
+    # Larger ones are probably 0 to 255, which would saturate the model.
     if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
         raise ConfigError(
             f"x runs from {array.min():g} to {array.max():g}; floats must be from 0 to 1"

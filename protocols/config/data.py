@@ -185,6 +185,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _images_fit(self) -> DataConfig:
+        # Neither is scaled: digits are embedded, and clients' own data come as they are.
         if self.image_size and self.name in ("digits", "local"):
             raise ValueError(
                 f"data.image_size = {self.image_size}: data.name = {self.name!r} has "
@@ -202,6 +203,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _samples_fit(self) -> DataConfig:
+        # Other kinds have one long axis, and images have two.
         if self.kind == "image" and max(self.shape, default=1) > MOST_SIDE:
             raise ValueError(
                 f"data.shape = {self.shape}: sides of images end at {MOST_SIDE}; scale the "
@@ -221,6 +223,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _arrivals_fit(self) -> DataConfig:
+        # Both or neither: one of the two alone would do nothing.
         if (self.arrival == "staggered") != (self.arrival_lag > 0):
             raise ValueError(
                 f"data.arrival_lag = {self.arrival_lag:g} with data.arrival = "
@@ -261,6 +264,7 @@ def check_stream(data: DataConfig) -> None:
         _check_domains(data)
     if data.split:
         _check_cut(data)
+    # Otherwise one task would come less often than the others.
     if data.tasks % data.repeats:
         raise ValueError(
             f"data.repeats = {data.repeats} with data.tasks = {data.tasks}: tasks counts the "
@@ -302,6 +306,7 @@ def _check_domains(data: DataConfig) -> None:
 def _check_cut(data: DataConfig) -> None:
     """Refuse settings that would cut anew what a file has cut."""
     keys = ("partition", "blur", "labelled", "tasks_min", "task_order")
+    # They were applied when the file was made.
     for key in (*keys, "class_order", "classes_per_task"):
         default = DataConfig.model_fields[key].default
         value = getattr(data, key)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 __all__ = ["PRIME", "SHARE_BYTES", "deal", "recover", "weights_at_zero"]
 
+# A Mersenne prime above all secrets of 64 bytes.
 PRIME = 2**521 - 1
 SHARE_BYTES = 66
 """Length of a share."""
@@ -52,6 +53,7 @@ def deal(
             f"threshold {threshold}"
         )
     coefficients = [int.from_bytes(secret, "big")]
+    # From the system: shares from a seed could be computed by whoever has it.
     coefficients += [secrets.randbelow(PRIME) for _ in range(threshold - 1)]
     return {
         point: _evaluate(coefficients, point).to_bytes(SHARE_BYTES, "big")
@@ -85,6 +87,7 @@ def recover(
         int.from_bytes(share, "big") * factors[point]
         for point, share in shares.items()
     )
+    # Wrong shares give a number of the whole field, which is rarely that small.
     secret = total % PRIME
     if secret >= 2 ** (8 * size):
         raise ValueError("these are no shares of one secret")
@@ -100,6 +103,7 @@ def weights_at_zero(points: Sequence[int]) -> dict[int, int]:
             if rival != point:
                 numerator = numerator * rival % PRIME
                 denominator = denominator * (rival - point) % PRIME
+        # Division modulo a prime is a product with the inverse.
         weights[point] = numerator * pow(denominator, -1, PRIME) % PRIME
     return weights
 

@@ -31,6 +31,7 @@ def pem_of_peer(peer: Mapping[str, Iterable[bytes]]) -> bytes:
 
 def fingerprint_of(pem: bytes) -> str:
     """Give the SHA-256 of a certificate (DER), as hexadecimal text."""
+    # Of DER: one certificate can be wrapped in several texts of PEM.
     der = ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))
     return hashlib.sha256(der).hexdigest()
 
@@ -92,5 +93,6 @@ class Fingerprints:
 
     def counts(self, client: int, fingerprint: str) -> bool:
         """Say whether a certificate of a client counts."""
+        # A client without a list may show any certificate of the run's CA.
         listed = self.by_client.get(client)
         return listed is None or fingerprint in listed

@@ -41,6 +41,7 @@ def check_privacy(
     """
     if not config.privacy.secure:
         return
+    # Before the run: each client would otherwise fail in its first round.
     if find_spec("cryptography") is None:
         raise ConfigError(
             f"{_SECURE}: the package cryptography is missing; {how_to_install('secure')}"
@@ -60,12 +61,14 @@ def check_privacy(
 
 
 def _check_strategy(config: ExperimentConfig, strategy: Strategy) -> None:
+    # A method that compares or clips single updates has none to look at.
     if not needs_mean_alone(strategy):
         raise ConfigError(
             f"{_SECURE}: strategy {config.strategy.name} looks at single updates, which are "
             f"hidden; set it to false, or use one of {', '.join(mean_strategies())}, or a class "
             "of your own with of_the_mean = True and Flower's start"
         )
+    # A strategy of the user's own may have no such attribute.
     key = getattr(strategy, "weighted_by_key", "num-examples")
     if key != "num-examples":
         raise ConfigError(
@@ -73,6 +76,7 @@ def _check_strategy(config: ExperimentConfig, strategy: Strategy) -> None:
             f"strategy.weighted_by_key = {key!r}; set one or the other"
         )
     clients = config.data.clients
+    # Of the round's clients, and not of all: a sample is smaller.
     if isinstance(strategy, flower.FedAvg):
         clients = sampled(strategy, clients)
     if clients < MINIMUM:
@@ -97,6 +101,7 @@ def _check_learner(config: ExperimentConfig, learner: Learner) -> None:
         raise ConfigError(
             f"{_SECURE}: learner {name} {problem}; choose another learner, or set it to false"
         )
+    # The global model's score needs what clients keep, and they would send it unmasked.
     if config.evaluation.global_model and learner.local_parameters():
         raise ConfigError(
             f"{_SECURE}: learner {name} keeps parameters to itself, and "

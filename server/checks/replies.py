@@ -312,6 +312,7 @@ def _check_numbers(reply: Message) -> dict[int, float]:
     norms: dict[int, float] = {}
     for record in reply.content.values():
         if isinstance(record, Arrays) and not isinstance(record, Mean):
+            # By identity, as one answer may hold several records.
             norms[id(record)] = finite_norm(record)
         elif isinstance(record, Metrics):
             for name, value in record.items():

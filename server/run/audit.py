@@ -61,6 +61,7 @@ class AuditLog:
         **values
             More about it, as JSON.
         """
+        # A line holds the hash of the one before, so two threads must not write at once.
         with self._lock:
             if self._is_broken:
                 return
@@ -74,6 +75,7 @@ class AuditLog:
                 self._is_broken = True
                 log.warning("%s is not written any more: %s", self._path, error)
                 return
+            # Only after it was written: the chain must not hold a line that is not there.
             self._last = _hash(line.encode())
 
     def _find_last(self) -> str:
@@ -82,6 +84,7 @@ class AuditLog:
             return BEGIN
         with self._path.open("rb+") as file:
             size = file.seek(0, 2)
+            # The end alone, as a log of months is long.
             file.seek(max(0, size - _TAIL))
             tail = file.read()
             length = tail.rfind(b"\n") + 1

@@ -85,6 +85,7 @@ def _written_values(record: Event | VirtualTime) -> dict[str, Any]:
         value = getattr(record, declared.name)
         if isinstance(value, VirtualTime):
             values |= value.written()
+        # `None` is left out, unless it is an answer: then the field has metadata.
         elif value is not None or declared.metadata:
             values[declared.name] = _to_json(value)
     return values

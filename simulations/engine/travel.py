@@ -77,6 +77,7 @@ class States:
 
     def store(self, memory_bytes: int, durable: bool) -> StateStore:
         """Return a worker's store: of this folder, or a scratch one."""
+        # The driver has written this file: whoever sees it sees the folder.
         if self.token is not None and not self.token.exists():
             return ScratchStore(memory_bytes)
         return StateStore(self.folder, memory_bytes, durable)
@@ -214,10 +215,12 @@ class Courier:
             return files, len(jobs)
         size = 0
         for count, job in enumerate(jobs):
+            # A client without a version begins, and has no state to bring.
             if not job.version or held.get(job.client) == job.version:
                 continue
             job_files = self._read(job)
             size += sum(content.nbytes for content in job_files.values())
+            # A single client may be above the limit, or it could never travel.
             if size > MOST_BYTES and count:
                 return files, count
             files |= job_files

@@ -71,6 +71,7 @@ class RayWave:
         if not batch:
             return
         files, fitting = self.courier.pack(place, batch)
+        # Back to the front, for whoever comes next.
         queue.extendleft(reversed(batch[fitting:]))
         batch = batch[:fitting]
         self.pool.homes.update((job.client, place) for job in batch)
