@@ -109,7 +109,10 @@ class SecureNode:
         return self._node.handle(message, stripped)
 
     def _make_keys(
-        self, message: Message, state: State, session: Mapping[str, Any]
+        self,
+        message: Message,
+        state: State,
+        session: Mapping[str, Any],
     ) -> Reply:
         """Wave 1: make two pairs of keys, and tell their public halves."""
         request = message.config()
@@ -130,7 +133,10 @@ class SecureNode:
         return _reply(message, answer), {**state, STATE: secret}
 
     def _deal_shares(
-        self, message: Message, state: State, session: Mapping[str, Any]
+        self,
+        message: Message,
+        state: State,
+        session: Mapping[str, Any],
     ) -> Reply:
         """Wave 2: deal shares of both secrets, sealed for each client."""
         request = message.config()
@@ -175,7 +181,10 @@ class SecureNode:
         return _reply(message, Config({SEALED: sealed})), {**state, STATE: dealt}
 
     def _train(
-        self, message: Message, state: State, session: Mapping[str, Any]
+        self,
+        message: Message,
+        state: State,
+        session: Mapping[str, Any],
     ) -> Reply:
         """Wave 3: train, and send the update under masks."""
         request = message.content.get(SECURE)
@@ -232,7 +241,10 @@ class SecureNode:
         return total
 
     def _unmask(
-        self, message: Message, state: State, session: Mapping[str, Any]
+        self,
+        message: Message,
+        state: State,
+        session: Mapping[str, Any],
     ) -> Reply:
         """Wave 4: give one share of each client, of its mask or of its key.
 
@@ -272,7 +284,10 @@ class SecureNode:
         return agree(private, public, "share", _secret(session, SESSION))
 
     def _check_peers(
-        self, peers: Sequence[int], node: int, session: Mapping[str, Any]
+        self,
+        peers: Sequence[int],
+        node: int,
+        session: Mapping[str, Any],
     ) -> int:
         """Check who shares a sum; give how many must stay until it is opened."""
         nodes = session.get(NODES, [])

@@ -178,7 +178,10 @@ class Workbench:
         return report, self.state()
 
     def report_end(
-        self, data: TaskData, round: Round, earlier: int = 0
+        self,
+        data: TaskData,
+        round: Round,
+        earlier: int = 0,
     ) -> tuple[EndTaskReport, State]:
         """End a task and report it.
 

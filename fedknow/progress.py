@@ -45,7 +45,10 @@ class RunProgress:
     """
 
     def __init__(
-        self, config: ExperimentConfig, console: Console, title: str = ""
+        self,
+        config: ExperimentConfig,
+        console: Console,
+        title: str = "",
     ) -> None:
         self._tasks = config.data.tasks
         self._pace = Pace(config)

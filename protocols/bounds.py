@@ -9,7 +9,11 @@ __all__ = ["check_between"]
 
 
 def check_between(
-    option: str, value: float, low: float, high: float, remedy: str = ""
+    option: str,
+    value: float,
+    low: float,
+    high: float,
+    remedy: str = "",
 ) -> None:
     """Refuse a number that is not finite, too small or too large.
 

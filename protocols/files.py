@@ -10,7 +10,10 @@ __all__ = ["sync_disk", "write_atomic"]
 
 
 def write_atomic(
-    path: Path, data: bytes, durable: bool = True, mode: int = 0o666
+    path: Path,
+    data: bytes,
+    durable: bool = True,
+    mode: int = 0o666,
 ) -> None:
     """Write a file whole or not at all: a neighbour is written and renamed.
 

@@ -101,7 +101,11 @@ def _import(module_name: str, reference: str, key: str) -> Any:
 
 
 def check_maker(
-    part_object: Any, reference: str, key: str, base: type, base_name: str
+    part_object: Any,
+    reference: str,
+    key: str,
+    base: type,
+    base_name: str,
 ) -> Callable[..., Any]:
     """Refuse, without calling it, what cannot make a part of this kind.
 

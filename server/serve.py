@@ -200,7 +200,10 @@ def _fence_key(folder: Path) -> bytes:
 
 
 def _entrance(
-    listen: str, tls: Path | None, has_tokens: bool, renew: Path | None
+    listen: str,
+    tls: Path | None,
+    has_tokens: bool,
+    renew: Path | None,
 ) -> _Entrance:
     """Read what the server needs to know clients by."""
     if tls is None and has_tokens:
@@ -227,7 +230,10 @@ def _entrance(
 
 @contextmanager
 def _metrics(
-    listen: str, grid: GrpcGrid, tls: Path | None, tokens: Tokens | None
+    listen: str,
+    grid: GrpcGrid,
+    tls: Path | None,
+    tokens: Tokens | None,
 ) -> Iterator[list[Subscriber]]:
     """Serve metrics to Prometheus, where wanted; give its subscribers."""
     if not listen:

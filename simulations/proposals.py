@@ -49,7 +49,10 @@ Proposer = Callable[[int, Sequence[Trial]], Settings | None]
 
 
 def make_proposer(
-    space: Mapping[str, Dimension], sampler: str, trials: int, seed: int
+    space: Mapping[str, Dimension],
+    sampler: str,
+    trials: int,
+    seed: int,
 ) -> Proposer:
     """Make what gives the settings of a try.
 
@@ -90,7 +93,10 @@ class _Optuna:
     """Proposes by a sampler of Optuna's."""
 
     def __init__(
-        self, space: Mapping[str, Dimension], sampler: str, seed: int
+        self,
+        space: Mapping[str, Dimension],
+        sampler: str,
+        seed: int,
     ) -> None:
         # An extra: only here. Before any run, so that its lack shows at once.
         import optuna

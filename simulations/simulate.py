@@ -112,7 +112,10 @@ def prepare(
 
 
 def _grid(
-    parts: Parts, fleet: Fleet | None, benchmark: Benchmark, folder: RunFolder
+    parts: Parts,
+    fleet: Fleet | None,
+    benchmark: Benchmark,
+    folder: RunFolder,
 ) -> MessageGrid:
     config = parts.config
     stream = _poisoned(config, benchmark)

@@ -85,7 +85,10 @@ class FedWeit(PairedStrategy):
         return to_record(averaged), metrics
 
     def aggregate_end_task(
-        self, task: int, arrays: Arrays, replies: Sequence[Message]
+        self,
+        task: int,
+        arrays: Arrays,
+        replies: Sequence[Message],
     ) -> None:
         """Collect the adaptive parameters; those of a client that failed are zero."""
         adaptive = Arrays()

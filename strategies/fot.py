@@ -104,7 +104,10 @@ class Fot(PairedStrategy):
         return to_record(arrays), metrics
 
     def aggregate_end_task(
-        self, task: int, arrays: Arrays, replies: Sequence[Message]
+        self,
+        task: int,
+        arrays: Arrays,
+        replies: Sequence[Message],
     ) -> None:
         """Add up the clients' statistics of inputs and enlarge the subspaces."""
         records = [reply.content.get(EXTRA) for reply in replies]
@@ -147,7 +150,10 @@ def _rows(arrays: Arrays, keys: Sequence[str]) -> Tensor:
 
 
 def _enlarge(
-    basis: Tensor, layer: str, extras: Sequence[Arrays], threshold: float
+    basis: Tensor,
+    layer: str,
+    extras: Sequence[Arrays],
+    threshold: float,
 ) -> Tensor:
     """Enlarge one layer's subspace by the inputs of all clients."""
     total = _sum(extra[layer] for extra in extras)

@@ -220,7 +220,10 @@ class CentredClipping(flower.FedAvg):
 
 
 def _are_enough(
-    contents: Sequence[RecordDict], malicious: int, factor: int, name: str
+    contents: Sequence[RecordDict],
+    malicious: int,
+    factor: int,
+    name: str,
 ) -> bool:
     """Say whether a round has enough answers; warn if it has not."""
     # Without hostile clients one answer is enough, as for a mean.

@@ -64,7 +64,10 @@ def extend(basis: Tensor, moment: Tensor, threshold: float) -> Tensor:
 
 
 def extend_from_sketch(
-    basis: Tensor, sketch: Tensor, energy: Tensor, threshold: float
+    basis: Tensor,
+    sketch: Tensor,
+    energy: Tensor,
+    threshold: float,
 ) -> Tensor:
     """Enlarge a layer's subspace by a sketch of the inputs.
 

@@ -233,7 +233,10 @@ class _Synthesis:
         return images
 
     def distil(
-        self, images: Tensor, slices: Sequence[Tensor], effort: SynthesisEffort
+        self,
+        images: Tensor,
+        slices: Sequence[Tensor],
+        effort: SynthesisEffort,
     ) -> None:
         """Train the student to answer like the teacher on all images, Eq. (10)."""
         # In training mode, so that its BatchNorm learns the images' statistics.

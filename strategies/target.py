@@ -98,7 +98,10 @@ class Target(PairedStrategy):
         return super().aggregate_train(server_round, replies)
 
     def aggregate_end_task(
-        self, task: int, arrays: Arrays, replies: Sequence[Message]
+        self,
+        task: int,
+        arrays: Arrays,
+        replies: Sequence[Message],
     ) -> None:
         """Note the task's classes, and make images of all classes so far.
 

@@ -339,7 +339,10 @@ def add(flops: int = 0, memory: int = 0, samples: int = 0) -> None:
 
 
 def costs(
-    cost: Cost, weights: int, knowledge: int, replay: int
+    cost: Cost,
+    weights: int,
+    knowledge: int,
+    replay: int,
 ) -> dict[str, float]:
     """Give the metrics :data:`~fedknow.protocols.work.COSTS` of one answer.
 

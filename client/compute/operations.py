@@ -73,7 +73,11 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._parts[-1].samples += len(inputs[0])
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
     ) -> Any:
         kwargs = kwargs or {}
         formula = _FORMULAS.get(func._overloadpacket)

@@ -238,7 +238,11 @@ class Dataset:
 
 
 def _check_arrays(
-    name: str, part: str, x: Any, y: Any, sample: SampleSpec | None
+    name: str,
+    part: str,
+    x: Any,
+    y: Any,
+    sample: SampleSpec | None,
 ) -> None:
     def error(field: str, array: Any, remedy: str) -> ConfigError:
         return ConfigError(

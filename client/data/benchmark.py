@@ -144,7 +144,11 @@ class Benchmark:
         return Split(x, torch.from_numpy(np.asarray(labels[places])))
 
     def _shifted(
-        self, shift: Shift, raw: Raw, share: Share, part: str
+        self,
+        shift: Shift,
+        raw: Raw,
+        share: Share,
+        part: str,
     ) -> torch.Tensor:
         """Move images to their domains, on their own scale, and normalise."""
         count = self.spec.channels

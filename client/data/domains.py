@@ -59,7 +59,11 @@ class Shift:
     seed: int
 
     def __call__(
-        self, x: Tensor, rows: Indices, domains: Indices, part: str
+        self,
+        x: Tensor,
+        rows: Indices,
+        domains: Indices,
+        part: str,
     ) -> Tensor:
         """Move images to their domains.
 
@@ -141,7 +145,10 @@ def _permute(shift: Shift, x: Tensor, domain: int, samples: Samples) -> Tensor:
 
 
 def _turn_season(
-    shift: Shift, x: Tensor, domain: int, samples: Samples
+    shift: Shift,
+    x: Tensor,
+    domain: int,
+    samples: Samples,
 ) -> Tensor:
     """Change light and colour as a year does: summer, autumn, winter, spring."""
     angle = 2 * math.pi * domain / shift.domains

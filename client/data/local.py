@@ -198,7 +198,10 @@ class LocalStream:
         return self._slices[task]
 
     def _check_labels(
-        self, task: int, arrays: dict[str, np.ndarray], classes: Sequence[int]
+        self,
+        task: int,
+        arrays: dict[str, np.ndarray],
+        classes: Sequence[int],
     ) -> None:
         labels = {*arrays["train_y"].tolist(), *arrays["test_y"].tolist()}
         strange = sorted(labels - set(classes))
@@ -248,7 +251,10 @@ class LocalStream:
             ) from None
 
     def _check_part(
-        self, task: int, part: str, arrays: Mapping[str, np.ndarray]
+        self,
+        task: int,
+        part: str,
+        arrays: Mapping[str, np.ndarray],
     ) -> None:
         types, shape = _TYPES[self.spec.kind], self.spec.shape
         x = arrays.get(f"{part}_x")

@@ -19,7 +19,10 @@ __all__ = ["from_huggingface", "from_torch"]
 
 
 def from_huggingface(
-    name: str, train: Any, test: Any | None, roles: Roles
+    name: str,
+    train: Any,
+    test: Any | None,
+    roles: Roles,
 ) -> Dataset:
     """Make a data set of ``datasets.Dataset`` objects.
 

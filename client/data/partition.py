@@ -191,7 +191,10 @@ _SHARINGS = {
 
 
 def _share_out(
-    dataset: Dataset, pools: Sequence[Pool], config: DataConfig, seed: int
+    dataset: Dataset,
+    pools: Sequence[Pool],
+    config: DataConfig,
+    seed: int,
 ) -> list[TaskShares]:
     """Share each task's rows among the clients."""
     if config.partition == "natural":
@@ -224,7 +227,10 @@ def _drafts(  # noqa: PLR0913  # what one client has, of all that was made befor
 
 
 def _task_order(
-    tasks: int, config: DataConfig, seed: int, client: int
+    tasks: int,
+    config: DataConfig,
+    seed: int,
+    client: int,
 ) -> Indices:
     if config.task_order == "shuffled":
         # By client, so that one more client changes no other one's order.

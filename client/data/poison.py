@@ -34,7 +34,10 @@ class PoisonedStream:
     """
 
     def __init__(
-        self, stream: TaskStream, attack: AttackConfig, hostile: Collection[int]
+        self,
+        stream: TaskStream,
+        attack: AttackConfig,
+        hostile: Collection[int],
     ) -> None:
         self._stream = stream
         self._attack = attack

@@ -43,7 +43,10 @@ def make_pools(dataset: Dataset, config: DataConfig, seed: int) -> list[Pool]:
 
 
 def _task_classes(
-    dataset: Dataset, config: DataConfig, seed: int, tasks: int
+    dataset: Dataset,
+    config: DataConfig,
+    seed: int,
+    tasks: int,
 ) -> list[tuple[int, ...]]:
     """Decide the classes of each task."""
     rng = generator(seed, "partition/classes")
@@ -117,7 +120,11 @@ def _shuffled(rows: Indices, part: str, label: int, seed: int) -> Indices:
 
 
 def _check_class(
-    dataset: Dataset, task: int, label: int, rows: Sequence[Indices], part: str
+    dataset: Dataset,
+    task: int,
+    label: int,
+    rows: Sequence[Indices],
+    part: str,
 ) -> None:
     if len(rows[label]) == 0:
         raise ConfigError(

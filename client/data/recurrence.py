@@ -46,7 +46,10 @@ class Draft:
 
 
 def repeat(
-    drafts: Sequence[Draft], config: DataConfig, seed: int, client: int
+    drafts: Sequence[Draft],
+    config: DataConfig,
+    seed: int,
+    client: int,
 ) -> list[Draft]:
     """Let the tasks come several times, each time with samples of its own.
 
@@ -74,7 +77,10 @@ def repeat(
 
 
 def blur(
-    drafts: Sequence[Draft], config: DataConfig, seed: int, client: int
+    drafts: Sequence[Draft],
+    config: DataConfig,
+    seed: int,
+    client: int,
 ) -> list[Draft]:
     """Let a share of each task's training samples come early or late.
 

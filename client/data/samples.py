@@ -202,7 +202,10 @@ def shaped(values: Sequence[float], spec: SampleSpec) -> Tensor:
 
 
 def model_input(
-    raw: Raw, spec: SampleSpec, mean: Sequence[float], std: Sequence[float]
+    raw: Raw,
+    spec: SampleSpec,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Tensor:
     """Turn stored samples into the input of a model.
 

@@ -115,7 +115,10 @@ def _deal_shards(pool: Pool, config: DataConfig, seed: int) -> TaskShares:
 
 
 def share_by_owner(
-    dataset: Dataset, pools: Sequence[Pool], config: DataConfig, seed: int
+    dataset: Dataset,
+    pools: Sequence[Pool],
+    config: DataConfig,
+    seed: int,
 ) -> list[TaskShares]:
     """Give each client the samples of the people that it stands for.
 

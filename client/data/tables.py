@@ -253,7 +253,10 @@ def _other_columns(
 
 
 def _groups(
-    name: str, column: str, tables: Sequence[Any], numbers: Sequence[Labels]
+    name: str,
+    column: str,
+    tables: Sequence[Any],
+    numbers: Sequence[Labels],
 ) -> list[list[int]]:
     """List the classes of each task, by a column."""
     values = np.concatenate([_values(table[column]) for table in tables])

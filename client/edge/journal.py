@@ -228,7 +228,11 @@ class Journal:
         return None
 
     def keep_answer(
-        self, key: str, committed: int, answer: Packed, version: int
+        self,
+        key: str,
+        committed: int,
+        answer: Packed,
+        version: int,
     ) -> None:
         """Keep an answer for a while.
 

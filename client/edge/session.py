@@ -65,7 +65,11 @@ class Session:
     """
 
     def __init__(
-        self, server: str, desk: Desk, thread: WorkThread, worker: Worker
+        self,
+        server: str,
+        desk: Desk,
+        thread: WorkThread,
+        worker: Worker,
     ) -> None:
         self._server = server
         self._desk = desk

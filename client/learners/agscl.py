@@ -120,7 +120,10 @@ class AgsCl(Learner):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: AgsClSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: AgsClSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self._layers = _layers(self.body)

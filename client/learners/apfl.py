@@ -74,7 +74,10 @@ class Apfl(Learner):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: ApflSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: ApflSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self._initial = {

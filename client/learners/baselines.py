@@ -100,7 +100,10 @@ class FedRep(Learner):
     search: ClassVar[dict[str, list[Any]]] = {"head_epochs": [0, 1]}
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: FedRepSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: FedRepSettings,
     ) -> None:
         super().__init__(model, train, settings)
         # With one epoch a head epoch is still allowed: `epochs` then adds one for the body.

@@ -88,7 +88,10 @@ class Bcn(Rehearsal):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: BcnSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: BcnSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable

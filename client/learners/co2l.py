@@ -105,7 +105,10 @@ def relation(z: Tensor, temperature: float) -> Tensor:
 
 
 def asymmetric_contrast(
-    z: Tensor, y: Tensor, anchor: Tensor, temperature: float
+    z: Tensor,
+    y: Tensor,
+    anchor: Tensor,
+    temperature: float,
 ) -> Tensor:
     """Supervised contrast in which only some views are anchors (Eq. 2).
 
@@ -126,7 +129,10 @@ def asymmetric_contrast(
 
 
 def relation_distillation(
-    z: Tensor, past_z: Tensor, temperature: float, past_temperature: float
+    z: Tensor,
+    past_z: Tensor,
+    temperature: float,
+    past_temperature: float,
 ) -> Tensor:
     """How far relations between views have moved (Eq. 4).
 
@@ -166,7 +172,10 @@ class Co2L(Rehearsal):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: Co2LSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: Co2LSettings,
     ) -> None:
         features = cast(nn.Linear, model.head).in_features
         # A fixed seed, as all clients and the server must begin with the same projection; the

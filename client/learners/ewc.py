@@ -88,7 +88,10 @@ class _Fisher(Consolidation):
         return fisher
 
     def _labels(
-        self, p: Tensor, y: int, draws: torch.Generator
+        self,
+        p: Tensor,
+        y: int,
+        draws: torch.Generator,
     ) -> Iterator[tuple[int, float]]:
         if self.settings.labels == "expected":
             yield from enumerate(p.tolist())

@@ -82,7 +82,10 @@ class Flcn(Learner):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: FlcnSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: FlcnSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable

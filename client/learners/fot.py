@@ -114,7 +114,10 @@ class Fot(Learner):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: FotSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: FotSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self.layers = layers(self.body)

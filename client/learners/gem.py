@@ -59,7 +59,10 @@ class _Projecting(Rehearsal):
     replays_alone = True
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: MemorySettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: MemorySettings,
     ) -> None:
         super().__init__(model, train, settings)
         # In one order for g and for all rows of G.

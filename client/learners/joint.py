@@ -182,7 +182,11 @@ class JointCentral(_Jointly):
     strategy: ClassVar[str] = "joint-central"
 
     def fit_on(
-        self, everything: Replay, count: int, task: TaskData, round: Round
+        self,
+        everything: Replay,
+        count: int,
+        task: TaskData,
+        round: Round,
     ) -> dict[str, float]:
         """Train one round on a draw of at most ``count`` samples."""
         self._samples = self.sample(everything, count, round)

@@ -96,7 +96,10 @@ class Lwf(Learner):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: LwfSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: LwfSettings,
     ) -> None:
         super().__init__(model, train, settings)
         # With a single round the body would otherwise never be trained.

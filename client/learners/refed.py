@@ -84,7 +84,10 @@ class ReFed(UnionTraining):
     }
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: ReFedSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: ReFedSettings,
     ) -> None:
         super().__init__(model, train, settings)
         self._parameters = self.trainable

@@ -60,7 +60,10 @@ class TargetSettings(LearnerSettings):
 
 
 def distillation(
-    z: Tensor, target: Tensor, slices: Sequence[Tensor], temperature: float
+    z: Tensor,
+    target: Tensor,
+    slices: Sequence[Tensor],
+    temperature: float,
 ) -> Tensor:
     """Cross-entropy of softened answers, a mean.
 

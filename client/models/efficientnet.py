@@ -123,7 +123,11 @@ class _Block(nn.Module):
 
 
 def _normalised(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
 ) -> list[nn.Module]:
     """Build a convolution and its batch normalisation, as published."""
     return [

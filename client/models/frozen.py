@@ -53,7 +53,10 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, frozen: nn.Module, trained: nn.Module, sample: SampleSpec
+        self,
+        frozen: nn.Module,
+        trained: nn.Module,
+        sample: SampleSpec,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -150,7 +153,10 @@ class RandomFeatures(nn.Module):
 
 
 def with_random_features(
-    body: nn.Module, features: int, config: ModelConfig, sample: SampleSpec
+    body: nn.Module,
+    features: int,
+    config: ModelConfig,
+    sample: SampleSpec,
 ) -> nn.Module:
     """Put ``model.random_features`` behind a frozen network.
 

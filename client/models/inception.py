@@ -29,7 +29,10 @@ Block = tuple[nn.Module, int]
 
 
 def inception_v3(
-    shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout: Chance = 0.5
+    shape: Shape,
+    width: Width = 1.0,
+    stem: Stem = "auto",
+    dropout: Chance = 0.5,
 ) -> Body:
     """InceptionV3 without its auxiliary classifier, 21.8 M parameters.
 

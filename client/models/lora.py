@@ -43,7 +43,10 @@ class Adapted(nn.Module):
     """
 
     def __init__(
-        self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float
+        self,
+        layer: nn.Linear | nn.Conv2d,
+        rank: int,
+        alpha: float,
     ) -> None:
         super().__init__()
         self.layer = layer

@@ -35,7 +35,11 @@ class _InvertedResidual(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, expansion: int
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expansion: int,
     ) -> None:
         super().__init__()
         hidden = inputs * expansion
@@ -80,7 +84,10 @@ _MOBILENET = (
 
 
 def mobilenet_v2(
-    shape: Shape, width: Width = 1.0, stem: Stem = "auto", dropout: Chance = 0.2
+    shape: Shape,
+    width: Width = 1.0,
+    stem: Stem = "auto",
+    dropout: Chance = 0.2,
 ) -> Body:
     """MobileNetV2, 2.2 M parameters.
 

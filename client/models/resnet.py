@@ -229,7 +229,10 @@ def _bottleneck(
 
 
 def _resnet(
-    architecture: _Architecture, shape: Shape, width: float, stem: Stem
+    architecture: _Architecture,
+    shape: Shape,
+    width: float,
+    stem: Stem,
 ) -> Body:
     at_least(architecture.name, shape, 8, "model.name = 'cnn' takes 4x4")
     inputs = scaled(64, width)

@@ -261,7 +261,10 @@ def _fold(name: str, tree: Any, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _unfold(
-    name: str, entry: str, tensors: Mapping[str, torch.Tensor], is_whole: bool
+    name: str,
+    entry: str,
+    tensors: Mapping[str, torch.Tensor],
+    is_whole: bool,
 ) -> Any:
     """Give the tree in a header's entry (see :func:`_fold`).
 

@@ -237,7 +237,10 @@ class StateStore:
             ) from error
 
     def _note_stored(
-        self, client: int, tree: Any, tensors: Mapping[str, torch.Tensor]
+        self,
+        client: int,
+        tree: Any,
+        tensors: Mapping[str, torch.Tensor],
     ) -> None:
         """Note where the tensors lie that a client's next state may share.
 

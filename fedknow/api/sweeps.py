@@ -50,7 +50,10 @@ class SearchResult:
     """
 
     def __init__(
-        self, path: Path, trials: Sequence[Trial], config: ExperimentConfig
+        self,
+        path: Path,
+        trials: Sequence[Trial],
+        config: ExperimentConfig,
     ) -> None:
         self.path = path
         self.trials = list(trials)

@@ -168,7 +168,10 @@ class DataConfig(Section):
         return self
 
     def _refuse_idle(
-        self, key: str, switch: str, values: tuple[str, ...]
+        self,
+        key: str,
+        switch: str,
+        values: tuple[str, ...],
     ) -> None:
         """Refuse a setting that does nothing."""
         # It would let a sweep over it pass for a result.

@@ -64,7 +64,10 @@ def _from_bf16(
 
 
 def _refuse_overflow(
-    tensor: pb.Tensor, flat: np.ndarray, infinite: np.ndarray, encoding: Encoding
+    tensor: pb.Tensor,
+    flat: np.ndarray,
+    infinite: np.ndarray,
+    encoding: Encoding,
 ) -> None:
     if infinite.any() and np.isfinite(flat[infinite]).any():
         largest = float(np.abs(flat[np.isfinite(flat)]).max())

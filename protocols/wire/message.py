@@ -238,7 +238,10 @@ def _write_failure(header: pb.Header, failure: Failure) -> None:
 
 
 def _write_values(
-    header: pb.Header, name: str, record: Record, limits: Limits
+    header: pb.Header,
+    name: str,
+    record: Record,
+    limits: Limits,
 ) -> None:
     if not isinstance(record, Metrics | Config):
         raise WireError(
@@ -296,7 +299,10 @@ def _kind(place: str, value: object) -> str:
 
 
 def _read_arrays(
-    name: str, arrays: pb.Arrays, payload: memoryview, limits: Limits
+    name: str,
+    arrays: pb.Arrays,
+    payload: memoryview,
+    limits: Limits,
 ) -> Arrays:
     read = Arrays()
     for tensor in arrays.tensors:
@@ -312,7 +318,10 @@ def _read_arrays(
 
 
 def _read_values(
-    name: str, values: pb.Values, limits: Limits, kinds: tuple[str, ...] = ()
+    name: str,
+    values: pb.Values,
+    limits: Limits,
+    kinds: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     read = {}
     for entry in values.entries:

@@ -86,7 +86,10 @@ class ExactSum:
             self._add_chunk(slice(begin, end), part, cut[: end - begin])
 
     def _add_chunk(
-        self, place: slice, terms: np.ndarray, cut: np.ndarray
+        self,
+        place: slice,
+        terms: np.ndarray,
+        cut: np.ndarray,
     ) -> None:
         """Cut terms into slices, from the top, and add each where it belongs."""
         for depth in range(SLICES):

@@ -77,7 +77,10 @@ class FlowerGrid(MessageGrid):
         self._nodes: dict[int, int] = {}
 
     def deliver(
-        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
+        self,
+        work: Sequence[Message],
+        timeout: float | None,
+        options: WaveOptions,
     ) -> Answers:
         """Do the work on Flower's nodes; see :meth:`Delivery.deliver`."""
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -65,7 +65,10 @@ class Arbiter:
         self._membership = membership
 
     def arbitrate(
-        self, peer: Peer, guest: Guest, context: Any
+        self,
+        peer: Peer,
+        guest: Guest,
+        context: Any,
     ) -> WireError | None:
         """Decide between a newcomer and the stream that its client has.
 
@@ -112,7 +115,11 @@ class Arbiter:
             link.end(goodbye(False, "the certificate has expired"))
 
     def _tell_conflict(
-        self, peer: Peer, link: Link, context: Any, outcome: str
+        self,
+        peer: Peer,
+        link: Link,
+        context: Any,
+        outcome: str,
     ) -> None:
         """Put on record that two hold one identity, once for each pair."""
         client = client_of(peer.node)

@@ -135,7 +135,10 @@ class Gate:
     """
 
     def __init__(
-        self, roster: Roster, is_secure: bool, membership: Membership
+        self,
+        roster: Roster,
+        is_secure: bool,
+        membership: Membership,
     ) -> None:
         limits = DoorLimits.for_clients(len(roster.peers))
         self.doors = Doors(limits)

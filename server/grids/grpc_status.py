@@ -13,7 +13,10 @@ __all__ = ["describe_run"]
 
 
 def describe_run(
-    assignments: Assignments, gate: Gate, run: str, refusals: Mapping[str, int]
+    assignments: Assignments,
+    gate: Gate,
+    run: str,
+    refusals: Mapping[str, int],
 ) -> dict[str, Any]:
     """Describe a run's state.
 

@@ -60,7 +60,10 @@ class WaveGrid(Protocol):
     """How much a client may send."""
 
     def must_begin_anew(
-        self, reply: Message, version: int, options: WaveOptions
+        self,
+        reply: Message,
+        version: int,
+        options: WaveOptions,
     ) -> bool:
         """Return whether a client lost its state and may begin anew."""
         ...

@@ -64,7 +64,10 @@ class InlineGrid(MessageGrid):
         self.host = host
 
     def deliver(
-        self, work: Sequence[Message], timeout: float | None, options: WaveOptions
+        self,
+        work: Sequence[Message],
+        timeout: float | None,
+        options: WaveOptions,
     ) -> Answers:
         """Do the work in the order given; see :meth:`Delivery.deliver`."""
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -135,7 +135,11 @@ def draw_bars(figure: Figure, groups: Groups, key: str, label: str) -> Axes:
 
 
 def _draw_seeds(
-    axes: Axes, row: int, point: Estimate, measure: Measure, scale: Scale
+    axes: Axes,
+    row: int,
+    point: Estimate,
+    measure: Measure,
+    scale: Scale,
 ) -> float | None:
     """Draw an interval or the single seeds over a bar; return where they end."""
     if point.has_interval:

@@ -259,7 +259,10 @@ def _name_lines(figure: Figure, axes: Axes, ends: Sequence[End]) -> None:
 
 
 def label_lines(
-    figure: Figure, axes: Axes, groups: Groups, ends: Sequence[End]
+    figure: Figure,
+    axes: Axes,
+    groups: Groups,
+    ends: Sequence[End],
 ) -> None:
     """Name lines at their ends where there are many, else below the plot."""
     if _is_crowded(groups):

@@ -135,7 +135,10 @@ class Measure:
         return self.scales is PERCENT
 
     def text(
-        self, value: float, half: float = math.nan, has_unit: bool = True
+        self,
+        value: float,
+        half: float = math.nan,
+        has_unit: bool = True,
     ) -> str:
         """Write ``value`` or ``value ± half`` in one unit; a dash for NaN."""
         if math.isnan(value):

@@ -74,7 +74,10 @@ class Scores:
         }
 
     def add_task(
-        self, task: int, correct: Mapping[str, Floats], total: Floats
+        self,
+        task: int,
+        correct: Mapping[str, Floats],
+        total: Floats,
     ) -> None:
         """Add results after a task, as float64 [client, seen].
 

@@ -51,7 +51,10 @@ class Pace:
             self._is_timed = times.is_in_seconds
 
     def add(
-        self, server_round: int, virtual_seconds: float | None, time: float
+        self,
+        server_round: int,
+        virtual_seconds: float | None,
+        time: float,
     ) -> None:
         """Take in a round that ended.
 

@@ -51,7 +51,10 @@ class RunReader:
     """
 
     def __init__(
-        self, path: Path, config: ExperimentConfig, fingerprint: str = ""
+        self,
+        path: Path,
+        config: ExperimentConfig,
+        fingerprint: str = "",
     ) -> None:
         self.path = path
         self.config = config

@@ -57,7 +57,10 @@ class TaskTimes:
     """
 
     def __init__(
-        self, ends: NDArray[np.float64], rounds: int, is_in_seconds: bool
+        self,
+        ends: NDArray[np.float64],
+        rounds: int,
+        is_in_seconds: bool,
     ) -> None:
         self.ends = ends
         self.rounds = rounds

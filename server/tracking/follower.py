@@ -53,7 +53,11 @@ class Follower:
     """
 
     def __init__(
-        self, name: str, tracker: Tracker, run: TrackedRun, size: int = QUEUE_SIZE
+        self,
+        name: str,
+        tracker: Tracker,
+        run: TrackedRun,
+        size: int = QUEUE_SIZE,
     ) -> None:
         self.name = name
         self._tracker = tracker

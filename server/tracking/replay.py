@@ -28,7 +28,10 @@ class TrackingError(FedknowError):
 
 
 def track_run(
-    path: Path, name: str, project: str = "", follow: bool = True
+    path: Path,
+    name: str,
+    project: str = "",
+    follow: bool = True,
 ) -> int:
     """Send a run to a tracker, from its first event on.
 

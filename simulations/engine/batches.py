@@ -55,7 +55,10 @@ class BatchLimits:
 
 
 def clients_at_least(
-    pace: float, clients: int, workers: int, limits: BatchLimits = BatchLimits()
+    pace: float,
+    clients: int,
+    workers: int,
+    limits: BatchLimits = BatchLimits(),
 ) -> int:
     """Return how many clients a batch has at least.
 

@@ -176,7 +176,10 @@ def check_device_name(name: str) -> None:
 
 
 def write_profile(
-    path: Path, name: str, profile: Profile, existing: Mapping[str, Profile]
+    path: Path,
+    name: str,
+    profile: Profile,
+    existing: Mapping[str, Profile],
 ) -> None:
     """Write a profile into a TOML file that ``fleet.profiles`` can name.
 

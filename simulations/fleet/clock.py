@@ -130,7 +130,10 @@ class Clock:
     """
 
     def __init__(
-        self, links: Links, presence: Presence, time: float = 0.0
+        self,
+        links: Links,
+        presence: Presence,
+        time: float = 0.0,
     ) -> None:
         self.time = time
         self._links = links

@@ -100,7 +100,10 @@ class Piece:
 
 
 def draw_chances(
-    settings: FleetConfig, clients: int, seed: int, wave: int
+    settings: FleetConfig,
+    clients: int,
+    seed: int,
+    wave: int,
 ) -> list[Chance]:
     """Draw the chances of the work that each client may be given in a wave.
 

@@ -57,7 +57,10 @@ class Timeline:
     # --- pieces of work
 
     def open_wave(
-        self, work: Sequence[Message], timeout: float | None, is_sparse: bool
+        self,
+        work: Sequence[Message],
+        timeout: float | None,
+        is_sparse: bool,
     ) -> FleetWave:
         """Begin a wave at this moment, and draw its chances.
 
@@ -84,7 +87,10 @@ class Timeline:
         return self.clock.time + seconds
 
     def make_piece(
-        self, message: Message, answer: tuple[Message, int], wave: FleetWave
+        self,
+        message: Message,
+        answer: tuple[Message, int],
+        wave: FleetWave,
     ) -> Piece:
         """Make a piece of work of a message and its answer."""
         account = self.accounts.clients[client_of(message.node)]

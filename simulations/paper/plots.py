@@ -36,7 +36,11 @@ LINE = 0.2
 
 
 def _curves(
-    figure: Figure, result: Result, pick: str, key: str, label: str
+    figure: Figure,
+    result: Result,
+    pick: str,
+    key: str,
+    label: str,
 ) -> None:
     axes = axes_with(figure, "tasks learned", label)
     for index, (method, group) in enumerate(result.groups.items()):
@@ -56,7 +60,10 @@ def _curves(
 
 
 def _published_curve(
-    axes: Axes, published: Published, key: str, colour: str
+    axes: Axes,
+    published: Published,
+    key: str,
+    colour: str,
 ) -> None:
     """Draw the paper's values: hollow marks, a dotted line."""
     # Only some tasks were published: points at those, and a line between.

@@ -283,7 +283,10 @@ def _scaled(full: Tree, scale: float) -> Tree:
 
 
 def _shrunk(
-    tree: Tree, keys: tuple[str, str], factor: float, minimum: int
+    tree: Tree,
+    keys: tuple[str, str],
+    factor: float,
+    minimum: int,
 ) -> tuple[Tree, float]:
     """Shrink two numbers by a factor together.
 

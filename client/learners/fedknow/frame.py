@@ -35,7 +35,10 @@ class KnowledgeClient(Learner):
     settings: FedKnowSettings
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: FedKnowSettings
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        settings: FedKnowSettings,
     ) -> None:
         super().__init__(model, train, settings)
         check_model(self.body, self.head, settings)

@@ -169,7 +169,10 @@ class Linearization:
         self._transpose: tuple[Tensor, list[Tensor]] | None = None
 
     def pullback(
-        self, cotangent: Tensor, out: Tensor, forward: bool = False
+        self,
+        cotangent: Tensor,
+        out: Tensor,
+        forward: bool = False,
     ) -> Tensor:
         """J^T c into ``out``: float [n, f] -> float [size].
 
@@ -268,7 +271,11 @@ class _Tracer(TorchFunctionMode):
         self.again: set[nn.Parameter] = set()
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.conv2d:
@@ -284,7 +291,10 @@ class _Tracer(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _linear(
-        self, x: Tensor, weight: nn.Parameter, bias: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: nn.Parameter,
+        bias: Tensor | None = None,
     ) -> Tensor:
         if weight in self.factors:
             # Used twice, its gradient is a sum that one set of coordinates does not span.

@@ -75,7 +75,11 @@ class _WorkingSet:
     """The signature gradients built so far, and the solution for them."""
 
     def __init__(
-        self, g: Tensor, count: int, build: Build, products: Products
+        self,
+        g: Tensor,
+        count: int,
+        build: Build,
+        products: Products,
     ) -> None:
         self.rows: list[int] = []
         self._g = g
@@ -196,7 +200,10 @@ def integrate_surrogate(
 
 
 def step_dual(
-    v: Vector, products: Vector, lengths: Vector, cosine: float = 0.5
+    v: Vector,
+    products: Vector,
+    lengths: Vector,
+    cosine: float = 0.5,
 ) -> Vector:
     """Take one step of projected gradient descent on Eq. (4).
 

@@ -161,7 +161,10 @@ class Restorer:
         return sorted(number for number in self.knowledge if number < task)
 
     def ask(
-        self, tasks: Sequence[int], x: Tensor, images: Callable[[Tensor], Tensor]
+        self,
+        tasks: Sequence[int],
+        x: Tensor,
+        images: Callable[[Tensor], Tensor],
     ) -> None:
         """Have the teachers of some past tasks answer, unless they have.
 

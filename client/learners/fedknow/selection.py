@@ -143,7 +143,10 @@ def wasserstein(a: Tensor, b: Tensor, form: str = "values") -> float:
 
 
 def most_dissimilar(
-    g: Tensor, candidates: Iterable[Tensor], k: int, form: str = "values"
+    g: Tensor,
+    candidates: Iterable[Tensor],
+    k: int,
+    form: str = "values",
 ) -> list[int]:
     """Find the k candidates farthest from g by :func:`wasserstein`.
 

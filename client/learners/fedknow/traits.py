@@ -45,7 +45,10 @@ class BodyTraits:
     """
 
     def __init__(
-        self, body: nn.Module, scratch: nn.Module, precision: str
+        self,
+        body: nn.Module,
+        scratch: nn.Module,
+        precision: str,
     ) -> None:
         self._body = body
         self._scratch = scratch
@@ -116,7 +119,10 @@ class BodyTraits:
         return self._can_push_forward
 
     def _fault(
-        self, at_body: Linearization, cotangent: Tensor, buffer: GradientBuffer
+        self,
+        at_body: Linearization,
+        cotangent: Tensor,
+        buffer: GradientBuffer,
     ) -> str | None:
         """Describe the fault of J g; "" for none, None if that stays open."""
         buffer.lay_out(0, at_body.size, at_body.parameters[0])

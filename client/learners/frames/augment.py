@@ -10,7 +10,11 @@ __all__ = ["view"]
 
 
 def view(
-    x: Tensor, generator: torch.Generator, crop: float, flip: bool, jitter: float
+    x: Tensor,
+    generator: torch.Generator,
+    crop: float,
+    flip: bool,
+    jitter: float,
 ) -> Tensor:
     """Draw one random view of each image.
 

@@ -256,7 +256,11 @@ def _active_set(q: Vector, b: Vector, tolerance: float = 1e-12) -> Vector:
 
 
 def _minimize_over_free(
-    q: Vector, b: Vector, v: Vector, is_free: NDArray[np.bool_], tolerance: float
+    q: Vector,
+    b: Vector,
+    v: Vector,
+    is_free: NDArray[np.bool_],
+    tolerance: float,
 ) -> bool:
     """Minimise over the free multipliers, and bind those below zero.
 
@@ -301,7 +305,11 @@ def _minimize_over_free(
 
 
 def _coordinate_descent(
-    q: Vector, b: Vector, v: Vector, sweeps: int = 1000, tolerance: float = 1e-10
+    q: Vector,
+    b: Vector,
+    v: Vector,
+    sweeps: int = 1000,
+    tolerance: float = 1e-10,
 ) -> Vector:
     """Lower the objective by one multiplier after the other."""
     slope = q @ v + b

@@ -151,7 +151,10 @@ def concatenate(replays: Sequence[Replay]) -> Replay:
 
 
 def choose(
-    y: Tensor, count: int, generator: torch.Generator, balanced: bool = True
+    y: Tensor,
+    count: int,
+    generator: torch.Generator,
+    balanced: bool = True,
 ) -> Tensor:
     """Draw samples to keep.
 

@@ -28,7 +28,11 @@ class Diverged(FedknowError, RuntimeError):
 
     @classmethod
     def in_epoch(
-        cls, loss: float, epoch: int, train: TrainConfig, remedy: str = ""
+        cls,
+        loss: float,
+        epoch: int,
+        train: TrainConfig,
+        remedy: str = "",
     ) -> Self:
         """Say in which epoch (from 0), and what to do about it."""
         return cls(

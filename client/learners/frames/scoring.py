@@ -25,7 +25,10 @@ Score = tuple[int, int, float]
 
 
 def predict(
-    learner: Learner, predictor: Predictor, x: Tensor, batch_size: int
+    learner: Learner,
+    predictor: Predictor,
+    x: Tensor,
+    batch_size: int,
 ) -> Tensor:
     """Give a predictor's answers to samples, in the present mode.
 
