@@ -223,12 +223,14 @@ class Workbench:
         """
         replay = 0
         knowledge = 0
+        # A state that stayed is one object, and is counted once.
         for state in (old,) if old is new else (old, new):
             samples = sum(
                 tensor_bytes(state.get(name, {})) for name in self.learner.replay
             )
             parameters = tensor_bytes(state.get("kept", {}))
             replay = max(replay, samples)
+            # Samples and parameters are named apart.
             knowledge = max(knowledge, tensor_bytes(state) - parameters - samples)
         return costs(cost, self._weight_bytes, knowledge, replay)
 

@@ -188,6 +188,7 @@ class _MeanAndMaximum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool ``[n, C, T]`` to ``[n, 2 C]``."""
+        # How much of a pattern there is, and whether there is any.
         return torch.cat([x.mean(2), x.amax(2)], 1)
 
 

@@ -66,6 +66,7 @@ def write_project(name: str, place: Path | None = None) -> list[Path]:
 
 
 def _check_name(name: str) -> None:
+    # Python takes letters of any script, and packages on disk do not travel so well.
     is_module_name = name.isascii() and name.isidentifier()
     if not is_module_name or keyword.iskeyword(name) or name.startswith("_"):
         raise ConfigError(

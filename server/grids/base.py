@@ -74,6 +74,7 @@ class MessageGrid(Delivery):
     ) -> None:
         super().__init__(clients, store, versions)
         self.traffic = Traffic()
+        # One that does nothing, so that no call has to ask whether anybody listens.
         self._listener = listener or Listener()
         self._adversary = adversary
         self._pushed: dict[str, Message] = {}

@@ -59,6 +59,7 @@ class InlineGrid(MessageGrid):
         adversary: Adversary | None = None,
     ) -> None:
         if store is None:
+            # A host of a test may have none.
             store = getattr(host, "store", None)
         super().__init__(clients, store, listener=listener, adversary=adversary)
         self.host = host

@@ -38,6 +38,7 @@ class VirtualTime:
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> Self | None:
         """Read the virtual time from an event's values; ``None`` without one."""
+        # Clients without devices have no virtual time.
         if "virtual_seconds" not in line:
             return None
         return cls(**_values(cls, line))

@@ -105,9 +105,11 @@ def sampling_margin(accuracy: Floats, weights: Floats, clients: int) -> Floats:
     for task, mean in enumerate(average):
         measured = np.isfinite(means[:, task])
         count = int(measured.sum())
+        # One client has no spread.
         if count > 1:
             size = sizes[measured, task]
             gaps = size * (means[measured, task] - mean) / size.mean()
+            # With all clients measured nobody is left to guess about.
             error = np.sqrt((1 - count / clients) * gaps.var(ddof=1) / count)
             margins[task] = 1.96 * error
     return margins
@@ -260,6 +262,7 @@ def forward_transfer(
     """
     a = task_accuracy(accuracy, weights)
     b = _weighted_mean(untrained, weights)
+    # Before a task's own training, and against a model that has had none.
     terms = [a[u, u - 1] - b[u] for u in range(1, a.shape[1])]
     return np.array([_mean(terms[:m]) for m in range(a.shape[1])])
 
@@ -316,6 +319,7 @@ def _trimmed_mean(values: Floats) -> float:
 
 def _weighted_mean(values: Floats, weights: Floats) -> Floats:
     """Mean over axis 0 of what is measured."""
+    # What was not measured must not weigh.
     weights = np.where(np.isfinite(values), weights, 0.0)
     return _divide((np.nan_to_num(values) * weights).sum(0), weights.sum(0))
 

@@ -170,6 +170,7 @@ def sent_units(mask: Tensor, fraction: float) -> Tensor:
     # Stable, so that equal masks give the same units on every machine.
     order = mask.detach().flatten().argsort(descending=True, stable=True)
     is_sent = torch.zeros_like(order, dtype=torch.bool)
+    # One unit at least: a loan of nothing could not be attended to.
     is_sent[order[: max(1, math.ceil(fraction * len(order)))]] = True
     return is_sent.view(mask.shape)
 
