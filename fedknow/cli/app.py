@@ -15,6 +15,7 @@ from fedknow.cli import (
     new,
     runs,
     sign,
+    split,
     tracking,
 )
 from fedknow.cli.output import out
@@ -94,6 +95,7 @@ for command in (
     models.evaluate,
     models.predict,
     inspect.show,
+    split.split,
     new.new,
     inspect.calibrate,
 ):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedknow.protocols.files import write_atomic
 from fedknow.protocols.hostile import hostile_clients
@@ -34,11 +34,13 @@ from fedknow.server.reports.tables import (
 )
 from fedknow.server.run.disk import running_out_of_disk
 from fedknow.server.run.folder import RunFolder
+from fedknow.server.run.integrity import FolderDamaged
 
 if TYPE_CHECKING:
+    from fedknow.protocols.config import ExperimentConfig
     from fedknow.server.reports.plots import Plot
 
-__all__ = ["write_page", "write_report"]
+__all__ = ["write_page", "write_report", "write_split"]
 
 MOST_NAMED = 4
 """Methods that a title names; of more it gives the number."""
@@ -84,12 +86,56 @@ def write_report(
     summaries = [summarise(run) for run in runs]
     # A comparison of one has nothing to compare.
     if len(summaries) == 1:
-        title, sections = _run_page(summaries[0])
+        title, sections = _run_page(summaries[0], _split_of(runs[0]))
     else:
         title, sections = _comparison_page(
             ranked(group(summaries)), left_out or {}, memory_limits
         )
     return write_page(out / "report.html", title, sections, summaries)
+
+
+def write_split(
+    path: Path, config: ExperimentConfig, partition: Mapping[str, Any]
+) -> Path:
+    """Write a page that shows a split, and its plot as ``plots/split.png``.
+
+    Parameters
+    ----------
+    path : Path
+        The HTML file.
+    config : ExperimentConfig
+        What the split was made with.
+    partition : mapping
+        What ``Partition.summary`` gave.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    RunError
+        If the disk is full; a page that was there before is left whole.
+    """
+    # Here, as a run is not to wait for matplotlib to be imported.
+    from fedknow.server.reports.splits import split_blocks
+
+    data = config.data
+    facts = [
+        counted(len(partition["clients"]), "client"),
+        f"data {data.name}, {data.scenario}",
+        f"split file {data.split}"
+        if data.split
+        else f"partition {data.partition}",
+        f"seed {config.seed}",
+        f"digest {partition['digest']}",
+    ]
+    sections = [
+        Section("", [Facts(facts), *split_blocks(partition)]),
+        Section("Configuration", [Folded("config.toml", config.to_toml())]),
+    ]
+    return write_page(path, f"{config.name}: who holds what", sections, [])
 
 
 def write_page(
@@ -157,7 +203,19 @@ def _versions(run: Summary) -> str:
     return ", ".join(f"{name} {number}" for name, number in pairs)
 
 
-def _run_page(run: Summary) -> tuple[str, list[Section]]:
+def _split_of(run: RunFolder) -> list[Block]:
+    """Show who holds what; nothing where a run has not got that far."""
+    from fedknow.server.reports.splits import split_blocks
+
+    try:
+        partition = run.partition
+    except FolderDamaged as error:
+        # No number of the report is from this file, so that the others can be shown.
+        return [Text(str(error))]
+    return split_blocks(partition) if partition else []
+
+
+def _run_page(run: Summary, split: Sequence[Block]) -> tuple[str, list[Section]]:
     # Here, as a run is not to wait for matplotlib to be imported.
     from fedknow.server.reports.plots import draw_plots
     from fedknow.server.reports.run_plots import RUN_PLOTS
@@ -194,6 +252,7 @@ def _run_page(run: Summary) -> tuple[str, list[Section]]:
     sections: list[tuple[str, Sequence[Block]]] = [
         ("", overview),
         ("Task by task", [task_table(run)] if run.tasks else []),
+        ("Who holds what", split),
         ("Fleet", fleet_of_run(run) if run.fleet else []),
         ("Messages", [traffic_table(run.traffic)] if run.traffic else []),
         ("Failures and warnings", [troubles(run) or Text("None.")]),

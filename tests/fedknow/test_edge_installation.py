@@ -50,6 +50,7 @@ NEEDING_AN_EXTRA = [
     (["search", "digits"], "sim"),
     (["paper", "5.1"], "sim"),
     (["calibrate", "digits"], "sim"),
+    (["split", "digits"], "sim"),
 ]
 FAILING = [
     (["status", "--server", CLOSED], 1, f"{CLOSED} does not answer"),
