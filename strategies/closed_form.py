@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.app import Message as FlowerMessage
@@ -17,8 +18,8 @@ from torch import Tensor
 from fedknow.client.host import one_thread
 from fedknow.client.learners.frames.closed_form import ClosedForm
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.flower import to_arrays, to_record
-from fedknow.protocols.messages import EXTRA, Arrays, Message
+from fedknow.protocols.flower import to_record
+from fedknow.protocols.messages import EXTRA, Arrays, Message, client_of
 from fedknow.strategies.paired import PairedStrategy, Setup
 
 __all__ = ["Afcl", "Stsa", "light_gram", "solve"]
@@ -63,11 +64,11 @@ class Afcl(PairedStrategy):
         if not isinstance(setup.learner, ClosedForm):
             raise ConfigError(
                 f"strategy {self.name} is one half of a method; set learner.name = "
-                f"'fedknow.client.learners.{self.name.lower()}:{self.name}'"
+                f"{self.name.lower()!r}"
             )
-        self._head = setup.learner.head
+        head = setup.learner.head
         self._is_new = False
-        self.reset(self._head.in_features, self._head.out_features)
+        self.reset(head.in_features, head.out_features)
 
     def reset(self, width: int, classes: int) -> None:
         """Begin with no sums, for features [width]."""
@@ -98,32 +99,51 @@ class Afcl(PairedStrategy):
                 self.add(_tensors(extras[client]))
         self._is_new = True
 
-    def aggregate_end_task(
-        self, task: int, arrays: Arrays, replies: Sequence[Message]
-    ) -> None:
-        """Add up what clients shared that no round had chosen."""
-        for reply in replies:
-            extra = reply.content.get(EXTRA)
-            if isinstance(extra, Arrays):
-                # The number is of no account: a sum does not know its clients.
-                self.collect(task, {0: extra})
+    def begin_round(self, task: int, arrays: Arrays) -> None:
+        """Note the parameters that clients are sent."""
+        self._sent = arrays
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[FlowerMessage]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Put the solution in the place of the averaged head."""
         record, metrics = super().aggregate_train(server_round, replies)
-        # Without new sums the clients already have the solution.
-        if record is None or not self._is_new:
+        if record is None:
             return record, metrics
+        # Clients return what they were sent, and a mean would round it.
+        solved = self._solved(self._sent)
+        return to_record(self._sent if solved is None else solved), metrics
+
+    def aggregate_end_task(
+        self, task: int, arrays: Arrays, replies: Sequence[Message]
+    ) -> Arrays | None:
+        """Add up what clients shared that no round had chosen; solve again.
+
+        So each task's scores are those of all samples so far, after the last task too.
+        """
+        extras: dict[int, Arrays] = {}
+        for reply in replies:
+            extra = reply.content.get(EXTRA)
+            if isinstance(extra, Arrays):
+                extras[client_of(reply.node)] = extra
+        if extras:
+            self.collect(task, extras)
+        return self._solved(arrays)
+
+    def _solved(self, arrays: Arrays) -> Arrays | None:
+        """Put the solution into a copy of the parameters, if sums came."""
+        if not self._is_new:
+            return None
         # Threads split a sum by the number of cores, and rounding follows.
         with one_thread():
             weight = self.solution().T
-        arrays = to_arrays(record)
-        arrays["head.weight"] = weight.float().contiguous().numpy()
-        arrays["head.bias"] = torch.zeros(len(weight)).numpy()
+        solved = Arrays(arrays)
+        solved["head.weight"] = weight.float().contiguous().numpy()
+        # Eq. (1) has no constant; a user's head may have none either.
+        if "head.bias" in solved:
+            solved["head.bias"] = np.zeros_like(solved["head.bias"])
         self._is_new = False
-        return to_record(arrays), metrics
+        return solved
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums."""

@@ -121,7 +121,7 @@ class PairedStrategy(FedAvg):
 
     def aggregate_end_task(
         self, task: int, arrays: Arrays, replies: Sequence[Message]
-    ) -> None:
+    ) -> Arrays | None:
         """Take the clients' answers at the end of a task.
 
         Parameters
@@ -133,7 +133,14 @@ class PairedStrategy(FedAvg):
         replies : sequence of Message
             The clients' good answers in the order of clients. The record ``extra`` holds the
             arrays that a client shared.
+
+        Returns
+        -------
+        Arrays or None
+            The global parameters that are scored, and that the next task begins with; ``None``:
+            they stay as they are.
         """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that must be the same when a run is resumed.

@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from fedknow.protocols.config import ConfigError, closest
 from fedknow.protocols.installed import find_installed, list_installed
 from fedknow.protocols.plugins import check_maker, is_reference, load_object
+from fedknow.strategies.closed_form import Afcl, Stsa
 from fedknow.strategies.fedasync import FedAsync
 from fedknow.strategies.fedbuff import FedBuff
 from fedknow.strategies.fedweit import FedWeit
@@ -123,6 +124,14 @@ BUILTIN = {
     "target": Builtin(
         Target,
         "FedAvg and images made of the model, for the learner target (Zhang et al. 2023)",
+    ),
+    "afcl": Builtin(
+        Afcl,
+        "a ridge regression of the clients' sums, for the learner afcl (Tang et al. 2025)",
+    ),
+    "stsa": Builtin(
+        Stsa,
+        "the same on random features or class sums, for the learner stsa (Guan et al. 2026)",
     ),
     "fedavgm": Builtin(
         flower.FedAvgM, "FedAvg with server momentum (Hsu et al. 2019)"

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from fedknow.client.data.samples import SampleSpec, as_spec
+from fedknow.client.learners.afcl import Afcl
 from fedknow.client.learners.agscl import AgsCl
 from fedknow.client.learners.apfl import Apfl
 from fedknow.client.learners.baselines import (
@@ -45,6 +46,7 @@ from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
 from fedknow.client.learners.refed import ReFed
 from fedknow.client.learners.sizes import check_samples
+from fedknow.client.learners.stsa import Stsa
 from fedknow.client.learners.target import Target
 from fedknow.client.models import build_model
 from fedknow.protocols.config import (
@@ -105,6 +107,8 @@ LEARNERS: dict[str, type[Learner]] = {
     "refed": ReFed,
     "fot": Fot,
     "target": Target,
+    "afcl": Afcl,
+    "stsa": Stsa,
 }
 
 

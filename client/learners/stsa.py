@@ -55,13 +55,13 @@ class Stsa(Afcl):
     Keeps: which tasks it has summed, and sums not sent yet. Sends: the head, and once a task what
     :class:`~fedknow.client.learners.afcl.Afcl` sends; where ``light``, sums of each class in
     groups, float64 [rows, d], with their classes and counts. Needs: a forward pass over the
-    task's samples; without ``light`` what Afcl needs. Valid: models whose body is frozen, task- or
-    class-incremental.
+    task's samples; without ``light`` what Afcl needs. Valid: every stream, where the model's body
+    is frozen.
     """
 
     Settings = StsaSettings
     settings: StsaSettings
-    strategy = "fedknow.strategies.closed_form:Stsa"
+    strategy = "stsa"
     search: ClassVar[dict[str, list[float | str]]] = {
         "ridge": [1.0, 10.0, 100.0, 1000.0]
     }

@@ -45,8 +45,7 @@ class ModelConfig(Component):
     name: str = Field("cnn", min_length=1)
     weights: str = ""
     """Pretrained weights of the body. ``package``: a Python package's, for the models that know
-    one; ``hub``: the local cache of the Hugging Face hub, for ``timm:`` and ``hf:`` models;
-    ``file:PATH``: a state dict of the body, as safetensors or of PyTorch. Empty: none."""
+    one; ``file:PATH``: a state dict of the body, as safetensors or of PyTorch. Empty: none."""
     train: str = Field("all", pattern=r"^(all|head|lora|last:[1-9][0-9]{0,3})$")
     """What of the network is trained, travels and is kept. ``all``; ``head``: nothing of the
     network itself; ``last:2``: its last two blocks; ``lora``: low-rank adapters of its linear and

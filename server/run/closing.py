@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fedknow.protocols.flower import to_record
 from fedknow.protocols.messages import END_TASK, Message, client_of, node_of
 from fedknow.protocols.work import FLOPS, EndTaskReport, EndTaskWork, Position
+from fedknow.server.checks.aggregates import check_arrays
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run import metrics
 from fedknow.server.run.context import RunContext
@@ -314,7 +316,14 @@ class TaskEnder:
         strategy = run.parts.strategy
         if isinstance(strategy, PairedStrategy):
             with run.calls.call("aggregate_end_task", task, round):
-                strategy.aggregate_end_task(task, run.state.arrays, replies)
+                changed = strategy.aggregate_end_task(
+                    task, run.state.arrays, replies
+                )
+                if changed is not None:
+                    arrays = check_arrays(
+                        to_record(changed), run.state.arrays, run.calls.name
+                    )
+                    run.calls.adopt(task, round, arrays)
 
     def _add_costs(self, reports: Sequence[EndTaskReport]) -> None:
         """Add up what ending tasks cost; clients of other make may not say."""

@@ -46,6 +46,8 @@ BASE: dict[str, dict[str, Any]] = {
     "strategy": {"name": "fedavg", "fraction": 0.5},
     "engine": {"backend": "inline"},
 }
+FROZEN = ["model.train=head", "model.random_features=64"]
+"""For learners that need a frozen body."""
 FLEET = [
     'fleet.devices=["phone-low", "phone-high"]',
     "fleet.down=1e6",
@@ -119,6 +121,7 @@ SETTINGS: dict[str, list[str]] = {
         "data.arrival_lag=1",
         *FLEET,
     ],
+    "stsa, light": ["learner=stsa", "learner.light=true", *FROZEN],
     "fedrep, staggered": [
         "learner=fedrep",
         "data.arrival=staggered",
@@ -142,6 +145,7 @@ def experiments() -> dict[str, ExperimentConfig]:
             table[f"{name}, {scenario}"] = [
                 f"learner={name}",
                 f"data.scenario={scenario}",
+                *FROZEN * learner_class(name).needs_frozen_body,
             ]
     table |= SETTINGS
     return {

@@ -42,6 +42,14 @@ EXPERIMENTS = {
         "learner=fedweit",
         "strategy.fraction=0.5",
     ],  # more than parameters passes, and not to all
+    # Sums come in rounds and when a task is over, and the server solves at both.
+    "afcl": [
+        "learner=afcl",
+        "model.train=head",
+        "model.random_features=64",
+        "data.scenario=class-incremental",
+        "strategy.fraction=0.3",
+    ],
     "class-incremental": [
         "data.scenario=class-incremental",
         "data.task_order=shuffled",

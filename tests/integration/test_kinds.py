@@ -63,6 +63,8 @@ def experiment(name, data, *changes):
         *KINDS[data],
         *changes,
     ]
+    if learner_class(name).needs_frozen_body:
+        keys.append("model.train=head")
     return resolve(read_config(BASE, keys))
 
 

@@ -61,11 +61,10 @@ WAIT = 120
 
 
 def experiment(name, scenario, *changes):
-    return resolve(
-        read_config(
-            BASE, [f"learner={name}", f"data.scenario={scenario}", *changes]
-        )
-    )
+    keys = [f"learner={name}", f"data.scenario={scenario}", *changes]
+    if learner_class(name).needs_frozen_body:
+        keys.append("model.train=head")
+    return resolve(read_config(BASE, keys))
 
 
 @pytest.fixture(scope="module")

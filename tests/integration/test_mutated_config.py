@@ -119,11 +119,13 @@ def settings():
 def halves(strategy):
     """The learner that a paired strategy needs, and a model that it can train."""
     found = [
-        f"learner={name}"
-        for name, kind in LEARNERS.items()
-        if kind.strategy == strategy
+        name for name, kind in LEARNERS.items() if kind.strategy == strategy
     ][:1]
-    return [*found, "model=mlp"] if found else []
+    if not found:
+        return []
+    is_frozen = LEARNERS[found[0]].needs_frozen_body
+    train = "head" if is_frozen else "all"
+    return [f"learner={found[0]}", "model=mlp", f"model.train={train}"]
 
 
 @pytest.fixture

@@ -8,7 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 import fedknow
-from fedknow.client.learners import build_learner, list_learners, resolve
+from fedknow.client.learners import (
+    build_learner,
+    learner_class,
+    list_learners,
+    resolve,
+)
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ModelConfig, read_config
 from fedknow.server.assemble import Clients, assemble
@@ -213,16 +218,15 @@ def test_frozen_parameters_must_be_the_models_own(written, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(list_learners()))
 def test_every_learner_starts_so_or_says_why_not(written, name):
-    config = resolve(read_config(BASE, [f"learner={name}", "model=cnn"]))
+    keys = [f"learner={name}", "model=cnn"]
+    if learner_class(name).needs_frozen_body:
+        keys.append("model.train=head")
+    config = resolve(read_config(BASE, keys))
     drawn = build_learner(config, SHAPE, CLASSES).send()
     own = {key: value + 0.5 for key, value in drawn.items()}
     if not own:
         own = {"head.bias": torch.zeros(CLASSES)}
-    config = resolve(
-        read_config(
-            BASE, [f"learner={name}", "model=cnn", f"start={written(own)}"]
-        )
-    )
+    config = resolve(read_config(BASE, [*keys, f"start={written(own)}"]))
     if not drawn:
         with pytest.raises(ConfigError, match="would not reach the clients"):
             started(config)

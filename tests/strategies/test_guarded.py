@@ -34,7 +34,16 @@ HOOKS_ONLY = [
     for name in list_strategies()
     # These have a loop of their own, or a half of a method that must be prepared.
     if name
-    not in {"fedasync", "fedbuff", "semisync", "joint-central", "target", "fot"}
+    not in {
+        "fedasync",
+        "fedbuff",
+        "semisync",
+        "joint-central",
+        "target",
+        "fot",
+        "afcl",
+        "stsa",
+    }
 ]
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "check_cache",
     "check_exchange",
     "check_free",
+    "check_frozen_body",
     "check_head",
     "check_plain",
     "warn_of_slow_bf16",
@@ -62,6 +63,29 @@ def check_free(model: nn.Module, name: str, part: str, reason: str) -> None:
         f"learner.name = {name!r} cannot train this model: {fault}, and the method {reason}; "
         f"{remedy}, or choose another learner, for example 'fedper'"
     )
+
+
+def check_frozen_body(learner: Learner) -> None:
+    """Refuse a model that is not a trained head on a frozen body.
+
+    Raises
+    ------
+    ConfigError
+        If anything of the body is trained or travels, or a part of the head is frozen.
+    """
+    name = type(learner).__name__.lower()
+    has_own = any(entry.startswith("body.") for entry in learner.entries.names)
+    if has_own or any(p.requires_grad for p in learner.body.parameters()):
+        raise ConfigError(
+            f"learner.name = {name!r} cannot train this model: the method works on the features "
+            "of a frozen network, and the body of this model is trained; set model.train = 'head' "
+            "and leave model.neck out, or choose model.name = 'linear'"
+        )
+    if not all(p.requires_grad for p in learner.head.parameters()):
+        raise ConfigError(
+            f"learner.name = {name!r} cannot train this model: parameters of its head are frozen, "
+            "and the method sets them; leave all of them free"
+        )
 
 
 def check_head(kind: type[Learner], config: ExperimentConfig) -> None:

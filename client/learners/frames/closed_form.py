@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedknow.client.data.stream import TaskData
@@ -23,7 +23,6 @@ from fedknow.client.learners.frames.learner import (
     Tensors,
 )
 from fedknow.client.learners.frames.scoring import predict
-from fedknow.protocols.config import ConfigError, TrainConfig
 
 __all__ = ["ClosedForm", "ClosedFormSettings", "factor", "triangle"]
 
@@ -42,30 +41,13 @@ class ClosedFormSettings(LearnerSettings):
 class ClosedForm(Learner):
     """A frame: sums over a task's samples, sent once.
 
-    A client that missed rounds sends its sums with its next answer.
-
-    Raises
-    ------
-    ConfigError
-        If anything but a linear head is trained.
+    A client that no round of a task chose sums and sends when the task is over. One that answers
+    neither in a round nor then is missing in the solution.
     """
 
     Settings = ClosedFormSettings
     settings: ClosedFormSettings
-
-    def __init__(
-        self, model: nn.Module, train: TrainConfig, settings: LearnerSettings
-    ) -> None:
-        super().__init__(model, train, settings)
-        is_frozen = not any(
-            name.startswith("body.") for name in self.entries.names
-        )
-        if not is_frozen or any(p.requires_grad for p in self.body.parameters()):
-            raise ConfigError(
-                f"learner.name = {type(self).__name__.lower()!r} has a closed form on a frozen "
-                "network alone, and the body of this model is trained; set model.train = 'head' "
-                "and leave model.neck out, or choose model.name = 'linear'"
-            )
+    needs_frozen_body = True
 
     # --- what a method overrides
 

@@ -45,6 +45,9 @@ class Hooks:
     """Kinds of samples that the method works with; others are refused. Empty: any."""
     heads: ClassVar[frozenset[str]] = frozenset({"linear"})
     """Values of ``model.head`` that the method can work with; others are refused."""
+    needs_frozen_body: ClassVar[bool] = False
+    """Whether the method computes with the features of a network that never changes, as after
+    ``model.train = "head"``; a model with a trained body is refused."""
     strategy: ClassVar[str] = ""
     """Name of the strategy that is this method's half on the server, which then takes the place of
     plain FedAvg."""

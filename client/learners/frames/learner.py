@@ -39,7 +39,10 @@ from fedknow.client.learners.frames.batch import (
     widen,
 )
 from fedknow.client.learners.frames.batching import batches, smallest_batch
-from fedknow.client.learners.frames.checks import warn_of_slow_bf16
+from fedknow.client.learners.frames.checks import (
+    check_frozen_body,
+    warn_of_slow_bf16,
+)
 from fedknow.client.learners.frames.exchange import (
     Entries,
     Layout,
@@ -161,6 +164,8 @@ class Learner(Hooks, metaclass=_StartsFresh):
         self.trainable = {name: p for name, p in named if p.requires_grad}
         self.all_parameters = list(model.parameters())
         self.entries = Entries(model, self.exchange, self.exchanged_parts)
+        if self.needs_frozen_body:
+            check_frozen_body(self)
         self.meter = Meter(self.body)
         self._trained_task = -1
         self.batch_minimum: int | None = None

@@ -258,7 +258,8 @@ def career(build, always=False, count=3):
 def test_keys_tell_all_that_a_cost_depends_on(name):
     """What is charged is what is counted when everything is counted, and whatever the process
     counted before."""
-    config = read_config(SMALL | {"learner": name})
+    train = "head" if LEARNERS[name].needs_frozen_body else "all"
+    config = read_config(SMALL | {"learner": name}, [f"model.train={train}"])
 
     def build():
         return build_learner(config, (1, 8, 8), 6)

@@ -14,22 +14,15 @@ from fedknow.client.learners.stsa import class_sums
 from fedknow.client.models import build_model
 from fedknow.protocols.config import ConfigError, ModelConfig, read_config
 from fedknow.protocols.messages import Arrays
-from fedknow.simulations import simulate as simulations
 from fedknow.simulations.simulate import simulate
 from fedknow.strategies.closed_form import Afcl, Stsa, light_gram, solve
 
 CLASSES, WIDTH = 6, 12
-NAMES = {
-    "afcl": "fedknow.client.learners.afcl:Afcl",
-    "stsa": "fedknow.client.learners.stsa:Stsa",
-}
 FROZEN = {"name": "mlp", "train": "head", "hidden": WIDTH}
 
 
 def learner_of(name="afcl", model=FROZEN, **options):
-    config = read_config(
-        {"model": model, "learner": {"name": NAMES[name], **options}}
-    )
+    config = read_config({"model": model, "learner": {"name": name, **options}})
     return build_learner(config, (1, 2, 2), CLASSES)
 
 
@@ -155,7 +148,7 @@ def test_no_right_digit_is_refused():
     "model", [{"name": "mlp"}, FROZEN | {"neck": 4}, FROZEN | {"train": "lora"}]
 )
 def test_a_trained_body_is_refused(name, model):
-    with pytest.raises(ConfigError, match="closed form on a frozen network"):
+    with pytest.raises(ConfigError, match="the features of a frozen network"):
         learner_of(name, model)
 
 
@@ -187,10 +180,10 @@ def test_random_features_by_hand():
         build_model(trained, (1, 2, 2), 3, seed=0)
 
 
-@pytest.mark.parametrize("backend", ["inline"])
-def test_a_split_over_clients_changes_no_answer(backend, tmp_path, monkeypatch):
-    monkeypatch.setattr(simulations, "write_report", lambda *_: None)
-    right = {}
+@pytest.mark.parametrize("learner", ["afcl", "stsa"])
+def test_a_split_over_clients_changes_no_head(learner, tmp_path):
+    """One client in each round of a task, and the others when it is over, the last one too."""
+    heads, scores = {}, {}
     for clients in (1, 3):
         config = read_config(
             {
@@ -201,18 +194,35 @@ def test_a_split_over_clients_changes_no_answer(backend, tmp_path, monkeypatch):
                     "partition": "dirichlet",
                 },
                 "model": FROZEN | {"hidden": 64, "random_features": 80},
-                "learner": NAMES["afcl"],
-                "train": {"rounds": 1},
-                "engine": {"backend": backend},
+                "learner": learner,
+                "strategy": {"fraction": 0.4},
+                "train": {"rounds": 2},
+                "engine": {"backend": "inline"},
             }
         )
         folder = tmp_path / str(clients)
-        simulate(resolve(config), folder)
-        with np.load(folder / "accuracy.npz") as scores:
-            right[clients] = np.nanmean(scores["personal"][:, -1])
-    # All clients have the same model, and it has learned something.
-    assert right[3] > 0.8
-    assert right[1] > 0.8
+        result = simulate(resolve(config), folder, report=False)
+        heads[clients] = result.arrays["head.weight"]
+        scores[clients] = np.nanmean(result.accuracy["global"][:, -1])
+    np.testing.assert_allclose(heads[3], heads[1], rtol=1e-5, atol=1e-6)
+    assert min(scores.values()) > 0.8
+
+
+def test_a_clients_own_head_is_left_out():
+    client, server = learner_of(), server_of()
+    sent = Arrays((n, v.numpy()) for n, v in client.send().items())
+    server.begin_round(0, sent)
+    assert server._solved(sent) is None
+    x, y = features_and_labels(9)
+    sums = client.sums(x, y, Round(1, 0))
+    server.collect(0, {0: Arrays((n, v.numpy()) for n, v in sums.items())})
+    solved = server._solved(sent)
+    np.testing.assert_allclose(
+        solved["head.weight"].T, joint(x, y, 1.0), rtol=1e-5, atol=1e-6
+    )
+    assert not solved["head.bias"].any()
+    # Nothing new came since.
+    assert server._solved(sent) is None
 
 
 def test_arrays_of_a_message_are_summed():

@@ -85,11 +85,24 @@ MODELS = {
     "tied": lambda: SplitModel(Tied(), nn.Linear(8, 6)),
     "frozen head": frozen_head,
 }
-REFUSED = {("agscl", "loose"), ("agscl", "tied"), ("fot", "tied")}
-NEEDED = {
-    (name, "body")
-    for name in ("fedrep", "fedweit", "fedknow", "fedknow-plus", "fot")
-} | {("fedrep", "head"), ("co2l", "head")}
+FROZEN = [
+    name for name in list_learners() if learner_class(name).needs_frozen_body
+]
+"""Learners that take a body which is frozen as a whole, and no other."""
+REFUSED = {("agscl", "loose"), ("agscl", "tied"), ("fot", "tied")} | {
+    (name, model) for name in FROZEN for model in MODELS
+}
+NEEDED = (
+    {(name, "head") for name in FROZEN}
+    | {
+        (name, "body")
+        for name in ("fedrep", "fedweit", "fedknow", "fedknow-plus", "fot")
+    }
+    | {
+        ("fedrep", "head"),
+        ("co2l", "head"),
+    }
+)
 """Parts that a method has to train."""
 
 
@@ -216,6 +229,14 @@ def test_knowledge_is_of_what_is_trained_alone(tiny_task):
     learner.end_task(tiny_task(0), Round(0, 0))
     knowledge = learner.state_dict()["knowledge"]["0"]
     assert (len(knowledge["values"]), knowledge["whole"]) == (48, {})
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_frozen_head_is_refused_where_the_server_sets_it(name):
+    model = layered().requires_grad_(False)
+    kind = learner_class(name)
+    with pytest.raises(ConfigError, match="parameters of its head are frozen"):
+        kind(model, TRAIN, kind.Settings())
 
 
 @pytest.mark.parametrize("part", ["body", "head"])
@@ -511,11 +532,18 @@ def frozen_half(shape, classes):
     return SplitModel(Body(), nn.Linear(8, classes))
 
 
+def frozen_body(shape, classes):
+    model = frozen_half(shape, classes)
+    model.body.requires_grad_(False)
+    return model
+
+
 @pytest.mark.parametrize(
     "name", [name for name in list_learners() if name not in ("agscl", "fot")]
 )
 def test_a_frozen_backbone_may_have_another_dtype(name):
-    config = read_config({}, [f"model={__name__}:frozen_half", f"learner={name}"])
+    model = "frozen_body" if name in FROZEN else "frozen_half"
+    config = read_config({}, [f"model={__name__}:{model}", f"learner={name}"])
     learner = build_learner(config, (1, 8, 8), 4)
     assert not [
         n for n in learner.send() | learner.local_parameters() if "backbone" in n

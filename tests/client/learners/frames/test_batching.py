@@ -25,6 +25,7 @@ from fedknow.client.learners.frames.learner import LearnerSettings, Round
 from fedknow.client.learners.frames.rehearsal import Replay, columns
 from fedknow.client.learners.joint import JointCentral
 from fedknow.client.models import SplitModel, build_model
+from fedknow.client.models.frozen import freeze
 from fedknow.protocols.config import (
     ConfigError,
     ModelConfig,
@@ -114,8 +115,10 @@ def test_two_is_what_pytorch_needs(name):
 
 
 def make(name, tiny_model, **options):
-    kind = learner_class(name)
-    return kind(tiny_model(norm=True), TRAIN, kind.Settings(**options))
+    kind, model = learner_class(name), tiny_model(norm=True)
+    if kind.needs_frozen_body:
+        freeze(model.body)
+    return kind(model, TRAIN, kind.Settings(**options))
 
 
 def fit(learner, task, round):
