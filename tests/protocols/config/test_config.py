@@ -84,7 +84,7 @@ def test_toml_holds_everything_and_reads_back_the_same():
         ("train.rounds=two", r"train\.rounds = 'two': .*integer"),
         (
             "data.partition=fair",
-            r"data\.partition = 'fair': .*'paper', 'iid' or 'dirichlet'",
+            r"data\.partition = 'fair': .*'paper', 'iid', 'dirichlet', .* or 'natural'",
         ),
         (
             "data.classes_min=9",
@@ -93,7 +93,7 @@ def test_toml_holds_everything_and_reads_back_the_same():
         (
             "data.alpha=0.1",
             r"data\.alpha = 0\.1 does nothing with data\.partition = 'paper'; set "
-            r".*'dirichlet', or .* 0\.5",
+            r".*'dirichlet' or 'quantity', or .* 0\.5",
         ),
         (
             "train.momentum=0.9",

@@ -493,7 +493,7 @@ def test_runs_are_grouped_by_all_that_changes_a_result_but_the_seed(
 def test_a_setting_that_a_run_is_older_than_is_at_its_default(make_run, tmp_path):
     older, newer = (
         {"name": "fedknow", "k": 3},
-        {"name": "fedknow", "k": 3, "margin": 0.5},
+        {"name": "fedknow", "k": 3, "margin": 0.0},
     )
     runs = [
         make_run(tmp_path / str(i), {"learner": it, "seed": i})
