@@ -194,14 +194,32 @@ class Host:
         return version
 
 
-def secured(node: Answerer, config: ExperimentConfig) -> Answerer:
-    """Have a node mask its updates where the experiment says so.
+def secured(
+    node: Answerer, config: ExperimentConfig, is_real: bool = False
+) -> Answerer:
+    """Have a node protect its updates where the experiment says so.
+
+    First noise is added (:mod:`fedknow.client.noise`), then masks.
+
+    Parameters
+    ----------
+    node : Answerer
+        Does the work.
+    config : ExperimentConfig
+        With the section ``privacy``.
+    is_real : bool
+        The client is a real one, whose noise nobody else may know.
 
     Raises
     ------
     ConfigError
         If the package for it is not installed.
     """
+    if config.privacy.clip:
+        # Only here: it is an answerer itself, and knows this module.
+        from fedknow.client.noise import NoisyNode
+
+        node = NoisyNode(node, config, is_real)
     if not config.privacy.secure:
         return node
     try:

@@ -117,7 +117,12 @@ def _check_lengths(
 
 
 def _check_privacy_reaches(config: ExperimentConfig, clients: Clients) -> None:
-    """Refuse secure aggregation where its waves do not reach clients."""
+    """Refuse privacy where it does not reach clients."""
+    if config.privacy.clip and clients is Clients.FLOWER:
+        raise ConfigError(
+            f"privacy.clip = {config.privacy.clip:g}: nodes of Flower's would draw noise that "
+            "the server knows; use fedknow server and fedknow client, or set it to 0"
+        )
     if config.privacy.secure and clients is Clients.FLOWER:
         raise ConfigError(
             "privacy.secure = true: nodes of Flower's do not know the messages of secure "

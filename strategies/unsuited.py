@@ -58,10 +58,11 @@ def check_suited(strategy: Strategy, name: str) -> None:
         kind = type(layer).__name__
         if isinstance(layer, _CLIPS_ON_CLIENTS):
             raise ConfigError(
-                f"strategy.name = {name!r}: {kind} leaves it to clients to clip their "
-                "updates, which clients here do not do, so its noise would protect nobody; "
-                "set strategy.name = 'dp-fixed-clipping' or 'dp-adaptive-clipping', or wrap "
-                "yours in DifferentialPrivacyServerSideFixedClipping: there the server clips"
+                f"strategy.name = {name!r}: {kind} leaves it to Flower's mods to clip "
+                "updates, which clients here do not run, so its noise would protect nobody; "
+                "set privacy.clip and privacy.noise, or strategy.name = 'dp-fixed-clipping' or "
+                "'dp-adaptive-clipping', or wrap yours in "
+                "DifferentialPrivacyServerSideFixedClipping: there the server clips"
             )
         if isinstance(layer, _TREES):
             raise ConfigError(

@@ -370,10 +370,12 @@ def _make_node(data: Path | None, config: ExperimentConfig) -> Answerer:
             raise ConfigError(
                 "this experiment is on the clients' own data: say where they are with --data DIR"
             )
-        return secured(Node(config, LocalStream(data, config.data)), config)
+        return secured(
+            Node(config, LocalStream(data, config.data)), config, is_real=True
+        )
     # The server's folder means nothing on this machine.
     folder = "" if data is None else str(data)
     data_config = config.data.model_copy(update={"dir": folder})
     local_config = config.model_copy(update={"data": data_config})
     node = Node(local_config, make_benchmark(local_config))
-    return secured(node, local_config)
+    return secured(node, local_config, is_real=True)

@@ -23,7 +23,7 @@ _SECURE = "privacy.secure = true"
 def check_privacy(
     config: ExperimentConfig, strategy: Strategy, learner: Learner
 ) -> None:
-    """Refuse secure aggregation where it could not hide single updates.
+    """Refuse privacy where it could not hold what it promises.
 
     Parameters
     ----------
@@ -39,6 +39,8 @@ def check_privacy(
     ConfigError
         Naming the key, the value and the remedy.
     """
+    if config.privacy.clip:
+        _check_noise(config, strategy, learner)
     if not config.privacy.secure:
         return
     # Before the run: each client would otherwise fail in its first round.
@@ -47,7 +49,7 @@ def check_privacy(
             f"{_SECURE}: the package cryptography is missing; {how_to_install('secure')}"
         )
     _check_strategy(config, strategy)
-    _check_learner(config, learner)
+    _check_learner(config, learner, _SECURE, "set it to false")
     for key, value, default in (
         ("engine.running_mean", config.engine.running_mean, False),
         ("engine.vectorize", config.engine.vectorize, "off"),
@@ -57,6 +59,30 @@ def check_privacy(
             raise ConfigError(
                 f"{_SECURE}: {key} = {value!r} needs single updates in the clear; set it to "
                 f"{default!r}"
+            )
+
+
+def _check_noise(
+    config: ExperimentConfig, strategy: Strategy, learner: Learner
+) -> None:
+    """Refuse noise on clients where more than one noisy update would travel."""
+    setting = f"privacy.clip = {config.privacy.clip:g}"
+    if type(strategy).start is not Strategy.start:
+        raise ConfigError(
+            f"{setting}: strategy {config.strategy.name} asks clients whenever it likes, so that "
+            "a round's updates cannot be counted; set it to 0, or use a strategy that "
+            "works in rounds, such as fedavg"
+        )
+    _check_learner(config, learner, setting, "set it to 0")
+    for key, value, default in (
+        ("engine.running_mean", config.engine.running_mean, False),
+        ("engine.vectorize", config.engine.vectorize, "off"),
+        ("attack.name", config.attack.name, "none"),
+    ):
+        if value != default:
+            raise ConfigError(
+                f"{setting}: {key} = {value!r} would change updates beside the noise; set it "
+                f"to {default!r}"
             )
 
 
@@ -86,11 +112,13 @@ def _check_strategy(config: ExperimentConfig, strategy: Strategy) -> None:
         )
 
 
-def _check_learner(config: ExperimentConfig, learner: Learner) -> None:
+def _check_learner(
+    config: ExperimentConfig, learner: Learner, setting: str, remedy: str
+) -> None:
     name = config.learner.name
     problem = ""
     if learner.sparse:
-        problem = "sends sparse parameters, whose zeros masks would fill"
+        problem = "sends sparse parameters, whose zeros would be filled"
     elif not learner.send():
         problem = "sends nothing"
     elif learner.shares(ended=False) or learner.shares(ended=True):
@@ -99,11 +127,11 @@ def _check_learner(config: ExperimentConfig, learner: Learner) -> None:
         )
     if problem:
         raise ConfigError(
-            f"{_SECURE}: learner {name} {problem}; choose another learner, or set it to false"
+            f"{setting}: learner {name} {problem}; choose another learner, or {remedy}"
         )
     # The global model's score needs what clients keep, and they would send it unmasked.
     if config.evaluation.global_model and learner.local_parameters():
         raise ConfigError(
-            f"{_SECURE}: learner {name} keeps parameters to itself, and "
+            f"{setting}: learner {name} keeps parameters to itself, and "
             "evaluation.global_model = true would have each client send them; set it to false"
         )

@@ -215,6 +215,21 @@ def _split_of(run: RunFolder) -> list[Block]:
     return split_blocks(partition) if partition else []
 
 
+def _special_facts(run: Summary) -> list[str]:
+    """Say who attacks, and what noise promises, where there is any."""
+    config = run.config
+    facts = []
+    if config.attack:
+        hostile = counted(len(hostile_clients(config)), "client")
+        facts.append(f"attack {config.attack.name} by {hostile}")
+    if run.rounds and "epsilon" in run.rounds[-1]:
+        epsilon = run.rounds[-1]["epsilon"]
+        facts.append(
+            f"epsilon {epsilon:.3g} for delta {config.privacy.delta:g}, each client"
+        )
+    return facts
+
+
 def _run_page(run: Summary, split: Sequence[Block]) -> tuple[str, list[Section]]:
     # Here, as a run is not to wait for matplotlib to be imported.
     from fedknow.server.reports.plots import draw_plots
@@ -230,9 +245,7 @@ def _run_page(run: Summary, split: Sequence[Block]) -> tuple[str, list[Section]]
         f"strategy {config.strategy.name}",
         f"seed {config.seed}",
     ]
-    if config.attack:
-        hostile = counted(len(hostile_clients(config)), "client")
-        facts.append(f"attack {config.attack.name} by {hostile}")
+    facts += _special_facts(run)
     values = run.measures()
     cards = [
         (measure.text(values[measure.key]), measure.title)

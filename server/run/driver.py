@@ -18,6 +18,7 @@ from fedknow.protocols.messages import TRAIN
 from fedknow.protocols.work import FLOPS
 from fedknow.server.checks.aggregates import check_aggregate
 from fedknow.server.checks.faults import RunError
+from fedknow.server.run.accounting import epsilon_of
 from fedknow.server.run.closing import Scorer
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.events import RoundEnded, VirtualTime
@@ -120,9 +121,18 @@ class Driver(ABC):
                 client_memory_bytes=run.state.client_memory_bytes,
                 flops=flops,
                 failures=clients.failures,
+                epsilon=self._epsilon(),
                 elapsed=VirtualTime.read(run.grid.elapsed()),
             )
         )
+
+    def _epsilon(self) -> float | None:
+        """Account for the noise of a client that trained in each round so far."""
+        privacy = self._run.parts.config.privacy
+        if not privacy.noise:
+            return None
+        rounds = self._run.state.server_round
+        return epsilon_of(privacy.noise, rounds, privacy.delta)
 
 
 class HookDriver(Driver):

@@ -99,16 +99,16 @@ class RoundEnded(Event):
     metrics : mapping
         What the strategy aggregated.
     seconds : float
-    traffic : mapping
-        Of the run so far.
-    peak_memory_mb : float
-        Of the run so far; all processes' own peaks added up.
+    traffic, peak_memory_mb : mapping, float
+        Of the run so far; memory is all processes' own peaks added up.
     client_memory_bytes : float or None
         Most memory that any client's work has needed so far, as clients count it.
     flops : float or None
         Counted operations of the clients' training.
     failures : int
-        Replies that could not be used.
+        Unusable replies.
+    epsilon : float or None
+        Of each client so far, for ``privacy.delta``; ``None`` without noise.
     elapsed : VirtualTime or None
     """
 
@@ -128,6 +128,7 @@ class RoundEnded(Event):
     client_memory_bytes: float | None = None
     flops: float | None = None
     failures: int = 0
+    epsilon: float | None = None
     elapsed: VirtualTime | None = None
 
 

@@ -11,6 +11,7 @@ from fedknow.client.edge.client import EdgeClient
 from fedknow.client.host import secured
 from fedknow.client.node import Node
 from fedknow.protocols.config import read_config
+from fedknow.server.run.accounting import epsilon_of
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.serve import serve
 from fedknow.simulations.simulate import simulate
@@ -33,8 +34,13 @@ CONFIG = {
 }
 
 
-def test_real_clients_and_simulated_ones_agree(tmp_path, numbers):
-    config = read_config(CONFIG)
+NOISE = {"clip": 1.0, "noise": 0.5}
+
+
+@pytest.mark.parametrize("privacy", [{"secure": True}, NOISE])
+def test_real_clients_and_simulated_ones_agree(tmp_path, numbers, privacy):
+    """With noise, too, where its secrets come from the seed; a real client draws its own."""
+    config = read_config(CONFIG | {"privacy": privacy})
     at_work = threading.Lock()
 
     class OneAtATime:
@@ -66,9 +72,18 @@ def test_real_clients_and_simulated_ones_agree(tmp_path, numbers):
             client.result(WAIT)
     simulate(config, tmp_path / "virtual", report=False)
     assert numbers(tmp_path / "real") == numbers(tmp_path / "virtual")
-    traffic = RunFolder.open(tmp_path / "real").events()[-1]["traffic"]
+    events = RunFolder.open(tmp_path / "real").events()
+    traffic = events[-1]["traffic"]
+    assert "evaluate.global" not in traffic
+    said = [event.get("epsilon") for event in events if event["event"] == "round"]
+    if privacy is NOISE:
+        assert said == [
+            pytest.approx(epsilon_of(0.5, rounds, 1e-5))
+            for rounds in (1, 2, 3, 4)
+        ]
+        return
+    assert said == [None] * 4
     # Twice the bytes of an update, as its numbers have 64 bits. No head has left a device.
     assert traffic["train"]["up"] == pytest.approx(
         2 * traffic["train"]["down"], rel=0.05
     )
-    assert "evaluate.global" not in traffic
