@@ -98,10 +98,10 @@ def test_no_training_sample_comes_twice(drawn: dict[str, Any], seed: int) -> Non
     config = stream_config(drawn)
     try:
         partition = make_partition(DATA, config, seed)
-    except ConfigError as error:
+    except ConfigError:
         # People may be grouped so that a client has no task with both kinds of samples.
-        assert config.partition == "natural"
-        assert "no task with both training and test samples" in str(error)
+        if config.partition != "natural":
+            raise
         return
     train = rows(partition, "train")
     assert len(set(train)) == len(train)
