@@ -83,6 +83,7 @@ def cases():
         is_quick = (
             not key.startswith("model.")
             or key == "model.name"
+            or not base
             or base[0].endswith(QUICK_MODELS)
         )
         for name in NEVER | (SOMETIMES if is_quick else {}):
