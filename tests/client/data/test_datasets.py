@@ -345,8 +345,8 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_name() -> None:
     fails(
-        DataConfig(name="cifar10"),
-        "data.name = 'cifar10'",
+        DataConfig(name="cifar1000"),
+        "data.name = 'cifar1000'",
         "did you mean 'cifar100'?",
         "module:callable",
     )
