@@ -62,6 +62,15 @@ class QFedAvg(flower.QFedAvg):
     """q-FedAvg without clients whose loss has no power.
 
     A loss below 0, or above :data:`LARGEST_LOSS`, would make the model not finite.
+
+    Parameters
+    ----------
+    client_learning_rate : float
+        Learning rate of the clients' training, from which their gradients are guessed.
+    q : float
+        Power of the losses: the larger, the more a client with a large loss counts. 0 is FedAvg.
+    train_loss_key : str
+        Name of the loss in a client's answer.
     """
 
     def aggregate_train(

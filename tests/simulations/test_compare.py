@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ class Watched:
 
     @contextmanager
     def __call__(
-        self, config: ExperimentConfig, title: str
+        self, config: ExperimentConfig, title: str, folder: Path
     ) -> Iterator[Subscriber]:
         self.titles.append(title)
         yield lambda event: self.events.append(event.event)
