@@ -31,6 +31,7 @@ from fedknow.server.run.experiment import Experiment, RunResult
 from fedknow.server.run.folder import RunFolder
 from fedknow.server.run.members import MEMBERS, read_ejections
 from fedknow.server.run.recorder import Subscriber
+from fedknow.server.run.run_reader import FENCE_KEY
 from fedknow.server.tracking import tracking
 
 __all__ = ["serve"]
@@ -186,7 +187,7 @@ class _Entrance:
 
 def _fence_key(folder: Path) -> bytes:
     """Read the secret that fences of a run are made with; make it at first."""
-    path = folder / "fence-key"
+    path = folder / FENCE_KEY
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         # Readable by its owner alone from the start.

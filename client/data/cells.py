@@ -17,6 +17,7 @@ from fedknow.client.data.ragged import Ragged
 from fedknow.client.data.samples import Raw, SampleSpec
 from fedknow.client.data.sentences import Vocabulary
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.texts import counted
 
 __all__ = ["read_inputs", "read_wav"]
 
@@ -263,8 +264,8 @@ def read_wav(content: bytes, place: str) -> tuple[NDArray[np.int16], int]:
         raise ConfigError(f"{place}: no WAV file: {error}") from error
     if form != (1, 2) or not frames:
         raise ConfigError(
-            f"{place}: {form[0]} channels of {8 * form[1]} bits and {len(frames)} bytes; it "
-            "must be one channel of 16 bits, and not empty"
+            f"{place}: {form[0]} channels of {8 * form[1]} bits and "
+            f"{counted(len(frames), 'byte')}; it must be one channel of 16 bits, and not empty"
         )
     # WAV is little-endian on every machine.
     return np.frombuffer(frames, "<i2").astype(np.int16), rate

@@ -13,6 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fedknow.protocols.texts import counted
+
 __all__ = ["Column", "Values", "check_columns"]
 
 Values = NDArray[np.int64]
@@ -92,7 +94,7 @@ def check_columns(columns: Mapping[str, Column], train: int, test: int) -> str:
             ):
                 return (
                     f"column {name!r}: {part} values run from {values.min()} to "
-                    f"{values.max()}, but it names {len(column.names)} values; "
+                    f"{values.max()}, but it names {counted(len(column.names), 'value')}; "
                     "Column.from_values makes it of numbers or texts"
                 )
     return ""

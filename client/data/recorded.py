@@ -14,6 +14,7 @@ from fedknow.client.data.arrays import Dataset, Labels, require
 from fedknow.client.data.columns import Column
 from fedknow.client.data.samples import Raw, SampleSpec
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.texts import counted
 
 __all__ = ["RecordedLayout", "RecordedSource", "Records", "Rows", "numbered"]
 
@@ -218,6 +219,6 @@ def _table(files: Sequence[Path], columns: Sequence[str]) -> Any:
     for name in columns:
         if table[name].null_count:
             raise ConfigError(
-                f"{files[0]}: column {name!r} has {table[name].null_count} empty cells"
+                f"{files[0]}: column {name!r} has {counted(table[name].null_count, 'empty cell')}"
             )
     return table

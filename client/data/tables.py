@@ -15,6 +15,7 @@ from fedknow.client.data.arrays import Dataset, Labels, require
 from fedknow.client.data.cells import read_inputs
 from fedknow.client.data.columns import Column
 from fedknow.protocols.config import ConfigError, DataConfig
+from fedknow.protocols.texts import counted
 
 __all__ = ["Roles", "each_fifth", "from_tables", "read_tables", "table_files"]
 
@@ -174,8 +175,9 @@ def _check_table(name: str, table: Any, required: Sequence[str]) -> None:
         # How to fill a gap is for those to decide who know the data.
         if table[column].null_count:
             raise ConfigError(
-                f"data set {name!r}: column {column!r} has {table[column].null_count} empty "
-                "cells; fill them or leave these rows out"
+                f"data set {name!r}: column {column!r} has "
+                f"{counted(table[column].null_count, 'empty cell')}; fill them or leave "
+                "these rows out"
             )
     if table.num_rows == 0:
         raise ConfigError(f"data set {name!r}: a table holds no rows")

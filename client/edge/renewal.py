@@ -16,7 +16,7 @@ from fedknow.client.edge.threads import forever
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.files import write_atomic
 from fedknow.protocols.security import CERTIFICATE, KEY
-from fedknow.protocols.texts import printable
+from fedknow.protocols.texts import counted, printable
 from fedknow.protocols.wire import RENEW, RenewReply, RenewRequest
 
 __all__ = ["RENEW_SECONDS", "keep_valid", "replace_certificate"]
@@ -75,7 +75,7 @@ def replace_certificate(folder: Path, pem: bytes) -> None:
         If it cannot be written; the old one is intact.
     """
     if len(pem) > LARGEST:
-        raise ConfigError(f"a certificate of {len(pem)} bytes is none")
+        raise ConfigError(f"a certificate of {counted(len(pem), 'byte')} is none")
     with tempfile.TemporaryDirectory() as name:
         draft = Path(name) / CERTIFICATE
         draft.write_bytes(pem)

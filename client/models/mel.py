@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.texts import counted
 
 __all__ = ["LogMel", "mel_matrix"]
 
@@ -56,8 +57,8 @@ class LogMel(nn.Module):
         self.hop = self.size // 2
         if length < self.size:
             raise ConfigError(
-                f"samples of {length} steps at {rate:g} a second are shorter than a frame of "
-                f"{self.size}; give longer ones, or the right rate"
+                f"samples of {counted(length, 'step')} at {rate:g} a second are shorter "
+                f"than a frame of {self.size}; give longer ones, or the right rate"
             )
         self.frames = 1 + (length - self.size) // self.hop
         # Not persistent: constants neither travel nor are kept.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedknow.client.models import efficientnet
 from fedknow.protocols.config import ConfigError, ModelConfig
 from fedknow.protocols.extras import how_to_install
+from fedknow.protocols.texts import counted
 
 __all__ = ["PACKAGES", "Package", "load_weights", "read_weights"]
 
@@ -173,8 +174,9 @@ def _put(body: nn.Module, tensors: State, config: ModelConfig) -> None:
         named = ", ".join(missing[:3])
         raise ConfigError(
             f"model.weights = {config.weights!r}: these are weights of another network than "
-            f"the body of model.name = {config.name!r}: {len(missing)} names differ "
-            f"({named}); give the state dict of this body"
+            f"the body of model.name = {config.name!r}: "
+            f"{counted(len(missing), 'name')} of another kind ({named}); give the "
+            "state dict of this body"
         )
     for name, value in tensors.items():
         if value.shape != expected[name].shape:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 
+from fedknow.protocols.texts import counted
+
 __all__ = ["PRIME", "SHARE_BYTES", "deal", "recover", "weights_at_zero"]
 
 # A Mersenne prime above all secrets of 64 bytes.
@@ -49,7 +51,7 @@ def deal(
     """
     if len(secret) > 64 or not 1 <= threshold <= len(points):
         raise ValueError(
-            f"a secret of {len(secret)} bytes cannot be dealt to {len(points)} with "
+            f"a secret of {counted(len(secret), 'byte')} cannot be dealt to {len(points)} with "
             f"threshold {threshold}"
         )
     coefficients = [int.from_bytes(secret, "big")]

@@ -55,6 +55,7 @@ from fedknow.server.run.run_reader import (
     ACCURACY,
     CONFIG,
     ERROR,
+    FENCE_KEY,
     FLEET,
     LOCK,
     METRICS,
@@ -190,7 +191,7 @@ class RunFolder(RunReader):
 
         What else is in the folder stays, and so does the folder then.
         """
-        for name in (CONFIG, PARTITION, RUN_ID, ERROR, LOCK, ACTIVITY):
+        for name in (CONFIG, PARTITION, RUN_ID, ERROR, LOCK, ACTIVITY, FENCE_KEY):
             (self.path / name).unlink(missing_ok=True)
         for place in (self.clients, self.path):
             with suppress(OSError):  # it is not there, or holds something

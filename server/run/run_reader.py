@@ -32,6 +32,7 @@ ACCURACY = "accuracy.npz"
 FLEET = "fleet.json"
 RUN_ID = "run-id"
 LOCK = ".lock"
+FENCE_KEY = "fence-key"
 ERROR = "error.log"
 
 PUT_BACK = (

@@ -31,6 +31,18 @@ ALWAYS_SEVERAL = {
     "server/reports/page.py: len(labels)",  # only above MOST_NAMED
     "server/reports/tables.py: len(events)",  # only above one
     "simulations/engine/batches.py: job.deaths",  # only from DEATHS on
+    "client/data/cells.py: 8 * form[1]",  # eight at least
+    "client/data/speech.py: 8 * form[1]",
+    "client/data/cells.py: sorted(rates)",  # a list of rates
+    "client/data/sounds.py: sorted(rates)",
+    "client/data/columns.py: part",  # a kind of samples, no number
+    "client/data/pools.py: part",
+    "client/data/skews.py: dataset.name",  # which names, a verb
+    "client/secure.py: name",
+    "protocols/secure/fixed.py: clients",  # two at least
+    "server/run/secure.py: clients",
+    "server/run/incidents.py: claimed",  # far more than there are
+    "server/run/incidents.py: self._config.engine.max_weight",  # a factor
 }
 
 

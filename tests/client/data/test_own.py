@@ -195,7 +195,7 @@ def test_empty_cells_and_missing_files_are_refused(tmp_path: Path) -> None:
     table = pa.table({"x": [1.0, None], "label": [0, 1]})
     pq.write_table(table, tmp_path / "holes.parquet")
     roles = {"input": ["x"], "label": "label"}
-    with pytest.raises(ConfigError, match="column 'x' has 1 empty cells"):
+    with pytest.raises(ConfigError, match="column 'x' has 1 empty cell"):
         load("file:holes.parquet", tmp_path, **roles)
     with pytest.raises(ConfigError, match=r"there is no .*none\.csv"):
         load("file:none.csv", tmp_path, **roles)
