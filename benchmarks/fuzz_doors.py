@@ -197,7 +197,7 @@ def read_answer(draw: random.Random) -> str:
     failures: list[Any] = []
     inspector = Inspector(failures.append, 100.0, claims=CLAIMS)
     inspector.begin(0, 1, KNOWN)
-    inspector.expect_scores(2, collect=False)
+    inspector.expect_scores(2, should_collect=False)
     answer = inspector(unpack(parcel))
     if failures:
         if not str(failures[0]).isprintable():
