@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -142,7 +143,7 @@ def test_every_command_of_the_files_is_one_of_ours(services):
             code.replace("\\\n", " "),
             re.M,
         ):
-            lines.append(command.split())
+            lines.append(shlex.split(command))
     assert len(lines) > 20
     for line in lines:
         understood(line)
