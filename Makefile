@@ -16,8 +16,9 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 demo: $(VENV)/installed
 	$(BIN)/fedknow compare digits --learners $(LEARNERS) --seeds 1 --out runs/demo
 
+# Three on two cores, as many tests wait for processes of their own.
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 # mypy and import-linter need the package as one folder, so build/links holds links to its parts.
 lint: $(VENV)/installed-dev build/links
