@@ -7,12 +7,14 @@ import sys
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pytest
 import torch
 
+import fedknow.cli.output  # noqa: F401  # its consoles keep the width that COLUMNS has then
 from fedknow.protocols import parts
 
 torch.set_num_threads(1)

@@ -23,6 +23,7 @@ from fedknow.protocols.config.base import (
     Section,
 )
 from fedknow.protocols.config.errors import ConfigError
+from fedknow.protocols.values import show
 
 __all__ = [
     "EngineConfig",
@@ -236,7 +237,7 @@ class EngineConfig(Section):
     def _code_for_a_cluster(self) -> EngineConfig:
         if self.code and not self.address:
             raise ConfigError(
-                f"engine.code = {self.code!r}: it goes to the machines of a cluster, and "
+                f"engine.code = {show(self.code)}: it goes to the machines of a cluster, and "
                 "engine.address names none; leave engine.code empty, or set engine.address"
             )
         return self

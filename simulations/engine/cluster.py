@@ -21,6 +21,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayError
 
 from fedknow.protocols.config import ConfigError
+from fedknow.protocols.values import show
 
 __all__ = ["one_ray", "start_ray"]
 
@@ -117,7 +118,7 @@ def _code_folder(code: str) -> Path:
     folder = Path(code).expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(
-            f"engine.code = {code!r}: no such folder; name the one that holds your modules"
+            f"engine.code = {show(code)}: no such folder; name the one that holds your modules"
         )
     return folder
 
