@@ -41,7 +41,7 @@ _HOMES = {
     "list_models": "fedknow.client.models",
     "load_run": "fedknow.api.runs",
     "search": "fedknow.api.sweeps",
-    "simulate": "fedknow.api.runs",
+    "simulate": "fedknow.api.simulation",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -10,7 +10,7 @@ from fedknow.api.experiments import experiment as experiment
 from fedknow.api.live import LivePlot as LivePlot
 from fedknow.api.runs import Run as Run
 from fedknow.api.runs import load_run as load_run
-from fedknow.api.runs import simulate as simulate
+from fedknow.api.simulation import simulate as simulate
 from fedknow.api.sweeps import SearchResult as SearchResult
 from fedknow.api.sweeps import search as search
 from fedknow.client.data import Dataset as Dataset

@@ -9,15 +9,42 @@ starts another process carries it there (:func:`snapshot`, :func:`restore`).
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import threading
+import types
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["find", "name_part", "restore", "snapshot", "source_of"]
+__all__ = [
+    "MAIN",
+    "Given",
+    "find",
+    "name_part",
+    "restore",
+    "snapshot",
+    "source_of",
+]
 
-_MAIN = "__main__"
+MAIN = "__main__:"
+"""How the names of registered objects begin."""
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Stands for an object that a user gave; subclasses make of it what a run needs.
+
+    Attributes
+    ----------
+    part : object
+        What was given.
+    """
+
+    part: Any
+
+
 _registered: dict[str, Any] = {}
 # Runs may be started from several threads of one notebook.
 _lock = threading.Lock()
@@ -50,9 +77,13 @@ def name_part(part: Any, path: str = "") -> str:
     module: str = kind.__module__
     qualified: str = kind.__qualname__
     # The import may give another object: a reloaded module's, or one that took the name later.
-    if kind is part and module != _MAIN and _imported(module, qualified) is part:
+    if (
+        kind is part
+        and f"{module}:" != MAIN
+        and _imported(module, qualified) is part
+    ):
         return f"{module}:{qualified}"
-    name = f"{_MAIN}:{path or qualified.replace('<locals>.', '')}"
+    name = f"{MAIN}{path or qualified.replace('<locals>.', '')}"
     with _lock:
         _registered[name] = part
     return name
@@ -97,10 +128,38 @@ def source_of(name: str) -> str | None:
     part = find(name)
     if part is None:
         return None
+    if isinstance(part, Given):
+        part = part.part
+    definition = part if _is_definition(part) else type(part)
     try:
-        return inspect.getsource(part if _is_definition(part) else type(part))
+        return inspect.getsource(definition)
     except (OSError, TypeError):
+        return _cell_source(definition)
+
+
+def _cell_source(definition: Any) -> str | None:
+    """Return the source of a class in a notebook's cell, by one of its methods.
+
+    Up to Python 3.12 a class does not know where it stands, but a function does.
+    """
+    if not isinstance(definition, type):
         return None
+    for member in vars(definition).values():
+        if not isinstance(member, types.FunctionType):
+            continue
+        try:
+            text = "".join(inspect.findsource(member)[0])
+        except (OSError, TypeError):
+            continue
+        line = member.__code__.co_firstlineno
+        for node in ast.walk(ast.parse(text)):
+            is_named = (
+                isinstance(node, ast.ClassDef)
+                and node.name == definition.__name__
+            )
+            if is_named and node.lineno <= line <= (node.end_lineno or 0):
+                return ast.get_source_segment(text, node)
+    return None
 
 
 def _is_definition(part: Any) -> bool:

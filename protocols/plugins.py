@@ -62,8 +62,8 @@ def load_object(reference: str, key: str) -> Any:
     if module_name == "__main__" and path:
         raise ConfigError(
             f"{key} = {reference!r}: this part was defined in a notebook or script and is not in "
-            "this process; go on from Python, with the same object given again, or move it to "
-            f"a module and set {key} = 'module:{path}'"
+            "this process; go on from Python with the same object given again, to simulate or "
+            f"load_run, or move it to a module and set {key} = 'module:{path}'"
         )
     if not (colon and module_name and path):
         raise ConfigError(

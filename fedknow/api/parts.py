@@ -3,56 +3,51 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from fedknow.api.fingerprints import fingerprint
 from fedknow.client.data import Dataset
 from fedknow.client.learners import LEARNERS
 from fedknow.client.models.split import SplitModel
 from fedknow.protocols.config import ConfigError
-from fedknow.protocols.parts import name_part
+from fedknow.protocols.parts import MAIN, Given, find, name_part, restore
+from fedknow.protocols.plugins import load_object
 
-__all__ = ["SECTIONS", "named"]
+__all__ = ["SECTIONS", "adopt", "named"]
 
 SECTIONS = ("learner", "strategy", "model", "data")
 """Sections of a configuration that name a part."""
 
 
-@dataclass(frozen=True)
-class GivenModel:
-    """Makes copies of a network that was given as an object."""
-
-    model: nn.Module
+class GivenModel(Given):
+    """Makes copies of a network."""
 
     def __call__(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Copy the network with its weights."""  # its sizes are checked later
         # A copy for each run: training one must not change the next one's start.
-        return copy.deepcopy(self.model)
+        model: nn.Module = copy.deepcopy(self.part)
+        return model
 
 
-@dataclass(frozen=True)
-class GivenStrategy:
-    """Makes copies of a strategy that was given as an object."""
-
-    strategy: Any
+class GivenStrategy(Given):
+    """Makes copies of a strategy."""
 
     def __call__(self) -> Any:
         """Copy the strategy: each run starts from its first state."""
-        return copy.deepcopy(self.strategy)
+        return copy.deepcopy(self.part)
 
 
-@dataclass(frozen=True, eq=False)
-class GivenData:
-    """Gives a data set that was given as an object."""
-
-    dataset: Dataset
+class GivenData(Given):
+    """Gives a data set."""
 
     def __call__(self, config: Any) -> Dataset:
         """Return the data set; nothing writes to it."""
-        return self.dataset
+        dataset: Dataset = self.part
+        return dataset
 
 
 def named(section: str, value: Any) -> Any:
@@ -101,13 +96,48 @@ def _registered(section: str, part: Any) -> str:
         return short[0] if short else name_part(part)
     kind = type(part).__qualname__
     if (maker := _maker(section, part)) is not None:
-        return name_part(maker, kind)
+        # Two data sets of one class are two parts, and so are two networks.
+        return name_part(maker, f"{kind}-{fingerprint(part)}")
     # A network is callable too, but calling it makes no network.
     if callable(part) and not isinstance(part, nn.Module):
         return name_part(part)
     raise ConfigError(
         f"{section} = {part!r:.80}: is a {kind}; it must be {_EXPECTED[section]}"
     )
+
+
+def adopt(section: str, part: Any, name: str) -> None:
+    """Put an object in the place of one that a run of another process was given.
+
+    Parameters
+    ----------
+    section : str
+        One of :data:`SECTIONS`.
+    part : object
+        What :func:`named` takes for this section, but no text.
+    name : str
+        The name in the run's configuration.
+
+    Raises
+    ------
+    ConfigError
+        If the run's part has a module or is a built-in one, so that no object can take its
+        place, if the object is none of this section's, or if it is another data set.
+    """
+    if not name.startswith(MAIN):
+        raise ConfigError(
+            f"{section}.name = {name!r}: the run's {section} has a name that any process "
+            f"finds; leave {section} out"
+        )
+    # Under the run's name, besides its own.
+    own = named(section, part)
+    # A network may have other weights, since the run's are put into it.
+    if section == "data" and _digest(name) and _digest(own) != _digest(name):
+        raise ConfigError(
+            f"data: {own!r} is not the data set of the run, {name!r}; their contents differ"
+        )
+    found = find(own)
+    restore({name: load_object(own, section) if found is None else found})
 
 
 def _maker(section: str, part: Any) -> Any | None:
@@ -121,6 +151,12 @@ def _maker(section: str, part: Any) -> Any | None:
     if section == "strategy" and hasattr(part, "configure_train"):
         return GivenStrategy(part)
     return None
+
+
+def _digest(name: str) -> str:
+    """Return the fingerprint at the end of a registered object's name."""
+    found = re.search(r"-([0-9a-f]{8})$", name)
+    return found[1] if found else ""
 
 
 def _split(model: nn.Module) -> nn.Module:

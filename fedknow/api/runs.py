@@ -1,127 +1,63 @@
-"""Runs from Python: simulate one, or read one that was made before."""
+"""Runs from Python, read from their folders."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fedknow.api.callbacks import Callback, StopRun
 from fedknow.api.deployed import DeployedModel
-from fedknow.api.experiments import experiment
-from fedknow.api.part_sources import PartsRecorder
-from fedknow.api.tracking import Track, followers, split_trackers, with_names
+from fedknow.api.part_sources import warn_of_changes
+from fedknow.api.parts import adopt
 from fedknow.client.data import Benchmark, make_benchmark
 from fedknow.client.data.local import LOCAL
 from fedknow.client.learners import Learner, build_learner, resolve
 from fedknow.client.state import State, StateStore
-from fedknow.protocols.config import ConfigError, ExperimentConfig
+from fedknow.protocols.config import ConfigError
 from fedknow.protocols.texts import counted
 from fedknow.server.reports.run_plots import RUN_PLOTS
 from fedknow.server.reports.summary import Summary, summarise
 from fedknow.server.run.checkpoint import Checkpoint, load_checkpoint
-from fedknow.server.run.events import Event
 from fedknow.server.run.folder import RunFolder
-from fedknow.server.run.recorder import Subscriber
-from fedknow.server.tracking import Tracker
-from fedknow.simulations.simulate import simulate as run_experiment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["Run", "load_run", "simulate"]
+__all__ = ["Run", "load_run"]
 
 
-def simulate(  # noqa: PLR0913  # a caller's keywords, each with its default
-    base: str
-    | os.PathLike[str]
-    | Mapping[str, Any]
-    | ExperimentConfig = "digits",
+def load_run(
+    folder: str | os.PathLike[str],
     *,
-    out: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    callbacks: Sequence[Callable[[Event], None] | Tracker] = (),
-    track: Track = (),
-    report: bool = False,
-    **changes: Any,
+    learner: Any = None,
+    model: Any = None,
+    data: Any = None,
 ) -> Run:
-    """Run an experiment with virtual clients.
+    """Read a run's folder, whether the run is finished or not.
 
     Parameters
     ----------
-    base : str, path, mapping or ExperimentConfig
-        A preset's name, a TOML file, a table like one, or a configuration.
-    out : path, optional
-        The run folder; without it ``runs/NAME-LEARNER-seedN``, with a number where that is taken.
-    resume : bool
-        Go on with the unfinished run in ``out``.
-    callbacks : sequence of callable
-        Called with each event; see :class:`fedknow.Callback`. Trackers may stand here too.
-    track : str, tracker or sequence
-        Trackers that follow the run: ``"mlflow"``, ``"tensorboard,wandb"``, or objects with the
-        methods of :class:`fedknow.server.tracking.Tracker`.
-    report : bool
-        Whether to write ``report.html`` and its plots.
-    **changes
-        Settings over ``base``, as :func:`fedknow.experiment` takes them.
-
-    Returns
-    -------
-    Run
-        The finished run, or one that a callback stopped (:attr:`Run.status`).
+    folder : path
+        The run folder.
+    learner, model, data : class or object, optional
+        What the run was given as a class or object of a notebook or script. A new process has
+        to be given it again, where the run's models are wanted.
 
     Raises
     ------
     ConfigError
-        Before the run, naming the key, the value, and what would be right.
-    RunError
-        If the run fails; what it earned until then is kept and can be resumed.
+        If the folder holds no run, or a part is not one that the run was given so.
 
-    Examples
-    --------
-    >>> import fedknow, tempfile
-    >>> small = {"clients": 3, "tasks": 2}
-    >>> run = fedknow.simulate(
-    ...     "digits", data=small, train={"rounds": 1}, learner="fedavg",
-    ...     engine={"backend": "inline"}, out=tempfile.mkdtemp(),
-    ... )
-    >>> run.status, run.accuracy.shape
-    ('complete', (3, 2, 2))
-    """
-    names, trackers, subscribers = split_trackers(track, callbacks)
-    config = experiment(base, **with_names(changes, names))
-    folder = Path(out) if out is not None else _new_folder(config)
-    for callback in subscribers:
-        if isinstance(callback, Callback):
-            callback.folder = folder
-    recording = PartsRecorder(folder, config)
-    with (
-        suppress(StopRun),  # the folder has the event, and can be resumed
-        followers(trackers, config, folder) as following,
-    ):
-        # The user's come last: one of them may stop the run, and all others have seen the
-        # event.
-        observers: list[Subscriber] = [recording, *following, *subscribers]
-        run_experiment(config, folder, resume, observers, report)
-    return load_run(folder)
-
-
-def load_run(folder: str | os.PathLike[str]) -> Run:
-    """Read a run's folder, whether the run is finished or not.
-
-    Raises
-    ------
-    ConfigError
-        If the folder holds no run.
+    Warns
+    -----
+    UserWarning
+        When a model is built of a part whose source is not the one that the run recorded.
 
     Examples
     --------
@@ -130,7 +66,12 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     Traceback (most recent call last):
     fedknow.protocols.config.errors.ConfigError: nowhere ...
     """
-    return Run(RunFolder.open(folder))
+    run = Run(RunFolder.open(folder))
+    given = {"learner": learner, "model": model, "data": data}
+    for section, part in given.items():
+        if part is not None:
+            adopt(section, part, getattr(run.config, section).name)
+    return run
 
 
 class Run:
@@ -341,6 +282,7 @@ class Run:
         return checkpoint
 
     def _learner(self) -> Learner:
+        warn_of_changes(self.path, self.config)
         benchmark = self._benchmark
         return build_learner(
             resolve(self.config), benchmark.spec, benchmark.classes
@@ -379,18 +321,3 @@ class Run:
         from fedknow.api.html import run_html
 
         return run_html(self.summary, str(self.path))
-
-
-def _new_folder(config: ExperimentConfig) -> Path:
-    """Choose a run folder that is not taken."""
-    learner = "".join(
-        c if c.isalnum() or c in "._-" else "-" for c in config.learner.name
-    )
-    base = Path("runs") / f"{config.name}-{learner}-seed{config.seed}"
-    candidate = base
-    number = 2
-    # A run is never written over.
-    while candidate.exists():
-        candidate = base.with_name(f"{base.name}-{number}")
-        number += 1
-    return candidate

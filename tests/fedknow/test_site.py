@@ -122,7 +122,7 @@ def test_each_kind_of_reference_is_there(site):
     settings = (site / "reference/configuration.html").read_text("utf-8")
     assert "train.rounds" in settings
     names = read(site / "reference/api.html").anchors
-    assert "fedknow.api.runs.simulate" in names
+    assert "fedknow.api.simulation.simulate" in names
     assert "ewc" in read(site / "reference/learners.html").anchors
     assert "round" in read(site / "reference/events.html").anchors
 

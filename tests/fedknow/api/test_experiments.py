@@ -6,7 +6,9 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 import fedknow
+from fedknow.api.fingerprints import fingerprint
 from fedknow.client.learners.gem import Gem
+from fedknow.protocols.parts import find
 
 
 def test_sections_and_keys_change_a_preset():
@@ -54,8 +56,28 @@ def test_objects_get_names():
         model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
     )
     assert config.learner.name.startswith("__main__:")
-    assert config.strategy.name == "__main__:FedAvg"
-    assert config.model.name == "__main__:Sequential"
+    assert config.strategy.name.startswith("__main__:FedAvg-")
+    assert config.model.name.startswith("__main__:Sequential-")
+
+
+def test_two_objects_of_a_class_have_names_of_their_own():
+    def net(width):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width))
+
+    def data(shade):
+        images = np.full((4, 1, 8, 8), shade, np.uint8)
+        labels = np.array([0, 0, 1, 1])
+        return fedknow.Dataset.from_arrays("mine", images, labels, images, labels)
+
+    for section, one, other in [
+        ("data", data(1), data(2)),
+        ("model", net(2), net(3)),
+        ("strategy", FedAvg(), FedAvg(fraction_train=0.5)),
+    ]:
+        first = getattr(fedknow.experiment(**{section: one}), section).name
+        second = getattr(fedknow.experiment(**{section: other}), section).name
+        assert first != second
+        assert fingerprint(find(first).part) != fingerprint(find(second).part)
 
 
 @pytest.mark.parametrize(

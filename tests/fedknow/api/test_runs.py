@@ -179,7 +179,7 @@ def test_the_source_of_a_learner_of_ones_own_is_recorded(tmp_path):
     run = fedknow.simulate("digits", learner=Local, out=tmp_path / "run", **SMALL)
     recorded = json.loads((run.path / "parts.json").read_text())
     assert recorded["learner.name"]["name"] == run.config.learner.name
-    assert "class Local(Mine)" in recorded["learner.name"]["source"]
+    assert "class Local(Mine)" in recorded["learner.name"]["sources"][0]
 
 
 def test_an_object_runs_on_ray_as_inline(tmp_path):
