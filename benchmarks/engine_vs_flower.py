@@ -129,7 +129,7 @@ def merge(args: argparse.Namespace, cases: list[dict[str, Any]]) -> None:
         ]
         commands = [older["about"]["command"]] if earlier_cases else []
         cases = earlier_cases + cases
-    text["command"] = "`, then `".join([*commands, text["command"]])
+    text["command"] = "`. Then `".join([*commands, text["command"]])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(
         json.dumps({"about": text, "cases": cases}, indent=1) + "\n", "utf-8"

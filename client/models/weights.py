@@ -94,7 +94,10 @@ def load_weights(body: nn.Module, config: ModelConfig) -> None:
 
 def _choices(config: ModelConfig) -> str:
     package = "'package', " if config.name in PACKAGES else ""
-    return f"{package}'file:PATH', or '' for none"
+    return (
+        f"{package}'file:PATH', or '' for none; for a whole model of an earlier run, head "
+        "included, set start = FILE"
+    )
 
 
 def _load_package(body: nn.Module, config: ModelConfig) -> None:

@@ -7,7 +7,10 @@ along, so that it can be exported, evaluated and asked for predictions without t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -279,7 +282,7 @@ class DeployedModel(nn.Module):
         # ONNX has no memory formats: channels-last weights would be copied at each call.
         model = self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         batch = torch.export.Dim("n")
-        with torch.no_grad():
+        with torch.no_grad(), _without_notes():
             program = torch.onnx.export(
                 model,
                 (self._example(),),
@@ -296,6 +299,25 @@ class DeployedModel(nn.Module):
         entry.value = description
         onnx.checker.check_model(proto)
         onnx.save(proto, str(path))
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keep back the exporter's notes on what this model does not use.
+
+    They are of torchvision's operators and of names that PyTorch itself uses; errors are
+    raised all the same.
+    """
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    registry.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        registry.setLevel(level)
 
 
 def _input_name(spec: SampleSpec) -> str:

@@ -91,6 +91,8 @@ def _from_arrays(path: Path) -> Samples:
         # Without pickle: a file from elsewhere must not run code.
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(
             f"{path}: not a file that numpy.savez wrote: {error}"

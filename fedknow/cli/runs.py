@@ -231,8 +231,8 @@ def search(  # noqa: PLR0913  # a command's options are its arguments
 
     No client trains on a fifth of each class's training samples (`data.holdout`), which scores
     the candidates; the test samples are not touched. Given the same command again, finished
-    runs are read and unfinished ones go on. The folder gets `search.jsonl`, one line a
-    candidate, and `best.toml`.
+    runs are read and unfinished ones go on. The folder gets one line a candidate and the
+    best settings: `search.jsonl` and `best.toml`, with `--over` `sweep.jsonl` and `sweep.json`.
 
     For example:
 

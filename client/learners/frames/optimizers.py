@@ -105,8 +105,9 @@ def _flatten_both_ways(module: nn.Module, inputs: tuple[Tensor]) -> None:
     Max-pooling takes five times as long with another format.
     """
     (x,) = inputs
-    if x.dim() != 4 or x.numel() < _LARGE:
+    # First, since an export, which needs no gradient, cannot follow a question about sizes.
+    if not x.requires_grad or x.dim() != 4 or x.numel() < _LARGE:
         return
     # Tensors that functorch has wrapped take no hooks.
-    if x.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if not torch._C._functorch.is_functorch_wrapped_tensor(x):
         x.register_hook(channels_last)  # type: ignore[no-untyped-call]
