@@ -34,7 +34,7 @@ MAIN = "__main__:"
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Stands for an object that a user gave; subclasses make of it what a run needs.
+    """Stands for an object that a user gave; its call makes what a run needs.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ def source_of(name: str) -> str | None:
 
 
 def _cell_source(definition: Any) -> str | None:
-    """Return the source of a class in a notebook's cell, by one of its methods.
+    """Return the source of a notebook's class, by one of its methods.
 
     Up to Python 3.12 a class does not know where it stands, but a function does.
     """

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import types
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,12 @@ class _Walk:
             self._array(value)
         elif id(value) not in self._seen:
             self._seen[id(value)] = value
-            self._inside(value)
+            self._content(value)
 
-    def _inside(self, value: Any) -> None:
+    def _content(self, value: Any) -> None:
         if isinstance(value, Mapping):
             # In its own order, which may matter to whoever reads it.
-            self._all(x for item in value.items() for x in item)
+            self._all(chain.from_iterable(value.items()))
         elif isinstance(value, set | frozenset):
             self._all(sorted(value, key=repr))
         elif isinstance(value, list | tuple):

@@ -63,7 +63,7 @@ class PartsRecorder:
 
 
 def warn_of_changes(folder: Path, config: ExperimentConfig) -> None:
-    """Warn of each part whose source is no longer the one that the run recorded.
+    """Warn of each part whose source is not the one that was recorded.
 
     Raises
     ------

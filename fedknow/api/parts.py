@@ -107,7 +107,7 @@ def _registered(section: str, part: Any) -> str:
 
 
 def adopt(section: str, part: Any, name: str) -> None:
-    """Put an object in the place of one that a run of another process was given.
+    """Put an object in the place of one that another process gave a run.
 
     Parameters
     ----------
@@ -130,14 +130,13 @@ def adopt(section: str, part: Any, name: str) -> None:
             f"finds; leave {section} out"
         )
     # Under the run's name, besides its own.
-    own = named(section, part)
+    new_name = named(section, part)
     # A network may have other weights, since the run's are put into it.
-    if section == "data" and _digest(name) and _digest(own) != _digest(name):
+    if section == "data" and _digest(name) and _digest(new_name) != _digest(name):
         raise ConfigError(
-            f"data: {own!r} is not the data set of the run, {name!r}; their contents differ"
+            f"data: {new_name!r} is not the data set of the run, {name!r}; their contents differ"
         )
-    found = find(own)
-    restore({name: load_object(own, section) if found is None else found})
+    restore({name: find(new_name) or load_object(new_name, section)})
 
 
 def _maker(section: str, part: Any) -> Any | None:
@@ -155,8 +154,8 @@ def _maker(section: str, part: Any) -> Any | None:
 
 def _digest(name: str) -> str:
     """Return the fingerprint at the end of a registered object's name."""
-    found = re.search(r"-([0-9a-f]{8})$", name)
-    return found[1] if found else ""
+    match = re.search(r"-([0-9a-f]{8})$", name)
+    return match[1] if match else ""
 
 
 def _split(model: nn.Module) -> nn.Module:

@@ -67,8 +67,8 @@ def load_run(
     fedknow.protocols.config.errors.ConfigError: nowhere ...
     """
     run = Run(RunFolder.open(folder))
-    given = {"learner": learner, "model": model, "data": data}
-    for section, part in given.items():
+    parts = {"learner": learner, "model": model, "data": data}
+    for section, part in parts.items():
         if part is not None:
             adopt(section, part, getattr(run.config, section).name)
     return run
