@@ -13,6 +13,7 @@ from typing import Any
 
 from fedknow.protocols.config import ConfigError
 from fedknow.protocols.files import write_atomic
+from fedknow.server.reports.contrasts import contrast_numbers
 from fedknow.server.reports.groups import Group, group
 from fedknow.server.reports.measures import MEASURES
 from fedknow.server.reports.summary import Summary, summarise
@@ -23,7 +24,8 @@ __all__ = ["read_left_out", "refuse_damaged", "write_numbers"]
 
 UNITS = (
     "fractions, bytes, seconds, MB; "
-    "half_interval_95: half the width of Student's 95 % interval"
+    "half_interval_95: half the width of Student's 95 % interval; differences: each learner "
+    "less the reference, paired by seed, p of the paired t-test, p_holm corrected"
 )
 
 
@@ -46,6 +48,10 @@ def write_numbers(
         "name": groups[0].runs[0].config.name,
         "units": UNITS,
         "learners": {members.label: _estimates(members) for members in groups},
+        "differences": {
+            "reference": groups[0].label,
+            **contrast_numbers(groups, groups[0].label),
+        },
         "runs": {name: _run_numbers(run) for name, run in summaries.items()},
         "failures": dict(failures or {}),
         "left_out": dict(left_out or {}),

@@ -19,6 +19,7 @@ from fedknow.cli import (
     tracking,
 )
 from fedknow.cli.output import out
+from fedknow.cli.ranks import ranks
 from fedknow.cli.watch import watch
 
 __all__ = ["app", "main"]
@@ -90,6 +91,7 @@ for command in (
     members.audit,
     watch,
     inspect.report,
+    ranks,
     tracking.track,
     models.export,
     models.evaluate,

@@ -190,13 +190,20 @@ def compare(  # noqa: PLR0913  # a command's options are its arguments
         )
     with explained(place, extra="sim"):
         # Imported late, so that the command line starts fast and on an edge box.
-        from fedknow.cli.tables import comparison_table, print_table
+        from fedknow.cli.tables import (
+            comparison_table,
+            contrast_lines,
+            print_table,
+        )
         from fedknow.simulations.compare import compare as run_all
 
         with page_served(place, watch):
             result = run_all(config, names, seeds, place, progress_of_each(quiet))
         if result.groups and not quiet:
             print_table(out, comparison_table(result.groups))
+            differences = contrast_lines(result.groups)
+            if differences:
+                print_table(out, differences)
         if not quiet:
             for name, reason in result.left_out.items():
                 out.print(

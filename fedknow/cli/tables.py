@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedknow.protocols.texts import counted
+from fedknow.server.reports.contrasts import contrasts, p_text, signed
 from fedknow.server.reports.groups import Group, interval_note, ranked
 from fedknow.server.reports.measures import (
     available_measures,
@@ -27,6 +28,7 @@ from fedknow.server.reports.measures import (
 from fedknow.server.reports.summary import Summary
 
 if TYPE_CHECKING:
+    from fedknow.server.reports.statistics import Ranks
     from fedknow.simulations.proposals import Trial
     from fedknow.simulations.search import BestSettings
 
@@ -34,7 +36,9 @@ __all__ = [
     "Column",
     "FittingTable",
     "comparison_table",
+    "contrast_lines",
     "print_table",
+    "ranks_table",
     "result_tables",
     "search_table",
     "sweep_table",
@@ -254,6 +258,36 @@ def comparison_table(groups: Sequence[Group]) -> FittingTable:
         )
     notes = [interval_note(groups)]
     return FittingTable("Comparison", names, columns, EXPENDABLE, notes)
+
+
+def contrast_lines(groups: Sequence[Group]) -> FittingTable | None:
+    """Show each method less the one named in front; None below three seeds."""
+    reference = groups[0].label
+    by_measure = contrasts(groups, reference)
+    if not by_measure:
+        return None
+    columns = []
+    for key, by_label in by_measure.items():
+        each_method = list(by_label.values())
+        columns.append(Column(key, [signed(each) for each in each_method]))
+        columns.append(
+            Column(f"p, {key}", [p_text(each.corrected) for each in each_method])
+        )
+    names = list(next(iter(by_measure.values())))
+    note = "p of the paired t-test, corrected by Holm's method for all methods"
+    return FittingTable(f"Less {reference}", names, columns, notes=[note])
+
+
+def ranks_table(ranks: Ranks, measure: str) -> FittingTable:
+    """Show one line a method with its mean rank, the best first."""
+    cells = [f"{mean:.2f}" for mean in ranks.means]
+    streams = counted(ranks.streams, "stream")
+    notes = [
+        f"Friedman's test: p = {ranks.p:.2g}; critical difference at 5 %: "
+        f"{ranks.critical:.2f} ranks"
+    ]
+    title = f"Mean ranks by {measure} over {streams}"
+    return FittingTable(title, ranks.names, [Column("rank", cells)], notes=notes)
 
 
 def search_table(best: Mapping[str, BestSettings]) -> FittingTable:

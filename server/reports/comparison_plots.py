@@ -25,6 +25,7 @@ from fedknow.server.reports.measures import (
     measure_named,
     scale_for,
 )
+from fedknow.server.reports.memory_plot import MEMORY_PLOT
 from fedknow.server.reports.plots import (
     COLOURS,
     INK,
@@ -217,6 +218,7 @@ COMPARISON_PLOTS: tuple[PlotSpec[Groups], ...] = (
         "After the last task, mean over clients: knowledge, importances, stored samples.",
         "kept by a client",
     ),
+    MEMORY_PLOT,
     _bar_spec(
         "samples",
         "Samples learned from",

@@ -20,6 +20,7 @@ from fedknow.server.reports.blocks import (
     Section,
     Text,
 )
+from fedknow.server.reports.contrasts import contrast_table
 from fedknow.server.reports.fleet import fleet_of_run, fleet_parts
 from fedknow.server.reports.groups import Group, group, interval_note, ranked
 from fedknow.server.reports.measures import available_measures
@@ -89,7 +90,7 @@ def write_report(
         title, sections = _run_page(summaries[0], _split_of(runs[0]))
     else:
         title, sections = _comparison_page(
-            ranked(group(summaries)), left_out or {}, memory_limits
+            group(summaries), left_out or {}, memory_limits
         )
     return write_page(out / "report.html", title, sections, summaries)
 
@@ -283,13 +284,16 @@ def _filled(sections: Iterable[tuple[str, Sequence[Block]]]) -> list[Section]:
 
 
 def _comparison_page(
-    groups: Sequence[Group],
+    methods: Sequence[Group],
     left_out: Mapping[str, str],
     memory_limits: Mapping[str, float] | None,
 ) -> tuple[str, list[Section]]:
     from fedknow.server.reports.comparison_plots import COMPARISON_PLOTS
     from fedknow.server.reports.plots import draw_plots
 
+    groups = ranked(methods)
+    # The one named in front is what others are compared with.
+    differences = contrast_table(groups, methods[0].label)
     reasons = property_table("Methods left out", ("Method", "Why"), left_out)
     runs = list(chain.from_iterable(members.runs for members in groups))
     configurations = [
@@ -299,6 +303,7 @@ def _comparison_page(
     sections = [
         Section("", [_comparison_facts(groups, runs)]),
         Section("Side by side", comparison_tables(groups)),
+        *([Section("Differences", [differences])] if differences else []),
         Section("", [Figures(draw_plots(COMPARISON_PLOTS, groups))]),
         *fleet_parts(groups, memory_limits),
         *([Section("Left out", [reasons])] if left_out else []),
@@ -309,8 +314,8 @@ def _comparison_page(
     labels = [members.label for members in groups]
     # A browser's tab has no room for a dozen names.
     is_short = len(labels) <= MOST_NAMED
-    methods = ", ".join(labels) if is_short else f"{len(labels)} methods"
-    return f"{runs[0].config.name}: {methods}", sections
+    names = ", ".join(labels) if is_short else f"{len(labels)} methods"
+    return f"{runs[0].config.name}: {names}", sections
 
 
 def _comparison_facts(groups: Sequence[Group], runs: Sequence[Summary]) -> Facts:
