@@ -28,6 +28,29 @@ def cell(value: object) -> str:
     return "–" if value is None else str(value)
 
 
+def provenance(origin: Mapping[str, Any]) -> str:
+    """Return where, when and how in one line, to stand below a table."""
+    versions = origin.get("versions", {}).items()
+    place = (
+        origin.get("gpu")
+        or origin.get("machine")
+        or f"{origin.get('cpu')}, {origin.get('cores')} cores"
+    )
+    installed = ", ".join(f"{name} {version}" for name, version in versions)
+    date = origin.get("date", "")[:10]
+    parts = [
+        f"`{origin['command']}`",
+        f"Machine: {place}",
+        f"Versions: {installed}" if installed else "",
+        f"Date: {date}" if date else "",
+    ]
+    if origin.get("load_at_end") is not None:
+        parts.append(f"Load at the end: {origin['load_at_end']:.1f}")
+    note = origin.get("note", "")
+    parts.append(note[:1].upper() + note[1:])
+    return ". ".join(filter(None, parts))
+
+
 SCORES = {
     "accuracy": "accuracy, %",
     "accuracy_global": "purely global model",
@@ -50,6 +73,17 @@ COMPARISONS = {
 """Folders of comparisons, by the names of their tables."""
 
 
+def withdrawn_fedknow(measured: Json) -> str:
+    """Rank learners without FedKNOW's selected figures."""
+    lines = comparison(measured).splitlines()
+    columns = len(SCORES) + len(TOTALS) + 1
+    # Its lead over each learner is the last columns.
+    cut = [line.split(" | ")[:columns] for line in lines]
+    return "\n".join(
+        f"{' | '.join(cells)} |" for cells in cut if cells[0] != "| `fedknow`"
+    )
+
+
 def comparison(measured: Json) -> str:
     """Rank learners by accuracy, with FedKNOW's lead over each seed by seed."""
     runs_by_learner: dict[str, list[Json]] = {}
@@ -65,7 +99,7 @@ def comparison(measured: Json) -> str:
         runs = runs_by_learner.get(learner, [])
         row = [f"`{learner}`"]
         for key in SCORES:
-            row.append(_interval([100.0 * run[key] for run in runs]))
+            row.append(interval([100.0 * run[key] for run in runs]))
         row += [_total(group, key) for key in TOTALS]
         row += [_lead(fedknow, runs, key) for key in ("accuracy", "forgetting")]
         rows.append(row)
@@ -85,10 +119,10 @@ def _lead(fedknow: Mapping[int, Json], runs: Sequence[Json], key: str) -> str:
     pairs = [
         (fedknow[run["seed"]], run) for run in runs if run["seed"] in fedknow
     ]
-    return _interval([100 * (best[key] - run[key]) for best, run in pairs], "+")
+    return interval([100 * (best[key] - run[key]) for best, run in pairs], "+")
 
 
-def _interval(values: Sequence[float], sign: str = "") -> str:
+def interval(values: Sequence[float], sign: str = "") -> str:
     """Write mean and 95 % interval; for fewer than three seeds, each value."""
     summary = estimate(values)
     if not summary.count:

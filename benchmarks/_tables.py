@@ -11,31 +11,16 @@ from _comparison_tables import (
     Row,
     cell,
     comparison,
+    provenance,
     table,
+    withdrawn_fedknow,
 )
-
-
-def provenance(origin: Mapping[str, Any]) -> str:
-    """Return where, when and how in one line, to stand below a table."""
-    versions = origin.get("versions", {}).items()
-    place = (
-        origin.get("gpu")
-        or origin.get("machine")
-        or f"{origin.get('cpu')}, {origin.get('cores')} cores"
-    )
-    installed = ", ".join(f"{name} {version}" for name, version in versions)
-    date = origin.get("date", "")[:10]
-    parts = [
-        f"`{origin['command']}`",
-        f"Machine: {place}",
-        f"Versions: {installed}" if installed else "",
-        f"Date: {date}" if date else "",
-    ]
-    if origin.get("load_at_end") is not None:
-        parts.append(f"Load at the end: {origin['load_at_end']:.1f}")
-    note = origin.get("note", "")
-    parts.append(note[:1].upper() + note[1:])
-    return ". ".join(filter(None, parts))
+from _protocol_tables import (
+    PROTOCOL,
+    chosen_settings,
+    protocol,
+    published,
+)
 
 
 def section(head: Row, rows: Iterable[Row], origin: Mapping[str, Any]) -> str:
@@ -380,6 +365,11 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "pfl_race_cuda": pfl_race,
     "heap": heap,
     **dict.fromkeys(COMPARISONS, comparison),
+    # After it: it takes the place of that one's.
+    "cifar100_small": withdrawn_fedknow,
+    **dict.fromkeys(PROTOCOL, protocol),
+    **{f"{name}_settings": chosen_settings for name in PROTOCOL},
+    "published": published,
     "small_models": small_models,
     "numerics": numerics,
     "own_learner": own_learner,

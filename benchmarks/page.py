@@ -1,6 +1,7 @@
-"""Put the figures of ``results/`` into the tables of two documents.
+"""Put the figures of ``results/`` into the tables of the documents.
 
-They are ``docs/evidence/benchmarks.md`` and ``docs/evidence/results.md``.
+They are ``benchmarks.md``, ``results.md``, ``verified.md`` and ``where-fedknow-leads.md`` in
+``docs/evidence``.
 
     python benchmarks/page.py            # rewrite the tables
     python benchmarks/page.py --check    # exit with 1 if they are not those of the results
@@ -17,14 +18,22 @@ import re
 import sys
 from pathlib import Path
 
+from _protocol_tables import rank_table
 from _tables import COMPARISONS, TABLES
 
 HERE = Path(__file__).parent
 PAGES = [
     HERE.parent / "docs" / "evidence" / name
-    for name in ("benchmarks.md", "results.md")
+    for name in (
+        "benchmarks.md",
+        "results.md",
+        "verified.md",
+        "where-fedknow-leads.md",
+    )
 ]
 TABLE = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
+RANKS = "protocol_ranks"
+"""The table that is made of several files."""
 
 
 def main() -> int:
@@ -64,10 +73,12 @@ def render(page: str, results: Path) -> str:
 
 
 def _text_of(name: str, results: Path) -> str:
+    if name == RANKS:
+        return rank_table(results)
     file = (
         f"{COMPARISONS[name]}/compare.json"
         if name in COMPARISONS
-        else f"{name}.json"
+        else f"{name.removesuffix('_settings')}.json"
     )
     path = results / file
     if not path.exists():
