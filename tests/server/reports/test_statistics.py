@@ -77,7 +77,7 @@ def test_critical_difference_is_demsars(methods: int, quantile: float) -> None:
     drawn = np.random.default_rng(1).random((methods, streams))
     scores = {str(place): row.tolist() for place, row in enumerate(drawn)}
     scale = math.sqrt(methods * (methods + 1) / (6 * streams))
-    assert rank(scores).critical / scale == pytest.approx(quantile, abs=6e-4)
+    assert rank(scores).critical / scale == pytest.approx(quantile, abs=1e-3)
 
 
 def test_ranks_are_friedmans_and_the_best_comes_in_front() -> None:
