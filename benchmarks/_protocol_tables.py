@@ -20,11 +20,11 @@ from fedknow.server.reports.statistics import (
 
 PROTOCOL = (
     "protocol_digits",
-    "protocol_har_wharf",
     "protocol_speech_digits",
     "protocol_clinc150",
+    "protocol_har_wharf",
     "protocol_cifar100_pretrained",
-    "protocol_cifar100_mini",
+    "protocol_speech_digits_searched",
 )
 """Names of the streams' tables, and of their files."""
 REFERENCE = "fedknow"
@@ -148,6 +148,8 @@ def ranks_over_streams(results: Path, key: str) -> tuple[list[str], Ranks] | Non
     streams = {
         path.stem.removeprefix("protocol_"): _read(path)
         for path in sorted(results.glob("protocol_*.json"))
+        # The same stream again, with other settings.
+        if not path.stem.endswith("_searched")
     }
     if len(streams) < 2:
         return None
