@@ -6,9 +6,9 @@
     python benchmarks/protocol.py --ranks    # plot mean ranks over the streams measured so far
 
 Where a stream allows more than one candidate, settings are searched with seed 1000 on held-out
-training samples. The methods then run with seeds from 2001 on. Given again, the command reads what is finished and goes on. After
-each seed the numbers are written to ``results/protocol_STREAM.json``, of which ``page.py``
-makes the table.
+training samples. The methods then run with seeds from 2001 on. Given again, the command reads
+what is finished and goes on. After each seed the numbers are written to
+``results/protocol_STREAM.json``, of which ``page.py`` makes the table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import subprocess
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -172,24 +172,17 @@ def experiment(preset: str, data_dir: str, seed: int) -> ExperimentConfig:
 def find_settings(
     stream: Stream, data_dir: str, out: Path
 ) -> dict[str, dict[str, Any]]:
-    """Search each learner's settings, and give the entry of each method."""
+    """Give the entry of each method, with settings searched where asked."""
     learners = [name for name in stream.methods if name not in VARIANTS]
     best: dict[str, Any] = {}
     tried: list[dict[str, Any]] = []
-    failures: dict[str, str] = {}
     # A single candidate needs no search: it is the defaults.
     if stream.candidates > 1:
-        config = experiment(stream.preset, data_dir, SEARCH_SEED)
-        request = SearchRequest(learners, stream.candidates)
-        _, failures = search(config, request, out, timed)
-        # From the files: an earlier call may have made some of them.
-        best = tomllib.loads((out / "best.toml").read_text("utf-8"))
-        lines = (out / "search.jsonl").read_text("utf-8").splitlines()
-        tried = [json.loads(line) for line in lines]
-    chosen = {}
+        best, tried = _searched(stream, learners, data_dir, out)
+    entries = {}
     for name in learners:
         settings = candidates(name, stream.candidates, SEARCH_SEED)
-        chosen[name] = {
+        entries[name] = {
             "learner": name,
             "settings": best[name]["settings"] if name in best else settings[0],
             "candidates": len(settings),
@@ -198,16 +191,28 @@ def find_settings(
     for name in stream.methods:
         if name in VARIANTS:
             learner, changes = VARIANTS[name]
-            settings = chosen[learner]["settings"] | changes
-            chosen[name] = {
+            entries[name] = {
                 "learner": learner,
-                "settings": settings,
+                "settings": entries[learner]["settings"] | changes,
                 "candidates": 0,
                 "tried": [],
             }
+    return {name: entries[name] for name in stream.methods}
+
+
+def _searched(
+    stream: Stream, learners: Sequence[str], data_dir: str, out: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Search, and read the best settings and all that were tried."""
+    config = experiment(stream.preset, data_dir, SEARCH_SEED)
+    request = SearchRequest(learners, stream.candidates)
+    _, failures = search(config, request, out, timed)
     for name, reason in failures.items():
         print("failed in the search:", name, reason, flush=True)
-    return {name: chosen[name] for name in stream.methods}
+    # From the files: an earlier call may have made some of them.
+    best = tomllib.loads((out / "best.toml").read_text("utf-8"))
+    lines = (out / "search.jsonl").read_text("utf-8").splitlines()
+    return best, [json.loads(line) for line in lines]
 
 
 def method(learner: str, settings: Mapping[str, Any]) -> str:
