@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import cast
 
 from torch import nn
@@ -11,6 +12,7 @@ from fedknow.client.data.stream import TaskData
 from fedknow.client.learners.fedknow.checks import check_model
 from fedknow.client.learners.fedknow.counts import RoundCounts
 from fedknow.client.learners.fedknow.gradients import Student
+from fedknow.client.learners.fedknow.inference import infer_tasks
 from fedknow.client.learners.fedknow.integrator import integrator_for
 from fedknow.client.learners.fedknow.negative_transfer import (
     NegativeTransferGuard,
@@ -20,7 +22,13 @@ from fedknow.client.learners.fedknow.selection import SignatureSelection
 from fedknow.client.learners.fedknow.settings import FedKnowSettings
 from fedknow.client.learners.fedknow.traits import BodyTraits
 from fedknow.client.learners.frames.gradient_buffer import GradientBuffer
-from fedknow.client.learners.frames.learner import Learner, Round, State, Tensors
+from fedknow.client.learners.frames.learner import (
+    Learner,
+    Predictor,
+    Round,
+    State,
+    Tensors,
+)
 from fedknow.protocols.config import TrainConfig
 
 __all__ = ["KnowledgeClient"]
@@ -125,6 +133,16 @@ class KnowledgeClient(Learner):
     def counts(self) -> dict[str, float]:
         """Give the means over the round's integrated steps."""
         return self._counts.means() | {"opposed": self._guard.opposed}
+
+    def predictors(self, count: int) -> Iterable[Predictor]:
+        """Give the model, or what infers each sample's task first."""
+        measure = self.settings.infer_task
+        knowledge = [part for _, part in sorted(self._restorer.knowledge.items())]
+        if measure == "off" or not knowledge:
+            return super().predictors(count)
+        body = cast(nn.Module, self._scratch.body)
+        predictor = infer_tasks(self.model, body, knowledge, measure, self.images)
+        return [predictor] * count
 
     def _fill_scratch(self, entries: Tensors) -> None:
         """Put the model into the scratch model, over it the given entries."""

@@ -102,6 +102,12 @@ class FedKnowSettings(LearnerSettings):
     here, g_b, for one epoch (Sec. III-E): in the first local epoch, so that a round has as many
     epochs as with any other method; in an epoch of its own before it; or not at all. g_b is
     taken without dropout."""
+    infer_task: Literal["off", "probability", "energy"] = "off"
+    """Where test samples come without their task, as in class-incremental streams: whether to
+    answer each one among the classes of the task whose knowledge is surest of it. Sure is the
+    one with the largest ``probability`` of a class, or with the largest ``energy``, the logarithm
+    of the sum of its logits' exponentials. Not in the paper; a forward pass of each knowledge
+    for each test sample."""
 
 
 class FedKnowPlusSettings(FedKnowSettings):

@@ -16,7 +16,7 @@ from fedknow.client.learners.frames.batch import HeadSlice, widen
 if TYPE_CHECKING:
     from fedknow.client.learners.frames.learner import Learner
 
-__all__ = ["Predictor", "Score", "logits", "predict", "score"]
+__all__ = ["Predictor", "Score", "among", "logits", "predict", "score"]
 
 Predictor = Callable[[Tensor], Tensor]
 """Samples, float [n, C, H, W], to logits over the whole head [n, classes]."""
@@ -98,6 +98,21 @@ def logits(learner: Learner, x: Tensor, batch_size: int) -> Tensor:
     learner.model.eval()
     (predictor,) = learner.predictors(1)
     return predict(learner, predictor, x, batch_size)
+
+
+def among(z: Tensor, allowed: Tensor) -> Tensor:
+    """Lower logits below all others where they are not allowed.
+
+    Parameters
+    ----------
+    z : Tensor
+        Float [n, classes].
+    allowed : Tensor
+        Bool [n, classes].
+    """
+    # By as much as is needed: minus infinity would make the loss of a wrong guess infinite.
+    spread = z.amax(1, keepdim=True) - z.amin(1, keepdim=True) + 1
+    return torch.where(allowed, z, z - spread)
 
 
 def _runs(learner: Learner, count: int) -> Iterator[tuple[Predictor, list[int]]]:
