@@ -37,7 +37,7 @@ from fedknow.strategies.subspaces import (
     restrict,
 )
 
-__all__ = ["Fot"]
+__all__ = ["Fot", "symmetric"]
 
 
 class Fot(PairedStrategy):
@@ -162,7 +162,7 @@ def _enlarge(
     if is_sketch:
         energy = _sum(extra[f"{layer}.energy"] for extra in extras)[0]
         return extend_from_sketch(basis, total, energy, threshold)
-    return extend(basis, _symmetric(total, len(basis)), threshold)
+    return extend(basis, symmetric(total, len(basis)), threshold)
 
 
 def _sum(parts: Iterable[np.ndarray]) -> Tensor:
@@ -175,7 +175,7 @@ def _sum(parts: Iterable[np.ndarray]) -> Tensor:
     return functools.reduce(Tensor.add_, tensors)
 
 
-def _symmetric(triangle: Tensor, d: int) -> Tensor:
+def symmetric(triangle: Tensor, d: int) -> Tensor:
     """Undo :func:`fedknow.client.learners.fot.triangle`."""
     upper = torch.zeros(d, d, dtype=triangle.dtype)
     upper[torch.ones(d, d, dtype=torch.bool).triu()] = triangle

@@ -113,6 +113,13 @@ class PairedStrategy(FedAvg):
         """
         return None
 
+    def extra_to_score(self) -> Arrays | None:
+        """Return arrays for all clients that are scored, for their answers.
+
+        The learner's :meth:`~fedknow.client.learners.Learner.receive_extra` gets them.
+        """
+        return None
+
     def collect(self, task: int, extras: Mapping[int, Arrays]) -> None:
         """Take the arrays that clients shared with a round's answers, by client.
 

@@ -15,6 +15,7 @@ from fedknow.protocols.plugins import check_maker, is_reference, load_object
 from fedknow.strategies.closed_form import Afcl, Stsa
 from fedknow.strategies.fedasync import FedAsync
 from fedknow.strategies.fedbuff import FedBuff
+from fedknow.strategies.fedprotip import FedProtip
 from fedknow.strategies.fedweit import FedWeit
 from fedknow.strategies.flcn import Flcn
 from fedknow.strategies.fot import Fot
@@ -24,6 +25,7 @@ from fedknow.strategies.guarded import (
     QFedAvg,
 )
 from fedknow.strategies.joint import JointCentral
+from fedknow.strategies.lorm import Lorm
 from fedknow.strategies.robust import (
     Bulyan,
     CentredClipping,
@@ -117,6 +119,10 @@ BUILTIN = {
         Fot,
         "FedAvg orthogonal to past tasks' inputs, for the learner fot (Bakman et al. 2024)",
     ),
+    "fedprotip": Builtin(
+        FedProtip,
+        "the same, and features to guess tasks by, for the learner fedprotip (Cha et al. 2025)",
+    ),
     "joint-central": Builtin(
         JointCentral,
         "training on all data in one place, for the learner joint-central",
@@ -124,6 +130,10 @@ BUILTIN = {
     "target": Builtin(
         Target,
         "FedAvg and images made of the model, for the learner target (Zhang et al. 2023)",
+    ),
+    "lorm": Builtin(
+        Lorm,
+        "low-rank adapters merged in closed form, for the learner lorm (Salami et al. 2025)",
     ),
     "afcl": Builtin(
         Afcl,

@@ -22,10 +22,13 @@ from fedknow.client.learners.baselines import (
 from fedknow.client.learners.bcn import Bcn
 from fedknow.client.learners.best import with_best
 from fedknow.client.learners.co2l import Co2L
+from fedknow.client.learners.derpp import Derpp
 from fedknow.client.learners.er import ExperienceReplay
 from fedknow.client.learners.ewc import Ewc, OnlineEwc
 from fedknow.client.learners.fedknow.learner import FedKnow
 from fedknow.client.learners.fedknow.plus import FedKnowPlus
+from fedknow.client.learners.fedprotip import FedProtip
+from fedknow.client.learners.fedssi import FedSsi
 from fedknow.client.learners.fedweit import FedWeit
 from fedknow.client.learners.flcn import Flcn
 from fedknow.client.learners.fot import Fot
@@ -36,12 +39,14 @@ from fedknow.client.learners.frames.checks import (
 )
 from fedknow.client.learners.frames.learner import Learner, LearnerSettings
 from fedknow.client.learners.gem import AGem, Gem
+from fedknow.client.learners.glfc import Glfc
 from fedknow.client.learners.joint import (
     Joint,
     JointCentral,
     JointCentralEqual,
     JointEqual,
 )
+from fedknow.client.learners.lorm import Lorm
 from fedknow.client.learners.lwf import Lwf
 from fedknow.client.learners.mas import Mas
 from fedknow.client.learners.refed import ReFed
@@ -109,6 +114,11 @@ LEARNERS: dict[str, type[Learner]] = {
     "target": Target,
     "afcl": Afcl,
     "stsa": Stsa,
+    "derpp": Derpp,
+    "fedssi": FedSsi,
+    "fedprotip": FedProtip,
+    "lorm": Lorm,
+    "glfc": Glfc,
 }
 
 

@@ -120,7 +120,7 @@ class Fot(Learner):
         settings: FotSettings,
     ) -> None:
         super().__init__(model, train, settings)
-        self.layers = layers(self.body)
+        self.layers = layers(self.body, self.strategy)
 
     @classmethod
     def strategy_options(cls, settings: LearnerSettings) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Fot(Learner):
         # Unfolded patches take many times the memory of images, so few at a time.
         for part in torch.split(self.images(task.train.x), 64):
             with inputs(self.layers, self.settings.patches, draws) as seen:
-                self.body(part)
+                self.note(self.body(part))
             for name, x in seen.items():
                 if name in energy:
                     # Drawn on the CPU, so that every device draws the same sketch.
@@ -200,6 +200,9 @@ class Fot(Learner):
                 else {name: triangle(total)}
             )
         return shared
+
+    def note(self, features: Tensor) -> None:
+        """Take note of what the body gives, float [n, f]. FOT needs nothing of it."""
 
     def _moment_shape(self, layer: nn.Conv2d | nn.Linear) -> tuple[int, int]:
         """Give the shape of what is summed for a layer: X X^T or X Omega."""
@@ -221,7 +224,9 @@ def triangle(moment: Tensor) -> Tensor:
     return moment[torch.ones_like(moment, dtype=torch.bool).triu()]
 
 
-def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+def layers(
+    body: nn.Module, learner: str = "fot"
+) -> dict[str, nn.Conv2d | nn.Linear]:
     """Find the body's convolutions and linear layers, by name.
 
     They are in the order of its modules, without those frozen as a whole.
@@ -241,22 +246,23 @@ def layers(body: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
         if isinstance(module, nn.Linear) or (
             isinstance(module, nn.Conv2d) and module.groups == 1
         ):
-            check_plain({name: module}, "fot")
+            check_plain({name: module}, learner)
             if learns:
                 trainable[name] = module
         # BatchNorm's statistics move with every task, whatever is projected.
         elif isinstance(module, _BatchNorm) or learns:
             raise ConfigError(
-                f"learner.name = 'fot' cannot train this model: its body has "
+                f"learner.name = {learner!r} cannot train this model: its body has "
                 f"{type(module).__name__}; it must have "
                 "nothing to learn but convolutions and linear layers, as in model.name = "
                 "'cnn', 'cnn6' or 'mlp'"
             )
     if not trainable:
         raise ConfigError(
-            "learner.name = 'fot' cannot train this model: its body has no layers to project"
+            f"learner.name = {learner!r} cannot train this model: "
+            "its body has no layers to project"
         )
-    check_plain(trainable, "fot")
+    check_plain(trainable, learner)
     return trainable
 
 

@@ -156,7 +156,12 @@ class Scorer:
         run = self._run
         inspector = run.incidents.inspector
         arrays = run.state.arrays
-        request = replace(request, sample=self._sample)
+        strategy = run.parts.strategy
+        extra = None
+        if isinstance(strategy, PairedStrategy):
+            with run.calls.call("extra_to_score", request.task, 0):
+                extra = strategy.extra_to_score()
+        request = replace(request, sample=self._sample, extra=extra)
         return score_clients(run.grid, run.options, inspector, arrays, request)
 
     def _record(

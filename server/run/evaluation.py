@@ -193,6 +193,8 @@ class ScoreRequest:
         Who is asked; ``None``: everybody.
     sample : set of int, or None
         Of those, only these nodes are asked; ``None``: all of them.
+    extra : Arrays, or None
+        What a method's half on the server has clients answer with.
     """
 
     task: int
@@ -201,6 +203,7 @@ class ScoreRequest:
     with_later: bool = False
     nodes: Sequence[int] | None = None
     sample: Set[int] | None = None
+    extra: Arrays | None = None
 
 
 def draw_sample(seed: int, clients: int, size: int) -> frozenset[int] | None:
@@ -266,6 +269,7 @@ def score_clients(
     work = ScoreWork(
         position=Position(request.task),
         parameters=arrays,
+        extra=request.extra,
         scoring="personal",
         should_collect=request.with_global,
         has_forward=request.with_later,

@@ -34,6 +34,7 @@ STAGES = {
     "state_dict": 4,
     "aggregate_end_task": 5,
     "kept_bytes": 6,
+    "extra_to_score": 7,
 }
 """By hook, the number that its seeds are derived from: results depend on these numbers."""
 

@@ -145,6 +145,7 @@ def test_learners_come_to_the_same(tmp_path, on_device, name):
         f"data.scenario={scenario}",
         # A frozen layer takes samples one by one on the CPU alone, so bits may differ.
         *["model=linear"] * learner_class(name).needs_frozen_body,
+        *["model.train=lora"] * (learner_class(name).model_train == "lora"),
         *SHORT.get(name, []),
     )
 

@@ -47,7 +47,12 @@ BASE: dict[str, dict[str, Any]] = {
     "engine": {"backend": "inline"},
 }
 FROZEN = ["model.train=head", "model.random_features=64"]
-"""For learners that need a frozen body."""
+PARTLY = {
+    "all": [],
+    "head": FROZEN,
+    "lora": ["model.train=lora", "model.lora_rank=2"],
+}
+"""For learners that need a frozen body, or adapters."""
 FLEET = [
     'fleet.devices=["phone-low", "phone-high"]',
     "fleet.down=1e6",
@@ -145,7 +150,7 @@ def experiments() -> dict[str, ExperimentConfig]:
             table[f"{name}, {scenario}"] = [
                 f"learner={name}",
                 f"data.scenario={scenario}",
-                *FROZEN * learner_class(name).needs_frozen_body,
+                *PARTLY[learner_class(name).model_train],
             ]
     table |= SETTINGS
     return {

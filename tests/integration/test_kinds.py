@@ -42,6 +42,7 @@ KINDS = {
 REFUSED = {
     "agscl": "a chain of convolutions and linear layers",
     "fot": "nothing to learn but convolutions and linear layers",
+    "fedprotip": "nothing to learn but convolutions and linear layers",
     "co2l": "works on samples of kind image",
     "target": "works on samples of kind image",
 }
@@ -63,8 +64,7 @@ def experiment(name, data, *changes):
         *KINDS[data],
         *changes,
     ]
-    if learner_class(name).needs_frozen_body:
-        keys.append("model.train=head")
+    keys.append(f"model.train={learner_class(name).model_train}")
     return resolve(read_config(BASE, keys))
 
 

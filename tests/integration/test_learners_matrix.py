@@ -62,8 +62,11 @@ WAIT = 120
 
 def experiment(name, scenario, *changes):
     keys = [f"learner={name}", f"data.scenario={scenario}", *changes]
-    if learner_class(name).needs_frozen_body:
-        keys.append("model.train=head")
+    trained = learner_class(name).model_train
+    keys.append(f"model.train={trained}")
+    # Adapters begin as nothing, and B alone is trained in the first round.
+    if trained == "lora":
+        keys.append("train.lr=0.01")
     return resolve(read_config(BASE, keys))
 
 

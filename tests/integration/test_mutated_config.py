@@ -124,8 +124,7 @@ def halves(strategy):
     ][:1]
     if not found:
         return []
-    is_frozen = LEARNERS[found[0]].needs_frozen_body
-    train = "head" if is_frozen else "all"
+    train = LEARNERS[found[0]].model_train
     return [f"learner={found[0]}", "model=mlp", f"model.train={train}"]
 
 

@@ -132,7 +132,7 @@ def test_each_learner_meets_new_domains(tmp_path, learner):
         "data.domain=permutation",
         "data.tasks=2",
         "data.clients=2",
-        *["model.train=head"] * learner_class(learner).needs_frozen_body,
+        f"model.train={learner_class(learner).model_train}",
     )
     simulate(config, tmp_path / "run")
     run = RunFolder.open(tmp_path / "run")

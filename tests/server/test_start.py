@@ -218,9 +218,10 @@ def test_frozen_parameters_must_be_the_models_own(written, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(list_learners()))
 def test_every_learner_starts_so_or_says_why_not(written, name):
-    keys = [f"learner={name}", "model=cnn"]
-    if learner_class(name).needs_frozen_body:
-        keys.append("model.train=head")
+    trained = learner_class(name).model_train
+    scenario = learner_class(name).scenarios[0]
+    keys = [f"learner={name}", "model=cnn", f"model.train={trained}"]
+    keys.append(f"data.scenario={scenario}")
     config = resolve(read_config(BASE, keys))
     drawn = build_learner(config, SHAPE, CLASSES).send()
     own = {key: value + 0.5 for key, value in drawn.items()}

@@ -41,6 +41,8 @@ HOOKS_ONLY = [
         "joint-central",
         "target",
         "fot",
+        "fedprotip",
+        "lorm",
         "afcl",
         "stsa",
     }

@@ -48,6 +48,7 @@ class ClosedForm(Learner):
     Settings = ClosedFormSettings
     settings: ClosedFormSettings
     needs_frozen_body = True
+    model_train = "head"
 
     # --- what a method overrides
 

@@ -48,6 +48,8 @@ class Hooks:
     needs_frozen_body: ClassVar[bool] = False
     """Whether the method computes with the features of a network that never changes, as after
     ``model.train = "head"``; a model with a trained body is refused."""
+    model_train: ClassVar[str] = "all"
+    """The value of ``model.train`` that the method cannot do without; ``all``: any will do."""
     strategy: ClassVar[str] = ""
     """Name of the strategy that is this method's half on the server, which then takes the place of
     plain FedAvg."""

@@ -258,7 +258,7 @@ def career(build, always=False, count=3):
 def test_keys_tell_all_that_a_cost_depends_on(name):
     """What is charged is what is counted when everything is counted, and whatever the process
     counted before."""
-    train = "head" if LEARNERS[name].needs_frozen_body else "all"
+    train = LEARNERS[name].model_train
     config = read_config(SMALL | {"learner": name}, [f"model.train={train}"])
 
     def build():

@@ -89,14 +89,28 @@ FROZEN = [
     name for name in list_learners() if learner_class(name).needs_frozen_body
 ]
 """Learners that take a body which is frozen as a whole, and no other."""
-REFUSED = {("agscl", "loose"), ("agscl", "tied"), ("fot", "tied")} | {
-    (name, model) for name in FROZEN for model in MODELS
-}
+ADAPTED = [
+    name for name in list_learners() if learner_class(name).model_train == "lora"
+]
+"""Learners that take adapters, and no other layers."""
+REFUSED = (
+    {("agscl", "loose"), ("agscl", "tied"), ("fot", "tied")}
+    | {("fedprotip", "tied")}
+    | {(name, model) for name in FROZEN + ADAPTED for model in MODELS}
+)
 NEEDED = (
-    {(name, "head") for name in FROZEN}
+    {(name, "head") for name in FROZEN + ADAPTED}
+    | {(name, "body") for name in ADAPTED}
     | {
         (name, "body")
-        for name in ("fedrep", "fedweit", "fedknow", "fedknow-plus", "fot")
+        for name in (
+            "fedrep",
+            "fedweit",
+            "fedknow",
+            "fedknow-plus",
+            "fot",
+            "fedprotip",
+        )
     }
     | {
         ("fedrep", "head"),
@@ -539,7 +553,12 @@ def frozen_body(shape, classes):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in list_learners() if name not in ("agscl", "fot")]
+    "name",
+    [
+        name
+        for name in list_learners()
+        if name not in ("agscl", "fot", "fedprotip", *ADAPTED)
+    ],
 )
 def test_a_frozen_backbone_may_have_another_dtype(name):
     model = "frozen_body" if name in FROZEN else "frozen_half"

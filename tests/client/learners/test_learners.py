@@ -177,8 +177,7 @@ def test_scoring_drops_nothing_out(tiny_task):
 def test_a_returning_client_knows_that_it_has_trained(tiny_task, kind, settings):
     """Or it would train once more when the task is over, as who was never chosen does."""
     train = TrainConfig(epochs=1, batch_size=8, lr=0.01)
-    trained = "head" if kind.needs_frozen_body else "all"
-    model = ModelConfig(name="mlp", train=trained)
+    model = ModelConfig(name="mlp", train=kind.model_train)
     learner, again = (
         kind(
             build_model(model, (1, 2, 2), 6, 0),

@@ -26,6 +26,7 @@ from fedknow.client.learners.frames.rehearsal import Replay, columns
 from fedknow.client.learners.joint import JointCentral
 from fedknow.client.models import SplitModel, build_model
 from fedknow.client.models.frozen import freeze
+from fedknow.client.models.lora import adapt
 from fedknow.protocols.config import (
     ConfigError,
     ModelConfig,
@@ -35,7 +36,7 @@ from fedknow.protocols.config import (
 from fedknow.simulations.simulate import simulate
 
 TRAIN = TrainConfig(epochs=1, batch_size=6)
-WITHOUT = {"agscl", "fot"}
+WITHOUT = {"agscl", "fot", "fedprotip"}
 """Methods that refuse BatchNorm."""
 
 
@@ -118,6 +119,9 @@ def make(name, tiny_model, **options):
     kind, model = learner_class(name), tiny_model(norm=True)
     if kind.needs_frozen_body:
         freeze(model.body)
+    if kind.model_train == "lora":
+        freeze(model.body)
+        adapt(model.body, 2, 4.0, "tiny")
     return kind(model, TRAIN, kind.Settings(**options))
 
 
