@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,9 @@ def test_a_notebook_runs(name, tmp_path):
         resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute(env=env)
-    shown = json.dumps([cell.get("outputs", []) for cell in book.cells])
+    outputs = [cell.get("outputs", []) for cell in book.cells]
+    shown = json.dumps(outputs)
     assert "image/png" in shown, "its figures are shown"
     assert "text/html" in shown, "its tables are shown"
+    said = [each.text for each in chain(*outputs) if each.get("name") == "stderr"]
+    assert said == [], "no warning stands between a reader and the numbers"

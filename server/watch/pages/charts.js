@@ -9,6 +9,11 @@ export function styleOf(index) {
   return `c${index % COLOURS} d${Math.floor(index / COLOURS) % 4}`;
 }
 
+// "1 round", "2 rounds".
+export function counted(number, noun) {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
 export function element(name, attributes = {}, text = "") {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -229,6 +234,8 @@ export class CellMap {
     this.canvas = element("canvas", { role: "img", "aria-label": title });
     this.readout = element("p", { class: "readout" });
     this.figure.append(caption, this.legend, this.canvas, this.readout);
+    // Nothing to show yet: an empty canvas has a height all the same.
+    this.figure.hidden = true;
     parent.append(this.figure);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
     this.canvas.addEventListener("pointerleave", () => { this.readout.textContent = this.rest; });

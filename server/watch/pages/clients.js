@@ -1,5 +1,5 @@
 // What clients do: from the messages of one run to the states of its clients.
-import { CellMap, element } from "./charts.js";
+import { CellMap, counted, element } from "./charts.js";
 
 const STATES = [
   ["working", "training"],
@@ -161,7 +161,7 @@ export class ClientPanel {
       columns: rounds,
       colour: (row, column, style) => style.getPropertyValue(PAINTS[cell(row, column)] ?? "--none"),
       tell: (row, column) => `${names[row]}, ${rounds[column].name}: ${WORDS[cell(row, column)] ?? "not asked"}`,
-      label: `Clients over time: ${rounds.length} rounds of ${clients} clients; in ${troubled} rounds a client failed or gave no answer`,
+      label: `Clients over time: ${counted(rounds.length, "round")} of ${counted(clients, "client")}; in ${counted(troubled, "round")} a client failed or gave no answer`,
     });
   }
 }

@@ -1,5 +1,5 @@
 // The live page: takes the server's messages, keeps the runs they tell of, and draws them.
-import { CellMap, Chart, element, shape, styleOf } from "./charts.js";
+import { CellMap, Chart, counted, element, shape, styleOf } from "./charts.js";
 import { Activity, ClientPanel } from "./clients.js";
 
 const DRAW_MS = 250;
@@ -369,7 +369,7 @@ function speak(run, all) {
   const { scored } = run;
   const parts = [];
   if (scored) parts.push(`After task ${scored.task + 1}: accuracy ${percent(scored.accuracy)}.`);
-  if (run.failures) parts.push(`${run.failures} failures.`);
+  if (run.failures) parts.push(`${counted(run.failures, "failure")}.`);
   if (run.state === "complete") parts.push("The run is complete.");
   const text = all.length === 1 ? parts.join(" ") : `${all.filter((each) => each.state === "complete").length} of ${all.length} runs are complete.`;
   if (text === spokenOf.text) return;
@@ -386,7 +386,7 @@ function showHead(all, run) {
   byId("state").className = `pill ${state}`;
   byId("state").textContent = STATES[state];
   if (about) {
-    const facts = [`${about.clients} clients`, `${about.tasks} tasks of ${about.rounds} rounds`, about.data, about.model, about.strategy];
+    const facts = [counted(about.clients, "client"), `${counted(about.tasks, "task")} of ${counted(about.rounds, "round")}`, about.data, about.model, about.strategy];
     if (isAlone) facts.push(`seed ${about.seed}`);
     byId("about").textContent = facts.join(" · ");
   }

@@ -137,6 +137,8 @@ def test_curves_grow_while_a_run_goes_on(make_run, show, tmp_path):
     with LivePage(tmp_path / "run") as live:
         page = show(live.url)
         assert page.get_by_role("heading", name="Waiting for a run").is_visible()
+        # Not a frame around nothing.
+        assert not page.get_by_text("Clients over time").is_visible()
         run = make_run(tmp_path / "run", {"learner": "fedavg"}, done=0)
         page.get_by_role("heading", name="made with fedavg").wait_for()
         append(run, round_event(1, 0.9), round_event(2, 0.8))
