@@ -112,12 +112,33 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 class Cluster:
-    """A head and two nodes with private disks; to be closed."""
+    """A head and further nodes, to be closed.
 
-    def __init__(self, place: Path, runs: Path, nodes: int) -> None:
+    Parameters
+    ----------
+    place : Path
+        For Ray's files.
+    runs : Path or None
+        Folder that the further nodes do not see.
+    nodes : int
+        Further nodes.
+    notice : float
+        Seconds after which Ray notices a node's death; 0: its default, 15 or more.
+    """
+
+    def __init__(
+        self, place: Path, runs: Path | None, nodes: int, notice: float = 0
+    ) -> None:
         self._stack = ExitStack()
         environment = dict(os.environ, RAY_TMPDIR=str(place))
         environment.pop("RAY_ADDRESS", None)
+        if notice:
+            environment |= {
+                "RAY_health_check_initial_delay_ms": "0",
+                "RAY_health_check_period_ms": str(int(notice * 1000 / 3)),
+                "RAY_health_check_failure_threshold": "3",
+            }
+        self._runs, self._environment = runs, environment
         port = free_port()
         # Not the loopback address, which Ray takes for its own.
         self.host = subprocess.run(
@@ -137,10 +158,16 @@ class Cluster:
             "--dashboard-agent-listen-port=0",
         ]
         self.nodes = [self._add(head, None, environment)]
+        for _ in range(nodes):
+            self.add_node()
+
+    def add_node(self) -> Node:
+        """Have a machine join."""
         further = [*RAY, f"--address={self.address}", *QUIET]
         further += ["--dashboard-agent-listen-port=0"]
-        for _ in range(nodes):
-            self.nodes.append(self._add(further, runs, environment))
+        node = self._add(further, self._runs, self._environment)
+        self.nodes.append(node)
+        return node
 
     def _add(
         self, line: list[str], runs: Path | None, environment: dict[str, str]
@@ -270,6 +297,12 @@ def main() -> int:
     parser.add_argument("--per-run", type=int, default=3, help="kills in one run")
     parser.add_argument("--only", choices=KINDS)
     parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument(
+        "--notice",
+        type=float,
+        default=0,
+        help="seconds after which Ray notices that a node died; 0: its default",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON of the results")
     options = parser.parse_args()
@@ -282,7 +315,7 @@ def main() -> int:
     expected = numbers(place / "expected")
     results: list[dict] = []
     remaining = options.kills
-    cluster = Cluster(place, runs, options.nodes)
+    cluster = Cluster(place, runs, options.nodes, options.notice)
     try:
         while remaining > 0 or not results:
             count = min(remaining, options.per_run)

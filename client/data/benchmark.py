@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from fedknow.client.data.arrays import Dataset, Labels
 from fedknow.client.data.columns import Column
 from fedknow.client.data.datasets import load_dataset
 from fedknow.client.data.domains import SHIFTS, Shift
-from fedknow.client.data.partition import Partition, Share, make_partition
+from fedknow.client.data.packed import Share
+from fedknow.client.data.partition import Partition, make_partition
 from fedknow.client.data.samples import Raw, model_input, shaped
 from fedknow.client.data.shares import Indices
 from fedknow.client.data.splits import load_split
@@ -70,9 +70,9 @@ class Benchmark:
         self.spec = dataset.spec
         self.shape = dataset.shape
         # Classes that no task uses need no place in the head, as long as they come last.
-        shares = chain.from_iterable(partition.tasks)
-        used = chain.from_iterable(share.classes for share in shares)
-        self.classes = 1 + max(used)
+        used = partition.tasks.columns["classes"].values
+        self.classes = 1 + int(used.max())
+        self._train_sizes = partition.tasks.sizes("train")
         self._shift = shift
         self._recent: OrderedDict[tuple[int, int], TaskData] = OrderedDict()
         self._bytes = 0
@@ -107,20 +107,16 @@ class Benchmark:
     def train_size(self, client: int, task: int) -> int:
         """Count the training samples a client has of a task; makes no tensors."""
         self._check(client, task)
-        shares = self.partition.tasks[client]
-        return len(shares[min(task, len(shares) - 1)].train)
+        sizes = self._train_sizes[client]
+        return sizes[min(task, len(sizes) - 1)]
 
     def _make(self, client: int, task: int) -> TaskData:
         shares = self.partition.tasks[client]
         share = shares[task]
-        seen = chain.from_iterable(
-            earlier.classes for earlier in shares[: task + 1]
-        )
         return TaskData(
             task=task,
             classes=share.classes,
-            # Tasks may share classes; each counts where it is met for the first time.
-            seen=tuple(dict.fromkeys(seen)),
+            seen=shares.seen(task),
             train=self._split(share, "train"),
             test=self._split(share, "test"),
             is_incremental=self.is_incremental,

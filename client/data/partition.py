@@ -5,16 +5,15 @@ One seed fixes all of it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fedknow.client.data.arrays import Dataset
 from fedknow.client.data.domains import SHIFTS
+from fedknow.client.data.packed import PackedShares, Share
 from fedknow.client.data.pools import make_pools
 from fedknow.client.data.recurrence import (
     NO_ROWS,
@@ -33,27 +32,12 @@ from fedknow.client.data.skews import (
 from fedknow.protocols.config import ConfigError, DataConfig
 from fedknow.protocols.seeds import generator
 
-__all__ = ["Partition", "Share", "make_partition"]
+__all__ = ["MOST_LISTED", "QUANTILES", "Partition", "Share", "make_partition"]
 
-
-class Share(NamedTuple):
-    """One client's share of one task."""
-
-    classes: tuple[int, ...]
-    """Classes of the task; all clients have the same ones where boundaries are sharp."""
-    train: Indices
-    """Places in the training arrays, ascending."""
-    test: Indices
-    """Places in the test arrays, ascending."""
-    held: tuple[int, ...]
-    """Those of the classes that the client has training samples of."""
-    counts: tuple[int, ...] = ()
-    """How many training samples of each of these."""
-    domain: int = -1
-    """The domain that its samples are moved to (:mod:`~fedknow.client.data.domains`); -1:
-    none."""
-    domains: Indices = NO_ROWS
-    """The domain of each training row; empty where all are of ``domain``."""
+MOST_LISTED = 1000
+"""Clients that a summary lists one by one."""
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+"""What a summary of more clients tells of each task."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,54 +46,66 @@ class Partition:
 
     Attributes
     ----------
-    tasks : tuple of tuple of Share
+    tasks : PackedShares
         ``tasks[client][position]``; positions count in the client's own order of tasks. A
-        client may have fewer than others.
+        client may have fewer than others. Made of any sequences of :class:`Share`.
     length : int
         Length of the stream; 0: the tasks of the client that has most.
     """
 
-    tasks: tuple[tuple[Share, ...], ...]
+    tasks: PackedShares
     length: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tasks, PackedShares):
+            object.__setattr__(self, "tasks", PackedShares(self.tasks))
 
     @property
     def positions(self) -> int:
         """Length of the stream: how many tasks a client can have."""
-        return self.length or max(map(len, self.tasks))
+        return self.length or int(self.tasks.lengths.max())
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of all classes and rows: equal for equal partitions."""
-        # Little-endian on every machine. Lengths stand before values, so that no two
-        # partitions give the same bytes.
-        total = hashlib.sha256()
-        lengths = list(map(len, self.tasks))
+        lengths = self.tasks.lengths.tolist()
         shape = [len(lengths), self.positions]
         if set(lengths) != {self.positions}:
             # A length below 0 announces that those of the clients follow.
             shape = [len(lengths), -self.positions, *lengths]
-        total.update(np.array(shape, "<i8").tobytes())
-        for share in chain.from_iterable(self.tasks):
-            for part in (share.classes, share.train, share.test):
-                total.update(np.array([len(part)], "<i8").tobytes())
-                total.update(np.asarray(part, "<i8").tobytes())
-            # Behind the rows, and only where there are domains: so partitions without them
-            # have the digest that they always had.
-            if share.domain >= 0:
-                numbers = [share.domain, len(share.domains), *share.domains]
-                total.update(np.array(numbers, "<i8").tobytes())
-        return total.hexdigest()
+        return self.tasks.digest(shape)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, limit: int = MOST_LISTED) -> dict[str, Any]:
         """Summarise for a log, as JSON.
+
+        Parameters
+        ----------
+        limit : int
+            Clients that are listed. Where there are more, the first of them stand for all, and
+            each task has its quantiles over all clients.
 
         Returns
         -------
         dict
             The digest, and classes and sizes per client and task.
         """
-        clients = [list(map(_share_summary, shares)) for shares in self.tasks]
-        return {"digest": self.digest, "clients": clients}
+        listed = self.tasks[:limit]
+        clients = [list(map(_share_summary, shares)) for shares in listed]
+        summary = {"digest": self.digest, "clients": clients}
+        if len(self.tasks) > limit:
+            tasks = [self._task_summary(task) for task in range(self.positions)]
+            summary |= {"total": len(self.tasks), "tasks": tasks}
+        return summary
+
+    def _task_summary(self, task: int) -> dict[str, Any]:
+        summary: dict[str, Any] = {}
+        for name in ("train", "test", "held"):
+            counts = self.tasks.sizes(name).of_task(task)
+            # A stream may be longer than the tasks of any client.
+            quantiles = np.quantile(counts, QUANTILES) if len(counts) else []
+            summary[name] = [float(value) for value in quantiles]
+            summary |= {"clients": len(counts), f"{name}_sum": int(counts.sum())}
+        return summary
 
 
 def _share_summary(share: Share) -> dict[str, Any]:
@@ -158,29 +154,37 @@ def make_partition(dataset: Dataset, config: DataConfig, seed: int) -> Partition
     pools = make_pools(dataset, config, seed)
     shares = _share_out(dataset, pools, config, seed)
     counts = count_tasks(config)
-    clients = []
-    for client in range(config.clients):
-        drafts = _drafts(dataset, pools, shares, config, client, seed)
-        if not drafts:
-            raise ConfigError(
-                f"data.clients = {config.clients}: client {client} has no task with both "
-                "training and test samples; lower data.clients, so that more people make a "
-                "client, or lower data.tasks"
-            )
-        drafts = repeat(drafts, config, seed, client)[: counts[client]]
-        drafts = blur(drafts, config, seed, client)
-        clients.append(
-            tuple(
-                _share(
-                    dataset,
-                    drop_labels(
-                        draft, dataset.train_y, config, seed, (client, place)
-                    ),
-                )
-                for place, draft in enumerate(drafts)
-            )
+    # One client after the other, as a list of all their shares would fill the memory.
+    clients = (
+        _client_shares(dataset, pools, shares, config, (client, count), seed)
+        for client, count in enumerate(counts)
+    )
+    return Partition(PackedShares(clients), config.tasks)
+
+
+def _client_shares(  # noqa: PLR0913  # what one client has, of all that was made before
+    dataset: Dataset,
+    pools: Sequence[Pool],
+    shares: Sequence[TaskShares],
+    config: DataConfig,
+    place: tuple[int, int],
+    seed: int,
+) -> list[Share]:
+    """Make a client's shares; ``place``: its number and that of its tasks."""
+    client, count = place
+    drafts = _drafts(dataset, pools, shares, config, client, seed)
+    if not drafts:
+        raise ConfigError(
+            f"data.clients = {config.clients}: client {client} has no task with both "
+            "training and test samples; lower data.clients, so that more people make a "
+            "client, or lower data.tasks"
         )
-    return Partition(tuple(clients), config.tasks)
+    drafts = repeat(drafts, config, seed, client)[:count]
+    labels = dataset.train_y
+    return [
+        _share(dataset, drop_labels(draft, labels, config, seed, (client, task)))
+        for task, draft in enumerate(blur(drafts, config, seed, client))
+    ]
 
 
 _SHARINGS = {

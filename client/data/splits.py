@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import zipfile
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +44,15 @@ def save_split(
     config : DataConfig
         The settings that it was made with.
     """
-    shares = list(chain.from_iterable(partition.tasks))
+    shares = partition.tasks
     arrays: dict[str, Any] = {}
     for name in _ROWS:
-        rows = [np.asarray(getattr(share, name), np.int64) for share in shares]
-        arrays[name] = np.concatenate(rows)
+        column = shares.columns[name]
         # Rows of all shares lie in one array: an archive of thousands of small ones is slow.
-        arrays[f"{name}_sizes"] = np.array([len(row) for row in rows], np.int64)
-    arrays["domain"] = np.array([share.domain for share in shares], np.int64)
-    arrays["lengths"] = np.array([len(client) for client in partition.tasks])
+        arrays[name] = column.values.astype(np.int64)
+        arrays[f"{name}_sizes"] = column.sizes
+    arrays["domain"] = shares.domain
+    arrays["lengths"] = shares.lengths
     description = {
         "format": _FORMAT,
         "digest": partition.digest,

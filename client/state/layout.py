@@ -7,6 +7,7 @@ its own in it. Each write and listing slows down as a folder grows.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 __all__ = [
@@ -37,16 +38,18 @@ def locate(root: Path, name: str) -> Path:
     return folder / name
 
 
-def list_files(root: Path) -> list[Path]:
-    """List all files of states in a folder."""
+def list_files(root: Path, clients: Collection[int] | None = None) -> list[Path]:
+    """List the files of states in a folder, of some clients or of all."""
     folders = [root]
     with os.scandir(root) as entries:
         folders += [Path(entry) for entry in entries if entry.is_dir()]
     files: list[Path] = []
     # Without glob, which matches each of a hundred thousand names by a pattern.
     for folder in folders:
-        names = os.listdir(folder)
-        files += [folder / name for name in names if VERSION_SUFFIX in name]
+        names = [name for name in os.listdir(folder) if VERSION_SUFFIX in name]
+        if clients is not None:
+            names = [name for name in names if int(client_in(name)) in clients]
+        files += [folder / name for name in names]
     return files
 
 

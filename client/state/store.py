@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from fedknow.client.state.files import Files
 from fedknow.client.state.layout import (
     PART_SUFFIX,
     VERSION_SUFFIX,
-    client_in,
     list_files,
     locate,
     version_path,
 )
 from fedknow.client.state.memory import StateMemory
-from fedknow.client.state.parts import NamedParts, is_part
+from fedknow.client.state.pruning import Pruning
 from fedknow.client.state.tree import (
     Leaf,
     State,
@@ -88,11 +86,7 @@ class StateStore:
         self._memory = StateMemory(memory_bytes)
         self._stored: dict[int, dict[int, _Stored]] = {}
         self._files = files or Files()
-        self._named_parts = NamedParts(self.folder, self._files)
-        # One a store: a process that forks keeps no thread, so a shared one would wait for ever
-        # in the child.
-        self._background = ThreadPoolExecutor(1, "fedknow-prune")
-        self._deleting: Future[None] | None = None
+        self._pruning = Pruning(self.folder, self._files)
         self._saves = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +126,7 @@ class StateStore:
             As :func:`~fedknow.client.state.codec.save_state`.
         """
         tree, tensors = pack(state)
+        self._pruning.touch([client])
         path = locate(self.folder, self.path(client, version).name)
         # Before the main file, so that a version never names a part that is not there.
         self._set_apart(path, tree, tensors, self._stored.get(client, {}))
@@ -151,29 +146,16 @@ class StateStore:
         if self._saves % _SAVES_PER_TRIM == 0:
             release_freed_memory()
 
+    def touch(self, clients: Iterable[int] | None) -> None:
+        """Note clients that may get a new version; ``None``: any may."""
+        self._pruning.touch(clients)
+
     def prune(self, versions: Mapping[int, int]) -> None:
-        """Delete the files of all present versions but those given, by client.
+        """Delete the files of all versions but those given, in the background.
 
-        A disk may take milliseconds for each, so it is done in the background; :meth:`settle`
-        waits for it.
-
-        Raises
-        ------
-        StateError
-            If a file could not be deleted the last time.
+        See :meth:`fedknow.client.state.pruning.Pruning.prune`.
         """
-        # The last deletion must be through, or this one would list files that are about to go.
-        self.settle()
-        names = {
-            self.path(client, version).name
-            for client, version in versions.items()
-            if version
-        }
-        # Listed now: files that come later are no business of this call's.
-        present = list_files(self.folder)
-        self._deleting = self._background.submit(
-            self._delete_except, names, present
-        )
+        self._pruning.prune(versions)
 
     def settle(self) -> None:
         """Wait until :meth:`prune` is through.
@@ -183,11 +165,7 @@ class StateStore:
         StateError
             If a file could not be deleted.
         """
-        if self._deleting is not None:
-            deleting = self._deleting
-            # It raises once: whoever waits next is told nothing of it.
-            self._deleting = None
-            deleting.result()
+        self._pruning.settle()
 
     def retain(self, client: int | None, versions: Collection[int]) -> None:
         """Delete all files but those of some versions of one client.
@@ -209,32 +187,11 @@ class StateStore:
             names = {
                 self.path(client, version).name for version in versions if version
             }
-        self._delete_except(names, list_files(self.folder))
+        self._pruning.delete_except(names, list_files(self.folder))
 
     def path(self, client: int, version: int) -> Path:
         """Give the file of one version (:mod:`fedknow.client.state.layout`)."""
         return version_path(self.folder, client, version)
-
-    def _delete_except(
-        self, names: Collection[str], present: Sequence[Path]
-    ) -> None:
-        """Delete what is present, except some versions and their parts.
-
-        A version that stays need not be among what is present: on a disk of many machines a
-        listing may be late.
-        """
-        unclear = self._named_parts.read(names, present)
-        required = self._named_parts.names.union(names)
-        try:
-            for path in present:
-                # Which parts a damaged state names is not known, so all of its client's stay.
-                is_unclear = is_part(path) and client_in(path.name) in unclear
-                if path.name not in required and not is_unclear:
-                    path.unlink()
-        except OSError as error:
-            raise StateError(
-                f"{self.folder}: old client states cannot be deleted: {error}"
-            ) from error
 
     def _note_stored(
         self,

@@ -117,7 +117,7 @@ class Run:
 
     @property
     def accuracy(self) -> np.ndarray[Any, Any]:
-        """Accuracy of the clients' models: float64 [client, seen, trained]."""
+        """Accuracy of the scored clients' models: float64 [client, seen, trained]."""
         return self.arrays["personal"]
 
     @property
@@ -264,7 +264,9 @@ class Run:
         weights = (np.nan_to_num(self.arrays["weights"]) * scored).sum(1)
         total: dict[str, torch.Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
-        for client, weight in enumerate(weights / max(weights.sum(), 1)):
+        clients = self.arrays.get("clients", np.arange(len(weights))).tolist()
+        shares = weights / max(weights.sum(), 1)
+        for client, weight in zip(clients, shares, strict=True):
             local = self._state(client, checkpoint).get("kept", {})
             for name, value in local.items():
                 dtypes[name] = value.dtype

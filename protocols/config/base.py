@@ -21,7 +21,7 @@ __all__ = [
 
 # Bounds far above what anybody has run: with a zero too many a run would be endless or fill the
 # memory.
-MOST_CLIENTS = 100_000
+MOST_CLIENTS = 1_000_000
 MOST_TASKS = 10_000
 MOST_CLASSES = 1_000_000
 MOST_ROUNDS = 1_000_000

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from fedknow.protocols.config.base import (
     MOST_CLASSES,
     MOST_CLIENTS,
-    MOST_SCORES,
     MOST_SECONDS,
     MOST_TASKS,
     Section,
@@ -239,18 +238,6 @@ class DataConfig(Section):
                 f"data.arrival_lag = {self.arrival_lag:g}: rounds are counted in whole "
                 f"numbers; round it, or set "
                 "data.arrival_seconds"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _scores_fit(self) -> DataConfig:
-        # Each bound alone may be large, but the matrix of scores is their product.
-        scores = self.clients * self.tasks**2
-        if scores > MOST_SCORES:
-            raise ValueError(
-                f"data.tasks = {self.tasks} with data.clients = {self.clients}: each client is "
-                f"scored on each task after each task, {scores:.1e} scores; lower one, so that "
-                f"clients x tasks x tasks is at most {MOST_SCORES:.0e}"
             )
         return self
 

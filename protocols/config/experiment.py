@@ -10,7 +10,7 @@ import tomli_w
 from pydantic import BeforeValidator, Field, model_validator
 
 from fedknow.protocols.config.attack import AttackConfig
-from fedknow.protocols.config.base import Section
+from fedknow.protocols.config.base import MOST_SCORES, Section
 from fedknow.protocols.config.data import DataConfig
 from fedknow.protocols.config.fleet import FleetConfig
 from fedknow.protocols.config.privacy import PrivacyConfig
@@ -93,6 +93,21 @@ class ExperimentConfig(Section):
                 f"data.arrival_seconds = {self.data.arrival_seconds:g}: only a fleet has "
                 f"virtual time; set "
                 "fleet.devices (fedknow list devices), or data.arrival_seconds = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_fit(self) -> ExperimentConfig:
+        data = self.data
+        # Each bound alone may be large, but the matrix of scores is their product.
+        scored = min(self.evaluation.clients or data.clients, data.clients)
+        scores = scored * data.tasks**2
+        if scores > MOST_SCORES:
+            raise ValueError(
+                f"data.tasks = {data.tasks} with data.clients = {data.clients}: each client is "
+                f"scored on each task after each task, {scores:.1e} scores; score a sample of them "
+                "(evaluation.clients), or lower one, so that "
+                f"clients x tasks x tasks is at most {MOST_SCORES:.0e}"
             )
         return self
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from fedknow.client.data.benchmark import Benchmark
+from fedknow.client.data.stream import TaskStream
 from fedknow.protocols.work import NUM_EXAMPLES
 from fedknow.server.checks.faults import Fault, Unusable
 
@@ -54,11 +56,17 @@ class Claims:
         self._claimed: dict[tuple[int, int], int] = {}
 
     @classmethod
-    def read(cls, partition: Mapping[str, Any]) -> Self:
-        """Take the sizes from a partition's summary.
+    def read(
+        cls, partition: Mapping[str, Any], stream: TaskStream | None = None
+    ) -> Self:
+        """Take the sizes from the clients' data, or from a partition's summary.
 
-        It is empty where clients have data of their own.
+        The summary is empty where clients have data of their own.
         """
+        # The summary of many clients leaves most of them out.
+        if isinstance(stream, Benchmark):
+            shares = stream.partition.tasks
+            return cls(shares.sizes("train"), shares.sizes("test"))
         if "clients" not in partition:
             return cls(are_known=bool(partition))
         clients = partition["clients"]

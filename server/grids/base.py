@@ -40,20 +40,19 @@ class MessageGrid(Delivery):
     A subclass delivers the messages. Answers come back in the order of the node ids, whatever
     the order of arrival, so that sums over them are the same from run to run.
 
-    Strategies see a grid through :class:`fedknow.server.grids.strategy_grid.StrategyGrid`. One
-    grid at a time is in use in a process: Flower keeps the identity of a run in class
-    attributes.
+    Strategies see it through :class:`fedknow.server.grids.strategy_grid.StrategyGrid`. A process
+    uses one grid at a time: Flower keeps a run's identity in class attributes.
 
     Parameters
     ----------
     clients, store, versions
         See :class:`~fedknow.server.grids.delivery.Delivery`.
     run : Run, optional
-        The run as Flower describes it, where Flower itself has begun one.
+        The run, where Flower itself has begun one.
     listener : Listener, optional
         Hears which clients are at work.
     adversary : Adversary, optional
-        Falsifies answers before they are counted and checked.
+        Falsifies answers first.
 
     Attributes
     ----------
@@ -93,16 +92,15 @@ class MessageGrid(Delivery):
         options: WaveOptions = PLAIN,
         timeout: float | None = None,
     ) -> list[Message]:
-        """Send our own messages and wait for the answers.
+        """Send our own messages, give them ids, and wait for the answers.
 
         Parameters
         ----------
         messages : sequence of Message
-            Work; the grid gives it ids of its own.
         options : WaveOptions
             The experiment's wishes for the wave.
         timeout : float, optional
-            Seconds to wait; clients that did not answer by then are missing from the list.
+            Seconds to wait; answers that did not come by then are missing.
 
         Returns
         -------
@@ -167,12 +165,11 @@ class MessageGrid(Delivery):
     def _give_out(self, work: Sequence[Message], options: WaveOptions) -> None:
         """Check that the nodes of some work exist, and count the work."""
         nodes = {message.node for message in work}
-        strangers = sorted(
-            nodes - {node_of(client) for client in range(self.clients)}
-        )
-        if strangers:
-            span = f"{node_of(0)} to {node_of(self.clients - 1)}"
-            raise ValueError(f"no such nodes: {strangers}; they are {span}")
+        span = range(node_of(0), node_of(self.clients))
+        if strangers := sorted(node for node in nodes if node not in span):
+            span_text = f"they are {span[0]} to {span[-1]}"
+            raise ValueError(f"no such nodes: {strangers}; {span_text}")
+        _touch(self.store, map(client_of, nodes))
         self.traffic.count_requests(work, options)
 
     def _take_in(
@@ -181,6 +178,8 @@ class MessageGrid(Delivery):
         """Count and check an answer; return it, or a failure in its place."""
         self.traffic.count_answer(reply, options)
         checked = options.inspect(reply) if options.inspect else reply
+        # Pushed work may be answered after the next checkpoint.
+        _touch(self.store, [client_of(reply.node)])
         # A client whose answer is not used goes back to the state before it.
         if checked.failure is None:
             self.versions[client_of(reply.node)] = version
@@ -282,8 +281,15 @@ class MessageGrid(Delivery):
     ) -> None:
         """Go back to the client states, and the traffic, of a checkpoint."""
         self.restore_versions(versions)
+        _touch(self.store, None)
         if traffic is not None:
             self.traffic.restore(traffic)
+
+
+def _touch(store: StateStore | None, clients: Iterable[int] | None) -> None:
+    """Note clients whose states may change; ``None``: any may have."""
+    if store is not None:
+        store.touch(clients)
 
 
 def _falsify(

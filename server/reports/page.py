@@ -124,7 +124,7 @@ def write_split(
 
     data = config.data
     facts = [
-        counted(len(partition["clients"]), "client"),
+        counted(partition.get("total", len(partition["clients"])), "client"),
         f"data {data.name}, {data.scenario}",
         f"split file {data.split}"
         if data.split

@@ -42,6 +42,17 @@ SPREAD = 20
 """From this ratio of the largest to the smallest number on, colours go by the logarithm."""
 
 
+TASK_HEAD = (
+    "Task",
+    "Clients that have it",
+    "Classes of a client",
+    "Training samples of a client",
+    "Training samples of all",
+    "Test samples of a client",
+)
+TASK_NOTE = "From the client with fewest to the client with most; tasks in each client's own order."
+
+
 @dataclass(frozen=True)
 class Holdings:
     """What a picture of a split shows.
@@ -77,7 +88,8 @@ class Holdings:
         counts = np.full((len(held), len(columns)), np.nan)
         for row, numbers in zip(counts, held, strict=True):
             row[:] = [numbers.get(column, np.nan) for column in columns]
-        return cls(counts, columns, len(partition["clients"]), len(pairs))
+        clients = partition.get("total", len(partition["clients"]))
+        return cls(counts, columns, clients, len(pairs))
 
     @property
     def starts(self) -> list[tuple[int, int]]:
@@ -105,7 +117,9 @@ def split_blocks(partition: Mapping[str, Any]) -> list[Block]:
     holdings = Holdings.from_summary(partition)
     return [
         Figures(draw_plots(SPLIT_PLOTS, holdings)),
-        _task_table(partition["clients"]),
+        _summary_table(partition["tasks"])
+        if "tasks" in partition
+        else _task_table(partition["clients"]),
     ]
 
 
@@ -220,20 +234,39 @@ def _task_table(clients: Sequence[Sequence[Mapping[str, Any]]]) -> Table:
                 _range([share["test"] for share in shares]),
             ]
         )
-    head = (
-        "Task",
-        "Clients that have it",
-        "Classes of a client",
-        "Training samples of a client",
-        "Training samples of all",
-        "Test samples of a client",
+    return Table("The split by task", TASK_HEAD, rows, TASK_NOTE)
+
+
+def _summary_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    """Show the tasks of more clients than a partition's summary lists."""
+    rows = []
+    for task, summary in enumerate(tasks):
+        # A stream may be longer than the tasks of any client.
+        if not summary["clients"]:
+            continue
+        rows.append(
+            [
+                Cell(str(task + 1), task),
+                Cell(f"{summary['clients']:,}", summary["clients"]),
+                _spread(summary["held"]),
+                _spread(summary["train"]),
+                Cell(f"{summary['train_sum']:,}", summary["train_sum"]),
+                _spread(summary["test"]),
+            ]
+        )
+    note = f"{TASK_NOTE} In brackets the median."
+    return Table("The split by task", TASK_HEAD, rows, note)
+
+
+def _spread(quantiles: Sequence[float]) -> Cell:
+    smallest, median, largest = (
+        quantiles[0],
+        quantiles[len(quantiles) // 2],
+        quantiles[-1],
     )
-    return Table(
-        "The split by task",
-        head,
-        rows,
-        "From the client with fewest to the client with most; tasks in each client's own order.",
-    )
+    if smallest == largest:
+        return Cell(f"{largest:,.0f}", largest)
+    return Cell(f"{smallest:,.0f} to {largest:,.0f} ({median:,.0f})", largest)
 
 
 def _range(numbers: Sequence[int]) -> Cell:

@@ -17,11 +17,7 @@ from fedknow.server.checks.aggregates import check_arrays
 from fedknow.server.checks.faults import RunError
 from fedknow.server.run import metrics
 from fedknow.server.run.context import RunContext
-from fedknow.server.run.evaluation import (
-    ScoreRequest,
-    draw_sample,
-    score_clients,
-)
+from fedknow.server.run.evaluation import ScoreRequest, score_clients
 from fedknow.server.run.events import Evaluated, TaskEnded, VirtualTime, Warned
 from fedknow.strategies.paired import PairedStrategy
 
@@ -46,11 +42,8 @@ class Scorer:
     ) -> None:
         self._run = run
         self._evaluate_strategy = evaluate_strategy
-        config = run.parts.config
         # The same clients all the time: forgetting compares a client with itself.
-        self._sample = draw_sample(
-            config.seed, config.data.clients, config.evaluation.clients
-        )
+        self._sample = run.state.scores.sample
 
     def score_untrained(self) -> None:
         """Score every client on every task before any training."""

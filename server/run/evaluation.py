@@ -6,7 +6,7 @@ purely global model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -49,9 +49,13 @@ class Scores:
     Parameters
     ----------
     clients, tasks : int
+    sample : sequence of int, optional
+        The clients that are scored, ascending; by default all. Only they have a row in the arrays.
 
     Attributes
     ----------
+    sample : sequence of int, or None
+        See the parameter.
     correct : dict of scoring to float64 [client, seen, trained]
         Test samples classified rightly; NaN: not measured.
     weights : float64 [client, seen]
@@ -60,7 +64,11 @@ class Scores:
         Samples classified rightly before any training; NaN without ``evaluation.forward``.
     """
 
-    def __init__(self, clients: int, tasks: int) -> None:
+    def __init__(
+        self, clients: int, tasks: int, sample: Sequence[int] | None = None
+    ) -> None:
+        self.sample = sample
+        clients = clients if sample is None else len(sample)
         # NaN stands for "not measured"; a 0 would be a score.
         self.correct = {
             scoring: np.full((clients, tasks, tasks), np.nan)
@@ -120,7 +128,9 @@ class Scores:
     def raw(self) -> dict[str, np.ndarray]:
         """Give all counts as arrays by name: enough for :meth:`from_raw`."""
         shape = (-1, *self.weights.shape)
+        sample = {} if self.sample is None else {"clients": self.sample}
         return {
+            **{name: np.array(rows, np.int64) for name, rows in sample.items()},
             "weights": self.sizes(),
             "correct_untrained": self.untrained,
             "round_steps": np.array(self._steps, dtype=np.int64).reshape(-1, 3),
@@ -156,7 +166,8 @@ class Scores:
     def from_raw(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Undo :meth:`raw`."""
         clients, tasks = arrays["weights"].shape
-        scores = cls(clients, tasks)
+        sample = arrays.get("clients")
+        scores = cls(clients, tasks, None if sample is None else sample.tolist())
         # Earlier versions wrote 0 for sizes that were not known.
         scores.weights = np.where(
             arrays["weights"] > 0, arrays["weights"], np.nan
@@ -191,8 +202,8 @@ class ScoreRequest:
         Score tasks that are not learned yet too.
     nodes : sequence of int, or None
         Who is asked; ``None``: everybody.
-    sample : set of int, or None
-        Of those, only these nodes are asked; ``None``: all of them.
+    sample : sequence of int, or None
+        Of those, only these clients are asked, ascending; ``None``: all of them.
     extra : Arrays, or None
         What a method's half on the server has clients answer with.
     """
@@ -202,11 +213,11 @@ class ScoreRequest:
     with_global: bool = False
     with_later: bool = False
     nodes: Sequence[int] | None = None
-    sample: Set[int] | None = None
+    sample: Sequence[int] | None = None
     extra: Arrays | None = None
 
 
-def draw_sample(seed: int, clients: int, size: int) -> frozenset[int] | None:
+def draw_sample(seed: int, clients: int, size: int) -> list[int] | None:
     """Draw the clients that are scored (``evaluation.clients``).
 
     Parameters
@@ -220,13 +231,14 @@ def draw_sample(seed: int, clients: int, size: int) -> frozenset[int] | None:
 
     Returns
     -------
-    set of int, or None
-        Their nodes; ``None``: all clients.
+    list of int, or None
+        The clients, ascending; ``None``: all clients.
     """
     if not size or size >= clients:
         return None
     drawn = generator(seed, "scored clients").choice(clients, size, replace=False)
-    return frozenset(node_of(int(client)) for client in drawn)
+    sample: list[int] = np.sort(drawn).tolist()
+    return sample
 
 
 def score_clients(
@@ -257,7 +269,8 @@ def score_clients(
     Returns
     -------
     correct : dict of scoring to float64 [client, seen]
-        Samples classified rightly; NaN where a task or client was not scored.
+        Samples classified rightly; NaN where a task or client was not scored. Only clients of the
+        sample have a row.
     total : float64 [client, seen]
         Samples.
 
@@ -279,7 +292,8 @@ def score_clients(
         options, is_measurement=True, record_labels={KEPT: GLOBAL_TRAFFIC}
     )
     reports = _reports(_wave(grid, options, inspector, request, work))
-    correct, total = _table(reports, grid.clients, request.tasks)
+    rows = range(grid.clients) if request.sample is None else request.sample
+    correct, total = _table(reports, rows, request.tasks)
     if not request.with_global:
         return {
             "personal": correct,
@@ -296,7 +310,7 @@ def score_clients(
     # Counted apart, since no method needs this wave.
     options = replace(options, label=GLOBAL_TRAFFIC)
     reports = _reports(_wave(grid, options, inspector, request, work))
-    shared, _ = _table(reports, grid.clients, request.tasks)
+    shared, _ = _table(reports, rows, request.tasks)
     return {"personal": correct, "global": shared}, total
 
 
@@ -313,10 +327,13 @@ def _wave(
     inspector.expect_scores(scored, work.should_collect)
     # One content for all: what clients share is encoded once.
     content = work.to_content()
+    addressees = request.nodes or grid.members()
+    if request.sample is not None:
+        sampled = {node_of(client) for client in request.sample}
+        addressees = [node for node in addressees if node in sampled]
     messages = [
         Message(EVALUATE, node, "", group=str(request.task), content=content)
-        for node in request.nodes or grid.members()
-        if request.sample is None or node in request.sample
+        for node in addressees
     ]
     replies = [
         reply
@@ -341,16 +358,19 @@ def _reports(replies: Sequence[Message]) -> dict[int, ScoreReport]:
 
 
 def _table(
-    reports: Mapping[int, ScoreReport], clients: int, tasks: int
+    reports: Mapping[int, ScoreReport], clients: Sequence[int], tasks: int
 ) -> tuple[Floats, Floats]:
-    """Make tables of correct answers and of samples, by client and task."""
-    correct = np.full((clients, tasks), np.nan)
-    total = np.full((clients, tasks), np.nan)
-    for client, report in reports.items():
+    """Make tables of correct answers and of samples, a row a client."""
+    correct = np.full((len(clients), tasks), np.nan)
+    total = np.full((len(clients), tasks), np.nan)
+    for row, client in enumerate(clients):
+        report = reports.get(client)
+        if report is None:
+            continue
         scores = report.scores
         assert scores is not None  # the inspector saw to it
-        correct[client, : len(scores.correct)] = scores.correct
-        total[client, : len(scores.total)] = scores.total
+        correct[row, : len(scores.correct)] = scores.correct
+        total[row, : len(scores.total)] = scores.total
     # A task without samples is one that the client does not have.
     is_missing = total == 0
     correct[is_missing] = np.nan

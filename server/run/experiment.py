@@ -32,7 +32,7 @@ from fedknow.server.run.closing import Scorer, TaskEnder
 from fedknow.server.run.context import RunContext
 from fedknow.server.run.disk import running_out_of_disk
 from fedknow.server.run.driver import Driver, HookDriver
-from fedknow.server.run.evaluation import Scores
+from fedknow.server.run.evaluation import Scores, draw_sample
 from fedknow.server.run.events import (
     RunEnded,
     RunInterrupted,
@@ -287,12 +287,14 @@ def _make_context(
     arrays = Arrays(
         (name, value.numpy()) for name, value in learner.send().items()
     )
-    state = RunState(arrays, Scores(config.data.clients, config.data.tasks))
+    data = config.data
+    sample = draw_sample(config.seed, data.clients, config.evaluation.clients)
+    state = RunState(arrays, Scores(data.clients, data.tasks, sample))
     extras = {
         TRAIN: learner.shares(ended=False),
         END_TASK: learner.shares(ended=True),
     }
-    claims = Claims.read(parts.partition)
+    claims = Claims.read(parts.partition, parts.stream)
     incidents = Incidents(config, folder, recorder, extras, claims)
     may_begin_anew = config.engine.on_lost_state == "fresh"
     options = WaveOptions(

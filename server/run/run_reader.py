@@ -197,7 +197,9 @@ class RunReader:
             [client, seen]: accuracy before any training (with ``evaluation.forward``);
             ``round_personal`` and ``round_global`` [evaluation, client, seen]: evaluations
             within tasks (with ``evaluation.every``), each described by a line of
-            ``round_steps`` [evaluation, 3]: server round, task, round.
+            ``round_steps`` [evaluation, 3]: server round, task, round. With
+            ``evaluation.clients``, int64 ``clients`` names the clients that have a row in these
+            arrays; otherwise all have one, in order.
 
         Raises
         ------
@@ -212,7 +214,6 @@ class RunReader:
                 # normal.
                 if any(event["event"] == "evaluation" for event in self.events()):
                     raise ValueError("it is missing") from None
-                return Scores(
-                    self.config.data.clients, self.config.data.tasks
-                ).arrays()
+                data_config = self.config.data
+                return Scores(data_config.clients, data_config.tasks).arrays()
             return open_arrays(data, self.fingerprint)

@@ -54,6 +54,8 @@ class WorkerPool:
         Place of the worker that has a client's state in memory, by client.
     peaks : dict of int to float
         Peak of resident memory of a place's workers, also of earlier ones, MB.
+    machines : dict of int to str
+        Name of the machine of a place's worker.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class WorkerPool:
         self.starting: dict[ray.ObjectRef, int] = {}
         self.homes: dict[int, int] = {}
         self.peaks: dict[int, float] = {}
+        self.machines: dict[int, str] = {}
         self._deaths: dict[int, int] = {}
         self._nodes: dict[int, str] = {}
         self._next_word = time.monotonic() + TELL_SECONDS
@@ -107,11 +110,10 @@ class WorkerPool:
                 arrived, _ = ray.wait(list(self.starting), timeout=TELL_SECONDS)
                 for ref in arrived:
                     self.welcome(ref)
+                self.tell()
                 # Others may hold the places until they end, and might wait for ours.
-                if not arrived:
-                    self.tell()
-                    if self.ready():
-                        return
+                if not arrived and self.ready():
+                    return
 
     def poll(self) -> None:
         """Take in the workers that are ready by now."""
@@ -151,6 +153,7 @@ class WorkerPool:
             return None
         self._deaths.pop(place, None)
         self._nodes[place] = started.node
+        self.machines[place] = started.machine
         self.peaks[place] = max(
             self.peaks.get(place, 0.0), started.peak_memory_mb
         )
@@ -159,7 +162,7 @@ class WorkerPool:
         return place
 
     def tell(self) -> None:
-        """Log what workers wait for, every 20 s at most."""
+        """Log what workers wait for: 20 s after the first began to, and so on."""
         moment = time.monotonic()
         if not self.starting or moment < self._next_word:
             return
@@ -196,6 +199,8 @@ class WorkerPool:
             self._begin(place)
 
     def _begin(self, place: int) -> None:
+        if not self.starting:
+            self._next_word = time.monotonic() + TELL_SECONDS
         self.starting = {
             ref: waiting
             for ref, waiting in self.starting.items()

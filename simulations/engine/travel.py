@@ -165,9 +165,12 @@ class Courier:
     ----------
     states : States
         What workers need to know of the folder.
+    has_other_machines : bool
+        See the parameter.
     """
 
     def __init__(self, store: StateStore, has_other_machines: bool) -> None:
+        self.has_other_machines = has_other_machines
         self._store = store
         self._held: dict[int, dict[int, int]] = {}
         self._private_nodes: set[str] = set()

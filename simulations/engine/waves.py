@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import ray
 
+from fedknow.protocols.texts import counted
 from fedknow.simulations.engine.batches import take_batch
 from fedknow.simulations.engine.packing import Job
 from fedknow.simulations.engine.pool import TELL_SECONDS, WorkerPool
@@ -17,6 +18,9 @@ from fedknow.simulations.engine.travel import Courier
 __all__ = ["RayWave"]
 
 log = logging.getLogger(__name__)
+
+SILENT_SECONDS = 30.0
+"""Seconds without an answer after which the log tells who is waited for."""
 
 
 @dataclass
@@ -49,6 +53,8 @@ class RayWave:
     running: dict[ray.ObjectRef, tuple[int, list[Job]]] = field(
         default_factory=dict
     )
+    _heard: float = field(default_factory=time.monotonic)
+    _patience: float = SILENT_SECONDS
 
     @property
     def is_open(self) -> bool:
@@ -90,11 +96,34 @@ class RayWave:
             seconds = max(0.0, deadline - time.monotonic())
             refs = [*self.running, *self.pool.starting]
             ready, _ = ray.wait(refs, timeout=min(seconds, TELL_SECONDS))
-            if not ready:
-                if time.monotonic() >= deadline:
-                    return None
-                self.pool.tell()
-            elif ready[0] in self.running:
+            if ready and ready[0] in self.running:
+                self._heard = time.monotonic()
                 return ready[0]
-            elif self.pool.welcome(ready[0]) is not None:
+            if ready and self.pool.welcome(ready[0]) is not None:
                 self.submit_idle()
+            if not ready and time.monotonic() >= deadline:
+                return None
+            # Not only after 20 s in which nothing came: workers that come one by one would put
+            # the word off.
+            self.pool.tell()
+            self._tell_silence()
+
+    def _tell_silence(self) -> None:
+        """Log which machines of a cluster have not answered for long."""
+        silence = time.monotonic() - self._heard
+        # On one machine, Ray knows of a death at once; long work needs no word there.
+        if not self.courier.has_other_machines or silence < self._patience:
+            return
+        # Twice as late each time, as clients may just have much to do.
+        self._patience *= 2
+        places = {place for place, _ in self.running.values()}
+        machines = {self.pool.machines.get(place, "?") for place in places}
+        clients = sum(len(batch) for _, batch in self.running.values())
+        log.warning(
+            "no answer for %.0f s: %s on %s have %s to do; Ray notices within half a minute that "
+            "a machine is gone",
+            silence,
+            counted(len(places), "worker"),
+            ", ".join(sorted(machines)) or "no machine",
+            counted(clients, "client"),
+        )

@@ -163,6 +163,8 @@ def machine() -> dict[str, str]:
     """Say what the last bit of a sum may depend on besides our code."""
     return {
         "torch": torch.__version__.partition("+")[0],
+        # A build for GPUs has other libraries for the CPU, too.
+        "build": torch.version.cuda or torch.version.hip or "cpu",
         "capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
         "arithmetic": arithmetic(),

@@ -8,6 +8,8 @@ const STATES = [
   ["away", "away"],
 ];
 const MOST_COLUMNS = 400;
+// Clients that have a mark and a row of their own; counts are of all.
+const MOST_SHOWN = 500;
 
 export class Activity {
   constructor() {
@@ -62,6 +64,8 @@ export class Activity {
     // A resumed run does a round again; and work is pushed in several pieces.
     if (!message.is_pushed || !this.rounds.has(key)) {
       this.rounds.set(key, { name: `task ${message.task + 1}, round ${message.round}`, cells: new Map() });
+      // Older ones are not shown any more.
+      if (this.rounds.size > MOST_COLUMNS) this.rounds.delete(this.rounds.keys().next().value);
     }
     this.round = this.rounds.get(key);
     for (const client of message.clients) this.round.cells.set(client, "asked");
@@ -113,9 +117,10 @@ export class ClientPanel {
 
   show(run) {
     const clients = run.about?.clients ?? 0;
+    const shown = Math.min(clients, MOST_SHOWN);
     const { activity } = run;
-    while (this.items.length > clients) this.items.pop().remove();
-    while (this.items.length < clients) {
+    while (this.items.length > shown) this.items.pop().remove();
+    while (this.items.length < shown) {
       const item = element("li");
       item.append(element("span", { class: "hidden" }), "", element("span", { class: "hidden" }));
       this.items.push(item);
@@ -123,9 +128,9 @@ export class ClientPanel {
     }
     const isGoing = run.state === "running" || run.state === "starting";
     const totals = { working: 0, idle: 0, failed: 0, away: 0 };
+    for (let client = 0; client < clients; client += 1) totals[activity.stateOf(client, isGoing)] += 1;
     this.items.forEach((item, client) => {
       const state = activity.stateOf(client, isGoing);
-      totals[state] += 1;
       const device = activity.devices[client] ?? "";
       const reason = state === "failed" ? `: ${activity.failed.get(client)}` : "";
       const word = wordFor(run, state);
@@ -142,8 +147,9 @@ export class ClientPanel {
         return item;
       }),
     );
+    if (shown < clients) this.counts.append(element("span", {}, `Shown below: the first ${shown} of ${clients} clients.`));
     if (!activity.isKnown) this.counts.append(element("span", {}, "This run does not tell which clients are at work."));
-    this.showMap(run, clients);
+    this.showMap(run, shown);
   }
 
   showMap(run, clients) {

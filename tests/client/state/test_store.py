@@ -24,6 +24,7 @@ from fedknow.client.state import (
 from fedknow.client.state import (
     store as stores,
 )
+from fedknow.client.state.layout import list_files
 from fedknow.protocols import files
 
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -347,6 +348,27 @@ def test_versions_lie_side_by_side_until_pruned(tmp_path):
         store.load(0, 5)
 
 
+def test_only_files_of_clients_that_were_touched_are_looked_at(tmp_path):
+    store = StateStore(tmp_path, 0)
+    for client in (0, 1, 1500):
+        for version in (5, 9):
+            store.save(client, version, {"x": version})
+    store.prune({0: 9, 1: 9, 1500: 9})
+    store.settle()
+    # Another process writes in the same folder.
+    for client in (0, 1, 1500):
+        StateStore(tmp_path, 0).save(client, 10, {"x": 10})
+    store.touch([1, 1500, 7])
+    store.prune({0: 10, 1: 10, 1500: 10})
+    store.settle()
+    assert sorted(path.name for path in list_files(tmp_path)) == [
+        "000000-9.safetensors",
+        "000000-a.safetensors",
+        "000001-a.safetensors",
+        "001500-a.safetensors",
+    ]
+
+
 def test_memory_is_given_back_every_so_many_states(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(stores, "release_freed_memory", lambda: given.append(1))
@@ -552,10 +574,12 @@ def test_a_version_that_is_not_listed_yet_keeps_its_parts(tmp_path):
     store = StateStore(tmp_path, 0)
     live(store, torch.arange(30_000), range(1, 4))
     late = [path for path in tmp_path.iterdir() if path != store.path(0, 3)]
-    store._delete_except({store.path(0, 3).name}, late)
+    store._pruning.delete_except({store.path(0, 3).name}, late)
     assert_same(store.load(0, 3)["kept"], torch.arange(30_000))
     store.path(0, 3).rename(tmp_path / "away")  # nor is it there
-    store._delete_except({store.path(0, 3).name}, list(tmp_path.iterdir()))
+    store._pruning.delete_except(
+        {store.path(0, 3).name}, list(tmp_path.iterdir())
+    )
     assert "000000-2.part.safetensors" in sizes(tmp_path)
 
 

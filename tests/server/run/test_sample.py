@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fedknow.protocols.messages import client_of
 from fedknow.server.run import metrics
-from fedknow.server.run.evaluation import draw_sample
+from fedknow.server.run.checkpoint import load_checkpoint
+from fedknow.server.run.evaluation import Scores, draw_sample
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations.presets import load_preset
 from fedknow.simulations.simulate import simulate
@@ -26,7 +26,8 @@ def test_a_sample_is_the_same_for_a_seed_and_none_is_everybody():
     assert sample == draw_sample(3, 100, 10)
     assert sample != draw_sample(4, 100, 10)
     assert len(sample) == 10
-    assert all(0 <= client_of(node) < 100 for node in sample)
+    assert sample == sorted(set(sample))
+    assert all(0 <= client < 100 for client in sample)
     assert draw_sample(3, 100, 0) is None
     assert draw_sample(3, 100, 100) is None
 
@@ -41,12 +42,12 @@ def test_clients_in_the_sample_have_the_scores_of_a_whole_run(tmp_path):
         for name, array in whole.arrays.items()
     )
     config = load_preset("digits", SMALL)
-    chosen = [client_of(node) for node in draw_sample(config.seed, 6, 3)]
-    others = [client for client in range(6) if client not in chosen]
+    chosen = draw_sample(config.seed, 6, 3)
     before = RunFolder.open(tmp_path / "a").accuracy()["personal"]
-    found = RunFolder.open(tmp_path / "b").accuracy()["personal"]
-    np.testing.assert_array_equal(found[chosen], before[chosen])
-    assert np.isnan(found[others]).all()
+    arrays = RunFolder.open(tmp_path / "b").accuracy()
+    found = arrays["personal"]
+    assert arrays["clients"].tolist() == chosen
+    np.testing.assert_array_equal(found, before[chosen])
     weights = np.nan_to_num(RunFolder.open(tmp_path / "b").accuracy()["weights"])
     margins = metrics.sampling_margin(found, weights, 6)
     events = [
@@ -56,3 +57,7 @@ def test_clients_in_the_sample_have_the_scores_of_a_whole_run(tmp_path):
     ]
     assert [event["accuracy_margin"] for event in events] == margins.tolist()
     assert (tmp_path / "b" / "report.html").exists()
+    raw = load_checkpoint(tmp_path / "b" / "checkpoint").scores
+    again = Scores.from_raw(raw).arrays()
+    np.testing.assert_array_equal(again["personal"], found)
+    assert again["clients"].tolist() == chosen
