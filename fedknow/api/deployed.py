@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -218,12 +219,12 @@ class DeployedModel(nn.Module):
             "classes": list(self.class_names),
         }
 
-    def export(self, path: Path, to: ExportFormat) -> Path:
+    def export(self, path: str | os.PathLike[str], to: ExportFormat) -> Path:
         """Write the model to a file.
 
         Parameters
         ----------
-        path : Path
+        path : path
             The file; its ending is added where it has none.
         to : {"safetensors", "onnx", "torchscript"}
             ``safetensors``: the weights by name, for PyTorch. ``onnx`` and ``torchscript``: the
@@ -245,6 +246,7 @@ class DeployedModel(nn.Module):
             raise ConfigError(
                 f"to = {to!r}: must be one of {', '.join(get_args(ExportFormat))}"
             )
+        path = Path(path)
         path = path if path.suffix else path.with_suffix(_ENDINGS[to])
         path.parent.mkdir(parents=True, exist_ok=True)
         self.eval()

@@ -4,9 +4,9 @@ A block below ``<!-- run -->`` is run, with a small experiment. A block of Pytho
 a file's name and a command is saved under this name, and the command is run.
 """
 
-import importlib.util
 import os
 import re
+import runpy
 import shlex
 import socket
 import subprocess
@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import fedknow
 from fedknow.cli import app
+from fedknow.protocols import parts
 from fedknow.server.run.folder import RunFolder
 from fedknow.simulations import compare, simulate
 
@@ -115,10 +116,9 @@ def test_marked_blocks(workplace, monkeypatch, page):
         if kind == "sh":
             run_commands(block)
         else:
-            run_python(
-                workplace / f"block_{page.stem.replace('-', '_')}_{number}.py",
-                block,
-            )
+            # No later block has the objects of an earlier one.
+            monkeypatch.setattr(parts, "_registered", {})
+            run_python(workplace / f"block_{number}.py", block)
 
 
 def run_commands(block):
@@ -131,16 +131,9 @@ def run_commands(block):
 
 
 def run_python(path, block):
+    """Run a block as a script or a notebook that has just been started."""
     path.write_text(block)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = (
-        module  # classes are looked up by their module's name
-    )
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[path.stem]
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def test_two_real_clients(workplace):

@@ -28,6 +28,13 @@ export function shape(name, attributes = {}, text = "") {
   return made;
 }
 
+// A piece of a curve as its legend shows it.
+export function swatch(style) {
+  const key = shape("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" });
+  key.append(shape("line", { class: `series ${style}`, x1: 1, x2: 25, y1: 5, y2: 5 }));
+  return key;
+}
+
 // Values at which an axis has its lines: 1, 2 or 5 times a power of ten apart.
 function ticks(low, high, count, smallest = 0) {
   const rough = Math.max((high - low) / count || 1, smallest);
@@ -187,8 +194,8 @@ export class Chart {
     if (isShown) this.readout.setAttribute("aria-live", "polite");
     else this.readout.removeAttribute("aria-live");
     if (!isShown) {
-      const latest = this.series.slice(0, 4).map((each) => `${each.name} ${this.write(each.points[each.points.length - 1][1])}`);
-      this.readout.textContent = this.series.length > 4 ? "" : `Now: ${latest.join(" · ")}`;
+      if (this.series.length > 4) this.readout.textContent = "";
+      else this.tell("Now", this.series.map((each) => [each, each.points[each.points.length - 1][1]]));
       return;
     }
     this.cursor.setAttribute("x1", this.toX(x));
@@ -196,9 +203,19 @@ export class Chart {
     const values = [];
     for (const each of this.series) {
       const found = each.points.find(([place]) => place === x);
-      if (found) values.push(`${each.name} ${this.write(found[1])}`);
+      if (found) values.push([each, found[1]]);
     }
-    this.readout.textContent = `${this.writeX(x)}: ${values.join(" · ")}`;
+    this.tell(this.writeX(x), values);
+  }
+
+  // The values of curves at a place; where there are several, each with a piece of its curve.
+  tell(place, values) {
+    const items = values.map(([series, value]) => {
+      const item = element("span", { class: "value" }, `${series.name} ${this.write(value)}`);
+      if (this.series.length > 1) item.prepend(swatch(series.style));
+      return item;
+    });
+    this.readout.replaceChildren(`${place}: `, ...items.flatMap((item, index) => (index ? [" · ", item] : [item])));
   }
 
   fillTable() {

@@ -1,5 +1,5 @@
 // The live page: takes the server's messages, keeps the runs they tell of, and draws them.
-import { CellMap, Chart, counted, element, shape, styleOf } from "./charts.js";
+import { CellMap, Chart, counted, element, styleOf, swatch } from "./charts.js";
 import { Activity, ClientPanel } from "./clients.js";
 
 const DRAW_MS = 250;
@@ -198,9 +198,7 @@ function showCurves(all, chosen) {
   legend.hidden = isAlone;
   legend.replaceChildren(...[...styles].map(([method, style]) => {
     const item = element("li");
-    const key = shape("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" });
-    key.append(shape("line", { class: `series ${style}`, x1: 1, x2: 25, y1: 5, y2: 5 }));
-    item.append(key, method);
+    item.append(swatch(style), method);
     return item;
   }));
 }

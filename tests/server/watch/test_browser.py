@@ -150,6 +150,25 @@ def test_curves_grow_while_a_run_goes_on(make_run, show, tmp_path):
         assert page.notes == []
 
 
+def test_curves_of_one_picture_are_told_apart(folders, show):
+    with LivePage(folders / "one") as live:
+        page = show(live.url)
+        plot = page.get_by_role("group", name="Traffic of training")
+        items = page.locator("figure", has=plot).locator(".readout .value")
+        texts = [text.split(",")[0] for text in items.all_inner_texts()]
+        assert texts == ["up", "down"]
+        keys = items.locator("line")
+        drawn = plot.locator("polyline")
+        styles = [
+            [each.get_attribute("class") for each in kind.all()]
+            for kind in (keys, drawn)
+        ]
+        assert styles[0] == styles[1]
+        # One curve needs no key.
+        loss = page.get_by_role("group", name="Training loss")
+        assert page.locator("figure", has=loss).locator(".value svg").count() == 0
+
+
 def test_arrow_keys_move_along_a_curve(folders, show):
     with LivePage(folders / "one") as live:
         page = show(live.url)
