@@ -32,7 +32,8 @@ def new(name: Annotated[str, NAME]) -> None:
         for path in write_project(name):
             out.print(escape(str(path)), highlight=False, soft_wrap=True)
         out.print(
-            f"Next: cd {name}, then: python -m pytest, fedknow simulate experiment.toml",
+            f"Next: cd {name}, then: fedknow simulate experiment.toml, python -m pytest "
+            "(its test needs: pip install pytest)",
             highlight=False,
             soft_wrap=True,
         )
